@@ -1,0 +1,71 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Counts work items and shows how many are done, at what rate, and how long the rest will take.
+
+    Use as a context manager; call `advance()` after each item, or `advance(note="loss 1.23")`.
+    """
+
+    def __init__(self, description: str, total: int | None = None, done: int = 0, unit: str = "it"):
+        self._description, self._total, self._unit = description, total, unit
+        self._count = self._first = done
+        self._note = ""
+        self._start = self._last_line = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                desc=description, total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.05
+            )
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._count += count
+        self._note = note or self._note
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self._start
+        rate = (self._count - self._first) / max(elapsed, 1e-9)
+        text = f"{self._description}: {self._count}"
+        if self._total is not None:
+            text += f"/{self._total}"
+        text += f" {self._unit}, {rate:.1f} {self._unit}/s, {elapsed:.0f} s"
+        if self._total is not None and rate > 0 and self._count < self._total:
+            text += f", {(self._total - self._count) / rate:.0f} s left"
+        print(text + (f", {self._note}" if self._note else ""), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        else:
+            self._line()
+
+
+def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Iterates over `items` and shows the progress; `total` is taken from `len(items)` where there is one."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with Progress(description, total, unit=unit) as shown:
+        for item in items:
+            yield item
+            shown.advance()
