@@ -1,0 +1,35 @@
+"""The joint model on the embedded Collisions data, small enough for two CPU cores.
+
+    selfflow train experiments/quickstart.py
+"""
+
+from selfflow.autoencoders.linear import MdctPCA, PatchPCA
+from selfflow.data.collisions import Collisions
+from selfflow.experiment import Experiment
+from selfflow.input.mixture import Set
+from selfflow.models.joint import JointConfig
+from selfflow.noise import DualTimestep
+from selfflow.objectives.alignment import SelfFlow
+from selfflow.training.optimizer import AdamW
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        data=Collisions(),
+        autoencoders={
+            "image": PatchPCA(patch=4, channels=16),
+            "video": PatchPCA(patch=4, channels=16),
+            "audio": MdctPCA(hop=320, channels=128),
+        },
+        patch={"image": (2, 2), "video": (1, 2, 2), "audio": (2,)},
+        mixture={
+            "joint": Set(modalities=("video", "audio"), weight=0.5, batch_size=8),
+            "image": Set(modalities=("image",), weight=0.25, batch_size=64),
+            "audio": Set(modalities=("audio",), weight=0.25, batch_size=64),
+        },
+        model=JointConfig(width=128, heads=4, double_blocks=2, single_blocks=4, rotary=(8, 8, 8, 8)),
+        schedule=DualTimestep(mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5}),
+        alignment=SelfFlow(weight=0.8, student_layer=2, teacher_layer=4),
+        optimizer=AdamW(learning_rate=1e-3, warmup_steps=20, decay="cosine"),
+        steps=400,
+    )

@@ -1,0 +1,183 @@
+"""What a run shows for itself at its end: losses beside their yardstick, probes, pictures and sounds."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from selfflow.experiment import Experiment
+from selfflow.input.latents import Latents
+from selfflow.noise import UniformTau, UniformTimestep
+from selfflow.objectives.alignment import NoAlignment
+from selfflow.objectives.flow import yardstick
+from selfflow.progress import Progress
+from selfflow.representation.table import Clips, as_text, probe_table
+from selfflow.sampling.files import write_sheet, write_sound, write_video
+from selfflow.sampling.generate import generate
+from selfflow.training.metrics import read_metrics
+from selfflow.training.state import State
+from selfflow.training.step import sample_keys
+
+_LOSS_CLIPS = 128
+_LOSS_STEP = 2**30  # draws of a step that no run reaches
+
+
+def prove(experiment: Experiment, workdir: Path, builder: Any, latents: Latents, state: State) -> dict[str, Any]:
+    """Measures and shows what a run has learned; prints the summary and returns it as JSON data."""
+    held_out = next((s for s in ("test", "validation") if latents.manifest["records"].get(s)), "train")
+    losses = flow_losses(experiment, latents, state, held_out)
+    files = write_samples(experiment, workdir, latents, state)
+    summary: dict[str, Any] = {"steps": int(state.step), "split": held_out, "flow_loss": losses}
+    summary["alignment_cosine"] = _last_cosines(workdir)
+    summary["ema_decay"] = experiment.ema_decay
+    summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
+    table = None
+    if experiment.data.kind == "collisions" and {"video", "audio"} <= set(experiment.modalities()):
+        table = _probe(experiment, builder, latents, state)
+        summary["probes"] = {row: {c: s._asdict() for c, s in scores.items()} for row, scores in table.items()}
+    summary["files"] = [str(f) for f in files]
+    _print(summary, experiment, workdir, None if table is None else as_text(table))
+    return summary
+
+
+def flow_losses(experiment: Experiment, latents: Latents, state: State, split: str) -> dict[str, dict[str, float]]:
+    """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its yardstick; by "set/modality"."""
+    tau = experiment.schedule.tau
+    objective = dataclasses.replace(
+        experiment.objective(), schedule=UniformTimestep(tau=tau), alignment=NoAlignment(), label_drop=1.0
+    )
+    source, found = latents.source(split), {}
+
+    @jax.jit
+    def loss(params, batch, keys_B):
+        return objective.loss({"model": params}, {"ema": params}, batch, keys_B, objective.draw(keys_B, batch))[1]
+
+    for name, chosen in experiment.mixture.items():
+        records = source.having(chosen.modalities)[:_LOSS_CLIPS]
+        if not len(records):
+            continue
+        samples = [source[i] for i in records]
+        batch = {"latents": {m: np.stack([s[m] for s in samples]) for m in chosen.modalities}}
+        batch["label"] = np.full(len(samples), -1, np.int32)
+        # Every sample at eight taus: the loss varies much more with tau than with the sample.
+        keys = [sample_keys(experiment.seed.noise, _LOSS_STEP + i, len(samples)) for i in range(8)]
+        metrics = [jax.device_get(loss(state.frozen["ema"], batch, k)) for k in keys]
+        for m in chosen.modalities:
+            value = float(np.mean([x[f"flow_loss/{m}"] for x in metrics]))
+            bound = yardstick(tau.get(m, UniformTau()))
+            found[f"{name}/{m}"] = {"loss": value, "yardstick": bound, "ratio": value / bound}
+    return found
+
+
+def write_samples(experiment: Experiment, workdir: Path, latents: Latents, state: State) -> list[Path]:
+    """Draws samples of every set from the EMA and writes them beside real ones; returns the files."""
+    objective, data = experiment.objective(), experiment.data
+    folder = workdir / "samples" / f"step_{int(state.step)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    source, files = latents.source("train"), []
+    with Progress("sample", len(experiment.mixture), unit="set") as shown:
+        for name, chosen in experiment.mixture.items():
+            modalities = {m: experiment.modalities()[m] for m in chosen.modalities}
+            count = experiment.proof.samples
+            label_B = np.full(count, experiment.model.labels)
+            if experiment.model.labels:
+                label_B = np.arange(count) % experiment.model.labels
+            made = generate(
+                objective.apply,
+                state.frozen["ema"],
+                modalities,
+                label_B,
+                steps=experiment.proof.solver_steps,
+                seed=experiment.seed.noise,
+            )
+            real = [source[i] for i in source.having(chosen.modalities)[:count]]
+            decode = {m: latents.autoencoders[m].decode for m in modalities}
+            parts = {
+                "data": {m: decode[m](np.stack([r[m] for r in real])) for m in modalities},
+                "sample": {m: decode[m](made[m]) for m in modalities},
+            }
+            sheet = folder / f"{name}.png"
+            shown_parts = {g: {m: v[: 4 if "image" not in chosen.modalities else count] for m, v in media.items()} for g, media in parts.items()}
+            write_sheet(sheet, shown_parts, data.sample_rate, f"{name}: data through the autoencoder, and samples")
+            files.append(sheet)
+            files += _write_media(folder, name, parts["sample"], data.frames_per_second, data.sample_rate)
+            shown.advance()
+    return files
+
+
+def _write_media(folder: Path, name: str, media: dict[str, np.ndarray], fps: float, rate: int) -> list[Path]:
+    files = []
+    for i in range(len(next(iter(media.values())))):
+        sound = media["audio"][i] if "audio" in media else None
+        if "video" in media:
+            files.append(folder / f"{name}_{i:02d}.mp4")
+            write_video(files[-1], media["video"][i], fps, sound, rate)
+        if sound is not None:
+            files.append(folder / f"{name}_{i:02d}.wav")
+            write_sound(files[-1], sound, rate)
+    return files
+
+
+def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
+    """The newest cosines of each modality, from the metrics."""
+    found: dict[str, dict[str, float]] = {}
+    for row in read_metrics(workdir):
+        for name, value in row.items():
+            if name.startswith("cosine/"):
+                _, view, m = name.split("/")
+                found.setdefault(m, {})[view] = value
+    return found
+
+
+def _probe(experiment: Experiment, builder: Any, latents: Latents, state: State) -> dict:
+    objective, count = experiment.objective(), experiment.proof.probe_clips
+    clips = {}
+    for split, wanted in (("train", count), ("validation", count // 2), ("test", count // 2)):
+        records, source = builder.as_data_source(split), latents.source(split)
+        numbers = range(min(wanted, len(records)))
+        clips[split] = Clips([records[i] for i in numbers], [source[i] for i in numbers])
+    untrained = objective.init(jax.random.key(experiment.seed.init))["model"]
+    networks = {
+        "untrained network": (partial(objective.apply, open_gates=True), untrained),
+        "trained": (objective.apply, state.frozen["ema"]),
+    }
+    return probe_table(
+        clips,
+        networks,
+        experiment.modalities(),
+        layers=tuple(range(1, experiment.model.depth + 1)),
+        tau=experiment.proof.probe_tau,
+        null_label=experiment.model.labels,
+        rate=experiment.data.sample_rate,
+    )
+
+
+def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table: str | None) -> None:
+    print(f"\n{workdir}: {summary['steps']} steps done\n")
+    print(f"Flow loss of the EMA on the {summary['split']} split (yardstick: the best guess that knows no structure)")
+    for name, value in summary["flow_loss"].items():
+        verdict = "learned structure" if value["ratio"] < 1 else "NO structure learned"
+        print(
+            f"  {name:<14} {value['loss']:.3f}   yardstick {value['yardstick']:.3f}   "
+            f"ratio {value['ratio']:.2f}   {verdict}"
+        )
+    if summary["alignment_cosine"]:
+        print("\nAlignment cosine of student and teacher (last diagnostics)")
+        for m, views in summary["alignment_cosine"].items():
+            print(f"  {m:<8} " + "   ".join(f"{view.replace('_', ' ')} {value:.2f}" for view, value in views.items()))
+    print(f"\nThe EMA (decay {summary['ema_decay']:.5g}) still holds {summary['ema_initialisation_left']:.2g} of its initialisation.")
+    if table is not None:
+        print(
+            f"\nProbes, test split, tau {experiment.proof.probe_tau} (accuracy; position and contacts: R^2; "
+            f"student reads block {getattr(experiment.alignment, 'student_layer', '-')}, "
+            f"teacher block {getattr(experiment.alignment, 'teacher_layer', '-')})\n{table}"
+        )
+    folder = Path(summary["files"][0]).parent
+    print(f"\nPictures and sounds ({len(summary['files'])} files) in {folder}:")
+    for file in summary["files"]:
+        if file.endswith(".png"):
+            print(f"  {file}")
+    print(f"  {folder}/*.mp4 and *.wav")

@@ -1,0 +1,98 @@
+"""A modality: a named stream of latents, cut into tokens with coordinates, and put together again."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from selfflow.errors import UserError
+
+_AXES = {3: "hw", 4: "thw", 2: "t"}
+
+
+@dataclass(frozen=True)
+class Modality:
+    """The latents of one modality and how they become tokens.
+
+    Attributes:
+      latent: shape of one latent, channels last: [H, W, C], [T, H, W, C] or [T, C].
+      patch: how many latent positions one token spans along each axis but the channels.
+      period: time between two latent frames, in units of 10 ms; 0 where there is no time axis.
+    """
+
+    latent: tuple[int, ...]
+    patch: tuple[int, ...]
+    period: float = 0.0
+
+    def __post_init__(self):
+        if len(self.latent) not in _AXES or len(self.patch) != len(self.latent) - 1:
+            raise UserError(
+                f"patch {self.patch} does not fit a latent of shape {self.latent}: give one number "
+                "for each axis but the channels"
+            )
+        for size, patch in zip(self.latent, self.patch):
+            if patch < 1 or size % patch:
+                raise UserError(
+                    f"patch {self.patch} does not divide a latent of shape {self.latent}: each number "
+                    "must divide its axis"
+                )
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """How many tokens stand along each axis."""
+        return tuple(size // patch for size, patch in zip(self.latent, self.patch))
+
+    @property
+    def tokens(self) -> int:
+        """N, the number of tokens of one latent."""
+        return math.prod(self.grid)
+
+    @property
+    def token_size(self) -> int:
+        """P, the number of latent elements in one token."""
+        return math.prod(self.patch) * self.latent[-1]
+
+    def to_tokens(self, latent: Float[Array, "B ... C"]) -> Float[Array, "B N P"]:
+        """Cuts latents into tokens in row-major order; a token is flattened as (channel, *patch)."""
+        batch, axes = latent.shape[0], len(self.patch)
+        split = latent.reshape(batch, *_interleave(self.grid, self.patch), self.latent[-1])
+        grid_axes = [1 + 2 * i for i in range(axes)]
+        patch_axes = [2 + 2 * i for i in range(axes)]
+        tokens = split.transpose(0, *grid_axes, 1 + 2 * axes, *patch_axes)
+        return tokens.reshape(batch, self.tokens, self.token_size)
+
+    def from_tokens(self, tokens_BNP: Float[Array, "B N P"]) -> Float[Array, "B ... C"]:
+        """The inverse of `to_tokens`."""
+        batch, axes = tokens_BNP.shape[0], len(self.patch)
+        split = tokens_BNP.reshape(batch, *self.grid, self.latent[-1], *self.patch)
+        order = [axis for i in range(axes) for axis in (1 + i, 2 + axes + i)]
+        return split.transpose(0, *order, 1 + axes).reshape(batch, *self.latent)
+
+    def coordinates(self) -> Float[np.ndarray, "N 4"]:
+        """(t, h, w, l) of every token, float32.
+
+        t is the centre of the token's time support in units of 10 ms, so that tokens of one moment
+        share it whatever their modality; h and w count tokens; l, the index in a text, is 0.
+        """
+        place = {axis: np.arange(count, dtype=np.float32) for axis, count in zip(_AXES[len(self.latent)], self.grid)}
+        if "t" in place:
+            place["t"] = (place["t"] + 0.5) * self.patch[0] * self.period
+        grids = np.meshgrid(*place.values(), indexing="ij")
+        columns = dict(zip(place, (grid.ravel() for grid in grids)))
+        zero = np.zeros(self.tokens, np.float32)
+        return np.stack([columns.get(axis, zero) for axis in "thwl"], axis=-1).astype(np.float32)
+
+
+def _interleave(first: tuple[int, ...], second: tuple[int, ...]) -> list[int]:
+    return [value for pair in zip(first, second) for value in pair]
+
+
+def to_tokens(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Cuts every latent of a set into float32 tokens; fails on a shape that its modality does not have."""
+    for name, latent in latents.items():
+        if latent.shape[1:] != modalities[name].latent:
+            raise ValueError(f"{name}: latents of shape {latent.shape[1:]}, expected {modalities[name].latent}")
+    return {name: modalities[name].to_tokens(jnp.asarray(latent, jnp.float32)) for name, latent in latents.items()}

@@ -1,0 +1,98 @@
+"""The parts that transformers here are built of."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+# Logical axes name what a parameter's axis stands for; the experiment's rules say where it is sharded.
+Axes = tuple[str | None, str | None]
+
+
+class Dense(nnx.Module):
+    """y = x W, without bias, over the last axis; computed in `dtype`, stored in float32."""
+
+    def __init__(self, inputs: int, outputs: int, axes: Axes, *, rngs: nnx.Rngs, dtype=jnp.float32, zero: bool = False):
+        init = nnx.initializers.zeros_init() if zero else nnx.initializers.xavier_uniform()
+        self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32), out_sharding=axes)
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        # Flat tokens: with leading axes the CPU's weight gradient is slow, and in bf16 a hundred times so.
+        y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
+        return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) times a learned scale, over the last axis, in float32."""
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        del rngs
+        self.scale = nnx.Param(jnp.ones(size), out_sharding=(None,))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        x32 = x.astype(jnp.float32)
+        rms = jnp.sqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
+        return (x32 / rms * self.scale[...]).astype(x.dtype)
+
+
+def layer_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Mean 0 and variance 1 over the last axis, without parameters, in float32."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - x32.mean(axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
+
+
+def swiglu(x: Float[Array, "... 2H"]) -> Float[Array, "... H"]:
+    """silu(a) b for the halves a and b of x (arXiv 2002.05202)."""
+    a, b = jnp.split(x, 2, axis=-1)
+    return jax.nn.silu(a) * b
+
+
+def sinusoids(tau: Float[Array, "..."], size: int = 256, scale: float = 1000.0) -> Float[Array, "... size"]:
+    """[cos, sin] of scale tau f_i, f_i = 10000^(-2i / size): the timestep embedding of arXiv 2006.11239."""
+    half = size // 2
+    frequency = np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32)
+    angle = scale * tau.astype(jnp.float32)[..., None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def rotary_angles(coordinates: Float[Array, "N 4"], channels: tuple[int, ...], theta: float) -> Float[Array, "N H/2"]:
+    """Angles of rotary embedding; axis i of the coordinates turns `channels[i]` channels of a head."""
+    angles = []
+    for axis, count in enumerate(channels):
+        frequency = theta ** (-np.arange(0, count, 2, dtype=np.float32) / max(count, 1))
+        angles.append(coordinates[:, axis, None] * frequency)
+    return jnp.concatenate([jnp.asarray(a, jnp.float32) for a in angles], axis=-1)
+
+
+def rotate(x: Float[Array, "B N A H"], angles: Float[Array, "N H/2"]) -> Float[Array, "B N A H"]:
+    """Turns each pair of neighbouring channels by its angle (arXiv 2104.09864), in float32."""
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+    first, second = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def attention(q: Float[Array, "B N A H"], k: Float[Array, "B N A H"], v: Float[Array, "B N A H"]) -> Float[Array, "B N D"]:
+    """softmax(q k^T / sqrt(H)) v for all heads, which are joined again."""
+    out = jax.nn.dot_product_attention(q, k, v)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def select(modulation: Float[Array, "B K C"], assignment: Int[Array, "B N"] | None) -> Float[Array, "B N C"]:
+    """The modulation of each token's level; None means one level for all, which broadcasts."""
+    if assignment is None:
+        return modulation
+    levels, tokens = modulation.shape[1], assignment.shape[1]
+    if levels * 4 > tokens:
+        return jnp.take_along_axis(modulation, assignment[..., None], axis=1)
+    # A product with a 0/1 matrix gives the same numbers, and its gradient is a product too, not a scatter.
+    one_hot = jax.nn.one_hot(assignment, levels, dtype=modulation.dtype)
+    return jnp.einsum("bnk,bkc->bnc", one_hot, modulation, precision="highest")

@@ -1,0 +1,217 @@
+"""Noise: how much of it each token gets, and how it is put in.
+
+tau in [0, 1] is the noise level of a token: 0 is data, 1 is noise, everywhere in this package.
+A corrupted token is x_tau = (1 - tau) x0 + tau eps, and the velocity to predict is eps - x0.
+
+Everything random is drawn from one key per sample, so that a sample's noise depends neither on
+the batch it is in nor on how the batch is split.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from selfflow.errors import UserError
+
+
+class Corruption(NamedTuple):
+    """What turns clean tokens into noisy ones, per modality.
+
+    Attributes:
+      levels: the distinct taus of a sample, [B, K]. With `given` the last level is 0.
+      assignment: which level each token has, [B, N].
+      given: tokens held at tau = 0 for student and teacher and in no loss, [B, N]; a modality
+        without given tokens is absent.
+    """
+
+    levels: dict[str, Float[Array, "B K"]]
+    assignment: dict[str, Int[Array, "B N"]]
+    given: dict[str, Bool[Array, "B N"]]
+
+    def tau(self) -> dict[str, Float[Array, "B N"]]:
+        """The noise level of every token."""
+        return {m: jnp.take_along_axis(self.levels[m], self.assignment[m], axis=1) for m in self.levels}
+
+    def cleanest(self) -> "Corruption":
+        """All tokens of a modality at the lowest of its levels; given tokens stay at 0."""
+        levels, assignment = {}, {}
+        for m, level_BK in self.levels.items():
+            if m in self.given:
+                lowest_B1 = level_BK[:, :-1].min(axis=1, keepdims=True)
+                levels[m] = jnp.concatenate([lowest_B1, jnp.zeros_like(lowest_B1)], axis=1)
+                assignment[m] = self.given[m].astype(jnp.int32)
+            else:
+                levels[m] = level_BK.min(axis=1, keepdims=True)
+                assignment[m] = jnp.zeros_like(self.assignment[m])
+        return Corruption(levels, assignment, self.given)
+
+    def hold(self, given: dict[str, Bool[Array, "B N"]]) -> "Corruption":
+        """The same corruption with the `given` tokens at tau = 0."""
+        levels, assignment = dict(self.levels), dict(self.assignment)
+        for m, given_BN in given.items():
+            count = levels[m].shape[1]
+            levels[m] = jnp.pad(levels[m], ((0, 0), (0, 1)))
+            assignment[m] = jnp.where(given_BN, count, assignment[m])
+        return Corruption(levels, assignment, given)
+
+
+def corrupt(
+    x: dict[str, Float[Array, "B N P"]], eps: dict[str, Float[Array, "B N P"]], corruption: Corruption
+) -> dict[str, Float[Array, "B N P"]]:
+    """x_tau = (1 - tau) x0 + tau eps, token by token (arXiv 2603.06507, section 3)."""
+    tau = corruption.tau()
+    return {m: (1 - tau[m][..., None]) * x[m] + tau[m][..., None] * eps[m] for m in x}
+
+
+def draw_eps(keys_B: Key[Array, "B"], x: dict[str, Float[Array, "B N P"]]) -> dict[str, Float[Array, "B N P"]]:
+    """Standard normal noise of the shape of `x`; sample i's depends on `keys_B[i]` alone."""
+    return {
+        m: jax.vmap(lambda key, shape=x_BNP.shape[1:]: jax.random.normal(key, shape))(keys_for(keys_B, f"eps {m}"))
+        for m, x_BNP in x.items()
+    }
+
+
+def keys_for(keys_B: Key[Array, "B"], purpose: str) -> Key[Array, "B"]:
+    """Keys of one purpose; different purposes are independent."""
+    # A name, not a position: a modality draws the same numbers whichever set it stands in.
+    number = zlib.crc32(purpose.encode()) & 0x7FFFFFFF
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
+
+
+@dataclass(frozen=True)
+class UniformTau:
+    """p(tau) uniform on [0, 1], shifted."""
+
+    kind: Literal["uniform"] = "uniform"
+    shift: float = 1.0
+    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau); above 1 means more noise."""
+
+    def __post_init__(self):
+        _check_shift(self.shift)
+
+    def quantile(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The tau below which a fraction `u` of the distribution lies."""
+        return _shifted(u, self.shift)
+
+
+@dataclass(frozen=True)
+class LogitNormalTau:
+    """p(tau) whose logit is normal (arXiv 2403.03206, section 3.1), shifted."""
+
+    kind: Literal["logit_normal"] = "logit_normal"
+    mean: float = 0.0
+    """Mean of the logit of tau."""
+    deviation: float = 1.0
+    """Standard deviation of the logit of tau."""
+    shift: float = 1.0
+    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau); above 1 means more noise."""
+
+    def __post_init__(self):
+        _check_shift(self.shift)
+        if self.deviation <= 0:
+            raise UserError(f"tau.deviation is {self.deviation}: it must be above 0")
+
+    def quantile(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The tau below which a fraction `u` of the distribution lies."""
+        return _shifted(jax.nn.sigmoid(self.mean + self.deviation * jax.scipy.special.ndtri(u)), self.shift)
+
+
+def _check_shift(shift: float) -> None:
+    if shift <= 0:
+        raise UserError(f"tau.shift is {shift}: it must be above 0")
+
+
+def _shifted(tau: Float[Array, "..."], sigma: float) -> Float[Array, "..."]:
+    return sigma * tau / (1 + (sigma - 1) * tau)
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    tau: dict[str, UniformTau | LogitNormalTau] = field(default_factory=dict)
+    """p(tau) of each modality; uniform where it is not named."""
+    draw: Literal["shared", "per_modality"] = "shared"
+    """Whether the modalities of a sample map one draw of uniforms through their p(tau), or draw their own."""
+
+    def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int, shared: bool) -> Float[Array, "B count"]:
+        purpose = "tau" if shared and self.draw == "shared" else f"tau {modality}"
+        u_BK = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys_for(keys_B, purpose))
+        return self.tau.get(modality, UniformTau()).quantile(u_BK)
+
+
+@dataclass(frozen=True)
+class UniformTimestep(_Schedule):
+    """Vanilla flow matching: one tau for all tokens of a sample."""
+
+    kind: Literal["uniform"] = "uniform"
+
+    def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
+        """Levels [B, 1]; `layout` gives the number of tokens of each modality."""
+        levels = {m: self._taus(keys_B, m, 1, shared=True) for m in layout}
+        assignment = {m: jnp.zeros((len(keys_B), n), jnp.int32) for m, n in layout.items()}
+        return Corruption(levels, assignment, {})
+
+
+@dataclass(frozen=True)
+class _Masked(_Schedule):
+    mask_ratio: dict[str, float] = field(default_factory=lambda: {"image": 0.25, "video": 0.1, "audio": 0.5})
+    """Part of a modality's tokens that is masked, at most 0.5; an exact count of the tokens."""
+
+    def __post_init__(self):
+        for m, ratio in self.mask_ratio.items():
+            if not 0 <= ratio <= 0.5:
+                raise UserError(f"schedule.mask_ratio.{m} is {ratio}: give a number from 0 to 0.5")
+
+    def _mask(self, keys_B: Key[Array, "B"], modality: str, tokens: int) -> Int[Array, "B N"]:
+        if modality not in self.mask_ratio:
+            raise UserError(f"schedule.mask_ratio has no entry for {modality}: add one")
+        count = round(self.mask_ratio[modality] * tokens)
+        shuffled_BN = jax.vmap(lambda key: jax.random.permutation(key, tokens))(keys_for(keys_B, f"mask {modality}"))
+        return (shuffled_BN < count).astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class DualTimestep(_Masked):
+    """Dual-Timestep Scheduling (arXiv 2603.06507, section 3.2): t and s ~ p(tau), independent and unsorted.
+
+    Masked tokens get s and the others t, so that every token keeps p(tau) as its marginal.
+    """
+
+    kind: Literal["dual"] = "dual"
+
+    def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
+        """Levels [B, 2] = (t, s); `layout` gives the number of tokens of each modality."""
+        levels = {m: self._taus(keys_B, m, 2, shared=True) for m in layout}
+        return Corruption(levels, {m: self._mask(keys_B, m, n) for m, n in layout.items()}, {})
+
+
+@dataclass(frozen=True)
+class FullMasking(_Masked):
+    """A rival of dual timesteps: masked tokens are all noise (tau = 1), the others get t ~ p(tau)."""
+
+    kind: Literal["full_masking"] = "full_masking"
+
+    def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
+        """Levels [B, 2] = (t, 1); `layout` gives the number of tokens of each modality."""
+        levels = {m: self._taus(keys_B, m, 1, shared=True) for m in layout}
+        levels = {m: jnp.pad(t_B1, ((0, 0), (0, 1)), constant_values=1.0) for m, t_B1 in levels.items()}
+        return Corruption(levels, {m: self._mask(keys_B, m, n) for m, n in layout.items()}, {})
+
+
+@dataclass(frozen=True)
+class Forcing(_Schedule):
+    """Diffusion forcing (arXiv 2407.01392): an own tau for every token."""
+
+    kind: Literal["forcing"] = "forcing"
+
+    def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
+        """Levels [B, N], one for each token; `layout` gives the number of tokens of each modality."""
+        levels = {m: self._taus(keys_B, m, n, shared=False) for m, n in layout.items()}
+        assignment = {m: jnp.broadcast_to(jnp.arange(n), (len(keys_B), n)) for m, n in layout.items()}
+        return Corruption(levels, assignment, {})
+
+
+Schedule = UniformTimestep | DualTimestep | FullMasking | Forcing

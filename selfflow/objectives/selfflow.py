@@ -1,0 +1,160 @@
+"""The heart: one loss for every schedule and every alignment."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from selfflow.modality import Modality, to_tokens
+from selfflow.models.joint import JointConfig, JointTransformer, Output
+from selfflow.models.projector import Projector
+from selfflow.noise import Corruption, Schedule, corrupt, draw_eps, keys_for
+from selfflow.objectives.alignment import Alignment, NoAlignment, alignment_error
+from selfflow.objectives.flow import flow_error
+
+TAU_BUCKETS = 5
+
+Params = dict[str, Any]
+
+
+class Draw(NamedTuple):
+    """All that is drawn for a batch, sample by sample, before it is split for gradient accumulation.
+
+    Attributes:
+      corruption: levels, assignment and given tokens.
+      label: the condition that student and teacher both see, [B]; dropped labels are already null.
+      weight: weight of each token in its modality's mean, [B, N]; sums to 1 over the whole batch,
+        so that the losses of its parts add up to the loss of the whole.
+    """
+
+    corruption: Corruption
+    label: Int[Array, "B"]
+    weight: dict[str, Float[Array, "B N"]]
+
+
+@dataclass(frozen=True)
+class SelfFlowObjective:
+    """Joint flow matching with self-distilled alignment (arXiv 2603.06507).
+
+    Attributes:
+      model: shape of the transformer.
+      modalities: the streams of latents that the run knows.
+      schedule: how noise is spread over tokens.
+      alignment: what the early features are aligned with.
+      modality_weight: w_m; 1 where a modality is not named.
+      label_drop: probability that a sample's label is replaced by null, for student and teacher alike.
+    """
+
+    model: JointConfig
+    modalities: dict[str, Modality]
+    schedule: Schedule
+    alignment: Alignment
+    modality_weight: dict[str, float]
+    label_drop: float
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh trainable parameters: {"model": ..., "projector": ...}; no projector without alignment."""
+        model_key, projector_key = jax.random.split(key)
+        params = {"model": nnx.to_pure_dict(nnx.state(self._model(model_key)))}
+        if not isinstance(self.alignment, NoAlignment):
+            params["projector"] = nnx.to_pure_dict(nnx.state(self._projector(projector_key)))
+        return params
+
+    def teacher_of(self, params: Params) -> Params:
+        """The part of the trained parameters that the EMA follows: the model, without the projector."""
+        return params["model"]
+
+    def apply(self, model_params: Params, *args, **kwargs) -> Output:
+        """`JointTransformer.__call__` with the given parameters."""
+        graph = nnx.graphdef(nnx.eval_shape(lambda: self._model(jax.random.key(0))))
+        return nnx.merge(graph, nnx.State(model_params))(*args, **kwargs)
+
+    def project(self, params: Params, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The student's features through the projector, which all modalities share."""
+        graph = nnx.graphdef(nnx.eval_shape(lambda: self._projector(jax.random.key(0))))
+        projector = nnx.merge(graph, nnx.State(params["projector"]))
+        return {m: projector(x_BND) for m, x_BND in features.items()}
+
+    # Logical axes are for `jax.jit` to place whole states by; layers are made without a mesh.
+
+    def _model(self, key: Key[Array, ""]) -> JointTransformer:
+        with nnx.use_eager_sharding(False):
+            return JointTransformer(self.model, self.modalities, rngs=nnx.Rngs(key))
+
+    def _projector(self, key: Key[Array, ""]) -> Projector:
+        with nnx.use_eager_sharding(False):
+            return Projector(self.model.width, rngs=nnx.Rngs(key))
+
+    def draw(self, keys_B: Key[Array, "B"], batch: dict[str, Any]) -> Draw:
+        """Draws corruption and label dropout for a batch {"latents": {modality: [B, ...]}, "label": [B]}."""
+        layout = {m: self.modalities[m].tokens for m in batch["latents"]}
+        corruption = self.schedule.sample(keys_B, layout)
+        dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_drop))(keys_for(keys_B, "label"))
+        label_B = jnp.where(dropped_B | (batch["label"] < 0), self.model.labels, batch["label"])
+        return Draw(corruption, label_B, token_weight(corruption))
+
+    def views(self, params: Params, teacher: Params, batch: dict[str, Any], keys_B: Key[Array, "B"], draw: Draw):
+        """Student and teacher outputs on one batch, and the velocity to predict.
+
+        Both see the same sample, noise, label and positions; the teacher sees every token at the lower
+        of its modality's levels, stops after block k and gets no gradient; None without alignment.
+        """
+        x = to_tokens(self.modalities, batch["latents"])
+        eps = draw_eps(keys_B, x)
+        corruption, alignment = draw.corruption, self.alignment
+        seen = lambda c: (corrupt(x, eps, c), c.levels, draw.label, c.assignment)  # noqa: E731
+        target = {m: eps[m] - x[m] for m in x}
+        if isinstance(alignment, NoAlignment):
+            return self.apply(params["model"], *seen(corruption)), None, target
+        student = self.apply(params["model"], *seen(corruption), taps=(alignment.student_layer,))
+        k = alignment.teacher_layer
+        teacher_output = self.apply(jax.lax.stop_gradient(teacher), *seen(corruption.cleanest()), taps=(k,), stop_at=k)
+        return student, teacher_output, target
+
+    def loss(
+        self, params: Params, frozen: dict[str, Params], batch: dict[str, Any], keys_B: Key[Array, "B"], draw: Draw
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
+        """L = sum_m w_m (L_flow,m + gamma L_rep,m), and sums that add up over the parts of a batch.
+
+        Args:
+          params: trained parameters.
+          frozen: {"ema": the teacher's parameters}.
+          batch, keys_B, draw: a batch or a part of one, with what was drawn for it.
+
+        Returns:
+          The loss and metrics: `flow_loss/M`, `alignment_cosine/M`, and `flow_sum/M`, `flow_count/M`
+          per bucket of tau [TAU_BUCKETS].
+        """
+        student, teacher, target = self.views(params, frozen["ema"], batch, keys_B, draw)
+        error = flow_error(student.velocity, target)
+        mean = lambda values, m: jnp.sum(values[m] * draw.weight[m])  # noqa: E731
+        flow = {m: mean(error, m) for m in error}
+        loss = sum(self.modality_weight.get(m, 1.0) * flow[m] for m in flow)
+        metrics = {f"flow_loss/{m}": flow[m] for m in flow}
+        if teacher is not None:
+            projected = self.project(params, student.taps[self.alignment.student_layer])
+            distance = alignment_error(projected, teacher.taps[self.alignment.teacher_layer])
+            alignment = {m: mean(distance, m) for m in distance}
+            loss += self.alignment.weight * sum(self.modality_weight.get(m, 1.0) * alignment[m] for m in alignment)
+            for m in distance:
+                # Weights of an all-given modality sum to 0: its cosine is then no number to report.
+                metrics[f"alignment_cosine/{m}"] = jnp.sum(draw.weight[m]) - alignment[m]
+        tau = draw.corruption.tau()
+        for m in error:
+            bucket_BN = jnp.clip((tau[m] * TAU_BUCKETS).astype(jnp.int32), 0, TAU_BUCKETS - 1)
+            counted = jax.nn.one_hot(bucket_BN, TAU_BUCKETS) * (draw.weight[m] > 0)[..., None]
+            metrics[f"flow_sum/{m}"] = jnp.einsum("bnk,bn->k", counted, jax.lax.stop_gradient(error[m]))
+            metrics[f"flow_count/{m}"] = counted.sum((0, 1))
+        return loss, metrics
+
+
+def token_weight(corruption: Corruption) -> dict[str, Float[Array, "B N"]]:
+    """Equal weights, summing to 1 over the batch, for the tokens of a modality that are not given."""
+    weight = {}
+    for m, assignment_BN in corruption.assignment.items():
+        valid = jnp.ones(assignment_BN.shape) if m not in corruption.given else 1.0 - corruption.given[m]
+        weight[m] = valid / jnp.maximum(valid.sum(), 1.0)
+    return weight

@@ -1,0 +1,52 @@
+"""Floating-point operations of matrix products, counted from the program and not from a formula."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
+    """Operations (2 per multiply-add) of all matrix products in `function(*args)`.
+
+    Loop bodies count as often as they run; of the branches of a conditional the dearest counts.
+    Nothing is computed.
+
+    Args:
+      function: traceable by JAX.
+      *args: arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      NotImplementedError: if a product stands inside a while loop, whose number of rounds is unknown.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        elif name == "scan":
+            total += params["length"] * _count(params["jaxpr"].jaxpr)
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in params["branches"])
+        elif name == "while":
+            if _count(params["body_jaxpr"].jaxpr):
+                raise NotImplementedError("a matrix product in a while loop: its number of rounds is unknown")
+        else:
+            total += sum(_count(inner) for value in params.values() for inner in _jaxprs(value))
+    return total
+
+
+def _jaxprs(value: Any) -> list[Any]:
+    """The programs inside an equation's parameter, closed or open."""
+    if isinstance(value, tuple | list):
+        return [inner for item in value for inner in _jaxprs(item)]
+    if hasattr(value, "eqns"):
+        return [value]
+    return [value.jaxpr] if hasattr(value, "jaxpr") and hasattr(value.jaxpr, "eqns") else []

@@ -1,0 +1,19 @@
+"""Whether features have collapsed: their effective rank and norms."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def effective_rank(features: Float[Array, "M D"]) -> Float[Array, ""]:
+    """exp(entropy of the normalised singular values), RankMe (arXiv 2210.02885, eq. 2); from 1 to D."""
+    x = features.astype(jnp.float32)
+    # Singular values from the D x D Gram matrix: M is many tokens.
+    eigenvalues = jnp.linalg.eigvalsh(x.T @ x)
+    singular = jnp.sqrt(jnp.maximum(eigenvalues, 0.0))
+    p = singular / jnp.maximum(singular.sum(), 1e-12) + 1e-7
+    return jnp.exp(-jnp.sum(p * jnp.log(p)))
+
+
+def mean_norm(features: Float[Array, "M D"]) -> Float[Array, ""]:
+    """Mean Euclidean norm of the feature vectors."""
+    return jnp.mean(jnp.linalg.norm(features.astype(jnp.float32), axis=-1))

@@ -1,0 +1,177 @@
+"""The probe table: what video, sound and both tell of a clip, before and after training."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from selfflow.autoencoders.quality import log_mel
+from selfflow.modality import Modality
+from selfflow.progress import Progress
+from selfflow.representation.features import features
+from selfflow.representation.probes import Score, Split, classify, regress
+
+SOURCES = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio")}
+_SPLITS = ("train", "validation", "test")
+_POSITION_CLIPS = 128
+
+COLUMNS = (
+    [("material", source) for source in SOURCES]
+    + [("shape", source) for source in SOURCES]
+    + [("count", source) for source in SOURCES]
+    + [("position", "video"), ("contacts", "audio")]
+)
+CHANCE = {"material": 1 / 4, "shape": 1 / 2, "count": 1 / 3, "position": 0.0, "contacts": 0.0}
+
+Inputs = dict[str, np.ndarray]  # features by split
+
+
+@dataclass(frozen=True)
+class Clips:
+    """The clips of one split: records of the data set and their latents."""
+
+    records: list[dict[str, Any]]
+    latents: list[dict[str, np.ndarray]]
+
+
+def probe_table(
+    clips: dict[str, Clips],
+    networks: dict[str, tuple[Callable, Any]],
+    modalities: dict[str, Modality],
+    *,
+    layers: tuple[int, ...],
+    tau: float,
+    null_label: int,
+    rate: int,
+) -> dict[str, dict[str, Score]]:
+    """Scores by row and column ("material/video").
+
+    Material, shape (presence of each, averaged) and count are balanced accuracies of logistic regression;
+    position (offset of the nearest body from each token's centre) and number of contacts are R^2 of ridge
+    regression. Strengths, and layers where a row says so, are chosen on the validation split.
+
+    Args:
+      clips: of the splits train, validation and test.
+      networks: row name -> (apply, parameters), as `features` takes them.
+      modalities: with `video` and `audio`.
+      layers: blocks to probe.
+      tau: noise level of the features.
+      null_label: label that stands for none.
+      rate: samples a second of the sound.
+    """
+    from selfflow.data.collisions.targets import clip_targets, nearest_body
+
+    targets = {s: [clip_targets(r) for r in clips[s].records] for s in _SPLITS}
+    grid = modalities["video"].grid
+    places = {s: np.concatenate([nearest_body(r, grid) for r in clips[s].records[:_POSITION_CLIPS]]) for s in _SPLITS}
+
+    def score(column: tuple[str, str], inputs: Inputs) -> Score:
+        name = column[0]
+        if name == "position":
+            return regress(*(Split(inputs[s], places[s]) for s in _SPLITS))
+        wanted = sorted(t for t in targets["train"][0] if t.split("/")[0] == name)
+        probe = regress if name == "contacts" else classify
+        found = [
+            probe(*(Split(inputs[s], np.array([t[key] for t in targets[s]])) for s in _SPLITS)) for key in wanted
+        ]
+        return Score(*np.mean(found, axis=0).tolist())
+
+    def per_clip(function: Callable[[dict, dict], np.ndarray]) -> Inputs:
+        return {s: np.stack([function(r, z) for r, z in zip(clips[s].records, clips[s].latents)]) for s in _SPLITS}
+
+    def tokens_of(sample: dict, m: str) -> np.ndarray:
+        return np.asarray(modalities[m].to_tokens(sample[m][None].astype(np.float32))[0])
+
+    table: dict[str, dict[str, Score]] = {}
+
+    def fill(row: str, inputs: dict[tuple[str, str], Inputs]) -> None:
+        table[row] = {"/".join(column): score(column, x) for column, x in inputs.items()}
+
+    with Progress("probe", 4 + len(networks) * (1 + len(layers)), unit="row") as shown:
+        raw = {m: per_clip(lambda r, z, m=m: _moments(tokens_of(z, m))) for m in ("video", "audio")}
+        raw["both"] = _joined(raw["video"], raw["audio"])
+        inputs = {column: raw[column[1]] for column in COLUMNS if column[0] != "position"}
+        inputs["position", "video"] = {
+            s: np.concatenate([tokens_of(z, "video") for z in clips[s].latents[:_POSITION_CLIPS]]) for s in _SPLITS
+        }
+        fill("raw latents", inputs)
+        shown.advance()
+        motion = per_clip(lambda r, z: _difference_energy(r["video"]))
+        fill("frame differences", {c: motion for c in COLUMNS if c[1] == "video" and c[0] != "position"})
+        shown.advance()
+        mel = per_clip(lambda r, z: log_mel(r["audio"], rate).mean(axis=1))
+        fill("log-mel mean", {c: mel for c in COLUMNS if c[1] == "audio"})
+        shown.advance()
+        for name, network in networks.items():
+            by_layer = _network_inputs(clips, network, modalities, layers, tau, null_label)
+            shown.advance()
+            for layer in layers:
+                fill(f"{name}, block {layer}", by_layer[layer])
+                shown.advance()
+            rows = [table[f"{name}, block {layer}"] for layer in layers]
+            table[f"{name}, best block on validation"] = {
+                column: max((row[column] for row in rows), key=lambda s: s.validation) for column in rows[0]
+            }
+        from selfflow.data.collisions.kinematics import features as kinematics
+
+        truth = per_clip(lambda r, z: kinematics(r))
+        fill("true kinematics (ceiling)", {("material", "video"): truth})
+        shown.advance()
+    return table
+
+
+def _network_inputs(clips, network, modalities, layers, tau, null_label) -> dict[int, dict[tuple[str, str], Inputs]]:
+    apply, params = network
+    by_layer: dict[int, dict[tuple[str, str], Inputs]] = {layer: {} for layer in layers}
+    for source, names in SOURCES.items():
+        seen = {m: modalities[m] for m in names}
+        extract = partial(features, apply, params, seen, layers=layers, tau=tau, null_label=null_label)
+        for split in _SPLITS:
+            means = extract(iter(clips[split].latents))
+            for layer in layers:
+                joined = np.concatenate([means[layer][m] for m in names], axis=-1)
+                for column in (c for c in COLUMNS if c[1] == source and c[0] != "position"):
+                    by_layer[layer].setdefault(column, {})[split] = joined
+            if source == "video":
+                tokens = extract(iter(clips[split].latents[:_POSITION_CLIPS]), pool="tokens")
+                for layer in layers:
+                    flat = tokens[layer]["video"].reshape(-1, tokens[layer]["video"].shape[-1])
+                    by_layer[layer].setdefault(("position", "video"), {})[split] = flat
+    return by_layer
+
+
+def _joined(a: Inputs, b: Inputs) -> Inputs:
+    return {s: np.concatenate([a[s], b[s]], axis=-1) for s in a}
+
+
+def _moments(tokens_NP: np.ndarray) -> np.ndarray:
+    """Mean and log standard deviation over tokens, [2P]."""
+    return np.concatenate([tokens_NP.mean(axis=0), np.log(tokens_NP.std(axis=0) + 1e-3)])
+
+
+def _difference_energy(video: np.ndarray) -> np.ndarray:
+    """Log of the mean squared difference of successive frames [T - 1], and the log of its mean."""
+    energy = np.mean(np.square(np.diff(video.astype(np.float32) / 255, axis=0)), axis=(1, 2, 3))
+    return np.log(np.append(energy, energy.mean()) + 1e-5)
+
+
+def as_text(table: dict[str, dict[str, Score]]) -> str:
+    """The table as aligned text: test scores, accuracies in per cent, R^2 with two decimals."""
+    width = max(map(len, table)) + 2
+    first = " " * width + " ".join(f"{name:>8}" for name, _ in COLUMNS)
+    second = " " * width + " ".join(f"{source:>8}" for _, source in COLUMNS)
+
+    def cell(name: str, source: str, row: dict[str, Score]) -> str:
+        score = row.get(f"{name}/{source}")
+        if score is None:
+            return f"{'-':>8}"
+        return f"{score.test:>8.2f}" if name in ("position", "contacts") else f"{100 * score.test:>7.0f}%"
+
+    chance = {f"{n}/{s}": Score(CHANCE[n], CHANCE[n]) for n, s in COLUMNS}
+    rows = {"chance": chance} | table
+    return "\n".join(
+        [first, second]
+        + [f"{row:<{width}}" + " ".join(cell(n, s, values) for n, s in COLUMNS) for row, values in rows.items()]
+    )

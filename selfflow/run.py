@@ -1,0 +1,198 @@
+"""A run: the folder that an experiment leaves behind, and what can be asked of it."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment, changes, forbidden, read_experiment, save_experiment
+from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.training.checkpoints import Checkpoints
+from selfflow.training.metrics import read_metrics
+from selfflow.training.state import State, init_state
+
+
+class Run:
+    """An existing run folder.
+
+    Attributes:
+      path: the folder.
+      experiment: the resolved experiment that made it.
+      objective: its model, schedule and losses.
+
+    Raises:
+      UserError: if the folder is not a run.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "experiment.json").is_file():
+            raise UserError(f"{self.path} is not a run folder: it has no experiment.json")
+        self.experiment: Experiment = read_experiment(self.path / "experiment.json")
+        self.objective: SelfFlowObjective = self.experiment.objective()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of `metrics.jsonl`, oldest first."""
+        return read_metrics(self.path)
+
+    def abstract_state(self) -> State:
+        """Shapes and types of the state, without computing it."""
+        return abstract_state(self.experiment)
+
+    def restore(self, step: int | None = None) -> State:
+        """The state at a step, by default the newest checkpoint.
+
+        Raises:
+          UserError: if there is no such checkpoint, or it is damaged.
+        """
+        checkpoints = Checkpoints(self.path)
+        try:
+            step = checkpoints.latest() if step is None else step
+            if step not in checkpoints.steps():
+                have = ", ".join(map(str, checkpoints.steps())) or "none"
+                raise UserError(f"{self.path} has no checkpoint of step {step}; it has {have}")
+            return checkpoints.restore(self.abstract_state(), step)
+        finally:
+            checkpoints.close()
+
+
+def open_run(path: str | Path) -> Run:
+    """Opens a run folder."""
+    return Run(path)
+
+
+def abstract_state(experiment: Experiment) -> State:
+    """Shapes, types and placement of an experiment's state."""
+    make = lambda key: init_state(experiment.objective(), experiment.optimizer.make(), key)  # noqa: E731
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+
+
+def fresh_state(experiment: Experiment) -> State:
+    """The state at step 0, from `seed.init`, or from the weights of another run where `init_from` names one."""
+    make = lambda key: init_state(experiment.objective(), experiment.optimizer.make(), key)  # noqa: E731
+    state = jax.jit(make)(jax.random.key(experiment.seed.init))
+    return _start_from(experiment.init_from, state) if experiment.init_from else state
+
+
+def _start_from(source: str, state: State) -> State:
+    """Copies parameters and EMA from RUN[:STEP]; parameters that the run does not have stay fresh and are listed."""
+    path, _, step = source.partition(":")
+    if step and not step.isdigit():
+        raise UserError(f"init_from is {source!r}: write RUN or RUN:STEP")
+    other = Run(path).restore(int(step) if step else None)
+    fresh = []
+
+    def take(name, new, old):
+        if old is None:
+            fresh.append(name)
+            return new
+        if old.shape != new.shape:
+            raise UserError(f"init_from {source}: {name} has shape {old.shape} there and {new.shape} here")
+        # A copy: both trees are donated to the step later.
+        return jnp.array(old)
+
+    def merged(new_tree, old_tree, prefix):
+        old = dict(jax.tree_util.tree_leaves_with_path(old_tree))
+        return jax.tree_util.tree_map_with_path(
+            lambda at, new: take(prefix + jax.tree_util.keystr(at, simple=True, separator="."), new, old.get(at)),
+            new_tree,
+        )
+
+    params = merged(state.params, other.params, "")
+    frozen = merged(state.frozen, other.frozen, "")
+    if fresh:
+        print(f"init_from {source}: new parameters, not in that run: {', '.join(sorted(fresh))}")
+    return state._replace(params=params, frozen=frozen)
+
+
+def enter_run(folder: Path, experiment: Experiment, data_hash: str) -> Experiment:
+    """Makes a run folder, or takes up the one that is there; writes `experiment.json` and `provenance.json`.
+
+    Args:
+      folder: the run folder.
+      experiment: as the user asks for it, fields that follow from others not filled in.
+      data_hash: identity of the latents.
+
+    Returns:
+      The resolved experiment.
+
+    Raises:
+      UserError: if the folder holds a run of another experiment or other data; names what differs.
+    """
+    experiment = check_run(folder, experiment)
+    path = folder / "experiment.json"
+    changed: dict[str, Any] = {}
+    provenance: dict[str, Any] = {"started_from": experiment.init_from or None, "data": data_hash, "sessions": []}
+    if path.exists():
+        changed = changes(read_experiment(path), experiment)
+        provenance = json.loads((folder / "provenance.json").read_text())
+        if provenance["data"] != data_hash:
+            raise UserError(
+                f"{folder} was trained on other latents ({provenance['data']}, now {data_hash}): the data set was "
+                "rebuilt; use another --workdir, or the --data-dir of that time"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    provenance["sessions"].append(_surroundings() | {"changed": changed})
+    partial = folder / "provenance.partial"
+    partial.write_text(json.dumps(provenance, indent=1))
+    # The experiment comes last: a folder is a run once it is there.
+    partial.replace(folder / "provenance.json")
+    save_experiment(experiment, path)
+    return experiment
+
+
+def check_run(folder: Path, experiment: Experiment) -> Experiment:
+    """Resolves an experiment against the run that may already be in a folder; writes nothing.
+
+    Raises:
+      UserError: if the run there was made by another experiment, naming the fields that differ.
+    """
+    if not (folder / "experiment.json").exists():
+        if (folder / "checkpoints").exists():
+            raise UserError(f"{folder} has checkpoints but no experiment.json: restore it or use another --workdir")
+        return experiment.resolved()
+    old = read_experiment(folder / "experiment.json")
+    # What followed from the run's first length stays: more steps must not change what is computed.
+    experiment = experiment.resolved(like=old)
+    differing = [name for name in changes(old, experiment) if forbidden(name)]
+    if differing:
+        both = changes(old, experiment)
+        shown = "; ".join(f"{name} was {both[name][0]!r}, now {both[name][1]!r}" for name in differing[:5])
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise UserError(
+            f"{folder} holds a run of another experiment: {shown}{more}. Use another --workdir, or the old values"
+        )
+    return experiment
+
+
+def _surroundings() -> dict[str, Any]:
+    """Code, packages and devices of this process."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    source = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain")
+    return {
+        "selfflow": importlib.metadata.version("selfflow"),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "devices": [str(d.device_kind) for d in jax.devices()],
+        "command": sys.argv,
+    }

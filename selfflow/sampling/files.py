@@ -1,0 +1,93 @@
+"""Samples as files that people look at and listen to."""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def write_video(path: Path, frames: np.ndarray, fps: float, sound: np.ndarray | None, rate: int) -> None:
+    """Writes an mp4, enlarged so that single pixels can be seen, with its sound if there is any.
+
+    Args:
+      path: the file.
+      frames: uint8 [T, H, W, 3].
+      fps: frames a second.
+      sound: int16 [samples] that starts with the first frame, or None.
+      rate: samples a second.
+    """
+    import av
+    from fractions import Fraction
+
+    zoom = max(1, 256 // frames.shape[2])
+    frames = frames.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
+        video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        video.options = {"crf": "18"}
+        audio = None if sound is None else container.add_stream("aac", rate=rate, layout="mono")
+        for frame in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(video.encode())
+        if audio is not None:
+            block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
+            block.sample_rate = rate
+            container.mux(audio.encode(block))
+            container.mux(audio.encode())
+
+
+def write_sound(path: Path, sound: np.ndarray, rate: int) -> None:
+    """Writes int16 [samples] as a wav."""
+    import soundfile
+
+    soundfile.write(path, sound, rate)
+
+
+def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, title: str) -> None:
+    """Draws groups of samples on one page: pictures, films as strips of frames, sound as spectrograms.
+
+    Where film and sound belong together the spectrogram stands under its strip, on the same time axis.
+
+    Args:
+      path: the png.
+      parts: {group, such as "samples": {modality: uint8 pictures [B, (T,) H, W, 3] or int16 sound [B, samples]}}.
+      rate: samples a second of the sound.
+      title: of the page.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    first = next(iter(parts.values()))
+    rows = [(group, i, m) for group, media in parts.items() for i in range(len(next(iter(media.values())))) for m in media]
+    if set(first) == {"image"}:
+        rows = [(group, None, "image") for group in parts]
+    figure = Figure(figsize=(11, 0.62 + 0.92 * len(rows)), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+    for axis, (group, i, m) in zip(axes, rows):
+        values = parts[group][m] if i is None else parts[group][m][i]
+        if m == "audio":
+            _spectrogram(axis, values, rate)
+        else:
+            strip = values if m == "image" else values[:: max(1, len(values) // 12)]
+            framed = np.pad(strip, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+            axis.imshow(np.concatenate(list(framed), axis=1), interpolation="nearest", aspect="auto")
+            axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_ylabel(f"{group}\n{m}" if i is None else f"{group} {i}\n{m}", fontsize=7)
+    figure.savefig(path, dpi=110)
+
+
+def _spectrogram(axis, sound: np.ndarray, rate: int) -> None:
+    import librosa
+
+    size, hop = 256, 64
+    power = np.abs(librosa.stft(sound.astype(np.float32) / 32768, n_fft=size, hop_length=hop)) ** 2
+    decibel = 10 * np.log10(np.maximum(power, 1e-6))
+    seconds = len(sound) / rate
+    axis.imshow(
+        decibel, origin="lower", aspect="auto", vmin=-55, vmax=15, cmap="magma", extent=(0, seconds, 0, rate / 2000)
+    )
+    axis.set_xlim(0, seconds)
+    axis.tick_params(labelsize=6)

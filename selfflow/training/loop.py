@@ -1,0 +1,105 @@
+"""The training loop: a state, a step, and a stream of batches."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from selfflow.errors import UserError
+from selfflow.progress import Progress
+from selfflow.training.checkpoints import Checkpoints
+from selfflow.training.metrics import MetricsLog
+from selfflow.training.state import State
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """How often a run looks at itself; may change while it runs."""
+
+    log_every: int = 50
+    """Steps between diagnostics: ranks and cosines, which cost a forward pass."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints."""
+
+    def __post_init__(self):
+        for name in ("log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"cadence.{name} is {getattr(self, name)}: it must be at least 1")
+
+
+def train(
+    state: State,
+    step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
+    batches: Iterator[Any],
+    *,
+    start: int,
+    steps: int,
+    cadence: Cadence,
+    log: MetricsLog,
+    checkpoints: Checkpoints,
+    describe: Callable[[Any], dict[str, Any]],
+    summarise: Callable[[dict[str, Any]], dict[str, float]],
+    diagnose: Callable[[State, Any], dict[str, jax.Array]],
+) -> State:
+    """Runs from step `start` to `steps`.
+
+    Metrics are fetched one step late, so that the device always has work waiting. A checkpoint is
+    written only after the metrics up to its step are on disk and were finite.
+
+    Args:
+      state: the state after `start` steps.
+      step: compiled update; it may reuse the memory of the state it is given.
+      batches: yields the batch of step `start`, then the following ones.
+      start, steps: finished and wanted number of steps.
+      cadence: how often to diagnose and to save.
+      log, checkpoints: where to.
+      describe: host-side facts of a batch for its row, such as its set; `tokens` gives the rate.
+      summarise: fetched metrics -> the numbers of a row.
+      diagnose: compiled diagnostics of the state that a step starts from, on that step's batch.
+
+    Raises:
+      UserError: if the loss is no longer finite.
+    """
+    pending: tuple[int, dict[str, Any], dict[str, jax.Array]] | None = None
+    last = time.monotonic()
+
+    def fetch() -> str:
+        nonlocal pending, last
+        if pending is None:
+            return ""
+        number, facts, metrics = pending
+        pending = None
+        values = summarise(jax.device_get(metrics))
+        now = time.monotonic()
+        seconds, last = now - last, now
+        if not math.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {number}: lower optimizer.learning_rate or optimizer.clip; "
+                f"the last good checkpoint is step {checkpoints.latest() or 0}"
+            )
+        tokens = facts.pop("tokens")
+        row = {"step": number, **facts, **values, "seconds": seconds, "tokens_per_second": tokens / seconds}
+        log.write(row)
+        return f"{facts['set']} loss {values['loss']:.3f}"
+
+    try:
+        with Progress("train", steps, done=start, unit="step") as shown:
+            for number in range(start + 1, steps + 1):
+                batch = next(batches)
+                # Before the step, whose donated state is gone after it.
+                extra = diagnose(state, batch) if number % cadence.log_every == 0 or number == steps else {}
+                state, metrics = step(state, batch)
+                note = fetch()
+                pending = number, describe(batch), {**metrics, **extra}
+                if number % cadence.checkpoint_every == 0 or number == steps:
+                    note = fetch()
+                    log.flush()
+                    checkpoints.save(state, number)
+                shown.advance(note=note)
+        checkpoints.wait()
+    finally:
+        log.flush()
+    return state

@@ -1,0 +1,65 @@
+"""One update: draw, gradient, optimizer, EMA. It knows nothing of what the objective computes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from selfflow.training.state import State, update_ema
+
+
+def sample_keys(noise_seed: int, step: jax.Array | int, batch_size: int) -> jax.Array:
+    """A key for each sample of a step's batch, whatever the batch is split into."""
+    key = jax.random.fold_in(jax.random.key(noise_seed), step)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
+
+
+def batch_size(batch: Any) -> int:
+    """Number of samples in a batch, from the leading axis of its first array."""
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def make_step(
+    objective, optimizer: optax.GradientTransformation, ema_decay: float, noise_seed: int, accumulate: int = 1
+) -> Callable[[State, Any], tuple[State, dict[str, jax.Array]]]:
+    """The update as a function to be compiled.
+
+    Args:
+      objective: has `draw(keys_B, batch)`, made for the whole batch, and `loss(params, frozen, batch,
+        keys_B, draw) -> (loss, metrics)`, whose values for the parts of a batch add up to those of the
+        whole; `teacher_of(params)` is what the EMA follows.
+      optimizer: the update rule.
+      ema_decay: decay of the EMA.
+      noise_seed: seed of all that is drawn.
+      accumulate: number of parts that a batch is split into.
+
+    Returns:
+      step(state, batch) -> (state, metrics), metrics with `loss` and `gradient_norm`.
+    """
+
+    def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        keys_B = sample_keys(noise_seed, state.step, batch_size(batch))
+        draw = objective.draw(keys_B, batch)
+        differentiate = jax.value_and_grad(objective.loss, has_aux=True)
+
+        def of_part(part):
+            (loss, metrics), gradient = differentiate(state.params, state.frozen, *part)
+            return gradient, metrics | {"loss": loss}
+
+        whole = (batch, keys_B, draw)
+        if accumulate == 1:
+            gradient, metrics = of_part(whole)
+        else:
+            parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), whole)
+            zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts)))
+            add = lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None)  # noqa: E731
+            (gradient, metrics), _ = jax.lax.scan(add, zero, parts)
+        metrics["gradient_norm"] = optax.global_norm(gradient)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        frozen = state.frozen | {"ema": update_ema(state.frozen["ema"], objective.teacher_of(params), ema_decay)}
+        return State(state.step + 1, params, frozen, optimizer_state), metrics
+
+    return step

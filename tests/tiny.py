@@ -1,0 +1,29 @@
+"""The quickstart, made as small as it goes: what tests train."""
+
+import dataclasses
+
+from selfflow.experiment import Experiment, Proof, load_experiment
+from selfflow.input.mixture import Set
+from selfflow.models.joint import JointConfig
+from selfflow.objectives.alignment import SelfFlow
+from selfflow.training.loop import Cadence
+from pathlib import Path
+
+
+def experiment() -> Experiment:
+    quickstart = load_experiment(Path(__file__).parents[1] / "experiments" / "quickstart.py")
+    return dataclasses.replace(
+        quickstart,
+        data=dataclasses.replace(
+            quickstart.data, train_clips=24, validation_clips=12, test_clips=12, shifted_clips=2, workers=1
+        ),
+        mixture={
+            "joint": Set(modalities=("video", "audio"), weight=0.5, batch_size=2),
+            "image": Set(modalities=("image",), weight=0.5, batch_size=4),
+        },
+        model=JointConfig(width=32, heads=2, double_blocks=1, single_blocks=2, mlp_ratio=2.0, rotary=(4, 4, 4, 4)),
+        alignment=SelfFlow(student_layer=1, teacher_layer=2),
+        steps=12,
+        cadence=Cadence(log_every=4, checkpoint_every=3),
+        proof=Proof(samples=2, solver_steps=2, probe_clips=24),
+    )
