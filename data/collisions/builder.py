@@ -1,0 +1,215 @@
+"""The TFDS builder: clips from worker processes into ArrayRecord files, without TensorFlow."""
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging as absl_logging
+
+from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions
+from selfflow.data.collisions.generate import records, start_worker
+from selfflow.errors import UserError
+from selfflow.progress import Progress
+
+_CHUNK = 32
+_MOST_WORKERS = 32
+
+
+@dataclass(eq=False)
+class CollisionsConfig(tfds.core.BuilderConfig):
+    """A TFDS config that carries the settings."""
+
+    settings: Collisions = Collisions()
+
+
+class CollisionsBuilder(tfds.core.GeneratorBasedBuilder):
+    """Writes the clips of `builder_config.settings`; use `Collisions.build`."""
+
+    name = "collisions"
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First version."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        settings = self.builder_config.settings
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Rigid bodies seen from above that sound when they touch; sight and sound share causes.",
+            features=features_of(settings),
+            license="Apache-2.0",
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(
+                settings=json.loads(json.dumps(asdict(settings))),
+                materials=list(MATERIAL_NAMES),
+                shapes=list(SHAPE_NAMES),
+                pymunk=importlib.metadata.version("pymunk"),
+                numpy=importlib.metadata.version("numpy"),
+            ),
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        # One stream for all splits, so that the workers start once; TFDS reads the splits in this order.
+        self._stream = stream(self.builder_config.settings)
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        for index in range(self.builder_config.settings.clips(split)):
+            name, record = next(self._stream)
+            if name != split:
+                raise RuntimeError(f"TFDS asked for split {split} while {name} was due")
+            yield index, record
+
+    def prepare(self) -> None:
+        """Generates and writes the set; stops the workers whatever happens."""
+        self._stream = None
+        try:
+            self.download_and_prepare(file_format="array_record")
+        finally:
+            if self._stream is not None:
+                self._stream.close()
+
+    # TFDS prints these to stdout, which belongs to the command that builds.
+    def _log_download_bytes(self) -> None:
+        pass
+
+    def _log_download_done(self) -> None:
+        pass
+
+
+def features_of(settings: Collisions) -> tfds.features.FeaturesDict:
+    """Names, shapes and types of a record; what they mean stands in the card of the data set."""
+    frames, size, slots = settings.frames, settings.size, settings.slots
+
+    def tensor(dtype: type, *shape: int | None) -> tfds.features.Tensor:
+        # Raw bytes: ArrayRecord compresses each record anyway, and lists of numbers would decode slowly.
+        return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
+
+    scalar = tfds.features.Scalar
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "video": tensor(np.uint8, frames, size, size, 3),
+            "audio": tensor(np.int16, settings.samples),
+            "image": tensor(np.uint8, size, size, 3),
+            "present": {"video": scalar(np.bool_), "audio": scalar(np.bool_), "image": scalar(np.bool_)},
+            "quality": scalar(np.float32),
+            "material": scalar(np.int32),
+            "materials": tensor(np.int32, slots),
+            "shapes": tensor(np.int32, slots),
+            "radii": tensor(np.float32, slots),
+            "count": scalar(np.int32),
+            "positions": tensor(np.float32, frames, slots, 2),
+            "velocities": tensor(np.float32, frames, slots, 2),
+            "contacts": {
+                "time": tensor(np.float32, None),
+                "bodies": tensor(np.int32, None, 2),
+                "impulse": tensor(np.float32, None),
+            },
+            "action": tensor(np.float32, frames, 4),
+        }
+    )
+
+
+def stream(settings: Collisions) -> Iterator[tuple[str, dict]]:
+    """(split, record) of every clip in order, made by worker processes; shows the progress.
+
+    Raises:
+      UserError: a worker died, or no scene can be drawn from these settings.
+    """
+    chunks = [
+        (split, start, min(start + _CHUNK, settings.clips(split)))
+        for split in SPLITS
+        for start in range(0, settings.clips(split), _CHUNK)
+    ]
+    workers = min(settings.workers or _cores(), len(chunks), _MOST_WORKERS)
+    total = sum(settings.clips(split) for split in SPLITS)
+    with Progress("building collisions", total, unit="clips") as shown:
+        for split, made in _serial(settings, chunks) if workers == 1 else _parallel(settings, chunks, workers):
+            for record in made:
+                shown.advance()
+                yield split, record
+
+
+def _serial(settings: Collisions, chunks: list) -> Iterator[tuple[str, list[dict]]]:
+    for split, start, stop in chunks:
+        yield split, records(settings, split, start, stop)
+
+
+def _parallel(settings: Collisions, chunks: list, workers: int) -> Iterator[tuple[str, list[dict]]]:
+    # spawn: JAX may be running threads in this process, and those do not survive a fork.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
+    try:
+        waiting: deque[tuple[str, Future]] = deque()
+        for split, start, stop in chunks:
+            waiting.append((split, pool.submit(records, settings, split, start, stop)))
+            # Enough ahead to keep every worker busy while a chunk is written, and no more, for memory.
+            if len(waiting) > 2 * workers + 2:
+                split, made = waiting.popleft()
+                yield split, made.result()
+        while waiting:
+            split, made = waiting.popleft()
+            yield split, made.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "collisions: a worker process died while the set was built (out of memory, or a script that builds "
+            "outside `if __name__ == '__main__':`); nothing was kept, build again with workers=1 or more memory"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build(settings: Collisions, data_dir: Path) -> CollisionsBuilder:
+    """See `Collisions.build`."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data_dir: {data_dir} cannot be made ({error.strerror}); choose another folder") from error
+    with _quiet():
+        builder = _open(settings, data_dir)
+        if not builder.is_prepared():
+            try:
+                builder.prepare()
+            except OSError as error:
+                # Another process may have finished the same set meanwhile; TFDS then cannot rename its own over it.
+                if not _open(settings, data_dir).is_prepared():
+                    reason = error.strerror or error
+                    raise UserError(
+                        f"data_dir: the data set cannot be written to {data_dir} ({reason}); "
+                        "make room or choose another folder"
+                    ) from error
+            builder = _open(settings, data_dir)
+    return builder
+
+
+def _open(settings: Collisions, data_dir: Path) -> CollisionsBuilder:
+    config = CollisionsConfig(name=settings.config_name, version="1.0.0", settings=settings)
+    return CollisionsBuilder(data_dir=data_dir, config=config, file_format="array_record")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences TFDS's bars and all log lines below errors, and afterwards sets both back."""
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    bars, level = getattr(tqdm_utils, "_active", True), absl_logging.get_verbosity()
+    tfds.disable_progress_bar()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(level)
+        tqdm_utils.display_progress_bar(bars)

@@ -1,0 +1,146 @@
+"""A scene is data: bodies, a push and the world they are in. Drawing one from a seed."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions
+from selfflow.errors import UserError
+
+_PLACEMENT_TRIES = 20_000
+
+
+@dataclass(frozen=True)
+class Body:
+    """One rigid body. Its radius is that of the circumscribed circle; its mass is the area of its shape."""
+
+    shape: str
+    material: str
+    radius: float
+    position: tuple[float, float]
+    """Centre of mass, units; x points right and y down, as in the frame."""
+    velocity: tuple[float, float]
+    """Units per second."""
+    angle: float = 0.0
+    """Radians, from x towards y."""
+    colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Red, green, blue, 0 to 1."""
+
+    def corners(self) -> np.ndarray:
+        """Corners at angle 0 about the centre, [corners, 2]; none for a circle."""
+        count = {"circle": 0, "triangle": 3, "square": 4}.get(self.shape)
+        if count is None:
+            raise UserError(f"body.shape: {self.shape!r} is no shape; choose from {', '.join(SHAPE_NAMES)}")
+        turns = (np.arange(count) + 0.5) * (2 * math.pi / max(count, 1))
+        return self.radius * np.stack([np.cos(turns), np.sin(turns)], axis=-1)
+
+    @property
+    def mass(self) -> float:
+        """Area of the shape: pi r^2, 2 r^2 for a square, (3 sqrt(3) / 4) r^2 for a triangle."""
+        count = len(self.corners())
+        return self.radius**2 * (count / 2 * math.sin(2 * math.pi / count) if count else math.pi)
+
+
+@dataclass(frozen=True)
+class Push:
+    """A constant force on one body, from `start` for `Collisions.push_seconds`."""
+
+    body: int
+    start: float
+    """Seconds; rounded to the next step of the physics."""
+    force: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that `simulate` and `render` need; `dataclasses.replace` one field for a counterfactual pair."""
+
+    bodies: tuple[Body, ...]
+    push: Push | None = None
+    still: int = 0
+    """Frame that is also the still image."""
+    world: Collisions = Collisions()
+
+    def with_material(self, material: str) -> "Scene":
+        """The same scene with every body made of `material`."""
+        return replace(self, bodies=tuple(replace(body, material=material) for body in self.bodies))
+
+
+def clip_seed(settings: Collisions, split: str, index: int) -> tuple[int, int, int]:
+    """Entropy of one clip: (seed, number of the split, index in the split)."""
+    return settings.seed, SPLITS.index(split), index
+
+
+def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -> Scene:
+    """Draws the scene of a clip; an equal (settings, split, index, attempt) gives an equal scene.
+
+    The material comes from a stream of its own that knows nothing of `attempt`: whatever the rule by
+    which scenes are drawn again, materials keep their shares and stay independent of all that is drawn.
+
+    Raises:
+      UserError: the bodies do not fit into the box.
+    """
+    seed = clip_seed(settings, split, index)
+    labels = np.random.default_rng([*seed, 0])
+    rng = np.random.default_rng([*seed, 1, attempt])
+    shifted = split == "shifted"
+    fewest, most = settings.shifted_bodies if shifted else settings.bodies
+    count = int(rng.integers(fewest, most, endpoint=True))
+    radii = rng.uniform(*(settings.shifted_radius if shifted else settings.radius), size=count)
+    positions = _place(rng, radii, settings.box)
+    names = labels.choice(settings.drawn, size=count if settings.materials == "body" else 1)
+    bodies = []
+    for i in range(count):
+        speed = _log_uniform(rng, settings.speed)
+        bodies.append(
+            Body(
+                shape=str(rng.choice(settings.shapes)),
+                material=str(names[i % len(names)]),
+                radius=float(radii[i]),
+                position=(float(positions[i, 0]), float(positions[i, 1])),
+                velocity=_direction(rng, speed),
+                angle=float(rng.uniform(0, 2 * math.pi)),
+                colour=_colour(rng),
+            )
+        )
+    push = None
+    if rng.uniform() < settings.push_probability:
+        step = 1 / settings.physics_rate
+        latest = settings.seconds - settings.push_seconds
+        push = Push(
+            body=int(rng.integers(count)),
+            start=int(rng.uniform(0, latest) / step) * step,
+            force=_direction(rng, _log_uniform(rng, settings.push_force)),
+        )
+    return Scene(tuple(bodies), push, int(rng.integers(settings.frames)), settings)
+
+
+def _place(rng: np.random.Generator, radii: np.ndarray, box: float) -> np.ndarray:
+    """Centres, [bodies, 2], with circumscribed circles apart and inside the box; uniform over all such."""
+    apart = radii[:, None] + radii[None, :]
+    np.fill_diagonal(apart, 0.0)
+    for _ in range(_PLACEMENT_TRIES):
+        positions = rng.uniform(radii[:, None], box - radii[:, None], size=(len(radii), 2))
+        if (np.linalg.norm(positions[:, None] - positions[None, :], axis=-1) >= apart).all():
+            return positions
+    raise UserError(
+        f"collisions: {len(radii)} bodies of radius {radii.min():.3g} to {radii.max():.3g} do not fit into a box of "
+        f"{box:.3g}; lower bodies or radius (shifted_bodies, shifted_radius), or raise box"
+    )
+
+
+def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
+    return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1]))))
+
+
+def _direction(rng: np.random.Generator, length: float) -> tuple[float, float]:
+    angle = rng.uniform(0, 2 * math.pi)
+    return length * math.cos(angle), length * math.sin(angle)
+
+
+def _colour(rng: np.random.Generator) -> tuple[float, float, float]:
+    """A saturated, bright colour: any hue, saturation 0.55 to 1, value 0.75 to 1."""
+    hue, saturation, value = rng.uniform(0, 6), rng.uniform(0.55, 1), rng.uniform(0.75, 1)
+    pure = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+    return tuple(float(c) for c in value * (1 - saturation * (1 - pure)))
