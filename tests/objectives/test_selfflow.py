@@ -1,0 +1,166 @@
+"""The heart: what depends on what, proved with gradients and with NaNs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfflow.modality import to_tokens
+from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
+from selfflow.objectives.alignment import NoAlignment, SelfFlow, alignment_error, cosine
+from selfflow.objectives.diagnostics import diagnose
+from selfflow.objectives.selfflow import token_weight
+from tests.conftest import perturbed
+
+
+def loss_of(objective, params, ema, batch, keys_B, draw=None):
+    draw = draw or objective.draw(keys_B, batch)
+    return objective.loss(params, {"ema": ema}, batch, keys_B, draw)
+
+
+def size(tree) -> float:
+    return float(sum(jnp.abs(x).sum() for x in jax.tree.leaves(tree)))
+
+
+def test_gradients_reach_student_and_projector_and_not_the_teacher(objective, params, batch, keys_B):
+    gradient = jax.jit(jax.grad(lambda p, ema: loss_of(objective, p, ema, batch, keys_B)[0], argnums=(0, 1)))
+    student, teacher = gradient(params, perturbed(params["model"], 1))
+    assert size(teacher) == 0.0
+    # Every trained array but the projections of a modality that is not in the batch.
+    for path, g in jax.tree_util.tree_leaves_with_path(student):
+        name = jax.tree_util.keystr(path)
+        assert (size(g) == 0) == ("image" in name), name
+
+
+def test_alignment_reaches_the_first_layers_alone(objective, params, batch, keys_B):
+    ema = perturbed(params["model"], 1)
+
+    def alignment(p):
+        return loss_of(objective, p, ema, batch, keys_B)[1]["alignment_cosine/video"]
+
+    gradient = jax.jit(jax.grad(alignment))(params)
+    layers = jax.tree.map(lambda g: jnp.abs(g).sum(axis=tuple(range(1, g.ndim))), gradient["model"]["double"])
+    per_layer = np.sum([np.asarray(x) for x in jax.tree.leaves(layers)], axis=0)
+    assert per_layer[0] > 0 and per_layer[1] == 0  # student layer 1 of two double-stream blocks
+    assert size(gradient["model"]["single"]) == size(gradient["model"]["readout"]) == 0
+    assert size(gradient["projector"]) > 0
+
+
+def test_teacher_layers_above_k_and_its_head_are_never_touched(objective, params, batch, keys_B):
+    ema = params["model"]
+    k = objective.alignment.teacher_layer
+    first = objective.model.double_blocks
+    single = jax.tree.map(lambda x: x.at[k - first :].set(jnp.nan), ema["single"])
+    nan = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree)  # noqa: E731
+    broken = ema | {"single": single, "readout": nan(ema["readout"]), "final_modulation": nan(ema["final_modulation"])}
+    whole, _ = loss_of(objective, params, ema, batch, keys_B)
+    cut, metrics = loss_of(objective, params, broken, batch, keys_B)
+    assert whole == cut and np.isfinite(metrics["alignment_cosine/video"])
+    # The check itself can fail: one layer lower is needed.
+    needed = ema | {"single": jax.tree.map(lambda x: x.at[k - first - 1 :].set(jnp.nan), ema["single"])}
+    assert np.isnan(loss_of(objective, params, needed, batch, keys_B)[0])
+
+
+def test_student_and_teacher_share_noise_label_and_positions(objective, params, batch, keys_B):
+    """At one level for all, with equal weights and equal layers, the two views are the same numbers."""
+    same = dataclasses.replace(objective, schedule=UniformTimestep())
+    draw = same.draw(keys_B, batch)
+    assert set(np.asarray(draw.label)) - {3} and 3 in np.asarray(draw.label)  # some labels dropped, some not
+    student, teacher, _ = same.views(params, params["model"], batch, keys_B, draw)
+    again = same.apply(
+        params["model"], *_seen(same, batch, keys_B, draw), taps=(same.alignment.teacher_layer,)
+    )
+    for m in batch["latents"]:
+        np.testing.assert_allclose(teacher.taps[3][m], again.taps[3][m], rtol=1e-5, atol=1e-5)
+
+
+def _seen(objective, batch, keys_B, draw):
+    from selfflow.noise import corrupt, draw_eps
+
+    x = to_tokens(objective.modalities, batch["latents"])
+    c = draw.corruption
+    return corrupt(x, draw_eps(keys_B, x), c), c.levels, draw.label, c.assignment
+
+
+def test_target_is_noise_minus_data(objective, params, batch, keys_B):
+    draw = objective.draw(keys_B, batch)
+    _, _, target = objective.views(params, params["model"], batch, keys_B, draw)
+    from selfflow.noise import draw_eps
+
+    x = to_tokens(objective.modalities, batch["latents"])
+    eps = draw_eps(keys_B, x)
+    np.testing.assert_array_equal(target["audio"], eps["audio"] - x["audio"])
+
+
+def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
+    free = objective.draw(keys_B, batch)
+    given = {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
+    corruption = free.corruption.hold(given)
+    draw = free._replace(corruption=corruption, weight=token_weight(corruption))
+
+    def per_token(shift):
+        # What is predicted for the given tokens does not matter: only what others see of them does.
+        student, teacher, target = objective.views(params, params["model"], batch, keys_B, draw)
+        error = jnp.square(student.velocity["video"] + shift - target["video"]).mean(-1)
+        return jnp.sum(error * draw.weight["video"])
+
+    gradient = jax.grad(per_token)(jnp.zeros((4, 20, 1)))
+    assert (gradient[:, :7] == 0).all() and (gradient[:, 7:] != 0).all()
+    np.testing.assert_allclose(draw.weight["video"].sum(), 1.0, rtol=1e-6)
+    _, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
+    assert metrics["flow_count/video"].sum() == 4 * 13
+    all_given = free.corruption.hold({"video": jnp.ones((4, 20), bool)})
+    draw = free._replace(corruption=all_given, weight=token_weight(all_given))
+    loss, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
+    assert np.isfinite(loss) and metrics["flow_loss/video"] == 0
+
+
+def test_each_modality_is_a_mean_of_its_own(objective, params, batch, keys_B):
+    """25 audio tokens weigh as much as 400 video tokens; weights multiply a modality's two losses."""
+    heavy = dataclasses.replace(objective, modality_weight={"audio": 3.0})
+    plain, m = loss_of(objective, params, params["model"], batch, keys_B)
+    loss, _ = loss_of(heavy, params, params["model"], batch, keys_B)
+    gamma = objective.alignment.weight
+    part = {k: m[f"flow_loss/{k}"] + gamma * (1 - m[f"alignment_cosine/{k}"]) for k in ("video", "audio")}
+    np.testing.assert_allclose(plain, part["video"] + part["audio"], rtol=1e-5)
+    np.testing.assert_allclose(loss, part["video"] + 3 * part["audio"], rtol=1e-5)
+
+
+def test_buckets_of_tau_add_up_to_the_loss(objective, params, batch, keys_B):
+    _, m = loss_of(objective, params, params["model"], batch, keys_B)
+    for k in ("video", "audio"):
+        np.testing.assert_allclose(m[f"flow_sum/{k}"].sum() / m[f"flow_count/{k}"].sum(), m[f"flow_loss/{k}"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), Forcing()])
+@pytest.mark.parametrize("alignment", [NoAlignment(), SelfFlow(student_layer=1, teacher_layer=3)])
+def test_every_schedule_goes_with_every_alignment(objective, batch, keys_B, schedule, alignment):
+    objective = dataclasses.replace(objective, schedule=schedule, alignment=alignment)
+    params = objective.init(jax.random.key(0))
+    assert ("projector" in params) == (alignment.kind != "none")
+    loss, metrics = loss_of(objective, params, params["model"], batch, keys_B)
+    # At zero initialisation the velocity is 0, whose flow loss is E (eps - x0)^2, about 2 a modality.
+    assert metrics["flow_loss/video"] == pytest.approx(2.0, abs=0.5) and np.isfinite(loss)
+
+
+def test_cosine_is_safe_and_right():
+    a, b = np.random.default_rng(0).standard_normal((2, 50, 8))
+    expected = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    np.testing.assert_allclose(cosine(jnp.asarray(a), jnp.asarray(b)), expected, rtol=1e-4, atol=1e-6)
+    zero = jax.grad(lambda x: cosine(x, jnp.ones(8)).sum())(jnp.zeros(8))
+    assert np.isfinite(zero).all()
+    # Half precision squares of 300 overflow; the cosine must not.
+    half = jnp.full((1, 8), 300.0, jnp.float16)
+    assert alignment_error({"video": half}, {"video": half})["video"] == pytest.approx(0, abs=1e-6)
+
+
+def test_diagnostics_agree_with_the_loss(objective, params, batch, keys_B):
+    ema = perturbed(params["model"], 1)
+    _, metrics = loss_of(objective, params, ema, batch, keys_B)
+    found = diagnose(objective, params, {"ema": ema}, batch, keys_B)
+    for m in ("video", "audio"):
+        np.testing.assert_allclose(found[f"cosine/projected/{m}"], metrics[f"alignment_cosine/{m}"], atol=1e-5)
+        assert 1 <= found[f"rank/student/{m}"] <= 16 + 1e-3
+    assert diagnose(dataclasses.replace(objective, alignment=NoAlignment()), params, {"ema": ema}, batch, keys_B) == {}
