@@ -17,17 +17,16 @@ def experiment() -> Experiment:
     return Experiment(
         data=Collisions(),
         autoencoders={
-            "image": PatchPCA(patch=4, channels=16),
-            "video": PatchPCA(patch=4, channels=16),
+            "image": PatchPCA(patch=8, channels=32),
+            "video": PatchPCA(patch=8, channels=32),
             "audio": MdctPCA(hop=320, channels=128),
         },
-        patch={"image": (2, 2), "video": (1, 2, 2), "audio": (2,)},
+        patch={"image": (1, 1), "video": (1, 2, 2), "audio": (1,)},
         mixture={
-            "joint": Set(modalities=("video", "audio"), weight=0.5, batch_size=8),
+            "joint": Set(modalities=("video", "audio"), weight=0.75, batch_size=16),
             "image": Set(modalities=("image",), weight=0.25, batch_size=64),
-            "audio": Set(modalities=("audio",), weight=0.25, batch_size=64),
         },
-        model=JointConfig(width=128, heads=4, double_blocks=2, single_blocks=4, rotary=(8, 8, 8, 8)),
+        model=JointConfig(width=192, heads=6, double_blocks=2, single_blocks=4, rotary=(8, 8, 8, 8)),
         schedule=DualTimestep(mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5}),
         alignment=SelfFlow(weight=0.8, student_layer=2, teacher_layer=4),
         optimizer=AdamW(learning_rate=1e-3, warmup_steps=20, decay="cosine"),

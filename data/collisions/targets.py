@@ -15,8 +15,8 @@ def clip_targets(record: Mapping) -> dict[str, int | float]:
     return targets | {"contacts": float(len(record["contacts"]["time"]))}
 
 
-def nearest_body(record: Mapping, grid: tuple[int, int, int], box: float = 64.0) -> np.ndarray:
-    """Where the nearest body is, seen from the centre of each video token.
+def body_in_token(record: Mapping, grid: tuple[int, int, int], box: float = 64.0) -> tuple[np.ndarray, np.ndarray]:
+    """Where in a video token the centre of a body lies.
 
     Args:
       record: a clip.
@@ -24,8 +24,9 @@ def nearest_body(record: Mapping, grid: tuple[int, int, int], box: float = 64.0)
       box: side of the world in units.
 
     Returns:
-      Offset (right, down) in units, float32 [T * H * W, 2], tokens in row-major order; a token that spans
-      several frames looks at its first.
+      Which tokens hold a body's centre, int [M], tokens counted in row-major order, and the offset (right, down) of
+      that body from the token's centre in units, float32 [M, 2]; of several bodies the one nearest to the centre.
+      A token that spans several frames looks at its first.
     """
     frames, height, width = grid
     positions = np.asarray(record["positions"], np.float32)
@@ -35,4 +36,6 @@ def nearest_body(record: Mapping, grid: tuple[int, int, int], box: float = 64.0)
     centres = np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1).reshape(-1, 2)
     offsets = positions[:, None, :, :] - centres[None, :, None, :]
     nearest = np.argmin(np.square(offsets).sum(-1), axis=-1)
-    return np.take_along_axis(offsets, nearest[:, :, None, None], axis=2)[:, :, 0].reshape(-1, 2)
+    offset = np.take_along_axis(offsets, nearest[:, :, None, None], axis=2)[:, :, 0].reshape(-1, 2)
+    holds = np.flatnonzero(np.all(np.abs(offset) <= np.array([box / width, box / height]) / 2, axis=-1))
+    return holds, offset[holds]

@@ -71,6 +71,9 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     from selfflow.training.metrics import MetricsLog
 
     began = time.monotonic()
+    if not jax.config.jax_compilation_cache_dir:
+        # A run that goes on, or the next one of a sweep, need not compile again.
+        jax.config.update("jax_compilation_cache_dir", str(data_dir / "compiled"))
     resolved = check_run(workdir, experiment)  # before anything long
     builder = resolved.data.build(data_dir)
     latents = prepare_latents(builder, resolved.autoencoders, data_dir, resolved.data.sample_rate)

@@ -1,0 +1,87 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment, changes, forbidden, load_experiment, read_experiment, save_experiment
+from selfflow.modality import Modality
+from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
+from selfflow.objectives.alignment import NoAlignment
+from selfflow.training.optimizer import AdamW
+from selfflow.tree import from_json, to_json
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("[!_]*.py"))
+
+
+@pytest.fixture
+def experiment() -> Experiment:
+    return load_experiment(EXPERIMENTS[-1])
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_shipped_experiments_read_back_equal(path, tmp_path):
+    experiment = load_experiment(path).resolved()
+    save_experiment(experiment, tmp_path / "experiment.json")
+    assert read_experiment(tmp_path / "experiment.json") == experiment
+    assert "selfflow train" in path.read_text().split('"""')[1]  # the docstring gives the command
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        UniformTimestep(tau={"video": LogitNormalTau(mean=0.5)}),
+        DualTimestep(tau={"video": UniformTau(shift=2.0)}, draw="per_modality"),
+        FullMasking(),
+        Forcing(),
+    ],
+)
+def test_every_member_of_a_union_reads_back(experiment, schedule):
+    changed = dataclasses.replace(experiment, schedule=schedule, alignment=NoAlignment(), ema_decay=0.5)
+    assert from_json(json.loads(json.dumps(to_json(changed))), Experiment, "here") == changed
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps": "many"}, "here: steps is 'many', expected int"),
+        ({"steps": True}, "steps is True"),
+        ({"step": 3}, "unknown field step; did you mean steps?"),
+        ({"patch": {"image": [1, "a"]}}, r"patch.image\[1\] is 'a', expected int"),
+        ({"seed": {"inti": 0}}, "unknown field seed.inti; did you mean init?"),
+        ({"alignment": {"kind": "self_flo"}}, "alignment is"),
+        ({"ema_decay": "x"}, "ema_decay is 'x', expected float"),
+        ({"model": {"kind": "joint", "text_tau": "max"}}, "model.text_tau is 'max', expected one of 'mean', 'clean'"),
+        ({"optimizer": {"warmup_steps": 1.5}}, "optimizer.warmup_steps is 1.5, expected int"),
+    ],
+)
+def test_wrong_json_is_named_by_file_and_field(experiment, change, message):
+    with pytest.raises(UserError, match=message):
+        from_json(to_json(experiment) | change, Experiment, "here")
+
+
+def test_an_integer_stands_for_a_float():
+    assert from_json({"learning_rate": 1}, AdamW, "here").learning_rate == 1.0
+
+
+def test_changes_are_named_and_judged(experiment):
+    other = dataclasses.replace(
+        experiment, steps=7, optimizer=AdamW(), cadence=dataclasses.replace(experiment.cadence, log_every=1)
+    )
+    found = changes(experiment, other)
+    assert found["steps"] == (experiment.steps, 7) and "optimizer.learning_rate" in found
+    assert [n for n in found if not forbidden(n)] == ["cadence.log_every", "steps"]
+
+
+def test_modalities_share_the_clock_of_their_media(experiment):
+    found = experiment.modalities()
+    assert found["video"].latent[0] * found["video"].period == found["audio"].latent[0] * found["audio"].period == 200
+    assert isinstance(found["image"], Modality) and found["image"].period == 0
+
+
+def test_derived_fields_follow_the_length_and_stay_when_a_run_is_taken_up(experiment):
+    short = dataclasses.replace(experiment, steps=100).resolved()
+    assert short.ema_decay == pytest.approx(0.9) and short.optimizer.decay_steps == 100
+    longer = dataclasses.replace(experiment, steps=200).resolved(like=short)
+    assert longer.ema_decay == short.ema_decay and longer.optimizer.decay_steps == 100 and longer.steps == 200

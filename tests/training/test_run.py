@@ -1,0 +1,166 @@
+"""A run from end to end: what it leaves behind, and that a kill costs nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from selfflow.cli.train import train
+from selfflow.errors import UserError
+from selfflow.run import open_run
+from selfflow.training.metrics import TIMINGS, read_metrics
+from tests.conftest import TINY
+
+
+def numbers(folder) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(folder)]
+
+
+def test_a_run_leaves_what_it_should(tiny_run, tiny_experiment):
+    run = open_run(tiny_run)
+    assert run.experiment == tiny_experiment.resolved()
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    joint = next(row for row in rows if row["set"] == "joint" and row["step"] % 4 == 0)
+    for name in ("flow_loss/video", "alignment_cosine/audio", "gradient_norm", "tokens_per_second", "cosine/direct/audio",
+                 "cosine/centred/video", "cosine/other_sample/video", "norm/teacher/video", "rank/student/audio"):
+        assert np.isfinite(joint[name]), name
+    assert any(name.startswith("flow_loss/video/tau_") for name in joint)
+    assert not any(name.startswith("rank/") for row in rows if row["step"] % 4 for name in row)
+    provenance = json.loads((tiny_run / "provenance.json").read_text())
+    assert provenance["data"] and provenance["sessions"][0]["packages"]["jax"] == jax.__version__
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert summary["steps"] == 12 and summary["split"] == "test"
+    assert set(summary["flow_loss"]) == {"joint/video", "joint/audio", "image/image"}
+    kinds = {file.rsplit(".", 1)[1] for file in summary["files"]}
+    assert kinds == {"png", "mp4", "wav"} and all(os.path.getsize(f) > 0 for f in summary["files"])
+    rows = summary["probes"]
+    assert "material/both" in rows["trained, block 3"] and "untrained network, best block on validation" in rows
+    assert list((tiny_run / "tensorboard").iterdir())
+
+
+def test_a_checkpoint_restores_the_state_itself(tiny_run):
+    state = open_run(tiny_run).restore()
+    assert int(state.step) == 12
+    teacher, student = jax.tree.leaves(state.frozen["ema"]), jax.tree.leaves(state.params["model"])
+    assert any((a != b).any() for a, b in zip(teacher, student))
+    with pytest.raises(UserError, match="no checkpoint of step 5"):
+        open_run(tiny_run).restore(5)
+
+
+COMMAND = [sys.executable, "-m", "selfflow", "train", str(TINY)]
+
+
+def start(folder, data_dir, *flags):
+    return subprocess.Popen(
+        [*COMMAND, "--workdir", str(folder), "--data-dir", str(data_dir), *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+
+
+def test_kill_and_resume_equals_an_uninterrupted_run(tiny_run, data_dir, tmp_path):
+    """kill -9 between two checkpoints, another kill right after the restart, then the same command to the end."""
+    folder = tmp_path / "run"
+    for _ in range(2):
+        before = len(read_metrics(folder))
+        process = start(folder, data_dir, "--cadence.checkpoint-every", "5")
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if (folder / "checkpoints" / "5").exists() and len(read_metrics(folder)) != before:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 999, "lo')  # a row cut off by the crash
+    from selfflow.experiment import load_experiment
+
+    train(load_experiment(TINY), folder, data_dir)
+    assert numbers(folder) == numbers(tiny_run)
+    a, b = (open_run(f).restore() for f in (folder, tiny_run))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    changed = [s["changed"] for s in json.loads((folder / "provenance.json").read_text())["sessions"]]
+    assert changed[-1] == {"cadence.checkpoint_every": [5, 3]}
+    assert len(_events(folder)) == len(_events(tiny_run))
+
+
+def _events(folder) -> list[tuple[str, int]]:
+    """(tag, step) of every scalar in the TensorBoard events."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format: length, crc, data, crc)
+
+    found = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            found += [(value.tag, event.step) for value in event.summary.value]
+            at += 16 + size
+    assert len(set(found)) == len(found)
+    return found
+
+
+def test_more_steps_go_on_and_change_nothing_before(tiny_run, tiny_experiment, data_dir, tmp_path):
+    import dataclasses
+
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    train(dataclasses.replace(tiny_experiment, steps=13), folder, data_dir)
+    assert numbers(folder)[:12] == numbers(tiny_run) and len(numbers(folder)) == 13
+    # What followed from the first length of the run still holds.
+    assert open_run(folder).experiment.ema_decay == open_run(tiny_run).experiment.ema_decay
+
+
+def test_another_experiment_is_refused_by_name(tiny_run, tiny_experiment, data_dir):
+    import dataclasses
+
+    before = (tiny_run / "experiment.json").read_bytes()
+    other = dataclasses.replace(
+        tiny_experiment, optimizer=dataclasses.replace(tiny_experiment.optimizer, learning_rate=0.5)
+    )
+    with pytest.raises(UserError, match="optimizer.learning_rate was 0.001, now 0.5"):
+        train(other, tiny_run, data_dir)
+    assert (tiny_run / "experiment.json").read_bytes() == before
+
+
+def test_init_from_takes_the_weights_and_starts_afresh(tiny_run, tiny_experiment, data_dir, capsys):
+    import dataclasses
+
+    from selfflow.run import fresh_state
+
+    old = open_run(tiny_run).restore()
+    experiment = dataclasses.replace(tiny_experiment, init_from=f"{tiny_run}:12").resolved()
+    state = fresh_state(experiment)
+    assert int(state.step) == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, old.params)
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, old.frozen)
+    assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(state.optimizer))
+    wider = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, mlp_ratio=4.0))
+    with pytest.raises(UserError, match="has shape"):
+        fresh_state(wider)
+    assert "new parameters" not in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    files = sorted((folder / "checkpoints" / "12" / "state").rglob("*"), key=lambda f: f.stat().st_size)
+    files[-1].write_bytes(files[-1].read_bytes()[:100])
+    with pytest.raises(UserError, match="checkpoints/12.*damaged"):
+        open_run(folder).restore()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tiny_experiment, data_dir, tmp_path):
+    import dataclasses
+
+    wild = dataclasses.replace(tiny_experiment.optimizer, learning_rate=1e30, warmup_steps=0, clip=1e30)
+    with pytest.raises(UserError, match="loss is nan at step|loss is inf at step"):
+        train(dataclasses.replace(tiny_experiment, optimizer=wild), tmp_path / "run", data_dir)
