@@ -132,12 +132,10 @@ class Experiment:
         """
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}: it must be at least 1")
-        ema_decay, decay_steps = self.ema_decay, self.optimizer.decay_steps
+        ema_decay = self.ema_decay
         if ema_decay is None:
             ema_decay = like.ema_decay if like else ema_decay_for(self.steps)
-        if decay_steps is None and self.optimizer.decay == "cosine":
-            decay_steps = like.optimizer.decay_steps if like else self.steps
-        optimizer = dataclasses.replace(self.optimizer, decay_steps=decay_steps)
+        optimizer = self.optimizer.resolved(self.steps, like.optimizer if like else None)
         experiment = dataclasses.replace(self, ema_decay=ema_decay, optimizer=optimizer)
         experiment._check()
         return experiment

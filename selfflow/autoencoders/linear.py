@@ -83,17 +83,17 @@ class MdctPCA:
     def frames(self, media: np.ndarray) -> np.ndarray:
         """int16 [..., samples] -> MDCT coefficients [..., samples / hop, hop] of the sound in [-1, 1]."""
         blocks = media.reshape(*media.shape[:-1], -1, self.hop).astype(np.float32) / 32768
-        return scipy.fft.dct(self._lap(blocks, 1), type=4, norm="ortho", axis=-1)
+        return scipy.fft.dst(self._lap(blocks, -1), type=4, norm="ortho", axis=-1)
 
     def media(self, frames: np.ndarray) -> np.ndarray:
         """The inverse of `frames`, rounded to int16."""
-        blocks = self._lap(scipy.fft.dct(frames, type=4, norm="ortho", axis=-1), -1)
+        blocks = self._lap(scipy.fft.dst(frames, type=4, norm="ortho", axis=-1), 1)
         samples = blocks.reshape(*blocks.shape[:-2], -1) * 32768
         return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)
 
     def _lap(self, blocks: np.ndarray, sign: int) -> np.ndarray:
         # An MDCT with a sine window is a rotation of the samples on both sides of each block boundary,
-        # then a DCT-IV of each block; nothing is rotated at the two ends, so that the whole is
+        # then a DST-IV of each block; nothing is rotated at the two ends, so that the whole is
         # orthonormal, has as many coefficients as samples, and frame i stands for block i.
         half = self.hop // 2
         angle = np.pi / (2 * self.hop) * (half + np.arange(half) + 0.5)

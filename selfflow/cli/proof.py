@@ -10,6 +10,7 @@ import numpy as np
 
 from selfflow.experiment import Experiment
 from selfflow.input.latents import Latents
+from selfflow.input.mixture import held_out_batches
 from selfflow.noise import UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.objectives.flow import yardstick
@@ -19,7 +20,7 @@ from selfflow.sampling.files import write_sheet, write_sound, write_video
 from selfflow.sampling.generate import generate
 from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State
-from selfflow.training.step import sample_keys
+from selfflow.training.step import batch_size, sample_keys
 
 _LOSS_CLIPS = 128
 _LOSS_STEP = 2**30  # draws of a step that no run reaches
@@ -27,8 +28,8 @@ _LOSS_STEP = 2**30  # draws of a step that no run reaches
 
 def prove(experiment: Experiment, workdir: Path, builder: Any, latents: Latents, state: State) -> dict[str, Any]:
     """Measures and shows what a run has learned; prints the summary and returns it as JSON data."""
-    held_out = next((s for s in ("test", "validation") if latents.manifest["records"].get(s)), "train")
-    losses = flow_losses(experiment, latents, state, held_out)
+    held_out = next(s for s in ("test", "validation", "train") if s in latents.manifest["records"])
+    losses = flow_losses(experiment, latents, state)
     files = write_samples(experiment, workdir, latents, state)
     summary: dict[str, Any] = {"steps": int(state.step), "split": held_out, "flow_loss": losses}
     summary["alignment_cosine"] = _last_cosines(workdir)
@@ -43,29 +44,23 @@ def prove(experiment: Experiment, workdir: Path, builder: Any, latents: Latents,
     return summary
 
 
-def flow_losses(experiment: Experiment, latents: Latents, state: State, split: str) -> dict[str, dict[str, float]]:
+def flow_losses(experiment: Experiment, latents: Latents, state: State) -> dict[str, dict[str, float]]:
     """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its yardstick; by "set/modality"."""
     tau = experiment.schedule.tau
     objective = dataclasses.replace(
         experiment.objective(), schedule=UniformTimestep(tau=tau), alignment=NoAlignment(), label_drop=1.0
     )
-    source, found = latents.source(split), {}
+    found = {}
 
     @jax.jit
     def loss(params, batch, keys_B):
         return objective.loss({"model": params}, {"ema": params}, batch, keys_B, objective.draw(keys_B, batch))[1]
 
-    for name, chosen in experiment.mixture.items():
-        records = source.having(chosen.modalities)[:_LOSS_CLIPS]
-        if not len(records):
-            continue
-        samples = [source[i] for i in records]
-        batch = {"latents": {m: np.stack([s[m] for s in samples]) for m in chosen.modalities}}
-        batch["label"] = np.full(len(samples), -1, np.int32)
+    for name, batch in held_out_batches(latents, experiment.mixture, experiment.label, _LOSS_CLIPS).items():
         # Every sample at eight taus: the loss varies much more with tau than with the sample.
-        keys = [sample_keys(experiment.seed.noise, _LOSS_STEP + i, len(samples)) for i in range(8)]
+        keys = [sample_keys(experiment.seed.noise, _LOSS_STEP + i, batch_size(batch)) for i in range(8)]
         metrics = [jax.device_get(loss(state.frozen["ema"], batch, k)) for k in keys]
-        for m in chosen.modalities:
+        for m in batch["latents"]:
             value = float(np.mean([x[f"flow_loss/{m}"] for x in metrics]))
             bound = yardstick(tau.get(m, UniformTau()))
             found[f"{name}/{m}"] = {"loss": value, "yardstick": bound, "ratio": value / bound}
@@ -122,12 +117,12 @@ def _write_media(folder: Path, name: str, media: dict[str, np.ndarray], fps: flo
 
 
 def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
-    """The newest cosines of each modality, from the metrics."""
+    """The newest cosines by "set/modality", from the metrics."""
     found: dict[str, dict[str, float]] = {}
     for row in read_metrics(workdir):
         for name, value in row.items():
             if name.startswith("cosine/"):
-                _, view, m = name.split("/")
+                _, view, m = name.split("/", 2)
                 found.setdefault(m, {})[view] = value
     return found
 
@@ -167,7 +162,7 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
     if summary["alignment_cosine"]:
         print("\nAlignment cosine of student and teacher (last diagnostics)")
         for m, views in summary["alignment_cosine"].items():
-            print(f"  {m:<8} " + "   ".join(f"{view.replace('_', ' ')} {value:.2f}" for view, value in views.items()))
+            print(f"  {m:<14} " + "   ".join(f"{view.replace('_', ' ')} {value:.2f}" for view, value in views.items()))
     print(f"\nThe EMA (decay {summary['ema_decay']:.5g}) still holds {summary['ema_initialisation_left']:.2g} of its initialisation.")
     if table is not None:
         print(

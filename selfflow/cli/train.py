@@ -96,7 +96,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
                 cadence=experiment.cadence,
                 log=log,
                 checkpoints=checkpoints,
-                **_functions(experiment),
+                **_functions(experiment, latents),
             )
     finally:
         log.close()
@@ -107,8 +107,9 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     return summary
 
 
-def _functions(experiment: Experiment) -> dict[str, Any]:
+def _functions(experiment: Experiment, latents: Any) -> dict[str, Any]:
     """What the loop calls: the compiled step and diagnostics, and how to read a batch and its metrics."""
+    from selfflow.input.mixture import held_out_batches
     from selfflow.objectives.diagnostics import diagnose
     from selfflow.training.step import batch_size, make_step, sample_keys
 
@@ -119,8 +120,19 @@ def _functions(experiment: Experiment) -> dict[str, Any]:
     modalities = experiment.modalities()
     names = {frozenset(chosen.modalities): name for name, chosen in experiment.mixture.items()}
 
-    def look(state: State, batch: Any) -> dict[str, jax.Array]:
+    looked_at = held_out_batches(latents, experiment.mixture, experiment.label)
+
+    @jax.jit
+    def look_at(state: State, batch: Any) -> dict[str, jax.Array]:
         return diagnose(objective, state.params, state.frozen, batch, sample_keys(noise, state.step, batch_size(batch)))
+
+    def look(state: State) -> dict[str, jax.Array]:
+        # One batch of every set, always the same: the step's own would show one set, and other samples each time.
+        return {
+            f"{view}/{name}/{m}": value
+            for name, batch in looked_at.items()
+            for (view, m), value in _split_names(look_at(state, batch)).items()
+        }
 
     def describe(batch: Any) -> dict[str, Any]:
         seen = frozenset(batch["latents"])
@@ -128,10 +140,14 @@ def _functions(experiment: Experiment) -> dict[str, Any]:
 
     return {
         "step": jax.jit(step, donate_argnums=0),
-        "diagnose": jax.jit(look),
+        "diagnose": look,
         "describe": describe,
         "summarise": _numbers,
     }
+
+
+def _split_names(metrics: dict[str, jax.Array]) -> dict[tuple[str, str], jax.Array]:
+    return {tuple(name.rsplit("/", 1)): value for name, value in metrics.items()}
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from selfflow.progress import Progress, progress
 _FIT_RECORDS = 512
 _QUALITY_RECORDS = 128
 _CHUNK = 64
+_FORMAT = 1  # raised when equal settings come to mean other latents
 
 
 class Latents:
@@ -90,7 +91,7 @@ def prepare_latents(builder: Any, configs: dict[str, Linear], data_dir: Path, sa
     sizes = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     # The dataset's name says which settings made it, its folder which build: a new build is a new cache.
     built = os.stat(Path(builder.data_dir) / "dataset_info.json").st_mtime_ns
-    key = json.dumps([dataset, built, sizes, {m: repr(c) for m, c in sorted(configs.items())}], sort_keys=True)
+    key = json.dumps([_FORMAT, dataset, built, sizes, {m: repr(c) for m, c in sorted(configs.items())}], sort_keys=True)
     folder = data_dir / "latents" / f"{dataset.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not (folder / "manifest.json").exists():
         partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")

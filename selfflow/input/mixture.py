@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.errors import UserError
-from selfflow.input.latents import LatentSource
+from selfflow.input.latents import Latents, LatentSource
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ def batches(
     """
     import grain
 
-    labels = source.index.get(f"label/{label}")
-    if label and labels is None:
-        known = sorted(name.removeprefix("label/") for name in source.index if name.startswith("label/"))
-        raise UserError(f"label {label!r}: the data has no such field; it has {', '.join(known) or 'no labels'}")
+    labels = _labels(source, label)
     datasets = []
     for name, chosen in mixture.items():
         records = source.having(chosen.modalities)
@@ -58,8 +55,7 @@ def batches(
 
         def read(record: int, modalities=chosen.modalities) -> dict[str, Any]:
             latents = source[record]
-            number = -1 if labels is None else labels[record]
-            return {"latents": {m: latents[m] for m in modalities}, "label": np.int32(number)}
+            return {"latents": {m: latents[m] for m in modalities}, "label": labels[record]}
 
         dataset = grain.MapDataset.source(records).seed(seed ^ zlib.crc32(name.encode())).shuffle().repeat()
         datasets.append(dataset.map(read).batch(chosen.batch_size))
@@ -67,3 +63,37 @@ def batches(
     mixed = grain.MapDataset.mix(datasets, [w / sum(weights) for w in weights])
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(mixed[start:].to_iter_dataset(options))
+
+
+def _labels(source: LatentSource, label: str) -> np.ndarray:
+    """The class label of every record, int32; -1 for none."""
+    if not label:
+        return np.full(len(source), -1, np.int32)
+    if f"label/{label}" not in source.index:
+        known = sorted(name.removeprefix("label/") for name in source.index if name.startswith("label/"))
+        raise UserError(f"label {label!r}: the data has no such field; it has {', '.join(known) or 'no labels'}")
+    return source.index[f"label/{label}"].astype(np.int32)
+
+
+def held_out_batches(
+    latents: Latents, mixture: dict[str, Set], label: str, size: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """One batch of each set, always the same, from the first of the splits test, validation and train that has it.
+
+    Args:
+      latents: of a data set.
+      mixture: sets by name.
+      label: field with the class label, or "" for none.
+      size: samples in a batch, if there are so many; by default those of the set.
+    """
+    found = {}
+    for name, chosen in mixture.items():
+        for split in (s for s in ("test", "validation", "train") if s in latents.manifest["records"]):
+            source = latents.source(split)
+            records = source.having(chosen.modalities)[: size or chosen.batch_size]
+            if len(records):
+                samples = [source[i] for i in records]
+                stacked = {m: np.stack([sample[m] for sample in samples]) for m in chosen.modalities}
+                found[name] = {"latents": stacked, "label": _labels(source, label)[records]}
+                break
+    return found

@@ -58,25 +58,33 @@ def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    first = next(iter(parts.values()))
-    rows = [(group, i, m) for group, media in parts.items() for i in range(len(next(iter(media.values())))) for m in media]
-    if set(first) == {"image"}:
-        rows = [(group, None, "image") for group in parts]
-    figure = Figure(figsize=(11, 0.62 + 0.92 * len(rows)), layout="constrained")
+    width, rows = 10.4, []
+    for group, media in parts.items():
+        if set(media) == {"image"}:
+            rows.append((f"{group}\nimage", "image", media["image"]))
+            continue
+        for i in range(len(next(iter(media.values())))):
+            rows += [(f"{group} {i}\n{m}", m, values[i : i + 1] if m == "image" else values[i]) for m, values in media.items()]
+    rows = [(label, m, values if m == "audio" else _strip(values)) for label, m, values in rows]
+    heights = [0.7 if m == "audio" else min(1.3, 1.09 * width * values.shape[0] / values.shape[1]) for _, m, values in rows]
+    figure = Figure(figsize=(width + 0.6, sum(heights) + 0.12 * len(rows) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-    for axis, (group, i, m) in zip(axes, rows):
-        values = parts[group][m] if i is None else parts[group][m][i]
+    axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (label, m, values) in zip(axes, rows):
         if m == "audio":
             _spectrogram(axis, values, rate)
         else:
-            strip = values if m == "image" else values[:: max(1, len(values) // 12)]
-            framed = np.pad(strip, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
-            axis.imshow(np.concatenate(list(framed), axis=1), interpolation="nearest", aspect="auto")
+            axis.imshow(values, interpolation="nearest", aspect="equal")
             axis.set_xticks([])
         axis.set_yticks([])
-        axis.set_ylabel(f"{group}\n{m}" if i is None else f"{group} {i}\n{m}", fontsize=7)
+        axis.set_ylabel(label, fontsize=7)
     figure.savefig(path, dpi=110)
+
+
+def _strip(pictures: np.ndarray) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> about a dozen of them side by side, framed in white."""
+    chosen = pictures[:: max(1, len(pictures) // 12)]
+    return np.concatenate(list(np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)), axis=1)
 
 
 def _spectrogram(axis, sound: np.ndarray, rate: int) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of a run: state and data position, written by Orbax in the background."""
 
+import logging
 from pathlib import Path
 
 import jax
@@ -18,6 +19,8 @@ class Checkpoints:
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # a second; commands that only read metrics need not wait
 
+        # Of a damaged checkpoint each array would complain on its own; one error says it all.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         self._ocp = ocp
         self.path = folder / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
@@ -47,7 +50,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=args)
-        except (ValueError, KeyError, FileNotFoundError, OSError) as error:
+        except Exception as error:  # Orbax and TensorStore raise plain Exceptions of many kinds
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(
                 f"{self.path / str(step)} does not fit this experiment or is damaged ({reason}): "

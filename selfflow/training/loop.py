@@ -42,7 +42,7 @@ def train(
     checkpoints: Checkpoints,
     describe: Callable[[Any], dict[str, Any]],
     summarise: Callable[[dict[str, Any]], dict[str, float]],
-    diagnose: Callable[[State, Any], dict[str, jax.Array]],
+    diagnose: Callable[[State], dict[str, jax.Array]],
 ) -> State:
     """Runs from step `start` to `steps`.
 
@@ -58,7 +58,7 @@ def train(
       log, checkpoints: where to.
       describe: host-side facts of a batch for its row, such as its set; `tokens` gives the rate.
       summarise: fetched metrics -> the numbers of a row.
-      diagnose: compiled diagnostics of the state that a step starts from, on that step's batch.
+      diagnose: compiled diagnostics of the state that a step starts from.
 
     Raises:
       UserError: if the loss is no longer finite.
@@ -90,7 +90,7 @@ def train(
             for number in range(start + 1, steps + 1):
                 batch = next(batches)
                 # Before the step, whose donated state is gone after it.
-                extra = diagnose(state, batch) if number % cadence.log_every == 0 or number == steps else {}
+                extra = diagnose(state) if number % cadence.log_every == 0 or number == steps else {}
                 state, metrics = step(state, batch)
                 note = fetch()
                 pending = number, describe(batch), {**metrics, **extra}

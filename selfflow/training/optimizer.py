@@ -1,5 +1,6 @@
 """AdamW with clipping, warm-up and a constant or cosine rate."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,8 +25,8 @@ class AdamW:
     """Decoupled decay of all parameters."""
     clip: float = 1.0
     """Largest norm of the whole gradient."""
-    warmup_steps: int = 0
-    """Steps in which the rate rises linearly from 0."""
+    warmup_steps: int | None = 0
+    """Steps in which the rate rises linearly from 0; none means a twentieth of the run's length."""
     decay: Literal["constant", "cosine"] = "constant"
     """What the rate does after the warm-up."""
     decay_steps: int | None = None
@@ -40,11 +41,20 @@ class AdamW:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}: give a number from 0 to below 1")
-        if self.accumulate < 1 or self.warmup_steps < 0:
+        if self.accumulate < 1 or (self.warmup_steps or 0) < 0:
             raise UserError("optimizer.accumulate must be at least 1 and optimizer.warmup_steps at least 0")
 
+    def resolved(self, steps: int, like: "AdamW | None" = None) -> "AdamW":
+        """The same with lengths that follow from the run's filled in, or taken from `like`."""
+        warmup, decay = self.warmup_steps, self.decay_steps
+        if warmup is None:
+            warmup = like.warmup_steps if like else steps // 20
+        if decay is None and self.decay == "cosine":
+            decay = like.decay_steps if like else steps
+        return dataclasses.replace(self, warmup_steps=warmup, decay_steps=decay)
+
     def schedule(self) -> optax.Schedule:
-        """The learning rate by step."""
+        """The learning rate by step, of a resolved optimizer."""
         if self.decay == "cosine":
             if self.decay_steps is None or self.decay_steps <= self.warmup_steps:
                 raise UserError(

@@ -56,7 +56,7 @@ def make_step(
             zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts)))
             add = lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None)  # noqa: E731
             (gradient, metrics), _ = jax.lax.scan(add, zero, parts)
-        metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         frozen = state.frozen | {"ema": update_ema(state.frozen["ema"], objective.teacher_of(params), ema_decay)}

@@ -28,10 +28,12 @@ def test_a_run_leaves_what_it_should(tiny_run, tiny_experiment):
     assert run.experiment == tiny_experiment.resolved()
     rows = run.metrics()
     assert [row["step"] for row in rows] == list(range(1, 13))
-    joint = next(row for row in rows if row["set"] == "joint" and row["step"] % 4 == 0)
-    for name in ("flow_loss/video", "alignment_cosine/audio", "gradient_norm", "tokens_per_second", "cosine/direct/audio",
-                 "cosine/centred/video", "cosine/other_sample/video", "norm/teacher/video", "rank/student/audio"):
+    joint = next(row for row in rows if row["set"] == "joint")
+    for name in ("flow_loss/video", "alignment_cosine/audio", "gradient_norm", "tokens_per_second"):
         assert np.isfinite(joint[name]), name
+    for name in ("cosine/direct/joint/audio", "cosine/centred/joint/video", "cosine/other_sample/image/image"):
+        assert np.isfinite(rows[7][name]), name
+    assert np.isfinite(rows[7]["norm/teacher/joint/video"]) and rows[7]["rank/student/joint/audio"] > 0
     assert any(name.startswith("flow_loss/video/tau_") for name in joint)
     assert not any(name.startswith("rank/") for row in rows if row["step"] % 4 for name in row)
     provenance = json.loads((tiny_run / "provenance.json").read_text())
@@ -126,7 +128,7 @@ def test_another_experiment_is_refused_by_name(tiny_run, tiny_experiment, data_d
     other = dataclasses.replace(
         tiny_experiment, optimizer=dataclasses.replace(tiny_experiment.optimizer, learning_rate=0.5)
     )
-    with pytest.raises(UserError, match="optimizer.learning_rate was 0.001, now 0.5"):
+    with pytest.raises(UserError, match="optimizer.learning_rate was .*, now 0.5"):
         train(other, tiny_run, data_dir)
     assert (tiny_run / "experiment.json").read_bytes() == before
 
