@@ -85,10 +85,8 @@ def fresh_state(experiment: Experiment) -> State:
 
 def _start_from(source: str, state: State) -> State:
     """Copies parameters and EMA from RUN[:STEP]; parameters that the run does not have stay fresh and are listed."""
-    path, _, step = source.partition(":")
-    if step and not step.isdigit():
-        raise UserError(f"init_from is {source!r}: write RUN or RUN:STEP")
-    other = Run(path).restore(int(step) if step else None)
+    run, step = _run_and_step(source)
+    other = run.restore(step)
     fresh = []
 
     def take(name, new, old):
@@ -112,6 +110,13 @@ def _start_from(source: str, state: State) -> State:
     if fresh:
         print(f"init_from {source}: new parameters, not in that run: {', '.join(sorted(fresh))}")
     return state._replace(params=params, frozen=frozen)
+
+
+def _run_and_step(source: str) -> tuple[Run, int | None]:
+    path, _, step = source.partition(":")
+    if step and not step.isdigit():
+        raise UserError(f"init_from is {source!r}: write RUN or RUN:STEP")
+    return Run(path), int(step) if step else None
 
 
 def enter_run(folder: Path, experiment: Experiment, data_hash: str) -> Experiment:
@@ -159,6 +164,8 @@ def check_run(folder: Path, experiment: Experiment) -> Experiment:
     if not (folder / "experiment.json").exists():
         if (folder / "checkpoints").exists():
             raise UserError(f"{folder} has checkpoints but no experiment.json: restore it or use another --workdir")
+        if experiment.init_from:
+            _run_and_step(experiment.init_from)
         return experiment.resolved()
     old = read_experiment(folder / "experiment.json")
     # What followed from the run's first length stays: more steps must not change what is computed.

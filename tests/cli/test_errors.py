@@ -67,7 +67,7 @@ def test_flags_that_are_not_there_get_a_box_with_a_hint(capsys, tmp_path, flags,
         (
             "import dataclasses\nfrom selfflow.experiments import quickstart\nfrom selfflow.noise import UniformTau\n"
             "def experiment():\n    return dataclasses.replace(quickstart.experiment(), schedule=UniformTau())",
-            "schedule is",
+            "unknown field schedule.shift",
         ),
     ],
 )

@@ -117,7 +117,9 @@ def test_teacher_costs_only_its_own_layers(objective, params, inputs):
         double, single = min(k, 2), max(k - 2, 0)
         short = dataclasses.replace(config, double_blocks=max(double, 1), single_blocks=max(single, 1))
         cut, whole = flops(config, taps=(k,), stop_at=k), flops(short)
-        head = 2 * 4 * sum(x.shape[1] * 16 * x.shape[2] for x in tokens.values()) + 2 * 4 * (1 + len(tokens)) * 16 * 32
+        rows, width, levels = 4 * sum(x.shape[1] for x in tokens.values()), 16, 1 + len(tokens)
+        head = 2 * 4 * sum(x.shape[1] * width * x.shape[2] for x in tokens.values())  # readout
+        head += 2 * 4 * levels * width * 2 * width + 2 * 2 * rows * levels * width  # its modulation, selected
         if single:
             assert cut == whole - head
         assert cut < flops(config)
