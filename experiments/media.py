@@ -2,6 +2,10 @@
 
     selfflow data build media --source ~/videos
     selfflow train experiments/media.py --data.source ~/videos
+
+Hardware: two CPU cores, 2 GB. Wall time: about 4 minutes after the data is built.
+Expect flow losses below the yardstick pi / 2; on 14 overlapping clips of one animated film, 120 steps gave ratios of
+0.55 (video), 1.02 (audio, not yet) and 0.62 (image).
 """
 
 import dataclasses
