@@ -247,4 +247,6 @@ def read_experiment(path: Path) -> Experiment:
     try:
         return from_json(json.loads(path.read_text()), Experiment, str(path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON (line {error.lineno}): restore it or use another --workdir") from error
+        raise UserError(
+            f"{path} is not valid JSON (line {error.lineno}): restore it or use another --workdir"
+        ) from error

@@ -25,9 +25,7 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
-            self._bar = tqdm(
-                desc=description, total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.05
-            )
+            self._bar = tqdm(desc=description, total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.05)
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self._count += count

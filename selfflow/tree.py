@@ -74,7 +74,9 @@ def _member(data: Any, members: tuple, wrong: UserError) -> Any:
     """The member of a union that JSON data belongs to, by `kind` or by type."""
     if isinstance(data, dict):
         for member in members:
-            kinds = typing.get_args(typing.get_type_hints(member).get("kind")) if dataclasses.is_dataclass(member) else ()
+            kinds = (
+                typing.get_args(typing.get_type_hints(member).get("kind")) if dataclasses.is_dataclass(member) else ()
+            )
             if data.get("kind") in kinds:
                 return member
         raise wrong

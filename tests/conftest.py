@@ -34,13 +34,20 @@ def modalities() -> dict[str, Modality]:
 
 @pytest.fixture
 def config() -> JointConfig:
-    return JointConfig(width=16, heads=2, double_blocks=2, single_blocks=3, mlp_ratio=2.0, rotary=(2, 2, 2, 2), labels=3)
+    return JointConfig(
+        width=16, heads=2, double_blocks=2, single_blocks=3, mlp_ratio=2.0, rotary=(2, 2, 2, 2), labels=3
+    )
 
 
 @pytest.fixture
 def objective(config, modalities) -> SelfFlowObjective:
     return SelfFlowObjective(
-        config, modalities, DualTimestep(), SelfFlow(student_layer=1, teacher_layer=3), modality_weight={}, label_drop=0.5
+        config,
+        modalities,
+        DualTimestep(),
+        SelfFlow(student_layer=1, teacher_layer=3),
+        modality_weight={},
+        label_drop=0.5,
     )
 
 

@@ -36,7 +36,9 @@ def cdf(tau, x):
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.5])
-@pytest.mark.parametrize("tau", [UniformTau(), UniformTau(shift=3.0), LogitNormalTau(), LogitNormalTau(-0.4, 1.2, 0.75)])
+@pytest.mark.parametrize(
+    "tau", [UniformTau(), UniformTau(shift=3.0), LogitNormalTau(), LogitNormalTau(-0.4, 1.2, 0.75)]
+)
 def test_dual_timesteps_keep_the_marginal_of_every_token(many, ratio, tau):
     schedule = DualTimestep(tau={"video": tau}, mask_ratio={"video": ratio, "audio": ratio})
     found = jax.jit(lambda keys: schedule.sample(keys, LAYOUT).tau())(many)

@@ -1,13 +1,13 @@
 """The quickstart, made as small as it goes: what tests train."""
 
 import dataclasses
+from pathlib import Path
 
 from selfflow.experiment import Experiment, Proof, load_experiment
 from selfflow.input.mixture import Set
 from selfflow.models.joint import JointConfig
 from selfflow.objectives.alignment import SelfFlow
 from selfflow.training.loop import Cadence
-from pathlib import Path
 
 
 def experiment() -> Experiment:

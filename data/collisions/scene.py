@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions
+from selfflow.data.collisions import SHAPE_NAMES, SPLITS, Collisions
 from selfflow.errors import UserError
 
 _PLACEMENT_TRIES = 20_000

@@ -25,6 +25,7 @@ class Contact:
     impulse: float
     """Length of the impulse vector, units of mass times units per second."""
 
+
 @dataclass(frozen=True)
 class Motion:
     """What happened in a scene. Row i of an array is the state at time i / frames_per_second.

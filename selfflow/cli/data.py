@@ -36,9 +36,7 @@ def main(arguments: list[str]) -> None:
         """
         return settings, data_dir
 
-    settings, data_dir = tyro.cli(
-        parsed, prog=f"selfflow data build {name}", description=_EXAMPLE, args=arguments[2:]
-    )
+    settings, data_dir = tyro.cli(parsed, prog=f"selfflow data build {name}", description=_EXAMPLE, args=arguments[2:])
     builder = settings.build(data_folder(data_dir))
     for split, info in builder.info.splits.items():
         print(f"{split:<12} {info.num_examples} records")

@@ -95,7 +95,10 @@ def write_samples(experiment: Experiment, workdir: Path, latents: Latents, state
                 "sample": {m: decode[m](made[m]) for m in modalities},
             }
             sheet = folder / f"{name}.png"
-            shown_parts = {g: {m: v[: 4 if "image" not in chosen.modalities else count] for m, v in media.items()} for g, media in parts.items()}
+            shown_parts = {
+                g: {m: v[: 4 if "image" not in chosen.modalities else count] for m, v in media.items()}
+                for g, media in parts.items()
+            }
             write_sheet(sheet, shown_parts, data.sample_rate, f"{name}: data through the autoencoder, and samples")
             files.append(sheet)
             files += _write_media(folder, name, parts["sample"], data.frames_per_second, data.sample_rate)
@@ -163,7 +166,9 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
         print("\nAlignment cosine of student and teacher (last diagnostics)")
         for m, views in summary["alignment_cosine"].items():
             print(f"  {m:<14} " + "   ".join(f"{view.replace('_', ' ')} {value:.2f}" for view, value in views.items()))
-    print(f"\nThe EMA (decay {summary['ema_decay']:.5g}) still holds {summary['ema_initialisation_left']:.2g} of its initialisation.")
+    print(
+        f"\nThe EMA (decay {summary['ema_decay']:.5g}) still holds {summary['ema_initialisation_left']:.2g} of its initialisation."
+    )
     if table is not None:
         print(
             f"\nProbes, test split, tau {experiment.proof.probe_tau} (accuracy; position and contacts: R^2; "

@@ -159,15 +159,23 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
             count = metrics[f"flow_count/{m}"]
             for i in range(len(total)):
                 if count[i] > 0:
-                    row[f"flow_loss/{m}/tau_{i / len(total):.1f}-{(i + 1) / len(total):.1f}"] = float(total[i] / count[i])
+                    row[f"flow_loss/{m}/tau_{i / len(total):.1f}-{(i + 1) / len(total):.1f}"] = float(
+                        total[i] / count[i]
+                    )
     return row
 
 
 def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, latents: Any) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
-    print(f"{workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps" + (f", from step {start}" if start else ""))
+    print(
+        f"{workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
+        + (f", from step {start}" if start else "")
+    )
     for m, quality in latents.manifest["quality"].items():
-        numbers = ", ".join(f"{name.replace('_db', '')} {value:.1f}" + (" dB" if "_db" in name else "") for name, value in quality.items())
+        numbers = ", ".join(
+            f"{name.replace('_db', '')} {value:.1f}" + (" dB" if "_db" in name else "")
+            for name, value in quality.items()
+        )
         print(f"  {m} autoencoder {latents.manifest['autoencoders'][m]}: {numbers}")
     forgotten = experiment.steps * (1 - experiment.ema_decay)
     if forgotten < 5:

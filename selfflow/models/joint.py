@@ -160,7 +160,7 @@ def _run(stack: nnx.Module, start: int, stop: int, carry, call, scan: bool):
     """Applies blocks `start` to `stop` of a stack; `call(block, carry)` returns the next carry."""
     graph, params = nnx.split(stack)
     params = jax.tree.map(lambda p: p[start:stop], params)
-    body = lambda carry, layer: (call(nnx.merge(graph, layer), carry), None)  # noqa: E731
+    body = lambda carry, layer: (call(nnx.merge(graph, layer), carry), None)
     return jax.lax.scan(body, carry, params, unroll=1 if scan else stop - start)[0]
 
 
@@ -178,7 +178,7 @@ class JointTransformer(nnx.Module):
         self.modalities = nnx.static(dict(modalities))
         width = config.width
         options = {"rngs": rngs, "dtype": config.dtype}
-        dense = lambda inputs, outputs, **more: Dense(inputs, outputs, ("embed", None), **options, **more)  # noqa: E731
+        dense = lambda inputs, outputs, **more: Dense(inputs, outputs, ("embed", None), **options, **more)
         self.embed = nnx.Dict(
             {m: Dense(modality.token_size, width, (None, "embed"), **options) for m, modality in modalities.items()}
         )
@@ -258,7 +258,7 @@ class JointTransformer(nnx.Module):
         )
         block = 0
         for stop in (s for s in stops if s <= config.double_blocks):
-            call = lambda layer, carry: layer(*carry, streams, angles)  # noqa: E731
+            call = lambda layer, carry: layer(*carry, streams, angles)
             text, media = _run(self.double, block, stop, (text, media), call, config.scan)
             block = stop
             tap(block, media)
@@ -267,7 +267,7 @@ class JointTransformer(nnx.Module):
             shared = modulation(self.single_modulation, time_BKD, level, 3)
             for stop in (s for s in stops if s > config.double_blocks):
                 first = config.double_blocks
-                call = lambda layer, x: layer(x, shared, angles)  # noqa: E731
+                call = lambda layer, x: layer(x, shared, angles)
                 x = _run(self.single, block - first, stop - first, x, call, config.scan)
                 block = stop
                 tap(block, x[:, text_count:])
@@ -279,8 +279,7 @@ class JointTransformer(nnx.Module):
         media = _modulate(media, shift, scale)
         bounds = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
         velocity = {
-            m: self.readout[m](part).astype(jnp.float32)
-            for m, part in zip(names, jnp.split(media, bounds, axis=1))
+            m: self.readout[m](part).astype(jnp.float32) for m, part in zip(names, jnp.split(media, bounds, axis=1))
         }
         return Output(velocity, found)
 

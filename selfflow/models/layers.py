@@ -80,7 +80,9 @@ def rotate(x: Float[Array, "B N A H"], angles: Float[Array, "N H/2"]) -> Float[A
     return turned.reshape(x.shape).astype(x.dtype)
 
 
-def attention(q: Float[Array, "B N A H"], k: Float[Array, "B N A H"], v: Float[Array, "B N A H"]) -> Float[Array, "B N D"]:
+def attention(
+    q: Float[Array, "B N A H"], k: Float[Array, "B N A H"], v: Float[Array, "B N A H"]
+) -> Float[Array, "B N D"]:
     """softmax(q k^T / sqrt(H)) v for all heads, which are joined again."""
     out = jax.nn.dot_product_attention(q, k, v)
     return out.reshape(*out.shape[:2], -1)

@@ -9,7 +9,7 @@ class Projector(nnx.Module):
     """Linear(D, 2D) - SiLU - Linear(2D, D), the form of the released weights (arXiv 2603.06507)."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
-        make = lambda inputs, outputs, axes: nnx.Linear(  # noqa: E731
+        make = lambda inputs, outputs, axes: nnx.Linear(
             inputs,
             outputs,
             rngs=rngs,

@@ -33,9 +33,7 @@ class SelfFlow:
         """Raises `UserError` unless 1 <= l < k <= depth."""
         for name in ("student_layer", "teacher_layer"):
             if not 1 <= getattr(self, name) <= depth:
-                raise UserError(
-                    f"alignment.{name} is {getattr(self, name)}, but the model has blocks 1 to {depth}"
-                )
+                raise UserError(f"alignment.{name} is {getattr(self, name)}, but the model has blocks 1 to {depth}")
         if self.student_layer >= self.teacher_layer:
             raise UserError(
                 f"alignment.student_layer {self.student_layer} must be below alignment.teacher_layer "

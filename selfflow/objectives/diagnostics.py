@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -32,8 +31,8 @@ def diagnose(
     projected = objective.project(params, student)
     metrics = {}
     for m in student:
-        weighted = lambda values, m=m: jnp.sum(values * draw.weight[m])  # noqa: E731
-        centre = lambda x: x.astype(jnp.float32) - x.astype(jnp.float32).mean(axis=0)  # noqa: E731
+        weighted = lambda values, m=m: jnp.sum(values * draw.weight[m])
+        centre = lambda x: x.astype(jnp.float32) - x.astype(jnp.float32).mean(axis=0)
         metrics[f"cosine/projected/{m}"] = weighted(cosine(projected[m], teacher[m]))
         metrics[f"cosine/direct/{m}"] = weighted(cosine(student[m], teacher[m]))
         metrics[f"cosine/centred/{m}"] = weighted(cosine(centre(projected[m]), centre(teacher[m])))

@@ -105,7 +105,7 @@ class SelfFlowObjective:
         x = to_tokens(self.modalities, batch["latents"])
         eps = draw_eps(keys_B, x)
         corruption, alignment = draw.corruption, self.alignment
-        seen = lambda c: (corrupt(x, eps, c), c.levels, draw.label, c.assignment)  # noqa: E731
+        seen = lambda c: (corrupt(x, eps, c), c.levels, draw.label, c.assignment)
         target = {m: eps[m] - x[m] for m in x}
         if isinstance(alignment, NoAlignment):
             return self.apply(params["model"], *seen(corruption)), None, target
@@ -130,7 +130,7 @@ class SelfFlowObjective:
         """
         student, teacher, target = self.views(params, frozen["ema"], batch, keys_B, draw)
         error = flow_error(student.velocity, target)
-        mean = lambda values, m: jnp.sum(values[m] * draw.weight[m])  # noqa: E731
+        mean = lambda values, m: jnp.sum(values[m] * draw.weight[m])
         flow = {m: mean(error, m) for m in error}
         loss = sum(self.modality_weight.get(m, 1.0) * flow[m] for m in flow)
         metrics = {f"flow_loss/{m}": flow[m] for m in flow}

@@ -61,7 +61,7 @@ def classify_with_trees(train: Split, validation: Split, test: Split) -> Score:
 
 def regress(train: Split, validation: Split, test: Split) -> Score:
     """R^2, pooled over targets, of ridge regression on standardised features; strength chosen on validation."""
-    columns = lambda split: Split(split.x, split.y.reshape(len(split.y), -1).astype(np.float64))  # noqa: E731
+    columns = lambda split: Split(split.x, split.y.reshape(len(split.y), -1).astype(np.float64))
     train, validation, test = _standardised(columns(train), columns(validation), columns(test))
     mean = train.y.mean(axis=0)
     gram, cross = train.x.T @ train.x / len(train.x), train.x.T @ (train.y - mean) / len(train.x)

@@ -79,9 +79,7 @@ def probe_table(
             return regress(*(Split(inputs[s][places[s][0]], places[s][1]) for s in _SPLITS))
         wanted = sorted(t for t in targets["train"][0] if t.split("/")[0] == name)
         probe = regress if name == "contacts" else classify
-        found = [
-            probe(*(Split(inputs[s], np.array([t[key] for t in targets[s]])) for s in _SPLITS)) for key in wanted
-        ]
+        found = [probe(*(Split(inputs[s], np.array([t[key] for t in targets[s]])) for s in _SPLITS)) for key in wanted]
         return Score(*np.mean(found, axis=0).tolist())
 
     def per_clip(function: Callable[[dict, dict], np.ndarray]) -> Inputs:

@@ -15,8 +15,9 @@ def write_video(path: Path, frames: np.ndarray, fps: float, sound: np.ndarray | 
       sound: int16 [samples] that starts with the first frame, or None.
       rate: samples a second.
     """
-    import av
     from fractions import Fraction
+
+    import av
 
     zoom = max(1, 256 // frames.shape[2])
     frames = frames.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -64,9 +65,14 @@ def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, 
             rows.append((f"{group}\nimage", "image", media["image"]))
             continue
         for i in range(len(next(iter(media.values())))):
-            rows += [(f"{group} {i}\n{m}", m, values[i : i + 1] if m == "image" else values[i]) for m, values in media.items()]
+            rows += [
+                (f"{group} {i}\n{m}", m, values[i : i + 1] if m == "image" else values[i])
+                for m, values in media.items()
+            ]
     rows = [(label, m, values if m == "audio" else _strip(values)) for label, m, values in rows]
-    heights = [0.7 if m == "audio" else min(1.3, 1.09 * width * values.shape[0] / values.shape[1]) for _, m, values in rows]
+    heights = [
+        0.7 if m == "audio" else min(1.3, 1.09 * width * values.shape[0] / values.shape[1]) for _, m, values in rows
+    ]
     figure = Figure(figsize=(width + 0.6, sum(heights) + 0.12 * len(rows) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]

@@ -10,9 +10,7 @@ from jaxtyping import Array, Float
 Tokens = TypeVar("Tokens")
 
 
-def euler(
-    velocity: Callable[[Tokens, Float[Array, ""]], Tokens], noise: Tokens, steps: int
-) -> Tokens:
+def euler(velocity: Callable[[Tokens, Float[Array, ""]], Tokens], noise: Tokens, steps: int) -> Tokens:
     """Integrates dx / dtau = v(x, tau) from tau = 1 (noise) to 0 (data) in equal Euler steps.
 
     Args:

@@ -54,7 +54,7 @@ def make_step(
         else:
             parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), whole)
             zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts)))
-            add = lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None)  # noqa: E731
+            add = lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None)
             (gradient, metrics), _ = jax.lax.scan(add, zero, parts)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)

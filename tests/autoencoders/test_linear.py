@@ -44,7 +44,10 @@ def test_pca_agrees_with_scikit_learn(video):
     frames = config.frames(video).reshape(-1, 48)
     reference = PCA(5).fit(frames.astype(np.float64))
     fitted = LinearAutoencoder.fit(config, [video])
-    mine, theirs = fitted.encode(video).reshape(-1, 5), reference.transform(frames) / np.sqrt(reference.explained_variance_)
+    mine, theirs = (
+        fitted.encode(video).reshape(-1, 5),
+        reference.transform(frames) / np.sqrt(reference.explained_variance_),
+    )
     np.testing.assert_allclose(np.abs((mine * theirs).mean(0)), 1.0, atol=2e-3)
 
 
@@ -77,7 +80,7 @@ def test_latents_are_normalised_and_companding_tames_their_tails(sound):
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(z.std(0), 1, atol=1e-3)
     raw = (fitted.config.frames(sound).reshape(-1, 320) - fitted.arrays["mean"]) @ fitted.arrays["basis"]
-    kurtosis = lambda x: np.mean((x - x.mean(0)) ** 4, 0) / x.var(0) ** 2  # noqa: E731
+    kurtosis = lambda x: np.mean((x - x.mean(0)) ** 4, 0) / x.var(0) ** 2
     assert np.median(kurtosis(z)) < 0.7 * np.median(kurtosis(raw))
 
 

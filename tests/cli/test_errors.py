@@ -93,7 +93,9 @@ def test_a_modality_that_the_data_does_not_have(capsys, tmp_path, data_dir):
     source = tmp_path / "pictures"
     source.mkdir()
     for i in range(3):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40, 3)).astype("uint8")).save(source / f"{i}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40, 3)).astype("uint8")).save(
+            source / f"{i}.png"
+        )
     file = tmp_path / "mine.py"
     file.write_text("from selfflow.experiments.media import experiment\n")
     code, _, err = run(

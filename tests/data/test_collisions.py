@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions, Material
 from selfflow.data.collisions.generate import as_record, draw_motion, record
 from selfflow.data.collisions.render import render, render_audio, render_video
@@ -141,9 +142,7 @@ def test_resting_and_sliding_contacts_do_not_buzz():
     assert 1 <= sum(contact.bodies == (0, WALL) for contact in resting.contacts) < 20
     assert not [contact for contact in resting.contacts if 1.5 < contact.time]
     assert abs(resting.positions[-1, 0, 1] - 56.5) < 0.2
-    against_the_wall = scene(
-        body("felt", (56.0, 32.0), (40.0, 20.0)), push=Push(0, start=0.1, force=(200_000.0, 0.0))
-    )
+    against_the_wall = scene(body("felt", (56.0, 32.0), (40.0, 20.0)), push=Push(0, start=0.1, force=(200_000.0, 0.0)))
     assert len(simulate(against_the_wall).contacts) <= 4
 
 

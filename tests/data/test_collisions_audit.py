@@ -9,14 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
-from selfflow.data.collisions import Collisions
-from selfflow.data.collisions.generate import record
-from selfflow.data.collisions.kinematics import FEATURES, features
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
+
+from selfflow.data.collisions import Collisions
+from selfflow.data.collisions.generate import record
+from selfflow.data.collisions.kinematics import FEATURES, features
 
 CLIPS = 4000
 CHANCE = 0.25
@@ -58,9 +59,7 @@ def accuracy(probe, inputs: np.ndarray, labels: np.ndarray) -> float:
 
 def test_materials_are_even_and_independent_of_looks(records, labels):
     assert np.bincount(labels, minlength=4).min() > 0.22 * CLIPS
-    looks = [
-        np.concatenate([[row["count"]], row["shapes"], row["radii"], row["image"].max((0, 1))]) for row in records
-    ]
+    looks = [np.concatenate([[row["count"]], row["shapes"], row["radii"], row["image"].max((0, 1))]) for row in records]
     assert accuracy(boosted(), looks, labels) <= CHANCE + 0.05
 
 

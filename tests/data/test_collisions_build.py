@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+
 from selfflow.data.collisions import MATERIAL_NAMES, SPLITS, Collisions, Material
 from selfflow.data.collisions import builder as builder_module
 from selfflow.data.collisions.generate import record

@@ -1,6 +1,5 @@
 """From a prepared data set to batches."""
 
-
 import numpy as np
 import pytest
 
@@ -89,7 +88,7 @@ def test_an_epoch_sees_every_record_once_in_an_order_of_its_own(prepared):
     source = prepared[1].source("train")
     only = {"image": Set(("image",), 1.0, 24)}
     first, second = take(source, 2, mixture=only)
-    key = lambda b: [x.tobytes() for x in b["latents"]["image"]]  # noqa: E731
+    key = lambda b: [x.tobytes() for x in b["latents"]["image"]]
     assert sorted(key(first)) == sorted(key(second)) == sorted(source[i]["image"].tobytes() for i in range(24))
     assert key(first) != key(second)
 

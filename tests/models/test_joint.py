@@ -7,10 +7,9 @@ import pytest
 from flax import nnx
 
 from selfflow.errors import UserError
-from selfflow.models.joint import JointConfig
-from selfflow.models.layers import rotary_angles, rotate, select, sinusoids
 from selfflow.modality import to_tokens
-from selfflow.noise import DualTimestep, UniformTimestep
+from selfflow.models.layers import rotary_angles, rotate, select, sinusoids
+from selfflow.noise import DualTimestep
 from selfflow.planning.flops import matmul_flops
 
 
@@ -39,7 +38,7 @@ def test_each_token_sees_its_own_tau(objective, params, inputs):
         name: jax.tree.map(jnp.zeros_like, params["model"][name])
         for name in ("double_text", "double_media", "single_modulation")
     }  # all gates closed: blocks do nothing, the readout is modulated
-    velocity = lambda levels: objective.apply(flat, tokens, levels, label_B, c.assignment).velocity["video"]  # noqa: E731
+    velocity = lambda levels: objective.apply(flat, tokens, levels, label_B, c.assignment).velocity["video"]
     moved = velocity(c.levels | {"video": c.levels["video"].at[:, 1].add(0.3)}) - velocity(c.levels)
     changed = np.asarray(jnp.abs(moved).sum(-1) > 0)
     np.testing.assert_array_equal(changed, np.asarray(c.assignment["video"]) == 1)
@@ -49,7 +48,7 @@ def test_each_token_sees_its_own_tau(objective, params, inputs):
 def test_taps_and_early_stop_change_nothing(objective, params, inputs, scan):
     tokens, c, label_B = inputs
     objective = dataclasses.replace(objective, model=dataclasses.replace(objective.model, scan=scan))
-    call = lambda **more: objective.apply(params["model"], tokens, c.levels, label_B, c.assignment, **more)  # noqa: E731
+    call = lambda **more: objective.apply(params["model"], tokens, c.levels, label_B, c.assignment, **more)
     plain, all_taps = call(), call(taps=(1, 2, 3, 4, 5))
     assert plain.taps == {} and sorted(all_taps.taps) == [1, 2, 3, 4, 5]
     for m in tokens:
@@ -70,7 +69,7 @@ def test_scan_and_unrolled_agree(objective, params, inputs):
 
 def test_modalities_of_a_set_attend_to_each_other_and_to_the_label(objective, params, inputs):
     tokens, c, label_B = inputs
-    run = lambda tokens, label: objective.apply(params["model"], tokens, c.levels, label, c.assignment).velocity  # noqa: E731
+    run = lambda tokens, label: objective.apply(params["model"], tokens, c.levels, label, c.assignment).velocity
     base = run(tokens, label_B)
     other = run(tokens | {"audio": tokens["audio"].at[0].add(1.0)}, label_B)
     difference = jnp.abs(other["video"] - base["video"]).sum((1, 2))
@@ -89,7 +88,7 @@ def test_the_order_of_modalities_does_not_matter(objective, params, inputs):
 def test_an_untrained_network_repeats_its_embedding_unless_its_gates_are_open(objective, inputs):
     tokens, c, label_B = inputs
     fresh = objective.init(jax.random.key(0))["model"]
-    run = lambda **more: objective.apply(fresh, tokens, c.levels, label_B, c.assignment, taps=(1, 5), **more)  # noqa: E731
+    run = lambda **more: objective.apply(fresh, tokens, c.levels, label_B, c.assignment, taps=(1, 5), **more)
     closed, opened = run(), run(open_gates=True)
     np.testing.assert_array_equal(closed.taps[1]["video"], closed.taps[5]["video"])
     assert jnp.abs(opened.taps[1]["video"] - opened.taps[5]["video"]).mean() > 0.1
@@ -109,7 +108,7 @@ def test_teacher_costs_only_its_own_layers(objective, params, inputs):
     def flops(config, **more):
         run = dataclasses.replace(objective, model=config)
         model = run.init(jax.random.key(0))["model"]
-        apply = lambda p: run.apply(p, tokens, teacher.levels, label_B, teacher.assignment, **more)  # noqa: E731
+        apply = lambda p: run.apply(p, tokens, teacher.levels, label_B, teacher.assignment, **more)
         return matmul_flops(apply, model)
 
     config = objective.model
@@ -139,7 +138,7 @@ def test_modulation_is_computed_per_level_not_per_token(objective, inputs):
 
 def test_rotary_attention_depends_on_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    score = lambda a, b: jnp.sum(  # noqa: E731
+    score = lambda a, b: jnp.sum(
         rotate(q, rotary_angles(jnp.array([a]), (2, 2, 2, 2), 2000.0))
         * rotate(k, rotary_angles(jnp.array([b]), (2, 2, 2, 2), 2000.0))
     )
@@ -175,7 +174,9 @@ def test_bfloat16_stays_close_and_keeps_parameters_in_float32(objective, params,
     assert b.dtype == jnp.float32 and jnp.abs(a - b).mean() < 0.1 * jnp.abs(a).mean()
 
 
-@pytest.mark.parametrize("change", [{"width": 17}, {"rotary": (2, 2, 2, 4)}, {"rotary": (1, 3, 2, 2)}, {"single_blocks": 0}])
+@pytest.mark.parametrize(
+    "change", [{"width": 17}, {"rotary": (2, 2, 2, 4)}, {"rotary": (1, 3, 2, 2)}, {"single_blocks": 0}]
+)
 def test_impossible_shapes_are_named(config, change):
     with pytest.raises(UserError, match="model"):
         dataclasses.replace(config, **change)

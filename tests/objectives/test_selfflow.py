@@ -53,7 +53,7 @@ def test_teacher_layers_above_k_and_its_head_are_never_touched(objective, params
     k = objective.alignment.teacher_layer
     first = objective.model.double_blocks
     single = jax.tree.map(lambda x: x.at[k - first :].set(jnp.nan), ema["single"])
-    nan = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree)  # noqa: E731
+    nan = lambda tree: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), tree)
     broken = ema | {"single": single, "readout": nan(ema["readout"]), "final_modulation": nan(ema["final_modulation"])}
     whole, _ = loss_of(objective, params, ema, batch, keys_B)
     cut, metrics = loss_of(objective, params, broken, batch, keys_B)
@@ -69,9 +69,7 @@ def test_student_and_teacher_share_noise_label_and_positions(objective, params, 
     draw = same.draw(keys_B, batch)
     assert set(np.asarray(draw.label)) - {3} and 3 in np.asarray(draw.label)  # some labels dropped, some not
     student, teacher, _ = same.views(params, params["model"], batch, keys_B, draw)
-    again = same.apply(
-        params["model"], *_seen(same, batch, keys_B, draw), taps=(same.alignment.teacher_layer,)
-    )
+    again = same.apply(params["model"], *_seen(same, batch, keys_B, draw), taps=(same.alignment.teacher_layer,))
     for m in batch["latents"]:
         np.testing.assert_allclose(teacher.taps[3][m], again.taps[3][m], rtol=1e-5, atol=1e-5)
 
@@ -131,7 +129,9 @@ def test_each_modality_is_a_mean_of_its_own(objective, params, batch, keys_B):
 def test_buckets_of_tau_add_up_to_the_loss(objective, params, batch, keys_B):
     _, m = loss_of(objective, params, params["model"], batch, keys_B)
     for k in ("video", "audio"):
-        np.testing.assert_allclose(m[f"flow_sum/{k}"].sum() / m[f"flow_count/{k}"].sum(), m[f"flow_loss/{k}"], rtol=1e-5)
+        np.testing.assert_allclose(
+            m[f"flow_sum/{k}"].sum() / m[f"flow_count/{k}"].sum(), m[f"flow_loss/{k}"], rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), Forcing()])

@@ -33,7 +33,7 @@ def test_the_exact_velocity_of_one_datum_leads_to_it():
 def test_a_sample_depends_on_seed_and_index_alone(objective, modalities):
     params = perturbed(objective.init(jax.random.key(0))["model"], size=0.05)
     pair = {m: modalities[m] for m in ("video", "audio")}
-    make = lambda count, seed: generate(objective.apply, params, pair, np.full(count, 3), steps=3, seed=seed)  # noqa: E731
+    make = lambda count, seed: generate(objective.apply, params, pair, np.full(count, 3), steps=3, seed=seed)
     four, two, other = make(4, 0), make(2, 0), make(2, 1)
     assert four["video"].shape == (4, *modalities["video"].latent)
     for m in pair:

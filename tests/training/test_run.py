@@ -63,7 +63,9 @@ COMMAND = [sys.executable, "-m", "selfflow", "train", str(TINY)]
 def start(folder, data_dir, *flags):
     return subprocess.Popen(
         [*COMMAND, "--workdir", str(folder), "--data-dir", str(data_dir), *flags],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

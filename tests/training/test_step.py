@@ -23,7 +23,7 @@ def test_gradient_accumulation_equals_the_full_batch(objective, params, batch):
         for name, value in ends[0][1].items():
             np.testing.assert_allclose(metrics[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
         # Adam divides by the root of the square: compare its moments, which are the gradient itself.
-        mu = lambda s: optax.tree.get(s.optimizer, "mu")  # noqa: E731
+        mu = lambda s: optax.tree.get(s.optimizer, "mu")
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), mu(end), mu(ends[0][0]))
 
 

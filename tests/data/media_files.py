@@ -1,0 +1,94 @@
+"""Small media files of every kind, and short ways to decode and build them."""
+
+import dataclasses
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from selfflow.data.media import Media
+from selfflow.data.media.decode import clips
+from selfflow.data.media.report import Notes
+from selfflow.data.media.tracks import Unreadable
+
+# 10 frames of 0.1 s: small enough to make many
+SMALL = Media(frames=10, frames_per_second=10.0, size=16, sample_rate=8000, hop_seconds=0.5,
+              validation_fraction=0.0, test_fraction=0.0)  # fmt: skip
+
+
+def write_video(
+    path, seconds=2.0, fps=25, size=(64, 48), sound=48000, layout="stereo", video_at=0.0, audio_at=0.0, flash=None,
+    times=None, paint=None, quiet=False, rotate=None, codec="mpeg4", audio_seconds=None,
+):  # fmt: skip
+    """A video; `flash` is the second of the file at which, for 0.1 s, the picture is white and the sound loud."""
+    ticks = 90000
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        per_frame = 1 / Fraction(fps).limit_denominator(1001)
+        video.codec_context.time_base = per_frame if codec == "mpeg4" else Fraction(1, ticks)
+        if rotate is not None:
+            video.set_display_rotation(rotate)
+        audio = container.add_stream("pcm_s16le" if str(path).endswith(("mkv", "mov")) else "aac", rate=sound or 48000,
+                                     layout=layout) if sound else None  # fmt: skip
+        base = video.codec_context.time_base
+        for number, at in enumerate(times or [i / fps for i in range(round(seconds * fps))]):
+            at += video_at
+            value = 255 if flash is not None and flash - 1e-6 <= at < flash + 0.1 - 1e-6 else 30
+            pixels = np.full((size[1], size[0], 3), value, np.uint8) if paint is None else paint(number, at)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(at / base), base
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        if audio is not None:
+            n = round((audio_seconds or seconds) * sound)
+            at = audio_at + np.arange(n) / sound
+            wave = 0.02 * np.sin(2 * np.pi * 440 * at)
+            if flash is not None:
+                # within the frame, since AAC smears a sudden sound to some ms before it
+                wave = np.where((at >= flash + 0.02) & (at < flash + 0.08), 0.8 * np.sin(2 * np.pi * 1000 * at), wave)
+            samples = (np.zeros(n) if quiet else wave * 32767).astype(np.int16)
+            channels = len(audio.codec_context.layout.channels)
+            frame_size = 1024
+            for first in range(0, n, frame_size):
+                part = np.repeat(samples[first : first + frame_size], channels)[None]
+                frame = av.AudioFrame.from_ndarray(part, format="s16", layout=layout)
+                frame.sample_rate, frame.time_base = sound, Fraction(1, sound)
+                frame.pts = first + round(audio_at * sound)
+                container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+    return path
+
+
+def decode(path, media=SMALL):
+    notes = Notes()
+    return list(clips(path, media, notes)), {remark.reason: remark.detail for remark in notes.remarks("")}
+
+
+def reason(path, media=SMALL):
+    with pytest.raises(Unreadable) as caught:
+        decode(path, media)
+    return caught.value.reason
+
+
+def build(folder, data_dir, **settings):
+    return dataclasses.replace(SMALL, source=str(folder), **settings).build(data_dir)
+
+
+def reasons(report, part):
+    return {remark["file"]: remark["reason"] for remark in report[part]}
+
+
+def tone(rate, seconds=2.0, frequency=440.0):
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)
+
+
+def quadrants(width=64, height=64):
+    """Red, green / blue, white: shows every turn and mirror."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2, 0] = 255
+    pixels[: height // 2, width // 2 :, 1] = 255
+    pixels[height // 2 :, : width // 2, 2] = 255
+    pixels[height // 2 :, width // 2 :] = 255
+    return pixels
