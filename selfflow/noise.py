@@ -62,7 +62,7 @@ class Corruption(NamedTuple):
 def corrupt(
     x: dict[str, Float[Array, "B N P"]], eps: dict[str, Float[Array, "B N P"]], corruption: Corruption
 ) -> dict[str, Float[Array, "B N P"]]:
-    """x_tau = (1 - tau) x0 + tau eps, token by token (arXiv 2603.06507, section 3)."""
+    """x_tau = (1 - tau) x0 + tau eps, token by token (arXiv 2603.06507)."""
     tau = corruption.tau()
     return {m: (1 - tau[m][..., None]) * x[m] + tau[m][..., None] * eps[m] for m in x}
 
@@ -100,7 +100,7 @@ class UniformTau:
 
 @dataclass(frozen=True)
 class LogitNormalTau:
-    """p(tau) whose logit is normal (arXiv 2403.03206, section 3.1), shifted."""
+    """p(tau) whose logit is normal (arXiv 2403.03206), shifted."""
 
     kind: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
@@ -175,7 +175,7 @@ class _Masked(_Schedule):
 
 @dataclass(frozen=True)
 class DualTimestep(_Masked):
-    """Dual-Timestep Scheduling (arXiv 2603.06507, section 3.2): t and s ~ p(tau), independent and unsorted.
+    """Dual-Timestep Scheduling (arXiv 2603.06507): t and s ~ p(tau), independent and unsorted.
 
     Masked tokens get s and the others t, so that every token keeps p(tau) as its marginal.
     """

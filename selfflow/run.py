@@ -42,10 +42,6 @@ class Run:
         """All rows of `metrics.jsonl`, oldest first."""
         return read_metrics(self.path)
 
-    def abstract_state(self) -> State:
-        """Shapes and types of the state, without computing it."""
-        return abstract_state(self.experiment)
-
     def restore(self, step: int | None = None) -> State:
         """The state at a step, by default the newest checkpoint.
 
@@ -58,7 +54,7 @@ class Run:
             if step not in checkpoints.steps():
                 have = ", ".join(map(str, checkpoints.steps())) or "none"
                 raise UserError(f"{self.path} has no checkpoint of step {step}; it has {have}")
-            return checkpoints.restore(self.abstract_state(), step)
+            return checkpoints.restore(abstract_state(self.experiment), step)
         finally:
             checkpoints.close()
 

@@ -47,9 +47,9 @@ def test_coordinates_follow_the_order_of_the_tokens():
     rows, columns = np.meshgrid(np.arange(4), np.arange(6), indexing="ij")
     place = np.broadcast_to(rows * 10 + columns, (2, 4, 6))[None, ..., None].astype(np.float32)
     corner = np.asarray(modality.to_tokens(jnp.asarray(place)))[0, :, 0]  # upper left position of each token
-    _, h, w, l = modality.coordinates().T
+    _, h, w, index = modality.coordinates().T
     np.testing.assert_array_equal(corner, 20 * h + 2 * w)
-    assert (l == 0).all()
+    assert (index == 0).all()
 
 
 @pytest.mark.parametrize("patch", [(3, 2), (2,), (0, 2)])

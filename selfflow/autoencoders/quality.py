@@ -31,7 +31,7 @@ def log_mel(sound: np.ndarray, rate: int, bands: int = 40) -> np.ndarray:
 
 
 def reconstruction_quality(
-    autoencoder: LinearAutoencoder, records: list[dict[str, Any]], modality: str, rate: int
+    autoencoder: LinearAutoencoder, records: list[dict[str, Any]], modality: str, rate: int, materials: list[str]
 ) -> dict[str, float]:
     """PSNR in dB for pictures; for sound SNR in dB, over all and per material, and the mean log-mel distance.
 
@@ -40,14 +40,16 @@ def reconstruction_quality(
       records: records of a split that it was not fitted on, where there is one.
       modality: its name; `audio` is int16 sound, all else uint8 pictures.
       rate: samples a second of the sound.
+      materials: names of the materials that records are labelled with; none where they are not.
     """
     original = np.stack([record[modality] for record in records])
     decoded = np.concatenate([autoencoder.decode(autoencoder.encode(part)) for part in np.array_split(original, 8)])
     if modality != "audio":
         return {"psnr_db": psnr(original, decoded)}
     quality = {"snr_db": snr(original, decoded)}
-    for label in sorted({int(record["material"]) for record in records if "material" in record}):
+    for label, name in enumerate(materials):
         chosen = [i for i, record in enumerate(records) if record["material"] == label]
-        quality[f"snr_db/material_{label}"] = snr(original[chosen], decoded[chosen])
+        if chosen:
+            quality[f"snr_db/{name}"] = snr(original[chosen], decoded[chosen])
     distances = [np.mean(np.abs(log_mel(a, rate) - log_mel(b, rate))) for a, b in zip(original, decoded)]
     return quality | {"log_mel_distance": float(np.mean(distances))}

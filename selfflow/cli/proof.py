@@ -167,7 +167,8 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
         for m, views in summary["alignment_cosine"].items():
             print(f"  {m:<14} " + "   ".join(f"{view.replace('_', ' ')} {value:.2f}" for view, value in views.items()))
     print(
-        f"\nThe EMA (decay {summary['ema_decay']:.5g}) still holds {summary['ema_initialisation_left']:.2g} of its initialisation."
+        f"\nThe EMA (decay {summary['ema_decay']:.5g}) still holds {summary['ema_initialisation_left']:.2g} "
+        "of its initialisation."
     )
     if table is not None:
         print(

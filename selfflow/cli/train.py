@@ -172,11 +172,8 @@ def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, 
         + (f", from step {start}" if start else "")
     )
     for m, quality in latents.manifest["quality"].items():
-        numbers = ", ".join(
-            f"{name.replace('_db', '')} {value:.1f}" + (" dB" if "_db" in name else "")
-            for name, value in quality.items()
-        )
-        print(f"  {m} autoencoder {latents.manifest['autoencoders'][m]}: {numbers}")
+        numbers = [f"{name.replace('_db', ' (dB)').replace('_', '-')} {value:.1f}" for name, value in quality.items()]
+        print(f"  {m} autoencoder {latents.manifest['autoencoders'][m]}: {', '.join(numbers)}")
     forgotten = experiment.steps * (1 - experiment.ema_decay)
     if forgotten < 5:
         print(

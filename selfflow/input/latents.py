@@ -125,8 +125,11 @@ def _encode_all(
         _encode_split(builder.as_data_source(split), split, autoencoders, folder)
         assert len(load_file(folder / f"{split}.index.safetensors")["quality"]) == size
     checked = builder.as_data_source("validation" if "validation" in sizes else "train")
+    materials = list((builder.info.metadata or {}).get("materials", []))
     quality = {
-        m: reconstruction_quality(a, list(_present(checked, m, _QUALITY_RECORDS, whole=True)), m, sample_rate)
+        m: reconstruction_quality(
+            a, list(_present(checked, m, _QUALITY_RECORDS, whole=True)), m, sample_rate, materials
+        )
         for m, a in autoencoders.items()
     }
     manifest = {

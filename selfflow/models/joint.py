@@ -215,10 +215,15 @@ class JointTransformer(nnx.Module):
 
         Returns:
           An `Output`.
+
+        Raises:
+          ValueError: if a tap is no block of the model, or lies above `stop_at`.
         """
         config, names = self.config, sorted(tokens)
         dtype = jnp.dtype(config.dtype)
         last = stop_at or config.depth
+        if not all(1 <= block <= last for block in (*taps, last)) or last > config.depth:
+            raise ValueError(f"taps {taps} and stop_at {stop_at}: this model has blocks 1 to {config.depth}")
         media = jnp.concatenate([self.embed[m](tokens[m]) for m in names], axis=1)
         text = self.label_embedding[...].astype(dtype)[label_B][:, None]
         text_count = text.shape[1]
@@ -251,7 +256,7 @@ class JointTransformer(nnx.Module):
                 bounds = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
                 found[block] = dict(zip(names, jnp.split(media, bounds, axis=1)))
 
-        stops = sorted({t for t in taps if t <= last} | {min(config.double_blocks, last), last})
+        stops = sorted({*taps} | {min(config.double_blocks, last), last})
         streams = (
             modulation(self.double_text, time_BKD[:, :1], None, 6),
             modulation(self.double_media, time_BKD, media_level, 6),

@@ -19,7 +19,7 @@ class NoAlignment:
 
 @dataclass(frozen=True)
 class SelfFlow:
-    """Alignment with the EMA copy, which sees all tokens at the cleaner of the two levels (arXiv 2603.06507, eq. 7)."""
+    """Alignment with the EMA copy, which sees all tokens at the cleaner of the two levels (arXiv 2603.06507)."""
 
     kind: Literal["self_flow"] = "self_flow"
     weight: float = 0.8

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 
 def effective_rank(features: Float[Array, "M D"]) -> Float[Array, ""]:
-    """exp(entropy of the normalised singular values), RankMe (arXiv 2210.02885, eq. 2); from 1 to D."""
+    """exp(entropy of the normalised singular values), RankMe (arXiv 2210.02885); from 1 to D."""
     x = features.astype(jnp.float32)
     # Singular values from the D x D Gram matrix: M is many tokens.
     eigenvalues = jnp.linalg.eigvalsh(x.T @ x)

@@ -60,6 +60,13 @@ def test_taps_and_early_stop_change_nothing(objective, params, inputs, scan):
             np.testing.assert_allclose(stopped.taps[k][m], all_taps.taps[k][m], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("taps, stop_at", [((6,), None), ((0,), None), ((3,), 2), ((), 6)])
+def test_a_tap_that_is_never_reached_is_an_error(objective, params, inputs, taps, stop_at):
+    tokens, c, label_B = inputs
+    with pytest.raises(ValueError, match="taps"):
+        objective.apply(params["model"], tokens, c.levels, label_B, c.assignment, taps=taps, stop_at=stop_at)
+
+
 def test_scan_and_unrolled_agree(objective, params, inputs):
     tokens, c, label_B = inputs
     looped = dataclasses.replace(objective, model=dataclasses.replace(objective.model, scan=True))
