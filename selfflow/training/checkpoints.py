@@ -19,8 +19,10 @@ class Checkpoints:
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # a second; commands that only read metrics need not wait
 
-        # Of a damaged checkpoint each array would complain on its own; one error says it all.
+        # Of a damaged checkpoint each array would complain on its own; one error says it all. And that a kill
+        # left half a checkpoint behind, which Orbax replaces, is no warning: it is what resuming is for.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp = ocp
         self.path = folder / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)

@@ -1,5 +1,6 @@
 """A run from end to end: what it leaves behind, and that a kill costs nothing."""
 
+import gc
 import json
 import os
 import shutil
@@ -153,6 +154,7 @@ def test_init_from_takes_the_weights_and_starts_afresh(tiny_run, tiny_experiment
     assert "new parameters" not in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
@@ -160,6 +162,7 @@ def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path):
     files[-1].write_bytes(files[-1].read_bytes()[:100])
     with pytest.raises(UserError, match="checkpoints/12.*damaged"):
         open_run(folder).restore()
+    gc.collect()  # what TensorStore still has to say of it belongs to this test
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tiny_experiment, data_dir, tmp_path):
