@@ -35,6 +35,11 @@ class Seeds:
     noise: int = 0
     """Noise, levels, masks and dropped labels."""
 
+    def __post_init__(self):
+        for name in ("init", "data", "noise"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise UserError(f"seed.{name} is {getattr(self, name)}: give a number from 0 to 2^31 - 1")
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -45,9 +50,16 @@ class Proof:
     solver_steps: int = 50
     """Euler steps of the sampler."""
     probe_clips: int = 1024
-    """Training clips that probes are fitted on; half as many of the validation and as many of the test split."""
+    """Training clips that probes are fitted on; half as many each of the validation and of the test split are used."""
     probe_tau: float = 0.25
     """Noise level of the latents whose features are probed."""
+
+    def __post_init__(self):
+        for name, least in (("samples", 1), ("solver_steps", 1), ("probe_clips", 16)):
+            if getattr(self, name) < least:
+                raise UserError(f"proof.{name} is {getattr(self, name)}: it must be at least {least}")
+        if not 0 <= self.probe_tau <= 1:
+            raise UserError(f"proof.probe_tau is {self.probe_tau}: give a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -136,7 +148,10 @@ class Experiment:
         if ema_decay is None:
             ema_decay = like.ema_decay if like else ema_decay_for(self.steps)
         optimizer = self.optimizer.resolved(self.steps, like.optimizer if like else None)
-        experiment = dataclasses.replace(self, ema_decay=ema_decay, optimizer=optimizer)
+        init_from = self.init_from
+        if like and init_from and like.init_from.startswith(f"{init_from}:"):
+            init_from = like.init_from  # the step that RUN meant when the run began
+        experiment = dataclasses.replace(self, ema_decay=ema_decay, optimizer=optimizer, init_from=init_from)
         experiment._check()
         return experiment
 
@@ -173,9 +188,12 @@ class Experiment:
             raise UserError(f"label_drop is {self.label_drop}: give a number from 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}: give a number from 0 to below 1")
-        if not 0 <= self.proof.probe_tau <= 1:
-            raise UserError(f"proof.probe_tau is {self.proof.probe_tau}: give a number from 0 to 1")
         self.optimizer.schedule()
+        if self.optimizer.decay == "cosine" and self.steps > self.optimizer.decay_steps:
+            raise UserError(
+                f"steps is {self.steps}, but the cosine rate reaches 0 at optimizer.decay_steps "
+                f"{self.optimizer.decay_steps}: nothing is learned after it; start another run with --init-from"
+            )
 
 
 def load_experiment(path: str | Path) -> Experiment:
@@ -196,6 +214,8 @@ def load_experiment(path: str | Path) -> Experiment:
             raise UserError(f"{path} defines no function experiment() that returns an Experiment")
         made = module.experiment()
     except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise  # a mistake in the file's own code: the traceback shows the line
         raise UserError(f"{path}: {_with_suggestion(str(error))}") from error
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
@@ -215,7 +235,7 @@ def _with_suggestion(message: str) -> str:
 
 
 # Fields that say how and how long a run computes, not what: these may change while it runs.
-_MAY_CHANGE = ("steps", "cadence", "proof")
+_MAY_CHANGE = ("steps", "cadence", "proof", "data.workers", "model.scan")
 
 
 def changes(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
@@ -232,7 +252,7 @@ def changes(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
 
 def forbidden(name: str) -> bool:
     """Whether a field says what is computed, and may therefore not change in a run."""
-    return name.split(".")[0] not in _MAY_CHANGE
+    return not any(name == free or name.startswith(f"{free}.") for free in _MAY_CHANGE)
 
 
 def save_experiment(experiment: Experiment, path: Path) -> None:

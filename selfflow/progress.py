@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ class Progress:
         self._note = ""
         self._start = self._last_line = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
             self._bar = tqdm(desc=description, total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.05)
 
     def advance(self, count: int = 1, note: str = "") -> None:

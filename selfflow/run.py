@@ -1,10 +1,14 @@
 """A run: the folder that an experiment leaves behind, and what can be asked of it."""
 
+import dataclasses
+import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,8 @@ from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State, init_state
+
+_LOCK = "lock"
 
 
 class Run:
@@ -41,6 +47,11 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of `metrics.jsonl`, oldest first."""
         return read_metrics(self.path)
+
+    def last_step(self) -> int:
+        """The step of the newest checkpoint; 0 if there is none."""
+        folder = self.path / "checkpoints"
+        return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
 
     def restore(self, step: int | None = None) -> State:
         """The state at a step, by default the newest checkpoint.
@@ -141,7 +152,6 @@ def enter_run(folder: Path, experiment: Experiment, data_hash: str) -> Experimen
                 f"{folder} was trained on other latents ({provenance['data']}, now {data_hash}): the data set was "
                 "rebuilt; use another --workdir, or the --data-dir of that time"
             )
-    folder.mkdir(parents=True, exist_ok=True)
     provenance["sessions"].append(_surroundings() | {"changed": changed})
     partial = folder / "provenance.partial"
     partial.write_text(json.dumps(provenance, indent=1))
@@ -151,18 +161,48 @@ def enter_run(folder: Path, experiment: Experiment, data_hash: str) -> Experimen
     return experiment
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes a run folder if need be, and holds its lock: two processes must not train into one run.
+
+    Raises:
+      UserError: if another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"--workdir {folder} cannot be written ({error.strerror}): choose another") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {folder}: wait for it or use another --workdir") from error
+        yield
+
+
 def check_run(folder: Path, experiment: Experiment) -> Experiment:
     """Resolves an experiment against the run that may already be in a folder; writes nothing.
 
     Raises:
-      UserError: if the run there was made by another experiment, naming the fields that differ.
+      UserError: if the run there was made by another experiment, naming the fields that differ; if it already has
+        more steps; if the folder holds something else.
     """
     if not (folder / "experiment.json").exists():
-        if (folder / "checkpoints").exists():
-            raise UserError(f"{folder} has checkpoints but no experiment.json: restore it or use another --workdir")
+        ours = (_LOCK, "provenance.json", "provenance.partial", "experiment.partial")
+        foreign = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
+        if foreign:
+            raise UserError(
+                f"{folder} is no run folder (no experiment.json) but holds {foreign[0]}: use another --workdir"
+            )
         if experiment.init_from:
-            _run_and_step(experiment.init_from)
+            run, step = _run_and_step(experiment.init_from)
+            step = run.last_step() if step is None else step
+            experiment = dataclasses.replace(experiment, init_from=f"{run.path}:{step}")
         return experiment.resolved()
+    done = Run(folder).last_step()
+    if experiment.steps < done:
+        raise UserError(f"steps is {experiment.steps}, but {folder} has done {done}: use another --workdir")
     old = read_experiment(folder / "experiment.json")
     # What followed from the run's first length stays: more steps must not change what is computed.
     experiment = experiment.resolved(like=old)

@@ -82,6 +82,12 @@ def test_modalities_share_the_clock_of_their_media(experiment):
 
 def test_derived_fields_follow_the_length_and_stay_when_a_run_is_taken_up(experiment):
     short = dataclasses.replace(experiment, steps=100).resolved()
-    assert short.ema_decay == pytest.approx(0.9) and short.optimizer.decay_steps == 100
-    longer = dataclasses.replace(experiment, steps=200).resolved(like=short)
-    assert longer.ema_decay == short.ema_decay and longer.optimizer.decay_steps == 100 and longer.steps == 200
+    assert short.ema_decay == pytest.approx(0.9)
+    assert short.optimizer.decay_steps == 100 and short.optimizer.warmup_steps == 5
+    constant = dataclasses.replace(
+        experiment, steps=100, optimizer=dataclasses.replace(experiment.optimizer, decay="constant")
+    )
+    longer = dataclasses.replace(constant, steps=200).resolved(like=constant.resolved())
+    assert longer.ema_decay == short.ema_decay and longer.optimizer.warmup_steps == 5 and longer.steps == 200
+    with pytest.raises(UserError, match="cosine rate reaches 0 at optimizer.decay_steps 100"):
+        dataclasses.replace(experiment, steps=200).resolved(like=short)

@@ -23,6 +23,7 @@ def experiment() -> Experiment:
         },
         model=JointConfig(width=32, heads=2, double_blocks=1, single_blocks=2, mlp_ratio=2.0, rotary=(4, 4, 4, 4)),
         alignment=SelfFlow(student_layer=1, teacher_layer=2),
+        optimizer=dataclasses.replace(quickstart.optimizer, decay="constant"),  # so that a run can be made longer
         steps=12,
         cadence=Cadence(log_every=4, checkpoint_every=3),
         proof=Proof(samples=2, solver_steps=2, probe_clips=24),

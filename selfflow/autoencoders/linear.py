@@ -136,16 +136,15 @@ class LinearAutoencoder:
         Raises:
           UserError: if there is no media.
         """
-        frames = [config.frames(batch) for batch in media]
-        if not frames:
+        media = list(media)
+        if not media:
             raise UserError(f"the training split has nothing to fit the {config.kind} autoencoder on")
-        x = np.concatenate([f.reshape(-1, f.shape[-1]) for f in frames])
-        mean = x.mean(axis=0, dtype=np.float64)
-        covariance = np.zeros((x.shape[1], x.shape[1]))
-        for start in range(0, len(x), 65536):
-            part = x[start : start + 65536] - mean
-            covariance += part.T @ part
-        values, vectors = np.linalg.eigh(covariance / len(x))
+        # Batch by batch, in float64: the frames of all media at once are several times their size.
+        flat = lambda batch: config.frames(batch).reshape(-1, config.frames(batch[:1]).shape[-1]).astype(np.float64)
+        count = sum(len(flat(batch)) for batch in media)
+        mean = sum(flat(batch).sum(axis=0) for batch in media) / count
+        covariance = sum((x := flat(batch) - mean).T @ x for batch in media) / count
+        values, vectors = np.linalg.eigh(covariance)
         basis = vectors[:, ::-1][:, : config.channels]
         # eigh leaves the sign open: fix it, so that equal data give equal latents.
         basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])])
@@ -154,9 +153,9 @@ class LinearAutoencoder:
         arrays |= {"shift": np.zeros(config.channels), "deviation": np.ones(config.channels)}
         fitted = cls(config, {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()})
         if config.companded:
-            latents = fitted._compress(x)
-            fitted.arrays["shift"] = latents.mean(axis=0, dtype=np.float64).astype(np.float32)
-            fitted.arrays["deviation"] = _nonzero(latents.std(axis=0, dtype=np.float64)).astype(np.float32)
+            latents = np.concatenate([fitted._compress(flat(batch)) for batch in media])
+            fitted.arrays["shift"] = latents.mean(axis=0).astype(np.float32)
+            fitted.arrays["deviation"] = _nonzero(latents.std(axis=0)).astype(np.float32)
         return fitted
 
     def _compress(self, frames: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 import errno
 import importlib
+import os
+import re
 import sys
 
 _COMMANDS = {
@@ -42,16 +44,20 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped; the same command takes up what is finished", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.stdout = None  # the reader of a pipe has gone: nothing is left to say, and to nobody
         sys.exit(1)
     except Exception as error:
-        full = _disk_full(error)
-        if full is None:
+        message = _of_the_system(error)
+        if message is None:
             raise
-        _fail(full)
+        print(f"selfflow: {message}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Background threads that could not write would each complain at length while Python winds down.
+        os._exit(2)
 
 
 def _fail(message: str) -> None:
@@ -59,13 +65,18 @@ def _fail(message: str) -> None:
     sys.exit(2)
 
 
-def _disk_full(error: BaseException | None) -> str | None:
-    """What to say if an error, or one that caused it, is a full disk; libraries wrap it each in their own way."""
+def _of_the_system(error: BaseException | None) -> str | None:
+    """What to say if an error, or one that caused it, is a full disk or a file that may not be written.
+
+    Libraries wrap such errors each in their own way.
+    """
+    again = "the same command then takes up what is finished"
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" ({error.filename})" if error.filename else ""
-            return f"the disk is full{where}: free some space and give the same command again; it goes on where it was"
-        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
-            return "the disk is full: free some space and give the same command again; it goes on where it was"
+        number = error.errno if isinstance(error, OSError) else None
+        where = f" ({error.filename})" if number and error.filename else ""
+        if number in (errno.ENOSPC, errno.EDQUOT) or re.search("No space left|Disk quota exceeded", str(error)):
+            return f"the disk is full{where}: free some space; {again}"
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) and where:
+            return f"{error.filename} cannot be read or written ({error.strerror}): choose another place"
         error = error.__cause__ or error.__context__
     return None

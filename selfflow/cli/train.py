@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,35 +63,48 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     Raises:
       UserError: for what a user can correct.
     """
+    from selfflow.run import alone, check_run
+
+    if not jax.config.jax_compilation_cache_dir:
+        # A run that goes on, or the next one of a sweep, need not compile again.
+        jax.config.update("jax_compilation_cache_dir", str(data_dir / "compiled"))
+    check_run(workdir, experiment)  # before the folder is made
+    with alone(workdir):
+        return _train_alone(experiment, workdir, data_dir)
+
+
+def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
     from selfflow.cli.proof import prove
     from selfflow.input.latents import prepare_latents
     from selfflow.input.mixture import batches
-    from selfflow.run import abstract_state, check_run, enter_run, fresh_state
+    from selfflow.run import Run, abstract_state, check_run, enter_run, fresh_state
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
 
     began = time.monotonic()
-    if not jax.config.jax_compilation_cache_dir:
-        # A run that goes on, or the next one of a sweep, need not compile again.
-        jax.config.update("jax_compilation_cache_dir", str(data_dir / "compiled"))
-    resolved = check_run(workdir, experiment)  # before anything long
-    builder = resolved.data.build(data_dir)
-    latents = prepare_latents(builder, resolved.autoencoders, data_dir, resolved.data.sample_rate)
-    source = latents.source("train")
-    batches(source, resolved.mixture, resolved.label, 0, 0)  # an absent modality is an error before the run exists
+    wanted = check_run(workdir, experiment)
+    builder = wanted.data.build(data_dir)
+    latents = prepare_latents(builder, wanted.autoencoders, data_dir, wanted.data.sample_rate)
+    stream = partial(
+        batches, latents.source("train"), wanted.mixture, wanted.label, wanted.model.labels, wanted.seed.data
+    )
+    # All that can be wrong with data or weights comes before the folder becomes a run.
+    stream(0)
+    start = Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0
+    state = None if start else fresh_state(wanted)
     experiment = enter_run(workdir, experiment, latents.hash)
 
     checkpoints = Checkpoints(workdir)
-    start = checkpoints.latest() or 0
-    state = checkpoints.restore(abstract_state(experiment), start) if start else fresh_state(experiment)
+    if state is None:
+        state = checkpoints.restore(abstract_state(experiment), start)
     _say_start(experiment, workdir, start, state, latents)
     log = MetricsLog(workdir, start)
     try:
         if start < experiment.steps:
             state = run_loop(
                 state,
-                batches=batches(source, experiment.mixture, experiment.label, experiment.seed.data, start),
+                batches=stream(start),
                 start=start,
                 steps=experiment.steps,
                 cadence=experiment.cadence,
@@ -120,7 +134,7 @@ def _functions(experiment: Experiment, latents: Any) -> dict[str, Any]:
     modalities = experiment.modalities()
     names = {frozenset(chosen.modalities): name for name, chosen in experiment.mixture.items()}
 
-    looked_at = held_out_batches(latents, experiment.mixture, experiment.label)
+    looked_at = held_out_batches(latents, experiment.mixture, ("validation",))
 
     @jax.jit
     def look_at(state: State, batch: Any) -> dict[str, jax.Array]:
@@ -130,7 +144,7 @@ def _functions(experiment: Experiment, latents: Any) -> dict[str, Any]:
         # One batch of every set, always the same: the step's own would show one set, and other samples each time.
         return {
             f"{view}/{name}/{m}": value
-            for name, batch in looked_at.items()
+            for name, (_, batch) in looked_at.items()
             for (view, m), value in _split_names(look_at(state, batch)).items()
         }
 

@@ -17,6 +17,7 @@ from selfflow.errors import UserError
 from selfflow.progress import Progress, progress
 
 _FIT_RECORDS = 512
+_FIT_BYTES = 200e6  # of raw media; long or large clips are fitted on fewer of them
 _QUALITY_RECORDS = 128
 _CHUNK = 64
 _FORMAT = 1  # raised when equal settings come to mean other latents
@@ -41,7 +42,8 @@ class Latents:
     @property
     def hash(self) -> str:
         """Identity of these latents: of the dataset, its records and the autoencoders."""
-        return hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:16]
+        identity = {name: self.manifest[name] for name in ("dataset", "records", "autoencoders")}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     def index(self, split: str) -> dict[str, np.ndarray]:
         """Per record of a split: `present/M` as booleans and `label/F` for each integer field F."""
@@ -115,7 +117,8 @@ def _encode_all(
         for m, config in configs.items():
             if m not in builder.info.features:
                 raise UserError(f"autoencoders.{m}: the data set {dataset} has no {m}")
-            media = [np.stack(chunk) for chunk in _chunks(_present(train, m, _FIT_RECORDS))]
+            count = min(_FIT_RECORDS, max(_CHUNK, int(_FIT_BYTES / train[0][m].nbytes)))
+            media = [np.stack(chunk) for chunk in _chunks(_present(train, m, count))]
             if not media:
                 raise UserError(f"autoencoders.{m}: no record of the training split of {dataset} has {m}")
             autoencoders[m] = LinearAutoencoder.fit(config, media)

@@ -24,7 +24,7 @@ class Set:
 
 
 def batches(
-    source: LatentSource, mixture: dict[str, Set], label: str, seed: int, start: int
+    source: LatentSource, mixture: dict[str, Set], label: str, classes: int, seed: int, start: int
 ) -> Iterator[dict[str, Any]]:
     """Batches {"latents": {modality: [B, ...]}, "label": [B]} from step `start` on, without end.
 
@@ -35,15 +35,16 @@ def batches(
       source: latents of the training split.
       mixture: sets by name.
       label: field with the class label, or "" for none; records without a label get -1.
+      classes: number of classes that the model knows.
       seed: `seed.data` of the experiment.
       start: number of batches to pass over, at no cost.
 
     Raises:
-      UserError: if no record has all modalities of a set.
+      UserError: if no record has all modalities of a set, or a label is none of the classes.
     """
     import grain
 
-    labels = _labels(source, label)
+    labels = _labels(source, label, classes)
     datasets = []
     for name, chosen in mixture.items():
         records = source.having(chosen.modalities)
@@ -65,35 +66,40 @@ def batches(
     return iter(mixed[start:].to_iter_dataset(options))
 
 
-def _labels(source: LatentSource, label: str) -> np.ndarray:
+def _labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
     """The class label of every record, int32; -1 for none."""
     if not label:
         return np.full(len(source), -1, np.int32)
     if f"label/{label}" not in source.index:
         known = sorted(name.removeprefix("label/") for name in source.index if name.startswith("label/"))
         raise UserError(f"label {label!r}: the data has no such field; it has {', '.join(known) or 'no labels'}")
-    return source.index[f"label/{label}"].astype(np.int32)
+    labels = source.index[f"label/{label}"].astype(np.int32)
+    if labels.max() >= classes:
+        raise UserError(
+            f"label {label!r} goes up to {labels.max()}, so model.labels must be at least {labels.max() + 1}"
+        )
+    return labels
 
 
 def held_out_batches(
-    latents: Latents, mixture: dict[str, Set], label: str, size: int | None = None
-) -> dict[str, dict[str, Any]]:
-    """One batch of each set, always the same, from the first of the splits test, validation and train that has it.
+    latents: Latents, mixture: dict[str, Set], splits: tuple[str, ...], size: int | None = None
+) -> dict[str, tuple[str, dict[str, Any]]]:
+    """One unlabelled batch of each set, always the same: {set: (split, batch)}.
 
     Args:
       latents: of a data set.
       mixture: sets by name.
-      label: field with the class label, or "" for none.
+      splits: where to look, in this order; a set takes the first split that has it, in the end train.
       size: samples in a batch, if there are so many; by default those of the set.
     """
     found = {}
     for name, chosen in mixture.items():
-        for split in (s for s in ("test", "validation", "train") if s in latents.manifest["records"]):
+        for split in (s for s in (*splits, "train") if s in latents.manifest["records"]):
             source = latents.source(split)
             records = source.having(chosen.modalities)[: size or chosen.batch_size]
             if len(records):
                 samples = [source[i] for i in records]
                 stacked = {m: np.stack([sample[m] for sample in samples]) for m in chosen.modalities}
-                found[name] = {"latents": stacked, "label": _labels(source, label)[records]}
+                found[name] = split, {"latents": stacked, "label": np.full(len(records), -1, np.int32)}
                 break
     return found

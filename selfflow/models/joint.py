@@ -59,6 +59,9 @@ class JointConfig:
     """Type of computation; parameters are float32."""
 
     def __post_init__(self):
+        for name, least in (("width", 1), ("heads", 1), ("labels", 0), ("mlp_ratio", 0.1)):
+            if getattr(self, name) < least:
+                raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
         if self.width % self.heads:
             raise UserError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
         head = self.width // self.heads

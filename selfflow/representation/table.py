@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.autoencoders.quality import log_mel
+from selfflow.data.collisions import Collisions
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.representation.features import features
@@ -24,7 +25,7 @@ COLUMNS = (
     + [("count", source) for source in SOURCES]
     + [("position", "video"), ("contacts", "audio")]
 )
-CHANCE = {"material": 1 / 4, "shape": 1 / 2, "count": 1 / 3, "position": 0.0, "contacts": 0.0}
+REGRESSED = ("position", "contacts")
 
 Inputs = dict[str, np.ndarray]  # features by split
 
@@ -45,7 +46,7 @@ def probe_table(
     layers: tuple[int, ...],
     tau: float,
     null_label: int,
-    rate: int,
+    data: Collisions,
 ) -> dict[str, dict[str, Score]]:
     """Scores by row and column ("material/video").
 
@@ -60,7 +61,10 @@ def probe_table(
       layers: blocks to probe.
       tau: noise level of the features.
       null_label: label that stands for none.
-      rate: samples a second of the sound.
+      data: settings of the data set.
+
+    Returns:
+      Rows; the first is chance. A column whose target is the same for all clips is left out.
     """
     from selfflow.data.collisions.kinematics import features as kinematics
     from selfflow.data.collisions.targets import body_in_token, clip_targets
@@ -69,9 +73,14 @@ def probe_table(
     grid = modalities["video"].grid
     places = {}
     for split in _SPLITS:
-        found = [body_in_token(r, grid) for r in clips[split].records[:_POSITION_CLIPS]]
+        found = [body_in_token(r, grid, data.box) for r in clips[split].records[:_POSITION_CLIPS]]
         tokens = np.concatenate([i * modalities["video"].tokens + holds for i, (holds, _) in enumerate(found)])
         places[split] = tokens, np.concatenate([offset for _, offset in found])
+
+    def classes(name: str) -> list[int]:
+        """How many values each target of a column takes, in the split where it takes fewest."""
+        keys = sorted(t for t in targets["train"][0] if t.split("/")[0] == name)
+        return [min(len({t[key] for t in targets[s]}) for s in _SPLITS) for key in keys]
 
     def score(column: tuple[str, str], inputs: Inputs) -> Score:
         name = column[0]
@@ -88,10 +97,12 @@ def probe_table(
     def tokens_of(sample: dict, m: str) -> np.ndarray:
         return np.asarray(modalities[m].to_tokens(sample[m][None].astype(np.float32))[0])
 
-    table: dict[str, dict[str, Score]] = {}
+    columns = [c for c in COLUMNS if c[0] == "position" or min(classes(c[0])) > 1]
+    chance = {c: 0.0 if c[0] in REGRESSED else float(np.mean([1 / n for n in classes(c[0])])) for c in columns}
+    table: dict[str, dict[str, Score]] = {"chance": {"/".join(c): Score(x, x) for c, x in chance.items()}}
 
     def fill(row: str, inputs: dict[tuple[str, str], Inputs]) -> None:
-        table[row] = {"/".join(column): score(column, x) for column, x in inputs.items()}
+        table[row] = {"/".join(column): score(column, x) for column, x in inputs.items() if column in columns}
 
     with Progress("probe", 4 + len(networks) * (1 + len(layers)), unit="row") as shown:
         raw = {m: per_clip(lambda r, z, m=m: _moments(tokens_of(z, m))) for m in ("video", "audio")}
@@ -105,7 +116,7 @@ def probe_table(
         motion = per_clip(lambda r, z: _difference_energy(r["video"]))
         fill("frame differences", {c: motion for c in COLUMNS if c[1] == "video" and c[0] != "position"})
         shown.advance()
-        mel = per_clip(lambda r, z: log_mel(r["audio"], rate).mean(axis=1))
+        mel = per_clip(lambda r, z: log_mel(r["audio"], data.sample_rate).mean(axis=1))
         fill("log-mel mean", {c: mel for c in COLUMNS if c[1] == "audio"})
         shown.advance()
         for name, network in networks.items():
@@ -118,10 +129,11 @@ def probe_table(
             table[f"{name}, best block on validation"] = {
                 column: max((row[column] for row in rows), key=lambda s: s.validation) for column in rows[0]
             }
-        truth = per_clip(lambda r, z: kinematics(r))
-        materials = [np.array([t["material"] for t in targets[s]]) for s in _SPLITS]
-        ceiling = classify_with_trees(*(Split(truth[s], y) for s, y in zip(_SPLITS, materials)))
-        table["true kinematics, boosted trees"] = {"material/video": ceiling}
+        truth = per_clip(lambda r, z: kinematics(r, data.frames_per_second))
+        if ("material", "video") in columns:
+            materials = [np.array([t["material"] for t in targets[s]]) for s in _SPLITS]
+            ceiling = classify_with_trees(*(Split(truth[s], y) for s, y in zip(_SPLITS, materials)))
+            table["true kinematics, boosted trees"] = {"material/video": ceiling}
         shown.advance()
     return table
 
@@ -174,11 +186,9 @@ def as_text(table: dict[str, dict[str, Score]]) -> str:
         score = row.get(f"{name}/{source}")
         if score is None:
             return f"{'-':>8}"
-        return f"{score.test:>8.2f}" if name in ("position", "contacts") else f"{100 * score.test:>7.0f}%"
+        return f"{score.test:>8.2f}" if name in REGRESSED else f"{100 * score.test:>7.0f}%"
 
-    chance = {f"{n}/{s}": Score(CHANCE[n], CHANCE[n]) for n, s in COLUMNS}
-    rows = {"chance": chance} | table
     return "\n".join(
         [first, second]
-        + [f"{row:<{width}}" + " ".join(cell(n, s, values) for n, s in COLUMNS) for row, values in rows.items()]
+        + [f"{row:<{width}}" + " ".join(cell(n, s, values) for n, s in COLUMNS) for row, values in table.items()]
     )

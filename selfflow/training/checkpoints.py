@@ -67,6 +67,10 @@ class Checkpoints:
             )
         return state
 
+    def check(self) -> None:
+        """Raises what went wrong with a save in the background, if anything did."""
+        self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Returns once every started save is on disk; raises what went wrong in the background."""
         self._manager.wait_until_finished()

@@ -75,11 +75,12 @@ def train(
         values = summarise(jax.device_get(metrics))
         now = time.monotonic()
         seconds, last = now - last, now
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss is {values['loss']} at step {number}: lower optimizer.learning_rate or optimizer.clip; "
-                f"the last good checkpoint is step {checkpoints.latest() or 0}"
-            )
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                raise UserError(
+                    f"the {name.replace('_', ' ')} is {values[name]} at step {number}: lower optimizer.learning_rate "
+                    f"or optimizer.clip; the last good checkpoint is step {checkpoints.latest() or 0}"
+                )
         tokens = facts.pop("tokens")
         row = {"step": number, **facts, **values, "seconds": seconds, "tokens_per_second": tokens / seconds}
         log.write(row)
@@ -92,6 +93,7 @@ def train(
                 # Before the step, whose donated state is gone after it.
                 extra = diagnose(state) if number % cadence.log_every == 0 or number == steps else {}
                 state, metrics = step(state, batch)
+                checkpoints.check()
                 note = fetch()
                 pending = number, describe(batch), {**metrics, **extra}
                 if number % cadence.checkpoint_every == 0 or number == steps:

@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import time
 from pathlib import Path
 
 TIMINGS = ("seconds", "tokens_per_second")
@@ -31,7 +31,8 @@ class MetricsLog:
         partial.replace(self.path)
         self._file = self.path.open("a")
         self._events = None
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            events.unlink()
         for row in rows:
             self._event(row)
 
@@ -41,13 +42,23 @@ class MetricsLog:
         self._event(row)
 
     def _event(self, row: dict) -> None:
-        if self._events is None:
-            from tensorboardX import SummaryWriter  # half a second, and not needed to read metrics
+        # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run then waits for it for ever.
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.record_writer import RecordWriter
 
-            self._events = SummaryWriter(str(self._folder / "tensorboard"))
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float):
-                self._events.add_scalar(name, value, row["step"])
+        if self._events is None:
+            folder = self._folder / "tensorboard"
+            folder.mkdir(exist_ok=True)
+            self._events = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"))
+            self._events.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        values = [
+            Summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "step" and isinstance(value, int | float)
+        ]
+        event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
+        self._events.write(event.SerializeToString())
 
     def flush(self) -> None:
         """Makes all rows durable."""

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from selfflow.cli import _disk_full, main
+from selfflow.cli import _of_the_system, main
 from tests.conftest import TINY
 
 
@@ -32,6 +32,10 @@ FLAGS = [
     (["--label", "material"], "label and model.labels go together"),
     (["--init-from", "nowhere"], "nowhere is not a run folder"),
     (["--autoencoders.audio.hop", "333"], "hop 333"),
+    (["--model.heads", "0"], "model.heads is 0"),
+    (["--seed.data", "-1"], "seed.data is -1"),
+    (["--proof.samples", "0"], "proof.samples is 0"),
+    (["--label", "material", "--model.labels", "2"], "model.labels must be at least 4"),
 ]
 
 
@@ -39,7 +43,7 @@ FLAGS = [
 def test_flags_that_cannot_be(capsys, tmp_path, data_dir, flags, message):
     code, _, err = run(capsys, "train", TINY, "--workdir", tmp_path / "run", "--data-dir", data_dir, *flags)
     assert code == 2 and message in err
-    assert "Traceback" not in err and len(err.strip().splitlines()[-1:]) == 1
+    assert "Traceback" not in err and message in err.strip().splitlines()[-1]
     assert not (tmp_path / "run" / "experiment.json").exists()
 
 
@@ -102,7 +106,16 @@ def test_a_modality_that_the_data_does_not_have(capsys, tmp_path, data_dir):
         capsys, "train", file, "--data.source", source, "--workdir", tmp_path / "run", "--data-dir", tmp_path / "data"
     )
     assert code == 2 and "no record of the training split" in err and ("video" in err or "audio" in err)
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "experiment.json").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(capsys, tmp_path, data_dir):
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    code, _, err = run(capsys, "train", TINY, "--workdir", tmp_path, "--data-dir", data_dir)
+    assert code == 2 and "holds metrics.jsonl" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    code, _, err = run(capsys, "train", TINY, "--workdir", tmp_path / "metrics.jsonl" / "run", "--data-dir", data_dir)
+    assert code == 2 and "cannot be" in err
 
 
 def test_a_full_disk_is_said_however_it_is_wrapped():
@@ -110,9 +123,10 @@ def test_a_full_disk_is_said_however_it_is_wrapped():
 
     wrapped = ValueError("in a thread")
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
-    assert "disk is full (runs/x/metrics.jsonl)" in _disk_full(wrapped)
-    assert "disk is full" in _disk_full(RuntimeError("RESOURCE_EXHAUSTED: write failed: No space left on device"))
-    assert _disk_full(ValueError("a bug")) is None
+    assert "disk is full (runs/x/metrics.jsonl)" in _of_the_system(wrapped)
+    assert "disk is full" in _of_the_system(RuntimeError("RESOURCE_EXHAUSTED: write failed: No space left on device"))
+    assert "/x cannot be" in _of_the_system(PermissionError(errno.EACCES, "Permission denied", "/x"))
+    assert _of_the_system(ValueError("a bug")) is None
 
 
 def test_help_is_fast_and_light():

@@ -17,8 +17,8 @@ def prepared(tiny_experiment, data_dir):
 MIXTURE = {"joint": Set(("video", "audio"), 3.0, 4), "image": Set(("image",), 1.0, 5)}
 
 
-def take(source, count, start=0, seed=0, mixture=MIXTURE, label="material"):
-    stream = batches(source, mixture, label, seed, start)
+def take(source, count, start=0, seed=0, mixture=MIXTURE, label="material", classes=4):
+    stream = batches(source, mixture, label, classes, seed, start)
     return [next(stream) for _ in range(count)]
 
 
@@ -107,6 +107,8 @@ def test_what_the_data_does_not_have_is_named(prepared, tiny_experiment, data_di
     source = latents.source("train")
     with pytest.raises(UserError, match="no such field; it has count, material"):
         take(source, 1, label="colour")
+    with pytest.raises(UserError, match="model.labels must be at least"):
+        take(source, 1, classes=2)
     source.index = source.index | {"present/audio": np.zeros(24, bool)}
     with pytest.raises(UserError, match="mixture.joint: no record"):
         take(source, 1)

@@ -107,8 +107,18 @@ def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     gradient = jax.grad(per_token)(jnp.zeros((4, 20, 1)))
     assert (gradient[:, :7] == 0).all() and (gradient[:, 7:] != 0).all()
     np.testing.assert_allclose(draw.weight["video"].sum(), 1.0, rtol=1e-6)
+    # The same of the whole loss, by what is true of the given tokens: their velocity's target enters through x0 alone,
+    # which they show to others, so the loss must not change where no other token can see it.
     _, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert metrics["flow_count/video"].sum() == 4 * 13
+    nothing = jax.grad(
+        lambda w: objective.loss(params, {"ema": params["model"]}, batch, keys_B, draw._replace(weight=w))[0]
+    )
+    sensitivity = nothing(draw.weight)["video"]  # of the loss to each token's weight: flow and alignment of that token
+    by_hand = loss_of(objective, params, params["model"], batch, keys_B, draw)[0]
+    others = {m: jnp.sum(nothing(draw.weight)[m] * draw.weight[m]) for m in draw.weight}
+    np.testing.assert_allclose(sum(others.values()), by_hand, rtol=1e-5)
+    assert (sensitivity[:, :7] > 0).all() and (draw.weight["video"][:, :7] == 0).all()
     all_given = free.corruption.hold({"video": jnp.ones((4, 20), bool)})
     draw = free._replace(corruption=all_given, weight=token_weight(all_given))
     loss, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)

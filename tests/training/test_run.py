@@ -1,5 +1,6 @@
 """A run from end to end: what it leaves behind, and that a kill costs nothing."""
 
+import dataclasses
 import gc
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 
 from selfflow.cli.train import train
 from selfflow.errors import UserError
-from selfflow.run import open_run
+from selfflow.run import alone, open_run
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
 
@@ -40,7 +41,7 @@ def test_a_run_leaves_what_it_should(tiny_run, tiny_experiment):
     provenance = json.loads((tiny_run / "provenance.json").read_text())
     assert provenance["data"] and provenance["sessions"][0]["packages"]["jax"] == jax.__version__
     summary = json.loads((tiny_run / "summary.json").read_text())
-    assert summary["steps"] == 12 and summary["split"] == "test"
+    assert summary["steps"] == 12 and summary["flow_loss"]["joint/video"]["split"] == "test"
     assert set(summary["flow_loss"]) == {"joint/video", "joint/audio", "image/image"}
     kinds = {file.rsplit(".", 1)[1] for file in summary["files"]}
     assert kinds == {"png", "mp4", "wav"} and all(os.path.getsize(f) > 0 for f in summary["files"])
@@ -82,7 +83,7 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_run, data_dir, tmp_pat
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL and 5 <= open_run(folder).last_step() < 12
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 999, "lo')  # a row cut off by the crash
     from selfflow.experiment import load_experiment
@@ -114,8 +115,6 @@ def _events(folder) -> list[tuple[str, int]]:
 
 
 def test_more_steps_go_on_and_change_nothing_before(tiny_run, tiny_experiment, data_dir, tmp_path):
-    import dataclasses
-
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
     train(dataclasses.replace(tiny_experiment, steps=13), folder, data_dir)
@@ -124,9 +123,22 @@ def test_more_steps_go_on_and_change_nothing_before(tiny_run, tiny_experiment, d
     assert open_run(folder).experiment.ema_decay == open_run(tiny_run).experiment.ema_decay
 
 
-def test_another_experiment_is_refused_by_name(tiny_run, tiny_experiment, data_dir):
-    import dataclasses
+def test_lengths_that_make_no_sense_are_refused(tiny_run, tiny_experiment, data_dir):
+    cosine = dataclasses.replace(
+        tiny_experiment, optimizer=dataclasses.replace(tiny_experiment.optimizer, decay="cosine", decay_steps=10)
+    )
+    with pytest.raises(UserError, match="the cosine rate reaches 0 at optimizer.decay_steps 10"):
+        cosine.resolved()
+    with pytest.raises(UserError, match="steps is 5, but .* has done 12"):
+        train(dataclasses.replace(tiny_experiment, steps=5), tiny_run, data_dir)
 
+
+def test_one_run_is_trained_by_one_process(tiny_run, tiny_experiment, data_dir):
+    with alone(tiny_run), pytest.raises(UserError, match="another process is training"):
+        train(tiny_experiment, tiny_run, data_dir)
+
+
+def test_another_experiment_is_refused_by_name(tiny_run, tiny_experiment, data_dir):
     before = (tiny_run / "experiment.json").read_bytes()
     other = dataclasses.replace(
         tiny_experiment, optimizer=dataclasses.replace(tiny_experiment.optimizer, learning_rate=0.5)
@@ -137,8 +149,6 @@ def test_another_experiment_is_refused_by_name(tiny_run, tiny_experiment, data_d
 
 
 def test_init_from_takes_the_weights_and_starts_afresh(tiny_run, tiny_experiment, data_dir, capsys):
-    import dataclasses
-
     from selfflow.run import fresh_state
 
     old = open_run(tiny_run).restore()
@@ -166,8 +176,6 @@ def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tiny_experiment, data_dir, tmp_path):
-    import dataclasses
-
     wild = dataclasses.replace(tiny_experiment.optimizer, learning_rate=1e30, warmup_steps=0, clip=1e30)
     with pytest.raises(UserError, match="loss is nan at step|loss is inf at step"):
         train(dataclasses.replace(tiny_experiment, optimizer=wild), tmp_path / "run", data_dir)
