@@ -19,10 +19,10 @@ class Checkpoints:
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # a second; commands that only read metrics need not wait
 
-        # Of a damaged checkpoint each array would complain on its own; one error says it all. And that a kill
-        # left half a checkpoint behind, which Orbax replaces, is no warning: it is what resuming is for.
+        # Orbax logs each array's failure at length and then raises it, and half a checkpoint that a kill left behind
+        # is a warning to it; here the error is told once, and the half is what resuming is for.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp = ocp
         self.path = folder / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
