@@ -126,21 +126,17 @@ def _run_and_step(source: str) -> tuple[Run, int | None]:
     return Run(path), int(step) if step else None
 
 
-def enter_run(folder: Path, experiment: Experiment, data_hash: str) -> Experiment:
+def enter_run(folder: Path, experiment: Experiment, data_hash: str) -> None:
     """Makes a run folder, or takes up the one that is there; writes `experiment.json` and `provenance.json`.
 
     Args:
       folder: the run folder.
-      experiment: as the user asks for it, fields that follow from others not filled in.
+      experiment: as `check_run` returned it.
       data_hash: identity of the latents.
 
-    Returns:
-      The resolved experiment.
-
     Raises:
-      UserError: if the folder holds a run of another experiment or other data; names what differs.
+      UserError: if the run there was trained on other data.
     """
-    experiment = check_run(folder, experiment)
     path = folder / "experiment.json"
     changed: dict[str, Any] = {}
     provenance: dict[str, Any] = {"started_from": experiment.init_from or None, "data": data_hash, "sessions": []}
@@ -158,7 +154,6 @@ def enter_run(folder: Path, experiment: Experiment, data_hash: str) -> Experimen
     # The experiment comes last: a folder is a run once it is there.
     partial.replace(folder / "provenance.json")
     save_experiment(experiment, path)
-    return experiment
 
 
 @contextmanager

@@ -139,8 +139,12 @@ class LinearAutoencoder:
         media = list(media)
         if not media:
             raise UserError(f"the training split has nothing to fit the {config.kind} autoencoder on")
+
         # Batch by batch, in float64: the frames of all media at once are several times their size.
-        flat = lambda batch: config.frames(batch).reshape(-1, config.frames(batch[:1]).shape[-1]).astype(np.float64)
+        def flat(batch: np.ndarray) -> np.ndarray:
+            frames = config.frames(batch)
+            return frames.reshape(-1, frames.shape[-1]).astype(np.float64)
+
         count = sum(len(flat(batch)) for batch in media)
         mean = sum(flat(batch).sum(axis=0) for batch in media) / count
         covariance = sum((x := flat(batch) - mean).T @ x for batch in media) / count

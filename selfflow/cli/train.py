@@ -83,17 +83,22 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     from selfflow.training.metrics import MetricsLog
 
     began = time.monotonic()
-    wanted = check_run(workdir, experiment)
-    builder = wanted.data.build(data_dir)
-    latents = prepare_latents(builder, wanted.autoencoders, data_dir, wanted.data.sample_rate)
+    experiment = check_run(workdir, experiment)
+    builder = experiment.data.build(data_dir)
+    latents = prepare_latents(builder, experiment.autoencoders, data_dir, experiment.data.sample_rate)
     stream = partial(
-        batches, latents.source("train"), wanted.mixture, wanted.label, wanted.model.labels, wanted.seed.data
+        batches,
+        latents.source("train"),
+        experiment.mixture,
+        experiment.label,
+        experiment.model.labels,
+        experiment.seed.data,
     )
     # All that can be wrong with data or weights comes before the folder becomes a run.
     stream(0)
     start = Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0
-    state = None if start else fresh_state(wanted)
-    experiment = enter_run(workdir, experiment, latents.hash)
+    state = None if start else fresh_state(experiment)
+    enter_run(workdir, experiment, latents.hash)
 
     checkpoints = Checkpoints(workdir)
     if state is None:

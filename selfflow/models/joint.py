@@ -8,6 +8,7 @@ condition: one learned token for the label, or for none.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import jax
@@ -254,10 +255,12 @@ class JointTransformer(nnx.Module):
         found: dict[int, dict[str, jax.Array]] = {}
         sizes = [tokens[m].shape[1] for m in names]
 
+        def by_modality(media: jax.Array) -> dict[str, jax.Array]:
+            return dict(zip(names, jnp.split(media, list(accumulate(sizes))[:-1], axis=1)))
+
         def tap(block: int, media: jax.Array) -> None:
             if block in taps:
-                bounds = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-                found[block] = dict(zip(names, jnp.split(media, bounds, axis=1)))
+                found[block] = by_modality(media)
 
         stops = sorted({*taps} | {min(config.double_blocks, last), last})
         streams = (
@@ -285,10 +288,7 @@ class JointTransformer(nnx.Module):
 
         scale, shift = modulation(self.final_modulation, time_BKD, media_level, 2)
         media = _modulate(media, shift, scale)
-        bounds = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-        velocity = {
-            m: self.readout[m](part).astype(jnp.float32) for m, part in zip(names, jnp.split(media, bounds, axis=1))
-        }
+        velocity = {m: self.readout[m](part).astype(jnp.float32) for m, part in by_modality(media).items()}
         return Output(velocity, found)
 
     def _angles(self, names: list[str], text_count: int) -> jax.Array:
