@@ -127,6 +127,11 @@ class Collisions:
         """Samples of sound in a clip."""
         return round(self.seconds * self.sample_rate)
 
+    def media_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the media of a record, by modality."""
+        still = (self.size, self.size, 3)
+        return {"video": (self.frames, *still), "audio": (self.samples,), "image": still}
+
     @property
     def slots(self) -> int:
         """Length of the per-body axes of a record, at least 4."""

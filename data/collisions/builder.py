@@ -8,16 +8,15 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging as absl_logging
 
 from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions
 from selfflow.data.collisions.generate import records, start_worker
+from selfflow.data.writing import Config, RecordsBuilder, prepare
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 
@@ -25,19 +24,12 @@ _CHUNK = 32
 _MOST_WORKERS = 32
 
 
-@dataclass(eq=False)
-class CollisionsConfig(tfds.core.BuilderConfig):
-    """A TFDS config that carries the settings."""
-
-    settings: Collisions = Collisions()
-
-
-class CollisionsBuilder(tfds.core.GeneratorBasedBuilder):
+class CollisionsBuilder(RecordsBuilder, skip_registration=True):
     """Writes the clips of `builder_config.settings`; use `Collisions.build`."""
 
     name = "collisions"
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "A caption."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         settings = self.builder_config.settings
@@ -56,33 +48,8 @@ class CollisionsBuilder(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
-    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
-        # One stream for all splits, so that the workers start once; TFDS reads the splits in this order.
-        self._stream = stream(self.builder_config.settings)
-        return {split: self._generate_examples(split) for split in SPLITS}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-        for index in range(self.builder_config.settings.clips(split)):
-            name, record = next(self._stream)
-            if name != split:
-                raise RuntimeError(f"TFDS asked for split {split} while {name} was due")
-            yield index, record
-
-    def prepare(self) -> None:
-        """Generates and writes the set; stops the workers whatever happens."""
-        self._stream = None
-        try:
-            self.download_and_prepare(file_format="array_record")
-        finally:
-            if self._stream is not None:
-                self._stream.close()
-
-    # TFDS prints these to stdout, which belongs to the command that builds.
-    def _log_download_bytes(self) -> None:
-        pass
-
-    def _log_download_done(self) -> None:
-        pass
+    def records(self) -> Iterator[tuple[str, dict]]:
+        return stream(self.builder_config.settings)
 
 
 def features_of(settings: Collisions) -> tfds.features.FeaturesDict:
@@ -107,6 +74,7 @@ def features_of(settings: Collisions) -> tfds.features.FeaturesDict:
             "shapes": tensor(np.int32, slots),
             "radii": tensor(np.float32, slots),
             "count": scalar(np.int32),
+            "caption": tfds.features.Text(),
             "positions": tensor(np.float32, frames, slots, 2),
             "velocities": tensor(np.float32, frames, slots, 2),
             "contacts": {
@@ -174,42 +142,9 @@ def _cores() -> int:
 
 def build(settings: Collisions, data_dir: Path) -> CollisionsBuilder:
     """See `Collisions.build`."""
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"data_dir: {data_dir} cannot be made ({error.strerror}); choose another folder") from error
-    with _quiet():
-        builder = _open(settings, data_dir)
-        if not builder.is_prepared():
-            try:
-                builder.prepare()
-            except OSError as error:
-                # Another process may have finished the same set meanwhile; TFDS then cannot rename its own over it.
-                if not _open(settings, data_dir).is_prepared():
-                    reason = error.strerror or error
-                    raise UserError(
-                        f"data_dir: the data set cannot be written to {data_dir} ({reason}); "
-                        "make room or choose another folder"
-                    ) from error
-            builder = _open(settings, data_dir)
-    return builder
+    return prepare(lambda: _open(settings, data_dir))
 
 
 def _open(settings: Collisions, data_dir: Path) -> CollisionsBuilder:
-    config = CollisionsConfig(name=settings.config_name, version="1.0.0", settings=settings)
+    config = Config(name=settings.config_name, settings=settings)
     return CollisionsBuilder(data_dir=data_dir, config=config, file_format="array_record")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences TFDS's bars and all log lines below errors, and afterwards sets both back."""
-    from tensorflow_datasets.core.utils import tqdm_utils
-
-    bars, level = getattr(tqdm_utils, "_active", True), absl_logging.get_verbosity()
-    tfds.disable_progress_bar()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        yield
-    finally:
-        absl_logging.set_verbosity(level)
-        tqdm_utils.display_progress_bar(bars)

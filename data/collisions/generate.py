@@ -8,6 +8,7 @@ import threading
 import numpy as np
 
 from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, Collisions
+from selfflow.data.collisions.caption import caption
 from selfflow.data.collisions.render import render
 from selfflow.data.collisions.scene import Scene, draw_scene
 from selfflow.data.collisions.simulate import Motion, simulate
@@ -71,6 +72,7 @@ def as_record(motion: Motion, name: str) -> dict:
         "shapes": padded([SHAPE_NAMES.index(body.shape) for body in bodies], -1, np.int32),
         "radii": padded([body.radius for body in bodies], 0.0, np.float32),
         "count": np.int32(len(bodies)),
+        "caption": caption(motion, name),
         "positions": tracked(motion.positions),
         "velocities": tracked(motion.velocities),
         "contacts": {

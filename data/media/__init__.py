@@ -64,6 +64,11 @@ class Media:
             )
         return round(exact)
 
+    def media_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the media of a record, by modality; which of them are in a record its `present` tells."""
+        still = (self.size, self.size, 3)
+        return {"video": (self.frames, *still), "audio": (self.samples,), "image": still}
+
     def check(self) -> None:
         """Raises UserError, which names the field, if a value makes no sense."""
         for field in ("frames", "frames_per_second", "size", "sample_rate", "hop_seconds"):

@@ -1,13 +1,8 @@
-"""Clips -> a TFDS data set in ArrayRecord files, written without TensorFlow.
-
-TFDS's own writer shuffles: it keeps a whole split in memory, and past 1 GB it needs TensorFlow's file system. The
-pipeline shuffles anyway, so that records are written here as they are decoded, with the files in random order.
-"""
+"""Clips -> a TFDS data set, in the order in which they are decoded, with the files in random order."""
 
 import contextlib
 import dataclasses
 import datetime
-import io
 import json
 import logging
 import os
@@ -21,39 +16,32 @@ from typing import Any
 import av
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging as absl_logging
-from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
 
+from selfflow.data import writing
 from selfflow.data.media import Media
 from selfflow.data.media.decode import Clip, clips
 from selfflow.data.media.folder import File, fingerprint, position, scan, split_of
 from selfflow.data.media.report import FILE, Notes, Remark, Report, format_report
 from selfflow.data.media.tracks import Unreadable
+from selfflow.data.writing import Config, RecordsBuilder, Shards, quiet
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 
 _SPLITS = ("train", "validation", "test")
-_SHARD_BYTES = 256 << 20
 
 
-@dataclasses.dataclass
-class Config(tfds.core.BuilderConfig):
-    """The name says settings and contents; `media` are the settings."""
-
-    media: Media = dataclasses.field(default_factory=Media)
-
-
-class MediaBuilder(FileReaderBuilder):
+class MediaBuilder(RecordsBuilder, skip_registration=True):
     """Clips of the user's own videos, sounds and images. `prepare` makes and fills it."""
 
     name = "media"
     VERSION = tfds.core.Version("1.0.0")
-    files: list[File] = []
-    remarks: list[Remark] = []
+
+    def __init__(self, *, files: list[File] = (), remarks: list[Remark] = (), **kwargs):
+        self.files, self.remarks = files, remarks
+        super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        media = self.builder_config.media
+        media = self.builder_config.settings
         array = tfds.features.Tensor
         still = (media.size, media.size, 3)
         zlib = tfds.features.Encoding.ZLIB  # zeros cost next to nothing
@@ -72,88 +60,47 @@ class MediaBuilder(FileReaderBuilder):
             ),
         )
 
-    def _download_and_prepare(self, dl_manager, download_config) -> None:
-        media, folder = self.builder_config.media, Path(self.data_path)
-        report = Report(
+    def records(self) -> Iterator[tuple[str, dict]]:
+        media = self.builder_config.settings
+        self._what: dict[str, Counter[str]] = {split: Counter() for split in _SPLITS}
+        self._report = report = Report(
             source=media.folder(),
             built=datetime.datetime.now(datetime.UTC).isoformat(),
             settings=dataclasses.asdict(media),
             found=len(self.files),
             skipped=list(self.remarks),
         )
-        shards = {split: _Shards(folder, split) for split in _SPLITS}
         with Progress("media", total=len(self.files), unit="files") as progress:
             for file in sorted(self.files, key=lambda file: position(file.relative, media.seed + 1)):
-                split = shards[split_of(file.relative, media.seed, media.validation_fraction, media.test_fraction)]
+                split = split_of(file.relative, media.seed, media.validation_fraction, media.test_fraction)
                 made = 0
                 for clip in _clips_of(file, media, report):
-                    split.write(self.info.features.serialize_example(_record(file, clip, media)), _what(clip))
+                    yield split, _record(file, clip, media)
+                    self._what[split][_what(clip)] += 1
                     made += 1
                     progress.advance(0, note=f"{file.relative[-40:]} {made} clips")
                 report.used += made > 0
                 progress.advance()
-        self.info.set_splits(tfds.core.SplitDict(self._splits(shards, report)))
-        report.write(folder)
 
-    def _splits(self, shards: dict[str, "_Shards"], report: Report) -> list[tfds.core.SplitInfo]:
-        """Gives the written files their final names. A split without records is left out, train never is."""
-        filled = [shards[split].close() for split in _SPLITS if shards[split].lengths]
-        if not filled:
+    def arranged(self, written: dict[str, Shards]) -> dict[str, list[Shards]]:
+        """A split without records is left out, train never is."""
+        media, report = self.builder_config.settings, self._report
+        groups = {split: [split] for split in _SPLITS if split in written}
+        if not groups:
             reasons = Counter(remark.reason for remark in report.skipped).most_common()
             listed = ", ".join(f"{count} {reason}" for reason, count in reasons) or "it is empty"
             raise UserError(f"nothing in {report.source} can be used ({listed}); add videos, sounds or images")
-        media = self.builder_config.media
-        groups = {part.split: [part] for part in filled}
         if "train" not in groups:
-            groups = {"train": filled}
+            groups = {"train": list(groups)}
             report.notes.append("no file fell to train: too few files to split, all went to train")
         for split, share in (("validation", media.validation_fraction), ("test", media.test_fraction)):
             if share and split not in groups:
                 report.notes.append(f"no split {split}: {report.used} files are too few for a fraction of {share:g}")
-        infos = []
-        for split, parts in groups.items():
-            template = self._get_filename_template(split)
-            paths = [path for part in parts for path in part.paths]
-            for path, final in zip(paths, template.sharded_filepaths(num_shards=len(paths)), strict=True):
-                os.rename(path, final)
-            lengths = [length for part in parts for length in part.lengths]
-            size = sum(part.size for part in parts)
-            infos.append(
-                tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
-            )
-            report.clips[split] = dict(sum((part.what for part in parts), Counter()))
-        return infos
+        report.clips = {split: dict(sum((self._what[p] for p in parts), Counter())) for split, parts in groups.items()}
+        return {split: [written[part] for part in parts] for split, parts in groups.items()}
 
-
-class _Shards:
-    """Writes the records of one split to one file after another."""
-
-    def __init__(self, folder: Path, split: str):
-        self.split, self._folder = split, folder
-        self.paths: list[Path] = []
-        self.lengths: list[int] = []
-        self.what: Counter[str] = Counter()
-        self.size = self._size = 0
-        self._writer: ArrayRecordWriter | None = None
-
-    def write(self, record: bytes, what: str) -> None:
-        if self._writer is None or self._size > _SHARD_BYTES:
-            self.close()
-            self.paths.append(self._folder / f"unfinished-{self.split}-{len(self.paths):05d}")
-            self.lengths.append(0)
-            self._size = 0
-            self._writer = ArrayRecordWriter(str(self.paths[-1]), "group_size:1")
-        self._writer.write(record)
-        self.lengths[-1] += 1
-        self.what[what] += 1
-        self._size += len(record)
-        self.size += len(record)
-
-    def close(self) -> "_Shards":
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        return self
+    def finished(self, folder: Path) -> None:
+        self._report.write(folder)
 
 
 def prepare(media: Media, data_dir: Path) -> MediaBuilder:
@@ -164,17 +111,12 @@ def prepare(media: Media, data_dir: Path) -> MediaBuilder:
     folder = Path(media.folder())
     files, remarks = scan(folder, without=_outputs(folder, data_dir))
     slug = re.sub(r"[^a-z0-9]+", "_", (media.name or folder.name).lower()).strip("_")[:40] or "media"
-    builder = _builder(media, data_dir, f"{slug}-{media.key()}-{fingerprint(files)}")
-    if _ready(builder):
-        return builder
-    builder.files, builder.remarks = files, remarks
-    with _quiet():
-        try:
-            builder.download_and_prepare(file_format="array_record")
-        except OSError:
-            if not _ready(builder):  # else another process was first to finish the same data set
-                raise
-    builder = _builder(media, data_dir, builder.builder_config.name)
+    name = f"{slug}-{media.key()}-{fingerprint(files)}"
+    with quiet():
+        if (ready := _builder(media, data_dir, name)).is_prepared():
+            return ready
+    with _quiet_decoders():
+        builder = writing.prepare(lambda: _builder(media, data_dir, name, files=files, remarks=remarks))
     print(format_report(json.loads((Path(builder.data_path) / FILE).read_text())))
     return builder
 
@@ -199,13 +141,9 @@ def _outputs(folder: Path, data_dir: Path) -> tuple[Path, ...]:
     return (data_dir, data_dir / "media") if inside else (data_dir / "media",)
 
 
-def _builder(media: Media, data_dir: Path, name: str) -> MediaBuilder:
-    with _quiet():
-        return MediaBuilder(data_dir=str(data_dir), config=Config(name=name, media=media), file_format="array_record")
-
-
-def _ready(builder: MediaBuilder) -> bool:
-    return (Path(builder.data_path) / FILE).exists()
+def _builder(media: Media, data_dir: Path, name: str, **found) -> MediaBuilder:
+    config = Config(name=name, settings=media)
+    return MediaBuilder(data_dir=str(data_dir), config=config, file_format="array_record", **found)
 
 
 def _clips_of(file: File, media: Media, report: Report) -> Iterator[Clip]:
@@ -248,17 +186,14 @@ def _what(clip: Clip) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No logs or prints of TFDS, libav and Pillow: progress is shown by Progress, errors by the report."""
+def _quiet_decoders() -> Iterator[None]:
+    """No logs of libav and Pillow: errors are shown by the report."""
     pillow = logging.getLogger("PIL")
-    verbosity, level, pillow_level = absl_logging.get_verbosity(), av.logging.get_level(), pillow.level
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    level, pillow_level = av.logging.get_level(), pillow.level
     av.logging.set_level(None)
     pillow.setLevel(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        yield
     finally:
         pillow.setLevel(pillow_level)
-        absl_logging.set_verbosity(verbosity)
         av.logging.set_level(level)

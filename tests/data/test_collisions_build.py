@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from selfflow.data.collisions import MATERIAL_NAMES, SPLITS, Collisions, Material
+from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions, Material
 from selfflow.data.collisions import builder as builder_module
 from selfflow.data.collisions.generate import record
 from selfflow.errors import UserError
@@ -49,7 +49,7 @@ def test_records_come_back_as_they_were_made_and_in_order(built):
         for index in (0, 5, len(source) - 1):
             read, made = source[index], record(SMALL, split, index)
             assert read["id"].decode() == made["id"] == f"{split}-{index:06d}"
-            read["id"] = read["id"].decode()
+            read |= {name: read[name].decode() for name in ("id", "caption")}
             assert [name for name, _ in leaves(read)] == [name for name, _ in leaves(made)]
             for (name, a), (_, b) in zip(leaves(read), leaves(made), strict=True):
                 np.testing.assert_array_equal(a, b, err_msg=name)
@@ -68,6 +68,30 @@ def test_equal_settings_give_equal_records_whatever_the_number_of_workers(built,
     other = dataclasses.replace(SMALL, seed=1, train_clips=4, validation_clips=1, test_clips=1, shifted_clips=1)
     other = dataclasses.replace(other, workers=1).build(tmp_path)
     assert (other.as_data_source("train")[0]["video"] != built.as_data_source("train")[0]["video"]).any()
+
+
+def test_captions_tell_the_truth(built):
+    captions = set()
+    for row in built.as_data_source("train"):
+        text, count, contacts = row["caption"].decode(), int(row["count"]), len(row["contacts"]["time"])
+        material = {"wood": "wooden"}.get(name := MATERIAL_NAMES[int(row["material"])], name)
+        assert not {"felt", "wooden", "stone", "steel"} - {material} & set(text.replace(",", "").split())
+        assert material in text.split() and text.count("push") == 1 and "  " not in text
+        for i, shape in enumerate(SHAPE_NAMES):
+            number = int((row["shapes"] == i).sum())
+            pushed = f"push on the {shape}" in text
+            told = text.replace(f"push on the {shape}", "")
+            assert (shape in told) == (number > 0) and (f"{shape}s" in told) == (number > 1), text
+            assert not pushed or number > 0
+        assert ("no push" in text) == (not row["action"].any())
+        words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
+        if "contact" in text:
+            assert f"; {words.get(contacts, '')}" in text or contacts > 9 or contacts == 0
+            assert text.startswith(words[count])
+        captions.add(text)
+    assert len(captions) > 30
+    for index in range(8):
+        assert built.as_data_source("shifted")[index]["caption"]
 
 
 def test_splits_share_no_clip(built):

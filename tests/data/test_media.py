@@ -15,6 +15,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from selfflow.data import writing
 from selfflow.data.media import Media, builder, format_report, read_report
 from selfflow.data.media.decode import clips
 from selfflow.data.media.folder import split_of
@@ -137,7 +138,7 @@ def test_train_is_never_empty_and_empty_splits_are_not_there(folder, tmp_path):
 
 
 def test_many_shards(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "_SHARD_BYTES", 10_000)
+    monkeypatch.setattr(writing, "SHARD_BYTES", 10_000)
     ready = build(folder, tmp_path / "out")
     assert ready.info.splits["train"].num_shards > 1
     assert len({record["id"] for record in ready.as_data_source("train")}) == 10

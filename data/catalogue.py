@@ -1,0 +1,33 @@
+"""The data sets by name, and their cards."""
+
+import importlib.resources
+
+from selfflow.data.atari import Atari
+from selfflow.data.collisions import Collisions
+from selfflow.data.digits import Digits
+from selfflow.data.media import Media
+from selfflow.data.mnist5k import Mnist5k
+from selfflow.data.tfds import Tfds
+from selfflow.errors import UserError
+
+Dataset = Collisions | Media | Atari | Mnist5k | Digits | Tfds
+
+DATASETS: dict[str, type] = {
+    "collisions": Collisions,
+    "media": Media,
+    "atari": Atari,
+    "mnist5k": Mnist5k,
+    "digits": Digits,
+    "tfds": Tfds,
+}
+
+
+def card(name: str) -> str:
+    """The card of a data set: the text of its README.
+
+    Raises:
+      UserError: there is no data set of that name.
+    """
+    if name not in DATASETS:
+        raise UserError(f"there is no data set {name!r}; choose from {', '.join(DATASETS)}")
+    return importlib.resources.files(f"selfflow.data.{name}").joinpath("README.md").read_text("utf-8")

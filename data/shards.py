@@ -1,0 +1,91 @@
+"""The shards of a split as one sequence of raw records, however some of them are damaged."""
+
+import bisect
+import itertools
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class BadRecord(Exception):
+    """A record that cannot be read or decoded.
+
+    Attributes:
+      shard: name of the file that holds it.
+      reason: what is wrong, in one line.
+    """
+
+    def __init__(self, shard: str, reason: str):
+        super().__init__(shard, reason)
+        self.shard, self.reason = shard, reason
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.reason}"
+
+
+class ShardReader(Sequence):
+    """Random access to the raw records in ArrayRecord files; travels to other processes, opens files when needed.
+
+    Args:
+      paths: the files, in order.
+      lengths: records in each.
+
+    Raises:
+      BadRecord: from `shards[i]`, if record i cannot be read; others are not touched by that.
+    """
+
+    def __init__(self, paths: list[Path], lengths: list[int]):
+        self._paths, self._lengths = paths, lengths
+        self._ends = list(itertools.accumulate(lengths))
+        self._lock = threading.Lock()
+        self._readers: dict[int, Any] = {}
+
+    def __getstate__(self) -> tuple:
+        return self._paths, self._lengths
+
+    def __setstate__(self, state: tuple) -> None:
+        self.__init__(*state)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, i: int) -> bytes:
+        shard, position = self._place(i)
+        try:
+            return self._reader(shard).read([position])[0]
+        except (RuntimeError, IndexError) as error:
+            raise BadRecord(self._paths[shard].name, f"record {i} cannot be read: {one_line(error)}") from error
+
+    def shard_of(self, i: int) -> str:
+        """Name of the file that holds record i."""
+        return self._paths[self._place(i)[0]].name
+
+    def _place(self, i: int) -> tuple[int, int]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"record {i} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, i)
+        return shard, int(i) - (self._ends[shard - 1] if shard else 0)
+
+    def _reader(self, shard: int) -> Any:
+        with self._lock:
+            if shard in self._readers:
+                return self._readers[shard]
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        path, expected = self._paths[shard], self._lengths[shard]
+        if not path.exists():
+            raise BadRecord(path.name, "the file is missing")
+        try:
+            reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+        except RuntimeError as error:
+            raise BadRecord(path.name, one_line(error)) from error
+        if reader.num_records() != expected:  # of a file whose end is damaged it finds none
+            raise BadRecord(path.name, f"{reader.num_records()} of its {expected} records can be found")
+        with self._lock:
+            return self._readers.setdefault(shard, reader)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -1,0 +1,97 @@
+"""Opens a prepared TFDS data set without TensorFlow, and prepares it where that can be done."""
+
+import contextlib
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.read_only_builder import ReadOnlyBuilder
+
+from selfflow.data.features import read_features
+from selfflow.data.tfds import Tfds
+from selfflow.data.tfds.fields import choose
+from selfflow.data.tfds.locate import FORMAT, find, format_of
+from selfflow.data.writing import prepare, quiet
+from selfflow.errors import UserError
+
+
+class PreparedBuilder(ReadOnlyBuilder, skip_registration=True):
+    """A data set that lies ready; its Video and Audio fields are read as what is stored."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        told = self._info_proto
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=told.description,
+            features=read_features(Path(self.data_dir)),
+            license=told.redistribution_info.license,
+            citation=told.citation,
+            disable_shuffling=told.disable_shuffling,
+        )
+
+
+def build(settings: Tfds, data_dir: Path) -> tfds.core.DatasetBuilder:
+    """See `Tfds.build`."""
+    with quiet():
+        folder = find(settings, data_dir)
+        if folder is None:
+            folder = _prepare(settings, data_dir)
+        if (form := format_of(folder)) != FORMAT:
+            raise UserError(
+                f"tfds.name = {settings.name!r}: {folder} is prepared as {form}, which only TensorFlow reads; prepare "
+                f"it in another folder, where TensorFlow is: {_command(settings, 'DIR')}, and set tfds.folder = DIR"
+            )
+        choose(settings, folder, say=True)
+        return PreparedBuilder(builder_dir=str(folder))
+
+
+def _prepare(settings: Tfds, data_dir: Path) -> Path:
+    def refusal(error: Exception) -> UserError:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = reason.rsplit('}": ', 1)[-1]  # TFDS puts the arguments of the builder before what is wrong
+        return UserError(
+            f"tfds.name = {settings.name!r}: it is not prepared in {settings.folder or data_dir} and cannot be "
+            f"prepared here ({reason[:160]}); where TensorFlow and the network are, run: "
+            f"{_command(settings, str(data_dir))}"
+        )
+
+    def make() -> tfds.core.DatasetBuilder:
+        try:
+            try:
+                return tfds.builder(settings.name, data_dir=str(data_dir))
+            except tfds.core.DatasetNotFoundError:
+                _import(settings.parts[0])
+                return tfds.builder(settings.name, data_dir=str(data_dir))
+        except tfds.core.DatasetNotFoundError as error:
+            names = {path.stem for path in Path(tfds.__file__).parent.glob("url_checksums/*.txt")}
+            names |= set(tfds.list_builders(with_community_datasets=False))
+            near = difflib.get_close_matches(settings.parts[0].lower(), names, cutoff=0.5)
+            raise UserError(
+                f"tfds.name = {settings.name!r}: TFDS has no such data set; try {', '.join(near) or 'mnist'}, "
+                f"or set tfds.folder to where it is prepared (it is not in {settings.folder or data_dir})"
+            ) from error
+        except Exception as error:  # an unknown config or version, a builder that needs TensorFlow to be made
+            raise refusal(error) from error
+
+    def fill(builder: tfds.core.DatasetBuilder) -> None:
+        config = tfds.download.DownloadConfig(try_download_gcs=False)
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                builder.download_and_prepare(file_format=FORMAT, download_config=config)
+        except Exception as error:  # others' code, which fails in every way: no network, no TensorFlow, no files
+            raise refusal(error) from error
+
+    return Path(prepare(make, fill).data_dir)
+
+
+def _import(name: str) -> None:
+    """TFDS knows its older builders only once their modules are imported, which it leaves to whoever names them."""
+    for path in sorted(Path(tfds.__file__).parent.glob(f"*/{name}*")):
+        if path.stem == name and (path.suffix == ".py" or path.is_dir()):
+            importlib.import_module(f"tensorflow_datasets.{path.parent.name}.{name}")
+
+
+def _command(settings: Tfds, data_dir: str) -> str:
+    return f"tfds build {settings.name} --file_format={FORMAT} --data_dir={data_dir}"

@@ -1,0 +1,206 @@
+"""Atari: records, the clock of picture and sound, and games that do not serve."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfflow.data.atari import ACTION_NAMES, Atari
+from selfflow.data.atari.console import Console
+from selfflow.data.atari.episode import clips, offsets, play, resampled, starts
+from selfflow.data.records import Records
+from selfflow.errors import UserError
+
+ale_py = pytest.importorskip("ale_py")
+
+SMALL = Atari(train_clips=6, validation_clips=2, test_clips=2, clips_per_episode=3)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    return Path(SMALL.build(tmp_path_factory.mktemp("atari")).data_dir)
+
+
+@pytest.fixture(scope="module")
+def resimulated():
+    """Episode 0 of train played again with ale-py alone: its screens, sounds, points and places of the ball."""
+    played = play(SMALL, Console("pong"), "train", 0, 500)
+    ale = ale_py.ALEInterface()
+    ale.setInt("random_seed", 1)
+    ale.setFloat("repeat_action_probability", 0.0)
+    ale.setBool("sound_obs", True)
+    ale.loadROM(str(ale_py.roms.get_rom_path("pong")))
+    ale.reset_game()
+    screens, sounds, points, ball = [], [], [], []
+    for action in played.actions:
+        points.append(ale.act(action))
+        screens.append(ale.getScreenRGB().copy())
+        sounds.append(ale.getAudio().copy())
+        ball.append(ale.getRAM()[[49, 54]].astype(int))
+    return played.actions, np.stack(screens), np.concatenate(sounds), np.array(points), np.array(ball)
+
+
+def onsets(loud: np.ndarray, quiet: int) -> np.ndarray:
+    """Where sound sets in after `quiet` samples of none."""
+    at = np.flatnonzero(loud)
+    return at[1:][np.diff(at) > quiet]
+
+
+def test_records(built):
+    ids = set()
+    for split, count in (("train", 6), ("validation", 2), ("test", 2)):
+        records = Records(SMALL, built, split)
+        assert len(records) == count
+        for record in records:
+            assert {name: record[name].shape for name in SMALL.media_shapes()} == SMALL.media_shapes()
+            assert record["video"].dtype == record["image"].dtype == np.uint8 and record["audio"].dtype == np.int16
+            assert record["action"].shape == record["score"].shape == (25,)
+            assert record["action"].dtype == np.int32 and record["score"].dtype == np.float32
+            assert set(record["action"]) <= {0, 1, 3, 4, 11, 12}
+            assert record["present"]["audio"] == record["audio"].any()
+            assert len(np.unique(record["video"].reshape(25, -1), axis=0)) > 5, "play moves"
+            ids.add(record["id"])
+    assert len(ids) == 10 and "atari-pong-test-000001" in ids
+    metadata = json.loads((built / "metadata.json").read_text())
+    assert metadata["actions"] == list(ACTION_NAMES) and metadata["ale_py"]
+    assert ACTION_NAMES == tuple(ale_py.Action(i).name for i in range(18))
+    assert not [path for path in built.iterdir() if path.suffix == ".bin"]
+
+
+def test_pictures_sound_and_points_are_those_of_a_slow_simulation(built, resimulated):
+    actions, screens, sounds, points, _ = resimulated
+    records = Records(SMALL, built, "train")
+    for number, start in enumerate(starts(SMALL)):
+        record = records[number]
+        shown = [start + round(i * 4.8) for i in range(25)]
+        for i in (0, 1, 7, 12, 24):
+            screen = Image.fromarray(np.maximum(screens[shown[i] - 1], screens[shown[i]]))
+            np.testing.assert_array_equal(
+                record["video"][i], np.asarray(screen.resize((32, 32), Image.Resampling.BICUBIC))
+            )
+        assert record["action"].tolist() == [actions[k + 1] for k in shown]
+        edges = [*shown, start + 120]
+        won = [points[a + 1 : b + 1].sum() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        assert record["score"].tolist() == won
+        held = [set(actions[a + 1 : b + 1]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        assert all(len(held_once) == 1 for held_once in held), "one action leads from frame to frame"
+
+        raw = sounds[512 * start : 512 * (start + 120)]
+        true = onsets(raw != 128, 3000) / 30720
+        heard = onsets(np.abs(record["audio"].astype(int)) > 600, 600) / 8000
+        assert len(true) == len(heard) and np.abs(true - heard).max(initial=0) < 0.001
+
+
+def test_the_sound_of_pong_sets_in_when_the_ball_turns(resimulated):
+    _, _, sounds, points, ball = resimulated
+    begun = [at // 512 for at in onsets(sounds != 128, 3000)]
+    turned = 0
+    for k in begun:
+        around = np.sign(np.diff(ball[k - 4 : k + 5], axis=0))
+        turned += bool((around.max(0) * around.min(0) == -1).any()) or bool(points[k - 4 : k + 5].any())
+    assert len(begun) >= 3 and turned == len(begun)
+
+
+def test_an_impulse_keeps_its_time():
+    for at in (5000, 10_007, 30_720):
+        sound = np.full(61440, 128, np.uint8)
+        sound[at : at + 8] = 200
+        assert abs(np.argmax(np.abs(resampled(sound, 8000))) - (at + 3.5) * 8000 / 30720) <= 1
+    quiet = resampled(np.full(30720, 128, np.uint8), 8000)
+    tone = np.where(np.arange(61440) // 64 % 2, 220, 128).astype(np.uint8)
+    assert not quiet.any() and abs(resampled(tone, 8000)[8000:].mean()) < 1e-3, "no direct current"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"frames_per_second": 60.0, "frames": 30},
+        {"sample_rate": 22050},
+        {"frames_per_second": 24.0, "frames": 48},
+        {"sample_rate": 12345, "frames_per_second": 15.0},
+    ],
+)
+def test_clips_start_on_a_sample_and_have_their_length(settings):
+    chosen = dataclasses.replace(SMALL, clips_per_episode=2, skip_seconds=0.5, **settings)
+    begun = starts(chosen)
+    assert all(start * chosen.sample_rate % 60 == 0 for start in begun.tolist()) and begun[0] >= 30
+    assert begun[1] - begun[0] >= chosen.seconds * 60 and offsets(chosen)[0] == 0
+    made = list(clips(chosen, Console("pong"), "train", 1))
+    assert [record["audio"].shape for record in made] == [(chosen.samples,)] * 2
+    assert made[0]["video"].shape == chosen.media_shapes()["video"]
+
+
+def test_the_same_settings_give_the_same_clips_and_others_do_not(built, tmp_path):
+    again = Records(SMALL, SMALL.build(tmp_path).data_dir, "validation")
+    first = Records(SMALL, built, "validation")
+    for one, two in zip(first, again, strict=True):
+        assert one["video"].tobytes() == two["video"].tobytes() and one["audio"].tobytes() == two["audio"].tobytes()
+    other = next(clips(dataclasses.replace(SMALL, seed=1), Console("pong"), "validation", 0))
+    assert other["video"].tobytes() != first[0]["video"].tobytes()
+    names = {dataclasses.replace(SMALL, **c).config_name for c in ({}, {"seed": 1}, {"game": "breakout"}, {"size": 64})}
+    assert len(names) == 4
+
+
+def test_a_built_set_is_read_without_the_package(built, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    again = SMALL.build(built.parents[2])
+    assert Path(again.data_dir) == built and len(again.as_data_source("test")) == 2
+    with pytest.raises(UserError, match=r"pip install 'selfflow\[atari\]'"):
+        dataclasses.replace(SMALL, seed=5).build(built.parents[2])
+
+
+def test_games_that_do_not_serve(tmp_path):
+    for game, message in [
+        ("pongg", "no such game; try pong"),
+        ("Ms-Pacman", "no such game; try ms_pacman"),
+        ("../../zzz", "no such game; try pong"),
+        ("combat", "needs two players"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            Atari(game=game).build(tmp_path)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.array_record*")) and {p.name for p in tmp_path.iterdir()} <= {
+        "atari",
+        "downloads",
+    }
+    with pytest.raises(UserError, match="atari.frames = 5000.*lower frames"):
+        Atari(game="klax", frames=5000, clips_per_episode=1).build(tmp_path)
+
+
+def test_a_silent_game_and_empty_splits(tmp_path, capsys):
+    settings = Atari(game="tetris", train_clips=2, validation_clips=0, test_clips=0)
+    builder = settings.build(tmp_path)
+    assert "atari: tetris made no sound; no clip has audio" in capsys.readouterr().err
+    assert list(builder.info.splits) == ["train"]
+    record = Records(settings, builder.data_dir, "train")[0]
+    assert record["present"] == {"video": True, "audio": False, "image": True} and not record["audio"].any()
+
+
+def test_settings_that_cannot_be():
+    for wrong, message in [
+        ({"frames_per_second": 61.0}, "no more than 60"),
+        ({"sample_rate": 8001, "frames": 22, "frames_per_second": 15.0}, "whole number; change one"),
+        ({"train_clips": 0}, "train needs a clip"),
+        ({"size": 0}, "atari.size = 0: must be above 0"),
+        ({"test_clips": -1}, "must not be negative"),
+        ({"frames": 2.5}, "must be a whole number"),
+        ({"action_seconds": float("nan")}, "must be a finite number"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            Atari(**wrong)
+
+
+def test_importing_the_settings_is_cheap():
+    code = (
+        "import sys, json, selfflow.data.catalogue as c\n"
+        "[kind().media_shapes() for name, kind in c.DATASETS.items() if name != 'tfds']\n"
+        "heavy = {'ale_py', 'av', 'PIL', 'tensorflow_datasets', 'soxr', 'numpy', 'jax', 'sklearn', 'mlxtend'}\n"
+        "print(json.dumps(sorted(heavy & set(sys.modules))))"
+    )
+    assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) == []
