@@ -1,7 +1,7 @@
 """The joint model on a folder of your own videos, sounds and images, small enough for two CPU cores.
 
     selfflow data build media --source ~/videos
-    selfflow train experiments/media.py --data.source ~/videos
+    selfflow train experiments/media.py --data.media.source ~/videos
 
 Hardware: two CPU cores, 2 GB. Wall time: about 4 minutes after the data is built.
 Expect flow losses below the yardstick pi / 2; on 14 overlapping clips of one animated film, 120 steps gave ratios of
@@ -16,4 +16,4 @@ from selfflow.experiments import quickstart
 
 
 def experiment() -> Experiment:
-    return dataclasses.replace(quickstart.experiment(), data=Media())
+    return dataclasses.replace(quickstart.experiment(), data={"media": Media()})

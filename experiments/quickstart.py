@@ -18,7 +18,7 @@ from selfflow.training.optimizer import AdamW
 
 def experiment() -> Experiment:
     return Experiment(
-        data=Collisions(),
+        data={"collisions": Collisions()},
         autoencoders={
             "image": PatchPCA(patch=8, channels=32),
             "video": PatchPCA(patch=8, channels=32),

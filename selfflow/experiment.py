@@ -1,27 +1,25 @@
-"""The dataclass tree that says everything about a run, and the files that it is read from and written to."""
+"""The dataclass tree that says everything about a run."""
 
 import dataclasses
 import difflib
-import importlib.util
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
-from selfflow.data.collisions import Collisions
-from selfflow.data.media import Media
+from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
-from selfflow.input.mixture import Set
+from selfflow.input.exclude import hash_of
+from selfflow.input.mixture import Set, Stage, check_mixture
+from selfflow.input.reading import Reading
 from selfflow.modality import Modality
 from selfflow.models.joint import JointConfig
 from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.text import Text
 from selfflow.training.loop import Cadence
 from selfflow.training.optimizer import AdamW
 from selfflow.training.state import ema_decay_for
-from selfflow.tree import dataclasses_in, from_json, to_json
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ class Proof:
 class Experiment:
     """Everything that a run depends on."""
 
-    data: Collisions | Media
-    """The data set."""
+    data: dict[str, Dataset]
+    """The data sets, by the names that the sets of the mixture call them."""
     autoencoders: dict[str, PatchPCA | MdctPCA]
     """What turns each modality into latents."""
     patch: dict[str, tuple[int, ...]]
@@ -78,6 +76,10 @@ class Experiment:
     """The transformer."""
     steps: int
     """Updates."""
+    curriculum: tuple[Stage, ...] = ()
+    """Changes of the mixture at later steps."""
+    text: Text | None = None
+    """What encodes the captions; none for a model without them."""
     schedule: UniformTimestep | DualTimestep | FullMasking | Forcing = DualTimestep()
     """How noise is spread over tokens."""
     alignment: NoAlignment | SelfFlow = SelfFlow()
@@ -86,8 +88,8 @@ class Experiment:
     """w_m, the weight of each modality's losses; 1 where it is not named."""
     label: str = ""
     """Field of the records that is the class label; empty for none."""
-    label_drop: float = 0.1
-    """Probability that a sample's label is replaced by null."""
+    condition_drop: float = 0.1
+    """Probability that a sample's label and caption are replaced by null."""
     optimizer: AdamW = AdamW()
     """The update rule."""
     ema_decay: float | None = None
@@ -100,27 +102,49 @@ class Experiment:
     """What to make and measure at the end."""
     init_from: str = ""
     """RUN or RUN:STEP whose weights to start from."""
+    reading: Reading = Reading()
+    """How batches are read."""
+    exclude: str = ""
+    """A file with one id of a sample on each line: these are never read."""
+    exclude_hash: str = ""
+    """Hash of that file; follows from it."""
+    latents: dict[str, str] = field(default_factory=dict)
+    """Folders of latents that were encoded elsewhere, by data set; the raw data is then not needed."""
 
-    def modalities(self) -> dict[str, Modality]:
-        """The streams of latents, from the data's shapes, the autoencoders and the patches."""
-        data, found = self.data, {}
-        media = {
-            "image": (data.size, data.size, 3),
-            "video": (data.frames, data.size, data.size, 3),
-            "audio": (round(data.frames * data.sample_rate / data.frames_per_second),),
-        }
+    def modalities(self, name: str = "") -> dict[str, Modality]:
+        """The streams of latents, from the data's shapes, the autoencoders and the patches.
+
+        Args:
+          name: a set of the mixture, whose modalities to give, as long as its clips are; by default all, as long as
+            the clips of the first data set that has them.
+        """
+        chosen, found = self.mixture.get(name), {}
         for m, autoencoder in self.autoencoders.items():
-            if m not in media:
-                raise UserError(f"autoencoders.{m}: the data has {', '.join(media)}")
+            if chosen and m not in chosen.modalities:
+                continue
             if m not in self.patch:
                 raise UserError(f"patch has no entry for {m}: add one")
-            frames = {"image": 0.0, "video": data.frames_per_second}.get(m)
-            if frames is None:
-                frames = data.sample_rate / autoencoder.hop
-            found[m] = Modality(
-                autoencoder.latent_shape(media[m]), tuple(self.patch[m]), 100 / frames if frames else 0.0
-            )
+            having = {n: d for n, d in self.data.items() if m in d.media_shapes()}
+            if not having:
+                raise UserError(f"autoencoders.{m}: no data set has {m}; they have {', '.join(self._media())}")
+            streams = {n: _stream(d, m, autoencoder, self.patch[m], chosen, name) for n, d in having.items()}
+            first, *others = streams
+            for other in others:
+                alike = streams[other].period == streams[first].period and (
+                    streams[other].latent[bool(streams[first].period) :]
+                    == streams[first].latent[bool(streams[first].period) :]
+                )
+                if not alike:
+                    raise UserError(
+                        f"data.{other}: its {m} gives latents {streams[other].latent} with a period of "
+                        f"{streams[other].period:g}, that of data.{first} {streams[first].latent} and "
+                        f"{streams[first].period:g}: give both one size, frames_per_second and sample_rate"
+                    )
+            found[m] = streams[chosen.data if chosen and chosen.data in streams else first]
         return found
+
+    def _media(self) -> list[str]:
+        return sorted({m for data in self.data.values() for m in data.media_shapes()})
 
     def objective(self) -> SelfFlowObjective:
         """What is minimised."""
@@ -130,7 +154,7 @@ class Experiment:
             self.schedule,
             self.alignment,
             self.modality_weight,
-            self.label_drop,
+            self.condition_drop,
         )
 
     def resolved(self, like: "Experiment | None" = None) -> "Experiment":
@@ -151,32 +175,58 @@ class Experiment:
         init_from = self.init_from
         if like and init_from and like.init_from.startswith(f"{init_from}:"):
             init_from = like.init_from  # the step that RUN meant when the run began
-        experiment = dataclasses.replace(self, ema_decay=ema_decay, optimizer=optimizer, init_from=init_from)
+        mixture = {name: self._with_data(name, chosen) for name, chosen in self.mixture.items()}
+        experiment = dataclasses.replace(
+            self,
+            ema_decay=ema_decay,
+            optimizer=optimizer,
+            init_from=init_from,
+            mixture=mixture,
+            exclude_hash=hash_of(self.exclude) if self.exclude else "",
+        )
         experiment._check()
         return experiment
 
+    def _with_data(self, name: str, chosen: Set) -> Set:
+        """A set with its data set filled in."""
+        if not self.data:
+            raise UserError("data is empty: name at least one data set")
+        if not chosen.data and len(self.data) > 1:
+            raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(self.data)}")
+        data = chosen.data or next(iter(self.data))
+        if data not in self.data:
+            near = difflib.get_close_matches(data, self.data, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(self.data)}"
+            raise UserError(f"mixture.{name}.data names {data}, which is not in data{hint}")
+        return dataclasses.replace(chosen, data=data)
+
     def _check(self) -> None:
         modalities = self.modalities()
-        if not self.mixture:
-            raise UserError("mixture is empty: name at least one set of modalities")
+        check_mixture(self.mixture, self.curriculum)
         for name, chosen in self.mixture.items():
             where = f"mixture.{name}"
             for m in chosen.modalities:
                 if m not in modalities:
                     raise UserError(f"{where}.modalities names {m}, which has no autoencoder: add autoencoders.{m}")
+                if m not in self.data[chosen.data].media_shapes():
+                    raise UserError(f"{where}.modalities names {m}, which data.{chosen.data} does not have")
                 if hasattr(self.schedule, "mask_ratio") and m not in self.schedule.mask_ratio:
                     raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
             if not chosen.modalities or len(set(chosen.modalities)) < len(chosen.modalities):
                 raise UserError(f"{where}.modalities is {chosen.modalities}: name each modality once")
-            if chosen.weight <= 0 or chosen.batch_size < 1:
-                raise UserError(f"{where}: weight must be above 0 and batch_size at least 1")
+            if chosen.batch_size < 1:
+                raise UserError(f"{where}.batch_size is {chosen.batch_size}: it must be at least 1")
             if chosen.batch_size % self.optimizer.accumulate:
                 raise UserError(
                     f"{where}.batch_size {chosen.batch_size} is not a multiple of optimizer.accumulate "
                     f"{self.optimizer.accumulate}"
                 )
-        if len({frozenset(chosen.modalities) for chosen in self.mixture.values()}) < len(self.mixture):
-            raise UserError("mixture names the same modalities twice: join those sets and add their weights")
+            self.modalities(name)
+        for name in self.latents:
+            if name not in self.data:
+                raise UserError(f"latents.{name}: no such data set; there are {', '.join(self.data)}")
+        if bool(self.text) != (self.model.text > 0):
+            raise UserError("text and model.text go together: the encoder, and how many channels its embeddings have")
         for m in self.modality_weight:
             if m not in modalities:
                 raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
@@ -184,8 +234,8 @@ class Experiment:
             self.alignment.check(self.model.depth)
         if bool(self.label) != (self.model.labels > 0):
             raise UserError("label and model.labels go together: the field's name, and how many classes it has")
-        if not 0 <= self.label_drop <= 1:
-            raise UserError(f"label_drop is {self.label_drop}: give a number from 0 to 1")
+        if not 0 <= self.condition_drop <= 1:
+            raise UserError(f"condition_drop is {self.condition_drop}: give a number from 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay is {self.ema_decay}: give a number from 0 to below 1")
         self.optimizer.schedule()
@@ -196,77 +246,16 @@ class Experiment:
             )
 
 
-def load_experiment(path: str | Path) -> Experiment:
-    """Runs an experiment file and returns what its `experiment()` makes.
-
-    Raises:
-      UserError: if there is no such file, or it has no such function, or a field does not fit its type.
-    """
-    path = Path(path)
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
-        raise UserError(f"no experiment file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
-    spec = importlib.util.spec_from_file_location(f"selfflow_experiment_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "experiment"):
-            raise UserError(f"{path} defines no function experiment() that returns an Experiment")
-        made = module.experiment()
-    except TypeError as error:
-        if "keyword argument" not in str(error):
-            raise  # a mistake in the file's own code: the traceback shows the line
-        raise UserError(f"{path}: {_with_suggestion(str(error))}") from error
-    except SyntaxError as error:
-        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-    if not isinstance(made, Experiment):
-        raise UserError(f"{path}: experiment() returned {type(made).__name__}, not an Experiment")
-    return from_json(to_json(made), Experiment, str(path))
-
-
-def _with_suggestion(message: str) -> str:
-    """Adds the nearest field name to Python's complaint about an unexpected keyword."""
-    if "unexpected keyword argument" not in message:
-        return message
-    typo, owner = message.split("'")[1], message.split(".")[0]
-    classes = [c for c in dataclasses_in(Experiment) if c.__name__ == owner]
-    near = difflib.get_close_matches(typo, [f.name for c in classes for f in dataclasses.fields(c)], n=1)
-    return message.replace(".__init__()", "") + (f"; did you mean {near[0]!r}?" if near else "")
-
-
-# Fields that say how and how long a run computes, not what: these may change while it runs.
-_MAY_CHANGE = ("steps", "cadence", "proof", "data.workers", "model.scan")
-
-
-def changes(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
-    """Leaves that differ: {dotted name: (old, new)}."""
-
-    def leaves(data: Any, name: str) -> dict[str, Any]:
-        if isinstance(data, dict):
-            return {k: v for key in data for k, v in leaves(data[key], f"{name}.{key}".lstrip(".")).items()}
-        return {name: data}
-
-    a, b = leaves(to_json(old), ""), leaves(to_json(new), "")
-    return {name: (a.get(name), b.get(name)) for name in sorted(a | b) if a.get(name) != b.get(name)}
-
-
-def forbidden(name: str) -> bool:
-    """Whether a field says what is computed, and may therefore not change in a run."""
-    return not any(name == free or name.startswith(f"{free}.") for free in _MAY_CHANGE)
-
-
-def save_experiment(experiment: Experiment, path: Path) -> None:
-    """Writes `experiment.json`."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(to_json(experiment), indent=1))
-    partial.replace(path)
-
-
-def read_experiment(path: Path) -> Experiment:
-    """Reads `experiment.json`."""
-    try:
-        return from_json(json.loads(path.read_text()), Experiment, str(path))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON (line {error.lineno}): restore it or use another --workdir"
-        ) from error
+def _stream(data: Dataset, m: str, autoencoder: Any, patch: tuple[int, ...], chosen: Set | None, name: str) -> Modality:
+    """A modality of a data set, in clips as long as a set of the mixture has them."""
+    shape = data.media_shapes()[m]
+    rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
+    if rate and chosen and chosen.seconds is not None:
+        length = chosen.seconds * rate
+        if abs(length - round(length)) > 1e-6 or length < 1:
+            raise UserError(
+                f"mixture.{name}.seconds {chosen.seconds} are {length:g} {m} frames or samples, not a whole"
+            )
+        shape = (round(length), *shape[1:])
+    period = 100 / rate * getattr(autoencoder, "hop", 1) if rate else 0.0
+    return Modality(autoencoder.latent_shape(shape), tuple(patch), period)

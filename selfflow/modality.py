@@ -1,12 +1,13 @@
 """A modality: a named stream of latents, cut into tokens with coordinates, and put together again."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from selfflow.errors import UserError
 
@@ -40,6 +41,12 @@ class Modality:
                     "must divide its axis"
                 )
 
+    def lasting(self, frames: int) -> "Modality":
+        """The same with another number of latent frames; fails where there is no time axis."""
+        if not self.period:
+            raise ValueError(f"a latent of shape {self.latent} has no time axis")
+        return dataclasses.replace(self, latent=(frames, *self.latent[1:]))
+
     @property
     def grid(self) -> tuple[int, ...]:
         """How many tokens stand along each axis."""
@@ -71,6 +78,15 @@ class Modality:
         order = [axis for i in range(axes) for axis in (1 + i, 2 + axes + i)]
         return split.transpose(0, *order, 1 + axes).reshape(batch, *self.latent)
 
+    def of_tokens(self, count: int) -> "Modality":
+        """The modality whose latents have `count` tokens: clips may be shorter or longer than the nominal one."""
+        return self if count == self.tokens else self.lasting(count // math.prod(self.grid[1:]) * self.patch[0])
+
+    def valid_tokens(self, frames_B: Int[Array, "B"]) -> Bool[Array, "B N"]:
+        """Which tokens are data and no padding, where sample i has `frames_B[i]` latent frames of data."""
+        last = (np.arange(self.grid[0]) + 1) * self.patch[0]  # the frames that each token needs
+        return jnp.asarray(np.repeat(last, self.tokens // self.grid[0])) <= frames_B[:, None]
+
     def coordinates(self) -> Float[np.ndarray, "N 4"]:
         """(t, h, w, l) of every token, float32.
 
@@ -90,9 +106,24 @@ def _interleave(first: tuple[int, ...], second: tuple[int, ...]) -> list[int]:
     return [value for pair in zip(first, second) for value in pair]
 
 
+def of_latents(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, Modality]:
+    """The modalities of latents [B, ...], which may last longer or shorter than the nominal ones, and nothing else.
+
+    Raises:
+      ValueError: if a shape differs in more than its length.
+    """
+    found = {}
+    for name, latent in latents.items():
+        modality, shape = modalities[name], latent.shape[1:]
+        if shape != modality.latent:
+            if not modality.period or shape[1:] != modality.latent[1:]:
+                raise ValueError(f"{name}: latents of shape {shape}, expected {modality.latent}")
+            modality = modality.lasting(shape[0])
+        found[name] = modality
+    return found
+
+
 def to_tokens(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Cuts every latent of a set into float32 tokens; fails on a shape that its modality does not have."""
-    for name, latent in latents.items():
-        if latent.shape[1:] != modalities[name].latent:
-            raise ValueError(f"{name}: latents of shape {latent.shape[1:]}, expected {modalities[name].latent}")
-    return {name: modalities[name].to_tokens(jnp.asarray(latent, jnp.float32)) for name, latent in latents.items()}
+    fitting = of_latents(modalities, latents)
+    return {name: fitting[name].to_tokens(jnp.asarray(latent, jnp.float32)) for name, latent in latents.items()}

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment, changes, forbidden, read_experiment, save_experiment
+from selfflow.experiment import Experiment
+from selfflow.experiment_file import changes, forbidden, read_experiment, save_experiment
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import read_metrics

@@ -13,7 +13,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from selfflow.experiment import Experiment, load_experiment  # noqa: E402
+from selfflow.experiment import Experiment  # noqa: E402
+from selfflow.experiment_file import load_experiment  # noqa: E402
 from selfflow.modality import Modality  # noqa: E402
 from selfflow.models.joint import JointConfig  # noqa: E402
 from selfflow.noise import DualTimestep  # noqa: E402
@@ -47,7 +48,7 @@ def objective(config, modalities) -> SelfFlowObjective:
         DualTimestep(),
         SelfFlow(student_layer=1, teacher_layer=3),
         modality_weight={},
-        label_drop=0.5,
+        condition_drop=0.5,
     )
 
 
@@ -55,7 +56,7 @@ def objective(config, modalities) -> SelfFlowObjective:
 def batch(modalities) -> dict:
     random = np.random.default_rng(0)
     latents = {m: random.standard_normal((4, *modalities[m].latent)).astype(np.float32) for m in ("video", "audio")}
-    return {"latents": latents, "label": np.array([0, 1, 2, 0])}
+    return {"latents": latents, "label": np.array([0, 1, 2, 0]), "weight": np.ones(4, np.float32)}
 
 
 @pytest.fixture

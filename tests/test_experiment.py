@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment, changes, forbidden, load_experiment, read_experiment, save_experiment
+from selfflow.experiment import Experiment
+from selfflow.experiment_file import changes, forbidden, load_experiment, read_experiment, save_experiment
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment

@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from selfflow.experiment import Experiment, Proof, load_experiment
+from selfflow.experiment import Experiment, Proof
+from selfflow.experiment_file import load_experiment
 from selfflow.input.mixture import Set
 from selfflow.models.joint import JointConfig
 from selfflow.objectives.alignment import SelfFlow
@@ -14,9 +15,16 @@ def experiment() -> Experiment:
     quickstart = load_experiment(Path(__file__).parents[1] / "experiments" / "quickstart.py")
     return dataclasses.replace(
         quickstart,
-        data=dataclasses.replace(
-            quickstart.data, train_clips=24, validation_clips=12, test_clips=12, shifted_clips=2, workers=1
-        ),
+        data={
+            "collisions": dataclasses.replace(
+                quickstart.data["collisions"],
+                train_clips=24,
+                validation_clips=12,
+                test_clips=12,
+                shifted_clips=2,
+                workers=1,
+            )
+        },
         mixture={
             "joint": Set(modalities=("video", "audio"), weight=0.5, batch_size=2),
             "image": Set(modalities=("image",), weight=0.5, batch_size=4),

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import scipy.fft
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from selfflow.errors import UserError
 
@@ -81,7 +81,11 @@ class MdctPCA:
         return (*media[:-1], media[-1] // self.hop, self.channels)
 
     def frames(self, media: np.ndarray) -> np.ndarray:
-        """int16 [..., samples] -> MDCT coefficients [..., samples / hop, hop] of the sound in [-1, 1]."""
+        """int16 [..., samples] -> MDCT coefficients [..., samples / hop, hop] of the sound in [-1, 1].
+
+        Samples after the last whole hop are left out.
+        """
+        media = media[..., : media.shape[-1] // self.hop * self.hop]
         blocks = media.reshape(*media.shape[:-1], -1, self.hop).astype(np.float32) / 32768
         return scipy.fft.dst(self._lap(blocks, -1), type=4, norm="ortho", axis=-1)
 
@@ -171,6 +175,10 @@ class LinearAutoencoder:
         """uint8 [..., H, W, 3] or int16 [..., samples] -> float32 latents [..., C]."""
         return self._compress(self.config.frames(media)).astype(np.float32)
 
+    def moments(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Mean and standard deviation of the latents of media; a linear autoencoder is sure, which None says."""
+        return self.encode(media), None
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Latents [..., C] -> uint8 pictures or int16 sound."""
         z = np.asarray(latents, np.float32) * self.arrays["deviation"] + self.arrays["shift"]
@@ -188,7 +196,7 @@ class LinearAutoencoder:
 
     def save(self, path: Path) -> None:
         """Writes the arrays as safetensors."""
-        save_file(self.arrays, path)
+        path.write_bytes(save(self.arrays))
 
     @classmethod
     def load(cls, config: Linear, path: Path) -> "LinearAutoencoder":

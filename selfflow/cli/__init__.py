@@ -8,7 +8,9 @@ import sys
 
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
-    "data": "build a data set",
+    "encode": "encode an experiment's data into latents",
+    "benchmark": "measure how fast an experiment's parts are",
+    "data": "list, build, show, verify data sets, and forget samples",
 }
 
 _HELP = """usage: selfflow COMMAND ...

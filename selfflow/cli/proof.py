@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from selfflow.experiment import Experiment
+from selfflow.input.batches import Feed
+from selfflow.input.built import Built
 from selfflow.input.latents import Latents
-from selfflow.input.mixture import held_out_batches
 from selfflow.noise import UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.objectives.flow import yardstick
@@ -26,28 +27,29 @@ _LOSS_CLIPS = 128
 _LOSS_STEP = 2**30  # draws of a step that no run reaches
 
 
-def prove(experiment: Experiment, workdir: Path, builder: Any, latents: Latents, state: State) -> dict[str, Any]:
+def prove(experiment: Experiment, workdir: Path, feed: Feed, built: dict[str, Built], state: State) -> dict[str, Any]:
     """Measures and shows what a run has learned; prints the summary and returns it as JSON data."""
-    losses = flow_losses(experiment, latents, state)
-    files = write_samples(experiment, workdir, latents, state)
+    losses = flow_losses(experiment, feed, state)
+    files = write_samples(experiment, workdir, feed, state)
     summary: dict[str, Any] = {"steps": int(state.step), "flow_loss": losses}
     summary["alignment_cosine"] = _last_cosines(workdir)
     summary["ema_decay"] = experiment.ema_decay
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
-    if experiment.data.kind == "collisions" and {"video", "audio"} <= set(experiment.modalities()):
-        table = _probe(experiment, builder, latents, state)
+    probed = next((name for name, b in built.items() if b.settings.kind == "collisions"), None)
+    if probed and {"video", "audio"} <= set(experiment.modalities()):
+        table = _probe(experiment, built[probed], feed.latents[probed], state)
         summary["probes"] = {row: {c: s._asdict() for c, s in scores.items()} for row, scores in table.items()}
     summary["files"] = [str(f) for f in files]
     _print(summary, experiment, workdir, None if table is None else as_text(table))
     return summary
 
 
-def flow_losses(experiment: Experiment, latents: Latents, state: State) -> dict[str, dict[str, float]]:
+def flow_losses(experiment: Experiment, feed: Feed, state: State) -> dict[str, dict[str, float]]:
     """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its yardstick; by "set/modality"."""
     tau = experiment.schedule.tau
     objective = dataclasses.replace(
-        experiment.objective(), schedule=UniformTimestep(tau=tau), alignment=NoAlignment(), label_drop=1.0
+        experiment.objective(), schedule=UniformTimestep(tau=tau), alignment=NoAlignment(), condition_drop=1.0
     )
     found = {}
 
@@ -55,7 +57,7 @@ def flow_losses(experiment: Experiment, latents: Latents, state: State) -> dict[
     def loss(params, batch, keys_B):
         return objective.loss({"model": params}, {"ema": params}, batch, keys_B, objective.draw(keys_B, batch))[1]
 
-    held_out = held_out_batches(latents, experiment.mixture, ("test", "validation"), _LOSS_CLIPS)
+    held_out = feed.held_out(("test", "validation"), _LOSS_CLIPS)
     for name, (split, batch) in held_out.items():
         # Every sample at eight taus: the loss varies much more with tau than with the sample.
         keys = [sample_keys(experiment.seed.noise, _LOSS_STEP + i, batch_size(batch)) for i in range(8)]
@@ -67,15 +69,15 @@ def flow_losses(experiment: Experiment, latents: Latents, state: State) -> dict[
     return found
 
 
-def write_samples(experiment: Experiment, workdir: Path, latents: Latents, state: State) -> list[Path]:
+def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: State) -> list[Path]:
     """Draws samples of every set from the EMA and writes them beside real ones; returns the files."""
-    objective, data = experiment.objective(), experiment.data
+    objective = experiment.objective()
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
-    source, files = latents.source("train"), []
+    files: list[Path] = []
     with Progress("sample", len(experiment.mixture), unit="set") as shown:
         for name, chosen in experiment.mixture.items():
-            modalities = {m: experiment.modalities()[m] for m in chosen.modalities}
+            modalities, latents, data = feed.modalities[name], feed.latents[chosen.data], experiment.data[chosen.data]
             count = experiment.proof.samples
             label_B = np.full(count, experiment.model.labels)
             if experiment.model.labels:
@@ -88,8 +90,9 @@ def write_samples(experiment: Experiment, workdir: Path, latents: Latents, state
                 steps=experiment.proof.solver_steps,
                 seed=experiment.seed.noise,
             )
-            real = [source[i] for i in source.having(chosen.modalities)[:count]]
-            decode = {m: latents.autoencoders[m].decode for m in modalities}
+            reader = feed.reader(name, "train")
+            real = [reader(int(i))["latents"] for i in reader.records[:count]]
+            decode = {m: latents.autoencoder(m, experiment.autoencoders[m]).decode for m in modalities}
             parts = {
                 "data": {m: decode[m](np.stack([r[m] for r in real])) for m in modalities},
                 "sample": {m: decode[m](made[m]) for m in modalities},
@@ -99,9 +102,11 @@ def write_samples(experiment: Experiment, workdir: Path, latents: Latents, state
                 g: {m: v[: 4 if "image" not in chosen.modalities else count] for m, v in media.items()}
                 for g, media in parts.items()
             }
-            write_sheet(sheet, shown_parts, data.sample_rate, f"{name}: data through the autoencoder, and samples")
+            rate = getattr(data, "sample_rate", 0)  # stills have none
+            write_sheet(sheet, shown_parts, rate, f"{name}: data through the autoencoder, and samples")
             files.append(sheet)
-            files += _write_media(folder, name, parts["sample"], data.frames_per_second, data.sample_rate)
+            fps = getattr(data, "frames_per_second", 0)
+            files += _write_media(folder, name, parts["sample"], fps, rate)
             shown.advance()
     return files
 
@@ -130,13 +135,13 @@ def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _probe(experiment: Experiment, builder: Any, latents: Latents, state: State) -> dict:
+def _probe(experiment: Experiment, built: Built, latents: Latents, state: State) -> dict:
     objective, count = experiment.objective(), experiment.proof.probe_clips
     clips = {}
     for split, wanted in (("train", count), ("validation", count // 2), ("test", count // 2)):
-        records, source = builder.as_data_source(split), latents.source(split)
-        numbers = range(min(wanted, len(records)))
-        clips[split] = Clips([records[i] for i in numbers], [source[i] for i in numbers])
+        records, source = built.records(split), latents.source(split)
+        numbers = source.having(("video", "audio"))[:wanted]
+        clips[split] = Clips([records[int(i)] for i in numbers], [source[int(i)] for i in numbers])
     untrained = objective.init(jax.random.key(experiment.seed.init))["model"]
     networks = {
         "untrained network": (partial(objective.apply, open_gates=True), untrained),
@@ -149,7 +154,7 @@ def _probe(experiment: Experiment, builder: Any, latents: Latents, state: State)
         layers=tuple(range(1, experiment.model.depth + 1)),
         tau=experiment.proof.probe_tau,
         null_label=experiment.model.labels,
-        data=experiment.data,
+        data=built.settings,
     )
 
 

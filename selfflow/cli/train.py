@@ -3,50 +3,36 @@
 import json
 import math
 import time
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import tyro
 
-from selfflow.cli.folders import data_folder
-from selfflow.errors import UserError
-from selfflow.experiment import Experiment, load_experiment
+from selfflow.cli.parse import parse
+from selfflow.experiment import Experiment
 from selfflow.training.state import State
 
-_EXAMPLE = "example: selfflow train experiments/quickstart.py --steps 100 --alignment.weight 0.4"
+if TYPE_CHECKING:
+    from selfflow.input.batches import Feed
+
+_EXAMPLE = "selfflow train experiments/quickstart.py --steps 100 --alignment.weight 0.4"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `selfflow train` that are no fields of the experiment."""
+
+    workdir: Path
+    """The run folder."""
 
 
 def main(arguments: list[str]) -> None:
     """Parses `EXPERIMENT [--workdir DIR] [--data-dir DIR] [--FIELD VALUE ...]` and trains."""
-    file = next((a for a in arguments if not a.startswith("-")), None) if arguments[:1] != ["--help"] else None
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: selfflow train EXPERIMENT [--workdir DIR] [--data-dir DIR] [--FIELD VALUE ...]\n\n{_EXAMPLE}")
-        print("\n`selfflow train EXPERIMENT --help` lists every field of that experiment.")
-        return
-    if file is None or arguments[0] != file:
-        raise UserError(f"name an experiment file first; {_EXAMPLE}")
-    default = load_experiment(file)
-
-    def parsed(
-        experiment: Annotated[tyro.conf.AvoidSubcommands[Experiment], tyro.conf.arg(name="")] = default,
-        workdir: Path = Path("runs") / Path(file).stem,
-        data_dir: Path | None = None,
-    ) -> tuple[Experiment, Path, Path | None]:
-        """Trains an experiment, or goes on with its run.
-
-        Args:
-          experiment: the experiment.
-          workdir: the run folder.
-          data_dir: folder for data sets and latents; by default $SELFFLOW_DATA or ~/.cache/selfflow.
-        """
-        return experiment, workdir, data_dir
-
-    experiment, workdir, data_dir = tyro.cli(
-        parsed, prog=f"selfflow train {file}", description=_EXAMPLE, args=arguments[1:]
-    )
-    train(experiment, workdir, data_folder(data_dir))
+    parsed = parse("train", arguments, _EXAMPLE, lambda file: Options(Path("runs") / file.stem))
+    if parsed is not None:
+        experiment, options, data_dir = parsed
+        train(experiment, options.workdir, data_dir)
 
 
 def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
@@ -75,8 +61,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
 
 def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
     from selfflow.cli.proof import prove
-    from selfflow.input.latents import prepare_latents
-    from selfflow.input.mixture import batches
+    from selfflow.prepare import hash_of_latents, prepare
     from selfflow.run import Run, abstract_state, check_run, enter_run, fresh_state
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.loop import train as run_loop
@@ -84,51 +69,41 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
 
     began = time.monotonic()
     experiment = check_run(workdir, experiment)
-    builder = experiment.data.build(data_dir)
-    latents = prepare_latents(builder, experiment.autoencoders, data_dir, experiment.data.sample_rate)
-    stream = partial(
-        batches,
-        latents.source("train"),
-        experiment.mixture,
-        experiment.label,
-        experiment.model.labels,
-        experiment.seed.data,
-    )
+    feed, built = prepare(experiment, data_dir)
     # All that can be wrong with data or weights comes before the folder becomes a run.
-    stream(0)
+    feed.batches(0, experiment.steps)
     start = Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0
     state = None if start else fresh_state(experiment)
-    enter_run(workdir, experiment, latents.hash)
+    enter_run(workdir, experiment, hash_of_latents(feed.latents))
 
     checkpoints = Checkpoints(workdir)
     if state is None:
         state = checkpoints.restore(abstract_state(experiment), start)
-    _say_start(experiment, workdir, start, state, latents)
+    _say_start(experiment, workdir, start, state, feed)
     log = MetricsLog(workdir, start)
     try:
         if start < experiment.steps:
             state = run_loop(
                 state,
-                batches=stream(start),
+                batches=iter(feed.batches(start, experiment.steps)),
                 start=start,
                 steps=experiment.steps,
                 cadence=experiment.cadence,
                 log=log,
                 checkpoints=checkpoints,
-                **_functions(experiment, latents),
+                **_functions(experiment, feed),
             )
     finally:
         log.close()
         checkpoints.close()
-    summary = prove(experiment, workdir, builder, latents, state)
+    summary = prove(experiment, workdir, feed, built, state)
     summary["minutes"] = round((time.monotonic() - began) / 60, 2)
     (workdir / "summary.json").write_text(json.dumps(summary, indent=1))
     return summary
 
 
-def _functions(experiment: Experiment, latents: Any) -> dict[str, Any]:
-    """What the loop calls: the compiled step and diagnostics, and how to read a batch and its metrics."""
-    from selfflow.input.mixture import held_out_batches
+def _functions(experiment: Experiment, feed: "Feed") -> dict[str, Any]:
+    """What the loop calls: the compiled step and diagnostics, and how to read its metrics."""
     from selfflow.objectives.diagnostics import diagnose
     from selfflow.training.step import batch_size, make_step, sample_keys
 
@@ -136,10 +111,7 @@ def _functions(experiment: Experiment, latents: Any) -> dict[str, Any]:
     step = make_step(
         objective, experiment.optimizer.make(), experiment.ema_decay, noise, experiment.optimizer.accumulate
     )
-    modalities = experiment.modalities()
-    names = {frozenset(chosen.modalities): name for name, chosen in experiment.mixture.items()}
-
-    looked_at = held_out_batches(latents, experiment.mixture, ("validation",))
+    looked_at = feed.held_out(("validation",))
 
     @jax.jit
     def look_at(state: State, batch: Any) -> dict[str, jax.Array]:
@@ -153,14 +125,9 @@ def _functions(experiment: Experiment, latents: Any) -> dict[str, Any]:
             for (view, m), value in _split_names(look_at(state, batch)).items()
         }
 
-    def describe(batch: Any) -> dict[str, Any]:
-        seen = frozenset(batch["latents"])
-        return {"set": names[seen], "tokens": batch_size(batch) * sum(modalities[m].tokens for m in seen)}
-
     return {
         "step": jax.jit(step, donate_argnums=0),
         "diagnose": look,
-        "describe": describe,
         "summarise": _numbers,
     }
 
@@ -184,15 +151,17 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return row
 
 
-def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, latents: Any) -> None:
+def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, feed: "Feed") -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
     print(
         f"{workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
         + (f", from step {start}" if start else "")
     )
-    for m, quality in latents.manifest["quality"].items():
-        numbers = [f"{name.replace('_db', ' (dB)').replace('_', '-')} {value:.1f}" for name, value in quality.items()]
-        print(f"  {m} autoencoder {latents.manifest['autoencoders'][m]}: {', '.join(numbers)}")
+    for data, latents in feed.latents.items():
+        for m, quality in latents.manifest["quality"].items():
+            numbers = [f"{n.replace('_db', ' (dB)').replace('_', '-')} {value:.1f}" for n, value in quality.items()]
+            identity = latents.manifest["modalities"][m]["identity"]
+            print(f"  {data}: {m} autoencoder {identity}: {', '.join(numbers)}")
     forgotten = experiment.steps * (1 - experiment.ema_decay)
     if forgotten < 5:
         print(

@@ -1,189 +1,186 @@
-"""Latents on disk: every record of a dataset encoded once, beside the autoencoders that did it."""
+"""Latents on disk: every record of a data set encoded once, beside the autoencoders that did it.
+
+A folder of latents holds `manifest.json` (written last: without it the folder is unfinished), the autoencoders, and
+for each split `SPLIT-00000-of-00003.array_record`, ... and `SPLIT.index.safetensors`. A record is a safetensors blob:
+per modality M present in it M [...], float16, and `M.std` where the autoencoder is stochastic; `caption` [l, C] where
+there is one. A folder can be moved: it needs nothing but itself.
+"""
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load, load_file, save, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, load_file
 
 from selfflow.autoencoders.linear import Linear, LinearAutoencoder
-from selfflow.autoencoders.quality import reconstruction_quality
+from selfflow.data.shards import BadRecord, ShardReader
 from selfflow.errors import UserError
-from selfflow.progress import Progress, progress
+from selfflow.modality import Modality
+from selfflow.tree import to_json
 
-_FIT_RECORDS = 512
-_FIT_BYTES = 200e6  # of raw media; long or large clips are fitted on fewer of them
-_QUALITY_RECORDS = 128
-_CHUNK = 64
-_FORMAT = 1  # raised when equal settings come to mean other latents
+MANIFEST = "manifest.json"
+FORGETTING = "manifest.forgetting"  # the next manifest, while `selfflow data forget` is at work
+CAPTION = "caption"
 
 
 class Latents:
-    """A folder of latents.
+    """A finished folder of latents.
+
+    Args:
+      path: the folder.
+      exclude: ids of samples that are never read.
 
     Attributes:
-      path: the folder.
-      manifest: dataset name, autoencoder identities, records per split, reconstruction quality.
-      autoencoders: by modality.
+      manifest: data set, autoencoder identities, shard lengths per split, statistics, reconstruction quality.
+
+    Raises:
+      UserError: if the folder holds no finished latents.
     """
 
-    def __init__(self, path: Path, configs: dict[str, Linear]):
-        self.path = path
-        self.manifest = json.loads((path / "manifest.json").read_text())
-        self.autoencoders = {
-            m: LinearAutoencoder.load(config, path / f"autoencoder_{m}.safetensors") for m, config in configs.items()
-        }
+    def __init__(self, path: Path, exclude: Collection[str] = ()):
+        self.path, self.exclude = path, np.array([i.encode() for i in exclude], bytes)
+        if (path / FORGETTING).exists():
+            raise UserError(f"{path}: forgetting samples was interrupted: run that `selfflow data forget` again")
+        try:
+            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{path} holds no finished latents (no {MANIFEST}): run `selfflow encode`") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path / MANIFEST} is damaged: remove {path} and encode again") from error
 
     @property
     def hash(self) -> str:
-        """Identity of these latents: of the dataset, its records and the autoencoders."""
-        identity = {name: self.manifest[name] for name in ("dataset", "records", "autoencoders")}
+        """Identity of these latents: of the data set, its records and what encoded them."""
+        parts = ("dataset", "fingerprint", "shards", "modalities", "text", "forgotten")
+        identity = {name: self.manifest[name] for name in parts}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def records(self) -> dict[str, int]:
+        """Number of records of each split."""
+        return {split: sum(lengths) for split, lengths in self.manifest["shards"].items()}
+
     def index(self, split: str) -> dict[str, np.ndarray]:
-        """Per record of a split: `present/M` as booleans and `label/F` for each integer field F."""
-        return load_file(self.path / f"{split}.index.safetensors")
+        """Per record of a split: `id` (bytes), `quality`, `present/M`, `frames/M`, `label/F`, `caption` (length)."""
+        path = self.path / f"{split}.index.safetensors"
+        try:
+            index = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}): remove {self.path} and encode again") from error
+        index["id"] = ids_from(index["id"])
+        return index
 
     def source(self, split: str) -> "LatentSource":
         """Random access to the latents of a split."""
-        return LatentSource(self.path / f"{split}.array_record", self.index(split))
+        index = self.index(split)
+        lengths = self.manifest["shards"][split]
+        if len(index["id"]) != sum(lengths):
+            raise UserError(f"{self.path / split}: index and shards differ in length: remove {self.path}, encode again")
+        return LatentSource(self.path, split, lengths, index, np.isin(index["id"], self.exclude))
+
+    def autoencoder(self, modality: str, config: Linear) -> LinearAutoencoder:
+        """The autoencoder that made the latents of a modality."""
+        path = self.path / f"autoencoder_{modality}.safetensors"
+        try:
+            loaded = LinearAutoencoder.load(config, path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}): remove {self.path} and encode again") from error
+        if loaded.identity != self.manifest["modalities"][modality]["identity"]:
+            raise UserError(
+                f"{path} is {loaded.identity}, but the latents were made by "
+                f"{self.manifest['modalities'][modality]['identity']}: remove {self.path} and encode again"
+            )
+        return loaded
+
+    def check(self, configs: Mapping[str, Linear], modalities: Mapping[str, Modality], text: Any = None) -> None:
+        """Raises `UserError`, which names what differs, unless these latents are what an experiment asks for.
+
+        Args:
+          configs: autoencoder of each modality.
+          modalities: shapes and periods of the latents.
+          text: settings of the caption encoder, or None where captions are not wanted.
+        """
+        for m, config in configs.items():
+            made = self.manifest["modalities"].get(m)
+            if made is None:
+                continue  # a mixture that needs it will say that no record has it
+            timed = bool(modalities[m].period)  # clips may have other lengths
+            for what, theirs, ours in (
+                ("autoencoder", made["autoencoder"], to_json(config)),
+                ("resolution", made["latent"][timed:], list(modalities[m].latent[timed:])),
+                ("frame rate (period in 10 ms)", made["period"], modalities[m].period),
+            ):
+                if theirs != ours:
+                    raise UserError(
+                        f"{self.path}: its {m} latents have another {what}: {theirs} there, {ours} in the experiment; "
+                        "encode again or change the experiment"
+                    )
+        if text is not None and (self.manifest["text"] or {}).get("settings") != to_json(text):
+            raise UserError(
+                f"{self.path}: its captions were encoded by {self.manifest['text']}, the experiment's text is "
+                f"{to_json(text)}; encode again or change the experiment"
+            )
 
 
 class LatentSource:
-    """Random access to one split: `source[i]` is {modality: latent}, float16, of those present in record i."""
-
-    def __init__(self, path: Path, index: dict[str, np.ndarray]):
-        self._path, self.index = path, index
-        self._records = None
-
-    def __len__(self) -> int:
-        return len(next(iter(self.index.values())))
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        if self._records is None:
-            from grain.sources import ArrayRecordDataSource
-
-            self._records = ArrayRecordDataSource([str(self._path)])
-        return load(self._records[int(i)])
-
-    def having(self, modalities: tuple[str, ...]) -> np.ndarray:
-        """The records in which all of `modalities` are present."""
-        present = [self.index.get(f"present/{m}", np.zeros(len(self), bool)) for m in modalities]
-        return np.flatnonzero(np.logical_and.reduce(present))
-
-
-def prepare_latents(builder: Any, configs: dict[str, Linear], data_dir: Path, sample_rate: int) -> Latents:
-    """Opens the latents of a dataset; fits the autoencoders and encodes every split first, if need be.
-
-    Args:
-      builder: a prepared TFDS builder whose records hold the modalities and `present`.
-      configs: the autoencoder of each modality.
-      data_dir: cache folder; latents go to `data_dir/latents`.
-      sample_rate: samples a second of the sound.
+    """Random access to one split: `source[i]` is {name: array} of what record i holds.
 
     Raises:
-      UserError: if a modality is in no record.
+      BadRecord: from `source[i]`, if the record cannot be read.
     """
-    dataset = f"{builder.info.full_name}"
-    sizes = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
-    # The dataset's name says which settings made it, its folder which build: a new build is a new cache.
-    built = os.stat(Path(builder.data_dir) / "dataset_info.json").st_mtime_ns
-    key = json.dumps([_FORMAT, dataset, built, sizes, {m: repr(c) for m, c in sorted(configs.items())}], sort_keys=True)
-    folder = data_dir / "latents" / f"{dataset.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if not (folder / "manifest.json").exists():
-        partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-        partial.mkdir(parents=True, exist_ok=True)
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        lengths: list[int],
+        index: dict[str, np.ndarray],
+        excluded: np.ndarray | None = None,
+    ):
+        self.folder, self.split, self.index = folder, split, index
+        self.excluded = np.zeros(len(index["id"]), bool) if excluded is None else excluded
+        count = len(lengths)
+        self._shards = ShardReader([folder / shard_name(split, number, count) for number in range(count)], lengths)
+
+    def __len__(self) -> int:
+        return len(self.index["id"])
+
+    def shard_of(self, i: int) -> str:
+        """Name of the file that holds record i."""
+        return self._shards.shard_of(i)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        raw = self._shards[i]
         try:
-            _encode_all(builder, dataset, sizes, configs, partial, sample_rate)
-            if not (folder / "manifest.json").exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return Latents(folder, configs)
+            return load(raw)
+        except Exception as error:  # whatever the bytes are, what they do to a decoder is about this record
+            raise BadRecord(self.shard_of(i), f"record {i} cannot be decoded: {error}".splitlines()[0]) from error
+
+    def having(self, modalities: tuple[str, ...], quality: float = 0.0) -> np.ndarray:
+        """The records in which all of `modalities` are present, of at least this quality, without the excluded."""
+        present = [self.index.get(f"present/{m}", np.zeros(len(self), bool)) for m in modalities]
+        return np.flatnonzero(np.logical_and.reduce(present) & (self.index["quality"] >= quality) & ~self.excluded)
+
+    def id(self, i: int) -> str:
+        """Id of record i."""
+        return self.index["id"][i].decode(errors="replace")
 
 
-def _encode_all(
-    builder: Any, dataset: str, sizes: dict[str, int], configs: dict[str, Linear], folder: Path, sample_rate: int
-) -> None:
-    autoencoders = {}
-    train = builder.as_data_source("train")
-    with Progress("fit autoencoders", len(configs), unit="modality") as shown:
-        for m, config in configs.items():
-            if m not in builder.info.features:
-                raise UserError(f"autoencoders.{m}: the data set {dataset} has no {m}")
-            count = min(_FIT_RECORDS, max(_CHUNK, int(_FIT_BYTES / train[0][m].nbytes)))
-            media = [np.stack(chunk) for chunk in _chunks(_present(train, m, count))]
-            if not media:
-                raise UserError(f"autoencoders.{m}: no record of the training split of {dataset} has {m}")
-            autoencoders[m] = LinearAutoencoder.fit(config, media)
-            autoencoders[m].save(folder / f"autoencoder_{m}.safetensors")
-            shown.advance()
-    for split, size in sizes.items():
-        _encode_split(builder.as_data_source(split), split, autoencoders, folder)
-        assert len(load_file(folder / f"{split}.index.safetensors")["quality"]) == size
-    checked = builder.as_data_source("validation" if "validation" in sizes else "train")
-    materials = list((builder.info.metadata or {}).get("materials", []))
-    quality = {
-        m: reconstruction_quality(
-            a, list(_present(checked, m, _QUALITY_RECORDS, whole=True)), m, sample_rate, materials
-        )
-        for m, a in autoencoders.items()
-    }
-    manifest = {
-        "dataset": dataset,
-        "records": sizes,
-        "autoencoders": {m: a.identity for m, a in autoencoders.items()},
-        "quality": quality,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+def shard_name(split: str, number: int, count: int) -> str:
+    """File name of a shard, as TFDS counts them."""
+    return f"{split}-{number:05d}-of-{count:05d}.array_record"
 
 
-def _present(source: Any, modality: str, count: int, whole: bool = False) -> Iterator[Any]:
-    """The first `count` records that have a modality, evenly spread so that no part of a split is favoured."""
-    found = 0
-    for i in np.random.default_rng(0).permutation(len(source)):
-        record = source[int(i)]
-        if record["present"][modality]:
-            yield record if whole else record[modality]
-            found += 1
-            if found == count:
-                return
+def ids_to(ids: list[str]) -> np.ndarray:
+    """Ids as uint8 [n, longest], filled up with zeros: safetensors holds no text."""
+    encoded = np.array([i.encode() for i in ids], bytes)
+    return encoded.view(np.uint8).reshape(len(ids), encoded.itemsize)
 
 
-def _chunks(items: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    chunk = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == _CHUNK:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _encode_split(source: Any, split: str, autoencoders: dict[str, LinearAutoencoder], folder: Path) -> None:
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    index: dict[str, list] = {f"present/{m}": [] for m in autoencoders} | {"quality": []}
-    writer = ArrayRecordWriter(str(folder / f"{split}.array_record"), "group_size:1,uncompressed")
-    for i in progress(range(len(source)), f"encode {split}", unit="record"):
-        record = source[i]
-        latents = {}
-        for m, autoencoder in autoencoders.items():
-            present = bool(record["present"][m])
-            index[f"present/{m}"].append(present)
-            if present:
-                latents[m] = autoencoder.encode(record[m]).astype(np.float16)
-        index["quality"].append(np.float32(record["quality"]))
-        for name, value in record.items():
-            if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.integer):
-                index.setdefault(f"label/{name}", []).append(int(value))
-        writer.write(save(latents))
-    writer.close()
-    save_file({name: np.asarray(values) for name, values in index.items()}, folder / f"{split}.index.safetensors")
+def ids_from(array: np.ndarray) -> np.ndarray:
+    """The inverse of `ids_to`: bytes [n]."""
+    return np.ascontiguousarray(array).view(f"S{array.shape[1]}").reshape(-1)

@@ -1,14 +1,12 @@
-"""The mixture: which set of modalities a batch holds, and which records."""
+"""The mixture: which set of modalities a batch holds, and which records of which data set."""
 
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from selfflow.errors import UserError
-from selfflow.input.latents import Latents, LatentSource
+
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -18,88 +16,116 @@ class Set:
     modalities: tuple[str, ...] = ("image",)
     """Those in one sequence."""
     weight: float = 1.0
-    """Share of the steps, relative to the other sets."""
+    """Share of the steps; those of all sets sum to 1."""
     batch_size: int = 64
     """Samples in a batch."""
+    data: str = ""
+    """The data set that it is drawn from; may be left out where there is one."""
+    seconds: float | None = None
+    """Length of its clips; longer records are cropped at a random place, shorter ones padded. By default that of the
+    data set."""
+    quality: float = 0.0
+    """Records of a lower `quality` are left out."""
 
 
-def batches(
-    source: LatentSource, mixture: dict[str, Set], label: str, classes: int, seed: int, start: int
-) -> Iterator[dict[str, Any]]:
-    """Batches {"latents": {modality: [B, ...]}, "label": [B]} from step `start` on, without end.
+@dataclass(frozen=True)
+class Stage:
+    """A change of the mixture at a step: part of a curriculum."""
 
-    What a step sees is a function of seed, step and mixture alone. Each epoch of a set has its own
-    order; every record of it comes once an epoch.
+    step: int
+    """Number of steps that are done before it begins."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Shares of all sets from then on; empty leaves them as they were. A set that is not named gets 0."""
+    quality: dict[str, float] = field(default_factory=dict)
+    """Least quality of the records of some sets from then on."""
+
+
+def check_mixture(mixture: dict[str, Set], curriculum: tuple[Stage, ...]) -> None:
+    """Raises `UserError`, naming the field, for weights or stages that make no sense."""
+    if not mixture:
+        raise UserError("mixture is empty: name at least one set of modalities")
+    _check_weights({name: chosen.weight for name, chosen in mixture.items()}, "mixture.*.weight")
+    last = 0
+    for i, stage in enumerate(curriculum):
+        where = f"curriculum[{i}]"
+        if stage.step <= last:
+            raise UserError(f"{where}.step is {stage.step}: steps must be above 0 and rise from stage to stage")
+        last = stage.step
+        for part in ("weights", "quality"):
+            for name in getattr(stage, part):
+                if name not in mixture:
+                    raise UserError(f"{where}.{part} names the set {name}, which the mixture lacks: {list(mixture)}")
+        if stage.weights:
+            _check_weights(stage.weights, f"{where}.weights")
+
+
+def _check_weights(weights: dict[str, float], where: str) -> None:
+    for name, weight in weights.items():
+        if weight < 0:
+            raise UserError(f"{where.replace('*', name)} of set {name} is {weight}: it must not be negative")
+    total = sum(weights.values())
+    if abs(total - 1) > 1e-6:
+        shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+        raise UserError(f"{where} must sum to 1, not {total:g} ({shown})")
+
+
+@dataclass(frozen=True)
+class Component:
+    """The records that a set draws from while its floor on quality holds."""
+
+    set: str
+    quality: float
+
+
+class Plan:
+    """Which component each step draws its batch from, and which of that component's batches.
+
+    Step n takes the set in whose interval of [0, 1) the fractional part of u + n / golden ratio falls: after any
+    number of steps each set's count is within a few of its exact share, and no state is needed to know step n. A
+    component goes on where it stopped, whatever the weights were meanwhile, so that no record is passed over.
 
     Args:
-      source: latents of the training split.
       mixture: sets by name.
-      label: field with the class label, or "" for none; records without a label get -1.
-      classes: number of classes that the model knows.
+      curriculum: changes of the mixture.
+      steps: steps of the run; more of them change nothing in the first ones.
       seed: `seed.data` of the experiment.
-      start: number of batches to pass over, at no cost.
-
-    Raises:
-      UserError: if no record has all modalities of a set, or a label is none of the classes.
     """
-    import grain
 
-    labels = _labels(source, label, classes)
-    datasets = []
-    for name, chosen in mixture.items():
-        records = source.having(chosen.modalities)
-        if not len(records):
-            raise UserError(
-                f"mixture.{name}: no record of the training split has {' and '.join(chosen.modalities)} together; "
-                "remove the set or give it other modalities"
-            )
+    def __init__(self, mixture: dict[str, Set], curriculum: tuple[Stage, ...], steps: int, seed: int):
+        weights = {name: chosen.weight for name, chosen in mixture.items()}
+        quality = {name: chosen.quality for name, chosen in mixture.items()}
+        place = (np.random.default_rng(seed).random() + np.arange(steps) * _GOLDEN) % 1.0
+        self.components: list[Component] = []
+        self._component = np.zeros(steps, np.int32)
+        bounds = [stage.step for stage in curriculum] + [steps]
+        start = 0
+        for stop, stage in zip(bounds, (None, *curriculum)):
+            if stage is not None:
+                weights = {name: stage.weights.get(name, 0.0) for name in mixture} if stage.weights else weights
+                quality = quality | stage.quality
+            drawn = [name for name in mixture if weights[name] > 0]
+            numbers = [self._number(Component(name, quality[name])) for name in drawn]
+            edges = np.cumsum([weights[name] for name in drawn])[:-1]
+            part = slice(start, min(stop, steps))
+            self._component[part] = np.array(numbers)[np.searchsorted(edges, place[part], side="right")]
+            start = stop
+        self._batch = np.zeros(steps, np.int64)
+        for number in range(len(self.components)):
+            chosen = self._component == number
+            self._batch[chosen] = np.arange(chosen.sum())
 
-        def read(record: int, modalities=chosen.modalities) -> dict[str, Any]:
-            latents = source[record]
-            return {"latents": {m: latents[m] for m in modalities}, "label": labels[record]}
+    def _number(self, component: Component) -> int:
+        if component not in self.components:
+            self.components.append(component)
+        return self.components.index(component)
 
-        dataset = grain.MapDataset.source(records).seed(seed ^ zlib.crc32(name.encode())).shuffle().repeat()
-        datasets.append(dataset.map(read).batch(chosen.batch_size))
-    weights = [chosen.weight for chosen in mixture.values()]
-    mixed = grain.MapDataset.mix(datasets, [w / sum(weights) for w in weights])
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return iter(mixed[start:].to_iter_dataset(options))
+    def batches(self, component: int) -> int:
+        """How many batches all steps together draw from a component."""
+        return int((self._component == component).sum())
 
+    def __len__(self) -> int:
+        return len(self._component)
 
-def _labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
-    """The class label of every record, int32; -1 for none."""
-    if not label:
-        return np.full(len(source), -1, np.int32)
-    if f"label/{label}" not in source.index:
-        known = sorted(name.removeprefix("label/") for name in source.index if name.startswith("label/"))
-        raise UserError(f"label {label!r}: the data has no such field; it has {', '.join(known) or 'no labels'}")
-    labels = source.index[f"label/{label}"].astype(np.int32)
-    if labels.max() >= classes:
-        raise UserError(
-            f"label {label!r} goes up to {labels.max()}, so model.labels must be at least {labels.max() + 1}"
-        )
-    return labels
-
-
-def held_out_batches(
-    latents: Latents, mixture: dict[str, Set], splits: tuple[str, ...], size: int | None = None
-) -> dict[str, tuple[str, dict[str, Any]]]:
-    """One unlabelled batch of each set, always the same: {set: (split, batch)}.
-
-    Args:
-      latents: of a data set.
-      mixture: sets by name.
-      splits: where to look, in this order; a set takes the first split that has it, in the end train.
-      size: samples in a batch, if there are so many; by default those of the set.
-    """
-    found = {}
-    for name, chosen in mixture.items():
-        for split in (s for s in (*splits, "train") if s in latents.manifest["records"]):
-            source = latents.source(split)
-            records = source.having(chosen.modalities)[: size or chosen.batch_size]
-            if len(records):
-                samples = [source[i] for i in records]
-                stacked = {m: np.stack([sample[m] for sample in samples]) for m in chosen.modalities}
-                found[name] = split, {"latents": stacked, "label": np.full(len(records), -1, np.int32)}
-                break
-    return found
+    def __getitem__(self, step: int) -> tuple[int, int]:
+        """(component, batch of that component) of step `step`, counted from 0."""
+        return int(self._component[step]), int(self._batch[step])

@@ -3,8 +3,8 @@
 Double-stream blocks, in which the text stream and the media stream have weights of their own and
 attend together, then single-stream blocks over both; modulation is shared by all blocks of a kind
 and has no gate open at the start (adaLN-Zero, arXiv 2212.09748). The form is that of FLUX.2, which
-arXiv 2603.06507 uses for its multimodal models. Without a text encoder the text stream holds the
-condition: one learned token for the label, or for none.
+arXiv 2603.06507 uses for its multimodal models. The text stream holds the condition: one learned
+token for the label, or for none, and the caption's embeddings where there are any.
 """
 
 from dataclasses import dataclass
@@ -14,20 +14,16 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from selfflow.errors import UserError
 from selfflow.modality import Modality
+from selfflow.models.blocks import DoubleBlock, SingleBlock, modulate, run_blocks, stack
 from selfflow.models.layers import (
     Dense,
-    RMSNorm,
-    attention,
-    layer_norm,
     rotary_angles,
-    rotate,
     select,
     sinusoids,
-    swiglu,
 )
 
 
@@ -52,6 +48,8 @@ class JointConfig:
     """Base of the rotary frequencies."""
     labels: int = 0
     """Number of class labels; one more learned token stands for no label."""
+    text: int = 0
+    """Channels of a caption's embeddings; 0 for a model without captions."""
     text_tau: Literal["mean", "clean"] = "mean"
     """Noise level that modulates the text stream: the mean over the media tokens, or 0."""
     scan: bool = False
@@ -60,7 +58,7 @@ class JointConfig:
     """Type of computation; parameters are float32."""
 
     def __post_init__(self):
-        for name, least in (("width", 1), ("heads", 1), ("labels", 0), ("mlp_ratio", 0.1)):
+        for name, least in (("width", 1), ("heads", 1), ("labels", 0), ("text", 0), ("mlp_ratio", 0.1)):
             if getattr(self, name) < least:
                 raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
         if self.width % self.heads:
@@ -79,93 +77,18 @@ class JointConfig:
         return self.double_blocks + self.single_blocks
 
 
+class Caption(NamedTuple):
+    """Embeddings of the captions of a batch; a sample whose mask is empty has none, or had it dropped."""
+
+    embedding: Float[Array, "B L C"]
+    mask: Bool[Array, "B L"]
+
+
 class Output(NamedTuple):
     """What a model returns: the velocity eps - x0 per modality (None after `stop_at`) and the taps."""
 
     velocity: dict[str, Float[Array, "B N P"]] | None
     taps: dict[int, dict[str, Float[Array, "B N D"]]]
-
-
-def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    return layer_norm(x) * (1 + scale) + shift
-
-
-class _Stream(nnx.Module):
-    """The weights of one stream in a double-stream block."""
-
-    def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
-        width, hidden = config.width, round(config.width * config.mlp_ratio)
-        self.heads = config.heads
-        options = {"rngs": rngs, "dtype": config.dtype}
-        self.qkv = Dense(width, 3 * width, ("embed", "heads"), **options)
-        self.query_norm = RMSNorm(width // config.heads, rngs=rngs)
-        self.key_norm = RMSNorm(width // config.heads, rngs=rngs)
-        self.project = Dense(width, width, ("heads", "embed"), **options)
-        self.mlp_in = Dense(width, 2 * hidden, ("embed", "mlp"), **options)
-        self.mlp_out = Dense(hidden, width, ("mlp", "embed"), **options)
-
-    def attention_inputs(self, x_BND: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _heads(self.qkv(x_BND), self.heads, self.query_norm, self.key_norm)
-
-
-def _heads(qkv: jax.Array, heads: int, query_norm: RMSNorm, key_norm: RMSNorm) -> tuple[jax.Array, ...]:
-    q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * heads, -1), 3, axis=2)
-    return query_norm(q), key_norm(k), v
-
-
-class _DoubleBlock(nnx.Module):
-    def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
-        self.text, self.media = _Stream(config, rngs=rngs), _Stream(config, rngs=rngs)
-
-    def __call__(self, text: jax.Array, media: jax.Array, modulation: tuple, angles: jax.Array):
-        streams, xs = (self.text, self.media), (text, media)
-        qkv = [s.attention_inputs(_modulate(x, m[0], m[1])) for s, x, m in zip(streams, xs, modulation)]
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*qkv))
-        joined = attention(rotate(q, angles), rotate(k, angles), v)
-        attended = jnp.split(joined, [text.shape[1]], axis=1)
-        out = []
-        for stream, x, a, m in zip(streams, xs, attended, modulation):
-            x = x + m[2] * stream.project(a)
-            out.append(x + m[5] * stream.mlp_out(swiglu(stream.mlp_in(_modulate(x, m[3], m[4])))))
-        return tuple(out)
-
-
-class _SingleBlock(nnx.Module):
-    def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
-        width, hidden = config.width, round(config.width * config.mlp_ratio)
-        self.heads, self.width = config.heads, width
-        options = {"rngs": rngs, "dtype": config.dtype}
-        # Queries, keys, values and the MLP share one product in and one out: they run side by side.
-        self.inputs = Dense(width, 3 * width + 2 * hidden, ("embed", "mlp"), **options)
-        self.query_norm = RMSNorm(width // config.heads, rngs=rngs)
-        self.key_norm = RMSNorm(width // config.heads, rngs=rngs)
-        self.outputs = Dense(width + hidden, width, ("mlp", "embed"), **options)
-
-    def __call__(self, x_BND: jax.Array, modulation: tuple, angles: jax.Array):
-        shift, scale, gate = modulation
-        qkv, mlp = jnp.split(self.inputs(_modulate(x_BND, shift, scale)), [3 * self.width], axis=-1)
-        q, k, v = _heads(qkv, self.heads, self.query_norm, self.key_norm)
-        attended = attention(rotate(q, angles), rotate(k, angles), v)
-        return x_BND + gate * self.outputs(jnp.concatenate([attended, swiglu(mlp)], axis=-1))
-
-
-def _stack(block: type, config: JointConfig, count: int, rngs: nnx.Rngs):
-    """`count` blocks whose parameters have a leading axis `layers`."""
-
-    @nnx.split_rngs(splits=count)
-    @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-    def make(rngs: nnx.Rngs):
-        return block(config, rngs=rngs)
-
-    return make(rngs)
-
-
-def _run(stack: nnx.Module, start: int, stop: int, carry, call, scan: bool):
-    """Applies blocks `start` to `stop` of a stack; `call(block, carry)` returns the next carry."""
-    graph, params = nnx.split(stack)
-    params = jax.tree.map(lambda p: p[start:stop], params)
-    body = lambda carry, layer: (call(nnx.merge(graph, layer), carry), None)
-    return jax.lax.scan(body, carry, params, unroll=1 if scan else stop - start)[0]
 
 
 class JointTransformer(nnx.Module):
@@ -189,12 +112,14 @@ class JointTransformer(nnx.Module):
         self.label_embedding = nnx.Param(
             nnx.initializers.normal(0.02)(rngs.params(), (config.labels + 1, width)), out_sharding=(None, "embed")
         )
+        if config.text:
+            self.text_embed = Dense(config.text, width, (None, "embed"), **options)
         self.time_in, self.time_out = dense(256, width), dense(width, width)
         self.double_text, self.double_media = dense(width, 6 * width, zero=True), dense(width, 6 * width, zero=True)
         self.single_modulation = dense(width, 3 * width, zero=True)
         self.final_modulation = dense(width, 2 * width, zero=True)
-        self.double = _stack(_DoubleBlock, config, config.double_blocks, rngs)
-        self.single = _stack(_SingleBlock, config, config.single_blocks, rngs)
+        self.double = stack(DoubleBlock, config, config.double_blocks, rngs)
+        self.single = stack(SingleBlock, config, config.single_blocks, rngs)
         self.readout = nnx.Dict({m: dense(width, modality.token_size, zero=True) for m, modality in modalities.items()})
 
     def __call__(
@@ -206,6 +131,8 @@ class JointTransformer(nnx.Module):
         taps: tuple[int, ...] = (),
         stop_at: int | None = None,
         open_gates: bool = False,
+        caption: Caption | None = None,
+        valid: dict[str, Bool[Array, "B N"]] | None = None,
     ) -> Output:
         """Predicts the velocity of every token.
 
@@ -216,12 +143,14 @@ class JointTransformer(nnx.Module):
           taps: blocks after which the residual stream of the media tokens is returned.
           stop_at: return after this block, without a velocity; later weights are never touched.
           open_gates: take every gate as 1, which makes an untrained network more than its embedding.
+          caption: of each sample, beside its label; a dropped condition is the null label and an empty mask.
+          valid: tokens that are not padding; no token attends to padding. Modalities that are not named have none.
 
         Returns:
           An `Output`.
 
         Raises:
-          ValueError: if a tap is no block of the model, or lies above `stop_at`.
+          ValueError: if a tap is no block of the model, or lies above `stop_at`, or the model takes no captions.
         """
         config, names = self.config, sorted(tokens)
         dtype = jnp.dtype(config.dtype)
@@ -230,11 +159,17 @@ class JointTransformer(nnx.Module):
             raise ValueError(f"taps {taps} and stop_at {stop_at}: this model has blocks 1 to {config.depth}")
         media = jnp.concatenate([self.embed[m](tokens[m]) for m in names], axis=1)
         text = self.label_embedding[...].astype(dtype)[label_B][:, None]
+        if caption is not None:
+            if not config.text:
+                raise ValueError("a caption was given, but model.text is 0: this model takes none")
+            text = jnp.concatenate([text, self.text_embed(caption.embedding)], axis=1)
         text_count = text.shape[1]
+        seen_BN = _seen(caption, valid or {}, {m: tokens[m].shape[:2] for m in names})
 
         # All levels of a sample in one row: the text's first, then those of each modality.
         tau_BN = jnp.concatenate([jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in names], axis=1)
-        text_tau_B1 = tau_BN.mean(axis=1, keepdims=True) * (config.text_tau == "mean")
+        valid_BN = None if seen_BN is None else seen_BN[:, text_count:]
+        text_tau_B1 = tau_BN.mean(axis=1, keepdims=True, where=valid_BN) * (config.text_tau == "mean")
         level_BK = jnp.concatenate([text_tau_B1] + [levels[m] for m in names], axis=1)
         offset, parts = 1, []
         for m in names:
@@ -244,7 +179,7 @@ class JointTransformer(nnx.Module):
         level = jnp.concatenate([jnp.zeros((len(label_B), text_count), jnp.int32), media_level], axis=1)
 
         time_BKD = jax.nn.silu(self.time_out(jax.nn.silu(self.time_in(sinusoids(level_BK)))))
-        angles = self._angles(names, text_count)
+        angles = self._angles({m: tokens[m].shape[1] for m in names}, text_count)
 
         def modulation(layer: Dense, x_BKD: jax.Array, level_BN: jax.Array | None, count: int) -> tuple:
             parts = jnp.split(layer(x_BKD), count, axis=-1)
@@ -269,8 +204,8 @@ class JointTransformer(nnx.Module):
         )
         block = 0
         for stop in (s for s in stops if s <= config.double_blocks):
-            call = lambda layer, carry: layer(*carry, streams, angles)
-            text, media = _run(self.double, block, stop, (text, media), call, config.scan)
+            call = lambda layer, carry: layer(*carry, streams, angles, seen_BN)
+            text, media = run_blocks(self.double, block, stop, (text, media), call, config.scan)
             block = stop
             tap(block, media)
         if last > config.double_blocks:
@@ -278,8 +213,8 @@ class JointTransformer(nnx.Module):
             shared = modulation(self.single_modulation, time_BKD, level, 3)
             for stop in (s for s in stops if s > config.double_blocks):
                 first = config.double_blocks
-                call = lambda layer, x: layer(x, shared, angles)
-                x = _run(self.single, block - first, stop - first, x, call, config.scan)
+                call = lambda layer, x: layer(x, shared, angles, seen_BN)
+                x = run_blocks(self.single, block - first, stop - first, x, call, config.scan)
                 block = stop
                 tap(block, x[:, text_count:])
             media = x[:, text_count:]
@@ -287,11 +222,21 @@ class JointTransformer(nnx.Module):
             return Output(None, found)
 
         scale, shift = modulation(self.final_modulation, time_BKD, media_level, 2)
-        media = _modulate(media, shift, scale)
+        media = modulate(media, shift, scale)
         velocity = {m: self.readout[m](part).astype(jnp.float32) for m, part in by_modality(media).items()}
         return Output(velocity, found)
 
-    def _angles(self, names: list[str], text_count: int) -> jax.Array:
+    def _angles(self, counts: dict[str, int], text_count: int) -> jax.Array:
         text = jnp.zeros((text_count, 4)).at[:, 3].set(jnp.arange(text_count))
-        coordinates = jnp.concatenate([text] + [jnp.asarray(self.modalities[m].coordinates()) for m in names])
-        return rotary_angles(coordinates, self.config.rotary, self.config.rotary_theta)
+        media = [jnp.asarray(self.modalities[m].of_tokens(count).coordinates()) for m, count in counts.items()]
+        return rotary_angles(jnp.concatenate([text, *media]), self.config.rotary, self.config.rotary_theta)
+
+
+def _seen(caption: Caption | None, valid: dict[str, jax.Array], shapes: dict[str, tuple]) -> jax.Array | None:
+    """Which tokens of text and media may be attended to, [B, N]; None for all."""
+    if caption is None and not valid:
+        return None
+    batch = next(iter(shapes.values()))[0]
+    # The label's token is always there: attention over nothing would be no number.
+    text = [jnp.ones((batch, 1), bool)] + ([] if caption is None else [caption.mask])
+    return jnp.concatenate(text + [valid.get(m, jnp.ones(shape, bool)) for m, shape in shapes.items()], axis=1)

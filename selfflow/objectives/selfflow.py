@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from selfflow.modality import Modality, to_tokens
-from selfflow.models.joint import JointConfig, JointTransformer, Output
+from selfflow.modality import Modality, of_latents, to_tokens
+from selfflow.models.joint import Caption, JointConfig, JointTransformer, Output
 from selfflow.models.projector import Projector
 from selfflow.noise import Corruption, Schedule, corrupt, draw_eps, keys_for
 from selfflow.objectives.alignment import Alignment, NoAlignment, alignment_error
@@ -26,12 +26,16 @@ class Draw(NamedTuple):
     Attributes:
       corruption: levels, assignment and given tokens.
       label: the condition that student and teacher both see, [B]; dropped labels are already null.
+      caption: the other condition; dropped captions have an empty mask. None in sets without.
+      valid: tokens that are not padding, of the modalities that may be padded, [B, N].
       weight: weight of each token in its modality's mean, [B, N]; sums to 1 over the whole batch,
         so that the losses of its parts add up to the loss of the whole.
     """
 
     corruption: Corruption
     label: Int[Array, "B"]
+    caption: Caption | None
+    valid: dict[str, Bool[Array, "B N"]]
     weight: dict[str, Float[Array, "B N"]]
 
 
@@ -45,7 +49,7 @@ class SelfFlowObjective:
       schedule: how noise is spread over tokens.
       alignment: what the early features are aligned with.
       modality_weight: w_m; 1 where a modality is not named.
-      label_drop: probability that a sample's label is replaced by null, for student and teacher alike.
+      condition_drop: probability that a sample's label and caption are replaced by null, for student and teacher.
     """
 
     model: JointConfig
@@ -53,7 +57,7 @@ class SelfFlowObjective:
     schedule: Schedule
     alignment: Alignment
     modality_weight: dict[str, float]
-    label_drop: float
+    condition_drop: float
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh trainable parameters: {"model": ..., "projector": ...}; no projector without alignment."""
@@ -89,29 +93,42 @@ class SelfFlowObjective:
             return Projector(self.model.width, rngs=nnx.Rngs(key))
 
     def draw(self, keys_B: Key[Array, "B"], batch: dict[str, Any]) -> Draw:
-        """Draws corruption and label dropout for a batch {"latents": {modality: [B, ...]}, "label": [B]}."""
-        layout = {m: self.modalities[m].tokens for m in batch["latents"]}
-        corruption = self.schedule.sample(keys_B, layout)
-        dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_drop))(keys_for(keys_B, "label"))
+        """Draws corruption and dropped conditions for a batch.
+
+        Args:
+          keys_B: a key for each sample.
+          batch: `latents` {modality: [B, ...]}, `label` [B] (below 0 for none), `weight` [B] (0 for samples that count
+            in no loss); where there are captions `caption` (embeddings [B, L, C], mask [B, L]), and where clips may be
+            padded `frames` {modality: number of latent frames that are data [B]}.
+        """
+        modalities = of_latents(self.modalities, batch["latents"])
+        corruption = self.schedule.sample(keys_B, {m: modality.tokens for m, modality in modalities.items()})
+        dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, self.condition_drop))(keys_for(keys_B, "label"))
         label_B = jnp.where(dropped_B | (batch["label"] < 0), self.model.labels, batch["label"])
-        return Draw(corruption, label_B, token_weight(corruption))
+        caption = None
+        if "caption" in batch:
+            embedding, mask = batch["caption"]
+            caption = Caption(embedding, mask & ~dropped_B[:, None])
+        valid = {m: modalities[m].valid_tokens(frames_B) for m, frames_B in batch.get("frames", {}).items()}
+        return Draw(corruption, label_B, caption, valid, token_weight(corruption, valid, batch["weight"]))
 
     def views(self, params: Params, teacher: Params, batch: dict[str, Any], keys_B: Key[Array, "B"], draw: Draw):
         """Student and teacher outputs on one batch, and the velocity to predict.
 
-        Both see the same sample, noise, label and positions; the teacher sees every token at the lower
+        Both see the same sample, noise, condition and positions; the teacher sees every token at the lower
         of its modality's levels, stops after block k and gets no gradient; None without alignment.
         """
         x = to_tokens(self.modalities, batch["latents"])
         eps = draw_eps(keys_B, x)
         corruption, alignment = draw.corruption, self.alignment
         seen = lambda c: (corrupt(x, eps, c), c.levels, draw.label, c.assignment)
+        condition = {"caption": draw.caption, "valid": draw.valid}
         target = {m: eps[m] - x[m] for m in x}
         if isinstance(alignment, NoAlignment):
-            return self.apply(params["model"], *seen(corruption)), None, target
-        student = self.apply(params["model"], *seen(corruption), taps=(alignment.student_layer,))
-        k = alignment.teacher_layer
-        teacher_output = self.apply(jax.lax.stop_gradient(teacher), *seen(corruption.cleanest()), taps=(k,), stop_at=k)
+            return self.apply(params["model"], *seen(corruption), **condition), None, target
+        student = self.apply(params["model"], *seen(corruption), taps=(alignment.student_layer,), **condition)
+        teacher, k = jax.lax.stop_gradient(teacher), alignment.teacher_layer
+        teacher_output = self.apply(teacher, *seen(corruption.cleanest()), taps=(k,), stop_at=k, **condition)
         return student, teacher_output, target
 
     def loss(
@@ -151,10 +168,18 @@ class SelfFlowObjective:
         return loss, metrics
 
 
-def token_weight(corruption: Corruption) -> dict[str, Float[Array, "B N"]]:
-    """Equal weights, summing to 1 over the batch, for the tokens of a modality that are not given."""
+def token_weight(
+    corruption: Corruption, valid: dict[str, Bool[Array, "B N"]], weight_B: Float[Array, "B"]
+) -> dict[str, Float[Array, "B N"]]:
+    """The samples' weights for tokens that are neither given nor padding, summing to 1 over the batch and modality."""
     weight = {}
     for m, assignment_BN in corruption.assignment.items():
-        valid = jnp.ones(assignment_BN.shape) if m not in corruption.given else 1.0 - corruption.given[m]
-        weight[m] = valid / jnp.maximum(valid.sum(), 1.0)
+        counted_BN = jnp.broadcast_to(weight_B[:, None], assignment_BN.shape).astype(jnp.float32)
+        if m in corruption.given:
+            counted_BN *= ~corruption.given[m]
+        if m in valid:
+            counted_BN *= valid[m]
+        # Where nothing counts the weights stay 0.
+        total = counted_BN.sum()
+        weight[m] = counted_BN / jnp.where(total > 0, total, 1.0)
     return weight

@@ -33,14 +33,13 @@ class Cadence:
 def train(
     state: State,
     step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
-    batches: Iterator[Any],
+    batches: Iterator[tuple[Any, dict[str, Any]]],
     *,
     start: int,
     steps: int,
     cadence: Cadence,
     log: MetricsLog,
     checkpoints: Checkpoints,
-    describe: Callable[[Any], dict[str, Any]],
     summarise: Callable[[dict[str, Any]], dict[str, float]],
     diagnose: Callable[[State], dict[str, jax.Array]],
 ) -> State:
@@ -52,25 +51,25 @@ def train(
     Args:
       state: the state after `start` steps.
       step: compiled update; it may reuse the memory of the state it is given.
-      batches: yields the batch of step `start`, then the following ones.
+      batches: yields the batch that follows step `start`, then the later ones, each with facts for its row: `set`,
+        `tokens` and whatever else is to be logged.
       start, steps: finished and wanted number of steps.
       cadence: how often to diagnose and to save.
       log, checkpoints: where to.
-      describe: host-side facts of a batch for its row, such as its set; `tokens` gives the rate.
       summarise: fetched metrics -> the numbers of a row.
       diagnose: compiled diagnostics of the state that a step starts from.
 
     Raises:
       UserError: if the loss is no longer finite.
     """
-    pending: tuple[int, dict[str, Any], dict[str, jax.Array]] | None = None
+    pending: tuple[int, dict[str, Any], float, dict[str, jax.Array]] | None = None
     last = time.monotonic()
 
     def fetch() -> str:
         nonlocal pending, last
         if pending is None:
             return ""
-        number, facts, metrics = pending
+        number, facts, waited, metrics = pending
         pending = None
         values = summarise(jax.device_get(metrics))
         now = time.monotonic()
@@ -83,19 +82,22 @@ def train(
                 )
         tokens = facts.pop("tokens")
         row = {"step": number, **facts, **values, "seconds": seconds, "tokens_per_second": tokens / seconds}
+        row["waiting"] = waited
         log.write(row)
         return f"{facts['set']} loss {values['loss']:.3f}"
 
     try:
         with Progress("train", steps, done=start, unit="step") as shown:
             for number in range(start + 1, steps + 1):
-                batch = next(batches)
+                asked = time.monotonic()
+                batch, facts = next(batches)
+                waited = time.monotonic() - asked
                 # Before the step, whose donated state is gone after it.
                 extra = diagnose(state) if number % cadence.log_every == 0 or number == steps else {}
                 state, metrics = step(state, batch)
                 checkpoints.check()
                 note = fetch()
-                pending = number, describe(batch), {**metrics, **extra}
+                pending = number, dict(facts), waited, {**metrics, **extra}
                 if number % cadence.checkpoint_every == 0 or number == steps:
                     note = fetch()
                     log.flush()

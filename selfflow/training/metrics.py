@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-TIMINGS = ("seconds", "tokens_per_second")
+TIMINGS = ("seconds", "waiting", "tokens_per_second")
 
 
 class MetricsLog:

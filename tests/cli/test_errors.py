@@ -103,7 +103,15 @@ def test_a_modality_that_the_data_does_not_have(capsys, tmp_path, data_dir):
     file = tmp_path / "mine.py"
     file.write_text("from selfflow.experiments.media import experiment\n")
     code, _, err = run(
-        capsys, "train", file, "--data.source", source, "--workdir", tmp_path / "run", "--data-dir", tmp_path / "data"
+        capsys,
+        "train",
+        file,
+        "--data.media.source",
+        source,
+        "--workdir",
+        tmp_path / "run",
+        "--data-dir",
+        tmp_path / "data",
     )
     assert code == 2 and "no record of the training split" in err and ("video" in err or "audio" in err)
     assert not (tmp_path / "run" / "experiment.json").exists()

@@ -8,9 +8,11 @@ from flax import nnx
 
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
+from selfflow.models.joint import Caption
 from selfflow.models.layers import rotary_angles, rotate, select, sinusoids
 from selfflow.noise import DualTimestep
 from selfflow.planning.flops import matmul_flops
+from tests.conftest import perturbed
 
 
 @pytest.fixture
@@ -194,3 +196,70 @@ def test_every_parameter_has_logical_axes(objective):
     for path, variable in nnx.to_flat_state(state):
         axes = variable.get_metadata("out_sharding")
         assert len(axes) == len(variable.get_value().shape), path
+
+
+@pytest.fixture
+def captioned(objective):
+    objective = dataclasses.replace(objective, model=dataclasses.replace(objective.model, text=6))
+    caption = Caption(jax.random.normal(jax.random.key(3), (4, 5, 6)), jnp.arange(5) < jnp.array([[5], [3], [1], [0]]))
+    return objective, perturbed(jax.jit(objective.init)(jax.random.key(0))), caption
+
+
+def test_captions_are_attended_to_where_their_mask_says(captioned, inputs):
+    objective, params, caption = captioned
+    tokens, c, label_B = inputs
+
+    def video(embedding, mask):
+        given = Caption(embedding, mask)
+        return objective.apply(params["model"], tokens, c.levels, label_B, c.assignment, caption=given).velocity[
+            "video"
+        ]
+
+    gradient = jax.grad(lambda e: jnp.abs(video(e, caption.mask)).sum())(caption.embedding)
+    np.testing.assert_array_equal(np.asarray(jnp.abs(gradient).sum(-1) > 0), np.asarray(caption.mask))
+    # Each position of a caption is told from the others.
+    swapped = caption.embedding[:, jnp.array([1, 0, 2, 3, 4])]
+    assert jnp.abs(video(swapped, caption.mask) - video(*caption))[0].max() > 1e-4
+
+
+def test_a_dropped_caption_is_the_learned_null_alone(captioned, inputs):
+    """An empty mask and the null label give what no caption at all gives: one condition for nothing."""
+    objective, params, caption = captioned
+    tokens, c, _ = inputs
+    null_B = jnp.full(4, 3)
+    call = lambda **more: objective.apply(params["model"], tokens, c.levels, null_B, c.assignment, **more).velocity
+    dropped = call(caption=caption._replace(mask=jnp.zeros((4, 5), bool)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), dropped, call())
+
+
+def test_a_model_without_captions_refuses_one(objective, params, inputs):
+    tokens, c, label_B = inputs
+    with pytest.raises(ValueError, match="model.text is 0"):
+        caption = Caption(jnp.zeros((4, 2, 6)), jnp.ones((4, 2), bool))
+        objective.apply(params["model"], tokens, c.levels, label_B, c.assignment, caption=caption)
+
+
+def test_padding_is_seen_by_nobody_and_a_padded_clip_equals_the_short_one(objective, params, batch, keys_B):
+    tokens = to_tokens(objective.modalities, batch["latents"])
+    c = DualTimestep().sample(keys_B, {m: x.shape[1] for m, x in tokens.items()})
+    frames = {"video": 3, "audio": 6}
+    counts = {"video": 3 * 4, "audio": 3}
+    label_B = jnp.array([0, 1, 2, 3])
+    modalities = objective.modalities
+    valid = {m: modalities[m].valid_tokens(jnp.full(4, n)) for m, n in frames.items()}
+    assert {m: int(v[0].sum()) for m, v in valid.items()} == counts
+
+    def call(tokens, assignment, valid):
+        return objective.apply(params["model"], tokens, c.levels, label_B, assignment, taps=(1, 4), valid=valid)
+
+    padded = call(tokens, c.assignment, valid)
+    cut = lambda tree: {m: tree[m][:, : counts[m]] for m in counts}
+    short = call(cut(tokens), cut(c.assignment), None)
+    for m in counts:
+        np.testing.assert_allclose(padded.velocity[m][:, : counts[m]], short.velocity[m], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(padded.taps[4][m][:, : counts[m]], short.taps[4][m], rtol=1e-4, atol=1e-4)
+    seen = lambda video: sum(
+        x.sum() for x in cut(call(tokens | {"video": video}, c.assignment, valid).velocity).values()
+    )
+    gradient = jnp.abs(jax.grad(seen)(tokens["video"])).sum((0, 2))
+    np.testing.assert_array_equal(np.asarray(gradient > 0), np.arange(20) < 12)

@@ -96,7 +96,7 @@ def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     free = objective.draw(keys_B, batch)
     given = {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
     corruption = free.corruption.hold(given)
-    draw = free._replace(corruption=corruption, weight=token_weight(corruption))
+    draw = free._replace(corruption=corruption, weight=token_weight(corruption, {}, batch["weight"]))
 
     def per_token(shift):
         # What is predicted for the given tokens does not matter: only what others see of them does.
@@ -120,9 +120,52 @@ def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     np.testing.assert_allclose(sum(others.values()), by_hand, rtol=1e-5)
     assert (sensitivity[:, :7] > 0).all() and (draw.weight["video"][:, :7] == 0).all()
     all_given = free.corruption.hold({"video": jnp.ones((4, 20), bool)})
-    draw = free._replace(corruption=all_given, weight=token_weight(all_given))
+    draw = free._replace(corruption=all_given, weight=token_weight(all_given, {}, batch["weight"]))
     loss, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert np.isfinite(loss) and metrics["flow_loss/video"] == 0
+
+
+def test_a_sample_that_could_not_be_read_weighs_nothing(objective, params, batch, keys_B):
+    """Its slot stays: the loss is that of the others, and does not depend on what stands in it."""
+    ema = perturbed(params["model"], 1)
+    without = batch | {"weight": np.array([1, 0, 1, 1], np.float32)}
+    draw = objective.draw(keys_B, without)
+    loss, metrics = loss_of(objective, params, ema, without, keys_B, draw)
+    other = without | {"latents": {m: np.where(np.arange(4).reshape(4, *[1] * (x.ndim - 1)) == 1, 9.0, x)
+                                   for m, x in batch["latents"].items()}}  # fmt: skip
+    again, _ = loss_of(objective, params, ema, other, keys_B, draw)
+    np.testing.assert_allclose(loss, again, rtol=1e-6)
+    assert metrics["flow_count/video"].sum() == 3 * 20 and loss_of(objective, params, ema, batch, keys_B)[0] != loss
+    none = batch | {"weight": np.zeros(4, np.float32)}
+    gradient = jax.grad(lambda p: loss_of(objective, p, ema, none, keys_B)[0])(params)
+    assert size(gradient) == 0.0
+
+
+def test_padding_enters_no_loss(objective, params, batch, keys_B):
+    ema = perturbed(params["model"], 1)
+    frames = {"video": np.array([5, 3, 1, 0]), "audio": np.array([10, 6, 2, 0])}
+    padded = batch | {"frames": frames}
+    draw = objective.draw(keys_B, padded)
+    assert (draw.weight["video"] > 0).sum() == 4 * (5 + 3 + 1) and (draw.weight["audio"] > 0).sum() == 5 + 3 + 1
+    np.testing.assert_allclose(draw.weight["video"].sum(), 1, rtol=1e-6)
+    loss, _ = loss_of(objective, params, ema, padded, keys_B, draw)
+    beyond = lambda m, x: (
+        np.arange(x.shape[1]).reshape(1, -1, *[1] * (x.ndim - 2)) >= frames[m].reshape(4, *[1] * (x.ndim - 1))
+    )
+    other = padded | {"latents": {m: np.where(beyond(m, x), 9.0, x) for m, x in batch["latents"].items()}}
+    np.testing.assert_allclose(loss_of(objective, params, ema, other, keys_B, draw)[0], loss, rtol=1e-5)
+
+
+def test_label_and_caption_are_dropped_together(objective, batch):
+    objective = dataclasses.replace(objective, model=dataclasses.replace(objective.model, text=6))
+    keys_B = jax.random.split(jax.random.key(0), 400)
+    many = {m: np.repeat(x[:1], 400, axis=0) for m, x in batch["latents"].items()}
+    caption = (np.ones((400, 3, 6), np.float16), np.ones((400, 3), bool))
+    made = {"latents": many, "label": np.ones(400, np.int32), "weight": np.ones(400, np.float32), "caption": caption}
+    draw = objective.draw(keys_B, made)
+    dropped = np.asarray(draw.label) == 3
+    np.testing.assert_array_equal(dropped, ~np.asarray(draw.caption.mask).any(1))
+    assert 0.4 < dropped.mean() < 0.6  # condition_drop is one half
 
 
 def test_each_modality_is_a_mean_of_its_own(objective, params, batch, keys_B):

@@ -19,6 +19,7 @@ from selfflow.errors import UserError
 from selfflow.run import alone, open_run
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
+from tests.training.recorded import digest
 
 
 def numbers(folder) -> list[dict]:
@@ -59,12 +60,11 @@ def test_a_checkpoint_restores_the_state_itself(tiny_run):
         open_run(tiny_run).restore(5)
 
 
-COMMAND = [sys.executable, "-m", "selfflow", "train", str(TINY)]
-
-
-def start(folder, data_dir, *flags):
+def start(folder, data_dir, seen, *flags):
     return subprocess.Popen(
-        [*COMMAND, "--workdir", str(folder), "--data-dir", str(data_dir), *flags],
+        [sys.executable, "-m", "tests.training.recorded", str(seen), "train", str(TINY)]
+        + ["--workdir", str(folder), "--data-dir", str(data_dir), *flags],
+        cwd=TINY.parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,10 +73,10 @@ def start(folder, data_dir, *flags):
 
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny_run, data_dir, tmp_path):
     """kill -9 between two checkpoints, another kill right after the restart, then the same command to the end."""
-    folder = tmp_path / "run"
+    folder, seen = tmp_path / "run", tmp_path / "seen.jsonl"
     for _ in range(2):
         before = len(read_metrics(folder))
-        process = start(folder, data_dir, "--cadence.checkpoint-every", "5")
+        process = start(folder, data_dir, seen, "--cadence.checkpoint-every", "5")
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.poll() is None:
             if (folder / "checkpoints" / "5").exists() and len(read_metrics(folder)) != before:
@@ -86,15 +86,36 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_run, data_dir, tmp_pat
         assert process.wait() == -signal.SIGKILL and 5 <= open_run(folder).last_step() < 12
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 999, "lo')  # a row cut off by the crash
-    from selfflow.experiment import load_experiment
-
-    train(load_experiment(TINY), folder, data_dir)
+    assert start(folder, data_dir, seen).wait() == 0
     assert numbers(folder) == numbers(tiny_run)
     a, b = (open_run(f).restore() for f in (folder, tiny_run))
     jax.tree.map(np.testing.assert_array_equal, a, b)
     changed = [s["changed"] for s in json.loads((folder / "provenance.json").read_text())["sessions"]]
     assert changed[-1] == {"cadence.checkpoint_every": [5, 3]}
     assert len(_events(folder)) == len(_events(tiny_run))
+    _check_samples(seen, data_dir)
+
+
+def _check_samples(seen, data_dir) -> None:
+    """The batches that count are those of an uninterrupted run, and hold each sample once an epoch, by id."""
+    from selfflow.experiment_file import load_experiment
+    from selfflow.prepare import prepare
+
+    experiment = load_experiment(TINY).resolved()
+    feed, _ = prepare(experiment, data_dir)
+    lines = [json.loads(line) for line in seen.read_text().splitlines()]
+    assert len(lines) > 12  # steps after a checkpoint were done again
+    last = {step: (name, samples) for step, name, samples in lines}
+    whole = [
+        (facts["set"], [digest(x) for x in batch["latents"][min(batch["latents"])]])
+        for batch, facts in feed.batches(0, 12)
+    ]
+    assert [last[step] for step in range(1, 13)] == whole
+    for name, chosen in experiment.mixture.items():
+        source, m = feed.latents["collisions"].source("train"), min(chosen.modalities)
+        ids = {digest(source[i][m]): source.id(i) for i in range(len(source))}
+        drawn = [ids[sample] for set_name, samples in last.values() if set_name == name for sample in samples]
+        assert len(ids) == 24 and len(set(drawn[:24])) == len(drawn[:24]) > 4
 
 
 def _events(folder) -> list[tuple[str, int]]:

@@ -1,0 +1,32 @@
+"""Three data sets in one mixture: Collisions (sight and sound), Atari (a game with its sound) and MNIST (stills).
+
+    pip install 'selfflow[atari,mnist]'
+    selfflow train experiments/mixture.py
+
+Hardware: two CPU cores, 3 GB. Wall time: MINUTES.
+Each batch holds one set of one data set; all images share one autoencoder, fitted to all of them, and so do all films
+and all sounds.
+Expect on the test split, as a ratio to the yardstick pi / 2: RATIOS.
+"""
+
+import dataclasses
+
+from selfflow.data.atari import Atari
+from selfflow.data.mnist5k import Mnist5k
+from selfflow.experiment import Experiment
+from selfflow.experiments import quickstart
+from selfflow.input.mixture import Set
+
+
+def experiment() -> Experiment:
+    base = quickstart.experiment()
+    return dataclasses.replace(
+        base,
+        data=base.data | {"atari": Atari(game="pong"), "mnist": Mnist5k()},
+        mixture={
+            "collisions": Set(data="collisions", modalities=("video", "audio"), weight=0.4, batch_size=16),
+            "atari": Set(data="atari", modalities=("video", "audio"), weight=0.3, batch_size=16),
+            "collisions_still": Set(data="collisions", modalities=("image",), weight=0.15, batch_size=64),
+            "digits": Set(data="mnist", modalities=("image",), weight=0.15, batch_size=64),
+        },
+    )

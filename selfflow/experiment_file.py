@@ -1,0 +1,89 @@
+"""Experiments in files: Python that makes one, JSON that keeps one, and what differs between two."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment
+from selfflow.tree import dataclasses_in, from_json, to_json
+
+
+def load_experiment(path: str | Path) -> Experiment:
+    """Runs an experiment file and returns what its `experiment()` makes.
+
+    Raises:
+      UserError: if there is no such file, or it has no such function, or a field does not fit its type.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+        raise UserError(f"no experiment file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+    spec = importlib.util.spec_from_file_location(f"selfflow_experiment_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "experiment"):
+            raise UserError(f"{path} defines no function experiment() that returns an Experiment")
+        made = module.experiment()
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise  # a mistake in the file's own code: the traceback shows the line
+        raise UserError(f"{path}: {_with_suggestion(str(error))}") from error
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
+    if not isinstance(made, Experiment):
+        raise UserError(f"{path}: experiment() returned {type(made).__name__}, not an Experiment")
+    return from_json(to_json(made), Experiment, str(path))
+
+
+def _with_suggestion(message: str) -> str:
+    """Adds the nearest field name to Python's complaint about an unexpected keyword."""
+    if "unexpected keyword argument" not in message:
+        return message
+    typo, owner = message.split("'")[1], message.split(".")[0]
+    classes = [c for c in dataclasses_in(Experiment) if c.__name__ == owner]
+    near = difflib.get_close_matches(typo, [f.name for c in classes for f in dataclasses.fields(c)], n=1)
+    return message.replace(".__init__()", "") + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+# Fields that say how and how long a run computes, not what: these may change while it runs.
+_MAY_CHANGE = ("steps", "cadence", "proof", "data.*.workers", "model.scan", "reading", "exclude", "latents")
+
+
+def changes(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+    """Leaves that differ: {dotted name: (old, new)}."""
+
+    def leaves(data: Any, name: str) -> dict[str, Any]:
+        if isinstance(data, dict):
+            return {k: v for key in data for k, v in leaves(data[key], f"{name}.{key}".lstrip(".")).items()}
+        return {name: data}
+
+    a, b = leaves(to_json(old), ""), leaves(to_json(new), "")
+    return {name: (a.get(name), b.get(name)) for name in sorted(a | b) if a.get(name) != b.get(name)}
+
+
+def forbidden(name: str) -> bool:
+    """Whether a field says what is computed, and may therefore not change in a run."""
+    return not any(fnmatch(name, free) or fnmatch(name, f"{free}.*") for free in _MAY_CHANGE)
+
+
+def save_experiment(experiment: Experiment, path: Path) -> None:
+    """Writes `experiment.json`."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(to_json(experiment), indent=1))
+    partial.replace(path)
+
+
+def read_experiment(path: Path) -> Experiment:
+    """Reads `experiment.json`."""
+    try:
+        return from_json(json.loads(path.read_text()), Experiment, str(path))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is not valid JSON (line {error.lineno}): restore it or use another --workdir"
+        ) from error

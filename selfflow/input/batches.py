@@ -1,0 +1,188 @@
+"""Batches from latents: a pure function of seed, step and mixture, whoever reads them and from wherever on."""
+
+import sys
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from selfflow.errors import UserError
+from selfflow.input.latents import Latents
+from selfflow.input.mixture import Component, Plan, Set, Stage
+from selfflow.input.reader import Reader, labels_of
+from selfflow.input.reading import Reading
+from selfflow.modality import Modality
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What all sets of a mixture are read from.
+
+    Attributes:
+      latents: by data set.
+      mixture: sets by name, each with its data set.
+      modalities: per set the modalities as they stand in its batches.
+      curriculum: changes of the mixture.
+      label: field with the class label, or "" for none.
+      classes: number of classes that the model knows.
+      caption: (L, C) of the captions' embeddings, or None where the model takes none.
+      seed: `seed.data` of the experiment.
+      reading: how.
+    """
+
+    latents: dict[str, Latents]
+    mixture: dict[str, Set]
+    modalities: dict[str, dict[str, Modality]]
+    curriculum: tuple[Stage, ...] = ()
+    label: str = ""
+    classes: int = 0
+    caption: tuple[int, int] | None = None
+    seed: int = 0
+    reading: Reading = Reading()
+
+    def batches(self, start: int, steps: int, part: int = 0, parts: int = 1) -> "Batches":
+        """The batches of steps `start` to `steps`.
+
+        Args:
+          start: number of batches to pass over, at no cost.
+          steps: length of the run.
+          part, parts: read the rows of part `part` of `parts` equal parts of every batch.
+
+        Raises:
+          UserError: if a set has no record, a label is none of the classes, or a batch cannot be cut into parts.
+        """
+        return Batches(self, start, steps, part, parts)
+
+    def reader(self, name: str, split: str, quality: float = 0.0) -> "Reader":
+        """Reads the records of a set of the mixture, from a split of its data set."""
+        chosen = self.mixture[name]
+        source = self.latents[chosen.data].source(split)
+        records = source.having(chosen.modalities, quality)
+        labels = labels_of(source, self.label, self.classes)
+        modalities = {m: self.modalities[name][m] for m in chosen.modalities}
+        # Whether a set is ever padded decides about the shape of its batches: look at all of its records.
+        whole = source.having(chosen.modalities)
+        padded = tuple(
+            m for m, x in modalities.items() if x.period and (source.index[f"frames/{m}"][whole] < x.latent[0]).any()
+        )
+        caption = self.caption if len(whole) and (source.index["caption"][whole] > 0).any() else None
+        return Reader(source, records, labels, modalities, padded, caption)
+
+    def held_out(self, splits: tuple[str, ...], size: int | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
+        """One unlabelled batch of each set, always the same, without captions: {set: (split, batch)}.
+
+        Args:
+          splits: where to look, in this order; a set takes the first split that has it, in the end train.
+          size: samples in a batch, if there are so many; by default those of the set.
+        """
+        found = {}
+        for name, chosen in self.mixture.items():
+            for split in (s for s in (*splits, "train") if s in self.latents[chosen.data].records):
+                reader = self.reader(name, split)
+                if len(reader.records):
+                    samples = [reader(int(i)) for i in reader.records[: size or chosen.batch_size]]
+                    batch = _stacked(samples)
+                    batch["label"] = np.full(len(samples), -1, np.int32)
+                    batch.pop("caption", None), batch.pop("record")
+                    found[name] = split, batch
+                    break
+        return found
+
+
+class Batches:
+    """Iterates over (batch, facts); see `Feed.batches`.
+
+    A batch is {"latents", "label", "weight"} and, where a set has them, "frames" and "caption", as
+    `SelfFlowObjective.draw` takes it. Facts are {"set", "tokens"} and the ids of records that could not be read.
+    """
+
+    def __init__(self, feed: Feed, start: int, steps: int, part: int, parts: int):
+        self._feed, self._start = feed, start
+        self._check_label()
+        self.plan = Plan(feed.mixture, feed.curriculum, steps, feed.seed)
+        self._readers = [self._reader(c) for c in self.plan.components]
+        self._part, self._parts = part, parts
+        self._bad: dict[str, set[int]] = {name: set() for name in feed.mixture}
+        for name, chosen in feed.mixture.items():
+            if chosen.batch_size % parts:
+                raise UserError(f"mixture.{name}.batch_size {chosen.batch_size} is not a multiple of {parts} readers")
+
+    def _check_label(self) -> None:
+        label, known = self._feed.label, set()
+        for latents in self._feed.latents.values():
+            known |= {name for name in latents.index("train") if name.startswith("label/")}
+        if label and f"label/{label}" not in known:
+            names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
+            raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
+
+    def _reader(self, component: Component) -> Reader:
+        reader = self._feed.reader(component.set, "train", component.quality)
+        if not len(reader.records):
+            chosen = self._feed.mixture[component.set]
+            floor = f" of quality {component.quality:g} or more" if component.quality > 0 else ""
+            raise UserError(
+                f"mixture.{component.set}: no record{floor} of the training split of {chosen.data} has "
+                f"{' and '.join(chosen.modalities)} together; remove the set or give it other modalities"
+            )
+        return reader
+
+    def dataset(self):
+        """The grain.MapDataset whose element n is the batch of step n, counted from 0."""
+        import grain
+
+        components = []
+        for number, (component, reader) in enumerate(zip(self.plan.components, self._readers)):
+            size = self._feed.mixture[component.set].batch_size
+            seed = self._feed.seed ^ zlib.crc32(component.set.encode())
+            # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
+            epochs = self.plan.batches(number) * size // len(reader.records) + 1
+            records = grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)
+            components.append(records.random_map(reader).batch(size // self._parts)[self._part :: self._parts])
+        return grain.MapDataset.select_from_datasets(components, self.plan)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        import grain
+
+        reading = self._feed.reading
+        options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.prefetch)
+        dataset = self.dataset()[self._start :].to_iter_dataset(options)
+        if reading.workers:
+            from absl import flags
+
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=reading.workers))
+        for step, batch in enumerate(dataset, self._start):
+            component = self.plan[step][0]
+            name = self.plan.components[component].set
+            records = batch.pop("record")
+            facts = {"set": name, "tokens": len(records) * sum(x.tokens for x in self._feed.modalities[name].values())}
+            bad = records[batch["weight"] == 0]
+            if len(bad):
+                facts["unreadable"] = self._count(name, self._readers[component], bad)
+            yield batch, facts
+
+    def _count(self, name: str, reader: Reader, bad: np.ndarray) -> list[str]:
+        known = self._bad[name]
+        for record in (int(i) for i in bad if int(i) not in known):
+            known.add(record)
+            shard, reason = reader.why(record)
+            where = f"{self._feed.mixture[name].data}: {reader.source.id(record)!r} in {shard}"
+            print(f"warning: {where} cannot be read and weighs nothing: {reason}", file=sys.stderr)
+        share, limit = len(known) / len(reader.records), self._feed.reading.unreadable_share
+        if share > limit:
+            shard, reason = reader.why(int(bad[-1]))
+            raise UserError(
+                f"mixture.{name}: {len(known)} of {len(reader.records)} records of {self._feed.mixture[name].data} "
+                f"cannot be read (reading.unreadable_share is {limit:g}), the last in {reader.source.folder / shard} "
+                f"({reason}): remove that folder and encode again"
+            )
+        return [reader.source.id(int(i)) for i in bad]
+
+
+def _stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    import jax
+
+    return jax.tree.map(lambda *parts: np.stack(parts), *samples)

@@ -1,0 +1,279 @@
+"""From built data sets to latents: fitted autoencoders, shards encoded side by side, resumed after a kill."""
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from selfflow.autoencoders.quality import reconstruction_quality
+from selfflow.errors import UserError
+from selfflow.input.built import Built
+from selfflow.input.fit import Fitted, sample_of
+from selfflow.input.latents import MANIFEST, Latents
+from selfflow.input.shards import Shard, encode_shard, read_shard_index
+from selfflow.modality import Modality
+from selfflow.progress import Progress
+from selfflow.tree import to_json
+
+_FORMAT = 2  # raised when equal settings come to mean other latents
+_SHARD_BYTES = 32e6
+_QUALITY_RECORDS = 128
+_FEW = 20_000  # records that one process encodes before others would have started
+_BAD_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of the encoding this process takes: host `host` of `hosts`, with `processes` of its own."""
+
+    processes: int | None = None
+    """Worker processes; by default one for each core when there is much to do."""
+    host: int = 0
+    """Number of this host, from 0."""
+    hosts: int = 1
+    """Hosts that encode into the same folder at once."""
+
+    def __post_init__(self):
+        if not 0 <= self.host < self.hosts:
+            raise UserError(f"host is {self.host} of {self.hosts} hosts: give a number from 0 to hosts - 1")
+        if self.processes is not None and self.processes < 1:
+            raise UserError(f"processes is {self.processes}: it must be at least 1")
+
+
+def encode(
+    built: Built,
+    fitted: Mapping[str, Fitted],
+    modalities: Mapping[str, Modality],
+    text: Any,
+    data_dir: Path,
+    *,
+    share: Share = Share(),
+    exclude: Collection[str] = (),
+    records_per_shard: int | None = None,
+) -> Latents | None:
+    """Encodes a data set into `data_dir/latents`, or finds it encoded; goes on where a killed process stopped.
+
+    Args:
+      built: the data set.
+      fitted: the autoencoder of each modality that it has.
+      modalities: the latents that are expected.
+      text: settings of the caption encoder, or None.
+      data_dir: cache folder.
+      share: the part of this process.
+      exclude: ids that the returned latents never read. They are encoded: the folder serves other experiments too.
+      records_per_shard: by default as many as make 32 MB.
+
+    Returns:
+      The latents, or None where other hosts have not finished their part yet.
+
+    Raises:
+      UserError: if too many records cannot be read, or a worker process died.
+    """
+    mine = {m: fitted[m] for m in sorted(fitted)}
+    key = json.dumps(
+        [_FORMAT, built.name, built.fingerprint, {m: f.identity for m, f in mine.items()}, text and to_json(text)]
+    )
+    name = f"{re.sub('[^A-Za-z0-9_.]+', '-', built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = data_dir / "latents" / name
+    if not (folder / MANIFEST).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder / f"lock-{share.host}", f"encode {built.name}"):
+            if not (folder / MANIFEST).exists():
+                shards = _shards(built, mine, dict(modalities), text, folder, records_per_shard)
+                _encode_shards(shards, built, share)
+                if not all(shard.done for shard in shards):
+                    return None
+                _finish(shards, built, mine, modalities, text, folder)
+    latents = Latents(folder, exclude)
+    if latents.manifest["forgotten"] != built.forgotten:
+        raise UserError(
+            f"{folder} was encoded before samples were forgotten: run `selfflow data forget` again for this data set"
+        )
+    return latents
+
+
+def _shards(built: Built, fitted, modalities, text, folder: Path, per_shard: int | None) -> list[Shard]:
+    size = 2 * sum(np.prod(modalities[m].latent) for m in fitted) + (2 * text.tokens * 384 if text else 0)
+    per_shard = per_shard or int(np.clip(_SHARD_BYTES / max(size, 1), 64, 65536))
+    autoencoders = {m: (f.path, f.config) for m, f in fitted.items()}
+    shards = []
+    for split, total in built.splits.items():
+        count = -(-total // per_shard)
+        bounds = [(i * per_shard, min((i + 1) * per_shard, total)) for i in range(count)]
+        for number, (start, stop) in enumerate(bounds):
+            expected = {m: modalities[m] for m in fitted}
+            shards.append(Shard(built, split, number, count, start, stop, folder, autoencoders, expected, text))
+    return shards
+
+
+def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
+    mine = shards[share.host :: share.hosts]
+    for shard in mine:  # what a killed process left: nobody else writes these while the lock is held
+        for partial in shard.folder.glob(f"{shard.path.stem}*.partial-*"):
+            partial.unlink(missing_ok=True)
+    waiting = [shard for shard in mine if not shard.done]
+    total, left = (sum(s.stop - s.start for s in some) for some in (mine, waiting))
+    if not waiting:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = min(share.processes or (cores if left > _FEW else 1), len(waiting))
+    bad: list[tuple[int, str, str]] = []
+    with Progress(f"encode {built.name.split('/')[0]}", total, done=total - left, unit="record") as shown:
+        if processes == 1:
+            for shard in waiting:
+                bad += encode_shard(shard, shown.advance)
+                _check_bad(bad, built, left)
+            return
+        # spawn: JAX may be running threads in this process, and those do not survive a fork.
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
+            futures = {pool.submit(encode_shard, shard): shard for shard in waiting}
+            try:
+                for future in as_completed(futures):
+                    bad += future.result()
+                    shown.advance(futures[future].stop - futures[future].start)
+                    _check_bad(bad, built, left)
+            except BrokenProcessPool as error:
+                raise UserError(
+                    "a worker process died while latents were encoded (out of memory?); finished shards are kept: "
+                    "run the same command again, with fewer --processes"
+                ) from error
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    from threadpoolctl import threadpool_limits
+
+    from selfflow.data.collisions.generate import start_worker
+
+    start_worker()
+    threadpool_limits(1)  # there is a process for each core
+
+
+def _check_bad(bad: list[tuple[int, str, str]], built: Built, total: int) -> None:
+    for record, shard, reason in bad[-3:]:
+        print(f"warning: {built.name}: record {record} in {shard} was left out: {reason}", file=sys.stderr)
+    if len(bad) > max(1, _BAD_SHARE * total):
+        _, shard, reason = bad[-1]
+        raise UserError(
+            f"{len(bad)} of {total} records of {built.name} cannot be encoded, the last in {shard} ({reason}): "
+            f"`selfflow data verify` lists them; build the data set again"
+        )
+
+
+def _finish(shards: list[Shard], built: Built, fitted, modalities, text, folder: Path) -> None:
+    """Joins the shards' indexes, measures the reconstruction and writes the manifest, which makes the folder valid."""
+    manifest: dict[str, Any] = {
+        "dataset": built.name,
+        "settings": to_json(built.settings),
+        "fingerprint": built.fingerprint,
+        "forgotten": built.forgotten,
+        "shards": {split: [s.stop - s.start for s in shards if s.split == split] for split in built.splits},
+        "modalities": {
+            m: {
+                "identity": f.identity,
+                "autoencoder": to_json(f.config),
+                "fitted_on": f.fitted_on,
+                "latent": list(modalities[m].latent),
+                "period": modalities[m].period,
+            }
+            for m, f in fitted.items()
+        },
+        "text": None if text is None else _text(text),
+        "unreadable": {},
+    }
+    for split in built.splits:
+        parts = [s for s in shards if s.split == split]
+        index, statistics = _joined([read_shard_index(s) for s in parts], list(fitted))
+        partial = folder / f"{split}.index.partial-{os.getpid()}"
+        partial.write_bytes(save(index))
+        os.replace(partial, folder / f"{split}.index.safetensors")
+        if split == "train":
+            manifest["statistics"] = statistics
+        for shard in parts:
+            with safe_open(shard.index_path, "numpy") as file:
+                if bad := json.loads(file.metadata()["bad"]):
+                    manifest["unreadable"].setdefault(split, []).extend(bad)
+    manifest["quality"] = _quality(built, fitted)
+    for m, f in fitted.items():
+        f.autoencoder().save(folder / f"autoencoder_{m}.safetensors")
+    partial = folder / f"{MANIFEST}.partial-{os.getpid()}"
+    partial.write_text(json.dumps(manifest, indent=1))
+    os.replace(partial, folder / MANIFEST)
+    for shard in shards:
+        shard.index_path.unlink(missing_ok=True)
+
+
+def _text(text: Any) -> dict[str, Any]:
+    encoder = text.load()
+    return {"settings": to_json(text), "identity": encoder.identity, "width": encoder.width}
+
+
+def _joined(parts: list[dict[str, np.ndarray]], modalities: list[str]) -> tuple[dict, dict]:
+    """The index of a split from those of its shards, and mean and deviation per latent channel."""
+    statistics = {}
+    for m in modalities:
+        total, square = (sum(p.pop(f"{name}/{m}") for p in parts) for name in ("sum", "square"))
+        count = max(1, int(sum(p.pop(f"count/{m}")[0] for p in parts)))
+        mean = total / count
+        deviation = np.sqrt(np.maximum(square / count - mean**2, 0))
+        statistics[m] = {"mean": mean.round(6).tolist(), "std": deviation.round(6).tolist(), "positions": count}
+    width = max(p["id"].shape[1] for p in parts)
+    for p in parts:
+        p["id"] = np.pad(p["id"], ((0, 0), (0, width - p["id"].shape[1])))
+    names = {name: p[name].dtype for p in parts for name in p}
+    lengths = [len(p["id"]) for p in parts]
+    empty = lambda name, n: np.full(n, -1 if name.startswith("label/") else 0, names[name])
+    return {
+        name: np.concatenate([p[name] if name in p else empty(name, n) for p, n in zip(parts, lengths)])
+        for name in names
+    }, statistics
+
+
+def _quality(built: Built, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, float]]:
+    split = "validation" if "validation" in built.splits else "train"
+    found = {}
+    for m, f in fitted.items():
+        records = sample_of(built, split, m, _QUALITY_RECORDS)
+        if records:
+            materials = list(built.metadata.get("materials", []))
+            rate = getattr(built.settings, "sample_rate", 0)
+            found[m] = reconstruction_quality(f.autoencoder(), records, m, rate, materials)
+    return found
+
+
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Holds a lock that ends with the process; waits, and says so, while another process holds it."""
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{what}: another process is at it; waiting for it to end", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def wait_for(path: Path, what: str) -> None:
+    """Returns when a file that another host makes is there."""
+    said = 0.0
+    while not path.exists():
+        if time.monotonic() - said > 30:
+            print(f"waiting for host 0: {what}", file=sys.stderr, flush=True)
+            said = time.monotonic()
+        time.sleep(0.5)

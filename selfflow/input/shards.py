@@ -1,0 +1,174 @@
+"""Encoding one shard of a data set: what worker processes run."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from selfflow.autoencoders.linear import Linear, LinearAutoencoder
+from selfflow.data.shards import BadRecord
+from selfflow.input.built import Built
+from selfflow.input.latents import CAPTION, ids_to, shard_name
+from selfflow.modality import Modality
+
+_CAPTIONS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Records `start` to `stop` of a split, to be encoded into shard `number` of `count`.
+
+    Attributes:
+      autoencoders: file and config of each modality's autoencoder.
+      modalities: the latents that are expected of it.
+      text: settings of the caption encoder, or None.
+    """
+
+    built: Built
+    split: str
+    number: int
+    count: int
+    start: int
+    stop: int
+    folder: Path
+    autoencoders: dict[str, tuple[Path, Linear]]
+    modalities: dict[str, Modality]
+    text: Any
+
+    @property
+    def path(self) -> Path:
+        return self.folder / shard_name(self.split, self.number, self.count)
+
+    @property
+    def index_path(self) -> Path:
+        """Written after the records: a shard is finished once it is there."""
+        return self.path.with_suffix(".index.safetensors")
+
+    @property
+    def done(self) -> bool:
+        return self.index_path.exists()
+
+
+def encode_shard(shard: Shard, advance: Callable[[], None] = lambda: None) -> list[tuple[int, str, str]]:
+    """Encodes a shard and its index; both appear under their names only when they are whole.
+
+    Args:
+      shard: what to encode.
+      advance: called after each record.
+
+    Returns:
+      The records that could not be read: (record, shard of the data set, reason). They keep their place, empty.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    records = shard.built.records(shard.split)
+    autoencoders = {m: _autoencoder(*where) for m, where in shard.autoencoders.items()}
+    rows: list[dict[str, Any]] = []
+    moments = {m: [np.zeros(shard.modalities[m].latent[-1]) for _ in range(2)] + [0] for m in autoencoders}
+    bad: list[tuple[int, str, str]] = []
+    partial = shard.path.with_name(f"{shard.path.name}.partial-{os.getpid()}")
+    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+    for start in range(shard.start, shard.stop, _CAPTIONS_AT_ONCE):
+        encoded = []
+        for i in range(start, min(start + _CAPTIONS_AT_ONCE, shard.stop)):
+            try:
+                encoded.append(_encoded(records[i], autoencoders, shard.modalities))
+            except BadRecord as error:
+                bad.append((i, error.shard, error.reason))
+                encoded.append(({}, {"id": "", "quality": 0.0, "caption": ""}))
+            except _Unfit as error:
+                bad.append((i, records.shard_of(i), str(error)))
+                encoded.append(({}, {"id": records[i]["id"], "quality": 0.0, "caption": ""}))
+            advance()
+        captions = _captions(shard.text, [row["caption"] for _, row in encoded])
+        for (latents, row), caption in zip(encoded, captions):
+            if caption is not None:
+                latents[CAPTION] = caption
+            row["caption"] = 0 if caption is None else len(caption)
+            for m, total in moments.items():
+                if m in latents:
+                    flat = latents[m].reshape(-1, latents[m].shape[-1]).astype(np.float64)
+                    total[0] += flat.sum(0)
+                    total[1] += np.square(flat).sum(0)
+                    total[2] += len(flat)
+                    if shard.modalities[m].period:
+                        row[f"frames/{m}"] = len(latents[m])
+                row[f"present/{m}"] = m in latents
+            rows.append(row)
+            writer.write(save(latents))
+    writer.close()
+    os.replace(partial, shard.path)
+    index = _table(rows)
+    for m, (total, square, count) in moments.items():
+        index |= {f"sum/{m}": total, f"square/{m}": square, f"count/{m}": np.array([count])}
+    partial = shard.index_path.with_name(f"{shard.index_path.name}.partial-{os.getpid()}")
+    # Not save_file: it keeps its files from everybody else on a shared disk.
+    partial.write_bytes(save(index, metadata={"bad": json.dumps(bad)}))
+    os.replace(partial, shard.index_path)
+    return bad
+
+
+class _Unfit(Exception):
+    """A record whose media are not what the data set promises."""
+
+
+def _encoded(record: dict[str, Any], autoencoders, modalities) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    latents: dict[str, np.ndarray] = {}
+    for m, autoencoder in autoencoders.items():
+        if m not in record or not record["present"][m]:
+            continue
+        mean, deviation = autoencoder.moments(record[m])
+        timed = bool(modalities[m].period)
+        if mean.shape[timed:] != modalities[m].latent[timed:] or mean.ndim != len(modalities[m].latent):
+            raise _Unfit(f"{m} of shape {record[m].shape} gives latents {mean.shape}, not {modalities[m].latent}")
+        with np.errstate(over="ignore"):
+            coded = {m: mean.astype(np.float16)}
+            if deviation is not None:
+                coded[f"{m}.std"] = deviation.astype(np.float16)
+        if not all(np.isfinite(x).all() for x in coded.values()):
+            raise _Unfit(f"the latents of its {m} are not finite")
+        latents |= coded
+    row = {"id": record["id"], "quality": float(record["quality"]), "caption": record.get("caption", "")}
+    for name, value in record.items():
+        if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.integer):
+            row[f"label/{name}"] = int(value)
+    return latents, row
+
+
+def _captions(text: Any, captions: list[str]) -> list[np.ndarray | None]:
+    if text is None:
+        return [None] * len(captions)
+    encoded = iter(_text_encoder(text).encode([c for c in captions if c]))
+    return [next(encoded) if c else None for c in captions]
+
+
+def _table(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows as columns; what a row lacks is -1 for a label, 0 or False for the rest."""
+    columns: dict[str, np.ndarray] = {"id": ids_to([row["id"] for row in rows])}
+    for name in sorted({name for row in rows for name in row} - {"id"}):
+        kind = {"quality": np.float32, "caption": np.int32}.get(name, np.int64 if name[:6] == "label/" else np.int32)
+        kind = bool if name.startswith("present/") else kind
+        missing = -1 if name.startswith("label/") else 0
+        columns[name] = np.array([row.get(name, missing) for row in rows], kind)
+    return columns
+
+
+@lru_cache(maxsize=16)
+def _autoencoder(path: Path, config: Linear) -> LinearAutoencoder:
+    return LinearAutoencoder.load(config, path)
+
+
+@lru_cache(maxsize=1)
+def _text_encoder(text: Any):
+    return text.load()
+
+
+def read_shard_index(shard: Shard) -> dict[str, np.ndarray]:
+    """What `encode_shard` wrote of a finished shard."""
+    return load_file(shard.index_path)

@@ -1,0 +1,137 @@
+"""From an experiment to what its run reads: builds, fits and encodes what is not there yet."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment
+from selfflow.input.batches import Feed
+from selfflow.input.built import Built, build
+from selfflow.input.encode import Share, encode, wait_for
+from selfflow.input.exclude import read_ids
+from selfflow.input.fit import Fitted, fit, fitted_path
+from selfflow.input.latents import Latents
+from selfflow.progress import Progress
+
+
+def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> tuple[Feed, dict[str, Built]] | None:
+    """What the mixture of an experiment is read from, and its data sets.
+
+    Args:
+      experiment: resolved.
+      data_dir: cache folder of data sets, autoencoders and latents.
+      share: which part of the encoding is this process's.
+
+    Returns:
+      The feed and the data sets whose raw data is there; None where other hosts have not finished encoding.
+
+    Raises:
+      UserError: for what a user can correct in data, latents or experiment.
+    """
+    modalities = experiment.modalities()
+    excluded = read_ids(experiment.exclude) if experiment.exclude else set()
+    used = sorted({chosen.data for chosen in experiment.mixture.values()})
+    built = {name: build(experiment.data[name], data_dir) for name in used if name not in experiment.latents}
+    latents: dict[str, Latents | None] = {
+        name: Latents(Path(experiment.latents[name]).expanduser(), excluded)
+        for name in used
+        if name in experiment.latents
+    }
+    for found in latents.values():
+        found.check(experiment.autoencoders, modalities, experiment.text)
+    fitted = _fit(experiment, built, latents, excluded, data_dir, share)
+    for name in used:
+        if name not in latents:
+            own = {m: f for m, f in fitted.items() if m in experiment.data[name].media_shapes()}
+            latents[name] = encode(
+                built[name], own, modalities, experiment.text, data_dir, share=share, exclude=excluded
+            )
+    if not all(latents.values()):
+        return None
+    _check_identities(latents)
+    _say_excluded(experiment.exclude, excluded, latents)
+    return _feed(experiment, latents), built
+
+
+def hash_of_latents(latents: Mapping[str, Latents]) -> str:
+    """Identity of all that a run may read."""
+    hashes = {name: found.hash for name, found in latents.items()}
+    if len(hashes) == 1:
+        return next(iter(hashes.values()))
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _feed(experiment: Experiment, latents: dict[str, Latents]) -> Feed:
+    caption = None
+    if experiment.text:
+        caption = (experiment.text.tokens, experiment.model.text)
+        for name, found in latents.items():
+            width = found.manifest["text"]["width"]
+            if width != experiment.model.text:
+                raise UserError(
+                    f"model.text is {experiment.model.text}, but the captions of data.{name} have {width} channels"
+                )
+    return Feed(
+        latents,
+        experiment.mixture,
+        {name: experiment.modalities(name) for name in experiment.mixture},
+        experiment.curriculum,
+        experiment.label,
+        experiment.model.labels,
+        caption,
+        experiment.seed.data,
+        experiment.reading,
+    )
+
+
+def _fit(
+    experiment: Experiment,
+    built: dict[str, Built],
+    elsewhere: Mapping[str, Latents],
+    excluded: Collection[str],
+    data_dir: Path,
+    share: Share,
+) -> dict[str, Fitted]:
+    """The autoencoders: those that latents from elsewhere were made by, the others fitted to the data."""
+    fitted = {}
+    with Progress("fit autoencoders", len(experiment.autoencoders), unit="modality") as shown:
+        for m, config in experiment.autoencoders.items():
+            having = {name: b for name, b in built.items() if m in experiment.data[name].media_shapes()}
+            given = next((found for found in elsewhere.values() if m in found.manifest["modalities"]), None)
+            if given:
+                made = given.manifest["modalities"][m]
+                path = given.path / f"autoencoder_{m}.safetensors"
+                fitted[m] = Fitted(config, path, given.autoencoder(m, config).identity, made["fitted_on"])
+            elif having:
+                if share.host:
+                    notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
+                    wait_for(notes, f"it fits the {m} autoencoder")
+                fitted[m] = fit(m, config, having, excluded, data_dir)
+            shown.advance()
+    return fitted
+
+
+def _check_identities(latents: dict[str, Latents]) -> None:
+    """One modality must mean the same in all data sets."""
+    seen: dict[str, tuple[str, str]] = {}
+    for name, found in latents.items():
+        for m, made in found.manifest["modalities"].items():
+            other, identity = seen.setdefault(m, (name, made["identity"]))
+            if identity != made["identity"]:
+                raise UserError(
+                    f"latents.{name}: its {m} was encoded by {made['identity']}, that of {other} by {identity}: "
+                    "encode both with one autoencoder (one `selfflow encode` of an experiment that has both)"
+                )
+
+
+def _say_excluded(path: str, excluded: Collection[str], latents: dict[str, Latents]) -> None:
+    if not excluded:
+        return
+    known = {i.decode() for found in latents.values() for split in found.records for i in found.index(split)["id"]}
+    missing = sorted(set(excluded) - known)
+    shown = f"; not in the data: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}" if missing else ""
+    print(
+        f"exclude {path}: {len(excluded) - len(missing)} of {len(excluded)} ids are in the data and never read{shown}"
+    )

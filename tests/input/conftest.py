@@ -1,0 +1,14 @@
+"""What the tests of verifying and forgetting share."""
+
+from pathlib import Path
+
+import pytest
+
+from selfflow.input.built import Built
+from tests.input.home import make_home
+
+
+@pytest.fixture(scope="session")
+def original(tiny_experiment, tmp_path_factory) -> tuple[Built, Path]:
+    """What `make_home` makes: to be copied, never changed."""
+    return make_home(tiny_experiment, tmp_path_factory.mktemp("home"))
