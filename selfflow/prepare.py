@@ -129,7 +129,8 @@ def _check_identities(latents: dict[str, Latents]) -> None:
 def _say_excluded(path: str, excluded: Collection[str], latents: dict[str, Latents]) -> None:
     if not excluded:
         return
-    known = {i.decode() for found in latents.values() for split in found.records for i in found.index(split)["id"]}
+    sources = [found.source(split) for found in latents.values() for split in found.records]
+    known = {i.decode() for source in sources for i in source.index["id"][source.excluded]}
     missing = sorted(set(excluded) - known)
     shown = f"; not in the data: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}" if missing else ""
     print(

@@ -15,10 +15,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions
-from selfflow.data.collisions.generate import records, start_worker
+from selfflow.data.collisions.generate import records
 from selfflow.data.writing import Config, RecordsBuilder, prepare
 from selfflow.errors import UserError
 from selfflow.progress import Progress
+from selfflow.workers import start_worker
 
 _CHUNK = 32
 _MOST_WORKERS = 32

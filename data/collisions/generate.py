@@ -1,10 +1,5 @@
 """Clips of a split, one after another: what worker processes run. Imports NumPy and pymunk only."""
 
-import multiprocessing
-import os
-import signal
-import threading
-
 import numpy as np
 
 from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, Collisions
@@ -87,15 +82,3 @@ def as_record(motion: Motion, name: str) -> dict:
 def records(settings: Collisions, split: str, start: int, stop: int) -> list[dict]:
     """The records of the clips start .. stop - 1 of `split`."""
     return [record(settings, split, index) for index in range(start, stop)]
-
-
-def start_worker() -> None:
-    """Leaves an interrupt to the parent process, which then ends its workers, and ends with a killed parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    # A worker holds both ends of its queue, so that it would wait for ever for a parent that was killed.
-    multiprocessing.parent_process().join()
-    os._exit(1)

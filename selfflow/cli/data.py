@@ -1,43 +1,251 @@
-"""`selfflow data build`: makes a data set."""
+"""`selfflow data list | build | show | verify | forget`: data sets on disk."""
 
+import difflib
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from selfflow.cli.folders import data_folder
-from selfflow.data.collisions import Collisions
-from selfflow.data.media import Media
 from selfflow.errors import UserError
 
-_SETTINGS = {"collisions": Collisions, "media": Media}
-_EXAMPLE = "example: selfflow data build media --source ~/videos"
+if TYPE_CHECKING:
+    from selfflow.input.built import Built
+    from selfflow.input.forget import Forgotten
+    from selfflow.input.verify import Problem
+
+_LINES_PER_GROUP = 20
+
+_ACTIONS = {
+    "list": "the data sets, and what is built of each",
+    "build": "make a data set; what is already built is found again",
+    "show": "tell of a data set, and write samples to look at and listen to",
+    "verify": "read all of a data set and its latents, and say what is wrong",
+    "forget": "remove samples for good, from a data set and its latents",
+}
+_EXAMPLES = {
+    "list": "selfflow data list",
+    "build": "selfflow data build media --source ~/videos",
+    "show": "selfflow data show collisions --count 3",
+    "verify": "selfflow data verify collisions",
+    "forget": "selfflow data forget media --source ~/videos --ids withdrawn.txt",
+}
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """An action without flags of its own."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Flags of `selfflow data show`."""
+
+    out: Path
+    """Folder for the samples."""
+    count: int = 6
+    """Films, sounds and rows of stills to show."""
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Flags of `selfflow data forget`."""
+
+    ids: Path
+    """File with the ids of the samples to remove, one on each line."""
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `build NAME [--data-dir DIR] [--SETTING VALUE ...]` and builds the data set."""
+    """Parses `ACTION [NAME] [--data-dir DIR] [--SETTING VALUE ...]` and does it."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: selfflow data build NAME [--data-dir DIR] [--SETTING VALUE ...]\n\nNAME: {', '.join(_SETTINGS)}")
-        print(f"\n{_EXAMPLE}\n\n`selfflow data build NAME --help` lists the settings.")
+        actions = "\n".join(f"  {name:<8} {text}" for name, text in _ACTIONS.items())
+        print(f"usage: selfflow data ACTION [NAME] [--data-dir DIR] [--SETTING VALUE ...]\n\nactions:\n{actions}")
+        print(f"\nexample:\n  {_EXAMPLES['build']}\n\n`selfflow data ACTION --help` tells more.")
         return
-    if arguments[0] != "build" or len(arguments) < 2 or arguments[1] not in _SETTINGS:
-        raise UserError(f"write `selfflow data build NAME`, with NAME one of {', '.join(_SETTINGS)}; {_EXAMPLE}")
-    name = arguments[1]
+    action, *rest = arguments
+    if action not in _ACTIONS:
+        raise UserError(f"no action {action!r}; {_suggestion(action, _ACTIONS)}; example: {_EXAMPLES['build']}")
+    if action == "list":
+        from selfflow.cli.listing import list_data
+
+        list_data(rest, _EXAMPLES["list"])
+        return
+    from selfflow.data.catalogue import DATASETS
+
+    if not rest or rest[0] in ("-h", "--help"):
+        print(f"usage: selfflow data {action} NAME [--data-dir DIR] [--SETTING VALUE ...]\n\n{_ACTIONS[action]}")
+        print(f"\nNAME: {', '.join(DATASETS)}, or tfds:IMAGENET2012 for a data set of TFDS")
+        print(f"\nexample:\n  {_EXAMPLES[action]}\n\n`selfflow data {action} NAME --help` lists the flags.")
+        if not rest:
+            sys.exit(2)
+        return
+    settings, options, data_dir = _parse(action, rest)
+    {"build": _build, "show": _show, "verify": _verify, "forget": _forget}[action](settings, options, data_dir)
+
+
+def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
+    """Settings of the data set, options of the action, data folder."""
+    from selfflow.data.catalogue import DATASETS
+
+    name, *flags = arguments
+    kind, _, within = name.partition(":")
+    if kind not in DATASETS or (within and kind != "tfds"):
+        raise UserError(f"no data set {name!r}; {_suggestion(kind, DATASETS)}; example: {_EXAMPLES[action]}")
+    default = DATASETS[kind](name=within) if within else DATASETS[kind]()
+    options = {
+        "show": Show(Path(f"{(within or kind).replace('/', '-').replace(':', '-')}-samples")),
+        "forget": Forget(tyro.MISSING),
+    }.get(action, NoOptions())
 
     def parsed(
-        settings: Annotated[_SETTINGS[name], tyro.conf.arg(name="")] = _SETTINGS[name](),
+        settings: Annotated[DATASETS[kind], tyro.conf.arg(name="")] = default,
+        options: Annotated[type(options), tyro.conf.arg(name="")] = options,
         data_dir: Path | None = None,
-    ) -> tuple[Collisions | Media, Path | None]:
-        """Builds a data set; what is already built is found again.
+    ) -> tuple[Any, Any, Path | None]:
+        """Reads the flags.
 
         Args:
           settings: its settings.
-          data_dir: folder for data sets; by default $SELFFLOW_DATA or ~/.cache/selfflow.
+          options: of the action.
+          data_dir: folder for data sets and latents; by default $SELFFLOW_DATA or ~/.cache/selfflow.
         """
-        return settings, data_dir
+        return settings, options, data_dir
 
-    settings, data_dir = tyro.cli(parsed, prog=f"selfflow data build {name}", description=_EXAMPLE, args=arguments[2:])
-    builder = settings.build(data_folder(data_dir))
-    for split, info in builder.info.splits.items():
-        print(f"{split:<12} {info.num_examples} records")
-    print(f"in {builder.data_dir}")
+    settings, options, data_dir = tyro.cli(
+        parsed,
+        prog=f"selfflow data {action} {name}",
+        description=f"{_ACTIONS[action]}\n\nexample: {_EXAMPLES[action]}",
+        args=flags,
+    )
+    return settings, options, data_folder(data_dir)
+
+
+def _suggestion(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
+def _counted(count: int) -> str:
+    return f"{count} record{'s' * (count != 1)}"
+
+
+def _built(settings: Any, data_dir: Path) -> "Built":
+    from selfflow.input.built import build
+
+    return build(settings, data_dir)
+
+
+def _build(settings: Any, options: NoOptions, data_dir: Path) -> None:
+    built = _built(settings, data_dir)
+    for split, count in built.splits.items():
+        print(f"{split:<12} {count} records")
+    print(f"in {built.folder}")
+
+
+def _show(settings: Any, options: Show, data_dir: Path) -> None:
+    from selfflow.cli.samples import write_samples
+    from selfflow.data.catalogue import card
+
+    if options.count < 1:
+        raise UserError(f"count is {options.count}: give at least 1")
+    print(card(settings.kind).strip() + "\n")
+    built = _built(settings, data_dir)
+    print(f"{built.name}: {', '.join(f'{split} {count}' for split, count in built.splits.items())} records")
+    print(f"in {built.folder}\n")
+    write_samples(built, options.out, options.count)
+
+
+def _verify(settings: Any, options: NoOptions, data_dir: Path) -> None:
+    from selfflow.input.verify import Contents, verify_data
+    from selfflow.input.verify_latents import latents_folders, records_of, verify_latents
+    from selfflow.progress import Progress
+
+    built, contents, wrong = _built(settings, data_dir), Contents(), 0
+    total = sum(built.splits.values())
+    with Progress("verify data set", total, unit="records") as shown:
+        problems = verify_data(built, contents, shown.advance)
+    wrong += _report(f"data set {built.name}", total, problems, built.folder)
+    for folder in latents_folders(data_dir, built.name):
+        with Progress("verify latents", records_of(folder), unit="records") as shown:
+            problems = verify_latents(folder, built, contents, shown.advance)
+        wrong += _report(f"latents {folder.name}", records_of(folder), problems, folder)
+    if wrong:
+        sys.exit(1)
+
+
+def _report(part: str, records: int, problems: list["Problem"], folder: Path) -> int:
+    """Prints what was found in one part and returns the number of problems."""
+    count = sum(not problem.kind.note for problem in problems)
+    found = f"{count} problem{'s' * (count != 1)}" if count else "no problems"
+    print(f"{part}: {_counted(records)}, {found}")
+    groups = defaultdict(list)
+    for problem in problems:
+        groups[problem.kind].append(problem)
+    for kind, some in groups.items():
+        print(f"  {'note: ' if kind.note else ''}{kind.name} ({len(some)}):")
+        for problem in some[:_LINES_PER_GROUP]:
+            print(f"    {problem}")
+        if len(some) > _LINES_PER_GROUP:
+            print(f"    and {len(some) - _LINES_PER_GROUP} more")
+        print(f"    remedy: {kind.remedy.format(folder=folder)}")
+    return count
+
+
+def _forget(settings: Any, options: Forget, data_dir: Path) -> None:
+    from selfflow.input.exclude import read_ids
+    from selfflow.input.forget import forget
+    from selfflow.progress import Progress
+
+    ids = read_ids(options.ids)
+    built = _built(settings, data_dir)
+    with Progress("forget", 2 * sum(built.splits.values()), unit="records") as shown:
+        done = forget(built, ids, data_dir, shown.advance)
+    _say_forgotten(done, ids, data_dir)
+    if done.left:
+        sys.exit(1)
+
+
+def _say_forgotten(done: "Forgotten", ids: set[str], data_dir: Path) -> None:
+    if done.before:
+        state = "this was begun and interrupted; it is finished now" if done.resumed else "nothing was left to do"
+        print(f"forgetting these {len(ids)} ids, {done.before}: {state}")
+    count = sum(done.removed.values())
+    if count or not done.before:
+        parts = ", ".join(f"{split} {number}" for split, number in done.removed.items())
+        print(f"{done.built.name}: {_counted(count)} removed{f' ({parts})' if parts else ''}")
+    for name, number in done.latents.items():
+        print(f"latents {name}: {_counted(number)} removed; their statistics stay as they were")
+    for name in done.cleared:
+        print(f"latents {name}: unfinished; what was encoded so far is deleted and will be encoded again")
+    if done.missing:
+        print(f"{len(done.missing)} of {len(ids)} ids are not there:")
+        for name in done.missing:
+            print(f"  {name}")
+    if done.siblings:
+        shown = ", ".join(done.siblings[:5]) + (", ..." if len(done.siblings) > 5 else "")
+        print(f"other clips of the same files stay, and may show the same moments: {len(done.siblings)} ({shown})")
+    if done.left:
+        print("NOT absent: the ids still stand in")
+        for line in done.left:
+            print(f"  {line}")
+    else:
+        print("verified absent: no record, index or file of the data set and its latents holds any of the ids")
+    print("\nwhat this cannot undo:")
+    settings = done.built.settings
+    source = getattr(settings, "source", "") or (f"{data_dir / 'downloads'}" if settings.kind == "tfds" else "")
+    if source:
+        print(
+            f"- the sources in {source}: delete the samples there, too; a data set that is built anew reads them again"
+        )
+    else:
+        print(f"- deleting {done.built.folder} and building again makes these samples again")
+    print("- other builds of this data set, latents that lie elsewhere, backups, and what the disk has not overwritten")
+    if done.fitted:
+        print("- autoencoders that were fitted on a few hundred records, these samples perhaps among them:")
+        for path in done.fitted:
+            print(f"    {path}")
+        print("  delete them (with their .json) and the latents of this data set, and both are made anew")
+    print("- runs that were trained before; those on these latents cannot go on")

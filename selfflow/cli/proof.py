@@ -64,7 +64,8 @@ def flow_losses(experiment: Experiment, feed: Feed, state: State) -> dict[str, d
         metrics = [jax.device_get(loss(state.frozen["ema"], batch, k)) for k in keys]
         for m in batch["latents"]:
             value = float(np.mean([x[f"flow_loss/{m}"] for x in metrics]))
-            bound = yardstick(tau.get(m, UniformTau()))
+            spread = feed.latents[experiment.mixture[name].data].manifest["statistics"][m]["std"]
+            bound = yardstick(tau.get(m, UniformTau()), np.array(spread))
             found[f"{name}/{m}"] = {"loss": value, "yardstick": bound, "ratio": value / bound, "split": split}
     return found
 

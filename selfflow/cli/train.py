@@ -81,11 +81,12 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         state = checkpoints.restore(abstract_state(experiment), start)
     _say_start(experiment, workdir, start, state, feed)
     log = MetricsLog(workdir, start)
+    stream = iter(feed.batches(start, experiment.steps))
     try:
         if start < experiment.steps:
             state = run_loop(
                 state,
-                batches=iter(feed.batches(start, experiment.steps)),
+                batches=stream,
                 start=start,
                 steps=experiment.steps,
                 cadence=experiment.cadence,
@@ -94,6 +95,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
                 **_functions(experiment, feed),
             )
     finally:
+        stream.close()
         log.close()
         checkpoints.close()
     summary = prove(experiment, workdir, feed, built, state)

@@ -14,6 +14,7 @@ from selfflow.input.mixture import Component, Plan, Set, Stage
 from selfflow.input.reader import Reader, labels_of
 from selfflow.input.reading import Reading
 from selfflow.modality import Modality
+from selfflow.workers import start_reader
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Batches:
     def _check_label(self) -> None:
         label, known = self._feed.label, set()
         for latents in self._feed.latents.values():
-            known |= {name for name in latents.index("train") if name.startswith("label/")}
+            known |= {name for name in latents.source("train").index if name.startswith("label/")}
         if label and f"label/{label}" not in known:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
             raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
@@ -153,16 +154,24 @@ class Batches:
 
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
-            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=reading.workers))
-        for step, batch in enumerate(dataset, self._start):
-            component = self.plan[step][0]
-            name = self.plan.components[component].set
-            records = batch.pop("record")
-            facts = {"set": name, "tokens": len(records) * sum(x.tokens for x in self._feed.modalities[name].values())}
-            bad = records[batch["weight"] == 0]
-            if len(bad):
-                facts["unreadable"] = self._count(name, self._readers[component], bad)
-            yield batch, facts
+            processes = grain.MultiprocessingOptions(num_workers=reading.workers)
+            dataset = dataset.mp_prefetch(processes, worker_init_fn=start_reader)
+        iterator = iter(dataset)
+        try:
+            for step, batch in enumerate(iterator, self._start):
+                yield batch, self._facts(step, batch)
+        finally:
+            iterator.close()  # ends worker processes
+
+    def _facts(self, step: int, batch: dict[str, Any]) -> dict[str, Any]:
+        component = self.plan[step][0]
+        name = self.plan.components[component].set
+        records = batch.pop("record")
+        facts = {"set": name, "tokens": len(records) * sum(x.tokens for x in self._feed.modalities[name].values())}
+        bad = records[batch["weight"] == 0]
+        if len(bad):
+            facts["unreadable"] = self._count(name, self._readers[component], bad)
+        return facts
 
     def _count(self, name: str, reader: Reader, bad: np.ndarray) -> list[str]:
         known = self._bad[name]

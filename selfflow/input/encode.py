@@ -29,6 +29,7 @@ from selfflow.input.shards import Shard, encode_shard, read_shard_index
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.tree import to_json
+from selfflow.workers import start_worker
 
 _FORMAT = 2  # raised when equal settings come to mean other latents
 _SHARD_BYTES = 32e6
@@ -85,11 +86,9 @@ def encode(
       UserError: if too many records cannot be read, or a worker process died.
     """
     mine = {m: fitted[m] for m in sorted(fitted)}
-    key = json.dumps(
-        [_FORMAT, built.name, built.fingerprint, {m: f.identity for m, f in mine.items()}, text and to_json(text)]
-    )
-    name = f"{re.sub('[^A-Za-z0-9_.]+', '-', built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    folder = data_dir / "latents" / name
+    identities = {m: f.identity for m, f in mine.items()}
+    key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities, text and to_json(text)])
+    folder = data_dir / "latents" / f"{folder_name(built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not (folder / MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"lock-{share.host}", f"encode {built.name}"):
@@ -105,6 +104,11 @@ def encode(
             f"{folder} was encoded before samples were forgotten: run `selfflow data forget` again for this data set"
         )
     return latents
+
+
+def folder_name(dataset: str) -> str:
+    """What the folders of latents of a data set begin with."""
+    return re.sub("[^A-Za-z0-9_.]+", "-", dataset)
 
 
 def _shards(built: Built, fitted, modalities, text, folder: Path, per_shard: int | None) -> list[Shard]:
@@ -136,17 +140,15 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
     with Progress(f"encode {built.name.split('/')[0]}", total, done=total - left, unit="record") as shown:
         if processes == 1:
             for shard in waiting:
-                bad += encode_shard(shard, shown.advance)
-                _check_bad(bad, built, left)
+                _add_bad(bad, encode_shard(shard, shown.advance), built, left)
             return
         # spawn: JAX may be running threads in this process, and those do not survive a fork.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
             futures = {pool.submit(encode_shard, shard): shard for shard in waiting}
             try:
                 for future in as_completed(futures):
-                    bad += future.result()
                     shown.advance(futures[future].stop - futures[future].start)
-                    _check_bad(bad, built, left)
+                    _add_bad(bad, future.result(), built, left)
             except BrokenProcessPool as error:
                 raise UserError(
                     "a worker process died while latents were encoded (out of memory?); finished shards are kept: "
@@ -159,15 +161,15 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
 def _start_worker() -> None:
     from threadpoolctl import threadpool_limits
 
-    from selfflow.data.collisions.generate import start_worker
-
     start_worker()
     threadpool_limits(1)  # there is a process for each core
 
 
-def _check_bad(bad: list[tuple[int, str, str]], built: Built, total: int) -> None:
-    for record, shard, reason in bad[-3:]:
-        print(f"warning: {built.name}: record {record} in {shard} was left out: {reason}", file=sys.stderr)
+def _add_bad(bad: list[tuple[int, str, str]], new: list[tuple[int, str, str]], built: Built, total: int) -> None:
+    for record, shard, reason in new[:3]:
+        more = f" (and {len(new) - 3} more)" if len(new) > 3 else ""
+        print(f"warning: {built.name}: record {record} in {shard} was left out: {reason}{more}", file=sys.stderr)
+    bad += new
     if len(bad) > max(1, _BAD_SHARE * total):
         _, shard, reason = bad[-1]
         raise UserError(

@@ -46,7 +46,7 @@ def fitted_path(
     modality: str, config: Linear, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path
 ) -> Path:
     """Where the autoencoder that `fit` makes of these arguments lies."""
-    sets = sorted((built.name, built.fingerprint) for built in data.values())
+    sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
     key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"

@@ -43,6 +43,7 @@ class Latents:
 
     def __init__(self, path: Path, exclude: Collection[str] = ()):
         self.path, self.exclude = path, np.array([i.encode() for i in exclude], bytes)
+        self._sources: dict[str, LatentSource] = {}
         if (path / FORGETTING).exists():
             raise UserError(f"{path}: forgetting samples was interrupted: run that `selfflow data forget` again")
         try:
@@ -75,12 +76,16 @@ class Latents:
         return index
 
     def source(self, split: str) -> "LatentSource":
-        """Random access to the latents of a split."""
+        """Random access to the latents of a split; opened once."""
+        if split in self._sources:
+            return self._sources[split]
         index = self.index(split)
         lengths = self.manifest["shards"][split]
         if len(index["id"]) != sum(lengths):
             raise UserError(f"{self.path / split}: index and shards differ in length: remove {self.path}, encode again")
-        return LatentSource(self.path, split, lengths, index, np.isin(index["id"], self.exclude))
+        excluded = np.isin(index["id"], self.exclude)
+        self._sources[split] = LatentSource(self.path, split, lengths, index, excluded)
+        return self._sources[split]
 
     def autoencoder(self, modality: str, config: Linear) -> LinearAutoencoder:
         """The autoencoder that made the latents of a modality."""
@@ -146,8 +151,12 @@ class LatentSource:
         count = len(lengths)
         self._shards = ShardReader([folder / shard_name(split, number, count) for number in range(count)], lengths)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes read records that were chosen already: they need no index, which may be large.
+        return self.__dict__ | {"index": {}, "excluded": None}
+
     def __len__(self) -> int:
-        return len(self.index["id"])
+        return len(self._shards)
 
     def shard_of(self, i: int) -> str:
         """Name of the file that holds record i."""

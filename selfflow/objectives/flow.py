@@ -14,12 +14,19 @@ def flow_error(
     return {m: jnp.mean(jnp.square(velocity[m] - target[m]), axis=-1) for m in velocity}
 
 
-def yardstick(tau: UniformTau | LogitNormalTau) -> float:
-    """The flow loss of the best per-channel linear guess on whitened latents; a model above it learned no structure.
+def yardstick(tau: UniformTau | LogitNormalTau, std_C: Float[np.ndarray, "C"] | float = 1.0) -> float:
+    """The flow loss of the best per-channel linear guess; a model above it learned no structure.
 
-    E[1 / (1 - 2 tau + 2 tau^2)] over p(tau), where var(eps - x0) - cov(eps - x0, x_tau)^2 / var(x_tau)
-    is the expression for independent x0 and eps of variance 1; pi / 2 for uniform tau.
+    For independent x0 of deviation s and eps of deviation 1, var(eps - x0) - cov(eps - x0, x_tau)^2 / var(x_tau) is
+    s^2 / ((1 - tau)^2 s^2 + tau^2). Its mean over p(tau) and channels is pi / 2 for whitened latents and uniform tau.
+
+    Args:
+      tau: p(tau).
+      std_C: deviation of each latent channel in the data set: latents that were whitened over several data sets are
+        not white in each.
     """
     u = (np.arange(100_000) + 0.5) / 100_000
     t = np.asarray(tau.quantile(jnp.asarray(u)), np.float64)
-    return float(np.mean(1 / (1 - 2 * t + 2 * t**2)))
+    variances, channels = np.unique(np.square(np.atleast_1d(std_C)).round(9), return_counts=True)
+    means = [np.mean(s2 / ((1 - t) ** 2 * s2 + t**2)) if s2 else 0.0 for s2 in variances]
+    return float(np.average(means, weights=channels))

@@ -213,3 +213,41 @@ def test_a_truncated_shard_stops_the_run_by_name(tmp_path):
     made = feed({"a": folder}, {"x": Set(("image",), 1.0, 5, data="a")})
     with pytest.raises(UserError, match="train-00002-of-00005.array_record"):
         list(made.batches(0, 8))
+
+
+_READER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from selfflow.input.reading import Reading
+from tests.input.test_batches import MIXTURE
+from tests.input.made import feed
+
+if __name__ == "__main__":
+    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, reading=Reading(workers=1))
+    stream = iter(made.batches(0, 1000))
+    next(stream)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    time.sleep(60)
+"""
+
+
+def test_reader_processes_end_with_a_killed_parent(folders):
+    import os
+    import subprocess
+    import sys
+    import time
+    from pathlib import Path
+
+    arguments = [sys.executable, "-c", _READER, str(folders["a"]), str(folders["b"])]
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2]
+    )
+    workers = [int(pid) for pid in process.stdout.readline().split()]
+    assert workers
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    running = lambda pid: os.path.exists(f"/proc/{pid}") and "\nState:\tZ" not in open(f"/proc/{pid}/status").read()
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "a worker waits for a parent that is gone"
+        time.sleep(0.1)

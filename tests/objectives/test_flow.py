@@ -19,3 +19,21 @@ def test_yardstick_is_what_the_best_linear_guess_costs(tau):
     v = eps - x
     slope = (v * noisy).sum(1) / (noisy**2).sum(1)
     assert yardstick(tau) == pytest.approx(np.mean((v - slope[:, None] * noisy) ** 2), rel=0.01)
+
+
+def test_the_yardstick_of_latents_that_are_not_white_is_what_the_best_guess_costs():
+    """Against least squares on drawn latents: a guess a x_tau + b per channel and noise level."""
+    random = np.random.default_rng(0)
+    std = np.array([0.3, 1.0, 2.5])
+    cost = []
+    for t in (np.arange(50) + 0.5) / 50:
+        x0 = 4.0 + std * random.standard_normal((20_000, 3))  # the mean of a channel can be guessed for nothing
+        eps = random.standard_normal(x0.shape)
+        seen, target = (1 - t) * x0 + t * eps, eps - x0
+        for c in range(3):
+            design = np.stack([seen[:, c], np.ones(len(seen))], axis=1)
+            guess = design @ np.linalg.lstsq(design, target[:, c], rcond=None)[0]
+            cost.append(np.mean(np.square(guess - target[:, c])))
+    assert yardstick(UniformTau(), std) == pytest.approx(np.mean(cost), rel=0.01)
+    assert yardstick(UniformTau(), np.ones(7)) == pytest.approx(np.pi / 2, rel=1e-4)
+    assert yardstick(UniformTau(), np.zeros(2)) == 0.0

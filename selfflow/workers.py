@@ -1,0 +1,24 @@
+"""What every worker process begins with."""
+
+import multiprocessing
+import os
+import signal
+import threading
+
+
+def start_worker() -> None:
+    """Leaves an interrupt to the parent process, which then ends its workers, and ends with a killed parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def start_reader(number: int, count: int) -> None:
+    """`start_worker` as Grain calls it."""
+    del number, count
+    start_worker()
+
+
+def _end_with_parent() -> None:
+    # A worker holds both ends of its queue, so that it would wait for ever for a parent that was killed.
+    multiprocessing.parent_process().join()
+    os._exit(1)
