@@ -175,6 +175,11 @@ class Experiment:
         init_from = self.init_from
         if like and init_from and like.init_from.startswith(f"{init_from}:"):
             init_from = like.init_from  # the step that RUN meant when the run began
+        exclude_hash = hash_of(self.exclude) if self.exclude else ""
+        if self.exclude_hash not in ("", exclude_hash):
+            raise UserError(
+                f"exclude_hash is {self.exclude_hash}, but that of the file {self.exclude} is {exclude_hash}"
+            )
         mixture = {name: self._with_data(name, chosen) for name, chosen in self.mixture.items()}
         experiment = dataclasses.replace(
             self,
@@ -182,7 +187,7 @@ class Experiment:
             optimizer=optimizer,
             init_from=init_from,
             mixture=mixture,
-            exclude_hash=hash_of(self.exclude) if self.exclude else "",
+            exclude_hash=exclude_hash,
         )
         experiment._check()
         return experiment

@@ -13,6 +13,7 @@ from selfflow.input.encode import Share, encode, wait_for
 from selfflow.input.exclude import read_ids
 from selfflow.input.fit import Fitted, fit, fitted_path
 from selfflow.input.latents import Latents
+from selfflow.input.shards import text_encoder
 from selfflow.progress import Progress
 
 
@@ -39,8 +40,9 @@ def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> t
         for name in used
         if name in experiment.latents
     }
+    identity = text_encoder(experiment.text).identity if experiment.text and built else None
     for found in latents.values():
-        found.check(experiment.autoencoders, modalities, experiment.text)
+        found.check(experiment.autoencoders, modalities, experiment.text, identity)
     fitted = _fit(experiment, built, latents, excluded, data_dir, share)
     for name in used:
         if name not in latents:

@@ -22,7 +22,7 @@ class Progress:
     def __init__(self, description: str, total: int | None = None, done: int = 0, unit: str = "it"):
         self._description, self._total, self._unit = description, total, unit
         self._count = self._first = done
-        self._note = ""
+        self._note, self._told = "", None
         self._start = self._last_line = time.monotonic()
         self._bar = None
         if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
@@ -39,7 +39,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        self._last_line = time.monotonic()
+        self._last_line, self._told = time.monotonic(), self._count
         elapsed = self._last_line - self._start
         rate = (self._count - self._first) / max(elapsed, 1e-9)
         text = f"{self._description}: {self._count}"
@@ -56,7 +56,7 @@ class Progress:
     def __exit__(self, *exception) -> None:
         if self._bar is not None:
             self._bar.close()
-        else:
+        elif self._count != self._told:
             self._line()
 
 

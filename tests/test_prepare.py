@@ -96,15 +96,17 @@ def test_the_hash_of_the_excluded_stands_in_the_experiment(mixed, tmp_path):
     assert len(mixed.exclude_hash) == 16 and from_json(to_json(mixed), type(mixed), "here") == mixed
     moved = tmp_path / "moved.txt"
     moved.write_text("nobody\n\ntrain-000011\r\ntrain-000003")
-    assert dataclasses.replace(mixed, exclude=str(moved)).resolved().exclude_hash == mixed.exclude_hash
+    assert dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved().exclude_hash == mixed.exclude_hash
     moved.write_text("nobody\n")
-    assert dataclasses.replace(mixed, exclude=str(moved)).resolved().exclude_hash != mixed.exclude_hash
+    assert dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved().exclude_hash != mixed.exclude_hash
     for text, message in ((b"", "holds none"), (b"\xff\xfe", "is no UTF-8 text")):
         moved.write_bytes(text)
         with pytest.raises(UserError, match=message):
-            dataclasses.replace(mixed, exclude=str(moved)).resolved()
+            dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved()
     with pytest.raises(UserError, match="nowhere cannot be read"):
-        dataclasses.replace(mixed, exclude="nowhere").resolved()
+        dataclasses.replace(mixed, exclude="nowhere", exclude_hash="").resolved()
+    with pytest.raises(UserError, match="exclude_hash is 1234, but that of the file"):
+        dataclasses.replace(mixed, exclude_hash="1234").resolved()
 
 
 def test_latents_made_elsewhere_need_no_raw_data(prepared, mixed, tmp_path):

@@ -233,6 +233,10 @@ def _say_forgotten(done: "Forgotten", ids: set[str], data_dir: Path) -> None:
             print(f"  {line}")
     else:
         print("verified absent: no record, index or file of the data set and its latents holds any of the ids")
+        if short := [name for name in ids if len(name.encode()) < 8]:
+            print(
+                f"  ({len(short)} ids shorter than 8 bytes were compared with all ids, not searched for in all bytes)"
+            )
     print("\nwhat this cannot undo:")
     settings = done.built.settings
     source = getattr(settings, "source", "") or (f"{data_dir / 'downloads'}" if settings.kind == "tfds" else "")
@@ -242,6 +246,7 @@ def _say_forgotten(done: "Forgotten", ids: set[str], data_dir: Path) -> None:
         )
     else:
         print(f"- deleting {done.built.folder} and building again makes these samples again")
+    print("- pictures and sounds that `data show` and runs wrote, ids in logs of runs, and the file of ids itself")
     print("- other builds of this data set, latents that lie elsewhere, backups, and what the disk has not overwritten")
     if done.fitted:
         print("- autoencoders that were fitted on a few hundred records, these samples perhaps among them:")

@@ -106,6 +106,9 @@ class Batches:
         self._readers = [self._reader(c) for c in self.plan.components]
         self._part, self._parts = part, parts
         self._bad: dict[str, set[int]] = {name: set() for name in feed.mixture}
+        self._sizes = {c.set: 0 for c in self.plan.components}
+        for component, reader in zip(self.plan.components, self._readers):
+            self._sizes[component.set] = max(self._sizes[component.set], len(reader.records))
         for name, chosen in feed.mixture.items():
             if chosen.batch_size % parts:
                 raise UserError(f"mixture.{name}.batch_size {chosen.batch_size} is not a multiple of {parts} readers")
@@ -180,13 +183,13 @@ class Batches:
             shard, reason = reader.why(record)
             where = f"{self._feed.mixture[name].data}: {reader.source.id(record)!r} in {shard}"
             print(f"warning: {where} cannot be read and weighs nothing: {reason}", file=sys.stderr)
-        share, limit = len(known) / len(reader.records), self._feed.reading.unreadable_share
+        share, limit = len(known) / self._sizes[name], self._feed.reading.unreadable_share
         if share > limit:
             shard, reason = reader.why(int(bad[-1]))
             raise UserError(
-                f"mixture.{name}: {len(known)} of {len(reader.records)} records of {self._feed.mixture[name].data} "
+                f"mixture.{name}: {len(known)} of {self._sizes[name]} records of {self._feed.mixture[name].data} "
                 f"cannot be read (reading.unreadable_share is {limit:g}), the last in {reader.source.folder / shard} "
-                f"({reason}): remove that folder and encode again"
+                f"({reason}): remove {reader.source.folder} and encode again, or copy it again"
             )
         return [reader.source.id(int(i)) for i in bad]
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save
 
 from selfflow.autoencoders.quality import reconstruction_quality
@@ -25,7 +24,7 @@ from selfflow.errors import UserError
 from selfflow.input.built import Built
 from selfflow.input.fit import Fitted, sample_of
 from selfflow.input.latents import MANIFEST, Latents
-from selfflow.input.shards import Shard, encode_shard, read_shard_index
+from selfflow.input.shards import Shard, bad_records, clear_partials, encode_shard, read_shard_index, text_encoder
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.tree import to_json
@@ -86,8 +85,8 @@ def encode(
       UserError: if too many records cannot be read, or a worker process died.
     """
     mine = {m: fitted[m] for m in sorted(fitted)}
-    identities = {m: f.identity for m, f in mine.items()}
-    key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities, text and to_json(text)])
+    identities = {m: f.identity for m, f in mine.items()} | {"text": text and text_encoder(text).identity}
+    key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
     folder = data_dir / "latents" / f"{folder_name(built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not (folder / MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,9 +94,14 @@ def encode(
             if not (folder / MANIFEST).exists():
                 shards = _shards(built, mine, dict(modalities), text, folder, records_per_shard)
                 _encode_shards(shards, built, share)
-                if not all(shard.done for shard in shards):
-                    return None
-                _finish(shards, built, mine, modalities, text, folder)
+                # Whoever ends last finds all shards there, be it on another host, and joins them.
+                with locked(folder / "lock-finish", f"finish the latents of {built.name}"):
+                    if not (folder / MANIFEST).exists():
+                        if not all(shard.done for shard in shards):
+                            return None
+                        _finish(shards, built, mine, modalities, text, folder)
+                    for shard in shards:
+                        shard.index_path.unlink(missing_ok=True)
     latents = Latents(folder, exclude)
     if latents.manifest["forgotten"] != built.forgotten:
         raise UserError(
@@ -112,7 +116,9 @@ def folder_name(dataset: str) -> str:
 
 
 def _shards(built: Built, fitted, modalities, text, folder: Path, per_shard: int | None) -> list[Shard]:
-    size = 2 * sum(np.prod(modalities[m].latent) for m in fitted) + (2 * text.tokens * 384 if text else 0)
+    size = 2 * sum(np.prod(modalities[m].latent) for m in fitted) + (
+        2 * text.tokens * text_encoder(text).width if text else 0
+    )
     per_shard = per_shard or int(np.clip(_SHARD_BYTES / max(size, 1), 64, 65536))
     autoencoders = {m: (f.path, f.config) for m, f in fitted.items()}
     shards = []
@@ -126,11 +132,11 @@ def _shards(built: Built, fitted, modalities, text, folder: Path, per_shard: int
 
 
 def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
+    clear_partials(shards[0].folder)
     mine = shards[share.host :: share.hosts]
-    for shard in mine:  # what a killed process left: nobody else writes these while the lock is held
-        for partial in shard.folder.glob(f"{shard.path.stem}*.partial-*"):
-            partial.unlink(missing_ok=True)
-    waiting = [shard for shard in mine if not shard.done]
+    # Shards with records that could not be read are tried again: the data may have been mended since.
+    waiting = [shard for shard in mine if not shard.done or bad_records(shard)]
+    everything = sum(s.stop - s.start for s in shards)
     total, left = (sum(s.stop - s.start for s in some) for some in (mine, waiting))
     if not waiting:
         return
@@ -140,7 +146,7 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
     with Progress(f"encode {built.name.split('/')[0]}", total, done=total - left, unit="record") as shown:
         if processes == 1:
             for shard in waiting:
-                _add_bad(bad, encode_shard(shard, shown.advance), built, left)
+                _add_bad(bad, encode_shard(shard, shown.advance), built, everything)
             return
         # spawn: JAX may be running threads in this process, and those do not survive a fork.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
@@ -148,7 +154,7 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
             try:
                 for future in as_completed(futures):
                     shown.advance(futures[future].stop - futures[future].start)
-                    _add_bad(bad, future.result(), built, left)
+                    _add_bad(bad, future.result(), built, everything)
             except BrokenProcessPool as error:
                 raise UserError(
                     "a worker process died while latents were encoded (out of memory?); finished shards are kept: "
@@ -170,6 +176,10 @@ def _add_bad(bad: list[tuple[int, str, str]], new: list[tuple[int, str, str]], b
         more = f" (and {len(new) - 3} more)" if len(new) > 3 else ""
         print(f"warning: {built.name}: record {record} in {shard} was left out: {reason}{more}", file=sys.stderr)
     bad += new
+    _check_bad(bad, built, total)
+
+
+def _check_bad(bad: list[tuple[int, str, str]], built: Built, total: int) -> None:
     if len(bad) > max(1, _BAD_SHARE * total):
         _, shard, reason = bad[-1]
         raise UserError(
@@ -207,22 +217,20 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, folder:
         os.replace(partial, folder / f"{split}.index.safetensors")
         if split == "train":
             manifest["statistics"] = statistics
-        for shard in parts:
-            with safe_open(shard.index_path, "numpy") as file:
-                if bad := json.loads(file.metadata()["bad"]):
-                    manifest["unreadable"].setdefault(split, []).extend(bad)
+        if bad := [each for shard in parts for each in bad_records(shard)]:
+            manifest["unreadable"][split] = bad
+    unreadable = [each for bad in manifest["unreadable"].values() for each in bad]
+    _check_bad(unreadable, built, sum(built.splits.values()))
     manifest["quality"] = _quality(built, fitted)
     for m, f in fitted.items():
         f.autoencoder().save(folder / f"autoencoder_{m}.safetensors")
     partial = folder / f"{MANIFEST}.partial-{os.getpid()}"
     partial.write_text(json.dumps(manifest, indent=1))
     os.replace(partial, folder / MANIFEST)
-    for shard in shards:
-        shard.index_path.unlink(missing_ok=True)
 
 
 def _text(text: Any) -> dict[str, Any]:
-    encoder = text.load()
+    encoder = text_encoder(text)
     return {"settings": to_json(text), "identity": encoder.identity, "width": encoder.width}
 
 
@@ -276,6 +284,6 @@ def wait_for(path: Path, what: str) -> None:
     said = 0.0
     while not path.exists():
         if time.monotonic() - said > 30:
-            print(f"waiting for host 0: {what}", file=sys.stderr, flush=True)
+            print(f"waiting for host 0, which must run, too: {what}", file=sys.stderr, flush=True)
             said = time.monotonic()
         time.sleep(0.5)

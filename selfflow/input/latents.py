@@ -101,13 +101,20 @@ class Latents:
             )
         return loaded
 
-    def check(self, configs: Mapping[str, Linear], modalities: Mapping[str, Modality], text: Any = None) -> None:
+    def check(
+        self,
+        configs: Mapping[str, Linear],
+        modalities: Mapping[str, Modality],
+        text: Any = None,
+        identity: str | None = None,
+    ) -> None:
         """Raises `UserError`, which names what differs, unless these latents are what an experiment asks for.
 
         Args:
           configs: autoencoder of each modality.
           modalities: shapes and periods of the latents.
           text: settings of the caption encoder, or None where captions are not wanted.
+          identity: of that encoder; None where it is not there and the captions were encoded elsewhere.
         """
         for m, config in configs.items():
             made = self.manifest["modalities"].get(m)
@@ -124,10 +131,13 @@ class Latents:
                         f"{self.path}: its {m} latents have another {what}: {theirs} there, {ours} in the experiment; "
                         "encode again or change the experiment"
                     )
-        if text is not None and (self.manifest["text"] or {}).get("settings") != to_json(text):
+        made = self.manifest["text"] or {"settings": None, "identity": None}
+        if text is not None and (
+            (made["settings"] or {}).get("tokens") != text.tokens or identity not in (None, made["identity"])
+        ):
             raise UserError(
-                f"{self.path}: its captions were encoded by {self.manifest['text']}, the experiment's text is "
-                f"{to_json(text)}; encode again or change the experiment"
+                f"{self.path}: its captions were encoded by {made['identity']} ({made['settings']}), the experiment's "
+                f"text is {identity or ''} ({to_json(text)}); encode again or change the experiment"
             )
 
 

@@ -61,10 +61,10 @@ def check_mixture(mixture: dict[str, Set], curriculum: tuple[Stage, ...]) -> Non
 
 def _check_weights(weights: dict[str, float], where: str) -> None:
     for name, weight in weights.items():
-        if weight < 0:
+        if not weight >= 0:
             raise UserError(f"{where.replace('*', name)} of set {name} is {weight}: it must not be negative")
     total = sum(weights.values())
-    if abs(total - 1) > 1e-6:
+    if not abs(total - 1) <= 1e-6:
         shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
         raise UserError(f"{where} must sum to 1, not {total:g} ({shown})")
 

@@ -49,7 +49,7 @@ class Reader:
     def why(self, record: int) -> tuple[str, str]:
         """(shard, reason) of a record that cannot be read."""
         try:
-            self._clip(self.source[record], self.source.shard_of(record), None)
+            self._clip(self.source[record], self.source.shard_of(record), np.random.default_rng(0))
         except BadRecord as error:
             return error.shard, error.reason
         return self.source.shard_of(record), "it can be read now"
@@ -65,6 +65,8 @@ class Reader:
                 shape = None if latent is None else latent.shape
                 raise BadRecord(shard, f"{m} has shape {shape}, expected {modality.latent}")
             if rng is not None and f"{m}.std" in stored:
+                if stored[f"{m}.std"].shape != latent.shape:
+                    raise BadRecord(shard, f"the deviation of its {m} has another shape than the mean")
                 noise = rng.standard_normal(latent.shape, np.float32)
                 latent = (latent + stored[f"{m}.std"] * noise).astype(np.float16)
             if not np.isfinite(latent).all():
@@ -74,9 +76,11 @@ class Reader:
         for m, modality in self.modalities.items():
             if modality.period:
                 clip = latents[m][starts[m] : starts[m] + modality.latent[0]]
+                missing = modality.latent[0] - len(clip)
                 if m in self.padded:
                     frames[m] = np.int32(len(clip))
-                missing = modality.latent[0] - len(clip)
+                elif missing:
+                    raise BadRecord(shard, f"its {m} lasts {len(clip)} frames, and the index says more")
                 latents[m] = np.pad(clip, [(0, missing)] + [(0, 0)] * (clip.ndim - 1)) if missing else clip
         return latents, frames
 

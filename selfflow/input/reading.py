@@ -16,7 +16,8 @@ class Reading:
     prefetch: int = 4
     """Batches that are read ahead."""
     unreadable_share: float = 0.01
-    """Stop when more than this share of a set's records cannot be read; until then they weigh nothing."""
+    """Stop when more than this share of a set's records could not be read since the start of the process; until then
+    they weigh nothing."""
 
     def __post_init__(self):
         for name, least in (("workers", 0), ("threads", 1), ("prefetch", 1)):

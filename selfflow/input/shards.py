@@ -1,7 +1,9 @@
 """Encoding one shard of a data set: what worker processes run."""
 
+import fcntl
 import json
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from selfflow.autoencoders.linear import Linear, LinearAutoencoder
@@ -72,7 +75,10 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = lambda: None) -> li
     rows: list[dict[str, Any]] = []
     moments = {m: [np.zeros(shard.modalities[m].latent[-1]) for _ in range(2)] + [0] for m in autoencoders}
     bad: list[tuple[int, str, str]] = []
-    partial = shard.path.with_name(f"{shard.path.name}.partial-{os.getpid()}")
+    partial = _partial(shard.path)
+    # Held while it is written, so that whoever clears up after killed processes knows that this one lives.
+    held = partial.open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
     writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     for start in range(shard.start, shard.stop, _CAPTIONS_AT_ONCE):
         encoded = []
@@ -104,14 +110,37 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = lambda: None) -> li
             writer.write(save(latents))
     writer.close()
     os.replace(partial, shard.path)
+    held.close()
     index = _table(rows)
     for m, (total, square, count) in moments.items():
         index |= {f"sum/{m}": total, f"square/{m}": square, f"count/{m}": np.array([count])}
-    partial = shard.index_path.with_name(f"{shard.index_path.name}.partial-{os.getpid()}")
+    partial = _partial(shard.index_path)
     # Not save_file: it keeps its files from everybody else on a shared disk.
     partial.write_bytes(save(index, metadata={"bad": json.dumps(bad)}))
     os.replace(partial, shard.index_path)
     return bad
+
+
+def clear_partials(folder: Path) -> None:
+    """Removes what killed processes left of shards that they were writing."""
+    for partial in folder.glob("*.partial-*"):
+        try:
+            with partial.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                partial.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another process is writing it, or has just finished
+
+
+def bad_records(shard: Shard) -> list[tuple[int, str, str]]:
+    """The records of a finished shard that could not be read, as `encode_shard` returned them."""
+    with safe_open(shard.index_path, "numpy") as file:
+        return [tuple(each) for each in json.loads(file.metadata()["bad"])]
+
+
+def _partial(path: Path) -> Path:
+    """A name for the time of writing that no other process has, on whichever host."""
+    return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:12]}")
 
 
 class _Unfit(Exception):
@@ -134,6 +163,8 @@ def _encoded(record: dict[str, Any], autoencoders, modalities) -> tuple[dict[str
         if not all(np.isfinite(x).all() for x in coded.values()):
             raise _Unfit(f"the latents of its {m} are not finite")
         latents |= coded
+    if not np.isfinite(record["quality"]):
+        raise _Unfit(f"its quality is {record['quality']}")
     row = {"id": record["id"], "quality": float(record["quality"]), "caption": record.get("caption", "")}
     for name, value in record.items():
         if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.integer):
@@ -144,7 +175,7 @@ def _encoded(record: dict[str, Any], autoencoders, modalities) -> tuple[dict[str
 def _captions(text: Any, captions: list[str]) -> list[np.ndarray | None]:
     if text is None:
         return [None] * len(captions)
-    encoded = iter(_text_encoder(text).encode([c for c in captions if c]))
+    encoded = iter(text_encoder(text).encode([c for c in captions if c]))
     return [next(encoded) if c else None for c in captions]
 
 
@@ -165,7 +196,8 @@ def _autoencoder(path: Path, config: Linear) -> LinearAutoencoder:
 
 
 @lru_cache(maxsize=1)
-def _text_encoder(text: Any):
+def text_encoder(text: Any):
+    """The caption encoder of some settings, read once in a process."""
     return text.load()
 
 

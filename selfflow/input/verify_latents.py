@@ -104,7 +104,9 @@ def strangers(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     known = {MANIFEST} | {f"autoencoder_{m}.safetensors" for m in manifest["modalities"]}
     for split, lengths in manifest["shards"].items():
         known |= {f"{split}.index.safetensors"} | {shard_name(split, i, len(lengths)) for i in range(len(lengths))}
-    return sorted(p for p in folder.iterdir() if p.name not in known and not re.fullmatch("lock-[0-9]+", p.name))
+    return sorted(
+        p for p in folder.iterdir() if p.name not in known and not re.fullmatch("lock-[0-9]+|lock-finish", p.name)
+    )
 
 
 def _about(folder: Path, manifest: dict[str, Any], built: Built) -> Iterator[Problem]:

@@ -168,8 +168,10 @@ class JointTransformer(nnx.Module):
 
         # All levels of a sample in one row: the text's first, then those of each modality.
         tau_BN = jnp.concatenate([jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in names], axis=1)
-        valid_BN = None if seen_BN is None else seen_BN[:, text_count:]
-        text_tau_B1 = tau_BN.mean(axis=1, keepdims=True, where=valid_BN) * (config.text_tau == "mean")
+        valid_BN = jnp.ones_like(tau_BN) if seen_BN is None else seen_BN[:, text_count:]
+        # A sample that could not be read may be nothing but padding: its mean is 0, not 0 / 0.
+        mean_tau_B1 = (tau_BN * valid_BN).sum(1, keepdims=True) / jnp.maximum(valid_BN.sum(1, keepdims=True), 1)
+        text_tau_B1 = mean_tau_B1 * (config.text_tau == "mean")
         level_BK = jnp.concatenate([text_tau_B1] + [levels[m] for m in names], axis=1)
         offset, parts = 1, []
         for m in names:

@@ -1,13 +1,14 @@
 """What a reader must see to trust the alignment loss: cosines that cannot be had for free, norms, ranks."""
 
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from selfflow.objectives.alignment import cosine
 from selfflow.objectives.selfflow import SelfFlowObjective
-from selfflow.representation.collapse import effective_rank, mean_norm
+from selfflow.representation.collapse import effective_rank
 
 
 def diagnose(
@@ -21,6 +22,8 @@ def diagnose(
       `cosine/centred/M`: projected, after subtracting from both the batch mean at each position;
       `cosine/other_sample/M`: projected, with the teacher of another sample: what position alone explains;
       `norm/student/M`, `norm/teacher/M`, `rank/student/M`, `rank/teacher/M`: feature norm and effective rank.
+
+    Tokens that are in no loss (given, padding, samples that could not be read) are in none of these either.
     """
     draw = objective.draw(keys_B, batch)
     student_output, teacher_output, _ = objective.views(params, frozen["ema"], batch, keys_B, draw)
@@ -31,14 +34,23 @@ def diagnose(
     projected = objective.project(params, student)
     metrics = {}
     for m in student:
+        counted_BN1 = (draw.weight[m] > 0)[..., None]
         weighted = lambda values, m=m: jnp.sum(values * draw.weight[m])
-        centre = lambda x: x.astype(jnp.float32) - x.astype(jnp.float32).mean(axis=0)
+        centre = partial(_centre, counted_BN1=counted_BN1)
         metrics[f"cosine/projected/{m}"] = weighted(cosine(projected[m], teacher[m]))
         metrics[f"cosine/direct/{m}"] = weighted(cosine(student[m], teacher[m]))
         metrics[f"cosine/centred/{m}"] = weighted(cosine(centre(projected[m]), centre(teacher[m])))
-        metrics[f"cosine/other_sample/{m}"] = weighted(cosine(projected[m], jnp.roll(teacher[m], 1, axis=0)))
+        other = draw.weight[m] * jnp.roll(counted_BN1[..., 0], 1, axis=0)  # where the other sample is no padding
+        against = cosine(projected[m], jnp.roll(teacher[m], 1, axis=0))
+        metrics[f"cosine/other_sample/{m}"] = jnp.sum(against * other) / jnp.maximum(other.sum(), 1e-12)
         for who, features in (("student", student[m]), ("teacher", teacher[m])):
-            flat = features.reshape(-1, features.shape[-1])
-            metrics[f"norm/{who}/{m}"] = mean_norm(flat)
-            metrics[f"rank/{who}/{m}"] = effective_rank(flat)
+            kept = jnp.where(counted_BN1, features.astype(jnp.float32), 0.0)  # zeros change no singular value
+            metrics[f"norm/{who}/{m}"] = weighted(jnp.linalg.norm(kept, axis=-1))
+            metrics[f"rank/{who}/{m}"] = effective_rank(kept.reshape(-1, kept.shape[-1]))
     return metrics
+
+
+def _centre(x: Float[Array, "B N D"], counted_BN1: Bool[Array, "B N 1"]) -> Float[Array, "B N D"]:
+    """Minus the mean over the batch at each position, of the tokens that count."""
+    x = jnp.where(counted_BN1, x.astype(jnp.float32), 0.0)
+    return x - x.sum(axis=0) / jnp.maximum(counted_BN1.sum(axis=0), 1)

@@ -1,4 +1,4 @@
-"""Whether features have collapsed: their effective rank and norms."""
+"""Whether features have collapsed: their effective rank."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,8 +12,3 @@ def effective_rank(features: Float[Array, "M D"]) -> Float[Array, ""]:
     singular = jnp.linalg.svd(jnp.linalg.qr(x, mode="r"), compute_uv=False)
     p = singular / jnp.maximum(singular.sum(), 1e-12) + 1e-7
     return jnp.exp(-jnp.sum(p * jnp.log(p)))
-
-
-def mean_norm(features: Float[Array, "M D"]) -> Float[Array, ""]:
-    """Mean Euclidean norm of the feature vectors."""
-    return jnp.mean(jnp.linalg.norm(features.astype(jnp.float32), axis=-1))

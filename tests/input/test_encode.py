@@ -180,10 +180,31 @@ def test_a_record_that_cannot_be_read_keeps_its_place(prepared, latents, tmp_pat
     np.testing.assert_array_equal(source[8]["audio"], whole[8]["audio"])
 
 
-def test_too_many_bad_records_stop_it(prepared, tmp_path, monkeypatch):
+def test_too_many_bad_records_stop_it(prepared, latents, tmp_path, monkeypatch):
     monkeypatch.setattr("selfflow.input.shards._encoded", _always_bad)
-    with pytest.raises(UserError, match="records of .* cannot be encoded, the last in shard-x .no good."):
-        encoded(prepared, tmp_path)
+    for _ in range(2):  # the same command again finds them again
+        with pytest.raises(UserError, match="records of .* cannot be encoded, the last in shard-x .no good."):
+            encoded(prepared, tmp_path)
+    monkeypatch.undo()  # the data was mended
+    assert contents(encoded(prepared, tmp_path)) == contents(latents)
+
+
+def test_hosts_that_end_together_join_the_shards_once(prepared, latents, tmp_path, monkeypatch):
+    """Host 1 has seen that all shards are there; before it joins them, host 0 does, and clears up."""
+    import selfflow.input.encode as module
+
+    plain, calls = module.locked, []
+
+    def locked(path, what):
+        if path.name == "lock-finish" and not calls:
+            calls.append(path)
+            encoded(prepared, tmp_path, share=Share(host=0, hosts=2))
+        return plain(path, what)
+
+    assert encoded(prepared, tmp_path, share=Share(host=0, hosts=2)) is None
+    monkeypatch.setattr(module, "locked", locked)
+    found = encoded(prepared, tmp_path, share=Share(host=1, hosts=2))
+    assert calls and contents(found) == contents(latents)
 
 
 def _always_bad(*_):

@@ -154,6 +154,12 @@ def test_padding_enters_no_loss(objective, params, batch, keys_B):
     )
     other = padded | {"latents": {m: np.where(beyond(m, x), 9.0, x) for m, x in batch["latents"].items()}}
     np.testing.assert_allclose(loss_of(objective, params, ema, other, keys_B, draw)[0], loss, rtol=1e-5)
+    # Sample 3 is nothing but padding, as a record is that cannot be read: it must not make the rest no number.
+    gradient = jax.grad(lambda p: loss_of(objective, p, ema, padded, keys_B)[0])(params)
+    assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+    found, again = (diagnose(objective, params, {"ema": ema}, b, keys_B) for b in (padded, other))
+    for name in found:
+        np.testing.assert_allclose(found[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_label_and_caption_are_dropped_together(objective, batch):

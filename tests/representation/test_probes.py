@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from selfflow.data.collisions.targets import body_in_token, clip_targets
-from selfflow.representation.collapse import effective_rank, mean_norm
+from selfflow.representation.collapse import effective_rank
 from selfflow.representation.probes import Split, classify, classify_with_trees, regress
 
 
@@ -79,7 +79,6 @@ def test_effective_rank_counts_directions():
     s = np.linalg.svd(x, compute_uv=False)
     p = s / s.sum()
     assert effective_rank(jnp.asarray(x)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)
-    assert mean_norm(jnp.asarray(x)) == pytest.approx(np.linalg.norm(x, axis=-1).mean(), rel=1e-5)
 
 
 def test_targets_of_a_clip():
