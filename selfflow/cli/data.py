@@ -151,8 +151,8 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
 
     if options.count < 1:
         raise UserError(f"count is {options.count}: give at least 1")
-    print(card(settings.kind).strip() + "\n")
     built = _built(settings, data_dir)
+    print(card(settings.kind).strip() + "\n")
     print(f"{built.name}: {', '.join(f'{split} {count}' for split, count in built.splits.items())} records")
     print(f"in {built.folder}\n")
     write_samples(built, options.out, options.count)

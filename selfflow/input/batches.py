@@ -105,6 +105,7 @@ class Batches:
         self.plan = Plan(feed.mixture, feed.curriculum, steps, feed.seed)
         self._readers = [self._reader(c) for c in self.plan.components]
         self._part, self._parts = part, parts
+        self._told: set[tuple[str, str]] = set()
         self._bad: dict[str, set[int]] = {name: set() for name in feed.mixture}
         self._sizes = {c.set: 0 for c in self.plan.components}
         for component, reader in zip(self.plan.components, self._readers):
@@ -180,9 +181,14 @@ class Batches:
         known = self._bad[name]
         for record in (int(i) for i in bad if int(i) not in known):
             known.add(record)
-            shard, reason = reader.why(record)
+            shard = reader.source.shard_of(record)
+            if (name, shard) in self._told:
+                continue
+            self._told.add((name, shard))
+            reason = reader.why(record)[1]
             where = f"{self._feed.mixture[name].data}: {reader.source.id(record)!r} in {shard}"
-            print(f"warning: {where} cannot be read and weighs nothing: {reason}", file=sys.stderr)
+            more = "others of this file stand in metrics.jsonl alone"
+            print(f"warning: {where} cannot be read and weighs nothing: {reason}; {more}", file=sys.stderr)
         share, limit = len(known) / self._sizes[name], self._feed.reading.unreadable_share
         if share > limit:
             shard, reason = reader.why(int(bad[-1]))
