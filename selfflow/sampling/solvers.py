@@ -75,7 +75,7 @@ def euler_maruyama(
     def draw(i, x):
         if noises is not None:
             # The last step has none: whichever stands here is multiplied by 0.
-            return jax.tree.map(lambda z: z[jnp.minimum(i, noisy - 1)], noises)
+            return jax.tree.map(lambda z: jnp.asarray(z)[jnp.minimum(i, noisy - 1)], noises)
         return _normal(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys_B), x)
 
     def step(x, at):
