@@ -94,7 +94,7 @@ class _Machine:
             stack.append(self._import(argument.replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(self._import(f"{module}.{attribute}"))
+            stack.append(self._import(f"{_of(str, module)}.{_of(str, attribute)}"))
         elif name in ("BINPERSID", "PERSID"):
             stack.append(self.persistent(stack.pop() if name == "BINPERSID" else argument))
         elif name == "REDUCE":

@@ -85,10 +85,10 @@ def load_released_sit(path: str | PathLike, *, num_heads: int, patch_size: int =
                 f"{path}: {key} has shape {weights[key].shape}, and the other weights tell {told}: "
                 "they are of different models"
             )
-        gathered.setdefault(place.path, []).append(tensor.astype(np.float32))
+        gathered.setdefault(place.path, []).append(tensor)
     for (*parents, name), tensors in gathered.items():
-        layers = parents[:1] == ["blocks"]
-        _at(shapes, parents)[name] = jnp.asarray(np.stack(tensors) if layers else tensors[0])
+        whole = np.stack(tensors) if parents[:1] == ["blocks"] else tensors[0]
+        _at(shapes, parents)[name] = jnp.asarray(whole, jnp.float32)
     nnx.replace_by_pure_dict(state, shapes)
     return nnx.merge(graph, state), config
 

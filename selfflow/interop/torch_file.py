@@ -117,17 +117,18 @@ class _Reader:
 
     def _array(self, key: str, tensor: _Tensor) -> np.ndarray:
         storage, offset, shape, strides = tensor
-        numbers = (offset, *shape, *strides)
-        if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise UserError(f"{self.path}: {key} has shape {shape} and strides {strides}; copy the file again")
         if storage.key not in self.storages:
             self.storages[storage.key] = self._elements(key, storage)
         elements = self.storages[storage.key]
         if (len(elements), elements.dtype) != (storage.elements, storage.dtype):
             raise UserError(f"{self.path}: {key} and another tensor disagree over their elements; copy the file again")
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
-        # A view that repeats elements could be of any size.
-        if 0 not in shape and last >= len(elements) or math.prod(shape) > len(elements):
+        if math.prod(shape) > len(elements) > last:
+            # Such a view could be of any size.
+            raise UserError(
+                f"{self.path}: {key} of shape {shape} repeats its elements; save it as it is, .contiguous()"
+            )
+        if 0 not in shape and last >= len(elements):
             raise UserError(
                 f"{self.path}: {key} of shape {shape} reaches beyond the {len(elements)} elements stored for it; "
                 "copy the file again"
@@ -168,13 +169,19 @@ def _ordered(*pairs: Any) -> dict:
 
 def _storage(said: Any) -> _Storage:
     kind, dtype, key, _, elements = said
-    if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str) or elements < 0:
-        raise ValueError(f"a storage is described as {kind!r}")
-    return _Storage(key, dtype, int(elements))
+    described = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str) and _counts(elements)
+    if not described:
+        raise ValueError("a storage without type, key or length")
+    return _Storage(key, dtype, elements)
 
 
 def _rebuild(storage: Any, offset: int, shape: tuple, strides: tuple, *more: Any) -> _Tensor:
     # More is whether it needs gradients, and hooks, which torch writes as an empty ordered dict.
-    if not isinstance(storage, _Storage):
-        raise ValueError("a tensor without a storage")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+    described = isinstance(storage, _Storage) and isinstance(shape, tuple) and isinstance(strides, tuple)
+    if not described or len(shape) != len(strides) or not _counts(offset, *shape, *strides):
+        raise ValueError("a tensor without storage, shape or strides")
+    return _Tensor(storage, offset, shape, strides)
+
+
+def _counts(*numbers: Any) -> bool:
+    return all(isinstance(n, int) and n >= 0 for n in numbers)
