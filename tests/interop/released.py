@@ -1,6 +1,7 @@
 """The recorded SiT, and files made of it that are not as they should be."""
 
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -33,3 +34,14 @@ def write_entries(path: Path, parts: dict[str, bytes], compression: int = zipfil
         for name, data in parts.items():
             archive.writestr(f"archive/{name}", data)
     return path
+
+
+def described(tensors: dict[str, tuple[str, int, tuple, tuple]]) -> bytes:
+    """A pickle of float32 tensors: {key: (storage, elements of the storage, shape, strides)}."""
+    plain = lambda value: pickle.dumps(value, 2)[2:-1]  # without its first and last instruction
+    program = b"\x80\x02}("
+    for key, (storage, elements, shape, strides) in tensors.items():
+        stored = plain("storage") + b"ctorch\nFloatStorage\n" + plain(storage) + plain("cpu") + plain(elements)
+        program += plain(key) + b"ctorch._utils\n_rebuild_tensor_v2\n("
+        program += b"(" + stored + b"tQ" + plain(0) + plain(shape) + plain(strides) + b"\x89}tR"
+    return program + b"u."

@@ -1,6 +1,7 @@
 import os
 import pickle
 import random
+import struct
 import zipfile
 
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from safetensors.numpy import load_file
 from selfflow.errors import UserError
 from selfflow.interop.pickled import Damaged, Refused, unpickle
 from selfflow.interop.torch_file import read_torch_file
-from tests.interop.released import PT, SAFETENSORS, entries, write_entries
+from selfflow.interop.weights import read_weights
+from tests.interop.released import PT, SAFETENSORS, described, entries, write_entries
 
 WRAPPED = {f"module.{key}": value for key, value in load_file(SAFETENSORS).items()}
 
@@ -133,14 +135,36 @@ def test_lies_about_sizes_are_named(tmp_path):
 
 
 def test_two_tensors_cannot_disagree_over_one_storage(tmp_path):
-    """The second claims more elements of the storage that the first was measured by."""
-    parts = entries()
-    program = parts["data.pkl"]
-    # The first tensor's storage, under the second's name and length.
-    second = program.index(b"X\x01\x00\x00\x001")
-    parts["data.pkl"] = program[:second] + b"X\x01\x00\x00\x002" + program[second + 6 :]
-    with pytest.raises(UserError, match="module.x_embedder.proj.weight says|disagree"):
-        read_torch_file(write_entries(tmp_path / "shared.pt", parts))
+    """The second claims more elements of the storage that the first was measured by: memory beyond it."""
+    program = described({"a": ("0", 4, (2, 2), (2, 1)), "b": ("0", 1 << 20, (1 << 20,), (1,))})
+    path = write_entries(tmp_path / "shared.pt", {"data.pkl": program, "data/0": bytes(16)})
+    with pytest.raises(UserError, match="shared.pt: b and another tensor disagree"):
+        read_torch_file(path)
+    agreed = described({"a": ("0", 4, (2, 2), (1, 2)), "b": ("0", 4, (4,), (1,))})
+    write_entries(path, {"data.pkl": agreed, "data/0": np.arange(4, dtype=np.float32).tobytes()})
+    found = read_torch_file(path)
+    np.testing.assert_array_equal(found["a"], [[0, 2], [1, 3]])
+    np.testing.assert_array_equal(found["b"], [0, 1, 2, 3])
+
+
+def test_many_names_for_one_storage_do_not_fill_the_memory(tmp_path):
+    program = described({f"blocks.{i}.a": ("0", 1 << 16, (1 << 16,), (1,)) for i in range(100)})
+    path = write_entries(tmp_path / "many.pt", {"data.pkl": program, "data/0": bytes(4 << 16)})
+    with pytest.raises(UserError, match="many.pt: its tensors have more elements than the file"):
+        read_weights(path)
+
+
+def test_a_directory_that_lies_about_lengths_is_found(tmp_path):
+    """Pickle and directory of the zip agree on a billion bytes, where 16 are."""
+    parts = {"data/0": bytes(16), "data.pkl": described({"a": ("0", 1 << 28, (4,), (1,))})}
+    path = write_entries(tmp_path / "lie.pt", parts)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"PK\x01\x02")
+    assert raw[at + 20 : at + 28] == struct.pack("<II", 16, 16)
+    raw[at + 20 : at + 28] = struct.pack("<II", 1 << 30, 1 << 30)
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="lie.pt is damaged or cut short .*data/0 ends early"):
+        read_torch_file(path)
 
 
 def test_missing_parts_are_named(tmp_path):
