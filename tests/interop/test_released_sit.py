@@ -10,7 +10,6 @@ from safetensors.numpy import load_file, save_file
 from selfflow.errors import UserError
 from selfflow.interop import load_released_sit, released_sit_weights
 from selfflow.modality import Modality
-from selfflow.models.sit import SiT
 from tests.interop.released import HEADS, PT, SAFETENSORS, recorded, settings
 
 # What the original code was recorded with is float32; a wrong convention shows above 1e-4.
@@ -82,7 +81,8 @@ def test_without_projector_and_without_sigma(tmp_path, weights):
     save_file(bare, tmp_path / "bare.safetensors")
     model, config = load_released_sit(tmp_path / "bare.safetensors", num_heads=HEADS)
     assert model.projector is None and not config.learn_sigma
-    assert sorted(released_sit_weights(model)) == sorted(bare)
+    back = released_sit_weights(model)
+    assert list(back) == sorted(bare) and all(back[key].tobytes() == bare[key].tobytes() for key in bare)
     golden = recorded()
     velocity = nnx.jit(lambda m: m(golden["x"], jnp.asarray(golden["tau_uniform"]), golden["labels"]).velocity)(model)
     np.testing.assert_allclose(velocity, golden["velocity_uniform"], rtol=0, atol=TOLERANCE)
@@ -97,15 +97,6 @@ def test_half_precision_is_read_as_float32(tmp_path, weights, dtype):
     back = released_sit_weights(model)
     for key in set(weights) - {"pos_embed"}:  # computed, not read
         np.testing.assert_array_equal(back[key], rounded[f"module.{key}"].astype(np.float32))
-
-
-def test_a_fresh_model_goes_out_and_comes_back(tmp_path, loaded):
-    with nnx.use_eager_sharding(False):
-        model = SiT(loaded[1], projector=True, rngs=nnx.Rngs(1))
-    save_file(released_sit_weights(model), tmp_path / "fresh.safetensors")
-    back, config = load_released_sit(tmp_path / "fresh.safetensors", num_heads=HEADS)
-    assert config == model.config
-    jax.tree.map(np.testing.assert_array_equal, *(nnx.to_pure_dict(nnx.state(m)) for m in (model, back)))
 
 
 def without(key):
