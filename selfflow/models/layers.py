@@ -13,17 +13,38 @@ Axes = tuple[str | None, str | None]
 
 
 class Dense(nnx.Module):
-    """y = x W, without bias, over the last axis; computed in `dtype`, stored in float32."""
+    """y = x W over the last axis, plus b if `bias`; computed in `dtype`, stored in float32.
 
-    def __init__(self, inputs: int, outputs: int, axes: Axes, *, rngs: nnx.Rngs, dtype=jnp.float32, zero: bool = False):
-        init = nnx.initializers.zeros_init() if zero else nnx.initializers.xavier_uniform()
+    Args:
+      inputs, outputs: sizes of the last axis of x and of y.
+      axes: logical axes of W [inputs, outputs]; b has the second.
+      zero: start W at 0.
+      init: how W starts otherwise; Xavier's uniform unless given. b starts at 0.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        axes: Axes,
+        *,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+        zero: bool = False,
+        bias: bool = False,
+        init: nnx.Initializer | None = None,
+    ):
+        init = nnx.initializers.zeros_init() if zero else init or nnx.initializers.xavier_uniform()
         self.kernel = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32), out_sharding=axes)
+        self.bias = nnx.Param(jnp.zeros(outputs), out_sharding=axes[1:]) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         kernel = self.kernel[...].astype(self.dtype)
         # Flat tokens: with leading axes the CPU's weight gradient is slow, and in bf16 a hundred times so.
         y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype)
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 

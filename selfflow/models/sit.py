@@ -1,0 +1,264 @@
+"""SiT: the class-conditional image transformer of arXiv 2401.08740, with a noise level of its own for every token.
+
+The form, and to the bit the weights, are those that arXiv 2603.06507 released: adaLN-Zero blocks (arXiv 2212.09748),
+fixed sine-cosine positions, no normalisation of queries and keys. The released network was trained to see 1 - tau and
+to return x0 - eps. Both turns are taken here, in `SiT.__call__`: what goes in and comes out follows this project's
+convention (tau 0 is data, 1 is noise, the velocity is eps - x0), and the weights are the released ones as they are.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from selfflow.errors import UserError
+from selfflow.models.blocks import modulate, run_blocks, stack
+from selfflow.models.layers import Dense, attention, select, sinusoids
+from selfflow.models.projector import Projector
+
+PATCH_SIZES = (1, 2, 4, 8)
+# depth, width, heads
+SHAPES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+
+
+@dataclass(frozen=True)
+class SiTConfig:
+    """The shape of a SiT over square latents; blocks are counted from 1. The default is SiT-XL/2 on ImageNet 256."""
+
+    kind: Literal["sit"] = "sit"
+    width: int = 1152
+    """D, channels of the residual stream; a multiple of 4 and of heads."""
+    heads: int = 16
+    """Attention heads; they share the width."""
+    depth: int = 28
+    """Number of blocks."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of the MLP over the width."""
+    patch_size: int = 2
+    """Latent positions that a token spans along each axis: 1, 2, 4 or 8."""
+    input_size: int = 32
+    """Height and width of a latent."""
+    channels: int = 4
+    """C, channels of a latent."""
+    labels: int = 1000
+    """Number of class labels; one more learned row stands for no label."""
+    learn_sigma: bool = False
+    """Whether the head has 2C output channels, of which the second C are not used: the released weights do."""
+    scan: bool = False
+    """Run the blocks as a loop: compilation time no longer grows with depth."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of computation; parameters are float32."""
+
+    def __post_init__(self):
+        sizes = (("width", 4), ("heads", 1), ("depth", 1), ("input_size", 1), ("channels", 1), ("labels", 0))
+        for name, least in (*sizes, ("mlp_ratio", 0.1)):
+            if getattr(self, name) < least:
+                raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.width % self.heads or self.width % 4:
+            raise UserError(f"model.width {self.width} is not a multiple of 4 and of model.heads {self.heads}")
+        if self.patch_size not in PATCH_SIZES:
+            raise UserError(f"model.patch_size is {self.patch_size}: it must be one of {PATCH_SIZES}")
+        if self.input_size % self.patch_size:
+            raise UserError(
+                f"model.input_size {self.input_size} is not a multiple of model.patch_size {self.patch_size}"
+            )
+
+    @classmethod
+    def named(cls, name: str, **fields) -> "SiTConfig":
+        """A published shape, such as `SiTConfig.named("XL/2", input_size=32, channels=4, labels=1000)`.
+
+        Args:
+          name: S, B, L or XL, a slash, and the patch size.
+          fields: any other field of the config.
+
+        Raises:
+          UserError: if there is no such shape.
+        """
+        size, _, patch = name.partition("/")
+        if size not in SHAPES or patch not in map(str, PATCH_SIZES):
+            raise UserError(f"there is no SiT {name!r}: it is one of {', '.join(SHAPES)}, a slash, and 1, 2, 4 or 8")
+        depth, width, heads = SHAPES[size]
+        return cls(depth=depth, width=width, heads=heads, patch_size=int(patch), **fields)
+
+    @property
+    def tokens(self) -> int:
+        """N, the number of tokens of one latent."""
+        return (self.input_size // self.patch_size) ** 2
+
+    @property
+    def token_size(self) -> int:
+        """P, the number of latent elements in one token."""
+        return self.channels * self.patch_size**2
+
+
+class Output(NamedTuple):
+    """What a SiT returns: the velocity eps - x0 (None after `stop_at`) and the taps."""
+
+    velocity: Float[Array, "B N P"] | None
+    taps: dict[int, Float[Array, "B N D"]]
+
+
+class Block(nnx.Module):
+    """x + gate attention(...), then x + gate mlp(...), each of the modulated norm of x (arXiv 2212.09748)."""
+
+    def __init__(self, config: SiTConfig, *, rngs: nnx.Rngs):
+        width, hidden = config.width, round(config.width * config.mlp_ratio)
+        self.heads = config.heads
+        options = {"rngs": rngs, "dtype": config.dtype, "bias": True}
+        self.modulation = Dense(width, 6 * width, ("embed", None), zero=True, **options)
+        self.qkv = Dense(width, 3 * width, ("embed", "heads"), **options)
+        self.project = Dense(width, width, ("heads", "embed"), **options)
+        self.mlp_in = Dense(width, hidden, ("embed", "mlp"), **options)
+        self.mlp_out = Dense(hidden, width, ("mlp", "embed"), **options)
+
+    def __call__(
+        self,
+        x_BND: Float[Array, "B N D"],
+        condition_BKD: Float[Array, "B K D"],
+        assignment_BN: Int[Array, "B N"] | None,
+        open_gates: bool,
+    ) -> Float[Array, "B N D"]:
+        # Computed for the levels and selected part by part: one [B, N, D] for each use, never [B, N, 6D].
+        parts = jnp.split(self.modulation(condition_BKD), 6, axis=-1)
+        if open_gates:
+            parts = [jnp.ones_like(p) if i % 3 == 2 else p for i, p in enumerate(parts)]
+        shift1, scale1, gate1, shift2, scale2, gate2 = (select(part, assignment_BN) for part in parts)
+        qkv = self.qkv(modulate(x_BND, shift1, scale1))
+        q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * self.heads, -1), 3, axis=2)
+        x_BND = x_BND + gate1 * self.project(attention(q, k, v))
+        hidden_BNF = jax.nn.gelu(self.mlp_in(modulate(x_BND, shift2, scale2)), approximate=True)
+        return x_BND + gate2 * self.mlp_out(hidden_BNF)
+
+
+class SiT(nnx.Module):
+    """Noisy tokens of a latent, their noise levels and a label -> velocity and taps.
+
+    Attributes:
+      config: the shape.
+      projector: the student's head, which the model itself never calls; None unless asked for.
+
+    Args:
+      config: the shape.
+      projector: whether to have one.
+      rngs: keys of the initialisation, which is SiT's own: Xavier's uniform, embeddings of deviation 0.02, gates and
+        head at 0.
+    """
+
+    def __init__(self, config: SiTConfig, *, projector: bool = False, rngs: nnx.Rngs):
+        self.config = config
+        width = config.width
+        options = {"rngs": rngs, "dtype": config.dtype, "bias": True}
+        small = nnx.initializers.normal(0.02)
+        self.embed = Dense(config.token_size, width, (None, "embed"), **options)
+        self.label_embedding = nnx.Param(
+            small(rngs.params(), (config.labels + 1, width), jnp.float32), out_sharding=(None, "embed")
+        )
+        self.time_in = Dense(256, width, ("embed", None), init=small, **options)
+        self.time_out = Dense(width, width, ("embed", None), init=small, **options)
+        self.blocks = stack(Block, config, config.depth, rngs)
+        self.final_modulation = Dense(width, 2 * width, ("embed", None), zero=True, **options)
+        outputs = config.token_size * (2 if config.learn_sigma else 1)
+        self.readout = Dense(width, outputs, ("embed", None), zero=True, **options)
+        self.projector = Projector(width, rngs=rngs) if projector else None
+
+    def __call__(
+        self,
+        tokens_BNP: Float[Array, "B N P"],
+        tau: Float[Array, "B"] | Float[Array, "B K"],
+        label_B: Int[Array, "B"],
+        assignment_BN: Int[Array, "B N"] | None = None,
+        taps: tuple[int, ...] = (),
+        stop_at: int | None = None,
+        open_gates: bool = False,
+    ) -> Output:
+        """Predicts the velocity of every token.
+
+        Float32 on a CPU repeats the released network to about 1e-5. Accelerators multiply float32 matrices in fewer
+        bits unless `jax.default_matmul_precision("highest")` is set around the call.
+
+        Args:
+          tokens_BNP: noisy tokens in row-major order, flattened as (channel, row, column); `Modality.to_tokens`.
+          tau: noise levels, 0 = data and 1 = noise: one for each sample [B], one for each token [B, N], or, with an
+            assignment, the levels of each sample [B, K].
+          label_B: class labels; `config.labels` stands for no label.
+          assignment_BN: which of its sample's K levels each token has.
+          taps: blocks after which the residual stream is returned.
+          stop_at: return after this block, without a velocity; later weights are never touched.
+          open_gates: take every gate of a block as 1, which makes an untrained network more than its embedding.
+
+        Returns:
+          An `Output`; the velocity is eps - x0, float32.
+
+        Raises:
+          ValueError: if tokens or tau have another shape, a tap is no block of the model, or it lies above `stop_at`.
+        """
+        config = self.config
+        tau_BK = self._levels(tokens_BNP, tau, assignment_BN)
+        last = config.depth if stop_at is None else stop_at
+        if not all(1 <= block <= last for block in (*taps, last)) or last > config.depth:
+            raise ValueError(f"taps {taps} and stop_at {stop_at}: this model has blocks 1 to {config.depth}")
+        # The network's own time runs from noise to data, and is not scaled: hence 1 - tau here, and the sign below.
+        time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(1 - tau_BK, scale=1.0))))
+        label_BD = self.label_embedding[...].astype(time_BKD.dtype)[label_B]
+        condition_BKD = jax.nn.silu(time_BKD + label_BD[:, None])
+        position_ND = position_embedding(config.input_size // config.patch_size, config.width)
+        x_BND = self.embed(tokens_BNP)
+        x_BND = x_BND + jnp.asarray(position_ND, x_BND.dtype)
+
+        found: dict[int, jax.Array] = {}
+        start = 0
+        call = lambda block, x: block(x, condition_BKD, assignment_BN, open_gates)
+        for stop in sorted({*taps, last}):
+            x_BND = run_blocks(self.blocks, start, stop, x_BND, call, config.scan)
+            start = stop
+            if stop in taps:
+                found[stop] = x_BND
+        if stop_at is not None:
+            return Output(None, found)
+
+        shift, scale = (select(p, assignment_BN) for p in jnp.split(self.final_modulation(condition_BKD), 2, axis=-1))
+        out = self.readout(modulate(x_BND, shift, scale)).astype(jnp.float32)
+        return Output(-self._flattened(out), found)
+
+    def _levels(self, tokens_BNP: jax.Array, tau: jax.Array, assignment_BN: jax.Array | None) -> jax.Array:
+        batch, count = tokens_BNP.shape[:2]
+        if tokens_BNP.shape[1:] != (self.config.tokens, self.config.token_size):
+            raise ValueError(
+                f"tokens of shape {tokens_BNP.shape}: this model takes "
+                f"[B, {self.config.tokens}, {self.config.token_size}]"
+            )
+        tau_BK = tau[:, None] if tau.ndim == 1 else tau
+        if assignment_BN is None and tau_BK.shape not in ((batch, 1), (batch, count)):
+            raise ValueError(
+                f"tau of shape {tau.shape} without an assignment: give [{batch}], or one level for each token"
+            )
+        if assignment_BN is not None and assignment_BN.shape != (batch, count):
+            raise ValueError(f"assignment of shape {assignment_BN.shape}: give [{batch}, {count}]")
+        return tau_BK
+
+    def _flattened(self, out: jax.Array) -> jax.Array:
+        """The head's (row, column, channel) as a token's (channel, row, column), without the channels not used."""
+        patch = self.config.patch_size
+        split = out.reshape(*out.shape[:2], patch, patch, -1)[..., : self.config.channels]
+        return split.transpose(0, 1, 4, 2, 3).reshape(*out.shape[:2], self.config.token_size)
+
+
+def position_embedding(grid: int, width: int) -> Float[np.ndarray, "N D"]:
+    """The fixed embedding of a token's place, float32: the column in the first half of the channels, then the row.
+
+    Each half is [sin, cos] of place / 10000^(i / (D / 4)), i = 0 .. D / 4 - 1, computed in float64 (arXiv 2212.09748).
+
+    Args:
+      grid: tokens along each axis.
+      width: D, a multiple of 4.
+    """
+    frequency = 1 / 10000.0 ** (np.arange(width // 4) / (width / 4))
+    angle = np.arange(grid)[:, None] * frequency
+    place_GE = np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+    column = np.broadcast_to(place_GE[None], (grid, grid, width // 2))
+    row = np.broadcast_to(place_GE[:, None], (grid, grid, width // 2))
+    return np.concatenate([column, row], axis=-1).reshape(grid * grid, width).astype(np.float32)

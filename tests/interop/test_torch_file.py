@@ -1,0 +1,222 @@
+import os
+import pickle
+import random
+import struct
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from selfflow.errors import UserError
+from selfflow.interop.pickled import Damaged, Refused, unpickle
+from selfflow.interop.torch_file import read_torch_file
+from selfflow.interop.weights import read_weights
+from tests.interop.released import PT, SAFETENSORS, described, entries, write_entries
+
+WRAPPED = {f"module.{key}": value for key, value in load_file(SAFETENSORS).items()}
+
+
+class Runs:
+    """Pickled, it calls a function with these arguments as soon as it is read."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_every_tensor_is_read():
+    found = read_torch_file(PT)
+    assert sorted(found) == sorted(WRAPPED)
+    assert all(found[key].tobytes() == WRAPPED[key].tobytes() for key in WRAPPED)
+
+
+@pytest.mark.parametrize("storage, dtype", [("HalfStorage", np.float16), ("BFloat16Storage", jnp.bfloat16)])
+def test_half_precision_is_read(tmp_path, storage, dtype):
+    parts = entries()
+    for name in [name for name in parts if name.startswith("data/")]:
+        parts[name] = np.frombuffer(parts[name], np.float32).astype(dtype).tobytes()
+    parts["data.pkl"] = parts["data.pkl"].replace(b"torch\nFloatStorage\n", f"torch\n{storage}\n".encode())
+    found = read_torch_file(write_entries(tmp_path / "half.pt", parts))
+    for key, value in WRAPPED.items():
+        np.testing.assert_array_equal(found[key].astype(np.float32), value.astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_pickles_are_read_in_every_protocol(protocol):
+    plain = {"a": [1, -2.5, "ü", None, True, False, (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)], "b": {}, "c": 2**70}
+    plain |= {"again": plain["a"], 3: list(range(300))}
+    assert unpickle(pickle.dumps(plain, protocol), {}, lambda said: None) == plain
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_that_runs_a_command_is_refused_by_name_and_does_not_run(tmp_path, protocol):
+    marker = tmp_path / "ran"
+    evil = pickle.dumps({"model": {"a": Runs(os.system, f"touch {marker}")}}, protocol)
+    pickle.loads(evil)
+    assert marker.exists()  # it does run where it is let
+    marker.unlink()
+    path = write_entries(tmp_path / "evil.pt", {"data.pkl": evil, "byteorder": b"little"})
+    with pytest.raises(UserError, match=r"evil.pt asks for (posix|nt)\.system; .*state_dict\(\)"):
+        read_torch_file(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "thing", [Runs(eval, "1"), Runs(getattr, "", "join"), np.float64(1), {1, 2}, bytearray(1), UserError("x")]
+)
+def test_anything_but_plain_data_is_refused(thing):
+    with pytest.raises(Refused):
+        unpickle(pickle.dumps([thing]), {}, lambda said: None)
+
+
+@pytest.mark.parametrize(
+    "program, name",
+    [
+        (b"(S'touch x'\nios\nsystem\n.", "INST os system"),
+        (b"\x80\x02\x82\x01.", "EXT1 1"),
+        (b"\x80\x02cos\nsystem\n)\x81.", "os.system"),
+        (b"\x80\x02cbuiltins\ngetattr\n.", "builtins.getattr"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "os.system"),
+        (b"\x80\x02cos\x1b[2J\nsystem\n.", r"'os\\x1b\[2J.system'"),
+    ],
+)
+def test_every_way_to_a_name_is_shut(program, name):
+    with pytest.raises(Refused, match=name):
+        unpickle(program, {}, lambda said: None)
+
+
+@pytest.mark.parametrize(
+    "program", [b"", b"\x80\x02", b"]0", b".", b"t.", b"]K\x01s.", b"h\x05.", b"K\x01)R.", b"}]K\x01s."]
+)
+def test_what_is_no_pickle_is_damaged(program):
+    with pytest.raises((Damaged, Refused)):
+        unpickle(program, {}, lambda said: None)
+
+
+def test_torch_never_compresses_and_a_bomb_is_not_unpacked(tmp_path):
+    parts = entries() | {"data/0": bytes(1 << 24)}
+    path = write_entries(tmp_path / "bomb.pt", parts, zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match="bomb.pt: .* is compressed"):
+        read_torch_file(path)
+
+
+def test_lies_about_sizes_are_named(tmp_path):
+    """The first tensor is module.pos_embed, 16 x 48 of 768 elements, shape (1, 16, 48)."""
+    parts = entries()
+    program = parts["data.pkl"]
+    sized, shape = b"M\x00\x03tq\x09Q", b"K\x01K\x10K0\x87"
+    assert program.count(sized) and program.count(shape)
+
+    def refuse(changed: bytes, said: str, **more: bytes):
+        path = write_entries(tmp_path / "lie.pt", parts | {"data.pkl": changed} | more)
+        with pytest.raises(UserError, match=f"lie.pt: module.pos_embed {said}"):
+            read_torch_file(path)
+
+    # A thousand billion elements, where 3072 bytes are.
+    huge = b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"tq\x09Q"
+    refuse(
+        program.replace(sized, huge, 1),
+        "says it has 4398046511104 bytes",
+    )
+    refuse(program, "says it has 3072 bytes of elements, and 2 are there", **{"data/0": b"ab"})
+    refuse(program.replace(shape, b"K\x01K\x10K1\x87", 1), r"of shape \(1, 16, 49\)")
+    # Strides of 0 would make an array of any size out of one element.
+    strides = b"M\x00\x03K0K\x01\x87"
+    assert program.count(strides)
+    refuse(
+        program.replace(shape, b"K\x01K\x10Mp\xff\x87", 1).replace(strides, b"K\x00K\x00K\x00\x87", 1),
+        "of shape .* repeats",
+    )
+    refuse(program.replace(b"Q" + b"K\x00" + shape, b"QK\x09" + shape, 1), "of shape .* reaches beyond")
+
+
+def test_two_tensors_cannot_disagree_over_one_storage(tmp_path):
+    """The second claims more elements of the storage that the first was measured by: memory beyond it."""
+    program = described({"a": ("0", 4, (2, 2), (2, 1)), "b": ("0", 1 << 20, (1 << 20,), (1,))})
+    path = write_entries(tmp_path / "shared.pt", {"data.pkl": program, "data/0": bytes(16)})
+    with pytest.raises(UserError, match="shared.pt: b and another tensor disagree"):
+        read_torch_file(path)
+    agreed = described({"a": ("0", 4, (2, 2), (1, 2)), "b": ("0", 4, (4,), (1,))})
+    write_entries(path, {"data.pkl": agreed, "data/0": np.arange(4, dtype=np.float32).tobytes()})
+    found = read_torch_file(path)
+    np.testing.assert_array_equal(found["a"], [[0, 2], [1, 3]])
+    np.testing.assert_array_equal(found["b"], [0, 1, 2, 3])
+
+
+def test_many_names_for_one_storage_do_not_fill_the_memory(tmp_path):
+    program = described({f"blocks.{i}.a": ("0", 1 << 16, (1 << 16,), (1,)) for i in range(100)})
+    path = write_entries(tmp_path / "many.pt", {"data.pkl": program, "data/0": bytes(4 << 16)})
+    with pytest.raises(UserError, match="many.pt: its tensors have more elements than the file"):
+        read_weights(path)
+
+
+def test_a_directory_that_lies_about_lengths_is_found(tmp_path):
+    """Pickle and directory of the zip agree on a billion bytes, where 16 are."""
+    parts = {"data/0": bytes(16), "data.pkl": described({"a": ("0", 1 << 28, (4,), (1,))})}
+    path = write_entries(tmp_path / "lie.pt", parts)
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"PK\x01\x02")
+    assert raw[at + 20 : at + 28] == struct.pack("<II", 16, 16)
+    raw[at + 20 : at + 28] = struct.pack("<II", 1 << 30, 1 << 30)
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="lie.pt is damaged or cut short .*data/0 ends early"):
+        read_torch_file(path)
+
+
+def test_missing_parts_are_named(tmp_path):
+    parts = entries()
+    path = tmp_path / "part.pt"
+    for absent, said in (("data.pkl", "0 times data.pkl"), ("data/0", "lacks the elements of module.pos_embed")):
+        write_entries(path, {name: data for name, data in parts.items() if name != absent})
+        with pytest.raises(UserError, match=f"part.pt.*{said}"):
+            read_torch_file(path)
+    with pytest.raises(UserError, match="byte order"):
+        read_torch_file(write_entries(path, parts | {"byteorder": b"big"}))
+    with pytest.raises(UserError, match="epoch is no tensor but int"):
+        read_torch_file(write_entries(path, {"data.pkl": pickle.dumps({"epoch": 3}, 2)}))
+    with pytest.raises(UserError, match="holds no weights by name"):
+        read_torch_file(write_entries(path, {"data.pkl": pickle.dumps([1], 2)}))
+
+
+def test_truncated_and_foreign_files(tmp_path):
+    path, whole = tmp_path / "cut.pt", PT.read_bytes()
+    for length in (2, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="cut.pt is damaged or cut short"):
+            read_torch_file(path)
+    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02")
+    with pytest.raises(UserError, match="format before 1.6"):
+        read_torch_file(path)
+    for other in (b"", b"GIF89a", SAFETENSORS.read_bytes()):
+        path.write_bytes(other)
+        with pytest.raises(UserError, match="no file of torch.save"):
+            read_torch_file(path)
+
+
+def test_a_flipped_bit_in_the_elements_is_found(tmp_path):
+    path, raw = tmp_path / "flipped.pt", bytearray(PT.read_bytes())
+    raw[raw.index(WRAPPED["module.pos_embed"].tobytes()) + 1000] ^= 4
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="CRC"):
+        read_torch_file(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_no_mutation_does_more_than_an_error(tmp_path):
+    """Instructions put in at random places: read as something else, or refused, and never another exception."""
+    parts, dice = entries(), random.Random(0)
+    program, refused = parts["data.pkl"], 0
+    for _ in range(300):
+        changed = bytearray(program)
+        for _ in range(dice.choice([1, 2, 10])):
+            changed[dice.randrange(len(changed))] = dice.choice(b"cRbioX}](tqrhjQ0123\x81\x82\x85\x86\x87\x8a\x93\x94.")
+        path = write_entries(tmp_path / "mutant.pt", parts | {"data.pkl": bytes(changed)})
+        try:
+            read_torch_file(path)
+        except UserError:
+            refused += 1
+    assert refused > 100
