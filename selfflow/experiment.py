@@ -13,6 +13,7 @@ from selfflow.input.mixture import Set, Stage, check_mixture
 from selfflow.input.reading import Reading
 from selfflow.modality import Modality
 from selfflow.models.joint import JointConfig
+from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.selfflow import SelfFlowObjective
@@ -72,7 +73,7 @@ class Experiment:
     """Latent positions in one token, along each axis but the channels."""
     mixture: dict[str, Set]
     """Sets of modalities; each batch holds one."""
-    model: JointConfig
+    model: JointConfig | SiTConfig
     """The transformer."""
     steps: int
     """Updates."""
@@ -226,7 +227,9 @@ class Experiment:
                     f"{where}.batch_size {chosen.batch_size} is not a multiple of optimizer.accumulate "
                     f"{self.optimizer.accumulate}"
                 )
-            self.modalities(name)
+            streams = self.modalities(name)
+            if isinstance(self.model, SiTConfig):
+                self.model.check(streams, f"{where}.modalities")
         for name in self.latents:
             if name not in self.data:
                 raise UserError(f"latents.{name}: no such data set; there are {', '.join(self.data)}")

@@ -18,7 +18,7 @@ EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("[!_]*.py"
 
 @pytest.fixture
 def experiment() -> Experiment:
-    return load_experiment(EXPERIMENTS[-1])
+    return load_experiment(EXPERIMENTS[0].with_name("quickstart.py"))
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)

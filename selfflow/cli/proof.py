@@ -187,4 +187,6 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
     for file in summary["files"]:
         if file.endswith(".png"):
             print(f"  {file}")
-    print(f"  {folder}/*.mp4 and *.wav")
+    kinds = [f"*.{kind}" for kind in ("mp4", "wav") if any(file.endswith(kind) for file in summary["files"])]
+    if kinds:
+        print(f"  {folder}/{' and '.join(kinds)}")

@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from selfflow.errors import UserError
+from selfflow.modality import Modality
 from selfflow.models.blocks import modulate, run_blocks, stack
 from selfflow.models.layers import Dense, attention, select, sinusoids
 from selfflow.models.projector import Projector
@@ -83,6 +84,18 @@ class SiTConfig:
             raise UserError(f"there is no SiT {name!r}: it is one of {', '.join(SHAPES)}, a slash, and 1, 2, 4 or 8")
         depth, width, heads = SHAPES[size]
         return cls(depth=depth, width=width, heads=heads, patch_size=int(patch), **fields)
+
+    def check(self, modalities: dict[str, Modality], where: str) -> None:
+        """Raises `UserError` unless a set is one modality of the latents and patches that this shape is for."""
+        latent, patch = (self.input_size, self.input_size, self.channels), (self.patch_size, self.patch_size)
+        if [(m.latent, m.patch) for m in modalities.values()] != [(latent, patch)]:
+            found = ", ".join(f"{name} {m.latent} in patches {m.patch}" for name, m in modalities.items())
+            raise UserError(f"{where}: a SiT of this model takes one modality {latent} in patches {patch}, not {found}")
+
+    @property
+    def text(self) -> int:
+        """Channels of captions: this model takes none."""
+        return 0
 
     @property
     def tokens(self) -> int:

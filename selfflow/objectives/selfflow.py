@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from selfflow.modality import Modality, of_latents, to_tokens
 from selfflow.models.joint import Caption, JointConfig, JointTransformer, Output
 from selfflow.models.projector import Projector
+from selfflow.models.sit import SiT, SiTConfig
 from selfflow.noise import Corruption, Schedule, corrupt, draw_eps, keys_for
 from selfflow.objectives.alignment import Alignment, NoAlignment, alignment_error
 from selfflow.objectives.flow import flow_error
@@ -52,7 +53,7 @@ class SelfFlowObjective:
       condition_drop: probability that a sample's label and caption are replaced by null, for student and teacher.
     """
 
-    model: JointConfig
+    model: JointConfig | SiTConfig
     modalities: dict[str, Modality]
     schedule: Schedule
     alignment: Alignment
@@ -72,9 +73,10 @@ class SelfFlowObjective:
         return params["model"]
 
     def apply(self, model_params: Params, *args, **kwargs) -> Output:
-        """`JointTransformer.__call__` with the given parameters."""
+        """`JointTransformer.__call__` with the given parameters; a SiT sees the one modality of the set."""
         graph = nnx.graphdef(nnx.eval_shape(lambda: self._model(jax.random.key(0))))
-        return nnx.merge(graph, nnx.State(model_params))(*args, **kwargs)
+        model = nnx.merge(graph, nnx.State(model_params))
+        return _one_modality(model, *args, **kwargs) if isinstance(model, SiT) else model(*args, **kwargs)
 
     def project(self, params: Params, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The student's features through the projector, which all modalities share."""
@@ -84,8 +86,10 @@ class SelfFlowObjective:
 
     # Logical axes are for `jax.jit` to place whole states by; layers are made without a mesh.
 
-    def _model(self, key: Key[Array, ""]) -> JointTransformer:
+    def _model(self, key: Key[Array, ""]) -> JointTransformer | SiT:
         with nnx.use_eager_sharding(False):
+            if isinstance(self.model, SiTConfig):
+                return SiT(self.model, rngs=nnx.Rngs(key))
             return JointTransformer(self.model, self.modalities, rngs=nnx.Rngs(key))
 
     def _projector(self, key: Key[Array, ""]) -> Projector:
@@ -166,6 +170,24 @@ class SelfFlowObjective:
             metrics[f"flow_sum/{m}"] = jnp.einsum("bnk,bn->k", counted, jax.lax.stop_gradient(error[m]))
             metrics[f"flow_count/{m}"] = counted.sum((0, 1))
         return loss, metrics
+
+
+def _one_modality(
+    model: SiT,
+    tokens: dict[str, Float[Array, "B N P"]],
+    levels: dict[str, Float[Array, "B K"]],
+    label_B: Int[Array, "B"],
+    assignment: dict[str, Int[Array, "B N"]],
+    caption: Caption | None = None,
+    valid: dict[str, Bool[Array, "B N"]] | None = None,
+    **more,
+) -> Output:
+    if len(tokens) != 1 or caption is not None or valid:
+        raise ValueError(f"a SiT takes one modality without captions or padding, not {sorted(tokens)}")
+    (m,) = tokens
+    out = model(tokens[m], levels[m], label_B, assignment[m], **more)
+    velocity = None if out.velocity is None else {m: out.velocity}
+    return Output(velocity, {block: {m: x_BND} for block, x_BND in out.taps.items()})
 
 
 def token_weight(
