@@ -1,10 +1,15 @@
 """`selfflow benchmark`: how fast an experiment's parts are on this machine."""
 
+import dataclasses
+import json
 import os
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from selfflow.cli.parse import parse
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment
 
 _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 
@@ -13,48 +18,102 @@ _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 class Options:
     """Flags of `selfflow benchmark` that are no fields of the experiment."""
 
-    only: Literal["input"] = "input"
-    """The part to measure: `input`, from latents on the disk to batches."""
+    only: Literal["step", "input", "all"] = "all"
+    """The part to measure: `step`, the compiled update on random numbers; `input`, from latents on disk to batches."""
+    rounds: int = 10
+    """Timed steps, each beside one without alignment."""
     seconds: float = 5.0
-    """How long each row of the table is measured."""
+    """How long each way of reading is measured."""
     timed_steps: int = 40
-    """Training steps whose waiting is measured."""
+    """Training steps whose waiting for data is measured."""
+    json: bool = False
+    """Print one JSON object and no table."""
+
+    def __post_init__(self):
+        for name in ("rounds", "seconds", "timed_steps"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be above 0")
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--only input] [--seconds S] [--FIELD VALUE ...]` and measures."""
+    """Parses `EXPERIMENT [--only step|input] [--json] [--FIELD VALUE ...]` and measures."""
     parsed = parse("benchmark", arguments, _EXAMPLE, lambda file: Options())
     if parsed is None:
         return
     experiment, options, data_dir = parsed
-    from selfflow.planning.benchmark import frames_per_second_of_collisions, input_rate, waiting
+    experiment = experiment.resolved()
+    found: dict[str, Any] = {}
+    if options.only != "input":
+        found |= _step(experiment, options)
+    if options.only != "step":
+        found |= {"input": _input(experiment, options, data_dir)}
+    if options.json:
+        print(json.dumps(found, indent=1))
+
+
+def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
+    import jax
+
+    from selfflow.planning.step_benchmark import matmul_peak, mixture_mean, step_rates
+
+    peak = matmul_peak(experiment.model.dtype)
+    rates = step_rates(experiment, options.rounds, peak)
+    mean = mixture_mean(experiment, rates)
+    device = jax.devices()[0].device_kind
+    if not options.json:
+        print(f"\nThe compiled step, {options.rounds} rounds, {device}, {experiment.model.dtype}:")
+        heads = (("s/step", 8), ("spread", 8), ("tokens/s", 10), ("GFLOP", 9), ("MFU", 6), ("ratio", 6), ("peak GB", 8))
+        print(f"  {'set':<18} " + " ".join(f"{head:>{width}}" for head, width in heads))
+        rows = [(r.set, dataclasses.asdict(r)) for r in rates]
+        rows += [("mixture", mean)] if len(rates) > 1 else []
+        for name, row in rows:
+            spread = f"{row['spread_seconds']:.3f}" if "spread_seconds" in row else ""
+            ratio = "-" if row["alignment_ratio"] is None else f"{row['alignment_ratio']:.2f}"
+            print(
+                f"  {name:<18} {row['step_seconds']:>8.3f} {spread:>8} {row['tokens_per_second']:>10,.0f} "
+                f"{row['flops'] / 1e9:>9.1f} {row['mfu']:>6.0%} {ratio:>6} {row['peak_memory_bytes'] / 1e9:>8.2f}"
+            )
+        print(f"  measured matmul peak {peak / 1e9:,.0f} GFLOP/s; ratio: to the same step without alignment")
+        print(f"  compiled in {mean['compile_seconds']:.0f} s")
+    return mean | {"matmul_peak": peak, "device": device, "sets": [dataclasses.asdict(r) for r in rates]}
+
+
+def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str, Any]:
+    from selfflow.planning.input_benchmark import frames_per_second_of_collisions, input_rate, waiting
     from selfflow.prepare import prepare
 
-    experiment = experiment.resolved()
     feed, _ = prepare(experiment, data_dir)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"\nReading batches and nothing else, {options.seconds:g} s a row, {cores} cores:")
-    print(f"  {'':<22} {'samples/s':>12} {'tokens/s':>14} {'first batch after':>19}")
-    for workers in (0, 1, 2):
-        rate = input_rate(feed, workers, options.seconds)
-        name = (
-            f"{feed.reading.threads} threads, no worker"
-            if not workers
-            else f"{workers} worker process" + "es" * (workers > 1)
-        )
-        print(
-            f"  {name:<22} {rate.samples_per_second:>12,.0f} {rate.tokens_per_second:>14,.0f} "
-            f"{rate.start_seconds:>17.2f} s"
-        )
+    rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]
     waited = waiting(experiment, feed, options.timed_steps)
-    print(
-        f"\nTraining, {waited.steps} steps with reading.workers {feed.reading.workers}: {waited.step_seconds:.3f} s a "
-        f"step, {waited.waiting_share:.2%} of it spent waiting for data"
-    )
-    for name, settings in experiment.data.items():
-        if settings.kind == "collisions":
-            rate = frames_per_second_of_collisions(settings)
-            print(
-                f"\nGenerating {name}: {rate:,.0f} frames/s with their sound in one process "
-                f"({settings.size} x {settings.size} pixels)"
+    generated = {
+        name: frames_per_second_of_collisions(settings)
+        for name, settings in experiment.data.items()
+        if settings.kind == "collisions"
+    }
+    if not options.json:
+        print(f"\nReading batches and nothing else, {options.seconds:g} s a row, {cores} cores:")
+        print(f"  {'':<22} {'samples/s':>12} {'tokens/s':>14} {'first batch after':>19}")
+        for rate in rates:
+            plural = "es" * (rate.workers > 1)
+            name = (
+                f"{rate.workers} worker process{plural}"
+                if rate.workers
+                else f"{feed.reading.threads} threads, no worker"
             )
+            print(
+                f"  {name:<22} {rate.samples_per_second:>12,.0f} {rate.tokens_per_second:>14,.0f} "
+                f"{rate.start_seconds:>17.2f} s"
+            )
+        print(
+            f"\nTraining, {waited.steps} steps with reading.workers {feed.reading.workers}: "
+            f"{waited.step_seconds:.3f} s a step, {waited.waiting_share:.2%} of it spent waiting for data"
+        )
+        for name, rate in generated.items():
+            print(f"\nGenerating {name}: {rate:,.0f} frames/s with their sound in one process")
+    return {
+        "readers": [rate._asdict() for rate in rates],
+        "waiting_share": waited.waiting_share,
+        "step_seconds": waited.step_seconds,
+        "generated_frames_per_second": generated,
+    }

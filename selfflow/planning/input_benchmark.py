@@ -1,4 +1,4 @@
-"""How fast the parts of a run are, each measured alone and in place."""
+"""How fast the input is: batches alone, and what a training step waits for them."""
 
 import time
 from collections.abc import Iterator

@@ -1,0 +1,165 @@
+"""How fast a training step is on the hardware at hand, and what share of it is arithmetic.
+
+Batches are random numbers of the right shapes: no data set is needed.
+"""
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selfflow.experiment import Experiment
+from selfflow.objectives.alignment import NoAlignment
+from selfflow.planning.flops import matmul_flops
+from selfflow.training.state import init_state
+from selfflow.training.step import make_step
+
+_PEAK_SIZE = {"cpu": 2048}  # side of the square matrices whose product is timed; 8192 on accelerators
+_PEAK_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class StepRate:
+    """One set's step.
+
+    Attributes:
+      set: its name in the mixture.
+      step_seconds: median over the rounds.
+      spread_seconds: distance between the quartiles.
+      tokens_per_second: media tokens of the batch over the median.
+      flops: operations of all matrix products of the step, forward, backward and teacher, from its jaxpr.
+      mfu: flops over what the measured matmul peak would do in the median.
+      alignment_ratio: median of the ratios to the same step without alignment, round by round; None without alignment.
+      peak_memory_bytes: arguments, results and temporaries of the compiled step.
+      compile_seconds: of the step with alignment.
+    """
+
+    set: str
+    step_seconds: float
+    spread_seconds: float
+    tokens_per_second: float
+    flops: int
+    mfu: float
+    alignment_ratio: float | None
+    peak_memory_bytes: int
+    compile_seconds: float
+
+
+def step_rates(experiment: Experiment, rounds: int, peak: float) -> list[StepRate]:
+    """Times the compiled step of every set of the mixture.
+
+    Steps with and without alignment alternate, so that both meet the same moments of a shared machine.
+
+    Args:
+      experiment: resolved.
+      rounds: timed steps of each kind.
+      peak: floating-point operations a second, as `matmul_peak` measures them.
+    """
+    return [_rate(experiment, name, rounds, peak) for name in experiment.mixture]
+
+
+def _rate(experiment: Experiment, name: str, rounds: int, peak: float) -> StepRate:
+    batch = random_batch(experiment, name)
+    vanilla = dataclasses.replace(experiment, alignment=NoAlignment())
+    arms = [_Arm(experiment, batch)]
+    if experiment.alignment != vanilla.alignment:
+        arms.append(_Arm(vanilla, batch))
+    times = np.array([[arm.seconds() for arm in arms] for _ in range(rounds)])
+    median = float(np.median(times[:, 0]))
+    quartiles = np.quantile(times[:, 0], [0.25, 0.75])
+    tokens = experiment.mixture[name].batch_size * sum(m.tokens for m in experiment.modalities(name).values())
+    return StepRate(
+        set=name,
+        step_seconds=median,
+        spread_seconds=float(quartiles[1] - quartiles[0]),
+        tokens_per_second=tokens / median,
+        flops=arms[0].flops,
+        mfu=arms[0].flops / median / peak,
+        alignment_ratio=float(np.median(times[:, 0] / times[:, 1])) if len(arms) > 1 else None,
+        peak_memory_bytes=arms[0].peak_memory,
+        compile_seconds=arms[0].compile_seconds,
+    )
+
+
+class _Arm:
+    """A compiled step with a state of its own."""
+
+    def __init__(self, experiment: Experiment, batch: dict[str, Any]):
+        objective, optimizer = experiment.objective(), experiment.optimizer.make()
+        step = make_step(
+            objective, optimizer, experiment.ema_decay, experiment.seed.noise, experiment.optimizer.accumulate
+        )
+        self._batch = jax.device_put(batch)
+        self._state = jax.jit(lambda key: init_state(objective, optimizer, key))(jax.random.key(experiment.seed.init))
+        self.flops = matmul_flops(step, self._state, self._batch)
+        began = time.perf_counter()
+        self._step = jax.jit(step, donate_argnums=0).lower(self._state, self._batch).compile()
+        self.compile_seconds = time.perf_counter() - began
+        memory = self._step.memory_analysis()
+        self.peak_memory = int(
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        self.seconds()  # the first call is not like the others
+
+    def seconds(self) -> float:
+        began = time.perf_counter()
+        self._state, _ = jax.block_until_ready(self._step(self._state, self._batch))
+        return time.perf_counter() - began
+
+
+def random_batch(experiment: Experiment, name: str) -> dict[str, Any]:
+    """A batch of a set, as `Feed` makes them, of standard normal numbers."""
+    random = np.random.default_rng(0)
+    size = experiment.mixture[name].batch_size
+    latents = {
+        m: random.standard_normal((size, *x.latent)).astype(np.float16) for m, x in experiment.modalities(name).items()
+    }
+    batch: dict[str, Any] = {"latents": latents, "weight": np.ones(size, np.float32)}
+    batch["label"] = random.integers(0, max(1, experiment.model.labels), size).astype(np.int32)
+    if not experiment.model.labels:
+        batch["label"][:] = -1
+    if experiment.text:
+        shape = (size, experiment.text.tokens, experiment.model.text)
+        batch["caption"] = random.standard_normal(shape).astype(np.float16), np.ones(shape[:2], bool)
+    return batch
+
+
+def matmul_peak(dtype: str) -> float:
+    """Operations a second of a large plain matrix product, the best of some rounds."""
+    size = _PEAK_SIZE.get(jax.default_backend(), 8192)
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    times = []
+    for _ in range(_PEAK_ROUNDS):
+        began = time.perf_counter()
+        product(a, a).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times)
+
+
+def mixture_mean(experiment: Experiment, rates: list[StepRate]) -> dict[str, float | int | None]:
+    """What a step of the mixture costs on average: seconds weighted by the sets' shares, rates from their sums."""
+    weights = {rate.set: experiment.mixture[rate.set].weight for rate in rates}
+    seconds = sum(weights[r.set] * r.step_seconds for r in rates)
+    ratios = [r.alignment_ratio for r in rates]
+    without = None
+    if None not in ratios:
+        without = sum(weights[r.set] * r.step_seconds / r.alignment_ratio for r in rates)
+    return {
+        "step_seconds": seconds,
+        "tokens_per_second": sum(weights[r.set] * r.tokens_per_second * r.step_seconds for r in rates) / seconds,
+        "flops": sum(weights[r.set] * r.flops for r in rates),
+        "mfu": sum(weights[r.set] * r.mfu * r.step_seconds for r in rates) / seconds,
+        "alignment_ratio": None if without is None else seconds / without,
+        "peak_memory_bytes": max(r.peak_memory_bytes for r in rates),
+        "compile_seconds": statistics.fsum(r.compile_seconds for r in rates),
+    }

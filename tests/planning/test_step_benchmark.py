@@ -1,0 +1,44 @@
+"""The step's benchmark: what it counts must be what the step does."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from selfflow.objectives.alignment import NoAlignment
+from selfflow.planning.step_benchmark import StepRate, matmul_peak, mixture_mean, random_batch, step_rates
+
+
+def test_a_small_step_is_timed_and_counted(tiny_experiment):
+    experiment = dataclasses.replace(
+        tiny_experiment, mixture={"image": dataclasses.replace(tiny_experiment.mixture["image"], weight=1.0)}
+    ).resolved()
+    peak = matmul_peak("float32")
+    (rate,) = step_rates(experiment, rounds=3, peak=peak)
+    assert 0 < rate.step_seconds < 10 and rate.spread_seconds >= 0 and rate.peak_memory_bytes > 1e5
+    assert rate.tokens_per_second == pytest.approx(4 * 16 / rate.step_seconds)
+    assert rate.mfu == pytest.approx(rate.flops / rate.step_seconds / peak)
+    # Student forward and backward at 3 times the forward; the teacher's 2 of 3 blocks and the projector on top.
+    (vanilla,) = step_rates(dataclasses.replace(experiment, alignment=NoAlignment()), rounds=1, peak=peak)
+    assert vanilla.alignment_ratio is None and rate.alignment_ratio > 0
+    assert 1.1 < rate.flops / vanilla.flops < 1.6
+
+
+def test_a_batch_has_the_shapes_of_its_set(tiny_experiment):
+    batch = random_batch(tiny_experiment.resolved(), "joint")
+    shapes = jax.tree.map(np.shape, batch)
+    assert shapes["latents"] == {"video": (2, 25, 4, 4, 32), "audio": (2, 50, 128)}
+    assert shapes["label"] == shapes["weight"] == (2,) and (batch["label"] == -1).all()
+
+
+def test_the_mean_is_over_the_steps_of_the_mixture(tiny_experiment):
+    experiment = tiny_experiment.resolved()  # both sets with weight one half
+    rates = [
+        StepRate("joint", 3.0, 0.0, 100.0, 30, 0.1, 1.5, 7, 1.0),
+        StepRate("image", 1.0, 0.0, 500.0, 10, 0.1, 1.25, 9, 2.0),
+    ]
+    mean = mixture_mean(experiment, rates)
+    assert mean["step_seconds"] == 2.0 and mean["tokens_per_second"] == (300 + 500) / 4 and mean["flops"] == 20
+    assert mean["alignment_ratio"] == pytest.approx(4 / (2.0 + 0.8)) and mean["peak_memory_bytes"] == 9
+    assert mean["mfu"] == pytest.approx(0.1) and mean["compile_seconds"] == 3.0
