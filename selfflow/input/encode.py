@@ -134,8 +134,7 @@ def _shards(built: Built, fitted, modalities, text, folder: Path, per_shard: int
 def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
     clear_partials(shards[0].folder)
     mine = shards[share.host :: share.hosts]
-    # Shards with records that could not be read are tried again: the data may have been mended since.
-    waiting = [shard for shard in mine if not shard.done or bad_records(shard)]
+    waiting = [shard for shard in mine if _to_do(shard)]
     everything = sum(s.stop - s.start for s in shards)
     total, left = (sum(s.stop - s.start for s in some) for some in (mine, waiting))
     if not waiting:
@@ -162,6 +161,14 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
                 ) from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _to_do(shard: Shard) -> bool:
+    """Whether a shard is not finished, or holds records that could not be read: the data may have been mended since."""
+    try:
+        return bool(bad_records(shard))
+    except FileNotFoundError:
+        return True
 
 
 def _start_worker() -> None:
