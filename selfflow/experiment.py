@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,8 @@ from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.text import Text
 from selfflow.training.loop import Cadence
 from selfflow.training.optimizer import AdamW
-from selfflow.training.state import ema_decay_for
+from selfflow.training.state import State, ema_decay_for, init_state
+from selfflow.training.step import make_step
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,15 @@ class Experiment:
             self.modality_weight,
             self.condition_drop,
         )
+
+    def init(self, key: Any) -> State:
+        """The state at step 0."""
+        return init_state(self.objective(), self.optimizer.make(), key)
+
+    def step(self) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
+        """The update of a resolved experiment, to be compiled."""
+        optimizer = self.optimizer
+        return make_step(self.objective(), optimizer.make(), self.ema_decay, self.seed.noise, optimizer.accumulate)
 
     def resolved(self, like: "Experiment | None" = None) -> "Experiment":
         """The same with every field that follows from others filled in, and checked.

@@ -21,7 +21,7 @@ from selfflow.experiment_file import changes, forbidden, read_experiment, save_e
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import read_metrics
-from selfflow.training.state import State, init_state
+from selfflow.training.state import State
 
 _LOCK = "lock"
 
@@ -78,16 +78,14 @@ def open_run(path: str | Path) -> Run:
 
 def abstract_state(experiment: Experiment) -> State:
     """Shapes, types and placement of an experiment's state."""
-    make = lambda key: init_state(experiment.objective(), experiment.optimizer.make(), key)
-    shapes = jax.eval_shape(make, jax.random.key(0))
+    shapes = jax.eval_shape(experiment.init, jax.random.key(0))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
 def fresh_state(experiment: Experiment) -> State:
     """The state at step 0, from `seed.init`, or from the weights of another run where `init_from` names one."""
-    make = lambda key: init_state(experiment.objective(), experiment.optimizer.make(), key)
-    state = jax.jit(make)(jax.random.key(experiment.seed.init))
+    state = jax.jit(experiment.init)(jax.random.key(experiment.seed.init))
     return _start_from(experiment.init_from, state) if experiment.init_from else state
 
 

@@ -1,9 +1,14 @@
-"""What every worker process begins with."""
+"""How many worker processes there may be, and what each begins with."""
 
 import multiprocessing
 import os
 import signal
 import threading
+
+
+def cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_worker() -> None:

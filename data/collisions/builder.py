@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +18,7 @@ from selfflow.data.collisions.generate import records
 from selfflow.data.writing import Config, RecordsBuilder, prepare
 from selfflow.errors import UserError
 from selfflow.progress import Progress
-from selfflow.workers import start_worker
+from selfflow.workers import cores, start_worker
 
 _CHUNK = 32
 _MOST_WORKERS = 32
@@ -99,7 +98,7 @@ def stream(settings: Collisions) -> Iterator[tuple[str, dict]]:
         for split in SPLITS
         for start in range(0, settings.clips(split), _CHUNK)
     ]
-    workers = min(settings.workers or _cores(), len(chunks), _MOST_WORKERS)
+    workers = min(settings.workers or cores(), len(chunks), _MOST_WORKERS)
     total = sum(settings.clips(split) for split in SPLITS)
     with Progress("building collisions", total, unit="clips") as shown:
         for split, made in _serial(settings, chunks) if workers == 1 else _parallel(settings, chunks, workers):
@@ -134,11 +133,6 @@ def _parallel(settings: Collisions, chunks: list, workers: int) -> Iterator[tupl
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build(settings: Collisions, data_dir: Path) -> CollisionsBuilder:

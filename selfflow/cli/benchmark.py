@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from selfflow.cli.parse import parse
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
+from selfflow.workers import cores
 
 _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 
@@ -83,7 +83,6 @@ def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str
     from selfflow.prepare import prepare
 
     feed, _ = prepare(experiment, data_dir)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]
     waited = waiting(experiment, feed, options.timed_steps)
     generated = {
@@ -92,7 +91,7 @@ def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str
         if settings.kind == "collisions"
     }
     if not options.json:
-        print(f"\nReading batches and nothing else, {options.seconds:g} s a row, {cores} cores:")
+        print(f"\nReading batches and nothing else, {options.seconds:g} s a row, {cores()} cores:")
         print(f"  {'':<22} {'samples/s':>12} {'tokens/s':>14} {'first batch after':>19}")
         for rate in rates:
             plural = "es" * (rate.workers > 1)

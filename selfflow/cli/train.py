@@ -107,12 +107,9 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
 def _functions(experiment: Experiment, feed: "Feed") -> dict[str, Any]:
     """What the loop calls: the compiled step and diagnostics, and how to read its metrics."""
     from selfflow.objectives.diagnostics import diagnose
-    from selfflow.training.step import batch_size, make_step, sample_keys
+    from selfflow.training.step import batch_size, sample_keys
 
     objective, noise = experiment.objective(), experiment.seed.noise
-    step = make_step(
-        objective, experiment.optimizer.make(), experiment.ema_decay, noise, experiment.optimizer.accumulate
-    )
     looked_at = feed.held_out(("validation",))
 
     @jax.jit
@@ -128,7 +125,7 @@ def _functions(experiment: Experiment, feed: "Feed") -> dict[str, Any]:
         }
 
     return {
-        "step": jax.jit(step, donate_argnums=0),
+        "step": jax.jit(experiment.step(), donate_argnums=0),
         "diagnose": look,
         "summarise": _numbers,
     }

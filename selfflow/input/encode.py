@@ -28,7 +28,7 @@ from selfflow.input.shards import Shard, bad_records, clear_partials, encode_sha
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.tree import to_json
-from selfflow.workers import start_worker
+from selfflow.workers import cores, start_worker
 
 _FORMAT = 2  # raised when equal settings come to mean other latents
 _SHARD_BYTES = 32e6
@@ -139,8 +139,7 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
     total, left = (sum(s.stop - s.start for s in some) for some in (mine, waiting))
     if not waiting:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = min(share.processes or (cores if left > _FEW else 1), len(waiting))
+    processes = min(share.processes or (cores() if left > _FEW else 1), len(waiting))
     bad: list[tuple[int, str, str]] = []
     with Progress(f"encode {built.name.split('/')[0]}", total, done=total - left, unit="record") as shown:
         if processes == 1:

@@ -9,8 +9,6 @@ import jax
 
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
-from selfflow.training.state import init_state
-from selfflow.training.step import make_step
 
 
 class InputRate(NamedTuple):
@@ -65,15 +63,10 @@ def waiting(experiment: Experiment, feed: Feed, steps: int) -> Waiting:
       feed: what it reads.
       steps: how many to time, after every set was compiled.
     """
-    objective = experiment.objective()
-    optimizer = experiment.optimizer.make()
-    update = make_step(
-        objective, optimizer, experiment.ema_decay, experiment.seed.noise, experiment.optimizer.accumulate
-    )
-    step = jax.jit(update, donate_argnums=0)
-    state = jax.jit(lambda key: init_state(objective, optimizer, key))(jax.random.key(experiment.seed.init))
+    step = jax.jit(experiment.step(), donate_argnums=0)
+    state = jax.jit(experiment.init)(jax.random.key(experiment.seed.init))
     stream = iter(feed.batches(0, 1_000_000))
-    state = _compile(step, state, stream, set(experiment.mixture))
+    state = _compile(step, state, stream, {name for name, chosen in experiment.mixture.items() if chosen.weight > 0})
     waited = 0.0
     pending: Any = None
     clock = time.perf_counter()

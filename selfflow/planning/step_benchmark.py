@@ -16,8 +16,6 @@ import numpy as np
 from selfflow.experiment import Experiment
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning.flops import matmul_flops
-from selfflow.training.state import init_state
-from selfflow.training.step import make_step
 
 _PEAK_SIZE = {"cpu": 2048}  # side of the square matrices whose product is timed; 8192 on accelerators
 _PEAK_ROUNDS = 8
@@ -90,12 +88,9 @@ class _Arm:
     """A compiled step with a state of its own."""
 
     def __init__(self, experiment: Experiment, batch: dict[str, Any]):
-        objective, optimizer = experiment.objective(), experiment.optimizer.make()
-        step = make_step(
-            objective, optimizer, experiment.ema_decay, experiment.seed.noise, experiment.optimizer.accumulate
-        )
+        step = experiment.step()
         self._batch = jax.device_put(batch)
-        self._state = jax.jit(lambda key: init_state(objective, optimizer, key))(jax.random.key(experiment.seed.init))
+        self._state = jax.jit(experiment.init)(jax.random.key(experiment.seed.init))
         self.flops = matmul_flops(step, self._state, self._batch)
         began = time.perf_counter()
         self._step = jax.jit(step, donate_argnums=0).lower(self._state, self._batch).compile()
