@@ -11,7 +11,7 @@ from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.data.collisions import Collisions
 from selfflow.experiment import Experiment, Proof
 from selfflow.input.mixture import Set
-from selfflow.models.joint import JointConfig
+from selfflow.models.joint_config import JointConfig
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import SelfFlow
 from selfflow.training.optimizer import AdamW

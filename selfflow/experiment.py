@@ -13,7 +13,8 @@ from selfflow.input.exclude import hash_of
 from selfflow.input.mixture import Set, Stage, check_mixture
 from selfflow.input.reading import Reading
 from selfflow.modality import Modality
-from selfflow.models.joint import JointConfig
+from selfflow.models.joint_config import JointConfig
+from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
@@ -87,6 +88,8 @@ class Experiment:
     """How noise is spread over tokens."""
     alignment: NoAlignment | SelfFlow = SelfFlow()
     """What the student's features are aligned with."""
+    separation: Separation | None = None
+    """Attention Separation; none lets all tokens of a sample see each other."""
     modality_weight: dict[str, float] = field(default_factory=dict)
     """w_m, the weight of each modality's losses; 1 where it is not named."""
     label: str = ""
@@ -158,6 +161,7 @@ class Experiment:
             self.alignment,
             self.modality_weight,
             self.condition_drop,
+            self.separation,
         )
 
     def init(self, key: Any) -> State:
@@ -238,6 +242,8 @@ class Experiment:
                     f"{where}.batch_size {chosen.batch_size} is not a multiple of optimizer.accumulate "
                     f"{self.optimizer.accumulate}"
                 )
+            if self.separation:
+                self.separation.check(chosen.batch_size // self.optimizer.accumulate, where)
             streams = self.modalities(name)
             if isinstance(self.model, SiTConfig):
                 self.model.check(streams, f"{where}.modalities")
@@ -246,6 +252,12 @@ class Experiment:
                 raise UserError(f"latents.{name}: no such data set; there are {', '.join(self.data)}")
         if bool(self.text) != (self.model.text > 0):
             raise UserError("text and model.text go together: the encoder, and how many channels its embeddings have")
+        if self.separation and not hasattr(self.schedule, "mask_ratio"):
+            raise UserError(
+                f"separation needs masked tokens, which schedule {self.schedule.kind} does not have: remove it"
+            )
+        if getattr(self.model, "scalars", ()):
+            raise UserError(f"model.scalars is {self.model.scalars}: no record has them; leave it empty")
         for m in self.modality_weight:
             if m not in modalities:
                 raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")

@@ -22,11 +22,14 @@ class Modality:
       latent: shape of one latent, channels last: [H, W, C], [T, H, W, C] or [T, C].
       patch: how many latent positions one token spans along each axis but the channels.
       period: time between two latent frames, in units of 10 ms; 0 where there is no time axis.
+      offset: what is added to the coordinates (t, h, w, l) of every token. With it one modality can stand in a set
+        twice, as in `image` and `image:reference`: two streams, whose names begin with that of their modality.
     """
 
     latent: tuple[int, ...]
     patch: tuple[int, ...]
     period: float = 0.0
+    offset: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def __post_init__(self):
         if len(self.latent) not in _AXES or len(self.patch) != len(self.latent) - 1:
@@ -91,7 +94,7 @@ class Modality:
         """(t, h, w, l) of every token, float32.
 
         t is the centre of the token's time support in units of 10 ms, so that tokens of one moment
-        share it whatever their modality; h and w count tokens; l, the index in a text, is 0.
+        share it whatever their modality; h and w count tokens; l, the index in a text, is 0. The offset is added.
         """
         place = {axis: np.arange(count, dtype=np.float32) for axis, count in zip(_AXES[len(self.latent)], self.grid)}
         if "t" in place:
@@ -99,11 +102,17 @@ class Modality:
         grids = np.meshgrid(*place.values(), indexing="ij")
         columns = dict(zip(place, (grid.ravel() for grid in grids)))
         zero = np.zeros(self.tokens, np.float32)
-        return np.stack([columns.get(axis, zero) for axis in "thwl"], axis=-1).astype(np.float32)
+        place_N4 = np.stack([columns.get(axis, zero) for axis in "thwl"], axis=-1)
+        return (place_N4 + np.asarray(self.offset)).astype(np.float32)
 
 
 def _interleave(first: tuple[int, ...], second: tuple[int, ...]) -> list[int]:
     return [value for pair in zip(first, second) for value in pair]
+
+
+def modality_of(stream: str) -> str:
+    """The name of a stream's modality: what stands before the colon, or all of it."""
+    return stream.partition(":")[0]
 
 
 def of_latents(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, Modality]:

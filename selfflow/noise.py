@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from selfflow.errors import UserError
+from selfflow.modality import modality_of
 
 
 class Corruption(NamedTuple):
@@ -139,7 +140,7 @@ class _Schedule:
     def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int, shared: bool) -> Float[Array, "B count"]:
         purpose = "tau" if shared and self.draw == "shared" else f"tau {modality}"
         u_BK = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys_for(keys_B, purpose))
-        return self.tau.get(modality, UniformTau()).quantile(u_BK)
+        return self.tau.get(modality_of(modality), UniformTau()).quantile(u_BK)
 
 
 @dataclass(frozen=True)
@@ -165,10 +166,15 @@ class _Masked(_Schedule):
             if not 0 <= ratio <= 0.5:
                 raise UserError(f"schedule.mask_ratio.{m} is {ratio}: give a number from 0 to 0.5")
 
+    def masked(self, modality: str, tokens: int) -> int:
+        """How many of a modality's tokens are masked, in every sample."""
+        name = modality_of(modality)
+        if name not in self.mask_ratio:
+            raise UserError(f"schedule.mask_ratio has no entry for {name}: add one")
+        return round(self.mask_ratio[name] * tokens)
+
     def _mask(self, keys_B: Key[Array, "B"], modality: str, tokens: int) -> Int[Array, "B N"]:
-        if modality not in self.mask_ratio:
-            raise UserError(f"schedule.mask_ratio has no entry for {modality}: add one")
-        count = round(self.mask_ratio[modality] * tokens)
+        count = self.masked(modality, tokens)
         shuffled_BN = jax.vmap(lambda key: jax.random.permutation(key, tokens))(keys_for(keys_B, f"mask {modality}"))
         return (shuffled_BN < count).astype(jnp.int32)
 

@@ -16,7 +16,7 @@ import pytest  # noqa: E402
 from selfflow.experiment import Experiment  # noqa: E402
 from selfflow.experiment_file import load_experiment  # noqa: E402
 from selfflow.modality import Modality  # noqa: E402
-from selfflow.models.joint import JointConfig  # noqa: E402
+from selfflow.models.joint_config import JointConfig  # noqa: E402
 from selfflow.noise import DualTimestep  # noqa: E402
 from selfflow.objectives.alignment import SelfFlow  # noqa: E402
 from selfflow.objectives.selfflow import SelfFlowObjective  # noqa: E402

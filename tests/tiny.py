@@ -6,7 +6,7 @@ from pathlib import Path
 from selfflow.experiment import Experiment, Proof
 from selfflow.experiment_file import load_experiment
 from selfflow.input.mixture import Set
-from selfflow.models.joint import JointConfig
+from selfflow.models.joint_config import JointConfig
 from selfflow.objectives.alignment import SelfFlow
 from selfflow.training.loop import Cadence
 

@@ -7,9 +7,9 @@ arXiv 2603.06507 uses for its multimodal models. The text stream holds the condi
 token for the label, or for none, and the caption's embeddings where there are any.
 """
 
-from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,64 +17,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from selfflow.errors import UserError
-from selfflow.modality import Modality
-from selfflow.models.blocks import DoubleBlock, SingleBlock, modulate, run_blocks, stack
-from selfflow.models.layers import (
-    Dense,
-    rotary_angles,
-    select,
-    sinusoids,
-)
-
-
-@dataclass(frozen=True)
-class JointConfig:
-    """The shape of a joint transformer; blocks are counted from 1, double-stream blocks first."""
-
-    kind: Literal["joint"] = "joint"
-    width: int = 1152
-    """D, channels of the residual stream."""
-    heads: int = 16
-    """Attention heads; they share the width."""
-    double_blocks: int = 7
-    """Blocks in which text and media have weights of their own."""
-    single_blocks: int = 14
-    """Blocks that treat text and media alike."""
-    mlp_ratio: float = 4.0
-    """Hidden channels of the SwiGLU over the width."""
-    rotary: tuple[int, int, int, int] = (18, 18, 18, 18)
-    """Channels of a head turned by the coordinates t, h, w and l; even numbers that add up to width / heads."""
-    rotary_theta: float = 2000.0
-    """Base of the rotary frequencies."""
-    labels: int = 0
-    """Number of class labels; one more learned token stands for no label."""
-    text: int = 0
-    """Channels of a caption's embeddings; 0 for a model without captions."""
-    text_tau: Literal["mean", "clean"] = "mean"
-    """Noise level that modulates the text stream: the mean over the media tokens, or 0."""
-    scan: bool = False
-    """Run equal blocks as a loop: compilation time no longer grows with depth."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of computation; parameters are float32."""
-
-    def __post_init__(self):
-        for name, least in (("width", 1), ("heads", 1), ("labels", 0), ("text", 0), ("mlp_ratio", 0.1)):
-            if getattr(self, name) < least:
-                raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
-        if self.width % self.heads:
-            raise UserError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
-        head = self.width // self.heads
-        if any(c % 2 or c < 0 for c in self.rotary) or sum(self.rotary) != head:
-            raise UserError(
-                f"model.rotary {self.rotary}: four even numbers that add up to width / heads = {head} are needed"
-            )
-        if self.double_blocks < 1 or self.single_blocks < 1:
-            raise UserError("model.double_blocks and model.single_blocks must be at least 1")
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks of both kinds."""
-        return self.double_blocks + self.single_blocks
+from selfflow.modality import Modality, modality_of
+from selfflow.models.attention import attention
+from selfflow.models.blocks import DoubleBlock, SingleBlock, modulate
+from selfflow.models.execution import run_blocks, stack
+from selfflow.models.joint_config import JointConfig
+from selfflow.models.layers import Dense, rotary_angles, select, sinusoids
+from selfflow.models.separation import Groups, Order, separated_attention
 
 
 class Caption(NamedTuple):
@@ -96,7 +45,8 @@ class JointTransformer(nnx.Module):
 
     Args:
       config: the shape.
-      modalities: those that it has projections for.
+      modalities: those that it has projections for. Streams of one modality, such as `image` and `image:reference`,
+        share them, and differ in the offset of their coordinates.
       rngs: keys of the initialisation.
     """
 
@@ -106,21 +56,23 @@ class JointTransformer(nnx.Module):
         width = config.width
         options = {"rngs": rngs, "dtype": config.dtype}
         dense = lambda inputs, outputs, **more: Dense(inputs, outputs, ("embed", None), **options, **more)
-        self.embed = nnx.Dict(
-            {m: Dense(modality.token_size, width, (None, "embed"), **options) for m, modality in modalities.items()}
-        )
+        sizes = _token_sizes(modalities)
+        self.embed = nnx.Dict({m: Dense(size, width, (None, "embed"), **options) for m, size in sizes.items()})
         self.label_embedding = nnx.Param(
             nnx.initializers.normal(0.02)(rngs.params(), (config.labels + 1, width)), out_sharding=(None, "embed")
         )
         if config.text:
             self.text_embed = Dense(config.text, width, (None, "embed"), **options)
         self.time_in, self.time_out = dense(256, width), dense(width, width)
+        if config.scalars:
+            self.scalar_in = nnx.Dict({name: dense(256, width) for name in config.scalars})
+            self.scalar_out = nnx.Dict({name: dense(width, width, zero=True) for name in config.scalars})
         self.double_text, self.double_media = dense(width, 6 * width, zero=True), dense(width, 6 * width, zero=True)
         self.single_modulation = dense(width, 3 * width, zero=True)
         self.final_modulation = dense(width, 2 * width, zero=True)
         self.double = stack(DoubleBlock, config, config.double_blocks, rngs)
         self.single = stack(SingleBlock, config, config.single_blocks, rngs)
-        self.readout = nnx.Dict({m: dense(width, modality.token_size, zero=True) for m, modality in modalities.items()})
+        self.readout = nnx.Dict({m: dense(width, size, zero=True) for m, size in sizes.items()})
 
     def __call__(
         self,
@@ -132,7 +84,9 @@ class JointTransformer(nnx.Module):
         stop_at: int | None = None,
         open_gates: bool = False,
         caption: Caption | None = None,
+        scalars: dict[str, Float[Array, "B"]] | None = None,
         valid: dict[str, Bool[Array, "B N"]] | None = None,
+        groups: Groups | None = None,
     ) -> Output:
         """Predicts the velocity of every token.
 
@@ -144,44 +98,43 @@ class JointTransformer(nnx.Module):
           stop_at: return after this block, without a velocity; later weights are never touched.
           open_gates: take every gate as 1, which makes an untrained network more than its embedding.
           caption: of each sample, beside its label; a dropped condition is the null label and an empty mask.
+          scalars: values of those of `config.scalars` that the samples have; of the size of 1, as tau is.
           valid: tokens that are not padding; no token attends to padding. Modalities that are not named have none.
+          groups: two groups of tokens that do not see each other.
 
         Returns:
-          An `Output`.
+          An `Output`, with groups too in the order of the tokens.
 
         Raises:
-          ValueError: if a tap is no block of the model, or lies above `stop_at`, or the model takes no captions.
+          ValueError: if a tap is no block of the model, or lies above `stop_at`, or the model takes no captions, or not
+            these scalars.
         """
         config, names = self.config, sorted(tokens)
-        dtype = jnp.dtype(config.dtype)
-        last = stop_at or config.depth
+        last = config.depth if stop_at is None else stop_at
         if not all(1 <= block <= last for block in (*taps, last)) or last > config.depth:
             raise ValueError(f"taps {taps} and stop_at {stop_at}: this model has blocks 1 to {config.depth}")
-        media = jnp.concatenate([self.embed[m](tokens[m]) for m in names], axis=1)
-        text = self.label_embedding[...].astype(dtype)[label_B][:, None]
-        if caption is not None:
-            if not config.text:
-                raise ValueError("a caption was given, but model.text is 0: this model takes none")
-            text = jnp.concatenate([text, self.text_embed(caption.embedding)], axis=1)
+        counts = {m: tokens[m].shape[1] for m in names}
+        media = jnp.concatenate([self.embed[modality_of(m)](tokens[m]) for m in names], axis=1)
+        text = self._text(label_B, caption)
         text_count = text.shape[1]
         seen_BN = _seen(caption, valid or {}, {m: tokens[m].shape[:2] for m in names})
-
-        # All levels of a sample in one row: the text's first, then those of each modality.
-        tau_BN = jnp.concatenate([jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in names], axis=1)
-        valid_BN = jnp.ones_like(tau_BN) if seen_BN is None else seen_BN[:, text_count:]
-        # A sample that could not be read may be nothing but padding: its mean is 0, not 0 / 0.
-        mean_tau_B1 = (tau_BN * valid_BN).sum(1, keepdims=True) / jnp.maximum(valid_BN.sum(1, keepdims=True), 1)
-        text_tau_B1 = mean_tau_B1 * (config.text_tau == "mean")
-        level_BK = jnp.concatenate([text_tau_B1] + [levels[m] for m in names], axis=1)
-        offset, parts = 1, []
-        for m in names:
-            parts.append(assignment[m] + offset)
-            offset += levels[m].shape[1]
-        media_level = jnp.concatenate(parts, axis=1)
+        angles = self._angles(counts, text_count)
+        level_BK, media_level = self._levels(names, levels, assignment, seen_BN)
+        attend = partial(attention, seen_BM=seen_BN, implementation=config.execution.attention)
+        order = None
+        if groups is not None:
+            order = Order(groups, names)
+            media, media_level = order.apply(media), order.apply(media_level)
+            angles = order.apply(jnp.broadcast_to(angles, (len(label_B), *angles.shape)), after=text_count)
+            attend = partial(
+                separated_attention,
+                seen_BN=None if seen_BN is None else order.apply(seen_BN, after=text_count),
+                groups=groups,
+                text=text_count,
+                implementation=config.execution.attention,
+            )
         level = jnp.concatenate([jnp.zeros((len(label_B), text_count), jnp.int32), media_level], axis=1)
-
-        time_BKD = jax.nn.silu(self.time_out(jax.nn.silu(self.time_in(sinusoids(level_BK)))))
-        angles = self._angles({m: tokens[m].shape[1] for m in names}, text_count)
+        time_BKD = self._condition(level_BK, scalars or {})
 
         def modulation(layer: Dense, x_BKD: jax.Array, level_BN: jax.Array | None, count: int) -> tuple:
             parts = jnp.split(layer(x_BKD), count, axis=-1)
@@ -189,16 +142,11 @@ class JointTransformer(nnx.Module):
                 parts = [jnp.ones_like(p) if i % 3 == 2 else p for i, p in enumerate(parts)]
             return tuple(select(part, level_BN) for part in parts)
 
-        found: dict[int, dict[str, jax.Array]] = {}
-        sizes = [tokens[m].shape[1] for m in names]
-
         def by_modality(media: jax.Array) -> dict[str, jax.Array]:
-            return dict(zip(names, jnp.split(media, list(accumulate(sizes))[:-1], axis=1)))
+            media = media if order is None else order.undo(media)
+            return dict(zip(names, jnp.split(media, list(accumulate(counts.values()))[:-1], axis=1)))
 
-        def tap(block: int, media: jax.Array) -> None:
-            if block in taps:
-                found[block] = by_modality(media)
-
+        found: dict[int, dict[str, jax.Array]] = {}
         stops = sorted({*taps} | {min(config.double_blocks, last), last})
         streams = (
             modulation(self.double_text, time_BKD[:, :1], None, 6),
@@ -206,32 +154,77 @@ class JointTransformer(nnx.Module):
         )
         block = 0
         for stop in (s for s in stops if s <= config.double_blocks):
-            call = lambda layer, carry: layer(*carry, streams, angles, seen_BN)
-            text, media = run_blocks(self.double, block, stop, (text, media), call, config.scan)
+            call = lambda layer, carry: layer(*carry, streams, angles, attend)
+            text, media = run_blocks(self.double, block, stop, (text, media), call, config.execution)
             block = stop
-            tap(block, media)
+            if block in taps:
+                found[block] = by_modality(media)
         if last > config.double_blocks:
             x = jnp.concatenate([text, media], axis=1)
             shared = modulation(self.single_modulation, time_BKD, level, 3)
             for stop in (s for s in stops if s > config.double_blocks):
                 first = config.double_blocks
-                call = lambda layer, x: layer(x, shared, angles, seen_BN)
-                x = run_blocks(self.single, block - first, stop - first, x, call, config.scan)
+                call = lambda layer, x: layer(x, shared, angles, attend)
+                x = run_blocks(self.single, block - first, stop - first, x, call, config.execution)
                 block = stop
-                tap(block, x[:, text_count:])
+                if block in taps:
+                    found[block] = by_modality(x[:, text_count:])
             media = x[:, text_count:]
         if stop_at is not None:
             return Output(None, found)
 
         scale, shift = modulation(self.final_modulation, time_BKD, media_level, 2)
-        media = modulate(media, shift, scale)
-        velocity = {m: self.readout[m](part).astype(jnp.float32) for m, part in by_modality(media).items()}
-        return Output(velocity, found)
+        parts = by_modality(modulate(media, shift, scale))
+        return Output({m: self.readout[modality_of(m)](x).astype(jnp.float32) for m, x in parts.items()}, found)
+
+    def _text(self, label_B: jax.Array, caption: Caption | None) -> Float[Array, "B L D"]:
+        """The text stream: the label's token, then the caption's."""
+        text = self.label_embedding[...].astype(jnp.dtype(self.config.dtype))[label_B][:, None]
+        if caption is None:
+            return text
+        if not self.config.text:
+            raise ValueError("a caption was given, but model.text is 0: this model takes none")
+        return jnp.concatenate([text, self.text_embed(caption.embedding)], axis=1)
+
+    def _levels(
+        self, names: list[str], levels: dict[str, jax.Array], assignment: dict[str, jax.Array], seen_BN
+    ) -> tuple[Float[Array, "B K"], Int[Array, "B N"]]:
+        """All levels of a sample in one row, the text's first, and which of them each media token has."""
+        tau_BN = jnp.concatenate([jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in names], axis=1)
+        valid_BN = jnp.ones_like(tau_BN) if seen_BN is None else seen_BN[:, -tau_BN.shape[1] :]
+        # A sample that could not be read may be nothing but padding: its mean is 0, not 0 / 0.
+        mean_tau_B1 = (tau_BN * valid_BN).sum(1, keepdims=True) / jnp.maximum(valid_BN.sum(1, keepdims=True), 1)
+        text_tau_B1 = mean_tau_B1 * (self.config.text_tau == "mean")
+        starts = accumulate((levels[m].shape[1] for m in names[:-1]), initial=1)
+        media_level = jnp.concatenate([assignment[m] + start for m, start in zip(names, starts)], axis=1)
+        return jnp.concatenate([text_tau_B1] + [levels[m] for m in names], axis=1), media_level
+
+    def _condition(self, level_BK: jax.Array, scalars: dict[str, jax.Array]) -> Float[Array, "B K D"]:
+        """The embedding of each level, and of the scalars, which are those of the whole sample."""
+        if unknown := sorted(set(scalars) - set(self.config.scalars)):
+            raise ValueError(f"scalars {unknown} were given, but model.scalars is {self.config.scalars}")
+        time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(level_BK))))
+        for name, value_B in scalars.items():
+            hidden_BD = jax.nn.silu(self.scalar_in[name](sinusoids(value_B)))
+            time_BKD = time_BKD + self.scalar_out[name](hidden_BD)[:, None]
+        return jax.nn.silu(time_BKD)
 
     def _angles(self, counts: dict[str, int], text_count: int) -> jax.Array:
         text = jnp.zeros((text_count, 4)).at[:, 3].set(jnp.arange(text_count))
         media = [jnp.asarray(self.modalities[m].of_tokens(count).coordinates()) for m, count in counts.items()]
         return rotary_angles(jnp.concatenate([text, *media]), self.config.rotary, self.config.rotary_theta)
+
+
+def _token_sizes(modalities: dict[str, Modality]) -> dict[str, int]:
+    """Size of a token of each modality, whose streams all have it."""
+    sizes: dict[str, int] = {}
+    for stream, modality in modalities.items():
+        if sizes.setdefault(modality_of(stream), modality.token_size) != modality.token_size:
+            raise UserError(
+                f"{stream} has tokens of {modality.token_size} elements, and another stream of its modality "
+                f"{sizes[modality_of(stream)]}: give both the same channels and patch"
+            )
+    return sizes
 
 
 def _seen(caption: Caption | None, valid: dict[str, jax.Array], shapes: dict[str, tuple]) -> jax.Array | None:

@@ -7,6 +7,7 @@ convention (tau 0 is data, 1 is noise, the velocity is eps - x0), and the weight
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,9 +18,12 @@ from jaxtyping import Array, Float, Int
 
 from selfflow.errors import UserError
 from selfflow.modality import Modality
-from selfflow.models.blocks import modulate, run_blocks, stack
-from selfflow.models.layers import Dense, attention, select, sinusoids
+from selfflow.models.attention import attention
+from selfflow.models.blocks import Attend, modulate
+from selfflow.models.execution import Execution, run_blocks, stack
+from selfflow.models.layers import Dense, select, sinusoids
 from selfflow.models.projector import Projector
+from selfflow.models.separation import Groups, Order, separated_attention
 
 PATCH_SIZES = (1, 2, 4, 8)
 # depth, width, heads
@@ -49,10 +53,10 @@ class SiTConfig:
     """Number of class labels; one more learned row stands for no label."""
     learn_sigma: bool = False
     """Whether the head has 2C output channels, of which the second C are not used: the released weights do."""
-    scan: bool = False
-    """Run the blocks as a loop: compilation time no longer grows with depth."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of computation; parameters are float32."""
+    execution: Execution = Execution()
+    """How it is run."""
 
     def __post_init__(self):
         sizes = (("width", 4), ("heads", 1), ("depth", 1), ("input_size", 1), ("channels", 1), ("labels", 0))
@@ -133,6 +137,7 @@ class Block(nnx.Module):
         x_BND: Float[Array, "B N D"],
         condition_BKD: Float[Array, "B K D"],
         assignment_BN: Int[Array, "B N"] | None,
+        attend: Attend,
         open_gates: bool,
     ) -> Float[Array, "B N D"]:
         # Computed for the levels and selected part by part: one [B, N, D] for each use, never [B, N, 6D].
@@ -142,7 +147,7 @@ class Block(nnx.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (select(part, assignment_BN) for part in parts)
         qkv = self.qkv(modulate(x_BND, shift1, scale1))
         q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * self.heads, -1), 3, axis=2)
-        x_BND = x_BND + gate1 * self.project(attention(q, k, v))
+        x_BND = x_BND + gate1 * self.project(attend(q, k, v))
         hidden_BNF = jax.nn.gelu(self.mlp_in(modulate(x_BND, shift2, scale2)), approximate=True)
         return x_BND + gate2 * self.mlp_out(hidden_BNF)
 
@@ -187,6 +192,7 @@ class SiT(nnx.Module):
         taps: tuple[int, ...] = (),
         stop_at: int | None = None,
         open_gates: bool = False,
+        groups: Groups | None = None,
     ) -> Output:
         """Predicts the velocity of every token.
 
@@ -202,9 +208,10 @@ class SiT(nnx.Module):
           taps: blocks after which the residual stream is returned.
           stop_at: return after this block, without a velocity; later weights are never touched.
           open_gates: take every gate of a block as 1, which makes an untrained network more than its embedding.
+          groups: two groups of tokens that do not see each other.
 
         Returns:
-          An `Output`; the velocity is eps - x0, float32.
+          An `Output`; the velocity is eps - x0, float32. With groups too tokens keep their order.
 
         Raises:
           ValueError: if tokens or tau have another shape, a tap is no block of the model, or it lies above `stop_at`.
@@ -221,20 +228,36 @@ class SiT(nnx.Module):
         position_ND = position_embedding(config.input_size // config.patch_size, config.width)
         x_BND = self.embed(tokens_BNP)
         x_BND = x_BND + jnp.asarray(position_ND, x_BND.dtype)
+        attend, order = partial(attention, implementation=config.execution.attention), None
+        if groups is not None:
+            order = Order(groups, list(groups.group))
+            x_BND = order.apply(x_BND)
+            if assignment_BN is not None:
+                assignment_BN = order.apply(assignment_BN)
+            elif condition_BKD.shape[1] > 1:
+                condition_BKD = order.apply(condition_BKD)
+            attend = partial(
+                separated_attention,
+                seen_BN=None,
+                groups=groups,
+                text=0,
+                implementation=config.execution.attention,
+            )
+        restored = lambda x: x if order is None else order.undo(x)
 
         found: dict[int, jax.Array] = {}
         start = 0
-        call = lambda block, x: block(x, condition_BKD, assignment_BN, open_gates)
+        call = lambda block, x: block(x, condition_BKD, assignment_BN, attend, open_gates)
         for stop in sorted({*taps, last}):
-            x_BND = run_blocks(self.blocks, start, stop, x_BND, call, config.scan)
+            x_BND = run_blocks(self.blocks, start, stop, x_BND, call, config.execution)
             start = stop
             if stop in taps:
-                found[stop] = x_BND
+                found[stop] = restored(x_BND)
         if stop_at is not None:
             return Output(None, found)
 
         shift, scale = (select(p, assignment_BN) for p in jnp.split(self.final_modulation(condition_BKD), 2, axis=-1))
-        out = self.readout(modulate(x_BND, shift, scale)).astype(jnp.float32)
+        out = restored(self.readout(modulate(x_BND, shift, scale)).astype(jnp.float32))
         return Output(-self._flattened(out), found)
 
     def _levels(self, tokens_BNP: jax.Array, tau: jax.Array, assignment_BN: jax.Array | None) -> jax.Array:

@@ -9,8 +9,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from selfflow.modality import Modality, of_latents, to_tokens
-from selfflow.models.joint import Caption, JointConfig, JointTransformer, Output
+from selfflow.models.joint import Caption, JointTransformer, Output
+from selfflow.models.joint_config import JointConfig
 from selfflow.models.projector import Projector
+from selfflow.models.separation import Groups, Separation
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.noise import Corruption, Schedule, corrupt, draw_eps, keys_for
 from selfflow.objectives.alignment import Alignment, NoAlignment, alignment_error
@@ -51,6 +53,7 @@ class SelfFlowObjective:
       alignment: what the early features are aligned with.
       modality_weight: w_m; 1 where a modality is not named.
       condition_drop: probability that a sample's label and caption are replaced by null, for student and teacher.
+      separation: whether masked tokens and the others see each other.
     """
 
     model: JointConfig | SiTConfig
@@ -59,6 +62,7 @@ class SelfFlowObjective:
     alignment: Alignment
     modality_weight: dict[str, float]
     condition_drop: float
+    separation: Separation | None = None
 
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh trainable parameters: {"model": ..., "projector": ...}; no projector without alignment."""
@@ -127,13 +131,26 @@ class SelfFlowObjective:
         corruption, alignment = draw.corruption, self.alignment
         seen = lambda c: (corrupt(x, eps, c), c.levels, draw.label, c.assignment)
         condition = {"caption": draw.caption, "valid": draw.valid}
+        groups = self._groups(corruption)
         target = {m: eps[m] - x[m] for m in x}
         if isinstance(alignment, NoAlignment):
-            return self.apply(params["model"], *seen(corruption), **condition), None, target
-        student = self.apply(params["model"], *seen(corruption), taps=(alignment.student_layer,), **condition)
-        teacher, k = jax.lax.stop_gradient(teacher), alignment.teacher_layer
-        teacher_output = self.apply(teacher, *seen(corruption.cleanest()), taps=(k,), stop_at=k, **condition)
+            return self.apply(params["model"], *seen(corruption), groups=groups, **condition), None, target
+        layer, k = alignment.student_layer, alignment.teacher_layer
+        student = self.apply(params["model"], *seen(corruption), taps=(layer,), groups=groups, **condition)
+        teacher, clean = jax.lax.stop_gradient(teacher), corruption.cleanest()
+        groups = groups if self.separation and self.separation.teacher else None
+        teacher_output = self.apply(teacher, *seen(clean), taps=(k,), stop_at=k, groups=groups, **condition)
         return student, teacher_output, target
+
+    def _groups(self, corruption: Corruption) -> Groups | None:
+        """Who sees whom: masked tokens and the others, across modalities."""
+        if self.separation is None:
+            return None
+        if corruption.given:
+            raise ValueError("given tokens have no group: separation does not go with them")
+        group = corruption.assignment
+        masked = sum(self.schedule.masked(m, group_BN.shape[1]) for m, group_BN in group.items())
+        return Groups(group, masked, round(self.separation.whole * len(next(iter(group.values())))))
 
     def loss(
         self, params: Params, frozen: dict[str, Params], batch: dict[str, Any], keys_B: Key[Array, "B"], draw: Draw

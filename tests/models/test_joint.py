@@ -8,6 +8,7 @@ from flax import nnx
 
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
+from selfflow.models.execution import Execution
 from selfflow.models.joint import Caption
 from selfflow.models.layers import rotary_angles, rotate, select, sinusoids
 from selfflow.noise import DualTimestep
@@ -46,10 +47,14 @@ def test_each_token_sees_its_own_tau(objective, params, inputs):
     np.testing.assert_array_equal(changed, np.asarray(c.assignment["video"]) == 1)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_taps_and_early_stop_change_nothing(objective, params, inputs, scan):
+def run_as(objective, **execution):
+    return dataclasses.replace(objective, model=dataclasses.replace(objective.model, execution=Execution(**execution)))
+
+
+@pytest.mark.parametrize("unroll", [None, 1])
+def test_taps_and_early_stop_change_nothing(objective, params, inputs, unroll):
     tokens, c, label_B = inputs
-    objective = dataclasses.replace(objective, model=dataclasses.replace(objective.model, scan=scan))
+    objective = run_as(objective, unroll=unroll)
     call = lambda **more: objective.apply(params["model"], tokens, c.levels, label_B, c.assignment, **more)
     plain, all_taps = call(), call(taps=(1, 2, 3, 4, 5))
     assert plain.taps == {} and sorted(all_taps.taps) == [1, 2, 3, 4, 5]
@@ -67,13 +72,6 @@ def test_a_tap_that_is_never_reached_is_an_error(objective, params, inputs, taps
     tokens, c, label_B = inputs
     with pytest.raises(ValueError, match="taps"):
         objective.apply(params["model"], tokens, c.levels, label_B, c.assignment, taps=taps, stop_at=stop_at)
-
-
-def test_scan_and_unrolled_agree(objective, params, inputs):
-    tokens, c, label_B = inputs
-    looped = dataclasses.replace(objective, model=dataclasses.replace(objective.model, scan=True))
-    a, b = (o.apply(params["model"], tokens, c.levels, label_B, c.assignment).velocity for o in (objective, looped))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
 
 
 def test_modalities_of_a_set_attend_to_each_other_and_to_the_label(objective, params, inputs):
@@ -132,7 +130,7 @@ def test_teacher_costs_only_its_own_layers(objective, params, inputs):
             assert cut == whole - head
         assert cut < flops(config)
     # A scan counts as often as it runs.
-    assert flops(dataclasses.replace(config, scan=True)) == flops(config)
+    assert flops(dataclasses.replace(config, execution=Execution(unroll=1))) == flops(config)
 
 
 def test_modulation_is_computed_per_level_not_per_token(objective, inputs):

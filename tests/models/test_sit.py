@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 from selfflow.errors import UserError
+from selfflow.models.attention import attention
+from selfflow.models.execution import Execution
 from selfflow.models.sit import Block, SiT, SiTConfig, position_embedding
 from selfflow.planning.flops import matmul_flops
 
@@ -16,7 +18,9 @@ BATCH, TOKENS = 3, 16
 
 @pytest.fixture(scope="module")
 def config() -> SiTConfig:
-    return SiTConfig(width=16, heads=2, depth=4, mlp_ratio=2.0, input_size=8, channels=3, labels=3, scan=True)
+    return SiTConfig(
+        width=16, heads=2, depth=4, mlp_ratio=2.0, input_size=8, channels=3, labels=3, execution=Execution(unroll=1)
+    )
 
 
 def abstract(config: SiTConfig, **more) -> SiT:
@@ -94,9 +98,9 @@ def test_each_token_sees_its_own_tau(config, params, inputs):
     np.testing.assert_array_equal(np.abs(moved).sum(-1) > 0, np.asarray(assignment) == 1)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_taps_and_early_stop_change_nothing(config, params, inputs, scan):
-    config = dataclasses.replace(config, scan=scan)
+@pytest.mark.parametrize("unroll", [None, 1])
+def test_taps_and_early_stop_change_nothing(config, params, inputs, unroll):
+    config = dataclasses.replace(config, execution=Execution(unroll=unroll))
     tokens, levels, label_B, assignment = inputs
     call = lambda p=params, **more: run(config, p, tokens, levels, label_B, assignment, **more)
     plain, all_taps = call(), call(taps=(1, 2, 3, 4))
@@ -114,7 +118,7 @@ def test_taps_and_early_stop_change_nothing(config, params, inputs, scan):
 
 
 def test_scan_and_unrolled_agree(config, params, inputs):
-    unrolled = dataclasses.replace(config, scan=False)
+    unrolled = dataclasses.replace(config, execution=Execution(unroll=4))
     close(run(config, params, *inputs, taps=(2,)), run(unrolled, params, *inputs, taps=(2,)))
 
 
@@ -165,7 +169,7 @@ def test_one_block_against_float64(config, params):
     with nnx.use_eager_sharding(False):
         graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))
     block = nnx.merge(graph, nnx.State(jax.tree.map(lambda x: x[0], params["blocks"])))
-    found = block(jnp.float32(x)[None], jnp.float32(condition)[None], None, False)[0]
+    found = block(jnp.float32(x)[None], jnp.float32(condition)[None], None, attention, False)[0]
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

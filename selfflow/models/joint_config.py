@@ -1,0 +1,83 @@
+"""The shape of a joint transformer, and the sizes that have a name."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from selfflow.errors import UserError
+from selfflow.models.execution import Execution
+
+# width, heads, double-stream blocks, single-stream blocks. arXiv 2603.06507 gives the shape of its model of 625 M
+# parameters, and of the others the number of parameters alone: those shapes are ours, with heads of 72 channels as in
+# the published one and about two single-stream blocks for each double-stream block.
+SHAPES = {"290M": (864, 12, 6, 12), "420M": (1008, 14, 6, 12), "625M": (1152, 16, 7, 14), "1B": (1440, 20, 7, 15)}
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """The shape of a joint transformer; blocks are counted from 1, double-stream blocks first."""
+
+    kind: Literal["joint"] = "joint"
+    width: int = 1152
+    """D, channels of the residual stream."""
+    heads: int = 16
+    """Attention heads; they share the width."""
+    double_blocks: int = 7
+    """Blocks in which text and media have weights of their own."""
+    single_blocks: int = 14
+    """Blocks that treat text and media alike."""
+    mlp_ratio: float = 4.0
+    """Hidden channels of the SwiGLU over the width."""
+    rotary: tuple[int, int, int, int] = (18, 18, 18, 18)
+    """Channels of a head turned by the coordinates t, h, w and l; even numbers that add up to width / heads."""
+    rotary_theta: float = 2000.0
+    """Base of the rotary frequencies."""
+    labels: int = 0
+    """Number of class labels; one more learned token stands for no label."""
+    text: int = 0
+    """Channels of a caption's embeddings; 0 for a model without captions."""
+    text_tau: Literal["mean", "clean"] = "mean"
+    """Noise level that modulates the text stream: the mean over the media tokens, or 0."""
+    scalars: tuple[str, ...] = ()
+    """Names of scalar conditions, such as a guidance scale, whose embeddings are added to that of tau. They start at
+    0: a run may start from the weights of one without them."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of computation; parameters are float32."""
+    execution: Execution = Execution()
+    """How it is run."""
+
+    def __post_init__(self):
+        for name, least in (("width", 1), ("heads", 1), ("labels", 0), ("text", 0), ("mlp_ratio", 0.1)):
+            if getattr(self, name) < least:
+                raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.width % self.heads:
+            raise UserError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
+        head = self.width // self.heads
+        if any(c % 2 or c < 0 for c in self.rotary) or sum(self.rotary) != head:
+            raise UserError(
+                f"model.rotary {self.rotary}: four even numbers that add up to width / heads = {head} are needed"
+            )
+        if self.double_blocks < 1 or self.single_blocks < 1:
+            raise UserError("model.double_blocks and model.single_blocks must be at least 1")
+        if len(set(self.scalars)) < len(self.scalars) or "" in self.scalars:
+            raise UserError(f"model.scalars is {self.scalars}: give each a name of its own")
+
+    @classmethod
+    def named(cls, name: str, **fields) -> "JointConfig":
+        """A shape by its number of parameters, such as `JointConfig.named("625M", labels=1000)`.
+
+        Args:
+          name: 290M, 420M, 625M or 1B.
+          fields: any other field of the config.
+
+        Raises:
+          UserError: if there is no such shape.
+        """
+        if name not in SHAPES:
+            raise UserError(f"there is no joint transformer {name!r}: it is one of {', '.join(SHAPES)}")
+        width, heads, double, single = SHAPES[name]
+        return cls(width=width, heads=heads, double_blocks=double, single_blocks=single, **fields)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks of both kinds."""
+        return self.double_blocks + self.single_blocks

@@ -1,0 +1,124 @@
+"""Attention Separation (arXiv 2607.02508): a token attends to tokens of its own group alone.
+
+The groups are the masked tokens of all modalities and the others. Their sizes are the same in every sample, so the
+tokens can be put in the order of their groups once, before the first block, and attention be computed for two slices:
+its cost falls with the squares of their sizes, and no mask is made.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from selfflow.errors import UserError
+from selfflow.models.attention import Implementation, attention
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Attention Separation in training: masked tokens and the others do not see each other."""
+
+    whole: float = 0.25
+    """Share of the samples that stay whole, an exact part of every batch; arXiv 2607.02508 tries 0 and 0.25."""
+    teacher: bool = False
+    """Whether the teacher's tokens are separated too, as in the code released with that paper."""
+
+    def __post_init__(self):
+        if not 0 <= self.whole < 1:
+            raise UserError(f"separation.whole is {self.whole}: give a number from 0 to below 1")
+
+    def check(self, batch_size: int, where: str) -> None:
+        """Raises `UserError` unless the share that stays whole is a number of samples."""
+        whole = self.whole * batch_size
+        if abs(whole - round(whole)) > 1e-6:
+            raise UserError(
+                f"separation.whole {self.whole} of {where}, {batch_size} samples at a time, are {whole:g} samples: "
+                "change one, so that a whole number stays whole"
+            )
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The two groups of tokens of each sample of a batch.
+
+    Attributes:
+      group: 1 for the masked tokens of each modality, 0 for the others, [B, N].
+      masked: how many tokens of a sample are in group 1, over all modalities.
+      whole: how many samples of the batch are not separated: the first ones of each of gcd(B, whole) equal runs of
+        samples, so that a batch that is split over devices needs no exchange.
+    """
+
+    group: dict[str, Int[Array, "B N"]]
+    masked: int
+    whole: int
+
+
+class Order:
+    """Tokens in the order of their groups, and back.
+
+    Args:
+      groups: the groups.
+      names: the order in which the modalities' tokens follow each other.
+    """
+
+    def __init__(self, groups: Groups, names: list[str]):
+        group_BN = jnp.concatenate([groups.group[m] for m in names], axis=1)
+        self._order_BN = jnp.argsort(group_BN, axis=1, stable=True)
+        self._back_BN = jnp.argsort(self._order_BN, axis=1)
+
+    def apply(self, x: Float[Array, "B N ..."], after: int = 0) -> Float[Array, "B N ..."]:
+        """Group 0 first, each group in its former order; the first `after` tokens, of the text, stay where they are."""
+        return jnp.concatenate([x[:, :after], _take(x[:, after:], self._order_BN)], axis=1)
+
+    def undo(self, x: Float[Array, "B N ..."]) -> Float[Array, "B N ..."]:
+        """The original order."""
+        return _take(x, self._back_BN)
+
+
+def _take(x: jax.Array, order_BN: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, order_BN.reshape(*order_BN.shape, *[1] * (x.ndim - 2)), axis=1)
+
+
+def separated_attention(
+    q: Float[Array, "B N A H"],
+    k: Float[Array, "B N A H"],
+    v: Float[Array, "B N A H"],
+    seen_BN: Bool[Array, "B N"] | None,
+    groups: Groups,
+    text: int,
+    implementation: Implementation,
+) -> Float[Array, "B N D"]:
+    """`attention` within groups: tokens stand as text, group 0, group 1.
+
+    The first `text` tokens hold the condition. Both groups see them; they see each other alone, since through them one
+    group would reach the other. In samples that stay whole everything sees everything.
+    """
+    batch, count = q.shape[:2]
+    runs = math.gcd(batch, groups.whole)  # of `batch` where none is whole
+    first = groups.whole // runs
+    middle = count - groups.masked
+
+    def rows(x: jax.Array | None, part: slice) -> jax.Array | None:
+        if x is None:
+            return None
+        split = x.reshape(runs, batch // runs, *x.shape[1:])[:, part]
+        return split.reshape(-1, *x.shape[1:])
+
+    def attend(part: slice, queries: slice, keys: tuple[slice, ...]) -> jax.Array:
+        seen = lambda x: None if x is None else jnp.concatenate([rows(x, part)[:, s] for s in keys], axis=1)
+        return attention(rows(q, part)[:, queries], seen(k), seen(v), seen(seen_BN), implementation)
+
+    everything, condition = slice(0, count), slice(0, text)
+    parts = []
+    if first:
+        parts.append(attend(slice(0, first), everything, (everything,)))
+    if first < batch // runs:
+        slices = [s for s in (slice(text, middle), slice(middle, count)) if s.start < s.stop]
+        within = [attend(slice(first, None), s, (condition, s)) for s in slices]
+        if text:
+            within.insert(0, attend(slice(first, None), condition, (condition,)))
+        parts.append(jnp.concatenate(within, axis=1))
+    joined = jnp.concatenate([x.reshape(runs, -1, *x.shape[1:]) for x in parts], axis=1)
+    return joined.reshape(batch, count, -1)
