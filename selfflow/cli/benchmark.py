@@ -62,7 +62,16 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
     device = jax.devices()[0].device_kind
     if not options.json:
         print(f"\nThe compiled step, {options.rounds} rounds, {device}, {experiment.model.dtype}:")
-        heads = (("s/step", 8), ("spread", 8), ("tokens/s", 10), ("GFLOP", 9), ("MFU", 6), ("ratio", 6), ("peak GB", 8))
+        heads = (
+            ("s/step", 8),
+            ("spread", 8),
+            ("tokens/s", 10),
+            ("GFLOP", 9),
+            ("of jaxpr", 9),
+            ("MFU", 6),
+            ("ratio", 6),
+            ("peak GB", 8),
+        )
         print(f"  {'set':<18} " + " ".join(f"{head:>{width}}" for head, width in heads))
         rows = [(r.set, dataclasses.asdict(r)) for r in rates]
         rows += [("mixture", mean)] if len(rates) > 1 else []
@@ -71,9 +80,11 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
             ratio = "-" if row["alignment_ratio"] is None else f"{row['alignment_ratio']:.2f}"
             print(
                 f"  {name:<18} {row['step_seconds']:>8.3f} {spread:>8} {row['tokens_per_second']:>10,.0f} "
+                f"{row['model_flops'] / 1e9:>9.1f} "
                 f"{row['flops'] / 1e9:>9.1f} {row['mfu']:>6.0%} {ratio:>6} {row['peak_memory_bytes'] / 1e9:>8.2f}"
             )
         print(f"  measured matmul peak {peak / 1e9:,.0f} GFLOP/s; ratio: to the same step without alignment")
+        print("  GFLOP: what the shapes demand, and what the program does; MFU: the former over what the peak would do")
         print(f"  compiled in {mean['compile_seconds']:.0f} s")
     return mean | {"matmul_peak": peak, "device": device, "sets": [dataclasses.asdict(r) for r in rates]}
 

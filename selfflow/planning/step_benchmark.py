@@ -16,6 +16,7 @@ import numpy as np
 from selfflow.experiment import Experiment
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning.flops import matmul_flops
+from selfflow.planning.model_flops import model_flops
 
 _PEAK_SIZE = {"cpu": 2048}  # side of the square matrices whose product is timed; 8192 on accelerators
 _PEAK_ROUNDS = 8
@@ -30,8 +31,9 @@ class StepRate:
       step_seconds: median over the rounds.
       spread_seconds: distance between the quartiles.
       tokens_per_second: media tokens of the batch over the median.
-      flops: operations of all matrix products of the step, forward, backward and teacher, from its jaxpr.
-      mfu: flops over what the measured matmul peak would do in the median.
+      model_flops: operations that the shapes demand, forward, backward and teacher.
+      flops: operations of all matrix products of the program, from its jaxpr; more where it computes things again.
+      mfu: model_flops over what the measured matmul peak would do in the median.
       alignment_ratio: median of the ratios to the same step without alignment, round by round; None without alignment.
       peak_memory_bytes: arguments, results and temporaries of the compiled step.
       compile_seconds: of the step with alignment.
@@ -41,6 +43,7 @@ class StepRate:
     step_seconds: float
     spread_seconds: float
     tokens_per_second: float
+    model_flops: int
     flops: int
     mfu: float
     alignment_ratio: float | None
@@ -70,14 +73,16 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float) -> StepRa
     times = np.array([[arm.seconds() for arm in arms] for _ in range(rounds)])
     median = float(np.median(times[:, 0]))
     quartiles = np.quantile(times[:, 0], [0.25, 0.75])
+    demanded = model_flops(experiment, name)
     tokens = experiment.mixture[name].batch_size * sum(m.tokens for m in experiment.modalities(name).values())
     return StepRate(
         set=name,
         step_seconds=median,
         spread_seconds=float(quartiles[1] - quartiles[0]),
         tokens_per_second=tokens / median,
+        model_flops=demanded,
         flops=arms[0].flops,
-        mfu=arms[0].flops / median / peak,
+        mfu=demanded / median / peak,
         alignment_ratio=float(np.median(times[:, 0] / times[:, 1])) if len(arms) > 1 else None,
         peak_memory_bytes=arms[0].peak_memory,
         compile_seconds=arms[0].compile_seconds,
@@ -152,6 +157,7 @@ def mixture_mean(experiment: Experiment, rates: list[StepRate]) -> dict[str, flo
     return {
         "step_seconds": seconds,
         "tokens_per_second": sum(weights[r.set] * r.tokens_per_second * r.step_seconds for r in rates) / seconds,
+        "model_flops": sum(weights[r.set] * r.model_flops for r in rates),
         "flops": sum(weights[r.set] * r.flops for r in rates),
         "mfu": sum(weights[r.set] * r.mfu * r.step_seconds for r in rates) / seconds,
         "alignment_ratio": None if without is None else seconds / without,

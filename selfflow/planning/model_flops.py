@@ -1,0 +1,86 @@
+"""Floating-point operations that a training step demands, counted from the shapes of the model and its batch.
+
+Matrix products alone, 2 operations for each multiply-add; a backward pass is twice its forward pass (arXiv 2204.02311,
+appendix B), less the gradient of what the network is given. Nothing that is computed again, selected or padded is
+counted: what a program does beyond this number, as `flops.matmul_flops` counts it, is its own expense.
+"""
+
+import jax
+
+from selfflow.experiment import Experiment
+from selfflow.models.joint_config import JointConfig
+from selfflow.models.sit import SiTConfig
+from selfflow.objectives.alignment import NoAlignment
+
+
+def model_flops(experiment: Experiment, name: str) -> int:
+    """Operations of one step on a set of the mixture: student forward and backward, projector, teacher.
+
+    Args:
+      experiment: resolved.
+      name: the set.
+    """
+    model, batch = experiment.model, experiment.mixture[name].batch_size
+    streams = experiment.modalities(name)
+    tokens = {m: (stream.tokens, stream.token_size) for m, stream in streams.items()}
+    count = sum(n for n, _ in tokens.values())
+    key = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
+    sample = lambda keys: experiment.schedule.sample(keys, {m: n for m, (n, _) in tokens.items()}).levels
+    levels = {m: x.shape[1] for m, x in jax.eval_shape(sample, key).items()}
+    text = 0 if isinstance(model, SiTConfig) else 1 + (experiment.text.tokens if experiment.text else 0)
+    together, apart = (text + count) ** 2, None
+    separation = experiment.separation
+    if separation:
+        masked = sum(experiment.schedule.masked(m, n) for m, (n, _) in tokens.items())
+        groups = (masked, count - masked)
+        apart = separation.whole * together + (1 - separation.whole) * (text**2 + sum(g * (text + g) for g in groups))
+    student = _forward(model, tokens, levels, text, apart or together, model.depth) + _head(model, tokens, levels)
+    total = 3 * student - _inputs(model, tokens, levels, text)
+    alignment = experiment.alignment
+    if not isinstance(alignment, NoAlignment):
+        one = dict.fromkeys(levels, 1)
+        pairs = apart if separation and separation.teacher else together
+        total += _forward(model, tokens, one, text, pairs, alignment.teacher_layer)
+        total += 3 * 2 * count * 4 * model.width**2  # the projector: D to 2D and back
+    return round(batch * total)
+
+
+def _forward(
+    model: JointConfig | SiTConfig,
+    tokens: dict[str, tuple[int, int]],
+    levels: dict[str, int],
+    text: int,
+    pairs: float,
+    depth: int,
+) -> float:
+    """Of one sample, through `depth` blocks; `pairs` of tokens attend to each other."""
+    width, hidden = model.width, round(model.width * model.mlp_ratio)
+    count = text + sum(n for n, _ in tokens.values())
+    rows = _rows(model, levels)
+    before = _inputs(model, tokens, levels, text) + 2 * rows * width**2
+    attention = 4 * pairs * width
+    if isinstance(model, SiTConfig):
+        block = 2 * count * (4 * width**2 + 2 * width * hidden) + 2 * rows * 6 * width**2
+        return before + depth * (block + attention)
+    modulation = 2 * 6 * width**2 * (1 + rows) + (2 * 3 * width**2 * rows if depth > model.double_blocks else 0)
+    block = 2 * count * (4 * width**2 + 3 * width * hidden)  # a SwiGLU has three products
+    return before + modulation + depth * (block + attention)
+
+
+def _inputs(
+    model: JointConfig | SiTConfig, tokens: dict[str, tuple[int, int]], levels: dict[str, int], text: int
+) -> float:
+    """The first layers, of tokens, captions and noise levels."""
+    captions = 2 * (text - 1) * model.text if text else 0
+    return model.width * (sum(2 * n * size for n, size in tokens.values()) + captions + 2 * _rows(model, levels) * 256)
+
+
+def _rows(model: JointConfig | SiTConfig, levels: dict[str, int]) -> int:
+    """Levels of one sample; the text stream has one of its own."""
+    return sum(levels.values()) + (not isinstance(model, SiTConfig))
+
+
+def _head(model: JointConfig | SiTConfig, tokens: dict[str, tuple[int, int]], levels: dict[str, int]) -> float:
+    doubled = 2 if getattr(model, "learn_sigma", False) else 1
+    readout = sum(2 * n * model.width * size * doubled for n, size in tokens.values())
+    return 2 * _rows(model, levels) * 2 * model.width**2 + readout
