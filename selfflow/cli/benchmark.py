@@ -22,6 +22,8 @@ class Options:
     """The part to measure: `step`, the compiled update on random numbers; `input`, from latents on disk to batches."""
     rounds: int = 10
     """Timed steps, each beside one without alignment."""
+    per_token: bool = False
+    """Also time the step of a SiT with its modulation computed for every token, as in the released code."""
     seconds: float = 5.0
     """How long each way of reading is measured."""
     timed_steps: int = 40
@@ -57,7 +59,7 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
     from selfflow.planning.step_benchmark import matmul_peak, mixture_mean, step_rates
 
     peak = matmul_peak(experiment.model.dtype)
-    rates = step_rates(experiment, options.rounds, peak)
+    rates = step_rates(experiment, options.rounds, peak, options.per_token)
     mean = mixture_mean(experiment, rates)
     device = jax.devices()[0].device_kind
     if not options.json:
@@ -85,6 +87,8 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
             )
         print(f"  measured matmul peak {peak / 1e9:,.0f} GFLOP/s; ratio: to the same step without alignment")
         print("  GFLOP: what the shapes demand, and what the program does; MFU: the former over what the peak would do")
+        for rate in rates if options.per_token else ():
+            print(f"  {rate.set}: with modulation for every token {rate.per_token_ratio:.2f} times as long")
         print(f"  compiled in {mean['compile_seconds']:.0f} s")
     return mean | {"matmul_peak": peak, "device": device, "sets": [dataclasses.asdict(r) for r in rates]}
 

@@ -13,10 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from selfflow.errors import UserError
 from selfflow.experiment import Experiment
+from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import NoAlignment
+from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
+from selfflow.training.state import init_state
+from selfflow.training.step import make_step
 
 _PEAK_SIZE = {"cpu": 2048}  # side of the square matrices whose product is timed; 8192 on accelerators
 _PEAK_ROUNDS = 8
@@ -35,6 +40,7 @@ class StepRate:
       flops: operations of all matrix products of the program, from its jaxpr; more where it computes things again.
       mfu: model_flops over what the measured matmul peak would do in the median.
       alignment_ratio: median of the ratios to the same step without alignment, round by round; None without alignment.
+      per_token_ratio: likewise of the same step with modulation for every token to this one, where it was asked for.
       peak_memory_bytes: arguments, results and temporaries of the compiled step.
       compile_seconds: of the step with alignment.
     """
@@ -47,32 +53,52 @@ class StepRate:
     flops: int
     mfu: float
     alignment_ratio: float | None
+    per_token_ratio: float | None
     peak_memory_bytes: int
     compile_seconds: float
 
 
-def step_rates(experiment: Experiment, rounds: int, peak: float) -> list[StepRate]:
+class PerToken(SelfFlowObjective):
+    """The same numbers by the released code's arithmetic: a SiT's modulation is computed for every token."""
+
+    def apply(self, model_params, tokens, levels, label_B, assignment, **more):
+        tau = {m: jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in levels}
+        return super().apply(model_params, tokens, tau, label_B, dict.fromkeys(tau), **more)
+
+
+def step_rates(experiment: Experiment, rounds: int, peak: float, per_token: bool = False) -> list[StepRate]:
     """Times the compiled step of every set of the mixture.
 
-    Steps with and without alignment alternate, so that both meet the same moments of a shared machine.
+    Steps of each kind alternate, so that all meet the same moments of a shared machine.
 
     Args:
       experiment: resolved.
       rounds: timed steps of each kind.
       peak: floating-point operations a second, as `matmul_peak` measures them.
+      per_token: also time the step with a SiT's modulation computed for every token.
+
+    Raises:
+      UserError: if `per_token` is asked of a joint transformer, whose modulation is shared by all blocks.
     """
-    return [_rate(experiment, name, rounds, peak) for name in experiment.mixture]
+    if per_token and not isinstance(experiment.model, SiTConfig):
+        raise UserError("per-token is about a SiT; a joint transformer computes its modulation once for all blocks")
+    return [_rate(experiment, name, rounds, peak, per_token) for name in experiment.mixture]
 
 
-def _rate(experiment: Experiment, name: str, rounds: int, peak: float) -> StepRate:
+def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token: bool) -> StepRate:
     batch = random_batch(experiment, name)
-    vanilla = dataclasses.replace(experiment, alignment=NoAlignment())
-    arms = [_Arm(experiment, batch)]
-    if experiment.alignment != vanilla.alignment:
-        arms.append(_Arm(vanilla, batch))
-    times = np.array([[arm.seconds() for arm in arms] for _ in range(rounds)])
-    median = float(np.median(times[:, 0]))
-    quartiles = np.quantile(times[:, 0], [0.25, 0.75])
+    objective = experiment.objective()
+    arms = {"this": _Arm(experiment, objective, batch)}
+    if not isinstance(objective.alignment, NoAlignment):
+        vanilla = dataclasses.replace(objective, alignment=NoAlignment())
+        arms["vanilla"] = _Arm(experiment, vanilla, batch)
+    if per_token:
+        arms["per_token"] = _Arm(experiment, PerToken(**vars(objective)), batch)
+    rows = [{arm: made.seconds() for arm, made in arms.items()} for _ in range(rounds)]
+    times = {arm: np.array([row[arm] for row in rows]) for arm in arms}
+    median = float(np.median(times["this"]))
+    quartiles = np.quantile(times["this"], [0.25, 0.75])
+    ratio = lambda above, below: float(np.median(times[above] / times[below]))
     demanded = model_flops(experiment, name)
     tokens = experiment.mixture[name].batch_size * sum(m.tokens for m in experiment.modalities(name).values())
     return StepRate(
@@ -81,21 +107,24 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float) -> StepRa
         spread_seconds=float(quartiles[1] - quartiles[0]),
         tokens_per_second=tokens / median,
         model_flops=demanded,
-        flops=arms[0].flops,
+        flops=arms["this"].flops,
         mfu=demanded / median / peak,
-        alignment_ratio=float(np.median(times[:, 0] / times[:, 1])) if len(arms) > 1 else None,
-        peak_memory_bytes=arms[0].peak_memory,
-        compile_seconds=arms[0].compile_seconds,
+        alignment_ratio=ratio("this", "vanilla") if "vanilla" in arms else None,
+        per_token_ratio=ratio("per_token", "this") if per_token else None,
+        peak_memory_bytes=arms["this"].peak_memory,
+        compile_seconds=arms["this"].compile_seconds,
     )
 
 
 class _Arm:
     """A compiled step with a state of its own."""
 
-    def __init__(self, experiment: Experiment, batch: dict[str, Any]):
-        step = experiment.step()
+    def __init__(self, experiment: Experiment, objective: SelfFlowObjective, batch: dict[str, Any]):
+        optimizer = experiment.optimizer
+        update = optimizer.make()
+        step = make_step(objective, update, experiment.ema_decay, experiment.seed.noise, optimizer.accumulate)
         self._batch = jax.device_put(batch)
-        self._state = jax.jit(experiment.init)(jax.random.key(experiment.seed.init))
+        self._state = jax.jit(lambda key: init_state(objective, update, key))(jax.random.key(experiment.seed.init))
         self.flops = matmul_flops(step, self._state, self._batch)
         began = time.perf_counter()
         self._step = jax.jit(step, donate_argnums=0).lower(self._state, self._batch).compile()

@@ -6,15 +6,20 @@ import jax
 import numpy as np
 import pytest
 
+from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
+from selfflow.modality import Modality
+from selfflow.models.execution import Execution
 from selfflow.models.separation import Separation
-from selfflow.noise import Forcing, UniformTimestep
-from selfflow.objectives.alignment import NoAlignment
+from selfflow.models.sit import SiTConfig
+from selfflow.noise import DualTimestep, Forcing, UniformTimestep
+from selfflow.objectives.alignment import NoAlignment, SelfFlow
+from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
-from selfflow.planning.step_benchmark import StepRate, matmul_peak, mixture_mean, random_batch, step_rates
+from selfflow.planning.step_benchmark import PerToken, StepRate, matmul_peak, mixture_mean, random_batch, step_rates
 from selfflow.text import Text
-from tests.conftest import TINY
+from tests.conftest import TINY, perturbed
 
 
 def test_a_small_step_is_timed_and_counted(tiny_experiment):
@@ -44,6 +49,30 @@ def test_what_the_shapes_demand_is_what_the_program_does(name, separation):
         assert 0.997 * counted < model_flops(experiment, chosen) < counted
 
 
+def test_modulation_for_every_token_gives_the_same_numbers(tiny_experiment, keys_B):
+    config = SiTConfig(
+        width=16, heads=2, depth=4, mlp_ratio=2.0, input_size=8, channels=3, labels=3, execution=Execution(unroll=1)
+    )
+    image = {"image": Modality((8, 8, 3), (2, 2))}
+    fields = (config, image, DualTimestep(), SelfFlow(student_layer=1, teacher_layer=3), {}, 0.1)
+    latents = {"image": jax.random.normal(jax.random.key(1), (4, 8, 8, 3))}
+    batch = {"latents": latents, "label": np.arange(4) % 3, "weight": np.ones(4, np.float32)}
+    params = perturbed(SelfFlowObjective(*fields).init(jax.random.key(0)))
+
+    def of(objective):
+        loss = lambda p: objective.loss(p, {"ema": p["model"]}, batch, keys_B, objective.draw(keys_B, batch))[0]
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    per_level, per_token = of(SelfFlowObjective(*fields)), of(PerToken(*fields))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), per_level, per_token)
+    flops = lambda o: matmul_flops(
+        lambda p: o.loss(p, {"ema": p["model"]}, batch, keys_B, o.draw(keys_B, batch))[0], params
+    )
+    assert flops(PerToken(*fields)) > 1.2 * flops(SelfFlowObjective(*fields))
+    with pytest.raises(UserError, match="per-token is about a SiT"):
+        step_rates(tiny_experiment.resolved(), 1, 1.0, per_token=True)
+
+
 def test_captions_and_other_schedules_are_counted(tiny_experiment):
     model = dataclasses.replace(tiny_experiment.model, text=384)
     for schedule in (UniformTimestep(), Forcing()):
@@ -63,8 +92,8 @@ def test_a_batch_has_the_shapes_of_its_set(tiny_experiment):
 def test_the_mean_is_over_the_steps_of_the_mixture(tiny_experiment):
     experiment = tiny_experiment.resolved()  # both sets with weight one half
     rates = [
-        StepRate("joint", 3.0, 0.0, 100.0, 40, 30, 0.1, 1.5, 7, 1.0),
-        StepRate("image", 1.0, 0.0, 500.0, 20, 10, 0.1, 1.25, 9, 2.0),
+        StepRate("joint", 3.0, 0.0, 100.0, 40, 30, 0.1, 1.5, None, 7, 1.0),
+        StepRate("image", 1.0, 0.0, 500.0, 20, 10, 0.1, 1.25, None, 9, 2.0),
     ]
     mean = mixture_mean(experiment, rates)
     assert mean["step_seconds"] == 2.0 and mean["tokens_per_second"] == (300 + 500) / 4 and mean["flops"] == 20
