@@ -57,7 +57,7 @@ def test_modulation_for_every_token_gives_the_same_numbers(tiny_experiment, keys
     fields = (config, image, DualTimestep(), SelfFlow(student_layer=1, teacher_layer=3), {}, 0.1)
     latents = {"image": jax.random.normal(jax.random.key(1), (4, 8, 8, 3))}
     batch = {"latents": latents, "label": np.arange(4) % 3, "weight": np.ones(4, np.float32)}
-    params = perturbed(SelfFlowObjective(*fields).init(jax.random.key(0)))
+    params = perturbed(jax.jit(SelfFlowObjective(*fields).init)(jax.random.key(0)))
 
     def of(objective):
         loss = lambda p: objective.loss(p, {"ema": p["model"]}, batch, keys_B, objective.draw(keys_B, batch))[0]
