@@ -9,6 +9,7 @@ from flax import nnx
 
 from selfflow.errors import UserError
 from selfflow.models.attention import Implementation
+from selfflow.models.placement import BATCH_AXES, constrain
 
 Carry = TypeVar("Carry")
 
@@ -28,6 +29,9 @@ class Execution:
     attention: Implementation = "auto"
     """The program that computes attention: `auto` takes `splash` on a TPU, `cudnn` on a GPU in half precision and `xla`
     elsewhere."""
+    split_tokens: bool = False
+    """On several devices keep the tokens between blocks split over the mesh axis `tensor`, as heads and hidden channels
+    are within them: less memory where tokens are many (arXiv 2205.05198)."""
 
     def __post_init__(self):
         if self.unroll is not None and self.unroll < 1:
@@ -68,7 +72,9 @@ def run_blocks(
         unroll = stop - start if jax.default_backend() == "cpu" else 1
 
     def body(carry: Carry, layer: Any) -> tuple[Carry, None]:
-        return call(nnx.merge(graph, layer), carry), None
+        tokens = "tensor" if execution.split_tokens else None
+        placed = jax.tree.map(lambda x_BND: constrain(x_BND, BATCH_AXES, tokens), call(nnx.merge(graph, layer), carry))
+        return placed, None
 
     if execution.remat != "none":
         # A loop's body cannot be merged with its own recomputation; unrolled blocks must be kept from it.

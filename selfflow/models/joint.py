@@ -59,7 +59,7 @@ class JointTransformer(nnx.Module):
         sizes = _token_sizes(modalities)
         self.embed = nnx.Dict({m: Dense(size, width, (None, "embed"), **options) for m, size in sizes.items()})
         self.label_embedding = nnx.Param(
-            nnx.initializers.normal(0.02)(rngs.params(), (config.labels + 1, width)), out_sharding=(None, "embed")
+            nnx.initializers.normal(0.02)(rngs.params(), (config.labels + 1, width)), out_sharding=(None, None)
         )
         if config.text:
             self.text_embed = Dense(config.text, width, (None, "embed"), **options)

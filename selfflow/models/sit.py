@@ -173,7 +173,7 @@ class SiT(nnx.Module):
         small = nnx.initializers.normal(0.02)
         self.embed = Dense(config.token_size, width, (None, "embed"), **options)
         self.label_embedding = nnx.Param(
-            small(rngs.params(), (config.labels + 1, width), jnp.float32), out_sharding=(None, "embed")
+            small(rngs.params(), (config.labels + 1, width), jnp.float32), out_sharding=(None, None)
         )
         self.time_in = Dense(256, width, ("embed", None), init=small, **options)
         self.time_out = Dense(width, width, ("embed", None), init=small, **options)

@@ -1,5 +1,6 @@
 """The heart: one loss for every schedule and every alignment."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,19 +73,30 @@ class SelfFlowObjective:
             params["projector"] = nnx.to_pure_dict(nnx.state(self._projector(projector_key)))
         return params
 
+    def logical_axes(self) -> dict[str, tuple[str | None, ...]]:
+        """What each axis of each parameter stands for, by the parameter's dotted name."""
+        parts = {"model": self._model}
+        if not isinstance(self.alignment, NoAlignment):
+            parts["projector"] = self._projector
+        return {
+            ".".join((part, *map(str, path))): variable.get_metadata("out_sharding")
+            for part, make in parts.items()
+            for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: make(jax.random.key(0)))))
+        }
+
     def teacher_of(self, params: Params) -> Params:
         """The part of the trained parameters that the EMA follows: the model, without the projector."""
         return params["model"]
 
     def apply(self, model_params: Params, *args, **kwargs) -> Output:
         """`JointTransformer.__call__` with the given parameters; a SiT sees the one modality of the set."""
-        graph = nnx.graphdef(nnx.eval_shape(lambda: self._model(jax.random.key(0))))
+        graph = _graph(self._model)
         model = nnx.merge(graph, nnx.State(model_params))
         return _one_modality(model, *args, **kwargs) if isinstance(model, SiT) else model(*args, **kwargs)
 
     def project(self, params: Params, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The student's features through the projector, which all modalities share."""
-        graph = nnx.graphdef(nnx.eval_shape(lambda: self._projector(jax.random.key(0))))
+        graph = _graph(self._projector)
         projector = nnx.merge(graph, nnx.State(params["projector"]))
         return {m: projector(x_BND) for m, x_BND in features.items()}
 
@@ -187,6 +199,14 @@ class SelfFlowObjective:
             metrics[f"flow_sum/{m}"] = jnp.einsum("bnk,bn->k", counted, jax.lax.stop_gradient(error[m]))
             metrics[f"flow_count/{m}"] = counted.sum((0, 1))
         return loss, metrics
+
+
+def _graph(make: Callable[[Key[Array, ""]], nnx.Module]) -> nnx.GraphDef:
+    """The structure of a module, without its parameters."""
+    found = []
+    # Not nnx.eval_shape: where a mesh is set it looks for logical axes among those of the mesh.
+    jax.eval_shape(lambda: found.append(nnx.graphdef(make(jax.random.key(0)))))
+    return found[0]
 
 
 def _one_modality(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from selfflow.models.placement import BATCH_AXES, constrain
 from selfflow.training.state import State, update_ema
 
 
@@ -52,7 +53,9 @@ def make_step(
         if accumulate == 1:
             gradient, metrics = of_part(whole)
         else:
-            parts = jax.tree.map(lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), whole)
+            split = lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])
+            # Every part is spread over all devices, not each part over some of them.
+            parts = jax.tree.map(lambda x: constrain(split(x), None, BATCH_AXES), whole)
             zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], parts)))
             add = lambda total, part: (jax.tree.map(jnp.add, total, of_part(part)), None)
             (gradient, metrics), _ = jax.lax.scan(add, zero, parts)

@@ -1,0 +1,161 @@
+"""Where arrays live: the mesh of devices, and the rules from logical to mesh axes.
+
+Parameters are sharded by their logical axes, and the EMA and the optimizer's moments exactly as they are (ZeRO-3,
+arXiv 1910.02054, over `fsdp`); batches by samples over `data` and `fsdp`. The compiler places the rest.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from selfflow.errors import UserError
+from selfflow.models.placement import BATCH_AXES
+from selfflow.training.state import State
+
+@dataclass(frozen=True)
+class Devices:
+    """How a run is spread over devices; may change while it runs."""
+
+    data: int = -1
+    """Copies of the parameters, each with its part of a batch; -1 for all devices that the other axes leave."""
+    fsdp: int = 1
+    """Devices that parameters, EMA, moments and a batch's samples are split over; -1 for the rest."""
+    tensor: int = 1
+    """Devices that heads and hidden channels are split over; -1 for the rest."""
+    slices: int = 1
+    """TPU slices, or nodes, between which the network is slow: `data` is split over them first."""
+    rules: dict[str, str] = field(default_factory=lambda: {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"})
+    """The mesh axis of each logical axis of parameters; axes that are not named are not split."""
+
+    def __post_init__(self):
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        for name, size in sizes.items():
+            if size != -1 and size < 1:
+                raise UserError(f"devices.{name} is {size}: give 1 or more, or -1 for the rest")
+        if list(sizes.values()).count(-1) > 1:
+            raise UserError("devices: only one of data, fsdp and tensor can be -1, the rest")
+        if self.slices < 1:
+            raise UserError(f"devices.slices is {self.slices}: it must be at least 1")
+        for logical, axis in self.rules.items():
+            if axis not in sizes:
+                raise UserError(f"devices.rules.{logical} is {axis!r}: it is one of {', '.join(sizes)}")
+
+    def shape(self, count: int) -> dict[str, int]:
+        """Sizes of the mesh axes on `count` devices.
+
+        Raises:
+          UserError: if they do not multiply to `count`.
+        """
+        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        fixed = math.prod(size for size in sizes.values() if size > 0)
+        if count % fixed or (-1 not in sizes.values() and fixed != count):
+            told = " x ".join(f"{name} {size}" for name, size in sizes.items())
+            raise UserError(f"devices: {told} does not make {count} devices; set one of them to -1 for the rest")
+        found = {name: size if size > 0 else count // fixed for name, size in sizes.items()}
+        if found["data"] % self.slices:
+            raise UserError(f"devices.slices {self.slices} does not divide devices.data {found['data']}")
+        return found
+
+    def mesh(self, devices: list[Any] | None = None) -> Mesh:
+        """The mesh over the given devices, by default all of them."""
+        devices = jax.devices() if devices is None else devices
+        sizes = self.shape(len(devices))
+        shape = tuple(sizes.values())
+        if self.slices > 1:
+            within = (sizes["data"] // self.slices, *shape[1:])
+            between = (self.slices, 1, 1)
+            placed = mesh_utils.create_hybrid_device_mesh(
+                within, between, devices, process_is_granule=not hasattr(devices[0], "slice_index")
+            )
+        else:
+            placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+
+
+def state_shardings(objective, optimizer: optax.GradientTransformation, state: State, devices: Devices, mesh: Mesh):
+    """The sharding of every array of a state.
+
+    Args:
+      objective: has `logical_axes()`, the axes of each of its parameters by its dotted name.
+      optimizer: its moments are sharded as the parameters.
+      state: arrays, or their shapes.
+      devices: whose rules say where logical axes lie.
+      mesh: on which.
+
+    Returns:
+      A `State` of `NamedSharding`s.
+
+    Raises:
+      UserError: if an axis of a parameter does not divide by its mesh axis.
+    """
+    axes = objective.logical_axes()
+
+    def place(path, x) -> NamedSharding:
+        name = dotted(path)
+        return NamedSharding(mesh, _spec(name, x.shape, axes[name], devices.rules, mesh))
+
+    params = jax.tree_util.tree_map_with_path(place, state.params)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    moments = optax.tree.map_params(
+        optimizer, lambda _, sharding: sharding, state.optimizer, params, transform_non_params=lambda _: everywhere
+    )
+    return State(everywhere, params, {name: objective.teacher_of(params) for name in state.frozen}, moments)
+
+
+def dotted(path: tuple) -> str:
+    """The name of a parameter from its path in a tree."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _spec(name: str, shape: tuple[int, ...], axes: tuple, rules: dict[str, str], mesh: Mesh) -> PartitionSpec:
+    found = []
+    for size, axis in zip(shape, axes, strict=True):
+        placed = rules.get(axis)
+        if placed is not None and size % mesh.shape[placed]:
+            raise UserError(
+                f"{name} of shape {shape} cannot be split over {mesh.shape[placed]} devices of devices.{placed} along "
+                f"its axis {axis}, which has {size}: change devices.{placed} or the model, or leave {axis} out of "
+                "devices.rules"
+            )
+        # Of one device an axis is nobody's: equal shardings then compare as equal.
+        found.append(placed if placed is not None and mesh.shape[placed] > 1 else None)
+    return PartitionSpec(*found)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Samples over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:
+    """Each parameter's shape, logical axes, sharding and bytes on a device, and the sums over the whole state."""
+    rows = [("parameter", "shape", "logical axes", "sharding", "MB a device")]
+    for path, x in jax.tree_util.tree_leaves_with_path(state.params):
+        sharding = shardings.params
+        for key in path:
+            sharding = sharding[key.key]
+        name = dotted(path)
+        told = [", ".join(map(str, values)) for values in (x.shape, axes[name], sharding.spec)]
+        rows.append((name, *told, f"{device_bytes(x, sharding) / 1e6:.3f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    for name, tree, placed in (
+        ("parameters", state.params, shardings.params),
+        ("EMA", state.frozen, shardings.frozen),
+        ("optimizer", state.optimizer, shardings.optimizer),
+    ):
+        leaves = list(zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True))
+        here, whole = sum(device_bytes(x, s) for x, s in leaves), sum(x.size * x.dtype.itemsize for x, _ in leaves)
+        lines.append(f"{name}: {here / 1e6:,.1f} MB a device of {whole / 1e6:,.1f} MB")
+    return "\n".join(lines)
+
+
+def device_bytes(x: jax.ShapeDtypeStruct | jax.Array, sharding: NamedSharding) -> int:
+    """Bytes of an array on one device."""
+    return math.prod(sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
