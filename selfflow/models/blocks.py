@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from selfflow.models.layers import Dense, RMSNorm, attention, layer_norm, rotate, swiglu
+from selfflow.models.attention import attention
+from selfflow.models.layers import Dense, RMSNorm, layer_norm, rotate, swiglu
 
 if TYPE_CHECKING:
     from selfflow.models.joint import JointConfig

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 # Logical axes name what a parameter's axis stands for; the experiment's rules say where it is sharded.
 Axes = tuple[str | None, str | None]
@@ -99,18 +99,6 @@ def rotate(x: Float[Array, "B N A H"], angles: Float[Array, "N H/2"]) -> Float[A
     first, second = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
     return turned.reshape(x.shape).astype(x.dtype)
-
-
-def attention(
-    q: Float[Array, "B N A H"],
-    k: Float[Array, "B N A H"],
-    v: Float[Array, "B N A H"],
-    seen_BN: Bool[Array, "B N"] | None = None,
-) -> Float[Array, "B N D"]:
-    """softmax(q k^T / sqrt(H)) v for all heads, which are joined again; only tokens in `seen_BN` are attended to."""
-    mask = None if seen_BN is None else seen_BN[:, None, None, :]
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask)
-    return out.reshape(*out.shape[:2], -1)
 
 
 def select(modulation: Float[Array, "B K C"], assignment: Int[Array, "B N"] | None) -> Float[Array, "B N C"]:

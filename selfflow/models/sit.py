@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from selfflow.errors import UserError
 from selfflow.modality import Modality
+from selfflow.models.attention import attention
 from selfflow.models.blocks import modulate, run_blocks, stack
-from selfflow.models.layers import Dense, attention, select, sinusoids
+from selfflow.models.layers import Dense, select, sinusoids
 from selfflow.models.projector import Projector
 
 PATCH_SIZES = (1, 2, 4, 8)
