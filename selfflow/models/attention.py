@@ -17,8 +17,7 @@ from selfflow.errors import UserError
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
-# Mosaic, which compiles splash, works on tiles of this many lanes: sequences are padded to a multiple.
-_LANES = 128
+_HALF = (jnp.bfloat16, jnp.float16)
 
 
 def attention(
@@ -75,7 +74,7 @@ def implementation_for(platform: str, dtype) -> Implementation:
     """What `auto` stands for on a platform ("cpu", "gpu" or "tpu") for inputs of a type."""
     if platform == "tpu":
         return "splash"
-    return "cudnn" if platform == "gpu" and dtype in (jnp.bfloat16, jnp.float16) else "xla"
+    return "cudnn" if platform == "gpu" and jnp.dtype(dtype) in _HALF else "xla"
 
 
 def _platform() -> str:
@@ -100,7 +99,7 @@ def _per_device(kernel: Callable, name: Implementation) -> Callable:
             if size % parts:
                 raise UserError(
                     f"model.execution.attention {name!r}: {what} of {size} does not divide by {parts}, the mesh's "
-                    f"{' x '.join(axes)}; change one of them, or set 'xla'"
+                    f"{' x '.join(axes)}; change one of them, or set it to 'xla'"
                 )
         spec = PartitionSpec(batch, None, heads, None)
         specs = (spec, spec, spec, PartitionSpec(batch, None))[: 1 + len(others)]
@@ -111,14 +110,14 @@ def _per_device(kernel: Callable, name: Implementation) -> Callable:
 
 
 def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax.Array | None = None) -> jax.Array:
-    if q_BNAH.dtype not in (jnp.bfloat16, jnp.float16):
+    if q_BNAH.dtype not in _HALF:
         raise UserError(
             f"model.execution.attention 'cudnn' computes in bfloat16, and model.dtype is {q_BNAH.dtype}: "
             "set model.dtype to 'bfloat16' or model.execution.attention to 'xla'"
         )
     batch, keys, _, size = k_BMAH.shape
     # Lengths even where all keys are seen: without them the backward pass of several versions of cuDNN gives NaN for
-    # sequences that are no multiple of its tiles (github.com/NVIDIA/cudnn-frontend issues 160 and 1072).
+    # sequences that are no multiple of its tiles (github.com/NVIDIA/cudnn-frontend, numbers 160 and 1072).
     seen_B = jnp.full(batch, keys, jnp.int32)
     if seen_BM is not None:
         # cuDNN takes a mask as a bias of every score, with a gradient of its own; but the order of keys means nothing,
@@ -126,7 +125,7 @@ def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax
         first = jax.vmap(lambda x, order: x.at[order].get(unique_indices=True, mode="promise_in_bounds"))
         order_BM = jnp.argsort(~seen_BM, axis=1)
         k_BMAH, v_BMAH = first(k_BMAH, order_BM), first(v_BMAH, order_BM)
-        # Over no key at all it gives NaN before version 9.25 (issue 943 there).
+        # Over no key at all it gives NaN before version 9.25 (number 943 there).
         seen_B = jnp.maximum(seen_BM.sum(axis=1, dtype=jnp.int32), 1)
     # It asks for even numbers of queries and keys, and for heads of a multiple of 8.
     even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, -size % 8)))
@@ -183,8 +182,9 @@ def _splash(
 def _block(length: int) -> int:
     """The largest block of 128 to 512 tokens that pads a sequence by at most a quarter more than blocks of 128 would.
 
-    Each step over a block costs a TPU about 0.35 us before it computes anything (Pallas' guide), which is what the
-    products of 8 blocks of 128 x 128 take on a v5e: larger blocks are worth some padding.
+    The kernel takes multiples of 128, the lanes of a TPU. Each step over a block costs time before anything is
+    computed, so that larger blocks are worth some padding (MaxText takes 512 throughout); where the balance lies was
+    not measured.
     """
     padded = lambda block: length + -length % block
-    return max(block for block in (128, 256, 384, 512) if padded(block) <= 1.25 * padded(_LANES))
+    return max(block for block in (128, 256, 384, 512) if padded(block) <= 1.25 * padded(128))

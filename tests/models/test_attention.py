@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfflow.errors import UserError
-from selfflow.models.attention import attention, implementation_for
+from selfflow.models.attention import _block, attention, implementation_for
 
 
 def reference(q, k, v, seen_BM, g):
@@ -83,6 +83,19 @@ def test_cudnn_is_asked_for_the_same(monkeypatch, masked, shape):
         np.testing.assert_allclose(np.float32(found), expected, rtol=0.03, atol=0.03, err_msg=name)
 
 
+def test_cudnn_is_never_given_a_sample_without_keys(monkeypatch):
+    lengths = []
+
+    def stand_in(q, k, v, *, key_value_seq_lengths, **rest):
+        lengths.append(key_value_seq_lengths.tolist())
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    q, k, v, seen_BM, _ = inputs(5, 5, 8, True, dtype=jnp.bfloat16)
+    attention(q, k, v, seen_BM.at[0].set(False), "cudnn")
+    assert lengths == [[1, seen_BM[1].sum()]]
+
+
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_what_is_not_seen_changes_nothing(implementation):
     q, k, v, seen_BM, g = inputs(5, 5, 8, True)
@@ -127,9 +140,14 @@ def test_bfloat16_is_as_close_as_its_rounding(implementation):
         assert np.abs(np.float32(found) - expected).max() < 0.02 * np.abs(expected).max(), name
 
 
+def test_blocks_are_large_where_they_pad_little():
+    lengths = {1: 128, 129: 256, 256: 256, 513: 384, 1100: 384, 1664: 512, 3250: 512}
+    assert {length: _block(length) for length in lengths} == lengths
+
+
 def test_auto_is_what_the_hardware_is_good_at():
     assert implementation_for("cpu", jnp.bfloat16) == implementation_for("gpu", jnp.float32) == "xla"
-    assert implementation_for("gpu", jnp.bfloat16) == implementation_for("gpu", np.dtype("float16")) == "cudnn"
+    assert implementation_for("gpu", jnp.bfloat16) == implementation_for("gpu", "float16") == "cudnn"
     assert implementation_for("tpu", jnp.float32) == implementation_for("tpu", jnp.bfloat16) == "splash"
     q, k, v, _, _ = inputs(5, 5, 8, False)
     np.testing.assert_array_equal(attention(q, k, v, None, "auto"), attention(q, k, v, None, "xla"))
@@ -229,6 +247,8 @@ def test_on_a_mesh_of_eight_devices_splash_computes_the_same():
     assert len(done.stdout.splitlines()) == 2
 
 
+# The cache of the tests takes a program for another machine, and cannot load it again on this one.
+@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")
 @pytest.mark.tpu
 @pytest.mark.parametrize("masked", [False, True])
 def test_splash_compiles_for_a_slice_of_v5e_and_holds_no_scores(monkeypatch, masked):
