@@ -58,6 +58,7 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
 
     from selfflow.planning.step_benchmark import matmul_peak, mixture_mean, step_rates
 
+    experiment.model.execution.check(jax.default_backend())
     peak = matmul_peak(experiment.model.dtype)
     rates = step_rates(experiment, options.rounds, peak, options.per_token)
     mean = mixture_mean(experiment, rates)

@@ -54,6 +54,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     if not jax.config.jax_compilation_cache_dir:
         # A run that goes on, or the next one of a sweep, need not compile again.
         jax.config.update("jax_compilation_cache_dir", str(data_dir / "compiled"))
+    experiment.model.execution.check(jax.default_backend())
     check_run(workdir, experiment)  # before the folder is made
     with alone(workdir):
         return _train_alone(experiment, workdir, data_dir)

@@ -1,21 +1,190 @@
-"""Attention: one function, whose implementation follows the hardware."""
+"""Attention, and the kernels that compute it: every block of every model attends through `attention`.
 
-from typing import Literal
+What is computed is the same everywhere, softmax(q k^T / sqrt(H)) v over the keys that are seen, with the softmax in
+float32 whatever the inputs are; which kernel computes it is a matter of the hardware.
+"""
+
+from functools import partial
+from typing import Callable, Literal, get_args
 
 import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
+
+from selfflow.errors import UserError
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
+_HALF = (jnp.bfloat16, jnp.float16)
+
 
 def attention(
-    q: Float[Array, "B N A H"],
-    k: Float[Array, "B M A H"],
-    v: Float[Array, "B M A H"],
+    q_BNAH: Float[Array, "B N A H"],
+    k_BMAH: Float[Array, "B M A H"],
+    v_BMAH: Float[Array, "B M A H"],
     seen_BM: Bool[Array, "B M"] | None = None,
-    implementation: Implementation = "auto",
+    implementation: Implementation = "xla",
+    interpret: bool = False,
 ) -> Float[Array, "B N D"]:
-    """softmax(q k^T / sqrt(H)) v for all heads, which are joined again; only tokens in `seen_BM` are attended to."""
-    mask = None if seen_BM is None else seen_BM[:, None, None, :]
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask)
-    return out.reshape(*out.shape[:2], -1)
+    """softmax(q k^T / sqrt(H)) v for all A heads, which are joined again: D = A H.
+
+    Every query attends to all keys that are seen, whether the query's own token is seen or not, and N may differ from
+    M. What an unseen key or value is changes nothing, and no gradient reaches it. A sample should see at least one key:
+    one that sees none gets finite numbers that mean nothing.
+
+    The implementations agree up to rounding:
+
+    - `xla` runs everywhere and holds all B A N M scores in memory.
+    - `cudnn` is cuDNN's flash attention for NVIDIA GPUs, in bfloat16 or float16.
+    - `splash` is Pallas' splash attention for TPUs. In bfloat16 it rounds q / sqrt(H), which `xla` does not.
+    - `auto` is `implementation_for` of the devices of the current mesh, or of the default backend without a mesh. Name
+      the implementation to lower for another platform than that.
+
+    Neither kernel can be partitioned by the compiler. Under `jax.set_mesh` both run per device: the batch is split over
+    the axes `data` and `fsdp`, heads over `tensor`, as far as the mesh has them.
+
+    Args:
+      q_BNAH, k_BMAH, v_BMAH: queries, keys and values, of one type.
+      seen_BM: keys that may be attended to; None for all.
+      implementation: what computes it.
+      interpret: run splash's kernel in Pallas' interpreter, on any platform and very slowly: for tests. Without it,
+        splash compiles for a TPU or not at all.
+
+    Raises:
+      UserError: if cuDNN is asked for what it cannot do, or batch or heads do not divide by the mesh.
+    """
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"attention {implementation!r}: it is one of {', '.join(get_args(Implementation))}")
+    if implementation == "auto":
+        implementation = implementation_for(_platform(), q_BNAH.dtype)
+    inputs = (q_BNAH, k_BMAH, v_BMAH) if seen_BM is None else (q_BNAH, k_BMAH, v_BMAH, seen_BM)
+    if implementation == "xla":
+        mask = None if seen_BM is None else seen_BM[:, None, None, :]
+        out_BNAH = jax.nn.dot_product_attention(q_BNAH, k_BMAH, v_BMAH, mask=mask, implementation="xla")
+    elif implementation == "cudnn":
+        out_BNAH = _per_device(_cudnn, implementation)(*inputs)
+    else:
+        out_BNAH = _per_device(partial(_splash, interpret=interpret), implementation)(*inputs)
+    return out_BNAH.reshape(*out_BNAH.shape[:2], -1)
+
+
+def implementation_for(platform: str, dtype) -> Implementation:
+    """What `auto` stands for on a platform ("cpu", "gpu" or "tpu") for inputs of a type."""
+    if platform == "tpu":
+        return "splash"
+    return "cudnn" if platform == "gpu" and jnp.dtype(dtype) in _HALF else "xla"
+
+
+def _platform() -> str:
+    # The devices of a mesh need not be those of this host: a program for a TPU pod can be compiled without one.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def _per_device(kernel: Callable, name: Implementation) -> Callable:
+    """`kernel(q, k, v[, seen])` on each device's own samples and heads; as it is where no mesh is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel
+    batch = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+    heads = tuple(axis for axis in ("tensor",) if axis in mesh.shape)
+
+    def sharded(q_BNAH: jax.Array, *others: jax.Array) -> jax.Array:
+        for what, size, axes in (("a batch", q_BNAH.shape[0], batch), ("model.heads", q_BNAH.shape[2], heads)):
+            parts = 1
+            for axis in axes:
+                parts *= mesh.shape[axis]
+            if size % parts:
+                raise UserError(
+                    f"model.execution.attention {name!r}: {what} of {size} does not divide by {parts}, the mesh's "
+                    f"{' x '.join(axes)}; change one of them, or set it to 'xla'"
+                )
+        spec = PartitionSpec(batch, None, heads, None)
+        specs = (spec, spec, spec, PartitionSpec(batch, None))[: 1 + len(others)]
+        # Kernels do not say over which axes their outputs vary, so that there is nothing to check.
+        return jax.shard_map(kernel, in_specs=specs, out_specs=spec, check_vma=False)(q_BNAH, *others)
+
+    return sharded
+
+
+def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax.Array | None = None) -> jax.Array:
+    if q_BNAH.dtype not in _HALF:
+        raise UserError(
+            f"model.execution.attention 'cudnn' computes in bfloat16, and model.dtype is {q_BNAH.dtype}: "
+            "set model.dtype to 'bfloat16' or model.execution.attention to 'xla'"
+        )
+    batch, keys, _, size = k_BMAH.shape
+    # Lengths even where all keys are seen: without them the backward pass of several versions of cuDNN gives NaN for
+    # sequences that are no multiple of its tiles (github.com/NVIDIA/cudnn-frontend, numbers 160 and 1072).
+    seen_B = jnp.full(batch, keys, jnp.int32)
+    if seen_BM is not None:
+        # cuDNN takes a mask as a bias of every score, with a gradient of its own; but the order of keys means nothing,
+        # so that it is enough to count them once those that are seen come first.
+        first = jax.vmap(lambda x, order: x.at[order].get(unique_indices=True, mode="promise_in_bounds"))
+        order_BM = jnp.argsort(~seen_BM, axis=1)
+        k_BMAH, v_BMAH = first(k_BMAH, order_BM), first(v_BMAH, order_BM)
+        # Over no key at all it gives NaN before version 9.25 (number 943 there).
+        seen_B = jnp.maximum(seen_BM.sum(axis=1, dtype=jnp.int32), 1)
+    # It asks for even numbers of queries and keys, and for heads of a multiple of 8.
+    even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, -size % 8)))
+    try:
+        out_BNAH = jax.nn.dot_product_attention(
+            even(q_BNAH),
+            even(k_BMAH),
+            even(v_BMAH),
+            scale=size**-0.5,
+            key_value_seq_lengths=seen_B,
+            implementation="cudnn",
+        )
+    except (NotImplementedError, RuntimeError) as error:  # heads larger than it knows; no cuDNN
+        raise UserError(f"model.execution.attention 'cudnn': {error} Set model.execution.attention to 'xla'") from error
+    return out_BNAH[:, : q_BNAH.shape[1], :, :size]
+
+
+def _splash(
+    q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax.Array | None = None, *, interpret: bool
+) -> jax.Array:
+    queries, heads, size = q_BNAH.shape[1:]
+    keys = k_BMAH.shape[1]
+    block_q, block_k = _block(queries), _block(keys)
+    padding_q, padding_k = -queries % block_q, -keys % block_k
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([splash_attention.FullMask((queries + padding_q, keys + padding_k))] * heads),
+        block_sizes=splash_attention.BlockSizes(
+            block_q=block_q,
+            block_kv=block_k,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_k,
+            block_q_dq=block_q,
+            block_kv_dq=block_k,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    # In float32, since bfloat16 would round 1 / sqrt(H) itself and so change the temperature of all scores alike.
+    q_BNAH = (q_BNAH.astype(jnp.float32) * size**-0.5).astype(q_BNAH.dtype)
+    heads_first = lambda x, padding: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))
+    qkv = heads_first(q_BNAH, padding_q), heads_first(k_BMAH, padding_k), heads_first(v_BMAH, padding_k)
+    if seen_BM is None and not padding_k:
+        out_BANH = jax.vmap(kernel)(*qkv)
+    else:
+        # Tokens attend within their segment: all queries and the keys that are seen are 1, other keys are 0.
+        seen_BM = jnp.ones(k_BMAH.shape[:2], bool) if seen_BM is None else seen_BM
+        key_segment_BM = jnp.pad(seen_BM.astype(jnp.int32), ((0, 0), (0, padding_k)))
+        segments = splash_attention.SegmentIds(jnp.ones(queries + padding_q, jnp.int32), key_segment_BM)
+        out_BANH = jax.vmap(kernel, in_axes=(0, 0, 0, splash_attention.SegmentIds(None, 0)))(*qkv, segments)
+    return out_BANH[:, :, :queries].swapaxes(1, 2)
+
+
+def _block(length: int) -> int:
+    """The largest block of 128 to 512 tokens that pads a sequence by at most a quarter more than blocks of 128 would.
+
+    The kernel takes multiples of 128, the lanes of a TPU. Each step over a block costs time before anything is
+    computed, so that larger blocks are worth some padding (MaxText takes 512 throughout); where the balance lies was
+    not measured.
+    """
+    padded = lambda block: length + -length % block
+    return max(block for block in (128, 256, 384, 512) if padded(block) <= 1.25 * padded(128))

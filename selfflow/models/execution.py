@@ -37,6 +37,15 @@ class Execution:
         if self.unroll is not None and self.unroll < 1:
             raise UserError(f"model.execution.unroll is {self.unroll}: it must be at least 1")
 
+    def check(self, platform: str) -> None:
+        """Raises `UserError` if a platform ("cpu", "gpu" or "tpu") does not have this attention."""
+        needed = {"splash": "tpu", "cudnn": "gpu"}.get(self.attention, platform)
+        if platform != needed:
+            raise UserError(
+                f"model.execution.attention {self.attention!r} runs on a {needed.upper()}, and this is a "
+                f"{platform.upper()}: set 'auto'"
+            )
+
 
 def stack(block: type, config: Any, count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` blocks whose parameters have a leading axis `layers`."""

@@ -73,3 +73,11 @@ def test_the_program_of_a_loop_does_not_grow_with_depth(objective, batch, keys_B
 def test_a_loop_of_no_blocks_is_refused():
     with pytest.raises(UserError, match="model.execution.unroll is 0"):
         Execution(unroll=0)
+
+
+@pytest.mark.parametrize("attention, here", [("splash", "tpu"), ("cudnn", "gpu")])
+def test_a_kernel_of_other_hardware_is_refused(attention, here):
+    Execution(attention=attention).check(here)
+    Execution().check("cpu")
+    with pytest.raises(UserError, match=f"model.execution.attention '{attention}' runs on a {here.upper()}"):
+        Execution(attention=attention).check("cpu")
