@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from selfflow.errors import UserError
+from selfflow.models.layers import widened
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ Alignment = NoAlignment | SelfFlow
 
 def cosine(a: Float[Array, "... D"], b: Float[Array, "... D"]) -> Float[Array, "..."]:
     """Cosine over the feature axis, in float32: half precision overflows in the norms."""
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    a, b = widened(a), widened(b)
     squares = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
     return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
 

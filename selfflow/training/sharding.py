@@ -18,6 +18,7 @@ from selfflow.errors import UserError
 from selfflow.models.placement import BATCH_AXES
 from selfflow.training.state import State
 
+
 @dataclass(frozen=True)
 class Devices:
     """How a run is spread over devices; may change while it runs."""

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from selfflow.models.layers import widened
+
 
 class State(NamedTuple):
     """All that training changes; random numbers follow from the step and the seeds.
@@ -41,4 +43,4 @@ def ema_decay_for(steps: int) -> float:
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
     """decay ema + (1 - decay) params, in float32: in half precision nearly every update rounds away."""
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (p.astype(jnp.float32) - e), ema, params)
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (widened(p) - e), ema, params)

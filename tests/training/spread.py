@@ -1,0 +1,90 @@
+"""Five steps of a small joint model on meshes of eight fake devices, against the same on one; run by test_sharding.py.
+
+python -m tests.training.spread float64 OUT.json
+"""
+
+import dataclasses
+import json
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+import selfflow.models.joint  # noqa: E402
+from selfflow.models.attention import attention  # noqa: E402
+from selfflow.models.execution import Execution  # noqa: E402
+from selfflow.planning.step_benchmark import random_batch  # noqa: E402
+from selfflow.training.sharding import Devices, batch_sharding, state_shardings  # noqa: E402
+from tests.conftest import perturbed  # noqa: E402
+from tests.tiny import experiment  # noqa: E402
+
+MESHES = {"8x1x1": (8, 1, 1), "1x8x1": (1, 8, 1), "2x2x2": (2, 2, 2), "4x1x2": (4, 1, 2)}
+STEPS = 5
+
+
+def wide_attention(q, k, v, *_, **__):
+    """Attention wholly in the type of its inputs: JAX's own has its softmax in float32."""
+    scores = jnp.einsum("bnah,bmah->banm", q, k) / q.shape[-1] ** 0.5
+    out = jnp.einsum("banm,bmah->bnah", jax.nn.softmax(scores), v)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def five_steps(devices: Devices, count: int, dtype: str, split_tokens: bool) -> dict:
+    made = experiment()
+    execution = Execution(unroll=1, attention="xla", split_tokens=split_tokens)
+    model = dataclasses.replace(made.model, dtype=dtype, execution=execution)
+    mixture = {name: dataclasses.replace(chosen, batch_size=8) for name, chosen in made.mixture.items()}
+    made = dataclasses.replace(made, model=model, mixture=mixture).resolved()
+    objective, optimizer, mesh = made.objective(), made.optimizer.make(), devices.mesh(jax.devices()[:count])
+    shapes = jax.eval_shape(made.init, jax.random.key(0))
+    placed = state_shardings(objective, optimizer, shapes, devices, mesh)
+    with jax.set_mesh(mesh):
+        state = jax.jit(made.init, out_shardings=placed)(jax.random.key(0))
+        wide = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
+        # Off their first values: zeros would hide most of the network.
+        state = state._replace(params=perturbed(state.params, 0, 0.05), frozen=perturbed(state.frozen, 1, 0.05))
+        state = jax.device_put(wide(state), placed)
+        batch = jax.device_put(random_batch(made, "joint"), batch_sharding(mesh))
+        whole = jax.jit(made.step(), in_shardings=(placed, batch_sharding(mesh)), out_shardings=(placed, None))
+        losses = []
+        for number in range(STEPS):
+            state, metrics = whole(state, batch)
+            losses.append(float(metrics["loss"]))
+            if not number:
+                first = (
+                    float(metrics["gradient_norm"]),
+                    np.concatenate(
+                        [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(state.optimizer) if x.ndim]
+                    ),
+                )
+        assert jax.tree.map(lambda x: x.sharding, state.params) == placed.params
+    flat = lambda tree: np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+    return {
+        "loss": np.array(losses),
+        "gradient": np.array([first[0]]),
+        "moments": first[1],
+        "params": flat(state.params),
+        "ema": flat(state.frozen),
+    }
+
+
+def main(dtype: str, out: str) -> None:
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    selfflow.models.joint.attention = wide_attention if dtype == "float64" else attention
+    expected = five_steps(Devices(data=1), 1, dtype, False)
+    worst = {}
+    for name, shape in MESHES.items():
+        found = five_steps(Devices(*shape), 8, dtype, split_tokens=name == "4x1x2")
+        error = {k: float(np.linalg.norm(found[k] - x) / np.linalg.norm(x)) for k, x in expected.items()}
+        worst[name] = error | {"per_array": float(np.abs(found["params"] - expected["params"]).max())}
+        print(name, worst[name], flush=True)
+    with open(out, "w") as file:
+        json.dump(worst, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
