@@ -16,7 +16,8 @@ import pytest
 
 from selfflow.cli.train import train
 from selfflow.errors import UserError
-from selfflow.run import alone, open_run
+from selfflow.run import open_run
+from selfflow.run_folder import alone
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
 from tests.training.recorded import digest
