@@ -114,11 +114,14 @@ def released_sit_weights(model: SiT) -> dict[str, np.ndarray]:
     Returns:
       {key: float32 array}, in the order of the keys.
     """
-    state = nnx.to_pure_dict(nnx.state(model))
-    config = model.config
+    return released_layout(nnx.to_pure_dict(nnx.state(model)), model.config, model.projector is not None)
+
+
+def released_layout(state: dict[str, Any], config: SiTConfig, projector: bool) -> dict[str, np.ndarray]:
+    """The same from the parameters of a SiT, `nnx.to_pure_dict(nnx.state(model))`, without making one."""
     weights = {_POSITION: position_embedding(math.isqrt(config.tokens), config.width)[None]}
     fetched: dict[tuple[str, ...], np.ndarray] = {}
-    for key, place in _places(config, model.projector is not None):
+    for key, place in _places(config, projector):
         if place.path not in fetched:
             fetched[place.path] = np.asarray(_at(state, place.path), np.float32)
         tensor = fetched[place.path] if place.layer is None else fetched[place.path][place.layer]
