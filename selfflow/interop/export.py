@@ -51,8 +51,9 @@ def export(
     for key, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             raise UserError(f"{run.path}, step {told.step}: {key} holds NaN or infinity: export an earlier --step")
-    save_file(tensors, folder / WEIGHTS, {"format": "np"})
     (folder / CONFIG).write_text(json.dumps(to_json(told), indent=1) + "\n")
+    save_file(tensors, folder / WEIGHTS)
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody else read what it writes
     shutil.copyfile(run.path / _EXPERIMENT, folder / _EXPERIMENT)
     (folder / "README.md").write_text(text)
     hashed = (WEIGHTS, CONFIG, _EXPERIMENT)

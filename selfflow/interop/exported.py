@@ -25,7 +25,7 @@ from flax import nnx
 
 from selfflow.autoencoders.linear import Linear
 from selfflow.errors import UserError
-from selfflow.interop.released_sit import released_layout, sit_of
+from selfflow.interop.released_sit import released_layout, sit_config, sit_of
 from selfflow.interop.weights import check_keys, read_weights, sha256_of
 from selfflow.modality import Modality
 from selfflow.models.joint import JointConfig, JointTransformer
@@ -101,12 +101,7 @@ def load_exported(folder: str | PathLike) -> Exported:
     _verify(folder)
     told, path = _description(folder / CONFIG), folder / WEIGHTS
     weights = read_weights(path)
-    if isinstance(told.model, SiTConfig):
-        told.model.check(told.modalities, f"{folder / CONFIG}: modalities")
-        model = sit_of(path, weights, told.model, told.projector)
-        projector = model.projector
-    else:
-        model, projector = _joint_of(path, weights, told)
+    model, projector = (_sit_of if isinstance(told.model, SiTConfig) else _joint_of)(path, weights, told)
     return Exported(model, told.model, told.modalities, projector, told)
 
 
@@ -158,13 +153,37 @@ def _description(path: Path) -> Description:
     return from_json(data, Description, str(path))
 
 
-def _joint_of(path: Path, weights: dict[str, np.ndarray], told: Description) -> tuple[JointTransformer, Any]:
-    """A joint transformer and its projector, or None, of weights that are emptied on the way."""
-    with nnx.use_eager_sharding(False):
-        parts = {"model": lambda: JointTransformer(told.model, told.modalities, rngs=nnx.Rngs(0))}
-        if told.projector:
-            parts["projector"] = lambda: Projector(told.model.width, rngs=nnx.Rngs(0))
-        split = {name: nnx.split(nnx.eval_shape(make)) for name, make in parts.items()}
+def _sit_of(path: Path, weights: dict[str, np.ndarray], told: Description) -> tuple[SiT, Projector | None]:
+    """A SiT and its projector, of weights that are emptied on the way."""
+    config, where = told.model, path.with_name(CONFIG)
+    config.check(told.modalities, f"{where}: modalities")
+    # Before a model of any size is made: the weights tell most sizes, too.
+    found, projector = sit_config(path, weights, config.heads, config.patch_size)
+    for name in ("width", "depth", "input_size", "channels", "labels", "learn_sigma"):
+        if getattr(config, name) != getattr(found, name):
+            raise UserError(
+                f"{where}: model.{name} is {getattr(config, name)}, but weights tell {getattr(found, name)}"
+            )
+    if not abs(config.mlp_ratio - found.mlp_ratio) * config.width <= 1:
+        raise UserError(f"{where}: model.mlp_ratio is {config.mlp_ratio}, but the weights tell {found.mlp_ratio}")
+    if projector != told.projector:
+        raise UserError(f"{where}: projector is {told.projector}, and {path.name} tells otherwise")
+    model = sit_of(path, weights, config, projector)
+    return model, model.projector
+
+
+def _joint_of(
+    path: Path, weights: dict[str, np.ndarray], told: Description
+) -> tuple[JointTransformer, Projector | None]:
+    """A joint transformer and its projector, of weights that are emptied on the way."""
+    parts = {"model": lambda: JointTransformer(told.model, told.modalities, rngs=nnx.Rngs(0))}
+    if told.projector:
+        parts["projector"] = lambda: Projector(told.model.width, rngs=nnx.Rngs(0))
+    try:
+        with nnx.use_eager_sharding(False):
+            split = {name: nnx.split(nnx.eval_shape(make)) for name, make in parts.items()}
+    except (TypeError, ValueError, OverflowError, MemoryError) as error:  # sizes that no array can have
+        raise UserError(f"{path.with_name(CONFIG)}: no model has such sizes ({type(error).__name__})") from error
     shapes = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
     expected = _by_name(shapes)
     check_keys(path, weights, expected, f"the model that {CONFIG} describes")

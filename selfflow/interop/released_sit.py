@@ -66,7 +66,7 @@ def load_released_sit(path: str | PathLike, *, num_heads: int, patch_size: int =
     """
     path = Path(path)
     weights = read_weights(path)
-    config, projector = _config(path, weights, num_heads, patch_size)
+    config, projector = sit_config(path, weights, num_heads, patch_size)
     return sit_of(path, weights, config, projector), config
 
 
@@ -129,8 +129,12 @@ def released_layout(state: dict[str, Any], config: SiTConfig, projector: bool) -
     return dict(sorted(weights.items()))
 
 
-def _config(path: Path, weights: dict[str, np.ndarray], heads: int, patch: int) -> tuple[SiTConfig, bool]:
-    """The sizes that the weights tell, and whether there is a projector."""
+def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int, patch: int) -> tuple[SiTConfig, bool]:
+    """The sizes that weights in the released layout tell, and whether there is a projector.
+
+    Raises:
+      UserError: if they lack a tensor that tells one, or are not of a SiT with so many heads and such patches.
+    """
 
     def shape(key: str, axes: int) -> tuple[int, ...]:
         if key not in weights:
