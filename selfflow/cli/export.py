@@ -34,8 +34,9 @@ def main(arguments: list[str]) -> None:
 
     run = open_run(given.run)
     with new_folder(given.out) as folder:
+        print(f"reading {given.run}, writing {given.out}", flush=True)
         told = export(run, folder, step=given.step, weights=given.weights)
-    print(f"{given.out}: {'the EMA' if told.weights == 'ema' else 'the student'} of {given.run} at step {told.step}")
+    print(f"\n{given.out}: {'the EMA' if told.weights == 'ema' else 'the student'} of {given.run} at step {told.step}")
     for path in sorted(given.out.iterdir()):
         print(f"  {path.name:<18} {path.stat().st_size:>13,} bytes")
     print("README.md is a card made from the run: complete it before you pass the folder on, with experiment.json,")

@@ -21,7 +21,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
       UserError: if `out` is there and no empty folder, or another command writes it, or was killed while it did.
     """
-    out = out.expanduser().resolve()
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there and not empty: choose another folder, or remove this one")
     partial = out.with_name(f"{out.name}.partial")

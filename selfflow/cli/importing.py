@@ -40,12 +40,14 @@ def main(arguments: list[str]) -> None:
     from selfflow.run_folder import import_run
 
     with new_folder(given.out) as folder:
+        print(f"reading {given.file}", flush=True)
         model, config = load_released_sit(given.file, num_heads=given.num_heads, patch_size=given.patch_size)
         weights: dict[str, Any] = {"model": nnx.to_pure_dict(nnx.state(model))}
         if model.projector is not None:
             weights["projector"] = weights["model"].pop("projector")
         size = given.file.stat().st_size
         origin = {"file": str(given.file.absolute()), "bytes": size, "sha256": sha256_of(given.file)}
+        print(f"writing {given.out}", flush=True)
         import_run(folder, _experiment(config, model.projector is not None), weights, origin)
     _say(given, config, weights, origin)
 
@@ -74,7 +76,7 @@ def _say(given: Arguments, config: "SiTConfig", weights: dict[str, Any], origin:
     millions = {name: sum(x.size for x in jax.tree.leaves(tree)) / 1e6 for name, tree in weights.items()}
     projector = f"a projector of {millions['projector']:.2f} M" if "projector" in millions else "no projector"
     print(
-        f"{given.out}: a SiT of {config.depth} blocks, width {config.width}, {config.heads} heads (as told), "
+        f"\n{given.out}: a SiT of {config.depth} blocks, width {config.width}, {config.heads} heads (as told), "
         f"{config.labels} labels"
     )
     print(
