@@ -20,6 +20,8 @@ def load_experiment(path: str | Path) -> Experiment:
       UserError: if there is no such file, or it has no such function, or a field does not fit its type.
     """
     path = Path(path)
+    if (path / "experiment.json").is_file():
+        raise UserError(f"{path} is a run folder: give an experiment file, with --init-from {path} for its weights")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         raise UserError(f"no experiment file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
