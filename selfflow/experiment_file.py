@@ -85,7 +85,5 @@ def read_experiment(path: Path) -> Experiment:
     """Reads `experiment.json`."""
     try:
         return from_json(json.loads(path.read_text()), Experiment, str(path))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON (line {error.lineno}): restore it or use another --workdir"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore it or use another --workdir") from error

@@ -64,7 +64,7 @@ class Run:
         path = self.path / name
         try:
             told = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): restore it from a copy of the run") from error
         if not isinstance(told, dict):
             raise UserError(f"{path} holds no JSON object: restore it from a copy of the run")

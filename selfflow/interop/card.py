@@ -21,19 +21,10 @@ if TYPE_CHECKING:
 _SHOWN = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
 _FREE = "Apache-2.0"
 # Fields of an experiment that stand elsewhere in the card, or say where and how and not what was trained.
-_ELSEWHERE = {
-    "data",
-    "autoencoders",
-    "patch",
-    "model",
-    "seed",
-    "cadence",
-    "proof",
-    "reading",
-    "latents",
-    "text",
-    "steps",
-}
+_ELSEWHERE = set(
+    "data autoencoders patch mixture model steps text seed cadence proof init_from reading exclude latents".split()
+)
+_UNKNOWN = "not told by the run"
 
 
 def card(run: "Run", told: "Description", provenance: dict[str, Any], parameters: dict[str, int]) -> str:
@@ -48,32 +39,27 @@ def card(run: "Run", told: "Description", provenance: dict[str, Any], parameters
     Raises:
       UserError: if a file of the run lacks what it should tell.
     """
-    with _told_by(run.path / "provenance.json"):
-        parts = [
-            _head(run, provenance),
-            _about(run, told, provenance, parameters),
-            _use(told),
-            _model(told, parameters),
-            _data(run, provenance),
-            _training(run, told, provenance),
-        ]
+    with told_by(run.path / "provenance.json"):
+        first = [_head(run, provenance), _about(run, told, provenance, parameters)]
+        data = _data(run, provenance)
         last = [_licence(run, provenance), _made_with(provenance)]
-    with _told_by(run.path / "summary.json"):
+    with told_by(run.path / "summary.json"):
         results = _measured(run, told)
-    with _told_by(run.path / "metrics.jsonl"):
+    with told_by(run.path / "metrics.jsonl"):
         results += _last_row(run, told)
     results = results or [f"None: nothing was measured on the weights of step {told.step}."]
-    return "\n\n".join([*parts, "## Results", *results, *last]) + "\n"
+    training = _training(run, told, imported=bool(provenance.get("imported")))
+    parts = [*first, _use(told), _model(told, parameters), data, training, "## Results", *results, *last]
+    return "\n\n".join(parts) + "\n"
 
 
 @contextmanager
-def _told_by(path: Path) -> Iterator[None]:
+def told_by(path: Path) -> Iterator[None]:
+    """Turns what a file of the run lacks into a `UserError` that names it."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        raise UserError(
-            f"{path} is damaged, no card can be made ({type(error).__name__}: {error}): restore it from a copy"
-        ) from error
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): restore it from a copy") from error
 
 
 def _head(run: "Run", provenance: dict[str, Any]) -> str:
@@ -142,9 +128,6 @@ def _model(told: "Description", parameters: dict[str, int]) -> str:
     return f"## Model\n\n{shape}\n\n{_table(columns, streams)}{text}"
 
 
-_UNKNOWN = "not told by the run"
-
-
 def _encoder(told: "Description", modality: str) -> tuple[str, str]:
     encoder = told.autoencoders.get(modality)
     return (_told(to_json(encoder.settings)), encoder.identity or _UNKNOWN) if encoder else (_UNKNOWN, _UNKNOWN)
@@ -170,8 +153,8 @@ def _data(run: "Run", provenance: dict[str, Any]) -> str:
     return "## Data\n\n" + "\n\n".join(lines)
 
 
-def _training(run: "Run", told: "Description", provenance: dict[str, Any]) -> str:
-    if provenance.get("imported"):
+def _training(run: "Run", told: "Description", *, imported: bool) -> str:
+    if imported:
         return (
             "## Training\n\nNot here. `experiment.json` describes the model; its other fields, optimizer, noise and "
             "layers among them, are defaults and not what the weights were trained with."
@@ -182,9 +165,7 @@ def _training(run: "Run", told: "Description", provenance: dict[str, Any]) -> st
     rows += [
         (name, _told(value))
         for name, value in fields.items()
-        if name not in _ELSEWHERE
-        and name not in ("init_from", "exclude", "mixture")
-        and value not in ({}, [], "", None)
+        if name not in _ELSEWHERE and value not in ({}, [], "", None)
     ]
     rows += [(f"mixture.{name}", _told(chosen)) for name, chosen in fields["mixture"].items()]
     return f"## Training\n\n{_table(('setting', 'value'), rows)}\n\nThe whole experiment stands in `experiment.json`."

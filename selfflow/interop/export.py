@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from selfflow.errors import UserError
-from selfflow.interop.card import card
+from selfflow.interop.card import card, told_by
 from selfflow.interop.exported import CONFIG, SUMS, WEIGHTS, Description, Encoder, exported_layout
 from selfflow.interop.weights import sha256_of
 from selfflow.tree import to_json
@@ -43,7 +43,8 @@ def export(
     params = {"model": state.frozen["ema"]} if weights == "ema" else {"model": state.params["model"]}
     if "projector" in state.params:
         params["projector"] = state.params["projector"]
-    told = _description(run, provenance, int(state.step), weights, "projector" in params)
+    with told_by(run.path / "provenance.json"):
+        told = _description(run, provenance, int(state.step), weights, "projector" in params)
     counts = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()}
     text = card(run, told, provenance, counts)
     del state  # half of it is exported; the rest need not stay in memory

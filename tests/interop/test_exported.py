@@ -275,8 +275,10 @@ def test_a_run_that_is_damaged_is_not_exported(tiny_run, tmp_path):
 
     refused("provenance.json is missing or damaged", provenance="{")
     refused("provenance.json holds no JSON object", provenance="[]")
-    refused(r"provenance.json is damaged, no card can be made \(KeyError: 'sessions'\)", provenance='{"data": "x"}')
-    refused("summary.json is damaged, no card", summary='{"steps": 12, "flow_loss": 3}')
+    refused(r"provenance.json is damaged \(KeyError: 'sessions'\)", provenance='{"data": "x"}')
+    refused("provenance.json is damaged", provenance='{"sets": {"x": {"autoencoders": 3}}}')
+    refused("experiment.json is not valid JSON", experiment='{"steps": 3')
+    refused(r"summary.json is damaged \(", summary='{"steps": 12, "flow_loss": 3}')
     run = open_run(tiny_run)
     params = run.weights().params
     params["model"]["time_in"]["kernel"] *= np.nan
