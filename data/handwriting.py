@@ -60,7 +60,7 @@ def record(settings: Any, row: int, image: "np.ndarray", digit: int) -> dict[str
     }
 
 
-def build(settings: Any, data_dir: Path, source: Source, description: str, licence: str) -> "tfds.core.DatasetBuilder":
+def build(settings: Any, data_dir: Path, source: Source, description: str) -> "tfds.core.DatasetBuilder":
     """Returns the builder of a set of digits below `data_dir`; reads `source` and writes the set if it is not there.
 
     Raises:
@@ -80,7 +80,7 @@ def build(settings: Any, data_dir: Path, source: Source, description: str, licen
             return tfds.core.DatasetInfo(
                 builder=self,
                 description=description,
-                license=licence,
+                license=settings.licence,
                 disable_shuffling=True,
                 features=tfds.features.FeaturesDict(
                     {

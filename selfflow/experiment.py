@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import optax
+
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
@@ -69,7 +71,7 @@ class Experiment:
     """Everything that a run depends on."""
 
     data: dict[str, Dataset]
-    """The data sets, by the names that the sets of the mixture call them."""
+    """The data sets, by the names that the sets of the mixture call them; none where weights were imported."""
     autoencoders: dict[str, PatchPCA | MdctPCA]
     """What turns each modality into latents."""
     patch: dict[str, tuple[int, ...]]
@@ -120,10 +122,15 @@ class Experiment:
     def modalities(self, name: str = "") -> dict[str, Modality]:
         """The streams of latents, from the data's shapes, the autoencoders and the patches.
 
+        Without data, where weights were imported, a SiT itself tells its one modality, `image`.
+
         Args:
           name: a set of the mixture, whose modalities to give, as long as its clips are; by default all, as long as
             the clips of the first data set that has them.
         """
+        if not self.data and isinstance(self.model, SiTConfig):
+            size, patch = self.model.input_size, self.model.patch_size
+            return {"image": Modality((size, size, self.model.channels), (patch, patch))}
         chosen, found = self.mixture.get(name), {}
         for m, autoencoder in self.autoencoders.items():
             if chosen and m not in chosen.modalities:
@@ -165,8 +172,8 @@ class Experiment:
         )
 
     def init(self, key: Any) -> State:
-        """The state at step 0."""
-        return init_state(self.objective(), self.optimizer.make(), key)
+        """The state at step 0; without data there is nothing to optimise, and the optimizer has no state."""
+        return init_state(self.objective(), self.optimizer.make() if self.data else optax.identity(), key)
 
     def step(self) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
         """The update of a resolved experiment, to be compiled."""
@@ -182,6 +189,10 @@ class Experiment:
         Raises:
           UserError: naming the field that does not fit.
         """
+        if not self.data:
+            raise UserError(
+                "data is empty: name at least one data set; imported weights are started from with init_from"
+            )
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}: it must be at least 1")
         ema_decay = self.ema_decay
@@ -210,8 +221,6 @@ class Experiment:
 
     def _with_data(self, name: str, chosen: Set) -> Set:
         """A set with its data set filled in."""
-        if not self.data:
-            raise UserError("data is empty: name at least one data set")
         if not chosen.data and len(self.data) > 1:
             raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(self.data)}")
         data = chosen.data or next(iter(self.data))

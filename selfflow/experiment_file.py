@@ -20,6 +20,8 @@ def load_experiment(path: str | Path) -> Experiment:
       UserError: if there is no such file, or it has no such function, or a field does not fit its type.
     """
     path = Path(path)
+    if (path / "experiment.json").is_file():
+        raise UserError(f"{path} is a run folder: give an experiment file, with --init-from {path} for its weights")
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         raise UserError(f"no experiment file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
@@ -83,7 +85,5 @@ def read_experiment(path: Path) -> Experiment:
     """Reads `experiment.json`."""
     try:
         return from_json(json.loads(path.read_text()), Experiment, str(path))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is not valid JSON (line {error.lineno}): restore it or use another --workdir"
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore it or use another --workdir") from error

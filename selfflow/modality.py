@@ -37,6 +37,8 @@ class Modality:
                 f"patch {self.patch} does not fit a latent of shape {self.latent}: give one number "
                 "for each axis but the channels"
             )
+        if min(self.latent) < 1:
+            raise UserError(f"a latent of shape {self.latent} has an axis without elements")
         for size, patch in zip(self.latent, self.patch):
             if patch < 1 or size % patch:
                 raise UserError(

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
@@ -63,6 +64,21 @@ def hash_of_latents(latents: Mapping[str, Latents]) -> str:
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
+    """What a run keeps in mind of its data sets, as JSON data: licences, and identities of records and encoders."""
+    return {
+        name: {
+            "dataset": found.manifest["dataset"],
+            "licence": experiment.data[name].licence,
+            "fingerprint": found.manifest["fingerprint"],
+            "latents": found.hash,
+            "autoencoders": {m: made["identity"] for m, made in found.manifest["modalities"].items()},
+            "text": (found.manifest["text"] or {}).get("identity"),
+        }
+        for name, found in latents.items()
+    }
 
 
 def _feed(experiment: Experiment, latents: dict[str, Latents]) -> Feed:

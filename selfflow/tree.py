@@ -31,7 +31,8 @@ def from_json(data: Any, kind: Any, where: str, name: str = "") -> Any:
       UserError: naming the file, the field, what stands there and what should.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    wrong = UserError(f"{where}: {name or 'the experiment'} is {data!r}, expected {_type_name(kind)}")
+    whole = name or f"the {_type_name(kind).lower()}"
+    wrong = UserError(f"{where}: {whole} is {data!r}, expected {_type_name(kind)}")
     if origin in (typing.Union, types.UnionType):
         return from_json(data, _member(data, args, wrong), where, name)
     if dataclasses.is_dataclass(kind):
@@ -44,10 +45,13 @@ def from_json(data: Any, kind: Any, where: str, name: str = "") -> Any:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise UserError(f"{where}: unknown field {f'{name}.{key}'.lstrip('.')}{hint}")
+        values = {k: from_json(v, hints[k], where, f"{name}.{k}".lstrip(".")) for k, v in data.items()}
         try:
-            return kind(**{k: from_json(v, hints[k], where, f"{name}.{k}".lstrip(".")) for k, v in data.items()})
+            return kind(**values)
         except TypeError as error:
-            raise UserError(f"{where}: {name or 'the experiment'}: {error}") from error
+            raise UserError(f"{where}: {whole}: {error}") from error
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     if origin is Literal:
         if data not in args:
             raise wrong

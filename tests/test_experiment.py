@@ -54,6 +54,7 @@ def test_every_member_of_a_union_reads_back(experiment, schedule):
         ({"alignment": {"kind": "self_flo"}}, "alignment is"),
         ({"ema_decay": "x"}, "ema_decay is 'x', expected float"),
         ({"model": {"kind": "joint", "text_tau": "max"}}, "model.text_tau is 'max', expected one of 'mean', 'clean'"),
+        ({"seed": {"init": -1}}, "here: seed.init is -1"),
         ({"optimizer": {"warmup_steps": 1.5}}, "optimizer.warmup_steps is 1.5, expected int"),
     ],
 )

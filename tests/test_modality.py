@@ -52,6 +52,12 @@ def test_coordinates_follow_the_order_of_the_tokens():
     assert (index == 0).all()
 
 
+@pytest.mark.parametrize("latent", [(0, 4, 3), (4, 4, 0), (4, -4, 3)])
+def test_a_latent_without_elements_is_named(latent):
+    with pytest.raises(UserError, match="has an axis without elements"):
+        Modality(latent, (1, 1))
+
+
 @pytest.mark.parametrize("patch", [(3, 2), (2,), (0, 2)])
 def test_a_patch_that_does_not_fit_is_named(patch):
     with pytest.raises(UserError, match="patch"):

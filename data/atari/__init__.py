@@ -98,6 +98,11 @@ class Atari:
         """Number of clips of `split`."""
         return getattr(self, f"{split}_clips")
 
+    @property
+    def licence(self) -> str:
+        """Licence of the records."""
+        return "ALE is GPL-2.0; the games belong to their makers"
+
     def media_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality."""
         still = (self.size, self.size, 3)

@@ -37,7 +37,7 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
         return tfds.core.DatasetInfo(
             builder=self,
             description=f"The game {settings.game} under a random policy: picture, sound, actions and score.",
-            license="ALE is GPL-2.0; the games belong to their makers",
+            license=settings.licence,
             disable_shuffling=True,
             features=tfds.features.FeaturesDict(
                 {

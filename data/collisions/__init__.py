@@ -127,6 +127,11 @@ class Collisions:
         """Samples of sound in a clip."""
         return round(self.seconds * self.sample_rate)
 
+    @property
+    def licence(self) -> str:
+        """Licence of the records."""
+        return "Apache-2.0"
+
     def media_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality."""
         still = (self.size, self.size, 3)

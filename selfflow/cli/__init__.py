@@ -10,8 +10,12 @@ _COMMANDS = {
     "train": "train an experiment, or go on with its run",
     "encode": "encode an experiment's data into latents",
     "benchmark": "measure how fast an experiment's parts are",
+    "import": "make a run of the weights of a released SiT",
+    "export": "write a run's weights, with a card, for use without it",
     "data": "list, build, show, verify data sets, and forget samples",
 }
+# Where the file of a command is not called as the command: `import` is a keyword.
+_FILES = {"import": "importing"}
 
 _HELP = """usage: selfflow COMMAND ...
 
@@ -42,7 +46,7 @@ def main() -> None:
     from selfflow.errors import UserError
 
     try:
-        importlib.import_module(f"selfflow.cli.{command}").main(arguments[1:])
+        importlib.import_module(f"selfflow.cli.{_FILES.get(command, command)}").main(arguments[1:])
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -1,9 +1,37 @@
-"""Where data sets and latents are kept."""
+"""Folders that commands read and write."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from selfflow.errors import UserError
 
 
 def data_folder(chosen: Path | None) -> Path:
-    """`--data-dir`, else $SELFFLOW_DATA, else ~/.cache/selfflow."""
+    """Where data sets and latents are kept: `--data-dir`, else $SELFFLOW_DATA, else ~/.cache/selfflow."""
     return Path(chosen or os.environ.get("SELFFLOW_DATA") or Path.home() / ".cache" / "selfflow").expanduser()
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into: at the end it becomes `out`, after an error it goes away.
+
+    Raises:
+      UserError: if `out` is there and no empty folder, or another command writes it, or was killed while it did.
+    """
+    out = out.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is there and not empty: choose another folder, or remove this one")
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{partial} is there: another command writes it, or was killed: wait, or remove it") from None
+    try:
+        yield partial
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

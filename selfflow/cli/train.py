@@ -49,7 +49,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     Raises:
       UserError: for what a user can correct.
     """
-    from selfflow.run import alone, check_run
+    from selfflow.run_folder import alone, check_run
 
     if not jax.config.jax_compilation_cache_dir:
         # A run that goes on, or the next one of a sweep, need not compile again.
@@ -62,8 +62,9 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
 
 def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
     from selfflow.cli.proof import prove
-    from selfflow.prepare import hash_of_latents, prepare
-    from selfflow.run import Run, abstract_state, check_run, enter_run, fresh_state
+    from selfflow.prepare import hash_of_latents, prepare, sets_of
+    from selfflow.run import Run, abstract_state, fresh_state
+    from selfflow.run_folder import check_run, enter_run
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
@@ -75,7 +76,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     feed.batches(0, experiment.steps)
     start = Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0
     state = None if start else fresh_state(experiment)
-    enter_run(workdir, experiment, hash_of_latents(feed.latents))
+    enter_run(workdir, experiment, hash_of_latents(feed.latents), sets_of(experiment, feed.latents))
 
     checkpoints = Checkpoints(workdir)
     if state is None:

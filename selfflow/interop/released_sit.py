@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from selfflow.errors import UserError
-from selfflow.interop.weights import read_weights
+from selfflow.interop.weights import check_keys, read_weights
 from selfflow.models.sit import PATCH_SIZES, SiT, SiTConfig, position_embedding
 
 # Linear layers: their released names and ours.
@@ -66,31 +66,43 @@ def load_released_sit(path: str | PathLike, *, num_heads: int, patch_size: int =
     """
     path = Path(path)
     weights = read_weights(path)
-    config, projector = _config(path, weights, num_heads, patch_size)
+    config, projector = sit_config(path, weights, num_heads, patch_size)
+    return sit_of(path, weights, config, projector), config
+
+
+def sit_of(path: Path, weights: dict[str, np.ndarray], config: SiTConfig, projector: bool) -> SiT:
+    """A SiT of a known shape with weights in the released layout.
+
+    Args:
+      path: the file that they were read from, for errors.
+      weights: {key: array}; emptied on the way, so that no more than one copy of the whole is held.
+      config: the shape.
+      projector: whether the student's head is among them.
+
+    Raises:
+      UserError: if one is missing, is too many or has another shape, or positions are not the computed ones.
+    """
     graph, state = nnx.split(_abstract(config, projector))
     places = dict(_places(config, projector))
-    if missing := sorted({_POSITION, *places} - set(weights)):
-        raise UserError(f"{path} lacks {_some(missing)}: give the weights of a whole SiT")
-    if extra := sorted(set(weights) - {_POSITION, *places}):
-        raise UserError(f"{path} has {_some(extra)}, which no released SiT has: remove what is not of the model")
-    _check_positions(path, weights[_POSITION], config)
-    shapes = nnx.to_pure_dict(state)
-    gathered: dict[tuple[str, ...], list[np.ndarray]] = {}
+    check_keys(path, weights, {_POSITION, *places}, "a released SiT")
+    _check_positions(path, weights.pop(_POSITION), config)
+    filled = nnx.to_pure_dict(state)
+    keys: dict[tuple[str, ...], list[str]] = {}
     for key, place in places.items():
-        tensor = weights[key].T if place.transposed else weights[key]
-        shape = _at(shapes, place.path).shape[0 if place.layer is None else 1 :]
-        if tensor.shape != shape:
-            told = shape[::-1] if place.transposed else shape
+        shape = _at(filled, place.path).shape[0 if place.layer is None else 1 :]
+        told = shape[::-1] if place.transposed else shape
+        if weights[key].shape != told:
             raise UserError(
-                f"{path}: {key} has shape {weights[key].shape}, and the other weights tell {told}: "
+                f"{path}: {key} has shape {weights[key].shape}, and the model's other sizes tell {told}: "
                 "they are of different models"
             )
-        gathered.setdefault(place.path, []).append(tensor)
-    for (*parents, name), tensors in gathered.items():
-        whole = np.stack(tensors) if parents[:1] == ["blocks"] else tensors[0]
-        _at(shapes, parents)[name] = jnp.asarray(whole, jnp.float32)
-    nnx.replace_by_pure_dict(state, shapes)
-    return nnx.merge(graph, state), config
+        keys.setdefault(place.path, []).append(key)
+    for (*parents, name), some in keys.items():
+        tensors = [weights.pop(key).T if places[key].transposed else weights.pop(key) for key in some]
+        whole = np.stack(tensors) if places[some[0]].layer is not None else tensors[0]
+        _at(filled, parents)[name] = jnp.asarray(whole, jnp.float32)
+    nnx.replace_by_pure_dict(state, filled)
+    return nnx.merge(graph, state)
 
 
 def released_sit_weights(model: SiT) -> dict[str, np.ndarray]:
@@ -102,11 +114,14 @@ def released_sit_weights(model: SiT) -> dict[str, np.ndarray]:
     Returns:
       {key: float32 array}, in the order of the keys.
     """
-    state = nnx.to_pure_dict(nnx.state(model))
-    config = model.config
+    return released_layout(nnx.to_pure_dict(nnx.state(model)), model.config, model.projector is not None)
+
+
+def released_layout(state: dict[str, Any], config: SiTConfig, projector: bool) -> dict[str, np.ndarray]:
+    """The same from the parameters of a SiT, `nnx.to_pure_dict(nnx.state(model))`, without making one."""
     weights = {_POSITION: position_embedding(math.isqrt(config.tokens), config.width)[None]}
     fetched: dict[tuple[str, ...], np.ndarray] = {}
-    for key, place in _places(config, model.projector is not None):
+    for key, place in _places(config, projector):
         if place.path not in fetched:
             fetched[place.path] = np.asarray(_at(state, place.path), np.float32)
         tensor = fetched[place.path] if place.layer is None else fetched[place.path][place.layer]
@@ -114,8 +129,12 @@ def released_sit_weights(model: SiT) -> dict[str, np.ndarray]:
     return dict(sorted(weights.items()))
 
 
-def _config(path: Path, weights: dict[str, np.ndarray], heads: int, patch: int) -> tuple[SiTConfig, bool]:
-    """The sizes that the weights tell, and whether there is a projector."""
+def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int, patch: int) -> tuple[SiTConfig, bool]:
+    """The sizes that weights in the released layout tell, and whether there is a projector.
+
+    Raises:
+      UserError: if they lack a tensor that tells one, or are not of a SiT with so many heads and such patches.
+    """
 
     def shape(key: str, axes: int) -> tuple[int, ...]:
         if key not in weights:
@@ -200,7 +219,3 @@ def _at(tree: dict[str, Any], path: Any) -> Any:
     for name in path:
         tree = tree[name]
     return tree
-
-
-def _some(keys: list[str]) -> str:
-    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"

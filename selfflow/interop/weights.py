@@ -1,5 +1,7 @@
 """Weights by their keys, from a file of torch or of safetensors."""
 
+import hashlib
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,24 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         if not np.isfinite(tensor).all():
             raise UserError(f"{path}: {key} holds NaN or infinity; take an earlier checkpoint")
     return weights
+
+
+def check_keys(path: Path, weights: Collection[str], expected: Collection[str], model: str) -> None:
+    """Raises `UserError`, which names a key, unless a file holds the weights of a model, all and no others."""
+    if missing := sorted(set(expected) - set(weights)):
+        raise UserError(f"{path} lacks {_some(missing)}: give the weights of the whole of {model}")
+    if extra := sorted(set(weights) - set(expected)):
+        raise UserError(f"{path} has {_some(extra)}, which {model} does not have: remove what is not of the model")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _some(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

@@ -1,9 +1,13 @@
 """Checkpoints of a run: state and data position, written by Orbax in the background."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
+import optax
 
 from selfflow.errors import UserError
 from selfflow.training.state import State
@@ -50,14 +54,8 @@ class Checkpoints:
         """
         ocp = self._ocp
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        try:
+        with self._explained(step):
             restored = self._manager.restore(step, args=args)
-        except Exception as error:  # Orbax and TensorStore raise plain Exceptions of many kinds
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(
-                f"{self.path / str(step)} does not fit this experiment or is damaged ({reason}): "
-                "use another --workdir, or remove that checkpoint to go on from the one before"
-            ) from error
         state, position = restored["state"], restored["data"]["position"]
         counts = [int(x) for x in jax.tree.leaves(state.optimizer) if x.ndim == 0]
         if int(state.step) != step or position != step or any(count != step for count in counts):
@@ -66,6 +64,41 @@ class Checkpoints:
                 f"counts {counts}: it is damaged; remove it to go on from the one before"
             )
         return state
+
+    def restore_weights(self, abstract: State, step: int) -> State:
+        """Reads a checkpoint without the optimizer's state, which stays on disk; its place is `optax.EmptyState()`.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        ocp = self._ocp
+        wanted = {name: getattr(abstract, name) for name in ("step", "params", "frozen")}
+        path = (self.path / str(step) / "state").resolve()
+        with self._explained(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            # A partial restore passes over what either side lacks: that is compared here.
+            stored = checkpointer.metadata(path).item_metadata.tree
+            there, here = _shapes({name: stored.get(name) for name in wanted}), _shapes(wanted)
+            for name in sorted(there | here):
+                if there.get(name) != here.get(name):
+                    raise ValueError(f"{name} has shape {there.get(name)} there and {here.get(name)} here")
+            args = ocp.args.PyTreeRestore(
+                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            )
+            restored = checkpointer.restore(path, args=args)
+        if int(restored["step"]) != step:
+            raise UserError(f"{self.path / str(step)} holds step {int(restored['step'])}: it is damaged; remove it")
+        return State(**restored, optimizer=optax.EmptyState())
+
+    @contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise plain Exceptions of many kinds
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"{self.path / str(step)} does not fit this experiment or is damaged ({reason}): "
+                "use another --workdir, or remove that checkpoint to go on from the one before"
+            ) from error
 
     def check(self) -> None:
         """Raises what went wrong with a save in the background, if anything did."""
@@ -78,3 +111,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and frees the manager's threads."""
         self._manager.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}

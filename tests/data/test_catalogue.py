@@ -17,6 +17,7 @@ def test_every_data_set_keeps_the_contract():
         settings = kind(name="x", image="image", video="video", audio="audio") if kind is Tfds else kind()
         assert settings.kind == name and dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
         shapes = settings.media_shapes()
+        assert settings.licence
         assert shapes and set(shapes) <= {"video", "audio", "image"}
         for modality in {"video", "image"} & set(shapes):
             assert shapes[modality][-3:] == (settings.size, settings.size, 3)

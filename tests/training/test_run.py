@@ -16,7 +16,8 @@ import pytest
 
 from selfflow.cli.train import train
 from selfflow.errors import UserError
-from selfflow.run import alone, open_run
+from selfflow.run import open_run
+from selfflow.run_folder import alone, check_run, enter_run
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
 from tests.training.recorded import digest
@@ -58,6 +59,26 @@ def test_a_checkpoint_restores_the_state_itself(tiny_run):
     assert any((a != b).any() for a, b in zip(teacher, student))
     with pytest.raises(UserError, match="no checkpoint of step 5"):
         open_run(tiny_run).restore(5)
+
+
+def test_weights_are_those_of_the_state_and_leave_the_optimizer_on_disk(tiny_run):
+    run = open_run(tiny_run)
+    for step in (9, 12):
+        state, weights = run.restore(step), run.weights(step)
+        jax.tree.map(np.testing.assert_array_equal, weights[:3], state[:3])
+        assert jax.tree.leaves(weights.optimizer) == [] and len(jax.tree.leaves(state.optimizer)) > 2
+    with pytest.raises(UserError, match="no checkpoint of step 5; it has 9, 12"):
+        run.weights(5)
+
+
+def test_a_run_keeps_in_mind_what_it_was_trained_on(tiny_run, tiny_experiment, tmp_path):
+    (told,) = open_run(tiny_run).provenance()["sets"].values()
+    assert told["dataset"].startswith("collisions/custom_") and told["licence"] == "Apache-2.0"
+    assert set(told["autoencoders"]) == {"video", "audio", "image"} and len(told["fingerprint"]) == 16
+    experiment = check_run(tmp_path, dataclasses.replace(tiny_experiment, init_from=str(tiny_run)))
+    enter_run(tmp_path, experiment, "0", {})
+    (ancestor,) = open_run(tmp_path).provenance()["ancestors"]
+    assert ancestor == {"run": f"{tiny_run}:12", "sets": {"collisions": told}, "imported": None}
 
 
 def start(folder, data_dir, seen, *flags):
