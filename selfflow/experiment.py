@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import optax
+from jax.sharding import Mesh
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.data.catalogue import Dataset
@@ -24,6 +26,7 @@ from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.text import Text
 from selfflow.training.loop import Cadence
 from selfflow.training.optimizer import AdamW
+from selfflow.training.sharding import Devices, state_shardings
 from selfflow.training.state import State, ema_decay_for, init_state
 from selfflow.training.step import make_step
 
@@ -104,6 +107,8 @@ class Experiment:
     """Decay of the teacher; by default min(0.9999, 1 - 10 / steps)."""
     seed: Seeds = Seeds()
     """Seeds."""
+    devices: Devices = Devices()
+    """How the run is spread over devices."""
     cadence: Cadence = Cadence()
     """How often to log and to save."""
     proof: Proof = Proof()
@@ -173,7 +178,15 @@ class Experiment:
 
     def init(self, key: Any) -> State:
         """The state at step 0; without data there is nothing to optimise, and the optimizer has no state."""
-        return init_state(self.objective(), self.optimizer.make() if self.data else optax.identity(), key)
+        return init_state(self.objective(), self._update(), key)
+
+    def _update(self) -> optax.GradientTransformation:
+        return self.optimizer.make() if self.data else optax.identity()
+
+    def shardings(self, mesh: Mesh) -> State:
+        """Where every array of the state lies on a mesh: a `State` of `NamedSharding`s."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return state_shardings(self.objective(), self._update(), shapes, self.devices, mesh)
 
     def step(self) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
         """The update of a resolved experiment, to be compiled."""

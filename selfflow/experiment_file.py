@@ -54,7 +54,17 @@ def _with_suggestion(message: str) -> str:
 
 
 # Fields that say how and how long a run computes, not what: these may change while it runs.
-_MAY_CHANGE = ("steps", "cadence", "proof", "data.*.workers", "model.execution", "reading", "exclude", "latents")
+_MAY_CHANGE = (
+    "steps",
+    "cadence",
+    "proof",
+    "data.*.workers",
+    "model.execution",
+    "devices",
+    "reading",
+    "exclude",
+    "latents",
+)
 
 
 def changes(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:

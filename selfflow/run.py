@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
@@ -70,23 +71,27 @@ class Run:
             raise UserError(f"{path} holds no JSON object: restore it from a copy of the run")
         return told
 
-    def restore(self, step: int | None = None) -> State:
+    def restore(self, step: int | None = None, mesh: Mesh | None = None) -> State:
         """The state at a step, by default the newest checkpoint.
+
+        Args:
+          step: a step that was saved.
+          mesh: where to, whatever the mesh was that it was saved from; by default the first device.
 
         Raises:
           UserError: if there is no such checkpoint, or it is damaged.
         """
-        return self._read(Checkpoints.restore, step)
+        return self._read(Checkpoints.restore, step, mesh)
 
-    def weights(self, step: int | None = None) -> State:
+    def weights(self, step: int | None = None, mesh: Mesh | None = None) -> State:
         """The same without the optimizer's state, which is not read: half the memory.
 
         Raises:
           UserError: as `restore`.
         """
-        return self._read(Checkpoints.restore_weights, step)
+        return self._read(Checkpoints.restore_weights, step, mesh)
 
-    def _read(self, restore: Callable[[Checkpoints, State, int], State], step: int | None) -> State:
+    def _read(self, restore: Callable[[Checkpoints, State, int], State], step: int | None, mesh: Mesh | None) -> State:
         if not (self.path / "checkpoints").is_dir():
             raise UserError(f"{self.path} has no checkpoint: train it first, or give another run")
         checkpoints = Checkpoints(self.path)
@@ -97,7 +102,7 @@ class Run:
             step = have[-1] if step is None else step
             if step not in have:
                 raise UserError(f"{self.path} has no checkpoint of step {step}; it has {', '.join(map(str, have))}")
-            return restore(checkpoints, abstract_state(self.experiment), step)
+            return restore(checkpoints, abstract_state(self.experiment, mesh), step)
         finally:
             checkpoints.close()
 
@@ -107,23 +112,34 @@ def open_run(path: str | Path) -> Run:
     return Run(path)
 
 
-def abstract_state(experiment: Experiment) -> State:
-    """Shapes, types and placement of an experiment's state."""
+def abstract_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
+    """Shapes, types and placement of an experiment's state: over a mesh, or on the first device."""
     shapes = jax.eval_shape(experiment.init, jax.random.key(0))
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    if mesh is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        placed = jax.tree.map(lambda _: here, shapes)
+    else:
+        placed = experiment.shardings(mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placed)
 
 
-def fresh_state(experiment: Experiment) -> State:
-    """The state at step 0, from `seed.init`, or from the weights of another run where `init_from` names one."""
-    state = jax.jit(experiment.init)(jax.random.key(experiment.seed.init))
-    return _start_from(experiment.init_from, state) if experiment.init_from else state
+def fresh_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
+    """The state at step 0, from `seed.init`, or from the weights of another run where `init_from` names one.
+
+    Args:
+      experiment: resolved.
+      mesh: where to; by default as `experiment.devices` says.
+    """
+    mesh = mesh or experiment.devices.mesh()
+    init = jax.jit(experiment.init, out_shardings=experiment.shardings(mesh))
+    state = init(jax.random.key(experiment.seed.init))
+    return _start_from(experiment.init_from, state, mesh) if experiment.init_from else state
 
 
-def _start_from(source: str, state: State) -> State:
+def _start_from(source: str, state: State, mesh: Mesh) -> State:
     """Copies parameters and EMA from RUN[:STEP]; parameters that the run does not have stay fresh and are listed."""
     run, step = run_and_step(source)
-    other = run.weights(step)
+    other = run.weights(step, mesh)
     fresh = []
 
     def take(name, new, old):
@@ -132,7 +148,7 @@ def _start_from(source: str, state: State) -> State:
             return new
         if old.shape != new.shape:
             raise UserError(f"init_from {source}: {name} has shape {old.shape} there and {new.shape} here")
-        return old
+        return jax.device_put(old, new.sharding)
 
     def merged(new_tree, old_tree, prefix):
         old = dict(jax.tree_util.tree_leaves_with_path(old_tree))

@@ -4,10 +4,12 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.cli.parse import parse
 from selfflow.experiment import Experiment
@@ -68,53 +70,61 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
+    from selfflow.training.sharding import on_one_device, rows_here, spread
 
     began = time.monotonic()
     experiment = check_run(workdir, experiment)
     feed, built = prepare(experiment, data_dir)
     # All that can be wrong with data or weights comes before the folder becomes a run.
     feed.batches(0, experiment.steps)
+    mesh = experiment.devices.mesh()
+    for chosen in experiment.mixture.values():
+        rows_here(mesh, chosen.batch_size // experiment.optimizer.accumulate)
     start = Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0
-    state = None if start else fresh_state(experiment)
+    state = None if start else fresh_state(experiment, mesh)
     enter_run(workdir, experiment, hash_of_latents(feed.latents), sets_of(experiment, feed.latents))
 
     checkpoints = Checkpoints(workdir)
     if state is None:
-        state = checkpoints.restore(abstract_state(experiment), start)
+        state = checkpoints.restore(abstract_state(experiment, mesh), start)
     _say_start(experiment, workdir, start, state, feed)
     log = MetricsLog(workdir, start)
     stream = iter(feed.batches(start, experiment.steps))
     try:
         if start < experiment.steps:
-            state = run_loop(
-                state,
-                batches=stream,
-                start=start,
-                steps=experiment.steps,
-                cadence=experiment.cadence,
-                log=log,
-                checkpoints=checkpoints,
-                **_functions(experiment, feed),
-            )
+            with jax.set_mesh(mesh):
+                state = run_loop(
+                    state,
+                    batches=((spread(batch, mesh), facts) for batch, facts in stream),
+                    start=start,
+                    steps=experiment.steps,
+                    cadence=experiment.cadence,
+                    log=log,
+                    checkpoints=checkpoints,
+                    **_functions(experiment, feed, mesh),
+                )
     finally:
         stream.close()
         log.close()
         checkpoints.close()
-    summary = prove(experiment, workdir, feed, built, state)
+    summary = prove(experiment, workdir, feed, built, on_one_device(state))
     summary["minutes"] = round((time.monotonic() - began) / 60, 2)
     (workdir / "summary.json").write_text(json.dumps(summary, indent=1))
     return summary
 
 
-def _functions(experiment: Experiment, feed: "Feed") -> dict[str, Any]:
+def _functions(experiment: Experiment, feed: "Feed", mesh: Mesh) -> dict[str, Any]:
     """What the loop calls: the compiled step and diagnostics, and how to read its metrics."""
     from selfflow.objectives.diagnostics import diagnose
+    from selfflow.training.sharding import filled, spread
     from selfflow.training.step import batch_size, sample_keys
 
     objective, noise = experiment.objective(), experiment.seed.noise
-    looked_at = feed.held_out(("validation",))
+    held_out = feed.held_out(("validation",))
+    looked_at = {name: spread(filled(batch, mesh), mesh) for name, (_, batch) in held_out.items()}
+    placed, everywhere = experiment.shardings(mesh), NamedSharding(mesh, PartitionSpec())
 
-    @jax.jit
+    @partial(jax.jit, out_shardings=everywhere)
     def look_at(state: State, batch: Any) -> dict[str, jax.Array]:
         return diagnose(objective, state.params, state.frozen, batch, sample_keys(noise, state.step, batch_size(batch)))
 
@@ -122,12 +132,12 @@ def _functions(experiment: Experiment, feed: "Feed") -> dict[str, Any]:
         # One batch of every set, always the same: the step's own would show one set, and other samples each time.
         return {
             f"{view}/{name}/{m}": value
-            for name, (_, batch) in looked_at.items()
+            for name, batch in looked_at.items()
             for (view, m), value in _split_names(look_at(state, batch)).items()
         }
 
     return {
-        "step": jax.jit(experiment.step(), donate_argnums=0),
+        "step": jax.jit(experiment.step(), donate_argnums=0, out_shardings=(placed, everywhere)),
         "diagnose": look,
         "summarise": _numbers,
     }

@@ -78,11 +78,7 @@ class SelfFlowObjective:
         parts = {"model": self._model}
         if not isinstance(self.alignment, NoAlignment):
             parts["projector"] = self._projector
-        return {
-            ".".join((part, *map(str, path))): variable.get_metadata("out_sharding")
-            for part, make in parts.items()
-            for path, variable in nnx.to_flat_state(nnx.state(nnx.eval_shape(lambda: make(jax.random.key(0)))))
-        }
+        return {f"{part}.{name}": axes for part, make in parts.items() for name, axes in _structure(make)[1].items()}
 
     def teacher_of(self, params: Params) -> Params:
         """The part of the trained parameters that the EMA follows: the model, without the projector."""
@@ -90,13 +86,13 @@ class SelfFlowObjective:
 
     def apply(self, model_params: Params, *args, **kwargs) -> Output:
         """`JointTransformer.__call__` with the given parameters; a SiT sees the one modality of the set."""
-        graph = _graph(self._model)
+        graph, _ = _structure(self._model)
         model = nnx.merge(graph, nnx.State(model_params))
         return _one_modality(model, *args, **kwargs) if isinstance(model, SiT) else model(*args, **kwargs)
 
     def project(self, params: Params, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The student's features through the projector, which all modalities share."""
-        graph = _graph(self._projector)
+        graph, _ = _structure(self._projector)
         projector = nnx.merge(graph, nnx.State(params["projector"]))
         return {m: projector(x_BND) for m, x_BND in features.items()}
 
@@ -201,11 +197,17 @@ class SelfFlowObjective:
         return loss, metrics
 
 
-def _graph(make: Callable[[Key[Array, ""]], nnx.Module]) -> nnx.GraphDef:
-    """The structure of a module, without its parameters."""
+def _structure(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, tuple[str | None, ...]]]:
+    """A module without its parameters, and their logical axes by dotted name."""
     found = []
-    # Not nnx.eval_shape: where a mesh is set it looks for logical axes among those of the mesh.
-    jax.eval_shape(lambda: found.append(nnx.graphdef(make(jax.random.key(0)))))
+
+    def look() -> None:
+        graph, state = nnx.split(make(jax.random.key(0)))
+        flat = nnx.to_flat_state(state)
+        found.append((graph, {".".join(map(str, path)): x.get_metadata("out_sharding") for path, x in flat}))
+
+    # Not nnx.eval_shape: where a mesh is set it looks for the logical axes among those of the mesh.
+    jax.eval_shape(look)
     return found[0]
 
 

@@ -134,6 +134,55 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def rows_here(mesh: Mesh, size: int) -> np.ndarray:
+    """The rows of a batch of `size` samples that this process's devices hold, ascending.
+
+    Raises:
+      UserError: if the samples do not divide by the devices.
+    """
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if size % parts:
+        raise UserError(
+            f"a batch of {size} samples cannot be split over {parts} devices (data x fsdp): change the set's "
+            "batch_size, or give more devices to devices.tensor"
+        )
+    places = batch_sharding(mesh).addressable_devices_indices_map((size,))
+    return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in places.values()]))
+
+
+def spread(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
+    """A batch over the devices.
+
+    Args:
+      batch: a tree of arrays whose leading axis is that of the rows that `rows_here` tells this process.
+      size: samples of the whole batch; by default these are all.
+    """
+    sharding, here = batch_sharding(mesh), len(jax.tree.leaves(batch)[0])
+    rows = rows_here(mesh, here if size is None else size)
+
+    def place(x: np.ndarray) -> jax.Array:
+        part = lambda index: x[np.searchsorted(rows, np.arange(*index[0].indices(shape[0])))]
+        shape = (here if size is None else size, *x.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(place, batch)
+
+
+def filled(batch: Any, mesh: Mesh) -> Any:
+    """A batch whose samples divide by the devices: the last ones are repeated, with weight 0."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    missing = -len(batch["weight"]) % parts
+    more = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), batch)
+    more["weight"][len(batch["weight"]) :] = 0
+    return more
+
+
+def on_one_device(tree: Any) -> Any:
+    """All of a tree on this process's first device; every process must take part."""
+    gather = lambda x: jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec())).addressable_data(0)
+    return jax.tree.map(gather, tree)
+
+
 def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:
     """Each parameter's shape, logical axes, sharding and bytes on a device, and the sums over the whole state."""
     rows = [("parameter", "shape", "logical axes", "sharding", "MB a device")]
