@@ -102,7 +102,11 @@ def _serve(connection, make, arguments) -> None:
     for _ in range(WARM_UP):
         step()
     connection.send(version)
-    while connection.recv():
+    while True:
+        try:
+            connection.recv()
+        except EOFError:  # the other end has gone
+            return
         began, busy = time.perf_counter(), time.process_time()
         loss = step()
         seconds = time.perf_counter() - began
@@ -123,7 +127,7 @@ class Side:
 
     def turn(self) -> tuple[float, float, float]:
         """Seconds of one step, the cores that it had, and its loss."""
-        self._connection.send(True)
+        self._connection.send("step")
         return self._receive()
 
     def _receive(self):
