@@ -1,0 +1,175 @@
+"""How long a step of SiT-S/2 takes here and in torch, on the same machine in the same minutes.
+
+    pip install -e '.[parity]'
+    python tests/parity/step_against_torch.py --rounds 20
+
+Ours is the compiled step of experiments/sit_s.py (256 tokens, batch 8, float32). Torch's is tests/parity/torch_sit.py,
+which does the same work with the arithmetic of the released code; that both compute the same is shown by
+`pytest -m parity`. Each runs in a process of its own, on all cores, and they take turns: one waits, asleep, while the
+other steps. A round is one step of each. Rounds in which either had less than `--least-cores` cores (CPU time over wall
+time) are dropped: a shared host sometimes gives fewer than it shows.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+WARM_UP = 3
+
+
+def ours(weights_file: Path, device: str):
+    """Our step as a function that returns its loss; writes the weights that it starts from."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+    from safetensors.numpy import save_file
+
+    from selfflow.experiment_file import load_experiment
+    from selfflow.interop import released_sit_weights
+    from selfflow.models.sit import SiT
+    from selfflow.planning.step_benchmark import random_batch
+
+    if jax.default_backend() != {"cuda": "gpu"}.get(device, device):
+        sys.exit(f"--device is {device}, but JAX runs on {jax.default_backend()}")
+    experiment = load_experiment(ROOT / "experiments" / "sit_s.py").resolved()
+    state = jax.jit(experiment.init)(jax.random.key(0))
+    # Off their zeros, so that no gradient is zero on either side.
+    leaves, structure = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = structure.unflatten([x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
+    state = state._replace(params=params, frozen={"ema": jax.tree.map(jnp.copy, params["model"])})
+    with nnx.use_eager_sharding(False):
+        graph = nnx.graphdef(nnx.eval_shape(lambda: SiT(experiment.model, projector=True, rngs=nnx.Rngs(0))))
+    whole = nnx.merge(graph, nnx.State(params["model"] | {"projector": params["projector"]}))
+    save_file(released_sit_weights(whole), weights_file)
+    batch = jax.device_put(random_batch(experiment, "image"))
+    compiled = jax.jit(experiment.step(), donate_argnums=0).lower(state, batch).compile()
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(state)
+        return float(metrics["loss"])
+
+    return step, f"jax {jax.__version__}"
+
+
+def torchs(weights_file: Path, device: str, compiled: bool):
+    """Torch's step from the same weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    from selfflow.experiment_file import load_experiment
+    from tests.parity.torch_sit import Shape, Step, draw
+
+    experiment = load_experiment(ROOT / "experiments" / "sit_s.py").resolved()
+    model, alignment, optimizer = experiment.model, experiment.alignment, experiment.optimizer
+    # On a GPU float32 products of JAX are those of TF32 unless told otherwise.
+    torch.set_float32_matmul_precision("high")
+    torch.manual_seed(0)
+    weights = load_file(weights_file, device=device)
+    step = Step(
+        weights,
+        {name: x.clone() for name, x in weights.items() if not name.startswith("projector.")},
+        Shape(model.heads, model.patch_size, alignment.student_layer, alignment.teacher_layer),
+        learning_rate=optimizer.learning_rate,
+        ema_decay=experiment.ema_decay,
+        gamma=alignment.weight,
+        clip=optimizer.clip,
+        compiled=compiled,
+    )
+    batch = experiment.mixture["image"].batch_size
+    tokens = torch.randn(batch, model.tokens, model.token_size, device=device)
+    label = torch.randint(0, model.labels, (batch,), device=device)
+    settings = {"mask_ratio": experiment.schedule.mask_ratio["image"], "drop": experiment.condition_drop}
+
+    def one() -> float:
+        return step(tokens, draw(tokens, label, null=model.labels, **settings))[0]
+
+    return one, f"torch {torch.__version__}{', compiled' if compiled else ''}"
+
+
+def _serve(connection, make, arguments) -> None:
+    """The other end of a `Side`: steps when asked to."""
+    sys.path.insert(0, str(ROOT))
+    step, version = make(*arguments)
+    for _ in range(WARM_UP):
+        step()
+    connection.send(version)
+    while True:
+        try:
+            connection.recv()
+        except EOFError:  # the other end has gone
+            return
+        began, busy = time.perf_counter(), time.process_time()
+        loss = step()
+        seconds = time.perf_counter() - began
+        connection.send((seconds, (time.process_time() - busy) / seconds, loss))
+
+
+class Side:
+    """A step in a process of its own, which sleeps until its turn."""
+
+    def __init__(self, name: str, make, *arguments):
+        spawn = multiprocessing.get_context("spawn")
+        self.name = name
+        self._connection, end = spawn.Pipe()
+        self._process = spawn.Process(target=_serve, args=(end, make, arguments), daemon=True)
+        self._process.start()
+        end.close()
+        self.version = self._receive()
+
+    def turn(self) -> tuple[float, float, float]:
+        """Seconds of one step, the cores that it had, and its loss."""
+        self._connection.send("step")
+        return self._receive()
+
+    def _receive(self):
+        try:
+            return self._connection.recv()
+        except EOFError:
+            sys.exit(f"the process of {self.name} has ended")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each side")
+    parser.add_argument("--least-cores", type=float, help="default: 1.6 on a CPU, 0 on a GPU")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the forward and backward of torch's step")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
+    options = parser.parse_args()
+    least = options.least_cores if options.least_cores is not None else {"cpu": 1.6, "cuda": 0.0}[options.device]
+
+    with tempfile.TemporaryDirectory() as folder:
+        weights_file = Path(folder) / "weights.safetensors"
+        sides = [Side("ours", ours, weights_file, options.device)]
+        sides.append(Side("torch", torchs, weights_file, options.device, options.compile))
+    print("; ".join(side.version for side in sides), flush=True)
+
+    rounds = []
+    for number in range(options.rounds):
+        turns = {side.name: side.turn() for side in (sides if number % 2 else sides[::-1])}
+        rounds.append(turns)
+        shown = "   ".join(f"{name} {t[0]:.3f} s on {t[1]:.2f} cores, loss {t[2]:.3f}" for name, t in turns.items())
+        print(f"{number + 1:3d}   {shown}", flush=True)
+    kept = [turns for turns in rounds if min(cores for _, cores, _ in turns.values()) >= least]
+    print(f"{len(kept)} of {len(rounds)} rounds kept: both sides had {least} cores")
+    if not kept:
+        sys.exit("no round is left to compare: try again on a quieter machine, or give --least-cores")
+    seconds = {side.name: np.array([turns[side.name][0] for turns in kept]) for side in sides}
+    for name, times in seconds.items():
+        low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
+        print(f"{name:5s}   median {middle:.3f} s, quartiles {low:.3f} to {high:.3f} s, least {times.min():.3f} s")
+    ratios = seconds["torch"] / seconds["ours"]
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    print(f"torch / ours   median of rounds {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
+
+
+if __name__ == "__main__":
+    main()
