@@ -27,12 +27,10 @@ def ours(weights_file: Path, device: str):
     """Our step as a function that returns its loss; writes the weights that it starts from."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
     from safetensors.numpy import save_file
 
     from selfflow.experiment_file import load_experiment
-    from selfflow.interop import released_sit_weights
-    from selfflow.models.sit import SiT
+    from selfflow.interop.released_sit import released_layout
     from selfflow.planning.step_benchmark import random_batch
 
     if jax.default_backend() != {"cuda": "gpu"}.get(device, device):
@@ -44,10 +42,8 @@ def ours(weights_file: Path, device: str):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = structure.unflatten([x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
     state = state._replace(params=params, frozen={"ema": jax.tree.map(jnp.copy, params["model"])})
-    with nnx.use_eager_sharding(False):
-        graph = nnx.graphdef(nnx.eval_shape(lambda: SiT(experiment.model, projector=True, rngs=nnx.Rngs(0))))
-    whole = nnx.merge(graph, nnx.State(params["model"] | {"projector": params["projector"]}))
-    save_file(released_sit_weights(whole), weights_file)
+    whole = params["model"] | {"projector": params["projector"]}
+    save_file(released_layout(whole, experiment.model, projector=True), weights_file)
     batch = jax.device_put(random_batch(experiment, "image"))
     compiled = jax.jit(experiment.step(), donate_argnums=0).lower(state, batch).compile()
 
@@ -130,6 +126,11 @@ class Side:
         self._connection.send("step")
         return self._receive()
 
+    def close(self) -> None:
+        """Ends the process."""
+        self._connection.close()
+        self._process.join()
+
     def _receive(self):
         try:
             return self._connection.recv()
@@ -158,6 +159,8 @@ def main() -> None:
         rounds.append(turns)
         shown = "   ".join(f"{name} {t[0]:.3f} s on {t[1]:.2f} cores, loss {t[2]:.3f}" for name, t in turns.items())
         print(f"{number + 1:3d}   {shown}", flush=True)
+    for side in sides:
+        side.close()
     kept = [turns for turns in rounds if min(cores for _, cores, _ in turns.values()) >= least]
     print(f"{len(kept)} of {len(rounds)} rounds kept: both sides had {least} cores")
     if not kept:
