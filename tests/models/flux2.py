@@ -9,7 +9,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from selfflow.modality import Modality
-from selfflow.models.joint import Caption, JointConfig, JointTransformer
+from selfflow.models.joint import Caption, JointTransformer
+from selfflow.models.joint_config import JointConfig
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "flux2_small.safetensors"
 # Both kinds of block, a stack of one and one of two; two frequencies for each axis; no size equals another.

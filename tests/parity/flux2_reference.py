@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DMo
 from safetensors.numpy import save_file
 
 from selfflow.modality import Modality
-from selfflow.models.joint import JointConfig
+from selfflow.models.joint_config import JointConfig
 from tests.models.flux2 import CONFIG, GOLDEN, VIDEO, Weights, context, ids
 
 # Of all gradients to weights the golden keeps one of each kind of layer: all would be larger than the rest of it.

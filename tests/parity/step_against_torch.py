@@ -3,15 +3,21 @@
     pip install -e '.[parity]'
     python tests/parity/step_against_torch.py --rounds 20
 
-Ours is the compiled step of experiments/sit_s.py (256 tokens, batch 8, float32). Torch's is tests/parity/torch_sit.py,
-which does the same work with the arithmetic of the released code; that both compute the same is shown by
-`pytest -m parity`. Each runs in a process of its own, on all cores, and they take turns: one waits, asleep, while the
-other steps. A round is one step of each. Rounds in which either had less than `--least-cores` cores (CPU time over wall
-time) are dropped: a shared host sometimes gives fewer than it shows.
+Ours is the compiled step of experiments/sit_s.py (256 tokens, batch 8, float32). Torch's is that of
+tests/parity/torch_sit.py, as it is and through torch.compile, which wants a C++ compiler and a minute: the same update
+with the arithmetic of the released code. That both compute the same is shown by `pytest -m parity`.
+
+Each side runs in a process of its own, on all cores, and they take turns: one steps, and the others sleep. A round is
+one step of each. Rounds in which a side had fewer than `--least-cores` cores (CPU time over wall time) are dropped: a
+shared host sometimes gives fewer than it shows.
+
+All sides get the environment of the caller. Where /sys/kernel/mm/transparent_hugepage/enabled says madvise,
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves all of them page faults, of which XLA has the most.
 """
 
 import argparse
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -27,12 +33,10 @@ def ours(weights_file: Path, device: str):
     """Our step as a function that returns its loss; writes the weights that it starts from."""
     import jax
     import jax.numpy as jnp
-    from flax import nnx
     from safetensors.numpy import save_file
 
     from selfflow.experiment_file import load_experiment
-    from selfflow.interop import released_sit_weights
-    from selfflow.models.sit import SiT
+    from selfflow.interop.released_sit import released_layout
     from selfflow.planning.step_benchmark import random_batch
 
     if jax.default_backend() != {"cuda": "gpu"}.get(device, device):
@@ -44,10 +48,8 @@ def ours(weights_file: Path, device: str):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = structure.unflatten([x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
     state = state._replace(params=params, frozen={"ema": jax.tree.map(jnp.copy, params["model"])})
-    with nnx.use_eager_sharding(False):
-        graph = nnx.graphdef(nnx.eval_shape(lambda: SiT(experiment.model, projector=True, rngs=nnx.Rngs(0))))
-    whole = nnx.merge(graph, nnx.State(params["model"] | {"projector": params["projector"]}))
-    save_file(released_sit_weights(whole), weights_file)
+    whole = params["model"] | {"projector": params["projector"]}
+    save_file(released_layout(whole, experiment.model, projector=True), weights_file)
     batch = jax.device_put(random_batch(experiment, "image"))
     compiled = jax.jit(experiment.step(), donate_argnums=0).lower(state, batch).compile()
 
@@ -92,7 +94,7 @@ def torchs(weights_file: Path, device: str, compiled: bool):
     def one() -> float:
         return step(tokens, draw(tokens, label, null=model.labels, **settings))[0]
 
-    return one, f"torch {torch.__version__}{', compiled' if compiled else ''}"
+    return one, f"torch {torch.__version__}"
 
 
 def _serve(connection, make, arguments) -> None:
@@ -130,6 +132,11 @@ class Side:
         self._connection.send("step")
         return self._receive()
 
+    def close(self) -> None:
+        """Ends the process."""
+        self._connection.close()
+        self._process.join()
+
     def _receive(self):
         try:
             return self._connection.recv()
@@ -141,34 +148,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20, help="steps of each side")
     parser.add_argument("--least-cores", type=float, help="default: 1.6 on a CPU, 0 on a GPU")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the forward and backward of torch's step")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of both sides")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all sides")
     options = parser.parse_args()
     least = options.least_cores if options.least_cores is not None else {"cpu": 1.6, "cuda": 0.0}[options.device]
 
     with tempfile.TemporaryDirectory() as folder:
         weights_file = Path(folder) / "weights.safetensors"
         sides = [Side("ours", ours, weights_file, options.device)]
-        sides.append(Side("torch", torchs, weights_file, options.device, options.compile))
-    print("; ".join(side.version for side in sides), flush=True)
+        sides.append(Side("torch", torchs, weights_file, options.device, False))
+        sides.append(Side("torch compiled", torchs, weights_file, options.device, True))
+    print(f"{sides[0].version}, {sides[1].version}, GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')}", flush=True)
 
     rounds = []
     for number in range(options.rounds):
-        turns = {side.name: side.turn() for side in (sides if number % 2 else sides[::-1])}
+        # Now forwards, now backwards, so that none always follows the same other.
+        turns = {side.name: side.turn() for side in sides[:: (-1) ** number]}
         rounds.append(turns)
-        shown = "   ".join(f"{name} {t[0]:.3f} s on {t[1]:.2f} cores, loss {t[2]:.3f}" for name, t in turns.items())
-        print(f"{number + 1:3d}   {shown}", flush=True)
+        shown = (f"{side.name} {turns[side.name][0]:.3f} s on {turns[side.name][1]:.2f} cores" for side in sides)
+        print(f"{number + 1:3d}   {', '.join(shown)}", flush=True)
+    for side in sides:
+        side.close()
     kept = [turns for turns in rounds if min(cores for _, cores, _ in turns.values()) >= least]
-    print(f"{len(kept)} of {len(rounds)} rounds kept: both sides had {least} cores")
+    print(f"{len(kept)} of {len(rounds)} rounds kept: every side had {least} cores")
     if not kept:
         sys.exit("no round is left to compare: try again on a quieter machine, or give --least-cores")
+
     seconds = {side.name: np.array([turns[side.name][0] for turns in kept]) for side in sides}
     for name, times in seconds.items():
         low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
-        print(f"{name:5s}   median {middle:.3f} s, quartiles {low:.3f} to {high:.3f} s, least {times.min():.3f} s")
-    ratios = seconds["torch"] / seconds["ours"]
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-    print(f"torch / ours   median of rounds {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
+        loss = kept[-1][name][2]
+        print(f"{name}: median {middle:.3f} s, quartiles {low:.3f} to {high:.3f} s; its loss came to {loss:.3f}")
+    for name in list(seconds)[1:]:
+        low, middle, high = np.quantile(seconds[name] / seconds["ours"], [0.25, 0.5, 0.75])
+        print(f"{name} / ours: median of the rounds {middle:.3f}, quartiles {low:.3f} to {high:.3f}")
 
 
 if __name__ == "__main__":

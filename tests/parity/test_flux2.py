@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from selfflow.modality import Modality
+from selfflow.models.attention import attention
 from selfflow.models.blocks import DoubleBlock, SingleBlock
-from selfflow.models.joint import JointConfig
+from selfflow.models.joint_config import JointConfig
 from selfflow.models.layers import rotary_angles, rotate
 from tests.models.flux2 import CONFIG, VIDEO, assert_near, double_block, ids, ours, recorded, single_block, transformer
 
@@ -86,7 +87,7 @@ def test_double_block(reference, blocks):
     def call(block, text, media, *modulation):
         angles = rotary_angles(jnp.asarray(coordinates), BLOCK.rotary, BLOCK.rotary_theta)
         streams = tuple(tuple(jnp.split(m, 6, axis=-1)) for m in modulation)
-        return jnp.concatenate(block(text, media, streams, angles, None), axis=1)
+        return jnp.concatenate(block(text, media, streams, angles, attention), axis=1)
 
     out, to_inputs, to_params = our_block(DoubleBlock, call, double_block(reference.weights_of(block)), inputs, weight)
     assert_near(out, theirs[0], OUTPUTS)
@@ -105,7 +106,7 @@ def test_single_block(reference, blocks):
 
     def call(block, x, modulation):
         angles = rotary_angles(jnp.asarray(coordinates), BLOCK.rotary, BLOCK.rotary_theta)
-        return block(x, tuple(jnp.split(modulation, 3, axis=-1)), angles, None)
+        return block(x, tuple(jnp.split(modulation, 3, axis=-1)), angles, attention)
 
     out, to_inputs, to_params = our_block(SingleBlock, call, single_block(reference.weights_of(block)), inputs, weight)
     assert_near(out, theirs[0], OUTPUTS)

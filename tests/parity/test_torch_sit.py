@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from selfflow.interop import load_released_sit, released_sit_weights
+from selfflow.interop import load_released_sit
+from selfflow.interop.released_sit import released_layout
 from selfflow.modality import Modality, to_tokens
-from selfflow.models.sit import SiT
+from selfflow.models.execution import Execution
 from selfflow.noise import DualTimestep, draw_eps
 from selfflow.objectives.alignment import SelfFlow
 from selfflow.objectives.selfflow import SelfFlowObjective
@@ -36,19 +37,15 @@ def torch_sit():
 def objective() -> SelfFlowObjective:
     _, config = load_released_sit(SAFETENSORS, num_heads=HEADS)
     alignment = SelfFlow(student_layer=settings()["student_layer"], teacher_layer=settings()["teacher_layer"])
-    config = dataclasses.replace(config, scan=True)  # quicker to compile
+    config = dataclasses.replace(config, execution=Execution(unroll=1))  # quicker to compile
     image = {"image": Modality((8, 8, 4), (2, 2))}
     return SelfFlowObjective(config, image, DualTimestep(), alignment, modality_weight={}, condition_drop=0.3)
 
 
 def released(objective: SelfFlowObjective, model: dict, projector: dict | None = None) -> dict[str, np.ndarray]:
     """Parameters, or their gradients, by their released names."""
-    with nnx.use_eager_sharding(False):
-        graph = nnx.graphdef(
-            nnx.eval_shape(lambda: SiT(objective.model, projector=projector is not None, rngs=nnx.Rngs(0)))
-        )
     whole = model if projector is None else model | {"projector": projector}
-    return released_sit_weights(nnx.merge(graph, nnx.State(whole)))
+    return released_layout(whole, objective.model, projector is not None)
 
 
 @pytest.fixture(scope="module")
