@@ -61,8 +61,7 @@ def attention(
         implementation = implementation_for(_platform(), q_BNAH.dtype)
     inputs = (q_BNAH, k_BMAH, v_BMAH) if seen_BM is None else (q_BNAH, k_BMAH, v_BMAH, seen_BM)
     if implementation == "xla":
-        mask = None if seen_BM is None else seen_BM[:, None, None, :]
-        out_BNAH = jax.nn.dot_product_attention(q_BNAH, k_BMAH, v_BMAH, mask=mask, implementation="xla")
+        out_BNAH = _xla(*inputs)
     elif implementation == "cudnn":
         out_BNAH = _per_device(_cudnn, implementation)(*inputs)
     else:
@@ -107,6 +106,20 @@ def _per_device(kernel: Callable, name: Implementation) -> Callable:
         return jax.shard_map(kernel, in_specs=specs, out_specs=spec, check_vma=False)(q_BNAH, *others)
 
     return sharded
+
+
+def _xla(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax.Array | None = None) -> jax.Array:
+    seen_B11M = None if seen_BM is None else seen_BM[:, None, None, :]
+    if q_BNAH.dtype in _HALF:  # jax.nn keeps to the products of this type in the backward pass too
+        return jax.nn.dot_product_attention(q_BNAH, k_BMAH, v_BMAH, mask=seen_B11M, implementation="xla")
+    score_BANM = jnp.einsum("bnah,bmah->banm", q_BNAH, k_BMAH)
+    if seen_B11M is not None:
+        score_BANM = jnp.where(seen_B11M, score_BANM, jnp.finfo(score_BANM.dtype).min / 2)
+    largest_BAN1 = jax.lax.stop_gradient(score_BANM.max(axis=-1, keepdims=True))
+    weight_BANM = jnp.exp((score_BANM - largest_BAN1) * q_BNAH.shape[-1] ** -0.5)
+    # Divided by their sum after the product with the values: one pass less over all scores, forward and backward.
+    total_BNA1 = weight_BANM.sum(axis=-1).swapaxes(1, 2)[..., None]
+    return jnp.einsum("banm,bmah->bnah", weight_BANM, v_BMAH) / total_BNA1
 
 
 def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax.Array | None = None) -> jax.Array:
