@@ -7,9 +7,10 @@ Ours is the compiled step of experiments/sit_s.py (256 tokens, batch 8, float32)
 tests/parity/torch_sit.py, as it is and through torch.compile, which wants a C++ compiler and a minute: the same update
 with the arithmetic of the released code. That both compute the same is shown by `pytest -m parity`.
 
-Each side runs in a process of its own, on all cores, and they take turns: one steps, and the others sleep. A round is
-one step of each. Rounds in which a side had fewer than `--least-cores` cores (CPU time over wall time) are dropped: a
-shared host sometimes gives fewer than it shows.
+Each side runs in a process of its own, on all cores, and they take turns: one steps, and the others sleep. A round is a
+turn of each, and a turn is two steps of which the second counts, since in training a step finds the caches and the free
+memory as a step before it left them, and not as another program did. Rounds in which a side had fewer than
+`--least-cores` cores (CPU time over wall time) are dropped: a shared host sometimes gives fewer than it shows.
 
 All sides get the environment of the caller. Where /sys/kernel/mm/transparent_hugepage/enabled says madvise,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves all of them page faults, of which XLA has the most.
@@ -109,6 +110,7 @@ def _serve(connection, make, arguments) -> None:
             connection.recv()
         except EOFError:  # the other end has gone
             return
+        step()
         began, busy = time.perf_counter(), time.process_time()
         loss = step()
         seconds = time.perf_counter() - began
@@ -128,7 +130,7 @@ class Side:
         self.version = self._receive()
 
     def turn(self) -> tuple[float, float, float]:
-        """Seconds of one step, the cores that it had, and its loss."""
+        """Seconds of a step that follows another, the cores that it had, and its loss."""
         self._connection.send("step")
         return self._receive()
 
@@ -146,7 +148,7 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20, help="steps of each side")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each side")
     parser.add_argument("--least-cores", type=float, help="default: 1.6 on a CPU, 0 on a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all sides")
     options = parser.parse_args()
