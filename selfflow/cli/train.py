@@ -70,7 +70,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
-    from selfflow.training.sharding import on_one_device, rows_here, spread
+    from selfflow.training.sharding import on_one_device, rows_here, sharding_table, spread
 
     began = time.monotonic()
     experiment = check_run(workdir, experiment)
@@ -88,6 +88,8 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     if state is None:
         state = checkpoints.restore(abstract_state(experiment, mesh), start)
     _say_start(experiment, workdir, start, state, feed)
+    if mesh.size > 1:
+        print(sharding_table(state, experiment.shardings(mesh), experiment.objective().logical_axes()))
     log = MetricsLog(workdir, start)
     stream = iter(feed.batches(start, experiment.steps))
     try:
