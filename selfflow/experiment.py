@@ -17,6 +17,7 @@ from selfflow.input.exclude import hash_of
 from selfflow.input.mixture import Set, Stage, check_mixture
 from selfflow.input.reading import Reading
 from selfflow.modality import Modality
+from selfflow.models.attention import implementation_for
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
@@ -26,7 +27,7 @@ from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.text import Text
 from selfflow.training.loop import Cadence
 from selfflow.training.optimizer import AdamW
-from selfflow.training.sharding import Devices, state_shardings
+from selfflow.training.sharding import Devices, check_batch, state_shardings
 from selfflow.training.state import State, ema_decay_for, init_state
 from selfflow.training.step import make_step
 
@@ -182,6 +183,18 @@ class Experiment:
 
     def _update(self) -> optax.GradientTransformation:
         return self.optimizer.make() if self.data else optax.identity()
+
+    def check_devices(self, mesh: Mesh) -> None:
+        """Raises `UserError` unless batches and parameters of a resolved experiment can be split over a mesh."""
+        self.shardings(mesh)
+        kernel = implementation_for(jax.default_backend(), self.model.dtype) != "xla"
+        for name, chosen in self.mixture.items():
+            size, where = chosen.batch_size // self.optimizer.accumulate, f"mixture.{name}"
+            check_batch(mesh, size, where)
+            if self.separation and kernel:  # which attends to whole samples and to the others apart
+                whole = round(self.separation.whole * size)
+                for part in (whole, size - whole):
+                    check_batch(mesh, part, f"{where}, separation.whole {self.separation.whole}")
 
     def shardings(self, mesh: Mesh) -> State:
         """Where every array of the state lies on a mesh: a `State` of `NamedSharding`s."""

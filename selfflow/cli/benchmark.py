@@ -19,7 +19,8 @@ class Options:
     """Flags of `selfflow benchmark` that are no fields of the experiment."""
 
     only: Literal["step", "input", "all"] = "all"
-    """The part to measure: `step`, the compiled update on random numbers; `input`, from latents on disk to batches."""
+    """The part to measure: `step`, the compiled update on random numbers, on one device; `input`, from latents on disk
+    to batches."""
     rounds: int = 10
     """Timed steps, each beside one without alignment."""
     per_token: bool = False
@@ -38,7 +39,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--only step|input] [--json] [--FIELD VALUE ...]` and measures."""
+    """Parses `EXPERIMENT [--only step|input|all] [--per-token] [--json] [--FIELD VALUE ...]` and measures."""
     parsed = parse("benchmark", arguments, _EXAMPLE, lambda file: Options())
     if parsed is None:
         return

@@ -29,6 +29,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
     except FileExistsError:
         raise UserError(f"{partial} is there: another command writes it, or was killed: wait, or remove it") from None
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made ({error.strerror}): choose another folder") from None
     try:
         yield partial
         partial.rename(out)

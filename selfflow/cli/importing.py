@@ -23,8 +23,8 @@ class Arguments:
     """Weights of a SiT: .safetensors, or .pt, of which nothing is run."""
     out: Path
     """The run folder to make; it must not be there yet, or be empty."""
-    num_heads: int = 16
-    """Attention heads, which weights do not show: 6 for S, 12 for B, 16 for L and XL."""
+    num_heads: int | None = None
+    """Attention heads, which weights do not show; by default those of the published SiT of this width."""
     patch_size: int = 2
     """Latent positions that a token spans along each axis: 1, 2, 4 or 8."""
 
@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> None:
 
     with new_folder(given.out) as folder:
         print(f"reading {given.file}", flush=True)
-        model, config = load_released_sit(given.file, num_heads=given.num_heads, patch_size=given.patch_size)
+        heads = _published_heads(given.file) if given.num_heads is None else given.num_heads
+        model, config = load_released_sit(given.file, num_heads=heads, patch_size=given.patch_size)
         weights: dict[str, Any] = {"model": nnx.to_pure_dict(nnx.state(model))}
         if model.projector is not None:
             weights["projector"] = weights["model"].pop("projector")
@@ -50,6 +51,19 @@ def main(arguments: list[str]) -> None:
         print(f"writing {given.out}", flush=True)
         import_run(folder, _experiment(config, model.projector is not None), weights, origin)
     _say(given, config, weights, origin)
+
+
+def _published_heads(file: Path) -> int:
+    from selfflow.errors import UserError
+    from selfflow.interop.weights import read_weights
+    from selfflow.models.sit import SHAPES
+
+    bias = read_weights(file).get("x_embedder.proj.bias")
+    known = {width: heads for _, width, heads in SHAPES.values()}
+    if bias is None or bias.size not in known:
+        told = "" if bias is None else f" of width {bias.size}"
+        raise UserError(f"{file}{told} is none of the published SiTs, and weights do not tell their heads: --num-heads")
+    return known[bias.size]
 
 
 def _experiment(config: "SiTConfig", projector: bool) -> "Experiment":
@@ -76,7 +90,7 @@ def _say(given: Arguments, config: "SiTConfig", weights: dict[str, Any], origin:
     millions = {name: sum(x.size for x in jax.tree.leaves(tree)) / 1e6 for name, tree in weights.items()}
     projector = f"a projector of {millions['projector']:.2f} M" if "projector" in millions else "no projector"
     print(
-        f"\n{given.out}: a SiT of {config.depth} blocks, width {config.width}, {config.heads} heads (as told), "
+        f"\n{given.out}: a SiT of {config.depth} blocks, width {config.width}, {config.heads} heads, "
         f"{config.labels} labels"
     )
     print(

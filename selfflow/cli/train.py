@@ -57,7 +57,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
         # A run that goes on, or the next one of a sweep, need not compile again.
         jax.config.update("jax_compilation_cache_dir", str(data_dir / "compiled"))
     experiment.model.execution.check(jax.default_backend())
-    check_run(workdir, experiment)  # before the folder is made
+    check_run(workdir, experiment).check_devices(experiment.devices.mesh())  # before the folder is made
     with alone(workdir):
         return _train_alone(experiment, workdir, data_dir)
 
@@ -70,7 +70,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
-    from selfflow.training.sharding import on_one_device, rows_here, sharding_table, spread
+    from selfflow.training.sharding import on_one_device, sharding_table, spread
 
     began = time.monotonic()
     experiment = check_run(workdir, experiment)
@@ -78,8 +78,6 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     # All that can be wrong with data or weights comes before the folder becomes a run.
     feed.batches(0, experiment.steps)
     mesh = experiment.devices.mesh()
-    for chosen in experiment.mixture.values():
-        rows_here(mesh, chosen.batch_size // experiment.optimizer.accumulate)
     start = Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0
     state = None if start else fresh_state(experiment, mesh)
     enter_run(workdir, experiment, hash_of_latents(feed.latents), sets_of(experiment, feed.latents))

@@ -22,7 +22,8 @@ _SHOWN = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
 _FREE = "Apache-2.0"
 # Fields of an experiment that stand elsewhere in the card, or say where and how and not what was trained.
 _ELSEWHERE = set(
-    "data autoencoders patch mixture model steps text seed cadence proof init_from reading exclude latents".split()
+    "data autoencoders patch mixture model steps text seed devices cadence proof init_from reading exclude "
+    "latents".split()
 )
 _UNKNOWN = "not told by the run"
 
@@ -111,7 +112,8 @@ tau is 0 for data and 1 for noise, and the velocity is noise - data; label {told
 
 def _model(told: "Description", parameters: dict[str, int]) -> str:
     projector = f"{parameters['projector']:,} parameters, the student's" if told.projector else "none"
-    shape = _table(("field", "value"), [*to_json(told.model).items(), ("projector", projector)])
+    fields = {name: value for name, value in to_json(told.model).items() if name != "execution"}
+    shape = _table(("field", "value"), [*fields.items(), ("projector", projector)])
     streams = [
         (
             name,

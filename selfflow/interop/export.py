@@ -1,5 +1,6 @@
 """From a run to the folder that `load_exported` reads; what is in it stands in `selfflow.interop.exported`."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from selfflow.errors import UserError
 from selfflow.interop.card import card, told_by
 from selfflow.interop.exported import CONFIG, SUMS, WEIGHTS, Description, Encoder, exported_layout
 from selfflow.interop.weights import sha256_of
+from selfflow.models.execution import Execution
 from selfflow.tree import to_json
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def export(
     if "projector" in state.params:
         params["projector"] = state.params["projector"]
     with told_by(run.path / "provenance.json"):
-        told = _description(run, provenance, int(state.step), weights, "projector" in params)
+        told = _describe(run, provenance, int(state.step), weights, "projector" in params)
     counts = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()}
     text = card(run, told, provenance, counts)
     del state  # half of it is exported; the rest need not stay in memory
@@ -62,13 +64,14 @@ def export(
     return told
 
 
-def _description(run: "Run", provenance: dict[str, Any], step: int, weights: Any, projector: bool) -> Description:
+def _describe(run: "Run", provenance: dict[str, Any], step: int, weights: Any, projector: bool) -> Description:
     experiment, sets = run.experiment, provenance.get("sets", {}).values()
     # One modality has one autoencoder in all data sets; so have captions.
     made_by = {m: identity for each in sets for m, identity in each["autoencoders"].items()}
     text = next((each["text"] for each in sets if each["text"]), "")
     return Description(
-        model=experiment.model,
+        # How the run was computed is a matter of its hardware.
+        model=dataclasses.replace(experiment.model, execution=Execution()),
         modalities=run.objective.modalities,
         projector=projector,
         weights=weights,

@@ -28,7 +28,8 @@ from selfflow.errors import UserError
 from selfflow.interop.released_sit import released_layout, sit_config, sit_of
 from selfflow.interop.weights import check_keys, read_weights, sha256_of
 from selfflow.modality import Modality
-from selfflow.models.joint import JointConfig, JointTransformer
+from selfflow.models.joint import JointTransformer
+from selfflow.models.joint_config import JointConfig
 from selfflow.models.projector import Projector
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.text import Text
@@ -99,7 +100,7 @@ def load_exported(folder: str | PathLike) -> Exported:
     """
     folder = Path(folder)
     _verify(folder)
-    told, path = _description(folder / CONFIG), folder / WEIGHTS
+    told, path = _read_description(folder / CONFIG), folder / WEIGHTS
     weights = read_weights(path)
     model, projector = (_sit_of if isinstance(told.model, SiTConfig) else _joint_of)(path, weights, told)
     return Exported(model, told.model, told.modalities, projector, told)
@@ -145,7 +146,7 @@ def _verify(folder: Path) -> None:
             raise UserError(f"{folder / name} is not the file that {SUMS} has the hash of: copy the folder again")
 
 
-def _description(path: Path) -> Description:
+def _read_description(path: Path) -> Description:
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """Attention, and the kernels that compute it: every block of every model attends through `attention`.
 
 What is computed is the same everywhere, softmax(q k^T / sqrt(H)) v over the keys that are seen, with the softmax in
-float32 whatever the inputs are; which kernel computes it is a matter of the hardware.
+float32 or wider whatever the inputs are; which kernel computes it is a matter of the hardware.
 """
 
 from functools import partial
@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from selfflow.errors import UserError
+from selfflow.models.placement import BATCH_AXES
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
@@ -31,8 +32,8 @@ def attention(
     """softmax(q k^T / sqrt(H)) v for all A heads, which are joined again: D = A H.
 
     Every query attends to all keys that are seen, whether the query's own token is seen or not, and N may differ from
-    M. What an unseen key or value is changes nothing, and no gradient reaches it. A sample should see at least one key:
-    one that sees none gets finite numbers that mean nothing.
+    M. What an unseen key or value is, if it is finite, changes nothing, and no gradient reaches it. A sample should see
+    at least one key: one that sees none gets finite numbers that mean nothing.
 
     The implementations agree up to rounding:
 
@@ -87,7 +88,7 @@ def _per_device(kernel: Callable, name: Implementation) -> Callable:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel
-    batch = tuple(axis for axis in ("data", "fsdp") if axis in mesh.shape)
+    batch = tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
     heads = tuple(axis for axis in ("tensor",) if axis in mesh.shape)
 
     def sharded(q_BNAH: jax.Array, *others: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ its cost falls with the squares of their sizes, and no mask is made.
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from selfflow.models.attention import Implementation, attention
 class Separation:
     """Attention Separation in training: masked tokens and the others do not see each other."""
 
+    kind: Literal["groups"] = "groups"
     whole: float = 0.25
     """Share of the samples that stay whole, an exact part of every batch; arXiv 2607.02508 tries 0 and 0.25."""
     teacher: bool = False
@@ -47,7 +49,7 @@ class Groups:
       group: 1 for the masked tokens of each modality, 0 for the others, [B, N].
       masked: how many tokens of a sample are in group 1, over all modalities.
       whole: how many samples of the batch are not separated: the first ones of each of gcd(B, whole) equal runs of
-        samples, so that a batch that is split over devices needs no exchange.
+        samples, so that a batch that is split over at most so many devices needs no exchange.
     """
 
     group: dict[str, Int[Array, "B N"]]

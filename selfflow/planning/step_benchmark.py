@@ -42,7 +42,7 @@ class StepRate:
       alignment_ratio: median of the ratios to the same step without alignment, round by round; None without alignment.
       per_token_ratio: likewise of the same step with modulation for every token to this one, where it was asked for.
       peak_memory_bytes: arguments, results and temporaries of the compiled step.
-      compile_seconds: of the step with alignment.
+      compile_seconds: of the step as the experiment has it.
     """
 
     set: str

@@ -18,6 +18,9 @@ from selfflow.errors import UserError
 from selfflow.models.placement import BATCH_AXES
 from selfflow.training.state import State
 
+# What an axis of a parameter may stand for.
+LOGICAL_AXES = ("layers", "embed", "heads", "mlp")
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -29,8 +32,6 @@ class Devices:
     """Devices that parameters, EMA, moments and a batch's samples are split over; -1 for the rest."""
     tensor: int = 1
     """Devices that heads and hidden channels are split over; -1 for the rest."""
-    slices: int = 1
-    """TPU slices, or nodes, between which the network is slow: `data` is split over them first."""
     rules: dict[str, str] = field(default_factory=lambda: {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"})
     """The mesh axis of each logical axis of parameters; axes that are not named are not split."""
 
@@ -41,11 +42,11 @@ class Devices:
                 raise UserError(f"devices.{name} is {size}: give 1 or more, or -1 for the rest")
         if list(sizes.values()).count(-1) > 1:
             raise UserError("devices: only one of data, fsdp and tensor can be -1, the rest")
-        if self.slices < 1:
-            raise UserError(f"devices.slices is {self.slices}: it must be at least 1")
         for logical, axis in self.rules.items():
             if axis not in sizes:
                 raise UserError(f"devices.rules.{logical} is {axis!r}: it is one of {', '.join(sizes)}")
+            if logical not in LOGICAL_AXES:
+                raise UserError(f"devices.rules has {logical!r}: parameters have the axes {', '.join(LOGICAL_AXES)}")
 
     def shape(self, count: int) -> dict[str, int]:
         """Sizes of the mesh axes on `count` devices.
@@ -55,27 +56,18 @@ class Devices:
         """
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         fixed = math.prod(size for size in sizes.values() if size > 0)
-        if count % fixed or (-1 not in sizes.values() and fixed != count):
-            told = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        told = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 0)
+        if -1 not in sizes.values() and fixed != count:
             raise UserError(f"devices: {told} does not make {count} devices; set one of them to -1 for the rest")
-        found = {name: size if size > 0 else count // fixed for name, size in sizes.items()}
-        if found["data"] % self.slices:
-            raise UserError(f"devices.slices {self.slices} does not divide devices.data {found['data']}")
-        return found
+        if count % fixed:
+            raise UserError(f"devices: {told} does not divide the number of devices, {count}: change one of them")
+        return {name: size if size > 0 else count // fixed for name, size in sizes.items()}
 
     def mesh(self, devices: list[Any] | None = None) -> Mesh:
         """The mesh over the given devices, by default all of them."""
         devices = jax.devices() if devices is None else devices
         sizes = self.shape(len(devices))
-        shape = tuple(sizes.values())
-        if self.slices > 1:
-            within = (sizes["data"] // self.slices, *shape[1:])
-            between = (self.slices, 1, 1)
-            placed = mesh_utils.create_hybrid_device_mesh(
-                within, between, devices, process_is_granule=not hasattr(devices[0], "slice_index")
-            )
-        else:
-            placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
         return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
@@ -126,6 +118,8 @@ def _spec(name: str, shape: tuple[int, ...], axes: tuple, rules: dict[str, str],
             )
         # Of one device an axis is nobody's: equal shardings then compare as equal.
         found.append(placed if placed is not None and mesh.shape[placed] > 1 else None)
+    if len(set(found) - {None}) < len(found) - found.count(None):
+        raise UserError(f"devices.rules split {name} {axes} twice over one mesh axis: change one of them")
     return PartitionSpec(*found)
 
 
@@ -134,38 +128,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def rows_here(mesh: Mesh, size: int) -> np.ndarray:
-    """The rows of a batch of `size` samples that this process's devices hold, ascending.
-
-    Raises:
-      UserError: if the samples do not divide by the devices.
-    """
+def check_batch(mesh: Mesh, size: int, where: str) -> None:
+    """Raises `UserError` unless a batch of `size` samples can be split over the devices."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if size % parts:
         raise UserError(
-            f"a batch of {size} samples cannot be split over {parts} devices (data x fsdp): change the set's "
-            "batch_size, or give more devices to devices.tensor"
+            f"{where}: {size} samples at a time cannot be split over {parts} devices (devices.data x devices.fsdp): "
+            "change batch_size, or give devices to devices.tensor"
         )
-    places = batch_sharding(mesh).addressable_devices_indices_map((size,))
-    return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in places.values()]))
 
 
-def spread(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
-    """A batch over the devices.
-
-    Args:
-      batch: a tree of arrays whose leading axis is that of the rows that `rows_here` tells this process.
-      size: samples of the whole batch; by default these are all.
-    """
-    sharding, here = batch_sharding(mesh), len(jax.tree.leaves(batch)[0])
-    rows = rows_here(mesh, here if size is None else size)
-
-    def place(x: np.ndarray) -> jax.Array:
-        part = lambda index: x[np.searchsorted(rows, np.arange(*index[0].indices(shape[0])))]
-        shape = (here if size is None else size, *x.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, part)
-
-    return jax.tree.map(place, batch)
+def spread(batch: Any, mesh: Mesh) -> Any:
+    """A batch over the devices, its samples over `data` and `fsdp`."""
+    return jax.device_put(batch, batch_sharding(mesh))
 
 
 def filled(batch: Any, mesh: Mesh) -> Any:
@@ -178,9 +153,8 @@ def filled(batch: Any, mesh: Mesh) -> Any:
 
 
 def on_one_device(tree: Any) -> Any:
-    """All of a tree on this process's first device; every process must take part."""
-    gather = lambda x: jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec())).addressable_data(0)
-    return jax.tree.map(gather, tree)
+    """All of a tree on the first device."""
+    return jax.device_put(tree, jax.devices()[0])
 
 
 def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:

@@ -66,7 +66,7 @@ def fine_tuned(imported, tmp_path):
 
 def test_it_tells_what_it_made_and_what_comes_next(capsys, tmp_path):
     out, _ = called(capsys, "import", SAFETENSORS, "--out", tmp_path / "sit", "--num-heads", HEADS)
-    assert "a SiT of 4 blocks, width 48, 4 heads (as told), 10 labels" in out
+    assert "a SiT of 4 blocks, width 48, 4 heads, 10 labels" in out
     assert "latents 8 x 8 x 4 in patches of 2 x 2; 0.19 M parameters, a projector of 0.01 M" in out
     assert f"sha256 {hashlib.sha256(SAFETENSORS.read_bytes()).hexdigest()}" in out
     assert f"selfflow train EXPERIMENT --init-from {tmp_path}/sit" in out and "selfflow export" in out
@@ -224,7 +224,13 @@ def test_a_file_that_is_no_sit_leaves_nothing(capsys, tmp_path, name, make, said
 
 @pytest.mark.parametrize(
     "flags, said",
-    [(["--num-heads", "5"], "num_heads 5"), (["--patch-size", "3"], "patch_size is 3"), (["--num-heads", "x"], "int")],
+    [
+        (["--num-heads", "5"], "num_heads 5"),
+        (["--num-heads", "4", "--patch-size", "3"], "patch_size is 3"),
+        (["--num-heads", "x"], "int"),
+        (["--num-heads", "0"], "num_heads 0"),
+        ([], "of width 48 is none of the published SiTs, and weights do not tell their heads: --num-heads"),
+    ],
 )
 def test_flags_that_do_not_fit(capsys, tmp_path, flags, said):
     code, out, err = run(capsys, "import", PT, "--out", tmp_path / "sit", *flags)

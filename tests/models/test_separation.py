@@ -11,7 +11,7 @@ from flax import nnx
 import selfflow.models.joint
 import selfflow.models.sit
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment
+from selfflow.experiment_file import load_experiment, read_experiment, save_experiment
 from selfflow.modality import to_tokens
 from selfflow.models.joint import Caption
 from selfflow.models.separation import Groups, Separation
@@ -164,3 +164,16 @@ def test_an_experiment_that_cannot_be_separated_is_refused(change, message):
         dataclasses.replace(load_experiment(TINY), **change).resolved()
     with pytest.raises(UserError, match="separation.whole is 1.0"):
         Separation(whole=1.0)
+
+
+def test_a_file_switches_it_on_and_a_run_remembers_it(tmp_path):
+    file = tmp_path / "apart.py"
+    file.write_text(
+        "import dataclasses\nfrom selfflow.models.separation import Separation\n"
+        "from tests.tiny import experiment as tiny\n"
+        "def experiment():\n    return dataclasses.replace(tiny(), separation=Separation(whole=0.5))\n"
+    )
+    experiment = load_experiment(file)
+    assert experiment.separation == Separation(whole=0.5)
+    save_experiment(experiment, tmp_path / "experiment.json")
+    assert read_experiment(tmp_path / "experiment.json") == experiment

@@ -13,7 +13,15 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
-from selfflow.training.sharding import Devices, device_bytes, filled, rows_here, sharding_table, spread, state_shardings
+from selfflow.training.sharding import (
+    Devices,
+    check_batch,
+    device_bytes,
+    filled,
+    sharding_table,
+    spread,
+    state_shardings,
+)
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +87,6 @@ def test_a_parameter_that_does_not_divide_is_named():
         ({}, 8, (8, 1, 1)),
         ({"fsdp": -1, "data": 2}, 8, (2, 4, 1)),
         ({"data": 1, "fsdp": 4, "tensor": 2}, 8, (1, 4, 2)),
-        ({"slices": 2, "fsdp": 2}, 8, (4, 2, 1)),
     ],
 )
 def test_the_rest_fills_the_mesh(fields, count, shape):
@@ -89,9 +96,9 @@ def test_the_rest_fills_the_mesh(fields, count, shape):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"fsdp": 3}, "data -1 x fsdp 3 x tensor 1 does not make 8 devices"),
+        ({"fsdp": 3}, "fsdp 3 x tensor 1 does not divide the number of devices, 8"),
         ({"data": 2, "fsdp": 2}, "does not make 8 devices"),
-        ({"data": 8, "slices": 3}, "devices.slices 3 does not divide devices.data 8"),
+        ({"rules": {"embd": "fsdp"}}, "devices.rules has 'embd'"),
         ({"data": 0}, "devices.data is 0"),
         ({"fsdp": -1}, "only one of data, fsdp and tensor"),
         ({"rules": {"embed": "model"}}, "devices.rules.embed is 'model'"),
@@ -107,13 +114,19 @@ def test_a_batch_is_placed_and_filled():
     batch = {"latents": {"image": np.arange(12.0).reshape(3, 4)}, "weight": np.ones(3, np.float32)}
     placed = spread(batch, mesh)
     np.testing.assert_array_equal(placed["latents"]["image"], batch["latents"]["image"])
-    np.testing.assert_array_equal(rows_here(mesh, 3), [0, 1, 2])
     four = filled(batch, abstract_mesh(data=2, fsdp=2, tensor=1))
     np.testing.assert_array_equal(four["weight"], [1, 1, 1, 0])
     np.testing.assert_array_equal(four["latents"]["image"][3], batch["latents"]["image"][2])
     assert len(filled(batch, mesh)["weight"]) == 3
-    with pytest.raises(UserError, match="a batch of 3 samples cannot be split over 4 devices"):
-        rows_here(abstract_mesh(data=2, fsdp=2, tensor=1), 3)
+    with pytest.raises(UserError, match="mixture.image: 3 samples at a time cannot be split over 4 devices"):
+        check_batch(abstract_mesh(data=2, fsdp=2, tensor=1), 3, "mixture.image")
+
+
+def test_an_axis_that_is_split_twice_is_named():
+    experiment = load_experiment(TINY)
+    twice = dataclasses.replace(experiment, devices=Devices(rules={"embed": "fsdp", "heads": "fsdp", "mlp": "tensor"}))
+    with pytest.raises(UserError, match=r"split model\.double\.media\.\w+\.kernel .* twice"):
+        twice.resolved().shardings(abstract_mesh(data=1, fsdp=2, tensor=1))
 
 
 def test_devices_may_change_in_a_run():
