@@ -27,26 +27,10 @@ from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.text import Text
 from selfflow.training.loop import Cadence
 from selfflow.training.optimizer import AdamW
+from selfflow.training.seeds import Seeds
 from selfflow.training.sharding import Devices, check_batch, state_shardings
 from selfflow.training.state import State, ema_decay_for, init_state
 from selfflow.training.step import make_step
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Three seeds, so that the arms of a comparison can share some of them."""
-
-    init: int = 0
-    """Initial weights."""
-    data: int = 0
-    """Order of the data."""
-    noise: int = 0
-    """Noise, levels, masks and dropped labels."""
-
-    def __post_init__(self):
-        for name in ("init", "data", "noise"):
-            if not 0 <= getattr(self, name) < 2**31:
-                raise UserError(f"seed.{name} is {getattr(self, name)}: give a number from 0 to 2^31 - 1")
 
 
 @dataclass(frozen=True)
