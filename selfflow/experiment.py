@@ -185,10 +185,12 @@ class Experiment:
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         return state_shardings(self.objective(), self._update(), shapes, self.devices, mesh)
 
-    def step(self) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
-        """The update of a resolved experiment, to be compiled."""
+    def step(self, objective: SelfFlowObjective | None = None) -> Callable[[State, Any], tuple[State, dict[str, Any]]]:
+        """The update of a resolved experiment, to be compiled, for its own objective unless another is given."""
         optimizer = self.optimizer
-        return make_step(self.objective(), optimizer.make(), self.ema_decay, self.seed.noise, optimizer.accumulate)
+        return make_step(
+            objective or self.objective(), optimizer.make(), self.ema_decay, self.seed.noise, optimizer.accumulate
+        )
 
     def resolved(self, like: "Experiment | None" = None) -> "Experiment":
         """The same with every field that follows from others filled in, and checked.

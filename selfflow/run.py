@@ -14,7 +14,7 @@ from selfflow.experiment_file import read_experiment
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import read_metrics
-from selfflow.training.state import State
+from selfflow.training.state import State, dotted
 
 
 class Run:
@@ -153,7 +153,7 @@ def _start_from(source: str, state: State, mesh: Mesh) -> State:
     def merged(new_tree, old_tree, prefix):
         old = dict(jax.tree_util.tree_leaves_with_path(old_tree))
         return jax.tree_util.tree_map_with_path(
-            lambda at, new: take(prefix + jax.tree_util.keystr(at, simple=True, separator="."), new, old.get(at)),
+            lambda at, new: take(prefix + dotted(at), new, old.get(at)),
             new_tree,
         )
 

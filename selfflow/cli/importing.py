@@ -41,8 +41,7 @@ def main(arguments: list[str]) -> None:
 
     with new_folder(given.out) as folder:
         print(f"reading {given.file}", flush=True)
-        heads = _published_heads(given.file) if given.num_heads is None else given.num_heads
-        model, config = load_released_sit(given.file, num_heads=heads, patch_size=given.patch_size)
+        model, config = load_released_sit(given.file, num_heads=given.num_heads, patch_size=given.patch_size)
         weights: dict[str, Any] = {"model": nnx.to_pure_dict(nnx.state(model))}
         if model.projector is not None:
             weights["projector"] = weights["model"].pop("projector")
@@ -51,19 +50,6 @@ def main(arguments: list[str]) -> None:
         print(f"writing {given.out}", flush=True)
         import_run(folder, _experiment(config, model.projector is not None), weights, origin)
     _say(given, config, weights, origin)
-
-
-def _published_heads(file: Path) -> int:
-    from selfflow.errors import UserError
-    from selfflow.interop.weights import read_weights
-    from selfflow.models.sit import SHAPES
-
-    bias = read_weights(file).get("x_embedder.proj.bias")
-    known = {width: heads for _, width, heads in SHAPES.values()}
-    if bias is None or bias.size not in known:
-        told = "" if bias is None else f" of width {bias.size}"
-        raise UserError(f"{file}{told} is none of the published SiTs, and weights do not tell their heads: --num-heads")
-    return known[bias.size]
 
 
 def _experiment(config: "SiTConfig", projector: bool) -> "Experiment":

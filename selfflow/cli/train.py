@@ -70,7 +70,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
-    from selfflow.training.sharding import on_one_device, sharding_table, spread
+    from selfflow.training.sharding import on_one_device, sharding_table, shardings_of, spread
 
     began = time.monotonic()
     experiment = check_run(workdir, experiment)
@@ -87,7 +87,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         state = checkpoints.restore(abstract_state(experiment, mesh), start)
     _say_start(experiment, workdir, start, state, feed)
     if mesh.size > 1:
-        print(sharding_table(state, experiment.shardings(mesh), experiment.objective().logical_axes()))
+        print(sharding_table(state, shardings_of(state), experiment.objective().logical_axes()))
     log = MetricsLog(workdir, start)
     stream = iter(feed.batches(start, experiment.steps))
     try:
@@ -101,7 +101,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
                     cadence=experiment.cadence,
                     log=log,
                     checkpoints=checkpoints,
-                    **_functions(experiment, feed, mesh),
+                    **_functions(experiment, feed, mesh, shardings_of(state)),
                 )
     finally:
         stream.close()
@@ -113,7 +113,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     return summary
 
 
-def _functions(experiment: Experiment, feed: "Feed", mesh: Mesh) -> dict[str, Any]:
+def _functions(experiment: Experiment, feed: "Feed", mesh: Mesh, placed: State) -> dict[str, Any]:
     """What the loop calls: the compiled step and diagnostics, and how to read its metrics."""
     from selfflow.objectives.diagnostics import diagnose
     from selfflow.training.sharding import filled, spread
@@ -122,7 +122,7 @@ def _functions(experiment: Experiment, feed: "Feed", mesh: Mesh) -> dict[str, An
     objective, noise = experiment.objective(), experiment.seed.noise
     held_out = feed.held_out(("validation",))
     looked_at = {name: spread(filled(batch, mesh), mesh) for name, (_, batch) in held_out.items()}
-    placed, everywhere = experiment.shardings(mesh), NamedSharding(mesh, PartitionSpec())
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     @partial(jax.jit, out_shardings=everywhere)
     def look_at(state: State, batch: Any) -> dict[str, jax.Array]:

@@ -33,6 +33,7 @@ from selfflow.models.joint_config import JointConfig
 from selfflow.models.projector import Projector
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.text import Text
+from selfflow.training.state import by_name
 from selfflow.tree import from_json
 
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
@@ -119,12 +120,7 @@ def exported_layout(config: JointConfig | SiTConfig, params: dict[str, Any]) -> 
     if isinstance(config, SiTConfig):
         projector = {"projector": params["projector"]} if "projector" in params else {}
         return released_layout(params["model"] | projector, config, bool(projector))
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in _by_name(params).items()}
-
-
-def _by_name(params: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in by_name(params).items()}
 
 
 def _verify(folder: Path) -> None:
@@ -186,7 +182,7 @@ def _joint_of(
     except (TypeError, ValueError, OverflowError, MemoryError) as error:  # sizes that no array can have
         raise UserError(f"{path.with_name(CONFIG)}: no model has such sizes ({type(error).__name__})") from error
     shapes = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
-    expected = _by_name(shapes)
+    expected = by_name(shapes)
     check_keys(path, weights, expected, f"the model that {CONFIG} describes")
     for key, leaf in expected.items():
         if weights[key].shape != leaf.shape:

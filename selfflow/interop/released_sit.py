@@ -16,7 +16,7 @@ from flax import nnx
 
 from selfflow.errors import UserError
 from selfflow.interop.weights import check_keys, read_weights
-from selfflow.models.sit import PATCH_SIZES, SiT, SiTConfig, position_embedding
+from selfflow.models.sit import PATCH_SIZES, SHAPES, SiT, SiTConfig, position_embedding
 
 # Linear layers: their released names and ours.
 _OUTER = {
@@ -45,7 +45,7 @@ class _Place(NamedTuple):
     transposed: bool
 
 
-def load_released_sit(path: str | PathLike, *, num_heads: int, patch_size: int = 2) -> tuple[SiT, SiTConfig]:
+def load_released_sit(path: str | PathLike, *, num_heads: int | None, patch_size: int = 2) -> tuple[SiT, SiTConfig]:
     """Reads the weights of a released SiT.
 
     All other sizes are those of the weights. The model computes in float32; `model.projector` is the student's head,
@@ -54,7 +54,8 @@ def load_released_sit(path: str | PathLike, *, num_heads: int, patch_size: int =
     Args:
       path: `.pt` (a dict of weights, itself or under `model` or `state_dict`; nothing in it is run) or `.safetensors`,
         in float32, float16 or bfloat16; keys may begin with `module.`.
-      num_heads: attention heads, which weights do not show: 16 for XL.
+      num_heads: attention heads, which weights do not show: 16 for XL; None for those of the published SiT of this
+        width.
       patch_size: latent positions that a token spans along each axis.
 
     Returns:
@@ -129,7 +130,7 @@ def released_layout(state: dict[str, Any], config: SiTConfig, projector: bool) -
     return dict(sorted(weights.items()))
 
 
-def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int, patch: int) -> tuple[SiTConfig, bool]:
+def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int | None, patch: int) -> tuple[SiTConfig, bool]:
     """The sizes that weights in the released layout tell, and whether there is a projector.
 
     Raises:
@@ -154,6 +155,14 @@ def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int, patch: in
             f"{path}: x_embedder.proj.weight takes tokens of {token_size} elements, no multiple of patch_size {patch} "
             "squared; give the model's own patch_size"
         )
+    if heads is None:
+        published = {width: heads for _, width, heads in SHAPES.values()}
+        if width not in published:
+            raise UserError(
+                f"{path} of width {width} is none of the published SiTs, and weights do not tell their heads: "
+                "--num-heads"
+            )
+        heads = published[width]
     if heads < 1 or width % heads or width % 4:
         raise UserError(f"{path}: width {width} is not divided by 4 and by num_heads {heads}; give the model's own")
     outputs = shape("final_layer.linear.weight", 2)[0]

@@ -21,7 +21,6 @@ from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
 from selfflow.training.state import init_state
-from selfflow.training.step import make_step
 
 _PEAK_SIZE = {"cpu": 2048}  # side of the square matrices whose product is timed; 8192 on accelerators
 _PEAK_ROUNDS = 8
@@ -100,6 +99,10 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token
     quartiles = np.quantile(times["this"], [0.25, 0.75])
     ratio = lambda above, below: float(np.median(times[above] / times[below]))
     demanded = model_flops(experiment, name)
+    # Kernels hide their products from the count: it is taken of the program that has none.
+    plain = dataclasses.replace(objective.model.execution, attention="xla")
+    plain = dataclasses.replace(objective, model=dataclasses.replace(objective.model, execution=plain))
+    state = jax.eval_shape(experiment.init, jax.random.key(0))
     tokens = experiment.mixture[name].batch_size * sum(m.tokens for m in experiment.modalities(name).values())
     return StepRate(
         set=name,
@@ -107,7 +110,7 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token
         spread_seconds=float(quartiles[1] - quartiles[0]),
         tokens_per_second=tokens / median,
         model_flops=demanded,
-        flops=arms["this"].flops,
+        flops=matmul_flops(experiment.step(plain), state, batch),
         mfu=demanded / median / peak,
         alignment_ratio=ratio("this", "vanilla") if "vanilla" in arms else None,
         per_token_ratio=ratio("per_token", "this") if per_token else None,
@@ -116,22 +119,13 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token
     )
 
 
-def _step(experiment: Experiment, objective: SelfFlowObjective):
-    optimizer = experiment.optimizer
-    return make_step(objective, optimizer.make(), experiment.ema_decay, experiment.seed.noise, optimizer.accumulate)
-
-
 class _Arm:
     """A compiled step with a state of its own."""
 
     def __init__(self, experiment: Experiment, objective: SelfFlowObjective, batch: dict[str, Any]):
-        step, update = _step(experiment, objective), experiment.optimizer.make()
+        step, update = experiment.step(objective), experiment.optimizer.make()
         self._batch = jax.device_put(batch)
         self._state = jax.jit(lambda key: init_state(objective, update, key))(jax.random.key(experiment.seed.init))
-        # Kernels hide their products from the count: it is taken of the program that has none.
-        plain = dataclasses.replace(objective.model.execution, attention="xla")
-        plain = dataclasses.replace(objective, model=dataclasses.replace(objective.model, execution=plain))
-        self.flops = matmul_flops(_step(experiment, plain), self._state, self._batch)
         began = time.perf_counter()
         self._step = jax.jit(step, donate_argnums=0).lower(self._state, self._batch).compile()
         self.compile_seconds = time.perf_counter() - began

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from selfflow.errors import UserError
-from selfflow.training.state import State
+from selfflow.training.state import State, by_name
 
 
 class Checkpoints:
@@ -114,5 +114,4 @@ class Checkpoints:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: tuple(leaf.shape) for name, leaf in by_name(tree).items()}

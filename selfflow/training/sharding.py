@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfflow.errors import UserError
 from selfflow.models.placement import BATCH_AXES
-from selfflow.training.state import State
+from selfflow.training.state import State, by_name, dotted
 
 # What an axis of a parameter may stand for.
 LOGICAL_AXES = ("layers", "embed", "heads", "mlp")
@@ -101,11 +101,6 @@ def state_shardings(objective, optimizer: optax.GradientTransformation, state: S
     return State(everywhere, params, {name: objective.teacher_of(params) for name in state.frozen}, moments)
 
 
-def dotted(path: tuple) -> str:
-    """The name of a parameter from its path in a tree."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
 def _spec(name: str, shape: tuple[int, ...], axes: tuple, rules: dict[str, str], mesh: Mesh) -> PartitionSpec:
     found = []
     for size, axis in zip(shape, axes, strict=True):
@@ -121,6 +116,11 @@ def _spec(name: str, shape: tuple[int, ...], axes: tuple, rules: dict[str, str],
     if len(set(found) - {None}) < len(found) - found.count(None):
         raise UserError(f"devices.rules split {name} {axes} twice over one mesh axis: change one of them")
     return PartitionSpec(*found)
+
+
+def shardings_of(state: State) -> State:
+    """Where the arrays of a state lie."""
+    return jax.tree.map(lambda x: x.sharding, state)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -160,11 +160,9 @@ def on_one_device(tree: Any) -> Any:
 def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:
     """Each parameter's shape, logical axes, sharding and bytes on a device, and the sums over the whole state."""
     rows = [("parameter", "shape", "logical axes", "sharding", "MB a device")]
-    for path, x in jax.tree_util.tree_leaves_with_path(state.params):
-        sharding = shardings.params
-        for key in path:
-            sharding = sharding[key.key]
-        name = dotted(path)
+    placed = by_name(shardings.params)
+    for name, x in by_name(state.params).items():
+        sharding = placed[name]
         told = [", ".join(map(str, values)) for values in (x.shape, axes[name], sharding.spec)]
         rows.append((name, *told, f"{device_bytes(x, sharding) / 1e6:.3f}"))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
