@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
+from selfflow.experiment_check import check_experiment
 from selfflow.input.exclude import hash_of
-from selfflow.input.mixture import Set, Stage, check_mixture
+from selfflow.input.mixture import Set, Stage
 from selfflow.input.reading import Reading
 from selfflow.modality import Modality
 from selfflow.models.attention import implementation_for
@@ -228,7 +229,7 @@ class Experiment:
             mixture=mixture,
             exclude_hash=exclude_hash,
         )
-        experiment._check()
+        check_experiment(experiment)
         return experiment
 
     def _with_data(self, name: str, chosen: Set) -> Set:
@@ -241,61 +242,6 @@ class Experiment:
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(self.data)}"
             raise UserError(f"mixture.{name}.data names {data}, which is not in data{hint}")
         return dataclasses.replace(chosen, data=data)
-
-    def _check(self) -> None:
-        modalities = self.modalities()
-        check_mixture(self.mixture, self.curriculum)
-        for name, chosen in self.mixture.items():
-            where = f"mixture.{name}"
-            for m in chosen.modalities:
-                if m not in modalities:
-                    raise UserError(f"{where}.modalities names {m}, which has no autoencoder: add autoencoders.{m}")
-                if m not in self.data[chosen.data].media_shapes():
-                    raise UserError(f"{where}.modalities names {m}, which data.{chosen.data} does not have")
-                if hasattr(self.schedule, "mask_ratio") and m not in self.schedule.mask_ratio:
-                    raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
-            if not chosen.modalities or len(set(chosen.modalities)) < len(chosen.modalities):
-                raise UserError(f"{where}.modalities is {chosen.modalities}: name each modality once")
-            if chosen.batch_size < 1:
-                raise UserError(f"{where}.batch_size is {chosen.batch_size}: it must be at least 1")
-            if chosen.batch_size % self.optimizer.accumulate:
-                raise UserError(
-                    f"{where}.batch_size {chosen.batch_size} is not a multiple of optimizer.accumulate "
-                    f"{self.optimizer.accumulate}"
-                )
-            if self.separation:
-                self.separation.check(chosen.batch_size // self.optimizer.accumulate, where)
-            streams = self.modalities(name)
-            if isinstance(self.model, SiTConfig):
-                self.model.check(streams, f"{where}.modalities")
-        for name in self.latents:
-            if name not in self.data:
-                raise UserError(f"latents.{name}: no such data set; there are {', '.join(self.data)}")
-        if bool(self.text) != (self.model.text > 0):
-            raise UserError("text and model.text go together: the encoder, and how many channels its embeddings have")
-        if self.separation and not hasattr(self.schedule, "mask_ratio"):
-            raise UserError(
-                f"separation needs masked tokens, which schedule {self.schedule.kind} does not have: remove it"
-            )
-        if getattr(self.model, "scalars", ()):
-            raise UserError(f"model.scalars is {self.model.scalars}: no record has them; leave it empty")
-        for m in self.modality_weight:
-            if m not in modalities:
-                raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
-        if isinstance(self.alignment, SelfFlow):
-            self.alignment.check(self.model.depth)
-        if bool(self.label) != (self.model.labels > 0):
-            raise UserError("label and model.labels go together: the field's name, and how many classes it has")
-        if not 0 <= self.condition_drop <= 1:
-            raise UserError(f"condition_drop is {self.condition_drop}: give a number from 0 to 1")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay is {self.ema_decay}: give a number from 0 to below 1")
-        self.optimizer.schedule()
-        if self.optimizer.decay == "cosine" and self.steps > self.optimizer.decay_steps:
-            raise UserError(
-                f"steps is {self.steps}, but the cosine rate reaches 0 at optimizer.decay_steps "
-                f"{self.optimizer.decay_steps}: nothing is learned after it; start another run with --init-from"
-            )
 
 
 def _stream(data: Dataset, m: str, autoencoder: Any, patch: tuple[int, ...], chosen: Set | None, name: str) -> Modality:

@@ -1,0 +1,68 @@
+"""What must hold between the fields of an experiment."""
+
+from typing import TYPE_CHECKING
+
+from selfflow.errors import UserError
+from selfflow.input.mixture import check_mixture
+from selfflow.models.sit import SiTConfig
+from selfflow.objectives.alignment import SelfFlow
+
+if TYPE_CHECKING:
+    from selfflow.experiment import Experiment
+
+
+def check_experiment(experiment: "Experiment") -> None:
+    """Raises `UserError`, naming the field, unless the fields of a resolved experiment fit together."""
+    modalities = experiment.modalities()
+    check_mixture(experiment.mixture, experiment.curriculum)
+    for name, chosen in experiment.mixture.items():
+        where = f"mixture.{name}"
+        for m in chosen.modalities:
+            if m not in modalities:
+                raise UserError(f"{where}.modalities names {m}, which has no autoencoder: add autoencoders.{m}")
+            if m not in experiment.data[chosen.data].media_shapes():
+                raise UserError(f"{where}.modalities names {m}, which data.{chosen.data} does not have")
+            if hasattr(experiment.schedule, "mask_ratio") and m not in experiment.schedule.mask_ratio:
+                raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
+        if not chosen.modalities or len(set(chosen.modalities)) < len(chosen.modalities):
+            raise UserError(f"{where}.modalities is {chosen.modalities}: name each modality once")
+        if chosen.batch_size < 1:
+            raise UserError(f"{where}.batch_size is {chosen.batch_size}: it must be at least 1")
+        if chosen.batch_size % experiment.optimizer.accumulate:
+            raise UserError(
+                f"{where}.batch_size {chosen.batch_size} is not a multiple of optimizer.accumulate "
+                f"{experiment.optimizer.accumulate}"
+            )
+        if experiment.separation:
+            experiment.separation.check(chosen.batch_size // experiment.optimizer.accumulate, where)
+        streams = experiment.modalities(name)
+        if isinstance(experiment.model, SiTConfig):
+            experiment.model.check(streams, f"{where}.modalities")
+    for name in experiment.latents:
+        if name not in experiment.data:
+            raise UserError(f"latents.{name}: no such data set; there are {', '.join(experiment.data)}")
+    if bool(experiment.text) != (experiment.model.text > 0):
+        raise UserError("text and model.text go together: the encoder, and how many channels its embeddings have")
+    if experiment.separation and not hasattr(experiment.schedule, "mask_ratio"):
+        raise UserError(
+            f"separation needs masked tokens, which schedule {experiment.schedule.kind} does not have: remove it"
+        )
+    if getattr(experiment.model, "scalars", ()):
+        raise UserError(f"model.scalars is {experiment.model.scalars}: no record has them; leave it empty")
+    for m in experiment.modality_weight:
+        if m not in modalities:
+            raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
+    if isinstance(experiment.alignment, SelfFlow):
+        experiment.alignment.check(experiment.model.depth)
+    if bool(experiment.label) != (experiment.model.labels > 0):
+        raise UserError("label and model.labels go together: the field's name, and how many classes it has")
+    if not 0 <= experiment.condition_drop <= 1:
+        raise UserError(f"condition_drop is {experiment.condition_drop}: give a number from 0 to 1")
+    if not 0 <= experiment.ema_decay < 1:
+        raise UserError(f"ema_decay is {experiment.ema_decay}: give a number from 0 to below 1")
+    experiment.optimizer.schedule()
+    if experiment.optimizer.decay == "cosine" and experiment.steps > experiment.optimizer.decay_steps:
+        raise UserError(
+            f"steps is {experiment.steps}, but the cosine rate reaches 0 at optimizer.decay_steps "
+            f"{experiment.optimizer.decay_steps}: nothing is learned after it; start another run with --init-from"
+        )
