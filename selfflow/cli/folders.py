@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from selfflow.buckets.paths import local
 from selfflow.errors import UserError
 
 
 def data_folder(chosen: Path | None) -> Path:
-    """Where data sets and latents are kept: `--data-dir`, else $SELFFLOW_DATA, else ~/.cache/selfflow."""
-    return Path(chosen or os.environ.get("SELFFLOW_DATA") or Path.home() / ".cache" / "selfflow").expanduser()
+    """Where data sets and latents are kept: `--data-dir`, else $SELFFLOW_DATA, else ~/.cache/selfflow.
+
+    Of a folder in a bucket it is the local copy.
+    """
+    return local(chosen or os.environ.get("SELFFLOW_DATA") or "~/.cache/selfflow")
 
 
 @contextmanager

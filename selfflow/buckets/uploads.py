@@ -1,0 +1,77 @@
+"""Checkpoints in buckets that Orbax cannot write to: sent from the local copy when they are whole."""
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from selfflow.buckets.runs import MARKS, saved_steps
+from selfflow.buckets.store import bring, listing, remove, send
+
+_MARK = MARKS["s3"]
+
+
+class Uploads:
+    """Sends the checkpoints of a run's local copy in the background, and fetches those that are asked for.
+
+    Args:
+      folder: the local copy of the run.
+      url: of the run.
+      keep_last, keep_every: which checkpoints stay in the bucket, as `Checkpoints` has it.
+    """
+
+    def __init__(self, folder: Path, url: str, keep_last: int, keep_every: int | None):
+        self._folder, self._path, self._url = folder, folder / "checkpoints", f"{url}/checkpoints"
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self._known = set(self._local())
+        self._thread = ThreadPoolExecutor(1)
+        self._jobs: list[Future] = []
+
+    def follow(self) -> None:
+        """Starts sending what has been saved whole since; raises what went wrong with what was being sent."""
+        for job in [job for job in self._jobs if job.done()]:
+            self._jobs.remove(job)
+            job.result()
+        for step in self._local():
+            if step not in self._known:
+                self._known.add(step)
+                self._jobs.append(self._thread.submit(self._send, step))
+
+    def wait(self) -> None:
+        """Returns once all that was saved is in the bucket."""
+        self.follow()
+        while self._jobs:
+            self._jobs.pop(0).result()
+
+    def fetch(self, step: int) -> None:
+        """Makes a checkpoint of the bucket a local one, unless it is."""
+        if step in self._known:
+            return
+        where = f"{self._url}/{step}"
+        found = listing(where)
+        for name in sorted(found, key=lambda name: (name == _MARK, name)):
+            bring(f"{where}/{name}", self._path / f"{step}.fetched" / name, found[name].size)
+        os.replace(self._path / f"{step}.fetched", self._path / str(step))
+        self._known.add(step)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _local(self) -> list[int]:
+        return sorted(int(name) for name in os.listdir(self._path) if name.isdigit()) if self._path.is_dir() else []
+
+    def _send(self, step: int) -> None:
+        where, folder = f"{self._url}/{step}", self._path / str(step)
+        self._remove(step)  # what was there was damaged, and is replaced
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+        for name in sorted(names, key=lambda name: (name == _MARK, name)):
+            send(folder / name, f"{where}/{name}")
+        steps = saved_steps(self._folder)
+        for old in steps[: -self._keep_last]:
+            if not self._keep_every or old % self._keep_every:
+                self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        where = f"{self._url}/{step}"
+        names = sorted(listing(where), key=lambda name: (name != _MARK, name))
+        remove(f"{where}/{name}" for name in names)
