@@ -23,11 +23,19 @@ class Cadence:
     """Steps between diagnostics: ranks and cosines, which cost a forward pass."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: int | None = None
+    """Checkpoints of multiples of this step are kept, too."""
 
     def __post_init__(self):
-        for name in ("log_every", "checkpoint_every"):
+        for name in ("log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"cadence.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise UserError(
+                f"cadence.keep_every is {self.keep_every}: give a multiple of checkpoint_every {self.checkpoint_every}"
+            )
 
 
 def train(
@@ -38,7 +46,7 @@ def train(
     start: int,
     steps: int,
     cadence: Cadence,
-    log: MetricsLog,
+    log: MetricsLog | None,
     checkpoints: Checkpoints,
     summarise: Callable[[dict[str, Any]], dict[str, float]],
     diagnose: Callable[[State], dict[str, jax.Array]],
@@ -55,7 +63,7 @@ def train(
         `tokens` and whatever else is to be logged.
       start, steps: finished and wanted number of steps.
       cadence: how often to diagnose and to save.
-      log, checkpoints: where to.
+      log, checkpoints: where to; only one of several processes has a log.
       summarise: fetched metrics -> the numbers of a row.
       diagnose: compiled diagnostics of the state that a step starts from.
 
@@ -83,7 +91,8 @@ def train(
         tokens = facts.pop("tokens")
         row = {"step": number, **facts, **values, "seconds": seconds, "tokens_per_second": tokens / seconds}
         row["waiting"] = waited
-        log.write(row)
+        if log is not None:
+            log.write(row)
         return f"{facts['set']} loss {values['loss']:.3f}"
 
     try:
@@ -100,10 +109,12 @@ def train(
                 pending = number, dict(facts), waited, {**metrics, **extra}
                 if number % cadence.checkpoint_every == 0 or number == steps:
                     note = fetch()
-                    log.flush()
+                    if log is not None:
+                        log.flush()
                     checkpoints.save(state, number)
                 shown.advance(note=note)
         checkpoints.wait()
     finally:
-        log.flush()
+        if log is not None:
+            log.flush()
     return state
