@@ -188,9 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
             for key in keys
         )
-        contents += "".join(
-            f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders
-        )
+        contents += "".join(f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders)
         count = len(keys) + len(folders)
         self._xml("<ListBucketResult>", f"{contents}<KeyCount>{count}</KeyCount><IsTruncated>false</IsTruncated>")
 

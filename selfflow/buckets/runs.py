@@ -25,21 +25,26 @@ def opened(path: str | Path) -> Path:
     folder = local(path, reader())
     clear_up()
     _bring_all(where, folder)
+    (folder / CHECKPOINTS).mkdir(exist_ok=True)
     return folder
 
 
 @contextmanager
-def at_work(path: str | Path) -> Iterator[Path]:
+def at_work(path: str | Path, writes: bool = True) -> Iterator[Path]:
     """The folder to train in; of one in a bucket a copy, and in the end everything is in the bucket.
 
     What a killed process left in the copy goes away: the bucket tells what the run is.
+
+    Args:
+      path: the run folder.
+      writes: whether this process does; the others of a run have copies to read.
 
     Raises:
       UserError: if another process trains into this run.
     """
     where = url(path)
-    if where is None:
-        yield Path(path)
+    if where is None or not writes:
+        yield opened(path)
         return
     from selfflow.buckets.lease import leased
 
@@ -79,6 +84,19 @@ def send_changes(folder: Path) -> None:
         del before[name]
 
 
+def checkpoint_folder(folder: Path) -> Path:
+    """Where Orbax is to write the checkpoints of a run: absolute; `gs://` it writes to itself."""
+    where = url_of(folder)
+    if where is None or not where.startswith("gs://"):
+        return (folder / CHECKPOINTS).resolve()
+    from etils import epath
+
+    from selfflow.buckets.store import client_of
+
+    client_of(where)  # which names the extra if it is missing, and has the listings of all clients made anew
+    return epath.Path(f"{where}/{CHECKPOINTS}")
+
+
 def saved_steps(folder: Path) -> list[int]:
     """The steps of which a run has a whole checkpoint, be it in its bucket."""
     where = url_of(folder)
@@ -95,7 +113,7 @@ def _bring_all(where: str, folder: Path) -> None:
     """Fetches a run without its checkpoints."""
     from selfflow.buckets.store import bring, listing
 
-    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, found in listing(where).items():
         if name != _LEASE and not name.startswith(f"{CHECKPOINTS}/"):
             bring(f"{where}/{name}", folder / name, found.size)

@@ -114,7 +114,7 @@ def _found(about: dict[str, Any]) -> Found:
 
 def _asked(url: str, call: Callable[[Any], Answer], *, object_may_lack: bool = False) -> Answer:
     """What a call on the client of a URL returns; tried again for minutes while the store does not answer."""
-    client, bucket = _client(url.partition("://")[0], os.getpid()), "/".join(url.split("/")[:3])
+    client, bucket = client_of(url), "/".join(url.split("/")[:3])
     for wait in (*_WAITS, None):
         try:
             return call(client)
@@ -160,13 +160,25 @@ def _of_the_store(error: Exception) -> bool:
     return known or type(error).__module__.partition(".")[0] in _CLIENTS
 
 
+def client_of(url: str) -> Any:
+    """The fsspec file system that a URL is asked of.
+
+    Raises:
+      UserError: if its package is not installed.
+    """
+    return _client(url.partition("://")[0], os.getpid())
+
+
 @lru_cache(maxsize=4)
 def _client(scheme: str, process: int) -> Any:
     """The fsspec file system of a scheme; each process needs its own."""
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme, use_listings_cache=False)
+        # Orbax has a client of its own; remembered listings would hide what other processes have written since.
+        for name in ("gs", "gcs", "s3"):
+            fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
+        return fsspec.filesystem(scheme)
     except ImportError as error:
         raise UserError(
             f"{scheme}:// paths need a client: pip install 'selfflow[{_EXTRAS[scheme]}]' ({error})"

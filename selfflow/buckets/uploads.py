@@ -31,6 +31,7 @@ class Uploads:
         for job in [job for job in self._jobs if job.done()]:
             self._jobs.remove(job)
             job.result()
+        self._known &= set(self._local())  # what was put aside may be saved anew
         for step in self._local():
             if step not in self._known:
                 self._known.add(step)
@@ -52,6 +53,10 @@ class Uploads:
             bring(f"{where}/{name}", self._path / f"{step}.fetched" / name, found[name].size)
         os.replace(self._path / f"{step}.fetched", self._path / str(step))
         self._known.add(step)
+
+    def put_aside(self, step: int) -> None:
+        """Makes a checkpoint of the bucket none, until it is sent anew."""
+        remove([f"{self._url}/{step}/{_MARK}"])
 
     def close(self) -> None:
         """Ends the thread."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from selfflow.cli.folders import data_folder
+from selfflow.cli.folders import data_folder, refuse_bucket
 from selfflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def main(arguments: list[str]) -> None:
             sys.exit(2)
         return
     settings, options, data_dir = _parse(action, rest)
+    if action == "forget":
+        refuse_bucket(data_dir, "data forget")
     {"build": _build, "show": _show, "verify": _verify, "forget": _forget}[action](settings, options, data_dir)
 
 

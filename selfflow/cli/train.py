@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,7 +48,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
 
     Args:
       experiment: as loaded from its file.
-      workdir: the run folder.
+      workdir: the run folder, on a disk or in a bucket.
       data_dir: folder for data sets and latents.
 
     Returns:
@@ -57,6 +57,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     Raises:
       UserError: for what a user can correct.
     """
+    from selfflow.buckets.runs import at_work
     from selfflow.run_folder import alone, check_run
 
     if not jax.config.jax_compilation_cache_dir:
@@ -67,8 +68,11 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
         experiment.model.execution.check(jax.default_backend())
         check_run(workdir, experiment).check_devices(experiment.devices.mesh())
 
-    together(look)
-    with alone(workdir) if first() else nullcontext():
+    with ExitStack() as held:
+        workdir = together(lambda: held.enter_context(at_work(workdir, writes=first())))
+        together(look)
+        if first():
+            held.enter_context(alone(workdir))
         meet()
         return _train_alone(experiment, workdir, data_dir)
 
