@@ -94,8 +94,8 @@ class Run:
         return self._read(Checkpoints.restore_weights, step, mesh)
 
     def _read(self, restore: Callable[[Checkpoints, State, int], State], step: int | None, mesh: Mesh | None) -> State:
-        if not (self.path / "checkpoints").is_dir():
-            raise UserError(f"{self.path} has no checkpoint: train it first, or give another run")
+        if not saved_steps(self.path):
+            raise UserError(f"{self.source} has no checkpoint: train it first, or give another run")
         checkpoints = Checkpoints(self.path)
         try:
             have = checkpoints.steps()

@@ -1,7 +1,7 @@
 """A small object store on 127.0.0.1 that speaks as much of S3 and of Google Cloud Storage as their clients ask for.
 
-Objects lie in a dict. `failures` makes the next answers 503, `truncated` cuts an object off while it says nothing of
-it, `requests` counts what was asked, by method and key.
+Objects lie in a dict. `failures` makes the next answers 503, `refused` all answers 403, `broken` hangs up in the middle
+of the next objects, `truncated` gives less of an object than listings say; `requests` counts what was asked.
 """
 
 import base64
@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -21,16 +22,21 @@ class FakeStore:
     """The store, with the one bucket `bucket`; a context manager that serves while it is open."""
 
     def __init__(self):
-        self.objects: dict[str, tuple[bytes, int]] = {}  # by "bucket/key": content, generation
-        self.requests: Counter[tuple[str, str]] = Counter()
-        self.failures = 0
-        self.truncated: dict[str, int] = {}
         self.lock = threading.RLock()
-        self.parts: dict[str, dict[int, bytes]] = {}
         self._generation = 0
+        self.clear()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"store": self}))
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # clients hang up in the middle of answers that they need not hear
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self.objects: dict[str, tuple[bytes, int]] = {}  # by "bucket/key": content, generation
+        self.requests: Counter[tuple[str, str]] = Counter()  # by method and path
+        self.failures, self.refused, self.broken = 0, False, 0
+        self.truncated: dict[str, int] = {}
+        self.parts: dict[str, dict[int, bytes]] = {}
 
     def __enter__(self) -> "FakeStore":
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -55,6 +61,16 @@ class FakeStore:
             "NO_GCE_CHECK": "true",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks over gRPC
         }
+
+    def upload(self, folder: Path, key: str) -> None:
+        """Stores the files of a folder below a key of the bucket."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.put(f"bucket/{key}/{path.relative_to(folder)}", path.read_bytes())
+
+    def read(self, key: str) -> bytes:
+        """The content of an object of the bucket."""
+        return self.objects[f"bucket/{key}"][0]
 
     def keys(self, prefix: str = "") -> list[str]:
         """Keys in the bucket that begin with a prefix."""
@@ -86,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.store.failures > 0:
             self.store.failures -= 1
             return self._answer(503, b"<Error><Code>ServiceUnavailable</Code><Message>later</Message></Error>")
+        if self.store.refused:
+            return self._answer(403, b"<Error><Code>AccessDenied</Code><Message>AccessDenied</Message></Error>")
         self.store.requests[self.command, unquote(where.path)] += 1
         google = re.match("/(?:(upload|download|batch)/)?storage/v1(?:/b/([^/]+))?(?:/o)?(?:/(.+))?$", where.path)
         if google:
@@ -132,6 +150,14 @@ class _Handler(BaseHTTPRequestHandler):
         content = content[: self.store.truncated.get(name, len(content))]
         about = {"ETag": _etag(content), "Last_Modified": formatdate(time.time(), usegmt=True)} | headers
         about |= {"x_goog_generation": str(generation), "x_goog_stored_content_length": str(len(content))}
+        if self.store.broken > 0 and self.command == "GET":
+            self.store.broken -= 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            self.close_connection = True
+            return
         wanted = re.fullmatch("bytes=([0-9]*)-([0-9]*)", self.headers.get("Range", ""))
         if not wanted:
             return self._answer(200, content, **about)

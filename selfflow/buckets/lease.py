@@ -74,7 +74,8 @@ class Lease:
             seen = now
         if seen is not None:
             print(f"{_described(self._url, seen)} and is gone: taking over", file=sys.stderr, flush=True)
-            remove([self._url])
+            if read(self._url) == seen:
+                remove([self._url])
         if not write(self._url, json.dumps(self._told).encode(), fresh=True):
             raise UserError(f"{self._url}: another process was faster: wait for it, or use another --workdir")
 

@@ -25,7 +25,6 @@ def opened(path: str | Path) -> Path:
     folder = local(path, reader())
     clear_up()
     _bring_all(where, folder)
-    (folder / CHECKPOINTS).mkdir(exist_ok=True)
     return folder
 
 

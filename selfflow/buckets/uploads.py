@@ -43,16 +43,17 @@ class Uploads:
         while self._jobs:
             self._jobs.pop(0).result()
 
-    def fetch(self, step: int) -> None:
-        """Makes a checkpoint of the bucket a local one, unless it is."""
+    def fetch(self, step: int) -> bool:
+        """Makes a checkpoint of the bucket a local one; False where it is one already."""
         if step in self._known:
-            return
+            return False
         where = f"{self._url}/{step}"
         found = listing(where)
         for name in sorted(found, key=lambda name: (name == _MARK, name)):
             bring(f"{where}/{name}", self._path / f"{step}.fetched" / name, found[name].size)
         os.replace(self._path / f"{step}.fetched", self._path / str(step))
         self._known.add(step)
+        return True
 
     def put_aside(self, step: int) -> None:
         """Makes a checkpoint of the bucket none, until it is sent anew."""

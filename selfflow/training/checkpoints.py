@@ -131,8 +131,8 @@ class Checkpoints:
         that met a damaged file.
         """
         ocp, path = self._ocp, self._path / str(step)
-        if self._uploads:
-            self._uploads.fetch(step)
+        if self._uploads and self._uploads.fetch(step):
+            self._manager.reload()
         with self._explained(step), closing(ocp.PyTreeCheckpointHandler()) as handler:
             # A partial restore passes over what either side lacks: that is compared here.
             stored = handler.metadata(path / "state").tree
