@@ -147,7 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _content(self, name: str, **headers: str) -> None:
         """An object, or the range of it that is asked for."""
         content, generation = self.store.objects[name]
-        content = content[: self.store.truncated.get(name, len(content))]
+        if self.command == "GET":
+            content = content[: self.store.truncated.get(name, len(content))]
         about = {"ETag": _etag(content), "Last_Modified": formatdate(time.time(), usegmt=True)} | headers
         about |= {"x_goog_generation": str(generation), "x_goog_stored_content_length": str(len(content))}
         if self.store.broken > 0 and self.command == "GET":
@@ -238,6 +239,8 @@ class _Handler(BaseHTTPRequestHandler):
         copied = re.match("(.+)/(?:rewriteTo/b/[^/]+|moveTo)/o/(.+)$", raw)
         if copied and self.command == "POST":
             source, target = (f"{bucket}/{unquote(part)}" for part in copied.groups())
+            if source not in store.objects:
+                return self._json(404, {"error": {"code": 404, "message": "not found"}})
             store.put(target, store.objects[source][0])
             if "/moveTo/" in raw:
                 del store.objects[source]
