@@ -71,9 +71,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     with ExitStack() as held:
         workdir = together(lambda: held.enter_context(at_work(workdir, writes=first())))
         together(look)
-        if first():
-            held.enter_context(alone(workdir))
-        meet()
+        together(lambda: held.enter_context(alone(workdir)) if first() else None)
         return _train_alone(experiment, workdir, data_dir)
 
 
@@ -99,8 +97,8 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0, "the checkpoints they find"
     )
     state = None if last else fresh_state(experiment, mesh)
-    if first():
-        enter_run(workdir, experiment, hash_of_latents(feed.latents), sets_of(experiment, feed.latents))
+    read = hash_of_latents(feed.latents), sets_of(experiment, feed.latents)
+    together(lambda: enter_run(workdir, experiment, *read) if first() else None)
 
     checkpoints = Checkpoints(workdir, experiment.cadence.keep_last, experiment.cadence.keep_every)
     if state is None:
