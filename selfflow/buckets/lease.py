@@ -25,7 +25,7 @@ class Lease:
     def __init__(self, url: str):
         self._url, self._told = url, _about_this_process()
         self._lost: str | None = None
-        self._ended = threading.Event()
+        self._ended, self._writing = threading.Event(), threading.Lock()
 
     def check(self) -> None:
         """Raises `UserError` if another process has taken the lease over."""
@@ -40,10 +40,12 @@ class Lease:
             )
 
     def renew(self) -> None:
-        """Writes the lease anew, unless it was taken over."""
-        self.check()
-        self._told["renewed"] = time.time()
-        write(self._url, json.dumps(self._told).encode())
+        """Writes the lease anew, unless it was taken over or given back."""
+        with self._writing:
+            if not self._ended.is_set():
+                self.check()
+                self._told["renewed"] = time.time()
+                write(self._url, json.dumps(self._told).encode())
 
     def keep(self) -> None:
         """Renews the lease until it is given back; what goes wrong shows at the next `check`."""
@@ -81,10 +83,11 @@ class Lease:
 
     def give_back(self) -> None:
         """Ends the lease, unless it was taken over."""
-        self._ended.set()
-        found = _parsed(read(self._url))
-        if found is not None and found.get("holder") == self._told["holder"]:
-            remove([self._url])
+        with self._writing:
+            self._ended.set()
+            found = _parsed(read(self._url))
+            if found is not None and found.get("holder") == self._told["holder"]:
+                remove([self._url])
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """`gs://` and `s3://` paths, and where the local copies of what they name lie; knows no client of any bucket."""
 
 import atexit
+import glob
 import os
 import re
 import shutil
+import socket
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,14 +41,14 @@ def url_of(path: Path) -> str | None:
 
 def reader() -> str:
     """Whose the copies are that this process reads and nobody writes to."""
-    return f"read-{os.getpid()}"
+    return f"read-{socket.gethostname()}-{os.getpid()}"
 
 
 def clear_up() -> None:
     """Removes the copies of readers that have ended, and sees to it that those of this process go with it."""
-    for other in _copies().glob("read-*"):
+    for other in _copies().glob(f"read-{glob.escape(socket.gethostname())}-*"):
         try:
-            os.kill(int(other.name.removeprefix("read-")), 0)
+            os.kill(int(other.name.rpartition("-")[2]), 0)
         except ProcessLookupError:
             shutil.rmtree(other, ignore_errors=True)
         except (ValueError, PermissionError):

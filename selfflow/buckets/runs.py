@@ -18,13 +18,16 @@ _leases: dict[Path, "Lease"] = {}
 
 
 def opened(path: str | Path) -> Path:
-    """The folder of a run that is only read; of one in a bucket a copy without checkpoints, gone with the process."""
+    """The folder of a run that is only read; of one in a bucket a copy, as it is now, which goes with the process.
+
+    It lacks the checkpoints, which are fetched when they are asked for.
+    """
     where = url(path)
     if where is None:
         return Path(path)
     folder = local(path, reader())
     clear_up()
-    _bring_all(where, folder)
+    _bring_all(where, folder, without=f"{CHECKPOINTS}/ tensorboard/".split())
     return folder
 
 
@@ -50,7 +53,7 @@ def at_work(path: str | Path, writes: bool = True) -> Iterator[Path]:
     folder = local(path)
     with leased(f"{where}/{_LEASE}") as lease:
         shutil.rmtree(folder, ignore_errors=True)
-        _bring_all(where, folder)
+        _bring_all(where, folder, without=[f"{CHECKPOINTS}/"])
         _sent[folder], _leases[folder] = _files(folder), lease
         try:
             yield folder
@@ -108,13 +111,13 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(step) for step, _, rest in names if step.isdigit() and rest == mark)
 
 
-def _bring_all(where: str, folder: Path) -> None:
-    """Fetches a run without its checkpoints."""
+def _bring_all(where: str, folder: Path, without: list[str]) -> None:
+    """Fetches a run, but for some of its folders."""
     from selfflow.buckets.store import bring, listing
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, found in listing(where).items():
-        if name != _LEASE and not name.startswith(f"{CHECKPOINTS}/"):
+        if name != _LEASE and not name.startswith(tuple(without)):
             bring(f"{where}/{name}", folder / name, found.size)
 
 

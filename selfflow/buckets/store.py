@@ -107,6 +107,14 @@ def remove(urls: Iterable[str]) -> None:
             pass
 
 
+def move(url: str, to: str) -> None:
+    """Renames a folder: not at once, but copied object by object, then removed."""
+    names = list(listing(url))
+    for name in names:
+        _asked(url, lambda client: client.cp_file(f"{url}/{name}", f"{to}/{name}"))
+    remove(f"{url}/{name}" for name in names)
+
+
 def _found(about: dict[str, Any]) -> Found:
     tag = about.get("generation") or about.get("ETag") or about.get("etag") or ""
     return Found(int(about["size"]), str(tag))

@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from selfflow.buckets.runs import MARKS, saved_steps
-from selfflow.buckets.store import bring, listing, remove, send
+from selfflow.buckets.store import bring, listing, move, remove, send
 
 _MARK = MARKS["s3"]
 
@@ -22,6 +22,7 @@ class Uploads:
     def __init__(self, folder: Path, url: str, keep_last: int, keep_every: int | None):
         self._folder, self._path, self._url = folder, folder / "checkpoints", f"{url}/checkpoints"
         self._keep_last, self._keep_every = keep_last, keep_every
+        self._path.mkdir(parents=True, exist_ok=True)
         self._known = set(self._local())
         self._thread = ThreadPoolExecutor(1)
         self._jobs: list[Future] = []
@@ -55,20 +56,24 @@ class Uploads:
         self._known.add(step)
         return True
 
-    def put_aside(self, step: int) -> None:
-        """Makes a checkpoint of the bucket none, until it is sent anew."""
-        remove([f"{self._url}/{step}/{_MARK}"])
+    def put_aside(self, step: int, name: str) -> None:
+        """Gives a checkpoint of the bucket another name."""
+        move(f"{self._url}/{step}", f"{self._url}/{name}")
 
     def close(self) -> None:
         """Ends the thread."""
         self._thread.shutdown(cancel_futures=True)
 
     def _local(self) -> list[int]:
-        return sorted(int(name) for name in os.listdir(self._path) if name.isdigit()) if self._path.is_dir() else []
+        return sorted(int(name) for name in os.listdir(self._path) if name.isdigit())
 
     def _send(self, step: int) -> None:
         where, folder = f"{self._url}/{step}", self._path / str(step)
-        self._remove(step)  # what was there was damaged, and is replaced
+        steps = saved_steps(self._folder)
+        there = {name.partition("/")[0] for name in listing(self._url)}
+        for half in there - set(map(str, steps)) | {str(step)}:
+            if half.isdigit():
+                self._remove(int(half))  # of a process that was killed while it was sent
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         for name in sorted(names, key=lambda name: (name == _MARK, name)):
             send(folder / name, f"{where}/{name}")

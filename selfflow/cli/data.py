@@ -161,11 +161,14 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
 
 
 def _verify(settings: Any, options: NoOptions, data_dir: Path) -> None:
+    from selfflow.buckets.copies import fetch
+    from selfflow.input.latents import MANIFEST
     from selfflow.input.verify import Contents, verify_data
     from selfflow.input.verify_latents import latents_folders, records_of, verify_latents
     from selfflow.progress import Progress
 
     built, contents, wrong = _built(settings, data_dir), Contents(), 0
+    fetch(data_dir / "latents", MANIFEST)
     total = sum(built.splits.values())
     with Progress("verify data set", total, unit="records") as shown:
         problems = verify_data(built, contents, shown.advance)

@@ -16,7 +16,7 @@ import optax
 from selfflow.buckets.paths import url_of
 from selfflow.buckets.runs import checkpoint_folder, saved_steps, send_changes
 from selfflow.errors import UserError
-from selfflow.training.processes import first, meet, several, together
+from selfflow.training.processes import first, meet, together
 from selfflow.training.state import State, by_name
 
 
@@ -40,19 +40,15 @@ class Checkpoints:
         self.path, self._folder = folder / "checkpoints", folder
         self._path, where = checkpoint_folder(folder), url_of(folder)
         self._uploads = None
-        if self._path == self.path.resolve() and where is not None:
+        if where is not None and where.startswith("s3://"):
             from selfflow.buckets.uploads import Uploads
 
-            if several():
-                raise UserError(
-                    f"{where}: several processes save checkpoints together on gs:// and on disks that they share, not "
-                    "on s3://: use another --workdir"
-                )
             self._uploads = Uploads(folder, where, keep_last, keep_every)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(self._path, options=options, item_names=("state", "data"))
+        with self._reached():
+            self._manager = ocp.CheckpointManager(self._path, options=options, item_names=("state", "data"))
 
     def latest(self) -> int | None:
         """The newest step that was saved whole, or None."""
@@ -70,7 +66,8 @@ class Checkpoints:
         send_changes(self._folder)
         told = {"position": step, "checksums": _fetched_sums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(told))
-        self._manager.save(step, args=args, force=True)
+        with self._reached():
+            self._manager.save(step, args=args, force=True)
 
     def restore_newest(self, abstract: State) -> State:
         """Reads the newest checkpoint that is undamaged, into the shapes and shardings of `abstract`.
@@ -94,7 +91,7 @@ class Checkpoints:
                     )
                     (self._path / str(bad)).rename(aside)
                     if self._uploads:
-                        self._uploads.put_aside(bad)
+                        self._uploads.put_aside(bad, aside.name)
                     print(f"warning: {error}. It was put aside as {aside.name}; going on from step {step}")
             if damaged:
                 meet()
@@ -167,15 +164,31 @@ class Checkpoints:
                 "take an older one, or a copy of it"
             ) from error
 
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Says of what Orbax raises that a bucket is meant; on a disk it says so itself."""
+        try:
+            yield
+        except Exception as error:
+            if (where := url_of(self._folder)) is None or isinstance(error, UserError):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"{where}/checkpoints cannot be written or listed ({reason}): the account must be allowed to, and for "
+                "gs:// to ask for the bucket itself (storage.buckets.get); the same command takes up what is finished"
+            ) from error
+
     def check(self) -> None:
         """Raises what went wrong with a save in the background, if anything did."""
-        self._manager.check_for_errors()
+        with self._reached():
+            self._manager.check_for_errors()
         if self._uploads:
             self._uploads.follow()
 
     def wait(self) -> None:
         """Returns once every started save is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        with self._reached():
+            self._manager.wait_until_finished()
         if self._uploads:
             self._uploads.wait()
 

@@ -172,6 +172,7 @@ def test_a_run_in_a_bucket_is_opened_started_from_and_exported(store, bucket, ho
     assert not any(key.startswith("run/checkpoints/damaged") for key in store.keys())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_replaced(store, bucket, home, experiment, capsys):
     store.upload(home / "run", "run")
     (largest,) = sorted(store.keys("run/checkpoints/24/state/d/"), key=lambda k: len(store.read(k)))[-1:]
@@ -179,6 +180,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_replaced(store, buc
     train(dataclasses.replace(experiment, steps=24), Path(f"{bucket}/run"), home / "data")
     assert "checkpoints/24" in (told := capsys.readouterr().out) and "going on from step 21" in told
     assert rows(store.read("run/metrics.jsonl")) == rows(home / "run")
+    assert f"run/checkpoints/damaged-24/{largest.partition('/24/')[2]}" in store.keys()
     run = open_run(f"{bucket}/run")
     jax.tree.map(np.testing.assert_array_equal, run.restore(24).params, open_run(home / "run").restore(24).params)
 
@@ -203,13 +205,17 @@ def test_only_what_changed_is_sent_and_what_went_goes(store, bucket):
     assert store.read("run/a") == b"1" and store.read("run/lease.json") == b'{"holder": "another"}'
 
 
-def test_commands_that_need_a_disk_say_so(store, home):
+def test_commands_that_need_a_disk_say_so(store, home, monkeypatch):
     from selfflow.cli.data import main as data
     from selfflow.cli.encode import main as encode
     from selfflow.cli.importing import main as importing
 
     with pytest.raises(UserError, match="--out s3://bucket/run: write to a local folder"):
         importing(["weights.pt", "--out", "s3://bucket/run"])
+    monkeypatch.setattr("selfflow.cli.train.several", lambda: True)
+    with pytest.raises(UserError, match="--workdir s3://bucket/run: several processes"):
+        train(load_experiment(FILE), Path("s3://bucket/run"), home / "data")
+    assert store.keys() == []
     with pytest.raises(UserError, match="--data-dir gs://bucket/data: `selfflow data list` works on a disk alone"):
         data(["list", "--data-dir", "gs://bucket/data"])
     publish(store, home)
