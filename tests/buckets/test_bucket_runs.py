@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,9 @@ from selfflow.experiment_file import load_experiment
 from selfflow.run import open_run, run_and_step
 from selfflow.training.metrics import TIMINGS, read_metrics
 
+# Where one protocol shows it all, the other is asked with -m slow.
+S3_FIRST = pytest.mark.parametrize("bucket", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
+GS_FIRST = pytest.mark.parametrize("bucket", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)
 FILE = Path(__file__).parent / "digits.py"
 MARKS = {"s3": "_CHECKPOINT_METADATA", "gs": "commit_success.txt"}
 
@@ -99,6 +103,26 @@ def test_a_run_on_gs_goes_on_where_it_was_killed_on_another_machine(store, home,
     kill_and_go_on(store, home, "gs://bucket", tmp_path)
 
 
+@pytest.mark.slow
+def test_two_hosts_train_into_gs_and_two_others_go_on(store, home, experiment, tmp_path):
+    publish(store, home)
+    for number, steps in enumerate(("6", "12")):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--devices.fsdp", "2", "--devices.data", "1"]
+        both = [
+            start(store, tmp_path / f"{number}-{i}", "gs://bucket", *flags, "--process", str(i), "--steps", steps)
+            for i in range(2)
+        ]
+        for process in both:
+            assert process.communicate()[1] is not None and process.returncode == 0
+    found, expected = rows(store.read("run/metrics.jsonl")), rows(home / "run")[:12]
+    assert [row["step"] for row in found] == list(range(1, 13))
+    np.testing.assert_allclose([row["loss"] for row in found], [row["loss"] for row in expected], rtol=1e-4)
+    assert any("ocdbt.process_1/" in key for key in store.keys("run/checkpoints/12"))
+
+
 def test_data_is_made_once_and_found_by_the_next(store, bucket, home, experiment, tmp_path, monkeypatch):
     from selfflow.prepare import prepare
 
@@ -147,6 +171,7 @@ def test_latents_in_a_bucket_are_read_without_the_raw_data(store, bucket, home, 
         np.testing.assert_array_equal(a["latents"]["image"], b["latents"]["image"])
 
 
+@S3_FIRST
 def test_a_run_in_a_bucket_is_opened_started_from_and_exported(store, bucket, home, experiment, tmp_path):
     from selfflow.cli.export import main as export
     from selfflow.run import fresh_state
@@ -172,6 +197,7 @@ def test_a_run_in_a_bucket_is_opened_started_from_and_exported(store, bucket, ho
     assert not any(key.startswith("run/checkpoints/damaged") for key in store.keys())
 
 
+@GS_FIRST
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_replaced(store, bucket, home, experiment, capsys):
     store.upload(home / "run", "run")

@@ -18,6 +18,8 @@ from selfflow.input.mixture import Set
 from selfflow.input.reading import Reading
 from tests.input.made import feed, record, take, write
 
+# Where one protocol shows it all, the other is asked with -m slow.
+S3_FIRST = pytest.mark.parametrize("bucket", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
 RECORDS = [record(i) for i in range(24)]  # six shards of four
 
 
@@ -44,6 +46,7 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
 
 
+@S3_FIRST
 def test_batches_are_those_of_a_local_folder(folder, tmp_path):
     mixture = {"all": Set(("video", "audio"), 1.0, 4, data="made")}
     here = take(feed({"made": tmp_path / "made"}, mixture).batches(0, 12))
@@ -55,6 +58,7 @@ def test_batches_are_those_of_a_local_folder(folder, tmp_path):
     assert not list(folder.glob("*.array_record")) and len(staged_files()) == 6
 
 
+@S3_FIRST
 def test_each_shard_is_fetched_once_for_all_threads_and_processes(store, folder):
     threads = [threading.Thread(target=_read_all, args=(folder,)) for _ in range(4)]
     processes = [multiprocessing.get_context("spawn").Process(target=_read_all, args=(folder,)) for _ in range(2)]
