@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
@@ -54,13 +55,16 @@ def main() -> None:
         sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("\nstopped; the same command takes up what is finished", file=sys.stderr)
-        sys.exit(130)
+        _exit(130)
     except BrokenPipeError:
         sys.stdout = None  # the reader of a pipe has gone: nothing is left to say, and to nobody
         sys.exit(1)
     except Exception as error:
         message = _of_the_system(error)
         if message is None:
+            if _one_of_several():
+                traceback.print_exc()
+                _exit(1)
             raise
         print(f"selfflow: {message}", file=sys.stderr)
         sys.stdout.flush()
@@ -71,7 +75,18 @@ def main() -> None:
 
 def _fail(message: str) -> None:
     print(f"selfflow: {message}", file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+
+
+def _one_of_several() -> bool:
+    processes = sys.modules.get("selfflow.training.processes")
+    return processes is not None and processes.several()
+
+
+def _exit(status: int) -> None:
+    if _one_of_several():
+        sys.modules["selfflow.training.processes"].leave(status)
+    sys.exit(status)
 
 
 def _of_the_system(error: BaseException | None) -> str | None:

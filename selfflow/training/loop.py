@@ -26,11 +26,19 @@ class Cadence:
     """Steps between diagnostics: ranks and cosines, which cost a forward pass."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: int | None = None
+    """Checkpoints of multiples of this step are kept, too."""
 
     def __post_init__(self):
-        for name in ("log_every", "checkpoint_every"):
+        for name in ("log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"cadence.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise UserError(
+                f"cadence.keep_every is {self.keep_every}: give a multiple of checkpoint_every {self.checkpoint_every}"
+            )
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ def train(
     steps: int,
     cadence: Cadence,
     limits: Limits,
-    log: MetricsLog,
+    log: MetricsLog | None,
     checkpoints: Checkpoints,
     trace: Trace,
     interruption: Interruption,
@@ -82,7 +90,7 @@ def train(
       start, steps: finished and wanted number of steps.
       cadence: how often to diagnose and to save.
       limits: when to stop for too many skipped steps, and when to speak up.
-      log, checkpoints: where to.
+      log, checkpoints: where to; only one of several processes has a log.
       trace: of which steps.
       interruption: is asked after every step whether to stop.
       summarise: fetched metrics -> the numbers of a row, with `loss` and `skipped`.
@@ -110,10 +118,12 @@ def train(
         tokens = facts.pop("tokens")
         row = {"step": number, **facts, **values, "seconds": seconds, "tokens_per_second": tokens / seconds}
         row["waiting"] = waited
-        log.write(row)
+        if log is not None:
+            log.write(row)
         if values["skipped"]:
             skipped, in_a_row = skipped + 1, in_a_row + 1
-            log.skip({"step": number, "set": facts["set"], "ids": ids(number - 1)})
+            if log is not None:
+                log.skip({"step": number, "set": facts["set"], "ids": ids(number - 1)})
             if in_a_row == limits.skipped:
                 raise UserError(_too_many(number, in_a_row, checkpoints.path.parent, checkpoints.latest()))
         else:
@@ -139,7 +149,8 @@ def train(
                 due = due or number % cadence.checkpoint_every == 0
                 if due or stop or number == steps:
                     note = fetch()
-                    log.flush()
+                    if log is not None:
+                        log.flush()
                     if not in_a_row or number == steps:
                         checkpoints.save(state, number)
                         due = False
@@ -150,7 +161,8 @@ def train(
             checkpoints.wait()
     finally:
         trace.close()
-        log.flush()
+        if log is not None:
+            log.flush()
     if stop:
         cause, saved = interruption.cause, checkpoints.latest() or 0
         raise Interrupted(

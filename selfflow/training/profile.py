@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from selfflow.errors import UserError
+from selfflow.training.processes import first
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,13 @@ class Profile:
         if not self.steps:
             return range(0)
         found = re.fullmatch(r"(\d+):(\d+)", self.steps, re.ASCII)
-        first, end = map(int, found.groups()) if found else (0, 0)
-        if not 1 <= first < end:
+        begin, end = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= begin < end:
             raise UserError(
                 f"profile.steps is {self.steps!r}: write FIRST:END, two steps counted from 1, the first below the "
                 "second, such as 10:15 for the steps 10 to 14"
             )
-        return range(first, end)
+        return range(begin, end)
 
 
 class Trace:
@@ -47,7 +48,7 @@ class Trace:
         wanted = profile.wanted()
         self._steps = range(max(wanted.start, start + 1), min(wanted.stop, steps + 1))
         self._folder, self._running = folder / "profile", False
-        if len(self._steps) < len(wanted):
+        if len(self._steps) < len(wanted) and first():
             what = f"steps {self._steps[0]} to {self._steps[-1]}" if self._steps else "nothing"
             print(f"profile.steps {profile.steps}: traces {what}, for the run is at step {start}")
 
@@ -68,6 +69,5 @@ class Trace:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            print(
-                f"trace of steps {self._steps[0]} to {self._steps[-1]} in {self._folder}: tensorboard --logdir shows it"
-            )
+            if first():
+                print(f"traced steps {self._steps[0]} to {self._steps[-1]}: tensorboard --logdir {self._folder}")

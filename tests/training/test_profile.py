@@ -22,7 +22,7 @@ def test_the_trace_holds_the_steps_that_were_asked_for(tmp_path, capsys):
     run(tmp_path, 8, profile=Profile("3:6"))
     assert traced(tmp_path) == [3, 4, 5]
     out = capsys.readouterr().out
-    assert f"trace of steps 3 to 5 in {tmp_path / 'profile'}" in out and "traces" not in out
+    assert f"traced steps 3 to 5: tensorboard --logdir {tmp_path / 'profile'}" in out and "traces" not in out
 
 
 def test_steps_that_are_past_are_said(tmp_path, capsys):
