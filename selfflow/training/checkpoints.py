@@ -148,8 +148,11 @@ class Checkpoints:
             ) from error
 
     def check(self) -> None:
-        """Raises what went wrong with a save in the background, if anything did."""
+        """Raises what went wrong with a save in the background, if anything did; waits for none that goes on."""
         self._manager.check_for_errors()
+        # Which the manager's own thread may have asked first, and then keeps the error until it is waited for.
+        if not self._manager.is_saving_in_progress():
+            self._manager.wait_until_finished()
 
     def wait(self) -> None:
         """Returns once every started save is on disk; raises what went wrong in the background."""
