@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,8 +68,8 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
         check_run(workdir, experiment).check_devices(experiment.devices.mesh())
 
     together(look)
-    with alone(workdir) if first() else nullcontext():
-        meet()
+    with ExitStack() as held:
+        together(lambda: held.enter_context(alone(workdir)) if first() else None)
         return _train_alone(experiment, workdir, data_dir)
 
 
@@ -97,8 +97,8 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0, "the checkpoints they find"
     )
     state = None if last else fresh_state(experiment, mesh)
-    if first():
-        enter_run(workdir, experiment, hash_of_latents(feed.latents), sets_of(experiment, feed.latents))
+    read = hash_of_latents(feed.latents), sets_of(experiment, feed.latents)
+    together(lambda: enter_run(workdir, experiment, *read) if first() else None)
 
     checkpoints = Checkpoints(workdir, experiment.cadence.keep_last, experiment.cadence.keep_every)
     if state is None:

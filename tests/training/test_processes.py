@@ -23,11 +23,12 @@ from tests.training.several import small
 ROOT = TINY.parents[1]
 
 
-def start(folder, data_dir, count: int) -> list[subprocess.Popen]:
+def start(folder, data_dir, count: int, tensor: int = 1) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "tests.training.several", str(folder), str(data_dir), address, str(count)]
+    where = [str(folder), str(data_dir), str(tensor), address, str(count)]
+    command = [sys.executable, "-m", "tests.training.several", *where]
     return [
         subprocess.Popen(command + [str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for i in range(count)
@@ -49,7 +50,10 @@ def assert_same_numbers(found, expected) -> None:
 
 
 def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path, monkeypatch):
-    """Each reads a half of every batch; the numbers are those of one process that was never stopped."""
+    """The numbers are those of one process that was never stopped.
+
+    The two read a half of every batch each; when they go on, with heads and channels split between them, all of it.
+    """
     monkeypatch.setattr("selfflow.cli.proof.prove", lambda *_: {})
     folder, alone, whole = tmp_path / "run", tmp_path / "alone", tmp_path / "whole"
     train(small(), whole, data_dir)
@@ -65,7 +69,7 @@ def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path
     assert [p.returncode for p in both] == [-signal.SIGKILL] * 2, "\n".join(told)
     assert 2 <= open_run(folder).last_step() < 8
     shutil.copytree(folder, alone)
-    told = finished(start(folder, data_dir, 2))
+    told = finished(start(folder, data_dir, 2, tensor=2))
     assert "8 steps, from step" in told[0] and "steps" not in told[1]
     train(small(), alone, data_dir)
     expected = open_run(whole).restore()
@@ -76,7 +80,7 @@ def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path
         )
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
     sessions = json.loads((folder / "provenance.json").read_text())["sessions"]
-    assert [len(s["devices"]) for s in sessions] == [2, 2]
+    assert [len(s["devices"]) for s in sessions] == [2, 2] and sessions[1]["changed"] == {"devices.tensor": [1, 2]}
 
 
 def test_a_mistake_of_one_process_ends_all(data_dir, tmp_path):
