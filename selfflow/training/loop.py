@@ -46,8 +46,7 @@ class Limits:
     """What a run bears before it stops, or says where it stands still; may change while it runs."""
 
     skipped: int = 10
-    """Steps in a row whose loss, gradient or update is not finite: the run skips their updates, and stops after these
-    many."""
+    """Steps in a row whose loss or gradient is not finite: the run skips their updates, and stops after these many."""
     stalled: float = 1800.0
     """Seconds without the end of a step, compilation included, after which the stacks of all threads are printed."""
 
@@ -175,7 +174,7 @@ def train(
 def _too_many(number: int, count: int, folder: Path, saved: int | None) -> str:
     good = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
     return (
-        f"loss, gradient or update was not finite in {count} steps in a row (limits.skipped), the last of them step "
+        f"loss or gradient was not finite in {count} steps in a row (limits.skipped), the last of them step "
         f"{number}; {good}. The samples of these steps stand in {folder / 'skipped.jsonl'}: leave out those that are "
         "damaged (--exclude), or lower optimizer.learning_rate or optimizer.clip in another --workdir"
     )
