@@ -44,12 +44,15 @@ def main() -> None:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
         _fail(f"no command {command!r}; {hint}")
-    from selfflow.errors import UserError
+    from selfflow.errors import Interrupted, UserError
 
     try:
         importlib.import_module(f"selfflow.cli.{_FILES.get(command, command)}").main(arguments[1:])
     except UserError as error:
         _fail(str(error))
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("\nstopped; the same command takes up what is finished", file=sys.stderr)
         _exit(130)

@@ -88,8 +88,10 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     from selfflow.run import Run, abstract_state, fresh_state
     from selfflow.run_folder import check_run, enter_run
     from selfflow.training.checkpoints import Checkpoints
+    from selfflow.training.interrupt import interruptible
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
+    from selfflow.training.profile import Trace
     from selfflow.training.sharding import on_one_device, rows_here, sharding_table, shardings_of, spread
 
     began = time.monotonic()
@@ -116,19 +118,24 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         if mesh.size > 1:
             print(sharding_table(state, shardings_of(state), experiment.objective().logical_axes()))
     log = MetricsLog(workdir, start) if first() else None
-    stream = iter(feed.batches(start, experiment.steps, rows))
+    batches = feed.batches(start, experiment.steps, rows)
+    stream = iter(batches)
     sizes = {name: chosen.batch_size for name, chosen in experiment.mixture.items()}
     try:
         if start < experiment.steps:
-            with jax.set_mesh(mesh):
+            with jax.set_mesh(mesh), interruptible() as interruption:
                 state = run_loop(
                     state,
                     batches=((spread(batch, mesh, sizes[facts["set"]]), facts) for batch, facts in stream),
+                    ids=batches.ids,
                     start=start,
                     steps=experiment.steps,
                     cadence=experiment.cadence,
+                    limits=experiment.limits,
                     log=log,
                     checkpoints=checkpoints,
+                    trace=Trace(experiment.profile, workdir, start, experiment.steps),
+                    interruption=interruption,
                     **_functions(experiment, feed, mesh, shardings_of(state)),
                 )
     finally:

@@ -141,16 +141,30 @@ class Batches:
         components = []
         for number, (component, reader) in enumerate(zip(self.plan.components, self._readers)):
             size = self._feed.mixture[component.set].batch_size
-            seed = self._feed.seed ^ zlib.crc32(component.set.encode())
-            # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
-            epochs = self.plan.batches(number) * size // len(reader.records) + 1
-            records = grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)
-            samples = records.random_map(reader)
+            samples = self._records(number).random_map(reader)
             if self._rows is not None:
                 rows = self._rows(size)
                 samples, size = grain.MapDataset.source(_RowsOf(samples, rows, size)), len(rows)
             components.append(samples.batch(size))
         return grain.MapDataset.select_from_datasets(components, self.plan)
+
+    def _records(self, number: int):
+        """The grain.MapDataset of the records that a component draws, in their order."""
+        import grain
+
+        component, reader = self.plan.components[number], self._readers[number]
+        size = self._feed.mixture[component.set].batch_size
+        seed = self._feed.seed ^ zlib.crc32(component.set.encode())
+        # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
+        epochs = self.plan.batches(number) * size // len(reader.records) + 1
+        return grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)
+
+    def ids(self, step: int) -> list[str]:
+        """The ids of the samples in the batch of step `step`, counted from 0, whoever reads them; reads nothing."""
+        number, batch = self.plan[step]
+        size, records = self._feed.mixture[self.plan.components[number].set].batch_size, self._records(number)
+        source = self._readers[number].source
+        return [source.id(int(records[i])) for i in range(batch * size, (batch + 1) * size)]
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         import grain

@@ -166,22 +166,26 @@ class Checkpoints:
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """Says of what Orbax raises that a bucket is meant; on a disk it says so itself."""
+        """Says of what Orbax raises that a bucket is meant, where it writes to one."""
         try:
             yield
         except Exception as error:
-            if (where := url_of(self._folder)) is None or isinstance(error, UserError):
+            where = url_of(self._folder)
+            if where is None or self._uploads:
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"{where}/checkpoints cannot be written or listed ({reason}): the account must be allowed to, and for "
-                "gs:// to ask for the bucket itself (storage.buckets.get); the same command takes up what is finished"
+                f"{where}/checkpoints cannot be written or listed ({reason}): the account must be allowed to, and to "
+                "ask for the bucket itself (storage.buckets.get); the same command takes up what is finished"
             ) from error
 
     def check(self) -> None:
-        """Raises what went wrong with a save in the background, if anything did."""
+        """Raises what went wrong with a save in the background, if anything did; waits for none that goes on."""
         with self._reached():
             self._manager.check_for_errors()
+            # Which the manager's own thread may have asked first, and then keeps the error until it is waited for.
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()
         if self._uploads:
             self._uploads.follow()
 

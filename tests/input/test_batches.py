@@ -80,6 +80,16 @@ def test_no_record_is_repeated_or_lost_in_an_epoch(folders):
         assert drawn[: len(records)] != drawn[len(records) : 2 * len(records)]
 
 
+def test_ids_of_a_step_are_those_of_its_samples(folders):
+    """Of the whole batch, also where a process reads some of its rows; asked for in any order."""
+    made = feed(folders, MIXTURE)
+    whole = seen(made)
+    for batches in (made.batches(0, 24), made.batches(7, 24, part(1, 2))):
+        for step in (23, 0, 11, 7, 8):
+            letter = {"joint": "a", "stills": "b", "more": "a"}[whole[step][0]]
+            assert batches.ids(step) == [f"{letter}-{i % 100}" for i in whole[step][1]]
+
+
 def test_seed_and_mixture_alone_decide(folders):
     assert seen(feed(folders, MIXTURE)) == seen(feed(folders, MIXTURE, reading=Reading(threads=1, prefetch=1)))
     assert seen(feed(folders, MIXTURE)) != seen(feed(folders, MIXTURE, seed=1))
