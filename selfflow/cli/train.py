@@ -58,7 +58,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     Raises:
       UserError: for what a user can correct.
     """
-    from selfflow.buckets.paths import url
+    from selfflow.buckets.paths import url, url_of
     from selfflow.buckets.runs import at_work
     from selfflow.run_folder import alone, check_run
 
@@ -70,11 +70,14 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
         experiment.model.execution.check(jax.default_backend())
         check_run(workdir, experiment).check_devices(experiment.devices.mesh())
 
-    if several() and str(url(workdir)).startswith("s3://"):
+    where = url(workdir) or ""
+    if several() and where.startswith("s3://"):
         raise UserError(
-            f"--workdir {url(workdir)}: several processes save checkpoints together on gs:// and on a disk that they "
-            "share, and not on s3://"
+            f"--workdir {where}: several processes save checkpoints together on gs:// and on a disk that they share, "
+            "and not on s3://"
         )
+    if where and f"{url_of(data_dir)}/".startswith(f"{where}/"):
+        raise UserError(f"--data-dir {url_of(data_dir)} lies in --workdir {where}: give one outside of the run")
     with ExitStack() as held:
         workdir = together(lambda: held.enter_context(at_work(workdir, writes=first())))
         together(look)

@@ -238,9 +238,11 @@ def test_commands_that_need_a_disk_say_so(store, home, monkeypatch):
 
     with pytest.raises(UserError, match="--out s3://bucket/run: write to a local folder"):
         importing(["weights.pt", "--out", "s3://bucket/run"])
-    monkeypatch.setattr("selfflow.cli.train.several", lambda: True)
-    with pytest.raises(UserError, match="--workdir s3://bucket/run: several processes"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="s3://bucket/run: several processes save"):
+        patch.setattr("selfflow.cli.train.several", lambda: True)
         train(load_experiment(FILE), Path("s3://bucket/run"), home / "data")
+    with pytest.raises(UserError, match="--data-dir s3://bucket/run/data lies in --workdir s3://bucket/run: "):
+        train(load_experiment(FILE), Path("s3://bucket/run"), local("s3://bucket/run/data"))
     assert store.keys() == []
     with pytest.raises(UserError, match="--data-dir gs://bucket/data: `selfflow data list` works on a disk alone"):
         data(["list", "--data-dir", "gs://bucket/data"])
