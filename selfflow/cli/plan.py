@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfflow.cli.parse import parse
-from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 
 if TYPE_CHECKING:

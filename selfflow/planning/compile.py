@@ -16,7 +16,7 @@ from selfflow.planning.chips import chip_of, topologies_of
 from selfflow.planning.step_benchmark import batch_shapes
 from selfflow.training.sharding import batch_sharding, device_bytes
 
-# libtpu looks for the machine that it runs on, waits for it and complains; there is none. One process alone may hold it.
+# libtpu looks for the TPU that it runs on, waits and complains, and lets one process alone hold it; here there is none.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -145,6 +145,6 @@ def _refusal(error: jax.errors.JaxRuntimeError, arguments: int, seconds: float) 
 
 
 def coordinates(mesh: Mesh) -> np.ndarray:
-    """Where the chips of the first slice of a mesh stand in the torus, by their number in the program, [chips, axes]."""
+    """Where the devices of a mesh's first slice stand in the torus, by their number in the program: [devices, axes]."""
     first = getattr(mesh.devices.flat[0], "slice_index", None)
     return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])

@@ -1,8 +1,8 @@
 """What a compiled program sends between chips, read from its HLO text.
 
 A TPU's compiler writes a loop's body once, without the number of its rounds; splits a collective that it hides behind
-other work into a chain of parts, each with a copy of it; writes a reduce-scatter as an all-reduce in a fusion; and turns
-what passes between slices into transfers of the host. All four are undone here.
+other work into a chain of parts, each with a copy of it; writes a reduce-scatter as an all-reduce in a fusion; and has
+hosts transfer what passes between slices. All four are undone here.
 """
 
 import math
@@ -162,16 +162,12 @@ def _collective(instruction: _Instruction, computation: str, partitions: int, sl
         arrays = arrays[len(arrays) // 2 :]  # what goes in, then what comes out
     if instruction.opcode == "collective-permute-start":
         arrays = arrays[1:2]
+    ring = (members - 1) / members
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
-        kind, share = "reduce-scatter", (members - 1) / members
-    elif kind == "reduce-scatter":
-        share = members - 1
+        kind, share = "reduce-scatter", ring  # its type is that of the whole
     else:
-        share = (
-            {"all-reduce": 2, "collective-permute": members / max(members - 1, 1)}.get(kind, 1)
-            * (members - 1)
-            / members
-        )
+        shares = {"all-gather": ring, "all-to-all": ring, "all-reduce": 2 * ring, "reduce-scatter": members - 1}
+        share = shares.get(kind, 1)
     dtype = max(arrays, key=lambda array: array[1])[0]
     between = any(member // partitions != group[0] // partitions for group in groups for member in group)
     return Collective(kind, dtype, share * sum(size for _, size in arrays), 1, groups, between)
@@ -199,7 +195,7 @@ def _arrays(type_text: str) -> list[tuple[str, float]]:
 def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
     """The groups of partitions, whichever way they are written."""
     if match := _MESH.search(rest):
-        return _mesh_groups(*match.groups(), partitions)
+        return _mesh_groups(*match.groups())
     if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest):
         return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", match[1]))
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
@@ -208,11 +204,11 @@ def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
     return (tuple(range(partitions)),)
 
 
-def _mesh_groups(axes: str, devices: str | None, grouped: str, partitions: int) -> tuple[tuple[int, ...], ...]:
+def _mesh_groups(axes: str, devices: str | None, grouped: str) -> tuple[tuple[int, ...], ...]:
     """`mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}`: groups along the named axes of a mesh of devices."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     along = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", grouped)]
-    ids = np.array(_iota(devices) if devices else range(partitions)).reshape(tuple(sizes.values()))
+    ids = np.array(_iota(devices) if devices else range(math.prod(sizes.values()))).reshape(tuple(sizes.values()))
     others = [axis for axis in range(ids.ndim) if axis not in along]
     count = math.prod(ids.shape[axis] for axis in along)
     return tuple(tuple(map(int, group)) for group in ids.transpose(*others, *along).reshape(-1, count))
