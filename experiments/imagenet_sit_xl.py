@@ -28,5 +28,5 @@ def experiment() -> Experiment:
         alignment=SelfFlow(weight=0.8, student_layer=8, teacher_layer=20),
         steps=4_000_000,
         ema_decay=0.9999,
-        devices=Devices(fsdp=16),
+        devices=Devices(fsdp=2),
     )

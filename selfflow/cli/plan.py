@@ -23,8 +23,8 @@ class Options:
     slices: int | None = None
     """Slices of that shape, joined by the data-centre network; sets devices.slices."""
     every_set: bool = False
-    """Compile the step on each set of the mixture; by default that of the set with most arithmetic, whose traffic, that
-    of the parameters, then stands for all."""
+    """Compile the step on each set of the mixture; by default that of the set with most tokens alone, whose memory and
+    traffic, mostly that of the parameters, then stand for all."""
     search: bool = True
     """Where it does not fit, look for the nearest setting that does, by compiling up to five."""
     json: bool = False

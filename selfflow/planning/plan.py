@@ -116,10 +116,10 @@ def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_set: bool
       experiment: resolved.
       topology: whose devices the mesh has.
       mesh: of them.
-      every_set: compile a program for each set, and not for the one with most arithmetic alone.
+      every_set: compile a program for each set, and not for the one with most tokens alone.
     """
     chip, slices = chip_of(topology), experiment.devices.slices
-    heaviest = max(experiment.mixture, key=lambda name: model_flops(experiment, name))
+    heaviest = max(experiment.mixture, key=lambda name: _tokens(experiment, name))
     names = list(experiment.mixture) if every_set else [heaviest]
     programs = {name: compile_step(experiment, name, mesh) for name in names}
     seconds = sum(program.seconds for program in programs.values())
@@ -177,6 +177,12 @@ def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_set: bool
         days=experiment.steps * step_seconds / 86400,
         **facts,
     )
+
+
+def _tokens(experiment: Experiment, name: str) -> float:
+    """Tokens of a batch, by which activations grow; attention's kernel keeps a part of them padded to blocks of 128."""
+    count = sum(modality.tokens for modality in experiment.modalities(name).values())
+    return experiment.mixture[name].batch_size * (count + (count + -count % 128 + 128) / 4)
 
 
 def _size(program: Compiled | Refused) -> float:
