@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfflow.cli.parse import parse
 from selfflow.experiment import Experiment
+from selfflow.planning.chips import CHIPS
 
 if TYPE_CHECKING:
     from selfflow.planning.plan import Plan
@@ -92,28 +93,33 @@ def _print(experiment: Experiment, plan: "Plan") -> None:
         )
         return
     print("  it fits")
+    bounds = plan.bounds
     print("\nLeast times of a step, in ms, if nothing else were to be done:")
     print(
         f"  {'set':<14} {'share':>6} {'model TFLOP':>12} {'program':>9} {'compute':>8} {'HBM':>7} {'ICI':>7} {'DCN':>7}"
     )
-    for one in plan.sets:
+    for one in bounds.sets:
         times = one.seconds
         print(
-            f"  {one.set + ('' if one.compiled else ' *'):<14} {one.share:>6.2f} {one.model_flops / 1e12:>12,.0f} "
-            f"{one.flops / 1e12:>9,.0f} {times['compute'] * 1e3:>8.1f} {times['hbm'] * 1e3:>7.1f} "
+            f"  {one.set + ('' if one.compiled else ' *'):<14} {one.share:>6.2f} {one.model_flops / 1e12:>12,.2f} "
+            f"{one.flops / 1e12:>9,.2f} {times['compute'] * 1e3:>8.1f} {times['hbm'] * 1e3:>7.1f} "
             f"{times['ici'] * 1e3:>7.1f} {times['dcn'] * 1e3:>7.1f}"
         )
-    if not all(one.compiled for one in plan.sets):
+    if not all(one.compiled for one in bounds.sets):
         print(f"  * not compiled: its traffic is that of {plan.set}, its HBM that of the state alone")
-    for where, traffic in (("the slice", plan.traffic), ("slices, over DCN", plan.traffic_between_slices)):
+    if experiment.devices.slices > 1 and CHIPS[plan.topology.partition(":")[0]].dcn_bandwidth is None:
+        print("  no bandwidth of the network between slices is published for this chip: its time is left out")
+    for where, traffic in (("within its slice", bounds.traffic), ("between slices", bounds.traffic_between_slices)):
         if traffic:
-            told = ", ".join(f"{kind} {size / 1e6:,.0f} MB" for kind, size in traffic.items() if size >= 5e5)
-            print(f"\nA chip receives in a step, {'within' if where == 'the slice' else 'between'} {where}: {told}")
-    rates = plan.input_bytes_per_second, plan.input_bytes_per_second_of_a_host
+            told = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in traffic.items() if size >= 5e4)
+            print(f"\nA device receives {where} in a step, in MB: {told}")
+    rates = bounds.input_bytes_per_second, bounds.input_bytes_per_second_of_a_host
+    unhidden, faster = bounds.unhidden_seconds, bounds.step_seconds / bounds.unhidden_seconds
     print(
-        f"\nA step takes at least {plan.step_seconds * 1e3:.1f} ms, bounded by {plan.bound}: at most "
-        f"{plan.mfu_bound:.0%} MFU, and at least {plan.days:.1f} days for {experiment.steps:,} steps.\n"
-        f"Input at that rate: {rates[0] / 1e6:,.0f} MB/s in all, {rates[1] / 1e6:,.1f} MB/s for each host.\n"
-        f"These are bounds, with every resource busy all the time; no program reaches them. "
+        f"\nA step takes at least {bounds.step_seconds * 1e3:.1f} ms, bounded by {bounds.by}: at most "
+        f"{bounds.mfu:.0%} MFU, and at least {bounds.days:.2f} days for {experiment.steps:,} steps.\n"
+        f"If no transfer were hidden behind arithmetic: {unhidden * 1e3:.1f} ms, {bounds.mfu * faster:.0%} MFU.\n"
+        f"Input at the former rate: {rates[0] / 1e6:,.0f} MB/s in all, {rates[1] / 1e6:,.1f} MB/s for each host.\n"
+        f"These are bounds, with the resource busy all the time; no program reaches them. "
         f"Compiled in {plan.compile_seconds:.0f} s."
     )

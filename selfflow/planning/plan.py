@@ -70,23 +70,44 @@ class SetPlan:
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """The least that a step takes, of one that fits.
+
+    Attributes:
+      sets: each set of the mixture.
+      traffic: bytes that a device receives in a step of the compiled set, by collective and type, within its slice.
+      traffic_between_slices: likewise over the network between slices.
+      step_seconds: mean over the mixture.
+      unhidden_seconds: likewise if no transfer is hidden behind arithmetic: the sum of both.
+      mfu: the model's operations over what the chips' peak would do in `step_seconds`.
+      by: the resource that bounds most of that time.
+      input_bytes_per_second: of batches, for all hosts together and for each.
+      days: for all steps.
+    """
+
+    sets: list[SetPlan]
+    traffic: dict[str, float]
+    traffic_between_slices: dict[str, float]
+    step_seconds: float
+    unhidden_seconds: float
+    mfu: float
+    by: str
+    input_bytes_per_second: float
+    input_bytes_per_second_of_a_host: float
+    days: float
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A run on a slice.
+    """A run on a slice, or on several.
 
     Attributes:
       fits: whether the compiler found room.
-      excess_bytes: what is too much on a chip; 0 where it fits.
       set: the one that was compiled and takes most memory.
       memory: of it.
-      sets: each set; empty where it does not fit.
-      traffic: bytes that a chip receives in a step of the compiled set, by collective and type, within a slice.
-      traffic_between_slices: likewise over the network between slices.
-      step_seconds: mean over the mixture.
-      mfu_bound: the model's operations over what the chips' peak would do in that time.
-      bound: the resource that bounds most of that time.
-      input_bytes_per_second: of batches, for all hosts together and for each.
-      days: for all steps.
+      excess_bytes: what is too much on a chip; 0 where it fits.
       compile_seconds: of all compilations.
+      bounds: None where it does not fit.
     """
 
     topology: str
@@ -94,19 +115,11 @@ class Plan:
     hosts: int
     mesh: dict[str, int]
     fits: bool
-    excess_bytes: int
     set: str
     memory: Memory
-    sets: list[SetPlan]
-    traffic: dict[str, float]
-    traffic_between_slices: dict[str, float]
-    step_seconds: float
-    mfu_bound: float
-    bound: str
-    input_bytes_per_second: float
-    input_bytes_per_second_of_a_host: float
-    days: float
+    excess_bytes: int
     compile_seconds: float
+    bounds: Bounds | None
 
 
 def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_set: bool = False) -> Plan:
@@ -118,64 +131,58 @@ def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_set: bool
       mesh: of them.
       every_set: compile a program for each set, and not for the one with most tokens alone.
     """
-    chip, slices = chip_of(topology), experiment.devices.slices
+    chip = chip_of(topology)
     heaviest = max(experiment.mixture, key=lambda name: _tokens(experiment, name))
     names = list(experiment.mixture) if every_set else [heaviest]
     programs = {name: compile_step(experiment, name, mesh) for name in names}
-    seconds = sum(program.seconds for program in programs.values())
-    refused = {name: program for name, program in programs.items() if isinstance(program, Refused)}
-    largest = max(refused or programs, key=lambda n: _size(programs[n]))
-    chips = len({(getattr(d, "slice_index", 0), *d.coords) for d in mesh.devices.flat})
+    slice_of = lambda device: getattr(device, "slice_index", 0)
+    chips = len({(slice_of(d), *d.coords) for d in mesh.devices.flat})
+    hosts = len({(slice_of(d), d.process_index) for d in mesh.devices.flat})
     memory = {n: _memory(experiment, n, mesh, program, chip, mesh.size // chips) for n, program in programs.items()}
-    facts = {
-        "topology": topology,
-        "chips": chips,
-        "hosts": len({(getattr(d, "slice_index", 0), d.process_index) for d in mesh.devices.flat}),
-        "mesh": dict(mesh.shape),
-        "set": largest,
-        "memory": memory[largest],
-        "compile_seconds": seconds,
-    }
-    if refused:
-        one = refused[largest]
-        nothing = dict.fromkeys(("step_seconds", "mfu_bound", "days"), 0.0)
-        rates = dict.fromkeys(("input_bytes_per_second", "input_bytes_per_second_of_a_host"), 0.0)
-        excess = int(one.used_bytes - one.limit_bytes)
-        return Plan(
-            fits=False,
-            excess_bytes=excess,
-            sets=[],
-            traffic={},
-            traffic_between_slices={},
-            bound="",
-            **facts,
-            **nothing,
-            **rates,
-        )
-    sent = {name: collectives(program.text, mesh.size // slices, slices) for name, program in programs.items()}
-    sets = []
-    for name in experiment.mixture:
-        own = name if name in programs else heaviest
-        sets.append(_set_plan(experiment, name, name in programs, memory[own], sent[own], mesh, chip, chips))
+    refused = [name for name, program in programs.items() if isinstance(program, Refused)]
+    largest = max(refused or programs, key=lambda name: memory[name].total)
+    bounds = None
+    if not refused:
+        slices = experiment.devices.slices
+        sent = {name: collectives(program.text, mesh.size // slices, slices) for name, program in programs.items()}
+        sets = []
+        for name in experiment.mixture:
+            own = name if name in programs else heaviest
+            sets.append(_set_plan(experiment, name, name in programs, memory[own], sent[own], mesh, chip, chips))
+        bounds = _bounds(experiment, sets, sent[largest], chip.peak_flops * chips, hosts)
+    return Plan(
+        topology=topology,
+        chips=chips,
+        hosts=hosts,
+        mesh=dict(mesh.shape),
+        fits=not refused,
+        set=largest,
+        memory=memory[largest],
+        excess_bytes=memory[largest].total - memory[largest].limit if refused else 0,
+        compile_seconds=sum(program.seconds for program in programs.values()),
+        bounds=bounds,
+    )
+
+
+def _bounds(experiment: Experiment, sets: list[SetPlan], sent: list[Collective], peak: float, hosts: int) -> Bounds:
+    """The mixture's, from those of its sets and the traffic of one of them."""
     mean = lambda value: sum(one.share * value(one) for one in sets)
     step_seconds = mean(lambda one: one.step_seconds)
-    bounds: dict[str, float] = defaultdict(float)
+    by: dict[str, float] = defaultdict(float)
     for one in sets:
-        bounds[max(one.seconds, key=one.seconds.get)] += one.share * one.step_seconds
+        by[max(one.seconds, key=one.seconds.get)] += one.share * one.step_seconds
     rate = mean(lambda one: one.batch_bytes) / step_seconds
-    return Plan(
-        fits=True,
-        excess_bytes=0,
+    return Bounds(
         sets=sets,
-        traffic=_by_kind(sent[largest], False),
-        traffic_between_slices=_by_kind(sent[largest], True),
+        traffic=_by_kind(sent, False),
+        traffic_between_slices=_by_kind(sent, True),
         step_seconds=step_seconds,
-        mfu_bound=mean(lambda one: one.model_flops) / chips / chip.peak_flops / step_seconds,
-        bound=max(bounds, key=bounds.get),
+        unhidden_seconds=mean(lambda one: sum(one.seconds[part] for part in ("compute", "ici", "dcn"))),
+        mfu=mean(lambda one: one.model_flops) / peak / step_seconds,
+        by=max(by, key=by.get),
         input_bytes_per_second=rate,
-        input_bytes_per_second_of_a_host=rate / facts["hosts"],
+        input_bytes_per_second_of_a_host=rate / hosts,
         days=experiment.steps * step_seconds / 86400,
-        **facts,
     )
 
 
@@ -183,10 +190,6 @@ def _tokens(experiment: Experiment, name: str) -> float:
     """Tokens of a batch, by which activations grow; attention's kernel keeps a part of them padded to blocks of 128."""
     count = sum(modality.tokens for modality in experiment.modalities(name).values())
     return experiment.mixture[name].batch_size * (count + (count + -count % 128 + 128) / 4)
-
-
-def _size(program: Compiled | Refused) -> float:
-    return program.used_bytes if isinstance(program, Refused) else program.temporary_bytes
 
 
 def _memory(

@@ -17,7 +17,8 @@ from selfflow.models.joint_config import JointConfig
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning import fit
 from selfflow.planning.chips import CHIPS, chip_of, topologies_of
-from selfflow.planning.compile import Compiled, Refused, _refusal, slice_devices
+from selfflow.planning.compile import Compiled, Refused, _refusal, compile_step, slice_devices
+from selfflow.planning.hlo import collectives
 from selfflow.planning.plan import Memory, Plan, make_plan
 from selfflow.training.sharding import Devices
 
@@ -77,8 +78,7 @@ def refused(parameters: float, temporaries: float, **mesh: int) -> Plan:
     """The plan of a step that takes these GB of 16."""
     parts = (parameters, 2 * parameters, parameters, 0.0, temporaries, 0.0, 4 * parameters + temporaries, 16.0)
     memory = Memory(*(int(part * GB) for part in parts))
-    excess = memory.total - memory.limit
-    return Plan("v5e:4x4", 16, 4, mesh, False, excess, "image", memory, [], {}, {}, 0.0, 0.0, "", 0.0, 0.0, 0.0, 1.0)
+    return Plan("v5e:4x4", 16, 4, mesh, False, "image", memory, memory.total - memory.limit, 1.0, None)
 
 
 @pytest.mark.parametrize(
@@ -152,21 +152,30 @@ def test_a_small_step_is_planned_for_four_chips(capsys):
     memory = plan["memory"]
     assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=0.01)
     assert memory["ema"] < memory["parameters"] and memory["temporaries"] > 0
-    assert plan["traffic"]["all-gather f32"] > 0 and not plan["traffic_between_slices"]
-    assert 0 < plan["mfu_bound"] <= 1 and plan["step_seconds"] > 0
+    bounds = plan["bounds"]
+    assert sum(bounds["traffic"].values()) > 0 and not bounds["traffic_between_slices"]
+    assert (
+        0 < bounds["mfu"] <= 1
+        and bounds["step_seconds"] > 0
+        and {one["set"] for one in bounds["sets"]} == {"joint", "image"}
+    )
 
 
 @pytest.mark.tpu
 def test_parameters_are_cast_before_they_are_gathered(tiny_experiment):
     """In bfloat16 half the bytes of float32, where products of the latter are not rounded to bfloat16 anyway."""
     pytest.importorskip("libtpu", reason="no libtpu: pip install 'selfflow[tpu]'")
-    devices = Devices(data=1, fsdp=8)
-    gathered = {}
+    devices, gathered = slice_devices("v5e:2x4"), {}
     for dtype, precision in (("bfloat16", None), ("float32", "highest")):
+        experiment = small(tiny_experiment, dtype, devices=Devices(data=1, fsdp=8))
         with jax.default_matmul_precision(precision):
-            traffic = planned(small(tiny_experiment, dtype, devices=devices), "v5e:2x4").traffic
-        gathered[dtype] = sum(size for kind, size in traffic.items() if kind.startswith("all-gather"))
-        assert traffic[f"all-gather {'bf16' if precision is None else 'f32'}"] > 0.95 * gathered[dtype]
+            program = compile_step(experiment, "image", experiment.devices.mesh(devices))
+        gathers = [one for one in collectives(program.text, 8) if one.kind == "all-gather"]
+        gathered[dtype] = sum(one.bytes for one in gathers)
+        name, size = ("bf16", 2) if dtype == "bfloat16" else ("f32", 4)
+        assert sum(one.bytes for one in gathers if one.dtype == name) > 0.95 * gathered[dtype]
+        # Layer by layer: no gather is larger than the widest layer of one block.
+        assert max(one.bytes / one.count for one in gathers) <= 256 * (3 * 256 + 2 * 1024) * size
     assert 0.45 < gathered["bfloat16"] / gathered["float32"] < 0.6
 
 
@@ -176,11 +185,11 @@ def test_gradients_go_between_slices_and_little_else(tiny_experiment):
     experiment = small(tiny_experiment, devices=Devices(fsdp=4, slices=2))
     plan = planned(experiment, "v5e:2x2")
     assert plan.chips == 8 and plan.mesh == {"data": 2, "fsdp": 4, "tensor": 1}
-    between = sum(plan.traffic_between_slices.values())
+    between = sum(plan.bounds.traffic_between_slices.values())
     size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(experiment.init, jax.random.key(0)).params))
     # Every chip passes on its quarter of the gradient, in bfloat16 but for what no dense layer holds.
     assert 0.5 * size / 4 * 2 < between < 2.5 * size / 4 * 2
-    assert plan.sets[0].seconds["dcn"] == pytest.approx(between / CHIPS["v5e"].dcn_bandwidth)
+    assert plan.bounds.sets[0].seconds["dcn"] == pytest.approx(between / CHIPS["v5e"].dcn_bandwidth)
 
 
 @pytest.mark.tpu
@@ -189,5 +198,5 @@ def test_the_joint_model_of_625m_fits_256_chips():
     pytest.importorskip("libtpu", reason="no libtpu: pip install 'selfflow[tpu]'")
     began = time.perf_counter()
     plan = planned(load_experiment(EXPERIMENTS / "joint_625m.py").resolved(), "v5e:16x16")
-    assert plan.fits and plan.memory.total < 15.75 * 2**30 and plan.mfu_bound > 0.8
+    assert plan.fits and plan.memory.total < 15.75 * 2**30 and plan.bounds.mfu > 0.8
     assert time.perf_counter() - began < 240
