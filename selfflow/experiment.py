@@ -26,8 +26,9 @@ from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.text import Text
-from selfflow.training.loop import Cadence
+from selfflow.training.loop import Cadence, Limits
 from selfflow.training.optimizer import AdamW
+from selfflow.training.profile import Profile
 from selfflow.training.seeds import Seeds
 from selfflow.training.sharding import Devices, check_batch, state_shardings
 from selfflow.training.state import State, ema_decay_for, init_state
@@ -97,6 +98,10 @@ class Experiment:
     """How the run is spread over devices."""
     cadence: Cadence = Cadence()
     """How often to log and to save."""
+    limits: Limits = Limits()
+    """What a run bears before it stops, or says where it stands still."""
+    profile: Profile = Profile()
+    """Which steps are traced."""
     proof: Proof = Proof()
     """What to make and measure at the end."""
     init_from: str = ""

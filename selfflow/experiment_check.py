@@ -60,6 +60,12 @@ def check_experiment(experiment: "Experiment") -> None:
         raise UserError(f"condition_drop is {experiment.condition_drop}: give a number from 0 to 1")
     if not 0 <= experiment.ema_decay < 1:
         raise UserError(f"ema_decay is {experiment.ema_decay}: give a number from 0 to below 1")
+    traced = experiment.profile.wanted()
+    if traced and traced[-1] > experiment.steps:
+        raise UserError(
+            f"profile.steps {experiment.profile.steps} goes beyond the {experiment.steps} steps of the run: trace "
+            "earlier ones"
+        )
     experiment.optimizer.schedule()
     if experiment.optimizer.decay == "cosine" and experiment.steps > experiment.optimizer.decay_steps:
         raise UserError(

@@ -57,6 +57,8 @@ def _with_suggestion(message: str) -> str:
 _MAY_CHANGE = (
     "steps",
     "cadence",
+    "limits",
+    "profile",
     "proof",
     "data.*.workers",
     "model.execution",

@@ -17,7 +17,12 @@ class Progress:
     """Counts work items and shows how many are done, at what rate, and how long the rest will take.
 
     Use as a context manager; call `advance()` after each item, or `advance(note="loss 1.23")`.
+
+    Attributes:
+      silent: shows nothing in this process; of several that work together one shows all.
     """
+
+    silent = False
 
     def __init__(self, description: str, total: int | None = None, done: int = 0, unit: str = "it"):
         self._description, self._total, self._unit = description, total, unit
@@ -25,7 +30,7 @@ class Progress:
         self._note, self._told = "", None
         self._start = self._last_line = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
+        if not self.silent and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
             self._bar = tqdm(desc=description, total=total, initial=done, unit=unit, dynamic_ncols=True, smoothing=0.05)
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -35,7 +40,7 @@ class Progress:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
-        elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+        elif not self.silent and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._line()
 
     def _line(self) -> None:
@@ -56,7 +61,7 @@ class Progress:
     def __exit__(self, *exception) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._count != self._told:
+        elif not self.silent and self._count != self._told:
             self._line()
 
 

@@ -131,8 +131,8 @@ def fresh_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
       mesh: where to; by default as `experiment.devices` says.
     """
     mesh = mesh or experiment.devices.mesh()
-    init = jax.jit(experiment.init, out_shardings=experiment.shardings(mesh))
-    state = init(jax.random.key(experiment.seed.init))
+    seed = experiment.seed.init  # inside: a key made here would lie on a device of this process alone
+    state = jax.jit(lambda: experiment.init(jax.random.key(seed)), out_shardings=experiment.shardings(mesh))()
     return _start_from(experiment.init_from, state, mesh) if experiment.init_from else state
 
 

@@ -18,8 +18,12 @@ def start_worker() -> None:
 
 
 def start_reader(number: int, count: int) -> None:
-    """`start_worker` as Grain calls it."""
+    """`start_worker` as Grain calls it, and leaves SIGTERM to the parent too: its last step still wants a batch.
+
+    A scheduler sends it to all processes of a job. Grain ends its readers by other means.
+    """
     del number, count
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     start_worker()
 
 

@@ -10,7 +10,9 @@ from selfflow.experiment_file import changes, forbidden, load_experiment, read_e
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
+from selfflow.training.loop import Limits
 from selfflow.training.optimizer import AdamW
+from selfflow.training.profile import Profile
 from selfflow.tree import from_json, to_json
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("[!_]*.py"))
@@ -74,6 +76,22 @@ def test_changes_are_named_and_judged(experiment):
     found = changes(experiment, other)
     assert found["steps"] == (experiment.steps, 7) and "optimizer.learning_rate" in found
     assert [n for n in found if not forbidden(n)] == ["cadence.log_every", "steps"]
+
+
+def test_a_run_of_before_a_field_is_read_with_its_default(experiment, tmp_path):
+    """As `experiment.json` of a run that began before there were limits and profiles."""
+    told = to_json(experiment.resolved())
+    del told["limits"], told["profile"]
+    (tmp_path / "experiment.json").write_text(json.dumps(told))
+    assert read_experiment(tmp_path / "experiment.json") == experiment.resolved()
+
+
+def test_limits_and_profile_may_change_in_a_run(experiment):
+    other = dataclasses.replace(experiment, limits=Limits(3, 60.0), profile=Profile("2:4"))
+    assert set(changes(experiment, other)) == {"limits.skipped", "limits.stalled", "profile.steps"}
+    assert not any(forbidden(name) for name in changes(experiment, other))
+    with pytest.raises(UserError, match="profile.steps 399:402 goes beyond the 400 steps"):
+        dataclasses.replace(experiment, profile=Profile("399:402")).resolved()
 
 
 def test_modalities_share_the_clock_of_their_media(experiment):

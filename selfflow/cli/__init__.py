@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
@@ -44,21 +45,27 @@ def main() -> None:
         near = difflib.get_close_matches(command, _COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
         _fail(f"no command {command!r}; {hint}")
-    from selfflow.errors import UserError
+    from selfflow.errors import Interrupted, UserError
 
     try:
         importlib.import_module(f"selfflow.cli.{_FILES.get(command, command)}").main(arguments[1:])
     except UserError as error:
         _fail(str(error))
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.status)
     except KeyboardInterrupt:
         print("\nstopped; the same command takes up what is finished", file=sys.stderr)
-        sys.exit(130)
+        _exit(130)
     except BrokenPipeError:
         sys.stdout = None  # the reader of a pipe has gone: nothing is left to say, and to nobody
         sys.exit(1)
     except Exception as error:
         message = _of_the_system(error)
         if message is None:
+            if _one_of_several():
+                traceback.print_exc()
+                _exit(1)
             raise
         print(f"selfflow: {message}", file=sys.stderr)
         sys.stdout.flush()
@@ -69,7 +76,18 @@ def main() -> None:
 
 def _fail(message: str) -> None:
     print(f"selfflow: {message}", file=sys.stderr)
-    sys.exit(2)
+    _exit(2)
+
+
+def _one_of_several() -> bool:
+    processes = sys.modules.get("selfflow.training.processes")
+    return processes is not None and processes.several()
+
+
+def _exit(status: int) -> None:
+    if _one_of_several():
+        sys.modules["selfflow.training.processes"].leave(status)
+    sys.exit(status)
 
 
 def _of_the_system(error: BaseException | None) -> str | None:

@@ -3,16 +3,20 @@
 import json
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import jax
+import optax
+import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.cli.parse import parse
 from selfflow.experiment import Experiment
+from selfflow.training.processes import Processes, agreed, first, in_turn, meet, together
 from selfflow.training.state import State
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ class Options:
 
     workdir: Path
     """The run folder."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
 def main(arguments: list[str]) -> None:
@@ -34,6 +39,7 @@ def main(arguments: list[str]) -> None:
     parsed = parse("train", arguments, _EXAMPLE, lambda file: Options(Path("runs") / file.stem))
     if parsed is not None:
         experiment, options, data_dir = parsed
+        options.processes.join()
         train(experiment, options.workdir, data_dir)
 
 
@@ -46,7 +52,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
       data_dir: folder for data sets and latents.
 
     Returns:
-      The summary, as printed and written to `summary.json`.
+      The summary, as printed and written to `summary.json`; of several processes only the first has one.
 
     Raises:
       UserError: for what a user can correct.
@@ -56,9 +62,14 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     if not jax.config.jax_compilation_cache_dir:
         # A run that goes on, or the next one of a sweep, need not compile again.
         jax.config.update("jax_compilation_cache_dir", str(data_dir / "compiled"))
-    experiment.model.execution.check(jax.default_backend())
-    check_run(workdir, experiment).check_devices(experiment.devices.mesh())  # before the folder is made
-    with alone(workdir):
+
+    def look() -> None:  # before the folder is made
+        experiment.model.execution.check(jax.default_backend())
+        check_run(workdir, experiment).check_devices(experiment.devices.mesh())
+
+    together(look)
+    with ExitStack() as held:
+        together(lambda: held.enter_context(alone(workdir)) if first() else None)
         return _train_alone(experiment, workdir, data_dir)
 
 
@@ -68,48 +79,67 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     from selfflow.run import Run, abstract_state, fresh_state
     from selfflow.run_folder import check_run, enter_run
     from selfflow.training.checkpoints import Checkpoints
+    from selfflow.training.interrupt import interruptible
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
-    from selfflow.training.sharding import on_one_device, sharding_table, shardings_of, spread
+    from selfflow.training.profile import Trace
+    from selfflow.training.sharding import on_one_device, rows_here, sharding_table, shardings_of, spread
 
     began = time.monotonic()
     experiment = check_run(workdir, experiment)
-    feed, built = prepare(experiment, data_dir)
-    # All that can be wrong with data or weights comes before the folder becomes a run.
-    feed.batches(0, experiment.steps)
+    feed, built = in_turn(lambda: prepare(experiment, data_dir))
+    agreed(hash_of_latents(feed.latents), "the latents that they read")
     mesh = experiment.devices.mesh()
-    start = Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0
-    state = None if start else fresh_state(experiment, mesh)
-    enter_run(workdir, experiment, hash_of_latents(feed.latents), sets_of(experiment, feed.latents))
+    rows = partial(rows_here, mesh)
+    # All that can be wrong with data or weights comes before the folder becomes a run.
+    together(lambda: feed.batches(0, experiment.steps, rows))
+    last = agreed(
+        Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0, "the checkpoints they find"
+    )
+    state = None if last else fresh_state(experiment, mesh)
+    read = hash_of_latents(feed.latents), sets_of(experiment, feed.latents)
+    together(lambda: enter_run(workdir, experiment, *read) if first() else None)
 
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, experiment.cadence.keep_last, experiment.cadence.keep_every)
     if state is None:
-        state = checkpoints.restore(abstract_state(experiment, mesh), start)
-    _say_start(experiment, workdir, start, state, feed)
-    if mesh.size > 1:
-        print(sharding_table(state, shardings_of(state), experiment.objective().logical_axes()))
-    log = MetricsLog(workdir, start)
-    stream = iter(feed.batches(start, experiment.steps))
+        state = checkpoints.restore_newest(abstract_state(experiment, mesh))
+    start = int(state.step)
+    if first():
+        _say_start(experiment, workdir, start, state, feed)
+        if mesh.size > 1:
+            print(sharding_table(state, shardings_of(state), experiment.objective().logical_axes()))
+    log = MetricsLog(workdir, start) if first() else None
+    batches = feed.batches(start, experiment.steps, rows)
+    stream = iter(batches)
+    sizes = {name: chosen.batch_size for name, chosen in experiment.mixture.items()}
     try:
         if start < experiment.steps:
-            with jax.set_mesh(mesh):
+            with jax.set_mesh(mesh), interruptible() as interruption:
                 state = run_loop(
                     state,
-                    batches=((spread(batch, mesh), facts) for batch, facts in stream),
+                    batches=((spread(batch, mesh, sizes[facts["set"]]), facts) for batch, facts in stream),
+                    ids=batches.ids,
                     start=start,
                     steps=experiment.steps,
                     cadence=experiment.cadence,
+                    limits=experiment.limits,
                     log=log,
                     checkpoints=checkpoints,
+                    trace=Trace(experiment.profile, workdir, start, experiment.steps),
+                    interruption=interruption,
                     **_functions(experiment, feed, mesh, shardings_of(state)),
                 )
     finally:
         stream.close()
-        log.close()
+        if log is not None:
+            log.close()
         checkpoints.close()
-    summary = prove(experiment, workdir, feed, built, on_one_device(state))
-    summary["minutes"] = round((time.monotonic() - began) / 60, 2)
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=1))
+    weights = on_one_device(state._replace(optimizer=optax.EmptyState()))
+    summary = prove(experiment, workdir, feed, built, weights) if first() else {}
+    if first():
+        summary["minutes"] = round((time.monotonic() - began) / 60, 2)
+        (workdir / "summary.json").write_text(json.dumps(summary, indent=1))
+    meet()
     return summary
 
 

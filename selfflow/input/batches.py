@@ -2,7 +2,7 @@
 
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from selfflow.input.reader import Reader, labels_of
 from selfflow.input.reading import Reading
 from selfflow.modality import Modality
 from selfflow.workers import start_reader
+
+# Which rows of a batch of a size one process reads.
+Rows = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,18 @@ class Feed:
     seed: int = 0
     reading: Reading = Reading()
 
-    def batches(self, start: int, steps: int, part: int = 0, parts: int = 1) -> "Batches":
+    def batches(self, start: int, steps: int, rows: Rows | None = None) -> "Batches":
         """The batches of steps `start` to `steps`.
 
         Args:
           start: number of batches to pass over, at no cost.
           steps: length of the run.
-          part, parts: read the rows of part `part` of `parts` equal parts of every batch.
+          rows: size of a batch -> the rows of it that this process reads; by default all.
 
         Raises:
-          UserError: if a set has no record, a label is none of the classes, or a batch cannot be cut into parts.
+          UserError: if a set has no record, or a label is none of the classes.
         """
-        return Batches(self, start, steps, part, parts)
+        return Batches(self, start, steps, rows)
 
     def reader(self, name: str, split: str, quality: float = 0.0) -> "Reader":
         """Reads the records of a set of the mixture, from a split of its data set."""
@@ -96,23 +99,21 @@ class Batches:
     """Iterates over (batch, facts); see `Feed.batches`.
 
     A batch is {"latents", "label", "weight"} and, where a set has them, "frames" and "caption", as
-    `SelfFlowObjective.draw` takes it. Facts are {"set", "tokens"} and the ids of records that could not be read.
+    `SelfFlowObjective.draw` takes it. Facts are {"set", "tokens"}, the tokens of the whole batch, and the ids of
+    those records that were to be read here and could not be.
     """
 
-    def __init__(self, feed: Feed, start: int, steps: int, part: int, parts: int):
+    def __init__(self, feed: Feed, start: int, steps: int, rows: Rows | None = None):
         self._feed, self._start = feed, start
         self._check_label()
         self.plan = Plan(feed.mixture, feed.curriculum, steps, feed.seed)
         self._readers = [self._reader(c) for c in self.plan.components]
-        self._part, self._parts = part, parts
+        self._rows = rows
         self._told: set[tuple[str, str]] = set()
         self._bad: dict[str, set[int]] = {name: set() for name in feed.mixture}
         self._sizes = {c.set: 0 for c in self.plan.components}
         for component, reader in zip(self.plan.components, self._readers):
             self._sizes[component.set] = max(self._sizes[component.set], len(reader.records))
-        for name, chosen in feed.mixture.items():
-            if chosen.batch_size % parts:
-                raise UserError(f"mixture.{name}.batch_size {chosen.batch_size} is not a multiple of {parts} readers")
 
     def _check_label(self) -> None:
         label, known = self._feed.label, set()
@@ -140,12 +141,30 @@ class Batches:
         components = []
         for number, (component, reader) in enumerate(zip(self.plan.components, self._readers)):
             size = self._feed.mixture[component.set].batch_size
-            seed = self._feed.seed ^ zlib.crc32(component.set.encode())
-            # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
-            epochs = self.plan.batches(number) * size // len(reader.records) + 1
-            records = grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)
-            components.append(records.random_map(reader).batch(size // self._parts)[self._part :: self._parts])
+            samples = self._records(number).random_map(reader)
+            if self._rows is not None:
+                rows = self._rows(size)
+                samples, size = grain.MapDataset.source(_RowsOf(samples, rows, size)), len(rows)
+            components.append(samples.batch(size))
         return grain.MapDataset.select_from_datasets(components, self.plan)
+
+    def _records(self, number: int):
+        """The grain.MapDataset of the records that a component draws, in their order."""
+        import grain
+
+        component, reader = self.plan.components[number], self._readers[number]
+        size = self._feed.mixture[component.set].batch_size
+        seed = self._feed.seed ^ zlib.crc32(component.set.encode())
+        # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
+        epochs = self.plan.batches(number) * size // len(reader.records) + 1
+        return grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)
+
+    def ids(self, step: int) -> list[str]:
+        """The ids of the samples in the batch of step `step`, counted from 0, whoever reads them; reads nothing."""
+        number, batch = self.plan[step]
+        size, records = self._feed.mixture[self.plan.components[number].set].batch_size, self._records(number)
+        source = self._readers[number].source
+        return [source.id(int(records[i])) for i in range(batch * size, (batch + 1) * size)]
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         import grain
@@ -171,7 +190,8 @@ class Batches:
         component = self.plan[step][0]
         name = self.plan.components[component].set
         records = batch.pop("record")
-        facts = {"set": name, "tokens": len(records) * sum(x.tokens for x in self._feed.modalities[name].values())}
+        size = self._feed.mixture[name].batch_size
+        facts = {"set": name, "tokens": size * sum(x.tokens for x in self._feed.modalities[name].values())}
         bad = records[batch["weight"] == 0]
         if len(bad):
             facts["unreadable"] = self._count(name, self._readers[component], bad)
@@ -198,6 +218,20 @@ class Batches:
                 f"({reason}): remove {reader.source.folder} and encode again, or copy it again"
             )
         return [reader.source.id(int(i)) for i in bad]
+
+
+class _RowsOf:
+    """Some rows of each batch of `size` samples, one batch after the other, as Grain reads a source."""
+
+    def __init__(self, samples: Any, rows: np.ndarray, size: int):
+        self._samples, self._rows, self._size = samples, rows, size
+
+    def __len__(self) -> int:
+        return len(self._samples) // self._size * len(self._rows)
+
+    def __getitem__(self, i: int) -> Any:
+        batch, place = divmod(int(i), len(self._rows))
+        return self._samples[batch * self._size + int(self._rows[place])]
 
 
 def _stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ _SHOWN = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
 _FREE = "Apache-2.0"
 # Fields of an experiment that stand elsewhere in the card, or say where and how and not what was trained.
 _ELSEWHERE = set(
-    "data autoencoders patch mixture model steps text seed devices cadence proof init_from reading exclude "
-    "latents".split()
+    "data autoencoders patch mixture model steps text seed devices cadence limits profile proof init_from reading "
+    "exclude latents".split()
 )
 _UNKNOWN = "not told by the run"
 
@@ -200,7 +200,8 @@ def _last_row(run: "Run", told: "Description") -> list[str]:
     row = next((row for row in reversed(run.metrics()) if row["step"] == told.step), None)
     if row is None:
         return []
-    rows = [(name, f"{row[name]:.4g}") for name in row if name.startswith(_SHOWN) and "/tau_" not in name]
+    shown = [name for name in row if name.startswith(_SHOWN) and "/tau_" not in name]
+    rows = [(name, "not finite" if row[name] is None else f"{row[name]:.4g}") for name in shown]
     about = f"Metrics of the student in step {told.step}, on a batch of the set {_plain(row['set'])}"
     return [f"{about}:\n\n{_table(('metric', 'value'), rows)}"]
 

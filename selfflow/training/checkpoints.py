@@ -1,26 +1,33 @@
-"""Checkpoints of a run: state and data position, written by Orbax in the background."""
+"""Checkpoints of a run: state and data position, written by Orbax in the background and checked when read."""
 
+import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from selfflow.errors import UserError
+from selfflow.training.processes import first, meet, together
 from selfflow.training.state import State, by_name
 
 
 class Checkpoints:
-    """The checkpoints under a run folder; the newest two are kept.
+    """The checkpoints under a run folder.
 
     Args:
       folder: the run folder.
+      keep_last: how many of the newest to keep.
+      keep_every: keep those of all multiples of this step, too.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None):
         import orbax.checkpoint as ocp  # a second; commands that only read metrics need not wait
 
         # Orbax logs each array's failure at length and then raises it, and half a checkpoint that a kill left behind
@@ -29,7 +36,9 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp = ocp
         self.path = folder / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(self.path.resolve(), options=options, item_names=("state", "data"))
 
     def latest(self) -> int | None:
@@ -43,27 +52,50 @@ class Checkpoints:
     def save(self, state: State, step: int) -> None:
         """Starts saving; the data position of a run is its step."""
         ocp = self._ocp
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({"position": step}))
+        told = {"position": step, "checksums": _fetched_sums(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(told))
         self._manager.save(step, args=args, force=True)
+
+    def restore_newest(self, abstract: State) -> State:
+        """Reads the newest checkpoint that is undamaged, into the shapes and shardings of `abstract`.
+
+        Damaged ones that are newer are named, and put aside as `damaged-STEP` once an older one was read.
+
+        Raises:
+          UserError: if none is undamaged, or there is none.
+        """
+        damaged: list[tuple[int, UserError]] = []
+        for step in reversed(self.steps()):
+            try:
+                state = together(lambda: self.restore(abstract, step))
+            except UserError as error:
+                damaged.append((step, error))
+                continue
+            for bad, error in damaged:
+                if first():
+                    aside = next(
+                        p for i in count() if not (p := self.path / f"damaged-{bad}{i and f'-{i}' or ''}").exists()
+                    )
+                    (self.path / str(bad)).rename(aside)
+                    print(f"warning: {error}. It was put aside as {aside.name}; going on from step {step}")
+            if damaged:
+                meet()
+                self._manager.reload()
+            return state
+        raise damaged[0][1] if damaged else UserError(f"{self.path} holds no checkpoint that was saved whole")
 
     def restore(self, abstract: State, step: int) -> State:
         """Reads a checkpoint into the shapes and shardings of `abstract`.
 
         Raises:
-          UserError: if the checkpoint holds other parameters, or another step than it says.
+          UserError: if the checkpoint holds other parameters, or another step than it says, or a bit of an array is
+            not as it was saved.
         """
-        ocp = self._ocp
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        with self._explained(step):
-            restored = self._manager.restore(step, args=args)
-        state, position = restored["state"], restored["data"]["position"]
-        counts = [int(x) for x in jax.tree.leaves(state.optimizer) if x.ndim == 0]
-        if int(state.step) != step or position != step or any(count != step for count in counts):
-            raise UserError(
-                f"{self.path / str(step)} holds step {int(state.step)}, data position {position} and optimizer "
-                f"counts {counts}: it is damaged; remove it to go on from the one before"
-            )
-        return state
+        state, position = self._read(abstract._asdict(), step)
+        counts = [int(x) for x in jax.tree.leaves(state["optimizer"]) if x.ndim == 0]
+        if position != step or any(count != step for count in counts):
+            raise self._damaged(step, f"data position {position}, optimizer counts {counts}")
+        return State(**state)
 
     def restore_weights(self, abstract: State, step: int) -> State:
         """Reads a checkpoint without the optimizer's state, which stays on disk; its place is `optax.EmptyState()`.
@@ -71,12 +103,19 @@ class Checkpoints:
         Raises:
           UserError: as `restore`.
         """
-        ocp = self._ocp
         wanted = {name: getattr(abstract, name) for name in ("step", "params", "frozen")}
-        path = (self.path / str(step) / "state").resolve()
-        with self._explained(step), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return State(**self._read(wanted, step)[0], optimizer=optax.EmptyState())
+
+    def _read(self, wanted: dict[str, Any], step: int) -> tuple[dict[str, Any], int]:
+        """Fields of a state, and the data position.
+
+        Orbax' handler is called without its manager, whose barriers would leave the other processes waiting for one
+        that met a damaged file.
+        """
+        ocp, path = self._ocp, (self.path / str(step)).resolve()
+        with self._explained(step), closing(ocp.PyTreeCheckpointHandler()) as handler:
             # A partial restore passes over what either side lacks: that is compared here.
-            stored = checkpointer.metadata(path).item_metadata.tree
+            stored = handler.metadata(path / "state").tree
             there, here = _shapes({name: stored.get(name) for name in wanted}), _shapes(wanted)
             for name in sorted(there | here):
                 if there.get(name) != here.get(name):
@@ -84,10 +123,18 @@ class Checkpoints:
             args = ocp.args.PyTreeRestore(
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             )
-            restored = checkpointer.restore(path, args=args)
+            restored = handler.restore(path / "state", args=args)
+            told = json.loads((path / "data" / "metadata").read_text())
+            position, sums = int(told["position"]), dict(told["checksums"])
         if int(restored["step"]) != step:
-            raise UserError(f"{self.path / str(step)} holds step {int(restored['step'])}: it is damaged; remove it")
-        return State(**restored, optimizer=optax.EmptyState())
+            raise self._damaged(step, f"it holds step {int(restored['step'])}")
+        for name, found in _fetched_sums(restored).items():
+            if sums.get(name) != found:
+                raise self._damaged(step, f"the checksum of {name} is {found}, and was {sums.get(name)}")
+        return restored, position
+
+    def _damaged(self, step: int, reason: str) -> UserError:
+        return UserError(f"{self.path / str(step)} is damaged ({reason}): take an older one, or a copy of it")
 
     @contextmanager
     def _explained(self, step: int) -> Iterator[None]:
@@ -97,12 +144,15 @@ class Checkpoints:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
                 f"{self.path / str(step)} does not fit this experiment or is damaged ({reason}): "
-                "use another --workdir, or remove that checkpoint to go on from the one before"
+                "take an older one, or a copy of it"
             ) from error
 
     def check(self) -> None:
-        """Raises what went wrong with a save in the background, if anything did."""
+        """Raises what went wrong with a save in the background, if anything did; waits for none that goes on."""
         self._manager.check_for_errors()
+        # Which the manager's own thread may have asked first, and then keeps the error until it is waited for.
+        if not self._manager.is_saving_in_progress():
+            self._manager.wait_until_finished()
 
     def wait(self) -> None:
         """Returns once every started save is on disk; raises what went wrong in the background."""
@@ -115,3 +165,25 @@ class Checkpoints:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in by_name(tree).items()}
+
+
+def checksums(tree: Any) -> Any:
+    """The sum of each array's bits modulo 2^32, in words of the size of its elements: uint32 [].
+
+    It does not depend on how an array is sharded, and any single flipped bit changes it.
+    """
+
+    def summed(x: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32))
+        return jnp.sum(words, dtype=jnp.uint32)
+
+    return jax.tree.map(summed, tree)
+
+
+def _fetched_sums(tree: Any) -> dict[str, int]:
+    tree = tree._asdict() if isinstance(tree, State) else tree
+    found = jax.device_get(_SUMS(by_name(tree)))
+    return {name: int(np.asarray(value)) for name, value in found.items()}
+
+
+_SUMS = jax.jit(checksums)

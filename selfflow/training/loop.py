@@ -1,17 +1,20 @@
 """The training loop: a state, a step, and a stream of batches."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from selfflow.errors import UserError
+from selfflow.errors import Interrupted, UserError
 from selfflow.progress import Progress
 from selfflow.training.checkpoints import Checkpoints
+from selfflow.training.interrupt import Interruption
 from selfflow.training.metrics import MetricsLog
+from selfflow.training.profile import Trace
+from selfflow.training.stall import stacks_when_stalled
 from selfflow.training.state import State
 
 
@@ -23,11 +26,35 @@ class Cadence:
     """Steps between diagnostics: ranks and cosines, which cost a forward pass."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
+    keep_last: int = 2
+    """Newest checkpoints that are kept."""
+    keep_every: int | None = None
+    """Checkpoints of multiples of this step are kept, too."""
 
     def __post_init__(self):
-        for name in ("log_every", "checkpoint_every"):
+        for name in ("log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"cadence.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise UserError(
+                f"cadence.keep_every is {self.keep_every}: give a multiple of checkpoint_every {self.checkpoint_every}"
+            )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run bears before it stops, or says where it stands still; may change while it runs."""
+
+    skipped: int = 10
+    """Steps in a row whose loss or gradient is not finite: the run skips their updates, and stops after these many."""
+    stalled: float = 1800.0
+    """Seconds without the end of a step, compilation included, after which the stacks of all threads are printed."""
+
+    def __post_init__(self):
+        if self.skipped < 1:
+            raise UserError(f"limits.skipped is {self.skipped}: it must be at least 1")
+        if not 0 < self.stalled < 1e6:
+            raise UserError(f"limits.stalled is {self.stalled}: give seconds, above 0 and below a million")
 
 
 def train(
@@ -38,35 +65,48 @@ def train(
     start: int,
     steps: int,
     cadence: Cadence,
-    log: MetricsLog,
+    limits: Limits,
+    log: MetricsLog | None,
     checkpoints: Checkpoints,
+    trace: Trace,
+    interruption: Interruption,
     summarise: Callable[[dict[str, Any]], dict[str, float]],
     diagnose: Callable[[State], dict[str, jax.Array]],
+    ids: Callable[[int], list[str]],
 ) -> State:
     """Runs from step `start` to `steps`.
 
     Metrics are fetched one step late, so that the device always has work waiting. A checkpoint is
-    written only after the metrics up to its step are on disk and were finite.
+    written only after the metrics up to its step are on disk. Where its step was skipped it waits for one
+    that was not: the state is finite and yet may be what makes losses infinite. Only the last step is
+    saved in any case.
 
     Args:
       state: the state after `start` steps.
-      step: compiled update; it may reuse the memory of the state it is given.
+      step: compiled update; it may reuse the memory of the state it is given. It skips an update that is not finite.
       batches: yields the batch that follows step `start`, then the later ones, each with facts for its row: `set`,
         `tokens` and whatever else is to be logged.
       start, steps: finished and wanted number of steps.
       cadence: how often to diagnose and to save.
-      log, checkpoints: where to.
-      summarise: fetched metrics -> the numbers of a row.
+      limits: when to stop for too many skipped steps, and when to speak up.
+      log, checkpoints: where to; only one of several processes has a log.
+      trace: of which steps.
+      interruption: is asked after every step whether to stop.
+      summarise: fetched metrics -> the numbers of a row, with `loss` and `skipped`.
       diagnose: compiled diagnostics of the state that a step starts from.
+      ids: the samples of a step's batch, counted from 0; asked for skipped steps alone.
 
     Raises:
-      UserError: if the loss is no longer finite.
+      UserError: if too many steps in a row were skipped.
+      Interrupted: if the process was asked to stop; what was done is saved.
     """
     pending: tuple[int, dict[str, Any], float, dict[str, jax.Array]] | None = None
     last = time.monotonic()
+    skipped = in_a_row = 0
+    due = stop = False
 
     def fetch() -> str:
-        nonlocal pending, last
+        nonlocal pending, last, skipped, in_a_row
         if pending is None:
             return ""
         number, facts, waited, metrics = pending
@@ -74,36 +114,67 @@ def train(
         values = summarise(jax.device_get(metrics))
         now = time.monotonic()
         seconds, last = now - last, now
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values[name]):
-                raise UserError(
-                    f"the {name.replace('_', ' ')} is {values[name]} at step {number}: lower optimizer.learning_rate "
-                    f"or optimizer.clip; the last good checkpoint is step {checkpoints.latest() or 0}"
-                )
         tokens = facts.pop("tokens")
         row = {"step": number, **facts, **values, "seconds": seconds, "tokens_per_second": tokens / seconds}
         row["waiting"] = waited
-        log.write(row)
-        return f"{facts['set']} loss {values['loss']:.3f}"
+        if log is not None:
+            log.write(row)
+        if values["skipped"]:
+            skipped, in_a_row = skipped + 1, in_a_row + 1
+            if log is not None:
+                log.skip({"step": number, "set": facts["set"], "ids": ids(number - 1)})
+            if in_a_row == limits.skipped:
+                raise UserError(_too_many(number, in_a_row, checkpoints.path.parent, checkpoints.latest()))
+        else:
+            in_a_row = 0
+        return f"{facts['set']} loss {values['loss']:.3f}" + (f", {skipped} skipped" if skipped else "")
 
     try:
-        with Progress("train", steps, done=start, unit="step") as shown:
+        with Progress("train", steps, done=start, unit="step") as shown, stacks_when_stalled(limits.stalled) as alive:
             for number in range(start + 1, steps + 1):
-                asked = time.monotonic()
-                batch, facts = next(batches)
-                waited = time.monotonic() - asked
-                # Before the step, whose donated state is gone after it.
-                extra = diagnose(state) if number % cadence.log_every == 0 or number == steps else {}
-                state, metrics = step(state, batch)
-                checkpoints.check()
-                note = fetch()
-                pending = number, dict(facts), waited, {**metrics, **extra}
-                if number % cadence.checkpoint_every == 0 or number == steps:
+                trace.before(number)
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    asked = time.monotonic()
+                    batch, facts = next(batches)
+                    waited = time.monotonic() - asked
+                    # Before the step, whose donated state is gone after it.
+                    extra = diagnose(state) if number % cadence.log_every == 0 or number == steps else {}
+                    state, metrics = step(state, batch)
+                    checkpoints.check()
                     note = fetch()
-                    log.flush()
-                    checkpoints.save(state, number)
+                trace.after(number, state)
+                pending = number, dict(facts), waited, {**metrics, **extra}
+                stop = interruption.reached(number)
+                due = due or number % cadence.checkpoint_every == 0
+                if due or stop or number == steps:
+                    note = fetch()
+                    if log is not None:
+                        log.flush()
+                    if not in_a_row or number == steps:
+                        checkpoints.save(state, number)
+                        due = False
                 shown.advance(note=note)
-        checkpoints.wait()
+                alive()
+                if stop:
+                    break
+            checkpoints.wait()
     finally:
-        log.flush()
+        trace.close()
+        if log is not None:
+            log.flush()
+    if stop:
+        cause, saved = interruption.cause, checkpoints.latest() or 0
+        raise Interrupted(
+            f"stopped by {cause.name} after step {number}: the same command goes on from step {saved}, which is saved",
+            128 + cause,
+        )
     return state
+
+
+def _too_many(number: int, count: int, folder: Path, saved: int | None) -> str:
+    good = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
+    return (
+        f"loss or gradient was not finite in {count} steps in a row (limits.skipped), the last of them step "
+        f"{number}; {good}. The samples of these steps stand in {folder / 'skipped.jsonl'}: leave out those that are "
+        "damaged (--exclude), or lower optimizer.learning_rate or optimizer.clip in another --workdir"
+    )

@@ -1,6 +1,7 @@
-"""The metrics of a run: one JSON object a step, and the same for TensorBoard."""
+"""The metrics of a run: one JSON object a step, and the same for TensorBoard; and the steps that were skipped."""
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -9,10 +10,11 @@ TIMINGS = ("seconds", "waiting", "tokens_per_second")
 
 
 class MetricsLog:
-    """Writes `metrics.jsonl` and the TensorBoard events of a run folder.
+    """Writes `metrics.jsonl`, `skipped.jsonl` and the TensorBoard events of a run folder.
 
     `metrics.jsonl` is the truth; events are made from it anew whenever a run is taken up, so that
-    every step stands once in both.
+    every step stands once in both. A number that is not finite is null there, which keeps it JSON, and
+    stands in no event.
 
     Args:
       folder: the run folder.
@@ -20,16 +22,12 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, step: int):
-        self.path = folder / "metrics.jsonl"
+        self.path, self.skipped = folder / "metrics.jsonl", folder / "skipped.jsonl"
         self._folder = folder
-        rows = [row for row in read_metrics(folder) if row["step"] <= step]
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        rows = _cut(self.path, step)
         self._file = self.path.open("a")
+        if self.skipped.exists():
+            _cut(self.skipped, step)
         self._events = None
         for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
@@ -38,8 +36,15 @@ class MetricsLog:
 
     def write(self, row: dict) -> None:
         """Appends a row; it must have the key `step`."""
-        self._file.write(json.dumps(row) + "\n")
+        self._file.write(_line(row))
         self._event(row)
+
+    def skip(self, row: dict) -> None:
+        """Appends a row to `skipped.jsonl`, which is made with the first; it must have the key `step`."""
+        with self.skipped.open("a") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _event(self, row: dict) -> None:
         # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run then waits for it for ever.
@@ -55,7 +60,7 @@ class MetricsLog:
         values = [
             Summary.Value(tag=name, simple_value=value)
             for name, value in row.items()
-            if name != "step" and isinstance(value, int | float)
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value)
         ]
         event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
         self._events.write(event.SerializeToString())
@@ -77,7 +82,27 @@ class MetricsLog:
 
 def read_metrics(folder: Path) -> list[dict]:
     """All rows of a run's metrics, oldest first; a last line that a crash cut off is left out."""
-    path = folder / "metrics.jsonl"
+    return _rows(folder / "metrics.jsonl")
+
+
+def _line(row: dict) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _cut(path: Path, step: int) -> list[dict]:
+    """Takes the rows after a step out of a file, and returns the others."""
+    rows = [row for row in _rows(path) if row["step"] <= step]
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        file.writelines(map(_line, rows))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    return rows
+
+
+def _rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
     rows = []

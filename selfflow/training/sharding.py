@@ -167,9 +167,33 @@ def check_batch(mesh: Mesh, size: int, where: str) -> None:
         )
 
 
-def spread(batch: Any, mesh: Mesh) -> Any:
-    """A batch over the devices, its samples over `data` and `fsdp`."""
-    return jax.device_put(batch, batch_sharding(mesh))
+def rows_here(mesh: Mesh, size: int) -> np.ndarray:
+    """Which samples of a batch of `size` the devices of this process hold, in rising order.
+
+    Together the processes hold all of them; two hold the same ones where `tensor` spans both.
+    """
+    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held]))
+
+
+def spread(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
+    """A batch over the devices, its samples over `data` and `fsdp`.
+
+    Args:
+      batch: all samples, alike in every process; where `size` is given, those of `rows_here` alone.
+      mesh: the devices.
+      size: samples in the whole batch.
+    """
+    sharding = batch_sharding(mesh)
+    rows = None if size is None else rows_here(mesh, size)
+
+    def place(x: np.ndarray) -> jax.Array:
+        if rows is None:
+            return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+        here = lambda at: x[np.searchsorted(rows, np.arange(size)[at[0]])]
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, here)
+
+    return jax.tree.map(place, batch)
 
 
 def filled(batch: Any, mesh: Mesh) -> Any:
@@ -182,8 +206,12 @@ def filled(batch: Any, mesh: Mesh) -> Any:
 
 
 def on_one_device(tree: Any) -> Any:
-    """All of a tree on the first device."""
-    return jax.device_put(tree, jax.devices()[0])
+    """All of a tree on the first device of each process."""
+    if jax.process_count() > 1:
+        mesh = jax.tree.leaves(tree)[0].sharding.mesh
+        tree = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+        tree = jax.tree.map(lambda x: x.addressable_data(0), tree)
+    return jax.device_put(tree, jax.local_devices()[0])
 
 
 def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:

@@ -1,6 +1,7 @@
 """One update: draw, gradient, optimizer, EMA. It knows nothing of what the objective computes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -37,7 +38,9 @@ def make_step(
       accumulate: number of parts that a batch is split into.
 
     Returns:
-      step(state, batch) -> (state, metrics), metrics with `loss` and `gradient_norm`.
+      step(state, batch) -> (state, metrics), metrics with `loss`, `gradient_norm` and `skipped`: 1 where loss or
+      gradient are not finite; the state then stays as it was and only counts its steps. From a finite state no step
+      leads to one that is not.
     """
 
     def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
@@ -61,8 +64,19 @@ def make_step(
             (gradient, metrics), _ = jax.lax.scan(add, zero, parts)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        # Where these norms are, every number that they are made of is too, and so are the moments.
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
+        metrics["skipped"] = 1 - finite.astype(jnp.float32)
         params = optax.apply_updates(state.params, updates)
-        frozen = state.frozen | {"ema": update_ema(state.frozen["ema"], objective.teacher_of(params), ema_decay)}
-        return State(state.step + 1, params, frozen, optimizer_state), metrics
+        ema = update_ema(state.frozen["ema"], objective.teacher_of(params), ema_decay)
+        # A rate may still be too large for one number, which then stays too. To look for it in all updates before any
+        # is made would be a pass over memory of its own, several times as dear.
+        keep = partial(jax.tree.map, lambda new, old: jnp.where(finite & jnp.isfinite(new), new, old))
+        # Counts are scalars, and go on: a step is a step, in the schedule of the rate and for the position in the data.
+        optimizer_state = jax.tree.map(
+            lambda new, old: keep(new, old) if new.ndim else new, optimizer_state, state.optimizer
+        )
+        frozen = state.frozen | {"ema": keep(ema, state.frozen["ema"])}
+        return State(state.step + 1, keep(params, state.params), frozen, optimizer_state), metrics
 
     return step

@@ -27,17 +27,30 @@ def folders(tmp_path_factory):
     }
 
 
-def seen(feed, start=0, steps=24, part=0, parts=1):
-    return [(facts["set"], numbers(batch)) for batch, facts in feed.batches(start, steps, part, parts)]
+def seen(feed, start=0, steps=24, rows=None):
+    return [(facts["set"], numbers(batch)) for batch, facts in feed.batches(start, steps, rows)]
+
+
+def part(number, parts):
+    """The rows of one of several equal parts."""
+    return lambda size: np.arange(size).reshape(parts, -1)[number]
 
 
 def test_readers_yield_the_same_global_batches(folders):
     whole = seen(feed(folders, MIXTURE))
     assert {name for name, _ in whole} == set(MIXTURE) and len(whole) == 24
     for parts in (2, 4):
-        cut = [seen(feed(folders, MIXTURE), part=part, parts=parts) for part in range(parts)]
+        cut = [seen(feed(folders, MIXTURE), rows=part(number, parts)) for number in range(parts)]
         joined = [(rows[0][0], sum((r[1] for r in rows), [])) for rows in zip(*cut)]
         assert joined == whole
+
+
+def test_a_reader_yields_any_rows(folders):
+    """Those of devices that lie apart, or that other processes read too; facts are of the whole batch."""
+    whole = [(numbers(batch), facts) for batch, facts in feed(folders, MIXTURE).batches(0, 24)]
+    found = list(feed(folders, MIXTURE).batches(0, 24, lambda size: np.array([0, size - 2, size - 1])))
+    for (batch, facts), (everything, expected) in zip(found, whole, strict=True):
+        assert numbers(batch) == [everything[0], everything[-2], everything[-1]] and facts == expected
 
 
 def test_reader_processes_yield_the_same_batches(folders):
@@ -51,7 +64,7 @@ def test_reader_processes_yield_the_same_batches(folders):
 def test_a_run_goes_on_with_the_next_sample_on_another_number_of_readers(folders):
     whole = seen(feed(folders, MIXTURE))
     first = whole[:7]
-    then = [seen(feed(folders, MIXTURE), start=7, part=part, parts=2) for part in range(2)]
+    then = [seen(feed(folders, MIXTURE), start=7, rows=part(number, 2)) for number in range(2)]
     assert first + [(a[0], a[1] + b[1]) for a, b in zip(*then)] == whole
 
 
@@ -65,6 +78,16 @@ def test_no_record_is_repeated_or_lost_in_an_epoch(folders):
         for epoch in range(epochs):
             assert sorted(drawn[epoch * len(records) : (epoch + 1) * len(records)]) == list(records)
         assert drawn[: len(records)] != drawn[len(records) : 2 * len(records)]
+
+
+def test_ids_of_a_step_are_those_of_its_samples(folders):
+    """Of the whole batch, also where a process reads some of its rows; asked for in any order."""
+    made = feed(folders, MIXTURE)
+    whole = seen(made)
+    for batches in (made.batches(0, 24), made.batches(7, 24, part(1, 2))):
+        for step in (23, 0, 11, 7, 8):
+            letter = {"joint": "a", "stills": "b", "more": "a"}[whole[step][0]]
+            assert batches.ids(step) == [f"{letter}-{i % 100}" for i in whole[step][1]]
 
 
 def test_seed_and_mixture_alone_decide(folders):
@@ -160,8 +183,6 @@ def test_what_the_data_does_not_have_is_named(folders):
         feed(folders, MIXTURE, label="kind", classes=2).batches(0, 4)
     with pytest.raises(UserError, match="mixture.film: no record of the training split of b has video together"):
         feed(folders, {"film": Set(("video",), 1.0, 4, data="b")}).batches(0, 4)
-    with pytest.raises(UserError, match="batch_size 4 is not a multiple of 3"):
-        feed(folders, MIXTURE).batches(0, 4, 0, 3)
 
 
 DAMAGE = {

@@ -18,6 +18,7 @@ from selfflow.cli.train import train
 from selfflow.errors import UserError
 from selfflow.run import open_run
 from selfflow.run_folder import alone, check_run, enter_run
+from selfflow.training.loop import Limits
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
 from tests.training.recorded import digest
@@ -217,7 +218,11 @@ def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path):
     gc.collect()  # what TensorStore still has to say of it belongs to this test
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tiny_experiment, data_dir, tmp_path):
+def test_updates_that_are_not_finite_stop_the_run_and_name_their_samples(tiny_experiment, data_dir, tmp_path):
     wild = dataclasses.replace(tiny_experiment.optimizer, learning_rate=1e30, warmup_steps=0, clip=1e30)
-    with pytest.raises(UserError, match="loss is nan at step|loss is inf at step"):
-        train(dataclasses.replace(tiny_experiment, optimizer=wild), tmp_path / "run", data_dir)
+    experiment = dataclasses.replace(tiny_experiment, optimizer=wild, limits=Limits(skipped=2))
+    with pytest.raises(UserError, match="in 2 steps in a row .* step 3; there is no checkpoint yet"):
+        train(experiment, tmp_path / "run", data_dir)
+    assert [row["skipped"] for row in read_metrics(tmp_path / "run")] == [0, 1, 1]
+    named = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert [len(row["ids"]) == {"joint": 2, "image": 4}[row["set"]] for row in named] == [True, True]

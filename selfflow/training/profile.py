@@ -1,0 +1,73 @@
+"""A trace of some steps of a run, for XProf or TensorBoard's profile plugin."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from selfflow.errors import UserError
+from selfflow.training.processes import first
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Which steps are traced; may change while a run goes on."""
+
+    steps: str = ""
+    """FIRST:END, steps counted from 1, without END: `10:15` traces steps 10 to 14 into RUN/profile; empty for none."""
+
+    def __post_init__(self):
+        self.wanted()
+
+    def wanted(self) -> range:
+        """The numbers of the steps to trace."""
+        if not self.steps:
+            return range(0)
+        found = re.fullmatch(r"(\d+):(\d+)", self.steps, re.ASCII)
+        begin, end = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= begin < end:
+            raise UserError(
+                f"profile.steps is {self.steps!r}: write FIRST:END, two steps counted from 1, the first below the "
+                "second, such as 10:15 for the steps 10 to 14"
+            )
+        return range(begin, end)
+
+
+class Trace:
+    """Traces steps of a run that does steps `start` + 1 to `steps`.
+
+    Args:
+      profile: which; those that the run has already done are left out, and a line says so.
+      folder: the run folder; the trace goes to its `profile`.
+      start, steps: finished and wanted number of steps.
+    """
+
+    def __init__(self, profile: Profile, folder: Path, start: int, steps: int):
+        wanted = profile.wanted()
+        self._steps = range(max(wanted.start, start + 1), min(wanted.stop, steps + 1))
+        self._folder, self._running = folder / "profile", False
+        if len(self._steps) < len(wanted) and first():
+            what = f"steps {self._steps[0]} to {self._steps[-1]}" if self._steps else "nothing"
+            print(f"profile.steps {profile.steps}: traces {what}, for the run is at step {start}")
+
+    def before(self, step: int) -> None:
+        """Starts the trace before the first of its steps."""
+        if self._steps and step == self._steps[0]:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+
+    def after(self, step: int, results: Any) -> None:
+        """Ends the trace after the last of its steps, once that has been computed."""
+        if self._steps and step == self._steps[-1]:
+            jax.block_until_ready(results)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is running, and writes it."""
+        if self._running:
+            self._running = False
+            jax.profiler.stop_trace()
+            if first():
+                print(f"traced steps {self._steps[0]} to {self._steps[-1]}: tensorboard --logdir {self._folder}")

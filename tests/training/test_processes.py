@@ -1,0 +1,156 @@
+"""Runs on several processes: that they compute what one does, outlive a kill, and fail together."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from selfflow.cli.train import train
+from selfflow.errors import UserError
+from selfflow.run import open_run
+from selfflow.training.metrics import TIMINGS, read_metrics
+from selfflow.training.processes import Processes, agreed, in_turn, together
+from tests.conftest import TINY
+from tests.training.several import small
+
+ROOT = TINY.parents[1]
+
+
+def start(folder, data_dir, count: int, tensor: int = 1) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    where = [str(folder), str(data_dir), str(tensor), address, str(count)]
+    command = [sys.executable, "-m", "tests.training.several", *where]
+    return [
+        subprocess.Popen(command + [str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(count)
+    ]
+
+
+def finished(processes: list[subprocess.Popen]) -> list[str]:
+    told = [p.communicate(timeout=300)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), "\n".join(told)
+    return told
+
+
+def assert_same_numbers(found, expected) -> None:
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for row, other in zip(found, expected):
+        assert row.keys() == other.keys() and row["set"] == other["set"]
+        for name in row.keys() - {*TIMINGS, "set"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (row["step"], name)
+
+
+def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path, monkeypatch):
+    """The numbers are those of one process that was never stopped.
+
+    The two read a half of every batch each; when they go on, with heads and channels split between them, all of it.
+    """
+    monkeypatch.setattr("selfflow.cli.proof.prove", lambda *_: {})
+    folder, alone, whole = tmp_path / "run", tmp_path / "alone", tmp_path / "whole"
+    train(small(), whole, data_dir)
+    both = start(folder, data_dir, 2)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and all(p.poll() is None for p in both):
+        if (folder / "checkpoints" / "2").exists():
+            break
+        time.sleep(0.01)
+    for process in both:
+        process.send_signal(signal.SIGKILL)
+    told = [p.communicate()[0] for p in both]
+    assert [p.returncode for p in both] == [-signal.SIGKILL] * 2, "\n".join(told)
+    assert 2 <= open_run(folder).last_step() < 8
+    shutil.copytree(folder, alone)
+    told = finished(start(folder, data_dir, 2, tensor=2))
+    assert "8 steps, from step" in told[0] and "steps" not in told[1]
+    train(small(), alone, data_dir)
+    expected = open_run(whole).restore()
+    for found in (folder, alone):
+        assert_same_numbers(read_metrics(found), read_metrics(whole))
+        ours, theirs = (
+            state.frozen["ema"]["embed"]["video"]["kernel"] for state in (open_run(found).restore(), expected)
+        )
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    sessions = json.loads((folder / "provenance.json").read_text())["sessions"]
+    assert [len(s["devices"]) for s in sessions] == [2, 2] and sessions[1]["changed"] == {"devices.tensor": [1, 2]}
+
+
+def test_a_mistake_of_one_process_ends_all(data_dir, tmp_path):
+    """A folder that holds something else, which each of them sees: all say so and leave with status 2."""
+    (tmp_path / "thesis.tex").write_text("")
+    both = start(tmp_path, data_dir, 2)
+    told = [p.communicate(timeout=120)[0] for p in both]
+    assert all(p.returncode != 0 for p in both)
+    assert "process 0: " in told[0] and "holds thesis.tex" in told[0], told[0]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"coordinator": "10.0.0.1:1234"}, "go together"),
+        ({"processes": 2, "process": 1}, "go together"),
+        ({"coordinator": "10.0.0.1:1234", "processes": 2, "process": 2}, "process is 2 of 2 processes"),
+        ({"coordinator": "10.0.0.1", "processes": 2, "process": 0}, "give HOST:PORT"),
+    ],
+)
+def test_flags_that_make_no_sense_are_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        Processes(**fields)
+
+
+def test_one_process_is_alone(monkeypatch):
+    """Also as the one task of a Slurm job, and where its libraries for TPUs are installed and there is none."""
+    import jax
+
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    Processes().join()
+    assert not jax.distributed.is_initialized()
+    assert together(lambda: 3) == in_turn(lambda: 3) == agreed(3, "a number") == 3
+    with pytest.raises(UserError, match="^as it is$"):
+        together(lambda: (_ for _ in ()).throw(UserError("as it is")))
+
+
+def test_processes_find_each_other_as_slurm_tells_them():
+    """Two tasks of a step; each is told of nothing but the environment."""
+    command = [sys.executable, "-c", _MEET]
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    slurm |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    both = [
+        subprocess.Popen(
+            command,
+            env=os.environ | slurm | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    told = finished(both)
+    assert all("process 1: of one alone" in text for text in told), told
+
+
+_MEET = """
+from selfflow.errors import UserError
+from selfflow.training.processes import Processes, agreed, first, meet, together
+
+Processes().join()
+assert agreed("alike", "what is alike") == "alike"
+def work():
+    if not first():
+        raise UserError("of one alone")
+try:
+    together(work)
+except UserError as error:
+    print(error)
+meet()
+"""
