@@ -178,7 +178,7 @@ class Experiment:
     def check_devices(self, mesh: Mesh) -> None:
         """Raises `UserError` unless batches and parameters of a resolved experiment can be split over a mesh."""
         self.shardings(mesh)
-        kernel = implementation_for(jax.default_backend(), self.model.dtype) != "xla"
+        kernel = implementation_for(mesh.devices.flat[0].platform, self.model.dtype) != "xla"
         for name, chosen in self.mixture.items():
             size, where = chosen.batch_size // self.optimizer.accumulate, f"mixture.{name}"
             check_batch(mesh, size, where)

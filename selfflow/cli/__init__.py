@@ -10,6 +10,7 @@ import traceback
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
     "encode": "encode an experiment's data into latents",
+    "plan": "tell what an experiment takes on a slice of TPUs, without one",
     "benchmark": "measure how fast an experiment's parts are",
     "import": "make a run of the weights of a released SiT",
     "export": "write a run's weights, with a card, for use without it",

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from selfflow.errors import UserError
-from selfflow.models.placement import BATCH_AXES
+from selfflow.models.placement import BATCH_AXES, platform
 
 Implementation = Literal["auto", "xla", "cudnn", "splash"]
 
@@ -59,7 +59,7 @@ def attention(
     if implementation not in get_args(Implementation):
         raise ValueError(f"attention {implementation!r}: it is one of {', '.join(get_args(Implementation))}")
     if implementation == "auto":
-        implementation = implementation_for(_platform(), q_BNAH.dtype)
+        implementation = implementation_for(platform(), q_BNAH.dtype)
     inputs = (q_BNAH, k_BMAH, v_BMAH) if seen_BM is None else (q_BNAH, k_BMAH, v_BMAH, seen_BM)
     if implementation == "xla":
         out_BNAH = _xla(*inputs)
@@ -75,12 +75,6 @@ def implementation_for(platform: str, dtype) -> Implementation:
     if platform == "tpu":
         return "splash"
     return "cudnn" if platform == "gpu" and jnp.dtype(dtype) in _HALF else "xla"
-
-
-def _platform() -> str:
-    # The devices of a mesh need not be those of this host: a program for a TPU pod can be compiled without one.
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
 
 
 def _per_device(kernel: Callable, name: Implementation) -> Callable:

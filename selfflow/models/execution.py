@@ -9,7 +9,7 @@ from flax import nnx
 
 from selfflow.errors import UserError
 from selfflow.models.attention import Implementation
-from selfflow.models.placement import BATCH_AXES, constrain
+from selfflow.models.placement import BATCH_AXES, constrain, platform
 
 Carry = TypeVar("Carry")
 
@@ -78,7 +78,7 @@ def run_blocks(
     params = jax.tree.map(lambda p: p[start:stop], params)
     unroll = execution.unroll
     if unroll is None:
-        unroll = stop - start if jax.default_backend() == "cpu" else 1
+        unroll = stop - start if platform() == "cpu" else 1
 
     def body(carry: Carry, layer: Any) -> tuple[Carry, None]:
         tokens = "tensor" if execution.split_tokens else None

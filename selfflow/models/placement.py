@@ -1,10 +1,20 @@
-"""Where activations live on a mesh of devices: samples over `data` and `fsdp`, and on demand tokens over `tensor`."""
+"""What the current mesh of devices is, and where activations live on it: samples over `data` and `fsdp`, and on demand
+tokens over `tensor`."""
 
 import jax
 from jax.sharding import PartitionSpec
 
 # Mesh axes that the samples of a batch are split over, outermost first.
 BATCH_AXES = ("data", "fsdp")
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": that of the devices of the current mesh, or of the default backend where none is set.
+
+    The devices of a mesh need not be those of this host: a program for a TPU pod can be compiled without one.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:

@@ -87,7 +87,7 @@ class SelfFlowObjective:
     def apply(self, model_params: Params, *args, **kwargs) -> Output:
         """`JointTransformer.__call__` with the given parameters; a SiT sees the one modality of the set."""
         graph, _ = _structure(self._model)
-        model = nnx.merge(graph, nnx.State(model_params))
+        model = nnx.merge(graph, nnx.State(_in_compute_type(model_params, self.model.dtype)))
         return _one_modality(model, *args, **kwargs) if isinstance(model, SiT) else model(*args, **kwargs)
 
     def project(self, params: Params, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -195,6 +195,16 @@ class SelfFlowObjective:
             metrics[f"flow_sum/{m}"] = jnp.einsum("bnk,bn->k", counted, jax.lax.stop_gradient(error[m]))
             metrics[f"flow_count/{m}"] = counted.sum((0, 1))
         return loss, metrics
+
+
+def _in_compute_type(params: Params, dtype: str) -> Params:
+    """The weights of dense layers in the type that these cast them to, before they are gathered from the devices.
+
+    A parameter that is split over devices is sent to all of them, layer by layer: in bfloat16 that is half the bytes.
+    Norms, embeddings and the projector, which compute in float32, keep their type.
+    """
+    dense = lambda path: path[-1].key in ("kernel", "bias")
+    return jax.tree_util.tree_map_with_path(lambda path, x: x.astype(dtype) if dense(path) else x, params)
 
 
 def _structure(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[nnx.GraphDef, dict[str, tuple[str | None, ...]]]:

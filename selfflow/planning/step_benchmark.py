@@ -147,17 +147,28 @@ class _Arm:
 def random_batch(experiment: Experiment, name: str) -> dict[str, Any]:
     """A batch of a set, as `Feed` makes them, of standard normal numbers."""
     random = np.random.default_rng(0)
+    made = jax.tree.map(
+        lambda x: np.ones(x.shape, bool) if x.dtype == bool else random.standard_normal(x.shape).astype(x.dtype),
+        batch_shapes(experiment, name),
+    )
+    labels = experiment.model.labels
+    made["weight"][:] = 1
+    made["label"][:] = random.integers(0, labels, len(made["label"])) if labels else -1
+    return made
+
+
+def batch_shapes(experiment: Experiment, name: str) -> dict[str, Any]:
+    """Shapes and types of a batch of a set, as `Feed` makes them."""
     size = experiment.mixture[name].batch_size
-    latents = {
-        m: random.standard_normal((size, *x.latent)).astype(np.float16) for m, x in experiment.modalities(name).items()
+    shaped = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
+    batch: dict[str, Any] = {
+        "latents": {m: shaped(np.float16, *x.latent) for m, x in experiment.modalities(name).items()},
+        "weight": shaped(np.float32),
+        "label": shaped(np.int32),
     }
-    batch: dict[str, Any] = {"latents": latents, "weight": np.ones(size, np.float32)}
-    batch["label"] = random.integers(0, max(1, experiment.model.labels), size).astype(np.int32)
-    if not experiment.model.labels:
-        batch["label"][:] = -1
     if experiment.text:
-        shape = (size, experiment.text.tokens, experiment.model.text)
-        batch["caption"] = random.standard_normal(shape).astype(np.float16), np.ones(shape[:2], bool)
+        tokens = experiment.text.tokens
+        batch["caption"] = shaped(np.float16, tokens, experiment.model.text), shaped(bool, tokens)
     return batch
 
 

@@ -32,6 +32,9 @@ class Devices:
     """Devices that parameters, EMA, moments and a batch's samples are split over; -1 for the rest."""
     tensor: int = 1
     """Devices that heads and hidden channels are split over; -1 for the rest."""
+    slices: int = 1
+    """Slices joined by the data-centre network (DCN) that the copies of the parameters are spread over: every slice
+    holds as many of them, so that between slices nothing but gradients travels. Part of `data`, not beside it."""
     rules: dict[str, str] = field(default_factory=lambda: {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"})
     """The mesh axis of each logical axis of parameters; axes that are not named are not split."""
 
@@ -42,6 +45,8 @@ class Devices:
                 raise UserError(f"devices.{name} is {size}: give 1 or more, or -1 for the rest")
         if list(sizes.values()).count(-1) > 1:
             raise UserError("devices: only one of data, fsdp and tensor can be -1, the rest")
+        if self.slices < 1:
+            raise UserError(f"devices.slices is {self.slices}: give 1 or more")
         for logical, axis in self.rules.items():
             if axis not in sizes:
                 raise UserError(f"devices.rules.{logical} is {axis!r}: it is one of {', '.join(sizes)}")
@@ -61,14 +66,38 @@ class Devices:
             raise UserError(f"devices: {told} does not make {count} devices; set one of them to -1 for the rest")
         if count % fixed:
             raise UserError(f"devices: {told} does not divide the number of devices, {count}: change one of them")
-        return {name: size if size > 0 else count // fixed for name, size in sizes.items()}
+        sizes = {name: size if size > 0 else count // fixed for name, size in sizes.items()}
+        if sizes["data"] % self.slices:
+            raise UserError(
+                f"devices.slices {self.slices} does not divide devices.data, which is {sizes['data']} of {count} "
+                "devices: change one of them"
+            )
+        return sizes
 
     def mesh(self, devices: list[Any] | None = None) -> Mesh:
-        """The mesh over the given devices, by default all of them."""
+        """The mesh over the given devices, by default all of them; slices follow each other along `data`.
+
+        Devices that know of no slice, as those of a CPU, are cut into equal runs in their order.
+
+        Raises:
+          UserError: if the sizes do not make the devices, or the devices have another number of slices.
+        """
         devices = jax.devices() if devices is None else devices
         sizes = self.shape(len(devices))
-        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
-        return Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+        within = (sizes["data"] // self.slices, sizes["fsdp"], sizes["tensor"])
+        found: dict[int, list[Any]] = {}
+        for device in devices:
+            found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+        if len(found) == 1 or (self.slices == 1 and devices[0].platform != "tpu"):
+            slices = np.split(np.array(devices, object), self.slices)
+        else:
+            slices = [found[index] for index in sorted(found)]
+        if len(slices) != self.slices or len({len(one) for one in slices}) > 1:
+            raise UserError(
+                f"devices.slices is {self.slices}, but the devices lie in slices of {list(map(len, slices))}"
+            )
+        make = lambda one: mesh_utils.create_device_mesh(within, list(one), allow_split_physical_axes=True)
+        return Mesh(np.concatenate([make(one) for one in slices]), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
 
 def state_shardings(objective, optimizer: optax.GradientTransformation, state: State, devices: Devices, mesh: Mesh):

@@ -49,7 +49,7 @@ def test_benchmark_of_the_input(capsys, data_dir, tiny_run):
 
 
 def test_every_command_shows_an_example(capsys):
-    for command in ("train", "encode", "benchmark"):
+    for command in ("train", "encode", "plan", "benchmark"):
         out, _ = called(capsys, command, "--help")
         assert f"example: selfflow {command} experiments/" in out
         code, _, err = run(capsys, command, "--steps")

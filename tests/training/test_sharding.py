@@ -135,3 +135,31 @@ def test_devices_may_change_in_a_run():
     old = load_experiment(TINY)
     new = dataclasses.replace(old, devices=Devices(data=1, fsdp=-1))
     assert changes(old, new) and not any(forbidden(name) for name in changes(old, new))
+
+
+class Far:
+    """A device that knows its slice."""
+
+    platform, device_kind, process_index = "gpu", "far", 0
+
+    def __init__(self, number: int, slice_index: int | None):
+        self.id, self.slice_index = number, slice_index
+
+
+@pytest.mark.parametrize("slice_of", [lambda i: None, lambda i: i // 4, lambda i: i % 2])
+def test_slices_follow_each_other_along_data(slice_of):
+    mesh = Devices(data=4, fsdp=2, slices=2).mesh([Far(i, slice_of(i)) for i in range(8)])
+    assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1}
+    halves = [{device.id for device in half.flat} for half in (mesh.devices[:2], mesh.devices[2:])]
+    # Where nothing tells, the first half of the devices is the first slice.
+    expected = [{i for i in range(8) if (slice_of(i) if slice_of(0) is not None else i // 4) == s} for s in (0, 1)]
+    assert halves == expected
+
+
+def test_slices_that_do_not_fit_are_named():
+    with pytest.raises(UserError, match="devices.slices 3 does not divide devices.data, which is 4 of 8 devices"):
+        Devices(fsdp=2, slices=3).shape(8)
+    with pytest.raises(UserError, match="devices.slices is 0"):
+        Devices(slices=0)
+    with pytest.raises(UserError, match=r"devices.slices is 2, but the devices lie in slices of \[2, 2, 2, 2\]"):
+        Devices(slices=2).mesh([Far(i, i // 2) for i in range(8)])

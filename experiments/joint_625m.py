@@ -1,0 +1,40 @@
+"""The paper's multimodal model of 625 M parameters, on a folder of your own videos, sounds and images.
+
+    selfflow data build media --source ~/videos --size 256 --frames 120 --frames-per-second 12 --sample-rate 16000
+    selfflow train experiments/joint_625m.py --data.media.source ~/videos
+
+It has not been trained by us, so that there is no number to expect.
+"""
+
+from selfflow.autoencoders.linear import MdctPCA, PatchPCA
+from selfflow.data.media import Media
+from selfflow.experiment import Experiment
+from selfflow.input.mixture import Set
+from selfflow.models.joint_config import JointConfig
+from selfflow.noise import DualTimestep
+from selfflow.objectives.alignment import SelfFlow
+from selfflow.training.sharding import Devices
+
+
+def experiment() -> Experiment:
+    return Experiment(
+        data={"media": Media(size=256, frames=120, frames_per_second=12.0, sample_rate=16000)},
+        autoencoders={
+            "image": PatchPCA(patch=16, channels=128),
+            "video": PatchPCA(patch=16, channels=48),
+            "audio": MdctPCA(hop=640, channels=64),
+        },
+        patch={"image": (1, 1), "video": (4, 1, 1), "audio": (1,)},
+        mixture={
+            "image": Set(modalities=("image",), weight=0.57, batch_size=3072),
+            "video": Set(modalities=("video",), weight=0.15, batch_size=256, seconds=4.0),
+            "film": Set(modalities=("video", "audio"), weight=0.15, batch_size=256, seconds=4.0),
+            "audio": Set(modalities=("audio",), weight=0.13, batch_size=3072),
+        },
+        model=JointConfig.named("625M", dtype="bfloat16"),
+        schedule=DualTimestep(mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5}),
+        alignment=SelfFlow(weight=0.8, student_layer=6, teacher_layer=15),
+        steps=1_000_000,
+        ema_decay=0.9999,
+        devices=Devices(fsdp=16),
+    )

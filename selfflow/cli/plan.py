@@ -1,0 +1,125 @@
+"""`selfflow plan`: what an experiment takes on a slice of TPUs, found by compiling it, with no TPU at hand."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from selfflow.cli.parse import parse
+from selfflow.experiment import Experiment
+from selfflow.planning.chips import CHIPS
+
+if TYPE_CHECKING:
+    from selfflow.planning.plan import Plan
+
+_EXAMPLE = "selfflow plan experiments/joint_625m.py --topology v5e:16x16"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `selfflow plan` that are no fields of the experiment."""
+
+    topology: str = "v5e:16x16"
+    """Chip and shape of a slice: v4, v5e, v5p, v6e or tpu7x, a colon, and chips along each axis, as in v5p:8x8x4."""
+    slices: int | None = None
+    """Slices of that shape, joined by the data-centre network; sets devices.slices."""
+    every_set: bool = False
+    """Compile the step on each set of the mixture; by default that of the set with most tokens alone, whose memory and
+    traffic, mostly that of the parameters, then stand for all."""
+    search: bool = True
+    """Where it does not fit, look for the nearest setting that does, by compiling up to five."""
+    json: bool = False
+    """Print one JSON object and no table."""
+
+
+def main(arguments: list[str]) -> None:
+    """Parses `EXPERIMENT [--topology CHIP:SHAPE] [--slices N] [--json] [--FIELD VALUE ...]` and plans."""
+    parsed = parse("plan", arguments, _EXAMPLE, lambda file: Options())
+    if parsed is None:
+        return
+    experiment, options, _ = parsed
+    import jax
+
+    # A TPU of this machine, which training may hold, is none of the plan's business.
+    jax.config.update("jax_platforms", "cpu")
+    from selfflow.planning.compile import slice_devices
+    from selfflow.planning.plan import make_plan
+
+    if options.slices is not None:
+        experiment = dataclasses.replace(
+            experiment, devices=dataclasses.replace(experiment.devices, slices=options.slices)
+        )
+    experiment = experiment.resolved()
+    experiment.model.execution.check("tpu")
+    devices = slice_devices(options.topology, experiment.devices.slices)
+    make_mesh = lambda experiment: experiment.devices.mesh(devices)
+    mesh = make_mesh(experiment)
+    experiment.check_devices(mesh)
+    plan = make_plan(experiment, options.topology, mesh, options.every_set)
+    found: dict[str, Any] = dataclasses.asdict(plan)
+    if not options.json:
+        _print(experiment, plan)
+    if not plan.fits and options.search:
+        found |= _nearest(experiment, plan, make_mesh, options)
+    if options.json:
+        print(json.dumps(found, indent=1))
+
+
+def _nearest(experiment: Experiment, plan: "Plan", make_mesh: Any, options: Options) -> dict[str, Any]:
+    from selfflow.planning.fit import nearest_fit
+
+    fit = nearest_fit(experiment, plan.set, plan, make_mesh)
+    if not options.json and fit is None:
+        print("  None of the settings that were compiled fits: take a larger slice, or smaller batches.")
+    if fit is None:
+        return {"nearest": None}
+    changed, flags = fit
+    if not options.json:
+        print(f"  The nearest setting that fits, compiled: {' '.join(flags)}")
+    return {"nearest": flags}
+
+
+def _print(experiment: Experiment, plan: "Plan") -> None:
+    mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    print(f"\n{plan.topology}: {plan.chips} chips of {plan.hosts} hosts, {mesh}, {experiment.model.dtype}")
+    memory = dataclasses.asdict(plan.memory)
+    limit, total = memory.pop("limit"), memory.pop("total")
+    parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory.items())
+    print(f"\nMemory of a chip, set {plan.set}: {total / 1e9:.2f} GB of {limit / 1e9:.2f} GB")
+    print(f"  {parts}")
+    if not plan.fits:
+        print(
+            f"\nIt does not fit: {plan.excess_bytes / 1e9:.2f} GB too much (compiled in {plan.compile_seconds:.0f} s)."
+        )
+        return
+    print("  it fits")
+    bounds = plan.bounds
+    print("\nLeast times of a step, in ms, if nothing else were to be done:")
+    print(
+        f"  {'set':<14} {'share':>6} {'model TFLOP':>12} {'program':>9} {'compute':>8} {'HBM':>7} {'ICI':>7} {'DCN':>7}"
+    )
+    for one in bounds.sets:
+        times = one.seconds
+        print(
+            f"  {one.set + ('' if one.compiled else ' *'):<14} {one.share:>6.2f} {one.model_flops / 1e12:>12,.2f} "
+            f"{one.flops / 1e12:>9,.2f} {times['compute'] * 1e3:>8.1f} {times['hbm'] * 1e3:>7.1f} "
+            f"{times['ici'] * 1e3:>7.1f} {times['dcn'] * 1e3:>7.1f}"
+        )
+    if not all(one.compiled for one in bounds.sets):
+        print(f"  * not compiled: its traffic is that of {plan.set}, its HBM that of the state alone")
+    if experiment.devices.slices > 1 and CHIPS[plan.topology.partition(":")[0]].dcn_bandwidth is None:
+        print("  no bandwidth of the network between slices is published for this chip: its time is left out")
+    for where, traffic in (("within its slice", bounds.traffic), ("between slices", bounds.traffic_between_slices)):
+        if traffic:
+            told = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in traffic.items() if size >= 5e4)
+            print(f"\nA device receives {where} in a step, in MB: {told}")
+    rates = bounds.input_bytes_per_second, bounds.input_bytes_per_second_of_a_host
+    unhidden, faster = bounds.unhidden_seconds, bounds.step_seconds / bounds.unhidden_seconds
+    print(
+        f"\nA step takes at least {bounds.step_seconds * 1e3:.1f} ms, bounded by {bounds.by}: at most "
+        f"{bounds.mfu:.0%} MFU, and at least {bounds.days:.2f} days for {experiment.steps:,} steps.\n"
+        f"If no transfer were hidden behind arithmetic: {unhidden * 1e3:.1f} ms, {bounds.mfu * faster:.0%} MFU.\n"
+        f"Input at the former rate: {rates[0] / 1e6:,.0f} MB/s in all, {rates[1] / 1e6:,.1f} MB/s for each host.\n"
+        f"These are bounds, with the resource busy all the time; no program reaches them. "
+        f"Compiled in {plan.compile_seconds:.0f} s."
+    )

@@ -1,0 +1,150 @@
+"""The training step of an experiment, compiled for a slice of TPUs that need not be there."""
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment
+from selfflow.planning.chips import chip_of, topologies_of
+from selfflow.planning.step_benchmark import batch_shapes
+from selfflow.training.sharding import batch_sharding, device_bytes
+
+# libtpu looks for the TPU that it runs on, waits and complains, and lets one process alone hold it; here there is none.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A step that fits.
+
+    Attributes:
+      text: its HLO.
+      temporary_bytes: on a chip, activations included: all but the step's arguments and results.
+      program_bytes: the program's own code.
+      seconds: that tracing and compiling took.
+    """
+
+    text: str
+    temporary_bytes: int
+    program_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A step that the compiler cannot fit into the memory of a device.
+
+    Attributes:
+      used_bytes: what it would take.
+      limit_bytes: what the compiler may use.
+      seconds: that tracing and compiling took.
+    """
+
+    used_bytes: float
+    limit_bytes: float
+    seconds: float
+
+
+def slice_devices(topology: str, slices: int = 1) -> list[Any]:
+    """The devices of a slice, or of several, which need not exist.
+
+    Args:
+      topology: chip and shape, such as "v5e:16x16".
+      slices: equal slices, joined by the data-centre network.
+
+    Raises:
+      UserError: if libtpu is not installed, or there is no such topology.
+    """
+    chip_of(topology)
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "plan compiles with libtpu, which is not installed and needs no TPU: pip install 'selfflow[tpu]'"
+        ) from error
+    from jax.experimental import topologies
+
+    kind = topology.partition(":")[0]
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    if slices > 1:
+        options["num_slices"] = slices
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
+        raise UserError(
+            f"topology {topology!r}: {reason.strip('. ')}; these are known: {', '.join(topologies_of(kind))}"
+        ) from error
+
+
+def compile_step(experiment: Experiment, name: str, mesh: Mesh) -> Compiled | Refused:
+    """Compiles the update on a set of the mixture, as a run does: placed, sharded, its state donated.
+
+    Args:
+      experiment: resolved.
+      name: the set.
+      mesh: of devices that need not exist.
+    """
+    began = time.perf_counter()
+    placed = experiment.shardings(mesh)
+    at = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    state = jax.tree.map(at, jax.eval_shape(experiment.init, jax.random.key(0)), placed)
+    batch = jax.tree.map(lambda x: at(x, batch_sharding(mesh)), batch_shapes(experiment, name))
+    step = jax.jit(experiment.step(), donate_argnums=0, out_shardings=(placed, None))
+    with jax.set_mesh(mesh):
+        lowered = step.trace(state, batch).lower(lowering_platforms=(mesh.devices.flat[0].platform,))
+        try:
+            program = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            arguments = sum(device_bytes(x, x.sharding) for x in jax.tree.leaves((state, batch)))
+            return _refusal(error, arguments, time.perf_counter() - began)
+    memory = program.memory_analysis()
+    return Compiled(
+        program.as_text(),
+        int(memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes),
+        int(memory.generated_code_size_in_bytes),
+        time.perf_counter() - began,
+    )
+
+
+_SIZE = r"([\d.]+)([KMGT]?)"
+_REFUSALS = (
+    rf"Used {_SIZE} of {_SIZE} hbm",
+    rf"HLO temporaries \({_SIZE}\) exceeds available HBM \({_SIZE}\)",
+    rf"Ran out of memory.* {_SIZE} .*(?:of|HBM \() ?{_SIZE}",
+)
+
+
+def _refusal(error: jax.errors.JaxRuntimeError, arguments: int, seconds: float) -> Refused:
+    """What the compiler says when it runs out of memory; any other of its errors is raised again."""
+    for form in _REFUSALS:
+        if found := re.search(form, str(error)):
+            parts = found.groups()
+            used, limit = (float(n) * 2 ** (10 * " KMGT".index(unit or " ")) for n, unit in (parts[:2], parts[2:]))
+            # One message tells of the temporaries alone.
+            return Refused(used + arguments * ("temporaries" in form), limit, seconds)
+    raise error
+
+
+def coordinates(mesh: Mesh) -> np.ndarray:
+    """Where the devices of a mesh's first slice stand in the torus, by their number in the program: [devices, axes]."""
+    first = getattr(mesh.devices.flat[0], "slice_index", None)
+    return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])

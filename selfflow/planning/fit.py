@@ -1,0 +1,103 @@
+"""The nearest setting that fits, where an experiment does not: found by compiling, not by a rule of thumb."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment
+from selfflow.planning.compile import Refused, compile_step
+from selfflow.planning.plan import Plan
+
+_ATTEMPTS = 5  # compilations
+# What is left of the activations where blocks are computed again, about; and how far above the limit a reckoning must
+# lie for a candidate not to be compiled. Both decide about the time that the search takes, not about what is found fit.
+_LEFT_BY_REMAT, _SURELY = 0.35, 1.3
+
+
+@dataclass(frozen=True)
+class _Change:
+    fsdp: int = 1
+    remat: bool = False
+    accumulate: int = 1
+    tensor: int = 1
+    batch: int = 1
+
+
+def nearest_fit(
+    experiment: Experiment, name: str, plan: Plan, make_mesh: Callable[[Experiment], Mesh]
+) -> tuple[Experiment, list[str]] | None:
+    """Tries changes, those first that cost least, until one fits: a few compilations at most.
+
+    Parameters over more devices cost nothing but traffic, blocks computed again a quarter more arithmetic, parts of a
+    batch some idle time; only a smaller batch, the last resort, changes what is computed.
+
+    Args:
+      experiment: resolved, which does not fit.
+      name: the set that does not.
+      plan: its plan.
+      make_mesh: the mesh of an experiment over the slice.
+
+    Returns:
+      What fits, and the flags that make it; None where nothing did.
+    """
+    memory, attempts = plan.memory, 0
+    state = memory.parameters + memory.optimizer + memory.ema
+    for change in _changes(plan.mesh["data"] // experiment.devices.slices, experiment):
+        left = _LEFT_BY_REMAT if change.remat and experiment.model.execution.remat != "block" else 1.0
+        parts = change.accumulate * change.batch
+        expected = state / change.fsdp / change.tensor + (memory.total - state) * left / parts
+        if expected > _SURELY * memory.limit:
+            continue
+        try:
+            candidate = _apply(experiment, plan, change).resolved()
+            mesh = make_mesh(candidate)
+            candidate.check_devices(mesh)
+        except UserError:
+            continue  # no such mesh, or the batch cannot be split over it
+        if attempts == _ATTEMPTS:
+            return None
+        attempts += 1
+        if not isinstance(compile_step(candidate, name, mesh), Refused):
+            return candidate, _flags(experiment, candidate)
+    return None
+
+
+def _changes(copies: int, experiment: Experiment) -> Iterator[_Change]:
+    """From what costs least to what costs most; `copies` of the parameters lie in a slice."""
+    wider = [2**i for i in range(1, 12) if copies % 2**i == 0]
+    most = max(wider, default=1)
+    yield from (_Change(fsdp=factor) for factor in wider)
+    if experiment.model.execution.remat != "block":
+        yield _Change(remat=True)
+        yield from (_Change(fsdp=factor, remat=True) for factor in wider)
+    yield from (_Change(most, True, accumulate=parts) for parts in (2, 4, 8, 16))
+    yield from (_Change(max(most // parts, 1), True, tensor=parts) for parts in (2, 4, 8))
+    yield from (_Change(most, True, batch=parts) for parts in (2, 4, 8, 16, 32))
+
+
+def _apply(experiment: Experiment, plan: Plan, change: _Change) -> Experiment:
+    devices, optimizer, model = experiment.devices, experiment.optimizer, experiment.model
+    if change.fsdp * change.tensor > 1:
+        fsdp, tensor = plan.mesh["fsdp"] * change.fsdp, plan.mesh["tensor"] * change.tensor
+        devices = dataclasses.replace(devices, data=-1, fsdp=fsdp, tensor=tensor)
+    if change.remat:
+        model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, remat="block"))
+    optimizer = dataclasses.replace(optimizer, accumulate=optimizer.accumulate * change.accumulate)
+    smaller = lambda chosen: dataclasses.replace(chosen, batch_size=chosen.batch_size // change.batch)
+    mixture = {name: smaller(chosen) for name, chosen in experiment.mixture.items()}
+    return dataclasses.replace(experiment, devices=devices, optimizer=optimizer, model=model, mixture=mixture)
+
+
+def _flags(before: Experiment, after: Experiment) -> list[str]:
+    """The flags that make one experiment the other."""
+    found = {}
+    for axis in ("data", "fsdp", "tensor"):
+        found[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)
+    found["model.execution.remat"] = before.model.execution.remat, after.model.execution.remat
+    found["optimizer.accumulate"] = before.optimizer.accumulate, after.optimizer.accumulate
+    for name, chosen in before.mixture.items():
+        found[f"mixture.{name}.batch-size"] = chosen.batch_size, after.mixture[name].batch_size
+    return [f"--{name} {new}" for name, (old, new) in found.items() if old != new]

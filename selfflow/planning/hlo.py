@@ -1,0 +1,224 @@
+"""What a compiled program sends between chips, read from its HLO text.
+
+A TPU's compiler writes a loop's body once, without the number of its rounds; splits a collective that it hides behind
+other work into a chain of parts, each with a copy of it; writes a reduce-scatter as an all-reduce in a fusion; and has
+hosts transfer what passes between slices. All four are undone here.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"(?:calls|body|branch_computations|called_computations|\w+_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)"
+)
+_IOTA = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A transfer between chips.
+
+    Attributes:
+      kind: one of `KINDS`.
+      dtype: HLO's name of the type that is sent, such as bf16.
+      bytes: what a chip receives in one step, all rounds of the loop that it stands in; of an all-reduce, which
+        passes everything twice, twice.
+      count: how often it runs in a step.
+      groups: the partitions that exchange with each other; of a permute the pairs.
+      between_slices: whether it goes over the network between slices, and not over the links within one.
+    """
+
+    kind: str
+    dtype: str
+    bytes: float
+    count: int
+    groups: tuple[tuple[int, ...], ...]
+    between_slices: bool = False
+
+
+class _Instruction(NamedTuple):
+    root: bool
+    name: str
+    type: str
+    opcode: str
+    rest: str
+
+
+def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]:
+    """All transfers between chips of a program.
+
+    Args:
+      text: the optimised HLO of a program for TPUs, `Compiled.as_text()`.
+      partitions: devices of one slice.
+      slices: that the program runs on.
+
+    Raises:
+      NotImplementedError: if a transfer stands in a loop whose number of rounds cannot be read.
+    """
+    program = _computations(text)
+    rounds = _rounds(program)
+    found = []
+    for name, instructions in program.items():
+        for instruction in instructions:
+            one = _collective(instruction, name, partitions, slices)
+            if one is None or not rounds[name]:
+                continue
+            if math.isnan(rounds[name]):
+                raise NotImplementedError(f"{instruction.name} stands in a loop whose number of rounds is unknown")
+            count = round(rounds[name])
+            found.append(Collective(one.kind, one.dtype, count * one.bytes, count, one.groups, one.between_slices))
+    return found
+
+
+def _computations(text: str) -> dict[str, list[_Instruction]]:
+    """Computations by name, those that are called before those that call them, as HLO has them."""
+    program: dict[str, list[_Instruction]] = {}
+    current = None
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = program.setdefault("ENTRY" if header[1] else header[2], [])
+        elif line.rstrip() == "}":
+            current = None
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            current.append(_Instruction(bool(match[1]), *match.groups()[1:]))
+    return program
+
+
+def _rounds(program: dict[str, list[_Instruction]]) -> dict[str, float]:
+    """How often each computation runs in the whole program; not a number where that cannot be read."""
+    rounds = dict.fromkeys(program, 0.0) | {"ENTRY": 1.0}
+    for name in reversed(program):
+        for instruction in program[name]:
+            times = _trips(instruction, program, program[name]) if instruction.opcode == "while" else 1
+            for called in _called(instruction):
+                if called in rounds:
+                    rounds[called] += rounds[name] * times
+    return rounds
+
+
+def _called(instruction: _Instruction) -> list[str]:
+    """Computations that an instruction runs; those that only reduce or compare two numbers are left out."""
+    found = [name.strip(" %") for names in _CALLED.findall(instruction.rest) for name in names.split(",")]
+    if instruction.opcode == "call":
+        found += re.findall(r"to_apply=%?([\w.\-]+)", instruction.rest)
+    return found
+
+
+def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: list[_Instruction]) -> float:
+    """Rounds of a loop that counts up by 1: the constant that its condition compares with, less where it begins."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
+    seen = list(program[condition])
+    for instruction in program[condition]:
+        for called in _called(instruction):
+            seen += program.get(called, [])
+    constants = {i.name: i.rest for i in seen if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.type)}
+    less = [i for i in seen if i.opcode == "compare" and "direction=LT" in i.rest]
+    if len(constants) != 1 or len(less) != 1:
+        return math.nan
+    end = int(next(iter(constants.values())).partition(")")[0])
+    return end - _beginning(loop, seen, around)
+
+
+def _beginning(loop: _Instruction, condition: list[_Instruction], around: list[_Instruction]) -> int:
+    """The counter's first value where it stands in the program as a constant; 0 otherwise, as JAX's loops have it."""
+    by_name = {i.name: i for i in around}
+    read = [re.search(r"index=(\d+)", i.rest) for i in condition if i.opcode == "get-tuple-element"]
+    carried = by_name.get(_operands(loop)[0])
+    if len(read) != 1 or carried is None or carried.opcode != "tuple":
+        return 0
+    counter = by_name.get(_operands(carried)[int(read[0][1])])
+    value = re.match(r"(\d+)\)", counter.rest) if counter and counter.opcode == "constant" else None
+    return int(value[1]) if value else 0
+
+
+def _operands(instruction: _Instruction) -> list[str]:
+    inside = re.sub(r"/\*.*?\*/", "", instruction.rest.partition(")")[0])
+    return [operand.split()[-1].lstrip("%") for operand in inside.split(", ") if operand.strip()]
+
+
+def _collective(instruction: _Instruction, computation: str, partitions: int, slices: int) -> Collective | None:
+    """One run of an instruction that sends something; None for others, and for what another instruction stands for."""
+    if instruction.opcode == "send" and "xla_megascale_runtime" in instruction.rest:
+        return _between_slices(instruction, slices)
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in KINDS or re.search(r'"flag_start":"\d', instruction.rest):
+        return None
+    groups = _groups(instruction.rest, partitions)
+    members = len(groups[0]) if groups else 1
+    arrays = _arrays(instruction.type)
+    if instruction.opcode == "all-gather-start":
+        arrays = arrays[len(arrays) // 2 :]  # what goes in, then what comes out
+    if instruction.opcode == "collective-permute-start":
+        arrays = arrays[1:2]
+    ring = (members - 1) / members
+    if kind == "all-reduce" and "all-reduce-scatter" in computation:
+        kind, share = "reduce-scatter", ring  # its type is that of the whole
+    else:
+        shares = {"all-gather": ring, "all-to-all": ring, "all-reduce": 2 * ring, "reduce-scatter": members - 1}
+        share = shares.get(kind, 1)
+    dtype = max(arrays, key=lambda array: array[1])[0]
+    between = any(member // partitions != group[0] // partitions for group in groups for member in group)
+    return Collective(kind, dtype, share * sum(size for _, size in arrays), 1, groups, between)
+
+
+def _between_slices(send: _Instruction, slices: int) -> Collective:
+    """What the host of a chip sends over the network for it: its part of a collective, already reduced in its slice."""
+    how = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
+    kind = how[1].lower().replace("_", "-") if how else "collective-permute"
+    dtype, size = _arrays(send.type)[0]
+    # Each slice needs what the S - 1 others hold; of a sum each passes on its part of the result too.
+    share = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1}.get(kind, (slices - 1) / slices)
+    return Collective(kind if kind in KINDS else "collective-permute", dtype, share * size, 1, (), True)
+
+
+def _arrays(type_text: str) -> list[tuple[str, float]]:
+    """(dtype, bytes) of the arrays of a type, without the counters of asynchronous operations."""
+    found = []
+    for dtype, sizes in _ARRAY.findall(type_text):
+        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+        found.append((dtype, math.prod(map(int, filter(None, sizes.split(",")))) * bits / 8))
+    return found
+
+
+def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
+    """The groups of partitions, whichever way they are written."""
+    if match := _MESH.search(rest):
+        return _mesh_groups(*match.groups())
+    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest):
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", match[1]))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
+        members, count = _iota(match[3]), int(match[2])
+        return tuple(tuple(members[i : i + count]) for i in range(0, len(members), count))
+    return (tuple(range(partitions)),)
+
+
+def _mesh_groups(axes: str, devices: str | None, grouped: str) -> tuple[tuple[int, ...], ...]:
+    """`mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}`: groups along the named axes of a mesh of devices."""
+    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
+    along = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", grouped)]
+    ids = np.array(_iota(devices) if devices else range(math.prod(sizes.values()))).reshape(tuple(sizes.values()))
+    others = [axis for axis in range(ids.ndim) if axis not in along]
+    count = math.prod(ids.shape[axis] for axis in along)
+    return tuple(tuple(map(int, group)) for group in ids.transpose(*others, *along).reshape(-1, count))
+
+
+def _iota(text: str) -> list[int]:
+    """`[16,16]T(1,0)`: 0, 1, 2, ... in that shape, transposed, and flat again; or a plain list of numbers."""
+    match = _IOTA.search(text)
+    if match is None:
+        return [int(number) for number in re.findall(r"\d+", text)]
+    shape = tuple(map(int, match[1].split(",")))
+    ids = np.arange(math.prod(shape)).reshape(shape)
+    return ids.transpose(tuple(map(int, match[2].split(",")))).ravel().tolist() if match[2] else ids.ravel().tolist()

@@ -1,0 +1,271 @@
+"""What a run would take on a slice of TPUs: memory, arithmetic, traffic, and so the least time of a step.
+
+The step is compiled for the slice, and nothing runs. Times are bounds: each is what one resource needs if it is never
+idle, and a step that hides all others behind the slowest takes the longest of them.
+"""
+
+import dataclasses
+from collections import defaultdict
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from selfflow.experiment import Experiment
+from selfflow.planning.chips import Chip, chip_of
+from selfflow.planning.compile import Compiled, Refused, compile_step, coordinates
+from selfflow.planning.flops import matmul_flops
+from selfflow.planning.hlo import KINDS, Collective, collectives
+from selfflow.planning.model_flops import model_flops
+from selfflow.planning.step_benchmark import batch_shapes
+from selfflow.training.sharding import batch_sharding, device_bytes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one chip.
+
+    Attributes:
+      parameters, optimizer, ema, batch: of the step's arguments, from their shardings.
+      temporaries: the compiled step's, activations included; what is missing where it does not fit.
+      program: its code.
+      total: all of it.
+      limit: of the chip.
+    """
+
+    parameters: int
+    optimizer: int
+    ema: int
+    batch: int
+    temporaries: int
+    program: int
+    total: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class SetPlan:
+    """A step on one set of the mixture.
+
+    Attributes:
+      set: its name.
+      share: of the steps.
+      compiled: whether its own step was compiled; the traffic of the others is taken from the one that was.
+      model_flops: operations of the whole step that the shapes demand.
+      flops: those of the program, with what it computes again.
+      seconds: what each resource needs: `compute`, `hbm`, `ici`, `dcn`.
+      step_seconds: the longest of them.
+      batch_bytes: what the input delivers for it.
+    """
+
+    set: str
+    share: float
+    compiled: bool
+    model_flops: int
+    flops: int
+    seconds: dict[str, float]
+    step_seconds: float
+    batch_bytes: int
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least that a step takes, of one that fits.
+
+    Attributes:
+      sets: each set of the mixture.
+      traffic: bytes that a device receives in a step of the compiled set, by collective and type, within its slice.
+      traffic_between_slices: likewise over the network between slices.
+      step_seconds: mean over the mixture.
+      unhidden_seconds: likewise if no transfer is hidden behind arithmetic: the sum of both.
+      mfu: the model's operations over what the chips' peak would do in `step_seconds`.
+      by: the resource that bounds most of that time.
+      input_bytes_per_second: of batches, for all hosts together and for each.
+      days: for all steps.
+    """
+
+    sets: list[SetPlan]
+    traffic: dict[str, float]
+    traffic_between_slices: dict[str, float]
+    step_seconds: float
+    unhidden_seconds: float
+    mfu: float
+    by: str
+    input_bytes_per_second: float
+    input_bytes_per_second_of_a_host: float
+    days: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on a slice, or on several.
+
+    Attributes:
+      fits: whether the compiler found room.
+      set: the one that was compiled and takes most memory.
+      memory: of it.
+      excess_bytes: what is too much on a chip; 0 where it fits.
+      compile_seconds: of all compilations.
+      bounds: None where it does not fit.
+    """
+
+    topology: str
+    chips: int
+    hosts: int
+    mesh: dict[str, int]
+    fits: bool
+    set: str
+    memory: Memory
+    excess_bytes: int
+    compile_seconds: float
+    bounds: Bounds | None
+
+
+def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_set: bool = False) -> Plan:
+    """Compiles the step and reads off what it takes.
+
+    Args:
+      experiment: resolved.
+      topology: whose devices the mesh has.
+      mesh: of them.
+      every_set: compile a program for each set, and not for the one with most tokens alone.
+    """
+    chip = chip_of(topology)
+    heaviest = max(experiment.mixture, key=lambda name: _tokens(experiment, name))
+    names = list(experiment.mixture) if every_set else [heaviest]
+    programs = {name: compile_step(experiment, name, mesh) for name in names}
+    slice_of = lambda device: getattr(device, "slice_index", 0)
+    chips = len({(slice_of(d), *d.coords) for d in mesh.devices.flat})
+    hosts = len({(slice_of(d), d.process_index) for d in mesh.devices.flat})
+    memory = {n: _memory(experiment, n, mesh, program, chip, mesh.size // chips) for n, program in programs.items()}
+    refused = [name for name, program in programs.items() if isinstance(program, Refused)]
+    largest = max(refused or programs, key=lambda name: memory[name].total)
+    bounds = None
+    if not refused:
+        slices = experiment.devices.slices
+        sent = {name: collectives(program.text, mesh.size // slices, slices) for name, program in programs.items()}
+        sets = []
+        for name in experiment.mixture:
+            own = name if name in programs else heaviest
+            sets.append(_set_plan(experiment, name, name in programs, memory[own], sent[own], mesh, chip, chips))
+        bounds = _bounds(experiment, sets, sent[largest], chip.peak_flops * chips, hosts)
+    return Plan(
+        topology=topology,
+        chips=chips,
+        hosts=hosts,
+        mesh=dict(mesh.shape),
+        fits=not refused,
+        set=largest,
+        memory=memory[largest],
+        excess_bytes=memory[largest].total - memory[largest].limit if refused else 0,
+        compile_seconds=sum(program.seconds for program in programs.values()),
+        bounds=bounds,
+    )
+
+
+def _bounds(experiment: Experiment, sets: list[SetPlan], sent: list[Collective], peak: float, hosts: int) -> Bounds:
+    """The mixture's, from those of its sets and the traffic of one of them."""
+    mean = lambda value: sum(one.share * value(one) for one in sets)
+    step_seconds = mean(lambda one: one.step_seconds)
+    by: dict[str, float] = defaultdict(float)
+    for one in sets:
+        by[max(one.seconds, key=one.seconds.get)] += one.share * one.step_seconds
+    rate = mean(lambda one: one.batch_bytes) / step_seconds
+    return Bounds(
+        sets=sets,
+        traffic=_by_kind(sent, False),
+        traffic_between_slices=_by_kind(sent, True),
+        step_seconds=step_seconds,
+        unhidden_seconds=mean(lambda one: sum(one.seconds[part] for part in ("compute", "ici", "dcn"))),
+        mfu=mean(lambda one: one.model_flops) / peak / step_seconds,
+        by=max(by, key=by.get),
+        input_bytes_per_second=rate,
+        input_bytes_per_second_of_a_host=rate / hosts,
+        days=experiment.steps * step_seconds / 86400,
+    )
+
+
+def _tokens(experiment: Experiment, name: str) -> float:
+    """Tokens of a batch, by which activations grow; attention's kernel keeps a part of them padded to blocks of 128."""
+    count = sum(modality.tokens for modality in experiment.modalities(name).values())
+    return experiment.mixture[name].batch_size * (count + (count + -count % 128 + 128) / 4)
+
+
+def _memory(
+    experiment: Experiment, name: str, mesh: Mesh, program: Compiled | Refused, chip: Chip, cores: int
+) -> Memory:
+    shapes, placed = jax.eval_shape(experiment.init, jax.random.key(0)), experiment.shardings(mesh)
+    size = lambda x, s: cores * sum(map(device_bytes, jax.tree.leaves(x), jax.tree.leaves(s)))
+    batch = batch_shapes(experiment, name)
+    parts = (
+        size(shapes.params, placed.params),
+        size(shapes.optimizer, placed.optimizer),
+        size(shapes.frozen, placed.frozen),
+        size(batch, jax.tree.map(lambda x: batch_sharding(mesh), batch)),
+    )
+    if isinstance(program, Refused):
+        rest, code, limit = cores * int(program.used_bytes) - sum(parts), 0, cores * int(program.limit_bytes)
+    else:
+        rest, code, limit = cores * program.temporary_bytes, program.program_bytes, int(chip.hbm_bytes)
+    return Memory(*parts, rest, code, sum(parts) + rest + code, limit)
+
+
+def _set_plan(
+    experiment: Experiment,
+    name: str,
+    compiled: bool,
+    memory: Memory,
+    sent: list[Collective],
+    mesh: Mesh,
+    chip: Chip,
+    chips: int,
+) -> SetPlan:
+    cores = mesh.size // chips
+    demanded, done = model_flops(experiment, name), _program_flops(experiment, name)
+    # All of the state is read and written, and what is kept for the backward pass written and read.
+    kept = memory.temporaries if compiled else 0
+    between = cores * sum(one.bytes for one in sent if one.between_slices)
+    seconds = {
+        "compute": done / chips / chip.peak_flops,
+        "hbm": 2 * (memory.parameters + memory.optimizer + memory.ema + kept) / chip.hbm_bandwidth,
+        "ici": cores * max(_axis_bytes(sent, mesh)) / (chip.ici_bandwidth / chip.torus_axes),
+        "dcn": between / chip.dcn_bandwidth if chip.dcn_bandwidth else 0.0,
+    }
+    batch = batch_shapes(experiment, name)
+    batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
+    longest = max(seconds.values())
+    return SetPlan(name, experiment.mixture[name].weight, compiled, demanded, done, seconds, longest, batch_bytes)
+
+
+def _program_flops(experiment: Experiment, name: str) -> int:
+    """With what is computed again; kernels hide their products from the count, so that it is taken without them."""
+    model = experiment.model
+    plain = dataclasses.replace(model.execution, attention="xla", unroll=1)
+    objective = dataclasses.replace(experiment.objective(), model=dataclasses.replace(model, execution=plain))
+    state = jax.eval_shape(experiment.init, jax.random.key(0))
+    return matmul_flops(experiment.step(objective), state, batch_shapes(experiment, name))
+
+
+def _axis_bytes(sent: list[Collective], mesh: Mesh) -> list[float]:
+    """Bytes that a device receives along each axis of the torus; a group over several axes uses the links of all."""
+    places = coordinates(mesh)
+    load = np.zeros(places.shape[1])
+    for one in sent:
+        if one.between_slices or not one.groups:
+            continue
+        spanned = np.zeros(places.shape[1], bool)
+        for group in one.groups:
+            spanned |= np.ptp(places[list(group)], axis=0) > 0
+        if spanned.any():  # or it stays between the cores of a chip
+            load[spanned] += one.bytes / spanned.sum()
+    return load.tolist()
+
+
+def _by_kind(sent: list[Collective], between_slices: bool) -> dict[str, float]:
+    """Bytes by kind and type, such as "all-gather bf16"."""
+    found: dict[str, float] = defaultdict(float)
+    for one in sorted(sent, key=lambda one: KINDS.index(one.kind)):
+        if one.between_slices == between_slices:
+            found[f"{one.kind} {one.dtype}"] += one.bytes
+    return dict(found)
