@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from selfflow.buckets.staging import staged
+from selfflow.buckets.store import Missing, Short
+
 
 class BadRecord(Exception):
     """A record that cannot be read or decoded.
@@ -27,6 +30,8 @@ class BadRecord(Exception):
 class ShardReader(Sequence):
     """Random access to the raw records in ArrayRecord files; travels to other processes, opens files when needed.
 
+    Files that lie in a bucket are fetched when they are first read.
+
     Args:
       paths: the files, in order.
       lengths: records in each.
@@ -39,7 +44,7 @@ class ShardReader(Sequence):
         self._paths, self._lengths = paths, lengths
         self._ends = list(itertools.accumulate(lengths))
         self._lock = threading.Lock()
-        self._readers: dict[int, Any] = {}
+        self._readers: dict[int, tuple[Path, Any]] = {}
 
     def __getstate__(self) -> tuple:
         return self._paths, self._lengths
@@ -68,22 +73,33 @@ class ShardReader(Sequence):
         return shard, int(i) - (self._ends[shard - 1] if shard else 0)
 
     def _reader(self, shard: int) -> Any:
+        path = self._paths[shard]
         with self._lock:
-            if shard in self._readers:
-                return self._readers[shard]
+            file, reader = self._readers.get(shard, (path, None))
+            if reader is not None and (file is path or file.exists()):
+                return reader
+            self._readers.pop(shard, None)  # it was fetched and has made room for others: close it, fetch it again
+        try:
+            with staged(path) as file:
+                reader = self._opened(shard, file)
+        except (Missing, Short) as error:
+            raise BadRecord(path.name, one_line(error)) from error
+        with self._lock:
+            return self._readers.setdefault(shard, (file, reader))[1]
+
+    def _opened(self, shard: int, file: Path) -> Any:
         from array_record.python.array_record_module import ArrayRecordReader
 
-        path, expected = self._paths[shard], self._lengths[shard]
-        if not path.exists():
-            raise BadRecord(path.name, "the file is missing")
+        name, expected = self._paths[shard].name, self._lengths[shard]
+        if not file.exists():
+            raise BadRecord(name, "the file is missing")
         try:
-            reader = ArrayRecordReader(str(path), options="readahead_buffer_size:0", file_reader_buffer_size=32768)
+            reader = ArrayRecordReader(str(file), options="readahead_buffer_size:0", file_reader_buffer_size=32768)
         except RuntimeError as error:
-            raise BadRecord(path.name, one_line(error)) from error
+            raise BadRecord(name, one_line(error)) from error
         if reader.num_records() != expected:  # of a file whose end is damaged it finds none
-            raise BadRecord(path.name, f"{reader.num_records()} of its {expected} records can be found")
-        with self._lock:
-            return self._readers.setdefault(shard, reader)
+            raise BadRecord(name, f"{reader.num_records()} of its {expected} records can be found")
+        return reader
 
 
 def one_line(error: Exception) -> str:

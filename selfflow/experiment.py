@@ -113,7 +113,8 @@ class Experiment:
     exclude_hash: str = ""
     """Hash of that file; follows from it."""
     latents: dict[str, str] = field(default_factory=dict)
-    """Folders of latents that were encoded elsewhere, by data set; the raw data is then not needed."""
+    """Folders of latents that were encoded elsewhere, by data set; the raw data is then not needed. They may lie in a
+    bucket."""
 
     def modalities(self, name: str = "") -> dict[str, Modality]:
         """The streams of latents, from the data's shapes, the autoencoders and the patches.

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfflow.buckets.copies import fetch
+from selfflow.buckets.paths import local
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
@@ -13,7 +15,7 @@ from selfflow.input.built import Built, build
 from selfflow.input.encode import Share, encode, wait_for
 from selfflow.input.exclude import read_ids
 from selfflow.input.fit import Fitted, fit, fitted_path
-from selfflow.input.latents import Latents
+from selfflow.input.latents import MANIFEST, Latents
 from selfflow.input.shards import text_encoder
 from selfflow.progress import Progress
 
@@ -37,9 +39,7 @@ def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> t
     used = sorted({chosen.data for chosen in experiment.mixture.values()})
     built = {name: build(experiment.data[name], data_dir) for name in used if name not in experiment.latents}
     latents: dict[str, Latents | None] = {
-        name: Latents(Path(experiment.latents[name]).expanduser(), excluded)
-        for name in used
-        if name in experiment.latents
+        name: _latents(experiment.latents[name], excluded) for name in used if name in experiment.latents
     }
     identity = text_encoder(experiment.text).identity if experiment.text and built else None
     for found in latents.values():
@@ -79,6 +79,12 @@ def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str,
         }
         for name, found in latents.items()
     }
+
+
+def _latents(path: str, excluded: Collection[str]) -> Latents:
+    folder = local(path)
+    fetch(folder, MANIFEST)
+    return Latents(folder, excluded)
 
 
 def _feed(experiment: Experiment, latents: dict[str, Latents]) -> Feed:

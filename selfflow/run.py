@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from selfflow.buckets.paths import url
+from selfflow.buckets.runs import opened, saved_steps
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import read_experiment
@@ -21,7 +23,8 @@ class Run:
     """An existing run folder.
 
     Attributes:
-      path: the folder.
+      path: the folder; of a run in a bucket a copy, which lacks the checkpoints.
+      source: the path or URL that it was opened by.
       experiment: the resolved experiment that made it.
       objective: its model, schedule and losses.
 
@@ -30,9 +33,9 @@ class Run:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path, self.source = opened(path), url(path) or str(path)
         if not (self.path / "experiment.json").is_file():
-            raise UserError(f"{self.path} is not a run folder: it has no experiment.json")
+            raise UserError(f"{self.source} is not a run folder: it has no experiment.json")
         self.experiment: Experiment = read_experiment(self.path / "experiment.json")
         self.objective: SelfFlowObjective = self.experiment.objective()
 
@@ -42,8 +45,7 @@ class Run:
 
     def last_step(self) -> int:
         """The step of the newest checkpoint; 0 if there is none."""
-        folder = self.path / "checkpoints"
-        return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
+        return max(saved_steps(self.path), default=0)
 
     def provenance(self) -> dict[str, Any]:
         """What `provenance.json` says of the run's code, data and origin.
@@ -92,8 +94,8 @@ class Run:
         return self._read(Checkpoints.restore_weights, step, mesh)
 
     def _read(self, restore: Callable[[Checkpoints, State, int], State], step: int | None, mesh: Mesh | None) -> State:
-        if not (self.path / "checkpoints").is_dir():
-            raise UserError(f"{self.path} has no checkpoint: train it first, or give another run")
+        if not saved_steps(self.path):
+            raise UserError(f"{self.source} has no checkpoint: train it first, or give another run")
         checkpoints = Checkpoints(self.path)
         try:
             have = checkpoints.steps()
@@ -108,7 +110,7 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Opens a run folder."""
+    """Opens a run folder, on a disk or in a bucket."""
     return Run(path)
 
 
@@ -166,7 +168,9 @@ def _start_from(source: str, state: State, mesh: Mesh) -> State:
 
 def run_and_step(source: str) -> tuple[Run, int | None]:
     """The run, and the step if one is named, that RUN or RUN:STEP means."""
-    path, _, step = source.partition(":")
+    path, _, step = source.rpartition(":")
+    if not path or "/" in step:  # the colon of a URL, or none
+        path, step = source, ""
     if step and not step.isdigit():
         raise UserError(f"init_from is {source!r}: write RUN or RUN:STEP")
     return Run(path), int(step) if step else None

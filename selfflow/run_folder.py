@@ -131,7 +131,7 @@ def check_run(folder: Path, experiment: Experiment) -> Experiment:
         if experiment.init_from:
             run, step = run_and_step(experiment.init_from)
             step = run.last_step() if step is None else step
-            experiment = dataclasses.replace(experiment, init_from=f"{run.path}:{step}")
+            experiment = dataclasses.replace(experiment, init_from=f"{run.source}:{step}")
         return experiment.resolved()
     run = Run(folder)
     old, done = run.experiment, run.last_step()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from selfflow.cli.folders import data_folder
+from selfflow.cli.folders import data_folder, refuse_bucket
 from selfflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def main(arguments: list[str]) -> None:
             sys.exit(2)
         return
     settings, options, data_dir = _parse(action, rest)
+    if action == "forget":
+        refuse_bucket(data_dir, "data forget")
     {"build": _build, "show": _show, "verify": _verify, "forget": _forget}[action](settings, options, data_dir)
 
 
@@ -159,11 +161,14 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
 
 
 def _verify(settings: Any, options: NoOptions, data_dir: Path) -> None:
+    from selfflow.buckets.copies import fetch
+    from selfflow.input.latents import MANIFEST
     from selfflow.input.verify import Contents, verify_data
     from selfflow.input.verify_latents import latents_folders, records_of, verify_latents
     from selfflow.progress import Progress
 
     built, contents, wrong = _built(settings, data_dir), Contents(), 0
+    fetch(data_dir / "latents", MANIFEST)
     total = sum(built.splits.values())
     with Progress("verify data set", total, unit="records") as shown:
         problems = verify_data(built, contents, shown.advance)

@@ -6,12 +6,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from selfflow.buckets.paths import local, url, url_of
 from selfflow.errors import UserError
 
 
 def data_folder(chosen: Path | None) -> Path:
-    """Where data sets and latents are kept: `--data-dir`, else $SELFFLOW_DATA, else ~/.cache/selfflow."""
-    return Path(chosen or os.environ.get("SELFFLOW_DATA") or Path.home() / ".cache" / "selfflow").expanduser()
+    """Where data sets and latents are kept: `--data-dir`, else $SELFFLOW_DATA, else ~/.cache/selfflow.
+
+    Of a folder in a bucket it is the local copy.
+    """
+    return local(chosen or os.environ.get("SELFFLOW_DATA") or "~/.cache/selfflow")
+
+
+def refuse_bucket(folder: Path, command: str) -> None:
+    """Raises `UserError` where the data folder is the copy of one in a bucket, for a command that does not go there."""
+    if where := url_of(folder):
+        raise UserError(
+            f"--data-dir {where}: `selfflow {command}` works on a disk alone: copy the folder here, and back afterwards"
+        )
 
 
 @contextmanager
@@ -21,6 +33,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
       UserError: if `out` is there and no empty folder, or another command writes it, or was killed while it did.
     """
+    if url(out):
+        raise UserError(f"--out {url(out)}: write to a local folder, and copy it into the bucket")
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there and not empty: choose another folder, or remove this one")

