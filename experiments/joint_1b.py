@@ -1,8 +1,9 @@
-"""The multimodal model at 1B parameters; all but its shape is that of joint_625m.py.
+"""The multimodal model at 1 B parameters; all but its shape is that of joint_625m.py.
 
     selfflow train experiments/joint_1b.py --data.media.source ~/videos
 
-It has not been trained by us, so that there is no number to expect.
+Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 14.5 GB of a chip, at least 93 ms a step and 1.1 days; without
+hiding any traffic 167 ms, 56 % MFU and 1.9 days. It has not been trained by us, so that there is no number to expect.
 """
 
 import dataclasses

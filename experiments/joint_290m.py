@@ -1,8 +1,9 @@
-"""The multimodal model at 290M parameters; all but its shape is that of joint_625m.py.
+"""The multimodal model at 290 M parameters; all but its shape is that of joint_625m.py.
 
     selfflow train experiments/joint_290m.py --data.media.source ~/videos
 
-It has not been trained by us, so that there is no number to expect.
+Hardware: 256 chips, or fewer with smaller batches; `selfflow plan experiments/joint_290m.py --topology v5e:16x16` tells
+what it takes. It has not been trained by us, so that there is no number to expect.
 """
 
 import dataclasses
