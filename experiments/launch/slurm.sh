@@ -23,7 +23,8 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
 
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" .venv/bin/selfflow train "$@"
 status=$?
-# The job waits in the queue again under its number, and this script goes on with the run.
+# That is the highest of the tasks; srun may kill the last of them, with 137, when the first is gone. The job then waits
+# in the queue again under its number, and this script goes on with the run.
 if [ "$status" -eq 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
