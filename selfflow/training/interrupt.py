@@ -22,14 +22,18 @@ class Interruption:
     def __init__(self):
         self.signal: signal.Signals | None = None
         self._together = jax.process_count() > 1
+        self._steps = 0
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after `step`: to be asked after every step.
+    def reached(self) -> bool:
+        """Whether to stop now: to be asked after every step.
 
         Several processes, of which one or more were asked, all answer True at one and the same step.
         """
         if self._together:
-            return multihost_utils.reached_preemption_sync_point(step)
+            # Counted in this process: JAX stops at step 1 if it is asked before the first, and a run that goes on never
+            # comes by there.
+            self._steps += 1
+            return multihost_utils.reached_preemption_sync_point(self._steps)
         return self.signal is not None
 
     @property

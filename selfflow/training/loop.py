@@ -144,7 +144,7 @@ def train(
                     note = fetch()
                 trace.after(number, state)
                 pending = number, dict(facts), waited, {**metrics, **extra}
-                stop = interruption.reached(number)
+                stop = interruption.reached()
                 due = due or number % cadence.checkpoint_every == 0
                 if due or stop or number == steps:
                     note = fetch()

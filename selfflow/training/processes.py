@@ -71,7 +71,11 @@ def _surrounded() -> bool:
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if int(os.environ.get(name) or 1) > 1:
             return True
-    # JAX sets the variable where there is no TPU; on a lone TPU host the processes are one.
+    # GKE names the hosts of a slice, and the slices where there are more; its lone hosts are called localhost.
+    hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES") or ""
+    if "," in hosts or int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
+        return True
+    # JAX sets the variable where there is no TPU, and GKE always; on a lone TPU host the processes are one.
     return importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 

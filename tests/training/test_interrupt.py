@@ -127,6 +127,34 @@ def test_two_processes_stop_at_one_step_whichever_is_asked(tmp_path, number, sta
         assert len(read_metrics(tmp_path / "0")) == steps[0] + 5
 
 
+def test_several_processes_hear_what_came_before_their_first_step():
+    """By JAX's own service, which then stops at step 1: a run that goes on is past that."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    done = subprocess.run(
+        [sys.executable, "-c", _EARLY, address], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "stops\n", done.stderr
+
+
+_EARLY = """
+import os, signal, sys, time
+import jax
+jax.distributed.initialize(sys.argv[1], 1, 0)
+jax.process_count = lambda: 2
+from selfflow.training.interrupt import Interruption
+interruption = Interruption()
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(3)
+for _ in range(20):
+    if interruption.reached():
+        print("stops")
+        break
+    time.sleep(0.2)
+"""
+
+
 def test_a_run_that_is_stopped_twice_equals_an_uninterrupted_one(tiny_run, data_dir, tmp_path):
     """By SIGTERM while its first step compiles, then by SIGINT, then it goes on to its end, and traces two steps."""
     folder = tmp_path / "run"

@@ -23,11 +23,14 @@ from tests.training.several import small
 ROOT = TINY.parents[1]
 
 
-def start(folder, data_dir, count: int, tensor: int = 1) -> list[subprocess.Popen]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    where = [str(folder), str(data_dir), str(tensor), address, str(count)]
+        return free.getsockname()[1]
+
+
+def start(folder, data_dir, count: int, tensor: int = 1) -> list[subprocess.Popen]:
+    where = [str(folder), str(data_dir), str(tensor), f"127.0.0.1:{free_port()}", str(count)]
     command = [sys.executable, "-m", "tests.training.several", *where]
     return [
         subprocess.Popen(command + [str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -119,26 +122,53 @@ def test_one_process_is_alone(monkeypatch):
         together(lambda: (_ for _ in ()).throw(UserError("as it is")))
 
 
-def test_processes_find_each_other_as_slurm_tells_them():
-    """Two tasks of a step; each is told of nothing but the environment."""
-    command = [sys.executable, "-c", _MEET]
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    slurm |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+def meeting(surroundings: list[dict[str, str]], before: str = "") -> None:
+    """Processes that are told of nothing but the environment."""
+    command = [sys.executable, "-c", before + _MEET]
     both = [
         subprocess.Popen(
-            command,
-            env=os.environ | slurm | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            command, env=os.environ | told, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        for i in range(2)
+        for told in surroundings
     ]
     told = finished(both)
     assert all("process 1: of one alone" in text for text in told), told
 
 
+def test_processes_find_each_other_as_slurm_tells_them():
+    """Two tasks of a step."""
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    slurm |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    meeting([slurm | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)])
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_processes_find_each_other_as_gke_tells_them(slices):
+    """Two hosts of a slice, or of a slice each; JAX is told that their CPUs are TPUs."""
+    gke = {"TPU_SKIP_MDS_QUERY": "true", "JAX_COORDINATOR_PORT": str(free_port())}
+    gke |= {"TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * (2 // slices)), "MEGASCALE_NUM_SLICES": str(slices)}
+    gke |= {"MEGASCALE_COORDINATOR_ADDRESS": "localhost"}
+    hosts = [{"MEGASCALE_SLICE_ID": str(i % slices), "TPU_WORKER_ID": str(i // slices)} for i in range(2)]
+    meeting([gke | host for host in hosts], _ON_TPU)
+
+
+def test_a_lone_host_of_gke_is_alone(monkeypatch):
+    import jax
+
+    for name, value in {
+        "TPU_SKIP_MDS_QUERY": "true",
+        "TPU_WORKER_ID": "0",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }.items():
+        monkeypatch.setenv(name, value)
+    Processes().join()
+    assert not jax.distributed.is_initialized()
+
+
+_ON_TPU = """
+from jax._src.clusters import cloud_tpu_cluster, cluster
+cloud_tpu_cluster.running_in_cloud_tpu_vm = cluster.running_in_cloud_tpu_vm = True
+"""
 _MEET = """
 from selfflow.errors import UserError
 from selfflow.training.processes import Processes, agreed, first, meet, together
