@@ -2,8 +2,8 @@
 
     selfflow train experiments/joint_290m.py --data.media.source ~/videos
 
-Hardware: 256 chips, or fewer with smaller batches; `selfflow plan experiments/joint_290m.py --topology v5e:16x16` tells
-what it takes. It has not been trained by us, so that there is no number to expect.
+Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 7.2 GB of a chip, at least 29 ms a step and 0.3 days; without
+hiding any traffic 53 ms, 55 % MFU and 0.6 days. It has not been trained by us, so that there is no number to expect.
 """
 
 import dataclasses
