@@ -2,8 +2,9 @@
 
     selfflow train experiments/joint_420m.py --data.media.source ~/videos
 
-Hardware: 256 chips, or fewer with smaller batches; `selfflow plan experiments/joint_420m.py --topology v5e:16x16` tells
-what it takes. It has not been trained by us, so that there is no number to expect.
+Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 8.4 GB of a chip, at least 39 ms a step and 0.5 days; without
+hiding any traffic 69 ms, 57 % MFU and 0.8 days. On v5p:8x8x4 10.2 GB, 17 ms and 0.2 days, or 25 ms, 69 % and 0.3 days.
+It has not been trained by us, so that there is no number to expect.
 """
 
 import dataclasses
