@@ -103,7 +103,7 @@ class Run:
                 raise UserError(f"{self.path} has no checkpoint that was saved whole: train it first")
             step = have[-1] if step is None else step
             if step not in have:
-                raise UserError(f"{self.path} has no checkpoint of step {step}; it has {', '.join(map(str, have))}")
+                raise UserError(f"{self.source} has no checkpoint of step {step}; it has {', '.join(map(str, have))}")
             return restore(checkpoints, abstract_state(self.experiment, mesh), step)
         finally:
             checkpoints.close()

@@ -52,7 +52,7 @@ class Lease:
         while not self._ended.wait(_RENEWED):
             try:
                 self.renew()
-            except UserError as error:
+            except Exception as error:  # whatever it was, without a renewal another process takes this run over
                 print(f"warning: {error}", file=sys.stderr)
                 if self._lost is not None:
                     return

@@ -94,7 +94,7 @@ def _make_room(size: int) -> bool:
     """Whether `size` more bytes fit, after what was read longest ago has gone."""
     files = [path for path in _folder().iterdir() if _NAME.fullmatch(path.name)]
     free = limit() - sum(_size(path) for path in files)
-    for read, path in sorted((path.stat().st_mtime, path) for path in files if path.exists()):
+    for read, path in sorted((_read_last(path), path) for path in files):
         if free >= size:
             break
         with _lock_of(path).open("a") as lock:
@@ -119,6 +119,13 @@ def _make_room(size: int) -> bool:
 def _size(path: Path) -> int:
     """What a file holds, or will hold when it has been fetched."""
     return int(_NAME.fullmatch(path.name)[1])
+
+
+def _read_last(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # it has been fetched meanwhile, and lost its `.partial`, or has gone
+        return time.time()
 
 
 def _lock_of(path: Path) -> Path:

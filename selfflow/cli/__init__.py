@@ -59,7 +59,7 @@ def main() -> None:
         _exit(130)
     except BrokenPipeError:
         sys.stdout = None  # the reader of a pipe has gone: nothing is left to say, and to nobody
-        sys.exit(1)
+        _exit(1)
     except Exception as error:
         message = _of_the_system(error)
         if message is None:

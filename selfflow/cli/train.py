@@ -14,6 +14,7 @@ import optax
 import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from selfflow.buckets.paths import url, url_of
 from selfflow.cli.parse import parse
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
@@ -58,7 +59,6 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
     Raises:
       UserError: for what a user can correct.
     """
-    from selfflow.buckets.paths import url, url_of
     from selfflow.buckets.runs import at_work
     from selfflow.run_folder import alone, check_run
 
@@ -86,6 +86,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
 
 
 def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
+    from selfflow.buckets.runs import send_changes
     from selfflow.cli.proof import prove
     from selfflow.prepare import hash_of_latents, prepare, sets_of
     from selfflow.run import Run, abstract_state, fresh_state
@@ -110,7 +111,12 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     )
     state = None if last else fresh_state(experiment, mesh)
     read = hash_of_latents(feed.latents), sets_of(experiment, feed.latents)
-    together(lambda: enter_run(workdir, experiment, *read) if first() else None)
+
+    def enter() -> None:
+        enter_run(workdir, experiment, *read)
+        send_changes(workdir)  # from here on a bucket knows of a run, whatever of the rest gets there
+
+    together(lambda: enter() if first() else None)
 
     checkpoints = Checkpoints(workdir, experiment.cadence.keep_last, experiment.cadence.keep_every)
     if state is None:
@@ -120,13 +126,14 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         _say_start(experiment, workdir, start, state, feed)
         if mesh.size > 1:
             print(sharding_table(state, shardings_of(state), experiment.objective().logical_axes()))
-    log = MetricsLog(workdir, start) if first() else None
     batches = feed.batches(start, experiment.steps, rows)
     stream = iter(batches)
     sizes = {name: chosen.batch_size for name, chosen in experiment.mixture.items()}
+    log = None
     try:
-        if start < experiment.steps:
-            with jax.set_mesh(mesh), interruptible() as interruption:
+        with jax.set_mesh(mesh), interruptible() as interruption:
+            log = MetricsLog(workdir, start) if first() else None
+            if start < experiment.steps:
                 state = run_loop(
                     state,
                     batches=((spread(batch, mesh, sizes[facts["set"]]), facts) for batch, facts in stream),
@@ -207,7 +214,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, feed: "Feed") -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
     print(
-        f"{workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
+        f"{url_of(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
         + (f", from step {start}" if start else "")
     )
     for data, latents in feed.latents.items():

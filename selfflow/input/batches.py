@@ -198,7 +198,8 @@ class Batches:
         return facts
 
     def _count(self, name: str, reader: Reader, bad: np.ndarray) -> list[str]:
-        known = self._bad[name]
+        known, size = self._bad[name], self._feed.mixture[name].batch_size
+        read_here = 1.0 if self._rows is None else len(self._rows(size)) / size
         for record in (int(i) for i in bad if int(i) not in known):
             known.add(record)
             shard = reader.source.shard_of(record)
@@ -207,9 +208,9 @@ class Batches:
             self._told.add((name, shard))
             reason = reader.why(record)[1]
             where = f"{self._feed.mixture[name].data}: {reader.source.id(record)!r} in {shard}"
-            more = "others of this file stand in metrics.jsonl alone"
+            more = "others of this file stand in metrics.jsonl alone" if read_here == 1 else "others are not told"
             print(f"warning: {where} cannot be read and weighs nothing: {reason}; {more}", file=sys.stderr)
-        share, limit = len(known) / self._sizes[name], self._feed.reading.unreadable_share
+        share, limit = len(known) / self._sizes[name] / read_here, self._feed.reading.unreadable_share
         if share > limit:
             shard, reason = reader.why(int(bad[-1]))
             raise UserError(

@@ -86,7 +86,7 @@ def fit(modality: str, config: Linear, data: Mapping[str, Built], exclude: Colle
         os.replace(partial, path)
         partial.write_text(json.dumps({"identity": autoencoder.identity, "fitted_on": fitted_on}))
         os.replace(partial, notes)
-        publish(path.parent, notes.name, only=path.stem)
+    publish(path.parent, notes.name, only=path.stem)
     known = json.loads(notes.read_text())
     return Fitted(config, path, known["identity"], known["fitted_on"])
 

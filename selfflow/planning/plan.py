@@ -56,6 +56,7 @@ class SetPlan:
       flops: those of the program, with what it computes again.
       seconds: what each resource needs: `compute`, `hbm`, `ici`, `dcn`.
       step_seconds: the longest of them.
+      transfer_seconds: of `ici` and `dcn` together.
       batch_bytes: what the input delivers for it.
     """
 
@@ -66,6 +67,7 @@ class SetPlan:
     flops: int
     seconds: dict[str, float]
     step_seconds: float
+    transfer_seconds: float
     batch_bytes: int
 
 
@@ -177,7 +179,7 @@ def _bounds(experiment: Experiment, sets: list[SetPlan], sent: list[Collective],
         traffic=_by_kind(sent, False),
         traffic_between_slices=_by_kind(sent, True),
         step_seconds=step_seconds,
-        unhidden_seconds=mean(lambda one: sum(one.seconds[part] for part in ("compute", "ici", "dcn"))),
+        unhidden_seconds=mean(lambda one: max(one.seconds["compute"], one.seconds["hbm"]) + one.transfer_seconds),
         mfu=mean(lambda one: one.model_flops) / peak / step_seconds,
         by=max(by, key=by.get),
         input_bytes_per_second=rate,
@@ -234,8 +236,10 @@ def _set_plan(
     }
     batch = batch_shapes(experiment, name)
     batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
-    longest = max(seconds.values())
-    return SetPlan(name, experiment.mixture[name].weight, compiled, demanded, done, seconds, longest, batch_bytes)
+    longest, transfer = max(seconds.values()), seconds["ici"] + seconds["dcn"]
+    return SetPlan(
+        name, experiment.mixture[name].weight, compiled, demanded, done, seconds, longest, transfer, batch_bytes
+    )
 
 
 def _program_flops(experiment: Experiment, name: str) -> int:

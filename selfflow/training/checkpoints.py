@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import count
@@ -15,9 +16,14 @@ import optax
 
 from selfflow.buckets.paths import url_of
 from selfflow.buckets.runs import checkpoint_folder, saved_steps, send_changes
+from selfflow.buckets.store import Missing, Short
 from selfflow.errors import UserError
-from selfflow.training.processes import first, meet, together
+from selfflow.training.processes import any_of_all, first, meet, together
 from selfflow.training.state import State, by_name
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be what was saved, or was saved by another experiment; an older one may do."""
 
 
 class Checkpoints:
@@ -39,6 +45,7 @@ class Checkpoints:
         self._ocp = ocp
         self.path, self._folder = folder / "checkpoints", folder
         self._path, where = checkpoint_folder(folder), url_of(folder)
+        self._named = f"{where or folder}/checkpoints"
         self._uploads = None
         if where is not None and where.startswith("s3://"):
             from selfflow.buckets.uploads import Uploads
@@ -75,13 +82,13 @@ class Checkpoints:
         Damaged ones that are newer are named, and put aside as `damaged-STEP` once an older one was read.
 
         Raises:
-          UserError: if none is undamaged, or there is none.
+          UserError: if none is undamaged, or there is none, or one cannot be read for now.
         """
-        damaged: list[tuple[int, UserError]] = []
+        damaged: list[tuple[int, Damaged]] = []
         for step in reversed(self.steps()):
             try:
-                state = together(lambda: self.restore(abstract, step))
-            except UserError as error:
+                state = self.restore(abstract, step)
+            except Damaged as error:
                 damaged.append((step, error))
                 continue
             for bad, error in damaged:
@@ -89,7 +96,8 @@ class Checkpoints:
                     aside = next(
                         p for i in count() if not (p := self._path / f"damaged-{bad}{i and f'-{i}' or ''}").exists()
                     )
-                    (self._path / str(bad)).rename(aside)
+                    if (self._path / str(bad)).exists():  # of one in a bucket there may be no copy
+                        (self._path / str(bad)).rename(aside)
                     if self._uploads:
                         self._uploads.put_aside(bad, aside.name)
                     print(f"warning: {error}. It was put aside as {aside.name}; going on from step {step}")
@@ -97,13 +105,13 @@ class Checkpoints:
                 meet()
                 self._manager.reload()
             return state
-        raise damaged[0][1] if damaged else UserError(f"{self.path} holds no checkpoint that was saved whole")
+        raise damaged[0][1] if damaged else UserError(f"{self._named} holds no checkpoint that was saved whole")
 
     def restore(self, abstract: State, step: int) -> State:
         """Reads a checkpoint into the shapes and shardings of `abstract`.
 
         Raises:
-          UserError: if the checkpoint holds other parameters, or another step than it says, or a bit of an array is
+          Damaged: if the checkpoint holds other parameters, or another step than it says, or a bit of an array is
             not as it was saved.
         """
         state, position = self._read(abstract._asdict(), step)
@@ -116,21 +124,45 @@ class Checkpoints:
         """Reads a checkpoint without the optimizer's state, which stays on disk; its place is `optax.EmptyState()`.
 
         Raises:
-          UserError: as `restore`.
+          Damaged: as `restore`.
         """
         wanted = {name: getattr(abstract, name) for name in ("step", "params", "frozen")}
         return State(**self._read(wanted, step)[0], optimizer=optax.EmptyState())
 
     def _read(self, wanted: dict[str, Any], step: int) -> tuple[dict[str, Any], int]:
-        """Fields of a state, and the data position.
+        """Fields of a state, and the data position; in all processes, each of which reads its own parts."""
+        restored, told, reason = together(lambda: self._try(wanted, step))
+        # Of damage all must know before they compute something together.
+        if reason := any_of_all(reason):
+            raise Damaged(
+                f"{self._named}/{step} does not fit this experiment or is damaged ({reason}): take an older one, or a "
+                "copy of it"
+            )
+        if int(restored["step"]) != step:
+            raise self._damaged(step, f"it holds step {int(restored['step'])}")
+        for name, found in _fetched_sums(restored).items():
+            if told["checksums"].get(name) != found:
+                raise self._damaged(step, f"the checksum of {name} is {found}, and was {told['checksums'].get(name)}")
+        return restored, told["position"]
+
+    def _try(self, wanted: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """Fields of a state, what is told of them, and "" or what is damaged.
 
         Orbax' handler is called without its manager, whose barriers would leave the other processes waiting for one
         that met a damaged file.
         """
+        try:
+            return *self._files(wanted, step), ""
+        except Exception as error:  # Orbax and TensorStore raise plain Exceptions of many kinds
+            if _not_of_the_file(error):
+                raise
+            return {}, {}, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+    def _files(self, wanted: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         ocp, path = self._ocp, self._path / str(step)
         if self._uploads and self._uploads.fetch(step):
             self._manager.reload()
-        with self._explained(step), closing(ocp.PyTreeCheckpointHandler()) as handler:
+        with closing(ocp.PyTreeCheckpointHandler()) as handler:
             # A partial restore passes over what either side lacks: that is compared here.
             stored = handler.metadata(path / "state").tree
             there, here = _shapes({name: stored.get(name) for name in wanted}), _shapes(wanted)
@@ -142,27 +174,10 @@ class Checkpoints:
             )
             restored = handler.restore(path / "state", args=args)
             told = json.loads((path / "data" / "metadata").read_text())
-            position, sums = int(told["position"]), dict(told["checksums"])
-        if int(restored["step"]) != step:
-            raise self._damaged(step, f"it holds step {int(restored['step'])}")
-        for name, found in _fetched_sums(restored).items():
-            if sums.get(name) != found:
-                raise self._damaged(step, f"the checksum of {name} is {found}, and was {sums.get(name)}")
-        return restored, position
+            return restored, {"position": int(told["position"]), "checksums": dict(told["checksums"])}
 
-    def _damaged(self, step: int, reason: str) -> UserError:
-        return UserError(f"{self.path / str(step)} is damaged ({reason}): take an older one, or a copy of it")
-
-    @contextmanager
-    def _explained(self, step: int) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # Orbax and TensorStore raise plain Exceptions of many kinds
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(
-                f"{self.path / str(step)} does not fit this experiment or is damaged ({reason}): "
-                "take an older one, or a copy of it"
-            ) from error
+    def _damaged(self, step: int, reason: str) -> Damaged:
+        return Damaged(f"{self._named}/{step} is damaged ({reason}): take an older one, or a copy of it")
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
@@ -204,6 +219,14 @@ class Checkpoints:
                 self._uploads.wait()
             finally:
                 self._uploads.close()
+
+
+def _not_of_the_file(error: Exception) -> bool:
+    """Whether an error tells of the machine, the network or the account, and nothing against a checkpoint."""
+    if isinstance(error, FileNotFoundError | Missing | Short):
+        return False
+    passing = "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|ABORTED|CANCELLED"
+    return isinstance(error, OSError | MemoryError | UserError) or re.search(passing, str(error)) is not None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -163,11 +163,9 @@ def train(
         if log is not None:
             log.flush()
     if stop:
-        cause, saved = interruption.cause, checkpoints.latest() or 0
-        raise Interrupted(
-            f"stopped by {cause.name} after step {number}: the same command goes on from step {saved}, which is saved",
-            128 + cause,
-        )
+        cause, saved = interruption.cause, checkpoints.latest()
+        again = f"goes on from step {saved}, which is saved" if saved else "begins again, for nothing is saved yet"
+        raise Interrupted(f"stopped by {cause.name} after step {number}: the same command {again}", 128 + cause)
     return state
 
 

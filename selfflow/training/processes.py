@@ -89,8 +89,8 @@ def leave(status: int) -> None:
 
     Python's way out would wait for all of them, and they would wait for this one.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     if first():
         time.sleep(_GRACE)  # the others end with the coordinator, which is here: let them say what they have to say
     os._exit(status)
@@ -124,6 +124,11 @@ def together(work: Callable[[], T]) -> T:
         if text:
             raise UserError(f"process {number}: {text}")
     return result
+
+
+def any_of_all(message: str) -> str:
+    """The first message that is not empty, of all processes."""
+    return next(filter(None, _of_all(message)), "")
 
 
 def in_turn(work: Callable[[], T]) -> T:

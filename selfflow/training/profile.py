@@ -47,7 +47,7 @@ class Trace:
     def __init__(self, profile: Profile, folder: Path, start: int, steps: int):
         wanted = profile.wanted()
         self._steps = range(max(wanted.start, start + 1), min(wanted.stop, steps + 1))
-        self._folder, self._running = folder / "profile", False
+        self._folder, self._running, self._last = folder / "profile", False, 0
         if len(self._steps) < len(wanted) and first():
             what = f"steps {self._steps[0]} to {self._steps[-1]}" if self._steps else "nothing"
             print(f"profile.steps {profile.steps}: traces {what}, for the run is at step {start}")
@@ -60,6 +60,7 @@ class Trace:
 
     def after(self, step: int, results: Any) -> None:
         """Ends the trace after the last of its steps, once that has been computed."""
+        self._last = step
         if self._steps and step == self._steps[-1]:
             jax.block_until_ready(results)
             self.close()
@@ -70,4 +71,4 @@ class Trace:
             self._running = False
             jax.profiler.stop_trace()
             if first():
-                print(f"traced steps {self._steps[0]} to {self._steps[-1]}: tensorboard --logdir {self._folder}")
+                print(f"traced steps {self._steps[0]} to {self._last}: tensorboard --logdir {self._folder}")

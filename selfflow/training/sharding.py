@@ -88,7 +88,7 @@ class Devices:
         found: dict[int, list[Any]] = {}
         for device in devices:
             found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
-        if len(found) == 1 or (self.slices == 1 and devices[0].platform != "tpu"):
+        if devices[0].platform != "tpu" and (len(found) == 1 or self.slices == 1):
             slices = np.split(np.array(devices, object), self.slices)
         else:
             slices = [found[index] for index in sorted(found)]

@@ -108,6 +108,19 @@ def test_where_all_are_damaged_the_newest_is_named_and_nothing_moved(saved):
     assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "not now"), OSError(5, "I/O error"), ValueError("RESOURCE_EXHAUSTED: no memory")]
+)
+def test_what_tells_nothing_against_a_checkpoint_puts_none_aside(saved, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Checkpoints, "_files", fail)
+    with pytest.raises(type(error)):
+        restored(saved)
+    assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["1", "2"]
+
+
 def test_a_run_goes_on_and_saves_the_damaged_step_again(saved):
     """Twice, which leaves two damaged ones beside it."""
     for time in range(2):

@@ -86,6 +86,63 @@ def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path
     assert [len(s["devices"]) for s in sessions] == [2, 2] and sessions[1]["changed"] == {"devices.tensor": [1, 2]}
 
 
+def test_what_one_process_alone_finds_damaged_both_pass_over(tmp_path):
+    """Its own parts of the newest checkpoint, of arrays that both hold halves of."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", _DAMAGE, address, str(tmp_path)]
+    both = [
+        subprocess.Popen(command + [str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(2)
+    ]
+    told = finished(both)
+    assert "checkpoints/2 does not fit" in told[0] and "going on from step 1" in told[0], told
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "damaged-2"]
+
+
+_DAMAGE = """
+import sys
+from pathlib import Path
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+from selfflow.training.checkpoints import Checkpoints
+from selfflow.training.processes import Processes, first, meet
+from selfflow.training.state import State
+
+address, folder, number = sys.argv[1:]
+Processes(address, 2, int(number)).join()
+mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), ()))
+def made(step):
+    weights = jax.jit(lambda: jax.random.normal(jax.random.key(step), (256, 256)), out_shardings=split)()
+    count = jax.jit(lambda: jnp.int32(step), out_shardings=whole)()
+    return State(count, {"weights": weights}, {}, optax.EmptyState())
+
+checkpoints = Checkpoints(Path(folder))
+for step in (1, 2):
+    checkpoints.save(made(step), step)
+checkpoints.wait()
+meet()
+if first():
+    files = Path(folder).glob("checkpoints/2/state/ocdbt.process_1/**/*")
+    file = max(files, key=lambda file: file.stat().st_size)
+    data = np.fromfile(file, np.uint8)
+    data[len(data) // 3 : len(data) // 2] ^= 255
+    data.tofile(file)
+meet()
+abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made(1))
+found = checkpoints.restore_newest(abstract)
+assert int(found.step) == 1
+np.testing.assert_array_equal(*(x.params["weights"].addressable_data(0) for x in (found, made(1))))
+checkpoints.close()
+meet()
+"""
+
+
 def test_a_mistake_of_one_process_ends_all(data_dir, tmp_path):
     """A folder that holds something else, which each of them sees: all say so and leave with status 2."""
     (tmp_path / "thesis.tex").write_text("")
