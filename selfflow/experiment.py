@@ -25,6 +25,7 @@ from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.sampling.generate import Sampler
 from selfflow.text import Text
 from selfflow.training.loop import Cadence, Limits
 from selfflow.training.optimizer import AdamW
@@ -41,15 +42,13 @@ class Proof:
 
     samples: int = 8
     """Samples drawn from the EMA for each set of the mixture."""
-    solver_steps: int = 50
-    """Euler steps of the sampler."""
     probe_clips: int = 1024
     """Training clips that probes are fitted on; half as many each of the validation and of the test split are used."""
     probe_tau: float = 0.25
     """Noise level of the latents whose features are probed."""
 
     def __post_init__(self):
-        for name, least in (("samples", 1), ("solver_steps", 1), ("probe_clips", 16)):
+        for name, least in (("samples", 1), ("probe_clips", 16)):
             if getattr(self, name) < least:
                 raise UserError(f"proof.{name} is {getattr(self, name)}: it must be at least {least}")
         if not 0 <= self.probe_tau <= 1:
@@ -102,6 +101,8 @@ class Experiment:
     """What a run bears before it stops, or says where it stands still."""
     profile: Profile = Profile()
     """Which steps are traced."""
+    sampler: Sampler = Sampler()
+    """How samples are drawn, while it trains, at its end and, unless told otherwise, by `selfflow sample`."""
     proof: Proof = Proof()
     """What to make and measure at the end."""
     init_from: str = ""

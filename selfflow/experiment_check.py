@@ -3,7 +3,9 @@
 from typing import TYPE_CHECKING
 
 from selfflow.errors import UserError
+from selfflow.given import CASES
 from selfflow.input.mixture import check_mixture
+from selfflow.modality import modality_of
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import SelfFlow
 
@@ -47,6 +49,9 @@ def check_experiment(experiment: "Experiment") -> None:
         raise UserError(
             f"separation needs masked tokens, which schedule {experiment.schedule.kind} does not have: remove it"
         )
+    if experiment.separation and experiment.schedule.given:
+        raise UserError("schedule.given and separation exclude each other, for given tokens have no group: empty one")
+    _check_given(experiment)
     if getattr(experiment.model, "scalars", ()):
         raise UserError(f"model.scalars is {experiment.model.scalars}: no record has them; leave it empty")
     for m in experiment.modality_weight:
@@ -72,3 +77,18 @@ def check_experiment(experiment: "Experiment") -> None:
             f"steps is {experiment.steps}, but the cosine rate reaches 0 at optimizer.decay_steps "
             f"{experiment.optimizer.decay_steps}: nothing is learned after it; start another run with --init-from"
         )
+
+
+def _check_given(experiment: "Experiment") -> None:
+    """A case that no set of the mixture can have would never be trained."""
+    sets = [experiment.modalities(name) for name in experiment.mixture]
+    possible = {
+        "modality": any(len(streams) > 1 for streams in sets),
+        "first_frame": any(modality_of(m) == "video" for streams in sets for m in streams),
+        "prefix": any(x.period for streams in sets for x in streams.values()),
+        "stretch": any(x.period for streams in sets for x in streams.values()),
+        "region": any(len(x.grid) > 1 for streams in sets for x in streams.values()),
+    }
+    for case, probability in experiment.schedule.given.items():
+        if probability and not possible[case]:
+            raise UserError(f"schedule.given.{case} ({CASES[case]}): no set of the mixture can have it; remove it")

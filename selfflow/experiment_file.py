@@ -59,6 +59,7 @@ _MAY_CHANGE = (
     "cadence",
     "limits",
     "profile",
+    "sampler",
     "proof",
     "data.*.workers",
     "model.execution",

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from selfflow.errors import UserError
-from selfflow.modality import modality_of
+from selfflow.given import check_table, draw_given
+from selfflow.modality import Modality, modality_of
 
 
 class Corruption(NamedTuple):
@@ -136,6 +137,18 @@ class _Schedule:
     """p(tau) of each modality; uniform where it is not named."""
     draw: Literal["shared", "per_modality"] = "shared"
     """Whether the modalities of a sample map one draw of uniforms through their p(tau), or draw their own."""
+    given: dict[str, float] = field(default_factory=dict)
+    """Probability of each case of given tokens that is trained, so that it can be sampled: modality, first_frame,
+    prefix, stretch, region. In the rest nothing is given."""
+
+    def __post_init__(self):
+        check_table(self.given)
+
+    def hold(self, corruption: Corruption, keys_B: Key[Array, "B"], modalities: dict[str, Modality]) -> Corruption:
+        """The same corruption with the tokens given that the table draws for each sample."""
+        if not self.given:
+            return corruption
+        return corruption.hold(draw_given(keys_for(keys_B, "given"), self.given, modalities))
 
     def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int, shared: bool) -> Float[Array, "B count"]:
         purpose = "tau" if shared and self.draw == "shared" else f"tau {modality}"
@@ -162,6 +175,7 @@ class _Masked(_Schedule):
     """Part of a modality's tokens that is masked, at most 0.5; an exact count of the tokens."""
 
     def __post_init__(self):
+        super().__post_init__()
         for m, ratio in self.mask_ratio.items():
             if not 0 <= ratio <= 0.5:
                 raise UserError(f"schedule.mask_ratio.{m} is {ratio}: give a number from 0 to 0.5")

@@ -8,6 +8,7 @@ from selfflow.experiment_file import load_experiment
 from selfflow.input.mixture import Set
 from selfflow.models.joint_config import JointConfig
 from selfflow.objectives.alignment import SelfFlow
+from selfflow.sampling.generate import Sampler
 from selfflow.training.loop import Cadence
 
 
@@ -34,5 +35,6 @@ def experiment() -> Experiment:
         optimizer=dataclasses.replace(quickstart.optimizer, decay="constant"),  # so that a run can be made longer
         steps=12,
         cadence=Cadence(log_every=4, checkpoint_every=3),
-        proof=Proof(samples=2, solver_steps=2, probe_clips=24),
+        sampler=Sampler(steps=2),
+        proof=Proof(samples=2, probe_clips=24),
     )

@@ -18,7 +18,7 @@ from selfflow.objectives.flow import yardstick
 from selfflow.progress import Progress
 from selfflow.representation.table import Clips, as_text, probe_table
 from selfflow.sampling.files import write_sheet, write_sound, write_video
-from selfflow.sampling.generate import generate
+from selfflow.sampling.generate import Condition, Generator
 from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State
 from selfflow.training.step import batch_size, sample_keys
@@ -83,14 +83,8 @@ def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: Stat
             label_B = np.full(count, experiment.model.labels)
             if experiment.model.labels:
                 label_B = np.arange(count) % experiment.model.labels
-            made = generate(
-                objective.apply,
-                state.frozen["ema"],
-                modalities,
-                label_B,
-                steps=experiment.proof.solver_steps,
-                seed=experiment.seed.noise,
-            )
+            draw = Generator(objective.apply, modalities, experiment.sampler, experiment.model.labels)
+            made = draw(state.frozen["ema"], Condition(label_B), experiment.seed.noise)
             reader = feed.reader(name, "train")
             real = [reader(int(i))["latents"] for i in reader.records[:count]]
             decode = {m: latents.autoencoder(m, experiment.autoencoders[m]).decode for m in modalities}

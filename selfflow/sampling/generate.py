@@ -1,53 +1,198 @@
-"""Samples of any set of modalities from a trained model."""
+"""Samples of any set of modalities from a trained model, whatever part of them is given."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selfflow.modality import Modality
-from selfflow.models.joint import Output
-from selfflow.noise import draw_eps
-from selfflow.sampling.solvers import euler
+from selfflow.errors import UserError
+from selfflow.modality import Modality, to_tokens
+from selfflow.models.joint import Caption, Output
+from selfflow.models.placement import BATCH_AXES
+from selfflow.noise import Corruption, keys_for
+from selfflow.sampling.solvers import LAST_TAU, euler, euler_maruyama, guided, heun, time_grid
 
 
-def generate(
-    apply: Callable[..., Output],
-    params: Any,
-    modalities: dict[str, Modality],
-    label_B: np.ndarray,
-    *,
-    steps: int,
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """Latents of the given modalities, generated together.
+@dataclass(frozen=True)
+class Sampler:
+    """How samples are drawn."""
 
-    Args:
-      apply: model as (params, tokens, levels, label, assignment) -> `Output`.
-      params: its parameters.
-      modalities: what to generate, by name.
-      label_B: class label of each sample; as many samples as labels.
-      steps: Euler steps.
-      seed: the noise of sample i depends on the seed and i alone.
+    solver: Literal["euler", "heun", "euler_maruyama"] = "euler"
+    """Euler and Heun integrate the ODE, Euler-Maruyama the SDE with the same marginals."""
+    steps: int = 50
+    """Steps of the solver. Heun evaluates the model 2 steps - 1 times, the others once a step."""
+    shift: float = 1.0
+    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid of taus; above 1 the steps are
+    short near noise."""
+    guidance: float = 1.0
+    """Scale of classifier-free guidance towards label and caption; 1 is none. Given tokens stay given without them."""
+    guidance_low: float = 0.0
+    """Least tau at which guidance acts."""
+    guidance_high: float = 1.0
+    """Largest tau at which guidance acts."""
 
-    Returns:
-      {modality: latents [B, ...]} as float32.
+    def __post_init__(self):
+        least = 2 if self.solver == "euler_maruyama" else 1
+        if self.steps < least:
+            raise UserError(f"sampler.steps is {self.steps}: {self.solver} needs at least {least}")
+        if not self.shift > 0:
+            raise UserError(f"sampler.shift is {self.shift}: it must be above 0")
+        if not self.guidance >= 0:
+            raise UserError(f"sampler.guidance is {self.guidance}: it must not be negative; 1 is none")
+        if not 0 <= self.guidance_low <= self.guidance_high <= 1:
+            raise UserError(
+                f"sampler.guidance_low is {self.guidance_low} and guidance_high {self.guidance_high}: give an interval "
+                "within 0 to 1"
+            )
+
+    @property
+    def evaluations(self) -> int:
+        """How often the model is evaluated, guidance apart."""
+        return 2 * self.steps - 1 if self.solver == "heun" else self.steps
+
+    def taus(self, start: float = 1.0) -> np.ndarray:
+        """The grid from `start` to 0, [steps + 1]."""
+        return time_grid(self.steps, self.shift, start, LAST_TAU if self.solver == "euler_maruyama" else None)
+
+
+class Condition(NamedTuple):
+    """What samples are to be, whatever their noise; every array has a leading axis of samples.
+
+    Attributes:
+      label: class labels, [B]; the number of classes stands for none.
+      caption: embeddings and their mask, for models with captions.
+      clean: latents {modality: [B, ...]} of which tokens are given, or from which sampling starts.
+      given: tokens of them that are held at tau = 0, {modality: [B, N]}.
     """
-    count = len(label_B)
-    key = jax.random.key(seed)
-    keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(count))
 
-    def run(params, label_B):
-        shape = {m: jax.ShapeDtypeStruct((count, s.tokens, s.token_size), jnp.float32) for m, s in modalities.items()}
-        assignment = {m: jnp.zeros((count, s.tokens), jnp.int32) for m, s in modalities.items()}
+    label: np.ndarray
+    caption: Caption | None = None
+    clean: dict[str, np.ndarray] = {}
+    given: dict[str, np.ndarray] = {}
 
-        def velocity(x, tau):
-            levels = {m: jnp.full((count, 1), tau) for m in x}
-            return apply(params, x, levels, label_B, assignment).velocity
 
-        x = euler(velocity, draw_eps(keys_B, shape), steps)
-        return {m: modalities[m].from_tokens(x[m]) for m in x}
+@dataclass(frozen=True)
+class Generator:
+    """Draws samples; compiles once for each number of samples.
 
-    return jax.device_get(jax.jit(run)(params, jnp.asarray(label_B)))
+    Attributes:
+      apply: model as (params, tokens, levels, label, assignment, caption=) -> `Output`.
+      modalities: what to generate together, by name.
+      sampler: how.
+      null_label: the label that stands for none.
+      start: where to begin; below 1 samples start from `Condition.clean` with that much noise (SDEdit,
+        arXiv 2108.01073).
+      mesh: devices that the samples of a call are spread over; by default the first one alone.
+    """
+
+    apply: Callable[..., Output]
+    modalities: dict[str, Modality]
+    sampler: Sampler
+    null_label: int
+    start: float = 1.0
+    mesh: Mesh | None = None
+    _compiled: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __call__(self, params: Any, condition: Condition, seed: int, first: int = 0) -> dict[str, np.ndarray]:
+        """Generates as many samples as `condition` has labels.
+
+        The noise of sample i, counted from `first`, depends on the seed and i alone, bit for bit.
+
+        Args:
+          params: parameters of the model, on the devices of the mesh.
+          condition: what to generate.
+          seed: of the noise.
+          first: number of the first sample.
+
+        Returns:
+          {modality: latents [B, ...]} as float32.
+        """
+        count = len(condition.label)
+        if not count:
+            return {m: np.zeros((0, *x.latent), np.float32) for m, x in self.modalities.items()}
+        numbers = np.arange(first, first + count)
+        eps = {m: sample_noise(seed, numbers, m, (x.tokens, x.token_size)) for m, x in self.modalities.items()}
+        seeds_B2 = np.stack([_seed_of(seed, number) for number in numbers])
+        inputs = (eps, seeds_B2, condition)
+        if self.mesh is None:
+            out = self._run()(params, *inputs)
+        else:
+            # Samples beyond those that were asked for make a whole number for each device.
+            missing = -count % (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+            whole = jax.tree.map(lambda x: np.concatenate([x] + [x[:1]] * missing), inputs)
+            with jax.set_mesh(self.mesh):
+                out = self._run()(params, *jax.tree.map(partial(_spread, self.mesh), whole))
+        return jax.tree.map(lambda x: np.asarray(jax.device_get(x))[:count], out)
+
+    def _run(self) -> Callable[..., dict[str, jax.Array]]:
+        if "run" not in self._compiled:
+            # Every process gets all samples: of those that others hold it could read nothing.
+            out = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+            self._compiled["run"] = jax.jit(self._solve, out_shardings=out)
+        return self._compiled["run"]
+
+    def _solve(self, params: Any, eps: dict[str, jax.Array], seeds_B2: jax.Array, condition: Condition):
+        sampler, taus = self.sampler, self.sampler.taus(self.start)
+        clean = to_tokens(self.modalities, condition.clean)
+        given = {m: jnp.asarray(mask) for m, mask in condition.given.items()}
+        label_B, caption = jnp.asarray(condition.label), condition.caption
+        no_caption = None if caption is None else caption._replace(mask=jnp.zeros_like(caption.mask))
+        null = (jnp.full_like(label_B, self.null_label), no_caption)
+
+        def hold(x: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            # Whatever a solver does to given tokens is undone, so that it need not know of them.
+            return {m: jnp.where(given[m][..., None], clean[m], x[m]) if m in given else x[m] for m in x}
+
+        def velocity(x, tau, wanted):
+            label_B, caption = wanted
+            levels = {m: jnp.full((x[m].shape[0], 1), tau) for m in x}
+            corruption = Corruption(levels, {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}, {}).hold(given)
+            told = {} if caption is None else {"caption": caption}
+            return self.apply(params, hold(x), corruption.levels, label_B, corruption.assignment, **told).velocity
+
+        toward = lambda x, tau: velocity(x, tau, (label_B, caption))
+        if sampler.guidance != 1:
+            toward = guided(
+                velocity, (label_B, caption), null, sampler.guidance, sampler.guidance_low, sampler.guidance_high
+            )
+        x = eps
+        if self.start < 1:
+            x = {m: (1 - self.start) * clean[m] + self.start * eps[m] if m in clean else eps[m] for m in eps}
+        if sampler.solver == "euler_maruyama":
+            keys_B = keys_for(jax.vmap(_sample_key)(seeds_B2), "solver")
+            x = euler_maruyama(toward, x, taus, keys_B=keys_B)
+        else:
+            x = {"euler": euler, "heun": heun}[sampler.solver](toward, x, taus)
+        return {m: self.modalities[m].from_tokens(tokens_BNP) for m, tokens_BNP in hold(x).items()}
+
+
+def sample_noise(seed: int, numbers: np.ndarray, modality: str, shape: tuple[int, int]) -> np.ndarray:
+    """The noise that samples start from, float32 [B, N, P]; that of sample i depends on `seed` and i alone.
+
+    Each sample's is drawn by itself, by one program, so that not a bit of it depends on the others or on the devices.
+    """
+    return np.stack([np.asarray(_noise(_seed_of(seed, number), modality, shape)) for number in numbers])
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _noise(seed_2: jax.Array, modality: str, shape: tuple[int, int]) -> jax.Array:
+    return jax.random.normal(keys_for(_sample_key(seed_2)[None], f"eps {modality}")[0], shape)
+
+
+def _seed_of(seed: int, number: int) -> np.ndarray:
+    return np.array([int(seed) % 2**32, int(number)], np.uint32)
+
+
+def _sample_key(seed_2: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1])
+
+
+def _spread(mesh: Mesh, x: np.ndarray) -> jax.Array:
+    x = np.asarray(x)
+    where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])

@@ -6,6 +6,7 @@ from selfflow.experiment import Experiment, Proof
 from selfflow.input.mixture import Set
 from selfflow.models.joint_config import JointConfig
 from selfflow.objectives.alignment import SelfFlow
+from selfflow.sampling.generate import Sampler
 from selfflow.training.loop import Cadence
 from selfflow.training.optimizer import AdamW
 
@@ -21,5 +22,6 @@ def experiment() -> Experiment:
         optimizer=AdamW(decay="constant"),
         steps=9,
         cadence=Cadence(log_every=4, checkpoint_every=3),
-        proof=Proof(samples=2, solver_steps=2),
+        sampler=Sampler(steps=2),
+        proof=Proof(samples=2),
     )

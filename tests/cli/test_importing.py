@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
 from selfflow.run import fresh_state, open_run
-from selfflow.sampling.generate import generate
+from selfflow.sampling.generate import Condition, Generator, Sampler
 from tests.cli.test_commands import called
 from tests.cli.test_errors import run
 from tests.interop.released import HEADS, PT, SAFETENSORS, entries, recorded, write_entries
@@ -95,7 +95,8 @@ def test_the_run_computes_what_the_original_does_and_draws_samples(imported):
         velocity = apply(params, {"image": golden["x"]}, levels, jnp.asarray(golden["labels"]), assignment)
         np.testing.assert_allclose(velocity["image"], golden["velocity_uniform"], rtol=0, atol=1e-5)
     modalities = opened.experiment.modalities()
-    made = generate(opened.objective.apply, state.frozen["ema"], modalities, np.array([3, 10]), steps=2, seed=0)
+    draw = Generator(opened.objective.apply, modalities, Sampler(steps=2), opened.experiment.model.labels)
+    made = draw(state.frozen["ema"], Condition(np.array([3, 10])), seed=0)
     assert made["image"].shape == (2, 8, 8, 4) and np.isfinite(made["image"]).all()
     assert opened.metrics() == [] and opened.summary() is None and opened.last_step() == 0
 
@@ -133,7 +134,7 @@ def test_training_starts_from_it_with_its_projector(imported, fine_tuned, capsys
 def test_from_a_released_file_over_training_to_an_export(capsys, imported, data_dir, tmp_path):
     file = tmp_path / "fine_tune.py"
     file.write_text(FINE_TUNE)
-    flags = ["--proof.samples", "2", "--proof.solver-steps", "2", "--workdir", tmp_path / "run"]
+    flags = ["--proof.samples", "2", "--sampler.steps", "2", "--workdir", tmp_path / "run"]
     called(capsys, "train", file, "--init-from", imported, "--data-dir", data_dir, *flags)
     called(capsys, "export", tmp_path / "run", "--out", tmp_path / "out")
     trained, origin = load_file(tmp_path / "out" / "model.safetensors"), load_file(SAFETENSORS)

@@ -1,0 +1,34 @@
+"""Any modality from any other: the quickstart's model, trained with given tokens.
+
+    selfflow train experiments/any_to_any.py
+
+Three samples in ten have given tokens: some modality whole, the first frame, all before a moment, all but a stretch of
+time or but a region. What a run was trained to be given, `selfflow sample` can give it:
+
+    selfflow sample runs/any_to_any --modality audio --given video
+
+Each modality has a noise level of its own: with a shared one, clean video would never meet noisy sound.
+"""
+
+import dataclasses
+
+from selfflow.experiment import Experiment
+from selfflow.experiments import quickstart
+from selfflow.input.mixture import Set
+from selfflow.noise import DualTimestep
+
+
+def experiment() -> Experiment:
+    return dataclasses.replace(
+        quickstart.experiment(),
+        mixture={
+            "joint": Set(modalities=("video", "audio"), weight=0.85, batch_size=16),
+            "image": Set(modalities=("image",), weight=0.15, batch_size=64),
+        },
+        schedule=DualTimestep(
+            mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5},
+            draw="per_modality",
+            given={"modality": 0.15, "first_frame": 0.05, "prefix": 0.05, "stretch": 0.025, "region": 0.025},
+        ),
+        steps=3000,
+    )
