@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -53,6 +53,13 @@ class Proof:
                 raise UserError(f"proof.{name} is {getattr(self, name)}: it must be at least {least}")
         if not 0 <= self.probe_tau <= 1:
             raise UserError(f"proof.probe_tau is {self.probe_tau}: give a number from 0 to 1")
+
+
+class Media(NamedTuple):
+    """The media of a modality before they are encoded: their shape, and frames or samples a second; 0 for stills."""
+
+    shape: tuple[int, ...]
+    rate: float
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class Experiment:
                 raise UserError(f"patch has no entry for {m}: add one")
             having = {n: d for n, d in self.data.items() if m in d.media_shapes()}
             if not having:
-                raise UserError(f"autoencoders.{m}: no data set has {m}; they have {', '.join(self._media())}")
+                raise UserError(f"autoencoders.{m}: no data set has {m}; they have {', '.join(self._media_names())}")
             streams = {n: _stream(d, m, autoencoder, self.patch[m], chosen, name) for n, d in having.items()}
             first, *others = streams
             for other in others:
@@ -154,7 +161,13 @@ class Experiment:
             found[m] = streams[chosen.data if chosen and chosen.data in streams else first]
         return found
 
-    def _media(self) -> list[str]:
+    def media(self, name: str) -> dict[str, Media]:
+        """The media of a set of the mixture, by modality, in clips as long as the set has them."""
+        chosen = self.mixture[name]
+        data = self.data[chosen.data or next(iter(self.data))]
+        return {m: _media(data, m, chosen, name) for m in chosen.modalities}
+
+    def _media_names(self) -> list[str]:
         return sorted({m for data in self.data.values() for m in data.media_shapes()})
 
     def objective(self) -> SelfFlowObjective:
@@ -253,6 +266,12 @@ class Experiment:
 
 def _stream(data: Dataset, m: str, autoencoder: Any, patch: tuple[int, ...], chosen: Set | None, name: str) -> Modality:
     """A modality of a data set, in clips as long as a set of the mixture has them."""
+    media = _media(data, m, chosen, name)
+    period = 100 / media.rate * getattr(autoencoder, "hop", 1) if media.rate else 0.0
+    return Modality(autoencoder.latent_shape(media.shape), tuple(patch), period)
+
+
+def _media(data: Dataset, m: str, chosen: Set | None, name: str) -> Media:
     shape = data.media_shapes()[m]
     rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
     if rate and chosen and chosen.seconds is not None:
@@ -262,5 +281,4 @@ def _stream(data: Dataset, m: str, autoencoder: Any, patch: tuple[int, ...], cho
                 f"mixture.{name}.seconds {chosen.seconds} are {length:g} {m} frames or samples, not a whole"
             )
         shape = (round(length), *shape[1:])
-    period = 100 / rate * getattr(autoencoder, "hop", 1) if rate else 0.0
-    return Modality(autoencoder.latent_shape(shape), tuple(patch), period)
+    return Media(shape, rate)

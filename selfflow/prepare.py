@@ -81,6 +81,11 @@ def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str,
     }
 
 
+def autoencoders_of(latents: Mapping[str, Latents]) -> dict[str, Path]:
+    """The file of each modality's autoencoder; where several data sets have it, it is the same."""
+    return {m: found.autoencoder_path(m) for found in latents.values() for m in found.manifest["modalities"]}
+
+
 def _latents(path: str, excluded: Collection[str]) -> Latents:
     folder = local(path)
     fetch(folder, MANIFEST)
@@ -126,7 +131,7 @@ def _fit(
             given = next((found for found in elsewhere.values() if m in found.manifest["modalities"]), None)
             if given:
                 made = given.manifest["modalities"][m]
-                path = given.path / f"autoencoder_{m}.safetensors"
+                path = given.autoencoder_path(m)
                 fitted[m] = Fitted(config, path, given.autoencoder(m, config).identity, made["fitted_on"])
             elif having:
                 if share.host:

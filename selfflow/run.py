@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from safetensors import SafetensorError
 
+from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.buckets.paths import url
 from selfflow.buckets.runs import opened, saved_steps
 from selfflow.errors import UserError
@@ -17,6 +19,8 @@ from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State, dotted
+
+AUTOENCODERS = "autoencoders"
 
 
 class Run:
@@ -72,6 +76,27 @@ class Run:
         if not isinstance(told, dict):
             raise UserError(f"{path} holds no JSON object: restore it from a copy of the run")
         return told
+
+    def autoencoder(self, modality: str) -> LinearAutoencoder:
+        """What decodes the latents of a modality: the run's copy of the autoencoder that made them.
+
+        Raises:
+          UserError: if the run has none, or it is damaged.
+        """
+        path = self.path / AUTOENCODERS / f"{modality}.safetensors"
+        if modality not in self.experiment.autoencoders or not path.is_file():
+            raise UserError(
+                f"{self.source} has no autoencoder for {modality} ({path}): its weights were imported, or another "
+                "version made it; take the run up with `selfflow train` once, which copies it"
+            )
+        try:
+            found = LinearAutoencoder.load(self.experiment.autoencoders[modality], path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} is damaged ({error}): restore it from a copy of the run") from error
+        known = {told["autoencoders"].get(modality) for told in self.provenance()["sets"].values()} - {None}
+        if found.identity not in known:
+            raise UserError(f"{path} is {found.identity}, not {' or '.join(known)}: restore it from a copy of the run")
+        return found
 
     def restore(self, step: int | None = None, mesh: Mesh | None = None) -> State:
         """The state at a step, by default the newest checkpoint.

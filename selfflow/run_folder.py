@@ -5,6 +5,7 @@ import fcntl
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,14 +20,16 @@ import optax
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import changes, forbidden, save_experiment
-from selfflow.run import Run, run_and_step
+from selfflow.run import AUTOENCODERS, Run, run_and_step
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.state import State
 
 _LOCK = "lock"
 
 
-def enter_run(folder: Path, experiment: Experiment, data_hash: str, sets: dict[str, Any]) -> None:
+def enter_run(
+    folder: Path, experiment: Experiment, data_hash: str, sets: dict[str, Any], autoencoders: dict[str, Path]
+) -> None:
     """Makes a run folder, or takes up the one that is there; writes `experiment.json` and `provenance.json`.
 
     Args:
@@ -34,6 +37,7 @@ def enter_run(folder: Path, experiment: Experiment, data_hash: str, sets: dict[s
       experiment: as `check_run` returned it.
       data_hash: identity of the latents.
       sets: what is known of each data set, as `prepare.sets_of` tells it.
+      autoencoders: file of each modality's, of which the run keeps a copy: samples are decoded without the data.
 
     Raises:
       UserError: if the run there was trained on other data.
@@ -53,6 +57,12 @@ def enter_run(folder: Path, experiment: Experiment, data_hash: str, sets: dict[s
         provenance |= {"data": data_hash, "sessions": []}
     provenance["sets"] = sets
     provenance["sessions"].append(_surroundings() | {"changed": changed})
+    for m, file in autoencoders.items():
+        kept = folder / AUTOENCODERS / f"{m}.safetensors"
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copy2(file, kept.with_suffix(".partial"))
+            kept.with_suffix(".partial").replace(kept)
     _make_run(folder, experiment, provenance)
 
 
@@ -122,7 +132,7 @@ def check_run(folder: Path, experiment: Experiment) -> Experiment:
         more steps; if the folder holds something else.
     """
     if not (folder / "experiment.json").exists():
-        ours = (_LOCK, "provenance.json", "provenance.partial", "experiment.partial")
+        ours = (_LOCK, AUTOENCODERS, "provenance.json", "provenance.partial", "experiment.partial")
         foreign = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
         if foreign:
             raise UserError(

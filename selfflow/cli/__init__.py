@@ -9,6 +9,7 @@ import traceback
 
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
+    "sample": "draw samples from a run: films with sound, sounds, pictures",
     "encode": "encode an experiment's data into latents",
     "plan": "tell what an experiment takes on a slice of TPUs, without one",
     "benchmark": "measure how fast an experiment's parts are",

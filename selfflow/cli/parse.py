@@ -9,7 +9,7 @@ import tyro
 from selfflow.cli.folders import data_folder
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
-from selfflow.experiment_file import load_experiment
+from selfflow.experiment_file import load_experiment, read_experiment
 
 Options = TypeVar("Options")
 
@@ -60,3 +60,42 @@ def parse(
         parsed, prog=f"selfflow {command} {file}", description=f"example: {example}", args=arguments[1:]
     )
     return experiment, options, data_folder(data_dir)
+
+
+def parse_run(
+    command: str, arguments: list[str], example: str, make_options: Callable[[Experiment], Options]
+) -> tuple[str, Options] | None:
+    """Reads the command line of a command on a run: `selfflow COMMAND RUN [--FLAG VALUE ...]`.
+
+    Args:
+      command: its name.
+      arguments: what follows it.
+      example: a line that shows how it is used.
+      make_options: experiment of the run -> a dataclass of the command's flags, with their defaults.
+
+    Returns:
+      The run's path or URL and the options; None where only the usage was asked for and printed.
+
+    Raises:
+      UserError: if no run is named, or it is none.
+    """
+    from selfflow.buckets.runs import opened
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: selfflow {command} RUN [--FLAG VALUE ...]\n\nexample: {example}")
+        print(f"\n`selfflow {command} RUN --help` lists every flag with its default for that run.")
+        return None
+    if arguments[0].startswith("-"):
+        raise UserError(f"name a run folder first; example: {example}")
+    path = opened(arguments[0]) / "experiment.json"
+    if not path.is_file():
+        raise UserError(f"{arguments[0]} is not a run folder: it has no experiment.json")
+    default = make_options(read_experiment(path))
+    options = tyro.cli(
+        tyro.conf.AvoidSubcommands[type(default)],
+        prog=f"selfflow {command} {arguments[0]}",
+        description=f"example: {example}",
+        default=default,
+        args=arguments[1:],
+    )
+    return arguments[0], options

@@ -17,7 +17,7 @@ from selfflow.objectives.alignment import NoAlignment
 from selfflow.objectives.flow import yardstick
 from selfflow.progress import Progress
 from selfflow.representation.table import Clips, as_text, probe_table
-from selfflow.sampling.files import write_sheet, write_sound, write_video
+from selfflow.sampling.files import write_media, write_sheet
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State
@@ -78,7 +78,7 @@ def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: Stat
     files: list[Path] = []
     with Progress("sample", len(experiment.mixture), unit="set") as shown:
         for name, chosen in experiment.mixture.items():
-            modalities, latents, data = feed.modalities[name], feed.latents[chosen.data], experiment.data[chosen.data]
+            modalities, latents = feed.modalities[name], feed.latents[chosen.data]
             count = experiment.proof.samples
             label_B = np.full(count, experiment.model.labels)
             if experiment.model.labels:
@@ -97,25 +97,13 @@ def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: Stat
                 g: {m: v[: 4 if "image" not in chosen.modalities else count] for m, v in media.items()}
                 for g, media in parts.items()
             }
-            rate = getattr(data, "sample_rate", 0)  # stills have none
-            write_sheet(sheet, shown_parts, rate, f"{name}: data through the autoencoder, and samples")
+            rates = {m: media.rate for m, media in experiment.media(name).items()}
+            title = f"{name}: data through the autoencoder, and samples"
+            write_sheet(sheet, shown_parts, rates.get("audio", 0), title)
             files.append(sheet)
-            fps = getattr(data, "frames_per_second", 0)
-            files += _write_media(folder, name, parts["sample"], fps, rate)
+            for i in range(count if "image" not in chosen.modalities else 0):  # the sheet shows stills as they are
+                files += write_media(folder / f"{name}_{i:02d}", {m: x[i] for m, x in parts["sample"].items()}, rates)
             shown.advance()
-    return files
-
-
-def _write_media(folder: Path, name: str, media: dict[str, np.ndarray], fps: float, rate: int) -> list[Path]:
-    files = []
-    for i in range(len(next(iter(media.values())))):
-        sound = media["audio"][i] if "audio" in media else None
-        if "video" in media:
-            files.append(folder / f"{name}_{i:02d}.mp4")
-            write_video(files[-1], media["video"][i], fps, sound, rate)
-        if sound is not None:
-            files.append(folder / f"{name}_{i:02d}.wav")
-            write_sound(files[-1], sound, rate)
     return files
 
 

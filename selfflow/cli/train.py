@@ -88,7 +88,7 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
 def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
     from selfflow.buckets.runs import send_changes
     from selfflow.cli.proof import prove
-    from selfflow.prepare import hash_of_latents, prepare, sets_of
+    from selfflow.prepare import autoencoders_of, hash_of_latents, prepare, sets_of
     from selfflow.run import Run, abstract_state, fresh_state
     from selfflow.run_folder import check_run, enter_run
     from selfflow.training.checkpoints import Checkpoints
@@ -110,7 +110,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0, "the checkpoints they find"
     )
     state = None if last else fresh_state(experiment, mesh)
-    read = hash_of_latents(feed.latents), sets_of(experiment, feed.latents)
+    read = hash_of_latents(feed.latents), sets_of(experiment, feed.latents), autoencoders_of(feed.latents)
 
     def enter() -> None:
         enter_run(workdir, experiment, *read)

@@ -87,9 +87,13 @@ class Latents:
         self._sources[split] = LatentSource(self.path, split, lengths, index, excluded)
         return self._sources[split]
 
+    def autoencoder_path(self, modality: str) -> Path:
+        """File of the autoencoder of a modality."""
+        return self.path / f"autoencoder_{modality}.safetensors"
+
     def autoencoder(self, modality: str, config: Linear) -> LinearAutoencoder:
         """The autoencoder that made the latents of a modality."""
-        path = self.path / f"autoencoder_{modality}.safetensors"
+        path = self.autoencoder_path(modality)
         try:
             loaded = LinearAutoencoder.load(config, path)
         except (OSError, SafetensorError) as error:

@@ -43,7 +43,7 @@ class Reader:
         if self.padded:
             sample["frames"] = frames
         if self.caption:
-            sample["caption"] = _padded_caption(stored.get(CAPTION), *self.caption)
+            sample["caption"] = padded_caption(stored.get(CAPTION), *self.caption)
         return sample
 
     def why(self, record: int) -> tuple[str, str]:
@@ -102,7 +102,8 @@ def _least_common_multiple(numbers: list[Fraction]) -> Fraction:
     return Fraction(math.lcm(*(int(n * denominator) for n in numbers)), denominator)
 
 
-def _padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings [l, C], or none, as [L, C] of a fixed length, and which of them are there, [L]."""
     embedding = np.zeros((tokens, width), np.float16)
     count = 0 if stored is None else min(len(stored), tokens)
     if count:

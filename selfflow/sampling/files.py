@@ -43,6 +43,29 @@ def write_sound(path: Path, sound: np.ndarray, rate: int) -> None:
     soundfile.write(path, sound, rate)
 
 
+def write_media(stem: Path, media: dict[str, np.ndarray], rates: dict[str, float]) -> list[Path]:
+    """Writes one sample: a film with its sound as mp4, a sound as wav, a picture as png; returns the files.
+
+    Args:
+      stem: path of the files without their endings.
+      media: {modality: uint8 [(T,) H, W, 3] or int16 [samples]}.
+      rates: frames or samples a second, by modality.
+    """
+    from PIL import Image
+
+    files = []
+    if "video" in media:
+        files.append(stem.with_suffix(".mp4"))
+        write_video(files[-1], media["video"], rates["video"], media.get("audio"), rates.get("audio", 0))
+    if "audio" in media:
+        files.append(stem.with_suffix(".wav"))
+        write_sound(files[-1], media["audio"], rates["audio"])
+    if "image" in media:
+        files.append(stem.with_suffix(".png"))
+        Image.fromarray(media["image"]).save(files[-1])
+    return files
+
+
 def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, title: str) -> None:
     """Draws groups of samples on one page: pictures, films as strips of frames, sound as spectrograms.
 

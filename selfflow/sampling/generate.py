@@ -98,16 +98,18 @@ class Generator:
     mesh: Mesh | None = None
     _compiled: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def __call__(self, params: Any, condition: Condition, seed: int, first: int = 0) -> dict[str, np.ndarray]:
+    def __call__(
+        self, params: Any, condition: Condition, seed: int, numbers: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Generates as many samples as `condition` has labels.
 
-        The noise of sample i, counted from `first`, depends on the seed and i alone, bit for bit.
+        The noise of sample number i depends on the seed and i alone, bit for bit.
 
         Args:
           params: parameters of the model, on the devices of the mesh.
           condition: what to generate.
           seed: of the noise.
-          first: number of the first sample.
+          numbers: of the samples; by default 0, 1, 2, ...
 
         Returns:
           {modality: latents [B, ...]} as float32.
@@ -115,7 +117,7 @@ class Generator:
         count = len(condition.label)
         if not count:
             return {m: np.zeros((0, *x.latent), np.float32) for m, x in self.modalities.items()}
-        numbers = np.arange(first, first + count)
+        numbers = np.arange(count) if numbers is None else numbers
         eps = {m: sample_noise(seed, numbers, m, (x.tokens, x.token_size)) for m, x in self.modalities.items()}
         seeds_B2 = np.stack([_seed_of(seed, number) for number in numbers])
         inputs = (eps, seeds_B2, condition)

@@ -32,8 +32,8 @@ def generator(objective, pair):
 def test_a_sample_depends_on_seed_and_number_alone(generator, params, solver):
     draw = generator(solver=solver)
     whole = draw(params["model"], Condition(NONE[:5]), seed=0)
-    part = draw(params["model"], Condition(NONE[:2]), seed=0, first=3)
-    other = draw(params["model"], Condition(NONE[:2]), seed=1, first=3)
+    part = draw(params["model"], Condition(NONE[:2]), seed=0, numbers=np.arange(3, 5))
+    other = draw(params["model"], Condition(NONE[:2]), seed=1, numbers=np.arange(3, 5))
     for m in whole:
         np.testing.assert_allclose(whole[m][3:], part[m], atol=1e-4)
         assert np.abs(part[m] - other[m]).mean() > 0.1

@@ -1,0 +1,171 @@
+"""`selfflow sample`: films with sound, sounds and pictures from a run, whatever is given to them."""
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfflow.buckets.paths import url
+from selfflow.cli.folders import data_folder
+from selfflow.cli.parse import parse_run
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment
+from selfflow.progress import Progress
+from selfflow.sampling.generate import Sampler
+from selfflow.training.sharding import Devices
+from selfflow.tree import to_json
+
+if TYPE_CHECKING:
+    from selfflow.input.reader import Reader
+    from selfflow.run import Run
+    from selfflow.sampling.of_run import RunSampler
+
+_EXAMPLE = "selfflow sample runs/any_to_any --modality audio --given video=clip.mp4 --count 8"
+_STILLS_ON_A_SHEET, _CLIPS_ON_A_SHEET = 64, 8
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `selfflow sample`."""
+
+    sampler: Sampler
+    """How samples are drawn; by default as the run says."""
+    modality: str = ""
+    """What to generate, with commas: video,audio. With what is given it must be a set that the run was trained on; by
+    default its first."""
+    given: tuple[str, ...] = ()
+    """What is given: a modality (video), first_frame, prefix:SECONDS, stretch:FROM,TO or region:LEFT,TOP,RIGHT,BOTTOM
+    (of what is missing), each from a file (video=clip.mp4), or else from the run's test split; image@0.6 starts from a
+    picture with this much noise."""
+    count: int = 16
+    """Number of samples."""
+    seed: int = 0
+    """Sample i depends on the seed and i alone."""
+    label: int | None = None
+    """Class label of all samples; by default each draws one, where the run has labels."""
+    caption: str = ""
+    """What samples are to show, where the run has captions."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    weights: Literal["ema", "student"] = "ema"
+    """The EMA or the student."""
+    out: Path | None = None
+    """Folder for the files; by default one below RUN/samples. Samples that are there are not made again."""
+    batch_size: int = 16
+    """Samples at once."""
+    devices: Devices = Devices()
+    """How weights and samples are spread over devices."""
+    data_dir: Path | None = None
+    """Where the data of the run is, if something of it is given; by default $SELFFLOW_DATA or ~/.cache/selfflow."""
+
+    def __post_init__(self):
+        for name in ("count", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+
+
+def main(arguments: list[str]) -> None:
+    """Parses `RUN [--modality M,M] [--given CASE[=FILE] ...] [--count N] [--seed S]` and writes the files."""
+    parsed = parse_run("sample", arguments, _EXAMPLE, lambda experiment: Options(experiment.sampler))
+    if parsed is None:
+        return
+    path, options = parsed
+    from selfflow.run import open_run
+    from selfflow.sampling.of_run import RunSampler, Wanted
+
+    run = open_run(path)
+    mesh, weights, step = load_weights(run, options.step, options.weights, options.devices)
+    names = tuple(filter(None, options.modality.split(",")))
+    wanted = Wanted(names, options.given, options.sampler, options.label, options.caption)
+    sampler = RunSampler(run, wanted, weights, partial(_reader, run.experiment, options.data_dir), mesh)
+    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
+    folder = options.out or _below(run, path) / f"step_{step}" / f"{sampler.set or 'image'}{case}_seed{options.seed}"
+    _claim(folder, run, step, options)
+    _write(folder, sampler, options)
+
+
+_TOLD, _SHEET = "samples.json", "sheet.png"
+
+
+def load_weights(run: "Run", step: int | None, which: str, devices: Devices) -> tuple[Any, Any, int]:
+    """The mesh (None for one device), the EMA's or the student's parameters on it, and their step."""
+    mesh = devices.mesh()
+    mesh = mesh if mesh.size > 1 else None
+    state = run.weights(step, mesh)
+    return mesh, state.frozen["ema"] if which == "ema" else state.params["model"], int(state.step)
+
+
+def _below(run: "Run", path: str) -> Path:
+    if url(path):
+        raise UserError(f"{path} is in a bucket: name a local folder for the samples with --out")
+    return run.path / "samples"
+
+
+def _reader(experiment: Experiment, data_dir: Path | None, name: str) -> "Reader":
+    """Reads clips of a set that the run did not see, from its test split if there is one."""
+    from selfflow.prepare import prepare
+
+    feed, _ = prepare(experiment, data_folder(data_dir))
+    latents = feed.latents[experiment.mixture[name].data]
+    for split in ("test", "validation", "train"):
+        if split in latents.records and len((reader := feed.reader(name, split)).records):
+            return reader
+    raise UserError(f"mixture.{name}: no split has a record of it; give a file, as in --given video=clip.mp4")
+
+
+def _claim(folder: Path, run: "Run", step: int, options: Options) -> None:
+    """Makes the folder, or finds it again with samples of the same arguments."""
+    told = to_json(options)
+    for name in ("count", "batch_size", "devices", "out", "data_dir"):
+        del told[name]
+    told = {"run": run.source, **told, "step": step}
+    path = folder / _TOLD
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): choose another --out") from error
+        if before != told:
+            differing = [name for name in told if before.get(name) != told[name]]
+            raise UserError(f"{folder} holds samples with another {', '.join(differing)}: choose another --out")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--out {folder} is there and holds other files: choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told, indent=1))
+
+
+def _write(folder: Path, sampler: "RunSampler", options: Options) -> None:
+    import numpy as np
+
+    from selfflow.sampling.files import write_media, write_sheet
+
+    path = lambda number: folder / f"{number:05d}.npz"
+    missing = np.array([i for i in range(options.count) if not path(i).exists()], int)
+    with Progress("sample", options.count, done=options.count - len(missing), unit="sample") as progress:
+        for samples in sampler.batches(missing, options.seed, options.batch_size):
+            for row, number in enumerate(samples.numbers):
+                one = {m: x[row] for m, x in samples.media.items()}
+                write_media(path(number).with_suffix(""), one, {m: media.rate for m, media in sampler.media.items()})
+                # The latents come last: a sample is there once they are.
+                partial_path = path(number).with_suffix(".partial")
+                with partial_path.open("wb") as file:
+                    np.savez(file, **{m: x[row] for m, x in samples.latents.items()})
+                partial_path.replace(path(number))
+                progress.advance()
+    kinds = sorted({file.suffix for file in folder.iterdir() if file.stem.isdigit()})
+    print(f"\n{options.count} samples in {folder}: {', '.join(f'*{kind}' for kind in kinds)}")
+    print(f"  {folder / _TOLD} says what they were made of")
+    if not sampler.media:
+        print("  This run has no autoencoder: its samples are latents.")
+        return
+    stills = set(sampler.modalities) == {"image"}
+    shown = []
+    for number in range(min(options.count, _STILLS_ON_A_SHEET if stills else _CLIPS_ON_A_SHEET)):
+        with np.load(path(number)) as latents:
+            shown.append(sampler.decode({m: latents[m][None] for m in sampler.modalities}))
+    together = {m: np.concatenate([one[m] for one in shown]) for m in sampler.media}
+    rate = sampler.media["audio"].rate if "audio" in sampler.media else 0
+    write_sheet(folder / _SHEET, {"sample": together}, rate, f"{folder.name}, {options.weights}")
+    print(f"  {folder / _SHEET} shows {len(shown)} of them")

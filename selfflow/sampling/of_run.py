@@ -1,0 +1,237 @@
+"""Samples of a run: its weights, what is given to them, and media instead of latents."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from selfflow.data.media import Media
+from selfflow.data.media.read import read_clip, read_still
+from selfflow.errors import UserError
+from selfflow.modality import modality_of
+from selfflow.models.joint import Caption
+from selfflow.sampling.generate import Condition, Generator, Sampler
+from selfflow.sampling.request import check_trained, merged, parse_given, picture_of_film, set_of
+
+if TYPE_CHECKING:
+    from selfflow.input.reader import Reader
+    from selfflow.run import Run
+
+
+class Samples(NamedTuple):
+    """Some samples.
+
+    Attributes:
+      numbers: which, [B].
+      latents: {modality: float32 [B, ...]}.
+      media: {modality: uint8 pictures or int16 sound [B, ...]}; empty where the run has no autoencoder.
+    """
+
+    numbers: np.ndarray
+    latents: dict[str, np.ndarray]
+    media: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to draw from a run.
+
+    Attributes:
+      modalities: to generate; with what is given they must be a set that the run was trained on. By default its first.
+      given: as the flag `--given` takes it.
+      sampler: by default the run's.
+      label: class label; by default each sample draws one, and samples of a run without labels have none.
+      caption: what it shows and sounds like, for runs with captions; empty for none.
+    """
+
+    modalities: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
+    sampler: Sampler | None = None
+    label: int | None = None
+    caption: str = ""
+
+
+class RunSampler:
+    """Draws samples from a run.
+
+    Args:
+      run: the opened run.
+      wanted: what to draw.
+      weights: parameters of the model, such as the EMA, on the devices of the mesh.
+      reader: of the clips that are given where no file is named; asked for the name of the set, and only then.
+      mesh: devices to spread samples over; by default the first alone.
+
+    Attributes:
+      set: name of the set of the mixture; empty where weights were imported.
+      modalities: its streams.
+      media: shape and rate of each modality's media; empty where the run has no autoencoder.
+
+    Raises:
+      UserError: naming the flag, for what the run was not trained for or a file that does not fit.
+    """
+
+    def __init__(self, run: "Run", wanted: Wanted, weights: Any, reader=None, mesh: jax.sharding.Mesh | None = None):
+        experiment = run.experiment
+        streams = {name: chosen.modalities for name, chosen in experiment.mixture.items()} or {"image": ("image",)}
+        known = tuple({m: None for names in streams.values() for m in names})
+        names = wanted.modalities or (next(iter(streams.values())) if not wanted.given else ())
+        for m in names:
+            if m not in known:
+                raise UserError(f"--modality {m}: this run has {', '.join(known)}")
+        requests = tuple(picture_of_film(parse_given(text, known), names) for text in wanted.given)
+        given = tuple(r.what for r in requests if r.what in known)
+        if not names:
+            rest = next((s for s in streams.values() if set(given) <= set(s)), next(iter(streams.values())))
+            names = tuple(m for m in rest if m not in given or any(r.what == m and r.level for r in requests)) or rest
+        self.set = set_of(tuple(dict.fromkeys((*names, *given))), streams)
+        self.modalities = {m: experiment.modalities(self.set)[m] for m in streams[self.set]}
+        check_trained(requests, self.modalities, experiment.schedule.given)
+        self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
+        self._masks = merged(requests, self.modalities)
+        self.media = experiment.media(self.set) if experiment.data else {}
+        if requests and not self.media:
+            raise UserError(f"--given: {run.source} has no data and no autoencoder, so nothing can be given to it")
+        self._autoencoders = {m: run.autoencoder(m) for m in self.media}
+        self._reader = reader(self.set) if any(r.file is None for r in requests) else None
+        self._clean = self._from_files()
+        self._caption = _caption(experiment, wanted.caption)
+        labels = experiment.model.labels
+        if wanted.label is not None and not 0 <= wanted.label < labels:
+            raise UserError(
+                f"--label {wanted.label}: this run has " + (f"0 to {labels - 1}" if labels else "no labels")
+            )
+        sampler = wanted.sampler or experiment.sampler
+        if sampler.guidance != 1 and not labels and self._caption is None:
+            raise UserError(
+                f"sampler.guidance is {sampler.guidance}: it goes from no label and caption to some, and these samples "
+                "have neither; leave it at 1"
+            )
+        start = max((r.level for r in requests), default=0.0) or 1.0
+        self._generate = Generator(run.objective.apply, self.modalities, sampler, labels, start, mesh)
+
+    def batches(self, numbers: np.ndarray, seed: int, batch_size: int = 16) -> Iterator[Samples]:
+        """Samples of these numbers in batches; sample i depends on the seed and i alone."""
+        size = min(batch_size, len(numbers))
+        for start in range(0, len(numbers), max(size, 1)):
+            some = numbers[start : start + size]
+            # The last batch is as large as the others, so that there is one program.
+            whole = np.append(some, np.repeat(some[:1], size - len(some)))
+            latents = self._generate(self._weights, self._condition(whole, seed), seed, whole)
+            latents = {m: x[: len(some)] for m, x in latents.items()}
+            yield Samples(some, latents, self.decode(latents))
+
+    def decode(self, latents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Latents as media; none where the run has no autoencoder."""
+        return {m: self._autoencoders[m].decode(latents[m]) for m in self._autoencoders}
+
+    def _condition(self, numbers: np.ndarray, seed: int) -> Condition:
+        labels, count = self._run.experiment.model.labels, len(numbers)
+        if self._wanted.label is not None:
+            label_B = np.full(count, self._wanted.label)
+        elif labels and self._caption is None:
+            label_B = np.array([np.random.default_rng([seed % 2**32, int(i)]).integers(labels) for i in numbers])
+        else:
+            label_B = np.full(count, labels)
+        caption = None
+        if self._caption is not None:
+            caption = Caption(*(np.stack([x] * count) for x in self._caption))
+        clean = {m: np.stack([x] * count) for m, x in self._clean.items()}
+        if self._reader is not None:
+            read = _records(self._reader, numbers)
+            clean |= {m: np.stack([one[m] for one in read]) for m in self._needed(without_file=True)}
+        masks = {m: np.tile(mask, (count, 1)) for m, mask in self._masks.items()}
+        return Condition(label_B, caption, clean, masks)
+
+    def _needed(self, without_file: bool) -> set[str]:
+        """The modalities whose latents come from the data, or from files."""
+        needed = set()
+        for request in self._requests:
+            if (request.file is None) == without_file:
+                needed |= {request.what} if request.level else set(merged((request,), self.modalities))
+        return needed
+
+    def _from_files(self) -> dict[str, np.ndarray]:
+        clean: dict[str, np.ndarray] = {}
+        for request in self._requests:
+            if request.file is not None:
+                names = (request.what,) if request.level else tuple(merged((request,), self.modalities))
+                try:
+                    media = self._read(request.file, names, request.case, request.numbers)
+                except UserError as error:
+                    raise UserError(f"--given {request.text}: {error}") from error
+                clean |= {m: self._autoencoders[m].encode(x[None])[0] for m, x in media.items()}
+        return clean
+
+    def _read(self, file: Path, names: tuple[str, ...], case: str, numbers: tuple[float, ...]) -> dict[str, np.ndarray]:
+        """A file as media of the run's size, rate and length."""
+        found = {}
+        for m in names:
+            if modality_of(m) == "image":
+                found[m] = read_still(file, self._side(m))
+        timed = tuple(m for m in names if m not in found)
+        if not timed:
+            return found
+        if case == "first_frame":
+            (m,) = timed
+            frame = read_still(file, self._side(m))
+            return found | {m: np.stack([frame] * self.media[m].shape[0])}
+        whole = self._settings(timed, None)
+        try:
+            return found | read_clip(file, timed, whole)
+        except UserError:
+            if case != "prefix":
+                raise
+            # A beginning to be continued may be all that there is.
+            found |= read_clip(file, timed, self._settings(timed, numbers[0]))
+            missing = {m: self.media[m].shape[0] - len(found[m]) for m in timed}
+            return {
+                m: np.pad(x, [(0, missing[m])] + [(0, 0)] * (x.ndim - 1), mode="edge" if x.ndim > 1 else "constant")
+                if m in timed
+                else x
+                for m, x in found.items()
+            }
+
+    def _side(self, m: str) -> int:
+        height, width, _ = self.media[m].shape[-3:]
+        if height != width:
+            raise UserError(f"this run's {m} is {width} x {height}: only square pictures can be given from a file")
+        return height
+
+    def _settings(self, timed: tuple[str, ...], seconds: float | None) -> Media:
+        """How a file is to be read, as much of it as lasts `seconds`, by default as long as the run's clips."""
+        media = {modality_of(m): self.media[m] for m in timed}
+        clock = media.get("video") or media["audio"]
+        frames = clock.shape[0] if seconds is None else min(clock.shape[0], math.ceil(seconds * clock.rate - 1e-6))
+        rate = media["audio"].rate if "audio" in media else clock.rate
+        size = self._side(next(m for m in timed if modality_of(m) == "video")) if "video" in media else 1
+        return Media(frames=frames, frames_per_second=clock.rate, size=size, sample_rate=rate)
+
+
+def _caption(experiment: Any, text: str) -> tuple[np.ndarray, np.ndarray] | None:
+    if not text:
+        return None
+    if experiment.text is None:
+        raise UserError(f"--caption {text!r}: this run was trained without captions")
+    from selfflow.input.reader import padded_caption
+    from selfflow.input.shards import text_encoder
+
+    return padded_caption(
+        text_encoder(experiment.text).encode([text])[0], experiment.text.tokens, experiment.model.text
+    )
+
+
+def _records(reader: "Reader", numbers: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Latents of the records that samples are given; after the last record comes the first."""
+    found = []
+    for number in numbers:
+        sample = reader(int(reader.records[int(number) % len(reader.records)]))
+        if not sample["weight"]:
+            raise UserError(
+                f"--given: a record of the data cannot be read: {': '.join(reader.why(int(sample['record'])))}"
+            )
+        found.append(sample["latents"])
+    return found

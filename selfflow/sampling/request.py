@@ -1,0 +1,171 @@
+"""What the user gives a sample: `--given CASE[:NUMBERS][=FILE]`, read, checked, and made into a mask."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from selfflow import given
+from selfflow.errors import UserError
+from selfflow.modality import Modality, modality_of
+
+_SYNTAX = {
+    "first_frame": "first_frame",
+    "prefix": "prefix:SECONDS",
+    "stretch": "stretch:FROM,TO (seconds, of what is missing)",
+    "region": "region:LEFT,TOP,RIGHT,BOTTOM (0 to 1, of what is missing)",
+}
+_NUMBERS = {"first_frame": 0, "prefix": 1, "stretch": 2, "region": 4}
+
+
+@dataclass(frozen=True)
+class Request:
+    """One `--given`.
+
+    Attributes:
+      text: as it was written.
+      what: a modality, or another case of `given.CASES`.
+      numbers: where the case has any: seconds, or sides of a rectangle.
+      level: the tau that a modality is given at: at 0 it is held; above, samples start from it.
+      file: where it comes from; None for the run's data.
+    """
+
+    text: str
+    what: str
+    numbers: tuple[float, ...] = ()
+    level: float = 0.0
+    file: Path | None = None
+
+    @property
+    def case(self) -> str:
+        """The case of `given.CASES` that a run must have been trained for."""
+        return self.what if self.what in _SYNTAX else "modality"
+
+    def masks(self, modalities: Mapping[str, Modality]) -> dict[str, Bool[np.ndarray, "N"]]:
+        """Which tokens of each modality are given."""
+        streams = dict(modalities)
+        if self.case == "modality":
+            found = given.modality_given(streams, (self.what,))
+        elif self.case == "first_frame":
+            found = given.first_frame_given(streams)
+        elif self.case == "region":
+            found = given.region_given(streams, *self.numbers)
+        else:
+            hundredths = [100 * number for number in self.numbers]
+            found = (given.prefix_given if self.case == "prefix" else given.stretch_given)(streams, *hundredths)
+        return {m: np.asarray(mask) for m, mask in found.items()}
+
+
+def parse_given(text: str, known: tuple[str, ...]) -> Request:
+    """Reads CASE[:NUMBERS][@TAU][=FILE], where CASE is a modality of `known`, first_frame, prefix, stretch or region.
+
+    Raises:
+      UserError: if it is none of these, or the numbers are not those of the case.
+    """
+    spec, _, file = text.partition("=")
+    spec, at, level = spec.partition("@")
+    what, _, arguments = spec.partition(":")
+    if what not in (*known, *_SYNTAX):
+        near = difflib.get_close_matches(what, (*known, *_SYNTAX), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"give {', '.join((*known, *_SYNTAX.values()))}"
+        raise UserError(f"--given {text}: {what!r} is no modality of this run and no case; {hint}")
+    try:
+        numbers = tuple(float(number) for number in arguments.split(",")) if arguments else ()
+        tau = float(level) if at else 0.0
+    except ValueError:
+        raise UserError(f"--given {text}: {arguments or level!r} is no number") from None
+    request = Request(text, what, numbers, tau, Path(file).expanduser() if file else None)
+    _check(request)
+    return request
+
+
+def _check(request: Request) -> None:
+    text, numbers = request.text, request.numbers
+    if len(numbers) != _NUMBERS.get(request.what, 0):
+        raise UserError(f"--given {text}: write {_SYNTAX.get(request.what, request.what)}")
+    if request.what == "prefix" and not numbers[0] > 0:
+        raise UserError(f"--given {text}: the seconds must be above 0")
+    if request.what == "stretch" and not 0 <= numbers[0] < numbers[1]:
+        raise UserError(f"--given {text}: FROM must lie below TO, both in seconds from the start")
+    if request.what == "region" and not (0 <= numbers[0] < numbers[2] <= 1 and 0 <= numbers[1] < numbers[3] <= 1):
+        raise UserError(f"--given {text}: the sides are parts of width and height, 0 to 1, LEFT < RIGHT, TOP < BOTTOM")
+    if request.level and request.case != "modality":
+        raise UserError(f"--given {text}: only a whole modality can be given at a noise level")
+    if not 0 <= request.level < 1:
+        raise UserError(f"--given {text}: the noise level must be at least 0 and below 1; at 1 nothing is given")
+
+
+def check_trained(requests: tuple[Request, ...], modalities: Mapping[str, Modality], table: dict[str, float]) -> None:
+    """Refuses what a run was not trained to be given.
+
+    Args:
+      requests: all that is given to a sample.
+      modalities: those of the set.
+      table: `schedule.given` of the run.
+
+    Raises:
+      UserError: naming the field that would have trained it; or if nothing is left to generate, or given by nothing.
+    """
+    held = [request for request in requests if not request.level]
+    cases = {request.case for request in held}
+    for request in held:
+        if not table.get(request.case):
+            raise UserError(
+                f"--given {request.text}: this run was not trained for it: its schedule.given lacks {request.case} "
+                f"({given.CASES[request.case]}); train with it, as experiments/any_to_any.py does"
+            )
+    if len(held) > 1 and cases != {"modality"}:
+        raise UserError(
+            f"--given {' '.join(r.text for r in held)}: a run is trained for one case in a sample, or for some "
+            "modalities whole, and not for both together; give one of them"
+        )
+    levels = {r.what: r.level for r in requests if r.level}
+    started = [m for m in modalities if m not in {r.what for r in held}]
+    if levels and (len(set(levels.values())) > 1 or set(levels) != set(started)):
+        raise UserError(
+            f"--given {' '.join(r.text for r in requests)}: samples start at one noise level: give all of "
+            f"{', '.join(started)} at the same, or none"
+        )
+    if held:
+        masks = merged(tuple(held), modalities)
+        if not masks:
+            raise UserError(f"--given {held[0].text}: no token of {', '.join(modalities)} lies in it")
+        if all(m in masks and masks[m].all() for m in modalities):
+            raise UserError(f"--given {' '.join(r.text for r in held)}: nothing is left to generate")
+
+
+def merged(requests: tuple[Request, ...], modalities: Mapping[str, Modality]) -> dict[str, Bool[np.ndarray, "N"]]:
+    """The tokens that any of the requests holds, by modality; modalities without are left out."""
+    masks = [request.masks(modalities) for request in requests if not request.level]
+    together = {m: np.any([mask[m] for mask in masks], axis=0) for m in modalities} if masks else {}
+    return {m: mask for m, mask in together.items() if mask.any()}
+
+
+def set_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> str:
+    """The set of the mixture that has these modalities and no others.
+
+    Args:
+      names: what is to be generated or given.
+      mixture: modalities of each set.
+
+    Raises:
+      UserError: if there is none.
+    """
+    for name, modalities in mixture.items():
+        if set(modalities) == {*names}:
+            return name
+    sets = "; ".join(f"{name}: {', '.join(modalities)}" for name, modalities in mixture.items())
+    raise UserError(
+        f"--modality {','.join(names)}: this run was trained on other sets of modalities ({sets}); generate one of "
+        "them, or give a part of it with --given"
+    )
+
+
+def picture_of_film(request: Request, modalities: tuple[str, ...]) -> Request:
+    """A picture that is given to a film is its first frame."""
+    if request.what == "image" and "image" not in modalities and any(modality_of(m) == "video" for m in modalities):
+        return Request(request.text, "first_frame", (), 0.0, request.file)
+    return request

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfflow.errors import UserError
+from selfflow.sampling.request import check_trained, merged, parse_given, picture_of_film, set_of
+
+KNOWN = ("video", "audio", "image")
+TABLE = {"modality": 0.1, "first_frame": 0.1, "prefix": 0.1, "stretch": 0.1, "region": 0.1}
+
+
+@pytest.fixture
+def pair(modalities):
+    return {m: modalities[m] for m in ("video", "audio")}
+
+
+def request_of(text):
+    return parse_given(text, KNOWN)
+
+
+def test_what_a_flag_says():
+    request = request_of("video=a=b:c@d.mp4")
+    assert (request.what, request.case, request.file, request.level) == ("video", "modality", Path("a=b:c@d.mp4"), 0)
+    request = request_of("region:0,0.25,0.5,1")
+    assert request.case == "region" and request.numbers == (0, 0.25, 0.5, 1) and request.file is None
+    assert request_of("image@0.6=x.png").level == 0.6
+    assert request_of("stretch:0.5,1.5").numbers == (0.5, 1.5)
+
+
+def test_masks_are_those_of_the_case(pair):
+    assert {m: mask.all() for m, mask in merged((request_of("audio"),), pair).items()} == {"audio": True}
+    prefix = merged((request_of("prefix:0.16"),), pair)
+    np.testing.assert_array_equal(prefix["audio"], [1, 1, 0, 0, 0])
+    assert merged((request_of("first_frame"),), pair)["video"].sum() == 4
+    assert merged((request_of("audio@0.5"),), pair) == {}
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("vidoe", "did you mean video"),
+        ("everything", "prefix:SECONDS"),
+        ("prefix", "write prefix:SECONDS"),
+        ("prefix:x", "'x' is no number"),
+        ("prefix:0", "above 0"),
+        ("stretch:2,1", "FROM must lie below TO"),
+        ("region:0,0,1", "LEFT,TOP,RIGHT,BOTTOM"),
+        ("region:0.5,0,0.2,1", "LEFT < RIGHT"),
+        ("video:3", "write video"),
+        ("video@1", "below 1"),
+        ("prefix:1@0.5", "only a whole modality"),
+    ],
+)
+def test_flags_that_say_nothing(text, said):
+    with pytest.raises(UserError, match=f"--given {text}: .*{said}"):
+        request_of(text)
+
+
+@pytest.mark.parametrize(
+    "texts, table, said",
+    [
+        (["video"], {"prefix": 0.5}, "schedule.given lacks modality"),
+        (["prefix:0.1"], {"modality": 0.5}, "schedule.given lacks prefix"),
+        (["region:0,0,1,1"], {}, "schedule.given lacks region"),
+        (["video", "prefix:0.1"], TABLE, "one case in a sample"),
+        (["video", "audio"], TABLE, "nothing is left"),
+        (["prefix:9"], TABLE, "nothing is left"),
+        (["prefix:0.01"], TABLE, "no token"),
+        (["image"], TABLE, "no token"),
+        (["audio@0.5"], TABLE, "give all of video, audio at the same"),
+        (["audio@0.5", "video@0.4"], TABLE, "one noise level"),
+    ],
+)
+def test_what_a_run_was_not_trained_for_is_refused(pair, texts, table, said):
+    with pytest.raises(UserError, match=said):
+        check_trained(tuple(map(request_of, texts)), pair, table)
+
+
+@pytest.mark.parametrize("texts", [[], ["video"], ["prefix:0.2"], ["audio@0.5", "video@0.5"], ["video", "audio@0.5"]])
+def test_what_it_was_trained_for_is_not(pair, texts):
+    check_trained(tuple(map(request_of, texts)), pair, TABLE)
+
+
+def test_starting_from_noised_data_needs_no_training(pair):
+    check_trained((request_of("audio@0.5"), request_of("video@0.5")), pair, {})
+
+
+def test_a_picture_given_to_a_film_is_its_first_frame():
+    assert picture_of_film(request_of("image=a.png"), ("video", "audio")).what == "first_frame"
+    assert picture_of_film(request_of("image=a.png"), ("video", "image")).what == "image"
+
+
+def test_sets_are_those_of_the_mixture():
+    mixture = {"joint": ("video", "audio"), "still": ("image",)}
+    assert set_of(("audio", "video"), mixture) == "joint"
+    with pytest.raises(UserError, match="joint: video, audio; still: image"):
+        set_of(("video",), mixture)
