@@ -18,11 +18,11 @@ _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 class Options:
     """Flags of `selfflow benchmark` that are no fields of the experiment."""
 
-    only: Literal["step", "input", "all"] = "all"
+    only: Literal["step", "input", "sampling", "all"] = "all"
     """The part to measure: `step`, the compiled update on random numbers, on one device; `input`, from latents on disk
-    to batches."""
+    to batches; `sampling`, each solver beside bare evaluations of the network, on one device."""
     rounds: int = 10
-    """Timed steps, each beside one without alignment."""
+    """Timed steps, each beside one without alignment; and how often each solver is timed."""
     per_token: bool = False
     """Also time the step of a SiT with its modulation computed for every token, as in the released code."""
     seconds: float = 5.0
@@ -39,16 +39,18 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--only step|input|all] [--per-token] [--json] [--FIELD VALUE ...]` and measures."""
+    """Parses `EXPERIMENT [--only step|input|sampling|all] [--per-token] [--json] [--FIELD VALUE ...]` and measures."""
     parsed = parse("benchmark", arguments, _EXAMPLE, lambda file: Options())
     if parsed is None:
         return
     experiment, options, data_dir = parsed
     experiment = experiment.resolved()
     found: dict[str, Any] = {}
-    if options.only != "input":
+    if options.only in ("step", "all"):
         found |= _step(experiment, options)
-    if options.only != "step":
+    if options.only in ("sampling", "all"):
+        found |= {"sampling": _sampling(experiment, options)}
+    if options.only in ("input", "all"):
         found |= {"input": _input(experiment, options, data_dir)}
     if options.json:
         print(json.dumps(found, indent=1))
@@ -93,6 +95,28 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
             print(f"  {rate.set}: with modulation for every token {rate.per_token_ratio:.2f} times as long")
         print(f"  compiled in {mean['compile_seconds']:.0f} s")
     return mean | {"matmul_peak": peak, "device": device, "sets": [dataclasses.asdict(r) for r in rates]}
+
+
+def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
+    import jax
+
+    from selfflow.planning.sampling_benchmark import sampling_rates
+
+    experiment.model.execution.check(jax.default_backend())
+    rates = sampling_rates(experiment, options.rounds)
+    if not options.json:
+        print(f"\nSampling, {options.rounds} rounds, {jax.devices()[0].device_kind}, {experiment.model.dtype}:")
+        print(
+            f"  {'set':<12} {'solver':<15} {'together':>8} {'evaluations':>11} {'samples/s':>10} "
+            f"{'eval./s':>9} {'loop':>6}"
+        )
+        for r in rates:
+            print(
+                f"  {r.set:<12} {r.solver:<15} {r.samples:>8} {r.evaluations:>11} {r.samples_per_second:>10.2f} "
+                f"{r.evaluations_per_second:>9.1f} {r.overhead:>6.1%}"
+            )
+        print("  eval./s: evaluations of the network, a sample each; loop: time beyond as many bare evaluations")
+    return [dataclasses.asdict(rate) for rate in rates]
 
 
 def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from selfflow.autoencoders.quality import log_mel
 from selfflow.data.collisions import Collisions
 from selfflow.modality import Modality
 from selfflow.progress import Progress
-from selfflow.representation.features import features
+from selfflow.representation.features import Forward, features
 from selfflow.representation.probes import Score, Split, classify, classify_with_trees, regress
 
 SOURCES = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio")}
@@ -56,7 +56,7 @@ def probe_table(
 
     Args:
       clips: of the splits train, validation and test.
-      networks: row name -> (apply, parameters), as `features` takes them.
+      networks: row name -> (apply, parameters), as `Forward` and `features` take them.
       modalities: with `video` and `audio`.
       layers: blocks to probe.
       tau: noise level of the features.
@@ -144,7 +144,7 @@ def _network_inputs(clips, network, modalities, layers, tau, null_label) -> dict
     ends = np.cumsum([len(clips[s].latents) for s in _SPLITS])[:-1]
     for source, names in SOURCES.items():
         seen = {m: modalities[m] for m in names}
-        extract = partial(features, apply, params, seen, layers=layers, tau=tau, null_label=null_label)
+        extract = partial(features, Forward(apply, seen, layers, tau, null_label), params)
         # All splits in one go, so that there is one program to compile.
         means = extract(chain.from_iterable(clips[s].latents for s in _SPLITS))
         for layer in layers:
@@ -152,7 +152,7 @@ def _network_inputs(clips, network, modalities, layers, tau, null_label) -> dict
             for column in (c for c in COLUMNS if c[1] == source and c[0] != "position"):
                 by_layer[layer][column] = dict(zip(_SPLITS, parts))
     video = {"video": modalities["video"]}
-    extract = partial(features, apply, params, video, layers=layers, tau=tau, null_label=null_label, pool="tokens")
+    extract = partial(features, Forward(apply, video, layers, tau, null_label, "tokens"), params)
     tokens = extract(chain.from_iterable(clips[s].latents[:_POSITION_CLIPS] for s in _SPLITS))
     ends = np.cumsum([len(clips[s].latents[:_POSITION_CLIPS]) for s in _SPLITS])[:-1]
     for layer in layers:

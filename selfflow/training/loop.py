@@ -30,11 +30,15 @@ class Cadence:
     """Newest checkpoints that are kept."""
     keep_every: int | None = None
     """Checkpoints of multiples of this step are kept, too."""
+    evaluate_every: int | None = None
+    """Steps between evaluations of samples of the EMA (`evaluation`); none for never."""
 
     def __post_init__(self):
         for name in ("log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"cadence.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise UserError(f"cadence.evaluate_every is {self.evaluate_every}: give at least 1, or None for never")
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise UserError(
                 f"cadence.keep_every is {self.keep_every}: give a multiple of checkpoint_every {self.checkpoint_every}"
@@ -73,6 +77,7 @@ def train(
     summarise: Callable[[dict[str, Any]], dict[str, float]],
     diagnose: Callable[[State], dict[str, jax.Array]],
     ids: Callable[[int], list[str]],
+    evaluate: Callable[[State], dict[str, float]] = lambda state: {},
 ) -> State:
     """Runs from step `start` to `steps`.
 
@@ -95,6 +100,7 @@ def train(
       summarise: fetched metrics -> the numbers of a row, with `loss` and `skipped`.
       diagnose: compiled diagnostics of the state that a step starts from.
       ids: the samples of a step's batch, counted from 0; asked for skipped steps alone.
+      evaluate: looks at samples of the state after a step, and draws nothing that training draws.
 
     Raises:
       UserError: if too many steps in a row were skipped.
@@ -144,6 +150,12 @@ def train(
                     note = fetch()
                 trace.after(number, state)
                 pending = number, dict(facts), waited, {**metrics, **extra}
+                if cadence.evaluate_every and number % cadence.evaluate_every == 0:
+                    jax.block_until_ready(state)  # so that the time of the step is not counted as the evaluation's
+                    asked = time.monotonic()
+                    found = evaluate(state)
+                    last += time.monotonic() - asked
+                    pending = number, facts | found, *pending[2:]
                 stop = interruption.reached()
                 due = due or number % cadence.checkpoint_every == 0
                 if due or stop or number == steps:

@@ -14,7 +14,7 @@ class MetricsLog:
 
     `metrics.jsonl` is the truth; events are made from it anew whenever a run is taken up, so that
     every step stands once in both. A number that is not finite is null there, which keeps it JSON, and
-    stands in no event.
+    stands in no event. The event of a step has the pictures and sounds in `samples/step_N`, too.
 
     Args:
       folder: the run folder.
@@ -62,6 +62,7 @@ class MetricsLog:
             for name, value in row.items()
             if name != "step" and isinstance(value, int | float) and math.isfinite(value)
         ]
+        values += _shown(self._folder / "samples" / f"step_{row['step']}")
         event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
         self._events.write(event.SerializeToString())
 
@@ -78,6 +79,31 @@ class MetricsLog:
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def _shown(folder: Path) -> list:
+    """The pictures and sounds that an evaluation left, as they are, for TensorBoard."""
+    import soundfile
+    from PIL import Image
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    values = []
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as page:
+            width, height = page.size
+        shown = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
+        values.append(Summary.Value(tag=f"samples/{path.stem}", image=shown))
+    for path in sorted(folder.glob("*.wav")):
+        told = soundfile.info(path)
+        shown = Summary.Audio(
+            sample_rate=told.samplerate,
+            num_channels=told.channels,
+            length_frames=told.frames,
+            encoded_audio_string=path.read_bytes(),
+            content_type="audio/wav",
+        )
+        values.append(Summary.Value(tag=f"samples/{path.stem}", audio=shown))
+    return values
 
 
 def read_metrics(folder: Path) -> list[dict]:

@@ -77,7 +77,7 @@ def test_a_run_keeps_in_mind_what_it_was_trained_on(tiny_run, tiny_experiment, t
     assert told["dataset"].startswith("collisions/custom_") and told["licence"] == "Apache-2.0"
     assert set(told["autoencoders"]) == {"video", "audio", "image"} and len(told["fingerprint"]) == 16
     experiment = check_run(tmp_path, dataclasses.replace(tiny_experiment, init_from=str(tiny_run)))
-    enter_run(tmp_path, experiment, "0", {})
+    enter_run(tmp_path, experiment, "0", {}, {})
     (ancestor,) = open_run(tmp_path).provenance()["ancestors"]
     assert ancestor == {"run": f"{tiny_run}:12", "sets": {"collisions": told}, "imported": None}
 
