@@ -283,7 +283,7 @@ def test_an_import_keeps_its_provenance_in_what_is_trained_from_it(imported, fin
 
     experiment = check_run(tmp_path / "run", fine_tuned)
     (tmp_path / "run").mkdir()
-    enter_run(tmp_path / "run", experiment, "0", {})
+    enter_run(tmp_path / "run", experiment, "0", {}, {})
     told = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert told["started_from"] == f"{imported}:0"
     (ancestor,) = told["ancestors"]

@@ -14,6 +14,7 @@ from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import load_experiment
 from selfflow.models.joint_config import JointConfig
+from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning import fit
 from selfflow.planning.chips import CHIPS, chip_of, topologies_of
@@ -108,6 +109,7 @@ def test_the_nearest_setting_that_fits_is_found_in_few_compilations(
     experiment = dataclasses.replace(
         tiny_experiment,
         mixture={"image": dataclasses.replace(tiny_experiment.mixture["image"], weight=1.0, batch_size=64)},
+        schedule=DualTimestep(),
         devices=Devices(fsdp=plan.mesh["fsdp"]),
     ).resolved()
     tried = []

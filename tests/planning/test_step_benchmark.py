@@ -24,7 +24,9 @@ from tests.conftest import TINY, perturbed
 
 def test_a_small_step_is_timed_and_counted(tiny_experiment):
     experiment = dataclasses.replace(
-        tiny_experiment, mixture={"image": dataclasses.replace(tiny_experiment.mixture["image"], weight=1.0)}
+        tiny_experiment,
+        mixture={"image": dataclasses.replace(tiny_experiment.mixture["image"], weight=1.0)},
+        schedule=DualTimestep(),
     ).resolved()
     peak = matmul_peak("float32")
     (rate,) = step_rates(experiment, rounds=3, peak=peak)
