@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from selfflow.errors import UserError
-from selfflow.interop.torch_file import read_torch_file
+from selfflow.torch_file import read_torch_file
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _FLOATS = ("float32", "float16", "bfloat16")

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from selfflow.errors import UserError
-from selfflow.interop.pickled import Damaged, Refused, unpickle
-from selfflow.interop.torch_file import read_torch_file
-from selfflow.interop.weights import read_weights
+from selfflow.pickled import Damaged, Refused, unpickle
+from selfflow.torch_file import read_torch_file
+from selfflow.weights import read_weights
 from tests.interop.released import PT, SAFETENSORS, described, entries, write_entries
 
 WRAPPED = {f"module.{key}": value for key, value in load_file(SAFETENSORS).items()}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfflow.errors import UserError
-from selfflow.interop.pickled import Damaged, Refused, unpickle
+from selfflow.pickled import Damaged, Refused, unpickle
 
 _DTYPES = {
     "FloatStorage": np.dtype("<f4"),
