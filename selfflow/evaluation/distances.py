@@ -49,8 +49,8 @@ def kid(real: Float[np.ndarray, "m D"], generated: Float[np.ndarray, "n D"]) -> 
     _check(real, generated, 3)
     m, n = len(real), len(generated)
     with np.errstate(over="ignore", invalid="ignore"):
-        within_m, _ = _kernel_sums(real, real)
-        within_n, _ = _kernel_sums(generated, generated)
+        within_m, _ = _kernel_sums(real, real, within=True)
+        within_n, _ = _kernel_sums(generated, generated, within=True)
         across_m, across_n = _kernel_sums(real, generated)
         xx, yy, xy = within_m.sum(), within_n.sum(), across_m.sum()
         value = xx / (m * (m - 1)) + yy / (n * (n - 1)) - 2 * xy / (m * n)
@@ -151,13 +151,13 @@ def _blocks(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         yield rows, features[rows].astype(np.float64)
 
 
-def _kernel_sums(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of k(a_i, b_j) over j and over i; where a is b, without i = j."""
+def _kernel_sums(a: np.ndarray, b: np.ndarray, within: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of k(a_i, b_j) over j and over i; within one set without i = j."""
     over_b, over_a = np.zeros(len(a)), np.zeros(len(b))
     for rows, x in _blocks(a):
         for columns, y in _blocks(b):
             kernel = (x @ y.T / x.shape[1] + 1) ** 3
-            if a is b and rows == columns:
+            if within and rows == columns:
                 np.fill_diagonal(kernel, 0)
             over_b[rows] += kernel.sum(axis=1)
             over_a[columns] += kernel.sum(axis=0)
