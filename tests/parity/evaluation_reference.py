@@ -39,7 +39,7 @@ def precision_recall(real: np.ndarray, generated: np.ndarray) -> tuple[float, fl
 
 def tensors(weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """Weights with the counters of batches that torch asks for."""
-    found = {name: torch.from_numpy(array) for name, array in weights.items()}
+    found = {name: torch.tensor(array) for name, array in weights.items()}
     means = [name for name in weights if name.endswith(".running_mean")]
     return found | {name.replace("running_mean", "num_batches_tracked"): torch.tensor(1) for name in means}
 
