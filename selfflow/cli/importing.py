@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> None:
     from flax import nnx
 
     from selfflow.interop import load_released_sit
-    from selfflow.interop.weights import sha256_of
     from selfflow.run_folder import import_run
+    from selfflow.weights import sha256_of
 
     with new_folder(given.out) as folder:
         print(f"reading {given.file}", flush=True)

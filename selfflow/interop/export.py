@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from selfflow.errors import UserError
 from selfflow.interop.card import card, told_by
 from selfflow.interop.exported import CONFIG, SUMS, WEIGHTS, Description, Encoder, exported_layout
-from selfflow.interop.weights import sha256_of
 from selfflow.models.execution import Execution
 from selfflow.tree import to_json
+from selfflow.weights import sha256_of
 
 if TYPE_CHECKING:
     from selfflow.run import Run

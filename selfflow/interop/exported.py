@@ -26,7 +26,6 @@ from flax import nnx
 from selfflow.autoencoders.linear import Linear
 from selfflow.errors import UserError
 from selfflow.interop.released_sit import released_layout, sit_config, sit_of
-from selfflow.interop.weights import check_keys, read_weights, sha256_of
 from selfflow.modality import Modality
 from selfflow.models.joint import JointTransformer
 from selfflow.models.joint_config import JointConfig
@@ -35,6 +34,7 @@ from selfflow.models.sit import SiT, SiTConfig
 from selfflow.text import Text
 from selfflow.training.state import by_name
 from selfflow.tree import from_json
+from selfflow.weights import check_keys, read_weights, sha256_of
 
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
 

@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 
 from selfflow.errors import UserError
-from selfflow.interop.weights import check_keys, read_weights
 from selfflow.models.sit import PATCH_SIZES, SHAPES, SiT, SiTConfig, position_embedding
+from selfflow.weights import check_keys, read_weights
 
 # Linear layers: their released names and ours.
 _OUTER = {

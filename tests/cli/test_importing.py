@@ -23,7 +23,7 @@ from selfflow.sampling.generate import Condition, Generator, Sampler
 from tests.cli.test_commands import called
 from tests.cli.test_errors import run
 from tests.interop.released import HEADS, PT, SAFETENSORS, entries, recorded, write_entries
-from tests.interop.test_torch_file import Runs
+from tests.test_torch_file import Runs
 
 # Fine-tunes a SiT of the recorded shape; its data is never built here.
 FINE_TUNE = """

@@ -6,7 +6,7 @@ that build numbers, strings, lists, tuples and dicts, and calls nothing but the 
 
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 
 class Refused(ValueError):
@@ -25,11 +25,11 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 _CONTAINERS = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 
 
-def unpickle(data: bytes, known: Mapping[str, Any], persistent: Callable[[Any], Any]) -> Any:
+def unpickle(data: bytes | IO[bytes], known: Mapping[str, Any], persistent: Callable[[Any], Any]) -> Any:
     """The object that a pickle describes.
 
     Args:
-      data: the pickle, of any protocol.
+      data: the pickle, of any protocol, or a file that is read to the end of the pickle that starts where it stands.
       known: what stands for the names that it may import, each "module.name"; those that are callable may be called.
       persistent: makes an object of what the pickle says lies outside it.
 
@@ -52,7 +52,7 @@ class _Machine:
         self.below: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
 
-    def run(self, data: bytes) -> Any:
+    def run(self, data: bytes | IO[bytes]) -> Any:
         # genops decodes instructions and executes none of them.
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == "STOP":

@@ -8,16 +8,18 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from selfflow.errors import UserError
-from selfflow.interop.torch_file import read_torch_file
+from selfflow.torch_file import read_torch_file
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _FLOATS = ("float32", "float16", "bfloat16")
+# How many batches a normalisation has seen: what its momentum could depend on, and nothing that it computes.
+_COUNTER = "num_batches_tracked"
 # What a model wrapped for data parallelism puts before each key.
 _WRAPPED = "module."
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, as it stores them, without the prefix `module.`.
+    """All tensors of a file, as it stores them, without the prefix `module.` and without counters of batches.
 
     Args:
       path: `.safetensors`, or what torch.save wrote (`.pt`, `.pth`, `.bin`, `.ckpt`), of which nothing is run.
@@ -39,6 +41,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is neither .safetensors nor {', '.join(_TORCH)}: give weights in one of these formats")
     if weights and all(key.startswith(_WRAPPED) for key in weights):
         weights = {key.removeprefix(_WRAPPED): tensor for key, tensor in weights.items()}
+    weights = {key: tensor for key, tensor in weights.items() if key.rpartition(".")[2] != _COUNTER}
     # Tensors may share storage; where all do, a small file could fill the memory.
     if sum(tensor.nbytes for tensor in weights.values()) > path.stat().st_size:
         raise UserError(f"{path}: its tensors have more elements than the file; save them as .safetensors")

