@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
+from selfflow.evaluation.settings import Evaluation
 from selfflow.experiment_check import check_experiment
 from selfflow.input.exclude import hash_of
 from selfflow.input.mixture import Set, Stage
@@ -110,6 +111,8 @@ class Experiment:
     """Which steps are traced."""
     sampler: Sampler = Sampler()
     """How samples are drawn, while it trains, at its end and, unless told otherwise, by `selfflow sample`."""
+    evaluation: Evaluation = Evaluation()
+    """What is measured of samples while it trains."""
     proof: Proof = Proof()
     """What to make and measure at the end."""
     init_from: str = ""

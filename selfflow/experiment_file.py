@@ -60,6 +60,7 @@ _MAY_CHANGE = (
     "limits",
     "profile",
     "sampler",
+    "evaluation",
     "proof",
     "data.*.workers",
     "model.execution",

@@ -10,6 +10,7 @@ import traceback
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
     "sample": "draw samples from a run: films with sound, sounds, pictures",
+    "evaluate": "measure how far a run's samples are from real clips, and what laws they break",
     "encode": "encode an experiment's data into latents",
     "plan": "tell what an experiment takes on a slice of TPUs, without one",
     "benchmark": "measure how fast an experiment's parts are",

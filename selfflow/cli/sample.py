@@ -17,6 +17,7 @@ from selfflow.training.sharding import Devices
 from selfflow.tree import to_json
 
 if TYPE_CHECKING:
+    from selfflow.input.batches import Feed
     from selfflow.input.reader import Reader
     from selfflow.run import Run
     from selfflow.sampling.of_run import RunSampler
@@ -103,11 +104,14 @@ def _below(run: "Run", path: str) -> Path:
 
 
 def _reader(experiment: Experiment, data_dir: Path | None, name: str) -> "Reader":
-    """Reads clips of a set that the run did not see, from its test split if there is one."""
     from selfflow.prepare import prepare
 
-    feed, _ = prepare(experiment, data_folder(data_dir))
-    latents = feed.latents[experiment.mixture[name].data]
+    return held_out(prepare(experiment, data_folder(data_dir))[0], name)
+
+
+def held_out(feed: "Feed", name: str) -> "Reader":
+    """Reads clips of a set that the run did not see, from its test split if there is one."""
+    latents = feed.latents[feed.mixture[name].data]
     for split in ("test", "validation", "train"):
         if split in latents.records and len((reader := feed.reader(name, split)).records):
             return reader

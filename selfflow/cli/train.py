@@ -146,6 +146,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
                     checkpoints=checkpoints,
                     trace=Trace(experiment.profile, workdir, start, experiment.steps),
                     interruption=interruption,
+                    evaluate=_evaluation(experiment, feed, built, workdir, mesh),
                     **_functions(experiment, feed, mesh, shardings_of(state)),
                 )
     finally:
@@ -160,6 +161,14 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         (workdir / "summary.json").write_text(json.dumps(summary, indent=1))
     meet()
     return summary
+
+
+def _evaluation(experiment: Experiment, feed: "Feed", built: dict[str, Any], workdir: Path, mesh: Mesh) -> Any:
+    if not experiment.cadence.evaluate_every:
+        return None
+    from selfflow.cli.evaluating import SampleEvaluation
+
+    return SampleEvaluation(experiment, feed, built, workdir, mesh)
 
 
 def _functions(experiment: Experiment, feed: "Feed", mesh: Mesh, placed: State) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def train(
     summarise: Callable[[dict[str, Any]], dict[str, float]],
     diagnose: Callable[[State], dict[str, jax.Array]],
     ids: Callable[[int], list[str]],
-    evaluate: Callable[[State], dict[str, float]] = lambda state: {},
+    evaluate: Callable[[State], dict[str, float]] | None = None,
 ) -> State:
     """Runs from step `start` to `steps`.
 
@@ -150,7 +150,7 @@ def train(
                     note = fetch()
                 trace.after(number, state)
                 pending = number, dict(facts), waited, {**metrics, **extra}
-                if cadence.evaluate_every and number % cadence.evaluate_every == 0:
+                if evaluate and cadence.evaluate_every and number % cadence.evaluate_every == 0:
                     jax.block_until_ready(state)  # so that the time of the step is not counted as the evaluation's
                     asked = time.monotonic()
                     found = evaluate(state)

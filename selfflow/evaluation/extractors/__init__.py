@@ -55,6 +55,18 @@ _KINDS: dict[str, tuple[Medium, ...]] = {
 }
 
 
+def media_of(spec: str) -> tuple[Medium, ...]:
+    """What the extractor that a flag names can look at.
+
+    Raises:
+      UserError: if there is no such extractor.
+    """
+    kind, equals, where = spec.partition("=")
+    if (medias := _KINDS.get(kind + equals)) is None or (equals and not where):
+        raise UserError(f"--features {spec!r}: {_remedy(kind)}")
+    return medias
+
+
 def open_extractor(spec: str, medium: str) -> Extractor:
     """The extractor that a flag names, with its weights.
 
@@ -67,9 +79,8 @@ def open_extractor(spec: str, medium: str) -> Extractor:
       UserError: if there is no such extractor, it does not suit the medium, its package is not installed, or its file
         is missing, damaged or not what it should be.
     """
-    kind, equals, where = spec.partition("=")
-    if (medias := _KINDS.get(kind + equals)) is None or (equals and not where):
-        raise UserError(f"--features {spec!r}: {_remedy(kind)}")
+    medias = media_of(spec)
+    kind, _, where = spec.partition("=")
     if medium not in medias:
         fitting = [_shown(kind) for kind, medias in _KINDS.items() if medium in medias]
         offer = f"give {' or '.join(fitting)}" if fitting else "no extractor does"

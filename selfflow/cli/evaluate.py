@@ -1,0 +1,289 @@
+"""`selfflow evaluate`: how far samples of a run are from real clips, and whether they obey the world's laws."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selfflow.cli.folders import data_folder
+from selfflow.cli.parse import parse_run
+from selfflow.errors import UserError
+from selfflow.experiment import Experiment
+from selfflow.progress import Progress
+from selfflow.sampling.generate import Sampler
+from selfflow.training.sharding import Devices
+from selfflow.tree import to_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from selfflow.evaluation.compare import Comparison
+    from selfflow.evaluation.gather import Gathered, Looks
+    from selfflow.evaluation.real import RealClips
+    from selfflow.sampling.of_run import RunSampler
+
+_EXAMPLE = "selfflow evaluate runs/any_to_any --modality audio --given video --samples 512"
+_REAL, _DECODED, _SAMPLES, _NOISE = "real clips", "real, decoded", "samples", "noise"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `selfflow evaluate`."""
+
+    sampler: Sampler
+    """How samples are drawn; by default as the run says."""
+    features: tuple[str, ...] = ()
+    """Whose features the distances are between: layer (the run's own teacher block) or layer=K, effnet, logmel, birdnet,
+    inception=FILE, i3d=FILE, clap=FOLDER; by default as the run says."""
+    samples: int = 256
+    """Number of samples; distances of other numbers are other distances."""
+    modality: str = ""
+    """What to generate, as in `selfflow sample`."""
+    given: tuple[str, ...] = ()
+    """What is given, as in `selfflow sample`; without a file, clips of the test split."""
+    seed: int = 0
+    """Of the samples."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    weights: Literal["ema", "student"] = "ema"
+    """The EMA or the student."""
+    batch_size: int = 32
+    """Samples at once."""
+    reference: Path | None = None
+    """File of real features to hold samples against instead of the test split: what --save-reference wrote, or for
+    FID statistics as ADM has them; with one extractor of --features."""
+    save_reference: Path | None = None
+    """Where to write the features of the real clips, with one extractor of --features."""
+    adm_npz: Path | None = None
+    """Where to write the samples as ADM's evaluator reads them (pictures alone)."""
+    out: Path | None = None
+    """File for the results; by default one below RUN/evaluations."""
+    devices: Devices = Devices()
+    """How weights and samples are spread over devices."""
+    data_dir: Path | None = None
+    """Where the data of the run is; by default $SELFFLOW_DATA or ~/.cache/selfflow."""
+
+    def __post_init__(self):
+        for name, least in (("samples", 4), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least {least}")
+
+
+def main(arguments: list[str]) -> None:
+    """Parses `RUN [--samples N] [--features F ...] [--given CASE]` and prints the tables."""
+    parsed = parse_run(
+        "evaluate",
+        arguments,
+        _EXAMPLE,
+        lambda experiment: Options(experiment.sampler, experiment.evaluation.features),
+    )
+    if parsed is None:
+        return
+    path, options = parsed
+    from selfflow.buckets.paths import url
+    from selfflow.cli.sample import held_out, load_weights
+    from selfflow.prepare import prepare
+    from selfflow.run import open_run
+    from selfflow.sampling.of_run import RunSampler, Wanted
+
+    run = open_run(path)
+    if not run.experiment.data:
+        raise UserError(f"{path} has no data to hold samples against: its weights were imported")
+    if url(path) and not options.out:
+        raise UserError(f"{path} is in a bucket: name a local file for the results with --out")
+    mesh, weights, step = load_weights(run, options.step, options.weights, options.devices)
+    feed, built = prepare(run.experiment, data_folder(options.data_dir))
+    names = tuple(filter(None, options.modality.split(",")))
+    wanted = Wanted(names, options.given, options.sampler)
+    sampler = RunSampler(run, wanted, weights, partial(held_out, feed), mesh)
+    results = evaluate(run.experiment, feed, built, sampler, weights, f"{run.source} at step {step}", options)
+    told = {"run": run.source, "step": step, "set": sampler.set, **_settings(options), "rows": results}
+    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
+    out = options.out or run.path / "evaluations" / f"step_{step}_{sampler.set}{case}_seed{options.seed}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(told, indent=1))
+    print(f"\nAll numbers: {out}")
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    told = to_json(options)
+    return {name: told[name] for name in ("samples", "given", "seed", "weights", "sampler", "features")}
+
+
+def evaluate(
+    experiment: Experiment,
+    feed: Any,
+    built: dict[str, Any],
+    sampler: "RunSampler",
+    weights: Any,
+    of: str,
+    options: Options,
+) -> dict[str, dict[str, float]]:
+    """Prints the tables of samples beside real clips and noise; returns their numbers by row.
+
+    Args:
+      experiment, feed, built: of the run.
+      sampler: draws the samples.
+      weights: parameters of the model, for its own layer.
+      of: what tells these weights from others.
+      options: flags of the command.
+    """
+    import numpy as np
+
+    from selfflow.cli.evaluating import comparisons, looks_of, numbers_of, real_clips, reference_of, world_of
+    from selfflow.evaluation.gather import WATCHED, Gathered
+
+    name, n = sampler.set, options.samples
+    data = experiment.mixture[name].data
+    looks = looks_of(
+        options.features,
+        experiment,
+        name,
+        sampler.modalities,
+        weights,
+        of,
+        world_of(experiment, name, built.get(data)),
+        WATCHED,
+    )
+    splits = {split: real_clips(experiment, feed, built, name, split) for split in ("train", "test")}
+    held_out = splits["test"] if len(splits["test"].numbers()) else splits["train"]
+    numbers = held_out.numbers()
+    # Twice n, for the distance of real clips from real ones; no others, that n alone decides.
+    reference = reference_of(held_out, looks, n, min(len(numbers), max(2 * n, WATCHED)), options.batch_size)
+    against = dict(reference.features)
+    _save_or_load(against, looks, options)
+    # The clips that samples are given must not be those that they are held beside: those of train are.
+    others = splits["train"].numbers()[:n]
+    rows = {
+        _REAL: splits["train"].batches(others, options.batch_size),
+        _DECODED: splits["train"].batches(others, options.batch_size, decoded=True),
+        _SAMPLES: ((s.latents, s.media) for s in sampler.batches(np.arange(n), options.seed, options.batch_size)),
+        _NOISE: _noise(sampler, n, options.batch_size),
+    }
+    gathered: dict[str, Gathered] = {}
+    for row, batches in rows.items():
+        gathered[row] = Gathered(looks, n)
+        passing = _passing(batches, gathered[row], row, n)
+        if row == _SAMPLES and options.adm_npz:
+            _write_adm(options.adm_npz, passing, sampler, n)
+        else:
+            for _ in passing:
+                pass
+    compared = {row: comparisons(against, found) for row, found in gathered.items()}
+    _print(sampler, options, held_out, reference.count, gathered, compared)
+    return {row: numbers_of(gathered[row], compared[row]) for row in gathered}
+
+
+def _passing(batches: Iterator[Any], gathered: "Gathered", row: str, n: int) -> Iterator[dict[str, "np.ndarray"]]:
+    with Progress(row, n, unit="clip") as shown:
+        for latents, media in batches:
+            gathered.add(latents, media)
+            yield media
+            shown.advance(len(next(iter(latents.values()))))
+
+
+def _noise(sampler: "RunSampler", n: int, size: int) -> Iterator[Any]:
+    """Decoded noise: what a sampler starts from."""
+    import numpy as np
+
+    from selfflow.sampling.generate import sample_noise
+
+    for start in range(0, n, size):
+        numbers = np.arange(start, min(start + size, n))
+        latents = {
+            m: np.asarray(x.from_tokens(sample_noise(0, numbers, m, (x.tokens, x.token_size))))
+            for m, x in sampler.modalities.items()
+        }
+        yield latents, sampler.decode(latents)
+
+
+def _write_adm(path: Path, passing: Iterator[dict[str, "np.ndarray"]], sampler: "RunSampler", n: int) -> None:
+    from selfflow.evaluation.adm import write_adm
+
+    if "image" not in sampler.modalities:
+        raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
+    write_adm(path, (media["image"] for media in passing), n)
+    print(f"{path}: {n} samples for ADM's evaluator")
+
+
+def _save_or_load(against: dict[str, Any], looks: "Looks", options: Options) -> None:
+    """Writes the reference, or puts the one from a file into its place."""
+    from selfflow.evaluation.accumulate import load_reference
+
+    for flag, path in (("--save-reference", options.save_reference), ("--reference", options.reference)):
+        if path is None:
+            continue
+        if len(against) != 1:
+            raise UserError(
+                f"{flag} holds features of one extractor, and there are {', '.join(against) or 'none'}: name one "
+                "with --features, and one modality with --modality"
+            )
+        ((name, found),) = against.items()
+        if flag == "--save-reference":
+            found.save(path)
+            print(f"{path}: {name} of {found.count} real clips")
+        else:
+            against[name] = load_reference(path, (*looks.extractors, looks.layer)[0])
+
+
+def _print(
+    sampler: "RunSampler",
+    options: Options,
+    held_out: "RealClips",
+    count: int,
+    gathered: dict[str, "Gathered"],
+    compared: dict[str, dict[str, "Comparison"]],
+) -> None:
+    case = f", given {' '.join(options.given)}" if options.given else ""
+    where = options.reference or f"{count} clips of the {held_out.split} split"
+    print(f"\n{sampler.set} ({', '.join(sampler.modalities)}){case}: {options.samples} samples, against {where}")
+    if held_out.built is None:
+        print("The raw data is not there: all real clips are decoded latents.")
+    for name in compared[_SAMPLES]:
+        _print_distances(name, {row: found[name] for row, found in compared.items()})
+    verdicts = {row: verdict for row, found in gathered.items() if (verdict := found.verdict())}
+    if verdicts:
+        from selfflow.evaluation.collisions.verify import PASSES
+
+        print("\nThe world's laws: share of clips that pass, and how many a check applies to")
+        lines = {
+            check if check in PASSES else f"{check} (a correlation)": {
+                row: f"{verdict.rows[check].value:.2f} ({verdict.rows[check].n})" for row, verdict in verdicts.items()
+            }
+            for check in verdicts[_REAL].rows
+        }
+        swapped = {row: found.swapped() for row, found in gathered.items()}
+        if any(swapped.values()):
+            lines["own sound, not another's (AUC)"] = {
+                row: f"{told.auc:.2f} ({told.n})" if told else "-" for row, told in swapped.items()
+            }
+        _print_rows([*verdicts], lines)
+    known = {row: [v for v in found.in_step if math.isfinite(v)] for row, found in gathered.items()}
+    if any(known.values()):
+        print("\nSynchrony of onset strength and motion: mean peak of their correlation, and clips that have both")
+        means = {row: f"{sum(v) / len(v):.2f} ({len(v)})" if v else "-" for row, v in known.items()}
+        _print_rows([*known], {"peak": means})
+
+
+def _print_distances(name: str, compared: dict[str, "Comparison"]) -> None:
+    shown = lambda value, digits=2: "-" if value is None else f"{value:.{digits}f}"
+    one = compared[_SAMPLES]
+    distance = name.split()[0]
+    head = f"{distance} at n = {one.samples}"
+    headline = "" if one.headline is None else f"; headline: {'KID' if one.headline == 'kid' else distance}"
+    print(f"\n{name}{headline}")
+    print(f"  {'':<16} {'KID x 1000':>18} {head:>24} {'precision':>10} {'recall':>7}")
+    for row, c in compared.items():
+        kid = "-" if c.kid is None else f"{1000 * c.kid:.2f} +- {1000 * c.kid_error:.2f}"
+        print(f"  {row:<16} {kid:>18} {shown(c.frechet):>24} {shown(c.precision):>10} {shown(c.recall):>7}")
+    print(f"  real against real, {distance} at the same n: {shown(one.frechet_real)}")
+
+
+def _print_rows(columns: list[str], lines: dict[str, dict[str, str]]) -> None:
+    width = max(map(len, lines)) + 2
+    print(f"  {'':<{width}}" + "".join(f"{column:>16}" for column in columns))
+    for label, values in lines.items():
+        print(f"  {label:<{width}}" + "".join(f"{values.get(column, '-'):>16}" for column in columns))

@@ -1,0 +1,126 @@
+"""A stream of samples, looked at from all sides, in memory that does not grow with their number."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from selfflow.data.collisions import Collisions
+from selfflow.evaluation.accumulate import Accumulator
+from selfflow.evaluation.collisions.judges import Judges
+from selfflow.evaluation.collisions.verify import Seen, Verdict, judge, see
+from selfflow.evaluation.extractors import Extractor
+from selfflow.evaluation.own_layer import OwnLayer
+from selfflow.evaluation.synchrony import synchrony
+
+# Clips whose tracks and sounds are kept for the checks, which look at many of them together.
+WATCHED = 1024
+
+
+class World(NamedTuple):
+    """Collisions, which physics can judge: settings of the data set, and what was fitted to real clips."""
+
+    settings: Collisions
+    judges: Judges | None
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What samples of a set are looked at with.
+
+    Attributes:
+      rates: frames or samples a second of the media, by modality; pictures have 0.
+      extractors: each looks at the medium that it names.
+      layer: the run's own features, of latents.
+      world: of the verifier, for sets with video of Collisions.
+      watched: how many clips it and synchrony look at, the first ones.
+    """
+
+    rates: dict[str, float]
+    extractors: tuple[Extractor, ...] = ()
+    layer: OwnLayer | None = None
+    world: World | None = None
+    watched: int = WATCHED
+
+
+class Gathered:
+    """What is known of a stream of samples.
+
+    Args:
+      looks: what they are looked at with.
+      n: of the Frechet distances.
+
+    Attributes:
+      features: by the name of their Frechet distance and what was looked at, such as "FD-EffNet video".
+      seen, sounds: the watched clips, as the verifier keeps them.
+      in_step: synchrony of each watched clip with a film and a sound; nan where one of them does not change.
+      count: samples.
+    """
+
+    def __init__(self, looks: Looks, n: int):
+        self.looks, self.count = looks, 0
+        every = [*looks.extractors, *([looks.layer] if looks.layer else [])]
+        self.features = {f"{e.distance} {e.medium}": Accumulator(e, n) for e in every}
+        self.seen: list[Seen] = []
+        self.sounds: list[np.ndarray] = []
+        self.in_step: list[float] = []
+
+    def add(self, latents: dict[str, np.ndarray], media: dict[str, np.ndarray]) -> None:
+        """Looks at a batch, as latents and as media {modality: [B, ...]}."""
+        looks = self.looks
+        for extractor in looks.extractors:
+            features = extractor(media[extractor.medium], looks.rates[extractor.medium])
+            self.features[f"{extractor.distance} {extractor.medium}"].add(features)
+        if looks.layer:
+            self.features[f"{looks.layer.distance} {looks.layer.medium}"].add(looks.layer(latents))
+        if (room := looks.watched - self.count) > 0:
+            self._watch({m: x[:room] for m, x in media.items()})
+        self.count += len(next(iter(latents.values())))
+
+    def _watch(self, media: dict[str, np.ndarray]) -> None:
+        looks, videos, sounds = self.looks, media.get("video"), media.get("audio")
+        if videos is None:
+            return
+        if looks.world:
+            self.seen += [see(video, looks.world.settings) for video in videos]
+            self.sounds += [] if sounds is None else [sound.copy() for sound in sounds]
+        if sounds is not None:
+            self.in_step += synchrony(videos, sounds, looks.rates["video"], looks.rates["audio"]).peak.tolist()
+
+    def verdict(self, sounds: list[np.ndarray] | None = None) -> Verdict | None:
+        """What the verifier says of the watched clips, be it with other sounds; None where it has not looked."""
+        if not self.seen:
+            return None
+        return judge(self.seen, sounds or self.sounds or None, *self.looks.world)
+
+    def swapped(self, seed: int = 0) -> "Swapped | None":
+        """How well film and sound of a clip belong together: against another clip's sound.
+
+        Returns:
+          None without Collisions that sound, or with fewer than two clips that synchrony can be told of.
+        """
+        if not self.seen or not self.sounds:
+            return None
+        # A shift of a random order leaves no sound where it was.
+        order = np.random.default_rng(seed).permutation(len(self.sounds))
+        other = [self.sounds[there] for there in np.roll(order, 1)[np.argsort(order)]]
+        own, swap = (self.verdict(sounds).scores["synchrony"] for sounds in (None, other))
+        both = np.isfinite(own) & np.isfinite(swap)
+        if both.sum() < 2:
+            return None
+        from sklearn.metrics import roc_auc_score
+
+        truth = np.repeat([1, 0], both.sum())
+        return Swapped(float(roc_auc_score(truth, np.concatenate([own[both], swap[both]]))), int(both.sum()))
+
+
+class Swapped(NamedTuple):
+    """The chance that the verifier's synchrony prefers a clip's own sound to a swapped one.
+
+    Attributes:
+      auc: area under the ROC curve; 0.5 for sounds that have nothing to do with their films.
+      n: clips with three contacts or more.
+    """
+
+    auc: float
+    n: int

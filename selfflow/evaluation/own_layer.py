@@ -1,0 +1,54 @@
+"""The run's own features: what a block of its network makes of latents."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from selfflow.modality import Modality
+from selfflow.models.joint import Output
+from selfflow.representation.features import Forward
+
+
+class OwnLayer:
+    """Features of a block of a run's network: the means over the tokens of each modality of a set, side by side.
+
+    They see a set as a whole, a film with its sound, and mean something for these weights alone: distances on them
+    compare sampling of one checkpoint, not two runs.
+
+    Args:
+      apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`.
+      params: its parameters.
+      modalities: those of the set.
+      layer: the block, counted from 1.
+      tau: noise level of the latents.
+      null_label: the label that stands for none.
+      weights: what tells these parameters from others, such as RUN and step.
+
+    Attributes: as `extractors.Extractor` has them; `medium` is the set.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., Output],
+        params: Any,
+        modalities: dict[str, Modality],
+        layer: int,
+        tau: float,
+        null_label: int,
+        width: int,
+        weights: str,
+    ):
+        self.name = f"layer{layer}"
+        self.distance = f"FD-{self.name}"
+        self.medium = "+".join(modalities)
+        self.identity = f"{self.name} at tau {tau:g} of {weights}, {self.medium}"
+        self.width = width * len(modalities)
+        self._params, self._layer, self._names = params, layer, sorted(modalities)
+        self._forward = Forward(apply, modalities, (layer,), tau, null_label)
+
+    def __call__(self, latents: dict[str, np.ndarray]) -> np.ndarray:
+        """Latents {modality: [B, ...]} -> features float32 [B, D]; all are noised alike, so that none depends on B."""
+        numbers = np.zeros(len(latents[self._names[0]]), int)
+        found = self._forward(self._params, latents, numbers)[self._layer]
+        return np.concatenate([found[m] for m in self._names], axis=1)

@@ -1,0 +1,136 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from selfflow.cli.evaluate import main
+from selfflow.errors import UserError
+from selfflow.evaluation.settings import Evaluation
+from selfflow.experiment_file import load_experiment
+from selfflow.run import open_run
+from selfflow.training.metrics import TIMINGS
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def evaluate(tiny_run, data_dir, tmp_path):
+    def call(*flags):
+        flags = ["--data-dir", data_dir, "--samples", 6, "--batch-size", 4, "--out", tmp_path / "out.json", *flags]
+        main([str(tiny_run), *map(str, flags)])
+        return json.loads((tmp_path / "out.json").read_text())["rows"]
+
+    return call
+
+
+def test_samples_stand_beside_real_clips_and_noise(evaluate, capsys):
+    rows = evaluate("--features", "layer", "logmel")
+    assert [*rows] == ["real clips", "real, decoded", "samples", "noise"]
+    for name in ("FD-layer2 video+audio", "FD-LogMel audio"):
+        distance = {row: found[f"frechet/{name}"] for row, found in rows.items()}
+        assert distance["noise"] > distance["real clips"] and rows["samples"][f"kid_error/{name}"] > 0
+    assert rows["real clips"]["world/bodies"] > rows["noise"]["world/bodies"]
+    assert rows["real clips"]["synchrony"] > rows["noise"]["synchrony"]
+    said = capsys.readouterr().out
+    for line in ("headline: KID", "real against real", "The world's laws", "Synchrony of onset"):
+        assert line in said
+
+
+def test_pictures_for_the_evaluator_of_adm(evaluate, tmp_path):
+    rows = evaluate("--modality", "image", "--features", "layer=1", "--adm-npz", tmp_path / "made.npz")
+    assert "kid/FD-layer1 image" in rows["samples"] and "synchrony" not in rows["samples"]
+    with np.load(tmp_path / "made.npz") as made:
+        assert made["arr_0"].shape == (6, 32, 32, 3) and made["arr_0"].dtype == np.uint8
+
+
+def test_the_sound_of_a_given_film(evaluate, capsys):
+    rows = evaluate("--modality", "audio", "--given", "video", "--features", "logmel")
+    assert "given video" in capsys.readouterr().out
+    assert rows["samples"]["world/bodies"] > 0.5  # the films are real
+
+
+def test_a_reference_is_kept_and_one_of_other_features_refused(evaluate, tmp_path):
+    file = tmp_path / "real.npz"
+    first = evaluate("--features", "logmel", "--save-reference", file)
+    again = evaluate("--features", "logmel", "--reference", file)
+    assert again["samples"] == first["samples"]
+    with pytest.raises(UserError, match="real.npz was made with"):
+        evaluate("--features", "layer", "--reference", file)
+    with pytest.raises(UserError, match="features of one extractor"):
+        evaluate("--features", "layer", "logmel", "--reference", file)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--features", "layer=9"], "blocks 1 to 3"),
+        (["--features", "logmell"], "did you mean logmel"),
+        (["--features", "inception=nowhere.pth", "--modality", "image"], "nowhere.pth"),
+        (["--samples", "1"], "--samples is 1"),
+        (["--adm-npz", "a.npz"], "takes pictures"),
+        (["--given", "region:0,0,1,0.5"], "schedule.given lacks region"),
+    ],
+)
+def test_what_cannot_be_evaluated(evaluate, flags, said):
+    with pytest.raises(UserError, match=said):
+        evaluate(*flags)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_run, data_dir, tmp_path_factory):
+    """The tiny run again, with evaluations."""
+    from selfflow.cli.train import train
+
+    experiment = load_experiment(TINY)
+    experiment = dataclasses.replace(
+        experiment,
+        cadence=dataclasses.replace(experiment.cadence, evaluate_every=5),
+        evaluation=Evaluation(samples=4, shown=2),
+    )
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    train(experiment, folder, data_dir)
+    return folder
+
+
+def test_evaluations_leave_the_training_as_it_is(evaluated, tiny_run):
+    plain, looked = (open_run(folder).metrics() for folder in (tiny_run, evaluated))
+    trained = lambda row: {k: v for k, v in row.items() if not k.startswith("samples/") and k not in TIMINGS}
+    assert [trained(row) for row in looked] == [trained(row) for row in plain]
+
+
+def test_their_numbers_stand_in_the_metrics_and_what_was_drawn_in_tensorboard(evaluated):
+    rows = {row["step"]: row for row in open_run(evaluated).metrics()}
+    told = {step for step, row in rows.items() if any(name.startswith("samples/") for name in row)}
+    assert told == {5, 10}
+    for name in ("samples/joint/kid/FD-layer2 video+audio", "samples/image/kid/FD-layer2 image"):
+        assert np.isfinite(rows[10][name])
+    assert "samples/joint/world/bodies" in rows[10]
+    folder = evaluated / "samples" / "step_10"
+    assert {path.name for path in folder.iterdir()} == {"image.png", "joint.png"} | {
+        f"joint_0{i}.{kind}" for i in range(2) for kind in ("mp4", "wav")
+    }
+    pictures, sounds = shown_of(evaluated)
+    assert {(10, "samples/joint"), (10, "samples/image"), (5, "samples/joint")} <= pictures
+    assert (10, "samples/joint_01") in sounds
+
+
+def shown_of(folder):
+    """(step, tag) of the pictures and of the sounds in TensorBoard's events."""
+    import struct
+
+    from tensorboardX.proto.event_pb2 import Event
+
+    pictures, sounds = set(), set()
+    for path in (folder / "tensorboard").glob("events*"):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event, data = Event.FromString(data[12 : 12 + length]), data[16 + length :]
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "image":
+                    assert value.image.encoded_image_string.startswith(b"\x89PNG") and value.image.width > 100
+                    pictures.add((event.step, value.tag))
+                if value.WhichOneof("value") == "audio":
+                    assert value.audio.sample_rate == 8000 and value.audio.length_frames == 16_000
+                    sounds.add((event.step, value.tag))
+    return pictures, sounds
