@@ -19,7 +19,8 @@ _MOST_BODIES = 12
 _BINS = 12
 # Distances of colours, 0 to 1 per channel.
 _LIT = 0.35
-_EXPLAINED = 0.16
+_SAME = 0.1
+_ALIKE = 0.4
 _FOREIGN = 0.4
 # Coverage below this is what a lossy autoencoder leaves on the background.
 _FAINT = 0.08
@@ -70,13 +71,16 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
     palette = _palette(light)
     if not len(palette):
         return _none(frames)
-    labels, cover = _segment(light, palette, least=0.15 * (settings.radius[0] / unit) ** 2)
+    # A ninth of the smallest triangle: bodies that shrink are followed down to this.
+    least = 0.15 * (settings.radius[0] / unit) ** 2
+    labels, cover = _segment(light, palette, least)
     blobs = _measure(labels, cover, light)
-    if not len(blobs.area) or len(blobs.area) > frames * _MOST_BODIES:
+    large = blobs.area >= least
+    if not large.any() or large.sum() > frames * _MOST_BODIES:
         return _none(frames)
     bodies, extra = [], np.zeros(frames, int)
-    for colour in np.unique(blobs.colour):
-        found, beyond = _link(blobs, np.flatnonzero(blobs.colour == colour), labels, cover, frames)
+    for colour in np.unique(blobs.colour[large]):
+        found, beyond = _link(blobs, np.flatnonzero(large & (blobs.colour == colour)), labels, cover, frames)
         bodies += found
         extra += beyond
     centres, areas, members = (list(part) for part in zip(*bodies))
@@ -96,25 +100,39 @@ def _none(frames: int) -> Tracks:
 
 
 def _palette(light: np.ndarray) -> np.ndarray:
-    """Colours of the bodies over the background, float32 [C, 3]: each the densest of what earlier ones leave over."""
-    left = light[np.einsum("thwc,thwc->thw", light, light) > _LIT**2]
+    """Colours of the bodies over the background, float32 [C, 3]: each the densest hue of what earlier ones leave over.
+
+    A blurred body shows its colour in every strength, and nearly its own only in its middle: what counts is the
+    direction from the background, and the strength is a high quantile.
+    """
+    strength = np.sqrt(np.einsum("thwc,thwc->thw", light, light))
+    lit = strength > _LIT
+    near = lit
+    for axis in (1, 2):
+        near = ndimage.maximum_filter1d(near, 5, axis=axis, mode="constant")
+    # How much a lossy autoencoder stirs the background tells how much it stirs the colours.
+    stirred = np.quantile(strength[~near], 0.98) if not near.all() else 1.0
+    same = np.clip(0.04 + 2 * stirred, 0.04, 0.15)
+    left, strength = light[lit], strength[lit]
     # A body is worth looking for if it covers some pixels in some frames.
-    least = max(4, 2 * len(light))
+    least = max(4, 3 * len(light))
     colours = []
-    while len(left) >= least and len(colours) < _MOST_COLOURS:
-        bins = np.clip(((left + 0.1) * _BINS).astype(int), 0, 2 * _BINS - 1)
+    for _ in range(2 * _MOST_COLOURS):
+        if len(left) < least or len(colours) == _MOST_COLOURS:
+            break
+        ways = left / strength[:, None]
+        bins = np.clip(((ways + 1) * _BINS).astype(int), 0, 2 * _BINS - 1)
         keys = (bins[:, 0] * 2 * _BINS + bins[:, 1]) * 2 * _BINS + bins[:, 2]
-        densest = left[keys == np.bincount(keys).argmax()].mean(axis=0)
+        near = keys == np.bincount(keys, strength**2).argmax()
         for _ in range(3):
-            near = np.square(left - densest).sum(axis=1) < 0.1**2
-            densest = left[near].mean(axis=0) if near.any() else densest
-        colours.append(densest)
-        near = _residual(left, densest)[0] < _EXPLAINED**2
-        for other in colours[:-1]:
-            # What lies between two touching bodies is neither's colour and no third body.
-            near |= _pair(left, densest, other)[2] < _EXPLAINED**2
-        near |= np.square(left - densest).sum(axis=1) < _EXPLAINED**2
-        left = left[~near]
+            way = np.average(ways[near], axis=0, weights=strength[near] ** 2)
+            around = np.square(ways - way).sum(axis=1) < same**2
+            near = around if around.any() else near
+        if near.sum() >= least:  # fewer lie between two touching bodies
+            way = way / np.linalg.norm(way)
+            colours.append(way * np.quantile(left[near] @ way, 0.8))
+            near |= _residual(left, 1.25 * colours[-1])[0] < same**2
+        left, strength = left[~near], strength[~near]
     return np.array(colours, np.float32).reshape(-1, 3)
 
 
@@ -139,21 +157,18 @@ def _segment(light: np.ndarray, palette: np.ndarray, least: float) -> tuple[np.n
     Returns:
       Labels, int [C, T, H, W], 0 for none, each with the faint edge around it, and coverage, float32 of that shape.
     """
-    rest, share = (np.stack(part) for part in zip(*(_residual(light, colour) for colour in palette)))
-    best = rest.argmin(axis=0)
-    solid = (best == np.arange(len(palette))[:, None, None, None]) & (share > 0.5) & (rest < _FOREIGN**2)
-    touching = np.zeros((3, 3, 3, 3), bool)
-    touching[1, 1] = ndimage.generate_binary_structure(2, 1)
-    labels, count = ndimage.label(solid, touching)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)
-    kept = sizes >= least
-    kept[0] = False
-    labels = np.where(kept, np.cumsum(kept), 0)[labels]
+    while True:
+        rest, share = (np.stack(part) for part in zip(*(_residual(light, colour) for colour in palette)))
+        best = rest.argmin(axis=0)
+        solid = (best == np.arange(len(palette))[:, None, None, None]) & (share > 0.5) & (rest < _FOREIGN**2)
+        doubled = _doubled(solid, palette)
+        if doubled is None:
+            break
+        palette = np.delete(palette, doubled, axis=0)
+    solid = _whole(solid, palette)
+    labels, _ = _patches(solid, least)
     # An edge pixel is too faint to tell whose it is by its colour: it is of a body that it touches.
-    grown = labels
-    for axis in (2, 3):
-        grown = ndimage.maximum_filter1d(grown, 3, axis=axis, mode="constant")
-    labels = np.where(labels > 0, labels, grown)
+    labels = np.where(labels > 0, labels, _grown(labels))
     near = labels > 0
     cover = np.where(near, share, 0)
     for a in range(len(palette)):
@@ -163,6 +178,62 @@ def _segment(light: np.ndarray, palette: np.ndarray, least: float) -> tuple[np.n
                 cover[a][both], cover[b][both], _ = _pair(light[both], palette[a], palette[b])
     cover[cover < _FAINT] = 0
     return labels, cover
+
+
+def _doubled(solid: np.ndarray, palette: np.ndarray) -> int | None:
+    """A colour that is only a tinge of another: it is like it, and hardly ever shown away from it. None if none is.
+
+    Two bodies meet and part; what a lossy autoencoder makes of one body stays together. Bodies of nearly the same
+    colour share one, as the edges of one would look like the other; they are told apart as patches.
+    """
+    sizes = solid.sum(axis=(1, 2, 3))
+    wide = _grown(solid)
+    hues = palette / np.linalg.norm(palette, axis=1, keepdims=True)
+    for b in np.argsort(sizes):
+        apart = np.linalg.norm(hues - hues[b], axis=1)
+        alike = (apart < _ALIKE) & (sizes >= sizes[b]) & (np.arange(len(palette)) != b)
+        together = (wide[alike].any(axis=0) & solid[b]).any(axis=(1, 2)).sum()
+        if (apart[alike] < _SAME).any() or together >= 0.9 * max(solid[b].any(axis=(1, 2)).sum(), 1):
+            return int(b)
+    return None
+
+
+def _patches(solid: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Connected patches of at least `least` pixels: labels from 1 on, [C, T, H, W], and their sizes, 0 first."""
+    touching = np.zeros((3, 3, 3, 3), bool)
+    touching[1, 1] = ndimage.generate_binary_structure(2, 1)
+    labels, count = ndimage.label(solid, touching)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    kept = sizes >= least
+    kept[0] = False
+    return np.where(kept, np.cumsum(kept), 0)[labels], np.append(0, sizes[kept])
+
+
+def _whole(solid: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Gives patches far smaller than their colour's bodies to the body of a like colour that they touch."""
+    labels, sizes = _patches(solid, 1)
+    largest = np.where(labels > 0, sizes[labels], 0).max(axis=(2, 3))  # [C, T]
+    hues = palette / np.linalg.norm(palette, axis=1, keepdims=True)
+    out = solid.copy()
+    for a in range(len(palette)):
+        typical = np.median(largest[a][largest[a] > 0]) if largest[a].any() else 0
+        small = solid[a] & (sizes[labels[a]] < 0.4 * typical)
+        if not small.any():
+            continue
+        for b in np.flatnonzero(np.linalg.norm(hues - hues[a], axis=1) < _ALIKE):
+            if b != a:
+                touched = np.unique(labels[a][small & _grown(solid[b])])
+                moved = np.isin(labels[a], touched) & small
+                out[a] &= ~moved
+                out[b] |= moved
+    return out
+
+
+def _grown(values: np.ndarray) -> np.ndarray:
+    """The largest of each pixel and its eight neighbours, over the last two axes."""
+    for axis in (-2, -1):
+        values = ndimage.maximum_filter1d(values, 3, axis=axis, mode="constant")
+    return values
 
 
 def _measure(labels: np.ndarray, cover: np.ndarray, light: np.ndarray) -> _Blobs:
@@ -184,10 +255,11 @@ def _link(blobs: _Blobs, chosen: np.ndarray, labels: np.ndarray, cover: np.ndarr
     """Bodies of one colour: ([(centres [T, 2], areas [T], blobs [T], -1 for none)], blobs beyond them [T])."""
     by_frame = [chosen[blobs.frame[chosen] == t] for t in range(frames)]
     seen = np.array([len(found) for found in by_frame])
-    number = int(np.sort(seen)[::-1][min(1, frames - 1)]) or 1
+    # What is there for less than a fifth of the frames is no body, but counts where it is large enough for one.
+    number = int(np.sort(seen)[::-1][frames // 5]) or 1
     centres = np.full((number, frames, 2), np.nan)
     areas, members = np.full((number, frames), np.nan), np.full((number, frames), -1)
-    extra = np.maximum(seen - number, 0)
+    extra = np.zeros(frames, int)
     full = np.flatnonzero(seen >= number)
     start = max(full, key=lambda t: np.sort(blobs.area[by_frame[t]])[-number])
     first = by_frame[start][np.argsort(-blobs.area[by_frame[start]])[:number]]
@@ -207,6 +279,7 @@ def _link(blobs: _Blobs, chosen: np.ndarray, labels: np.ndarray, cover: np.ndarr
             here, now = expected.copy(), np.full(number, np.nan)
             here[rows], now[rows] = blobs.centre[found[columns]], blobs.area[found[columns]]
             members[rows, t] = found[columns]
+            extra[t] = np.sum(np.delete(blobs.area[found], columns) > 0.4 * typical.min())
             missing = np.setdiff1d(np.arange(number), rows)
             if len(missing):
                 _split(missing, expected, typical, found, blobs, labels, cover, (here, now, members[:, t]))
