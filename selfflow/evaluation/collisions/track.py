@@ -330,6 +330,7 @@ def _extent(labels: np.ndarray, cover: np.ndarray, members: list, centres: np.nd
         reach += [(profile * (1 - after)).sum(axis=-1), (profile * after).sum(axis=-1)]
     radius = np.zeros((frames, number))
     away = np.stack([x, y], axis=1) + 0.5 - centres[frame, body]
-    np.maximum.at(radius, (frame, body), np.linalg.norm(away, axis=1) + weight - 0.5)
+    inner = weight > 0.5
+    np.maximum.at(radius, (frame[inner], body[inner]), (np.linalg.norm(away, axis=1) + weight - 0.5)[inner])
     middle = lambda values: np.array([np.median(v[s]) if s.any() else 0.0 for v, s in zip(values.T, seen.T)])
     return np.stack([middle(side) for side in reach], axis=1), middle(radius)
