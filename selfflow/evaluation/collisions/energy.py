@@ -17,12 +17,17 @@ def energies(tracks: Tracks, lines: Lines, seconds: float) -> tuple[np.ndarray, 
     """
     if not len(tracks.radii):
         return np.full((2, len(tracks.count)), np.nan)
-    mass = np.nanmedian(np.where(np.isfinite(tracks.areas), tracks.areas, np.nan), axis=0)[:, None]
+    mass = tracks.masses[:, None]
     speed = np.linalg.norm(lines.velocity, axis=-1)
     # A slope of n places with this noise has n (n^2 - 1) / 12 as the sum of squares of its times.
     n = np.maximum(lines.length, 2)
     error = lines.noise[:, None] / seconds / np.sqrt(n * (n**2 - 1) / 12)
-    return np.sum(mass * speed**2, axis=0) / 2, np.sqrt(np.sum(np.square(mass * speed * error), axis=0))
+    total = np.sum(mass * speed**2, axis=0) / 2
+    # Where one body's line starts and another's ends, the two may be parts of one contact that one shows a frame late.
+    ends = np.pad(np.diff(lines.piece, axis=1) > 0, ((0, 0), (0, 1)))
+    starts = np.roll(ends, 1, axis=1)
+    total[starts.any(axis=0) & ends.any(axis=0) & ~(starts & ends).any(axis=0)] = np.nan
+    return total, np.sqrt(np.sum(np.square(mass * speed * error), axis=0))
 
 
 def energy(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisions, action: np.ndarray | None) -> float:
@@ -36,15 +41,14 @@ def energy(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisio
     seconds = 1 / settings.frames_per_second
     total, error = energies(tracks, lines, seconds)
     if action is not None:
-        total = total - _work(tracks, lines, events, action, seconds)
-        return _largest_rise(total, error, [])
+        work = _work(tracks, lines, events, action, seconds)
+        return _largest_rise(total - work, error + _UNSURE * np.abs(work) / 3, [])
     if settings.push_probability == 0:
         return _largest_rise(total, error, [])
     free = [event for event in events if event.touched == NOTHING]
     if free:
         return _largest_rise(total, error, [max(free, key=lambda e: _impulse(e, tracks))])
-    most = 1.2 * settings.push_force[1] * settings.push_seconds
-    scores = [_largest_rise(total, error, [e]) for e in events if _impulse(e, tracks) <= most]
+    scores = [_largest_rise(total, error, [e]) for e in events if _may_be_pushed(e, tracks, settings)]
     return max([_largest_rise(total, error, []), *scores])
 
 
@@ -53,21 +57,27 @@ def direction(
 ) -> float:
     """Minus the slope of the energy over the clip, as a share of its mean; above 0 time runs forwards.
 
-    nan for a clip with a push (without `action`: with an event that touches nothing), and where the energy shows no
-    change beyond its tolerance.
+    nan for a clip with a push (without `action`: with an event that touches nothing, or with an energy that both rises
+    and falls), and where the energy shows no change beyond its tolerance.
     """
     pushed = np.any(action[:, :2]) if action is not None else any(e.touched == NOTHING for e in events)
     total, error = energies(tracks, lines, 1 / settings.frames_per_second)
-    known = np.flatnonzero(np.isfinite(total))
-    if pushed or len(known) < 2 or np.ptp(total[known]) <= 3 * error[known].max() + _UNSURE * total[known].max():
+    rises, falls = _largest_rise(total, error, []) < -1, _largest_rise(total[::-1], error[::-1], []) < -1
+    if pushed or not (rises or falls) or (action is None and rises and falls):
         return np.nan
+    known = np.flatnonzero(np.isfinite(total))
     slope = np.polyfit(known / (len(total) - 1), total[known], 1)[0]
     return -float(slope / total[known].mean())
 
 
 def _impulse(event: Event, tracks: Tracks) -> float:
-    areas = tracks.areas[:, event.body]
-    return float(np.linalg.norm(event.after - event.before) * np.nanmedian(areas))
+    return float(np.linalg.norm(event.after - event.before) * tracks.masses[event.body])
+
+
+def _may_be_pushed(event: Event, tracks: Tracks, settings: Collisions) -> bool:
+    """Whether the hardest push could give a body the energy that it has after an event."""
+    mass, before, after = tracks.masses[event.body], np.linalg.norm(event.before), np.linalg.norm(event.after)
+    return after <= 1.1 * (before + settings.push_force[1] * settings.push_seconds / mass)
 
 
 def _largest_rise(total: np.ndarray, error: np.ndarray, pushes: list[Event]) -> float:
@@ -92,9 +102,17 @@ def _work(tracks: Tracks, lines: Lines, events: list[Event], action: np.ndarray,
         return done
     far = np.linalg.norm(tracks.positions[pushed[0]] - action[pushed[0], 2:], axis=1)
     body = int(np.argmin(np.where(np.isfinite(far), far, np.inf)))
-    impulse, mass = action[pushed, :2].sum(axis=0) * seconds, np.nanmedian(tracks.areas[:, body])
+    impulse, mass = action[pushed, :2].sum(axis=0) * seconds, tracks.masses[body]
     own = impulse @ impulse / (2 * mass)
-    during = [e for e in events if e.body == body and e.first <= pushed[-1] and e.last > pushed[0]]
-    if during:
-        done[during[-1].last :] = max(impulse @ during[0].before + own, impulse @ during[-1].after - own)
+    # A line may end a frame early or late.
+    during = [e for e in events if e.body == body and e.first <= pushed[-1] + 1 and e.last >= pushed[0]]
+    if not during:
+        return done
+    first, last = during[0], during[-1]
+    if len(during) == 1 and first.touched == NOTHING:
+        done[last.last :] = impulse @ first.before + own
+    else:
+        steps = np.linalg.norm(np.diff(tracks.positions[first.first : last.last + 1, body], axis=0), axis=-1)
+        speeds = [np.linalg.norm(first.before), np.linalg.norm(last.after), np.nanmax(steps, initial=0.0) / seconds]
+        done[last.last :] = np.linalg.norm(impulse) * max(speeds) + own
     return done

@@ -14,7 +14,7 @@ PASSES = {
     "bodies": -0.01,  # share of frames that show another number of bodies
     "size": -0.3,  # largest change of a body's area, natural logarithm
     "apart": -0.3,  # share of the smaller body's area that is hidden
-    "unbroken": -4.0,  # units that a body jumps
+    "unbroken": -2.5,  # units that a body jumps
     "causes": -12.0,  # units per second that a velocity changes by with no cause
     "energy": -1.0,  # rise of the energy, in tolerances
     "time": 0.0,  # share of the energy that is lost over a clip
@@ -36,7 +36,7 @@ def bodies(tracks: Tracks) -> float:
 def size(tracks: Tracks, box: float) -> float:
     """Bodies keep their area: minus the largest change of its logarithm, of frames in which nothing is near."""
     free = np.where(_near(tracks, box), np.nan, tracks.areas)
-    change = np.abs(np.log(free / _typical(tracks)))
+    change = np.abs(np.log(free / tracks.masses))
     # Two frames in three, so that one bad frame does not count.
     change = np.sort(np.stack([change[:-2], change[1:-1], change[2:]]), axis=0)[1]
     return -float(np.nanmax(change)) if np.isfinite(change).any() else np.nan
@@ -44,7 +44,7 @@ def size(tracks: Tracks, box: float) -> float:
 
 def apart(tracks: Tracks, box: float) -> float:
     """Bodies that meet hide nothing of each other, and walls nothing of them: minus the largest hidden share."""
-    typical = _typical(tracks)
+    typical = tracks.masses
     missing = 1 - tracks.areas / typical
     hidden = [missing[:, k][at] for k, at in enumerate(_at_wall(tracks, box).T)]
     for a, b, close in _pairs(tracks):
@@ -56,7 +56,12 @@ def apart(tracks: Tracks, box: float) -> float:
 
 def unbroken(tracks: Tracks, lines: Lines, events: list[Event], seconds: float) -> float:
     """Paths have no gaps: minus the largest jump between two lines that should meet, or beyond any speed seen."""
-    jumps = [event.jump for event in events if event.last == event.first + 1]
+    jumps = []
+    for event in events:
+        if event.last == event.first + 1:
+            # Two contacts between two frames hide a way of which neither line knows.
+            fastest = max(np.linalg.norm(event.before), np.linalg.norm(event.after))
+            jumps.append(event.jump - (0.5 * fastest * seconds if event.touched != NOTHING else 0.0))
     speeds = np.linalg.norm(lines.velocity, axis=-1)
     if np.isfinite(speeds).any():
         steps = np.linalg.norm(np.diff(tracks.positions, axis=0), axis=-1)
@@ -72,10 +77,6 @@ def causes(events: list[Event], lines: Lines, settings: Collisions) -> float:
     pushes = 1 if settings.push_probability > 0 else 0
     left = changes[: len(changes) - pushes]
     return -max(left, default=0.0)
-
-
-def _typical(tracks: Tracks) -> np.ndarray:
-    return np.array([np.median(a[np.isfinite(a)]) if np.isfinite(a).any() else np.nan for a in tracks.areas.T])
 
 
 def _pairs(tracks: Tracks):

@@ -42,6 +42,12 @@ class Tracks(NamedTuple):
     count: np.ndarray
     """Bodies seen in each frame, int [T]."""
 
+    @property
+    def masses(self) -> np.ndarray:
+        """Mass of each body, the median of its area, units^2, float64 [K]; nan where it is never seen."""
+        seen = [areas[np.isfinite(areas)] for areas in self.areas.T]
+        return np.array([np.median(areas) if len(areas) else np.nan for areas in seen])
+
 
 class _Blobs(NamedTuple):
     """Connected patches of one colour, all frames together."""
@@ -305,8 +311,8 @@ def _split(missing, expected, typical, found, blobs, labels, cover, into) -> Non
             power = np.square(pixels[:, None] - centre).sum(axis=-1) - typical[sharing] / np.pi
             mine = (power.argmin(axis=1)[:, None] == np.arange(len(sharing))) * weight[:, None]
             centre = np.where(mine.sum(0)[:, None] > 0, mine.T @ pixels / np.maximum(mine.sum(0), 1e-9)[:, None], centre)
-        here[sharing], now[sharing], member[body] = centre, mine.sum(axis=0), -1
-        member[sharing] = -1
+        part = mine.sum(axis=0)
+        here[sharing], now[sharing], member[sharing] = centre, np.where(part > 0, part, np.nan), -1
 
 
 def _extent(labels: np.ndarray, cover: np.ndarray, members: list, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
