@@ -12,6 +12,8 @@ WALL, NOTHING = -1, -2
 _WALL_SLACK, _BODY_SLACK = 3.0, 2.0
 # Units per second; less is how well a line is known.
 _LEAST_CHANGE = 5.0
+# Units; likewise.
+_LEAST_JUMP = 1.0
 
 
 class Event(NamedTuple):
@@ -50,8 +52,9 @@ def find_events(tracks: Tracks, lines: Lines, settings: Collisions) -> list[Even
         pieces = lines.piece[body, long]
         cuts = np.flatnonzero(np.diff(pieces))
         for first, last in zip(long[cuts], long[cuts + 1]):
-            if np.linalg.norm(lines.velocity[body, last] - lines.velocity[body, first]) >= _LEAST_CHANGE:
-                found.append(_event(body, int(first), int(last), tracks, lines, settings))
+            event = _event(body, int(first), int(last), tracks, lines, settings)
+            if np.linalg.norm(event.after - event.before) >= _LEAST_CHANGE or event.jump >= _LEAST_JUMP:
+                found.append(event)
     return found
 
 

@@ -54,9 +54,9 @@ def apart(tracks: Tracks, box: float) -> float:
     return -max(float(np.nanmax(hidden)), 0.0) if np.isfinite(hidden).any() else np.nan
 
 
-def unbroken(tracks: Tracks, lines: Lines, events: list[Event], seconds: float) -> float:
-    """Paths have no gaps: minus the largest jump between two lines that should meet, or beyond any speed seen."""
-    jumps = []
+def unbroken(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisions) -> float:
+    """Paths have no gaps: minus the largest jump between two lines that should meet, or of a step beyond any speed."""
+    seconds, jumps = 1 / settings.frames_per_second, []
     for event in events:
         if event.last == event.first + 1:
             # Two contacts between two frames hide a way of which neither line knows.
@@ -65,7 +65,7 @@ def unbroken(tracks: Tracks, lines: Lines, events: list[Event], seconds: float) 
     speeds = np.linalg.norm(lines.velocity, axis=-1)
     if np.isfinite(speeds).any():
         steps = np.linalg.norm(np.diff(tracks.positions, axis=0), axis=-1)
-        jumps.append(np.nanmax(steps, initial=0.0) - 1.5 * np.nanmax(speeds) * seconds)
+        jumps.append(np.nanmax(steps, initial=0.0) - max(settings.speed[1], 1.5 * np.nanmax(speeds)) * seconds)
     return -max(0.0, *jumps) if jumps else np.nan
 
 
