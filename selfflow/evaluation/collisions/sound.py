@@ -52,23 +52,51 @@ def shaken(tracks: Tracks, lines: Lines, events: list[Event], seconds: float) ->
     if len(out) < 3 or not len(tracks.radii):
         return out
     change = np.linalg.norm(np.diff(tracks.positions, n=2, axis=0), axis=-1) / seconds
-    quiet = (lines.piece[:, 2:] == lines.piece[:, :-2]).T
-    for event in events:
-        if event.touched == NOTHING:
-            quiet[max(event.first - 1, 0) : event.last, event.body] = True
-    out[1:-1] = np.nansum(np.where(quiet, 0.0, change) * np.nan_to_num(tracks.masses), axis=1)
+    met = _meets(lines, events)
+    change = np.where((met[:, 1:] | met[:, :-1]).T, change, 0.0) * tracks.masses
+    out[1:-1] = np.nansum(change, axis=1)
     return out
 
 
-def synchrony(shaken: np.ndarray, onset: np.ndarray, contacts: int) -> float:
+def contacts(lines: Lines, events: list[Event]) -> int:
+    """Times between two frames in which the velocity of some body changes and no push is to blame."""
+    return int(_meets(lines, events).any(axis=0).sum())
+
+
+def _meets(lines: Lines, events: list[Event]) -> np.ndarray:
+    """Whether a body's velocity changes between a frame and the next, but for pushes, [K, T - 1]."""
+    changes = np.diff(lines.piece, axis=1) > 0
+    for event in events:
+        if event.touched == NOTHING:
+            changes[event.body, event.first : event.last] = False
+    return changes
+
+
+def synchrony(shaken: np.ndarray, onset: np.ndarray, count: int) -> float:
     """Correlation over frames of changes of momentum and attacks, of their roots, so that no one contact decides.
 
-    nan for fewer than 3 contacts; 0 where there is motion and silence.
+    nan for a `count` of fewer than 3 contacts; 0 where there is motion and silence.
     """
     known = np.isfinite(shaken)
-    if contacts < _LEAST_CONTACTS or known.sum() < 3:
+    if count < _LEAST_CONTACTS or known.sum() < 3:
         return np.nan
     a, b = np.sqrt(shaken[known]), np.sqrt(onset[known])
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size > 1e-12 else 0.0
+
+
+def loudness(event: Event, sound: np.ndarray, sample_rate: int, seconds: float) -> float:
+    """The largest attack between the frames of an event, 0 to 1 of full scale."""
+    rise, time = attacks(sound, sample_rate)
+    # An attack shows within 10 ms of its contact.
+    during = (time >= event.first * seconds) & (time < event.last * seconds + 0.01)
+    return float(rise[during].max(initial=0.0))
+
+
+def alone(event: Event, events: list[Event]) -> bool:
+    """Whether an event lies between two frames and no third body meets anything at nearly that time."""
+    if event.last > event.first + 1 or event.touched == NOTHING:
+        return False
+    near = [e for e in events if e.first <= event.last + 1 and e.last >= event.first - 1]
+    return {e.body for e in near} <= {event.body, event.touched} and sum(e.body == event.body for e in near) == 1

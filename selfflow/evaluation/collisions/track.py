@@ -72,7 +72,9 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or video.shape[1] != video.shape[2]:
         raise UserError(f"video of {video.dtype} {list(video.shape)}: the verifier takes uint8 [T, size, size, 3]")
     frames, size = video.shape[:2]
-    unit = settings.box / max(size, 1)
+    if not video.size:
+        return _none(frames)
+    unit = settings.box / size
     light = video.astype(np.float32) / 255 - np.asarray(BACKGROUND, np.float32)
     palette = _palette(light)
     if not len(palette):
