@@ -76,7 +76,11 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
         return _none(frames)
     unit = settings.box / size
     light = video.astype(np.float32) / 255 - np.asarray(BACKGROUND, np.float32)
-    palette = _palette(light)
+    # What fills more of a frame than the most and largest bodies is noise or a blank.
+    most = 1.2 * max(settings.bodies[1], settings.shifted_bodies[1]) * np.pi
+    most *= max(settings.radius[1], settings.shifted_radius[1]) ** 2
+    lit = np.einsum("thwc,thwc->thw", light, light) > _LIT**2
+    palette = _palette(light, lit) if lit.mean() * settings.box**2 <= most else ()
     if not len(palette):
         return _none(frames)
     # A ninth of the smallest triangle: bodies that shrink are followed down to this.
@@ -107,14 +111,13 @@ def _none(frames: int) -> Tracks:
     )
 
 
-def _palette(light: np.ndarray) -> np.ndarray:
+def _palette(light: np.ndarray, lit: np.ndarray) -> np.ndarray:
     """Colours of the bodies over the background, float32 [C, 3]: each the densest hue of what earlier ones leave over.
 
     A blurred body shows its colour in every strength, and nearly its own only in its middle: what counts is the
     direction from the background, and the strength is a high quantile.
     """
     strength = np.sqrt(np.einsum("thwc,thwc->thw", light, light))
-    lit = strength > _LIT
     near = lit
     for axis in (1, 2):
         near = ndimage.maximum_filter1d(near, 5, axis=axis, mode="constant")
@@ -259,7 +262,9 @@ def _measure(labels: np.ndarray, cover: np.ndarray, light: np.ndarray) -> _Blobs
     return _Blobs(where[0], where[1], area, centre, shade / np.maximum(total(whole), 1e-9)[:, None])
 
 
-def _link(blobs: _Blobs, chosen: np.ndarray, labels: np.ndarray, cover: np.ndarray, frames: int) -> tuple[list, np.ndarray]:
+def _link(
+    blobs: _Blobs, chosen: np.ndarray, labels: np.ndarray, cover: np.ndarray, frames: int
+) -> tuple[list, np.ndarray]:
     """Bodies of one colour: ([(centres [T, 2], areas [T], blobs [T], -1 for none)], blobs beyond them [T])."""
     by_frame = [chosen[blobs.frame[chosen] == t] for t in range(frames)]
     seen = np.array([len(found) for found in by_frame])
@@ -312,7 +317,9 @@ def _split(missing, expected, typical, found, blobs, labels, cover, into) -> Non
         for _ in range(10):
             power = np.square(pixels[:, None] - centre).sum(axis=-1) - typical[sharing] / np.pi
             mine = (power.argmin(axis=1)[:, None] == np.arange(len(sharing))) * weight[:, None]
-            centre = np.where(mine.sum(0)[:, None] > 0, mine.T @ pixels / np.maximum(mine.sum(0), 1e-9)[:, None], centre)
+            centre = np.where(
+                mine.sum(0)[:, None] > 0, mine.T @ pixels / np.maximum(mine.sum(0), 1e-9)[:, None], centre
+            )
         part = mine.sum(axis=0)
         here[sharing], now[sharing], member[sharing] = centre, np.where(part > 0, part, np.nan), -1
 
