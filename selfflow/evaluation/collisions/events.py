@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from selfflow.data.collisions import Collisions
-from selfflow.evaluation.collisions.motion import LEAST_FRAMES, Lines
+from selfflow.evaluation.collisions.motion import Lines
 from selfflow.evaluation.collisions.track import Tracks
 
 WALL, NOTHING = -1, -2

@@ -56,17 +56,22 @@ def apart(tracks: Tracks, box: float) -> float:
 
 def unbroken(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisions) -> float:
     """Paths have no gaps: minus the largest jump between two lines that should meet, or of a step beyond any speed."""
-    seconds, jumps = 1 / settings.frames_per_second, []
+    speeds = np.linalg.norm(lines.velocity, axis=-1)
+    if not np.isfinite(speeds).any():
+        return np.nan
+    seconds = 1 / settings.frames_per_second
+    steps = np.linalg.norm(np.diff(tracks.positions, axis=0), axis=-1)
+    # A heavy body gives a light one up to twice its own speed, which may last for less than a line.
+    most = 1.5 * np.nanmax(speeds) * seconds
+    jumps = [0.0, np.nanmax(steps, initial=0.0) - max(settings.speed[1] * seconds, most)]
     for event in events:
-        if event.last == event.first + 1:
+        if event.last > event.first + 1:
+            jumps.append(np.nanmax(steps[event.first : event.last, event.body], initial=0.0) - most)
+        else:
             # Two contacts between two frames hide a way of which neither line knows.
             fastest = max(np.linalg.norm(event.before), np.linalg.norm(event.after))
             jumps.append(event.jump - (0.5 * fastest * seconds if event.touched != NOTHING else 0.0))
-    speeds = np.linalg.norm(lines.velocity, axis=-1)
-    if np.isfinite(speeds).any():
-        steps = np.linalg.norm(np.diff(tracks.positions, axis=0), axis=-1)
-        jumps.append(np.nanmax(steps, initial=0.0) - max(settings.speed[1], 1.5 * np.nanmax(speeds)) * seconds)
-    return -max(0.0, *jumps) if jumps else np.nan
+    return -float(max(jumps))
 
 
 def causes(events: list[Event], lines: Lines, settings: Collisions) -> float:
