@@ -1,7 +1,7 @@
 """How well the verifier measures: on held-out real clips, and on the same clips corrupted."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +67,7 @@ def tracking_error(tracks: Tracks, record: dict[str, Any]) -> np.ndarray | None:
 
 
 def calibrate(
-    records: Sequence[dict[str, Any]],
+    records: Iterable[dict[str, Any]],
     settings: Collisions,
     judges: Judges | None = None,
     through_video: Through | None = None,
@@ -84,6 +84,7 @@ def calibrate(
       through_sound: likewise for sounds.
       seed: of the choice of partners, frames and bodies.
     """
+    records = list(records)
     video_of, sound_of = through_video or (lambda video: video), through_sound or (lambda sound: sound)
     seen, wrong, whose = [], {}, {}
     for i, record in enumerate(progress(records, "calibrating", unit="clips")):
