@@ -2,18 +2,16 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.evaluation.collisions.judges import fit_judges
-from selfflow.evaluation.collisions.verify import see
+from selfflow.evaluation.collisions.calibrate import fit_to
 from selfflow.evaluation.compare import Comparison, compare
 from selfflow.evaluation.extractors import media_of, open_extractor
 from selfflow.evaluation.gather import Gathered, Looks, World
@@ -93,21 +91,18 @@ def world_of(experiment: Experiment, name: str, built: Built | None) -> World | 
         return None
     if "audio" not in modalities or data.materials != "clip":
         return World(data, None)
-    records = built.records("train")
-    sounds, events, materials = [], [], []
-    with Progress("fit judges of sound and motion", min(len(records), _FITTED), unit="clip") as shown:
-        for i in range(min(len(records), _FITTED)):
-            try:
-                record = records[i]
-            except BadRecord:
-                continue
-            sounds.append(record["audio"])
-            events.append(see(record["video"], data).events)
-            materials.append(int(record["material"]))
-            shown.advance()
-    if len(set(materials)) < 2:
+    clips = list(_readable(built.records("train"), _FITTED))
+    if len({int(record["material"]) for record in clips}) < 2:
         return World(data, None)
-    return World(data, fit_judges(sounds, events, materials, data))
+    return World(data, fit_to(clips, data))
+
+
+def _readable(records: Any, count: int) -> Iterator[dict[str, Any]]:
+    for i in range(min(len(records), count)):
+        try:
+            yield records[i]
+        except BadRecord:
+            continue
 
 
 def real_clips(experiment: Experiment, feed: Feed, built: Mapping[str, Built], name: str, split: str) -> RealClips:

@@ -7,6 +7,7 @@ import numpy as np
 
 from selfflow.data.collisions import Collisions
 from selfflow.evaluation.accumulate import Accumulator
+from selfflow.evaluation.collisions.corruptions import random_partners
 from selfflow.evaluation.collisions.judges import Judges
 from selfflow.evaluation.collisions.verify import Seen, Verdict, judge, see
 from selfflow.evaluation.extractors import Extractor
@@ -101,9 +102,7 @@ class Gathered:
         """
         if not self.seen or not self.sounds:
             return None
-        # A shift of a random order leaves no sound where it was.
-        order = np.random.default_rng(seed).permutation(len(self.sounds))
-        other = [self.sounds[there] for there in np.roll(order, 1)[np.argsort(order)]]
+        other = [self.sounds[partner] for partner in random_partners(len(self.sounds), seed)]
         own, swap = (self.verdict(sounds).scores["synchrony"] for sounds in (None, other))
         both = np.isfinite(own) & np.isfinite(swap)
         if both.sum() < 2:
