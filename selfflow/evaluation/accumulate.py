@@ -127,7 +127,13 @@ class Accumulator:
         return both
 
     def save(self, path: Path) -> None:
-        """Writes a .npz without pickles, whole or not at all."""
+        """Writes a .npz without pickles, whole or not at all.
+
+        Raises:
+          UserError: if its folder is missing.
+        """
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
         arrays = {"features": self.features, "identity": self.identity, "kept": self.kept}
         arrays |= {name: getattr(self, name) for name in ("samples", "keep", "count")}
         for name, moments in (("first", self.first), ("second", self.second)):

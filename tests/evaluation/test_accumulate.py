@@ -81,6 +81,8 @@ def test_what_is_saved_is_read_back_and_named_when_it_does_not_suit(tmp_path, fe
     found = gathered(features)
     found.save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["real.npz"]
+    with pytest.raises(UserError, match="there is no folder .*none; make it first"):
+        found.save(tmp_path / "none" / "real.npz")
     read = load_reference(path, Drawn())
     np.testing.assert_array_equal(read.kept, found.kept)
     np.testing.assert_array_equal(read.second.scatter, found.second.scatter)
