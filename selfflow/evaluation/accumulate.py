@@ -152,6 +152,8 @@ class Accumulator:
         kept = arrays["kept"]
         whole = {name: int(arrays[name]) for name in ("samples", "keep", "count")}
         width = kept.shape[1]
+        if whole["samples"] < 2 or whole["keep"] < len(kept) or whole["count"] < len(kept):
+            raise ValueError("numbers of samples that cannot be")
         self._start(str(arrays["features"]), str(arrays["identity"]), width, whole["samples"], whole["keep"])
         self.count = whole["count"]
         for name, moments in (("first", self.first), ("second", self.second)):

@@ -99,6 +99,14 @@ def test_damaged_and_foreign_references_are_named(tmp_path, features):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="real.npz is damaged"):
             load_reference(path, Drawn())
+    gathered(features).save(path)
+    whole = dict(np.load(path))
+    lies = [{"samples": 1}, {"keep": 3}, {"count": 5}, {"kept": np.zeros((3, 4))}, {"kept": np.zeros(3)}]
+    lies += [{"first_scatter": np.full((5, 5), np.nan)}, {"first_mean": np.zeros(4)}, {"keep": "x"}]
+    for lie in lies:
+        np.savez(path, **whole | lie)
+        with pytest.raises(UserError, match="real.npz is damaged .*; make it again"):
+            load_reference(path, Drawn())
     for arrays, said in [
         ({"arr_0": np.zeros(3)}, "real.npz holds nothing, and neither mu and sigma nor features"),
         ({"identity": np.array("Drawn-1")}, "real.npz is damaged"),
