@@ -209,11 +209,16 @@ class _Zip:
         return self.archive.read(info)
 
 
-def _ordered(*pairs: Any) -> dict:
-    # Torch writes an empty one and fills it.
-    if pairs:
-        raise Refused("collections.OrderedDict of a list")
-    return {}
+def _ordered(*items: Any) -> dict:
+    # Python 3 writes an empty one and fills it, Python 2 wrote [[key, value], ...].
+    if not items:
+        return {}
+    (pairs,) = items
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise Refused("collections.OrderedDict of something else than pairs")
+    if not all(isinstance(key, str) for key, _ in pairs):
+        raise ValueError("a key that is no string")
+    return dict(pairs)
 
 
 def _storage(said: Any) -> _Storage:

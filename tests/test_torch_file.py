@@ -248,6 +248,21 @@ def test_files_from_before_torch_1_6_are_read(tmp_path):
             read_torch_file(path)
 
 
+def test_files_that_python_2_wrote_are_read(tmp_path):
+    """Its ordered dict is made of a list of pairs, and its strings are bytes."""
+    stored = b"(U\x07storagectorch\nFloatStorage\nU\x017U\x03cpuK\x02NtQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor\n(" + stored + b"K\x00K\x02\x85K\x01\x85tR"
+    program = b"\x80\x02ccollections\nOrderedDict\n(](](U\x08a.weight" + tensor + b"eetR."
+    head = [pickle.dumps(value, 2) for value in (MAGIC, 1001, MACHINE)]
+    path = tmp_path / "two.pt"
+    path.write_bytes(b"".join(head) + program + b"\x80\x02]U\x017a." + struct.pack("<qff", 2, 3, 4))
+    found = read_torch_file(path)
+    assert list(found) == ["a.weight"] and found["a.weight"].tolist() == [3, 4]
+    path.write_bytes(b"".join(head) + program.replace(b"eetR.", b"eK\x01etR."))
+    with pytest.raises(UserError, match="two.pt asks for collections.OrderedDict of something else than pairs"):
+        read_torch_file(path)
+
+
 def test_old_files_that_lie_or_run_are_refused(tmp_path):
     path, tensors, elements = tmp_path / "old.pth", {"a": ("7", 4, (4,), (1,))}, {"7": np.ones(4, np.float32)}
     with pytest.raises(UserError, match="no file of torch.save"):

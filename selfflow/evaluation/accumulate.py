@@ -127,7 +127,13 @@ class Accumulator:
         return both
 
     def save(self, path: Path) -> None:
-        """Writes a .npz without pickles, whole or not at all."""
+        """Writes a .npz without pickles, whole or not at all.
+
+        Raises:
+          UserError: if its folder is missing.
+        """
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
         arrays = {"features": self.features, "identity": self.identity, "kept": self.kept}
         arrays |= {name: getattr(self, name) for name in ("samples", "keep", "count")}
         for name, moments in (("first", self.first), ("second", self.second)):
@@ -146,6 +152,8 @@ class Accumulator:
         kept = arrays["kept"]
         whole = {name: int(arrays[name]) for name in ("samples", "keep", "count")}
         width = kept.shape[1]
+        if whole["samples"] < 2 or whole["keep"] < len(kept) or whole["count"] < len(kept):
+            raise ValueError("numbers of samples that cannot be")
         self._start(str(arrays["features"]), str(arrays["identity"]), width, whole["samples"], whole["keep"])
         self.count = whole["count"]
         for name, moments in (("first", self.first), ("second", self.second)):

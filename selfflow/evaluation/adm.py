@@ -19,10 +19,12 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
       count: how many there will be in all, which stands at the start of the file.
 
     Raises:
-      UserError: if there are other pictures, or another number of them.
+      UserError: if there are other pictures, or another number of them, or the file's folder is missing.
     """
     if path.suffix != ".npz":
         raise UserError(f"{path}: what ADM's evaluator reads ends with .npz")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
     if count < 1:
         raise UserError(f"{path}: {count} pictures; give at least 1")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -37,7 +37,7 @@ def kid(real: Float[np.ndarray, "m D"], generated: Float[np.ndarray, "n D"]) -> 
     less precisely, and the standard deviation that it prints beside it is that of a subset of 1 000 samples, which
     does not shrink as samples are added. Here the error is the standard error of the value itself: the two-sample
     jackknife, (m - 1) / m sum (d_i - mean d)^2 over the estimates d_i without real sample i, plus the same over
-    generated samples. It holds for independent samples. On average it is never too small (Efron and Stein, 1981); where
+    generated samples. It holds for independent samples. On average it is not too small (Efron and Stein, 1981); where
     both sets have one distribution, so that the distance is 0, it is about sqrt(2) too large.
 
     Returns:

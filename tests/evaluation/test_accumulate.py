@@ -81,6 +81,8 @@ def test_what_is_saved_is_read_back_and_named_when_it_does_not_suit(tmp_path, fe
     found = gathered(features)
     found.save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["real.npz"]
+    with pytest.raises(UserError, match="there is no folder .*none; make it first"):
+        found.save(tmp_path / "none" / "real.npz")
     read = load_reference(path, Drawn())
     np.testing.assert_array_equal(read.kept, found.kept)
     np.testing.assert_array_equal(read.second.scatter, found.second.scatter)
@@ -96,6 +98,14 @@ def test_damaged_and_foreign_references_are_named(tmp_path, features):
     for length in (0, 10, len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="real.npz is damaged"):
+            load_reference(path, Drawn())
+    gathered(features).save(path)
+    whole = dict(np.load(path))
+    lies = [{"samples": 1}, {"keep": 3}, {"count": 5}, {"kept": np.zeros((3, 4))}, {"kept": np.zeros(3)}]
+    lies += [{"first_scatter": np.full((5, 5), np.nan)}, {"first_mean": np.zeros(4)}, {"keep": "x"}]
+    for lie in lies:
+        np.savez(path, **whole | lie)
+        with pytest.raises(UserError, match="real.npz is damaged .*; make it again"):
             load_reference(path, Drawn())
     for arrays, said in [
         ({"arr_0": np.zeros(3)}, "real.npz holds nothing, and neither mu and sigma nor features"),

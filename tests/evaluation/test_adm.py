@@ -35,6 +35,7 @@ def test_pictures_are_never_in_memory_together(tmp_path):
     "name, batches, count, said",
     [
         ("a.npy", [made.pictures(2)], 2, "ends with .npz"),
+        ("none/a.npz", [made.pictures(2)], 2, "there is no folder .*none; make it first"),
         ("a.npz", [], 0, "0 pictures"),
         ("a.npz", [], 2, "0 pictures came, and 2 were told"),
         ("a.npz", [made.pictures(2)], 3, "2 pictures came, and 3 were told"),
