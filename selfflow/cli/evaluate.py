@@ -36,8 +36,8 @@ class Options:
     sampler: Sampler
     """How samples are drawn; by default as the run says."""
     features: tuple[str, ...] = ()
-    """Whose features the distances are between: layer (the run's own teacher block) or layer=K, effnet, logmel, birdnet,
-    inception=FILE, i3d=FILE, clap=FOLDER; by default as the run says."""
+    """Whose features the distances are between: layer (the run's own teacher block) or layer=K, effnet, logmel,
+    birdnet, inception=FILE, i3d=FILE, clap=FOLDER; by default as the run says."""
     samples: int = 256
     """Number of samples; distances of other numbers are other distances."""
     modality: str = ""

@@ -1,4 +1,4 @@
-"""What `selfflow evaluate` and evaluations during training share: what to look with, and the numbers that come of it."""
+"""What `selfflow evaluate` and evaluations during training share: what to look with, and what numbers that gives."""
 
 import dataclasses
 import math

@@ -40,7 +40,7 @@ class RealClips(NamedTuple):
         return np.random.default_rng(0).permutation(self.feed.reader(self.set, self.split).records)
 
     def batches(self, numbers: np.ndarray, size: int, decoded: bool = False) -> Iterator[Batch]:
-        """(latents, media) of some records; those that cannot be read, or are shorter than the set's clips, are left out.
+        """(latents, media) of some records, without those that cannot be read or are shorter than the set's clips.
 
         Args:
           numbers: of the records.

@@ -129,6 +129,7 @@ def fit_judges(sounds: Sequence[np.ndarray], events: Sequence[list[Event]], mate
         raise UserError('judges of the material need clips of two materials or more, and materials="clip"')
     heard = np.stack([sound_features(sound, settings.sample_rate) for sound in sounds])
     seen = np.stack([motion_features(found) for found in events])
+    seen[:, np.isnan(seen).all(axis=0)] = 0.0  # what no clip has: trees take no column of nothing
     with threadpool_limits(1):  # such small fits wait for other threads most of the time
         sound = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(heard, materials)
         motion = HistGradientBoostingClassifier(
