@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from selfflow.evaluation.compare import Comparison
     from selfflow.evaluation.gather import Gathered, Looks
     from selfflow.evaluation.real import RealClips
+    from selfflow.input.built import Built
+    from selfflow.run import Run
     from selfflow.sampling.of_run import RunSampler
 
 _EXAMPLE = "selfflow evaluate runs/any_to_any --modality audio --given video --samples 512"
@@ -59,6 +61,9 @@ class Options:
     """Where to write the features of the real clips, with one extractor of --features."""
     adm_npz: Path | None = None
     """Where to write the samples as ADM's evaluator reads them (pictures alone)."""
+    calibrate: bool = False
+    """Measure the verifier of Collisions itself, on clips of the test split as they are, through the run's autoencoders
+    and corrupted, and draw no samples."""
     out: Path | None = None
     """File for the results; by default one below RUN/evaluations."""
     devices: Devices = Devices()
@@ -94,6 +99,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{path} has no data to hold samples against: its weights were imported")
     if url(path) and not options.out:
         raise UserError(f"{path} is in a bucket: name a local file for the results with --out")
+    if options.calibrate:
+        return _calibrate(run, prepare(run.experiment, data_folder(options.data_dir))[1])
     mesh, weights, step = load_weights(run, options.step, options.weights, options.devices)
     feed, built = prepare(run.experiment, data_folder(options.data_dir))
     names = tuple(filter(None, options.modality.split(",")))
@@ -106,6 +113,24 @@ def main(arguments: list[str]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=1))
     print(f"\nAll numbers: {out}")
+
+
+def _calibrate(run: "Run", built: dict[str, "Built"]) -> None:
+    from selfflow.cli.evaluating import readable, world_of
+    from selfflow.evaluation.collisions.calibrate import as_text, calibrate
+
+    experiment = run.experiment
+    name = next((n for n, found in built.items() if found.settings.kind == "collisions"), None)
+    if name is None:
+        raise UserError(f"--calibrate: {run.source} has no raw Collisions; they are what the verifier knows")
+    settings = built[name].settings
+    judges = world_of(settings, ("video", "audio"), built[name]).judges
+    records = list(readable(built[name].records("test")))
+    through = {m: run.autoencoder(m) for m in ("video", "audio") if m in experiment.autoencoders}
+    passed = lambda m: (lambda x: through[m].decode(through[m].encode(x[None]))[0]) if m in through else None
+    columns = {"as they are": calibrate(records, settings, judges)}
+    columns["through the autoencoders"] = calibrate(records, settings, judges, passed("video"), passed("audio"))
+    print(as_text(columns))
 
 
 def _settings(options: Options) -> dict[str, Any]:
@@ -145,7 +170,7 @@ def evaluate(
         sampler.modalities,
         weights,
         of,
-        world_of(experiment, name, built.get(data)),
+        world_of(experiment.data[data], experiment.mixture[name].modalities, built.get(data)),
         WATCHED,
     )
     splits = {split: real_clips(experiment, feed, built, name, split) for split in ("train", "test")}
@@ -269,16 +294,16 @@ def _print(
 
 
 def _print_distances(name: str, compared: dict[str, "Comparison"]) -> None:
-    shown = lambda value, digits=2: "-" if value is None else f"{value:.{digits}f}"
+    shown = lambda value: "-" if value is None else f"{value:.3g}"
     one = compared[_SAMPLES]
     distance = name.split()[0]
     head = f"{distance} at n = {one.samples}"
     headline = "" if one.headline is None else f"; headline: {'KID' if one.headline == 'kid' else distance}"
     print(f"\n{name}{headline}")
-    print(f"  {'':<16} {'KID x 1000':>18} {head:>24} {'precision':>10} {'recall':>7}")
+    print(f"  {'':<16} {'KID':>22} {head:>24} {'precision':>10} {'recall':>7}")
     for row, c in compared.items():
-        kid = "-" if c.kid is None else f"{1000 * c.kid:.2f} +- {1000 * c.kid_error:.2f}"
-        print(f"  {row:<16} {kid:>18} {shown(c.frechet):>24} {shown(c.precision):>10} {shown(c.recall):>7}")
+        kid = "-" if c.kid is None else f"{c.kid:.3g} +- {c.kid_error:.2g}"
+        print(f"  {row:<16} {kid:>22} {shown(c.frechet):>24} {shown(c.precision):>10} {shown(c.recall):>7}")
     print(f"  real against real, {distance} at the same n: {shown(one.frechet_real)}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from selfflow.data.catalogue import Dataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.evaluation.collisions.calibrate import fit_to
@@ -83,22 +84,21 @@ def _layer(experiment: Experiment, number: str) -> int:
     return int(block)
 
 
-def world_of(experiment: Experiment, name: str, built: Built | None) -> World | None:
+def world_of(data: Dataset, modalities: tuple[str, ...], built: Built | None) -> World | None:
     """The verifier of Collisions, with judges fitted to training clips; None for other data, or without raw data."""
-    data = experiment.data[experiment.mixture[name].data]
-    modalities = experiment.mixture[name].modalities
     if data.kind != "collisions" or data.gravity or built is None or "video" not in modalities:
         return None
     if "audio" not in modalities or data.materials != "clip":
         return World(data, None)
-    clips = list(_readable(built.records("train"), _FITTED))
+    clips = list(readable(built.records("train"), _FITTED))
     if len({int(record["material"]) for record in clips}) < 2:
         return World(data, None)
     return World(data, fit_to(clips, data))
 
 
-def _readable(records: Any, count: int) -> Iterator[dict[str, Any]]:
-    for i in range(min(len(records), count)):
+def readable(records: Any, count: int | None = None) -> Iterator[dict[str, Any]]:
+    """The first records, by default all, without those that cannot be read."""
+    for i in range(min(len(records), count or len(records))):
         try:
             yield records[i]
         except BadRecord:
@@ -192,7 +192,9 @@ class SampleEvaluation:
     def _look(self, name: str, latents: dict[str, np.ndarray], weights: Any, step: int) -> dict[str, float]:
         experiment, settings = self._experiment, self._experiment.evaluation
         if name not in self._worlds:
-            self._worlds[name] = world_of(experiment, name, self._built.get(experiment.mixture[name].data))
+            chosen = experiment.mixture[name]
+            data = experiment.data[chosen.data]
+            self._worlds[name] = world_of(data, chosen.modalities, self._built.get(chosen.data))
         make = partial(looks_of, settings.features, experiment, name, self._feed.modalities[name], weights)
         looks = make(f"step {step}", self._worlds[name], settings.samples)
         clips = real_clips(experiment, self._feed, self._built, name, "test")
