@@ -125,6 +125,10 @@ def _link(
     centres = np.full((number, frames, 2), np.nan)
     areas, members = np.full((number, frames), np.nan), np.full((number, frames), -1)
     extra = np.zeros(frames, int)
+    if seen.max() == 1:  # as nearly always: there is nothing to choose
+        at = blobs.frame[chosen]
+        centres[0, at], areas[0, at], members[0, at] = blobs.centre[chosen], blobs.area[chosen], chosen
+        return list(zip(centres, areas, members)), extra
     full = np.flatnonzero(seen >= number)
     start = max(full, key=lambda t: np.sort(blobs.area[by_frame[t]])[-number])
     first = by_frame[start][np.argsort(-blobs.area[by_frame[start]])[:number]]
