@@ -13,7 +13,7 @@ from selfflow.data.collisions.simulate import Motion, simulate
 
 _LEAST_JUMP = 12.0
 _SMALLEST = 0.6
-_GRAVITY = 150.0
+_GRAVITY = 60.0
 _FAR = -1e3
 
 
@@ -64,7 +64,9 @@ def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarra
     frames, number = motion.positions.shape[:2]
     frame, box = int(rng.integers(frames // 4, frames - frames // 4)), motion.scene.world.box
     far = np.abs(box - 2 * motion.positions[frame])  # [bodies, axes]
-    choices = np.argwhere(far >= _LEAST_JUMP)
+    # A copy that lies over the body would be no second one.
+    least = [2.5 * body.radius if copy else _LEAST_JUMP for body in motion.scene.bodies]
+    choices = np.argwhere(far >= np.array(least)[:, None])
     if not len(choices):
         return None
     body, axis = choices[rng.integers(len(choices))]

@@ -34,9 +34,16 @@ def energy(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisio
     """Minus the largest rise of the energy in tolerances: three standard errors and 3 % of what was there.
 
     With the record's `action` the work of the push is subtracted: on a body of mass m whose velocity the impulse J
-    meets at v it is J v + J^2 / 2m. Without it the push is inferred: it is the event that touches nothing and changes
-    momentum most, or, where every event touches something, the one event without which the energy rises least; the
-    energies on its two sides are not compared. nan where fewer than two energies can be.
+    meets at v it is J v + J^2 / 2m, known to 3 %. Without it the push is inferred: it is the event that touches nothing
+    and changes momentum most, or, where every event touches something, the one event without which the energy rises
+    least; the energies on its two sides are not compared. nan where fewer than two energies can be.
+
+    Args:
+      tracks: of a clip.
+      lines: of its bodies.
+      events: of its bodies.
+      settings: of the data set.
+      action: [T, 4] as in a record, or None where the push is unknown.
     """
     seconds = 1 / settings.frames_per_second
     total, error = energies(tracks, lines, seconds)

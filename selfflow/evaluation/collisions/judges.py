@@ -12,6 +12,7 @@ from selfflow.evaluation.collisions.events import WALL, Event
 _BANDS = 32
 _LOWEST = 80.0
 _KEPT = 3
+_MISSING = -1.0
 _LEAST_SPEED = 8.0
 CLEAN = slice(-3, -1)
 """The features of motion that count clean contacts."""
@@ -45,12 +46,13 @@ def sound_features(sound: np.ndarray, sample_rate: int) -> np.ndarray:
     centre = np.log(max(shares @ np.sqrt(edges[1:] * edges[:-1]), 1.0))
     hop = max(1, round(0.01 * sample_rate))
     envelope = np.sqrt(np.square(x[: len(x) // hop * hop]).reshape(-1, hop).mean(axis=1))
+    envelope = np.pad(envelope, (0, 15))
     kept = [float(envelope[lag:] @ envelope[: len(envelope) - lag]) for lag in (0, 2, 6, 15)]
     return np.concatenate([np.log(shares + 1e-3), [centre], np.array(kept[1:]) / max(kept[0], 1e-12)])
 
 
 def motion_features(events: list[Event]) -> np.ndarray:
-    """What tracked contacts tell of the material, float64 [15]; nan where a clip has none of a kind.
+    """What tracked contacts tell of the material, float64 [15]; -1 where a clip has none of a kind.
 
     Of walls: restitution and friction of the hardest three contacts, the medians, and their number. Of two bodies:
     the root of the ratio of relative speeds of the hardest three, the median, and their number. Then the median share
@@ -74,7 +76,7 @@ def motion_features(events: list[Event]) -> np.ndarray:
         [
             *(_some(column(walls, 1)) + _some(column(walls, 2))),
             *_some(column(meetings, 1)),
-            *(len(walls), len(meetings), np.median(kept) if kept else np.nan),
+            *(len(walls), len(meetings), np.median(kept) if kept else _MISSING),
         ]
     )
 
@@ -102,8 +104,8 @@ def _meeting(before: np.ndarray, after: np.ndarray) -> list[tuple[float, float]]
 
 
 def _some(values: list[float]) -> list[float]:
-    """The first three, nan where there are fewer, and the median."""
-    return (values + [np.nan] * _KEPT)[:_KEPT] + [float(np.median(values)) if values else np.nan]
+    """The first three, -1 where there are fewer, and the median."""
+    return (values + [_MISSING] * _KEPT)[:_KEPT] + [float(np.median(values)) if values else _MISSING]
 
 
 def fit_judges(sounds: Sequence[np.ndarray], events: Sequence[list[Event]], materials, settings: Collisions) -> Judges:

@@ -11,7 +11,7 @@ from selfflow.evaluation.collisions.motion import Lines
 from selfflow.evaluation.collisions.track import Tracks
 
 PASSES = {
-    "bodies": -0.01,  # share of frames that show another number of bodies
+    "bodies": 0.0,  # share of frames that show another number of bodies
     "size": -0.3,  # largest change of a body's area, natural logarithm
     "apart": -0.3,  # share of the smaller body's area that is hidden
     "unbroken": -2.5,  # units that a body jumps
@@ -25,7 +25,7 @@ _NEAR = 3.0
 
 
 def bodies(tracks: Tracks) -> float:
-    """Every body is seen in every frame: minus the share of frames with another number than most."""
+    """Every body is seen in every frame: minus the share of frames in which one is missing or one more is there."""
     if not len(tracks.count):
         return np.nan
     number = tracks.positions.shape[1]
@@ -75,7 +75,7 @@ def unbroken(tracks: Tracks, lines: Lines, events: list[Event], settings: Collis
 
 
 def causes(events: list[Event], lines: Lines, settings: Collisions) -> float:
-    """Velocities change at contacts, and once by a push: minus the largest change that has no such cause."""
+    """Velocities change at contacts, and once by a push: minus the largest change that has no such cause, units/s."""
     if not np.isfinite(lines.velocity).any():
         return np.nan
     changes = sorted(float(np.linalg.norm(e.after - e.before)) for e in events if e.touched == NOTHING)

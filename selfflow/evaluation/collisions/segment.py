@@ -63,17 +63,22 @@ def _residual(light: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.square(light - share[..., None] * colour).sum(axis=-1), share
 
 
-def _pair(light: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shares of two colours in pixels [..., 3], none negative and together at most 1, and the squared distance."""
+def _pair(light: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Shares of two colours in pixels [n, 3], none negative and together at most 1, [2, n]."""
     gram = np.array([[a @ a, a @ b], [a @ b, b @ b]]) + 1e-3 * np.eye(2)
     shares = np.clip(np.stack([light @ a, light @ b], axis=-1) @ np.linalg.inv(gram), 0, 1)
-    shares /= np.maximum(shares.sum(axis=-1, keepdims=True), 1)
-    rest = np.square(light - shares @ np.stack([a, b])).sum(axis=-1)
-    return shares[..., 0], shares[..., 1], rest
+    return (shares / np.maximum(shares.sum(axis=-1, keepdims=True), 1)).T
 
 
 def segment(light: np.ndarray, palette: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Connected patches of each colour that cover at least `least` pixels, and how much of each pixel they cover.
+
+    Colours that turn out to be no bodies' own are left out, so that C may be smaller than it was.
+
+    Args:
+      light: pixels less the background, float32 [T, H, W, 3].
+      palette: what `find_colours` found, one or more.
+      least: pixels.
 
     Returns:
       Labels, int [C, T, H, W], 0 for none, each with the faint edge around it, and coverage, float32 of that shape.
@@ -96,7 +101,7 @@ def segment(light: np.ndarray, palette: np.ndarray, least: float) -> tuple[np.nd
         for b in range(a):
             both = near[a] & near[b]
             if both.any():
-                cover[a][both], cover[b][both], _ = _pair(light[both], palette[a], palette[b])
+                cover[a][both], cover[b][both] = _pair(light[both], palette[a], palette[b])
     cover[cover < _FAINT] = 0
     return labels, cover
 

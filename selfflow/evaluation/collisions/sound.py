@@ -25,7 +25,7 @@ def attacks(sound: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray
     power = np.square(x[: count * hop]).reshape(count, hop).mean(axis=1)
     envelope = np.sqrt((power[1:] + power[:-1]) / 2)
     past = np.stack([np.pad(envelope, (k, 0))[: len(envelope)] for k in range(1, _MEMORY + 1)]).max(axis=0)
-    # Half of the energy of an attack is in a window that begins with it, at the middle of the two hops.
+    # The window of two hops that rises most begins at the attack or up to a hop before it.
     return np.maximum(envelope - past, 0.0), (np.arange(len(envelope)) + 0.5) * hop / sample_rate
 
 

@@ -47,7 +47,7 @@ class _Blobs(NamedTuple):
     colour: np.ndarray
     area: np.ndarray  # pixels
     centre: np.ndarray  # pixels
-    shade: np.ndarray
+    shade: np.ndarray  # red, green, blue over the background
 
 
 def track(video: np.ndarray, settings: Collisions) -> Tracks:
@@ -94,14 +94,12 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
 
 
 def _none(frames: int) -> Tracks:
-    nothing = np.zeros
-    return Tracks(
-        *(nothing((frames, 0, 2)), nothing((frames, 0)), nothing((0, 3)), nothing((0, 4)), nothing(0)),
-        nothing(frames, int),
-    )
+    shapes = (frames, 0, 2), (frames, 0), (0, 3), (0, 4), (0,)
+    return Tracks(*map(np.zeros, shapes), np.zeros(frames, int))
 
 
 def _measure(labels: np.ndarray, cover: np.ndarray, light: np.ndarray) -> _Blobs:
+    """Area, centre and shade of each patch; entry i is of label i + 1."""
     colour, frame, y, x = np.nonzero(labels)
     label, weight = labels[colour, frame, y, x] - 1, cover[colour, frame, y, x]
     count = label.max(initial=-1) + 1
@@ -127,6 +125,10 @@ def _link(
     centres = np.full((number, frames, 2), np.nan)
     areas, members = np.full((number, frames), np.nan), np.full((number, frames), -1)
     extra = np.zeros(frames, int)
+    if seen.max() == 1:  # as nearly always: there is nothing to choose
+        at = blobs.frame[chosen]
+        centres[0, at], areas[0, at], members[0, at] = blobs.centre[chosen], blobs.area[chosen], chosen
+        return list(zip(centres, areas, members)), extra
     full = np.flatnonzero(seen >= number)
     start = max(full, key=lambda t: np.sort(blobs.area[by_frame[t]])[-number])
     first = by_frame[start][np.argsort(-blobs.area[by_frame[start]])[:number]]
@@ -152,7 +154,7 @@ def _link(
                 _split(missing, expected, typical, found, blobs, labels, cover, (here, now, members[:, t]))
             seen_now = np.isfinite(now)
             centres[seen_now, t], areas[seen_now, t] = here[seen_now], now[seen_now]
-            motion = np.where(seen_now[:, None] & (t != path[0]), here - place, motion)
+            motion = np.where(seen_now[:, None], here - place, motion)
             place = here
     return list(zip(centres, areas, members)), extra
 
@@ -171,10 +173,9 @@ def _split(missing, expected, typical, found, blobs, labels, cover, into) -> Non
         for _ in range(10):
             power = np.square(pixels[:, None] - centre).sum(axis=-1) - typical[sharing] / np.pi
             mine = (power.argmin(axis=1)[:, None] == np.arange(len(sharing))) * weight[:, None]
-            centre = np.where(
-                mine.sum(0)[:, None] > 0, mine.T @ pixels / np.maximum(mine.sum(0), 1e-9)[:, None], centre
-            )
-        part = mine.sum(axis=0)
+            part = mine.sum(axis=0)
+            middle = mine.T @ pixels / np.maximum(part, 1e-9)[:, None]
+            centre = np.where(part[:, None] > 0, middle, centre)
         here[sharing], now[sharing], member[sharing] = centre, np.where(part > 0, part, np.nan), -1
 
 

@@ -69,6 +69,8 @@ def verify(
 ) -> Verdict:
     """Judges decoded clips by the world they should be of. Nothing that a clip shows is an error.
 
+    With `rotation` the energy of the spin, which is not tracked, may turn up as a rise in a few real clips.
+
     Args:
       videos: uint8 [B, T, H, W, 3]; None leaves out all that is seen, and so every check.
       sounds: int16 [B, S]; None leaves out the checks that listen.
