@@ -1,7 +1,6 @@
 """`selfflow evaluate`: how far samples of a run are from real clips, and whether they obey the world's laws."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +19,7 @@ from selfflow.tree import to_json
 if TYPE_CHECKING:
     import numpy as np
 
-    from selfflow.evaluation.compare import Comparison
     from selfflow.evaluation.gather import Gathered, Looks
-    from selfflow.evaluation.real import RealClips
     from selfflow.input.built import Built
     from selfflow.run import Run
     from selfflow.sampling.of_run import RunSampler
@@ -159,6 +156,7 @@ def evaluate(
     import numpy as np
 
     from selfflow.cli.evaluating import comparisons, looks_of, numbers_of, real_clips, reference_of, world_of
+    from selfflow.cli.evaluation_tables import print_tables
     from selfflow.evaluation.gather import WATCHED, Gathered
 
     name, n = sampler.set, options.samples
@@ -198,7 +196,12 @@ def evaluate(
             for _ in passing:
                 pass
     compared = {row: comparisons(against, found) for row, found in gathered.items()}
-    _print(sampler, options, held_out, reference.count, gathered, compared)
+    case = f", given {' '.join(options.given)}" if options.given else ""
+    where = options.reference or f"{reference.count} clips of the {held_out.split} split"
+    print(f"\n{name} ({', '.join(sampler.modalities)}){case}: {n} samples, against {where}")
+    if held_out.built is None:
+        print("The raw data is not there: all real clips are decoded latents.")
+    print_tables(gathered, compared, _SAMPLES)
     return {row: numbers_of(gathered[row], compared[row]) for row in gathered}
 
 
@@ -252,63 +255,3 @@ def _save_or_load(against: dict[str, Any], looks: "Looks", options: Options) -> 
             print(f"{path}: {name} of {found.count} real clips")
         else:
             against[name] = load_reference(path, (*looks.extractors, looks.layer)[0])
-
-
-def _print(
-    sampler: "RunSampler",
-    options: Options,
-    held_out: "RealClips",
-    count: int,
-    gathered: dict[str, "Gathered"],
-    compared: dict[str, dict[str, "Comparison"]],
-) -> None:
-    case = f", given {' '.join(options.given)}" if options.given else ""
-    where = options.reference or f"{count} clips of the {held_out.split} split"
-    print(f"\n{sampler.set} ({', '.join(sampler.modalities)}){case}: {options.samples} samples, against {where}")
-    if held_out.built is None:
-        print("The raw data is not there: all real clips are decoded latents.")
-    for name in compared[_SAMPLES]:
-        _print_distances(name, {row: found[name] for row, found in compared.items()})
-    verdicts = {row: verdict for row, found in gathered.items() if (verdict := found.verdict())}
-    if verdicts:
-        from selfflow.evaluation.collisions.verify import PASSES
-
-        print("\nThe world's laws: share of clips that pass, and how many a check applies to")
-        lines = {
-            check if check in PASSES else f"{check} (a correlation)": {
-                row: f"{verdict.rows[check].value:.2f} ({verdict.rows[check].n})" for row, verdict in verdicts.items()
-            }
-            for check in verdicts[_REAL].rows
-        }
-        swapped = {row: found.swapped() for row, found in gathered.items()}
-        if any(swapped.values()):
-            lines["own sound, not another's (AUC)"] = {
-                row: f"{told.auc:.2f} ({told.n})" if told else "-" for row, told in swapped.items()
-            }
-        _print_rows([*verdicts], lines)
-    known = {row: [v for v in found.in_step if math.isfinite(v)] for row, found in gathered.items()}
-    if any(known.values()):
-        print("\nSynchrony of onset strength and motion: mean peak of their correlation, and clips that have both")
-        means = {row: f"{sum(v) / len(v):.2f} ({len(v)})" if v else "-" for row, v in known.items()}
-        _print_rows([*known], {"peak": means})
-
-
-def _print_distances(name: str, compared: dict[str, "Comparison"]) -> None:
-    shown = lambda value: "-" if value is None else f"{value:.3g}"
-    one = compared[_SAMPLES]
-    distance = name.split()[0]
-    head = f"{distance} at n = {one.samples}"
-    headline = "" if one.headline is None else f"; headline: {'KID' if one.headline == 'kid' else distance}"
-    print(f"\n{name}{headline}")
-    print(f"  {'':<16} {'KID':>22} {head:>24} {'precision':>10} {'recall':>7}")
-    for row, c in compared.items():
-        kid = "-" if c.kid is None else f"{c.kid:.3g} +- {c.kid_error:.2g}"
-        print(f"  {row:<16} {kid:>22} {shown(c.frechet):>24} {shown(c.precision):>10} {shown(c.recall):>7}")
-    print(f"  real against real, {distance} at the same n: {shown(one.frechet_real)}")
-
-
-def _print_rows(columns: list[str], lines: dict[str, dict[str, str]]) -> None:
-    width = max(map(len, lines)) + 2
-    print(f"  {'':<{width}}" + "".join(f"{column:>16}" for column in columns))
-    for label, values in lines.items():
-        print(f"  {label:<{width}}" + "".join(f"{values.get(column, '-'):>16}" for column in columns))
