@@ -118,8 +118,8 @@ def calibrate(
     for name, chosen in partners.items():
         swapped = [listen(clip, sounds[j], settings) for clip, j in zip(seen, chosen)]
         compare(name, "synchrony", np.where(chosen < 0, np.nan, real), np.array(swapped))
-    for name, clips in wrong.items():
-        corrupted = judge(clips, None, settings).scores
+    for name in (name for name in _NOTICED_BY if name in wrong):
+        corrupted = judge(wrong[name], None, settings).scores
         for check in _NOTICED_BY[name]:
             title = name if len(_NOTICED_BY[name]) == 1 else f"{name}, by {check}"
             compare(title, check, verdict.scores[check][whose[name]], corrupted[check])
@@ -170,7 +170,8 @@ def as_rows(calibrations: dict[str, Calibration]) -> tuple[list[list[str]], list
         row = [name, check]
         for calibration in known:
             found = calibration.auc.get(name, (check, float("nan"), 0))
-            row += [_cell(Row(found[1], found[2]), 3), f"{100 * calibration.noticed[name][1]:.0f} %"]
+            flagged = calibration.noticed.get(name, (float("nan"),) * 2)[1]
+            row += [_cell(Row(found[1], found[2]), 3), f"{100 * flagged:.0f} %"]
         wrong.append(row)
     return checks, wrong
 
