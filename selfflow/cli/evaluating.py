@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from selfflow.data.catalogue import Dataset
@@ -26,7 +28,7 @@ from selfflow.progress import Progress
 from selfflow.sampling.files import write_media, write_sheet
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.training.processes import first
-from selfflow.training.sharding import on_one_device
+from selfflow.training.sharding import Devices, on_one_device
 
 # Clips that the judges of the material are fitted to.
 _FITTED = 1024
@@ -172,12 +174,18 @@ class SampleEvaluation:
             for name in self._generators:
                 latents = self._draw(name, ema)
                 if first():
-                    try:
-                        found |= {f"samples/{name}/{k}": v for k, v in self._look(name, latents, whole, step).items()}
-                    except UserError as error:  # of samples that are no numbers, say: the run goes on
-                        print(f"warning: samples of {name} at step {step} could not be evaluated: {error}")
+                    found |= self._numbers(name, latents, whole, step)
                 shown.advance()
         return found
+
+    def _numbers(self, name: str, latents: dict[str, np.ndarray], weights: Any, step: int) -> dict[str, float]:
+        # One process looks, on one device: other processes would wait for a computation over all.
+        with jax.set_mesh(Devices().mesh(jax.local_devices()[:1])):
+            try:
+                return {f"samples/{name}/{k}": v for k, v in self._look(name, latents, weights, step).items()}
+            except UserError as error:  # of samples that are no numbers, say: the run goes on
+                print(f"warning: samples of {name} at step {step} could not be evaluated: {error}", file=sys.stderr)
+                return {}
 
     def _draw(self, name: str, ema: Any) -> dict[str, np.ndarray]:
         experiment = self._experiment
