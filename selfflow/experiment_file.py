@@ -98,6 +98,10 @@ def save_experiment(experiment: Experiment, path: Path) -> None:
 def read_experiment(path: Path) -> Experiment:
     """Reads `experiment.json`."""
     try:
-        return from_json(json.loads(path.read_text()), Experiment, str(path))
+        data = json.loads(path.read_text())
+        # Runs of the first version had the sampler's steps among the fields of the proof.
+        if isinstance(data, dict) and "solver_steps" in (proof := data.get("proof") or {}):
+            data.setdefault("sampler", {})["steps"] = proof.pop("solver_steps")
+        return from_json(data, Experiment, str(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore it or use another --workdir") from error

@@ -22,7 +22,7 @@ from selfflow.data.media.tracks import (
 
 _SHORT = "shorter than a clip"
 # Containers round timestamps to milliseconds.
-_ROUNDING = 1e-3
+ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,10 @@ def _video_clips(
     opened: list[tuple[float, list[np.ndarray]]] = []
     origin, started, end, made, first = 0.0, 0, None, 0, None
     for picture in shown:
-        if end is None or picture.start > end + _ROUNDING:
+        if end is None or picture.start > end + ROUNDING:
             opened, origin, started = [], picture.start, 0
         first, end, small = picture.start if first is None else first, picture.end, None
-        until = picture.end - _ROUNDING
+        until = picture.end - ROUNDING
         while origin + started * media.hop_seconds < until:
             opened.append((origin + started * media.hop_seconds, []))
             started += 1
@@ -198,7 +198,7 @@ def _heard_with(heard: Sound, start: float, media: Media, notes: Notes) -> np.nd
     if covered <= media.samples - media.sample_rate / media.frames_per_second:
         notes.count("sound does not cover the whole clip, which is kept without it", "clips")
         return None
-    audio = _int16(samples)
+    audio = int16_of(samples)
     if not audio.any():
         notes.count("digital silence, the clip is kept without sound", "clips")
         return None
@@ -214,10 +214,10 @@ def _sound_clips(heard: Sound, media: Media, notes: Notes, claimed: float | None
             start = first + round(count * media.hop_seconds * media.sample_rate)
             samples, covered = heard.window(start, media.samples)
             longest = max(longest, covered)
-            if covered < media.samples - _ROUNDING * media.sample_rate:
+            if covered < media.samples - ROUNDING * media.sample_rate:
                 break
             count += 1
-            audio = _int16(samples)
+            audio = int16_of(samples)
             if audio.any():
                 made += 1
                 yield Clip(start / media.sample_rate, audio=audio)
@@ -244,5 +244,6 @@ def _finish(
     raise Unreadable(_SHORT, f"{longest:.2f} s of {media.clip_seconds:g} s")
 
 
-def _int16(samples: np.ndarray) -> np.ndarray:
+def int16_of(samples: np.ndarray) -> np.ndarray:
+    """Samples in -1..1, clipped, as int16."""
     return np.round(np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from selfflow.data.media import Media
-from selfflow.data.media.decode import clips
+from selfflow.data.media.decode import ROUNDING, Sound, clips, int16_of
 from selfflow.data.media.report import Notes
 from selfflow.data.media.still import open_image, still
-from selfflow.data.media.tracks import Unreadable
+from selfflow.data.media.tracks import Unreadable, open_tracks, sound, sound_of_soundfile
 from selfflow.errors import UserError
 
 
@@ -43,6 +43,8 @@ def read_clip(path: Path, wanted: tuple[str, ...], media: Media) -> dict[str, np
     """
     _check_file(path)
     try:
+        if wanted == ("audio",):
+            return {"audio": _read_sound(path, media)}
         for clip in clips(path, media, Notes()):
             found = {m: getattr(clip, m) for m in wanted}
             if any(x is None for x in found.values()):
@@ -52,6 +54,25 @@ def read_clip(path: Path, wanted: tuple[str, ...], media: Media) -> dict[str, np
     except Unreadable as error:
         raise UserError(f"{path} gives no clip of {media.clip_seconds:g} s: {error}") from error
     raise UserError(f"{path} gives no clip of {media.clip_seconds:g} s")
+
+
+def _read_sound(path: Path, media: Media) -> np.ndarray:
+    """The beginning of a sound, or of the sound of a film whatever its pictures are."""
+    try:
+        tracks = open_tracks(path)
+        if tracks.sound is None:
+            raise UserError(f"{path} has no audio")
+        pieces = sound(tracks, media.sample_rate, Notes())
+    except Unreadable:
+        pieces = sound_of_soundfile(path, media.sample_rate)
+    heard = Sound(pieces)
+    first = heard.run_after(-(2**62))
+    if first is None:
+        raise Unreadable("no sound could be decoded")
+    samples, covered = heard.window(first, media.samples)
+    if covered < media.samples - ROUNDING * media.sample_rate:
+        raise Unreadable("shorter than a clip", f"{covered / media.sample_rate:.2f} s")
+    return int16_of(samples)
 
 
 def _check_file(path: Path) -> None:

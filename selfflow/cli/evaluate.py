@@ -1,5 +1,6 @@
 """`selfflow evaluate`: how far samples of a run are from real clips, and whether they obey the world's laws."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfflow.cli.folders import data_folder
+import numpy as np
+
 from selfflow.cli.parse import parse_run
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
@@ -17,9 +19,8 @@ from selfflow.training.sharding import Devices
 from selfflow.tree import to_json
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from selfflow.evaluation.gather import Gathered, Looks
+    from selfflow.input.batches import Feed
     from selfflow.input.built import Built
     from selfflow.run import Run
     from selfflow.sampling.of_run import RunSampler
@@ -86,30 +87,47 @@ def main(arguments: list[str]) -> None:
         return
     path, options = parsed
     from selfflow.buckets.paths import url
-    from selfflow.cli.sample import held_out, load_weights
-    from selfflow.prepare import prepare
+    from selfflow.cli.sample import feed_of, held_out, load_weights
     from selfflow.run import open_run
     from selfflow.sampling.of_run import RunSampler, Wanted
 
     run = open_run(path)
     if not run.experiment.data:
         raise UserError(f"{path} has no data to hold samples against: its weights were imported")
-    if url(path) and not options.out:
+    if url(path) and not (options.out or options.calibrate):
         raise UserError(f"{path} is in a bucket: name a local file for the results with --out")
     if options.calibrate:
-        return _calibrate(run, prepare(run.experiment, data_folder(options.data_dir))[1])
+        return _calibrate(run, feed_of(run, options.data_dir)[1])
     mesh, weights, step = load_weights(run, options.step, options.weights, options.devices)
-    feed, built = prepare(run.experiment, data_folder(options.data_dir))
+    feed, built = feed_of(run, options.data_dir)
     names = tuple(filter(None, options.modality.split(",")))
     wanted = Wanted(names, options.given, options.sampler)
-    sampler = RunSampler(run, wanted, weights, partial(held_out, feed), mesh)
-    results = evaluate(run.experiment, feed, built, sampler, weights, f"{run.source} at step {step}", options)
-    told = {"run": run.source, "step": step, "set": sampler.set, **_settings(options), "rows": results}
+    # What is given comes from clips that samples are not held against: a part of a reference is no sample.
+    given = partial(held_out, feed, splits=("validation", "train"))
+    sampler = RunSampler(run, wanted, weights, given, mesh)
+    if options.adm_npz and "image" not in sampler.modalities:
+        raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
-    out = options.out or run.path / "evaluations" / f"step_{step}_{sampler.set}{case}_seed{options.seed}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1))
+    name = f"step_{step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}.json"
+    out = options.out or run.path / "evaluations" / name
+    told = {"run": run.source, "step": step, "set": sampler.set, **_settings(options)}
+    _check_out(out, told)
+    of = f"the {options.weights} of {run.source} at step {step}"
+    found = evaluate(run.experiment, feed, built, sampler, weights, of, options)
+    out.write_text(json.dumps(told | found, indent=1))
     print(f"\nAll numbers: {out}")
+
+
+def _check_out(out: Path, told: dict[str, Any]) -> None:
+    """Refuses to replace results of other settings."""
+    if out.exists():
+        try:
+            before = json.loads(out.read_text())
+        except ValueError:
+            before = {}
+        if differing := [name for name in told if before.get(name) != told[name]]:
+            raise UserError(f"{out} holds results of another {', '.join(differing)}: choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _calibrate(run: "Run", built: dict[str, "Built"]) -> None:
@@ -131,20 +149,21 @@ def _calibrate(run: "Run", built: dict[str, "Built"]) -> None:
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    told = to_json(options)
-    return {name: told[name] for name in ("samples", "given", "seed", "weights", "sampler", "features")}
+    told = to_json(dataclasses.replace(options, reference=options.reference and str(options.reference)))
+    said = ("samples", "modality", "given", "seed", "weights", "sampler", "features", "reference")
+    return {name: told[name] for name in said}
 
 
 def evaluate(
     experiment: Experiment,
-    feed: Any,
-    built: dict[str, Any],
+    feed: "Feed",
+    built: dict[str, "Built"],
     sampler: "RunSampler",
     weights: Any,
     of: str,
     options: Options,
-) -> dict[str, dict[str, float]]:
-    """Prints the tables of samples beside real clips and noise; returns their numbers by row.
+) -> dict[str, Any]:
+    """Prints the tables of samples beside real clips and noise; returns their numbers by row, as JSON data.
 
     Args:
       experiment, feed, built: of the run.
@@ -153,59 +172,71 @@ def evaluate(
       of: what tells these weights from others.
       options: flags of the command.
     """
-    import numpy as np
-
-    from selfflow.cli.evaluating import comparisons, looks_of, numbers_of, real_clips, reference_of, world_of
+    from selfflow.cli.evaluating import (
+        comparisons,
+        fitted_clips,
+        looks_of,
+        numbers_of,
+        real_clips,
+        reference_of,
+        world_of,
+    )
     from selfflow.cli.evaluation_tables import print_tables
     from selfflow.evaluation.gather import WATCHED, Gathered
 
-    name, n = sampler.set, options.samples
+    name, n, size = sampler.set, options.samples, options.batch_size
     data = experiment.mixture[name].data
-    looks = looks_of(
-        options.features,
-        experiment,
-        name,
-        sampler.modalities,
-        weights,
-        of,
-        world_of(experiment.data[data], experiment.mixture[name].modalities, built.get(data)),
-        WATCHED,
-    )
-    splits = {split: real_clips(experiment, feed, built, name, split) for split in ("train", "test")}
-    held_out = splits["test"] if len(splits["test"].numbers()) else splits["train"]
-    numbers = held_out.numbers()
-    # Twice n, for the distance of real clips from real ones; no others, that n alone decides.
-    reference = reference_of(held_out, looks, n, min(len(numbers), max(2 * n, WATCHED)), options.batch_size)
-    against = dict(reference.features)
-    _save_or_load(against, looks, options)
-    # The clips that samples are given must not be those that they are held beside: those of train are.
-    others = splits["train"].numbers()[:n]
+    looks = looks_of(options.features, experiment, name, None)
+    if looks.layer:
+        looks = looks._replace(layer=looks.layer.of(weights, of))
+    against = _reference(looks, options)
+    # The judges and the rows of real clips have clips of their own, and none that they are held against.
+    fitted = fitted_clips(built.get(data))
+    train, test = (real_clips(experiment, feed, built, name, split) for split in ("train", "test"))
+    others, numbers = train.numbers(fitted), test.numbers()
+    if not len(numbers):
+        test, numbers, others = train, others[len(others) // 2 :], others[: len(others) // 2]
+    # Twice n, for the distance of real clips from real ones, and more for KID.
+    numbers = numbers[: max(2 * n, WATCHED)]
+    where = str(options.reference) if against else f"{len(numbers)} clips of the {test.split} split"
+    if not against:
+        against = dict(reference_of(test, numbers, looks, n, size).features)
+    if options.save_reference:
+        ((features, found),) = against.items()
+        found.save(options.save_reference)
+        print(f"{options.save_reference}: {features} of {found.count} real clips")
+    looks = looks._replace(world=world_of(experiment.data[data], experiment.mixture[name].modalities, built.get(data)))
     rows = {
-        _REAL: splits["train"].batches(others, options.batch_size),
-        _DECODED: splits["train"].batches(others, options.batch_size, decoded=True),
-        _SAMPLES: ((s.latents, s.media) for s in sampler.batches(np.arange(n), options.seed, options.batch_size)),
-        _NOISE: _noise(sampler, n, options.batch_size),
+        _REAL: train.batches(others[:n], size),
+        _DECODED: train.batches(others[:n], size, decoded=True),
+        _SAMPLES: ((s.latents, s.media) for s in sampler.batches(np.arange(n), options.seed, size)),
+        _NOISE: _noise(sampler, n, size),
     }
     gathered: dict[str, Gathered] = {}
     for row, batches in rows.items():
         gathered[row] = Gathered(looks, n)
         passing = _passing(batches, gathered[row], row, n)
         if row == _SAMPLES and options.adm_npz:
-            _write_adm(options.adm_npz, passing, sampler, n)
+            _write_adm(options.adm_npz, passing, n)
         else:
             for _ in passing:
                 pass
-    compared = {row: comparisons(against, found) for row, found in gathered.items()}
+    compared = {row: comparisons(against, found) for row, found in gathered.items() if found.count > 1}
     case = f", given {' '.join(options.given)}" if options.given else ""
-    where = options.reference or f"{reference.count} clips of the {held_out.split} split"
     print(f"\n{name} ({', '.join(sampler.modalities)}){case}: {n} samples, against {where}")
-    if held_out.built is None:
+    if test.built is None:
         print("The raw data is not there: all real clips are decoded latents.")
     print_tables(gathered, compared, _SAMPLES)
-    return {row: numbers_of(gathered[row], compared[row]) for row in gathered}
+    verdicts = {row: verdict for row, found in gathered.items() if (verdict := found.verdict())}
+    return {
+        "against": where,
+        "rows": {row: numbers_of(gathered[row], compared[row]) for row in compared},
+        "distances": {row: {f: dataclasses.asdict(c) for f, c in found.items()} for row, found in compared.items()},
+        "checked": {row: {check: told.n for check, told in v.rows.items()} for row, v in verdicts.items()},
+    }
 
 
-def _passing(batches: Iterator[Any], gathered: "Gathered", row: str, n: int) -> Iterator[dict[str, "np.ndarray"]]:
+def _passing(batches: Iterator[Any], gathered: "Gathered", row: str, n: int) -> Iterator[dict[str, np.ndarray]]:
     with Progress(row, n, unit="clip") as shown:
         for latents, media in batches:
             gathered.add(latents, media)
@@ -215,8 +246,6 @@ def _passing(batches: Iterator[Any], gathered: "Gathered", row: str, n: int) -> 
 
 def _noise(sampler: "RunSampler", n: int, size: int) -> Iterator[Any]:
     """Decoded noise: what a sampler starts from."""
-    import numpy as np
-
     from selfflow.sampling.generate import sample_noise
 
     for start in range(0, n, size):
@@ -228,30 +257,32 @@ def _noise(sampler: "RunSampler", n: int, size: int) -> Iterator[Any]:
         yield latents, sampler.decode(latents)
 
 
-def _write_adm(path: Path, passing: Iterator[dict[str, "np.ndarray"]], sampler: "RunSampler", n: int) -> None:
+def _write_adm(path: Path, passing: Iterator[dict[str, np.ndarray]], n: int) -> None:
     from selfflow.evaluation.adm import write_adm
 
-    if "image" not in sampler.modalities:
-        raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
     write_adm(path, (media["image"] for media in passing), n)
     print(f"{path}: {n} samples for ADM's evaluator")
 
 
-def _save_or_load(against: dict[str, Any], looks: "Looks", options: Options) -> None:
-    """Writes the reference, or puts the one from a file into its place."""
-    from selfflow.evaluation.accumulate import load_reference
+def _reference(looks: "Looks", options: Options) -> dict[str, Any]:
+    """The features of --reference by their name, none without it; refuses what cannot be before anything is drawn."""
+    from selfflow.evaluation.accumulate import Accumulator, load_reference
 
+    every = [*looks.extractors, *([looks.layer] if looks.layer else [])]
     for flag, path in (("--save-reference", options.save_reference), ("--reference", options.reference)):
-        if path is None:
-            continue
-        if len(against) != 1:
+        if path is not None and len(every) != 1:
             raise UserError(
-                f"{flag} holds features of one extractor, and there are {', '.join(against) or 'none'}: name one "
-                "with --features, and one modality with --modality"
+                f"{flag} holds features of one extractor, and {len(every)} look at these samples: name one with "
+                "--features, and one modality with --modality"
             )
-        ((name, found),) = against.items()
-        if flag == "--save-reference":
-            found.save(path)
-            print(f"{path}: {name} of {found.count} real clips")
-        else:
-            against[name] = load_reference(path, (*looks.extractors, looks.layer)[0])
+    if options.save_reference and not options.save_reference.absolute().parent.is_dir():
+        raise UserError(f"--save-reference {options.save_reference}: its folder is not there; make it first")
+    if options.reference is None:
+        return {}
+    found = load_reference(options.reference, every[0])
+    if isinstance(found, Accumulator) and found.samples != options.samples:
+        raise UserError(
+            f"--reference {options.reference} was gathered for Frechet distances of {found.samples} samples: give "
+            f"--samples {found.samples}, or make it again"
+        )
+    return {f"{every[0].distance} {every[0].medium}": found}

@@ -87,6 +87,9 @@ def parse_run(
         return None
     if arguments[0].startswith("-"):
         raise UserError(f"name a run folder first; example: {example}")
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    if repeated := {flag for flag in flags if flags.count(flag) > 1}:
+        raise UserError(f"{min(repeated)} stands there twice, and only the last would count: put all after one")
     path = opened(arguments[0]) / "experiment.json"
     if not path.is_file():
         raise UserError(f"{arguments[0]} is not a run folder: it has no experiment.json")

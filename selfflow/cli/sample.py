@@ -1,16 +1,17 @@
 """`selfflow sample`: films with sound, sounds and pictures from a run, whatever is given to them."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from selfflow.buckets.paths import url
 from selfflow.cli.folders import data_folder
 from selfflow.cli.parse import parse_run
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
 from selfflow.training.sharding import Devices
@@ -18,6 +19,7 @@ from selfflow.tree import to_json
 
 if TYPE_CHECKING:
     from selfflow.input.batches import Feed
+    from selfflow.input.built import Built
     from selfflow.input.reader import Reader
     from selfflow.run import Run
     from selfflow.sampling.of_run import RunSampler
@@ -79,7 +81,7 @@ def main(arguments: list[str]) -> None:
     mesh, weights, step = load_weights(run, options.step, options.weights, options.devices)
     names = tuple(filter(None, options.modality.split(",")))
     wanted = Wanted(names, options.given, options.sampler, options.label, options.caption)
-    sampler = RunSampler(run, wanted, weights, partial(_reader, run.experiment, options.data_dir), mesh)
+    sampler = RunSampler(run, wanted, weights, lambda name: held_out(feed_of(run, options.data_dir)[0], name), mesh)
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
     folder = options.out or _below(run, path) / f"step_{step}" / f"{sampler.set or 'image'}{case}_seed{options.seed}"
     _claim(folder, run, step, options)
@@ -103,19 +105,37 @@ def _below(run: "Run", path: str) -> Path:
     return run.path / "samples"
 
 
-def _reader(experiment: Experiment, data_dir: Path | None, name: str) -> "Reader":
-    from selfflow.prepare import prepare
+def feed_of(run: "Run", data_dir: Path | None) -> tuple["Feed", dict[str, "Built"]]:
+    """What a run was trained on: its latents, and the data sets whose raw data is there.
 
-    return held_out(prepare(experiment, data_folder(data_dir))[0], name)
+    Raises:
+      UserError: if the data is another now.
+    """
+    from selfflow.prepare import hash_of_latents, prepare
+
+    feed, built = prepare(run.experiment, data_folder(data_dir))
+    found, trained = hash_of_latents(feed.latents), run.provenance()["data"]
+    if found != trained:
+        raise UserError(
+            f"{run.source} was trained on other latents ({trained}, now {found}): the data set was rebuilt; give the "
+            "--data-dir of that time"
+        )
+    return feed, built
 
 
-def held_out(feed: "Feed", name: str) -> "Reader":
-    """Reads clips of a set that the run did not see, from its test split if there is one."""
+def held_out(feed: "Feed", name: str, splits: tuple[str, ...] = ("test", "validation", "train")) -> "Reader":
+    """Reads whole clips of a set, of the first split that has any."""
     latents = feed.latents[feed.mixture[name].data]
-    for split in ("test", "validation", "train"):
-        if split in latents.records and len((reader := feed.reader(name, split)).records):
-            return reader
-    raise UserError(f"mixture.{name}: no split has a record of it; give a file, as in --given video=clip.mp4")
+    for split in splits:
+        if split in latents.records:
+            reader = feed.reader(name, split)
+            whole = np.ones(len(reader.records), bool)
+            for m, modality in reader.modalities.items():
+                if modality.period:
+                    whole &= reader.source.index[f"frames/{m}"][reader.records] >= modality.latent[0]
+            if whole.any():
+                return dataclasses.replace(reader, records=reader.records[whole])
+    raise UserError(f"mixture.{name}: no split has a whole clip of it; give a file, as in --given video=clip.mp4")
 
 
 def _claim(folder: Path, run: "Run", step: int, options: Options) -> None:
@@ -141,8 +161,6 @@ def _claim(folder: Path, run: "Run", step: int, options: Options) -> None:
 
 
 def _write(folder: Path, sampler: "RunSampler", options: Options) -> None:
-    import numpy as np
-
     from selfflow.sampling.files import write_media, write_sheet
 
     path = lambda number: folder / f"{number:05d}.npz"

@@ -22,6 +22,7 @@ from selfflow.training.processes import Processes, agreed, first, in_turn, meet,
 from selfflow.training.state import State
 
 if TYPE_CHECKING:
+    from selfflow.cli.sample_evaluation import SampleEvaluation
     from selfflow.input.batches import Feed
 
 _EXAMPLE = "selfflow train experiments/quickstart.py --steps 100 --alignment.weight 0.4"
@@ -106,6 +107,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     rows = partial(rows_here, mesh)
     # All that can be wrong with data or weights comes before the folder becomes a run.
     together(lambda: feed.batches(0, experiment.steps, rows))
+    look = together(lambda: _evaluation(experiment, feed, built, mesh))
     last = agreed(
         Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0, "the checkpoints they find"
     )
@@ -146,7 +148,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
                     checkpoints=checkpoints,
                     trace=Trace(experiment.profile, workdir, start, experiment.steps),
                     interruption=interruption,
-                    evaluate=_evaluation(experiment, feed, built, workdir, mesh),
+                    evaluate=look and (lambda state: look(state, workdir)),
                     **_functions(experiment, feed, mesh, shardings_of(state)),
                 )
     finally:
@@ -163,12 +165,12 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     return summary
 
 
-def _evaluation(experiment: Experiment, feed: "Feed", built: dict[str, Any], workdir: Path, mesh: Mesh) -> Any:
+def _evaluation(experiment: Experiment, feed: "Feed", built: dict[str, Any], mesh: Mesh) -> "SampleEvaluation | None":
     if not experiment.cadence.evaluate_every:
         return None
-    from selfflow.cli.evaluating import SampleEvaluation
+    from selfflow.cli.sample_evaluation import SampleEvaluation
 
-    return SampleEvaluation(experiment, feed, built, workdir, mesh)
+    return SampleEvaluation(experiment, feed, built, mesh)
 
 
 def _functions(experiment: Experiment, feed: "Feed", mesh: Mesh, placed: State) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A stream of samples, looked at from all sides, in memory that does not grow with their number."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from selfflow.evaluation.collisions.verify import Seen, Verdict, judge, see
 from selfflow.evaluation.extractors import Extractor
 from selfflow.evaluation.own_layer import OwnLayer
 from selfflow.evaluation.synchrony import synchrony
+from selfflow.sampling.generate import check_finite
 
 # Clips whose tracks and sounds are kept for the checks, which look at many of them together.
 WATCHED = 1024
@@ -25,8 +25,7 @@ class World(NamedTuple):
     judges: Judges | None
 
 
-@dataclass(frozen=True)
-class Looks:
+class Looks(NamedTuple):
     """What samples of a set are looked at with.
 
     Attributes:
@@ -65,10 +64,12 @@ class Gathered:
         self.seen: list[Seen] = []
         self.sounds: list[np.ndarray] = []
         self.in_step: list[float] = []
+        self._verdict: Verdict | None = None
 
     def add(self, latents: dict[str, np.ndarray], media: dict[str, np.ndarray]) -> None:
         """Looks at a batch, as latents and as media {modality: [B, ...]}."""
         looks = self.looks
+        check_finite(latents, self.count + np.arange(len(next(iter(latents.values())))))
         for extractor in looks.extractors:
             features = extractor(media[extractor.medium], looks.rates[extractor.medium])
             self.features[f"{extractor.distance} {extractor.medium}"].add(features)
@@ -77,6 +78,7 @@ class Gathered:
         if (room := looks.watched - self.count) > 0:
             self._watch({m: x[:room] for m, x in media.items()})
         self.count += len(next(iter(latents.values())))
+        self._verdict = None
 
     def _watch(self, media: dict[str, np.ndarray]) -> None:
         looks, videos, sounds = self.looks, media.get("video"), media.get("audio")
@@ -92,7 +94,11 @@ class Gathered:
         """What the verifier says of the watched clips, be it with other sounds; None where it has not looked."""
         if not self.seen:
             return None
-        return judge(self.seen, sounds or self.sounds or None, *self.looks.world)
+        if sounds is not None:
+            return judge(self.seen, sounds, *self.looks.world)
+        if self._verdict is None:
+            self._verdict = judge(self.seen, self.sounds or None, *self.looks.world)
+        return self._verdict
 
     def swapped(self, seed: int = 0) -> "Swapped | None":
         """How well film and sound of a clip belong together: against another clip's sound.

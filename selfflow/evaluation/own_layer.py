@@ -1,7 +1,8 @@
 """The run's own features: what a block of its network makes of latents."""
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -18,12 +19,11 @@ class OwnLayer:
 
     Args:
       apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`.
-      params: its parameters.
       modalities: those of the set.
       layer: the block, counted from 1.
       tau: noise level of the latents.
       null_label: the label that stands for none.
-      weights: what tells these parameters from others, such as RUN and step.
+      width: D, channels of the residual stream.
 
     Attributes: as `extractors.Extractor` has them; `medium` is the set.
     """
@@ -31,21 +31,26 @@ class OwnLayer:
     def __init__(
         self,
         apply: Callable[..., Output],
-        params: Any,
         modalities: dict[str, Modality],
         layer: int,
         tau: float,
         null_label: int,
         width: int,
-        weights: str,
     ):
         self.name = f"layer{layer}"
         self.distance = f"FD-{self.name}"
         self.medium = "+".join(modalities)
-        self.identity = f"{self.name} at tau {tau:g} of {weights}, {self.medium}"
+        self.identity = ""
         self.width = width * len(modalities)
-        self._params, self._layer, self._names = params, layer, sorted(modalities)
+        self._params, self._layer, self._tau, self._names = None, layer, tau, sorted(modalities)
         self._forward = Forward(apply, modalities, (layer,), tau, null_label)
+
+    def of(self, params: Any, weights: str) -> Self:
+        """The same with parameters of the model, and what tells these from others, such as RUN and step."""
+        other = copy.copy(self)
+        other._params = params
+        other.identity = f"{self.name} at tau {self._tau:g} of {weights}, {self.medium}"
+        return other
 
     def __call__(self, latents: dict[str, np.ndarray]) -> np.ndarray:
         """Latents {modality: [B, ...]} -> features float32 [B, D]; all are noised alike, so that none depends on B."""

@@ -33,11 +33,12 @@ class RealClips(NamedTuple):
     lengths: dict[str, int]
     autoencoders: dict[str, Any]
 
-    def numbers(self) -> np.ndarray:
-        """Numbers of the records."""
+    def numbers(self, first: int = 0) -> np.ndarray:
+        """Numbers of the records, from `first` on."""
         if self.split not in self.feed.latents[self.feed.mixture[self.set].data].records:
             return np.zeros(0, int)
-        return np.random.default_rng(0).permutation(self.feed.reader(self.set, self.split).records)
+        records = self.feed.reader(self.set, self.split).records
+        return np.random.default_rng(0).permutation(records[records >= first])
 
     def batches(self, numbers: np.ndarray, size: int, decoded: bool = False) -> Iterator[Batch]:
         """(latents, media) of some records, without those that cannot be read or are shorter than the set's clips.

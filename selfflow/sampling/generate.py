@@ -181,6 +181,17 @@ def sample_noise(seed: int, numbers: np.ndarray, modality: str, shape: tuple[int
     return np.stack([np.asarray(_noise(_seed_of(seed, number), modality, shape)) for number in numbers])
 
 
+def check_finite(latents: dict[str, np.ndarray], numbers: np.ndarray) -> None:
+    """Raises `UserError`, naming a sample, where latents [B, ...] of these samples hold NaN or infinity."""
+    for m, x in latents.items():
+        bad_B = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
+        if bad_B.any():
+            raise UserError(
+                f"{m} of sample {numbers[np.argmax(bad_B)]} holds NaN or infinity, and {bad_B.sum()} of {len(x)} do: "
+                "look at the metrics of the run, and take an earlier checkpoint"
+            )
+
+
 @partial(jax.jit, static_argnums=(1, 2))
 def _noise(seed_2: jax.Array, modality: str, shape: tuple[int, int]) -> jax.Array:
     return jax.random.normal(keys_for(_sample_key(seed_2)[None], f"eps {modality}")[0], shape)

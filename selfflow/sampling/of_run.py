@@ -1,6 +1,7 @@
 """Samples of a run: its weights, what is given to them, and media instead of latents."""
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,11 @@ from selfflow.data.media.read import read_clip, read_still
 from selfflow.errors import UserError
 from selfflow.modality import modality_of
 from selfflow.models.joint import Caption
-from selfflow.sampling.generate import Condition, Generator, Sampler
-from selfflow.sampling.request import check_trained, merged, parse_given, picture_of_film, set_of
+from selfflow.sampling.generate import Condition, Generator, Sampler, check_finite
+from selfflow.sampling.request import check_trained, choose_set, merged, parse_given
+from selfflow.sampling.solvers import LAST_TAU
 
 if TYPE_CHECKING:
-    from selfflow.input.reader import Reader
     from selfflow.run import Run
 
 
@@ -78,16 +79,13 @@ class RunSampler:
         experiment = run.experiment
         streams = {name: chosen.modalities for name, chosen in experiment.mixture.items()} or {"image": ("image",)}
         known = tuple({m: None for names in streams.values() for m in names})
-        names = wanted.modalities or (next(iter(streams.values())) if not wanted.given else ())
-        for m in names:
+        for m in wanted.modalities:
             if m not in known:
                 raise UserError(f"--modality {m}: this run has {', '.join(known)}")
-        requests = tuple(picture_of_film(parse_given(text, known), names) for text in wanted.given)
-        given = tuple(r.what for r in requests if r.what in known)
-        if not names:
-            rest = next((s for s in streams.values() if set(given) <= set(s)), next(iter(streams.values())))
-            names = tuple(m for m in rest if m not in given or any(r.what == m and r.level for r in requests)) or rest
-        self.set = set_of(tuple(dict.fromkeys((*names, *given))), streams)
+        # A film can be given a picture, as its first frame, whatever sets of pictures the run knows.
+        pictures = ("image",) if any(modality_of(m) == "video" for m in known) else ()
+        requests = tuple(parse_given(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.given)
+        self.set, requests = choose_set(wanted.modalities, requests, streams)
         self.modalities = {m: experiment.modalities(self.set)[m] for m in streams[self.set]}
         check_trained(requests, self.modalities, experiment.schedule.given)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
@@ -97,7 +95,7 @@ class RunSampler:
             raise UserError(f"--given: {run.source} has no data and no autoencoder, so nothing can be given to it")
         self._autoencoders = {m: run.autoencoder(m) for m in self.media}
         self._reader = reader(self.set) if any(r.file is None for r in requests) else None
-        self._clean = self._from_files()
+        self._clean, self._damaged = self._from_files(), set()
         self._caption = _caption(experiment, wanted.caption)
         labels = experiment.model.labels
         if wanted.label is not None and not 0 <= wanted.label < labels:
@@ -111,6 +109,8 @@ class RunSampler:
                 "have neither; leave it at 1"
             )
         start = max((r.level for r in requests), default=0.0) or 1.0
+        if sampler.solver == "euler_maruyama" and start <= LAST_TAU:
+            raise UserError(f"--given @{start:g}: euler_maruyama starts above its last step, {LAST_TAU}; take euler")
         self._generate = Generator(run.objective.apply, self.modalities, sampler, labels, start, mesh)
 
     def batches(self, numbers: np.ndarray, seed: int, batch_size: int = 16) -> Iterator[Samples]:
@@ -122,6 +122,7 @@ class RunSampler:
             whole = np.append(some, np.repeat(some[:1], size - len(some)))
             latents = self._generate(self._weights, self._condition(whole, seed), seed, whole)
             latents = {m: x[: len(some)] for m, x in latents.items()}
+            check_finite(latents, some)
             yield Samples(some, latents, self.decode(latents))
 
     def decode(self, latents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -130,21 +131,44 @@ class RunSampler:
 
     def _condition(self, numbers: np.ndarray, seed: int) -> Condition:
         labels, count = self._run.experiment.model.labels, len(numbers)
+        records = [] if self._reader is None else self._records(numbers)
+        label_B = np.full(count, labels)
         if self._wanted.label is not None:
-            label_B = np.full(count, self._wanted.label)
+            label_B[:] = self._wanted.label
+        elif labels and records:  # what is given is of a class
+            label_B = np.array([r["label"] if r["label"] >= 0 else labels for r in records])
         elif labels and self._caption is None:
             label_B = np.array([np.random.default_rng([seed % 2**32, int(i)]).integers(labels) for i in numbers])
-        else:
-            label_B = np.full(count, labels)
         caption = None
         if self._caption is not None:
             caption = Caption(*(np.stack([x] * count) for x in self._caption))
+        elif records and "caption" in records[0]:
+            caption = Caption(*(np.stack(parts) for parts in zip(*(r["caption"] for r in records))))
         clean = {m: np.stack([x] * count) for m, x in self._clean.items()}
-        if self._reader is not None:
-            read = _records(self._reader, numbers)
-            clean |= {m: np.stack([one[m] for one in read]) for m in self._needed(without_file=True)}
+        if records:
+            clean |= {m: np.stack([r["latents"][m] for r in records]) for m in self._needed(without_file=True)}
         masks = {m: np.tile(mask, (count, 1)) for m, mask in self._masks.items()}
         return Condition(label_B, caption, clean, masks)
+
+    def _records(self, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """The records that samples are given; after the last comes the first, and for one that is damaged the next."""
+        found = []
+        for number in numbers:
+            for place in range(int(number), int(number) + len(self._reader.records)):
+                record = int(self._reader.records[place % len(self._reader.records)])
+                sample = self._reader(record)
+                if sample["weight"]:
+                    break
+                if record not in self._damaged:
+                    self._damaged.add(record)
+                    reason = ": ".join(self._reader.why(record))
+                    print(
+                        f"warning: a record that was to be given cannot be read, the next is: {reason}", file=sys.stderr
+                    )
+            else:
+                raise UserError(f"--given: no record of {self.set} can be read; `selfflow data verify` tells why")
+            found.append(sample)
+        return found
 
     def _needed(self, without_file: bool) -> set[str]:
         """The modalities whose latents come from the data, or from files."""
@@ -222,16 +246,3 @@ def _caption(experiment: Any, text: str) -> tuple[np.ndarray, np.ndarray] | None
     return padded_caption(
         text_encoder(experiment.text).encode([text])[0], experiment.text.tokens, experiment.model.text
     )
-
-
-def _records(reader: "Reader", numbers: np.ndarray) -> list[dict[str, np.ndarray]]:
-    """Latents of the records that samples are given; after the last record comes the first."""
-    found = []
-    for number in numbers:
-        sample = reader(int(reader.records[int(number) % len(reader.records)]))
-        if not sample["weight"]:
-            raise UserError(
-                f"--given: a record of the data cannot be read: {': '.join(reader.why(int(sample['record'])))}"
-            )
-        found.append(sample["latents"])
-    return found

@@ -65,7 +65,9 @@ def parse_given(text: str, known: tuple[str, ...]) -> Request:
     Raises:
       UserError: if it is none of these, or the numbers are not those of the case.
     """
-    spec, _, file = text.partition("=")
+    spec, equals, file = text.partition("=")
+    if equals and not file:
+        raise UserError(f"--given {text}: no file is named after the =")
     spec, at, level = spec.partition("@")
     what, _, arguments = spec.partition(":")
     if what not in (*known, *_SYNTAX):
@@ -144,12 +146,33 @@ def merged(requests: tuple[Request, ...], modalities: Mapping[str, Modality]) ->
     return {m: mask for m, mask in together.items() if mask.any()}
 
 
-def set_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> str:
-    """The set of the mixture that has these modalities and no others.
+def choose_set(
+    names: tuple[str, ...], requests: tuple[Request, ...], mixture: Mapping[str, tuple[str, ...]]
+) -> tuple[str, tuple[Request, ...]]:
+    """The set of the mixture that is to be sampled, and the requests as they are meant in it.
 
     Args:
-      names: what is to be generated or given.
+      names: what is to be generated; by default what stands with what is given.
+      requests: what is given; a picture that is given to a film is its first frame.
       mixture: modalities of each set.
+
+    Raises:
+      UserError: if there is no such set.
+    """
+    held = lambda meant: {request.what for request in meant if request.case == "modality"}
+    if names:
+        meant = tuple(_picture_of_film(request, names) for request in requests)
+        return set_of((*names, *sorted(held(meant) - {*names})), mixture), meant
+    for translate in (lambda request, modalities: request, _picture_of_film):
+        for name, modalities in mixture.items():
+            meant = tuple(translate(request, modalities) for request in requests)
+            if held(meant) <= {*modalities}:
+                return name, meant
+    return set_of(tuple(sorted(held(requests))), mixture), requests
+
+
+def set_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> str:
+    """The set of the mixture that has these modalities and no others.
 
     Raises:
       UserError: if there is none.
@@ -164,8 +187,9 @@ def set_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> st
     )
 
 
-def picture_of_film(request: Request, modalities: tuple[str, ...]) -> Request:
-    """A picture that is given to a film is its first frame."""
+def _picture_of_film(request: Request, modalities: tuple[str, ...]) -> Request:
     if request.what == "image" and "image" not in modalities and any(modality_of(m) == "video" for m in modalities):
+        if request.level:
+            raise UserError(f"--given {request.text}: a film is given its first frame as it is, and not with noise")
         return Request(request.text, "first_frame", (), 0.0, request.file)
     return request

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import shutil
 import time
 from pathlib import Path
 
+EVALUATIONS = "evaluations"
 TIMINGS = ("seconds", "waiting", "tokens_per_second")
 
 
@@ -14,11 +16,11 @@ class MetricsLog:
 
     `metrics.jsonl` is the truth; events are made from it anew whenever a run is taken up, so that
     every step stands once in both. A number that is not finite is null there, which keeps it JSON, and
-    stands in no event. The event of a step has the pictures and sounds in `samples/step_N`, too.
+    stands in no event. The event of a step has the pictures and sounds in `evaluations/step_N`, too.
 
     Args:
       folder: the run folder.
-      step: the step that the run is taken up at; later rows, and a row cut off by a crash, go away.
+      step: the step that the run is taken up at; later rows and pictures, and a row cut off by a crash, go away.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -28,6 +30,10 @@ class MetricsLog:
         self._file = self.path.open("a")
         if self.skipped.exists():
             _cut(self.skipped, step)
+        for later in (folder / EVALUATIONS).glob("step_*"):
+            number = later.name.removeprefix("step_")
+            if later.is_dir() and number.isdigit() and int(number) > step:
+                shutil.rmtree(later)
         self._events = None
         for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
@@ -62,7 +68,7 @@ class MetricsLog:
             for name, value in row.items()
             if name != "step" and isinstance(value, int | float) and math.isfinite(value)
         ]
-        values += _shown(self._folder / "samples" / f"step_{row['step']}")
+        values += _shown(self._folder / EVALUATIONS / f"step_{row['step']}")
         event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
         self._events.write(event.SerializeToString())
 
@@ -89,12 +95,18 @@ def _shown(folder: Path) -> list:
 
     values = []
     for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as page:
-            width, height = page.size
+        try:
+            with Image.open(path) as page:
+                width, height = page.size
+        except OSError:
+            continue  # cut off by a crash: a picture is no reason not to go on
         shown = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
         values.append(Summary.Value(tag=f"samples/{path.stem}", image=shown))
     for path in sorted(folder.glob("*.wav")):
-        told = soundfile.info(path)
+        try:
+            told = soundfile.info(path)
+        except soundfile.LibsndfileError:
+            continue
         shown = Summary.Audio(
             sample_rate=told.samplerate,
             num_channels=told.channels,

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +11,17 @@ from selfflow.errors import UserError
 from selfflow.evaluation.settings import Evaluation
 from selfflow.experiment_file import load_experiment
 from selfflow.run import open_run
-from selfflow.training.metrics import TIMINGS
+from selfflow.training.metrics import TIMINGS, MetricsLog
 from tests.conftest import TINY
 
 
 @pytest.fixture
 def evaluate(tiny_run, data_dir, tmp_path):
     def call(*flags):
-        flags = ["--data-dir", data_dir, "--samples", 6, "--batch-size", 4, "--out", tmp_path / "out.json", *flags]
-        main([str(tiny_run), *map(str, flags)])
-        return json.loads((tmp_path / "out.json").read_text())["rows"]
+        for flag, value in (("--samples", 6), ("--out", tmp_path / f"{len([*tmp_path.iterdir()])}.json")):
+            flags += () if flag in flags else (flag, value)
+        main([str(tiny_run), "--data-dir", str(data_dir), "--batch-size", "4", *map(str, flags)])
+        return json.loads(Path(flags[flags.index("--out") + 1]).read_text())["rows"]
 
     return call
 
@@ -50,6 +53,13 @@ def test_the_sound_of_a_given_film(evaluate, capsys):
     assert rows["samples"]["world/bodies"] > 0.5  # the films are real
 
 
+def test_the_verifier_itself_is_measured(tiny_run, data_dir, capsys):
+    main([str(tiny_run), "--calibrate", "--data-dir", str(data_dir)])
+    said = capsys.readouterr().out
+    for line in ("tracker: RMS error", "sound 2 frames late", "through the autoencoders"):
+        assert line in said
+
+
 def test_a_reference_is_kept_and_one_of_other_features_refused(evaluate, tmp_path):
     file = tmp_path / "real.npz"
     first = evaluate("--features", "logmel", "--save-reference", file)
@@ -59,12 +69,25 @@ def test_a_reference_is_kept_and_one_of_other_features_refused(evaluate, tmp_pat
         evaluate("--features", "layer", "--reference", file)
     with pytest.raises(UserError, match="features of one extractor"):
         evaluate("--features", "layer", "logmel", "--reference", file)
+    with pytest.raises(UserError, match="give --samples 6"):
+        evaluate("--features", "logmel", "--reference", file, "--samples", 5)
+
+
+def test_results_of_other_settings_are_not_replaced(evaluate, tmp_path):
+    flags = ("--modality", "image", "--features", "layer", "--out", tmp_path / "a.json")
+    assert evaluate(*flags) == evaluate(*flags)
+    with pytest.raises(UserError, match="another weights: choose another --out"):
+        evaluate(*flags, "--weights", "student")
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert told["distances"]["samples"]["FD-layer2 image"]["generated"] == 6 and "test split" in told["against"]
 
 
 @pytest.mark.parametrize(
     "flags, said",
     [
         (["--features", "layer=9"], "blocks 1 to 3"),
+        (["--features", "layer=1", "layer=2"], "name one layer"),
+        (["--features", "logmel", "logmel"], "two of them give FD-LogMel audio"),
         (["--features", "logmell"], "did you mean logmel"),
         (["--features", "inception=nowhere.pth", "--modality", "image"], "nowhere.pth"),
         (["--samples", "1"], "--samples is 1"),
@@ -106,13 +129,35 @@ def test_their_numbers_stand_in_the_metrics_and_what_was_drawn_in_tensorboard(ev
     for name in ("samples/joint/kid/FD-layer2 video+audio", "samples/image/kid/FD-layer2 image"):
         assert np.isfinite(rows[10][name])
     assert "samples/joint/world/bodies" in rows[10]
-    folder = evaluated / "samples" / "step_10"
+    folder = evaluated / "evaluations" / "step_10"
     assert {path.name for path in folder.iterdir()} == {"image.png", "joint.png"} | {
         f"joint_0{i}.{kind}" for i in range(2) for kind in ("mp4", "wav")
     }
     pictures, sounds = shown_of(evaluated)
     assert {(10, "samples/joint"), (10, "samples/image"), (5, "samples/joint")} <= pictures
     assert (10, "samples/joint_01") in sounds
+
+
+def test_mistakes_in_the_features_come_before_the_run(data_dir, tmp_path):
+    from selfflow.cli.train import train
+
+    experiment = load_experiment(TINY)
+    cadence = dataclasses.replace(experiment.cadence, evaluate_every=5)
+    experiment = dataclasses.replace(experiment, cadence=cadence, evaluation=Evaluation(features=("efnet",)))
+    with pytest.raises(UserError, match="did you mean effnet"):
+        train(experiment, tmp_path / "run", data_dir)
+    assert not (tmp_path / "run" / "experiment.json").exists()
+
+
+def test_pictures_of_steps_that_are_done_again_and_broken_ones_do_no_harm(evaluated, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated, folder)
+    (folder / "evaluations" / "step_5" / "joint.png").write_bytes(b"")
+    (folder / "evaluations" / "step_5" / "joint_00.wav").write_bytes(b"")
+    MetricsLog(folder, 6).close()
+    assert {path.name for path in (folder / "evaluations").iterdir()} == {"step_5"}
+    pictures, sounds = shown_of(folder)
+    assert pictures == {(5, "samples/image")} and sounds == {(5, "samples/joint_01")}
 
 
 def shown_of(folder):

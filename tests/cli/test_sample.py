@@ -15,8 +15,9 @@ from selfflow.run import open_run
 @pytest.fixture
 def sample(tiny_run, data_dir, tmp_path):
     def call(*flags, out="out"):
-        flags = ["--out", tmp_path / out, "--data-dir", data_dir, "--count", 3, "--batch-size", 2, *flags]
-        main([str(tiny_run), *map(str, flags)])
+        for flag, value in (("--count", 3), ("--batch-size", 2)):
+            flags += () if flag in flags else (flag, value)
+        main([str(tiny_run), "--out", str(tmp_path / out), "--data-dir", str(data_dir), *map(str, flags)])
         return tmp_path / out
 
     return call
@@ -119,6 +120,9 @@ def test_a_short_film_is_continued(sample, tiny_run, tmp_path):
         (["--given", "region:0,0,1,0.5"], "schedule.given lacks region"),
         (["--given", "first_frame=nowhere.png"], "nowhere.png: no such file"),
         (["--count", "0"], "--count is 0"),
+        (["--given", "video="], "no file is named"),
+        (["--given", "image@0.5=a.png", "--modality", "video,audio"], "not with noise"),
+        (["--given", "image@0.03", "--sampler.solver", "euler_maruyama"], "euler_maruyama starts above"),
         (["--label", "3"], "--label 3: this run has no labels"),
         (["--caption", "a circle"], "without captions"),
         (["--sampler.guidance", "3"], "sampler.guidance is 3"),
@@ -128,6 +132,38 @@ def test_a_short_film_is_continued(sample, tiny_run, tmp_path):
 def test_what_cannot_be_sampled(sample, flags, said):
     with pytest.raises(UserError, match=said):
         sample(*flags)
+
+
+def test_the_sound_of_a_film_is_given_whatever_its_pictures(sample, tmp_path):
+    film = sample("--modality", "video,audio") / "00000.mp4"
+    folder = sample("--modality", "video", "--given", f"audio={film}", out="b")
+    assert np.isfinite(latents_of(folder)["audio"]).all() and latents_of(folder)["audio"].any()
+
+
+def test_a_flag_that_stands_twice_is_refused(sample):
+    with pytest.raises(UserError, match="--given stands there twice"):
+        sample("--given", "video", "--given", "audio")
+
+
+def test_samples_that_are_no_numbers_are_named(tiny_run, tmp_path, monkeypatch):
+    import jax
+
+    from selfflow.run import Run
+
+    broken = lambda self, *args: restored(self, *args)._replace(frozen=jax.tree.map(lambda x: x * np.nan, state.frozen))
+    restored, state = Run.weights, open_run(tiny_run).weights()
+    monkeypatch.setattr(Run, "weights", broken)
+    with pytest.raises(UserError, match="of sample 0 holds NaN"):
+        main([str(tiny_run), "--out", str(tmp_path / "out"), "--modality", "image", "--count", "2"])
+
+
+def test_data_that_was_rebuilt_is_refused(tiny_run, tmp_path, data_dir):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps(told | {"data": "other"}))
+    with pytest.raises(UserError, match="trained on other latents"):
+        flags = ["--given", "video", "--data-dir", str(data_dir), "--out", str(tmp_path / "out")]
+        main([str(tmp_path / "run"), *flags])
 
 
 def test_a_damaged_given_file_is_named(sample, tmp_path):

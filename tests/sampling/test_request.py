@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.sampling.request import check_trained, merged, parse_given, picture_of_film, set_of
+from selfflow.sampling.request import check_trained, choose_set, merged, parse_given, set_of
 
 KNOWN = ("video", "audio", "image")
 TABLE = {"modality": 0.1, "first_frame": 0.1, "prefix": 0.1, "stretch": 0.1, "region": 0.1}
@@ -86,9 +86,17 @@ def test_starting_from_noised_data_needs_no_training(pair):
     check_trained((request_of("audio@0.5"), request_of("video@0.5")), pair, {})
 
 
-def test_a_picture_given_to_a_film_is_its_first_frame():
-    assert picture_of_film(request_of("image=a.png"), ("video", "audio")).what == "first_frame"
-    assert picture_of_film(request_of("image=a.png"), ("video", "image")).what == "image"
+def test_the_set_is_what_is_generated_and_given():
+    mixture = {"joint": ("video", "audio"), "still": ("image",)}
+    chosen = lambda names, *texts: choose_set(names, tuple(map(request_of, texts)), mixture)
+    assert chosen(("audio",), "video")[0] == chosen((), "video")[0] == chosen((), "prefix:1")[0] == "joint"
+    assert chosen((), "image@0.5")[0] == "still"
+    name, (request,) = chosen(("video", "audio"), "image=a.png")
+    assert name == "joint" and request.what == "first_frame" and request.file == Path("a.png")
+    with pytest.raises(UserError, match="not with noise"):
+        chosen(("video", "audio"), "image@0.5=a.png")
+    name, (request,) = choose_set((), (request_of("image=a.png"),), {"joint": ("video", "audio")})
+    assert request.what == "first_frame"
 
 
 def test_sets_are_those_of_the_mixture():

@@ -53,11 +53,13 @@ def assert_same_numbers(found, expected) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_together(data_dir, tmp_path, monkeypatch):
-    """Both draw the samples, one looks at them; the numbers are those of one process, and training is undisturbed."""
+@pytest.mark.parametrize("processes, devices", [(2, 1), (1, 4)])
+def test_many_devices_evaluate_together(processes, devices, data_dir, tmp_path, monkeypatch):
+    """All draw the samples, one looks at them; the numbers are those of one device, and training is undisturbed."""
     monkeypatch.setattr("selfflow.cli.proof.prove", lambda *_: {})
     train(small(evaluate_every=5), tmp_path / "alone", data_dir)
-    finished(start(tmp_path / "both", data_dir, 2, tensor=2, evaluate_every=5))
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
+    finished(start(tmp_path / "both", data_dir, processes, tensor=2, evaluate_every=5))
     alone, both = (read_metrics(tmp_path / name) for name in ("alone", "both"))
     assert {row["step"] for row in both if "samples/joint/kid/FD-layer2 video+audio" in row} == {5}
     # Checks of physics are passed or not: a last digit may decide.
