@@ -31,6 +31,15 @@ def test_shipped_experiments_read_back_equal(path, tmp_path):
     assert "selfflow train" in path.read_text().split('"""')[1]  # the docstring gives the command
 
 
+def test_runs_of_the_first_version_are_read(experiment, tmp_path):
+    data = to_json(experiment)
+    del data["sampler"], data["evaluation"]
+    data["proof"]["solver_steps"] = 7
+    (tmp_path / "experiment.json").write_text(json.dumps(data))
+    read = read_experiment(tmp_path / "experiment.json")
+    assert read == dataclasses.replace(experiment, sampler=dataclasses.replace(experiment.sampler, steps=7))
+
+
 @pytest.mark.parametrize(
     "schedule",
     [
