@@ -1,8 +1,11 @@
 """Samples as files that people look at and listen to."""
 
+import math
 from pathlib import Path
 
 import numpy as np
+
+_COLUMNS = 16
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, sound: np.ndarray | None, rate: int) -> None:
@@ -92,9 +95,16 @@ def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, 
                 (f"{group} {i}\n{m}", m, values[i : i + 1] if m == "image" else values[i])
                 for m, values in media.items()
             ]
-    rows = [(label, m, values if m == "audio" else _strip(values)) for label, m, values in rows]
+    # Few pictures are not blown up to the width of the page.
+    most = [
+        0.7 if m == "audio" else 1.3 * (math.ceil(len(values) / _COLUMNS) if m == "image" else 1)
+        for _, m, values in rows
+    ]
+    drawn = {"audio": lambda values: values, "image": _grid}
+    rows = [(label, m, drawn.get(m, _strip)(values)) for label, m, values in rows]
     heights = [
-        0.7 if m == "audio" else min(1.3, 1.09 * width * values.shape[0] / values.shape[1]) for _, m, values in rows
+        limit if m == "audio" else min(limit, 1.09 * width * x.shape[0] / x.shape[1])
+        for limit, (_, m, x) in zip(most, rows)
     ]
     figure = Figure(figsize=(width + 0.6, sum(heights) + 0.12 * len(rows) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -108,6 +118,15 @@ def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, 
         axis.set_yticks([])
         axis.set_ylabel(label, fontsize=7)
     figure.savefig(path, dpi=110)
+
+
+def _grid(pictures: np.ndarray) -> np.ndarray:
+    """uint8 [B, H, W, 3] -> all of them in rows, framed in white."""
+    columns = min(_COLUMNS, len(pictures))
+    framed = np.pad(pictures, ((0, -len(pictures) % columns), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    framed[len(pictures) :] = 255
+    rows = framed.reshape(-1, columns, *framed.shape[1:])
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 
 
 def _strip(pictures: np.ndarray) -> np.ndarray:
