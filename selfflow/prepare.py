@@ -17,7 +17,6 @@ from selfflow.input.exclude import read_ids
 from selfflow.input.fit import Fitted, fit, fitted_path
 from selfflow.input.latents import MANIFEST, Latents
 from selfflow.input.shards import text_encoder
-from selfflow.progress import Progress
 
 
 def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> tuple[Feed, dict[str, Built]] | None:
@@ -125,20 +124,18 @@ def _fit(
 ) -> dict[str, Fitted]:
     """The autoencoders: those that latents from elsewhere were made by, the others fitted to the data."""
     fitted = {}
-    with Progress("fit autoencoders", len(experiment.autoencoders), unit="modality") as shown:
-        for m, config in experiment.autoencoders.items():
-            having = {name: b for name, b in built.items() if m in experiment.data[name].media_shapes()}
-            given = next((found for found in elsewhere.values() if m in found.manifest["modalities"]), None)
-            if given:
-                made = given.manifest["modalities"][m]
-                path = given.autoencoder_path(m)
-                fitted[m] = Fitted(config, path, given.autoencoder(m, config).identity, made["fitted_on"])
-            elif having:
-                if share.host:
-                    notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
-                    wait_for(notes, f"it fits the {m} autoencoder")
-                fitted[m] = fit(m, config, having, excluded, data_dir)
-            shown.advance()
+    for m, config in experiment.autoencoders.items():
+        having = {name: b for name, b in built.items() if m in experiment.data[name].media_shapes()}
+        given = next((found for found in elsewhere.values() if m in found.manifest["modalities"]), None)
+        if given:
+            made = given.manifest["modalities"][m]
+            path = given.autoencoder_path(m)
+            fitted[m] = Fitted(config, path, given.autoencoder(m, config).identity, made["fitted_on"])
+        elif having:
+            if share.host:
+                notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
+                wait_for(notes, f"it fits the {m} autoencoder")
+            fitted[m] = fit(m, config, having, excluded, data_dir)
     return fitted
 
 

@@ -28,7 +28,12 @@ _LOCK = "lock"
 
 
 def enter_run(
-    folder: Path, experiment: Experiment, data_hash: str, sets: dict[str, Any], autoencoders: dict[str, Path]
+    folder: Path,
+    experiment: Experiment,
+    data_hash: str,
+    sets: dict[str, Any],
+    autoencoders: dict[str, Path],
+    data_dir: str = "",
 ) -> None:
     """Makes a run folder, or takes up the one that is there; writes `experiment.json` and `provenance.json`.
 
@@ -38,6 +43,7 @@ def enter_run(
       data_hash: identity of the latents.
       sets: what is known of each data set, as `prepare.sets_of` tells it.
       autoencoders: file of each modality's, of which the run keeps a copy: samples are decoded without the data.
+      data_dir: where the data is, so that it is found again.
 
     Raises:
       UserError: if the run there was trained on other data.
@@ -56,7 +62,7 @@ def enter_run(
         provenance = {"started_from": experiment.init_from or None, "ancestors": _ancestors(experiment.init_from)}
         provenance |= {"data": data_hash, "sessions": []}
     provenance["sets"] = sets
-    provenance["sessions"].append(_surroundings() | {"changed": changed})
+    provenance["sessions"].append(_surroundings() | {"changed": changed, "data_dir": data_dir})
     for m, file in autoencoders.items():
         kept = folder / AUTOENCODERS / f"{m}.safetensors"
         if not kept.exists():

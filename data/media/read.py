@@ -24,7 +24,11 @@ def read_still(path: Path, size: int) -> np.ndarray:
         with open_image(path) as image:
             return still(image, size)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        pass
+    try:
         return read_clip(path, ("video",), Media(frames=1, size=size))["video"][0]
+    except UserError:
+        raise UserError(f"{path} holds no picture that can be read") from None
 
 
 def read_clip(path: Path, wanted: tuple[str, ...], media: Media) -> dict[str, np.ndarray]:

@@ -115,7 +115,8 @@ def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
                 f"  {r.set:<12} {r.solver:<15} {r.samples:>8} {r.evaluations:>11} {r.samples_per_second:>10.2f} "
                 f"{r.evaluations_per_second:>9.1f} {r.overhead:>6.1%}"
             )
-        print("  eval./s: evaluations of the network, a sample each; loop: time beyond as many bare evaluations")
+        print("  eval./s: evaluations of the network, a sample each; loop: time beyond as many bare evaluations,")
+        print("  below 0 where these take longer to start; medians, of more rounds where the machine is shared")
     return [dataclasses.asdict(rate) for rate in rates]
 
 

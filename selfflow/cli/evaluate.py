@@ -67,7 +67,7 @@ class Options:
     devices: Devices = Devices()
     """How weights and samples are spread over devices."""
     data_dir: Path | None = None
-    """Where the data of the run is; by default $SELFFLOW_DATA or ~/.cache/selfflow."""
+    """Where the data of the run is; by default where it was when the run was trained."""
 
     def __post_init__(self):
         for name, least in (("samples", 4), ("batch_size", 1)):
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> None:
         return
     path, options = parsed
     from selfflow.buckets.paths import url
-    from selfflow.cli.sample import feed_of, held_out, load_weights
+    from selfflow.cli.sample import claimed, feed_of, held_out, load_weights, unused
     from selfflow.run import open_run
     from selfflow.sampling.of_run import RunSampler, Wanted
 
@@ -97,7 +97,8 @@ def main(arguments: list[str]) -> None:
     if url(path) and not (options.out or options.calibrate):
         raise UserError(f"{path} is in a bucket: name a local file for the results with --out")
     if options.calibrate:
-        return _calibrate(run, feed_of(run, options.data_dir)[1])
+        out = options.out or run.path / "evaluations" / "calibration.json"
+        return _calibrate(run, feed_of(run, options.data_dir)[1], out)
     mesh, weights, step = load_weights(run, options.step, options.weights, options.devices)
     feed, built = feed_of(run, options.data_dir)
     names = tuple(filter(None, options.modality.split(",")))
@@ -108,29 +109,17 @@ def main(arguments: list[str]) -> None:
     if options.adm_npz and "image" not in sampler.modalities:
         raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
-    name = f"step_{step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}.json"
-    out = options.out or run.path / "evaluations" / name
+    name = f"step_{step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}"
     told = {"run": run.source, "step": step, "set": sampler.set, **_settings(options)}
-    _check_out(out, told)
+    free = options.out or unused(run.path / "evaluations" / f"{name}.json", told)
+    out = claimed(free, free, told)
     of = f"the {options.weights} of {run.source} at step {step}"
     found = evaluate(run.experiment, feed, built, sampler, weights, of, options)
     out.write_text(json.dumps(told | found, indent=1))
     print(f"\nAll numbers: {out}")
 
 
-def _check_out(out: Path, told: dict[str, Any]) -> None:
-    """Refuses to replace results of other settings."""
-    if out.exists():
-        try:
-            before = json.loads(out.read_text())
-        except ValueError:
-            before = {}
-        if differing := [name for name in told if before.get(name) != told[name]]:
-            raise UserError(f"{out} holds results of another {', '.join(differing)}: choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-
-
-def _calibrate(run: "Run", built: dict[str, "Built"]) -> None:
+def _calibrate(run: "Run", built: dict[str, "Built"], out: Path) -> None:
     from selfflow.cli.evaluating import readable, world_of
     from selfflow.evaluation.collisions.calibrate import as_text, calibrate
 
@@ -146,11 +135,14 @@ def _calibrate(run: "Run", built: dict[str, "Built"]) -> None:
     columns = {"as they are": calibrate(records, settings, judges)}
     columns["through the autoencoders"] = calibrate(records, settings, judges, passed("video"), passed("audio"))
     print(as_text(columns))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({label: column._asdict() for label, column in columns.items()}, indent=1))
+    print(f"\nWhat is checked and how: data/collisions/README.md. All numbers: {out}")
 
 
 def _settings(options: Options) -> dict[str, Any]:
     told = to_json(dataclasses.replace(options, reference=options.reference and str(options.reference)))
-    said = ("samples", "modality", "given", "seed", "weights", "sampler", "features", "reference")
+    said = ("samples", "given", "seed", "weights", "sampler", "features", "reference")
     return {name: told[name] for name in said}
 
 
@@ -187,6 +179,10 @@ def evaluate(
     name, n, size = sampler.set, options.samples, options.batch_size
     data = experiment.mixture[name].data
     looks = looks_of(options.features, experiment, name, None)
+    if options.features and not (looks.extractors or looks.layer):
+        raise UserError(f"--features {' '.join(options.features)}: none looks at {', '.join(sampler.modalities)}")
+    # Of what is given whole, samples tell no more than the data does.
+    looks = looks._replace(extractors=tuple(e for e in looks.extractors if e.medium not in sampler.held_whole))
     if looks.layer:
         looks = looks._replace(layer=looks.layer.of(weights, of))
     against = _reference(looks, options)
@@ -224,6 +220,15 @@ def evaluate(
     compared = {row: comparisons(against, found) for row, found in gathered.items() if found.count > 1}
     case = f", given {' '.join(options.given)}" if options.given else ""
     print(f"\n{name} ({', '.join(sampler.modalities)}){case}: {n} samples, against {where}")
+    print(
+        f"Real clips: {min(n, len(others))} others, of the {train.split} split; noise: what samples begin as, decoded."
+    )
+    if sampler.held_whole:
+        print(
+            f"The {' and '.join(sampler.held_whole)} of the samples is given: what is said of it alone is of the data."
+        )
+    if n < 100:
+        print(f"Distances of {n} samples are mostly noise: take hundreds.")
     if test.built is None:
         print("The raw data is not there: all real clips are decoded latents.")
     print_tables(gathered, compared, _SAMPLES)

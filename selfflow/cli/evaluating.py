@@ -120,7 +120,8 @@ def comparisons(reference: Mapping[str, Any], gathered: Gathered) -> dict[str, C
 def numbers_of(gathered: Gathered, compared: Mapping[str, Comparison]) -> dict[str, float]:
     """All that is known of samples, as numbers with names; those that cannot be told are left out."""
     found: dict[str, float | None] = {}
-    for name, c in compared.items():
+    for features, c in compared.items():
+        name = features.removeprefix("FD-").replace(" ", "/")
         found |= {f"kid/{name}": c.kid, f"kid_error/{name}": c.kid_error}
         found |= {f"frechet/{name}": c.frechet, f"precision/{name}": c.precision, f"recall/{name}": c.recall}
     if verdict := gathered.verdict():

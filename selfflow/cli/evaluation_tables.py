@@ -22,10 +22,13 @@ def print_tables(
         _print_distances(name, {row: found[name] for row, found in compared.items()}, samples)
     verdicts = {row: verdict for row, found in gathered.items() if (verdict := found.verdict())}
     if verdicts:
-        print("\nThe world's laws: share of clips that pass, and how many a check applies to")
+        print(
+            "\nThe world's laws (data/collisions/README.md): share of clips that pass, and how many a check applies to"
+        )
         lines = {
             check if check in PASSES else f"{check} (a correlation)": {
-                row: f"{verdict.rows[check].value:.2f} ({verdict.rows[check].n})" for row, verdict in verdicts.items()
+                row: f"{told.value:.2f} ({told.n})" if (told := verdict.rows[check]).n else "-"
+                for row, verdict in verdicts.items()
             }
             for check in next(iter(verdicts.values())).rows
         }
@@ -53,7 +56,12 @@ def _print_distances(name: str, compared: dict[str, Comparison], samples: str) -
     for row, c in compared.items():
         kid = "-" if c.kid is None else f"{c.kid:.3g} +- {c.kid_error:.2g}"
         print(f"  {row:<16} {kid:>22} {shown(c.frechet):>24} {shown(c.precision):>10} {shown(c.recall):>7}")
-    print(f"  real against real, {distance} at the same n: {shown(one.frechet_real)}")
+    why = (
+        f" (it takes {2 * one.samples} clips, and there are {one.real})"
+        if one.frechet_real is None and one.real
+        else ""
+    )
+    print(f"  real against real, {distance} at the same n: {shown(one.frechet_real)}{why}")
 
 
 def _print_rows(columns: list[str], lines: dict[str, dict[str, str]]) -> None:

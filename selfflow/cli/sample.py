@@ -60,7 +60,7 @@ class Options:
     devices: Devices = Devices()
     """How weights and samples are spread over devices."""
     data_dir: Path | None = None
-    """Where the data of the run is, if something of it is given; by default $SELFFLOW_DATA or ~/.cache/selfflow."""
+    """Where the data of the run is, if something of it is given; by default where it was when the run was trained."""
 
     def __post_init__(self):
         for name in ("count", "batch_size"):
@@ -83,9 +83,15 @@ def main(arguments: list[str]) -> None:
     wanted = Wanted(names, options.given, options.sampler, options.label, options.caption)
     sampler = RunSampler(run, wanted, weights, lambda name: held_out(feed_of(run, options.data_dir)[0], name), mesh)
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
-    folder = options.out or _below(run, path) / f"step_{step}" / f"{sampler.set or 'image'}{case}_seed{options.seed}"
-    _claim(folder, run, step, options)
-    _write(folder, sampler, options)
+    told = to_json(options)
+    for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
+        del told[name]
+    told = {"run": run.source, "set": sampler.set or "image", **told, "step": step}
+    name = f"{sampler.set or 'image'}{case}_seed{options.seed}"
+    folder = options.out or unused(_below(run, path) / f"step_{step}" / name, told)
+    claimed(folder, folder / _TOLD, told).mkdir(exist_ok=True)
+    (folder / _TOLD).write_text(json.dumps(told, indent=1))
+    _write(folder, sampler, options, step)
 
 
 _TOLD, _SHEET = "samples.json", "sheet.png"
@@ -113,7 +119,10 @@ def feed_of(run: "Run", data_dir: Path | None) -> tuple["Feed", dict[str, "Built
     """
     from selfflow.prepare import hash_of_latents, prepare
 
-    feed, built = prepare(run.experiment, data_folder(data_dir))
+    # Where the run's data was, if it still is there.
+    told = run.provenance()["sessions"][-1].get("data_dir", "")
+    known = Path(told) if told and (url(told) or Path(told).is_dir()) else None
+    feed, built = prepare(run.experiment, data_folder(data_dir or known))
     found, trained = hash_of_latents(feed.latents), run.provenance()["data"]
     if found != trained:
         raise UserError(
@@ -138,29 +147,42 @@ def held_out(feed: "Feed", name: str, splits: tuple[str, ...] = ("test", "valida
     raise UserError(f"mixture.{name}: no split has a whole clip of it; give a file, as in --given video=clip.mp4")
 
 
-def _claim(folder: Path, run: "Run", step: int, options: Options) -> None:
-    """Makes the folder, or finds it again with samples of the same arguments."""
-    told = to_json(options)
-    for name in ("count", "batch_size", "devices", "out", "data_dir"):
-        del told[name]
-    told = {"run": run.source, **told, "step": step}
-    path = folder / _TOLD
-    if path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}): choose another --out") from error
-        if before != told:
-            differing = [name for name in told if before.get(name) != told[name]]
-            raise UserError(f"{folder} holds samples with another {', '.join(differing)}: choose another --out")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--out {folder} is there and holds other files: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told, indent=1))
+def unused(path: Path, told: dict[str, Any]) -> Path:
+    """The first of path, path-2, path-3, ... that is not there, or was made as `told`."""
+    for number in range(1, 1000):
+        tried = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        note = tried if tried.suffix else tried / _TOLD
+        if not tried.exists() or not _differing(note, told):
+            return tried
+    raise UserError(f"{path} and 999 others are there: choose another --out")
 
 
-def _write(folder: Path, sampler: "RunSampler", options: Options) -> None:
+def _differing(note: Path, told: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ from those that a file tells, as (there, now)."""
+    try:
+        before = json.loads(note.read_text())
+    except (OSError, ValueError):
+        before = {}
+    return {name: (before.get(name), value) for name, value in told.items() if before.get(name) != value}
+
+
+def claimed(path: Path, note: Path, told: dict[str, Any]) -> Path:
+    """Refuses a path where something of other settings lies, and makes its folder.
+
+    Args:
+      path: what is to be written: a file or a folder.
+      note: the file in which its settings stand.
+      told: the settings, as JSON data.
+    """
+    there = path.exists() and (path.is_file() or any(path.iterdir()))
+    if there and (differing := _differing(note, told)):
+        name, (before, now) = next(iter(differing.items()))
+        raise UserError(f"--out {path} is there, made with another {name} ({before!r}, now {now!r}): choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write(folder: Path, sampler: "RunSampler", options: Options, step: int) -> None:
     from selfflow.sampling.files import write_media, write_sheet
 
     path = lambda number: folder / f"{number:05d}.npz"
@@ -189,5 +211,7 @@ def _write(folder: Path, sampler: "RunSampler", options: Options) -> None:
             shown.append(sampler.decode({m: latents[m][None] for m in sampler.modalities}))
     together = {m: np.concatenate([one[m] for one in shown]) for m in sampler.media}
     rate = sampler.media["audio"].rate if "audio" in sampler.media else 0
-    write_sheet(folder / _SHEET, {"sample": together}, rate, f"{folder.name}, {options.weights}")
+    case = f", given {' '.join(options.given)}" if options.given else ""
+    title = f"{', '.join(sampler.modalities)}{case}: the {options.weights} at step {step}"
+    write_sheet(folder / _SHEET, {"sample": together}, rate, title, sampler.held_whole)
     print(f"  {folder / _SHEET} shows {len(shown)} of them")

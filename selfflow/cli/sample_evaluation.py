@@ -66,7 +66,14 @@ class SampleEvaluation:
                         look.add(latents)
                     shown.advance(len(next(iter(latents.values()))))
                 if look:
-                    found |= {f"samples/{name}/{k}": v for k, v in look.finish(workdir).items()}
+                    numbers = look.finish(workdir)
+                    found |= {f"samples/{name}/{k}": v for k, v in numbers.items()}
+                    told = [
+                        f"{k} {v:.3g} +- {numbers[f'kid_error{k[3:]}']:.2g}"
+                        for k, v in numbers.items()
+                        if k[:4] == "kid/"
+                    ]
+                    print(f"step {step}, samples of {name}: {', '.join(told) or 'see the metrics'}", flush=True)
         return found
 
     def _draw(self, name: str, ema: Any):
@@ -146,7 +153,8 @@ class _Look:
         if not count:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        media = {m: np.concatenate([part[m] for part in self._shown]) for m in self._shown[0]}
+        modalities = self._of._experiment.mixture[self._name].modalities
+        media = {m: np.concatenate([part[m] for part in self._shown]) for m in modalities}
         rates, stills = self._gathered.looks.rates, set(media) == {"image"}
         title = f"{self._name}, step {self._step}"
         page = {"sample": {m: x[: _STILLS_SHOWN if stills else count] for m, x in media.items()}}

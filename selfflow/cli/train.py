@@ -113,9 +113,10 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     )
     state = None if last else fresh_state(experiment, mesh)
     read = hash_of_latents(feed.latents), sets_of(experiment, feed.latents), autoencoders_of(feed.latents)
+    where = url_of(data_dir) or str(data_dir.absolute())
 
     def enter() -> None:
-        enter_run(workdir, experiment, *read)
+        enter_run(workdir, experiment, *read, where)
         send_changes(workdir)  # from here on a bucket knows of a run, whatever of the rest gets there
 
     together(lambda: enter() if first() else None)

@@ -224,8 +224,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             # Files of ADM also hold 10 000 pictures; what is not asked for is not read.
             known = [name for name in archive.files if name not in ("arr_0", "arr_1", "mu_s", "sigma_s")]
             return {name: archive[name] for name in known}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged, or no .npz of plain arrays ({error}); copy or make it again") from None
+    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
+        # Without numpy's reason, which may be advice to unpickle.
+        raise UserError(f"{path} is damaged, or no .npz of plain arrays; copy or make it again") from None
 
 
 def _statistics(path: Path, arrays: dict[str, np.ndarray], extractor: Extractor) -> Statistics:

@@ -15,6 +15,7 @@ from selfflow.buckets.copies import fetch, publish
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.input.built import Built
+from selfflow.progress import Progress
 from selfflow.tree import to_json
 
 _FORMAT = 2  # raised when equal settings come to mean other autoencoders
@@ -70,22 +71,24 @@ def fit(modality: str, config: Linear, data: Mapping[str, Built], exclude: Colle
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)
     if not notes.exists():
-        per_set = _RECORDS // len(data)
-        records, fitted_on = [], {}
-        for built in data.values():
-            found = sample_of(built, "train", modality, per_set, exclude, _BYTES / len(data))
-            fitted_on[f"{built.name} {built.fingerprint}"] = len(found)
-            records += [record[modality] for record in found]
-        if not records:
-            names = ", ".join(b.name for b in data.values())
-            raise UserError(f"autoencoders.{modality}: no record of the training split of {names} has {modality}")
-        autoencoder = LinearAutoencoder.fit(config, _batches(records))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        autoencoder.save(partial)
-        os.replace(partial, path)
-        partial.write_text(json.dumps({"identity": autoencoder.identity, "fitted_on": fitted_on}))
-        os.replace(partial, notes)
+        with Progress(f"fit the {modality} autoencoder", 1, unit="fit") as shown:
+            per_set = _RECORDS // len(data)
+            records, fitted_on = [], {}
+            for built in data.values():
+                found = sample_of(built, "train", modality, per_set, exclude, _BYTES / len(data))
+                fitted_on[f"{built.name} {built.fingerprint}"] = len(found)
+                records += [record[modality] for record in found]
+            if not records:
+                names = ", ".join(b.name for b in data.values())
+                raise UserError(f"autoencoders.{modality}: no record of the training split of {names} has {modality}")
+            autoencoder = LinearAutoencoder.fit(config, _batches(records))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".partial-{os.getpid()}")
+            autoencoder.save(partial)
+            os.replace(partial, path)
+            partial.write_text(json.dumps({"identity": autoencoder.identity, "fitted_on": fitted_on}))
+            os.replace(partial, notes)
+            shown.advance()
     publish(path.parent, notes.name, only=path.stem)
     known = json.loads(notes.read_text())
     return Fitted(config, path, known["identity"], known["fitted_on"])

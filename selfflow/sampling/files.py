@@ -69,7 +69,9 @@ def write_media(stem: Path, media: dict[str, np.ndarray], rates: dict[str, float
     return files
 
 
-def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, title: str) -> None:
+def write_sheet(
+    path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, title: str, given: tuple[str, ...] = ()
+) -> None:
     """Draws groups of samples on one page: pictures, films as strips of frames, sound as spectrograms.
 
     Where film and sound belong together the spectrogram stands under its strip, on the same time axis.
@@ -79,6 +81,7 @@ def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, 
       parts: {group, such as "samples": {modality: uint8 pictures [B, (T,) H, W, 3] or int16 sound [B, samples]}}.
       rate: samples a second of the sound.
       title: of the page.
+      given: modalities that are labelled as given, and not by their group.
     """
     import matplotlib
 
@@ -92,7 +95,7 @@ def write_sheet(path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, 
             continue
         for i in range(len(next(iter(media.values())))):
             rows += [
-                (f"{group} {i}\n{m}", m, values[i : i + 1] if m == "image" else values[i])
+                (f"{'given' if m in given else group} {i}\n{m}", m, values[i : i + 1] if m == "image" else values[i])
                 for m, values in media.items()
             ]
     # Few pictures are not blown up to the width of the page.

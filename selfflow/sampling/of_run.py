@@ -125,6 +125,11 @@ class RunSampler:
             check_finite(latents, some)
             yield Samples(some, latents, self.decode(latents))
 
+    @property
+    def held_whole(self) -> tuple[str, ...]:
+        """The modalities of which every token is given."""
+        return tuple(m for m, mask in self._masks.items() if mask.all())
+
     def decode(self, latents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Latents as media; none where the run has no autoencoder."""
         return {m: self._autoencoders[m].decode(latents[m]) for m in self._autoencoders}

@@ -29,9 +29,9 @@ def evaluate(tiny_run, data_dir, tmp_path):
 def test_samples_stand_beside_real_clips_and_noise(evaluate, capsys):
     rows = evaluate("--features", "layer", "logmel")
     assert [*rows] == ["real clips", "real, decoded", "samples", "noise"]
-    heard = {row: found["frechet/FD-LogMel audio"] for row, found in rows.items()}
+    heard = {row: found["frechet/LogMel/audio"] for row, found in rows.items()}
     assert heard["noise"] > heard["real clips"]
-    for name in ("FD-layer2 video+audio", "FD-LogMel audio"):
+    for name in ("layer2/video+audio", "LogMel/audio"):
         assert rows["samples"][f"kid_error/{name}"] > 0
     assert rows["real clips"]["world/bodies"] > rows["noise"]["world/bodies"]
     assert rows["real clips"]["synchrony"] > rows["noise"]["synchrony"]
@@ -42,7 +42,7 @@ def test_samples_stand_beside_real_clips_and_noise(evaluate, capsys):
 
 def test_pictures_for_the_evaluator_of_adm(evaluate, tmp_path):
     rows = evaluate("--modality", "image", "--features", "layer=1", "--adm-npz", tmp_path / "made.npz")
-    assert "kid/FD-layer1 image" in rows["samples"] and "synchrony" not in rows["samples"]
+    assert "kid/layer1/image" in rows["samples"] and "synchrony" not in rows["samples"]
     with np.load(tmp_path / "made.npz") as made:
         assert made["arr_0"].shape == (6, 32, 32, 3) and made["arr_0"].dtype == np.uint8
 
@@ -76,7 +76,7 @@ def test_a_reference_is_kept_and_one_of_other_features_refused(evaluate, tmp_pat
 def test_results_of_other_settings_are_not_replaced(evaluate, tmp_path):
     flags = ("--modality", "image", "--features", "layer", "--out", tmp_path / "a.json")
     assert evaluate(*flags) == evaluate(*flags)
-    with pytest.raises(UserError, match="another weights: choose another --out"):
+    with pytest.raises(UserError, match="made with another weights .'ema', now 'student'."):
         evaluate(*flags, "--weights", "student")
     told = json.loads((tmp_path / "a.json").read_text())
     assert told["distances"]["samples"]["FD-layer2 image"]["generated"] == 6 and "test split" in told["against"]
@@ -88,6 +88,7 @@ def test_results_of_other_settings_are_not_replaced(evaluate, tmp_path):
         (["--features", "layer=9"], "blocks 1 to 3"),
         (["--features", "layer=1", "layer=2"], "name one layer"),
         (["--features", "logmel", "logmel"], "two of them give FD-LogMel audio"),
+        (["--features", "logmel", "--modality", "image"], "none looks at image"),
         (["--features", "logmell"], "did you mean logmel"),
         (["--features", "inception=nowhere.pth", "--modality", "image"], "nowhere.pth"),
         (["--samples", "1"], "--samples is 1"),
@@ -126,7 +127,7 @@ def test_their_numbers_stand_in_the_metrics_and_what_was_drawn_in_tensorboard(ev
     rows = {row["step"]: row for row in open_run(evaluated).metrics()}
     told = {step for step, row in rows.items() if any(name.startswith("samples/") for name in row)}
     assert told == {5, 10}
-    for name in ("samples/joint/kid/FD-layer2 video+audio", "samples/image/kid/FD-layer2 image"):
+    for name in ("samples/joint/kid/layer2/video+audio", "samples/image/kid/layer2/image"):
         assert np.isfinite(rows[10][name])
     assert "samples/joint/world/bodies" in rows[10]
     folder = evaluated / "evaluations" / "step_10"

@@ -67,7 +67,7 @@ def test_samples_that_are_there_are_not_made_again_and_more_can_follow(sample, c
 
 def test_other_arguments_do_not_mix(sample):
     sample("--modality", "image")
-    with pytest.raises(UserError, match="another seed: choose another --out"):
+    with pytest.raises(UserError, match="another seed .0, now 1."):
         sample("--modality", "image", "--seed", 1)
 
 

@@ -120,7 +120,7 @@ def _remedy(kind: str) -> str:
     if (name := known.get(kind.lower())) is None:
         near = difflib.get_close_matches(kind.lower(), known, 1)
         hint = f"did you mean {_shown(known[near[0]])}? There are" if near else "there are"
-        return f"no such extractor; {hint} {', '.join(map(_shown, _KINDS))}"
+        return f"no such extractor; {hint} {', '.join(map(_shown, _KINDS))}, and layer or layer=K of a run"
     if name.endswith("="):
         return f"{kind} takes a path: {_shown(name)}"
     return f"give {name} alone"
