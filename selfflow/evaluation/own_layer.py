@@ -12,7 +12,8 @@ from selfflow.representation.features import Forward
 
 
 class OwnLayer:
-    """Features of a block of a run's network: the means over the tokens of each modality of a set, side by side.
+    """Features of a block of a run's network: the means over the tokens of each modality of a set, side by side, each
+    scaled to a mean square of 1.
 
     They see a set as a whole, a film with its sound, and mean something for these weights alone: distances on them
     compare sampling of one checkpoint, not two runs.
@@ -56,4 +57,8 @@ class OwnLayer:
         """Latents {modality: [B, ...]} -> features float32 [B, D]; all are noised alike, so that none depends on B."""
         numbers = np.zeros(len(latents[self._names[0]]), int)
         found = self._forward(self._params, latents, numbers)[self._layer]
-        return np.concatenate([found[m] for m in self._names], axis=1)
+        # Of the size of 1, which KID's kernel is made for.
+        scaled = [
+            x / np.sqrt(np.mean(np.square(x), axis=1, keepdims=True) + 1e-12) for x in map(found.get, self._names)
+        ]
+        return np.concatenate(scaled, axis=1)
