@@ -2,10 +2,10 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,9 +18,6 @@ from selfflow.models.joint import Caption
 from selfflow.sampling.generate import Condition, Generator, Sampler, check_finite
 from selfflow.sampling.request import check_trained, choose_set, merged, parse_given
 from selfflow.sampling.solvers import LAST_TAU
-
-if TYPE_CHECKING:
-    from selfflow.run import Run
 
 
 class Samples(NamedTuple):
@@ -60,7 +57,7 @@ class RunSampler:
     """Draws samples from a run.
 
     Args:
-      run: the opened run.
+      run: an opened run, `selfflow.run.Run`.
       wanted: what to draw.
       weights: parameters of the model, such as the EMA, on the devices of the mesh.
       reader: of the clips that are given where no file is named; asked for the name of the set, and only then.
@@ -75,7 +72,14 @@ class RunSampler:
       UserError: naming the flag, for what the run was not trained for or a file that does not fit.
     """
 
-    def __init__(self, run: "Run", wanted: Wanted, weights: Any, reader=None, mesh: jax.sharding.Mesh | None = None):
+    def __init__(
+        self,
+        run: Any,
+        wanted: Wanted,
+        weights: Any,
+        reader: Callable[[str], Any] | None = None,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
         experiment = run.experiment
         streams = {name: chosen.modalities for name, chosen in experiment.mixture.items()} or {"image": ("image",)}
         known = tuple({m: None for names in streams.values() for m in names})
