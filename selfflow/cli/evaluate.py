@@ -110,12 +110,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
     name = f"step_{step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}"
-    told = {
-        "run": run.source if url(path) else str(run.path.resolve()),
-        "step": step,
-        "set": sampler.set,
-        **_settings(options),
-    }
+    where = run.source if url(path) else str(run.path.resolve())
+    told = {"run": where, "step": step, "set": sampler.set, **_settings(options)}
     free = options.out or unused(run.path / "evaluations" / f"{name}.json", told)
     out = claimed(free, free, told)
     of = f"the {options.weights} of {run.source} at step {step}"

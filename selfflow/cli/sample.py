@@ -86,12 +86,8 @@ def main(arguments: list[str]) -> None:
     told = to_json(options)
     for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
         del told[name]
-    told = {
-        "run": run.source if url(path) else str(run.path.resolve()),
-        "set": sampler.set or "image",
-        **told,
-        "step": step,
-    }
+    where = run.source if url(path) else str(run.path.resolve())
+    told = {"run": where, "set": sampler.set or "image", **told, "step": step}
     name = f"{sampler.set or 'image'}{case}_seed{options.seed}"
     folder = options.out or unused(_below(run, path) / f"step_{step}" / name, told)
     claimed(folder, folder / _TOLD, told).mkdir(exist_ok=True)
