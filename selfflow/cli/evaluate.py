@@ -43,7 +43,7 @@ class Options:
     modality: str = ""
     """What to generate, as in `selfflow sample`."""
     given: tuple[str, ...] = ()
-    """What is given, as in `selfflow sample`; without a file, clips of the test split."""
+    """What is given, as in `selfflow sample`; without a file, clips of the validation split."""
     seed: int = 0
     """Of the samples."""
     step: int | None = None

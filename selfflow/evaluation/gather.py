@@ -8,7 +8,7 @@ from selfflow.data.collisions import Collisions
 from selfflow.evaluation.accumulate import Accumulator
 from selfflow.evaluation.collisions.corruptions import random_partners
 from selfflow.evaluation.collisions.judges import Judges
-from selfflow.evaluation.collisions.verify import Seen, Verdict, judge, see
+from selfflow.evaluation.collisions.verify import Seen, Verdict, judge, listen, see
 from selfflow.evaluation.extractors import Extractor
 from selfflow.evaluation.own_layer import OwnLayer
 from selfflow.evaluation.synchrony import synchrony
@@ -90,12 +90,10 @@ class Gathered:
         if sounds is not None:
             self.in_step += synchrony(videos, sounds, looks.rates["video"], looks.rates["audio"]).peak.tolist()
 
-    def verdict(self, sounds: list[np.ndarray] | None = None) -> Verdict | None:
-        """What the verifier says of the watched clips, be it with other sounds; None where it has not looked."""
+    def verdict(self) -> Verdict | None:
+        """What the verifier says of the watched clips; None where it has not looked."""
         if not self.seen:
             return None
-        if sounds is not None:
-            return judge(self.seen, sounds, *self.looks.world)
         if self._verdict is None:
             self._verdict = judge(self.seen, self.sounds or None, *self.looks.world)
         return self._verdict
@@ -108,8 +106,10 @@ class Gathered:
         """
         if not self.seen or not self.sounds:
             return None
-        other = [self.sounds[partner] for partner in random_partners(len(self.sounds), seed)]
-        own, swap = (self.verdict(sounds).scores["synchrony"] for sounds in (None, other))
+        own, partners = self.verdict().scores["synchrony"], random_partners(len(self.sounds), seed)
+        swap = np.array(
+            [listen(clip, self.sounds[p], self.looks.world.settings) for clip, p in zip(self.seen, partners)]
+        )
         both = np.isfinite(own) & np.isfinite(swap)
         if both.sum() < 2:
             return None
