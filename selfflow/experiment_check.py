@@ -26,6 +26,12 @@ def check_experiment(experiment: "Experiment") -> None:
                 raise UserError(f"{where}.modalities names {m}, which data.{chosen.data} does not have")
             if hasattr(experiment.schedule, "mask_ratio") and m not in experiment.schedule.mask_ratio:
                 raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
+        for control, named in (("shuffled", chosen.shuffled), ("delayed", chosen.delayed)):
+            for m in named:
+                if m not in chosen.modalities:
+                    raise UserError(f"{where}.{control} names {m}, which the set lacks: {', '.join(chosen.modalities)}")
+                if control == "delayed" and not modalities[m].period:
+                    raise UserError(f"{where}.delayed names {m}, which lasts no time: name video or audio")
         if not chosen.modalities or len(set(chosen.modalities)) < len(chosen.modalities):
             raise UserError(f"{where}.modalities is {chosen.modalities}: name each modality once")
         if chosen.batch_size < 1:

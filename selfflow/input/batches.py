@@ -3,12 +3,13 @@
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from selfflow.errors import UserError
+from selfflow.input.controls import delays, shuffled
 from selfflow.input.latents import Latents
 from selfflow.input.mixture import Component, Plan, Set, Stage
 from selfflow.input.reader import Reader, labels_of
@@ -141,20 +142,24 @@ class Batches:
         components = []
         for number, (component, reader) in enumerate(zip(self.plan.components, self._readers)):
             size = self._feed.mixture[component.set].batch_size
-            samples = self._records(number).random_map(reader)
+            records, chosen = self._records(number), self._feed.mixture[component.set]
+            reader = replace(reader, delayed=delays(chosen, reader.modalities, f"mixture.{component.set}"))
+            samples = records.random_map(reader)
+            if chosen.shuffled:
+                samples = shuffled(samples, records, self._records(number, "others"), reader, chosen.shuffled)
             if self._rows is not None:
                 rows = self._rows(size)
                 samples, size = grain.MapDataset.source(_RowsOf(samples, rows, size)), len(rows)
             components.append(samples.batch(size))
         return grain.MapDataset.select_from_datasets(components, self.plan)
 
-    def _records(self, number: int):
-        """The grain.MapDataset of the records that a component draws, in their order."""
+    def _records(self, number: int, purpose: str = ""):
+        """The grain.MapDataset of the records that a component draws, in their order, or in that of another purpose."""
         import grain
 
         component, reader = self.plan.components[number], self._readers[number]
         size = self._feed.mixture[component.set].batch_size
-        seed = self._feed.seed ^ zlib.crc32(component.set.encode())
+        seed = self._feed.seed ^ zlib.crc32((component.set + purpose).encode())
         # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
         epochs = self.plan.batches(number) * size // len(reader.records) + 1
         return grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)

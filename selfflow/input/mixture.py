@@ -26,6 +26,12 @@ class Set:
     data set."""
     quality: float = 0.0
     """Records of a lower `quality` are left out."""
+    shuffled: tuple[str, ...] = ()
+    """Modalities that come from another record of the set, drawn anew in each epoch: a control, in which training sees
+    the same of each modality and nothing of what one tells of the other."""
+    delayed: dict[str, float] = field(default_factory=dict)
+    """Seconds by which a modality comes too late in training, its end standing at its beginning: a control, in which
+    what it tells of the others is kept and when it tells it is not."""
 
 
 @dataclass(frozen=True)

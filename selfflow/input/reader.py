@@ -1,7 +1,7 @@
 """One stored record as one sample of a batch: cropped, padded, drawn from its distribution, or left out."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -23,6 +23,7 @@ class Reader:
     modalities: dict[str, Modality]
     padded: tuple[str, ...]
     caption: tuple[int, int] | None
+    delayed: dict[str, int] = field(default_factory=dict)  # latent frames
 
     def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
         """The sample of a record; without `rng` clips begin at their start and latents are their mean.
@@ -82,6 +83,9 @@ class Reader:
                 elif missing:
                     raise BadRecord(shard, f"its {m} lasts {len(clip)} frames, and the index says more")
                 latents[m] = np.pad(clip, [(0, missing)] + [(0, 0)] * (clip.ndim - 1)) if missing else clip
+                if m in self.delayed:
+                    # What is padded stays at the end.
+                    latents[m] = np.concatenate([np.roll(clip, self.delayed[m], axis=0), latents[m][len(clip) :]])
         return latents, frames
 
     def _starts(self, latents: dict[str, np.ndarray], rng) -> dict[str, int]:

@@ -1,0 +1,89 @@
+"""Controls: batches whose sound tells less of the sight, and in which nothing else is changed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from selfflow.errors import UserError
+from selfflow.input.latents import shard_name
+from selfflow.input.mixture import Set
+from tests.input.made import feed, numbers, record, write
+
+MATCHED = Set(("video", "audio"), 1.0, 4, data="a")
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    # Longer than the clips, so that their place is drawn too.
+    return {"a": write(tmp_path_factory.mktemp("controls") / "a", [record(i, frames=8) for i in range(20)])}
+
+
+def batches(folders, chosen, **more):
+    return [batch for batch, _ in feed(folders, {"joint": chosen}, **more).batches(0, STEPS)]
+
+
+def sounds(found):
+    return [int(x.ravel()[0]) for batch in found for x in batch["latents"]["audio"]]
+
+
+def test_shuffled_sound_is_anothers_and_the_sight_is_the_same(folders):
+    matched = batches(folders, MATCHED)
+    found = batches(folders, dataclasses.replace(MATCHED, shuffled=("audio",)))
+    for a, b in zip(matched, found, strict=True):
+        np.testing.assert_array_equal(a["latents"]["video"], b["latents"]["video"])
+    own = [i for batch in matched for i in numbers(batch)]
+    heard = sounds(found)
+    assert sounds(matched) == own and not any(a == b for a, b in zip(own, heard))
+
+
+def test_shuffled_sounds_are_drawn_anew_in_each_epoch_and_as_often(folders):
+    matched = batches(folders, MATCHED)
+    heard = sounds(batches(folders, dataclasses.replace(MATCHED, shuffled=("audio",))))
+    own = [i for batch in matched for i in numbers(batch)]
+    pairs = [dict(zip(own[k : k + 20], heard[k : k + 20])) for k in range(0, 200, 20)]
+    assert all(a != b for i, a in enumerate(pairs) for b in pairs[:i])
+    counts = np.bincount(heard, minlength=20)
+    assert counts.sum() == 200 and counts.min() >= 7 and counts.max() <= 13  # those that met themselves apart, 10
+
+
+def test_shuffled_batches_are_the_same_from_any_start(folders):
+    made = feed(folders, {"joint": dataclasses.replace(MATCHED, shuffled=("audio",))})
+    whole = [batch["latents"]["audio"] for batch, _ in made.batches(0, STEPS)]
+    for n, (batch, _) in enumerate(made.batches(7, STEPS)):
+        np.testing.assert_array_equal(batch["latents"]["audio"], whole[7 + n])
+
+
+def test_a_delayed_sound_is_rolled_and_held_out_clips_are_not(folders):
+    late = dataclasses.replace(MATCHED, delayed={"audio": 0.08})
+    for a, b in zip(batches(folders, MATCHED), batches(folders, late), strict=True):
+        np.testing.assert_array_equal(a["latents"]["video"], b["latents"]["video"])
+        np.testing.assert_array_equal(np.roll(a["latents"]["audio"], 2, axis=1), b["latents"]["audio"])
+    plain, control = (feed(folders, {"joint": chosen}).held_out(("train",)) for chosen in (MATCHED, late))
+    np.testing.assert_array_equal(plain["joint"][1]["latents"]["audio"], control["joint"][1]["latents"]["audio"])
+
+
+def test_what_is_padded_stays_behind_a_delayed_sound(tmp_path):
+    folders = {"a": write(tmp_path / "a", [record(i, frames=4) for i in range(4)])}
+    (batch, *_) = batches(folders, dataclasses.replace(MATCHED, delayed={"audio": 0.04}))
+    assert (batch["frames"]["audio"] == 8).all()
+    for clip in batch["latents"]["audio"]:
+        np.testing.assert_array_equal(clip[:8, 0] % 1 * 64, [3, 0, 0, 1, 1, 2, 2, 3])
+        assert (clip[8:] == 0).all()
+
+
+def test_delays_of_half_a_frame_are_refused(folders):
+    with pytest.raises(UserError, match=r"mixture.joint.delayed.audio is 0.05 s, 1.25 latent frames: .* of 0.04 s"):
+        batches(folders, dataclasses.replace(MATCHED, delayed={"audio": 0.05}))
+
+
+def test_an_unreadable_other_is_named(tmp_path):
+    folder = write(tmp_path / "a", [record(i) for i in range(20)], per_shard=1)
+    (folder / shard_name("train", 7, 20)).write_bytes(b"no record")
+    chosen = dataclasses.replace(MATCHED, shuffled=("audio",))
+    from selfflow.input.reading import Reading
+
+    made = feed({"a": folder}, {"joint": chosen}, reading=Reading(unreadable_share=0.2))
+    told = [name for _, facts in made.batches(0, STEPS) for name in facts.get("unreadable", ())]
+    assert set(told) == {"made-7"} and len(told) >= 15  # as itself and as another's sound
