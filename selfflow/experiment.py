@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from selfflow.autoencoders.linear import MdctPCA, PatchPCA
+from selfflow.autoencoders.linear import Linear
 from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
 from selfflow.evaluation.settings import Evaluation
@@ -69,7 +69,7 @@ class Experiment:
 
     data: dict[str, Dataset]
     """The data sets, by the names that the sets of the mixture call them; none where weights were imported."""
-    autoencoders: dict[str, PatchPCA | MdctPCA]
+    autoencoders: dict[str, Linear]
     """What turns each modality into latents."""
     patch: dict[str, tuple[int, ...]]
     """Latent positions in one token, along each axis but the channels."""

@@ -1,4 +1,4 @@
-"""Learned linear autoencoders, fitted in seconds: PCA over patches of pixels, and over MDCT frames of sound."""
+"""Learned linear autoencoders, fitted in seconds: PCA over patches of pixels, MDCT frames or log-mels of sound."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ import numpy as np
 import scipy.fft
 from safetensors.numpy import load_file, save
 
+from selfflow.autoencoders.mel import MelPCA
 from selfflow.errors import UserError
 
 
@@ -114,7 +115,7 @@ class MdctPCA:
         return True
 
 
-Linear = PatchPCA | MdctPCA
+Linear = PatchPCA | MdctPCA | MelPCA
 
 
 class LinearAutoencoder:

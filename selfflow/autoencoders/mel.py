@@ -1,0 +1,77 @@
+"""Log-mel spectrograms as latents: loudness by pitch and time, without the phase that nobody sees coming."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from selfflow.errors import UserError
+
+_FLOOR = 1e-4  # power below which there is silence; sound is in [-1, 1]
+
+
+@dataclass(frozen=True)
+class MelPCA:
+    """PCA over the bands of a log-mel spectrogram; sound is made of it by Griffin-Lim (librosa).
+
+    A film tells when and how loud something sounds, and hardly ever with which phase: of coefficients that carry the
+    phase, such as those of an MDCT, it tells variances alone, and a velocity is a mean.
+    """
+
+    kind: Literal["mel_pca"] = "mel_pca"
+    hop: int = 320
+    """Samples between latent frames, an even number; windows are twice as long."""
+    bands: int = 40
+    """Mel bands."""
+    channels: int = 40
+    """Latent channels kept, at most `bands`."""
+    sample_rate: int = 8000
+    """Samples of sound per second, as the data has them: mel bands are a matter of Hz."""
+
+    def __post_init__(self):
+        if self.hop < 2 or self.hop % 2:
+            raise UserError(f"autoencoder hop {self.hop}: give an even number of samples")
+        if not 1 <= self.channels <= self.bands:
+            raise UserError(f"autoencoder channels {self.channels}: {self.bands} bands have 1 to {self.bands}")
+
+    def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the latent of media [samples]."""
+        if media[-1] % self.hop:
+            raise UserError(f"autoencoder hop {self.hop} does not divide clips of {media[-1]} samples")
+        return (*media[:-1], media[-1] // self.hop, self.channels)
+
+    def frames(self, media: np.ndarray) -> np.ndarray:
+        """int16 [..., samples] -> float32 log powers [..., samples / hop, bands]; frame i is centred on block i.
+
+        Samples after the last whole hop are left out.
+        """
+        import librosa  # seconds to import
+
+        media = media[..., : media.shape[-1] // self.hop * self.hop]
+        sides = [(0, 0)] * (media.ndim - 1) + [(self.hop // 2, self.hop // 2)]
+        sound = np.pad(media.astype(np.float32) / 32768, sides)
+        power = librosa.feature.melspectrogram(y=sound, sr=self.sample_rate, n_mels=self.bands, **self._windows)
+        return np.moveaxis(np.log(power + _FLOOR), -1, -2)
+
+    def media(self, frames: np.ndarray) -> np.ndarray:
+        """int16 sound of log powers; its phase is what 32 rounds of Griffin-Lim find."""
+        import librosa
+
+        # Louder than any recording a model may ask for; exp of it must not overflow.
+        power = np.maximum(np.exp(np.minimum(np.moveaxis(frames, -1, -2), 20)) - _FLOOR, 0)
+        filters = librosa.filters.mel(sr=self.sample_rate, n_fft=2 * self.hop, n_mels=self.bands)
+        # Least squares, cut off at 0: much faster than with the constraint, and Griffin-Lim smooths what differs.
+        magnitude = np.sqrt(np.maximum(np.linalg.pinv(filters) @ power, 0))
+        samples = frames.shape[-2] * self.hop
+        sound = librosa.griffinlim(magnitude, random_state=0, length=samples + self.hop, **self._windows)
+        sound = sound[..., self.hop // 2 : self.hop // 2 + samples] * 32768
+        return np.clip(np.rint(np.nan_to_num(sound)), -32768, 32767).astype(np.int16)
+
+    @property
+    def _windows(self) -> dict[str, int | bool]:
+        return {"n_fft": 2 * self.hop, "hop_length": self.hop, "center": False}
+
+    @property
+    def companded(self) -> bool:
+        """Whether latents pass through asinh before they are normalised."""
+        return False
