@@ -44,14 +44,16 @@ class Proof:
     samples: int = 8
     """Samples drawn from the EMA for each set of the mixture."""
     probe_clips: int = 1024
-    """Training clips that probes are fitted on; half as many each of the validation and of the test split are used."""
+    """Training clips that probes are fitted on, 0 for no probes; half as many each of the validation and of the test
+    split are used."""
     probe_tau: float = 0.25
     """Noise level of the latents whose features are probed."""
 
     def __post_init__(self):
-        for name, least in (("samples", 1), ("probe_clips", 16)):
-            if getattr(self, name) < least:
-                raise UserError(f"proof.{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.samples < 1:
+            raise UserError(f"proof.samples is {self.samples}: it must be at least 1")
+        if 0 != self.probe_clips < 16:
+            raise UserError(f"proof.probe_clips is {self.probe_clips}: it must be at least 16, or 0 for no probes")
         if not 0 <= self.probe_tau <= 1:
             raise UserError(f"proof.probe_tau is {self.probe_tau}: give a number from 0 to 1")
 

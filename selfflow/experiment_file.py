@@ -6,6 +6,7 @@ import importlib.util
 import json
 from fnmatch import fnmatch
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from selfflow.errors import UserError
@@ -19,6 +20,25 @@ def load_experiment(path: str | Path) -> Experiment:
     Raises:
       UserError: if there is no such file, or it has no such function, or a field does not fit its type.
     """
+    module = load_module(path)
+    try:
+        if not hasattr(module, "experiment"):
+            raise UserError(f"{path} defines no function experiment() that returns an Experiment")
+        made = module.experiment()
+    except TypeError as error:
+        _explain(error, path)
+        raise  # a mistake in the file's own code: the traceback shows the line
+    if not isinstance(made, Experiment):
+        raise UserError(f"{path}: experiment() returned {type(made).__name__}, not an Experiment")
+    return from_json(to_json(made), Experiment, str(path))
+
+
+def load_module(path: str | Path) -> ModuleType:
+    """Runs an experiment file and returns all that it defines.
+
+    Raises:
+      UserError: if there is no such file, or it is no Python.
+    """
     path = Path(path)
     if (path / "experiment.json").is_file():
         raise UserError(f"{path} is a run folder: give an experiment file, with --init-from {path} for its weights")
@@ -29,18 +49,18 @@ def load_experiment(path: str | Path) -> Experiment:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "experiment"):
-            raise UserError(f"{path} defines no function experiment() that returns an Experiment")
-        made = module.experiment()
     except TypeError as error:
-        if "keyword argument" not in str(error):
-            raise  # a mistake in the file's own code: the traceback shows the line
-        raise UserError(f"{path}: {_with_suggestion(str(error))}") from error
+        _explain(error, path)
+        raise  # a mistake in the file's own code: the traceback shows the line
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
-    if not isinstance(made, Experiment):
-        raise UserError(f"{path}: experiment() returned {type(made).__name__}, not an Experiment")
-    return from_json(to_json(made), Experiment, str(path))
+    return module
+
+
+def _explain(error: TypeError, path: str | Path) -> None:
+    """Raises a `UserError` where a dataclass was given a field that it does not have."""
+    if "keyword argument" in str(error):
+        raise UserError(f"{path}: {_with_suggestion(str(error))}") from error
 
 
 def _with_suggestion(message: str) -> str:

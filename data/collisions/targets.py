@@ -1,6 +1,7 @@
 """What a probe is asked of a clip: the truth about it, as numbers."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,27 +16,43 @@ def clip_targets(record: Mapping) -> dict[str, int | float]:
     return targets | {"contacts": float(len(record["contacts"]["time"]))}
 
 
-def body_in_token(record: Mapping, grid: tuple[int, int, int], box: float = 64.0) -> tuple[np.ndarray, np.ndarray]:
-    """Where in a video token the centre of a body lies.
+class Bodies(NamedTuple):
+    """The video tokens of a clip that hold the centre of a body.
+
+    Attributes:
+      tokens: which, [M], counted in row-major order.
+      position: of that body from the token's centre (right, down) in units, [M, 2].
+      velocity: of that body (right, down) in units/s, [M, 2].
+    """
+
+    tokens: np.ndarray
+    position: np.ndarray
+    velocity: np.ndarray
+
+
+def bodies_in_tokens(record: Mapping, grid: tuple[int, int, int], box: float = 64.0) -> Bodies:
+    """The bodies whose centres lie in video tokens; of several in one token the one nearest to its centre.
 
     Args:
       record: a clip.
-      grid: tokens along (frames, height, width).
+      grid: tokens along (frames, height, width). A token that spans several frames looks at its first.
       box: side of the world in units.
-
-    Returns:
-      Which tokens hold a body's centre, int [M], tokens counted in row-major order, and the offset (right, down) of
-      that body from the token's centre in units, float32 [M, 2]; of several bodies the one nearest to the centre.
-      A token that spans several frames looks at its first.
     """
     frames, height, width = grid
-    positions = np.asarray(record["positions"], np.float32)
-    positions = positions[:: len(positions) // frames, : int(record["count"])]
+    every, count = len(record["positions"]) // frames, int(record["count"])
+    positions, velocities = (np.asarray(record[n], np.float32)[::every, :count] for n in ("positions", "velocities"))
     rows = (np.arange(height, dtype=np.float32) + 0.5) * box / height
     columns = (np.arange(width, dtype=np.float32) + 0.5) * box / width
     centres = np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1).reshape(-1, 2)
     offsets = positions[:, None, :, :] - centres[None, :, None, :]
-    nearest = np.argmin(np.square(offsets).sum(-1), axis=-1)
-    offset = np.take_along_axis(offsets, nearest[:, :, None, None], axis=2)[:, :, 0].reshape(-1, 2)
+    nearest = np.argmin(np.square(offsets).sum(-1), axis=-1)[:, :, None, None]
+    of_nearest = lambda values: np.take_along_axis(values, nearest, axis=2)[:, :, 0].reshape(-1, 2)
+    offset, velocity = of_nearest(offsets), of_nearest(np.broadcast_to(velocities[:, None], offsets.shape))
     holds = np.flatnonzero(np.all(np.abs(offset) <= np.array([box / width, box / height]) / 2, axis=-1))
-    return holds, offset[holds]
+    return Bodies(holds, offset[holds], velocity[holds])
+
+
+def contacts_in_windows(record: Mapping, windows: int, seconds: float) -> np.ndarray:
+    """How many audible contacts fall into each of some windows of so many seconds each, float32 [windows]."""
+    window = np.floor(np.asarray(record["contacts"]["time"], np.float64) / seconds + 1e-9).astype(int)
+    return np.bincount(window[window < windows], minlength=windows).astype(np.float32)

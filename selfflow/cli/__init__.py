@@ -9,6 +9,7 @@ import traceback
 
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
+    "sweep": "train the members of a comparison, one after the other",
     "sample": "draw samples from a run: films with sound, sounds, pictures",
     "evaluate": "measure how far a run's samples are from real clips, and what laws they break",
     "encode": "encode an experiment's data into latents",

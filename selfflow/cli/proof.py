@@ -37,7 +37,7 @@ def prove(experiment: Experiment, workdir: Path, feed: Feed, built: dict[str, Bu
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
     probed = next((name for name, b in built.items() if b.settings.kind == "collisions"), None)
-    if probed and {"video", "audio"} <= set(experiment.modalities()):
+    if probed and experiment.proof.probe_clips and {"video", "audio"} <= set(experiment.modalities()):
         table = _probe(experiment, built[probed], feed.latents[probed], state)
         summary["probes"] = {row: {c: s._asdict() for c, s in scores.items()} for row, scores in table.items()}
     summary["files"] = [str(f) for f in files]

@@ -67,15 +67,15 @@ def probe_table(
       Rows; the first is chance. A column whose target is the same for all clips is left out.
     """
     from selfflow.data.collisions.kinematics import features as kinematics
-    from selfflow.data.collisions.targets import body_in_token, clip_targets
+    from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets
 
     targets = {s: [clip_targets(r) for r in clips[s].records] for s in _SPLITS}
     grid = modalities["video"].grid
     places = {}
     for split in _SPLITS:
-        found = [body_in_token(r, grid, data.box) for r in clips[split].records[:_POSITION_CLIPS]]
-        tokens = np.concatenate([i * modalities["video"].tokens + holds for i, (holds, _) in enumerate(found)])
-        places[split] = tokens, np.concatenate([offset for _, offset in found])
+        found = [bodies_in_tokens(r, grid, data.box) for r in clips[split].records[:_POSITION_CLIPS]]
+        tokens = np.concatenate([i * modalities["video"].tokens + bodies.tokens for i, bodies in enumerate(found)])
+        places[split] = tokens, np.concatenate([bodies.position for bodies in found])
 
     def classes(name: str) -> list[int]:
         """How many values each target of a column takes, in the split where it takes fewest."""

@@ -2,7 +2,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfflow.data.collisions.targets import body_in_token, clip_targets
 from selfflow.representation.collapse import effective_rank
 from selfflow.representation.probes import Split, classify, classify_with_trees, regress
 
@@ -79,27 +78,3 @@ def test_effective_rank_counts_directions():
     s = np.linalg.svd(x, compute_uv=False)
     p = s / s.sum()
     assert effective_rank(jnp.asarray(x)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)
-
-
-def test_targets_of_a_clip():
-    record = {
-        "material": 2,
-        "count": 2,
-        "shapes": np.array([0, 2, -1, -1]),
-        "contacts": {"time": np.zeros(5)},
-        "positions": np.full((25, 4, 2), 0.0),
-    }
-    record["positions"][:, 0] = [10, 20]  # right 10, down 20: upper left token of 2 x 2, whose centre is (16, 16)
-    record["positions"][:, 1] = [60, 50]
-    found = clip_targets(record)
-    assert found == {
-        "material": 2,
-        "count": 2,
-        "shape/circle": 1,
-        "shape/square": 0,
-        "shape/triangle": 1,
-        "contacts": 5.0,
-    }
-    holds, offset = body_in_token(record, (25, 2, 2))
-    assert holds[:2].tolist() == [0, 3] and len(holds) == 50
-    np.testing.assert_array_equal(offset[:2], [[-6, 4], [12, 2]])

@@ -1,0 +1,56 @@
+"""What probes are asked of a clip of Collisions."""
+
+import numpy as np
+
+from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets, contacts_in_windows
+
+
+def clip():
+    record = {
+        "material": 2,
+        "count": 2,
+        "shapes": np.array([0, 2, -1, -1]),
+        "contacts": {"time": np.array([0.0, 0.0799, 0.08, 0.4, 1.99])},
+        "positions": np.full((25, 4, 2), 0.0),
+        "velocities": np.full((25, 4, 2), 0.0),
+    }
+    record["positions"][:, 0] = [10, 20]  # right 10, down 20: upper left token of 2 x 2, whose centre is (16, 16)
+    record["positions"][:, 1] = [60, 50]
+    record["velocities"][:, 1, 0] = np.arange(25)
+    return record
+
+
+def test_targets_of_a_clip():
+    found = clip_targets(clip())
+    shapes = {"shape/circle": 1, "shape/square": 0, "shape/triangle": 1}
+    assert found == {"material": 2, "count": 2, "contacts": 5.0} | shapes
+
+
+def test_bodies_in_tokens():
+    found = bodies_in_tokens(clip(), (25, 2, 2))
+    assert found.tokens[:2].tolist() == [0, 3] and len(found.tokens) == 50
+    np.testing.assert_array_equal(found.position[:2], [[-6, 4], [12, 2]])
+    np.testing.assert_array_equal(found.velocity[::2], 0)
+    np.testing.assert_array_equal(found.velocity[1::2], np.stack([np.arange(25), np.zeros(25)], axis=-1))
+
+
+def test_a_token_of_several_frames_looks_at_its_first():
+    found = bodies_in_tokens(clip(), (5, 2, 2))
+    assert found.tokens.tolist() == [0, 3, 4, 7, 8, 11, 12, 15, 16, 19]
+    np.testing.assert_array_equal(found.velocity[1::2, 0], [0, 5, 10, 15, 20])
+
+
+def test_the_nearest_of_two_bodies_in_a_token():
+    record = clip()
+    record["positions"][:, 1] = [15, 16]
+    found = bodies_in_tokens(record, (25, 2, 2))
+    np.testing.assert_array_equal(found.tokens, np.arange(25) * 4)
+    np.testing.assert_array_equal(found.position, [[-1, 0]] * 25)
+    np.testing.assert_array_equal(found.velocity[:, 0], np.arange(25))
+
+
+def test_contacts_in_windows():
+    found = contacts_in_windows(clip(), 25, 0.08)
+    assert found.tolist() == [2, 1, 0, 0, 0, 1] + [0] * 18 + [1]
+    assert contacts_in_windows(clip(), 5, 0.4).tolist() == [3, 1, 0, 0, 1]
+    assert contacts_in_windows(clip() | {"contacts": {"time": np.zeros(0)}}, 3, 0.4).tolist() == [0, 0, 0]
