@@ -1,0 +1,113 @@
+"""Runs held against each other: methods by their seeds, with intervals over seeds, and rows as CSV."""
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfflow.errors import UserError
+from selfflow.representation.probing import Row
+from selfflow.representation.statistics import Interval, Paired, interval, paired
+from selfflow.tree import to_json
+
+
+class Method(NamedTuple):
+    """What a method scores over its seeds, and how much more than the one it is held against.
+
+    Attributes:
+      name: of the method.
+      scores: test score by seed.
+      mean: over seeds, with its t interval.
+      difference: to the baseline, paired by seed; None for the baseline itself, and where seeds differ.
+    """
+
+    name: str
+    scores: dict[int, float]
+    mean: Interval
+    difference: Paired | None
+
+
+def methods_of(runs: Sequence[Any]) -> list[str]:
+    """The name of each run's method: that of its folder without the number at its end, where runs differ in their seeds
+    alone; else that of its folder.
+
+    Args:
+      runs: opened runs.
+    """
+    names = [str(run.source).rstrip("/").rsplit("/", 1)[-1] for run in runs]
+    stems = [re.sub(r"[-_]?\d+$", "", name) or name for name in names]
+    settings: dict[str, list[Any]] = {}
+    for stem, run in zip(stems, runs):
+        settings.setdefault(stem, []).append(_without_seeds(run.experiment))
+    return [
+        stem if all(other == settings[stem][0] for other in settings[stem]) else name
+        for stem, name in zip(stems, names)
+    ]
+
+
+def _without_seeds(experiment: Any) -> Any:
+    told = to_json(experiment)
+    return {name: value for name, value in told.items() if name not in ("seed", "latents", "devices", "reading")}
+
+
+def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:
+    """Methods of rows of one target and source, one row for each run (see `best`).
+
+    Args:
+      rows: of all runs.
+      baseline: method that the others are held against; by default the first.
+
+    Raises:
+      UserError: if a method has two runs of one seed, or the baseline is none of them.
+    """
+    scores: dict[str, dict[int, float]] = {}
+    for row in rows:
+        by_seed = scores.setdefault(row.method, {})
+        if row.seed in by_seed:
+            raise UserError(f"{row.method}: two runs have seed.init {row.seed}: leave one out")
+        by_seed[row.seed] = row.test
+    baseline = baseline or next(iter(scores))
+    if baseline not in scores:
+        raise UserError(f"baseline {baseline!r}: there are {', '.join(scores)}")
+    against = scores[baseline]
+    return [
+        Method(
+            name,
+            own,
+            interval(own),
+            paired(against, own) if name != baseline and own.keys() == against.keys() else None,
+        )
+        for name, own in scores.items()
+    ]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Writes rows as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        for row in rows:
+            writer.writerow(_shown(value) for value in row)
+    partial.replace(path)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads what `write_rows` wrote.
+
+    Raises:
+      UserError: if the file is not there, or holds something else.
+    """
+    kinds = Row.__annotations__
+    try:
+        with Path(path).open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        return [Row(*(kinds[name](line[name]) for name in Row._fields)) for line in lines]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{path} holds no rows of `selfflow probe` ({error}): write it again with --csv") from error
+
+
+def _shown(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

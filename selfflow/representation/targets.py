@@ -1,0 +1,137 @@
+"""What probes are asked of clips: a class, a number, something of each moment or of each token."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets, contacts_in_windows
+from selfflow.errors import UserError
+from selfflow.representation.features import Features
+from selfflow.representation.probes.split import Split
+
+Kind = Literal["class", "number", "moment", "token"]
+
+# Of Collisions, whose records tell the whole truth; other data sets have their labels.
+_COLLISIONS: dict[str, Kind] = {
+    "shape": "class",
+    "contacts": "number",
+    "contact": "moment",
+    "position": "token",
+    "velocity": "token",
+}
+
+
+class Target(NamedTuple):
+    """What is asked.
+
+    Attributes:
+      name: a label of the data, or of Collisions shape (which shapes there are, the mean over the three), contacts (how
+        many are heard in a clip), contact (how many in the time of a token), position and velocity (of the body whose
+        centre a video token holds).
+      kind: a class or a number of each clip, a number of each moment, or numbers of each token.
+    """
+
+    name: str
+    kind: Kind
+
+    def asked_of(self, source: tuple[str, ...]) -> bool:
+        """Whether features of these modalities can be asked it: tokens are those of one."""
+        if self.kind == "token":
+            return source == ("video",)
+        return self.kind != "moment" or source in (("video",), ("audio",))
+
+
+def targets_of(run: Any, clips: Any) -> dict[str, Target]:
+    """All that can be asked of clips, by name.
+
+    Args:
+      run: an opened run.
+      clips: of its data, or `Arrays`.
+    """
+    found: dict[str, Kind] = {field: "class" for field, values in clips.labels.items() if (values >= 0).any()}
+    if _collisions(run, clips) is not None:
+        found |= _COLLISIONS
+    return {name: Target(name, kind) for name, kind in found.items()}
+
+
+def chosen_targets(run: Any, clips: Any, names: tuple[str, ...]) -> list[Target]:
+    """The targets of these names.
+
+    Raises:
+      UserError: listing those that there are.
+    """
+    known = targets_of(run, clips)
+    for name in names:
+        if name not in known:
+            raise UserError(f"target {name!r}: the data has {', '.join(known) or 'none'}")
+    return [known[name] for name in names]
+
+
+class Asked:
+    """One split, and the truth about it.
+
+    Args:
+      run: an opened run.
+      clips: of its data, or `Arrays`.
+    """
+
+    def __init__(self, run: Any, clips: Any):
+        self.clips, self._settings = clips, _collisions(run, clips)
+        self._number = {name: i for i, name in enumerate(clips.ids)}
+        self._records: dict[str, Mapping] = {}
+
+    def of(self, target: Target, found: Features, layer: int, source: tuple[str, ...]) -> list[Split]:
+        """What a probe is given: one split, or of a target that is the mean of several, those.
+
+        Args:
+          target: what is asked.
+          found: features of clips: means, or for moments and tokens all tokens.
+          layer: which of them.
+          source: modalities; of several, the features stand side by side.
+        """
+        ids = np.array(found.ids)
+        taps = found.layers[layer]
+        if target.kind in ("class", "number"):
+            x = np.concatenate([taps[m] for m in source], axis=-1)
+            return [Split(x[keep], y[keep], ids[keep]) for y, keep in self._of_clips(target, found)]
+        (m,) = source
+        of_each = self._moments if target.kind == "moment" else self._tokens
+        parts = [of_each(target, self._record(name), found, m, taps[m][i]) for i, name in enumerate(found.ids)]
+        x, y = (np.concatenate(column) for column in zip(*parts))
+        return [Split(x, y, np.repeat(ids, [len(part[0]) for part in parts]))]
+
+    def _of_clips(self, target: Target, found: Features) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(targets [n], which clips have one [n])."""
+        if target.name in found.labels:
+            y = found.labels[target.name]
+            return [(y, y >= 0)]
+        told = [clip_targets(self._record(name)) for name in found.ids]
+        names = sorted(name for name in told[0] if name.split("/")[0] == target.name)
+        return [(np.array([t[name] for t in told]), np.ones(len(told), bool)) for name in names]
+
+    def _moments(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
+        rows = found.grids[m][0]
+        seconds = self._settings.frames / self._settings.frames_per_second / rows
+        return x_ND.reshape(rows, -1, x_ND.shape[-1]).mean(axis=1), contacts_in_windows(record, rows, seconds)[:, None]
+
+    def _tokens(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
+        bodies = bodies_in_tokens(record, found.grids[m], self._settings.box)
+        return x_ND[bodies.tokens], getattr(bodies, target.name)
+
+    def _record(self, name: str) -> Mapping:
+        """Those parts of a raw record that targets are made of."""
+        if name not in self._records:
+            record = self.clips.record(self._number[name])
+            parts = ("material", "count", "shapes", "positions", "velocities", "contacts")
+            self._records[name] = {part: record[part] for part in parts}
+        return self._records[name]
+
+
+def _collisions(run: Any, clips: Any) -> Any:
+    """The settings of Collisions, if the clips are of them."""
+    name = getattr(clips, "set", None)
+    if name is None:
+        return None
+    settings = run.experiment.data[run.experiment.mixture[name].data]
+    return settings if settings.kind == "collisions" else None
