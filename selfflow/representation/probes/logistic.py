@@ -1,6 +1,8 @@
 """Probes by scikit-learn: logistic regression, of many samples and of few, and boosted trees."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -39,11 +41,11 @@ def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
     x_train, x_validation, x_test = (((s.x - mean) / deviation).astype(np.float32) for s in (train, validation, test))
     probe = LogisticRegression(max_iter=200, warm_start=True)
     best, found = -np.inf, None
-    for strength in STRENGTHS:
-        _fit(probe.set_params(C=strength), x_train, train.y)
-        predicted = probe.predict(x_validation)
-        if (score := balanced_accuracy(validation.y, predicted)) > best:
-            best, found = score, (predicted, probe.predict(x_test), strength)
+    with _plain_fits():
+        for strength in STRENGTHS:
+            predicted = probe.set_params(C=strength).fit(x_train, train.y).predict(x_validation)
+            if (score := balanced_accuracy(validation.y, predicted)) > best:
+                best, found = score, (predicted, probe.predict(x_test), strength)
     return classified(validation, test, found[:2], found[2])
 
 
@@ -119,17 +121,19 @@ def few_shot(
     x_train, x_test = (unit_vectors(s.x - s.x.mean(axis=1, keepdims=True)) for s in (train, test))
     random = np.random.default_rng(seed)
     scores = {k: [] for k in shots}
-    for _ in range(draws):
-        orders = [random.permutation(np.flatnonzero(train.y == c)) for c in classes]
-        for k in shots:
-            seen = np.concatenate([order[:k] for order in orders])
-            probe = _fit(LogisticRegression(C=4000, max_iter=300, fit_intercept=False), x_train[seen], train.y[seen])
-            predicted = probe.predict(x_test)
-            scores[k].append((balanced_accuracy(test.y, predicted), accuracy(test.y, predicted)))
+    probe = LogisticRegression(C=4000, max_iter=300, fit_intercept=False)
+    with _plain_fits():
+        for _ in range(draws):
+            orders = [random.permutation(np.flatnonzero(train.y == c)) for c in classes]
+            for k in shots:
+                seen = np.concatenate([order[:k] for order in orders])
+                predicted = probe.fit(x_train[seen], train.y[seen]).predict(x_test)
+                scores[k].append((balanced_accuracy(test.y, predicted), accuracy(test.y, predicted)))
     return {k: FewShot(*np.array(found).T) for k, found in scores.items()}
 
 
-def _fit(probe, x: np.ndarray, y: np.ndarray):
+@contextmanager
+def _plain_fits() -> Iterator[None]:
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
@@ -137,4 +141,4 @@ def _fit(probe, x: np.ndarray, y: np.ndarray):
     with warnings.catch_warnings(), threadpool_limits(1):
         # Weakly regularised fits may stop early; validation then prefers another strength.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return probe.fit(x, y)
+        yield
