@@ -28,7 +28,7 @@ def attentive_probe(train: Split, validation: Split, test: Split, seed: int = 0)
     0.02, those of the two last projections smaller by sqrt(2). Biases and norms do not decay. V-JEPA also augments the
     clips, which features cannot be; and where 12 heads do not divide D, there are as many below 12 as do.
 
-    V-JEPA makes some 900 steps an epoch and more. With fewer than 25 600 samples the batch is 1/100 of them, at least
+    V-JEPA makes hundreds of steps an epoch. With fewer than 25 600 samples the batch is 1/100 of them, at least
     16 (or all), and there are as many epochs above 20 as make 2000 steps: a probe of fewer has not yet found where to
     look, and is no better than one of the mean. Nothing is chosen on validation. Tokens are read as a set: the probe
     knows of places only what features tell.
@@ -46,24 +46,14 @@ def attentive_probe(train: Split, validation: Split, test: Split, seed: int = 0)
     heads = max(h for h in range(1, _HEADS + 1) if width % h == 0)
     steps = n // batch
     epochs = max(_EPOCHS, -(-_LEAST_STEPS // steps))
-    adam = optax.adamw(
-        optax.cosine_decay_schedule(_LEARNING_RATE, epochs * steps),
-        weight_decay=_WEIGHT_DECAY,
-        mask=partial(jax.tree.map, lambda leaf: leaf.ndim > 1),
-    )
-
-    @jax.jit
-    def step(params, moments, x_BND, y_B):
-        update, moments = adam.update(jax.grad(_loss)(params, x_BND, y_B, heads), moments, params)
-        return optax.apply_updates(params, update), moments
-
     params = _initial(jax.random.key(seed), width, len(classes))
-    moments = adam.init(params)
+    moments = _adam(epochs * steps).init(params)
     random = np.random.default_rng(seed)
     for _ in range(epochs):
         # Batches are gathered on the host: all tokens of a split may be more than a device holds.
         for rows_B in random.permutation(n)[: steps * batch].reshape(steps, batch):
-            params, moments = step(params, moments, train.x[rows_B], labels_n[rows_B])
+            given = train.x[rows_B], labels_n[rows_B]
+            params, moments = _step(params, moments, *given, heads=heads, steps=epochs * steps)
     return classified(validation, test, tuple(classes[_found(params, s.x, heads)] for s in (validation, test)))
 
 
@@ -93,6 +83,7 @@ def _initial(key: Array, width: int, classes: int) -> Params:
     }
 
 
+@partial(jax.jit, static_argnames="heads")
 def _logits(params: Params, x_BND: Float[Array, "B N D"], heads: int) -> Float[Array, "B C"]:
     split = lambda x: x.reshape(*x.shape[:-1], heads, -1)
     query_HK = split(_linear(params["to_query"], params["query"][0]))
@@ -112,13 +103,27 @@ def _loss(params: Params, x_BND: Float[Array, "B N D"], y_B: Int[Array, "B"], he
     return optax.softmax_cross_entropy_with_integer_labels(_logits(params, x_BND, heads), y_B).mean()
 
 
+def _adam(steps: int) -> optax.GradientTransformation:
+    return optax.adamw(
+        optax.cosine_decay_schedule(_LEARNING_RATE, steps),
+        weight_decay=_WEIGHT_DECAY,
+        mask=partial(jax.tree.map, lambda leaf: leaf.ndim > 1),
+    )
+
+
+# At the top of the module, so that probes of many layers compile it once.
+@partial(jax.jit, static_argnames=("heads", "steps"))
+def _step(params: Params, moments, x_BND: Float[Array, "B N D"], y_B: Int[Array, "B"], *, heads: int, steps: int):
+    update, moments = _adam(steps).update(jax.grad(_loss)(params, x_BND, y_B, heads), moments, params)
+    return optax.apply_updates(params, update), moments
+
+
 def _found(params: Params, x_nND: np.ndarray, heads: int) -> np.ndarray:
-    logits = jax.jit(_logits, static_argnums=2)
     found = []
     for start in range(0, len(x_nND), _BATCH):
         # The last batch is filled up with samples from the front, so that there is one shape to compile.
         rows_B = np.arange(start, start + _BATCH) % len(x_nND)
-        found.append(np.asarray(logits(params, x_nND[rows_B], heads)).argmax(axis=1))
+        found.append(np.asarray(_logits(params, x_nND[rows_B], heads)).argmax(axis=1))
     return np.concatenate(found)[: len(x_nND)]
 
 

@@ -24,8 +24,8 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
 def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
     """Multinomial logistic regression on standardised features, its L2 strength chosen on validation.
 
-    The usual way to compare features of few samples, as in CLIP (arXiv 2103.00020, section 3.2), which also chooses
-    the strength on validation. It minimises |W|^2 / 2 + C sum of cross-entropies with L-BFGS, at most 200 steps, for C
+    The usual way to compare features of few samples, as in CLIP (arXiv 2103.00020), which also chooses the strength
+    on validation. It minimises |W|^2 / 2 + C sum of cross-entropies with L-BFGS, at most 200 steps, for C
     in `STRENGTHS`, each from the last one's weights; `chosen` is the C with the best balanced accuracy.
 
     Raises:
@@ -95,7 +95,7 @@ def few_shot(
     As in MSN (arXiv 2204.07141, released `logistic_eval.py`): every feature vector is centred over its channels and
     scaled to length 1; logistic regression without intercept, L2 strength 0.00025 over the number of samples (of the
     mean cross-entropy; C = 4000), at most 300 steps. No validation is used, for it would be more than few shots. MSN
-    solves with cyanure and draws 3 times; here L-BFGS and `draws`.
+    solves with cyanure, here it is L-BFGS.
 
     Args:
       train: from which samples are drawn, without replacement in a draw.

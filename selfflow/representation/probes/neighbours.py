@@ -19,9 +19,9 @@ _SIMILARITIES = 2**22  # held at a time
 def knn_probe(train: Split, validation: Split, test: Split) -> Classified:
     """The k nearest neighbours by cosine vote with weight exp(cosine / 0.07).
 
-    As in DINO (arXiv 2104.14294, appendix F, and its released `eval_knn.py`), after Wu et al. (arXiv 1805.01978,
-    section 3.4): k is 10, 20, 100 or 200. DINO reports k = 20; here the k of the best balanced accuracy on validation
-    is `chosen`, the smallest of equal ones. A k beyond the number of train samples is that number. Memory does not grow
+    As in DINO (arXiv 2104.14294 and its released `eval_knn.py`), after Wu et al. (arXiv 1805.01978): k is 10, 20,
+    100 or 200. DINO names the k that works best, usually 20; here the k of the best balanced accuracy on validation is
+    `chosen`, the smallest of equal ones. A k beyond the number of train samples is that number. Memory does not grow
     with the product of the numbers of samples.
 
     Raises:
