@@ -11,47 +11,7 @@ from jaxtyping import Float
 from selfflow.errors import UserError
 from selfflow.evaluation.distances import check_features
 from selfflow.evaluation.extractors import FID, Extractor
-
-
-class Moments:
-    """Count, mean [D] and scatter [D, D] of features, in float64; batches and other moments join in."""
-
-    def __init__(self, width: int):
-        self.count = 0
-        self.mean = np.zeros(width)
-        self.scatter = np.zeros((width, width))
-
-    def add(self, features: Float[np.ndarray, "n D"]) -> None:
-        """Adds features of n samples."""
-        if not len(features):
-            return
-        batch = Moments(len(self.mean))
-        batch.count = len(features)
-        batch.mean = features.mean(axis=0, dtype=np.float64)
-        centred = features.astype(np.float64) - batch.mean
-        batch.scatter = centred.T @ centred
-        self.join(batch)
-
-    def join(self, other: "Moments") -> None:
-        """Adds what other moments have seen (Chan, Golub and LeVeque, 1979)."""
-        if not other.count:
-            return
-        count = self.count + other.count
-        apart = other.mean - self.mean
-        self.scatter += other.scatter + np.outer(apart, apart) * (self.count * other.count / count)
-        self.mean = self.mean + apart * (other.count / count)
-        self.count = count
-
-    @property
-    def covariance(self) -> Float[np.ndarray, "D D"]:
-        """Unbiased covariance, as numpy.cov has it; it takes two samples.
-
-        Raises:
-          UserError: of fewer.
-        """
-        if self.count < 2:
-            raise UserError(f"a covariance of {self.count} samples: give at least 2")
-        return self.scatter / (self.count - 1)
+from selfflow.representation.moments import Moments
 
 
 class Accumulator:

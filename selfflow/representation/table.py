@@ -13,7 +13,9 @@ from selfflow.data.collisions import Collisions
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.representation.features import Forward, features
-from selfflow.representation.probes import Score, Split, classify, classify_with_trees, regress
+from selfflow.representation.probes.logistic import logistic_probe, tree_probe
+from selfflow.representation.probes.ridge import ridge_probe
+from selfflow.representation.probes.split import Score, Split
 
 SOURCES = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio")}
 _SPLITS = ("train", "validation", "test")
@@ -85,9 +87,12 @@ def probe_table(
     def score(column: tuple[str, str], inputs: Inputs) -> Score:
         name = column[0]
         if name == "position":
-            return regress(*(Split(inputs[s][places[s][0]], places[s][1]) for s in _SPLITS))
+            return ridge_probe(*(Split(inputs[s][places[s][0]], places[s][1]) for s in _SPLITS)).r2
         wanted = sorted(t for t in targets["train"][0] if t.split("/")[0] == name)
-        probe = regress if name == "contacts" else classify
+        if name == "contacts":
+            probe = lambda *splits: ridge_probe(*splits).r2
+        else:
+            probe = lambda *splits: logistic_probe(*splits).balanced
         found = [probe(*(Split(inputs[s], np.array([t[key] for t in targets[s]])) for s in _SPLITS)) for key in wanted]
         return Score(*np.mean(found, axis=0).tolist())
 
@@ -132,7 +137,7 @@ def probe_table(
         truth = per_clip(lambda r, z: kinematics(r, data.frames_per_second))
         if ("material", "video") in columns:
             materials = [np.array([t["material"] for t in targets[s]]) for s in _SPLITS]
-            ceiling = classify_with_trees(*(Split(truth[s], y) for s, y in zip(_SPLITS, materials)))
+            ceiling = tree_probe(*(Split(truth[s], y) for s, y in zip(_SPLITS, materials))).balanced
             table["true kinematics, boosted trees"] = {"material/video": ceiling}
         shown.advance()
     return table

@@ -5,7 +5,7 @@ import pytest
 
 from selfflow.errors import UserError
 from selfflow.evaluation import Accumulator, Statistics, load_reference
-from selfflow.evaluation.accumulate import Moments
+from selfflow.representation.moments import Moments
 
 
 class Drawn:

@@ -1,0 +1,87 @@
+"""The linear probe of REPA and Self-Flow: batch normalisation without parameters, and a linear layer."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from selfflow.representation.probes.split import Classified, Split, checked_classes, classified
+
+_EPOCHS, _BATCH, _LEARNING_RATE = 90, 16_384, 1e-3
+_STEPS_PER_EPOCH = 78  # ImageNet's 1 281 167 samples in batches of 16 384
+_LEAST_BATCH, _LEAST_STEPS = 128, 2000
+_EPSILON, _MOMENTUM = 1e-6, 0.1
+
+
+def linear_probe(train: Split, validation: Split, test: Split, seed: int = 0) -> Classified:
+    """Batch normalisation without affine parameters and a linear layer, trained by Adam.
+
+    As in REPA (arXiv 2410.06940, appendix C.1): 90 epochs in batches of 16 384, Adam, cosine decay from 0.001, no
+    augmentation, tokens averaged and no class given to the model; Self-Flow (arXiv 2603.06507) uses BatchNorm and a
+    linear layer likewise. REPA names l-DAE (arXiv 2401.14404) as its source. What it leaves open follows MAE's
+    released `main_linprobe.py` (arXiv 2111.06377): epsilon 1e-6, running statistics with momentum 0.1 at test, no
+    weight decay, the incomplete last batch dropped. Weights start at zero, for the loss is convex.
+
+    A batch of 16 384 is 1/78 of ImageNet. With fewer samples the batch is 1/78 of them, so that the number of steps
+    stays that of the source, but at least 128 (or all), for smaller ones normalise by noise; and there are as many
+    epochs above 90 as make 2000 steps, for Adam moves a weight by little more than its learning rate in each, and fewer
+    leave it half-way. Nothing is chosen on validation, and nothing holds many features of few samples back from fitting
+    them by heart: there the logistic probe reads more.
+
+    Args:
+      seed: of the order of samples.
+
+    Raises:
+      UserError: see `checked_classes`.
+    """
+    train, validation, test = checked_classes(train=train, validation=validation, test=test)
+    classes, labels_n = np.unique(train.y, return_inverse=True)
+    n = len(labels_n)
+    batch = min(n, max(_LEAST_BATCH, min(_BATCH, n // _STEPS_PER_EPOCH)))
+    epochs = max(_EPOCHS, -(-_LEAST_STEPS // (n // batch)))
+    key = jax.random.key(seed)
+    weights = _fit(jnp.asarray(train.x), jnp.asarray(labels_n), key, classes=len(classes), batch=batch, epochs=epochs)
+    on_validation, on_test = (classes[np.asarray(_logits(weights, s.x)).argmax(axis=1)] for s in (validation, test))
+    return classified(validation, test, (on_validation, on_test))
+
+
+@partial(jax.jit, static_argnames=("classes", "batch", "epochs"))
+def _fit(x_nD: Float[Array, "n D"], y_n: Int[Array, "n"], key: Array, *, classes: int, batch: int, epochs: int):
+    n, width = x_nD.shape
+    steps = n // batch
+    adam = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, epochs * steps))
+
+    def loss(layer, x_BD, y_B):
+        logits_BC = x_BD @ layer["weight"] + layer["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits_BC, y_B).mean()
+
+    def step(carry, rows_B):
+        layer, moments, (mean_D, variance_D) = carry
+        x_BD = x_nD[rows_B]
+        batch_mean_D, batch_variance_D = x_BD.mean(axis=0), x_BD.var(axis=0)
+        x_BD = (x_BD - batch_mean_D) * jax.lax.rsqrt(batch_variance_D + _EPSILON)
+        update, moments = adam.update(jax.grad(loss)(layer, x_BD, y_n[rows_B]), moments)
+        # As PyTorch does: the batch is normalised by the biased variance, what runs along is the unbiased one.
+        running = (
+            (1 - _MOMENTUM) * mean_D + _MOMENTUM * batch_mean_D,
+            (1 - _MOMENTUM) * variance_D + _MOMENTUM * batch_variance_D * (batch / (batch - 1)),
+        )
+        return (optax.apply_updates(layer, update), moments, running), None
+
+    def epoch(carry, key):
+        rows = jax.random.permutation(key, n)[: steps * batch].reshape(steps, batch)
+        return jax.lax.scan(step, carry, rows)[0], None
+
+    layer = {"weight": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
+    start = layer, adam.init(layer), (jnp.zeros(width), jnp.ones(width))
+    (layer, _, running), _ = jax.lax.scan(epoch, start, jax.random.split(key, epochs))
+    return layer, running
+
+
+@jax.jit
+def _logits(weights, x_ND: Float[Array, "N D"]) -> Float[Array, "N C"]:
+    layer, (mean_D, variance_D) = weights
+    return (x_ND - mean_D) * jax.lax.rsqrt(variance_D + _EPSILON) @ layer["weight"] + layer["bias"]

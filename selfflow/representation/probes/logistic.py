@@ -1,0 +1,144 @@
+"""Probes by scikit-learn: logistic regression, of many samples and of few, and boosted trees."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+
+from selfflow.errors import UserError
+from selfflow.representation.probes.split import (
+    Classified,
+    Split,
+    accuracy,
+    balanced_accuracy,
+    checked_classes,
+    classified,
+    unit_vectors,
+)
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
+    """Multinomial logistic regression on standardised features, its L2 strength chosen on validation.
+
+    The usual way to compare features of few samples, as in CLIP (arXiv 2103.00020), which also chooses the strength
+    on validation. It minimises |W|^2 / 2 + C sum of cross-entropies with L-BFGS, at most 200 steps, for C
+    in `STRENGTHS`, each from the last one's weights; `chosen` is the C with the best balanced accuracy.
+
+    Raises:
+      UserError: see `checked_classes`.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    train, validation, test = checked_classes(train=train, validation=validation, test=test)
+    mean = train.x.mean(axis=0, dtype=np.float64)
+    deviation = train.x.std(axis=0, dtype=np.float64)
+    # Of a constant feature only rounding is left.
+    deviation = np.where(deviation > 1e-6 * np.abs(mean), deviation, np.inf)
+    x_train, x_validation, x_test = (((s.x - mean) / deviation).astype(np.float32) for s in (train, validation, test))
+    probe = LogisticRegression(max_iter=200, warm_start=True)
+    best, found = -np.inf, None
+    with _plain_fits():
+        for strength in STRENGTHS:
+            predicted = probe.set_params(C=strength).fit(x_train, train.y).predict(x_validation)
+            if (score := balanced_accuracy(validation.y, predicted)) > best:
+                best, found = score, (predicted, probe.predict(x_test), strength)
+    return classified(validation, test, found[:2], found[2])
+
+
+def tree_probe(train: Split, validation: Split, test: Split) -> Classified:
+    """Gradient-boosted trees (scikit-learn, 100 rounds), for few features that interact.
+
+    Raises:
+      UserError: see `checked_classes`.
+    """
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
+
+    train, validation, test = checked_classes(train=train, validation=validation, test=test)
+    # Its threads wait for each other on every small node: on busy cores one alone is many times faster.
+    with threadpool_limits(1):
+        probe = HistGradientBoostingClassifier(max_iter=100, random_state=0).fit(train.x, train.y)
+        return classified(validation, test, (probe.predict(validation.x), probe.predict(test.x)))
+
+
+class FewShot(NamedTuple):
+    """Scores on test of probes that saw k samples of each class.
+
+    Attributes:
+      balanced: balanced accuracy of each draw [draws].
+      plain: accuracy of each draw [draws].
+    """
+
+    balanced: np.ndarray
+    plain: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Mean balanced accuracy over draws."""
+        return float(self.balanced.mean())
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of balanced accuracy over draws: nan of one."""
+        return float(self.balanced.std(ddof=1)) if len(self.balanced) > 1 else float("nan")
+
+
+def few_shot(
+    train: Split, test: Split, shots: tuple[int, ...] = (1, 2, 5, 10), draws: int = 10, seed: int = 0
+) -> dict[int, FewShot]:
+    """Logistic regression on k samples of each class, drawn several times.
+
+    As in MSN (arXiv 2204.07141, released `logistic_eval.py`): every feature vector is centred over its channels and
+    scaled to length 1; logistic regression without intercept, L2 strength 0.00025 over the number of samples (of the
+    mean cross-entropy; C = 4000), at most 300 steps. No validation is used, for it would be more than few shots. MSN
+    solves with cyanure, here it is L-BFGS.
+
+    Args:
+      train: from which samples are drawn, without replacement in a draw.
+      test: on which all draws are scored.
+      shots: numbers of samples of each class.
+      draws: how often each is drawn.
+      seed: of the draws; a draw of more shots holds those of fewer.
+
+    Raises:
+      UserError: see `checked_classes`; or if a class has fewer samples than shots.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    train, test = checked_classes(train=train, test=test)
+    classes, counts = np.unique(train.y, return_counts=True)
+    if not shots or min(shots) < 1 or draws < 1:
+        raise UserError(f"few shots: {shots} of each class, drawn {draws} times: give at least 1 of both")
+    if max(shots) > counts.min():
+        raise UserError(
+            f"train: class {classes[counts.argmin()]} has {counts.min()} samples, and {max(shots)} shots are asked "
+            "for: ask for fewer, or give more samples"
+        )
+    x_train, x_test = (unit_vectors(s.x - s.x.mean(axis=1, keepdims=True)) for s in (train, test))
+    random = np.random.default_rng(seed)
+    scores = {k: [] for k in shots}
+    probe = LogisticRegression(C=4000, max_iter=300, fit_intercept=False)
+    with _plain_fits():
+        for _ in range(draws):
+            orders = [random.permutation(np.flatnonzero(train.y == c)) for c in classes]
+            for k in shots:
+                seen = np.concatenate([order[:k] for order in orders])
+                predicted = probe.fit(x_train[seen], train.y[seen]).predict(x_test)
+                scores[k].append((balanced_accuracy(test.y, predicted), accuracy(test.y, predicted)))
+    return {k: FewShot(*np.array(found).T) for k, found in scores.items()}
+
+
+@contextmanager
+def _plain_fits() -> Iterator[None]:
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    # One thread: products this small spend most of their time waiting for a second.
+    with warnings.catch_warnings(), threadpool_limits(1):
+        # Weakly regularised fits may stop early; validation then prefers another strength.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        yield

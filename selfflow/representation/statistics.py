@@ -1,0 +1,123 @@
+"""How sure a number is: over seeds, between two methods, and over the samples of one test."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from selfflow.errors import UserError
+
+_LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """An estimate from n values and its 95 % interval; low and high are None where n is 1."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Paired(NamedTuple):
+    """The mean difference of two methods over n seeds, its 95 % interval, and p of no difference (two-sided).
+
+    The interval and p are None where n is 1, and p where all differences are the same.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+
+
+def interval(scores: Sequence[float] | Mapping[int, float]) -> Interval:
+    """The mean of a method's scores over seeds with Student's t interval: mean -+ t(n - 1) s / sqrt(n).
+
+    Args:
+      scores: one per seed, or by seed.
+
+    Raises:
+      UserError: if there is none, or one is no finite number.
+    """
+    values = _finite("interval", scores.values() if isinstance(scores, Mapping) else scores)
+    return Interval(float(values.mean()), *_t_interval(values), len(values))
+
+
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
+    """How much higher b scores than a, seed by seed: the paired t test.
+
+    Seeds that share initialisation, data and noise take out what both methods have in common, so the interval is
+    narrower than that of two separate means.
+
+    Args:
+      a, b: score by seed.
+
+    Raises:
+      UserError: if a seed is in one of the two only, there is none, or a score is no finite number.
+    """
+    from scipy.stats import t
+
+    if alone := [f"{sorted(s)} in {name} only" for name, s in (("a", a.keys() - b), ("b", b.keys() - a)) if s]:
+        raise UserError(f"paired: seeds {' and '.join(alone)}: run the missing ones, or leave these out")
+    differences = _finite("paired", [b[seed] - a[seed] for seed in a])
+    low, high = _t_interval(differences)
+    p, n = None, len(differences)
+    if n > 1 and (error := differences.std(ddof=1) / np.sqrt(n)) > 0:
+        p = float(2 * t.sf(abs(differences.mean()) / error, n - 1))
+    return Paired(float(differences.mean()), low, high, p, n)
+
+
+def bootstrap(
+    values: np.ndarray,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    draws: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a statistic over test samples (Efron and Tibshirani, 1993, chapter 13).
+
+    It says how much the score of this one probe of this one run would move with other test samples. It says nothing of
+    another seed, and so nothing of a method: that is what `interval` and `paired` are for.
+
+    Args:
+      values: [n, ...], one row for each independent sample: `predicted == test.y` for accuracy. Tokens of one clip are
+        not independent: give one row for the clip.
+      statistic: of rows, such as the mean; for balanced accuracy
+        `bootstrap(np.stack([test.y, predicted], 1), lambda v: balanced_accuracy(v[:, 0], v[:, 1]))`.
+      draws: how often n rows are drawn with replacement.
+      seed: of the draws.
+
+    Raises:
+      UserError: if there are no rows, or no draws.
+    """
+    values = np.asarray(values)
+    if not values.ndim or not len(values) or draws < 1:
+        raise UserError(f"bootstrap: values of shape {list(values.shape)}, {draws} draws: give rows, and draws")
+    random = np.random.default_rng(seed)
+    n = len(values)
+    found = [statistic(values[random.integers(0, n, n)]) for _ in range(draws)]
+    low, high = np.quantile(found, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(float(statistic(values)), float(low), float(high), n)
+
+
+def _t_interval(values: np.ndarray) -> tuple[float | None, float | None]:
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return None, None
+    half = t.ppf((1 + _LEVEL) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def _finite(what: str, scores) -> np.ndarray:
+    values = np.array(list(scores), np.float64)
+    if not len(values):
+        raise UserError(f"{what}: no scores: give one per seed")
+    if not np.isfinite(values).all():
+        raise UserError(
+            f"{what}: {int((~np.isfinite(values)).sum())} of {len(values)} scores are NaN or infinite: leave those "
+            "seeds out"
+        )
+    return values
