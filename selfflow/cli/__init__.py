@@ -11,6 +11,7 @@ _COMMANDS = {
     "train": "train an experiment, or go on with its run",
     "sweep": "train the members of a comparison, one after the other",
     "sample": "draw samples from a run: films with sound, sounds, pictures",
+    "probe": "measure what the layers of runs know",
     "evaluate": "measure how far a run's samples are from real clips, and what laws they break",
     "encode": "encode an experiment's data into latents",
     "plan": "tell what an experiment takes on a slice of TPUs, without one",

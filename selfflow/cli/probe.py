@@ -1,0 +1,168 @@
+"""`selfflow probe`: what the layers of one run or of several know, as a table, CSV and figures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from selfflow.errors import UserError
+
+if TYPE_CHECKING:
+    from selfflow.representation.probing import Probing, Row
+
+_EXAMPLE = "selfflow probe runs/quickstart --targets material,count --layers all --tau 0.1,0.3,0.5"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of `selfflow probe`; several values are parted by commas."""
+
+    targets: str = ""
+    """What is asked: labels of the data; of Collisions also shape, contacts (of a clip), contact (of each moment),
+    position and velocity (of each video token). By default the labels."""
+    layers: str = "all"
+    """Blocks, counted from 1, such as 2,4."""
+    tau: str = "0.1"
+    """Noise levels of the latents; with several, validation chooses one for the table, as it chooses the layer."""
+    sources: str = ""
+    """What the network sees and the probe reads, such as video or video+audio; by default each modality of the set
+    alone, and all of them."""
+    probe: Literal["logistic", "linear", "knn", "attentive", "few-shot"] = "logistic"
+    """For classes: logistic regression; linear, as in REPA and Self-Flow; knn, as in DINO; attentive, over all tokens,
+    as in V-JEPA; few-shot, of 5 samples of each class, as in MSN. Numbers are read by ridge regression."""
+    weights: str = "ema"
+    """ema, student, or untrained: fresh weights with open gates, to hold the others against."""
+    step: int | None = None
+    """Which checkpoint; by default the newest."""
+    set: str = ""
+    """The set of the mixture; by default the first."""
+    split: str = "test"
+    """The split that scores are of."""
+    clips: int = 2048
+    """Clips of train that probes are fitted on, if there are so many."""
+    token_clips: int = 256
+    """Clips of each split whose tokens or moments are probed one by one."""
+    baseline: str = ""
+    """Of several runs the method that others are held against; by default that of the first."""
+    csv: Path | None = None
+    """File for all rows; by default probes/TARGETS.csv in the run, or beside the runs where there are several."""
+    data_dir: Path | None = None
+    """Where the data of the runs is; by default where it was when they were trained."""
+
+
+def main(arguments: list[str]) -> None:
+    """Parses `RUN [RUN ...] [--targets T,...] [--layers L,...] [--tau X,...]`, probes, prints and writes."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: selfflow probe RUN [RUN ...] [--FLAG VALUE ...]\n\nexample: {_EXAMPLE}\n")
+        if not arguments:
+            return
+    flags = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
+    runs, options = (
+        arguments[:flags],
+        tyro.cli(Options, prog="selfflow probe RUN ...", description=f"example: {_EXAMPLE}", args=arguments[flags:]),
+    )
+    if not runs:
+        raise UserError(f"name a run folder first; example: {_EXAMPLE}")
+    probe(runs, options)
+
+
+def probe(paths: list[str], options: Options) -> list["Row"]:
+    """Probes runs one after the other, prints the tables and writes CSV and figures."""
+    from selfflow.representation.comparison import methods_of, write_rows
+    from selfflow.representation.figures import probe_curves
+    from selfflow.representation.probing import probe_run
+    from selfflow.run import open_run
+
+    asked, wanted = _asked(options), _names(options.weights)
+    if unknown := [name for name in wanted if name not in ("ema", "student", "untrained")]:
+        raise UserError(f"--weights {unknown[0]}: there are ema, student and untrained")
+    runs = [open_run(path) for path in paths]
+    out = options.csv or _place(paths, asked)
+    rows: list[Row] = []
+    for run, method in zip(runs, methods_of(runs)):
+        for weights in wanted:
+            step = None if weights == "untrained" else options.step
+            label = method if len(wanted) == 1 else f"{method}, {weights}"
+            rows += probe_run(run, asked, method=label, weights=weights, step=step, data_dir=options.data_dir)
+            write_rows(out, rows)  # what is done is kept, whatever befalls the next
+    _print(rows, asked, options)
+    figure = probe_curves(rows)
+    figure.savefig(out.with_suffix(".png"), dpi=150)
+    print(f"\nAll rows: {out}\nCurves: {out.with_suffix('.png')}")
+    return rows
+
+
+def _asked(options: Options) -> "Probing":
+    from selfflow.representation.probing import Probing
+
+    def numbers(flag: str, text: str, kind: type) -> tuple:
+        try:
+            return tuple(kind(part) for part in _names(text))
+        except ValueError:
+            raise UserError(f"--{flag} {text}: give numbers parted by commas") from None
+
+    return Probing(
+        _names(options.targets),
+        () if options.layers == "all" else numbers("layers", options.layers, int),
+        numbers("tau", options.tau, float),
+        _names(options.sources),
+        options.probe,
+        options.set,
+        options.split,
+        options.clips,
+        options.token_clips,
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(filter(None, text.split(","))))
+
+
+def _place(paths: list[str], asked: "Probing") -> Path:
+    """Where the rows go where nothing is said: what is asked of one run is in its name."""
+    from selfflow.buckets.paths import url
+
+    if any(url(path) for path in paths):
+        raise UserError("--csv: name a local file for the rows of a run in a bucket")
+    folder = Path(paths[0]) if len(paths) == 1 else Path(paths[0]).absolute().parent
+    split = "" if asked.split == "test" else f"_{asked.split}"
+    return folder / "probes" / f"{'_'.join(asked.targets) or 'labels'}_{asked.probe}{split}.csv"
+
+
+def _print(rows: list["Row"], asked: "Probing", options: Options) -> None:
+    from selfflow.representation.comparison import compared
+    from selfflow.representation.probing import best
+
+    runs = len({(row.run, row.weights) for row in rows})
+    for target, source in dict.fromkeys((row.target, row.source) for row in rows):
+        some = [row for row in rows if (row.target, row.source) == (target, source)]
+        metric = some[0].metric.replace("_", " ").replace("r2", "R^2")
+        print(f"\n{target} from {source}: {metric} of the {some[0].probe} probe on {some[0].split}")
+        layers, taus = sorted({row.layer for row in some}), sorted({row.tau for row in some})
+        if runs <= 4:
+            width = max(len(row.method) for row in some)
+            print(f"  {'':<{width}}  {'tau':>5}  " + " ".join(f"{f'block {layer}':>8}" for layer in layers))
+            for run, method, weights, tau in dict.fromkeys((r.run, r.method, r.weights, r.tau) for r in some):
+                cells = {r.layer: r.test for r in some if (r.run, r.weights, r.tau) == (run, weights, tau)}
+                print(f"  {method:<{width}}  {tau:>5g}  " + " ".join(f"{cells[layer]:>8.3f}" for layer in layers))
+        chosen = best(some)
+        if runs == 1:
+            for row in chosen:
+                print(f"  chosen on validation: block {row.layer}, tau {row.tau:g}: {row.test:.3f}")
+        elif chosen:
+            print(f"  with the {'layer and tau' if len(taus) > 1 else 'layer'} that validation chooses for each run:")
+            for method in compared(chosen, options.baseline):
+                line = f"  {method.name:<24} {_interval(method.mean.estimate, *method.mean[1:3])}  n = {method.mean.n}"
+                if method.difference is not None:
+                    d = method.difference
+                    p = "" if d.p is None else f", p = {d.p:.2g}"
+                    against = options.baseline or chosen[0].method
+                    line += f"   to {against}: {_interval(d.difference, d.low, d.high, '+')}{p}"
+                print(line)
+            print("  intervals: 95 %, Student's t over training seeds; differences are paired by seed")
+
+
+def _interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+    shown = f"{value:{sign}.3f}"
+    return shown if low is None else f"{shown} [{low:{sign}.3f}, {high:{sign}.3f}]"
