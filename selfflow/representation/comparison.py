@@ -41,7 +41,7 @@ def methods_of(runs: Sequence[Any]) -> list[str]:
     for stem, run in zip(stems, runs):
         settings.setdefault(stem, []).append(_without_seeds(run.experiment))
     return [
-        stem if all(other == settings[stem][0] for other in settings[stem]) else name
+        stem if len(settings[stem]) > 1 and all(other == settings[stem][0] for other in settings[stem]) else name
         for stem, name in zip(stems, names)
     ]
 

@@ -50,6 +50,8 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
                 if means[0].low is not None:
                     axis.fill_between(layers, [m.low for m in means], [m.high for m in means], alpha=0.15,
                                       color=line["color"], lw=0)  # fmt: skip
+        if some[0].chance > 0:
+            axis.axhline(some[0].chance, color="0.6", lw=1, ls=(0, (1, 2)))
         axis.set_title(f"{target} from {source.replace('+', ' + ')}", fontsize=10)
         axis.set_xlabel("block")
         axis.set_ylabel(_METRICS[some[0].metric])

@@ -67,6 +67,7 @@ class Row(NamedTuple):
       probe, metric: how, and what the scores are: balanced_accuracy or r2.
       setting: the strength or number of neighbours that validation chose; nan where nothing is chosen.
       validation, test: scores; that of validation is nan where the probe does not use it.
+      chance: the score of a probe that knows nothing.
       split: which one test is.
       train_n, test_n: rows that the probe was fitted on and scored on: clips, moments or tokens.
     """
@@ -85,6 +86,7 @@ class Row(NamedTuple):
     setting: float
     validation: float
     test: float
+    chance: float
     split: str
     train_n: int
     test_n: int
@@ -153,17 +155,18 @@ def best(rows: list[Row]) -> list[Row]:
 
 
 def _probed(target: Target, probe: ProbeName, splits: list[list[Split]]) -> tuple:
-    """(probe, metric, setting, validation, test); of a target that is the mean of several their mean."""
+    """(probe, metric, setting, validation, test, chance); of a target that is the mean of several their mean."""
     train, validation, test = splits
     if target.kind != "class":
         found = [ridge_probe(*parts) for parts in zip(train, validation, test)]
-        return "ridge", "r2", found[0].chosen, *_mean([one.r2 for one in found])
+        return "ridge", "r2", found[0].chosen, *_mean([one.r2 for one in found]), 0.0
+    chance = float(np.mean([1 / len(np.unique(part.y)) for part in test]))
     if probe == "few-shot":
         tests = [few_shot(a, b, (_SHOTS,))[_SHOTS].mean for a, b in zip(train, test)]
-        return probe, "balanced_accuracy", _SHOTS, float("nan"), float(np.mean(tests))
+        return probe, "balanced_accuracy", _SHOTS, float("nan"), float(np.mean(tests)), chance
     found = [_CLASSES[probe](*parts) for parts in zip(train, validation, test)]
     setting = float("nan") if found[0].chosen is None else found[0].chosen
-    return probe, "balanced_accuracy", setting, *_mean([one.balanced for one in found])
+    return probe, "balanced_accuracy", setting, *_mean([one.balanced for one in found]), chance
 
 
 def _mean(scores: list[Score]) -> tuple[float, float]:
