@@ -1,9 +1,7 @@
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from selfflow.data.collisions.targets import body_in_token, clip_targets
-from selfflow.representation.collapse import effective_rank
 from selfflow.representation.probes import Split, classify, classify_with_trees, regress
 
 
@@ -68,17 +66,6 @@ def test_regression_agrees_with_scikit_learn():
     )
     found = regress(train, validation, test)
     assert (found.validation, found.test) == pytest.approx(best, abs=1e-6)
-
-
-def test_effective_rank_counts_directions():
-    random = np.random.default_rng(0)
-    q, _ = np.linalg.qr(random.standard_normal((200, 16)))
-    assert effective_rank(jnp.asarray(q)) == pytest.approx(16, rel=1e-3)
-    assert effective_rank(jnp.ones((50, 8))) == pytest.approx(1, abs=0.05)
-    x = random.standard_normal((100, 6)) * [10, 5, 2, 1, 1, 0.1]
-    s = np.linalg.svd(x, compute_uv=False)
-    p = s / s.sum()
-    assert effective_rank(jnp.asarray(x)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)
 
 
 def test_targets_of_a_clip():
