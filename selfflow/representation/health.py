@@ -122,7 +122,7 @@ def health(
     projected = layers.index(own) if own in layers and "projector" in params else None
     step = jax.jit(partial(_add, objective, layers, projected))
     key = jax.random.key(seed)
-    sums: dict[float, Any] = dict.fromkeys(taus)
+    sums: dict[float, Any] = {}
     count = 0
     names: list[str] | None = None
     for batch in latents:
@@ -134,24 +134,23 @@ def health(
         size = len(batch[names[0]])
         if size < 2:
             raise UserError("a batch of 1 sample has no other sample and no mean: give batches of 2 or more")
-        numbers_B = jnp.arange(count, count + size)
         for tau in taus:
             levels = jnp.asarray([tau, tau if teacher_tau is None else teacher_tau], jnp.float32)
-            if sums[tau] is None:
-                shapes = jax.eval_shape(step, None, params, frozen["ema"], batch, levels, key, numbers_B)
-                sums[tau] = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            sums[tau] = step(sums[tau], params, frozen["ema"], batch, levels, key, numbers_B)
+            inputs = (params, frozen["ema"], batch, levels, key, jnp.arange(count, count + size))
+            if tau not in sums:
+                sums[tau] = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, None, *inputs))
+            sums[tau] = step(sums[tau], *inputs)
         count += size
     if names is None:
         raise UserError("there are no samples: give at least one batch")
     found = Health([], [])
     for m in names:
         for tau in taus:
-            means = jax.device_get(sums[tau][m])
-            if not np.isfinite(np.concatenate([np.ravel(x) for x in means.values()])).all():
+            totals = jax.device_get(sums[tau][m])
+            if not np.isfinite(np.concatenate([np.ravel(x) for x in totals.values()])).all():
                 raise UserError(f"features of {m} at tau {tau:g} are not finite: look at the latents and the weights")
             at = (m, tau, tau if teacher_tau is None else teacher_tau)
-            _append(found, at, layers, projected, means, count)
+            _append(found, at, layers, projected, totals, count)
     return found
 
 

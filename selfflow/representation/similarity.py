@@ -30,7 +30,7 @@ def linear_cka(a: Float[np.ndarray, "n D1"], b: Float[np.ndarray, "n D2"], debia
 
     Raises:
       UserError: fewer than 2 samples, or than 4 debiased, another number in `a` than in `b`, features that are not
-        finite or the same for all samples.
+        finite or the same for all samples; debiased, samples that are all equally far from each other.
     """
     x, y = (_centred(features) for features in _checked(a, b, 4 if debiased else 2))
     hsic = _unbiased_hsic if debiased else (lambda u, v: np.sum(np.square(u.T @ v)))
@@ -206,4 +206,6 @@ def _unbiased_hsic(x: np.ndarray, y: np.ndarray) -> float:
 
 def _song(trace: float, sum_x: float, sum_y: float, sum_product: float, n: int) -> float:
     """tr(KL) + 1'K1 1'L1 / ((n - 1) (n - 2)) - 2 1'KL1 / (n - 2) of kernels without their diagonals."""
-    return float(trace + sum_x * sum_y / ((n - 1) * (n - 2)) - 2 * sum_product / (n - 2))
+    terms = np.array([trace, sum_x * sum_y / ((n - 1) * (n - 2)), -2 * sum_product / (n - 2)])
+    # Samples that are all equally far from each other, as corners of a simplex, leave nothing but rounding.
+    return float(terms.sum()) if abs(terms.sum()) > 1e-12 * np.abs(terms).max() else 0.0

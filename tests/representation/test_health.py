@@ -214,7 +214,7 @@ def test_what_cannot_be_measured_is_refused(objective, params, ema, latents):
         ("from 0 to 1", {"taus": (float("nan"),)}),
         ("teacher_tau is 0.6: give a level from 0 to 0.5", {"teacher_tau": 0.6}),
         ("no samples", {"data": []}),
-        ("a batch of 1 sample", {"data": batches(latents, [3, 1])}),
+        ("a batch of 1 sample", {"data": batches(latents, [1, 3])}),
         ("give one set", {"data": [*batches(latents, [3]), {"video": latents["video"]}]}),
         ("a batch holds text, and the model knows", {"data": [{"text": np.zeros((3, 2, 2))}]}),
         ("audio at tau 0.5 are not finite", {"data": batches(latents | {"audio": latents["audio"] * np.nan}, [3])}),
