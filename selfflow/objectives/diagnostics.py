@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from selfflow.objectives.alignment import cosine
 from selfflow.objectives.selfflow import SelfFlowObjective
-from selfflow.representation.collapse import effective_rank
+from selfflow.representation.health import effective_rank
 
 
 def diagnose(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.representation.collapse import effective_rank
 from selfflow.representation.probes import attentive, neighbours
 from selfflow.representation.probes.attentive import attentive_probe
 from selfflow.representation.probes.linear import linear_probe
@@ -220,14 +219,3 @@ def test_few_shots(digits):
         few_shot(train, test, shots=(1, 100))
     with pytest.raises(UserError, match="at least 1"):
         few_shot(train, test, shots=(0, 1))
-
-
-def test_effective_rank_counts_directions():
-    random = np.random.default_rng(0)
-    q, _ = np.linalg.qr(random.standard_normal((200, 16)))
-    assert effective_rank(jnp.asarray(q)) == pytest.approx(16, rel=1e-3)
-    assert effective_rank(jnp.ones((50, 8))) == pytest.approx(1, abs=0.05)
-    x = random.standard_normal((100, 6)) * [10, 5, 2, 1, 1, 0.1]
-    s = np.linalg.svd(x, compute_uv=False)
-    p = s / s.sum()
-    assert effective_rank(jnp.asarray(x)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)

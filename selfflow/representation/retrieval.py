@@ -1,0 +1,226 @@
+"""Which sound belongs to a film: the network's own loss, asked of several sounds.
+
+A sound that the network expects from the film is denoised with less error than another. So the sounds of several clips
+are put beside the clean film of one, and the flow loss of each ranks them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from selfflow.errors import UserError
+from selfflow.given import modality_given
+from selfflow.modality import Modality, to_tokens
+from selfflow.models.joint import Output
+from selfflow.noise import Corruption, corrupt, draw_eps
+from selfflow.progress import Progress
+
+FILM, SOUND = "video", "audio"
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How sounds are retrieved."""
+
+    candidates: int = 16
+    """Sounds to choose from: the true one and others of the same material, and as many of other materials."""
+    taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
+    """Noise levels of the sounds at which the loss is taken."""
+    draws: int = 4
+    """Noises at each level."""
+    seed: int = 0
+    """Of the noises, and of who is a candidate for whom."""
+
+    def __post_init__(self):
+        if self.candidates < 4 or self.candidates % 2:
+            raise UserError(f"retrieval.candidates is {self.candidates}: give an even number from 4 on")
+        if not self.taus or not all(0 < tau <= 1 for tau in self.taus):
+            raise UserError(f"retrieval.taus is {self.taus}: give levels above 0, where there is noise, up to 1")
+        if self.draws < 1:
+            raise UserError(f"retrieval.draws is {self.draws}: give at least 1")
+        if self.seed < 0:
+            raise UserError(f"retrieval.seed is {self.seed}: it must not be negative")
+
+
+class Retrieved(NamedTuple):
+    """What was found for Q films, each among M sounds."""
+
+    queries: Int[np.ndarray, "Q"]
+    """Numbers of the clips whose films were asked for."""
+    candidates: Int[np.ndarray, "Q M"]
+    """Numbers of the clips whose sounds stood to choose, in random order."""
+    scores: Float[np.ndarray, "Q M"]
+    """Minus the flow loss of each."""
+    same_material: Bool[np.ndarray, "Q M"]
+    """Which are of the film's material."""
+
+    def ranks(self) -> Int[np.ndarray, "Q"]:
+        """Rank of the true sound among all candidates, from 1. Of equal scores the first is the better."""
+        return self._ranks(np.ones_like(self.same_material))
+
+    def ranks_within_material(self) -> Int[np.ndarray, "Q"]:
+        """Rank of the true sound among the candidates of the film's material alone, from 1."""
+        return self._ranks(self.same_material)
+
+    def summary(self) -> "Summary":
+        """The numbers to report."""
+        ranks, size = self.ranks(), self.candidates.shape[1]
+        best = self.scores.argmax(axis=1)
+        return Summary(
+            queries=len(ranks),
+            top1=float(np.mean(ranks == 1)),
+            top1_chance=1 / size,
+            reciprocal_rank=float(np.mean(1 / ranks)),
+            reciprocal_rank_chance=float(np.mean(1 / np.arange(1, size + 1))),
+            top1_within_material=float(np.mean(self.ranks_within_material() == 1)),
+            top1_within_material_chance=2 / size,
+            material=float(np.mean(self.same_material[np.arange(len(best)), best])),
+            material_chance=0.5,
+        )
+
+    def _ranks(self, among: Bool[np.ndarray, "Q M"]) -> Int[np.ndarray, "Q"]:
+        true = self.candidates == self.queries[:, None]
+        # Candidates stand in random order, so that a network that cannot tell them apart is right by chance.
+        order = np.argsort(np.where(among, -self.scores, np.inf), axis=1, kind="stable")
+        return np.take_along_axis(true, order, axis=1).argmax(axis=1) + 1
+
+
+class Summary(NamedTuple):
+    """How well sounds were retrieved, and what choosing at random gives."""
+
+    queries: int
+    top1: float
+    """Share of the films whose own sound came first."""
+    top1_chance: float
+    reciprocal_rank: float
+    """Mean of 1 / rank of the own sound."""
+    reciprocal_rank_chance: float
+    top1_within_material: float
+    """Share of the films whose own sound came first among those of its material."""
+    top1_within_material_chance: float
+    material: float
+    """Share of the films for which a sound of their material came first."""
+    material_chance: float
+
+
+def retrieve(
+    apply: Callable[..., Output],
+    params: Any,
+    modalities: dict[str, Modality],
+    null_label: int,
+    latents: dict[str, np.ndarray],
+    material: Int[np.ndarray, "n"],
+    settings: Retrieval,
+    queries: Int[np.ndarray, "Q"] | None = None,
+) -> Retrieved:
+    """Scores candidate sounds by minus the conditional flow loss of each, given the clean film of a query.
+
+    A score is minus the mean of (v - (eps - x0))^2 over the elements of the sound, the levels and the noises; levels
+    and noises are the same for all candidates and queries, so that differences are paired. The film's tokens are held
+    at tau = 0 and its label is none, as for given tokens in sampling. A sound that is easy to denoise whatever the film
+    scores high for every query. One query is one forward pass of `candidates` samples at each level and noise.
+
+    Candidates of a query are drawn from `settings.seed` and the number of its clip alone, without replacement.
+
+    Args:
+      apply: model as (params, tokens, levels, label, assignment) -> `Output`.
+      params: parameters of the model.
+      modalities: with `video` and `audio`; others are left out.
+      null_label: the label that stands for none.
+      latents: of n clips, {"video": [n, ...], "audio": [n, ...]}.
+      material: label of each clip, 0 or above.
+      settings: how.
+      queries: numbers of clips to ask for; by default all. Candidates come from all clips.
+
+    Raises:
+      UserError: if a modality or a material is missing, numbers of clips disagree, a material has too few clips for the
+        candidates, or a score is not finite.
+    """
+    material, queries = np.asarray(material), np.arange(len(material)) if queries is None else np.asarray(queries)
+    _check(modalities, latents, material, queries, settings.candidates)
+    modalities = {m: modalities[m] for m in (FILM, SOUND)}
+    score = _scorer(apply, modalities, null_label, settings)
+    candidates = np.stack([_candidates(material, int(query), settings) for query in queries])
+    scores = np.empty(candidates.shape)
+    with Progress("retrieve", len(queries), unit="film") as shown:
+        for row, (query, chosen) in enumerate(zip(queries, candidates)):
+            scores[row] = score(params, latents[FILM][query], latents[SOUND][chosen])
+            if not np.isfinite(scores[row]).all():
+                wrong = chosen[int(np.argmin(np.isfinite(scores[row])))]
+                raise UserError(
+                    f"the sound of clip {wrong} beside the film of clip {query} has a score that is no number: look at "
+                    "their latents and at the weights"
+                )
+            shown.advance()
+    return Retrieved(queries, candidates, scores, material[candidates] == material[queries][:, None])
+
+
+def _check(modalities, latents, material, queries, size: int) -> None:
+    for m in (FILM, SOUND):
+        if m not in modalities or m not in latents:
+            raise UserError(f"retrieval needs {FILM} and {SOUND}: {m} is missing; take a set that holds both")
+        if len(latents[m]) != len(material):
+            raise UserError(f"{len(latents[m])} clips of {m} and {len(material)} labels: give one label for each clip")
+    if material.ndim != 1 or material.dtype.kind not in "iu" or (material < 0).any():
+        raise UserError("material holds clips without a label: retrieval needs clips of one material each, 0 or above")
+    if queries.ndim != 1 or not len(queries) or queries.dtype.kind not in "iu":
+        raise UserError("queries are none: give the numbers of some clips")
+    if queries.min() < 0 or queries.max() >= len(material):
+        raise UserError(f"queries go from {queries.min()} to {queries.max()}, and clips from 0 to {len(material) - 1}")
+    half = size // 2
+    for label in np.unique(material[queries]):
+        same = int(np.sum(material == label))
+        for have, what in ((same, f"of material {label}"), (len(material) - same, f"of other materials than {label}")):
+            if have < half:
+                raise UserError(
+                    f"{have} clips are {what}, and {size} candidates need {half}: give more clips or set "
+                    "retrieval.candidates lower"
+                )
+
+
+def _candidates(material: Int[np.ndarray, "n"], query: int, settings: Retrieval) -> Int[np.ndarray, "M"]:
+    rng = np.random.default_rng([settings.seed, query])
+    half = settings.candidates // 2
+    alike = material == material[query]
+    others = rng.choice(np.flatnonzero(~alike), half, replace=False)
+    alike[query] = False
+    same = rng.choice(np.flatnonzero(alike), half - 1, replace=False)
+    return rng.permutation(np.concatenate([[query], same, others]))
+
+
+def _scorer(
+    apply: Callable[..., Output], modalities: dict[str, Modality], null_label: int, settings: Retrieval
+) -> Callable[[Any, np.ndarray, np.ndarray], Float[Array, "M"]]:
+    taus = np.repeat(np.asarray(settings.taus, np.float32), settings.draws)
+    key = jax.random.key(settings.seed)
+
+    @jax.jit
+    def score(params, film, sounds):
+        x = to_tokens(modalities, {FILM: jnp.repeat(film[None], len(sounds), axis=0), SOUND: sounds})
+        given = {
+            m: jnp.broadcast_to(held_N, x[m].shape[:2]) for m, held_N in modality_given(modalities, (FILM,)).items()
+        }
+        label_B = jnp.full(len(sounds), null_label)
+
+        def add(total_B, at):
+            tau, number = at
+            # One noise for all candidates, and, drawn by its number, for all queries.
+            eps_1 = draw_eps(jax.random.fold_in(key, number)[None], {SOUND: x[SOUND][:1]})[SOUND]
+            eps = {FILM: jnp.zeros_like(x[FILM]), SOUND: jnp.broadcast_to(eps_1, x[SOUND].shape)}
+            levels = {m: jnp.full((len(sounds), 1), tau) for m in x}
+            corruption = Corruption(levels, {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}, {}).hold(given)
+            noisy = corrupt(x, eps, corruption)
+            velocity = apply(params, noisy, corruption.levels, label_B, corruption.assignment).velocity[SOUND]
+            error_B = jnp.mean(jnp.square(velocity - (eps[SOUND] - x[SOUND])), axis=(1, 2))
+            return total_B + error_B, None
+
+        at = (jnp.asarray(taus), jnp.arange(len(taus)))
+        total_B, _ = jax.lax.scan(add, jnp.zeros(len(sounds)), at)
+        return -total_B / len(taus)
+
+    return lambda params, film, sounds: np.asarray(score(params, film, sounds))
