@@ -12,7 +12,8 @@ from selfflow.autoencoders.quality import log_mel
 from selfflow.data.collisions import Collisions
 from selfflow.modality import Modality
 from selfflow.progress import Progress
-from selfflow.representation.features import Forward, features
+from selfflow.representation.forward import Forward
+from selfflow.representation.forward import forward_all as features
 from selfflow.representation.probes import Score, Split, classify, classify_with_trees, regress
 
 SOURCES = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio")}
