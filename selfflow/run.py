@@ -151,7 +151,8 @@ class Run:
             raise UserError(f"weights {weights!r}: there are ema, student and untrained")
         if weights == "untrained" and step is not None:
             raise UserError(f"weights untrained, step {step}: untrained weights have no step; leave it out")
-        asked = (weights, self.last_step() if step is None else step, mesh)
+        newest = self.last_step() if step is None and weights != "untrained" else step
+        asked = (weights, newest, mesh)
         if asked not in self._models:
             self._models.clear()  # whose memory may be needed
             self._models[asked] = model_of(self, weights, step, mesh)

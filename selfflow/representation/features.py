@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ def features(
     model = run.model(weights, step, mesh)
     blocks = _blocks(layers, model.depth)
     streams, held, levels = _seen(model.modalities, clips.shapes, modalities, given, tau)
-    count = len(clips) if limit is None else min(limit, len(clips))
+    count = len(clips) if limit is None else min(int(limit), len(clips))
     asked = {
         "weights": model.identity,
         "data": clips.identity,
@@ -108,7 +108,7 @@ def features(
         "tau": levels,
         "given": list(held),
         "pool": pool,
-        "seed": seed % 2**32,
+        "seed": int(seed) % 2**32,
     }
     name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     kept = nullcontext(run.path / "features" / name) if cache else tempfile.TemporaryDirectory(prefix="features-")
@@ -118,7 +118,8 @@ def features(
         if missing := tuple(layer for layer in blocks if found[layer] is None):
             forward = Forward(model.apply, streams, missing, levels, model.null_label, pool, seed, held, mesh)
             told = {"run": str(run.source), "weights": weights, "step": model.step, "asked": asked}
-            extract(forward, model.params, clips, count, Path(folder), told, batch_size)
+            with Progress("features", count, unit="clip") as shown:
+                extract(forward, model.params, clips, count, Path(folder), told, batch_size, shown.advance)
             found |= {layer: stored(layer) for layer in missing}
     ids, left_out = found[blocks[0]].ids, found[blocks[0]].left_out
     if any(other.ids != ids for other in found.values()):
@@ -134,7 +135,14 @@ def features(
 
 
 def extract(
-    forward: Forward, params: Any, clips: Any, count: int, folder: Path, told: dict[str, Any], batch_size: int
+    forward: Forward,
+    params: Any,
+    clips: Any,
+    count: int,
+    folder: Path,
+    told: dict[str, Any],
+    batch_size: int,
+    advance: Callable[[int], None],
 ) -> None:
     """Computes the features of the first `count` clips and writes a folder for each layer (`feature_files`).
 
@@ -147,6 +155,7 @@ def extract(
       folder: where to.
       told: what is to stand beside them.
       batch_size: samples at once.
+      advance: is told of every batch how many samples it had.
 
     Raises:
       UserError: as `features`; nothing is then left in the folder.
@@ -155,29 +164,28 @@ def extract(
     writers: dict[int, LayerWriter] = {}
     ids: list[str] = []
 
-    def store(batch: _Batch, out: Taps) -> None:
+    def store(batch: Batch, out: Taps) -> None:
         named = [clips.ids[i] for i in batch.rows]
         for layer, tap in jax.device_get(out).items():
             tap = {m: x[: len(named)] for m, x in tap.items()}
             _check_finite(tap, layer, named)
             writers[layer].add(tap)
         ids.extend(named)
-        shown.advance(len(named))
+        advance(len(named))
 
     try:
         for layer in forward.layers:
             writers[layer] = LayerWriter(folder, layer)
-        with Progress("features", count, unit="clip") as shown:
-            before = None
-            for batch in _ahead(_batches(clips, count, forward, batch_size, left_out)):
-                after = batch, forward.start(params, batch.latents, batch.seeds, batch.frames)
-                if before:
-                    store(*before)
-                before = after
-            if not before:
-                warn_of(clips, left_out)
-                raise UserError(f"none of {count} clips can be read: there are no features")
-            store(*before)
+        before = None
+        for batch in _ahead(batches(clips, count, forward, batch_size, left_out)):
+            after = batch, forward.start(params, batch.latents, batch.seeds, batch.frames)
+            if before:
+                store(*before)
+            before = after
+        if not before:
+            warn_of(clips, left_out)
+            raise UserError(f"none of {count} clips can be read: there are no features")
+        store(*before)
         for writer in writers.values():
             writer.finish(told | {"ids": ids, "left_out": left_out})
     except BaseException:
@@ -186,7 +194,7 @@ def extract(
         raise
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Some clips; after those of `rows` the first is repeated, so that all batches are as large.
 
     Attributes:
@@ -202,7 +210,8 @@ class _Batch(NamedTuple):
     seeds: np.ndarray
 
 
-def _batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out: list[int]) -> Iterator[_Batch]:
+def batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out: list[int]) -> Iterator[Batch]:
+    """The first `count` clips without those that cannot be read, whose numbers are added to `left_out`."""
     size = forward.whole(min(batch_size, count))
     found = readable(clips, range(count), left_out)
     while some := list(islice(found, size)):
@@ -216,7 +225,7 @@ def _batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out
                 frames[m] = lengths
                 parts = [np.pad(x, [(0, shape[0] - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts]
             latents[m] = np.stack(parts)
-        yield _Batch(rows, latents, frames, np.array([_seed_of(clips.ids[row]) for row, _ in filled], np.uint32))
+        yield Batch(rows, latents, frames, np.array([_seed_of(clips.ids[row]) for row, _ in filled], np.uint32))
 
 
 def _seed_of(name: str) -> int:
