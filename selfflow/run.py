@@ -3,9 +3,10 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
 
@@ -16,9 +17,18 @@ from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import read_experiment
 from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.run_model import Model, model_of
+from selfflow.sampling.generate import Sampler
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import read_metrics
-from selfflow.training.state import State, dotted
+from selfflow.training.state import State
+
+if TYPE_CHECKING:
+    from selfflow.input.batches import Feed
+    from selfflow.input.built import Built
+    from selfflow.input.reader import Reader
+    from selfflow.run_data import Clips
+    from selfflow.sampling.of_run import Samples
 
 AUTOENCODERS = "autoencoders"
 
@@ -42,6 +52,8 @@ class Run:
             raise UserError(f"{self.source} is not a run folder: it has no experiment.json")
         self.experiment: Experiment = read_experiment(self.path / "experiment.json")
         self.objective: SelfFlowObjective = self.experiment.objective()
+        self._models: dict[tuple, Model] = {}
+        self._feeds: dict[str, tuple["Feed", dict[str, "Built"]]] = {}
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of `metrics.jsonl`, oldest first."""
@@ -118,6 +130,121 @@ class Run:
         """
         return self._read(Checkpoints.restore_weights, step, mesh)
 
+    def model(
+        self,
+        weights: Literal["ema", "student", "untrained"] = "ema",
+        step: int | None = None,
+        mesh: Mesh | None = None,
+    ) -> Model:
+        """The network of the run; the one that was asked for last is kept.
+
+        Args:
+          weights: the EMA, the student, or fresh ones from `seed.init` with the gates of all blocks open, which is what
+            trained features are to be held against.
+          step: a step that was saved; by default the newest.
+          mesh: where to; by default the first device.
+
+        Raises:
+          UserError: as `restore`, or if there are no such weights.
+        """
+        if weights not in ("ema", "student", "untrained"):
+            raise UserError(f"weights {weights!r}: there are ema, student and untrained")
+        if weights == "untrained" and step is not None:
+            raise UserError(f"weights untrained, step {step}: untrained weights have no step; leave it out")
+        newest = self.last_step() if step is None and weights != "untrained" else step
+        asked = (weights, newest, mesh)
+        if asked not in self._models:
+            self._models.clear()  # whose memory may be needed
+            self._models[asked] = model_of(self, weights, step, mesh)
+        return self._models[asked]
+
+    def feed(self, data_dir: str | Path | None = None) -> tuple["Feed", dict[str, "Built"]]:
+        """What the run was trained on: its latents, and the data sets whose raw data is there; opened once.
+
+        Args:
+          data_dir: where the data is; by default where it was when the run was trained, else as for every command.
+
+        Raises:
+          UserError: if the run has no data, or the data is another now.
+        """
+        from selfflow.run_data import feed_of  # TFDS and more, which many a command does without
+
+        if str(data_dir) not in self._feeds:
+            self._feeds[str(data_dir)] = feed_of(self, data_dir)
+        return self._feeds[str(data_dir)]
+
+    def data(self, split: str = "test", set: str | None = None, data_dir: str | Path | None = None) -> "Clips":
+        """The clips of a set of the mixture, by default its first, in a split of its data.
+
+        Args:
+          split: of the data.
+          set: its name in the mixture.
+          data_dir: as for `feed`.
+
+        Raises:
+          UserError: as `feed`; if there is no such set or split.
+        """
+        from selfflow.run_data import Clips
+
+        return Clips(*self.feed(data_dir), split, set)
+
+    def sample(
+        self,
+        count: int = 4,
+        modalities: tuple[str, ...] = (),
+        given: tuple[str, ...] = (),
+        seed: int = 0,
+        sampler: Sampler | None = None,
+        weights: Literal["ema", "student"] = "ema",
+        step: int | None = None,
+        label: int | None = None,
+        caption: str = "",
+        batch_size: int = 16,
+        mesh: Mesh | None = None,
+        data_dir: str | Path | None = None,
+    ) -> "Samples":
+        """What `selfflow sample` draws, in memory; the arguments are its flags.
+
+        Args:
+          count: number of samples; sample i depends on the seed and i alone.
+          modalities: what to generate; by default the first set of the mixture.
+          given: what is given, as `--given` takes it, such as ("video=clip.mp4",).
+          sampler: how; by default as the run says.
+          label, caption: what samples are to be, where the run has such.
+          mesh: devices to spread samples over; by default the first alone.
+          data_dir: as for `feed`, if something of the run's data is given.
+
+        Raises:
+          UserError: as `RunSampler`.
+        """
+        from selfflow.sampling.of_run import RunSampler, Samples, Wanted
+
+        for name, value in (("count", count), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"{name} is {value}: it must be at least 1")
+        if weights == "untrained":
+            raise UserError("weights untrained: samples are drawn from ema or student")
+        wanted = Wanted(tuple(modalities), tuple(given), sampler, label, caption)
+        model = self.model(weights, step, mesh)
+        draw = RunSampler(self, wanted, model.params, lambda name: self.held_out(name, data_dir=data_dir), mesh)
+        parts = list(draw.batches(np.arange(count), seed, batch_size))
+        return Samples(*(jax.tree.map(lambda *x: np.concatenate(x), *field) for field in zip(*parts)))
+
+    def held_out(
+        self,
+        set: str,
+        splits: tuple[str, ...] = ("test", "validation", "train"),
+        data_dir: str | Path | None = None,
+    ) -> "Reader":
+        """Reads whole clips of a set, of the first split that has any: what samples are given.
+
+        Raises:
+          UserError: as `feed`, or if no split has one.
+        """
+        from selfflow.run_data import held_out
+
+        return held_out(self.feed(data_dir)[0], set, splits)
+
     def _read(self, restore: Callable[[Checkpoints, State, int], State], step: int | None, mesh: Mesh | None) -> State:
         if not saved_steps(self.path):
             raise UserError(f"{self.source} has no checkpoint: train it first, or give another run")
@@ -148,54 +275,3 @@ def abstract_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
     else:
         placed = experiment.shardings(mesh)
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placed)
-
-
-def fresh_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
-    """The state at step 0, from `seed.init`, or from the weights of another run where `init_from` names one.
-
-    Args:
-      experiment: resolved.
-      mesh: where to; by default as `experiment.devices` says.
-    """
-    mesh = mesh or experiment.devices.mesh()
-    seed = experiment.seed.init  # inside: a key made here would lie on a device of this process alone
-    state = jax.jit(lambda: experiment.init(jax.random.key(seed)), out_shardings=experiment.shardings(mesh))()
-    return _start_from(experiment.init_from, state, mesh) if experiment.init_from else state
-
-
-def _start_from(source: str, state: State, mesh: Mesh) -> State:
-    """Copies parameters and EMA from RUN[:STEP]; parameters that the run does not have stay fresh and are listed."""
-    run, step = run_and_step(source)
-    other = run.weights(step, mesh)
-    fresh = []
-
-    def take(name, new, old):
-        if old is None:
-            fresh.append(name)
-            return new
-        if old.shape != new.shape:
-            raise UserError(f"init_from {source}: {name} has shape {old.shape} there and {new.shape} here")
-        return jax.device_put(old, new.sharding)
-
-    def merged(new_tree, old_tree, prefix):
-        old = dict(jax.tree_util.tree_leaves_with_path(old_tree))
-        return jax.tree_util.tree_map_with_path(
-            lambda at, new: take(prefix + dotted(at), new, old.get(at)),
-            new_tree,
-        )
-
-    params = merged(state.params, other.params, "")
-    frozen = merged(state.frozen, other.frozen, "")
-    if fresh:
-        print(f"init_from {source}: new parameters, not in that run: {', '.join(sorted(fresh))}")
-    return state._replace(params=params, frozen=frozen)
-
-
-def run_and_step(source: str) -> tuple[Run, int | None]:
-    """The run, and the step if one is named, that RUN or RUN:STEP means."""
-    path, _, step = source.rpartition(":")
-    if not path or "/" in step:  # the colon of a URL, or none
-        path, step = source, ""
-    if step and not step.isdigit():
-        raise UserError(f"init_from is {source!r}: write RUN or RUN:STEP")
-    return Run(path), int(step) if step else None

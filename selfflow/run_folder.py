@@ -20,7 +20,8 @@ import optax
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import changes, forbidden, save_experiment
-from selfflow.run import AUTOENCODERS, Run, run_and_step
+from selfflow.first_state import run_and_step
+from selfflow.run import AUTOENCODERS, Run
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.state import State
 

@@ -66,6 +66,14 @@ def cache() -> Path:
     return _resolved(os.environ.get("SELFFLOW_CACHE") or "~/.cache/selfflow")
 
 
+def data_folder(chosen: str | Path | None) -> Path:
+    """Where data sets and latents are kept: the chosen folder, else $SELFFLOW_DATA, else ~/.cache/selfflow.
+
+    Of a folder in a bucket it is the local copy.
+    """
+    return local(chosen or os.environ.get("SELFFLOW_DATA") or "~/.cache/selfflow")
+
+
 def _copies() -> Path:
     return cache() / "buckets"
 

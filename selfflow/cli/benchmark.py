@@ -18,11 +18,13 @@ _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 class Options:
     """Flags of `selfflow benchmark` that are no fields of the experiment."""
 
-    only: Literal["step", "input", "sampling", "all"] = "all"
+    only: Literal["step", "input", "sampling", "features", "all"] = "all"
     """The part to measure: `step`, the compiled update on random numbers, on one device; `input`, from latents on disk
-    to batches; `sampling`, each solver beside bare evaluations of the network, on one device."""
+    to batches; `sampling`, each solver beside bare evaluations of the network; `features`, from latents on disk to
+    files of features, beside bare forward passes; on one device."""
     rounds: int = 10
-    """Timed steps, each beside one without alignment; and how often each solver is timed."""
+    """Timed steps, each beside one without alignment; and how often each solver, and the features of each set, are
+    timed."""
     per_token: bool = False
     """Also time the step of a SiT with its modulation computed for every token, as in the released code."""
     seconds: float = 5.0
@@ -39,7 +41,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--only step|input|sampling|all] [--per-token] [--json] [--FIELD VALUE ...]` and measures."""
+    """Parses `EXPERIMENT [--only PART] [--per-token] [--json] [--FIELD VALUE ...]` and measures."""
     parsed = parse("benchmark", arguments, _EXAMPLE, lambda file: Options())
     if parsed is None:
         return
@@ -50,6 +52,8 @@ def main(arguments: list[str]) -> None:
         found |= _step(experiment, options)
     if options.only in ("sampling", "all"):
         found |= {"sampling": _sampling(experiment, options)}
+    if options.only in ("features", "all"):
+        found |= {"features": _features(experiment, options, data_dir)}
     if options.only in ("input", "all"):
         found |= {"input": _input(experiment, options, data_dir)}
     if options.json:
@@ -117,6 +121,28 @@ def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
             )
         print("  eval./s: evaluations of the network, a sample each; loop: time beyond as many bare evaluations,")
         print("  below 0 where these take longer to start; medians, of more rounds where the machine is shared")
+    return [dataclasses.asdict(rate) for rate in rates]
+
+
+def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[dict[str, Any]]:
+    import jax
+
+    from selfflow.planning.features_benchmark import features_rates
+    from selfflow.prepare import prepare
+
+    experiment.model.execution.check(jax.default_backend())
+    feed, _ = prepare(experiment, data_dir)
+    rates = features_rates(experiment, feed, options.rounds)
+    if not options.json:
+        print(f"\nFeatures, {options.rounds} rounds, {jax.devices()[0].device_kind}, {experiment.model.dtype}:")
+        print(f"  {'set':<12} {'clips':>7} {'together':>8} {'clips/s':>9} {'bare/s':>9} {'ratio':>6}")
+        for r in rates:
+            print(
+                f"  {r.set:<12} {r.clips:>7} {r.batch_size:>8} {r.clips_per_second:>9.1f} {r.bare_per_second:>9.1f} "
+                f"{r.ratio:>6.2f}"
+            )
+        print("  clips/s: from latents on disk to files of all layers; bare/s: the compiled forward pass alone")
+        print("  ratio: of these two in one round; the median")
     return [dataclasses.asdict(rate) for rate in rates]
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from selfflow.cli.folders import data_folder, refuse_bucket
+from selfflow.buckets.paths import data_folder
+from selfflow.cli.folders import refuse_bucket
 from selfflow.errors import UserError
 
 if TYPE_CHECKING:

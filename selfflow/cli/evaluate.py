@@ -4,7 +4,6 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,7 +86,7 @@ def main(arguments: list[str]) -> None:
         return
     path, options = parsed
     from selfflow.buckets.paths import url
-    from selfflow.cli.sample import claimed, feed_of, held_out, load_weights, unused
+    from selfflow.cli.sample import claimed, unused
     from selfflow.run import open_run
     from selfflow.sampling.of_run import RunSampler, Wanted
 
@@ -98,24 +97,25 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{path} is in a bucket: name a local file for the results with --out")
     if options.calibrate:
         out = options.out or run.path / "evaluations" / "calibration.json"
-        return _calibrate(run, feed_of(run, options.data_dir)[1], out)
-    mesh, weights, step = load_weights(run, options.step, options.weights, options.devices)
-    feed, built = feed_of(run, options.data_dir)
+        return _calibrate(run, run.feed(options.data_dir)[1], out)
+    mesh = options.devices.several()
+    model = run.model(options.weights, options.step, mesh)
+    feed, built = run.feed(options.data_dir)
     names = tuple(filter(None, options.modality.split(",")))
     wanted = Wanted(names, options.given, options.sampler)
     # What is given comes from clips that samples are not held against: a part of a reference is no sample.
-    given = partial(held_out, feed, splits=("validation", "train"))
-    sampler = RunSampler(run, wanted, weights, given, mesh)
+    given = lambda name: run.held_out(name, ("validation", "train"), options.data_dir)
+    sampler = RunSampler(run, wanted, model.params, given, mesh)
     if options.adm_npz and "image" not in sampler.modalities:
         raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
-    name = f"step_{step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}"
+    name = f"step_{model.step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}"
     where = run.source if url(path) else str(run.path.resolve())
-    told = {"run": where, "step": step, "set": sampler.set, **_settings(options)}
+    told = {"run": where, "step": model.step, "set": sampler.set, **_settings(options)}
     free = options.out or unused(run.path / "evaluations" / f"{name}.json", told)
     out = claimed(free, free, told)
-    of = f"the {options.weights} of {run.source} at step {step}"
-    found = evaluate(run.experiment, feed, built, sampler, weights, of, options)
+    of = f"the {options.weights} of {run.source} at step {model.step}"
+    found = evaluate(run.experiment, feed, built, sampler, model.params, of, options)
     out.write_text(json.dumps(told | found, indent=1))
     print(f"\nAll numbers: {out}")
 

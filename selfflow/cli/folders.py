@@ -1,21 +1,12 @@
 """Folders that commands read and write."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selfflow.buckets.paths import local, url, url_of
+from selfflow.buckets.paths import url, url_of
 from selfflow.errors import UserError
-
-
-def data_folder(chosen: Path | None) -> Path:
-    """Where data sets and latents are kept: `--data-dir`, else $SELFFLOW_DATA, else ~/.cache/selfflow.
-
-    Of a folder in a bucket it is the local copy.
-    """
-    return local(chosen or os.environ.get("SELFFLOW_DATA") or "~/.cache/selfflow")
 
 
 def refuse_bucket(folder: Path, command: str) -> None:

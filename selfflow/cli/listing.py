@@ -6,7 +6,8 @@ from pathlib import Path
 
 import tyro
 
-from selfflow.cli.folders import data_folder, refuse_bucket
+from selfflow.buckets.paths import data_folder
+from selfflow.cli.folders import refuse_bucket
 from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
 

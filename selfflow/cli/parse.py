@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from selfflow.cli.folders import data_folder
+from selfflow.buckets.paths import data_folder
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import load_experiment, read_experiment

@@ -1,6 +1,5 @@
 """`selfflow sample`: films with sound, sounds and pictures from a run, whatever is given to them."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfflow.buckets.paths import url
-from selfflow.cli.folders import data_folder
 from selfflow.cli.parse import parse_run
 from selfflow.errors import UserError
 from selfflow.progress import Progress
@@ -18,9 +16,6 @@ from selfflow.training.sharding import Devices
 from selfflow.tree import to_json
 
 if TYPE_CHECKING:
-    from selfflow.input.batches import Feed
-    from selfflow.input.built import Built
-    from selfflow.input.reader import Reader
     from selfflow.run import Run
     from selfflow.sampling.of_run import RunSampler
 
@@ -78,74 +73,31 @@ def main(arguments: list[str]) -> None:
     from selfflow.sampling.of_run import RunSampler, Wanted
 
     run = open_run(path)
-    mesh, weights, step = load_weights(run, options.step, options.weights, options.devices)
+    mesh = options.devices.several()
+    model = run.model(options.weights, options.step, mesh)
     names = tuple(filter(None, options.modality.split(",")))
     wanted = Wanted(names, options.given, options.sampler, options.label, options.caption)
-    sampler = RunSampler(run, wanted, weights, lambda name: held_out(feed_of(run, options.data_dir)[0], name), mesh)
+    sampler = RunSampler(run, wanted, model.params, lambda name: run.held_out(name, data_dir=options.data_dir), mesh)
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
     told = to_json(options)
     for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
         del told[name]
     where = run.source if url(path) else str(run.path.resolve())
-    told = {"run": where, "set": sampler.set or "image", **told, "step": step}
+    told = {"run": where, "set": sampler.set or "image", **told, "step": model.step}
     name = f"{sampler.set or 'image'}{case}_seed{options.seed}"
-    folder = options.out or unused(_below(run, path) / f"step_{step}" / name, told)
+    folder = options.out or unused(_below(run, path) / f"step_{model.step}" / name, told)
     claimed(folder, folder / _TOLD, told).mkdir(exist_ok=True)
     (folder / _TOLD).write_text(json.dumps(told, indent=1))
-    _write(folder, sampler, options, step)
+    _write(folder, sampler, options, model.step)
 
 
 _TOLD, _SHEET = "samples.json", "sheet.png"
-
-
-def load_weights(run: "Run", step: int | None, which: str, devices: Devices) -> tuple[Any, Any, int]:
-    """The mesh (None for one device), the EMA's or the student's parameters on it, and their step."""
-    mesh = devices.mesh()
-    mesh = mesh if mesh.size > 1 else None
-    state = run.weights(step, mesh)
-    return mesh, state.frozen["ema"] if which == "ema" else state.params["model"], int(state.step)
 
 
 def _below(run: "Run", path: str) -> Path:
     if url(path):
         raise UserError(f"{path} is in a bucket: name a local folder for the samples with --out")
     return run.path / "samples"
-
-
-def feed_of(run: "Run", data_dir: Path | None) -> tuple["Feed", dict[str, "Built"]]:
-    """What a run was trained on: its latents, and the data sets whose raw data is there.
-
-    Raises:
-      UserError: if the data is another now.
-    """
-    from selfflow.prepare import hash_of_latents, prepare
-
-    # Where the run's data was, if it still is there.
-    told = run.provenance()["sessions"][-1].get("data_dir", "")
-    known = Path(told) if told and (url(told) or Path(told).is_dir()) else None
-    feed, built = prepare(run.experiment, data_folder(data_dir or known))
-    found, trained = hash_of_latents(feed.latents), run.provenance()["data"]
-    if found != trained:
-        raise UserError(
-            f"{run.source} was trained on other latents ({trained}, now {found}): the data set was rebuilt; give the "
-            "--data-dir of that time"
-        )
-    return feed, built
-
-
-def held_out(feed: "Feed", name: str, splits: tuple[str, ...] = ("test", "validation", "train")) -> "Reader":
-    """Reads whole clips of a set, of the first split that has any."""
-    latents = feed.latents[feed.mixture[name].data]
-    for split in splits:
-        if split in latents.records:
-            reader = feed.reader(name, split)
-            whole = np.ones(len(reader.records), bool)
-            for m, modality in reader.modalities.items():
-                if modality.period:
-                    whole &= reader.source.index[f"frames/{m}"][reader.records] >= modality.latent[0]
-            if whole.any():
-                return dataclasses.replace(reader, records=reader.records[whole])
-    raise UserError(f"mixture.{name}: no split has a whole clip of it; give a file, as in --given video=clip.mp4")
 
 
 def unused(path: Path, told: dict[str, Any]) -> Path:

@@ -89,8 +89,9 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
 def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
     from selfflow.buckets.runs import send_changes
     from selfflow.cli.proof import prove
+    from selfflow.first_state import fresh_state
     from selfflow.prepare import autoencoders_of, hash_of_latents, prepare, sets_of
-    from selfflow.run import Run, abstract_state, fresh_state
+    from selfflow.run import Run, abstract_state
     from selfflow.run_folder import check_run, enter_run
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.interrupt import interruptible

@@ -8,7 +8,7 @@ import numpy as np
 
 from selfflow.modality import Modality
 from selfflow.models.joint import Output
-from selfflow.representation.features import Forward
+from selfflow.representation.forward import Forward
 
 
 class OwnLayer:

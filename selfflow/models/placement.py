@@ -2,10 +2,18 @@
 tokens over `tensor`."""
 
 import jax
-from jax.sharding import PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Mesh axes that the samples of a batch are split over, outermost first.
 BATCH_AXES = ("data", "fsdp")
+
+
+def split_samples(x: np.ndarray, mesh: Mesh) -> jax.Array:
+    """An array of samples [B, ...], alike in every process, split over `BATCH_AXES`, whose size must divide B."""
+    x = np.asarray(x)
+    where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
 def platform() -> str:

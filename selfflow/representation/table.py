@@ -12,7 +12,7 @@ from selfflow.autoencoders.quality import log_mel
 from selfflow.data.collisions import Collisions
 from selfflow.modality import Modality
 from selfflow.progress import Progress
-from selfflow.representation.features import Forward, features
+from selfflow.representation.forward import Forward, forward_all
 from selfflow.representation.probes.logistic import logistic_probe, tree_probe
 from selfflow.representation.probes.ridge import ridge_probe
 from selfflow.representation.probes.split import Score, Split
@@ -149,7 +149,7 @@ def _network_inputs(clips, network, modalities, layers, tau, null_label) -> dict
     ends = np.cumsum([len(clips[s].latents) for s in _SPLITS])[:-1]
     for source, names in SOURCES.items():
         seen = {m: modalities[m] for m in names}
-        extract = partial(features, Forward(apply, seen, layers, tau, null_label), params)
+        extract = partial(forward_all, Forward(apply, seen, layers, tau, null_label), params)
         # All splits in one go, so that there is one program to compile.
         means = extract(chain.from_iterable(clips[s].latents for s in _SPLITS))
         for layer in layers:
@@ -157,7 +157,7 @@ def _network_inputs(clips, network, modalities, layers, tau, null_label) -> dict
             for column in (c for c in COLUMNS if c[1] == source and c[0] != "position"):
                 by_layer[layer][column] = dict(zip(_SPLITS, parts))
     video = {"video": modalities["video"]}
-    extract = partial(features, Forward(apply, video, layers, tau, null_label, "tokens"), params)
+    extract = partial(forward_all, Forward(apply, video, layers, tau, null_label, "tokens"), params)
     tokens = extract(chain.from_iterable(clips[s].latents[:_POSITION_CLIPS] for s in _SPLITS))
     ends = np.cumsum([len(clips[s].latents[:_POSITION_CLIPS]) for s in _SPLITS])[:-1]
     for layer in layers:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from selfflow.errors import UserError
 from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint import Caption, Output
-from selfflow.models.placement import BATCH_AXES
+from selfflow.models.placement import split_samples
 from selfflow.noise import Corruption, keys_for
 from selfflow.sampling.solvers import LAST_TAU, euler, euler_maruyama, guided, heun, time_grid
 
@@ -128,7 +128,7 @@ class Generator:
             missing = -count % (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
             whole = jax.tree.map(lambda x: np.concatenate([x] + [x[:1]] * missing), inputs)
             with jax.set_mesh(self.mesh):
-                out = self._run()(params, *jax.tree.map(partial(_spread, self.mesh), whole))
+                out = self._run()(params, *jax.tree.map(partial(split_samples, mesh=self.mesh), whole))
         return jax.tree.map(lambda x: np.asarray(jax.device_get(x))[:count], out)
 
     def _run(self) -> Callable[..., dict[str, jax.Array]]:
@@ -203,9 +203,3 @@ def _seed_of(seed: int, number: int) -> np.ndarray:
 
 def _sample_key(seed_2: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1])
-
-
-def _spread(mesh: Mesh, x: np.ndarray) -> jax.Array:
-    x = np.asarray(x)
-    where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])

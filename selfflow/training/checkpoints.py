@@ -71,7 +71,7 @@ class Checkpoints:
         if self._uploads:
             self.wait()  # a disk that is faster than the way to the bucket must not run full
         send_changes(self._folder)
-        told = {"position": step, "checksums": _fetched_sums(state)}
+        told = {"position": step, "checksums": fetched_sums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(told))
         with self._reached():
             self._manager.save(step, args=args, force=True)
@@ -140,7 +140,7 @@ class Checkpoints:
             )
         if int(restored["step"]) != step:
             raise self._damaged(step, f"it holds step {int(restored['step'])}")
-        for name, found in _fetched_sums(restored).items():
+        for name, found in fetched_sums(restored).items():
             if told["checksums"].get(name) != found:
                 raise self._damaged(step, f"the checksum of {name} is {found}, and was {told['checksums'].get(name)}")
         return restored, told["position"]
@@ -246,7 +246,8 @@ def checksums(tree: Any) -> Any:
     return jax.tree.map(summed, tree)
 
 
-def _fetched_sums(tree: Any) -> dict[str, int]:
+def fetched_sums(tree: Any) -> dict[str, int]:
+    """The checksum of each array of a tree, by its dotted name."""
     tree = tree._asdict() if isinstance(tree, State) else tree
     found = jax.device_get(_SUMS(by_name(tree)))
     return {name: int(np.asarray(value)) for name, value in found.items()}

@@ -99,6 +99,11 @@ class Devices:
         make = lambda one: mesh_utils.create_device_mesh(within, list(one), allow_split_physical_axes=True)
         return Mesh(np.concatenate([make(one) for one in slices]), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
+    def several(self) -> Mesh | None:
+        """The mesh over all devices, for what needs one only then: None where there is one device alone."""
+        mesh = self.mesh()
+        return mesh if mesh.size > 1 else None
+
 
 def state_shardings(objective, optimizer: optax.GradientTransformation, state: State, devices: Devices, mesh: Mesh):
     """The sharding of every array of a state.

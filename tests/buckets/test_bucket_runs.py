@@ -19,7 +19,8 @@ from selfflow.buckets.runs import at_work, send_changes
 from selfflow.cli.train import train
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
-from selfflow.run import open_run, run_and_step
+from selfflow.first_state import run_and_step
+from selfflow.run import open_run
 from selfflow.training.metrics import TIMINGS, read_metrics
 
 # Where one protocol shows it all, the other is asked with -m slow.
@@ -174,7 +175,7 @@ def test_latents_in_a_bucket_are_read_without_the_raw_data(store, bucket, home, 
 @S3_FIRST
 def test_a_run_in_a_bucket_is_opened_started_from_and_exported(store, bucket, home, experiment, tmp_path):
     from selfflow.cli.export import main as export
-    from selfflow.run import fresh_state
+    from selfflow.first_state import fresh_state
     from selfflow.run_folder import check_run
 
     store.upload(home / "run", "run")

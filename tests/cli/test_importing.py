@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
-from selfflow.run import fresh_state, open_run
+from selfflow.first_state import fresh_state
+from selfflow.run import open_run
 from selfflow.sampling.generate import Condition, Generator, Sampler
 from tests.cli.test_commands import called
 from tests.cli.test_errors import run

@@ -192,7 +192,7 @@ def test_another_experiment_is_refused_by_name(tiny_run, tiny_experiment, data_d
 
 
 def test_init_from_takes_the_weights_and_starts_afresh(tiny_run, tiny_experiment, data_dir, capsys):
-    from selfflow.run import fresh_state
+    from selfflow.first_state import fresh_state
 
     old = open_run(tiny_run).restore()
     experiment = dataclasses.replace(tiny_experiment, init_from=f"{tiny_run}:12").resolved()

@@ -1,0 +1,101 @@
+"""What features are taken of: latents one by one, from a run's data or from arrays."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from selfflow.data.shards import BadRecord
+from selfflow.errors import UserError
+
+_BYTES_AT_ONCE = 1 << 24
+
+
+class Arrays:
+    """Latents of samples in arrays, which may be memory-mapped, with the interface of a run's clips.
+
+    Args:
+      latents: {modality: [n, ...]}.
+      ids: of the samples; by default their numbers.
+      labels: {field: [n]}, integers.
+
+    Attributes:
+      ids: of the samples.
+      labels: {field: [n]}.
+      shapes: {modality: shape of one latent}.
+
+    Raises:
+      UserError: if there is no sample, or lengths differ.
+    """
+
+    def __init__(
+        self,
+        latents: Mapping[str, np.ndarray],
+        ids: Iterable[str] | None = None,
+        labels: Mapping[str, np.ndarray] | None = None,
+    ):
+        self._latents = dict(latents)
+        lengths = {m: len(x) for m, x in self._latents.items()}
+        count = next(iter(lengths.values()), 0)
+        if not count:
+            raise UserError("Arrays: there is no latent; give {modality: [n, ...]}")
+        self.ids = [str(i) for i in (range(count) if ids is None else ids)]
+        self.labels = {field: np.asarray(values) for field, values in (labels or {}).items()}
+        lengths |= {"ids": len(self.ids)} | {f"labels of {field}": len(x) for field, x in self.labels.items()}
+        for what, length in lengths.items():
+            if length != count:
+                raise UserError(f"Arrays: {what} are {length}, and {next(iter(lengths))} {count}: give as many of each")
+        self.shapes = {m: x.shape[1:] for m, x in self._latents.items()}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def identity(self) -> str:
+        """Hash of all latents."""
+        digest = hashlib.sha256()
+        for m, x in sorted(self._latents.items()):
+            digest.update(f"{m} {x.dtype.str} {x.shape}".encode())
+            rows = max(1, _BYTES_AT_ONCE // max(1, x[0].nbytes))
+            for start in range(0, len(x), rows):
+                digest.update(np.ascontiguousarray(x[start : start + rows]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def latents(self, i: int) -> dict[str, np.ndarray]:
+        """The latents of sample i, {modality: [...]}."""
+        return {m: x[i] for m, x in self._latents.items()}
+
+
+def readable(clips: Any, numbers: Iterable[int], left_out: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(i, latents) of those clips of these numbers that can be read.
+
+    Args:
+      clips: has `latents(i)`, as `Arrays` and a run's clips.
+      numbers: which.
+      left_out: to which the others are added.
+    """
+    for i in numbers:
+        try:
+            latents = clips.latents(i)
+        except BadRecord:
+            left_out.append(i)
+            continue
+        yield i, latents
+
+
+def warn_of(clips: Any, left_out: list[int]) -> None:
+    """Says on stderr how many clips were left out, and of the first why; nothing where none was."""
+    if not left_out:
+        return
+    first, reason = left_out[0], "it can be read now"
+    try:
+        clips.latents(first)
+    except BadRecord as error:
+        reason = str(error)
+    print(
+        f"warning: {len(left_out)} clips cannot be read and are left out, the first is {clips.ids[first]!r} "
+        f"({reason}); `selfflow data verify` tells of all",
+        file=sys.stderr,
+    )

@@ -1,0 +1,133 @@
+"""Features on disk: a folder for each layer, which is there once it is whole.
+
+`FOLDER/layer_004/` holds `MODALITY.npy`, float32 [n, D] or [n, N, D], and `told.json`: what was computed, the ids of
+the n samples, and the numbers of those that could not be read. While it is written it has a name of its own that ends
+in `.partial`; what a killed process left under such a name is read by nothing and may be deleted.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from selfflow.errors import UserError
+
+_TOLD = "told.json"
+
+
+class Stored(NamedTuple):
+    """The features of one layer.
+
+    Attributes:
+      arrays: {modality: float32 [n, ...]}, memory-mapped and read-only.
+      ids: of the samples.
+      left_out: numbers of the samples that could not be read.
+    """
+
+    arrays: dict[str, np.ndarray]
+    ids: list[str]
+    left_out: list[int]
+
+
+class LayerWriter:
+    """Writes the features of one layer, batch by batch; memory does not grow with their number.
+
+    Plain writes, where a memory-mapped file would end the process when the disk is full.
+
+    Args:
+      folder: where the layer's is to be.
+      layer: its number.
+
+    Raises:
+      UserError: here and from every method, if the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, layer: int):
+        self._path = layer_path(folder, layer)
+        self._partial = self._path.with_name(f"{self._path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+        self._files: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        with _writing(folder):
+            self._partial.mkdir(parents=True)
+
+    def add(self, features: Mapping[str, np.ndarray]) -> None:
+        """Appends {modality: float32 [B, ...]}."""
+        with _writing(self._path.parent):
+            for m, x in features.items():
+                if m not in self._files:
+                    self._files[m] = (self._partial / f"{m}.npy").open("wb")
+                    self._shapes[m] = (0, *x.shape[1:])
+                    _write_header(self._files[m], self._shapes[m])
+                self._files[m].write(np.ascontiguousarray(x, np.float32))
+                self._shapes[m] = (self._shapes[m][0] + len(x), *x.shape[1:])
+
+    def finish(self, told: dict[str, Any]) -> None:
+        """Gives the folder its name, unless another process was first."""
+        with _writing(self._path.parent):
+            for m, file in self._files.items():
+                file.seek(0)
+                _write_header(file, self._shapes[m])
+                file.close()
+            (self._partial / _TOLD).write_text(json.dumps(told, indent=1))
+            try:
+                self._partial.rename(self._path)
+            except OSError:
+                if not self._path.exists():
+                    raise
+                self.drop()
+
+    def drop(self) -> None:
+        """Removes what was written so far."""
+        for file in self._files.values():
+            try:
+                file.close()
+            except OSError:  # what it still held has no room
+                pass
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def layer_path(folder: Path, layer: int) -> Path:
+    """The folder of a layer."""
+    return folder / f"layer_{layer:03d}"
+
+
+def read_layer(folder: Path, layer: int, modalities: tuple[str, ...]) -> Stored | None:
+    """The features of a layer; None where they are not there.
+
+    Raises:
+      UserError: if they are damaged.
+    """
+    path = layer_path(folder, layer)
+    if not path.exists():
+        return None
+    try:
+        told = json.loads((path / _TOLD).read_text())
+        ids, left_out = list(told["ids"]), list(told["left_out"])
+        arrays = {m: np.load(path / f"{m}.npy", mmap_mode="r") for m in modalities}
+        if any(len(x) != len(ids) for x in arrays.values()):
+            raise ValueError("another number of features than of ids")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, and its features are computed again") from error
+    return Stored(arrays, ids, left_out)
+
+
+def _write_header(file: Any, shape: tuple[int, ...]) -> None:
+    # NumPy pads it so that it is as long for any number of rows.
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: features cannot be written there ({error.strerror or error}): make room or give the right to "
+            "write, or take cache=False, which writes to a temporary folder (TMPDIR)"
+        ) from error
