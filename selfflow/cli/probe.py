@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _EXAMPLE = "selfflow probe runs/quickstart --targets material,count --layers all --tau 0.1,0.3,0.5"
 
 
+_FEW = 6  # runs whose layers are all printed
+
+
 @dataclass(frozen=True)
 class Options:
     """Flags of `selfflow probe`; several values are parted by commas."""
@@ -43,6 +46,8 @@ class Options:
     """Clips of train that probes are fitted on, if there are so many."""
     token_clips: int = 256
     """Clips of each split whose tokens or moments are probed one by one."""
+    retrieval: int = 0
+    """How many films of the split are also to find their own sounds among 16, by the flow loss: minutes for a hundred."""
     baseline: str = ""
     """Of several runs the method that others are held against; by default that of the first."""
     csv: Path | None = None
@@ -71,7 +76,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     """Probes runs one after the other, prints the tables and writes CSV and figures."""
     from selfflow.representation.comparison import methods_of, write_rows
     from selfflow.representation.figures import probe_curves
-    from selfflow.representation.probing import probe_run
+    from selfflow.representation.probing import probe_run, retrieval_rows
     from selfflow.run import open_run
 
     asked, wanted = _asked(options), _names(options.weights)
@@ -84,9 +89,12 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
         for weights in wanted:
             step = None if weights == "untrained" else options.step
             label = method if len(wanted) == 1 else f"{method}, {weights}"
-            rows += probe_run(run, asked, method=label, weights=weights, step=step, data_dir=options.data_dir)
+            more = {"method": label, "weights": weights, "step": step, "data_dir": options.data_dir}
+            rows += probe_run(run, asked, **more)
+            if options.retrieval:
+                rows += retrieval_rows(run, options.retrieval, split=asked.split, **more)
             write_rows(out, rows)  # what is done is kept, whatever befalls the next
-    _print(rows, asked, options)
+    _print(rows, options.baseline)
     figure = probe_curves(rows)
     figure.savefig(out.with_suffix(".png"), dpi=150)
     print(f"\nAll rows: {out}\nCurves: {out.with_suffix('.png')}")
@@ -130,37 +138,49 @@ def _place(paths: list[str], asked: "Probing") -> Path:
     return folder / "probes" / f"{'_'.join(asked.targets) or 'labels'}_{asked.probe}{split}.csv"
 
 
-def _print(rows: list["Row"], asked: "Probing", options: Options) -> None:
-    from selfflow.representation.comparison import compared
+def _print(rows: list["Row"], baseline: str) -> None:
     from selfflow.representation.probing import best
 
-    runs = len({(row.run, row.weights) for row in rows})
+    several = len({(row.run, row.weights) for row in rows}) > 1
     for target, source in dict.fromkeys((row.target, row.source) for row in rows):
         some = [row for row in rows if (row.target, row.source) == (target, source)]
         metric = some[0].metric.replace("_", " ").replace("r2", "R^2")
-        print(f"\n{target} from {source}: {metric} of the {some[0].probe} probe on {some[0].split}")
-        layers, taus = sorted({row.layer for row in some}), sorted({row.tau for row in some})
-        if runs <= 4:
-            width = max(len(row.method) for row in some)
-            print(f"  {'':<{width}}  {'tau':>5}  " + " ".join(f"{f'block {layer}':>8}" for layer in layers))
-            for run, method, weights, tau in dict.fromkeys((r.run, r.method, r.weights, r.tau) for r in some):
-                cells = {r.layer: r.test for r in some if (r.run, r.weights, r.tau) == (run, weights, tau)}
-                print(f"  {method:<{width}}  {tau:>5g}  " + " ".join(f"{cells[layer]:>8.3f}" for layer in layers))
+        chance = f", chance {some[0].chance:.3f}" if some[0].chance else ""
+        print(f"\n{target} from {source}: {metric} of the {some[0].probe} on {some[0].split}{chance}")
+        if not some[0].layer:  # what the network as a whole was asked
+            for row in some if not several else ():
+                print(f"  {row.method}: {row.test:.3f}")
+            if several:
+                _compare(some, baseline)
+            continue
+        if len({(row.run, row.weights) for row in some}) <= _FEW:
+            _print_layers(some)
         chosen = best(some)
-        if runs == 1:
-            for row in chosen:
-                print(f"  chosen on validation: block {row.layer}, tau {row.tau:g}: {row.test:.3f}")
-        elif chosen:
-            print(f"  with the {'layer and tau' if len(taus) > 1 else 'layer'} that validation chooses for each run:")
-            for method in compared(chosen, options.baseline):
-                line = f"  {method.name:<24} {_interval(method.mean.estimate, *method.mean[1:3])}  n = {method.mean.n}"
-                if method.difference is not None:
-                    d = method.difference
-                    p = "" if d.p is None else f", p = {d.p:.2g}"
-                    against = options.baseline or chosen[0].method
-                    line += f"   to {against}: {_interval(d.difference, d.low, d.high, '+')}{p}"
-                print(line)
-            print("  intervals: 95 %, Student's t over training seeds; differences are paired by seed")
+        if several and chosen:
+            print("  with the layer and the tau that validation chooses for each run:")
+            _compare(chosen, baseline)
+        for row in chosen if not several else ():
+            print(f"  chosen on validation: block {row.layer}, tau {row.tau:g}: {row.test:.3f}")
+
+
+def _print_layers(rows: list["Row"]) -> None:
+    layers, width = sorted({row.layer for row in rows}), max(len(row.method) for row in rows)
+    print(f"  {'':<{width}}  {'tau':>5}  " + " ".join(f"{f'block {layer}':>8}" for layer in layers))
+    for run, method, tau in dict.fromkeys((r.run, r.method, r.tau) for r in rows):
+        cells = {r.layer: r.test for r in rows if (r.run, r.method, r.tau) == (run, method, tau)}
+        print(f"  {method:<{width}}  {tau:>5g}  " + " ".join(f"{cells[layer]:>8.3f}" for layer in layers))
+
+
+def _compare(rows: list["Row"], baseline: str) -> None:
+    from selfflow.representation.comparison import compared
+
+    for method in compared(rows, baseline):
+        line = f"  {method.name:<24} {_interval(method.mean.estimate, *method.mean[1:3])}  n = {method.mean.n}"
+        if (d := method.difference) is not None:
+            p = "" if d.p is None else f", p = {d.p:.2g}"
+            line += f"   to {baseline or rows[0].method}: {_interval(d.difference, d.low, d.high, '+')}{p}"
+        print(line)
+    print("  in brackets: 95 %, Student's t over training seeds; differences are paired by seed")
 
 
 def _interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:

@@ -34,16 +34,37 @@ def methods_of(runs: Sequence[Any]) -> list[str]:
 
     Args:
       runs: opened runs.
+
+    Raises:
+      UserError: if two runs differ in nothing, or were trained on other records.
     """
+    _check_same_data(runs)
     names = [str(run.source).rstrip("/").rsplit("/", 1)[-1] for run in runs]
     stems = [re.sub(r"[-_]?\d+$", "", name) or name for name in names]
     settings: dict[str, list[Any]] = {}
     for stem, run in zip(stems, runs):
         settings.setdefault(stem, []).append(_without_seeds(run.experiment))
-    return [
+    methods = [
         stem if len(settings[stem]) > 1 and all(other == settings[stem][0] for other in settings[stem]) else name
         for stem, name in zip(stems, names)
     ]
+    seen: dict[tuple[str, int], Any] = {}
+    for method, run in zip(methods, runs):
+        seed = run.experiment.seed.init
+        if (other := seen.setdefault((method, seed), run)) is not run:
+            raise UserError(f"{run.source} and {other.source} are both {method} with seed.init {seed}: leave one out")
+    return methods
+
+
+def _check_same_data(runs: Sequence[Any]) -> None:
+    """Scores on other clips are other scores."""
+    told = [{s["dataset"]: s["fingerprint"] for s in run.provenance().get("sets", {}).values()} for run in runs]
+    for run, found in zip(runs, told):
+        if found != told[0]:
+            raise UserError(
+                f"{run.source} was trained on {', '.join(found) or 'no data'} and {runs[0].source} on "
+                f"{', '.join(told[0]) or 'no data'}, or on other records of it: probe them apart"
+            )
 
 
 def _without_seeds(experiment: Any) -> Any:

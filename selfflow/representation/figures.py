@@ -17,10 +17,10 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
     Over several seeds lines are means and bands their 95 % t intervals.
 
     Args:
-      rows: of one run or of several.
+      rows: of one run or of several; those that are of no layer are left out.
       columns: panels in a row, at most.
     """
-    rows = list(rows)
+    rows = [row for row in rows if row.layer]
     panels = list(dict.fromkeys((row.target, row.source) for row in rows))
     methods, taus = list(dict.fromkeys(r.method for r in rows)), sorted({r.tau for r in rows})
     wide = min(columns, len(panels))

@@ -15,6 +15,7 @@ from selfflow.representation.probes.logistic import few_shot, logistic_probe
 from selfflow.representation.probes.neighbours import knn_probe
 from selfflow.representation.probes.ridge import ridge_probe
 from selfflow.representation.probes.split import Score, Split
+from selfflow.representation.retrieval import Retrieval, retrieve
 from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
 
 ProbeName = Literal["logistic", "linear", "knn", "attentive", "few-shot"]
@@ -141,16 +142,66 @@ def probe_run(
     return rows
 
 
+def retrieval_rows(
+    run: Any,
+    queries: int,
+    *,
+    method: str = "",
+    weights: str = "ema",
+    step: int | None = None,
+    split: str = "test",
+    data_dir: Any = None,
+) -> list[Row]:
+    """Whether films find their own sounds among 16, half of them of their material (see `retrieval`), as two rows.
+
+    Candidates come from the first 8 clips for each query. Target `sound` is the share of films whose own sound came
+    first, `sound's material` of those for which one of their material did; layer and tau are those of no one.
+
+    Args:
+      run: an opened run, whose first set of film and sound is taken.
+      queries: how many films.
+      method, weights, step, split, data_dir: as for `probe_run`.
+
+    Raises:
+      UserError: if no set has film and sound, or clips have no material, and as `retrieve`.
+    """
+    name = next((n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None)
+    if name is None:
+        raise UserError(f"{run.source} was trained on no set of video and audio: no film finds a sound")
+    clips, model = run.data(split, name, data_dir), run.model(weights, step)
+    if "material" not in clips.labels:
+        raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
+    numbers = np.arange(min(len(clips), 8 * queries))
+    latents = [clips.latents(int(i)) for i in numbers]
+    found = retrieve(
+        model.apply,
+        model.params,
+        clips.modalities,
+        model.null_label,
+        {m: np.stack([x[m] for x in latents]) for m in ("video", "audio")},
+        clips.labels["material"][numbers],
+        Retrieval(),
+        numbers[:queries],
+    ).summary()
+    own = str(run.source).rstrip("/").rsplit("/", 1)[-1]
+    nan = float("nan")
+    told = (("sound", found.top1, found.top1_chance), ("sound's material", found.material, found.material_chance))
+    whose = (own, method or own, run.experiment.seed.init, model.step, weights)
+    return [
+        Row(
+            *whose, target, "video+audio", nan, 0, "flow loss", "top1", nan, nan, score, chance, split, 0, found.queries
+        )
+        for target, score, chance in told
+    ]
+
+
 def best(rows: list[Row]) -> list[Row]:
     """Of each run, weights, target and source the row whose layer and tau validation chose."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault((row.run, row.weights, row.target, row.source, row.probe, row.split), []).append(row)
-    # Where there is no score of validation, as of few shots, the first layer would be as good a choice as any.
     return [
-        max(group, key=lambda row: row.validation)
-        for group in groups.values()
-        if group[0].validation == group[0].validation
+        max(group, key=lambda row: row.validation) for group in groups.values() if not np.isnan(group[0].validation)
     ]
 
 

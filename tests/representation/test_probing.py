@@ -1,0 +1,165 @@
+"""Probes of a run: what is asked of which features, and rows that say so."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from selfflow.cli.probe import Options, probe
+from selfflow.data.collisions.targets import bodies_in_tokens, contacts_in_windows
+from selfflow.errors import UserError
+from selfflow.representation.comparison import compared, methods_of, read_rows, write_rows
+from selfflow.representation.features import features
+from selfflow.representation.probing import Probing, Row, best, probe_run
+from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
+from selfflow.run import open_run
+
+ROW = Row("a_0", "a", 0, 9, "ema", "material", "video", 0.1, 2, "logistic", "balanced_accuracy", 0.01, 0.4, 0.5, 0.25,
+          "test", 24, 12)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return open_run(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def clips(run):
+    return run.data("test")
+
+
+def test_what_can_be_asked(run, clips):
+    known = targets_of(run, clips)
+    assert {"material", "count", "shape", "contacts", "contact", "position", "velocity"} <= set(known)
+    with pytest.raises(UserError, match="target 'taste': the data has material, count"):
+        chosen_targets(run, clips, ("material", "taste"))
+
+
+def test_tokens_are_asked_of_their_bodies(run, clips):
+    found = features(run, clips, 1, 0.1, modalities=("video",), pool="tokens", limit=3)
+    (split,) = Asked(run, clips).of(Target("velocity", "token"), found, 1, ("video",))
+    expected = [bodies_in_tokens(clips.record(i), found.grids["video"]) for i in range(3)]
+    np.testing.assert_array_equal(split.y, np.concatenate([b.velocity for b in expected]))
+    np.testing.assert_array_equal(
+        split.x, np.concatenate([found.layers[1]["video"][i][b.tokens] for i, b in enumerate(expected)])
+    )
+    assert split.ids.tolist() == sum(([name] * len(b.tokens) for name, b in zip(found.ids, expected)), [])
+
+
+def test_moments_are_asked_of_their_contacts(run, clips):
+    found = features(run, clips, 1, 0.1, modalities=("audio",), pool="tokens", limit=2)
+    (split,) = Asked(run, clips).of(Target("contact", "moment"), found, 1, ("audio",))
+    rows = found.grids["audio"][0]
+    np.testing.assert_array_equal(
+        split.y[:rows, 0], contacts_in_windows(clips.record(0), rows, run.experiment.data["collisions"].seconds / rows)
+    )
+    np.testing.assert_array_equal(split.x[:rows], found.layers[1]["audio"][0])
+
+
+def test_classes_are_asked_of_means_side_by_side(run, clips):
+    found = features(run, clips, 2, 0.1)
+    (split,) = Asked(run, clips).of(Target("material", "class"), found, 2, ("video", "audio"))
+    np.testing.assert_array_equal(split.x[:, :32], found.layers[2]["video"])
+    np.testing.assert_array_equal(split.x[:, 32:], found.layers[2]["audio"])
+    assert split.y.tolist() == [clips.record(i)["material"] for i in range(len(clips))]
+    shapes = Asked(run, clips).of(Target("shape", "class"), found, 2, ("video",))
+    assert len(shapes) == 3 and set(shapes[0].y) <= {0, 1}
+
+
+@pytest.mark.filterwarnings("ignore:.*shows no sample of class")
+def test_rows_say_what_was_done(run):
+    asked = Probing(("count", "contacts", "contact"), (1, 3), (0.1, 0.5), ("video", "video+audio"), token_clips=4)
+    rows = probe_run(run, asked, method="tiny")
+    # Of both together nothing is asked of moments.
+    assert len(rows) == 2 * 2 * (3 + 2)
+    assert {(r.target, r.source) for r in rows if r.probe == "logistic"} == {
+        ("count", "video"),
+        ("count", "video+audio"),
+    }
+    assert {r.train_n for r in rows} == {24, 4 * 25} and {r.chance for r in rows if r.metric == "r2"} == {0}
+    assert all(r.step == 12 and r.method == "tiny" and r.seed == run.experiment.seed.init for r in rows)
+    again = probe_run(run, dataclasses.replace(asked, targets=("count",), layers=(3,), tau=(0.5,), sources=("video",)))
+    (same,) = [r for r in rows if (r.target, r.source, r.layer, r.tau) == ("count", "video", 3, 0.5)]
+    assert again[0].test == same.test and again[0].validation == same.validation
+    chosen = best(rows)
+    assert len(chosen) == 5
+    for row in chosen:
+        alike = [r.validation for r in rows if (r.target, r.source) == (row.target, row.source)]
+        assert row.validation == max(alike)
+
+
+@pytest.mark.filterwarnings("ignore:.*shows no sample of class")
+def test_the_command_prints_and_writes(tiny_run, tmp_path, capsys):
+    file = tmp_path / "rows.csv"
+    options = Options(targets="count", layers="2", weights="ema,untrained", sources="video", csv=file, probe="knn")
+    rows = probe([str(tiny_run)], options)
+    told = capsys.readouterr().out
+    assert "count from video: balanced accuracy of the knn on test" in told and "tiny, untrained" in told
+    assert read_rows(file) == [row._replace(**_rounded(row)) for row in rows]
+    assert (tmp_path / "rows.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def _rounded(row):
+    return {name: float(f"{value:.6g}") for name, value in row._asdict().items() if isinstance(value, float)}
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"targets": "taste"}, "target 'taste': the data has"),
+        ({"layers": "1,99"}, "99"),
+        ({"layers": "one"}, "--layers one: give numbers"),
+        ({"tau": "2"}, "--tau"),
+        ({"sources": "video+smell"}, "smell is none of the set's video, audio"),
+        ({"sources": "audio", "targets": "position"}, "target position: it is asked of tokens of one modality"),
+        ({"split": "train"}, "probes are fitted to it"),
+        ({"split": "rest"}, "split 'rest'"),
+        ({"set": "none"}, "set 'none'"),
+        ({"weights": "teacher"}, "there are ema, student and untrained"),
+        ({"clips": 1}, "--clips is 1"),
+        ({"step": 7}, "no checkpoint of step 7"),
+    ],
+)
+def test_what_does_not_exist_is_refused_by_name(tiny_run, options, message):
+    with pytest.raises(UserError, match=message.replace("+", r"\+")):
+        probe([str(tiny_run)], Options(**options))
+
+
+def test_methods_are_compared_seed_by_seed():
+    rows = [ROW._replace(method=m, seed=s, test=t) for m, s, t in (("a", 0, 0.4), ("a", 1, 0.5), ("b", 0, 0.5),
+            ("b", 1, 0.7), ("c", 0, 0.4))]  # fmt: skip
+    a, b, c = compared(rows)
+    assert a.difference is None and c.difference is None  # nothing to itself, and c has one seed alone
+    assert b.difference.difference == pytest.approx(0.15) and b.difference.n == 2
+    assert b.difference.high == pytest.approx(0.15 + 12.706 * 0.05, abs=1e-3)
+    assert compared(rows[:4], "b")[0].difference.difference == pytest.approx(-0.15)
+    with pytest.raises(UserError, match="a: two runs have seed.init 0"):
+        compared(rows + rows[:1])
+    with pytest.raises(UserError, match="baseline 'd': there are a, b, c"):
+        compared(rows, "d")
+
+
+def test_runs_that_differ_in_seeds_alone_are_one_method(run, tiny_run):
+    class Named:
+        def __init__(self, source, experiment):
+            self.source, self.experiment, self.provenance = source, experiment, run.provenance
+
+    seeds = [dataclasses.replace(run.experiment, seed=dataclasses.replace(run.experiment.seed, init=i)) for i in (1, 2)]
+    other = dataclasses.replace(run.experiment, ema_decay=0.5)
+    one, two = Named("runs/arm_1", seeds[0]), Named("runs/arm_2", seeds[1])
+    assert methods_of([one, two, Named("runs/else_1", other)]) == ["arm", "arm", "else_1"]
+    assert methods_of([one, Named("runs/arm_2", other)]) == ["arm_1", "arm_2"]
+    with pytest.raises(UserError, match="arm_1 and .*arm_9 are both arm with seed.init 1"):
+        methods_of([Named("runs/arm_9", seeds[0]), one])
+    two.provenance = lambda: {"sets": {"collisions": {"dataset": "collisions/other", "fingerprint": "0"}}}
+    with pytest.raises(UserError, match="arm_2 was trained on collisions/other and .*arm_1 on collisions"):
+        methods_of([one, two])
+
+
+def test_files_that_hold_no_rows_are_refused(tmp_path):
+    write_rows(tmp_path / "a.csv", [ROW])
+    assert read_rows(tmp_path / "a.csv") == [ROW]
+    (tmp_path / "b.csv").write_text("run,method\na,b\n")
+    for name in ("b", "none"):
+        with pytest.raises(UserError, match=f"{name}.csv holds no rows of `selfflow probe`"):
+            read_rows(tmp_path / f"{name}.csv")
