@@ -47,7 +47,7 @@ class Options:
     token_clips: int = 256
     """Clips of each split whose tokens or moments are probed one by one."""
     retrieval: int = 0
-    """How many films of the split are also to find their own sounds among 16, by the flow loss: minutes for a hundred."""
+    """How many films of the split are also to find their own sounds among 16, by the flow loss: minutes for 100."""
     baseline: str = ""
     """Of several runs the method that others are held against; by default that of the first."""
     csv: Path | None = None
