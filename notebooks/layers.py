@@ -14,9 +14,9 @@
 # # What layers know
 #
 # Runs held against each other, and against the same network untrained, layer by layer and noise level by noise level:
-# what probes read from them, how alike layers are, and whether they are healthy. Features are the residual stream behind
-# a block, without a label given to the model, means over the tokens of a modality. They are kept in the run folder and
-# are not computed again.
+# what probes read from them, how alike layers are, and whether they are healthy. Features are the residual stream
+# behind a block, without a label given to the model, means over the tokens of a modality. They are kept in the run
+# folder and are not computed again.
 
 # %% tags=["parameters"]
 run_paths = ["../runs/quickstart"]

@@ -57,8 +57,9 @@ principal_figure(data, found, shown, by_position=False)
 # %% [markdown]
 # ## One contact
 #
-# The audio token in whose time the contact falls asks; the colours over the frames are its attention to the video tokens,
-# a mean over heads, as a multiple of an even share. Circles are the true places of the bodies, red those that touch.
+# The audio token in whose time the contact falls asks; the colours over the frames are its attention to the video
+# tokens, a mean over heads, as a multiple of an even share. Circles are the true places of the bodies, red those that
+# touch.
 
 # %%
 attention_figure(run, data, shown, contact, tuple(layers), tau=tau)
@@ -66,11 +67,11 @@ attention_figure(run, data, shown, contact, tuple(layers), tau=tau)
 # %% [markdown]
 # ## Many contacts
 #
-# One clip proves nothing. Over all contacts of many clips: of the attention that goes to the video tokens just before and
-# after the contact, how much falls on those that hold its bodies? Attention without preference gives their share of the
-# tokens. Quiet moments of the same clip, asked about the same video tokens, tell whether a preference has to do with
-# the contact: a body may draw attention whatever is heard. In the middle, the share of the attention to the film that
-# falls on these frames. Intervals are over clips.
+# One clip proves nothing. Over all contacts of many clips: of the attention that goes to the video tokens just before
+# and after the contact, how much falls on those that hold its bodies? Attention without preference gives their share of
+# the tokens. Quiet moments of the same clip, asked about the same video tokens, tell whether a preference has to do
+# with the contact: a body may draw attention whatever is heard. In the middle, the share of the attention to the film
+# that falls on these frames. Intervals are over clips.
 
 # %%
 everywhere = range(1, run.experiment.model.depth + 1)

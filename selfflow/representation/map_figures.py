@@ -45,7 +45,7 @@ def principal_figure(clips: Any, found: Features, i: int, by_position: bool = Tr
             elif m == "audio":
                 strips.audio_tokens(label, colours[i])
     level = ", ".join(f"$\\tau$ of {m} {tau:g}" for m, tau in found.tau.items())
-    return strips.figure(f"{found.ids[i]}: three components of the tokens and their share of the variance, {level}")
+    return strips.figure(f"{found.ids[i]}: three components of tokens, their share of the variance, {level}")
 
 
 def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tuple[int, ...], **more: Any) -> Figure:
@@ -96,8 +96,8 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
 def shares_figure(found: ContactAttention) -> Figure:
     """Shares of attention by block, with 95 % intervals over clips, beside those of attention without preference.
 
-    Left the share on the bodies of a contact, of the attention to the frames around it; in the middle the share on these
-    frames, of that to the whole film; right the former by head, as a multiple of the bodies' share of the tokens.
+    Left the share on the bodies of a contact, of the attention to the frames around it; in the middle the share on
+    these frames, of that to the whole film; right the former by head, as a multiple of the bodies' share of the tokens.
     """
     figure = Figure(figsize=(11.5, 3.3), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
