@@ -86,7 +86,7 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
     try:
         with np.load(path, allow_pickle=False) as found:
             latents, labels = found["latents"], found["labels"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} holds no `latents` [n, ...] and `labels` [n] ({error}): write it with numpy.savez"
         ) from error
@@ -100,6 +100,8 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
             f"{path}: latents are {latents.dtype} {list(latents.shape)} and labels {labels.dtype} "
             f"{list(labels.shape)}; give floats [n, ...] and integers [n]"
         )
+    if len(latents) < 4:
+        raise UserError(f"{path}: {len(latents)} samples cannot be split into train, validation and test: give more")
     if not np.isfinite(latents).all():
         raise UserError(f"{path}: latents hold NaN or infinity: leave those samples out")
     order, n = np.random.default_rng(seed).permutation(len(latents)), len(latents)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ class Strips:
         over: Float[np.ndarray, "T H W 3"] | None = None,
         bodies: Iterable[Body] = (),
     ) -> None:
-        """Adds a value [N] or a colour [N, 3] for each video token.
+        """Adds a value [N], grey where it is nan, or a colour [N, 3] for each video token.
 
         Args:
           grid: tokens along (time, height, width).
@@ -84,9 +85,10 @@ class Strips:
             image = None
             if over is not None:
                 self._pictures(axis, np.repeat(over.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8), [])
+            colour_map = colormaps[colours].with_extremes(bad="0.92")
             for column, frame in enumerate(self.shown):
                 cell, how = cells[frame * grid[0] // self._frames], {"alpha": 0.6} if over is not None else {}
-                image = axis.imshow(cell, norm=norm, cmap=colours, extent=self._extent(column), zorder=2, **how)
+                image = axis.imshow(cell, norm=norm, cmap=colour_map, extent=self._extent(column), zorder=2, **how)
             self._circles(axis, bodies)
             return None if values.ndim > 1 else image
 
@@ -99,11 +101,12 @@ class Strips:
         limits: tuple[float, float] | None = None,
         colours: str = "viridis",
     ) -> None:
-        """Adds a value [N] or a colour [N, 3] for each audio token, which share the clip's time evenly."""
+        """Adds a value [N], grey where it is nan, or a colour [N, 3] for each audio token, evenly in time."""
         norm, end = self._norm(values, limits), self._frames * self._frame_seconds
 
         def draw(axis: Axes) -> Any:
-            image = axis.imshow(values[None], norm=norm, cmap=colours, extent=(0, end, 0, 1))
+            colour_map = colormaps[colours].with_extremes(bad="0.92")
+            image = axis.imshow(values[None], norm=norm, cmap=colour_map, extent=(0, end, 0, 1))
             return None if values.ndim > 1 else image
 
         self._add(label, 0.3, draw)

@@ -1,5 +1,6 @@
 """The method on real clips: what student and teacher see of them, and the loss token by token."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -48,7 +49,9 @@ class Views(NamedTuple):
     loss: dict[str, float]
 
 
-def views(run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, step: int | None = None) -> Views:
+def views(
+    run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, given: bool = False, step: int | None = None
+) -> Views:
     """Draws noise for some clips as training does, and runs student and teacher on them with the run's own weights.
 
     Args:
@@ -56,6 +59,7 @@ def views(run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, step: int
       clips: as `run.data` gives them.
       numbers: which.
       seed: of all that is drawn.
+      given: whether tokens are given as often as the run's schedule has it; else none are.
       step: of the weights; by default the newest.
 
     Raises:
@@ -63,6 +67,8 @@ def views(run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, step: int
     """
     latents, ids = whole_clips(clips, numbers)
     objective, modalities = run.objective, dict(clips.modalities)
+    if not given:
+        objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, given={}))
     label = clips.labels.get(run.experiment.label, np.full(len(clips), -1))[list(numbers)]
     batch = {"latents": latents, "label": label, "weight": np.ones(len(ids), np.float32)}
     keys_B = jax.random.split(jax.random.key(seed), len(ids))

@@ -26,7 +26,7 @@ def run(tiny_run):
 
 @pytest.fixture(scope="module")
 def seen(run):
-    return views(run, run.data("test"), [2, 5, 7], seed=4)
+    return views(run, run.data("test"), [2, 5, 7], seed=4, given=True)
 
 
 def test_the_loss_is_that_of_training(run, seen):
@@ -77,6 +77,14 @@ def test_marginals_are_p_of_tau_masked_or_not():
     np.testing.assert_array_equal(found.teacher_tau, found.tau.min(axis=1))
     full = drawn_taus(FullMasking(mask_ratio={"video": 0.25}), "video", 8, draws=10)
     assert (full.tau[full.masked] == 1).all()
+
+
+def test_nothing_is_given_unless_it_is_asked_for(run, seen):
+    found = views(run, run.data("test"), [2, 5, 7], seed=4)
+    assert found.given == {} and set(seen.given) == {"video", "audio"}
+    for m, levels_BK in found.levels.items():
+        np.testing.assert_array_equal(levels_BK, seen.levels[m])
+        assert ((found.tau[m][..., None] == levels_BK[:, None]).any(-1)).all()
 
 
 def test_what_there_is_not_is_named(run):
