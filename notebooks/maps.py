@@ -49,12 +49,6 @@ found = features(run, data, layers, tau, pool="tokens", limit=component_clips)
 principal_figure(data, found, shown)
 
 # %% [markdown]
-# The same with positions left in:
-
-# %%
-principal_figure(data, found, shown, by_position=False)
-
-# %% [markdown]
 # ## One contact
 #
 # The audio token in whose time the contact falls asks; the colours over the frames are its attention to the video
@@ -77,7 +71,6 @@ attention_figure(run, data, shown, contact, tuple(layers), tau=tau)
 everywhere = range(1, run.experiment.model.depth + 1)
 shares = attention_on_bodies(run, data, range(min(contact_clips, len(data))), everywhere, tau)
 print(shares_table(shares))
-shares_figure(shares)
 
 # %% [markdown]
 # The same of the network before training, with the gates of its blocks open:
@@ -85,3 +78,6 @@ shares_figure(shares)
 # %%
 untrained = attention_on_bodies(run, data, range(min(contact_clips, len(data))), everywhere, tau, weights="untrained")
 print(shares_table(untrained))
+
+# %%
+shares_figure(shares, untrained)

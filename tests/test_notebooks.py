@@ -65,7 +65,7 @@ def test_layers(tiny_run):
 def test_maps(tiny_run):
     small = {"layers": [1, 3], "component_clips": 4, "contact_clips": 6}
     notebook = executed("maps", run_path=str(tiny_run), **small)
-    check(notebook, figures=4)
+    check(notebook, figures=3)
     assert "share of tokens that hold the bodies" in text(notebook)
 
 
@@ -125,4 +125,4 @@ def test_all_on_the_quickstart(tmp_path_factory):
     train(load_experiment(NOTEBOOKS.parent / "experiments" / "quickstart.py"), folder, tmp_path_factory.mktemp("data"))
     check(executed("method", run_path=str(folder)), figures=5)
     check(executed("layers", run_paths=[str(folder)]), figures=5)
-    check(executed("maps", run_path=str(folder)), figures=4)
+    check(executed("maps", run_path=str(folder)), figures=3)

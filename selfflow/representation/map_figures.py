@@ -21,14 +21,13 @@ from selfflow.representation.strips import Body, Strips
 from selfflow.representation.views import seconds_of
 
 
-def principal_figure(clips: Any, found: Features, i: int, by_position: bool = True) -> Figure:
+def principal_figure(clips: Any, found: Features, i: int) -> Figure:
     """Clip i with the first three principal components of its tokens as red, green and blue, a row for each block.
 
     Args:
       clips: as `run.data` gives them, with their raw records.
       found: features of all tokens of them (`pool="tokens"`); components are those of all these clips together.
       i: which of them to show.
-      by_position: as for `principal_colours`.
     """
     record = clips.record(clips.ids.index(found.ids[i]))
     strips = Strips(len(record["video"]), seconds_of(clips.modalities))
@@ -38,20 +37,20 @@ def principal_figure(clips: Any, found: Features, i: int, by_position: bool = Tr
         elif m == "audio":
             strips.sound("sound", record["audio"], len(record["audio"]) / seconds_of(clips.modalities))
         for layer, taps in found.layers.items():
-            colours, shares = principal_colours(taps[m], by_position)
+            colours, shares = principal_colours(taps[m])
             label = f"block {layer}\n{shares.sum():.0%}"
             if m == "video":
                 strips.video_tokens(label, colours[i], found.grids[m])
             elif m == "audio":
                 strips.audio_tokens(label, colours[i])
     level = ", ".join(f"$\\tau$ of {m} {tau:g}" for m, tau in found.tau.items())
-    return strips.figure(f"{found.ids[i]}: three components of tokens, their share of the variance, {level}")
+    return strips.figure(f"{found.ids[i]}: three components of tokens and their share of the variance, {level}")
 
 
 def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tuple[int, ...], **more: Any) -> Figure:
     """Attention from the audio token of a contact to all video tokens, over the frames, a row for each block.
 
-    Weights are means over heads, as multiples of an even share. Circles are the true places of the bodies, those of the
+    Weights are means over heads, as multiples of an even share; a few tokens far above the rest are cut off. Circles are the true places of the bodies, those of the
     contact's bodies red. The red line is the moment of the contact.
 
     Args:
@@ -82,7 +81,7 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
     for layer in layers:
         to_video_N = found[layer]["audio"]["video"][0, :, told.sound].mean(axis=0)
         even = to_video_N / to_video_N.mean()
-        limits = (0.0, max(2.0, float(even.max())))
+        limits = (0.0, max(2.0, float(np.percentile(even, 95))))
         strips.video_tokens(f"block {layer}", even, grid, limits, "inferno", record["video"], bodies)
     strips.sound("sound", record["audio"], len(record["audio"]) / seconds)
     strips.audio_tokens("asking", np.arange(sounds) == told.sound, (0.0, 1.0), "Reds")
@@ -93,30 +92,39 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
     )
 
 
-def shares_figure(found: ContactAttention) -> Figure:
+def shares_figure(found: ContactAttention, untrained: ContactAttention) -> Figure:
     """Shares of attention by block, with 95 % intervals over clips, beside those of attention without preference.
 
     Left the share on the bodies of a contact, of the attention to the frames around it; in the middle the share on
     these frames, of that to the whole film; right the former by head, as a multiple of the bodies' share of the tokens.
+
+    Args:
+      found: of a run.
+      untrained: of the same clips by the network before training.
     """
-    figure = Figure(figsize=(11.5, 3.3), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     _line(left, found, found.on_bodies.mean(axis=2), "tab:red", "from the sound of the contact")
     _line(left, found, found.elsewhere.mean(axis=2), "tab:blue", "from quiet moments of the clip")
+    _line(left, untrained, untrained.on_bodies.mean(axis=2), "0.6", "from the sound of the contact, untrained")
     left.axhline(found.tokens.mean(), color="0.4", lw=1, ls=":", label="their share of the tokens")
-    left.set(title="on the bodies, of the frames around it", ylabel="share of attention")
+    left.set(ylabel="share of attention")
+    left.set_title("on its bodies, in the frames around it", fontsize=10)
     _line(middle, found, found.on_moment.mean(axis=2), "tab:red", "from the sound of the contact")
+    _line(middle, untrained, untrained.on_moment.mean(axis=2), "0.6", "from the sound of the contact, untrained")
     middle.axhline(found.moment, color="0.4", lw=1, ls=":", label="their share of the frames")
-    middle.set(title="on the frames around it, of the film", ylabel="share of attention")
+    middle.set(ylabel="share of attention")
+    middle.set_title("on the frames around it, in the film", fontsize=10)
     for axis in (left, middle):
         axis.set(xlabel="block", xticks=found.layers)
         axis.set_ylim(bottom=0)
-        axis.legend(fontsize=7, frameon=False)
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axis.spines[["top", "right"]].set_visible(False)
     over = found.on_bodies.mean(axis=0).T / found.tokens.mean()
     spread = max(0.1, float(np.abs(over - 1).max()))
     image = right.imshow(over, aspect="auto", cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread)
-    right.set(title="on the bodies, over their share of tokens", xlabel="block", ylabel="head")
+    right.set(xlabel="block", ylabel="head")
+    right.set_title("on its bodies, over their share of tokens", fontsize=10)
     right.set_xticks(range(len(found.layers)), found.layers)
     right.set_yticks(range(len(over)), range(1, len(over) + 1))
     for (head, layer), value in np.ndenumerate(over):

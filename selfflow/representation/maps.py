@@ -21,30 +21,29 @@ Attention = dict[int, dict[str, dict[str, Float[np.ndarray, "B A N M"]]]]
 
 
 def principal_colours(
-    features_nND: Float[np.ndarray, "n N D"], by_position: bool = True, components: int = 3
+    features_nND: Float[np.ndarray, "n N D"], components: int = 3
 ) -> tuple[Float[np.ndarray, "n N components"], Float[np.ndarray, "components"]]:
     """The first principal components of the tokens of some clips, as numbers from 0 to 1, to be drawn as colours.
 
-    Components are those of all tokens of all clips together, so that a colour means the same in each. The 2nd and 98th
-    percentile of a component become 0 and 1. A component's sign is free: it is chosen so that the largest weight is
-    positive.
+    Components are those of all tokens of all clips together, so that a colour means the same in each, after the mean
+    over clips is taken out at each position: else they may tell where a token stands, which all clips share. The 2nd
+    and 98th percentile of a component become 0 and 1. A component's sign is free: it is chosen so that the largest
+    weight is positive.
 
     Args:
       features_nND: of tokens.
-      by_position: take the mean over clips out at each position first: else the components tell where a token stands,
-        which all clips share.
       components: how many, at most D.
 
     Returns:
       The colours, and the share of the variance that each component has.
 
     Raises:
-      UserError: fewer than 2 clips by position, or tokens that do not differ.
+      UserError: fewer than 2 clips, or tokens that do not differ.
     """
     x_nND = np.asarray(features_nND, np.float64)
-    if by_position and len(x_nND) < 2:
+    if len(x_nND) < 2:
         raise UserError("principal_colours: 1 clip has no other to take the mean of its positions with; give more")
-    x_nND = x_nND - (x_nND.mean(axis=0) if by_position else x_nND.mean(axis=(0, 1)))
+    x_nND = x_nND - x_nND.mean(axis=0)
     flat = x_nND.reshape(-1, x_nND.shape[-1])
     values, vectors = np.linalg.eigh(flat.T @ flat)
     if values[-1] <= 0:
