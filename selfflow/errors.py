@@ -8,6 +8,10 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with status 2.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it, in notebooks: the one line too."""
+        return [f"UserError: {self}"]
+
 
 class Interrupted(KeyboardInterrupt):
     """A run that was asked to stop, and did after a step.

@@ -70,6 +70,20 @@ def attention(
     return out_BNAH.reshape(*out_BNAH.shape[:2], -1)
 
 
+def attention_weights(
+    q_BNAH: Float[Array, "B N A H"],
+    k_BMAH: Float[Array, "B M A H"],
+    seen_BM: Bool[Array, "B M"] | None = None,
+) -> Float[Array, "B A N M"]:
+    """softmax(q k^T / sqrt(H)) over the keys that are seen, float32: what `attention` multiplies the values by.
+
+    For looking at; it holds all B A N M weights, whatever the implementation of attention is.
+    """
+    score_BANM = jnp.einsum("bnah,bmah->banm", q_BNAH.astype(jnp.float32), k_BMAH.astype(jnp.float32))
+    where = None if seen_BM is None else seen_BM[:, None, None, :]
+    return jax.nn.softmax(score_BANM * q_BNAH.shape[-1] ** -0.5, axis=-1, where=where)
+
+
 def implementation_for(platform: str, dtype) -> Implementation:
     """What `auto` stands for on a platform ("cpu", "gpu" or "tpu") for inputs of a type."""
     if platform == "tpu":

@@ -89,3 +89,14 @@ def run_blocks(
         # A loop's body cannot be merged with its own recomputation; unrolled blocks must be kept from it.
         body = jax.checkpoint(body, prevent_cse=unroll > 1, policy=_KEPT[execution.remat])
     return jax.lax.scan(body, carry, params, unroll=unroll)[0]
+
+
+def run_apart(blocks: nnx.Module, index: int, carry: Carry, call: Callable[[nnx.Module, Carry], Carry]) -> Carry:
+    """Applies one block of a stack, counted from 0, outside of any loop: `call` may keep what it sees of it.
+
+    Args:
+      blocks, carry, call: as for `run_blocks`.
+      index: which.
+    """
+    graph, params = nnx.split(blocks)
+    return call(nnx.merge(graph, jax.tree.map(lambda p: p[index], params)), carry)

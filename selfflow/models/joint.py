@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from selfflow.errors import UserError
 from selfflow.modality import Modality, modality_of
-from selfflow.models.attention import attention
+from selfflow.models.attention import attention, attention_weights
 from selfflow.models.blocks import DoubleBlock, SingleBlock, modulate
-from selfflow.models.execution import run_blocks, stack
+from selfflow.models.execution import run_apart, run_blocks, stack
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.layers import Dense, rotary_angles, select, sinusoids, widened
 from selfflow.models.separation import Groups, Order, separated_attention
@@ -34,10 +34,15 @@ class Caption(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a model returns: the velocity eps - x0 per modality (None after `stop_at`) and the taps."""
+    """What a model returns: the velocity eps - x0 per modality (None after `stop_at`) and the taps.
+
+    Where they were asked for, also the attention weights of blocks, of all heads A, by whose tokens attend and whose
+    are attended to: `attention[4]["audio"]["video"]`. Over "text" and all modalities they sum to 1.
+    """
 
     velocity: dict[str, Float[Array, "B N P"]] | None
     taps: dict[int, dict[str, Float[Array, "B N D"]]]
+    attention: dict[int, dict[str, dict[str, Float[Array, "B A N M"]]]] = {}
 
 
 class JointTransformer(nnx.Module):
@@ -87,6 +92,7 @@ class JointTransformer(nnx.Module):
         scalars: dict[str, Float[Array, "B"]] | None = None,
         valid: dict[str, Bool[Array, "B N"]] | None = None,
         groups: Groups | None = None,
+        attention_of: tuple[int, ...] = (),
     ) -> Output:
         """Predicts the velocity of every token.
 
@@ -101,18 +107,22 @@ class JointTransformer(nnx.Module):
           scalars: values of those of `config.scalars` that the samples have; of the size of 1, as tau is.
           valid: tokens that are not padding; no token attends to padding. Modalities that are not named have none.
           groups: two groups of tokens that do not see each other.
+          attention_of: blocks whose attention weights are returned too.
 
         Returns:
           An `Output`, with groups too in the order of the tokens.
 
         Raises:
-          ValueError: if a tap is no block of the model, or lies above `stop_at`, or the model takes no captions, or not
-            these scalars.
+          ValueError: if a tap or `attention_of` is no block of the model, or lies above `stop_at`; weights are asked
+            for with groups; the model takes no captions, or not these scalars.
         """
         config, names = self.config, sorted(tokens)
         last = config.depth if stop_at is None else stop_at
-        if not all(1 <= block <= last for block in (*taps, last)) or last > config.depth:
-            raise ValueError(f"taps {taps} and stop_at {stop_at}: this model has blocks 1 to {config.depth}")
+        if not all(1 <= block <= last for block in (*taps, *attention_of, last)) or last > config.depth:
+            asked = f"taps {taps}, attention_of {attention_of} and stop_at {stop_at}"
+            raise ValueError(f"{asked}: this model has blocks 1 to {config.depth}")
+        if attention_of and groups is not None:
+            raise ValueError(f"attention_of {attention_of}: groups have no one matrix of weights; ask without them")
         counts = {m: tokens[m].shape[1] for m in names}
         media = jnp.concatenate([self.embed[modality_of(m)](tokens[m]) for m in names], axis=1)
         text = self._text(label_B, caption)
@@ -146,16 +156,31 @@ class JointTransformer(nnx.Module):
             media = media if order is None else order.undo(media)
             return dict(zip(names, jnp.split(media, list(accumulate(counts.values()))[:-1], axis=1)))
 
+        weights: dict[int, dict[str, dict[str, jax.Array]]] = {}
+
+        def run(blocks: nnx.Module, before: int, start: int, stop: int, carry, call):
+            """Blocks `start` to `stop` of the model, of a stack that has `before` blocks before it."""
+            if stop not in attention_of:
+                whole = partial(call, attend=attend)
+                return run_blocks(blocks, start - before, stop - before, carry, whole, config.execution)
+
+            def attend_and_keep(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+                weights[stop] = _by_range(attention_weights(q, k, seen_BN), {"text": text_count, **counts})
+                return attend(q, k, v)
+
+            return run_apart(blocks, stop - 1 - before, carry, partial(call, attend=attend_and_keep))
+
         found: dict[int, dict[str, jax.Array]] = {}
-        stops = sorted({*taps} | {min(config.double_blocks, last), last})
+        alone = {stop for block in attention_of for stop in (block - 1, block) if stop}
+        stops = sorted({*taps} | alone | {min(config.double_blocks, last), last})
         streams = (
             modulation(self.double_text, time_BKD[:, :1], None, 6),
             modulation(self.double_media, time_BKD, media_level, 6),
         )
         block = 0
         for stop in (s for s in stops if s <= config.double_blocks):
-            call = lambda layer, carry: layer(*carry, streams, angles, attend)
-            text, media = run_blocks(self.double, block, stop, (text, media), call, config.execution)
+            call = lambda layer, carry, attend: layer(*carry, streams, angles, attend)
+            text, media = run(self.double, 0, block, stop, (text, media), call)
             block = stop
             if block in taps:
                 found[block] = by_modality(media)
@@ -163,19 +188,18 @@ class JointTransformer(nnx.Module):
             x = jnp.concatenate([text, media], axis=1)
             shared = modulation(self.single_modulation, time_BKD, level, 3)
             for stop in (s for s in stops if s > config.double_blocks):
-                first = config.double_blocks
-                call = lambda layer, x: layer(x, shared, angles, attend)
-                x = run_blocks(self.single, block - first, stop - first, x, call, config.execution)
+                call = lambda layer, x, attend: layer(x, shared, angles, attend)
+                x = run(self.single, config.double_blocks, block, stop, x, call)
                 block = stop
                 if block in taps:
                     found[block] = by_modality(x[:, text_count:])
             media = x[:, text_count:]
         if stop_at is not None:
-            return Output(None, found)
+            return Output(None, found, weights)
 
         scale, shift = modulation(self.final_modulation, time_BKD, media_level, 2)
         parts = by_modality(modulate(media, shift, scale))
-        return Output({m: widened(self.readout[modality_of(m)](x)) for m, x in parts.items()}, found)
+        return Output({m: widened(self.readout[modality_of(m)](x)) for m, x in parts.items()}, found, weights)
 
     def _text(self, label_B: jax.Array, caption: Caption | None) -> Float[Array, "B L D"]:
         """The text stream: the label's token, then the caption's."""
@@ -213,6 +237,12 @@ class JointTransformer(nnx.Module):
         text = jnp.zeros((text_count, 4)).at[:, 3].set(jnp.arange(text_count))
         media = [jnp.asarray(self.modalities[m].of_tokens(count).coordinates()) for m, count in counts.items()]
         return rotary_angles(jnp.concatenate([text, *media]), self.config.rotary, self.config.rotary_theta)
+
+
+def _by_range(weight_BANN: Float[Array, "B A N N"], counts: dict[str, int]) -> dict[str, dict[str, jax.Array]]:
+    """Attention weights by whose tokens attend and whose are attended to."""
+    split = lambda x, axis: zip(counts, jnp.split(x, list(accumulate(counts.values()))[:-1], axis=axis))
+    return {m: dict(split(rows, 3)) for m, rows in split(weight_BANN, 2)}
 
 
 def _token_sizes(modalities: dict[str, Modality]) -> dict[str, int]:

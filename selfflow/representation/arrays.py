@@ -2,7 +2,9 @@
 
 import hashlib
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,50 @@ class Arrays:
     def latents(self, i: int) -> dict[str, np.ndarray]:
         """The latents of sample i, {modality: [...]}."""
         return {m: x[i] for m, x in self._latents.items()}
+
+
+def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> dict[str, Arrays]:
+    """Reads `latents` [n, ...] and `labels` [n] of an .npz file, split at random into train, validation and test.
+
+    Half of the samples is train, a quarter each validation and test.
+
+    Args:
+      path: the file.
+      modality: what the latents are of.
+      seed: of the split.
+
+    Raises:
+      UserError: if the file is missing, damaged, or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            latents, labels = found["latents"], found["labels"]
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} holds no `latents` [n, ...] and `labels` [n] ({error}): write it with numpy.savez"
+        ) from error
+    if (
+        latents.dtype.kind != "f"
+        or latents.ndim < 2
+        or labels.shape != latents.shape[:1]
+        or labels.dtype.kind not in "iu"
+    ):
+        raise UserError(
+            f"{path}: latents are {latents.dtype} {list(latents.shape)} and labels {labels.dtype} "
+            f"{list(labels.shape)}; give floats [n, ...] and integers [n]"
+        )
+    if len(latents) < 4:
+        raise UserError(f"{path}: {len(latents)} samples cannot be split into train, validation and test: give more")
+    if not np.isfinite(latents).all():
+        raise UserError(f"{path}: latents hold NaN or infinity: leave those samples out")
+    order, n = np.random.default_rng(seed).permutation(len(latents)), len(latents)
+    parts = dict(zip(("train", "validation", "test"), np.split(order, [n // 2, n // 2 + n // 4])))
+    return {
+        split: Arrays(
+            {modality: latents[rows].astype(np.float32)}, map(str, rows), {"label": labels[rows].astype(np.int32)}
+        )
+        for split, rows in parts.items()
+    }
 
 
 def readable(clips: Any, numbers: Iterable[int], left_out: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

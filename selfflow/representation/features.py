@@ -225,10 +225,11 @@ def batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out:
                 frames[m] = lengths
                 parts = [np.pad(x, [(0, shape[0] - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts]
             latents[m] = np.stack(parts)
-        yield Batch(rows, latents, frames, np.array([_seed_of(clips.ids[row]) for row, _ in filled], np.uint32))
+        yield Batch(rows, latents, frames, np.array([seed_of(clips.ids[row]) for row, _ in filled], np.uint32))
 
 
-def _seed_of(name: str) -> int:
+def seed_of(name: str) -> int:
+    """What the noise of the sample of this id depends on, beside the seed."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 

@@ -1,11 +1,16 @@
-"""Figures of probes, for the command line, notebooks and reports."""
+"""Figures of layers: their probes, their likeness and their health; for the command line, notebooks and reports."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfflow.representation.health import Health
 from selfflow.representation.probing import Row
+from selfflow.representation.similarity import cknna, layer_similarity, linear_cka
 from selfflow.representation.statistics import interval
 
 _METRICS = {"balanced_accuracy": "balanced accuracy", "r2": "R$^2$"}
@@ -69,3 +74,108 @@ def _colours(names: list) -> dict:
 
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(names)))
     return dict(zip(names, shades))
+
+
+def probe_map(rows: Iterable[Row]) -> Figure:
+    """Test score by layer and noise level as colours: a row of panels for each method, a column for each question.
+
+    Over several seeds colours are means. Panels of one question share their colours.
+
+    Args:
+      rows: of one run or of several, of several noise levels.
+    """
+    rows = list(rows)
+    questions, methods = (list(dict.fromkeys(key(r) for r in rows)) for key in (_question, lambda r: r.method))
+    layers, taus = sorted({r.layer for r in rows}), sorted({r.tau for r in rows})
+    size = (2.6 * len(questions) + 0.6, (0.45 * len(taus) + 1.0) * len(methods) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(methods), len(questions), squeeze=False, sharex=True, sharey=True)
+    for column, question in enumerate(questions):
+        some = [row for row in rows if _question(row) == question]
+        low, high = min(row.test for row in some), max(row.test for row in some)
+        for axis, method in zip(axes[:, column], methods):
+            cells = np.full((len(taus), len(layers)), np.nan)
+            for i, tau in enumerate(taus):
+                for j, layer in enumerate(layers):
+                    found = [row.test for row in some if (row.method, row.tau, row.layer) == (method, tau, layer)]
+                    cells[i, j] = np.mean(found) if found else np.nan
+            image = _cells(axis, cells, layers, taus, "viridis", (low, high))
+            axis.set_title(f"{method}\n{question[0]} from {question[1].replace('+', ' + ')}", fontsize=8)
+        figure.colorbar(image, ax=axes[:, column], aspect=30).ax.tick_params(labelsize=6)
+    figure.supxlabel("block", fontsize=9)
+    figure.supylabel("$\\tau$", fontsize=9)
+    return figure
+
+
+def similarity_figure(features: Mapping[int, Mapping[str, np.ndarray]], k: int = 10) -> Figure:
+    """How alike layers are, within each modality and between modalities: linear CKA (debiased) above, CKNNA below.
+
+    Args:
+      features: of the same clips, {layer: {modality: [n, D]}}.
+      k: number of neighbours of CKNNA.
+    """
+    layers, names = list(features), list(next(iter(features.values())))
+    pairs = [(m, m) for m in names] + [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    figure = Figure(figsize=(3.4 * len(pairs) + 0.4, 6.2), layout="constrained")
+    axes = figure.subplots(2, len(pairs), squeeze=False)
+    measures = {"linear CKA": partial(linear_cka, debiased=True), f"CKNNA, k = {k}": partial(cknna, k=k)}
+    for row, (name, measure) in zip(axes, measures.items()):
+        for axis, (a, b) in zip(row, pairs):
+            cells = layer_similarity(features, a, b, measure)
+            limits = (min(0.0, float(cells.min())), 1.0 if a == b else max(0.05, float(cells.max())))
+            image = _cells(axis, cells, layers, layers, "magma", limits)
+            axis.set(xlabel=f"block, {b}", ylabel=f"block, {a}")
+            axis.set_title(f"{name}: {a if a == b else f'{a} and {b}'}", fontsize=9)
+            figure.colorbar(image, ax=axis).ax.tick_params(labelsize=6)
+    return figure
+
+
+def health_figure(found: Health) -> Figure:
+    """Cosines of pairs of blocks at the lowest noise level, and norms and effective ranks by block and noise level.
+
+    A row for each modality: cosines of the student's features (down) and the teacher's (across) as they are, after
+    subtracting the mean over samples, and against the teacher of another sample; then the student's norms and ranks.
+    """
+    names = list(dict.fromkeys(row.modality for row in found.layers))
+    taus = sorted({row.tau for row in found.layers})
+    layers = sorted({row.layer for row in found.layers})
+    figure = Figure(figsize=(15, 2.9 * len(names) + 0.3), layout="constrained")
+    axes = figure.subplots(len(names), 5, squeeze=False)
+    kinds = {"direct": "cosine", "direct_centred": "cosine, centred", "direct_other_sample": "cosine, another sample"}
+    colour = _colours(taus)
+    for m, row in zip(names, axes):
+        pairs = [pair for pair in found.pairs if (pair.modality, pair.tau) == (m, taus[0])]
+        for axis, (kind, title) in zip(row, kinds.items()):
+            table = {(pair.student_layer, pair.teacher_layer): getattr(pair, kind) for pair in pairs}
+            cells = np.array([[table[a, b] for b in layers] for a in layers])
+            image = _cells(axis, cells, layers, layers, "RdBu_r", (-1.0, 1.0))
+            axis.set(xlabel="teacher's block", ylabel="student's block")
+            axis.set_title(f"{m}: {title}, $\\tau$ = {taus[0]:g}", fontsize=9)
+        figure.colorbar(image, ax=row[2])
+        for axis, (kind, title) in zip(row[3:], {"student_norm": "norm", "student_rank": "RankMe"}.items()):
+            for tau in taus:
+                cells = {one.layer: getattr(one, kind) for one in found.layers if (one.modality, one.tau) == (m, tau)}
+                axis.plot(layers, [cells[layer] for layer in layers], color=colour[tau], marker="o", ms=3,
+                          label=f"$\\tau$ = {tau:g}")  # fmt: skip
+            axis.set(xlabel="block", xticks=layers)
+            axis.set_ylim(bottom=0)
+            axis.set_title(f"{m}: {title} of the student's tokens", fontsize=9)
+            axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 3].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _question(row: Row) -> tuple[str, str]:
+    return row.target, row.source
+
+
+def _cells(axis: Axes, cells: np.ndarray, columns: list, rows: list, colours: str, limits: tuple[float, float]) -> Any:
+    """A table as colours with its numbers."""
+    image = axis.imshow(cells, aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1])
+    axis.set_xticks(range(len(columns)), columns, fontsize=7)
+    axis.set_yticks(range(len(rows)), [f"{value:g}" for value in rows], fontsize=7)
+    if cells.size <= 64:
+        for (i, j), value in np.ndenumerate(cells):
+            dark = sum(image.cmap(image.norm(value))[:3]) < 1.5
+            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
+    return image

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,10 +101,33 @@ class Forward:
         return jax.device_get(self.start(params, latents, numbers_B))
 
 
-@partial(jax.jit, static_argnames=("apply", "modalities", "layers", "null_label", "pool", "given"))
-def _taps(params, latents, frames, numbers_B, tau, seed, *, apply, modalities, layers, null_label, pool, given) -> Taps:
+class Seen(NamedTuple):
+    """What a network is shown of some samples.
+
+    Attributes:
+      tokens: noisy, [B, N, P], by modality.
+      levels, assignment: their noise, as in `Corruption`.
+      valid: tokens that are not padding, [B, N], of the modalities that may be padded.
+    """
+
+    tokens: dict[str, jax.Array]
+    levels: dict[str, jax.Array]
+    assignment: dict[str, jax.Array]
+    valid: dict[str, jax.Array]
+
+
+def seen_at(
+    modalities: dict[str, Modality],
+    latents: dict[str, Any],
+    frames: dict[str, Any],
+    numbers_B: Any,
+    tau: Mapping[str, Any],
+    seed: Any,
+    given: tuple[str, ...] = (),
+) -> Seen:
+    """All tokens of samples at the level of their modality, and those of given modalities at 0; arguments as above."""
     key, count = jax.random.key(seed), len(numbers_B)
-    fitting = of_latents(dict(modalities), latents)
+    fitting = of_latents(modalities, latents)
     x = to_tokens(fitting, latents)
     keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers_B)
     levels = {m: jnp.full((count, 1), tau[m]) for m in x}
@@ -113,11 +136,15 @@ def _taps(params, latents, frames, numbers_B, tau, seed, *, apply, modalities, l
     corruption = Corruption(levels, assignment, {}).hold(held)
     noisy = corrupt(x, draw_eps(keys_B, x), corruption)
     valid = {m: fitting[m].valid_tokens(frames_B) for m, frames_B in frames.items()}
+    return Seen(noisy, corruption.levels, corruption.assignment, valid)
+
+
+@partial(jax.jit, static_argnames=("apply", "modalities", "layers", "null_label", "pool", "given"))
+def _taps(params, latents, frames, numbers_B, tau, seed, *, apply, modalities, layers, null_label, pool, given) -> Taps:
+    noisy, levels, assignment, valid = seen_at(dict(modalities), latents, frames, numbers_B, tau, seed, given)
     told = {"valid": valid} if valid else {}
-    label_B = jnp.full(count, null_label)
-    taps = apply(
-        params, noisy, corruption.levels, label_B, corruption.assignment, taps=layers, stop_at=max(layers), **told
-    ).taps
+    label_B = jnp.full(len(numbers_B), null_label)
+    taps = apply(params, noisy, levels, label_B, assignment, taps=layers, stop_at=max(layers), **told).taps
 
     def pooled(f_BND: jax.Array, m: str) -> jax.Array:
         f_BND = f_BND.astype(jnp.float32)

@@ -154,6 +154,38 @@ def health(
     return found
 
 
+def health_of_run(
+    run: Any,
+    clips: Any,
+    taus: tuple[float, ...],
+    *,
+    limit: int = 64,
+    batch_size: int = 16,
+    step: int | None = None,
+    **more: Any,
+) -> Health:
+    """`health` of a run's own weights on the first clips of a split.
+
+    Args:
+      run: an opened run, `selfflow.run.Run`.
+      clips: as `run.data` gives them, all as long as the set has them.
+      taus: noise levels of the student.
+      limit: takes so many clips, as whole batches.
+      batch_size: clips of a batch.
+      step: of the weights; by default the newest.
+      **more: as for `health`.
+
+    Raises:
+      UserError: as `health`.
+    """
+    state = run.weights(step)
+    count = min(limit, len(clips)) // batch_size * batch_size
+    rows = [clips.latents(i) for i in range(count)]
+    batch = lambda some: {m: np.stack([latents[m] for latents in some]) for m in some[0]}
+    found = (batch(rows[start : start + batch_size]) for start in range(0, count, batch_size))
+    return health(run.objective, state.params, state.frozen, found, taus, **more)
+
+
 def _checked(objective, taus, layers, teacher_tau) -> tuple[int, ...]:
     depth = objective.model.depth
     layers = tuple(range(1, depth + 1)) if layers is None else tuple(layers)

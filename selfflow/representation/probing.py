@@ -1,5 +1,6 @@
 """The probe table of a run: what every layer knows at every noise level, as rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -94,7 +95,14 @@ class Row(NamedTuple):
 
 
 def probe_run(
-    run: Any, asked: Probing, *, method: str = "", weights: str = "ema", step: int | None = None, data_dir: Any = None
+    run: Any,
+    asked: Probing,
+    *,
+    method: str = "",
+    weights: str = "ema",
+    step: int | None = None,
+    data_dir: Any = None,
+    data: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """Fits all probes of a run.
 
@@ -104,16 +112,18 @@ def probe_run(
       method: what the rows are to call it; by default the name of its folder.
       weights, step: as for `Run.model`.
       data_dir: as for `Run.data`.
+      data: clips or `Arrays` of train, validation and `asked.split`; by default those of the run.
 
     Raises:
       UserError: for what does not exist, naming what does, and for samples that no probe can be fitted to.
     """
     if asked.split in ("train", "validation"):
         raise UserError(f"--split {asked.split}: probes are fitted to it; take another, such as test")
-    clips = {split: run.data(split, asked.set or None, data_dir) for split in ("train", "validation", asked.split)}
+    of_run = lambda split: run.data(split, asked.set or None, data_dir)
+    clips = {split: data[split] if data else of_run(split) for split in ("train", "validation", asked.split)}
     train = clips["train"]
     targets = chosen_targets(run, train, asked.targets or tuple(t for t in targets_of(run, train) if t in train.labels))
-    sources = _sources(asked.sources, tuple(train.modalities), targets)
+    sources = _sources(asked.sources, tuple(train.shapes), targets)
     model = run.model(weights, step)
     network = {"weights": weights, "step": None if weights == "untrained" else model.step}
     truth = {split: Asked(run, one) for split, one in clips.items()}

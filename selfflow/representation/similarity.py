@@ -4,6 +4,7 @@ They take features [n, D1] and [n, D2] of the same n samples in the same order, 
 float64. None of them draws a subset: time grows with n^2 where neighbours are sought, memory does not.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -93,6 +94,19 @@ def cknna(
         align(x, x, _shared(near_x, near_x)),
         align(y, y, _shared(near_y, near_y)),
     )
+
+
+def layer_similarity(
+    layers: Mapping[int, Mapping[str, np.ndarray]], a: str, b: str, measure: Callable[[np.ndarray, np.ndarray], float]
+) -> Float[np.ndarray, "L L"]:
+    """A measure of the features of modality `a` after each block (down) and those of `b` after each (across).
+
+    Args:
+      layers: {layer: {modality: [n, D]}}, as features come.
+      a, b: modalities, which may be the same.
+      measure: one of the above.
+    """
+    return np.array([[measure(down[a], across[b]) for across in layers.values()] for down in layers.values()])
 
 
 def _checked(a: np.ndarray, b: np.ndarray, least: int) -> list[np.ndarray]:

@@ -114,7 +114,7 @@ def write_sheet(
     axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, (label, m, values) in zip(axes, rows):
         if m == "audio":
-            _spectrogram(axis, values, rate)
+            draw_spectrogram(axis, values, rate)
         else:
             axis.imshow(values, interpolation="nearest", aspect="equal")
             axis.set_xticks([])
@@ -138,7 +138,8 @@ def _strip(pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(list(np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)), axis=1)
 
 
-def _spectrogram(axis, sound: np.ndarray, rate: int) -> None:
+def draw_spectrogram(axis, sound: np.ndarray, rate: float) -> None:
+    """Draws int16 [samples] on matplotlib axes: seconds against kHz, decibels as brightness."""
     import librosa
 
     size, hop = 256, 64

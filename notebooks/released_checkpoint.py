@@ -1,0 +1,84 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Probing a released SiT
+#
+# The authors of Self-Flow released the weights of a SiT-XL/2, trained on ImageNet at 256 x 256. `selfflow import` makes
+# a run of them, and this notebook probes its layers. Without the file it does nothing.
+#
+# The network sees latents of the autoencoder that it was trained with, which for the released weights is the SD-VAE:
+# 256 x 256 pictures become latents of shape [32, 32, 4], multiplied by 0.18215. That autoencoder is not part of this
+# project: encode labelled pictures where you have it, and write them as
+#
+#     numpy.savez("latents.npz", latents=latents, labels=labels)   # float32 [n, H, W, C], integers [n]
+#
+# Half of them is for fitting, a quarter for choosing settings, a quarter for scores.
+
+# %% tags=["parameters"]
+checkpoint = "../downloads/selfflow_imagenet256.pt"
+num_heads = None
+latents = "../downloads/latents.npz"
+run_path = "../runs/imagenet256"
+layers = []
+taus = [0.0, 0.1, 0.25, 0.5]
+probe = "linear"
+
+# %%
+# %matplotlib inline
+from pathlib import Path
+
+from selfflow import open_run
+from selfflow.cli.importing import main as import_released
+from selfflow.representation.arrays import read_labelled
+from selfflow.representation.figures import probe_curves, probe_map
+from selfflow.representation.probing import Probing, best, probe_run
+
+missing = [path for path in (checkpoint, latents) if not Path(path).is_file()]
+if missing:
+    print(f"{' and '.join(missing)}: no such file; nothing is probed. The text above says where they come from.")
+
+# %% [markdown]
+# ## Import
+#
+# Weights do not tell the number of heads; that of the published sizes is known.
+
+# %%
+if not missing:
+    if not Path(run_path).exists():
+        heads = ["--num-heads", str(num_heads)] if num_heads else []
+        import_released([checkpoint, "--out", run_path, *heads])
+    run = open_run(run_path)
+    print(run.experiment.model)
+
+# %% [markdown]
+# ## Probes
+#
+# No class is given to the model. Balanced accuracy on the test part by block and noise level, beside the same network
+# with untrained weights and open gates.
+
+# %%
+if not missing:
+    data = read_labelled(latents)
+    asked = Probing(("label",), tuple(layers), tuple(taus), probe=probe, clips=len(data["train"]))
+    rows = probe_run(run, asked, method="released", data=data)
+    rows += probe_run(run, asked, method="untrained", weights="untrained", data=data)
+
+# %%
+probe_curves(rows) if not missing else None
+
+# %%
+probe_map(rows) if not missing else None
+
+# %%
+for row in [] if missing else best(rows):
+    print(f"{row.method}: block {row.layer}, tau {row.tau:g}: {row.test:.3f} (chance {row.chance:.3f})")

@@ -1,0 +1,183 @@
+"""The method on real clips: what student and teacher see of them, and the loss token by token."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from selfflow.errors import UserError
+from selfflow.modality import Modality, modality_of, to_tokens
+from selfflow.noise import UniformTau, corrupt, draw_eps
+from selfflow.objectives.alignment import alignment_error
+from selfflow.objectives.flow import flow_error
+
+
+class Views(NamedTuple):
+    """Clips as the training step sees them.
+
+    Attributes:
+      ids: of the clips.
+      modalities: the streams of the clips.
+      seconds: how long they last.
+      media: what the autoencoders make of the latents, {"data", "student" or "teacher": {modality: [B, ...]}}: clean,
+        at the student's mixed noise, at the teacher's cleaner level.
+      rate: frames or samples of sound a second, by modality.
+      levels: the levels that were drawn for each clip, those of given tokens left out, {modality: [B, K]}.
+      tau, teacher_tau: the noise level of every token, {modality: [B, N]}.
+      flow: mean over a token's elements of (v - (eps - x0))^2, {modality: [B, N]}.
+      cosine: of the student's projected features and the teacher's, {modality: [B, N]}; empty without alignment.
+      given: tokens that are held at tau = 0 and count in no loss, {modality: [B, N]}.
+      loss: L_flow and L_rep of each modality, means over the tokens of the batch that count, and "total", their
+        weighted sum.
+    """
+
+    ids: list[str]
+    modalities: dict[str, Modality]
+    seconds: float
+    media: dict[str, dict[str, np.ndarray]]
+    rate: dict[str, float]
+    levels: dict[str, np.ndarray]
+    tau: dict[str, np.ndarray]
+    teacher_tau: dict[str, np.ndarray]
+    flow: dict[str, np.ndarray]
+    cosine: dict[str, np.ndarray]
+    given: dict[str, np.ndarray]
+    loss: dict[str, float]
+
+
+def views(
+    run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, given: bool = False, step: int | None = None
+) -> Views:
+    """Draws noise for some clips as training does, and runs student and teacher on them with the run's own weights.
+
+    Args:
+      run: an opened run, `selfflow.run.Run`.
+      clips: as `run.data` gives them.
+      numbers: which.
+      seed: of all that is drawn.
+      given: whether tokens are given as often as the run's schedule has it; else none are.
+      step: of the weights; by default the newest.
+
+    Raises:
+      UserError: if there is no such clip, one is shorter than the set has them, or has neither film nor sound.
+    """
+    latents, ids = whole_clips(clips, numbers)
+    objective, modalities = run.objective, dict(clips.modalities)
+    if not given:
+        objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, given={}))
+    label = clips.labels.get(run.experiment.label, np.full(len(clips), -1))[list(numbers)]
+    batch = {"latents": latents, "label": label, "weight": np.ones(len(ids), np.float32)}
+    keys_B = jax.random.split(jax.random.key(seed), len(ids))
+    state = run.weights(step)
+
+    @jax.jit
+    def computed(params, teacher, batch):
+        draw = objective.draw(keys_B, batch)
+        student, target_taps, target = objective.views(params, teacher, batch, keys_B, draw)
+        x = to_tokens(modalities, batch["latents"])
+        eps, cleanest = draw_eps(keys_B, x), draw.corruption.cleanest()
+        seen = {"data": x, "student": corrupt(x, eps, draw.corruption), "teacher": corrupt(x, eps, cleanest)}
+        error, distance = flow_error(student.velocity, target), {}
+        if target_taps is not None:
+            projected = objective.project(params, student.taps[objective.alignment.student_layer])
+            distance = alignment_error(projected, target_taps.taps[objective.alignment.teacher_layer])
+        mean = lambda values: {m: jnp.sum(values[m] * draw.weight[m]) for m in values}
+        return draw, cleanest, seen, error, distance, mean(error), mean(distance)
+
+    found = computed(state.params, state.frozen["ema"], batch)
+    draw, cleanest, seen, error, distance, flow, alignment = jax.device_get(found)
+    decoded = {
+        view: {m: run.autoencoder(m).decode(np.asarray(modalities[m].from_tokens(x[m]))) for m in x}
+        for view, x in seen.items()
+    }
+    seconds = seconds_of(modalities)
+    return Views(
+        ids,
+        modalities,
+        seconds,
+        decoded,
+        {m: x.shape[1] / seconds for m, x in decoded["data"].items()},
+        {m: x[:, : x.shape[1] - (m in draw.corruption.given)] for m, x in draw.corruption.levels.items()},
+        {m: np.asarray(x) for m, x in draw.corruption.tau().items()},
+        {m: np.asarray(x) for m, x in cleanest.tau().items()},
+        error,
+        {m: 1 - x for m, x in distance.items()},
+        {m: np.asarray(x) for m, x in draw.corruption.given.items()},
+        {f"flow/{m}": float(x) for m, x in flow.items()}
+        | {f"alignment/{m}": float(x) for m, x in alignment.items()}
+        | {"total": float(_total(objective, flow, alignment))},
+    )
+
+
+def _total(objective: Any, flow: dict[str, float], alignment: dict[str, float]) -> float:
+    """L = sum over modalities of w_m (L_flow + gamma L_rep)."""
+    gamma = objective.alignment.weight if alignment else 0.0
+    return sum(objective.modality_weight.get(m, 1.0) * (flow[m] + gamma * alignment.get(m, 0.0)) for m in flow)
+
+
+def whole_clips(clips: Any, numbers: Iterable[int]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Latents of some clips in one array for each modality, and their ids.
+
+    Raises:
+      UserError: if there is no such clip, or one is shorter than the set has them.
+    """
+    numbers = list(numbers)
+    if unknown := [i for i in numbers if not 0 <= i < len(clips)]:
+        raise UserError(f"there is no clip {unknown[0]}: the {clips.split} split has 0 to {len(clips) - 1}")
+    found = [clips.latents(i) for i in numbers]
+    for i, latents in zip(numbers, found):
+        for m, x in latents.items():
+            if x.shape != clips.shapes[m]:
+                raise UserError(f"clip {i} is shorter than the set has them ({m} {x.shape}): take another")
+    return {m: np.stack([x[m] for x in found]) for m in clips.shapes}, [clips.ids[i] for i in numbers]
+
+
+def seconds_of(modalities: dict[str, Modality]) -> float:
+    """How long clips of these streams last.
+
+    Raises:
+      UserError: if none of them has time.
+    """
+    lengths = [modality.latent[0] * modality.period / 100 for modality in modalities.values() if modality.period]
+    if not lengths:
+        raise UserError(f"set of {', '.join(modalities)}: figures of clips need film or sound; take another set")
+    return max(lengths)
+
+
+class Drawn(NamedTuple):
+    """Noise levels of tokens over many draws of a schedule.
+
+    Attributes:
+      tau: of every token, [draws, N].
+      teacher_tau: of the teacher's tokens, which are all alike, [draws].
+      masked: which tokens are masked, [draws, N].
+      density: p(tau) in equal bins of [0, 1].
+    """
+
+    tau: Float[np.ndarray, "draws N"]
+    teacher_tau: Float[np.ndarray, "draws"]
+    masked: Float[np.ndarray, "draws N"]
+    density: Float[np.ndarray, "bins"]
+
+
+def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bins: int = 25, seed: int = 0) -> Drawn:
+    """The noise levels that a schedule draws for the tokens of a modality, none of which are given.
+
+    Args:
+      schedule: of the run, `selfflow.noise.Schedule`.
+      modality: which stream.
+      tokens: N, of one latent of it.
+      draws: samples to draw for.
+      bins: of the density.
+      seed: of the draws.
+    """
+    corruption = schedule.sample(jax.random.split(jax.random.key(seed), draws), {modality: tokens})
+    taus, lowest = corruption.tau()[modality], corruption.levels[modality].min(axis=1)
+    p = schedule.tau.get(modality_of(modality), UniformTau())
+    quantiles = np.asarray(p.quantile((jnp.arange(200_000) + 0.5) / 200_000))
+    density = np.histogram(quantiles, bins=bins, range=(0, 1), density=True)[0]
+    return Drawn(np.asarray(taus), np.asarray(lowest), np.asarray(corruption.assignment[modality]) == 1, density)

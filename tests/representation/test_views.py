@@ -1,0 +1,94 @@
+"""Views of clips: those of training, token by token."""
+
+import jax
+import numpy as np
+import pytest
+
+from selfflow.errors import UserError
+from selfflow.modality import to_tokens
+from selfflow.noise import DualTimestep, FullMasking, LogitNormalTau
+from selfflow.representation.views import drawn_taus, views
+from selfflow.run import open_run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Most of the time of these tests is XLA's, on networks that run for milliseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return open_run(tiny_run)
+
+
+@pytest.fixture(scope="module")
+def seen(run):
+    return views(run, run.data("test"), [2, 5, 7], seed=4, given=True)
+
+
+def test_the_loss_is_that_of_training(run, seen):
+    clips, keys_B = run.data("test"), jax.random.split(jax.random.key(4), 3)
+    latents = {m: np.stack([clips.latents(i)[m] for i in (2, 5, 7)]) for m in clips.shapes}
+    batch = {"latents": latents, "label": np.full(3, -1), "weight": np.ones(3, np.float32)}
+    state = run.weights()
+    draw = run.objective.draw(keys_B, batch)
+    loss, metrics = jax.jit(run.objective.loss)(state.params, state.frozen, batch, keys_B, draw)
+    assert seen.loss["total"] == pytest.approx(float(loss), rel=1e-4)
+    for m in latents:
+        assert seen.loss[f"flow/{m}"] == pytest.approx(float(metrics[f"flow_loss/{m}"]), rel=1e-4)
+        counted = np.asarray(draw.weight[m])
+        assert (seen.flow[m] * counted).sum() == pytest.approx(seen.loss[f"flow/{m}"], rel=1e-4)
+        assert ((1 - seen.cosine[m]) * counted).sum() == pytest.approx(seen.loss[f"alignment/{m}"], rel=1e-4)
+        np.testing.assert_array_equal(seen.tau[m], draw.corruption.tau()[m])
+
+
+def test_the_teacher_sees_the_lower_level_and_less_noise(run, seen):
+    clips = run.data("test")
+    assert seen.ids == [clips.ids[i] for i in (2, 5, 7)] and seen.seconds == pytest.approx(2.0)
+    for m, levels_BK in seen.levels.items():
+        assert levels_BK.shape == (3, 2)
+        held = seen.given.get(m, np.zeros_like(seen.tau[m], bool))
+        lowest = np.where(held, 0, levels_BK.min(axis=1, keepdims=True))
+        np.testing.assert_array_equal(seen.teacher_tau[m], lowest)
+        of_levels = (seen.tau[m][..., None] == levels_BK[:, None]).any(-1)
+        assert (of_levels | held).all() and (seen.tau[m] >= seen.teacher_tau[m]).all()
+    away = lambda view: np.mean(
+        [np.abs(seen.media[view][m].astype(float) - seen.media["data"][m]).mean() for m in seen.tau]
+    )
+    assert 0 < away("teacher") < away("student")
+    # Given tokens are the data.
+    for m, held in seen.given.items():
+        tokens = lambda view: to_tokens(seen.modalities, {m: run.autoencoder(m).encode(seen.media[view][m])})[m]
+        if m == "video" and held.any():
+            np.testing.assert_allclose(tokens("student")[held], tokens("data")[held], atol=0.2)
+
+
+def test_marginals_are_p_of_tau_masked_or_not():
+    schedule = DualTimestep({"audio": LogitNormalTau(shift=2.0)}, mask_ratio={"audio": 0.5, "video": 0.25})
+    found = drawn_taus(schedule, "audio", 8, draws=4000, bins=5)
+    assert found.tau.shape == found.masked.shape == (4000, 8) and (found.masked.sum(axis=1) == 4).all()
+    assert found.density.sum() / 5 == pytest.approx(1, abs=1e-6)
+    for taus in (found.tau[found.masked], found.tau[~found.masked], found.tau[:, 3]):
+        density = np.histogram(taus, bins=5, range=(0, 1), density=True)[0]
+        np.testing.assert_allclose(density, found.density, atol=0.12)
+    np.testing.assert_array_equal(found.teacher_tau, found.tau.min(axis=1))
+    full = drawn_taus(FullMasking(mask_ratio={"video": 0.25}), "video", 8, draws=10)
+    assert (full.tau[full.masked] == 1).all()
+
+
+def test_nothing_is_given_unless_it_is_asked_for(run, seen):
+    found = views(run, run.data("test"), [2, 5, 7], seed=4)
+    assert found.given == {} and set(seen.given) == {"video", "audio"}
+    for m, levels_BK in found.levels.items():
+        np.testing.assert_array_equal(levels_BK, seen.levels[m])
+        assert ((found.tau[m][..., None] == levels_BK[:, None]).any(-1)).all()
+
+
+def test_what_there_is_not_is_named(run):
+    with pytest.raises(UserError, match="no clip 99: the test split has 0 to 11"):
+        views(run, run.data("test"), [0, 99])
+    with pytest.raises(UserError, match="need film or sound"):
+        views(run, run.data("test", "image"), [0, 1])
