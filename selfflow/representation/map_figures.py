@@ -50,8 +50,8 @@ def principal_figure(clips: Any, found: Features, i: int) -> Figure:
 def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tuple[int, ...], **more: Any) -> Figure:
     """Attention from the audio token of a contact to all video tokens, over the frames, a row for each block.
 
-    Weights are means over heads, as multiples of an even share; a few tokens far above the rest are cut off. Circles are the true places of the bodies, those of the
-    contact's bodies red. The red line is the moment of the contact.
+    Weights are means over heads, as multiples of an even share; the highest twentieth has the brightest colour. Circles
+    are the true places of the bodies, those of the contact's bodies red. The red line is the moment of the contact.
 
     Args:
       run, clips: as for `attention_of_clips`, of Collisions.

@@ -65,11 +65,12 @@ def views(
     Raises:
       UserError: if there is no such clip, one is shorter than the set has them, or has neither film nor sound.
     """
+    numbers, objective, modalities = list(numbers), run.objective, dict(clips.modalities)
+    seconds = seconds_of(modalities)
     latents, ids = whole_clips(clips, numbers)
-    objective, modalities = run.objective, dict(clips.modalities)
     if not given:
         objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, given={}))
-    label = clips.labels.get(run.experiment.label, np.full(len(clips), -1))[list(numbers)]
+    label = clips.labels.get(run.experiment.label, np.full(len(clips), -1))[numbers]
     batch = {"latents": latents, "label": label, "weight": np.ones(len(ids), np.float32)}
     keys_B = jax.random.split(jax.random.key(seed), len(ids))
     state = run.weights(step)
@@ -94,7 +95,6 @@ def views(
         view: {m: run.autoencoder(m).decode(np.asarray(modalities[m].from_tokens(x[m]))) for m in x}
         for view, x in seen.items()
     }
-    seconds = seconds_of(modalities)
     return Views(
         ids,
         modalities,

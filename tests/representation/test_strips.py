@@ -1,0 +1,69 @@
+"""A clip as rows on one time axis: what stands where."""
+
+import numpy as np
+import pytest
+
+from selfflow.representation.figures import probe_map, similarity_figure
+from selfflow.representation.probing import Row
+from selfflow.representation.similarity import layer_similarity
+from selfflow.representation.strips import Body, Strips
+
+
+@pytest.mark.parametrize(
+    "options, shown, end",
+    [
+        ({}, list(range(0, 24, 2)), 1.92),  # 25 frames of 80 ms: each of twelve columns stands for two
+        ({"start": 10, "every": 1, "columns": 10}, list(range(10, 20)), 1.6),
+        ({"start": 22, "every": 1}, [22, 23, 24], 2.0),
+        ({"columns": 40}, list(range(25)), 2.0),
+    ],
+)
+def test_rows_share_the_time_that_their_columns_cover(options, shown, end):
+    strips = Strips(25, 2.0, **options)
+    assert strips.shown == shown
+    strips.pictures("film", np.zeros((25, 8, 8, 3), np.uint8))
+    strips.sound("sound", np.zeros(16000, np.int16), 8000)
+    strips.audio_tokens("audio", np.arange(50.0))
+    axes = strips.figure("title", moment=1.5).axes[::2]
+    for axis in axes:
+        assert axis.get_xlim() == pytest.approx((shown[0] * 0.08, end))
+    assert [axis.get_ylabel() for axis in axes] == ["film", "sound", "audio"]
+
+
+def test_each_frame_shows_its_own_tokens_and_circles():
+    strips = Strips(8, 4.0, columns=4)  # frames 0, 2, 4, 6
+    values = np.arange(4 * 2 * 3.0)  # a token spans two frames
+    body = Body(4, (0.25, 0.75), 0.1, "red")
+    strips.video_tokens("tokens", values, (4, 2, 3), bodies=[body, body._replace(frame=5)])
+    axis = strips.figure("title").axes[0]
+    for frame, image in enumerate(axis.images):
+        np.testing.assert_array_equal(image.get_array(), values.reshape(4, 2, 3)[frame])
+        assert image.get_extent()[0] == pytest.approx(frame, abs=0.05) and image.get_clim() == (0, 23)
+    (circle,) = axis.patches  # frame 5 is not shown
+    assert circle.center == pytest.approx((2.25, 0.25), abs=0.02)
+
+
+def test_a_measure_of_all_layers_down_and_across():
+    layers = {
+        1: {"a": np.array([[1.0]]), "b": np.array([[10.0]])},
+        4: {"a": np.array([[2.0]]), "b": np.array([[20.0]])},
+    }
+    found = layer_similarity(layers, "a", "b", lambda x, y: (x - y).item())
+    np.testing.assert_array_equal(found, [[-9, -19], [-8, -18]])
+
+
+def test_panels_are_labelled_by_what_was_asked():
+    random = np.random.default_rng(0)
+    features = {layer: {m: random.standard_normal((20, 5)) for m in ("video", "audio")} for layer in (1, 2, 3)}
+    titles = [axis.get_title() for axis in similarity_figure(features, k=4).axes if axis.get_title()]
+    assert titles[:3] == [f"linear CKA: {pair}" for pair in ("video", "audio", "video and audio")]
+    told = ("r", "m", 0, 1, "ema", "count", "video")
+    rows = [
+        Row(*told, tau, layer, "knn", "r2", 1, 0, tau + layer, 0, "test", 8, 4)
+        for tau in (0.1, 0.5)
+        for layer in (1, 2)
+    ]
+    panel = probe_map(rows).axes[0]
+    assert panel.get_title() == "m\ncount from video"
+    np.testing.assert_allclose(panel.images[0].get_array(), [[1.1, 2.1], [1.5, 2.5]])
+    assert [text.get_text() for text in panel.texts] == ["1.10", "2.10", "1.50", "2.50"]
