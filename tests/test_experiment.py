@@ -6,10 +6,11 @@ import pytest
 
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
-from selfflow.experiment_file import changes, forbidden, load_experiment, read_experiment, save_experiment
+from selfflow.experiment_file import changes, forbidden, load_experiment, load_module, read_experiment, save_experiment
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
+from selfflow.sweep import load_sweep
 from selfflow.training.loop import Limits
 from selfflow.training.optimizer import AdamW
 from selfflow.training.profile import Profile
@@ -28,7 +29,10 @@ def test_shipped_experiments_read_back_equal(path, tmp_path):
     experiment = load_experiment(path).resolved()
     save_experiment(experiment, tmp_path / "experiment.json")
     assert read_experiment(tmp_path / "experiment.json") == experiment
-    assert "selfflow train" in path.read_text().split('"""')[1]  # the docstring gives the command
+    command = "sweep" if hasattr(load_module(path), "sweep") else "train"
+    assert f"selfflow {command} experiments/{path.name}" in path.read_text().split('"""')[1]
+    if command == "sweep":
+        load_sweep(path, load_experiment(path))
 
 
 def test_runs_of_the_first_version_are_read(experiment, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.fft
 from safetensors.numpy import load_file, save
 
-from selfflow.autoencoders.mel import MelPCA
+from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
 
 
@@ -57,6 +57,11 @@ class PatchPCA:
     def companded(self) -> bool:
         """Whether latents pass through asinh before they are normalised."""
         return False
+
+    @property
+    def rotated(self) -> bool:
+        """Whether latents are principal components of the frames, or the frames themselves."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -114,8 +119,13 @@ class MdctPCA:
         """Whether latents pass through asinh before they are normalised."""
         return True
 
+    @property
+    def rotated(self) -> bool:
+        """Whether latents are principal components of the frames, or the frames themselves."""
+        return True
 
-Linear = PatchPCA | MdctPCA | MelPCA
+
+Linear = PatchPCA | MdctPCA | LogMel
 
 
 class LinearAutoencoder:
@@ -153,13 +163,16 @@ class LinearAutoencoder:
         count = sum(len(flat(batch)) for batch in media)
         mean = sum(flat(batch).sum(axis=0) for batch in media) / count
         covariance = sum((x := flat(batch) - mean).T @ x for batch in media) / count
-        values, vectors = np.linalg.eigh(covariance)
-        basis = vectors[:, ::-1][:, : config.channels]
-        # eigh leaves the sign open: fix it, so that equal data give equal latents.
-        basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])])
-        deviation = np.sqrt(np.maximum(values[::-1][: config.channels], 0))
+        if config.rotated:
+            values, vectors = np.linalg.eigh(covariance)
+            basis, values = vectors[:, ::-1][:, : config.channels], values[::-1][: config.channels]
+            # eigh leaves the sign open: fix it, so that equal data give equal latents.
+            basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])])
+        else:
+            values, basis = np.diag(covariance), np.eye(len(covariance))
+        deviation = np.sqrt(np.maximum(values, 0))
         arrays = {"mean": mean, "basis": basis, "scale": _nonzero(deviation)}
-        arrays |= {"shift": np.zeros(config.channels), "deviation": np.ones(config.channels)}
+        arrays |= {"shift": np.zeros(len(deviation)), "deviation": np.ones(len(deviation))}
         fitted = cls(config, {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()})
         if config.companded:
             latents = np.concatenate([fitted._compress(flat(batch)) for batch in media])

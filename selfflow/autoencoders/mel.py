@@ -11,34 +11,32 @@ _FLOOR = 1e-4  # power below which there is silence; sound is in [-1, 1]
 
 
 @dataclass(frozen=True)
-class MelPCA:
-    """PCA over the bands of a log-mel spectrogram; sound is made of it by Griffin-Lim (librosa).
+class LogMel:
+    """The bands of a log-mel spectrogram; sound is made of it by Griffin-Lim (librosa).
 
     A film tells when and how loud something sounds, and hardly ever with which phase: of coefficients that carry the
     phase, such as those of an MDCT, it tells variances alone, and a velocity is a mean.
     """
 
-    kind: Literal["mel_pca"] = "mel_pca"
+    kind: Literal["log_mel"] = "log_mel"
     hop: int = 320
     """Samples between latent frames, an even number; windows are twice as long."""
     bands: int = 40
-    """Mel bands."""
-    channels: int = 40
-    """Latent channels kept, at most `bands`."""
+    """Mel bands, each a latent channel."""
     sample_rate: int = 8000
     """Samples of sound per second, as the data has them: mel bands are a matter of Hz."""
 
     def __post_init__(self):
         if self.hop < 2 or self.hop % 2:
             raise UserError(f"autoencoder hop {self.hop}: give an even number of samples")
-        if not 1 <= self.channels <= self.bands:
-            raise UserError(f"autoencoder channels {self.channels}: {self.bands} bands have 1 to {self.bands}")
+        if self.bands < 1:
+            raise UserError(f"autoencoder bands {self.bands}: give at least 1")
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latent of media [samples]."""
         if media[-1] % self.hop:
             raise UserError(f"autoencoder hop {self.hop} does not divide clips of {media[-1]} samples")
-        return (*media[:-1], media[-1] // self.hop, self.channels)
+        return (*media[:-1], media[-1] // self.hop, self.bands)
 
     def frames(self, media: np.ndarray) -> np.ndarray:
         """int16 [..., samples] -> float32 log powers [..., samples / hop, bands]; frame i is centred on block i.
@@ -74,4 +72,12 @@ class MelPCA:
     @property
     def companded(self) -> bool:
         """Whether latents pass through asinh before they are normalised."""
+        return False
+
+    @property
+    def rotated(self) -> bool:
+        """Whether latents are principal components of the frames, or the frames themselves.
+
+        Whitened, components that hardly vary would count as much as when something sounds, and how loud.
+        """
         return False
