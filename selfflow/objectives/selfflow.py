@@ -151,6 +151,16 @@ class SelfFlowObjective:
         teacher_output = self.apply(teacher, *seen(clean), taps=(k,), stop_at=k, groups=groups, **condition)
         return student, teacher_output, target
 
+    def errors(
+        self, params: Params, student: Output, teacher: Output | None, target: dict[str, Float[Array, "B N P"]]
+    ) -> tuple[dict[str, Float[Array, "B N"]], dict[str, Float[Array, "B N"]]]:
+        """Flow and alignment error of every token, of what `views` gives; the latter empty without alignment."""
+        error = flow_error(student.velocity, target)
+        if teacher is None:
+            return error, {}
+        projected = self.project(params, student.taps[self.alignment.student_layer])
+        return error, alignment_error(projected, teacher.taps[self.alignment.teacher_layer])
+
     def _groups(self, corruption: Corruption) -> Groups | None:
         """Who sees whom: masked tokens and the others, across modalities."""
         if self.separation is None:
@@ -176,14 +186,12 @@ class SelfFlowObjective:
           per bucket of tau [TAU_BUCKETS].
         """
         student, teacher, target = self.views(params, frozen["ema"], batch, keys_B, draw)
-        error = flow_error(student.velocity, target)
+        error, distance = self.errors(params, student, teacher, target)
         mean = lambda values, m: jnp.sum(values[m] * draw.weight[m])
         flow = {m: mean(error, m) for m in error}
         loss = sum(self.modality_weight.get(m, 1.0) * flow[m] for m in flow)
         metrics = {f"flow_loss/{m}": flow[m] for m in flow}
         if teacher is not None:
-            projected = self.project(params, student.taps[self.alignment.student_layer])
-            distance = alignment_error(projected, teacher.taps[self.alignment.teacher_layer])
             alignment = {m: mean(distance, m) for m in distance}
             loss += self.alignment.weight * sum(self.modality_weight.get(m, 1.0) * alignment[m] for m in alignment)
             for m in distance:

@@ -6,7 +6,7 @@ under the schedule that is trained; here for all pairs and at given levels.
 
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,6 @@ from jaxtyping import Array, Float
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.noise import Corruption, corrupt, draw_eps
-
-if TYPE_CHECKING:
-    from selfflow.objectives.selfflow import SelfFlowObjective
 
 
 class PairHealth(NamedTuple):
@@ -80,7 +77,7 @@ def effective_rank(features: Float[Array, "M D"]) -> Float[Array, ""]:
 
 
 def health(
-    objective: "SelfFlowObjective",
+    objective: Any,
     params: Any,
     frozen: dict[str, Any],
     latents: Iterable[dict[str, np.ndarray]],
@@ -100,7 +97,7 @@ def health(
     on the batches, as in training: compare values of the same batch size. Batches of another size compile anew.
 
     Args:
-      objective: its `apply`, `project` and shapes; whatever its schedule.
+      objective: `SelfFlowObjective`: its `apply`, `project` and shapes; whatever its schedule.
       params: trained parameters: {"model": ..., "projector": ...}, the latter where it was aligned.
       frozen: {"ema": the teacher's parameters}.
       latents: batches {modality: [B, ...]} of at least 2 samples, all of the same modalities and without padding.

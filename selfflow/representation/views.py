@@ -12,8 +12,6 @@ from jaxtyping import Float
 from selfflow.errors import UserError
 from selfflow.modality import Modality, modality_of, to_tokens
 from selfflow.noise import UniformTau, corrupt, draw_eps
-from selfflow.objectives.alignment import alignment_error
-from selfflow.objectives.flow import flow_error
 
 
 class Views(NamedTuple):
@@ -82,10 +80,7 @@ def views(
         x = to_tokens(modalities, batch["latents"])
         eps, cleanest = draw_eps(keys_B, x), draw.corruption.cleanest()
         seen = {"data": x, "student": corrupt(x, eps, draw.corruption), "teacher": corrupt(x, eps, cleanest)}
-        error, distance = flow_error(student.velocity, target), {}
-        if target_taps is not None:
-            projected = objective.project(params, student.taps[objective.alignment.student_layer])
-            distance = alignment_error(projected, target_taps.taps[objective.alignment.teacher_layer])
+        error, distance = objective.errors(params, student, target_taps, target)
         mean = lambda values: {m: jnp.sum(values[m] * draw.weight[m]) for m in values}
         return draw, cleanest, seen, error, distance, mean(error), mean(distance)
 
