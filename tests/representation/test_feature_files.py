@@ -1,0 +1,88 @@
+"""Features on disk, and of arrays of latents that are no run's own data."""
+
+import resource
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfflow.errors import UserError
+from selfflow.representation.arrays import Arrays
+from selfflow.representation.feature_files import LayerWriter, read_layer
+from selfflow.representation.features import features
+from selfflow.run import open_run
+
+
+def test_two_that_write_the_same_layer_do_not_harm_each_other(tmp_path):
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    first, second, late = (LayerWriter(tmp_path / "f", 2) for _ in range(3))
+    first.add({"video": rows[:1]})
+    second.add({"video": rows})
+    assert read_layer(tmp_path / "f", 2, ("video",)) is None
+    first.add({"video": rows[1:]})
+    for writer in (first, second):
+        writer.finish({"ids": ["a", "b", "c"], "left_out": []})
+    late.drop()
+    stored = read_layer(tmp_path / "f", 2, ("video",))
+    np.testing.assert_array_equal(stored.arrays["video"], rows)
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["layer_002"]
+
+
+@pytest.mark.parametrize("file, content", [("video.npy", b"\x93NUMPY"), ("told.json", b"{"), ("told.json", b"{}")])
+def test_damaged_features_are_named(tmp_path, file, content):
+    writer = LayerWriter(tmp_path, 1)
+    writer.add({"video": np.ones((4, 2), np.float32)})
+    writer.finish({"ids": list("abcd"), "left_out": []})
+    (tmp_path / "layer_001" / file).write_bytes(content)
+    with pytest.raises(UserError, match="layer_001 is damaged .*remove it"):
+        read_layer(tmp_path, 1, ("video",))
+
+
+def test_a_disk_without_room_is_said_and_nothing_stays(tmp_path):
+    """A limit on the size of files, which is met as a full disk is: by a write that fails."""
+    writer = LayerWriter(tmp_path / "f", 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(UserError, match="features cannot be written there .*: make room"):
+            for _ in range(100):
+                writer.add({"video": np.ones((100, 100), np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.drop()
+    assert not [*(tmp_path / "f").iterdir()]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (dict(latents={}), "there is no latent"),
+        (dict(latents={"video": np.zeros((2, 3)), "audio": np.zeros((3, 3))}), "audio are 3, and video 2"),
+        (dict(latents={"video": np.zeros((2, 3))}, ids=["a"]), "ids are 1"),
+        (dict(latents={"video": np.zeros((2, 3))}, labels={"kind": [1, 2, 3]}), "labels of kind are 3"),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other(arguments, said):
+    with pytest.raises(UserError, match=said):
+        Arrays(**arguments)
+
+
+def test_an_imported_network_without_data(tmp_path):
+    from selfflow.cli.importing import main
+    from tests.interop.released import HEADS, PT
+
+    main([str(PT), "--out", str(tmp_path / "sit"), "--num-heads", str(HEADS)])
+    run = open_run(tmp_path / "sit")
+    with pytest.raises(UserError, match="has no data: its weights were imported; give arrays"):
+        features(run, "test")
+    latents = np.random.default_rng(0).standard_normal((3, 8, 8, 4)).astype(np.float32)
+    found = features(run, Arrays({"image": latents}), (2, 4), tau=0.0)
+    model = run.model()
+    levels, assignment = {"image": jnp.zeros((3, 1))}, {"image": jnp.zeros((3, 16), int)}
+    tokens = {"image": model.modalities["image"].to_tokens(jnp.asarray(latents))}
+    apply = jax.jit(partial(model.apply, taps=(2, 4)))
+    taps = apply(model.params, tokens, levels, jnp.full(3, model.null_label), assignment).taps
+    for layer in (2, 4):
+        np.testing.assert_allclose(found.layers[layer]["image"], taps[layer]["image"].mean(axis=1), atol=1e-5)
