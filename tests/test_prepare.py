@@ -129,6 +129,7 @@ def test_latents_made_elsewhere_need_no_raw_data(prepared, mixed, tmp_path):
         prepare(dataclasses.replace(mixed, latents={"mnist": str(tmp_path)}), tmp_path)
 
 
+@pytest.mark.slow
 def test_it_trains_and_logs_what_could_not_be_read(prepared, mixed, tmp_path, data_dir, capsys):
     """Two data sets in one run, one with captions and one with a damaged record."""
     import shutil

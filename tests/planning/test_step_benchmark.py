@@ -22,6 +22,7 @@ from selfflow.text import Text
 from tests.conftest import TINY, perturbed
 
 
+@pytest.mark.slow
 def test_a_small_step_is_timed_and_counted(tiny_experiment):
     experiment = dataclasses.replace(
         tiny_experiment,

@@ -155,6 +155,7 @@ for _ in range(20):
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_twice_equals_an_uninterrupted_one(tiny_run, data_dir, tmp_path):
     """By SIGTERM while its first step compiles, then by SIGINT, then it goes on to its end, and traces two steps."""
     folder = tmp_path / "run"

@@ -67,6 +67,7 @@ def test_many_devices_evaluate_together(processes, devices, data_dir, tmp_path, 
     assert_same_numbers([unsure(row) for row in both], [unsure(row) for row in alone])
 
 
+@pytest.mark.slow
 def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path, monkeypatch):
     """The numbers are those of one process that was never stopped.
 

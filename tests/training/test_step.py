@@ -12,6 +12,7 @@ from selfflow.training.step import make_step, sample_keys
 from tests.conftest import perturbed
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_equals_the_full_batch(objective, params, batch):
     optimizer = AdamW(learning_rate=1e-2).make()
     state = init_state(objective, optimizer, jax.random.key(0))._replace(params=params)
@@ -113,6 +114,7 @@ def moved(objective, batch):
     return optimizer, state._replace(params=perturbed(state.params, 0, 0.05), frozen=perturbed(state.frozen, 1, 0.05))
 
 
+@pytest.mark.slow
 def test_a_step_in_bfloat16_is_that_in_float32_to_its_rounding(objective, batch, moved):
     """bfloat16 keeps 8 bits: results are off by up to 2^-9 each time, and a chain of some ten by a per cent."""
     optimizer, state = moved
