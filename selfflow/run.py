@@ -55,6 +55,11 @@ class Run:
         self._models: dict[tuple, Model] = {}
         self._feeds: dict[str, tuple["Feed", dict[str, "Built"]]] = {}
 
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return str(self.source).rstrip("/").rsplit("/", 1)[-1]
+
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of `metrics.jsonl`, oldest first."""
         return read_metrics(self.path)

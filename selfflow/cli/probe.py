@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from selfflow.representation.probing import Probing, Row
 
 _EXAMPLE = "selfflow probe runs/quickstart --targets material,count --layers all --tau 0.1,0.3,0.5"
-
-
 _FEW = 6  # runs whose layers are all printed
 
 

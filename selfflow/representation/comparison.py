@@ -39,7 +39,7 @@ def methods_of(runs: Sequence[Any]) -> list[str]:
       UserError: if two runs differ in nothing, or were trained on other records.
     """
     _check_same_data(runs)
-    names = [str(run.source).rstrip("/").rsplit("/", 1)[-1] for run in runs]
+    names = [run.name for run in runs]
     stems = [re.sub(r"[-_]?\d+$", "", name) or name for name in names]
     settings: dict[str, list[Any]] = {}
     for stem, run in zip(stems, runs):

@@ -127,7 +127,7 @@ def probe_run(
     model = run.model(weights, step)
     network = {"weights": weights, "step": None if weights == "untrained" else model.step}
     truth = {split: Asked(run, one) for split, one in clips.items()}
-    name = str(run.source).rstrip("/").rsplit("/", 1)[-1]
+    name = run.name
     rows: list[Row] = []
     probes = len(asked.tau) * sum(target.asked_of(source) for source in sources for target in targets)
     with Progress(f"probe {name}", probes * len(asked.layers or range(model.depth)), unit="probe") as shown:
@@ -193,7 +193,7 @@ def retrieval_rows(
         Retrieval(),
         numbers[:queries],
     ).summary()
-    own = str(run.source).rstrip("/").rsplit("/", 1)[-1]
+    own = run.name
     nan = float("nan")
     told = (("sound", found.top1, found.top1_chance), ("sound's material", found.material, found.material_chance))
     whose = (own, method or own, run.experiment.seed.init, model.step, weights)

@@ -17,6 +17,8 @@ from selfflow.objectives.diagnostics import diagnose
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.representation.health import _grown, effective_rank, health
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 SEED = 3
 WITHOUT = 3  # the label that stands for none
 
@@ -48,14 +50,6 @@ class OneTau:
 
     def hold(self, corruption, keys_B, modalities):
         return corruption
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Most of the time of these tests is XLA's, on networks that run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

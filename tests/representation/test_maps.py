@@ -15,13 +15,7 @@ from selfflow.representation.maps import (
 )
 from selfflow.run import open_run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Most of the time of these tests is XLA's, on networks that run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 
 @pytest.fixture(scope="module")

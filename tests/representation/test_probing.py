@@ -143,6 +143,7 @@ def test_runs_that_differ_in_seeds_alone_are_one_method(run, tiny_run):
     class Named:
         def __init__(self, source, experiment):
             self.source, self.experiment, self.provenance = source, experiment, run.provenance
+            self.name = source.rpartition("/")[2]
 
     seeds = [dataclasses.replace(run.experiment, seed=dataclasses.replace(run.experiment.seed, init=i)) for i in (1, 2)]
     other = dataclasses.replace(run.experiment, ema_decay=0.5)
