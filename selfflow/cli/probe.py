@@ -177,6 +177,7 @@ def _compare(rows: list["Row"], baseline: str) -> None:
         if (d := method.difference) is not None:
             p = "" if d.p is None else f", p = {d.p:.2g}"
             line += f"   to {baseline or rows[0].method}: {_interval(d.difference, d.low, d.high, '+')}{p}"
+            line += "" if d.n == method.mean.n else f", {d.n} seeds of both"
         print(line)
     print("  in brackets: 95 %, Student's t over training seeds; differences are paired by seed")
 

@@ -19,7 +19,7 @@ class Method(NamedTuple):
       name: of the method.
       scores: test score by seed.
       mean: over seeds, with its t interval.
-      difference: to the baseline, paired by seed; None for the baseline itself, and where seeds differ.
+      difference: to the baseline, paired by seed; None for the baseline itself, and where they share no seed.
     """
 
     name: str
@@ -93,14 +93,36 @@ def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:
         raise UserError(f"baseline {baseline!r}: there are {', '.join(scores)}")
     against = scores[baseline]
     return [
-        Method(
-            name,
-            own,
-            interval(own),
-            paired(against, own) if name != baseline and own.keys() == against.keys() else None,
-        )
+        Method(name, own, interval(own), _paired(against, own) if name != baseline else None)
         for name, own in scores.items()
     ]
+
+
+def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[str, str]) -> Paired:
+    """How much more the first of `here` scores over its second than the first of `there` over its: (a - b) - (c - d).
+
+    Args:
+      methods: as `compared` gives them.
+      here, there: names of two methods each; seeds that all four have are paired.
+
+    Raises:
+      UserError: if a name is none of theirs, or no seed is.
+    """
+    scores = {method.name: method.scores for method in methods}
+    if unknown := [name for name in (*here, *there) if name not in scores]:
+        raise UserError(f"interaction of {unknown[0]!r}: there are {', '.join(scores)}")
+    differences = [
+        {seed: scores[a][seed] - scores[b][seed] for seed in scores[a].keys() & scores[b].keys()}
+        for a, b in (there, here)
+    ]
+    if (found := _paired(*differences)) is None:
+        raise UserError(f"interaction of {', '.join((*here, *there))}: they have no seed in common")
+    return found
+
+
+def _paired(a: dict[int, float], b: dict[int, float]) -> Paired | None:
+    seeds = sorted(a.keys() & b.keys())
+    return paired({s: a[s] for s in seeds}, {s: b[s] for s in seeds}) if seeds else None
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

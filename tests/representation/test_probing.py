@@ -8,7 +8,8 @@ import pytest
 from selfflow.cli.probe import Options, probe
 from selfflow.data.collisions.targets import bodies_in_tokens, contacts_in_windows
 from selfflow.errors import UserError
-from selfflow.representation.comparison import compared, methods_of, read_rows, write_rows
+from selfflow.representation.comparison import compared, interaction, methods_of, read_rows, write_rows
+from selfflow.representation.comparison_figures import comparison_figure
 from selfflow.representation.features import features
 from selfflow.representation.probing import Probing, Row, best, probe_run
 from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
@@ -129,7 +130,8 @@ def test_methods_are_compared_seed_by_seed():
     rows = [ROW._replace(method=m, seed=s, test=t) for m, s, t in (("a", 0, 0.4), ("a", 1, 0.5), ("b", 0, 0.5),
             ("b", 1, 0.7), ("c", 0, 0.4))]  # fmt: skip
     a, b, c = compared(rows)
-    assert a.difference is None and c.difference is None  # nothing to itself, and c has one seed alone
+    assert a.difference is None and (c.difference.n, c.difference.low) == (1, None)  # over the seeds of both
+    assert compared([rows[0], rows[3]])[1].difference is None
     assert b.difference.difference == pytest.approx(0.15) and b.difference.n == 2
     assert b.difference.high == pytest.approx(0.15 + 12.706 * 0.05, abs=1e-3)
     assert compared(rows[:4], "b")[0].difference.difference == pytest.approx(-0.15)
@@ -137,6 +139,30 @@ def test_methods_are_compared_seed_by_seed():
         compared(rows + rows[:1])
     with pytest.raises(UserError, match="baseline 'd': there are a, b, c"):
         compared(rows, "d")
+
+
+def test_an_interaction_is_a_difference_of_paired_differences():
+    scores = {"a": (0.5, 0.6, 0.9), "b": (0.4, 0.4, 0.1), "c": (0.5, 0.4), "d": (0.45, 0.5)}
+    methods = compared([ROW._replace(method=m, seed=s, test=t) for m, own in scores.items() for s, t in enumerate(own)])
+    found = interaction(methods, ("a", "b"), ("c", "d"))  # of seeds 0 and 1: (.1 - .05, .2 + .1)
+    assert (found.difference, found.n) == (pytest.approx(0.175), 2)
+    assert found.high == pytest.approx(0.175 + 12.706 * 0.125, abs=1e-3)
+    with pytest.raises(UserError, match="interaction of 'e': there are a, b, c, d"):
+        interaction(methods, ("a", "e"), ("c", "d"))
+    alone = compared([ROW._replace(method=m, seed=i, test=0.5) for i, m in enumerate("abcd")])
+    with pytest.raises(UserError, match="no seed in common"):
+        interaction(alone, ("a", "b"), ("c", "d"))
+
+
+def test_a_figure_of_methods_shows_every_run_and_every_interval():
+    methods = compared([ROW._replace(method=m, seed=s, test=0.4 + s / 10) for m in "abc" for s in range(3)], "b")
+    figure = comparison_figure({"material": methods, "count": methods[:2]})
+    scores, other, differences, _ = figure.axes
+    seeds = [line for line in scores.lines if line.get_label().startswith("seed")]
+    assert [len(line.get_xdata()) for line in seeds] == [3, 3, 3] and len(scores.containers) == 3
+    assert len(differences.containers) == 2 and len(other.containers) == 2
+    low, high = scores.containers[0].lines[2][0].get_segments()[0][:, 1]  # 0.5 with t(2) 0.1 / sqrt(3) to both sides
+    assert (low, high) == pytest.approx((0.5 - 0.2484, 0.5 + 0.2484), abs=1e-3)
 
 
 def test_runs_that_differ_in_seeds_alone_are_one_method(run, tiny_run):

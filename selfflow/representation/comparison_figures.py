@@ -1,0 +1,56 @@
+"""Figures of methods held against each other, seed by seed."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfflow.representation.comparison import Method
+from selfflow.representation.statistics import Interval
+
+
+def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
+    """Scores of methods by seed, and below how much they differ from the baseline, paired by seed.
+
+    A dot is a run and a line joins runs of one seed; bars are 95 % t intervals over seeds.
+
+    Args:
+      panels: methods by the question that they answer, as `compared` gives them.
+    """
+    most = max(len(methods) for methods in panels.values())
+    figure = Figure(figsize=((0.75 * most + 1.2) * len(panels) + 0.3, 5.0), layout="constrained")
+    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 2))
+    for (title, methods), scores, differences in zip(panels.items(), *axes):
+        names = [method.name.replace("_", "\n") for method in methods]
+        seeds = sorted({seed for method in methods for seed in method.scores})
+        shades = dict(
+            zip(seeds, matplotlib.colormaps["viridis"]([i / max(1, len(seeds) - 1) * 0.85 for i in range(len(seeds))]))
+        )
+        for seed in seeds:
+            there = [(i, method.scores[seed]) for i, method in enumerate(methods) if seed in method.scores]
+            scores.plot(*zip(*there), marker="o", ms=3.5, lw=0.6, color=shades[seed], label=f"seed {seed}")
+        for i, method in enumerate(methods):
+            _bar(scores, i + 0.22, method.mean)
+            if (d := method.difference) is not None:
+                _bar(differences, i, Interval(d.difference, d.low, d.high, d.n))
+        baseline = next(i for i, method in enumerate(methods) if method.difference is None)
+        differences.axhline(0, color="0.6", lw=1, ls=(0, (1, 2)))
+        differences.annotate("baseline", (baseline, 0), (0, 4), textcoords="offset points", ha="center", fontsize=7)
+        differences.set_ylabel("difference")
+        scores.set_title(title, fontsize=9)
+        scores.set_ylabel("score")
+        for axis in (scores, differences):
+            axis.set_xticks(range(len(methods)), names if axis is differences else [""] * len(methods), fontsize=7)
+            axis.set_xlim(-0.5, len(methods) - 0.5)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(axis="y", alpha=0.25, lw=0.5)
+    axes[0, 0].legend(fontsize=6, frameon=False)
+    return figure
+
+
+def _bar(axis: Axes, x: float, found: Interval) -> None:
+    errors = None
+    if found.low is not None:
+        errors = [[found.estimate - found.low], [found.high - found.estimate]]
+    axis.errorbar(x, found.estimate, errors, fmt="D", ms=4, color="black", capsize=3, lw=1.2)
