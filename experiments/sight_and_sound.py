@@ -20,12 +20,15 @@ seed, five seeds. The other arms have three seeds and are exploratory.
 
 How it differs from the quickstart, and why: a video token spans five frames, so that a bounce is seen in one token;
 sound is a log-mel spectrogram, for no film tells the phase that an MDCT carries; each modality has noise levels of its
-own, low for sight and high for sound, where sight has something to tell of it; there are four times as many clips, for
-even a network that is told the material of 4096 clips soon knows those by heart; and materials bounce more differently
-(restitution .15 to .92 in place of .45 to .92), for a network of this size learns to see the default ones too slowly.
-Felt then stops so well that a lucky single frame tells something of it: as much to one arm as to another.
+own, low for sight and so high for sound that its material is often lost in noise, where sight has something to tell of
+it; the flow loss of sound counts five times; there are four times as many clips, for even a network that is told the
+material of 4096 clips soon knows those by heart; and materials bounce more differently (restitution .15 to .92 in place
+of .45 to .92), for a network of this size learns to see the default ones too slowly. Felt then stops so well that a
+lucky single frame tells something of it: as much to one arm as to another. These settings were found with runs of
+matched and shuffled of seed 0, which is therefore left out; the difference shrank with training: .10 after 500 steps,
+.05 after 1000, .04 after 1500.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: see README.md.
+Hardware: two CPU cores, 2 GB for each member. Wall time: 9 minutes for a member where two run at once.
 """
 
 import dataclasses
@@ -40,7 +43,7 @@ from selfflow.noise import DualTimestep, UniformTau
 from selfflow.sweep import Member
 from selfflow.training.loop import Cadence
 
-SEEDS, EXPLORATORY_SEEDS = range(5), range(3)
+SEEDS, EXPLORATORY_SEEDS = range(1, 6), range(1, 4)
 
 _ARMS = {
     "matched": {},
@@ -78,11 +81,12 @@ def experiment() -> Experiment:
             "films": Set(modalities=("video",), weight=0.5, batch_size=16),
         },
         schedule=DualTimestep(
-            tau={"video": UniformTau(shift=0.2), "audio": UniformTau(shift=15.0)},
+            tau={"video": UniformTau(shift=0.2), "audio": UniformTau(shift=60.0)},
             mask_ratio={"video": 0.1, "audio": 0.5},
             draw="per_modality",
         ),
-        steps=2000,
+        modality_weight={"audio": 5.0},
+        steps=1000,
         cadence=Cadence(checkpoint_every=500),
         proof=Proof(samples=2, probe_clips=0),
     )
