@@ -173,15 +173,5 @@ def _compare(rows: list["Row"], baseline: str) -> None:
     from selfflow.representation.comparison import compared
 
     for method in compared(rows, baseline):
-        line = f"  {method.name:<24} {_interval(method.mean.estimate, *method.mean[1:3])}  n = {method.mean.n}"
-        if (d := method.difference) is not None:
-            p = "" if d.p is None else f", p = {d.p:.2g}"
-            line += f"   to {baseline or rows[0].method}: {_interval(d.difference, d.low, d.high, '+')}{p}"
-            line += "" if d.n == method.mean.n else f", {d.n} seeds of both"
-        print(line)
-    print("  in brackets: 95 %, Student's t over training seeds; differences are paired by seed")
-
-
-def _interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
-    shown = f"{value:{sign}.3f}"
-    return shown if low is None else f"{shown} [{low:{sign}.3f}, {high:{sign}.3f}]"
+        print(f"  {method.told()}")
+    print(f"  in brackets: 95 %, Student's t over training seeds; differences to {baseline or rows[0].method}, by seed")

@@ -27,6 +27,11 @@ class Method(NamedTuple):
     mean: Interval
     difference: Paired | None
 
+    def told(self) -> str:
+        """One line of a table: its name, its mean, its difference."""
+        difference = "" if self.difference is None else f"   difference {self.difference.told()}"
+        return f"{self.name:<20} {self.mean.told()}{difference}"
+
 
 def methods_of(runs: Sequence[Any]) -> list[str]:
     """The name of each run's method: that of its folder without the number at its end, where runs differ in their seeds

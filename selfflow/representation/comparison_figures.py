@@ -1,8 +1,11 @@
 """Figures of methods held against each other, seed by seed."""
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -46,6 +49,36 @@ def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(axis="y", alpha=0.25, lw=0.5)
     axes[0, 0].legend(fontsize=6, frameon=False)
+    return figure
+
+
+def loss_curves(runs: Mapping[str, Any]) -> Figure:
+    """Flow losses of runs by step, a panel for each modality: medians over 20 logged steps, and the steps as dots.
+
+    Args:
+      runs: opened runs by name.
+    """
+    metrics = {name: run.metrics() for name, run in runs.items()}
+    kinds = sorted(
+        {key for rows in metrics.values() for row in rows for key in row if re.fullmatch(r"flow_loss/[^/]+", key)}
+    )
+    figure = Figure(figsize=(4.2 * len(kinds) + 0.6, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    shades = dict(zip(runs, matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(runs)))))
+    for axis, kind in zip(axes, kinds):
+        for name, rows in metrics.items():
+            steps, values = np.array([(row["step"], row[kind]) for row in rows if kind in row]).reshape(-1, 2).T
+            if not len(steps):
+                continue  # an arm without this modality
+            wide = min(20, len(steps))
+            medians = np.median(np.lib.stride_tricks.sliding_window_view(values, wide), axis=1)
+            axis.plot(steps, values, ".", ms=2, alpha=0.3, color=shades[name])
+            axis.plot(steps[wide - 1 :], medians, lw=1.3, color=shades[name], label=name)
+        axis.set(title=kind, xlabel="step", yscale="log")
+        axis.title.set_fontsize(9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, lw=0.5)
+        axis.legend(fontsize=7, frameon=False)
     return figure
 
 

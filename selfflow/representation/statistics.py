@@ -18,6 +18,10 @@ class Interval(NamedTuple):
     high: float | None
     n: int
 
+    def told(self) -> str:
+        """For a table: 0.512 [0.490, 0.534], n = 5."""
+        return f"{_told(self.estimate, self.low, self.high)}, n = {self.n}"
+
 
 class Paired(NamedTuple):
     """The mean difference of two methods over n seeds, its 95 % interval, and p of no difference (two-sided).
@@ -30,6 +34,11 @@ class Paired(NamedTuple):
     high: float | None
     p: float | None
     n: int
+
+    def told(self) -> str:
+        """For a table: +0.051 [+0.032, +0.070], p = 0.0012, n = 5."""
+        p = "" if self.p is None else f", p = {self.p:.2g}"
+        return f"{_told(self.difference, self.low, self.high, '+')}{p}, n = {self.n}"
 
 
 def interval(scores: Sequence[float] | Mapping[int, float]) -> Interval:
@@ -99,6 +108,11 @@ def bootstrap(
     found = [statistic(values[random.integers(0, n, n)]) for _ in range(draws)]
     low, high = np.quantile(found, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(float(statistic(values)), float(low), float(high), n)
+
+
+def _told(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+    shown = f"{value:{sign}.3f}"
+    return shown if low is None else f"{shown} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
 def _t_interval(values: np.ndarray) -> tuple[float | None, float | None]:
