@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfflow.errors import UserError
+from selfflow.experiment_file import changes, forbidden
 from selfflow.representation.probing import Row
 from selfflow.representation.statistics import Interval, Paired, interval, paired
-from selfflow.tree import to_json
 
 
 class Method(NamedTuple):
@@ -45,12 +45,15 @@ def methods_of(runs: Sequence[Any]) -> list[str]:
     """
     _check_same_data(runs)
     names = [run.name for run in runs]
+    for run, name in zip(runs, names):
+        if (other := runs[names.index(name)]) is not run:
+            raise UserError(f"{other.source} and {run.source}: rows go by the name of a run: rename one of the folders")
     stems = [re.sub(r"[-_]?\d+$", "", name) or name for name in names]
     settings: dict[str, list[Any]] = {}
     for stem, run in zip(stems, runs):
-        settings.setdefault(stem, []).append(_without_seeds(run.experiment))
+        settings.setdefault(stem, []).append(run.experiment)
     methods = [
-        stem if len(settings[stem]) > 1 and all(other == settings[stem][0] for other in settings[stem]) else name
+        stem if len(settings[stem]) > 1 and all(_alike(settings[stem][0], other) for other in settings[stem]) else name
         for stem, name in zip(stems, names)
     ]
     seen: dict[tuple[str, int], Any] = {}
@@ -72,9 +75,10 @@ def _check_same_data(runs: Sequence[Any]) -> None:
             )
 
 
-def _without_seeds(experiment: Any) -> Any:
-    told = to_json(experiment)
-    return {name: value for name, value in told.items() if name not in ("seed", "latents", "devices", "reading")}
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two experiments differ in seeds alone, among what says what is computed."""
+    found = (name for name in changes(one, other) if forbidden(name) or name == "steps")
+    return all(name.split(".")[0] == "seed" for name in found)
 
 
 def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:

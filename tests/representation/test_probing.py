@@ -178,6 +178,12 @@ def test_runs_that_differ_in_seeds_alone_are_one_method(run, tiny_run):
     assert methods_of([one, Named("runs/arm_2", other)]) == ["arm_1", "arm_2"]
     with pytest.raises(UserError, match="arm_1 and .*arm_9 are both arm with seed.init 1"):
         methods_of([Named("runs/arm_9", seeds[0]), one])
+    seldom = dataclasses.replace(seeds[1], cadence=dataclasses.replace(seeds[1].cadence, checkpoint_every=7))
+    assert methods_of([one, Named("runs/arm_2", seldom)]) == ["arm", "arm"]  # nothing else is computed
+    longer = dataclasses.replace(seeds[1], steps=seeds[1].steps + 1)
+    assert methods_of([one, Named("runs/arm_2", longer)]) == ["arm_1", "arm_2"]
+    with pytest.raises(UserError, match="runs/arm_1 and else/arm_1: rows go by the name of a run"):
+        methods_of([one, Named("else/arm_1", seeds[1])])
     two.provenance = lambda: {"sets": {"collisions": {"dataset": "collisions/other", "fingerprint": "0"}}}
     with pytest.raises(UserError, match="arm_2 was trained on collisions/other and .*arm_1 on collisions"):
         methods_of([one, two])

@@ -10,7 +10,7 @@ from selfflow.errors import UserError
 from selfflow.representation.moments import Moments
 from selfflow.representation.probes.split import Score, Split, checked_numbers, refuse_shared
 
-STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = tuple(10.0**power for power in range(-5, 4))
 _ROWS = 4096
 
 
