@@ -1,8 +1,14 @@
 """What sound teaches sight: does hearing the collisions while it trains teach a network to see what bodies are made of?
 
     selfflow sweep experiments/sight_and_sound.py --jobs 2
-    selfflow probe runs/sight_and_sound/*_? --targets material --sources video --baseline shuffled \\
-        --csv runs/sight_and_sound/material.csv
+    cd runs/sight_and_sound
+    selfflow probe *_? --targets material,contact --sources video --clips 4096 --baseline shuffled --csv video.csv
+    selfflow probe *_? --targets material --sources video --clips 4096 --baseline shuffled --csv shifted.csv \\
+        --split shifted
+    selfflow probe [!v]*_? --targets material --sources audio --clips 4096 --baseline shuffled --csv audio.csv \\
+        --retrieval 128
+
+The files that came of this lie beside this one, and notebooks/sight_and_sound.py shows them.
 
 The arms differ in the sound alone. Every arm sees the same films in the same order, with the same noise, from the same
 initialisation; every second batch, or nearly, is a film without its sound.

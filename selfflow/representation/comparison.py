@@ -81,6 +81,11 @@ def _alike(one: Any, other: Any) -> bool:
     return all(name.split(".")[0] == "seed" for name in found)
 
 
+def selected(rows: Iterable[Row], **fields: Any) -> list[Row]:
+    """The rows of one question, such as `target="material", source="video", split="test", tau=0.1`."""
+    return [row for row in rows if all(getattr(row, name) == value for name, value in fields.items())]
+
+
 def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:
     """Methods of rows of one target and source, one row for each run (see `best`).
 
