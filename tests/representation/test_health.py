@@ -17,8 +17,6 @@ from selfflow.objectives.diagnostics import diagnose
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.representation.health import _grown, effective_rank, health
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 SEED = 3
 WITHOUT = 3  # the label that stands for none
 
