@@ -88,12 +88,13 @@ class Asked:
           target: what is asked.
           found: features of clips: means, or for moments and tokens all tokens.
           layer: which of them.
-          source: modalities; of several, the features stand side by side.
+          source: modalities; of several, means stand side by side, and tokens one after the other.
         """
         ids = np.array(found.ids)
         taps = found.layers[layer]
         if target.kind in ("class", "number"):
-            x = np.concatenate([taps[m] for m in source], axis=-1)
+            # Axis 1 is the channels of means [n, D], and the tokens of [n, N, D], of which each modality has its own N.
+            x = np.concatenate([taps[m] for m in source], axis=1)
             return [Split(x[keep], y[keep], ids[keep]) for y, keep in self._of_clips(target, found)]
         (m,) = source
         of_each = self._moments if target.kind == "moment" else self._tokens

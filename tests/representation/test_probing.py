@@ -67,6 +67,15 @@ def test_classes_are_asked_of_means_side_by_side(run, clips):
     assert len(shapes) == 3 and set(shapes[0].y) <= {0, 1}
 
 
+def test_tokens_of_two_modalities_are_one_sequence(run, clips):
+    found = features(run, clips, 1, 0.1, pool="tokens", limit=4)
+    (split,) = Asked(run, clips).of(Target("count", "class"), found, 1, ("video", "audio"))
+    video, audio = (found.layers[1][m] for m in ("video", "audio"))
+    assert video.shape[1] != audio.shape[1]
+    np.testing.assert_array_equal(split.x[:, : video.shape[1]], video)
+    np.testing.assert_array_equal(split.x[:, video.shape[1] :], audio)
+
+
 @pytest.mark.filterwarnings("ignore:.*shows no sample of class")
 def test_rows_say_what_was_done(run):
     asked = Probing(("count", "contacts", "contact"), (1, 3), (0.1, 0.5), ("video", "video+audio"), token_clips=4)
