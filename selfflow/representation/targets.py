@@ -59,13 +59,25 @@ def chosen_targets(run: Any, clips: Any, names: tuple[str, ...]) -> list[Target]
     """The targets of these names.
 
     Raises:
-      UserError: listing those that there are.
+      UserError: listing those that there are; or if clips are cropped, and the target is of what happens in them.
     """
     known = targets_of(run, clips)
     for name in names:
         if name not in known:
             raise UserError(f"target {name!r}: the data has {', '.join(known) or 'none'}")
+        if name not in clips.labels and known[name].kind != "class":
+            refuse_cropped(run, clips, f"target {name!r}")
     return [known[name] for name in names]
+
+
+def refuse_cropped(run: Any, clips: Any, what: str) -> None:
+    """Raises `UserError`, beginning with `what`, if clips do not last as long as those whose truth Collisions tells."""
+    settings, seconds = _collisions(run, clips), run.experiment.mixture[clips.set].seconds
+    if settings is not None and seconds not in (None, settings.seconds):
+        raise UserError(
+            f"{what}: mixture.{clips.set}.seconds is {seconds:g}, and the truth is that of whole clips of "
+            f"{settings.seconds:g} s: take a set without seconds"
+        )
 
 
 class Asked:
@@ -80,6 +92,14 @@ class Asked:
         self.clips, self._settings = clips, _collisions(run, clips)
         self._number = {name: i for i, name in enumerate(clips.ids)}
         self._records: dict[str, Mapping] = {}
+
+    def only_class(self, target: Target, limit: int | None = None) -> str:
+        """Why a label is no target of the first `limit` clips, of which fewer than two classes are; else nothing."""
+        labels = self.clips.labels.get(target.name, np.arange(2))[:limit]
+        shown = np.unique(labels[labels >= 0])
+        if len(shown) > 1:
+            return ""
+        return f"all {(labels >= 0).sum()} samples are of class {shown[0]}" if len(shown) else "no sample has a label"
 
     def of(self, target: Target, found: Features, layer: int, source: tuple[str, ...]) -> list[Split]:
         """What a probe is given: one split, or of a target that is the mean of several, those.
