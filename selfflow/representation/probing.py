@@ -10,6 +10,7 @@ import numpy as np
 
 from selfflow.errors import UserError
 from selfflow.progress import Progress
+from selfflow.representation.arrays import readable_and_whole
 from selfflow.representation.features import features
 from selfflow.representation.probes.attentive import attentive_probe
 from selfflow.representation.probes.linear import linear_probe
@@ -23,6 +24,7 @@ from selfflow.representation.targets import Asked, Target, chosen_targets, targe
 ProbeName = Literal["logistic", "linear", "knn", "attentive", "few-shot"]
 _CLASSES = {"logistic": logistic_probe, "linear": linear_probe, "knn": knn_probe, "attentive": attentive_probe}
 _SHOTS = 5
+_FEWEST = 128  # clips that sounds are chosen from: of 4 materials some 32 each, where 8 are needed
 
 
 @dataclass(frozen=True)
@@ -167,39 +169,46 @@ def retrieval_rows(
     method: str = "",
     weights: str = "ema",
     step: int | None = None,
+    set: str = "",
     split: str = "test",
     data_dir: Any = None,
 ) -> list[Row]:
     """Whether films find their own sounds among 16, half of them of their material (see `retrieval`), as two rows.
 
-    Candidates come from the first 8 clips for each query. Target `sound` is the share of films whose own sound came
-    first, `sound's material` of those for which one of their material did; layer and tau are those of no one.
+    Candidates come from the first 8 clips for each query, and from 128 at least; clips that cannot be read are left
+    out. Target `sound` is the share of films whose own sound came first, `sound's material` of those for which one of
+    their material did; layer and tau are those of no one.
 
     Args:
-      run: an opened run, whose first set of film and sound is taken.
+      run: an opened run.
       queries: how many films.
+      set: of film and sound; by default the first such.
       method, weights, step, split, data_dir: as for `probe_run`.
 
     Raises:
-      UserError: if no set has film and sound, or clips have no material, and as `retrieve`.
+      UserError: if no set has film and sound, clips have no material, one is shorter than the others, or none can be
+        read; and as `retrieve`.
     """
-    name = next((n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None)
+    if queries < 1:
+        raise UserError(f"--retrieval is {queries}: give the number of films, at least 1")
+    name = set or next((n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None)
     if name is None:
         raise UserError(f"{run.source} was trained on no set of video and audio: no film finds a sound")
     clips, model = run.data(split, name, data_dir), run.model(weights, step)
     if "material" not in clips.labels:
         raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
-    numbers = np.arange(min(len(clips), 8 * queries))
-    latents = [clips.latents(int(i)) for i in numbers]
+    if missing := [m for m in ("video", "audio") if m not in clips.modalities]:
+        raise UserError(f"set {name!r} has no {missing[0]}: films find sounds in a set of video and audio")
+    numbers, latents = zip(*readable_and_whole(clips, range(min(len(clips), max(_FEWEST, 8 * queries)))))
     found = retrieve(
         model.apply,
         model.params,
         clips.modalities,
         model.null_label,
         {m: np.stack([x[m] for x in latents]) for m in ("video", "audio")},
-        clips.labels["material"][numbers],
+        clips.labels["material"][list(numbers)],
         Retrieval(),
-        numbers[:queries],
+        np.arange(min(queries, len(numbers))),
     ).summary()
     own = run.name
     nan = float("nan")

@@ -9,11 +9,9 @@ from selfflow.cli.probe import Options, probe
 from selfflow.data.collisions.targets import bodies_in_tokens, contacts_in_windows
 from selfflow.errors import UserError
 from selfflow.representation import probing as module
-from selfflow.representation.arrays import Arrays
 from selfflow.representation.comparison import compared, interaction, methods_of, read_rows, write_rows
 from selfflow.representation.comparison_figures import comparison_figure
 from selfflow.representation.features import features
-from selfflow.representation.maps import layout_of
 from selfflow.representation.probes.split import Split
 from selfflow.representation.probing import Probing, Row, best, probe_run
 from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
@@ -115,66 +113,6 @@ def test_the_command_prints_and_writes(tiny_run, tmp_path, capsys):
 
 def _rounded(row):
     return {name: float(f"{value:.6g}") for name, value in row._asdict().items() if isinstance(value, float)}
-
-
-def labelled(train, validation, test, **more):
-    """Arrays of three splits with these labels each, {field: [n]}."""
-    latents = {m: np.zeros((1, *shape), np.float32) for m, shape in more["shapes"].items()}
-    repeat = lambda n: {m: np.repeat(x, n, axis=0) for m, x in latents.items()}
-    sizes = {
-        name: len(next(iter(one.values()), range(4))) for name, one in (("a", train), ("b", validation), ("c", test))
-    }
-    splits = zip(("train", "validation", "test"), (train, validation, test), sizes.items())
-    return {
-        split: Arrays(repeat(n), [f"{name}{i}" for i in range(n)], {k: np.array(v) for k, v in labels.items()})
-        for split, labels, (name, n) in splits
-    }
-
-
-def test_labels_of_one_class_are_named_before_anything_is_computed(run, clips, monkeypatch, capsys):
-    class Computed(Exception):
-        pass
-
-    def computing(*_, **__):
-        raise Computed
-
-    monkeypatch.setattr(module, "features", computing)
-    two, one = {"a": [0, 1, 0, 1], "b": [0, 1, 1, 0]}, {"a": [0, 1, 0, 1], "b": [-1, 4, 4, 4]}
-    data = labelled(two, two, one, shapes=clips.shapes)
-    with pytest.raises(UserError, match="target b: test: all 3 samples are of class 4: take another split"):
-        probe_run(run, Probing(("a", "b")), data=data)
-    shifted = {"train": data["train"], "validation": data["validation"], "shifted": data["test"]}
-    with pytest.raises(UserError, match="target b: shifted: all 3 samples"):
-        probe_run(run, Probing(("b",), split="shifted"), data=shifted)
-    with pytest.raises(Computed):
-        probe_run(run, Probing(), data=data)
-    assert capsys.readouterr().err.splitlines()[0] == "target b is left out: test: all 3 samples are of class 4"
-    with pytest.raises(UserError, match="train: all 2 samples are of class 0"):
-        probe_run(run, Probing(("a",), clips=2), data=labelled({"a": [0, 0, 1]}, two, two, shapes=clips.shapes))
-    with pytest.raises(UserError, match="no label of the data can be probed: name other --targets; there are none"):
-        probe_run(run, Probing(), data=labelled({}, {}, {}, shapes=clips.shapes))
-    with pytest.raises(UserError, match="data has train, validation, test, and no rest: give train, validation, rest"):
-        probe_run(run, Probing(split="rest"), data=data)
-
-
-def test_what_a_probe_refuses_tells_of_target_and_split(run, monkeypatch):
-    def refusing(*splits):
-        raise UserError("test: no")
-
-    monkeypatch.setitem(module._CLASSES, "knn", refusing)
-    with pytest.raises(UserError, match="target shape, tested on test: test: no"):
-        probe_run(run, Probing(("shape",), (1,), sources=("video",), probe="knn", clips=2))
-
-
-def test_the_truth_of_whole_clips_is_not_asked_of_cropped_ones(run, clips, monkeypatch):
-    mixture = run.experiment.mixture | {"joint": dataclasses.replace(run.experiment.mixture["joint"], seconds=1.0)}
-    monkeypatch.setattr(run, "experiment", dataclasses.replace(run.experiment, mixture=mixture))
-    for name in ("contacts", "contact", "position", "velocity"):
-        with pytest.raises(UserError, match=f"target '{name}': mixture.joint.seconds is 1, .* whole clips of 2 s"):
-            chosen_targets(run, clips, (name,))
-    with pytest.raises(UserError, match="bodies and their sounds: mixture.joint.seconds is 1"):
-        layout_of(run, clips)
-    assert len(chosen_targets(run, clips, ("shape", "material"))) == 2
 
 
 def test_the_mean_of_several_probes_has_no_setting():
