@@ -8,6 +8,8 @@ from pathlib import Path
 _CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "selfflow-test-compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of the tests is XLA's, on networks that run for milliseconds.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -22,6 +24,15 @@ from selfflow.objectives.alignment import SelfFlow  # noqa: E402
 from selfflow.objectives.selfflow import SelfFlowObjective  # noqa: E402
 
 TINY = Path(__file__).parent / "tiny.py"
+
+
+@pytest.fixture(autouse=True)
+def optimized_where_it_takes_minutes(request, monkeypatch):
+    """Networks of slow tests run for longer than they compile."""
+    slow = request.node.get_closest_marker("slow") is not None
+    if slow:
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    jax.config.update("jax_disable_most_optimizations", not slow)
 
 
 @pytest.fixture

@@ -41,18 +41,10 @@ def check(notebook: nbformat.NotebookNode, figures: int) -> None:
     assert "warning" not in text(notebook, "stderr").lower()
 
 
-@pytest.fixture
-def compiled_quickly(monkeypatch):
-    """Most of the time of small runs is XLA's."""
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-
-
-@pytest.mark.usefixtures("compiled_quickly")
 def test_method(tiny_run):
     check(executed("method", run_path=str(tiny_run), clips=[0, 1], draws=64), figures=5)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_layers(tiny_run):
     small = {"taus": [0.1, 0.5], "targets": ["material"], "sources": ["video"], "clips": 24, "probe": "knn"}
     small |= {"similar_clips": 12, "healthy_clips": 4, "healthy_batch": 4, "neighbours": 4}
@@ -61,7 +53,6 @@ def test_layers(tiny_run):
     assert "tiny, untrained" in text(notebook)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_maps(tiny_run):
     small = {"layers": [1, 3], "component_clips": 4, "contact_clips": 6}
     notebook = executed("maps", run_path=str(tiny_run), **small)
@@ -80,7 +71,6 @@ def test_sight_and_sound(tiny_run, tmp_path):
     assert "difference" in primary[0] and "no runs" not in text(notebook)
 
 
-@pytest.mark.usefixtures("compiled_quickly")
 def test_released_checkpoint(tmp_path):
     """On the recorded SiT, with latents that a linear autoencoder makes of digits."""
     from sklearn.datasets import load_digits

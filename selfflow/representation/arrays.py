@@ -20,7 +20,7 @@ class Arrays:
 
     Args:
       latents: {modality: [n, ...]}.
-      ids: of the samples; by default their numbers.
+      ids: of the samples; by default a hash of the latents of each, so that those of two splits differ.
       labels: {field: [n]}, integers.
 
     Attributes:
@@ -43,13 +43,16 @@ class Arrays:
         count = next(iter(lengths.values()), 0)
         if not count:
             raise UserError("Arrays: there is no latent; give {modality: [n, ...]}")
-        self.ids = [str(i) for i in (range(count) if ids is None else ids)]
+        self.ids = None if ids is None else [str(i) for i in ids]
         self.labels = {field: np.asarray(values) for field, values in (labels or {}).items()}
-        lengths |= {"ids": len(self.ids)} | {f"labels of {field}": len(x) for field, x in self.labels.items()}
+        lengths |= {} if self.ids is None else {"ids": len(self.ids)}
+        lengths |= {f"labels of {field}": len(x) for field, x in self.labels.items()}
         for what, length in lengths.items():
             if length != count:
                 raise UserError(f"Arrays: {what} are {length}, and {next(iter(lengths))} {count}: give as many of each")
         self.shapes = {m: x.shape[1:] for m, x in self._latents.items()}
+        if self.ids is None:
+            self.ids = [self._hash(i) for i in range(count)]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,6 +71,12 @@ class Arrays:
     def latents(self, i: int) -> dict[str, np.ndarray]:
         """The latents of sample i, {modality: [...]}."""
         return {m: x[i] for m, x in self._latents.items()}
+
+    def _hash(self, i: int) -> str:
+        digest = hashlib.sha256()
+        for _, x in sorted(self._latents.items()):
+            digest.update(np.ascontiguousarray(x[i]).tobytes())
+        return digest.hexdigest()[:16]
 
 
 def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> dict[str, Arrays]:
@@ -129,6 +138,27 @@ def readable(clips: Any, numbers: Iterable[int], left_out: list[int]) -> Iterato
             left_out.append(i)
             continue
         yield i, latents
+
+
+def readable_and_whole(clips: Any, numbers: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """As `readable`, for those who need clips that are all as long as the set has them; warns of those left out.
+
+    Raises:
+      UserError: if a clip is shorter, or none can be read.
+    """
+    left_out: list[int] = []
+    i = None
+    for i, latents in readable(clips, numbers, left_out):
+        for m, x in latents.items():
+            if x.shape != clips.shapes[m]:
+                raise UserError(
+                    f"clip {clips.ids[i]!r} is shorter than the set has them ({m} {list(x.shape)}, and not "
+                    f"{list(clips.shapes[m])}): take a set or a split of whole clips"
+                )
+        yield i, latents
+    warn_of(clips, left_out)
+    if left_out and i is None:
+        raise UserError(f"none of {len(left_out)} clips can be read")
 
 
 def warn_of(clips: Any, left_out: list[int]) -> None:

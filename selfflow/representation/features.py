@@ -21,7 +21,7 @@ from selfflow.modality import Modality, of_latents
 from selfflow.progress import Progress
 from selfflow.representation.arrays import readable, warn_of
 from selfflow.representation.feature_files import LayerWriter, read_layer
-from selfflow.representation.forward import Forward, Taps
+from selfflow.representation.forward import Forward, Taps, code_hash
 from selfflow.tree import to_json
 
 T = TypeVar("T")
@@ -67,7 +67,8 @@ def features(
     """What blocks of a run's network make of samples without a label: the residual stream behind each block.
 
     One forward pass serves all layers. They are written to `RUN/features` as they come, so that memory does not grow
-    with the number of samples, and are not computed again: of layers that were asked for before, nothing is.
+    with the number of samples, and are not computed again: of layers that were asked for before, nothing is, as long as
+    weights, samples, arguments and the code that decides the numbers (models, noise, modality, forward) are the same.
     The noise of a sample depends on the seed and its id alone.
 
     Args:
@@ -100,6 +101,7 @@ def features(
     streams, held, levels = _seen(model.modalities, clips.shapes, modalities, given, tau)
     count = len(clips) if limit is None else min(int(limit), len(clips))
     asked = {
+        "code": code_hash(),
         "weights": model.identity,
         "data": clips.identity,
         "ids": hashlib.sha256("\n".join(clips.ids[:count]).encode()).hexdigest()[:16],
@@ -158,7 +160,7 @@ def extract(
       advance: is told of every batch how many samples it had.
 
     Raises:
-      UserError: as `features`; nothing is then left in the folder.
+      UserError: as `features`; of layers that were not finished nothing is then left.
     """
     left_out: list[int] = []
     writers: dict[int, LayerWriter] = {}

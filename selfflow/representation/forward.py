@@ -1,8 +1,10 @@
 """Features of any blocks at any noise level, one forward pass for all of them."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -193,3 +195,14 @@ def forward_all(
     if pending:
         run()
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+@cache
+def code_hash() -> str:
+    """Hash of the source files that decide what features are: models, noise, modality and this one."""
+    package = Path(__file__).parents[1]
+    files = "models/*.py", "noise.py", "modality.py", "representation/forward.py"
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in files for path in package.glob(pattern)):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]

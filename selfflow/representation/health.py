@@ -4,8 +4,9 @@ The same quantities as `objectives/diagnostics.py` has in training, there for th
 under the schedule that is trained; here for all pairs and at given levels.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.noise import Corruption, corrupt, draw_eps
+from selfflow.representation.arrays import readable_and_whole
 
 
 class PairHealth(NamedTuple):
@@ -165,22 +167,31 @@ def health_of_run(
 
     Args:
       run: an opened run, `selfflow.run.Run`.
-      clips: as `run.data` gives them, all as long as the set has them.
+      clips: as `run.data` gives them, all as long as the set has them; those that cannot be read are left out.
       taus: noise levels of the student.
-      limit: takes so many clips, as whole batches.
+      limit: takes so many clips, as whole batches; one batch where there are fewer.
       batch_size: clips of a batch.
       step: of the weights; by default the newest.
       **more: as for `health`.
 
     Raises:
-      UserError: as `health`.
+      UserError: as `health`; or if a clip is shorter than the others, or none can be read.
     """
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value < 2:
+            raise UserError(f"{name} is {value}: it must be at least 2")
     state = run.weights(step)
-    count = min(limit, len(clips)) // batch_size * batch_size
-    rows = [clips.latents(i) for i in range(count)]
-    batch = lambda some: {m: np.stack([latents[m] for latents in some]) for m in some[0]}
-    found = (batch(rows[start : start + batch_size]) for start in range(0, count, batch_size))
-    return health(run.objective, state.params, state.frozen, found, taus, **more)
+    return health(run.objective, state.params, state.frozen, _batches(clips, limit, batch_size), taus, **more)
+
+
+def _batches(clips: Any, limit: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Whole batches of the first clips, read one after the other; one of all of them where they make no whole one."""
+    found = readable_and_whole(clips, range(min(limit, len(clips))))
+    first = True
+    while some := [latents for _, latents in islice(found, batch_size)]:
+        if first or len(some) == batch_size:
+            yield {m: np.stack([latents[m] for latents in some]) for m in some[0]}
+        first = False
 
 
 def _checked(objective, taus, layers, teacher_tau) -> tuple[int, ...]:

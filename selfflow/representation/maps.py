@@ -14,6 +14,7 @@ from selfflow.errors import UserError
 from selfflow.models.joint_config import JointConfig
 from selfflow.representation.features import seed_of
 from selfflow.representation.forward import seen_at
+from selfflow.representation.targets import refuse_cropped
 from selfflow.representation.views import seconds_of, whole_clips
 
 # {block: {whose tokens attend: {whose are attended to: [B, A, N, M]}}}
@@ -218,11 +219,12 @@ def layout_of(run: Any, clips: Any) -> tuple[tuple[int, int, int], int, float, f
     """The grid of video tokens, the number of audio tokens, the seconds of a clip, and the side of its box.
 
     Raises:
-      UserError: if the clips are not of Collisions, with film and sound.
+      UserError: if the clips are not of Collisions, with film and sound, or are cropped.
     """
     settings = run.experiment.data[run.experiment.mixture[clips.set].data]
     if settings.kind != "collisions" or not {"video", "audio"} <= set(clips.modalities):
         raise UserError(f"set {clips.set!r}: bodies and their sounds are those of Collisions, as video and audio")
+    refuse_cropped(run, clips, "bodies and their sounds")
     video, audio = clips.modalities["video"], clips.modalities["audio"]
     return video.grid, audio.tokens, seconds_of(clips.modalities), settings.box
 

@@ -1,5 +1,6 @@
 """The probe table of a run: what every layer knows at every noise level, as rows."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -9,6 +10,7 @@ import numpy as np
 
 from selfflow.errors import UserError
 from selfflow.progress import Progress
+from selfflow.representation.arrays import readable_and_whole
 from selfflow.representation.features import features
 from selfflow.representation.probes.attentive import attentive_probe
 from selfflow.representation.probes.linear import linear_probe
@@ -22,6 +24,7 @@ from selfflow.representation.targets import Asked, Target, chosen_targets, targe
 ProbeName = Literal["logistic", "linear", "knn", "attentive", "few-shot"]
 _CLASSES = {"logistic": logistic_probe, "linear": linear_probe, "knn": knn_probe, "attentive": attentive_probe}
 _SHOTS = 5
+_FEWEST = 128  # clips that sounds are chosen from: of 4 materials some 32 each, where 8 are needed
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Row(NamedTuple):
       target, source: what is asked, and of which modalities.
       tau, layer: noise level and block.
       probe, metric: how, and what the scores are: balanced_accuracy or r2.
-      setting: the strength or number of neighbours that validation chose; nan where nothing is chosen.
+      setting: the strength or number of neighbours that validation chose; nan where nothing is chosen, and of a target
+        that is the mean of several probes.
       validation, test: scores; that of validation is nan where the probe does not use it.
       chance: the score of a probe that knows nothing.
       split: which one test is.
@@ -115,18 +119,21 @@ def probe_run(
       data: clips or `Arrays` of train, validation and `asked.split`; by default those of the run.
 
     Raises:
-      UserError: for what does not exist, naming what does, and for samples that no probe can be fitted to.
+      UserError: for what does not exist, naming what does; for samples that no probe can be fitted to, naming target
+        and split; and if there is no target.
     """
     if asked.split in ("train", "validation"):
         raise UserError(f"--split {asked.split}: probes are fitted to it; take another, such as test")
+    wanted = "train", "validation", asked.split
+    if data is not None and (missing := [split for split in wanted if split not in data]):
+        raise UserError(f"data has {', '.join(data) or 'no split'}, and no {missing[0]}: give {', '.join(wanted)}")
     of_run = lambda split: run.data(split, asked.set or None, data_dir)
-    clips = {split: data[split] if data else of_run(split) for split in ("train", "validation", asked.split)}
-    train = clips["train"]
-    targets = chosen_targets(run, train, asked.targets or tuple(t for t in targets_of(run, train) if t in train.labels))
-    sources = _sources(asked.sources, tuple(train.shapes), targets)
+    clips = {split: of_run(split) if data is None else data[split] for split in wanted}
+    truth = {split: Asked(run, one) for split, one in clips.items()}
+    targets = _targets(run, asked, truth)
+    sources = _sources(asked.sources, tuple(clips["train"].shapes), targets)
     model = run.model(weights, step)
     network = {"weights": weights, "step": None if weights == "untrained" else model.step}
-    truth = {split: Asked(run, one) for split, one in clips.items()}
     name = run.name
     rows: list[Row] = []
     probes = len(asked.tau) * sum(target.asked_of(source) for source in sources for target in targets)
@@ -145,7 +152,10 @@ def probe_run(
                 for target, layer in product(some, found["train"].layers):
                     splits = [truth[split].of(target, f, layer, source) for split, f in found.items()]
                     whose = (name, method or name, run.experiment.seed.init, model.step, weights)
-                    scores = _probed(target, asked.probe, splits)
+                    try:
+                        scores = _probed(target, asked.probe, splits)
+                    except UserError as error:
+                        raise UserError(f"target {target.name}, tested on {asked.split}: {error}") from error
                     counts = (len(splits[0][0].y), len(splits[-1][0].y))
                     rows.append(Row(*whose, target.name, "+".join(source), tau, layer, *scores, asked.split, *counts))
                     shown.advance()
@@ -159,39 +169,46 @@ def retrieval_rows(
     method: str = "",
     weights: str = "ema",
     step: int | None = None,
+    set: str = "",
     split: str = "test",
     data_dir: Any = None,
 ) -> list[Row]:
     """Whether films find their own sounds among 16, half of them of their material (see `retrieval`), as two rows.
 
-    Candidates come from the first 8 clips for each query. Target `sound` is the share of films whose own sound came
-    first, `sound's material` of those for which one of their material did; layer and tau are those of no one.
+    Candidates come from the first 8 clips for each query, and from 128 at least; clips that cannot be read are left
+    out. Target `sound` is the share of films whose own sound came first, `sound's material` of those for which one of
+    their material did; layer and tau are those of no one.
 
     Args:
-      run: an opened run, whose first set of film and sound is taken.
+      run: an opened run.
       queries: how many films.
+      set: of film and sound; by default the first such.
       method, weights, step, split, data_dir: as for `probe_run`.
 
     Raises:
-      UserError: if no set has film and sound, or clips have no material, and as `retrieve`.
+      UserError: if no set has film and sound, clips have no material, one is shorter than the others, or none can be
+        read; and as `retrieve`.
     """
-    name = next((n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None)
+    if queries < 1:
+        raise UserError(f"--retrieval is {queries}: give the number of films, at least 1")
+    name = set or next((n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None)
     if name is None:
         raise UserError(f"{run.source} was trained on no set of video and audio: no film finds a sound")
     clips, model = run.data(split, name, data_dir), run.model(weights, step)
     if "material" not in clips.labels:
         raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
-    numbers = np.arange(min(len(clips), 8 * queries))
-    latents = [clips.latents(int(i)) for i in numbers]
+    if missing := [m for m in ("video", "audio") if m not in clips.modalities]:
+        raise UserError(f"set {name!r} has no {missing[0]}: films find sounds in a set of video and audio")
+    numbers, latents = zip(*readable_and_whole(clips, range(min(len(clips), max(_FEWEST, 8 * queries)))))
     found = retrieve(
         model.apply,
         model.params,
         clips.modalities,
         model.null_label,
         {m: np.stack([x[m] for x in latents]) for m in ("video", "audio")},
-        clips.labels["material"][numbers],
+        clips.labels["material"][list(numbers)],
         Retrieval(),
-        numbers[:queries],
+        np.arange(min(queries, len(numbers))),
     ).summary()
     own = run.name
     nan = float("nan")
@@ -220,14 +237,18 @@ def _probed(target: Target, probe: ProbeName, splits: list[list[Split]]) -> tupl
     train, validation, test = splits
     if target.kind != "class":
         found = [ridge_probe(*parts) for parts in zip(train, validation, test)]
-        return "ridge", "r2", found[0].chosen, *_mean([one.r2 for one in found]), 0.0
+        return "ridge", "r2", _setting(found), *_mean([one.r2 for one in found]), 0.0
     chance = float(np.mean([1 / len(np.unique(part.y)) for part in test]))
     if probe == "few-shot":
         tests = [few_shot(a, b, (_SHOTS,))[_SHOTS].mean for a, b in zip(train, test)]
         return probe, "balanced_accuracy", _SHOTS, float("nan"), float(np.mean(tests)), chance
     found = [_CLASSES[probe](*parts) for parts in zip(train, validation, test)]
-    setting = float("nan") if found[0].chosen is None else found[0].chosen
-    return probe, "balanced_accuracy", setting, *_mean([one.balanced for one in found]), chance
+    return probe, "balanced_accuracy", _setting(found), *_mean([one.balanced for one in found]), chance
+
+
+def _setting(found: list) -> float:
+    """What validation chose; nan where it chose nothing, or one for each of several probes."""
+    return float("nan") if len(found) > 1 or found[0].chosen is None else found[0].chosen
 
 
 def _mean(scores: list[Score]) -> tuple[float, float]:
@@ -239,6 +260,28 @@ def _kind(target: Target, asked: Probing) -> tuple:
     if target.kind in ("moment", "token"):
         return "tokens", asked.token_clips, asked.token_clips, asked.token_clips
     return "tokens" if asked.probe == "attentive" and target.kind == "class" else "mean", asked.clips, None, None
+
+
+def _targets(run: Any, asked: Probing, truth: dict[str, Asked]) -> list[Target]:
+    """Those asked by name; or all labels but those that have one class in a split, of which a line tells."""
+    train = truth["train"].clips
+    names = asked.targets or tuple(name for name in targets_of(run, train) if name in train.labels)
+    targets = []
+    for target in chosen_targets(run, train, names):
+        told = {
+            split: one.only_class(target, asked.clips if split == "train" else None) for split, one in truth.items()
+        }
+        wrong = next((f"{split}: {why}" for split, why in told.items() if why), None)
+        if wrong and asked.targets:
+            raise UserError(f"target {target.name}: {wrong}: take another split, or leave the target out")
+        if wrong:
+            print(f"target {target.name} is left out: {wrong}", file=sys.stderr)
+        else:
+            targets.append(target)
+    if not targets:
+        known = ", ".join(name for name in targets_of(run, train) if name not in names)
+        raise UserError(f"no label of the data can be probed: name other --targets; there are {known or 'none'}")
+    return targets
 
 
 def _sources(asked: tuple[str, ...], known: tuple[str, ...], targets: list[Target]) -> list[tuple[str, ...]]:

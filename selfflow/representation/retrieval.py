@@ -178,8 +178,7 @@ def _check(modalities, latents, material, queries, size: int) -> None:
         for have, what in ((same, f"of material {label}"), (len(material) - same, f"of other materials than {label}")):
             if have < half:
                 raise UserError(
-                    f"{have} clips are {what}, and {size} candidates need {half}: give more clips or set "
-                    "retrieval.candidates lower"
+                    f"{have} clips are {what}, and {size} candidates need {half}: give more clips, as of a larger split"
                 )
 
 

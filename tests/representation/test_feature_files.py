@@ -69,6 +69,13 @@ def test_arrays_that_do_not_fit_each_other(arguments, said):
         Arrays(**arguments)
 
 
+def test_ids_tell_samples_apart_and_not_their_places():
+    x = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    one, other = Arrays({"audio": x[:2], "video": x[:2]}), Arrays({"video": x[1:], "audio": x[1:]})
+    assert len({*one.ids, *other.ids}) == 4 and one.ids[1] == other.ids[0]
+    assert Arrays({"audio": x}, range(4)).ids == ["0", "1", "2", "3"]
+
+
 def test_an_imported_network_without_data(tmp_path):
     from selfflow.cli.importing import main
     from tests.interop.released import HEADS, PT

@@ -137,11 +137,17 @@ def test_what_changes_results_is_kept_apart(run, few, monkeypatch):
     monkeypatch.setattr(module, "read_layer", look)
     changed = [dict(), dict(tau=0.2), dict(tau={"video": 0.1, "audio": 0.2}), dict(seed=1), dict(pool="tokens")]
     changed += [dict(limit=3), dict(given="video"), dict(modalities="audio"), dict(weights="student"), dict(step=9)]
-    changed += [dict(weights="untrained"), dict(data=Arrays({m: x + 1 for m, x in few._latents.items()}, few.ids))]
+    changed += [
+        dict(weights="untrained"),
+        dict(code="0"),
+        dict(data=Arrays({m: x + 1 for m, x in few._latents.items()}, few.ids)),
+    ]
     alike = [dict(batch_size=2), dict(layers=1), dict(tau={"audio": 0.1, "video": 0.1}), dict(limit=4)]
     alike += [dict(modalities=("audio", "video"))]
     for arguments in changed + alike:
-        with pytest.raises(Looked):
+        with pytest.raises(Looked), monkeypatch.context() as patched:
+            if code := arguments.pop("code", None):
+                patched.setattr(module, "code_hash", lambda: code)
             features(run, arguments.pop("data", few), **arguments)
     assert len({*seen[: len(changed)]}) == len(changed) and {*seen[len(changed) :]} == {seen[0]}
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint_config import JointConfig
@@ -15,9 +17,9 @@ from selfflow.noise import Corruption, UniformTimestep, draw_eps
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.diagnostics import diagnose
 from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.representation import health as module
+from selfflow.representation.arrays import Arrays
 from selfflow.representation.health import _grown, effective_rank, health
-
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
 SEED = 3
 WITHOUT = 3  # the label that stands for none
@@ -192,6 +194,37 @@ def test_the_rank_of_many_batches_is_exact():
     np.testing.assert_allclose(np.linalg.svd(r, compute_uv=False), exact, rtol=1e-2)
     gram = np.sqrt(np.abs(np.linalg.eigvalsh(np.einsum("bmi,bmj->ij", x, x)))[::-1])
     assert np.abs(gram / exact - 1).max() > 0.1
+
+
+class Torn(Arrays):
+    """Of which the first cannot be read, and reads are counted."""
+
+    def latents(self, i):
+        self.read = i + 1
+        if i == 0:
+            raise BadRecord("test-00000.array_record", "torn")
+        return super().latents(i)
+
+
+def test_batches_of_a_run_are_read_one_by_one_and_without_torn_clips(monkeypatch, capsys):
+    run = SimpleNamespace(weights=lambda step: SimpleNamespace(params=None, frozen=None), objective=None)
+    monkeypatch.setattr(module, "health", lambda objective, params, frozen, latents, taus: latents)
+    clips = Torn({"audio": np.arange(24, dtype=np.float32).reshape(12, 2, 1)})
+    batches = module.health_of_run(run, clips, (0.5,), limit=11, batch_size=4)
+    np.testing.assert_array_equal(next(batches)["audio"], clips._latents["audio"][1:5])
+    assert clips.read == 5  # no more than the batch needs
+    (second,) = batches  # the two that are left make no whole one
+    assert len(second["audio"]) == 4 and "1 clips cannot be read" in capsys.readouterr().err
+    (alone,) = module.health_of_run(run, clips, (0.5,), limit=64, batch_size=16)
+    assert len(alone["audio"]) == 11  # fewer clips than a batch
+    with pytest.raises(UserError, match="none of 1 clips can be read"):
+        list(module.health_of_run(run, Torn({"audio": np.ones((1, 2, 1))}), (0.5,)))
+    clips.shapes = {"audio": (3, 1)}
+    with pytest.raises(UserError, match="is shorter than the set has them"):
+        list(module.health_of_run(run, clips, (0.5,)))
+    for wrong in ({"limit": 1}, {"batch_size": 0}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} is .: it must be at least 2"):
+            module.health_of_run(run, clips, (0.5,), **wrong)
 
 
 def test_what_cannot_be_measured_is_refused(objective, params, ema, latents):

@@ -15,8 +15,6 @@ from selfflow.representation.maps import (
 )
 from selfflow.run import open_run
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @pytest.fixture(scope="module")
 def run(tiny_run):

@@ -8,9 +8,11 @@ import pytest
 from selfflow.cli.probe import Options, probe
 from selfflow.data.collisions.targets import bodies_in_tokens, contacts_in_windows
 from selfflow.errors import UserError
+from selfflow.representation import probing as module
 from selfflow.representation.comparison import compared, interaction, methods_of, read_rows, write_rows
 from selfflow.representation.comparison_figures import comparison_figure
 from selfflow.representation.features import features
+from selfflow.representation.probes.split import Split
 from selfflow.representation.probing import Probing, Row, best, probe_run
 from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
 from selfflow.run import open_run
@@ -67,6 +69,15 @@ def test_classes_are_asked_of_means_side_by_side(run, clips):
     assert len(shapes) == 3 and set(shapes[0].y) <= {0, 1}
 
 
+def test_tokens_of_two_modalities_are_one_sequence(run, clips):
+    found = features(run, clips, 1, 0.1, pool="tokens", limit=4)
+    (split,) = Asked(run, clips).of(Target("count", "class"), found, 1, ("video", "audio"))
+    video, audio = (found.layers[1][m] for m in ("video", "audio"))
+    assert video.shape[1] != audio.shape[1]
+    np.testing.assert_array_equal(split.x[:, : video.shape[1]], video)
+    np.testing.assert_array_equal(split.x[:, video.shape[1] :], audio)
+
+
 @pytest.mark.filterwarnings("ignore:.*shows no sample of class")
 def test_rows_say_what_was_done(run):
     asked = Probing(("count", "contacts", "contact"), (1, 3), (0.1, 0.5), ("video", "video+audio"), token_clips=4)
@@ -102,6 +113,14 @@ def test_the_command_prints_and_writes(tiny_run, tmp_path, capsys):
 
 def _rounded(row):
     return {name: float(f"{value:.6g}") for name, value in row._asdict().items() if isinstance(value, float)}
+
+
+def test_the_mean_of_several_probes_has_no_setting():
+    random = np.random.default_rng(0)
+    split = lambda: Split(random.standard_normal((12, 3)), np.arange(12) % 2)
+    three = [[split(), split()] for _ in range(3)]
+    assert np.isnan(module._probed(Target("shape", "class"), "knn", three)[2])
+    assert module._probed(Target("count", "class"), "knn", [s[:1] for s in three])[2] > 0
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,6 @@ FEW = Retrieval(taus=(0.5, 0.9), draws=1)
 MATERIAL = np.random.default_rng(1).integers(0, MATERIALS, CLIPS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def clips():
     """Films of noise whose first element of each token is the material, and sounds that are a map of the film."""
     random = np.random.default_rng(0)

@@ -10,8 +10,6 @@ from selfflow.noise import DualTimestep, FullMasking, LogitNormalTau
 from selfflow.representation.views import drawn_taus, views
 from selfflow.run import open_run
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @pytest.fixture(scope="module")
 def run(tiny_run):

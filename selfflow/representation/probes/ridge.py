@@ -49,7 +49,7 @@ def ridge_probe(
       train, validation, test: splits with numbers [n] or [n, K], or iterables that yield such splits part by part.
 
     Raises:
-      UserError: see `checked_numbers`; or if a split yields nothing, or targets of train or test do not vary.
+      UserError: see `checked_numbers`; or if a split yields nothing, or the targets of one do not vary.
     """
     streams = {"train": train, "validation": validation, "test": test}
     moments, ids, width = {}, {}, None
