@@ -1,7 +1,9 @@
 """Sweeps: one file, several experiments, each in its own process."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from selfflow.cli.sweep import _state
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
 from selfflow.objectives.alignment import NoAlignment
@@ -49,7 +52,7 @@ def test_members_differ_from_the_file_in_what_they_say(tmp_path):
         ('Member("a", {"seed.int": 1})', "sweep member a: unknown field seed.int; did you mean init?"),
         ('Member("a", {"sede.init": 1})', "there is no field sede for sede.init to be in"),
         ('Member("a", {"steps": "many"})', "steps is 'many', expected int"),
-        ('Member("a", {"alignment.student_layer": 9})', "student_layer"),
+        ('Member("a", {"alignment.student_layer": 9})', "sweep member a: alignment.student_layer is 9"),
         ('Member("a/b", {})', "leave / and"),
         ('("a", {})', "not a selfflow.sweep.Member"),
     ],
@@ -129,6 +132,18 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tin
     told = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in told, told
     assert "stops after this step, and saves" in (runs / "one.log").read_text()
+
+
+def test_what_was_done_with_other_settings_is_no_member(tmp_path, tiny_run, tiny_experiment):
+    """Neither is it kept beside members of the new settings, nor trained again."""
+    shutil.copytree(tiny_run, tmp_path / "one")
+    assert _state(tmp_path / "one", tiny_experiment) == "done"
+    assert _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=20)) == "12 of 20 steps"
+    faster = overridden(tiny_experiment, {"optimizer.learning_rate": 0.5}, "x")
+    with pytest.raises(UserError, match="one holds a run of another experiment: optimizer.learning_rate was .* 0.5"):
+        _state(tmp_path / "one", faster)
+    with pytest.raises(UserError, match="steps is 6, but .*one has done 12"):
+        _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=6))
 
 
 def test_an_index_outside_is_refused(tmp_path):

@@ -140,11 +140,17 @@ def _children(running: dict[int, tuple[str, subprocess.Popen, float]]) -> Iterat
 
 
 def _state(run: Path, experiment: Experiment) -> str:
+    """What is done of a member; an error if it was done with other settings, as beside them the rest tells nothing."""
+    from selfflow.run_folder import check_run
+
     try:
         steps = json.loads((run / "summary.json").read_text())["steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return "begun" if (run / "experiment.json").exists() else "to do"
-    return "done" if steps >= experiment.steps else f"{steps} of {experiment.steps} steps"
+    if steps < experiment.steps:
+        return f"{steps} of {experiment.steps} steps"
+    check_run(run, experiment)
+    return "done"
 
 
 def _last_words(folder: Path, name: str) -> str:
