@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from selfflow.cli.sweep import _state
+from selfflow.cli.sweep import _state, main
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
 from selfflow.objectives.alignment import NoAlignment
+from selfflow.run import Run
 from selfflow.sweep import load_sweep, overridden
 from tests.conftest import TINY
 
@@ -131,7 +133,15 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tin
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=60)[0]
     assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in told, told
-    assert "stops after this step, and saves" in (runs / "one.log").read_text()
+    said = re.search(r"after step (\d+): the same command goes on from step (\d+)", (runs / "one.log").read_text())
+    assert said[1] == said[2] == str(Run(runs / "one").last_step())
+    # A run may be made longer or shorter than it was meant to be, and this one is to end.
+    written(file, body.replace("100000", str(int(said[1]) + 3)))
+    process = sweep(file, *flags)
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "all 2 members are done" in told, told
+    assert f"steps, from step {said[1]}\n" in (runs / "one.log").read_text()
+    assert json.loads((runs / "one" / "summary.json").read_text())["steps"] == int(said[1]) + 3
 
 
 def test_what_was_done_with_other_settings_is_no_member(tmp_path, tiny_run, tiny_experiment):
@@ -150,3 +160,10 @@ def test_an_index_outside_is_refused(tmp_path):
     file = written(tmp_path / "x.py", MEMBERS)
     process = sweep(file, "--index", "4", "--workdir", str(tmp_path))
     assert "has members 0 to 3" in process.communicate(timeout=60)[0] and process.returncode == 2
+
+
+def test_a_bucket_takes_members_one_by_one(tmp_path):
+    file = written(tmp_path / "x.py", MEMBERS)
+    for flags in ((), ("--list",)):
+        with pytest.raises(UserError, match="--workdir gs://b/runs: .* one by one, with --index"):
+            main([str(file), "--workdir", "gs://b/runs", *flags])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfflow.buckets.paths import url
 from selfflow.cli.parse import parse
 from selfflow.errors import Interrupted, UserError
 from selfflow.experiment import Experiment
@@ -26,7 +27,8 @@ class Options:
     """Flags of `selfflow sweep` that are no fields of the experiment."""
 
     workdir: Path
-    """The folder of the sweep; each member trains into a run folder of its name in it."""
+    """The folder of the sweep; each member trains into a run folder of its name in it. With --index it may lie in a
+    bucket."""
     index: int | None = None
     """Train this member alone, counted from 0, as in arrays of Slurm jobs."""
     jobs: int = 1
@@ -54,6 +56,10 @@ def main(arguments: list[str]) -> None:
         name, experiment = list(members.items())[options.index]
         train(experiment, options.workdir / name, data_dir)
         return
+    if where := url(options.workdir):
+        raise UserError(
+            f"--workdir {where}: members are trained into a bucket one by one, with --index; name a local folder"
+        )
     if options.list:
         for number, (name, experiment) in enumerate(members.items()):
             print(f"{number:>4}  {name:<24} {_state(options.workdir / name, experiment)}")
