@@ -127,11 +127,12 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tin
     file, runs = written(tmp_path / "s.py", body), tmp_path / "runs"
     flags = ("--workdir", str(runs), "--data-dir", str(data_dir), "--jobs", "2")
     process = sweep(file, *flags)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while time.monotonic() < until and not list(runs.glob("one/checkpoints/[1-9]*")):
         time.sleep(0.2)
+    assert process.poll() is None and time.monotonic() < until
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[0]
+    told = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in told, told
     said = re.search(r"after step (\d+): the same command goes on from step (\d+)", (runs / "one.log").read_text())
     assert said[1] == said[2] == str(Run(runs / "one").last_step())
