@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
 from selfflow.given import CASES
+from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
 from selfflow.modality import modality_of
 from selfflow.models.sit import SiTConfig
@@ -26,12 +28,20 @@ def check_experiment(experiment: "Experiment") -> None:
                 raise UserError(f"{where}.modalities names {m}, which data.{chosen.data} does not have")
             if hasattr(experiment.schedule, "mask_ratio") and m not in experiment.schedule.mask_ratio:
                 raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
+            autoencoder, media = experiment.autoencoders[m], experiment.media(name)[m]
+            if isinstance(autoencoder, LogMel) and autoencoder.sample_rate != media.rate:
+                raise UserError(
+                    f"autoencoders.{m}.sample_rate is {autoencoder.sample_rate}, but data.{chosen.data} has "
+                    f"{media.rate:g} samples a second: give the same, as mel bands are a matter of Hz"
+                )
         for control, named in (("shuffled", chosen.shuffled), ("delayed", chosen.delayed)):
             for m in named:
                 if m not in chosen.modalities:
                     raise UserError(f"{where}.{control} names {m}, which the set lacks: {', '.join(chosen.modalities)}")
                 if control == "delayed" and not modalities[m].period:
                     raise UserError(f"{where}.delayed names {m}, which lasts no time: name video or audio")
+        streams = experiment.modalities(name)
+        delays(chosen, streams, where)
         if not chosen.modalities or len(set(chosen.modalities)) < len(chosen.modalities):
             raise UserError(f"{where}.modalities is {chosen.modalities}: name each modality once")
         if chosen.batch_size < 1:
@@ -43,7 +53,6 @@ def check_experiment(experiment: "Experiment") -> None:
             )
         if experiment.separation:
             experiment.separation.check(chosen.batch_size // experiment.optimizer.accumulate, where)
-        streams = experiment.modalities(name)
         if isinstance(experiment.model, SiTConfig):
             experiment.model.check(streams, f"{where}.modalities")
     for name in experiment.latents:

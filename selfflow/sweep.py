@@ -41,7 +41,10 @@ def load_sweep(path: str | Path, base: Experiment) -> dict[str, Experiment]:
         if member.name in found:
             raise UserError(f"{where}: two members have this name")
         found[member.name] = overridden(base, member.overrides, where)
-        found[member.name].resolved()
+        try:
+            found[member.name].resolved()
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     if not found:
         raise UserError(f"{path}: sweep() yields no member")
     return found

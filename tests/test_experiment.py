@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import changes, forbidden, load_experiment, load_module, read_experiment, save_experiment
@@ -111,6 +112,31 @@ def test_modalities_share_the_clock_of_their_media(experiment):
     found = experiment.modalities()
     assert found["video"].latent[0] * found["video"].period == found["audio"].latent[0] * found["audio"].period == 200
     assert isinstance(found["image"], Modality) and found["image"].period == 0
+
+
+@pytest.mark.parametrize(
+    "seconds, message",
+    [
+        (0.51, "0.51 s, 12.75 latent frames: give a multiple of 0.04 s"),
+        (-0.04, "-0.04 s: give a finite number, at least 0"),
+        (float("nan"), "nan s: give a finite number"),
+        (float("inf"), "inf s: give a finite number"),
+    ],
+)
+def test_delays_are_looked_at_before_there_is_a_run(experiment, seconds, message):
+    late = lambda seconds: dataclasses.replace(experiment.mixture["joint"], delayed={"audio": seconds})
+    with pytest.raises(UserError, match=f"mixture.joint.delayed.audio is {message}"):
+        dataclasses.replace(experiment, mixture=experiment.mixture | {"joint": late(seconds)}).resolved()
+    dataclasses.replace(experiment, mixture=experiment.mixture | {"joint": late(0.52)}).resolved()
+
+
+def test_mel_bands_are_of_the_rate_of_the_data(experiment):
+    heard = lambda rate: dataclasses.replace(
+        experiment, autoencoders=experiment.autoencoders | {"audio": LogMel(sample_rate=rate)}
+    )
+    heard(8000).resolved()
+    with pytest.raises(UserError, match="autoencoders.audio.sample_rate is 16000, but data.collisions has 8000"):
+        heard(16000).resolved()
 
 
 def test_derived_fields_follow_the_length_and_stay_when_a_run_is_taken_up(experiment):

@@ -1,7 +1,10 @@
 """Sweeps: one file, several experiments, each in its own process."""
 
+import dataclasses
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from selfflow.cli.sweep import _state, main
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
 from selfflow.objectives.alignment import NoAlignment
+from selfflow.run import Run
 from selfflow.sweep import load_sweep, overridden
 from tests.conftest import TINY
 
@@ -49,7 +54,7 @@ def test_members_differ_from_the_file_in_what_they_say(tmp_path):
         ('Member("a", {"seed.int": 1})', "sweep member a: unknown field seed.int; did you mean init?"),
         ('Member("a", {"sede.init": 1})', "there is no field sede for sede.init to be in"),
         ('Member("a", {"steps": "many"})', "steps is 'many', expected int"),
-        ('Member("a", {"alignment.student_layer": 9})', "student_layer"),
+        ('Member("a", {"alignment.student_layer": 9})', "sweep member a: alignment.student_layer is 9"),
         ('Member("a/b", {})', "leave / and"),
         ('("a", {})', "not a selfflow.sweep.Member"),
     ],
@@ -122,16 +127,44 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tin
     file, runs = written(tmp_path / "s.py", body), tmp_path / "runs"
     flags = ("--workdir", str(runs), "--data-dir", str(data_dir), "--jobs", "2")
     process = sweep(file, *flags)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while time.monotonic() < until and not list(runs.glob("one/checkpoints/[1-9]*")):
         time.sleep(0.2)
+    assert process.poll() is None and time.monotonic() < until
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[0]
+    told = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in told, told
-    assert "stops after this step, and saves" in (runs / "one.log").read_text()
+    said = re.search(r"after step (\d+): the same command goes on from step (\d+)", (runs / "one.log").read_text())
+    assert said[1] == said[2] == str(Run(runs / "one").last_step())
+    # A run may be made longer or shorter than it was meant to be, and this one is to end.
+    written(file, body.replace("100000", str(int(said[1]) + 3)))
+    process = sweep(file, *flags)
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "all 2 members are done" in told, told
+    assert f"steps, from step {said[1]}\n" in (runs / "one.log").read_text()
+    assert json.loads((runs / "one" / "summary.json").read_text())["steps"] == int(said[1]) + 3
+
+
+def test_what_was_done_with_other_settings_is_no_member(tmp_path, tiny_run, tiny_experiment):
+    """Neither is it kept beside members of the new settings, nor trained again."""
+    shutil.copytree(tiny_run, tmp_path / "one")
+    assert _state(tmp_path / "one", tiny_experiment) == "done"
+    assert _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=20)) == "12 of 20 steps"
+    faster = overridden(tiny_experiment, {"optimizer.learning_rate": 0.5}, "x")
+    with pytest.raises(UserError, match="one holds a run of another experiment: optimizer.learning_rate was .* 0.5"):
+        _state(tmp_path / "one", faster)
+    with pytest.raises(UserError, match="steps is 6, but .*one has done 12"):
+        _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=6))
 
 
 def test_an_index_outside_is_refused(tmp_path):
     file = written(tmp_path / "x.py", MEMBERS)
     process = sweep(file, "--index", "4", "--workdir", str(tmp_path))
     assert "has members 0 to 3" in process.communicate(timeout=60)[0] and process.returncode == 2
+
+
+def test_a_bucket_takes_members_one_by_one(tmp_path):
+    file = written(tmp_path / "x.py", MEMBERS)
+    for flags in ((), ("--list",)):
+        with pytest.raises(UserError, match="--workdir gs://b/runs: .* one by one, with --index"):
+            main([str(file), "--workdir", "gs://b/runs", *flags])

@@ -1,6 +1,6 @@
 """`selfflow probe`: what the layers of one run or of several know, as a table, CSV and figures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,9 +47,11 @@ class Options:
     retrieval: int = 0
     """How many films of the split are also to find their own sounds among 16, by the flow loss: minutes for 100."""
     baseline: str = ""
-    """Of several runs the method that others are held against; by default that of the first."""
+    """Of several runs the method that others are held against; by default that of the first. With several weights it
+    is named with its own, such as "shuffled, ema"."""
     csv: Path | None = None
-    """File for all rows; by default probes/TARGETS.csv in the run, or beside the runs where there are several."""
+    """File for all rows; by default probes/TARGETS_PROBE.csv in the run, or beside the runs where there are several,
+    with all flags in its name that are given."""
     data_dir: Path | None = None
     """Where the data of the runs is; by default where it was when they were trained."""
 
@@ -81,20 +83,23 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     if unknown := [name for name in wanted if name not in ("ema", "student", "untrained")]:
         raise UserError(f"--weights {unknown[0]}: there are ema, student and untrained")
     runs = [open_run(path) for path in paths]
-    out = options.csv or _place(paths, asked)
+    out = options.csv or _place(paths, options)
+    labelled = [
+        (run, weights, method if len(wanted) == 1 else f"{method}, {weights}")
+        for run, method in zip(runs, methods_of(runs))
+        for weights in wanted
+    ]
+    baseline = _baseline(options.baseline, [label for _, _, label in labelled])
     rows: list[Row] = []
-    for run, method in zip(runs, methods_of(runs)):
-        for weights in wanted:
-            step = None if weights == "untrained" else options.step
-            label = method if len(wanted) == 1 else f"{method}, {weights}"
-            more = {"method": label, "weights": weights, "step": step, "data_dir": options.data_dir}
-            rows += probe_run(run, asked, **more)
-            if options.retrieval:
-                rows += retrieval_rows(run, options.retrieval, split=asked.split, **more)
-            write_rows(out, rows)  # what is done is kept, whatever befalls the next
-    _print(rows, options.baseline)
-    figure = probe_curves(rows)
-    figure.savefig(out.with_suffix(".png"), dpi=150)
+    for run, weights, label in labelled:
+        step = None if weights == "untrained" else options.step
+        more = {"method": label, "weights": weights, "step": step, "data_dir": options.data_dir}
+        rows += probe_run(run, asked, **more)
+        if options.retrieval:
+            rows += retrieval_rows(run, options.retrieval, split=asked.split, **more)
+        write_rows(out, rows)  # what is done is kept, whatever befalls the next
+    probe_curves(rows).savefig(out.with_suffix(".png"), dpi=150)
+    _print(rows, baseline)
     print(f"\nAll rows: {out}\nCurves: {out.with_suffix('.png')}")
     return rows
 
@@ -125,15 +130,29 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, text.split(","))))
 
 
-def _place(paths: list[str], asked: "Probing") -> Path:
-    """Where the rows go where nothing is said: what is asked of one run is in its name."""
+def _baseline(name: str, labels: list[str]) -> str:
+    """The label that a baseline means: itself, or the one that has weights behind the name."""
+    if not name or name in labels:
+        return name
+    found = {label for label in labels if label.startswith(f"{name}, ")}
+    if len(found) != 1:
+        raise UserError(f"--baseline {name!r}: there are {', '.join(map(repr, dict.fromkeys(labels)))}; name one")
+    return found.pop()
+
+
+def _place(paths: list[str], options: Options) -> Path:
+    """Where the rows go where nothing is said: what is asked is in its name, so that no question takes another's."""
     from selfflow.buckets.paths import url
 
     if any(url(path) for path in paths):
         raise UserError("--csv: name a local file for the rows of a run in a bucket")
     folder = Path(paths[0]) if len(paths) == 1 else Path(paths[0]).absolute().parent
-    split = "" if asked.split == "test" else f"_{asked.split}"
-    return folder / "probes" / f"{'_'.join(asked.targets) or 'labels'}_{asked.probe}{split}.csv"
+    parts = [options.targets.replace(",", "_") or "labels", options.probe]
+    for field in fields(Options):
+        value = getattr(options, field.name)
+        if field.name not in ("targets", "probe", "baseline", "csv", "data_dir") and value != field.default:
+            parts.append(f"{field.name}={value}")
+    return folder / "probes" / f"{'_'.join(parts).replace('/', '-')}.csv"
 
 
 def _print(rows: list["Row"], baseline: str) -> None:
@@ -151,9 +170,11 @@ def _print(rows: list["Row"], baseline: str) -> None:
             if several:
                 _compare(some, baseline)
             continue
-        if len({(row.run, row.weights) for row in some}) <= _FEW:
-            _print_layers(some)
         chosen = best(some)
+        if len({(row.run, row.weights) for row in some}) <= _FEW or not chosen:
+            _print_layers(some)
+        if several and not chosen and len({(row.layer, row.tau) for row in some}) == 1:
+            _compare(some, baseline)
         if several and chosen:
             print("  with the layer and the tau that validation chooses for each run:")
             _compare(chosen, baseline)
@@ -166,12 +187,22 @@ def _print_layers(rows: list["Row"]) -> None:
     print(f"  {'':<{width}}  {'tau':>5}  " + " ".join(f"{f'block {layer}':>8}" for layer in layers))
     for run, method, tau in dict.fromkeys((r.run, r.method, r.tau) for r in rows):
         cells = {r.layer: r.test for r in rows if (r.run, r.method, r.tau) == (run, method, tau)}
-        print(f"  {method:<{width}}  {tau:>5g}  " + " ".join(f"{cells[layer]:>8.3f}" for layer in layers))
+        print(f"  {method:<{width}}  {tau:>5g}  " + " ".join(_cell(cells.get(layer)) for layer in layers))
+
+
+def _cell(score: float | None) -> str:
+    return f"{'-':>8}" if score is None else f"{score:>8.3f}"  # a run may have fewer blocks than another
 
 
 def _compare(rows: list["Row"], baseline: str) -> None:
     from selfflow.representation.comparison import compared
 
+    told = "  in brackets: 95 %, Student's t over training seeds"
+    if baseline and baseline not in {row.method for row in rows}:
+        for method in compared(rows):
+            print(f"  {method._replace(difference=None).told()}")
+        print(f"{told}; {baseline} was not asked this, and nothing is held against it")
+        return
     for method in compared(rows, baseline):
         print(f"  {method.told()}")
-    print(f"  in brackets: 95 %, Student's t over training seeds; differences to {baseline or rows[0].method}, by seed")
+    print(f"{told}; differences to {baseline or rows[0].method}, by seed")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selfflow.buckets.paths import url
 from selfflow.cli.parse import parse
 from selfflow.errors import Interrupted, UserError
 from selfflow.experiment import Experiment
@@ -26,7 +27,8 @@ class Options:
     """Flags of `selfflow sweep` that are no fields of the experiment."""
 
     workdir: Path
-    """The folder of the sweep; each member trains into a run folder of its name in it."""
+    """The folder of the sweep; each member trains into a run folder of its name in it. With --index it may lie in a
+    bucket."""
     index: int | None = None
     """Train this member alone, counted from 0, as in arrays of Slurm jobs."""
     jobs: int = 1
@@ -54,6 +56,10 @@ def main(arguments: list[str]) -> None:
         name, experiment = list(members.items())[options.index]
         train(experiment, options.workdir / name, data_dir)
         return
+    if where := url(options.workdir):
+        raise UserError(
+            f"--workdir {where}: members are trained into a bucket one by one, with --index; name a local folder"
+        )
     if options.list:
         for number, (name, experiment) in enumerate(members.items()):
             print(f"{number:>4}  {name:<24} {_state(options.workdir / name, experiment)}")
@@ -140,11 +146,17 @@ def _children(running: dict[int, tuple[str, subprocess.Popen, float]]) -> Iterat
 
 
 def _state(run: Path, experiment: Experiment) -> str:
+    """What is done of a member; an error if it was done with other settings, as beside them the rest tells nothing."""
+    from selfflow.run_folder import check_run
+
     try:
         steps = json.loads((run / "summary.json").read_text())["steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return "begun" if (run / "experiment.json").exists() else "to do"
-    return "done" if steps >= experiment.steps else f"{steps} of {experiment.steps} steps"
+    if steps < experiment.steps:
+        return f"{steps} of {experiment.steps} steps"
+    check_run(run, experiment)
+    return "done"
 
 
 def _last_words(folder: Path, name: str) -> str:

@@ -126,12 +126,17 @@ class Batches:
 
     def _reader(self, component: Component) -> Reader:
         reader = self._feed.reader(component.set, "train", component.quality)
+        chosen = self._feed.mixture[component.set]
+        floor = f" of quality {component.quality:g} or more" if component.quality > 0 else ""
         if not len(reader.records):
-            chosen = self._feed.mixture[component.set]
-            floor = f" of quality {component.quality:g} or more" if component.quality > 0 else ""
             raise UserError(
                 f"mixture.{component.set}: no record{floor} of the training split of {chosen.data} has "
                 f"{' and '.join(chosen.modalities)} together; remove the set or give it other modalities"
+            )
+        if chosen.shuffled and len(reader.records) < 2:
+            raise UserError(
+                f"mixture.{component.set}.shuffled: one record{floor} of the training split of {chosen.data} has "
+                f"{' and '.join(chosen.modalities)} together, and no other; empty it or give more data"
             )
         return reader
 

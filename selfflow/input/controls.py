@@ -1,18 +1,21 @@
 """Controls: batches in which one modality tells less of another than it could, and nothing else is changed."""
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 from selfflow.errors import UserError
 from selfflow.input.mixture import Set
-from selfflow.input.reader import Reader
 from selfflow.modality import Modality
 
+if TYPE_CHECKING:
+    from selfflow.input.reader import Reader
 
-def shuffled(samples: Any, records: Any, others: Any, reader: Reader, modalities: tuple[str, ...]) -> Any:
+
+def shuffled(samples: Any, records: Any, others: Any, reader: "Reader", modalities: tuple[str, ...]) -> Any:
     """The grain.MapDataset of samples some modalities of which come from other records.
 
     Args:
-      samples, records: what is drawn, and the records that it was read from.
+      samples, records: what is drawn, and the records that it was read from, of which there are two or more.
       others: the same records in another order; one that would meet itself takes its successor there.
       reader: reads a record as a sample.
       modalities: those that come from the other record.
@@ -28,10 +31,12 @@ def delays(chosen: Set, modalities: dict[str, Modality], where: str) -> dict[str
     """Latent frames by which the modalities of a set are late in training.
 
     Raises:
-      UserError: naming the field, if a delay is not a whole number of frames.
+      UserError: naming the field, if a delay is below 0, not finite, or not a whole number of frames.
     """
     found = {}
     for m, seconds in chosen.delayed.items():
+        if not 0 <= seconds < math.inf:
+            raise UserError(f"{where}.delayed.{m} is {seconds:g} s: give a finite number, at least 0")
         frames = 100 * seconds / modalities[m].period
         if abs(frames - round(frames)) > 1e-6:
             period = modalities[m].period / 100

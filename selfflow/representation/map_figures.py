@@ -95,6 +95,9 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
 def shares_figure(found: ContactAttention, untrained: ContactAttention) -> Figure:
     """Shares of attention by block, with 95 % intervals over clips, beside those of attention without preference.
 
+    All are means over clips, and over the contacts of each; contacts without a quiet moment in their clip are left out
+    where there are others, so that lines are of the same clips.
+
     Left the share on the bodies of a contact, of the attention to the frames around it; in the middle the share on
     these frames, of that to the whole film; right the former by head, as a multiple of the bodies' share of the tokens.
 
@@ -102,12 +105,14 @@ def shares_figure(found: ContactAttention, untrained: ContactAttention) -> Figur
       found: of a run.
       untrained: of the same clips by the network before training.
     """
+    found, untrained = _with_quiet_moments(found), _with_quiet_moments(untrained)
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     _line(left, found, found.on_bodies.mean(axis=2), "tab:red", "from the sound of the contact")
     _line(left, found, found.elsewhere.mean(axis=2), "tab:blue", "from quiet moments of the clip")
     _line(left, untrained, untrained.on_bodies.mean(axis=2), "0.6", "from the sound of the contact, untrained")
-    left.axhline(found.tokens.mean(), color="0.4", lw=1, ls=":", label="their share of the tokens")
+    even = np.mean(_by_clip(found, found.tokens))
+    left.axhline(even, color="0.4", lw=1, ls=":", label="their share of the tokens")
     left.set(ylabel="share of attention")
     left.set_title("on its bodies, in the frames around it", fontsize=10)
     _line(middle, found, found.on_moment.mean(axis=2), "tab:red", "from the sound of the contact")
@@ -120,7 +125,10 @@ def shares_figure(found: ContactAttention, untrained: ContactAttention) -> Figur
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axis.spines[["top", "right"]].set_visible(False)
-    over = found.on_bodies.mean(axis=0).T / found.tokens.mean()
+    over = np.array(
+        [[np.mean(_by_clip(found, head)) for head in layer.T] for layer in found.on_bodies.swapaxes(0, 1)]
+    ).T
+    over /= even
     spread = max(0.1, float(np.abs(over - 1).max()))
     image = right.imshow(over, aspect="auto", cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread)
     right.set(xlabel="block", ylabel="head")
@@ -135,6 +143,7 @@ def shares_figure(found: ContactAttention, untrained: ContactAttention) -> Figur
 
 def shares_table(found: ContactAttention) -> str:
     """The same as lines of text: of each block the share on the bodies, that of quiet moments, and their difference."""
+    found = _with_quiet_moments(found)
     clips = len(np.unique(found.clip))
     even = interval(_by_clip(found, found.tokens)).estimate
     lines = [
@@ -154,6 +163,15 @@ def _contact(contacts: list[Contact], which: int, name: str) -> Contact:
     if not 0 <= which < len(contacts):
         raise UserError(f"contact {which}: {name} has {len(contacts)}, counted from 0; take another clip or contact")
     return contacts[which]
+
+
+def _with_quiet_moments(found: ContactAttention) -> ContactAttention:
+    """Those contacts alone whose clip has quiet moments to hold them against; all, where none has."""
+    kept = np.isfinite(found.elsewhere).all(axis=(1, 2))
+    if not kept.any():
+        return found
+    columns = ("clip", "on_bodies", "elsewhere", "tokens", "on_moment")
+    return found._replace(**{name: getattr(found, name)[kept] for name in columns})
 
 
 def _by_clip(found: ContactAttention, values: np.ndarray) -> list[float]:

@@ -49,8 +49,12 @@ def test_benchmark_of_the_input(capsys, data_dir, tiny_run):
 
 
 def test_every_command_shows_an_example(capsys):
-    for command in ("train", "encode", "plan", "benchmark"):
+    for command in ("train", "sweep", "encode", "plan", "benchmark"):
         out, _ = called(capsys, command, "--help")
         assert f"example: selfflow {command} experiments/" in out
         code, _, err = run(capsys, command, "--steps")
         assert code == 2 and "name an experiment file first" in err
+    out, _ = called(capsys, "probe")
+    assert "example: selfflow probe runs/" in out
+    code, _, err = run(capsys, "probe", "--tau")
+    assert code == 2 and "tau" in err

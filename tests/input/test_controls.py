@@ -78,6 +78,21 @@ def test_delays_of_half_a_frame_are_refused(folders):
         batches(folders, dataclasses.replace(MATCHED, delayed={"audio": 0.05}))
 
 
+def test_sound_changes_nothing_of_the_sight(folders):
+    """An arm without sound draws the films of one with it, in their order."""
+    matched, alone = batches(folders, MATCHED), batches(folders, dataclasses.replace(MATCHED, modalities=("video",)))
+    for a, b in zip(matched, alone, strict=True):
+        assert set(b["latents"]) == {"video"}
+        np.testing.assert_array_equal(a["latents"]["video"], b["latents"]["video"])
+
+
+def test_a_single_record_has_no_other(tmp_path):
+    folders = {"a": write(tmp_path / "a", [record(0)])}
+    assert len(batches(folders, MATCHED)) == STEPS
+    with pytest.raises(UserError, match="mixture.joint.shuffled: one record of the training split of a has video and"):
+        feed(folders, {"joint": dataclasses.replace(MATCHED, shuffled=("audio",))}).batches(0, STEPS)
+
+
 def test_an_unreadable_other_is_named(tmp_path):
     folder = write(tmp_path / "a", [record(i) for i in range(20)], per_shard=1)
     (folder / shard_name("train", 7, 20)).write_bytes(b"no record")

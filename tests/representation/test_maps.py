@@ -7,7 +7,9 @@ import pytest
 from selfflow.errors import UserError
 from selfflow.representation import maps
 from selfflow.representation.features import features
+from selfflow.representation.map_figures import shares_figure, shares_table
 from selfflow.representation.maps import (
+    ContactAttention,
     attention_of_clips,
     attention_on_bodies,
     contacts_as_tokens,
@@ -137,6 +139,30 @@ def test_shares_are_those_of_attention_that_is_known(run, monkeypatch, looks):
         alone = [i for i, clip in enumerate(found.clip) if (found.clip == clip).sum() == 1]
         assert (found.on_bodies >= spread(found.tokens)).all() and found.on_bodies.mean() > 0.9
         assert np.allclose(found.on_bodies[alone], 1) and np.allclose(found.on_moment[alone], 1)
+
+
+def test_lines_heads_and_even_shares_are_means_over_the_same_clips():
+    """Clip 0 has two contacts and counts once; clip 2 has no quiet moment, and counts nowhere."""
+    clip, share = np.array([0, 0, 1, 2]), np.array([0.2, 0.4, 0.7, 0.9])
+    on_bodies = share[:, None, None] * np.array([[1.0, 1.0], [0.5, 1.5]])  # [C, L, A]
+    elsewhere = np.where(clip == 2, np.nan, share / 2)[:, None, None] * np.ones((1, 2, 2))
+    tokens, on_moment = np.array([0.1, 0.3, 0.4, 0.9]), on_bodies / 2
+    found = ContactAttention(clip, (1, 3), on_bodies, elsewhere, tokens, on_moment, 0.25)
+    left, middle, right, _ = shares_figure(found, found).axes
+    bodies, quiet, untrained, even = (np.asarray(line.get_ydata()) for line in left.lines)
+    for line in (bodies, untrained, 2 * quiet, 2 * middle.lines[0].get_ydata()):
+        np.testing.assert_allclose(line, 0.5)
+    np.testing.assert_allclose(even, 0.3)
+    np.testing.assert_allclose(right.images[0].get_array(), np.array([[1.0, 0.5], [1.0, 1.5]]) * 0.5 / 0.3)
+    told = shares_table(found)
+    assert "3 contacts in 2 clips" in told and "hold the bodies: 0.300" in told
+    assert [line.split()[0:2] for line in told.splitlines()[3:]] == [["1", "0.500"], ["3", "0.500"]]
+
+
+def test_without_quiet_moments_all_clips_count():
+    ones = np.ones((2, 1, 1))
+    found = ContactAttention(np.arange(2), (1,), 0.5 * ones, np.nan * ones, np.full(2, 0.1), 0.2 * ones, 0.25)
+    assert len(shares_figure(found, found).axes[0].lines) == 3 and "2 contacts in 2 clips" in shares_table(found)
 
 
 def test_what_there_is_not_is_named(run):
