@@ -96,7 +96,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
         more = {"method": label, "weights": weights, "step": step, "data_dir": options.data_dir}
         rows += probe_run(run, asked, **more)
         if options.retrieval:
-            rows += retrieval_rows(run, options.retrieval, split=asked.split, **more)
+            rows += retrieval_rows(run, options.retrieval, set=asked.set, split=asked.split, **more)
         write_rows(out, rows)  # what is done is kept, whatever befalls the next
     probe_curves(rows).savefig(out.with_suffix(".png"), dpi=150)
     _print(rows, baseline)
