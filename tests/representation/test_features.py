@@ -252,7 +252,7 @@ def test_an_interrupted_pass_leaves_nothing_that_is_taken_for_whole(run, few):
 
 
 def test_a_run_that_cannot_be_written_says_so(tiny_run, few, tmp_path):
-    shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("features"))
     (tmp_path / "run" / "features").write_text("no folder")
     with pytest.raises(UserError, match="run/features/.* cannot be written there .*cache=False"):
         features(open_run(tmp_path / "run"), few)
