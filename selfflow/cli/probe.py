@@ -76,7 +76,8 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     """Probes runs one after the other, prints the tables and writes CSV and figures."""
     from selfflow.representation.comparison import methods_of, write_rows
     from selfflow.representation.figures import probe_curves
-    from selfflow.representation.probing import probe_run, retrieval_rows
+    from selfflow.representation.probing import probe_run
+    from selfflow.representation.retrieval import retrieval_rows
     from selfflow.run import open_run
 
     asked, wanted = _asked(options), _names(options.weights)
@@ -179,7 +180,8 @@ def _print(rows: list["Row"], baseline: str) -> None:
             print("  with the layer and the tau that validation chooses for each run:")
             _compare(chosen, baseline)
         for row in chosen if not several else ():
-            print(f"  chosen on validation: block {row.layer}, tau {row.tau:g}: {row.test:.3f}")
+            sure = f" [{row.low:.3f}, {row.high:.3f}], by a bootstrap over test clips" if row.low == row.low else ""
+            print(f"  chosen on validation: block {row.layer}, tau {row.tau:g}: {row.test:.3f}{sure}")
 
 
 def _print_layers(rows: list["Row"]) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from selfflow.errors import UserError
 from selfflow.progress import Progress
-from selfflow.representation.arrays import readable_and_whole
 from selfflow.representation.features import features
 from selfflow.representation.probes.attentive import attentive_probe
 from selfflow.representation.probes.linear import linear_probe
@@ -18,13 +17,12 @@ from selfflow.representation.probes.logistic import few_shot, logistic_probe
 from selfflow.representation.probes.neighbours import knn_probe
 from selfflow.representation.probes.ridge import ridge_probe
 from selfflow.representation.probes.split import Score, Split
-from selfflow.representation.retrieval import Retrieval, retrieve
+from selfflow.representation.statistics import bootstrap
 from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
 
 ProbeName = Literal["logistic", "linear", "knn", "attentive", "few-shot"]
 _CLASSES = {"logistic": logistic_probe, "linear": linear_probe, "knn": knn_probe, "attentive": attentive_probe}
 _SHOTS = 5
-_FEWEST = 128  # clips that sounds are chosen from: of 4 materials some 32 each, where 8 are needed
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,8 @@ class Row(NamedTuple):
       setting: the strength or number of neighbours that validation chose; nan where nothing is chosen, and of a target
         that is the mean of several probes.
       validation, test: scores; that of validation is nan where the probe does not use it.
+      low, high: 95 % bootstrap interval of test over test samples, of this one run; nan where test is not one balanced
+        accuracy.
       chance: the score of a probe that knows nothing.
       split: which one test is.
       train_n, test_n: rows that the probe was fitted on and scored on: clips, moments or tokens.
@@ -92,6 +92,8 @@ class Row(NamedTuple):
     setting: float
     validation: float
     test: float
+    low: float
+    high: float
     chance: float
     split: str
     train_n: int
@@ -162,66 +164,6 @@ def probe_run(
     return rows
 
 
-def retrieval_rows(
-    run: Any,
-    queries: int,
-    *,
-    method: str = "",
-    weights: str = "ema",
-    step: int | None = None,
-    set: str = "",
-    split: str = "test",
-    data_dir: Any = None,
-) -> list[Row]:
-    """Whether films find their own sounds among 16, half of them of their material (see `retrieval`), as two rows.
-
-    Candidates come from the first 8 clips for each query, and from 128 at least; clips that cannot be read are left
-    out. Target `sound` is the share of films whose own sound came first, `sound's material` of those for which one of
-    their material did; layer and tau are those of no one.
-
-    Args:
-      run: an opened run.
-      queries: how many films.
-      set: of film and sound; by default the first such.
-      method, weights, step, split, data_dir: as for `probe_run`.
-
-    Raises:
-      UserError: if no set has film and sound, clips have no material, one is shorter than the others, or none can be
-        read; and as `retrieve`.
-    """
-    if queries < 1:
-        raise UserError(f"--retrieval is {queries}: give the number of films, at least 1")
-    name = set or next((n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None)
-    if name is None:
-        raise UserError(f"{run.source} was trained on no set of video and audio: no film finds a sound")
-    clips, model = run.data(split, name, data_dir), run.model(weights, step)
-    if "material" not in clips.labels:
-        raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
-    if missing := [m for m in ("video", "audio") if m not in clips.modalities]:
-        raise UserError(f"set {name!r} has no {missing[0]}: films find sounds in a set of video and audio")
-    numbers, latents = zip(*readable_and_whole(clips, range(min(len(clips), max(_FEWEST, 8 * queries)))))
-    found = retrieve(
-        model.apply,
-        model.params,
-        clips.modalities,
-        model.null_label,
-        {m: np.stack([x[m] for x in latents]) for m in ("video", "audio")},
-        clips.labels["material"][list(numbers)],
-        Retrieval(),
-        np.arange(min(queries, len(numbers))),
-    ).summary()
-    own = run.name
-    nan = float("nan")
-    told = (("sound", found.top1, found.top1_chance), ("sound's material", found.material, found.material_chance))
-    whose = (own, method or own, run.experiment.seed.init, model.step, weights)
-    return [
-        Row(
-            *whose, target, "video+audio", nan, 0, "flow loss", "top1", nan, nan, score, chance, split, 0, found.queries
-        )
-        for target, score, chance in told
-    ]
-
-
 def best(rows: list[Row]) -> list[Row]:
     """Of each run, weights, target and source the row whose layer and tau validation chose."""
     groups: dict[tuple, list[Row]] = {}
@@ -233,17 +175,19 @@ def best(rows: list[Row]) -> list[Row]:
 
 
 def _probed(target: Target, probe: ProbeName, splits: list[list[Split]]) -> tuple:
-    """(probe, metric, setting, validation, test, chance); of a target that is the mean of several their mean."""
+    """(probe, metric, setting, validation, test, low, high, chance); of a target that is of several the mean."""
     train, validation, test = splits
+    nan = float("nan")
     if target.kind != "class":
         found = [ridge_probe(*parts) for parts in zip(train, validation, test)]
-        return "ridge", "r2", _setting(found), *_mean([one.r2 for one in found]), 0.0
+        return "ridge", "r2", _setting(found), *_mean([one.r2 for one in found]), nan, nan, 0.0
     chance = float(np.mean([1 / len(np.unique(part.y)) for part in test]))
     if probe == "few-shot":
         tests = [few_shot(a, b, (_SHOTS,))[_SHOTS].mean for a, b in zip(train, test)]
-        return probe, "balanced_accuracy", _SHOTS, float("nan"), float(np.mean(tests)), chance
+        return probe, "balanced_accuracy", _SHOTS, nan, float(np.mean(tests)), nan, nan, chance
     found = [_CLASSES[probe](*parts) for parts in zip(train, validation, test)]
-    return probe, "balanced_accuracy", _setting(found), *_mean([one.balanced for one in found]), chance
+    sure = bootstrap(test[0].y, found[0].predicted)[1:3] if len(found) == 1 else (nan, nan)
+    return probe, "balanced_accuracy", _setting(found), *_mean([one.balanced for one in found]), *sure, chance
 
 
 def _setting(found: list) -> float:

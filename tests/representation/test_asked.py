@@ -7,12 +7,12 @@ import pytest
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.representation import probing as module
+from selfflow.representation import probing, retrieval
 from selfflow.representation.arrays import Arrays
 from selfflow.representation.features import Features
 from selfflow.representation.maps import layout_of
-from selfflow.representation.probing import Probing, probe_run, retrieval_rows
-from selfflow.representation.retrieval import Retrieved
+from selfflow.representation.probing import Probing, probe_run
+from selfflow.representation.retrieval import Retrieved, retrieval_rows
 from selfflow.representation.targets import Asked, Target, chosen_targets
 from selfflow.run import open_run
 
@@ -48,7 +48,7 @@ def test_labels_of_one_class_are_named_before_anything_is_computed(run, clips, m
     def computing(*_, **__):
         raise Computed
 
-    monkeypatch.setattr(module, "features", computing)
+    monkeypatch.setattr(probing, "features", computing)
     two, one = {"a": [0, 1, 0, 1], "b": [0, 1, 1, 0]}, {"a": [0, 1, 0, 1], "b": [-1, 4, 4, 4]}
     data = labelled(two, two, one, shapes=clips.shapes)
     with pytest.raises(UserError, match="target b: test: all 3 samples are of class 4: take another split"):
@@ -71,7 +71,7 @@ def test_what_a_probe_refuses_tells_of_target_and_split(run, monkeypatch):
     def refusing(*splits):
         raise UserError("test: no")
 
-    monkeypatch.setitem(module._CLASSES, "knn", refusing)
+    monkeypatch.setitem(probing._CLASSES, "knn", refusing)
     with pytest.raises(UserError, match="target shape, tested on test: test: no"):
         probe_run(run, Probing(("shape",), (1,), sources=("video",), probe="knn", clips=2))
 
@@ -135,7 +135,7 @@ def test_sounds_are_found_among_clips_that_can_be_read(run, clips, monkeypatch, 
         return Retrieved(chosen, np.zeros((queries, 16), int), np.zeros((queries, 16)), np.ones((queries, 16), bool))
 
     monkeypatch.setattr(run, "data", lambda *_: Many(clips.modalities, 300))
-    monkeypatch.setattr(module, "retrieve", seen)
+    monkeypatch.setattr(retrieval, "retrieve", seen)
     assert [row.test_n for row in retrieval_rows(run, queries)] == [queries, queries]
     assert "1 clips cannot be read" in capsys.readouterr().err
 

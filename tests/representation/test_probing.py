@@ -17,8 +17,8 @@ from selfflow.representation.probing import Probing, Row, best, probe_run
 from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
 from selfflow.run import open_run
 
-ROW = Row("a_0", "a", 0, 9, "ema", "material", "video", 0.1, 2, "logistic", "balanced_accuracy", 0.01, 0.4, 0.5, 0.25,
-          "test", 24, 12)  # fmt: skip
+ROW = Row("a_0", "a", 0, 9, "ema", "material", "video", 0.1, 2, "logistic", "balanced_accuracy", 0.01, 0.4, 0.5,
+          0.3, 0.7, 0.25, "test", 24, 12)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,7 @@ def test_rows_say_what_was_done(run):
     again = probe_run(run, dataclasses.replace(asked, targets=("count",), layers=(3,), tau=(0.5,), sources=("video",)))
     (same,) = [r for r in rows if (r.target, r.source, r.layer, r.tau) == ("count", "video", 3, 0.5)]
     assert again[0].test == same.test and again[0].validation == same.validation
+    assert all(row.low <= row.test <= row.high if row.metric != "r2" else np.isnan(row.low) for row in rows)
     chosen = best(rows)
     assert len(chosen) == 5
     for row in chosen:

@@ -59,7 +59,7 @@ def test_panels_are_labelled_by_what_was_asked():
     assert titles[:3] == [f"linear CKA: {pair}" for pair in ("video", "audio", "video and audio")]
     told = ("r", "m", 0, 1, "ema", "count", "video")
     rows = [
-        Row(*told, tau, layer, "knn", "r2", 1, 0, tau + layer, 0, "test", 8, 4)
+        Row(*told, tau, layer, "knn", "r2", 1, 0, tau + layer, 0, 0, 0, "test", 8, 4)
         for tau in (0.1, 0.5)
         for layer in (1, 2)
     ]

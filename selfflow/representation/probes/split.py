@@ -39,7 +39,7 @@ class Classified(NamedTuple):
     Attributes:
       balanced: balanced accuracy: the mean over classes of the part found; chance is one over the number of classes.
       plain: accuracy.
-      predicted: classes of the test samples [n]; `predicted == test.y` is what `bootstrap` takes.
+      predicted: classes of the test samples [n], which `bootstrap` takes beside those that are true.
       chosen: the setting that validation chose (a strength, a number of neighbours); None where there is no choice.
     """
 
