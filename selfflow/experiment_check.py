@@ -28,7 +28,8 @@ def check_experiment(experiment: "Experiment") -> None:
                 raise UserError(f"{where}.modalities names {m}, which data.{chosen.data} does not have")
             if hasattr(experiment.schedule, "mask_ratio") and m not in experiment.schedule.mask_ratio:
                 raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
-            autoencoder, media = experiment.autoencoders[m], experiment.media(name)[m]
+        for m, media in experiment.media(name).items():
+            autoencoder = experiment.autoencoders[m]
             if isinstance(autoencoder, LogMel) and autoencoder.sample_rate != media.rate:
                 raise UserError(
                     f"autoencoders.{m}.sample_rate is {autoencoder.sample_rate}, but data.{chosen.data} has "
