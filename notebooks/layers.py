@@ -72,23 +72,31 @@ for row in best(rows):
 # ## Likeness
 #
 # Linear CKA (debiased, arXiv 1905.00414) compares all distances between clips, CKNNA (arXiv 2405.07987) only those
-# between near ones. On the diagonal panels a layer is compared with others of its modality; the panel of two modalities
-# asks whether clips that sound alike look alike to the model. Both are 1 for the same features and about 0 for
-# independent ones. The modalities are seen together, so that some of their likeness may be what one has taken from the
-# other.
+# between near ones. Both are 1 for the same features and about 0 for independent ones. Panels of one modality compare
+# its layers; the panel of two asks whether clips that sound alike look alike to the model. They are seen together here,
+# so that some of their likeness may be what one has taken from the other.
 
 # %%
-found = features(runs[0], "test", tau=similar_tau, limit=similar_clips)
-similarity_figure(found.layers, neighbours)
+likeness = {"data": "test", "tau": similar_tau, "limit": similar_clips}
+together = features(runs[0], **likeness)
+similarity_figure({m: (together, m) for m in together.grids}, neighbours)
 
 # %% [markdown]
 # The same where each modality is seen alone, so that nothing can have been taken from the other:
 
 # %%
-streams = list(runs[0].data("test").modalities)
-alone = [features(runs[0], "test", tau=similar_tau, limit=similar_clips, modalities=[m]) for m in streams]
-apart = {layer: {m: one.layers[layer][m] for m, one in zip(streams, alone)} for layer in found.layers}
-similarity_figure(apart, neighbours)
+alone = {m: features(runs[0], **likeness, modalities=[m]) for m in together.grids}
+similarity_figure({m: (found, m) for m, found in alone.items()}, neighbours)
+
+# %% [markdown]
+# How alike the runs are, and how far training led from where it began. What another encoder makes of the same clips is
+# put beside them in the same way (`layer_similarity`).
+
+# %%
+m = next(iter(together.grids))
+networks = {name: features(run, **likeness, modalities=[m]) for name, run in zip(names, runs)}
+networks["untrained"] = features(runs[0], **likeness, modalities=[m], weights="untrained")
+similarity_figure({f"{name}, {m}": (found, m) for name, found in networks.items()}, neighbours)
 
 # %% [markdown]
 # ## Health

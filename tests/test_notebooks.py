@@ -49,7 +49,7 @@ def test_layers(tiny_run):
     small = {"taus": [0.1, 0.5], "targets": ["material"], "sources": ["video"], "clips": 24, "probe": "knn"}
     small |= {"similar_clips": 12, "healthy_clips": 4, "healthy_batch": 4, "neighbours": 4}
     notebook = executed("layers", run_paths=[str(tiny_run)], **small)
-    check(notebook, figures=5)
+    check(notebook, figures=6)
     assert "tiny, untrained" in text(notebook)
 
 
@@ -114,5 +114,5 @@ def test_all_on_the_quickstart(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
     train(load_experiment(NOTEBOOKS.parent / "experiments" / "quickstart.py"), folder, tmp_path_factory.mktemp("data"))
     check(executed("method", run_path=str(folder)), figures=5)
-    check(executed("layers", run_paths=[str(folder)]), figures=5)
+    check(executed("layers", run_paths=[str(folder)]), figures=6)
     check(executed("maps", run_path=str(folder)), figures=3)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from selfflow.representation.features import Features
 from selfflow.representation.health import Health
 from selfflow.representation.probing import Row
 from selfflow.representation.similarity import cknna, layer_similarity, linear_cka
@@ -107,23 +108,26 @@ def probe_map(rows: Iterable[Row]) -> Figure:
     return figure
 
 
-def similarity_figure(features: Mapping[int, Mapping[str, np.ndarray]], k: int = 10) -> Figure:
-    """How alike layers are, within each modality and between modalities: linear CKA (debiased) above, CKNNA below.
+def similarity_figure(seen: Mapping[str, tuple[Features, str]], k: int = 10) -> Figure:
+    """How alike layers are, within each of some networks or modalities and between them.
+
+    Linear CKA (debiased) above, CKNNA below.
 
     Args:
-      features: of the same clips, {layer: {modality: [n, D]}}.
+      seen: features of the same clips and which of their modalities, as `layer_similarity` takes them, by the name that
+        the figure gives them.
       k: number of neighbours of CKNNA.
     """
-    layers, names = list(features), list(next(iter(features.values())))
-    pairs = [(m, m) for m in names] + [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    names = list(seen)
+    pairs = [(a, a) for a in names] + [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     figure = Figure(figsize=(3.4 * len(pairs) + 0.4, 6.2), layout="constrained")
     axes = figure.subplots(2, len(pairs), squeeze=False)
     measures = {"linear CKA": partial(linear_cka, debiased=True), f"CKNNA, k = {k}": partial(cknna, k=k)}
     for row, (name, measure) in zip(axes, measures.items()):
         for axis, (a, b) in zip(row, pairs):
-            cells = layer_similarity(features, a, b, measure)
+            cells = layer_similarity(seen[a], seen[b], measure)
             limits = (min(0.0, float(cells.min())), 1.0 if a == b else max(0.05, float(cells.max())))
-            image = _cells(axis, cells, layers, layers, "magma", limits)
+            image = _cells(axis, cells, list(seen[b][0].layers), list(seen[a][0].layers), "magma", limits)
             axis.set(xlabel=f"block, {b}", ylabel=f"block, {a}")
             axis.set_title(f"{name}: {a if a == b else f'{a} and {b}'}", fontsize=9)
             figure.colorbar(image, ax=axis).ax.tick_params(labelsize=6)

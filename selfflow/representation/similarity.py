@@ -1,16 +1,17 @@
 """How alike two representations of the same samples are: linear CKA, CKNNA and mutual nearest neighbours.
 
-They take features [n, D1] and [n, D2] of the same n samples in the same order, and nothing else. All is computed in
-float64. None of them draws a subset: time grows with n^2 where neighbours are sought, memory does not.
+The measures take arrays [n, D1] and [n, D2] of the same n samples in the same order. All is computed in float64. None
+of them draws a subset: time grows with n^2 where neighbours are sought, memory does not.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from selfflow.errors import UserError
+from selfflow.representation.features import Features
 
 _BLOCK = 1024  # rows of similarities at a time: 80 MB for n = 10 000
 _ROUNDING = 1e-6  # float32 features that differ by less, relative to their size, differ by their rounding
@@ -97,16 +98,29 @@ def cknna(
 
 
 def layer_similarity(
-    layers: Mapping[int, Mapping[str, np.ndarray]], a: str, b: str, measure: Callable[[np.ndarray, np.ndarray], float]
-) -> Float[np.ndarray, "L L"]:
-    """A measure of the features of modality `a` after each block (down) and those of `b` after each (across).
+    a: tuple[Features, str], b: tuple[Features, str], measure: Callable[[np.ndarray, np.ndarray], float]
+) -> Float[np.ndarray, "La Lb"]:
+    """A measure of the features after each block of `a` (down) and those after each block of `b` (across).
 
     Args:
-      layers: {layer: {modality: [n, D]}}, as features come.
-      a, b: modalities, which may be the same.
+      a, b: features of the same clips, means over tokens, and which of their modalities; of one network or of two. What
+        another encoder makes of the clips is compared as `Features(ids, {}, {1: {modality: [n, D]}}, {}, {})`.
       measure: one of the above.
+
+    Raises:
+      UserError: if the clips are not the same in the same order, and as the measure.
     """
-    return np.array([[measure(down[a], across[b]) for across in layers.values()] for down in layers.values()])
+    (first, m), (second, n) = a, b
+    if first.ids != second.ids:
+        i = next((i for i, (x, y) in enumerate(zip(first.ids, second.ids)) if x != y), None)
+        differ = f"sample {i} is {first.ids[i]!r} and {second.ids[i]!r}" if i is not None else "one holds more"
+        raise UserError(
+            f"features of {len(first.ids)} and {len(second.ids)} samples that are not the same ({differ}): likeness is "
+            "that of two views of the same samples in the same order"
+        )
+    return np.array(
+        [[measure(down[m], across[n]) for across in second.layers.values()] for down in first.layers.values()]
+    )
 
 
 def _checked(a: np.ndarray, b: np.ndarray, least: int) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import Modality, modality_of, to_tokens
 from selfflow.noise import UniformTau, corrupt, draw_eps
@@ -61,7 +62,8 @@ def views(
       step: of the weights; by default the newest.
 
     Raises:
-      UserError: if there is no such clip, one is shorter than the set has them, or has neither film nor sound.
+      UserError: if there is no such clip, one cannot be read, is shorter than the set has them, or has neither film
+        nor sound.
     """
     numbers, objective, modalities = list(numbers), run.objective, dict(clips.modalities)
     seconds = seconds_of(modalities)
@@ -118,12 +120,17 @@ def whole_clips(clips: Any, numbers: Iterable[int]) -> tuple[dict[str, np.ndarra
     """Latents of some clips in one array for each modality, and their ids.
 
     Raises:
-      UserError: if there is no such clip, or one is shorter than the set has them.
+      UserError: if there is no such clip, or one cannot be read, or is shorter than the set has them.
     """
     numbers = list(numbers)
     if unknown := [i for i in numbers if not 0 <= i < len(clips)]:
         raise UserError(f"there is no clip {unknown[0]}: the {clips.split} split has 0 to {len(clips) - 1}")
-    found = [clips.latents(i) for i in numbers]
+    found = []
+    for i in numbers:
+        try:
+            found.append(clips.latents(i))
+        except BadRecord as error:
+            raise UserError(f"clip {i}, {clips.ids[i]!r}, cannot be read ({error}): take another") from error
     for i, latents in zip(numbers, found):
         for m, x in latents.items():
             if x.shape != clips.shapes[m]:

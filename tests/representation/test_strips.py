@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from selfflow.errors import UserError
+from selfflow.representation.features import Features
 from selfflow.representation.figures import probe_map, similarity_figure
 from selfflow.representation.probing import Row
 from selfflow.representation.similarity import layer_similarity
@@ -44,18 +46,22 @@ def test_each_frame_shows_its_own_tokens_and_circles():
 
 
 def test_a_measure_of_all_layers_down_and_across():
-    layers = {
-        1: {"a": np.array([[1.0]]), "b": np.array([[10.0]])},
-        4: {"a": np.array([[2.0]]), "b": np.array([[20.0]])},
-    }
-    found = layer_similarity(layers, "a", "b", lambda x, y: (x - y).item())
-    np.testing.assert_array_equal(found, [[-9, -19], [-8, -18]])
+    of = lambda layers, ids: Features(ids, {}, {k: {"a": np.array([[x]])} for k, x in layers.items()}, {}, {})
+    down, across = of({1: 1.0, 4: 2.0}, ["one"]), of({1: 10.0, 2: 20.0, 4: 30.0}, ["one"])
+    found = layer_similarity((down, "a"), (across, "a"), lambda x, y: (x - y).item())
+    np.testing.assert_array_equal(found, [[-9, -19, -29], [-8, -18, -28]])
+    with pytest.raises(UserError, match="sample 0 is 'one' and 'other'"):
+        layer_similarity((down, "a"), (of({1: 1.0}, ["other"]), "a"), None)
+    with pytest.raises(UserError, match="of 1 and 2 samples .*one holds more"):
+        layer_similarity((down, "a"), (of({1: 1.0}, ["one", "two"]), "a"), None)
 
 
 def test_panels_are_labelled_by_what_was_asked():
     random = np.random.default_rng(0)
-    features = {layer: {m: random.standard_normal((20, 5)) for m in ("video", "audio")} for layer in (1, 2, 3)}
-    titles = [axis.get_title() for axis in similarity_figure(features, k=4).axes if axis.get_title()]
+    layers = {layer: {m: random.standard_normal((20, 5)) for m in ("video", "audio")} for layer in (1, 2, 3)}
+    found = Features([str(i) for i in range(20)], {}, layers, {}, {})
+    figure = similarity_figure({m: (found, m) for m in ("video", "audio")}, k=4)
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles[:3] == [f"linear CKA: {pair}" for pair in ("video", "audio", "video and audio")]
     told = ("r", "m", 0, 1, "ema", "count", "video")
     rows = [

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTimestep
@@ -81,8 +82,16 @@ def test_nothing_is_given_unless_it_is_asked_for(run, seen):
         assert ((found.tau[m][..., None] == levels_BK[:, None]).any(-1)).all()
 
 
-def test_what_there_is_not_is_named(run):
+def test_what_there_is_not_is_named(run, monkeypatch):
     with pytest.raises(UserError, match="no clip 99: the test split has 0 to 11"):
         views(run, run.data("test"), [0, 99])
     with pytest.raises(UserError, match="need film or sound"):
         views(run, run.data("test", "image"), [0, 1])
+    clips = run.data("test")
+
+    def torn(i):
+        raise BadRecord("test-00000.array_record", "torn")
+
+    monkeypatch.setattr(clips, "latents", torn)
+    with pytest.raises(UserError, match=f"clip 3, '{clips.ids[3]}', cannot be read .*torn"):
+        views(run, clips, [3])
