@@ -24,7 +24,7 @@ from selfflow.models.joint_config import JointConfig
 from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
-from selfflow.objectives.alignment import NoAlignment, SelfFlow
+from selfflow.objectives.alignment import Alignment, SelfFlow
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.sampling.generate import Sampler
 from selfflow.text import Text
@@ -87,7 +87,7 @@ class Experiment:
     """What encodes the captions; none for a model without them."""
     schedule: UniformTimestep | DualTimestep | FullMasking | Forcing = DualTimestep()
     """How noise is spread over tokens."""
-    alignment: NoAlignment | SelfFlow = SelfFlow()
+    alignment: Alignment = SelfFlow()
     """What the student's features are aligned with."""
     separation: Separation | None = None
     """Attention Separation; none lets all tokens of a sample see each other."""

@@ -9,7 +9,7 @@ from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
 from selfflow.modality import modality_of
 from selfflow.models.sit import SiTConfig
-from selfflow.objectives.alignment import SelfFlow
+from selfflow.objectives.alignment import NoAlignment
 
 if TYPE_CHECKING:
     from selfflow.experiment import Experiment
@@ -65,6 +65,8 @@ def check_experiment(experiment: "Experiment") -> None:
         raise UserError(
             f"separation needs masked tokens, which schedule {experiment.schedule.kind} does not have: remove it"
         )
+    if experiment.separation and experiment.schedule.mask != "exact":
+        raise UserError("separation needs groups of one size: take schedule.mask exact, or remove separation")
     if experiment.separation and experiment.schedule.given:
         raise UserError("schedule.given and separation exclude each other, for given tokens have no group: empty one")
     _check_given(experiment)
@@ -73,7 +75,7 @@ def check_experiment(experiment: "Experiment") -> None:
     for m in experiment.modality_weight:
         if m not in modalities:
             raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
-    if isinstance(experiment.alignment, SelfFlow):
+    if not isinstance(experiment.alignment, NoAlignment):
         experiment.alignment.check(experiment.model.depth)
     if bool(experiment.label) != (experiment.model.labels > 0):
         raise UserError("label and model.labels go together: the field's name, and how many classes it has")

@@ -51,6 +51,10 @@ class Corruption(NamedTuple):
                 assignment[m] = jnp.zeros_like(self.assignment[m])
         return Corruption(levels, assignment, self.given)
 
+    def less(self, by: dict[str, Float[Array, "B K"]]) -> "Corruption":
+        """Every level lower by so much, and at least 0."""
+        return self._replace(levels={m: jnp.maximum(x_BK - by[m], 0) for m, x_BK in self.levels.items()})
+
     def hold(self, given: dict[str, Bool[Array, "B N"]]) -> "Corruption":
         """The same corruption with the `given` tokens at tau = 0."""
         levels, assignment = dict(self.levels), dict(self.assignment)
@@ -151,9 +155,22 @@ class _Schedule:
         return corruption.hold(draw_given(keys_for(keys_B, "given"), self.given, modalities))
 
     def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int, shared: bool) -> Float[Array, "B count"]:
-        purpose = "tau" if shared and self.draw == "shared" else f"tau {modality}"
-        u_BK = jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys_for(keys_B, purpose))
+        u_BK = self._uniforms(keys_B, "tau", modality, count, shared)
         return self.tau.get(modality_of(modality), UniformTau()).quantile(u_BK)
+
+    def _uniforms(
+        self, keys_B: Key[Array, "B"], purpose: str, modality: str, count: int, shared: bool = True
+    ) -> Float[Array, "B count"]:
+        """Numbers in [0, 1) of one purpose, drawn once for all modalities or for each."""
+        name = purpose if shared and self.draw == "shared" else f"{purpose} {modality}"
+        return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys_for(keys_B, name))
+
+    def intervals(self, keys_B: Key[Array, "B"], corruption: Corruption, most: float) -> dict[str, Float[Array, "B K"]]:
+        """For each level of a corruption a number in [0, most), by modality."""
+        return {
+            m: most * self._uniforms(keys_B, "interval", m, x_BK.shape[1], not isinstance(self, Forcing))
+            for m, x_BK in corruption.levels.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -172,7 +189,10 @@ class UniformTimestep(_Schedule):
 @dataclass(frozen=True)
 class _Masked(_Schedule):
     mask_ratio: dict[str, float] = field(default_factory=lambda: {"image": 0.25, "video": 0.1, "audio": 0.5})
-    """Part of a modality's tokens that is masked, at most 0.5; an exact count of the tokens."""
+    """Part of a modality's tokens that is masked, at most 0.5 (arXiv 2603.06507)."""
+    mask: Literal["exact", "bernoulli"] = "exact"
+    """Whether that part is an exact count in every sample, as in the code of arXiv 2607.02508, or each token is masked
+    with that probability, whatever the others are, as in the port gregoiremrr/self-flow-torch."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -181,13 +201,19 @@ class _Masked(_Schedule):
                 raise UserError(f"schedule.mask_ratio.{m} is {ratio}: give a number from 0 to 0.5")
 
     def masked(self, modality: str, tokens: int) -> int:
-        """How many of a modality's tokens are masked, in every sample."""
+        """How many of a modality's tokens are masked: in every sample, or where masks are Bernoulli's on average."""
+        return round(self._ratio(modality) * tokens)
+
+    def _ratio(self, modality: str) -> float:
         name = modality_of(modality)
         if name not in self.mask_ratio:
             raise UserError(f"schedule.mask_ratio has no entry for {name}: add one")
-        return round(self.mask_ratio[name] * tokens)
+        return self.mask_ratio[name]
 
     def _mask(self, keys_B: Key[Array, "B"], modality: str, tokens: int) -> Int[Array, "B N"]:
+        if self.mask == "bernoulli":
+            drawn_BN = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys_for(keys_B, f"mask {modality}"))
+            return (drawn_BN < self._ratio(modality)).astype(jnp.int32)
         count = self.masked(modality, tokens)
         shuffled_BN = jax.vmap(lambda key: jax.random.permutation(key, tokens))(keys_for(keys_B, f"mask {modality}"))
         return (shuffled_BN < count).astype(jnp.int32)
@@ -201,10 +227,29 @@ class DualTimestep(_Masked):
     """
 
     kind: Literal["dual"] = "dual"
+    sorted: bool = False
+    """Whether s is the noisier of the two, so that masked tokens are, as in MAE; asked in issue 2 of the released code,
+    and answered with no: p(tau) is then the marginal of no token."""
+    band: float | None = None
+    """Draws s uniformly from [t - band, t], at least 0: with 0.2 an ablation of arXiv 2603.06507, about as bad there as
+    no masking."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.band is not None and not 0 < self.band <= 1:
+            raise UserError(f"schedule.band is {self.band}: give a number above 0, up to 1, or none")
+        if self.band is not None and self.sorted:
+            raise UserError("schedule.band and schedule.sorted exclude each other: s cannot be below t and above it")
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, 2] = (t, s); `layout` gives the number of tokens of each modality."""
         levels = {m: self._taus(keys_B, m, 2, shared=True) for m in layout}
+        if self.sorted:
+            levels = {m: jnp.sort(x_B2, axis=1) for m, x_B2 in levels.items()}
+        if self.band is not None:
+            for m, (t_B1, _) in ((m, jnp.split(x_B2, 2, axis=1)) for m, x_B2 in levels.items()):
+                s_B1 = jnp.maximum(t_B1 - self.band * self._uniforms(keys_B, "band", m, 1), 0)
+                levels[m] = jnp.concatenate([t_B1, s_B1], axis=1)
         return Corruption(levels, {m: self._mask(keys_B, m, n) for m, n in layout.items()}, {})
 
 

@@ -143,9 +143,37 @@ def test_noise_of_a_sample_depends_on_its_key_alone():
     np.testing.assert_array_equal(sampled.tau()["audio"][2], again.tau()["audio"][0])
 
 
+def test_a_mask_of_bernoulli_has_a_binomial_count():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    schedule = DualTimestep(mask="bernoulli", mask_ratio={"video": 0.3})
+    masked = np.asarray(schedule.sample(keys, {"video": 20}).assignment["video"])
+    counts = np.bincount(masked.sum(1), minlength=21)
+    expected = 4000 * stats.binom(20, 0.3).pmf(np.arange(21))
+    few = expected < 5
+    observed, expected = (np.append(x[~few], x[few].sum()) for x in (counts, expected))
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    assert stats.binomtest(int(masked[:, 7].sum()), 4000, 0.3).pvalue > 1e-3
+
+
+def test_s_may_be_sorted_or_limited_to_a_band():
+    keys = jax.random.split(jax.random.key(1), 4000)
+    plain, ordered, band = (
+        np.asarray(schedule.sample(keys, {"video": 20}).levels["video"])
+        for schedule in (DualTimestep(), DualTimestep(sorted=True), DualTimestep(band=0.2))
+    )
+    np.testing.assert_array_equal(ordered, np.sort(plain, axis=1))
+    t, s = band.T
+    np.testing.assert_array_equal(t, plain[:, 0])
+    deep = t > 0.2  # elsewhere s stops at 0
+    assert stats.kstest((t - s)[deep], stats.uniform(0, 0.2).cdf).pvalue > 1e-3
+    assert (s >= 0).all() and (s <= t).all() and abs(np.corrcoef(t[deep], (t - s)[deep])[0, 1]) < 0.1
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: DualTimestep(band=0.0),
+        lambda: DualTimestep(band=0.2, sorted=True),
         lambda: DualTimestep(mask_ratio={"video": 0.6}),
         lambda: FullMasking(mask_ratio={"video": -0.1}),
         lambda: UniformTau(shift=0.0),
@@ -154,5 +182,5 @@ def test_noise_of_a_sample_depends_on_its_key_alone():
     ],
 )
 def test_impossible_settings_are_named(make):
-    with pytest.raises(UserError, match="mask_ratio|shift|deviation"):
+    with pytest.raises(UserError, match="mask_ratio|shift|deviation|band"):
         make()

@@ -43,7 +43,8 @@ def export(
     provenance = run.provenance()
     state = run.weights(step)
     params = {"model": state.frozen["ema"]} if weights == "ema" else {"model": state.params["model"]}
-    if "projector" in state.params:
+    # Others than the released one have no form that another reader knows.
+    if "projector" in state.params and run.experiment.alignment.projector_depth == 2:
         params["projector"] = state.params["projector"]
     with told_by(run.path / "provenance.json"):
         told = _describe(run, provenance, int(state.step), weights, "projector" in params)

@@ -1,4 +1,4 @@
-"""The student's head: its features on the way to the teacher's."""
+"""The student's head: its features on the way to what they are aligned with."""
 
 import jax
 from flax import nnx
@@ -6,20 +6,33 @@ from jaxtyping import Array, Float
 
 
 class Projector(nnx.Module):
-    """Linear(D, 2D) - SiLU - Linear(2D, D), the form of the released weights (arXiv 2603.06507)."""
+    """Linear(D, 2D) - SiLU - Linear(2D, outputs), the form of the released weights (arXiv 2603.06507).
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
-        make = lambda inputs, outputs, axes: nnx.Linear(
-            inputs,
-            outputs,
-            rngs=rngs,
-            kernel_init=nnx.initializers.xavier_uniform(),
-            kernel_metadata={"out_sharding": axes},
-            bias_metadata={"out_sharding": (axes[1],)},
-        )
-        self.linear1 = make(width, 2 * width, ("embed", "mlp"))
-        self.linear2 = make(2 * width, width, ("mlp", "embed"))
+    Args:
+      width: D, channels of the features.
+      depth: number of linear layers, at least 1; those between the first and the last are 2D wide.
+      outputs: channels of the target; D unless given.
+    """
 
-    def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+    def __init__(self, width: int, *, rngs: nnx.Rngs, depth: int = 2, outputs: int | None = None):
+        sizes = [width, *[2 * width] * (depth - 1), outputs or width]
+        names = ["embed", *["mlp"] * (depth - 1), "embed"]
+        self.depth = depth
+        for i in range(depth):
+            # Two axes of one name cannot lie on one axis of a mesh.
+            axes = (names[i], names[i + 1] if names[i + 1] != names[i] else None)
+            linear = nnx.Linear(
+                sizes[i],
+                sizes[i + 1],
+                rngs=rngs,
+                kernel_init=nnx.initializers.xavier_uniform(),
+                kernel_metadata={"out_sharding": axes},
+                bias_metadata={"out_sharding": (axes[1],)},
+            )
+            setattr(self, f"linear{i + 1}", linear)
+
+    def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B N E"]:
         flat = x_BND.reshape(-1, x_BND.shape[-1])
-        return self.linear2(jax.nn.silu(self.linear1(flat))).reshape(x_BND.shape)
+        for i in range(1, self.depth + 1):
+            flat = getattr(self, f"linear{i}")(flat if i == 1 else jax.nn.silu(flat))
+        return flat.reshape(*x_BND.shape[:-1], -1)

@@ -26,11 +26,10 @@ def diagnose(
     Tokens that are in no loss (given, padding, samples that could not be read) are in none of these either.
     """
     draw = objective.draw(keys_B, batch)
-    student_output, teacher_output, _ = objective.views(params, frozen["ema"], batch, keys_B, draw)
-    if teacher_output is None:
+    output, teacher, _ = objective.views(params, frozen["ema"], batch, keys_B, draw)
+    if teacher is None:
         return {}
-    student = student_output.taps[objective.alignment.student_layer]
-    teacher = teacher_output.taps[objective.alignment.teacher_layer]
+    student = output.taps[objective.alignment.student_layer]
     projected = objective.project(params, student)
     metrics = {}
     for m in student:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,31 +16,13 @@ from selfflow.models.projector import Projector
 from selfflow.models.separation import Groups, Separation
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.noise import Corruption, Schedule, corrupt, draw_eps, keys_for
-from selfflow.objectives.alignment import Alignment, NoAlignment, alignment_error
+from selfflow.objectives.alignment import Alignment, LayerSync, NoAlignment, alignment_error
+from selfflow.objectives.draw import Draw, TeacherView, token_weight
 from selfflow.objectives.flow import flow_error
 
 TAU_BUCKETS = 5
 
 Params = dict[str, Any]
-
-
-class Draw(NamedTuple):
-    """All that is drawn for a batch, sample by sample, before it is split for gradient accumulation.
-
-    Attributes:
-      corruption: levels, assignment and given tokens.
-      label: the condition that student and teacher both see, [B]; dropped labels are already null.
-      caption: the other condition; dropped captions have an empty mask. None in sets without.
-      valid: tokens that are not padding, of the modalities that may be padded, [B, N].
-      weight: weight of each token in its modality's mean, [B, N]; sums to 1 over the whole batch,
-        so that the losses of its parts add up to the loss of the whole.
-    """
-
-    corruption: Corruption
-    label: Int[Array, "B"]
-    caption: Caption | None
-    valid: dict[str, Bool[Array, "B N"]]
-    weight: dict[str, Float[Array, "B N"]]
 
 
 @dataclass(frozen=True)
@@ -66,17 +48,17 @@ class SelfFlowObjective:
     separation: Separation | None = None
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh trainable parameters: {"model": ..., "projector": ...}; no projector without alignment."""
+        """Fresh trainable parameters: {"model": ..., "projector": ...}; no projector where none is learned."""
         model_key, projector_key = jax.random.split(key)
         params = {"model": nnx.to_pure_dict(nnx.state(self._model(model_key)))}
-        if not isinstance(self.alignment, NoAlignment):
+        if self._projected:
             params["projector"] = nnx.to_pure_dict(nnx.state(self._projector(projector_key)))
         return params
 
     def logical_axes(self) -> dict[str, tuple[str | None, ...]]:
         """What each axis of each parameter stands for, by the parameter's dotted name."""
         parts = {"model": self._model}
-        if not isinstance(self.alignment, NoAlignment):
+        if self._projected:
             parts["projector"] = self._projector
         return {f"{part}.{name}": axes for part, make in parts.items() for name, axes in _structure(make)[1].items()}
 
@@ -92,6 +74,8 @@ class SelfFlowObjective:
 
     def project(self, params: Params, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """The student's features through the projector, which all modalities share."""
+        if not self._projected:
+            return features
         graph, _ = _structure(self._projector)
         projector = nnx.merge(graph, nnx.State(params["projector"]))
         return {m: projector(x_BND) for m, x_BND in features.items()}
@@ -106,9 +90,13 @@ class SelfFlowObjective:
 
     def _projector(self, key: Key[Array, ""]) -> Projector:
         with nnx.use_eager_sharding(False):
-            return Projector(self.model.width, rngs=nnx.Rngs(key))
+            return Projector(self.model.width, rngs=nnx.Rngs(key), depth=self.alignment.projector_depth)
 
-    def draw(self, keys_B: Key[Array, "B"], batch: dict[str, Any]) -> Draw:
+    @property
+    def _projected(self) -> bool:
+        return not isinstance(self.alignment, NoAlignment) and self.alignment.projector_depth > 0
+
+    def draw(self, keys_B: Key[Array, "B"], batch: dict[str, Any], step: Int[Array, ""] | int = 0) -> Draw:
         """Draws corruption and dropped conditions for a batch.
 
         Args:
@@ -116,50 +104,81 @@ class SelfFlowObjective:
           batch: `latents` {modality: [B, ...]}, `label` [B] (below 0 for none), `weight` [B] (0 for samples that count
             in no loss); where there are captions `caption` (embeddings [B, L, C], mask [B, L]), and where clips may be
             padded `frames` {modality: number of latent frames that are data [B]}.
+          step: finished updates, which the weight of the alignment loss may follow.
         """
         modalities = of_latents(self.modalities, batch["latents"])
         corruption = self.schedule.sample(keys_B, {m: modality.tokens for m, modality in modalities.items()})
         corruption = self.schedule.hold(corruption, keys_B, modalities)
         dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, self.condition_drop))(keys_for(keys_B, "label"))
         label_B = jnp.where(dropped_B | (batch["label"] < 0), self.model.labels, batch["label"])
-        caption = None
-        if "caption" in batch:
-            embedding, mask = batch["caption"]
-            caption = Caption(embedding, mask & ~dropped_B[:, None])
+        whole = Caption(*batch["caption"]) if "caption" in batch else None
+        caption = whole and Caption(whole.embedding, whole.mask & ~dropped_B[:, None])
         valid = {m: modalities[m].valid_tokens(frames_B) for m, frames_B in batch.get("frames", {}).items()}
-        return Draw(corruption, label_B, caption, valid, token_weight(corruption, valid, batch["weight"]))
+        weight = token_weight(corruption, valid, batch["weight"])
+        draw, alignment = Draw(corruption, label_B, caption, valid, weight), self.alignment
+        if isinstance(alignment, NoAlignment):
+            return draw
+        aligned = token_weight(corruption, valid, batch["weight"], alignment.tokens)
+        draw = draw._replace(aligned=aligned, gamma=jnp.broadcast_to(alignment.gamma(step), label_B.shape))
+        if isinstance(alignment, LayerSync):
+            return draw
+        if alignment.teacher_keeps_condition:
+            label_B, caption = jnp.where(batch["label"] < 0, self.model.labels, batch["label"]), whole
+        views = {
+            "min": corruption.cleanest,
+            "interval": lambda: corruption.less(self.schedule.intervals(keys_B, corruption, alignment.interval)),
+            "same": lambda: corruption,
+        }
+        return draw._replace(teacher=TeacherView(views[alignment.teacher_view](), label_B, caption))
 
     def views(self, params: Params, teacher: Params, batch: dict[str, Any], keys_B: Key[Array, "B"], draw: Draw):
-        """Student and teacher outputs on one batch, and the velocity to predict.
+        """The student's output on one batch, the features that it is aligned with, and the velocity to predict.
 
-        Both see the same sample, noise, condition and positions; the teacher sees every token at the lower
-        of its modality's levels, stops after block k and gets no gradient; None without alignment.
+        Student and teacher see the same sample, noise and positions. The teacher, at the levels of its view, stops
+        after block k and gets no gradient. Features are [B, N, D] by modality, None without alignment.
         """
         x = to_tokens(self.modalities, batch["latents"])
         eps = draw_eps(keys_B, x)
         corruption, alignment = draw.corruption, self.alignment
-        seen = lambda c: (corrupt(x, eps, c), c.levels, draw.label, c.assignment)
-        condition = {"caption": draw.caption, "valid": draw.valid}
+        seen = lambda view: (
+            corrupt(x, eps, view.corruption),
+            view.corruption.levels,
+            view.label,
+            view.corruption.assignment,
+        )
+        condition = lambda view: {"caption": view.caption, "valid": draw.valid}
         groups = self._groups(corruption)
         target = {m: eps[m] - x[m] for m in x}
-        if isinstance(alignment, NoAlignment):
-            return self.apply(params["model"], *seen(corruption), groups=groups, **condition), None, target
-        layer, k = alignment.student_layer, alignment.teacher_layer
-        student = self.apply(params["model"], *seen(corruption), taps=(layer,), groups=groups, **condition)
-        teacher, clean = jax.lax.stop_gradient(teacher), corruption.cleanest()
+        taps = () if isinstance(alignment, NoAlignment) else (alignment.student_layer,)
+        if isinstance(alignment, LayerSync):
+            taps += (alignment.teacher_layer,)
+        student = self.apply(params["model"], *seen(draw), taps=taps, groups=groups, **condition(draw))
+        if not taps:
+            return student, None, target
+        if isinstance(alignment, LayerSync):
+            return student, jax.lax.stop_gradient(student.taps[alignment.teacher_layer]), target
+        teacher, k = jax.lax.stop_gradient(teacher), alignment.teacher_layer
         groups = groups if self.separation and self.separation.teacher else None
-        teacher_output = self.apply(teacher, *seen(clean), taps=(k,), stop_at=k, groups=groups, **condition)
-        return student, teacher_output, target
+        found = self.apply(teacher, *seen(draw.teacher), taps=(k,), stop_at=k, groups=groups, **condition(draw.teacher))
+        return student, found.taps[k], target
 
     def errors(
-        self, params: Params, student: Output, teacher: Output | None, target: dict[str, Float[Array, "B N P"]]
+        self,
+        params: Params,
+        student: Output,
+        aligned_with: dict[str, Float[Array, "B N D"]] | None,
+        target: dict[str, Float[Array, "B N P"]],
+        draw: Draw,
     ) -> tuple[dict[str, Float[Array, "B N"]], dict[str, Float[Array, "B N"]]]:
         """Flow and alignment error of every token, of what `views` gives; the latter empty without alignment."""
-        error = flow_error(student.velocity, target)
-        if teacher is None:
+        error, alignment = flow_error(student.velocity, target), self.alignment
+        if aligned_with is None:
             return error, {}
-        projected = self.project(params, student.taps[self.alignment.student_layer])
-        return error, alignment_error(projected, teacher.taps[self.alignment.teacher_layer])
+        projected = self.project(params, student.taps[alignment.student_layer])
+        return error, {
+            m: alignment_error(x, aligned_with[m], draw.aligned[m] > 0, alignment.metric, alignment.over)
+            for m, x in projected.items()
+        }
 
     def _groups(self, corruption: Corruption) -> Groups | None:
         """Who sees whom: masked tokens and the others, across modalities."""
@@ -182,21 +201,24 @@ class SelfFlowObjective:
           batch, keys_B, draw: a batch or a part of one, with what was drawn for it.
 
         Returns:
-          The loss and metrics: `flow_loss/M`, `alignment_cosine/M`, and `flow_sum/M`, `flow_count/M`
-          per bucket of tau [TAU_BUCKETS].
+          The loss and metrics: `flow_loss/M`, `alignment_cosine/M` or of another metric `alignment_loss/M`, and
+          `flow_sum/M`, `flow_count/M` per bucket of tau [TAU_BUCKETS].
         """
-        student, teacher, target = self.views(params, frozen["ema"], batch, keys_B, draw)
-        error, distance = self.errors(params, student, teacher, target)
-        mean = lambda values, m: jnp.sum(values[m] * draw.weight[m])
-        flow = {m: mean(error, m) for m in error}
+        student, aligned_with, target = self.views(params, frozen["ema"], batch, keys_B, draw)
+        error, distance = self.errors(params, student, aligned_with, target, draw)
+        mean = lambda values, weight: jnp.sum(values * weight)
+        flow = {m: mean(error[m], draw.weight[m]) for m in error}
         loss = sum(self.modality_weight.get(m, 1.0) * flow[m] for m in flow)
         metrics = {f"flow_loss/{m}": flow[m] for m in flow}
-        if teacher is not None:
-            alignment = {m: mean(distance, m) for m in distance}
-            loss += self.alignment.weight * sum(self.modality_weight.get(m, 1.0) * alignment[m] for m in alignment)
-            for m in distance:
+        for m in distance:
+            weighted = mean(distance[m], draw.aligned[m] * draw.gamma[:, None])
+            loss += self.modality_weight.get(m, 1.0) * weighted
+            alignment = mean(distance[m], draw.aligned[m])
+            if self.alignment.metric == "cosine":
                 # Weights of an all-given modality sum to 0: its cosine is then no number to report.
-                metrics[f"alignment_cosine/{m}"] = jnp.sum(draw.weight[m]) - alignment[m]
+                metrics[f"alignment_cosine/{m}"] = jnp.sum(draw.aligned[m]) - alignment
+            else:
+                metrics[f"alignment_loss/{m}"] = alignment
         tau = draw.corruption.tau()
         for m in error:
             bucket_BN = jnp.clip((tau[m] * TAU_BUCKETS).astype(jnp.int32), 0, TAU_BUCKETS - 1)
@@ -246,20 +268,3 @@ def _one_modality(
     out = model(tokens[m], levels[m], label_B, assignment[m], **more)
     velocity = None if out.velocity is None else {m: out.velocity}
     return Output(velocity, {block: {m: x_BND} for block, x_BND in out.taps.items()})
-
-
-def token_weight(
-    corruption: Corruption, valid: dict[str, Bool[Array, "B N"]], weight_B: Float[Array, "B"]
-) -> dict[str, Float[Array, "B N"]]:
-    """The samples' weights for tokens that are neither given nor padding, summing to 1 over the batch and modality."""
-    weight = {}
-    for m, assignment_BN in corruption.assignment.items():
-        counted_BN = jnp.broadcast_to(weight_B[:, None], assignment_BN.shape).astype(jnp.float32)
-        if m in corruption.given:
-            counted_BN *= ~corruption.given[m]
-        if m in valid:
-            counted_BN *= valid[m]
-        # Where nothing counts the weights stay 0.
-        total = counted_BN.sum()
-        weight[m] = counted_BN / jnp.where(total > 0, total, 1.0)
-    return weight

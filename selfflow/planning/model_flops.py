@@ -10,7 +10,7 @@ import jax
 from selfflow.experiment import Experiment
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.sit import SiTConfig
-from selfflow.objectives.alignment import NoAlignment
+from selfflow.objectives.alignment import SRA, NoAlignment, SelfFlow
 
 
 def model_flops(experiment: Experiment, name: str) -> int:
@@ -38,11 +38,13 @@ def model_flops(experiment: Experiment, name: str) -> int:
     student = _forward(model, tokens, levels, text, apart or together, model.depth) + _head(model, tokens, levels)
     total = 3 * student - _inputs(model, tokens, levels, text)
     alignment = experiment.alignment
-    if not isinstance(alignment, NoAlignment):
-        one = dict.fromkeys(levels, 1)
+    if isinstance(alignment, SelfFlow | SRA):
+        seen = dict.fromkeys(levels, 1) if alignment.teacher_view == "min" else levels
         pairs = apart if separation and separation.teacher else together
-        total += _forward(model, tokens, one, text, pairs, alignment.teacher_layer)
-        total += 3 * 2 * count * 4 * model.width**2  # the projector: D to 2D and back
+        total += _forward(model, tokens, seen, text, pairs, alignment.teacher_layer)
+    if not isinstance(alignment, NoAlignment) and (depth := alignment.projector_depth):
+        products = 1 if depth == 1 else 4 + 4 * (depth - 2)  # of D x D: D to 2D, 2D to 2D, and back
+        total += 3 * 2 * count * products * model.width**2
     return round(batch * total)
 
 

@@ -77,17 +77,17 @@ def views(
 
     @jax.jit
     def computed(params, teacher, batch):
-        draw = objective.draw(keys_B, batch)
-        student, target_taps, target = objective.views(params, teacher, batch, keys_B, draw)
+        draw = objective.draw(keys_B, batch, state.step)
+        student, aligned_with, target = objective.views(params, teacher, batch, keys_B, draw)
         x = to_tokens(modalities, batch["latents"])
-        eps, cleanest = draw_eps(keys_B, x), draw.corruption.cleanest()
-        seen = {"data": x, "student": corrupt(x, eps, draw.corruption), "teacher": corrupt(x, eps, cleanest)}
-        error, distance = objective.errors(params, student, target_taps, target)
-        mean = lambda values: {m: jnp.sum(values[m] * draw.weight[m]) for m in values}
-        return draw, cleanest, seen, error, distance, mean(error), mean(distance)
+        eps, cleaner = draw_eps(keys_B, x), draw.teacher.corruption if draw.teacher else draw.corruption.cleanest()
+        seen = {"data": x, "student": corrupt(x, eps, draw.corruption), "teacher": corrupt(x, eps, cleaner)}
+        error, distance = objective.errors(params, student, aligned_with, target, draw)
+        mean = lambda values, weight: {m: jnp.sum(values[m] * weight[m]) for m in values}
+        return draw, cleaner, seen, error, distance, mean(error, draw.weight), mean(distance, draw.aligned)
 
     found = computed(state.params, state.frozen["ema"], batch)
-    draw, cleanest, seen, error, distance, flow, alignment = jax.device_get(found)
+    draw, cleaner, seen, error, distance, flow, alignment = jax.device_get(found)
     decoded = {
         view: {m: run.autoencoder(m).decode(np.asarray(modalities[m].from_tokens(x[m]))) for m in x}
         for view, x in seen.items()
@@ -100,19 +100,18 @@ def views(
         {m: x.shape[1] / seconds for m, x in decoded["data"].items()},
         {m: x[:, : x.shape[1] - (m in draw.corruption.given)] for m, x in draw.corruption.levels.items()},
         {m: np.asarray(x) for m, x in draw.corruption.tau().items()},
-        {m: np.asarray(x) for m, x in cleanest.tau().items()},
+        {m: np.asarray(x) for m, x in cleaner.tau().items()},
         error,
         {m: 1 - x for m, x in distance.items()},
         {m: np.asarray(x) for m, x in draw.corruption.given.items()},
         {f"flow/{m}": float(x) for m, x in flow.items()}
         | {f"alignment/{m}": float(x) for m, x in alignment.items()}
-        | {"total": float(_total(objective, flow, alignment))},
+        | {"total": float(_total(objective, flow, alignment, 0.0 if draw.gamma is None else draw.gamma[0]))},
     )
 
 
-def _total(objective: Any, flow: dict[str, float], alignment: dict[str, float]) -> float:
+def _total(objective: Any, flow: dict[str, float], alignment: dict[str, float], gamma: float) -> float:
     """L = sum over modalities of w_m (L_flow + gamma L_rep)."""
-    gamma = objective.alignment.weight if alignment else 0.0
     return sum(objective.modality_weight.get(m, 1.0) * (flow[m] + gamma * alignment.get(m, 0.0)) for m in flow)
 
 

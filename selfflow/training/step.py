@@ -29,7 +29,7 @@ def make_step(
     """The update as a function to be compiled.
 
     Args:
-      objective: has `draw(keys_B, batch)`, made for the whole batch, and `loss(params, frozen, batch,
+      objective: has `draw(keys_B, batch, step)`, made for the whole batch, and `loss(params, frozen, batch,
         keys_B, draw) -> (loss, metrics)`, whose values for the parts of a batch add up to those of the
         whole; `teacher_of(params)` is what the EMA follows.
       optimizer: the update rule.
@@ -45,7 +45,7 @@ def make_step(
 
     def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
         keys_B = sample_keys(noise_seed, state.step, batch_size(batch))
-        draw = objective.draw(keys_B, batch)
+        draw = objective.draw(keys_B, batch, state.step)
         differentiate = jax.value_and_grad(objective.loss, has_aux=True)
 
         def of_part(part):

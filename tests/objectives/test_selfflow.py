@@ -11,7 +11,7 @@ from selfflow.modality import to_tokens
 from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow, alignment_error, cosine
 from selfflow.objectives.diagnostics import diagnose
-from selfflow.objectives.selfflow import token_weight
+from selfflow.objectives.draw import token_weight
 from tests.conftest import perturbed
 
 
@@ -71,7 +71,7 @@ def test_student_and_teacher_share_noise_label_and_positions(objective, params, 
     student, teacher, _ = same.views(params, params["model"], batch, keys_B, draw)
     again = same.apply(params["model"], *_seen(same, batch, keys_B, draw), taps=(same.alignment.teacher_layer,))
     for m in batch["latents"]:
-        np.testing.assert_allclose(teacher.taps[3][m], again.taps[3][m], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(teacher[m], again.taps[3][m], rtol=1e-5, atol=1e-5)
 
 
 def _seen(objective, batch, keys_B, draw):
@@ -92,11 +92,18 @@ def test_target_is_noise_minus_data(objective, params, batch, keys_B):
     np.testing.assert_array_equal(target["audio"], eps["audio"] - x["audio"])
 
 
+def _held(draw, corruption, batch):
+    """What is drawn, with another corruption."""
+    weight = token_weight(corruption, {}, batch["weight"])
+    teacher = draw.teacher._replace(corruption=corruption.cleanest())
+    return draw._replace(corruption=corruption, weight=weight, aligned=weight, teacher=teacher)
+
+
 def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     free = objective.draw(keys_B, batch)
     given = {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
     corruption = free.corruption.hold(given)
-    draw = free._replace(corruption=corruption, weight=token_weight(corruption, {}, batch["weight"]))
+    draw = _held(free, corruption, batch)
 
     def per_token(shift):
         # What is predicted for the given tokens does not matter: only what others see of them does.
@@ -112,7 +119,7 @@ def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     _, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert metrics["flow_count/video"].sum() == 4 * 13
     nothing = jax.grad(
-        lambda w: objective.loss(params, {"ema": params["model"]}, batch, keys_B, draw._replace(weight=w))[0]
+        lambda w: objective.loss(params, {"ema": params["model"]}, batch, keys_B, draw._replace(weight=w, aligned=w))[0]
     )
     sensitivity = nothing(draw.weight)["video"]  # of the loss to each token's weight: flow and alignment of that token
     by_hand = loss_of(objective, params, params["model"], batch, keys_B, draw)[0]
@@ -120,7 +127,7 @@ def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     np.testing.assert_allclose(sum(others.values()), by_hand, rtol=1e-5)
     assert (sensitivity[:, :7] > 0).all() and (draw.weight["video"][:, :7] == 0).all()
     all_given = free.corruption.hold({"video": jnp.ones((4, 20), bool)})
-    draw = free._replace(corruption=all_given, weight=token_weight(all_given, {}, batch["weight"]))
+    draw = _held(free, all_given, batch)
     loss, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert np.isfinite(loss) and metrics["flow_loss/video"] == 0
 
@@ -212,7 +219,7 @@ def test_cosine_is_safe_and_right():
     assert np.isfinite(zero).all()
     # Half precision squares of 300 overflow; the cosine must not.
     half = jnp.full((1, 8), 300.0, jnp.float16)
-    assert alignment_error({"video": half}, {"video": half})["video"] == pytest.approx(0, abs=1e-6)
+    assert alignment_error(half[None], half[None], jnp.ones((1, 1), bool)) == pytest.approx(0, abs=1e-6)
 
 
 def test_diagnostics_agree_with_the_loss(objective, params, batch, keys_B):
