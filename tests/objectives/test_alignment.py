@@ -57,7 +57,7 @@ def test_the_weight_multiplies_the_alignment_loss_alone(objective, params, batch
     [
         ("l1", lambda a, b: np.abs(a - b).mean(-1)),
         # Smooth l1 is Huber's loss over its bound.
-        ("smooth_l1", lambda a, b: np.asarray(optax.losses.huber_loss(a, b, 0.05) / 0.05).mean(-1)),
+        ("smooth_l1", lambda a, b: np.asarray(optax.losses.huber_loss(a, b, delta=0.05) / 0.05).mean(-1)),
         ("cosine", lambda a, b: 1 - (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)),
     ],
 )
@@ -84,7 +84,7 @@ def test_only_the_noisier_or_the_cleaner_tokens_count(objective, batch):
     for name, extreme in (("noisier", tau.max(1)), ("cleaner", tau.min(1))):
         counted = np.asarray(drawn[name].aligned["video"] > 0)
         np.testing.assert_array_equal(counted, np.asarray(tau) == np.asarray(extreme)[:, None])
-        assert drawn[name].aligned["video"].sum() == pytest.approx(1)
+        assert drawn[name].aligned["video"].sum() == pytest.approx(1, rel=1e-4)
         np.testing.assert_array_equal(
             drawn[name].weight["video"], drawn["all"].weight["video"]
         )  # the flow loss is whole
@@ -155,7 +155,9 @@ def test_projectors_of_other_depths(objective, depth, count):
 def test_a_projector_may_lead_elsewhere():
     from flax import nnx
 
-    assert Projector(6, rngs=nnx.Rngs(0), depth=3, outputs=4)(jnp.ones((2, 5, 6))).shape == (2, 5, 4)
+    with nnx.use_eager_sharding(False):
+        projector = Projector(6, rngs=nnx.Rngs(0), depth=3, outputs=4)
+    assert projector(jnp.ones((2, 5, 6))).shape == (2, 5, 4)
 
 
 @pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep()])
