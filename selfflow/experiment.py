@@ -92,7 +92,7 @@ class Experiment:
     separation: Separation | None = None
     """Attention Separation; none lets all tokens of a sample see each other."""
     modality_weight: dict[str, float] = field(default_factory=dict)
-    """w_m, the weight of each modality's losses; 1 where it is not named."""
+    """w_m, the weight of each modality's losses (arXiv 2603.06507); 1 where it is not named."""
     label: str = ""
     """Field of the records that is the class label; empty for none."""
     condition_drop: float = 0.1
@@ -100,7 +100,7 @@ class Experiment:
     optimizer: AdamW = AdamW()
     """The update rule."""
     ema_decay: float | None = None
-    """Decay of the teacher; by default min(0.9999, 1 - 10 / steps)."""
+    """Decay of the teacher; by default min(0.9999, 1 - 10 / steps): the paper's 0.9999 is for 4 M steps."""
     seed: Seeds = Seeds()
     """Seeds."""
     devices: Devices = Devices()
