@@ -131,6 +131,18 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def in_training(folder: Path) -> bool:
+    """Whether a process trains into a run folder on this disk: its lock goes with it, however it ends."""
+    try:
+        with (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def check_run(folder: Path, experiment: Experiment) -> Experiment:
     """Resolves an experiment against the run that may already be in a folder; writes nothing.
 

@@ -1,13 +1,23 @@
-"""Sweeps: the members of a comparison, each the experiment of one file with some fields changed."""
+"""Sweeps: the members that `sweep()` of an experiment file yields, and what makes many of them in a few lines.
 
-from collections.abc import Iterator
-from pathlib import Path
+    def sweep():
+        none = [Member("none", {"alignment": NoAlignment()})]
+        return seeds(chain(none, axis("alignment.weight", (0.2, 0.4))), range(1, 4))
+
+has the members none_1, 0.2_1, 0.4_1, none_2 and so on; the first of its arms, none, is what the others are held
+against. `chain` is that of itertools.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
-from selfflow.experiment_file import load_module
-from selfflow.tree import from_json, to_json
+
+__all__ = ["Budget", "Member", "axis", "chain", "product", "seeds", "zipped"]
 
 
 class Member(NamedTuple):
@@ -16,64 +26,102 @@ class Member(NamedTuple):
     Attributes:
       name: of its run folder, such as matched_0.
       overrides: fields by their dotted names, such as {"seed.init": 1, "alignment": NoAlignment()}.
+      arm: what members that differ in their seeds alone share; empty means the name.
     """
 
     name: str
     overrides: dict[str, Any]
+    arm: str = ""
 
 
-def load_sweep(path: str | Path, base: Experiment) -> dict[str, Experiment]:
-    """The experiments of a sweep by their names, in order.
+@dataclass(frozen=True)
+class Budget:
+    """How long each member of a sweep is trained, in one of two measures; `BUDGET` of an experiment file is one."""
+
+    steps: int | None = None
+    """Updates of each member."""
+    flops: float | None = None
+    """Model FLOPs of each member's training; one whose steps cost more has fewer."""
+
+    def __post_init__(self):
+        if self.steps is not None and self.flops is not None:
+            raise UserError(
+                f"budget has steps {self.steps} and flops {self.flops:g}: give one of them, and None for the other, as "
+                "in --budget.steps None"
+            )
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"budget.steps is {self.steps}: it must be at least 1")
+        if self.flops is not None and not 0 < self.flops < math.inf:
+            raise UserError(f"budget.flops is {self.flops}: give a number above 0")
+
+    def __bool__(self) -> bool:
+        return self.steps is not None or self.flops is not None
+
+
+def axis(field: str, values: Iterable[Any] | Mapping[str, Any]) -> list[Member]:
+    """A member for each value of a field.
 
     Args:
-      path: experiment file that defines `sweep()`, a generator of `Member`s.
-      base: what the overrides are applied to.
+      field: dotted name, such as "alignment.weight".
+      values: numbers, strings, booleans or None, each of which names its member; or values of any kind by name.
 
     Raises:
-      UserError: naming the member and the field, if there is no sweep or one of its experiments makes no sense.
+      UserError: if a value needs a name.
     """
-    module = load_module(path)
-    if not hasattr(module, "sweep"):
-        raise UserError(f"{path} defines no function sweep(); train it with `selfflow train`")
-    found: dict[str, Experiment] = {}
-    for member in _members(path, module.sweep()):
-        where = f"{path}: sweep member {member.name}"
-        if member.name in found:
-            raise UserError(f"{where}: two members have this name")
-        found[member.name] = overridden(base, member.overrides, where)
-        try:
-            found[member.name].resolved()
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-    if not found:
-        raise UserError(f"{path}: sweep() yields no member")
-    return found
+    if isinstance(values, Mapping):
+        return [Member(name, {field: value}) for name, value in values.items()]
+    members = []
+    for value in values:
+        if not isinstance(value, str | int | float | None):
+            raise UserError(f"axis of {field}: give names to values like {value!r}: {{'NAME': VALUE}}")
+        members.append(Member(str(value), {field: value}))
+    return members
 
 
-def overridden(experiment: Experiment, overrides: dict[str, Any], where: str) -> Experiment:
-    """The experiment with fields changed, each checked against its type.
+def product(*factors: Iterable[Member]) -> list[Member]:
+    """Every pairing of members of the factors, the last factor changing fastest; names are joined by `_`.
 
-    Args:
-      experiment: what to change.
-      overrides: new values by dotted name.
-      where: what they belong to, for errors.
+    Raises:
+      UserError: if two that are joined set the same field.
     """
-    data = to_json(experiment)
-    for name, value in overrides.items():
-        *parents, last = name.split(".")
-        place = data
-        for depth, parent in enumerate(parents):
-            if not isinstance(place, dict) or not isinstance(place.get(parent), dict):
-                raise UserError(f"{where}: there is no field {'.'.join(parents[: depth + 1])} for {name} to be in")
-            place = place[parent]
-        place[last] = to_json(value)
-    return from_json(data, Experiment, where)
+    return [_joined(parts) for parts in itertools.product(*factors)]
 
 
-def _members(path: str | Path, members: Iterator[Any]) -> Iterator[Member]:
-    for member in members:
-        if not isinstance(member, Member):
-            raise UserError(f"{path}: sweep() yielded {member!r}, not a selfflow.sweep.Member")
-        if not member.name or set(member.name) & set("/\\") or member.name.startswith("."):
-            raise UserError(f"{path}: sweep member {member.name!r} is to be the name of a folder: leave / and . out")
-        yield member
+def zipped(*factors: Iterable[Member]) -> list[Member]:
+    """The first members of all factors joined, the second ones, and so on.
+
+    Raises:
+      UserError: if the factors are not equally long, or two that are joined set the same field.
+    """
+    lists = [list(factor) for factor in factors]
+    if len({len(members) for members in lists}) > 1:
+        told = " and ".join(f"{len(members)} ({', '.join(m.name for m in members)})" for members in lists)
+        raise UserError(f"zipped() joins factors of {told} members: give all as many")
+    return [_joined(parts) for parts in zip(*lists)]
+
+
+def seeds(members: Iterable[Member], numbers: Iterable[int]) -> list[Member]:
+    """Each member with each seed, as NAME_SEED: all members with the first seed, then with the next.
+
+    Initial weights, order of the data and noise have the same seed, so that arms are paired by it.
+    """
+    members = list(members)
+    return [
+        _joined(
+            (member, Member(str(seed), {f"seed.{purpose}": seed for purpose in ("init", "data", "noise")}))
+        )._replace(arm=member.arm or member.name)
+        for seed in numbers
+        for member in members
+    ]
+
+
+def _joined(parts: tuple[Member, ...]) -> Member:
+    for one, other in itertools.combinations(parts, 2):
+        for a, b in itertools.product(one.overrides, other.overrides):
+            if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}."):
+                raise UserError(f"{one.name} sets {a} and {other.name} sets {b}: they cannot be joined to one member")
+    return Member(
+        "_".join(part.name for part in parts),
+        {field: value for part in parts for field, value in part.overrides.items()},
+        "_".join(part.arm or part.name for part in parts),
+    )

@@ -11,7 +11,7 @@ from selfflow.experiment_file import changes, forbidden, load_experiment, load_m
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.sweep import load_sweep
+from selfflow.sweep_file import load_sweep
 from selfflow.training.loop import Limits
 from selfflow.training.optimizer import AdamW
 from selfflow.training.profile import Profile

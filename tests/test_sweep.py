@@ -1,25 +1,20 @@
-"""Sweeps: one file, several experiments, each in its own process."""
+"""Sweeps: the members of one file, and how long each is trained."""
 
 import dataclasses
-import json
-import os
-import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from selfflow.cli.sweep import _state, main
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
-from selfflow.objectives.alignment import NoAlignment
-from selfflow.run import Run
-from selfflow.sweep import load_sweep, overridden
+from selfflow.input.mixture import Plan, Stage
+from selfflow.objectives.alignment import NoAlignment, SelfFlow
+from selfflow.planning.model_flops import flops_of, mean_flops, model_flops, steps_within
+from selfflow.sweep import Budget, Member, axis, chain, product, seeds, zipped
+from selfflow.sweep_file import budget_of, load_sweep, overridden
 from tests.conftest import TINY
+
+SIGHT_AND_SOUND = Path(__file__).parents[1] / "experiments" / "sight_and_sound.py"
 
 MEMBERS = """
 from selfflow.experiments.quickstart import experiment  # noqa
@@ -41,8 +36,10 @@ def written(path: Path, body: str) -> Path:
 def test_members_differ_from_the_file_in_what_they_say(tmp_path):
     file = written(tmp_path / "x.py", MEMBERS)
     base = load_experiment(file)
-    found = load_sweep(file, base)
+    loaded = load_sweep(file, base)
+    found = {name: planned.experiment for name, planned in loaded.members.items()}
     assert list(found) == ["selfflow_0", "none_0", "selfflow_1", "none_1"]
+    assert loaded.question == "" and loaded.base == base and not loaded.budget
     assert found["none_1"].alignment == NoAlignment() and found["none_1"].seed.init == 1
     assert found["selfflow_1"].mixture["joint"].batch_size == 8
     assert overridden(found["none_1"], {"alignment": base.alignment, "seed.init": base.seed.init}, "x") == base
@@ -56,6 +53,7 @@ def test_members_differ_from_the_file_in_what_they_say(tmp_path):
         ('Member("a", {"steps": "many"})', "steps is 'many', expected int"),
         ('Member("a", {"alignment.student_layer": 9})', "sweep member a: alignment.student_layer is 9"),
         ('Member("a/b", {})', "leave / and"),
+        ('Member("lock", {})', "'lock' is called as a file of the sweep's folder: rename it"),
         ('("a", {})', "not a selfflow.sweep.Member"),
     ],
 )
@@ -70,101 +68,167 @@ def test_a_file_without_members_is_refused(tmp_path):
     for body, message in (
         ("x = 1", "no function sweep"),
         ("def sweep(): return []", "no member"),
-        (twice, "this name"),
+        (twice, "member none_1: two members have this name, with {'seed.init': 1, 'alignment': .*} and {}"),
     ):
         file = written(tmp_path / "x.py", body)
         with pytest.raises(UserError, match=message):
             load_sweep(file, load_experiment(TINY))
 
 
-TINY_SWEEP = f"""
-import importlib.util, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from tests.tiny import experiment
-from selfflow.sweep import Member
+def test_an_axis_has_a_member_for_each_value():
+    assert axis("alignment.weight", (0.2, 1e-5)) == [
+        Member("0.2", {"alignment.weight": 0.2}),
+        Member("1e-05", {"alignment.weight": 1e-5}),
+    ]
+    assert [m.name for m in axis("label", ("x", True, None, 3))] == ["x", "True", "None", "3"]
+    assert axis("alignment", {"none": NoAlignment()}) == [Member("none", {"alignment": NoAlignment()})]
+    with pytest.raises(UserError, match="axis of alignment: give names to values like SelfFlow"):
+        axis("alignment", [SelfFlow()])
+
+
+def test_products_and_zips_join_members():
+    a, b = axis("steps", (1, 2)), axis("label", ("x", "y"))
+    assert [(m.name, m.overrides) for m in product(a, b)] == [
+        (f"{step}_{label}", {"steps": step, "label": label}) for step in (1, 2) for label in ("x", "y")
+    ]
+    assert [(m.name, m.overrides) for m in zipped(a, iter(b))] == [
+        ("1_x", {"steps": 1, "label": "x"}),
+        ("2_y", {"steps": 2, "label": "y"}),
+    ]
+    with pytest.raises(UserError, match=r"factors of 2 \(1, 2\) and 1 \(x\) members"):
+        zipped(a, b[:1])
+    assert list(chain(a, b)) == a + b
+
+
+def test_seeds_are_paired_and_keep_their_arm():
+    arms = chain([Member("none", {"alignment": NoAlignment()})], axis("alignment.weight", (0.2,)))
+    found = seeds(arms, (4, 7))
+    assert [(m.name, m.arm) for m in found] == [
+        ("none_4", "none"),
+        ("0.2_4", "0.2"),
+        ("none_7", "none"),
+        ("0.2_7", "0.2"),
+    ]
+    assert found[3].overrides == {"alignment.weight": 0.2, "seed.init": 7, "seed.data": 7, "seed.noise": 7}
+    # Seeds may come before other factors: the arm is what is left of the name without them.
+    crossed = product(seeds([Member("a", {})], (1, 2)), axis("steps", (3,)))
+    assert [(m.name, m.arm) for m in crossed] == [("a_1_3", "a_3"), ("a_2_3", "a_3")]
+
+
+@pytest.mark.parametrize("fields", [("label", "label"), ("alignment", "alignment.weight"), ("seed.init", "seed")])
+def test_two_factors_must_not_set_the_same(fields, tmp_path):
+    one, other = Member("one", {fields[0]: 1, "steps": 2}), Member("other", {fields[1]: 1})
+    for join in (product, zipped):
+        with pytest.raises(UserError, match=f"one sets {fields[0]} and other sets {fields[1]}: they cannot be joined"):
+            join([one], [other])
+    product([one], [Member("other", {f"{fields[0]}_of_another_kind": 1})])
+    with pytest.raises(UserError, match="one sets seed.data and 3 sets seed.data"):
+        seeds([Member("one", {"seed.data": 1})], [3])
+    file = written(
+        tmp_path / "x.py", "from selfflow.sweep import *\ndef sweep(): return product(*2 * [axis('a', 'x')])"
+    )
+    with pytest.raises(UserError, match="x.py: x sets a and x sets a"):
+        load_sweep(file, load_experiment(TINY))
+
+
+def test_members_of_an_arm_differ_in_seeds_alone(tmp_path):
+    yielding = (
+        MEMBERS.split("def")[0] + "def sweep(): return [Member('x', {'seed.data': 1}, 'a'), Member('y', {%s}, 'a')]"
+    )
+    fine = written(tmp_path / "fine.py", yielding % "'seed.init': 3")
+    assert len(load_sweep(fine, load_experiment(fine)).members) == 2
+    file = written(tmp_path / "x.py", yielding % "'seed.init': 3, 'condition_drop': 0.5")
+    with pytest.raises(UserError, match="member y: it is of the arm a, but differs from x in condition_drop"):
+        load_sweep(file, load_experiment(file))
+
+
+def test_sight_and_sound_has_the_members_that_were_trained():
+    audio = {"mixture.clips.shuffled": ("audio",)}
+    arms = {
+        "shuffled": (audio, 5),
+        "matched": ({}, 5),
+        "delayed": ({"mixture.clips.delayed": {"audio": 0.5}}, 3),
+        "video": ({"mixture.clips.modalities": ("video",)}, 3),
+        "matched_unaligned": ({"alignment.weight": 0.0}, 3),
+        "shuffled_unaligned": (audio | {"alignment.weight": 0.0}, 3),
+    }
+    base = load_experiment(SIGHT_AND_SOUND)
+    found = load_sweep(SIGHT_AND_SOUND, base).members
+    assert list(dict.fromkeys(planned.member.arm for planned in found.values())) == list(arms)
+    wanted = {}
+    for arm, (changes, last) in arms.items():
+        for seed in range(1, last + 1):
+            paired = {"seed.init": seed, "seed.data": seed, "seed.noise": seed}
+            wanted[f"{arm}_{seed}"] = overridden(base, changes | paired, "x")
+    assert {name: planned.experiment for name, planned in found.items()} == wanted
+
+
+BUDGETED = """
+from tests.tiny import experiment  # noqa
+from selfflow.objectives.alignment import NoAlignment
+from selfflow.sweep import *
+
+BUDGET = Budget({})
 
 def sweep():
-    for name, steps in (("short", 3), ("broken", 3), ("long", 6)):
-        yield Member(name, {{"steps": steps, "proof.probe_clips": 0, "proof.samples": 1}})
+    return chain([Member("none", {{"alignment": NoAlignment()}})], [Member("aligned", {{{}}})])
 """
 
 
-def sweep(file: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "selfflow", "sweep", str(file), *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+def test_a_budget_of_flops_buys_cheaper_members_more_steps(tmp_path):
+    file = written(tmp_path / "x.py", BUDGETED.format("flops=1e10", ""))
+    base = load_experiment(file)
+    assert budget_of(file) == Budget(flops=1e10)
+    for planned in load_sweep(file, base, budget_of(file)).members.values():
+        experiment = planned.experiment.resolved()
+        step = sum(chosen.weight * model_flops(experiment, name) for name, chosen in experiment.mixture.items())
+        assert experiment.steps > 20 and planned.flops == pytest.approx(experiment.steps * step)
+        assert planned.flops <= 1e10 < planned.flops + step
+        assert experiment.ema_decay == pytest.approx(1 - 10 / experiment.steps)  # which follows from the steps
+    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(flops=1e10)).members.items()}
+    assert steps["none"] > steps["aligned"]
+    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(flops=1.0)).members.items()}
+    assert steps == {"none": 1, "aligned": 1}
+    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(steps=31)).members.items()}
+    assert steps == {"none": 31, "aligned": 31}
 
 
-@pytest.mark.slow
-def test_a_sweep_survives_a_failure_and_goes_on_where_it_was_stopped(tmp_path, data_dir, tiny_run):
-    file, runs = written(tmp_path / "s.py", TINY_SWEEP), tmp_path / "runs"
-    (runs / "broken").mkdir(parents=True)
-    (runs / "broken" / "experiment.json").write_text("{")
-    flags = ("--workdir", str(runs), "--data-dir", str(data_dir))
-    process = sweep(file, *flags)
-    told = process.communicate(timeout=300)[0]
-    assert process.returncode == 2, told
-    assert "broken" in told and "FAILED with status 2" in told and "not valid JSON" in told
-    assert "1 of 3 members failed (broken)" in told
-    steps = {name: json.loads((runs / name / "summary.json").read_text())["steps"] for name in ("short", "long")}
-    assert steps == {"short": 3, "long": 6}
-    (runs / "broken" / "experiment.json").unlink()
-    (runs / "long" / "summary.json").unlink()  # as if it had been killed in its last minute
-    listed = sweep(file, "--list", *flags).communicate(timeout=60)[0].split()
-    assert (
-        listed[1:3] == ["short", "done"] and listed[4:7] == ["broken", "to", "do"] and listed[8:] == ["long", "begun"]
-    )
-    before = (runs / "short.log").stat().st_size
-    process = sweep(file, "--jobs", "2", *flags)
-    told = process.communicate(timeout=300)[0]
-    assert process.returncode == 0 and "3 members, 1 of them done" in told and "all 3 members are done" in told, told
-    assert (runs / "short.log").stat().st_size == before
-    assert "from step 6" in (runs / "long.log").read_text()
+def test_a_budget_and_a_members_own_steps_contradict(tmp_path):
+    for budget in ("flops=1e10", "steps=5"):
+        file = written(tmp_path / "x.py", BUDGETED.format(budget, '"steps": 7'))
+        with pytest.raises(UserError, match="sweep member aligned sets steps, which follow from the budget"):
+            load_sweep(file, load_experiment(file), budget_of(file))
+    assert load_sweep(file, load_experiment(file)).members["aligned"].experiment.steps == 7
+    file = written(tmp_path / "x.py", "BUDGET = 100")
+    with pytest.raises(UserError, match="BUDGET is 100, not a selfflow.sweep.Budget"):
+        budget_of(file)
 
 
-@pytest.mark.slow
-def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tiny_run):
-    body = TINY_SWEEP.replace('("short", 3), ("broken", 3), ("long", 6)', '("one", 100000), ("two", 3)')
-    file, runs = written(tmp_path / "s.py", body), tmp_path / "runs"
-    flags = ("--workdir", str(runs), "--data-dir", str(data_dir), "--jobs", "2")
-    process = sweep(file, *flags)
-    until = time.monotonic() + 400
-    while time.monotonic() < until and not list(runs.glob("one/checkpoints/[1-9]*")):
-        time.sleep(0.2)
-    assert process.poll() is None and time.monotonic() < until
-    process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=300)[0]
-    assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in told, told
-    said = re.search(r"after step (\d+): the same command goes on from step (\d+)", (runs / "one.log").read_text())
-    assert said[1] == said[2] == str(Run(runs / "one").last_step())
-    # A run may be made longer or shorter than it was meant to be, and this one is to end.
-    written(file, body.replace("100000", str(int(said[1]) + 3)))
-    process = sweep(file, *flags)
-    told = process.communicate(timeout=300)[0]
-    assert process.returncode == 0 and "all 2 members are done" in told, told
-    assert f"steps, from step {said[1]}\n" in (runs / "one.log").read_text()
-    assert json.loads((runs / "one" / "summary.json").read_text())["steps"] == int(said[1]) + 3
+@pytest.mark.parametrize(
+    "budget, message",
+    [
+        ({"steps": 1, "flops": 2.0}, "steps 1 and flops 2: give one of them"),
+        ({"steps": 0}, "budget.steps is 0: it must be at least 1"),
+        ({"flops": 0.0}, "budget.flops is 0.0"),
+        ({"flops": float("nan")}, "budget.flops is nan"),
+        ({"flops": float("inf")}, "budget.flops is inf"),
+    ],
+)
+def test_budgets_that_make_no_sense_are_named(budget, message):
+    with pytest.raises(UserError, match=message):
+        Budget(**budget)
 
 
-def test_what_was_done_with_other_settings_is_no_member(tmp_path, tiny_run, tiny_experiment):
-    """Neither is it kept beside members of the new settings, nor trained again."""
-    shutil.copytree(tiny_run, tmp_path / "one")
-    assert _state(tmp_path / "one", tiny_experiment) == "done"
-    assert _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=20)) == "12 of 20 steps"
-    faster = overridden(tiny_experiment, {"optimizer.learning_rate": 0.5}, "x")
-    with pytest.raises(UserError, match="one holds a run of another experiment: optimizer.learning_rate was .* 0.5"):
-        _state(tmp_path / "one", faster)
-    with pytest.raises(UserError, match="steps is 6, but .*one has done 12"):
-        _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=6))
-
-
-def test_an_index_outside_is_refused(tmp_path):
-    file = written(tmp_path / "x.py", MEMBERS)
-    process = sweep(file, "--index", "4", "--workdir", str(tmp_path))
-    assert "has members 0 to 3" in process.communicate(timeout=60)[0] and process.returncode == 2
-
-
-def test_a_bucket_takes_members_one_by_one(tmp_path):
-    file = written(tmp_path / "x.py", MEMBERS)
-    for flags in ((), ("--list",)):
-        with pytest.raises(UserError, match="--workdir gs://b/runs: .* one by one, with --index"):
-            main([str(file), "--workdir", "gs://b/runs", *flags])
+def test_flops_follow_the_curriculum(tiny_experiment):
+    """Against the sum over the sets that a run's steps draw from, which is within a few steps of their shares."""
+    stages = (Stage(40, weights={"image": 1.0}), Stage(70, quality={"image": 0.1}), Stage(90, weights={"joint": 1.0}))
+    experiment = dataclasses.replace(tiny_experiment, steps=120, curriculum=stages).resolved()
+    costs = mean_flops(experiment)
+    own = {name: model_flops(experiment, name) for name in experiment.mixture}
+    plan = Plan(experiment.mixture, stages, 120, seed=0)
+    drawn = [own[plan.components[plan[step][0]].set] for step in range(120)]
+    for steps in (1, 39, 40, 41, 70, 90, 119, 120):
+        assert flops_of(costs, steps) == pytest.approx(sum(drawn[:steps]), abs=2 * max(own.values()))
+        assert steps_within(costs, flops_of(costs, steps)) == steps
+        assert steps_within(costs, flops_of(costs, steps + 1) - 1000) == steps
+    assert steps_within(costs, 1.0) == 1

@@ -10,15 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import jax
+import tyro
 
 from selfflow.buckets.paths import url
 from selfflow.cli.parse import parse
 from selfflow.errors import Interrupted, UserError
 from selfflow.experiment import Experiment
-from selfflow.sweep import load_sweep
+from selfflow.sweep import Budget
+from selfflow.sweep_file import Planned, budget_of, load_sweep
+from selfflow.sweep_folder import check_sweep, describe, enter_sweep
+from selfflow.training.processes import Processes, first, together
 
-_EXAMPLE = "selfflow sweep experiments/sight_and_sound.py --jobs 2"
+_EXAMPLE = "selfflow sweep experiments/sight_and_sound.py --jobs 2 --budget.steps 500"
 _WAIT_S = 0.2
 
 
@@ -34,51 +40,90 @@ class Options:
     jobs: int = 1
     """Members that are trained at once on this machine, each on its share of the cores."""
     list: bool = False
-    """Print the members and what is done of them, and train nothing."""
+    """Print the members, their steps and model FLOPs, and what is done of them, and train nothing."""
+    budget: Budget = Budget()
+    """How long each member is trained; by default the file's `BUDGET`, or `steps`."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     def __post_init__(self):
         if self.jobs < 1:
             raise UserError(f"--jobs is {self.jobs}: it must be at least 1")
+        if self.processes.coordinator and self.index is None:
+            raise UserError("--coordinator is for one member on several processes: name it with --index")
 
 
 def main(arguments: list[str]) -> None:
     """Parses `EXPERIMENT [--index I] [--jobs N] [--workdir DIR] [--FIELD VALUE ...]` and trains the members."""
-    parsed = parse("sweep", arguments, _EXAMPLE, lambda file: Options(Path("runs") / file.stem))
+    make_options = lambda file: Options(Path("runs") / file.stem, budget=budget_of(file))
+    parsed = parse("sweep", arguments, _EXAMPLE, make_options)
     if parsed is None:
         return
     base, options, data_dir = parsed
-    members = load_sweep(arguments[0], base)
+    folder, budget = options.workdir, options.budget
+    if budget and any(argument.partition("=")[0] == "--steps" for argument in arguments):
+        raise UserError("--steps and a budget contradict: give --budget.steps alone, or --budget.flops")
+    if options.index is None and (where := url(folder)):
+        raise UserError(
+            f"--workdir {where}: members are trained into a bucket one by one, with --index; name a local folder"
+        )
+    if options.index is None:
+        jax.config.update("jax_platforms", "cpu")  # the devices are for the members
+    else:
+        options.processes.join()
+    sweep = load_sweep(arguments[0], base, budget)
+    described, members = describe(sweep, arguments), sweep.members
     if options.index is not None:
         if not 0 <= options.index < len(members):
             raise UserError(f"--index {options.index}: {arguments[0]} has members 0 to {len(members) - 1}")
         from selfflow.cli.train import train
 
-        name, experiment = list(members.items())[options.index]
-        train(experiment, options.workdir / name, data_dir)
-        return
-    if where := url(options.workdir):
-        raise UserError(
-            f"--workdir {where}: members are trained into a bucket one by one, with --index; name a local folder"
-        )
-    if options.list:
-        for number, (name, experiment) in enumerate(members.items()):
-            print(f"{number:>4}  {name:<24} {_state(options.workdir / name, experiment)}")
-        return
-    _train(members, arguments, options)
+        together(lambda: enter_sweep(folder, described) if first() else None)
+        name, planned = list(members.items())[options.index]
+        train(planned.experiment, folder / name, data_dir)
+    elif options.list:
+        check_sweep(folder, described)
+        _list(members, folder)
+    else:
+        from selfflow.run_folder import alone
+
+        check_sweep(folder, described)  # before the folder is made
+        with alone(folder):
+            enter_sweep(folder, described)
+            _train(members, arguments, options)
 
 
-def _train(members: dict[str, Experiment], arguments: list[str], options: Options) -> None:
+def _list(members: dict[str, Planned], folder: Path) -> None:
+    for number, (name, planned) in enumerate(members.items()):
+        length = f"{planned.experiment.steps:>9,} steps {planned.flops:>9.3g} FLOPs"
+        print(f"{number:>4}  {name:<24} {length}  {_state(folder / name, planned.experiment)}")
+
+
+def _train(members: dict[str, Planned], arguments: list[str], options: Options) -> None:
+    from selfflow.run_folder import in_training
+
     folder = options.workdir
-    left = [(i, name) for i, name in enumerate(members) if _state(folder / name, members[name]) != "done"]
+    state = lambda name: _state(folder / name, members[name].experiment)
+    indices = {name: index for index, name in enumerate(members)}
+    left = [name for name in members if state(name) != "done"]
     print(f"{folder}: {len(members)} members, {len(members) - len(left)} of them done")
+    # A sweep that was killed leaves processes that train on: a member must not be trained twice at once.
+    elsewhere = [name for name in left if in_training(folder / name)]
+    if elsewhere:
+        print(f"waiting for other processes, which train {', '.join(elsewhere)}", flush=True)
     failed: list[str] = []
     running: dict[int, tuple[str, subprocess.Popen, float]] = {}
     with _children(running):
         while left or running:
-            for slot in range(options.jobs):
-                if slot not in running and left:
-                    index, name = left.pop(0)
-                    running[slot] = name, _start(index, name, arguments, options, slot), time.monotonic()
+            for name in [name for name in elsewhere if not in_training(folder / name)]:
+                elsewhere.remove(name)
+                if state(name) == "done":
+                    left.remove(name)
+                    print(f"{name}: done by another process", flush=True)
+            for slot in range(options.jobs - len(elsewhere)):
+                name = next((name for name in left if name not in elsewhere), None)
+                if slot not in running and name:
+                    left.remove(name)
+                    running[slot] = name, _start(indices[name], name, arguments, options, slot), time.monotonic()
             time.sleep(_WAIT_S)
             for slot, (name, process, began) in list(running.items()):
                 if process.poll() is None:
@@ -100,7 +145,6 @@ def _train(members: dict[str, Experiment], arguments: list[str], options: Option
 
 def _start(index: int, name: str, arguments: list[str], options: Options, slot: int) -> subprocess.Popen:
     """A process of its own for each member: what one takes or breaks, the next does not meet."""
-    options.workdir.mkdir(parents=True, exist_ok=True)
     print(f"{name}: begins", flush=True)
     command = [sys.executable, "-m", "selfflow", "sweep", *arguments, "--index", str(index)]
     with (options.workdir / f"{name}.log").open("ab") as log, _share_of_cores(slot, options.jobs):

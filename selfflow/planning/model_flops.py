@@ -5,6 +5,8 @@ appendix B), less the gradient of what the network is given. Nothing that is com
 counted: what a program does beyond this number, as `flops.matmul_flops` counts it, is its own expense.
 """
 
+import math
+
 import jax
 
 from selfflow.experiment import Experiment
@@ -24,7 +26,7 @@ def model_flops(experiment: Experiment, name: str) -> int:
     streams = experiment.modalities(name)
     tokens = {m: (stream.tokens, stream.token_size) for m, stream in streams.items()}
     count = sum(n for n, _ in tokens.values())
-    key = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
+    key = jax.ShapeDtypeStruct((1,), jax.eval_shape(jax.random.key, 0).dtype)  # which takes no device
     sample = lambda keys: experiment.schedule.sample(keys, {m: n for m, (n, _) in tokens.items()}).levels
     held = bool(experiment.schedule.given)  # given tokens are one more level
     levels = {m: x.shape[1] + held for m, x in jax.eval_shape(sample, key).items()}
@@ -46,6 +48,37 @@ def model_flops(experiment: Experiment, name: str) -> int:
         products = 1 if depth == 1 else 4 + 4 * (depth - 2)  # of D x D: D to 2D, 2D to 2D, and back
         total += 3 * 2 * count * products * model.width**2
     return round(batch * total)
+
+
+def mean_flops(experiment: Experiment) -> list[tuple[int, float]]:
+    """What a step of a resolved experiment costs on average over the sets' shares, from stage to stage.
+
+    Returns:
+      (steps that are done before, operations of a step from then on) of the mixture, and of each stage of the
+      curriculum.
+    """
+    costs = {name: model_flops(experiment, name) for name in experiment.mixture}
+    weights, found = {name: chosen.weight for name, chosen in experiment.mixture.items()}, []
+    for step, changed in ((0, {}), *((stage.step, stage.weights) for stage in experiment.curriculum)):
+        weights = changed or weights
+        found.append((step, sum(weight * costs[name] for name, weight in weights.items())))
+    return found
+
+
+def flops_of(costs: list[tuple[int, float]], steps: int) -> float:
+    """Operations of the first steps, of costs as `mean_flops` tells them."""
+    ends = [*(start for start, _ in costs[1:]), math.inf]
+    return sum(max(0, min(end, steps) - start) * mean for (start, mean), end in zip(costs, ends))
+
+
+def steps_within(costs: list[tuple[int, float]], flops: float) -> int:
+    """The most steps that take no more operations than `flops`, but at least one."""
+    for (start, mean), (end, _) in zip(costs, [*costs[1:], (math.inf, 0.0)]):
+        steps = flops / mean
+        if start + steps < end:
+            break
+        flops -= (end - start) * mean
+    return max(1, int(start + steps + 1e-6))  # what is a whole number of steps but for rounding is that
 
 
 def _forward(
