@@ -94,8 +94,8 @@ class UniformTau:
 
     kind: Literal["uniform"] = "uniform"
     shift: float = 1.0
-    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau) (arXiv 2403.03206); above 1 means more noise. Self-Flow likes it
-    higher than flow matching alone: for audio 1.0 against 0.75 in arXiv 2603.06507."""
+    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau) (arXiv 2403.03206); above 1 means more noise. Self-Flow likes
+    it higher than flow matching alone: for audio 1.0 against 0.75 in arXiv 2603.06507."""
 
     def __post_init__(self):
         _check_shift(self.shift)
