@@ -80,7 +80,7 @@ def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
     stopped: dict[str, int] = {}
     process = sweep(file, *flags)
     try:
-        until = time.monotonic() + 400
+        until = time.monotonic() + 1200
         while len(stopped) < 2:
             assert process.poll() is None and time.monotonic() < until
             for index, name in enumerate(("dies", "lives")):
@@ -100,9 +100,11 @@ def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
             told += (line := process.stdout.readline())
             assert line, told
         os.kill(stopped.pop("lives"), signal.SIGCONT)
-        told += process.communicate(timeout=400)[0]
+        told += process.communicate(timeout=1200)[0]
     finally:
-        for pid in (*stopped.values(), *([] if process.poll() is not None else [process.pid])):
+        if process.poll() is None:
+            stopped |= {str(pid): pid for pid in (*children(process.pid), process.pid)}
+        for pid in stopped.values():
             os.kill(pid, signal.SIGKILL)
     assert process.returncode == 0 and "all 3 members are done" in told, told
     assert "lives: done by another process" in told and "lives: begins" not in told and "dies: begins" in told
@@ -230,7 +232,7 @@ def test_members_that_other_processes_train_are_waited_for(tmp_path, quick, caps
     assert ("short: done by another process" in told) == lives
 
 
-def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch):
+def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch, capsys):
     monkeypatch.setattr(Processes, "join", lambda self: None)
     file, flags = written(tmp_path / "s.py", TINY_SWEEP), ["--workdir", str(tmp_path / "runs")]
     with alone(tmp_path / "runs"), pytest.raises(UserError, match="another process is training in .*/runs: wait"):
@@ -241,6 +243,8 @@ def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch):
     for more in ([], ["--list"], ["--index", "0"]):
         with pytest.raises(UserError, match="runs holds another sweep, of .*s.py: it has the member long, which is"):
             main([str(other), *flags, *more])
+    main([str(file), *flags, "--index", "2"])  # nothing is trained that is done
+    assert f"{tmp_path}/runs/long: done" in capsys.readouterr().out
     with pytest.raises(UserError, match="steps of its member long was 6, now 7"):
         main([str(written(file, TINY_SWEEP.replace("6)", "7)"))), *flags, "--index", "2"])
     assert quick == ["short", "broken", "long"] and not (tmp_path / "runs" / "longer").exists()
