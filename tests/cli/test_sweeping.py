@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import selfflow.cli.sweep as command
+from selfflow.buckets.runs import saved_steps
 from selfflow.cli.sweep import _state, main
 from selfflow.errors import UserError
 from selfflow.run import Run
@@ -84,7 +85,7 @@ def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
         while len(stopped) < 2:
             assert process.poll() is None and time.monotonic() < until
             for index, name in enumerate(("dies", "lives")):
-                if name not in stopped and list(runs.glob(f"{name}/checkpoints/[1-9]*")):
+                if name not in stopped and saved_steps(runs / name):
                     (stopped[name],) = (pid for pid in children(process.pid) if argv(pid)[-1] == str(index))
                     os.kill(stopped[name], signal.SIGSTOP)
             time.sleep(0.02)
