@@ -79,6 +79,9 @@ def main(arguments: list[str]) -> None:
 
         together(lambda: enter_sweep(folder, described) if first() else None)
         name, planned = list(members.items())[options.index]
+        if not url(folder) and _state(folder / name, planned.experiment) == "done":
+            print(f"{folder / name}: done")
+            return
         train(planned.experiment, folder / name, data_dir)
     elif options.list:
         check_sweep(folder, described)
@@ -130,7 +133,7 @@ def _train(members: dict[str, Planned], arguments: list[str], options: Options) 
                     continue
                 del running[slot]
                 told = f"{name}: {(time.monotonic() - began) / 60:.1f} min"
-                if process.returncode:
+                if process.returncode or state(name) != "done":  # the file may have changed meanwhile, and its order
                     failed.append(name)
                     print(f"{told}, FAILED with status {process.returncode}: {_last_words(folder, name)}", flush=True)
                 else:
