@@ -12,13 +12,13 @@ from selfflow.report.study import Member, Study
 from selfflow.representation.probing import Row
 from selfflow.representation.statistics import interval
 
-_BINS = 40
+_BINS = 30
 _LOSS, _HEALTH = re.compile(r"flow_loss/([^/]+)"), re.compile(r"(cosine|norm|rank)/([^/]+)/(.+)")
 _NAMED = {
-    "projected": "cosine, projected",
-    "direct": "cosine, direct",
-    "centred": "cosine, direct, mean taken off",
-    "other_sample": "cosine with another sample",
+    "projected": "cosine, projected: what the loss sees",
+    "direct": "cosine, without the projector",
+    "centred": "cosine, projected, less the mean over samples",
+    "other_sample": "cosine, projected, with another sample",
 }
 
 
@@ -163,9 +163,9 @@ def layers(study: Study, rows: Iterable[Row]) -> list[Panel]:
         order = sorted(by_line, key=lambda key: (study.arms.index(key[0]), key[1]))
         lines = [Line(arm, kind, _points(by_line[arm, kind])) for arm, kind in order]
         which = "" if asked.probe in (OWN, "logistic", "ridge") else f", {asked.probe}"
-        title = f"{asked.target} from {asked.source.replace('+', ' + ')}, tau {tau:g}{which}"
         unit = "R²" if asked.metric == "r2" else asked.metric.replace("_", " ")
-        found.append(Panel(unit, title, "block", lines, chance.get((asked, tau))))
+        title = f"{asked.target} from {asked.source.replace('+', ' + ')}, tau {tau:g}: {unit}{which}"
+        found.append(Panel(f"Score on {asked.split}", title, "block", lines, chance.get((asked, tau))))
     return found
 
 

@@ -67,7 +67,7 @@ def measures(study: Study, rows: Iterable[Row]) -> tuple[list[Measure], list[str
       UserError: if a file of a member is damaged.
     """
     notes: list[str] = []
-    found = [*_losses(study, notes), *_probes(study, rows, notes), *_evaluations(study, notes)]
+    found = [*_probes(study, rows, notes), *_losses(study, notes), *_evaluations(study, notes)]
     return found, notes
 
 

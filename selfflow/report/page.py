@@ -7,7 +7,7 @@ from typing import Any
 
 from selfflow import __version__
 from selfflow.report.curves import Panel
-from selfflow.report.measures import Measure
+from selfflow.report.measures import FEW, Measure
 from selfflow.report.results import in_short, tables
 from selfflow.report.samples import Sample
 from selfflow.report.settings import Origin, other_tasks
@@ -16,6 +16,10 @@ from selfflow.report.style import STYLE
 from selfflow.report.svg import COLOURS, draw
 
 # The page may load nothing, from nowhere, and run nothing, whatever the names in it say.
+_HEALTH = (
+    "Features of student and teacher. A cosine that is as high with another sample is of position alone; an effective "
+    "rank that falls towards 1 is a collapse. "
+)
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
@@ -91,28 +95,30 @@ def _paragraph(text: str) -> str:
 def _curves(panels: list[Panel], colours: dict[str, int], none: str, folded: bool = False) -> str:
     if not panels:
         return f"<p class=dim>{escape(none)}</p>"
-    arms = dict.fromkeys(line.arm for panel in panels for line in panel.lines)
+    arms = sorted({line.arm for panel in panels for line in panel.lines}, key=colours.__getitem__)
     key = "".join(
         f'<span><i style="background:var(--c{colours[arm] % COLOURS})"></i>{escape(arm)}</span>' for arm in arms
     )
     dashes = ("solid", "dashed", "dotted")
-    parts = ["<p class=dim>Lines are means over seeds, bands their 95 % t intervals; one seed has no band.</p>"]
+    parts = [
+        f"<p class=dim>{_HEALTH * folded}Lines are means over seeds, bands their 95 % t intervals; two seeds have none "
+        f"that could be drawn, and those of fewer than {FEW} are cut off at the edge where they are wide.</p>"
+    ]
     for section in dict.fromkeys(panel.section for panel in panels):
         some = [panel for panel in panels if panel.section == section]
         kinds = max((list(dict.fromkeys(line.kind for line in panel.lines)) for panel in some), key=len)
-        told = (
-            ", ".join(f"{dashes[i % 3]}: {kind or 'trained'}" for i, kind in enumerate(kinds)) if kinds != [""] else ""
-        )
-        more = (
-            f"<small>{escape(told)}{'; ' * bool(told)}{'loosely dotted: chance' * any(p.level for p in some)}</small>"
-        )
+        told = [f"{dashes[i % 3]}: {kind or 'trained'}" for i, kind in enumerate(kinds) if kinds != [""]]
+        told += ["level: chance"] * any(panel.level is not None for panel in some)
+        more = f"<small>{escape('; '.join(told))}</small>"
         figures = "".join(
             f"<figure><figcaption>{escape(panel.title)}</figcaption>{draw(panel, colours)}</figure>" for panel in some
         )
         inner = f"<div class=key>{key}</div>{more}<div class=panels>{figures}</div>"
         title = escape(section)
         parts.append(
-            f"<details open><summary>{title}</summary>{inner}</details>" if folded else f"<h3>{title}</h3>{inner}"
+            f"<details{' open' * (not parts[1:])}><summary>{title}</summary>{inner}</details>"
+            if folded
+            else f"<h3>{title}</h3>{inner}"
         )
     return "".join(parts)
 
@@ -123,10 +129,21 @@ def _samples(study: Study, samples: list[Sample]) -> str:
     parts = ["<p class=dim>Of the first member of each arm that has any, as they were drawn: none was chosen.</p>"]
     for arm in study.arms:
         some = [sample for sample in samples if sample.member.arm == arm]
-        if some:
-            head = f"{escape(arm)} <small>{escape(some[0].member.name)}</small>"
-            parts.append(f"<h3>{head}</h3><div class=samples>{''.join(map(_sample, some))}</div>")
+        if not some:
+            continue
+        clips, sheets = [s for s in some if not _is_sheet(s)], [s for s in some if _is_sheet(s)]
+        parts.append(f"<h3>{escape(arm)} <small>{escape(some[0].member.name)}</small></h3>")
+        parts.append(f"<div class=samples>{''.join(map(_sample, clips))}</div>")
+        if sheets:
+            inner = f"<div class=samples>{''.join(map(_sample, sheets))}</div>"
+            parts.append(
+                f"<details><summary>Sheets: real clips and samples, with spectrograms</summary>{inner}</details>"
+            )
     return "".join(parts)
+
+
+def _is_sheet(sample: Sample) -> bool:
+    return sample.kind == "image/png" and sample.size[0] > 400
 
 
 def _sample(sample: Sample) -> str:
@@ -138,7 +155,7 @@ def _sample(sample: Sample) -> str:
         inner = f'<audio controls preload=none src="{sample.data}"></audio>'
     else:
         inner = f'<img loading=lazy {size} alt="{title}" src="{sample.data}">'
-    sheet = " class=sheet" if sample.kind == "image/png" and width > 400 else ""
+    sheet = " class=sheet" if _is_sheet(sample) else ""
     return f"<figure{sheet}>{inner}<figcaption>{title}</figcaption></figure>"
 
 
@@ -163,31 +180,28 @@ def _settings(study: Study, differing: dict[str, dict[str, Any]]) -> str:
 
 def _again(study: Study, origins: list[Origin]) -> str:
     """A table of members, and what they were made with, said once for those that share it."""
-    known = {origin.member.name: origin for origin in origins}
+    starts = {origin.member.name: origin.started_from for origin in origins}
     rows = []
     for member in study.members:
-        origin = known.get(member.name)
-        commits = "<br>".join(f"<code>{escape(commit)}</code>" for commit in origin.commits) if origin else "&ndash;"
-        start = f"<small>starts from {escape(origin.started_from)}</small>" if origin and origin.started_from else ""
+        start = f"<small>starts from {escape(started)}</small>" if (started := starts.get(member.name)) else ""
         command = f"<code>{escape(member.command)}</code>" if member.command else "not recorded"
         minutes = member.summary.get("minutes") if member.summary else None
         took = f", {minutes:g} minutes" if isinstance(minutes, int | float) else ""
         rows.append(
             f"<tr><th scope=row>{escape(member.name)}<small>{escape(member.arm)}, seed {member.seed}</small></th>"
-            f'<td data-label="state">{escape(member.state)}{took}</td><td data-label="command">{command}{start}</td>'
-            f'<td data-label="commit">{commits}</td></tr>'
+            f'<td data-label="state">{escape(member.state)}{took}</td><td data-label="command">{command}{start}</td></tr>'
         )
-    head = "".join(f"<th scope=col>{name}</th>" for name in ("member", "state", "command", "commit"))
+    head = "".join(f"<th scope=col>{name}</th>" for name in ("member", "state", "command"))
     table = f"<table class=cards><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    shared: dict[tuple[str, ...], list[str]] = {}
+    shared: dict[tuple, list[str]] = {}
     for origin in origins:
-        shared.setdefault((origin.versions, origin.devices, origin.data), []).append(origin.member.name)
+        surroundings = ", then ".join(origin.commits), origin.versions, origin.devices, origin.data or "none"
+        shared.setdefault(surroundings, []).append(origin.member.name)
     items = []
-    for (versions, devices, data), names in shared.items():
-        whose = "all members" if len(names) == len(origins) else ", ".join(names)
-        items.append(
-            f"<li>{escape(whose)}: {escape(versions)}; on {escape(devices)}; data {escape(data or 'none')}</li>"
-        )
+    for (commits, versions, devices, data), names in shared.items():
+        whose = "all members that were begun" if len(names) == len(origins) else ", ".join(names)
+        told = f"code <code>{escape(commits)}</code>; {escape(versions)}; on {escape(devices)}; data {escape(data)}"
+        items.append(f"<li>{escape(whose)}: {told}</li>")
     told = "<p class=dim>Members that are not done are in no mean. Seeds stand in each run's experiment.json.</p>"
     return f"{told}<div class=wide>{table}</div><ul>{''.join(items)}</ul>"
 

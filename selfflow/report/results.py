@@ -81,7 +81,8 @@ def tables(study: Study, measures: list[Measure], tasks: list[str]) -> str:
                 "its flow loss on clips of its own sets and at its own noise levels, which may be another task.</p>"
             )
         head = "".join(f"<th scope=col>{escape(m.name)}<small>{m.better} is better</small></th>" for m in some)
-        rows = [_row(study, arm, some) for arm in study.arms if study.done(arm)]
+        there = {method.name for m in some for method in m.methods}
+        rows = [_row(study, arm, some) for arm in study.arms if arm in there]
         rows += [_beside(name, some) for name in dict.fromkeys(name for m in some for name in m.beside)]
         parts.append(
             f"<div class=wide><table class=cards><thead><tr><th scope=col>arm</th>{head}</tr></thead>"
@@ -116,7 +117,8 @@ def _cell(study: Study, m: Measure, arm: str) -> str:
     parts.append(f"<small>n = {mean.n}{'' if mean.n > 1 else ': no interval'}</small>")
     if method.difference is not None:
         told = f"<span class=shown>{escape(verdict(m, method))}</span>" if shown(m, method) else verdict(m, method)
-        parts.append(f"<div>{_difference(m, method)}<small>{told}{_paired(method)}</small></div>")
+        against = f"to {escape(study.baseline)}: {told}{_paired(method)}"
+        parts.append(f"<div>{_difference(m, method)}<small>{against}</small></div>")
     elif study.baseline and arm != study.baseline:
         parts.append("<div><small>no seed in common with the baseline</small></div>")
     return f'<td data-label="{escape(m.name)}">{"".join(parts)}</td>'

@@ -2,10 +2,11 @@
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f23; --dim: #5c6570; --back: #fff; --box: #f4f5f7; --rule: #d5d9de;
-  --c0: #0067a5; --c1: #c44e00; --c2: #00805c; --c3: #b0488a; --c4: #7d6200; --c5: #3a8fd0; --c6: #6a3fb5; --c7: #555; }
+  --c0: #0067a5; --c1: #c44e00; --c2: #00805c; --c3: #b0488a; --c4: #7d6200; --c5: #3a8fd0; --c6: #6a3fb5; --c7: #555;
+  --c8: #d0021b; --c9: #5e8c00; --c10: #00838f; --c11: #8d5524; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --dim: #9ba4ae; --back: #15181c; --box: #1f242a;
   --rule: #3a424b; --c0: #5ab4f0; --c1: #ff9350; --c2: #35cfa0; --c3: #ec9ccb; --c4: #e3c54d; --c5: #9fd2ff;
-  --c6: #b99bf7; --c7: #b8bec5; } }
+  --c6: #b99bf7; --c7: #b8bec5; --c8: #ff6b76; --c9: #b5dc5a; --c10: #4fd5e0; --c11: #d9a066; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1160px; padding: 16px; background: var(--back); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: break-word; }

@@ -4,10 +4,11 @@ import math
 from html import escape
 
 from selfflow.report.curves import Line, Panel, Point
+from selfflow.report.measures import FEW
 
-COLOURS = 8  # that the page's style names --c0 to --c7
+COLOURS = 12  # that the page's style names --c0 to --c11
 _WIDTH, _HEIGHT = 340, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 8, 36
 _FEW = 12  # points of a line that are also marked
 _DASHES = ("", "5 3", "1.5 3")
 
@@ -23,16 +24,17 @@ def draw(panel: Panel, colours: dict[str, int]) -> str:
     points = [point for line in lines for point in line.points]
     log = panel.log and min((point.mean for point in points), default=0) > 0
     xs = [point.x for point in points] or [0.0]
-    ys = [y for point in points for y in (point.mean, point.low, point.high) if y is not None and (not log or y > 0)]
+    # Beside the bands of three or four seeds nothing else could be seen: they are cut off at the edge.
+    bands = [y for point in points if point.n >= FEW for y in (point.low, point.high)]
+    ys = [y for y in (*(point.mean for point in points), *bands) if not log or y > 0]
     ys += [panel.level] if panel.level is not None and not log else []
-    x_from, x_to = (0.0, max(xs)) if panel.x != "block" else (min(xs), max(xs))
+    x_from, x_to = (0.0, 1.02 * max(xs)) if panel.x != "block" else (min(xs), max(xs))
     x_to = x_to if x_to > x_from else x_from + 1
     y_from, y_to = _limits(ys or [0.0, 1.0], log)
     scale = math.log if log else lambda y: y
     across = lambda x: _LEFT + (x - x_from) / (x_to - x_from) * (_WIDTH - _LEFT - _RIGHT)
     share = lambda y: (scale(y) - scale(y_from)) / (scale(y_to) - scale(y_from))
-    down = lambda y: _TOP + (1 - (share(max(y, y_from)) if log else share(y))) * (_HEIGHT - _TOP - _BOTTOM)
-    # A line that is one point wide tells nothing of ticks between blocks.
+    down = lambda y: _TOP + (1 - share(min(max(y, y_from), y_to))) * (_HEIGHT - _TOP - _BOTTOM)
     x_ticks = sorted(set(xs)) if panel.x == "block" else _ticks(x_from, x_to, 4)
     if len(x_ticks) > 12:
         x_ticks = x_ticks[:: math.ceil(len(x_ticks) / 12)]
@@ -56,7 +58,7 @@ def draw(panel: Panel, colours: dict[str, int]) -> str:
 def _drawn(line: Line, colour: int, dash: str, across, down) -> list[str]:
     at = lambda points: " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
     named = f"{line.arm}, {line.kind}" if line.kind else line.arm
-    band = [point for point in line.points if point.low is not None]
+    band = [point for point in line.points if point.n > 2]  # of two seeds it is 13 standard errors wide either way
     parts = []
     if band:
         edge = [(p.x, p.high) for p in band] + [(p.x, p.low) for p in reversed(band)]
@@ -80,7 +82,7 @@ def _last(point: Point) -> str:
 def _limits(values: list[float], log: bool) -> tuple[float, float]:
     low, high = min(values), max(values)
     if log:
-        return low / 1.05, high * 1.05
+        return low / 1.1, high * 1.1
     room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room
 
@@ -89,7 +91,7 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers from low to high, about `count` of them."""
     rough = (high - low) / count
     size = 10.0 ** math.floor(math.log10(rough))
-    step = next((m * size for m in (1, 2, 5) if m * size >= rough), 10 * size)
+    step = next((m * size for m in (1, 2, 2.5, 5) if m * size >= rough), 10 * size)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
