@@ -15,6 +15,7 @@ from selfflow.representation.probing import Row, best
 FEW = 5  # seeds; an arm with fewer is exploratory
 _LOWER = ("kid", "frechet")
 _HIGHER = ("precision", "recall", "world", "synchrony")
+_NAMED = {"world/swapped": "own sound, not another's: AUC", "synchrony": "onsets with motion: correlation"}
 _BESIDE = ("raw latents", "frame differences", "log-mel mean", "true kinematics, boosted trees")
 
 
@@ -164,7 +165,11 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
             applies = sorted({n for n in checked if isinstance(n, int)})
             on = f", of {'-'.join(map(str, {applies[0]: 0, applies[-1]: 0}))} that it applies to" if applies else ""
             detail = f"{about}; {first['samples']} samples of the {first['weights']}{on}"
-            label = {"kid": f"KID {rest}", "frechet": f"FD {rest}", "world": rest}.get(head, name.replace("/", " "))
+            looked = rest.removeprefix("FD-").replace("/", " ")
+            label = {"kid": f"KID {looked}", "frechet": f"FD {looked}", "world": f"law: {rest}"}.get(
+                head, f"{head} {looked}"
+            )
+            label = _NAMED.get(name, label)
             scores = [(members[run], _number(one["rows"]["samples"].get(name))) for run, one in by_member.items()]
             beside = {
                 row: [v for one in by_member.values() if (v := _number(one["rows"].get(row, {}).get(name))) is not None]

@@ -189,7 +189,8 @@ def _again(study: Study, origins: list[Origin]) -> str:
         took = f", {minutes:g} minutes" if isinstance(minutes, int | float) else ""
         rows.append(
             f"<tr><th scope=row>{escape(member.name)}<small>{escape(member.arm)}, seed {member.seed}</small></th>"
-            f'<td data-label="state">{escape(member.state)}{took}</td><td data-label="command">{command}{start}</td></tr>'
+            f'<td data-label="state">{escape(member.state)}{took}</td>'
+            f'<td data-label="command">{command}{start}</td></tr>'
         )
     head = "".join(f"<th scope=col>{name}</th>" for name in ("member", "state", "command"))
     table = f"<table class=cards><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

@@ -3,7 +3,7 @@
 import csv
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ def told(question: Question) -> str:
     return f"{metric} of the {question.probe} probe, {question.split} split{clips}"
 
 
-def probe_rows(study: Study, files: Iterable[Path] = ()) -> tuple[list[Row], list[str]]:
+def probe_rows(study: Study, files: Sequence[Path] = ()) -> tuple[list[Row], list[str]]:
     """The probe rows of members that are done, their arms as methods; and what was left out, and why.
 
     Args:
@@ -53,6 +53,8 @@ def probe_rows(study: Study, files: Iterable[Path] = ()) -> tuple[list[Row], lis
     """
     done = {member.name: member for member in study.done()}
     rows = {_identity(row): row for member in study.done() for row in _own_rows(member)}
+    if other := [path for path in files if not _of_probes(path)]:
+        raise UserError(f"{other[0]} holds no rows of `selfflow probe`: give a file that its --csv wrote")
     notes: list[str] = []
     for path in [*_found(study), *files]:
         foreign, old = set(), set()

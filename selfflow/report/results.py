@@ -8,6 +8,7 @@ from selfflow.report.study import Study
 from selfflow.representation.comparison import Method
 
 _LISTED = 12
+_ACROSS = 6  # measures that stand side by side
 
 
 def in_short(study: Study, measures: list[Measure]) -> str:
@@ -70,8 +71,8 @@ def tables(study: Study, measures: list[Measure], tasks: list[str]) -> str:
     """
     if not measures:
         return "<p>Nothing was measured of members that are done.</p>"
-    intro = "Means over seeds with 95 % t intervals; below, the difference to the baseline, paired by seed. "
-    parts = [f"<p>{intro}<em>Exploratory</em>: fewer than {FEW} seeds.</p>"]
+    held = "; below, the difference to the baseline, paired by seed" if study.baseline else ""
+    parts = [f"<p>Means over seeds with 95 % t intervals{held}. <em>Exploratory</em>: fewer than {FEW} seeds.</p>"]
     for group in dict.fromkeys(m.group for m in measures):
         some = [m for m in measures if m.group == group]
         parts.append(f"<h3>{escape(group)}</h3>")
@@ -80,14 +81,8 @@ def tables(study: Study, measures: list[Measure], tasks: list[str]) -> str:
                 f"<p class=dim>Arms differ in {', '.join(f'<code>{escape(name)}</code>' for name in tasks)}: each has "
                 "its flow loss on clips of its own sets and at its own noise levels, which may be another task.</p>"
             )
-        head = "".join(f"<th scope=col>{escape(m.name)}<small>{m.better} is better</small></th>" for m in some)
-        there = {method.name for m in some for method in m.methods}
-        rows = [_row(study, arm, some) for arm in study.arms if arm in there]
-        rows += [_beside(name, some) for name in dict.fromkeys(name for m in some for name in m.beside)]
-        parts.append(
-            f"<div class=wide><table class=cards><thead><tr><th scope=col>arm</th>{head}</tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table></div>"
-        )
+        beside = list(dict.fromkeys(name for m in some for name in m.beside))
+        parts += [_table(study, some[i : i + _ACROSS], beside) for i in range(0, len(some), _ACROSS)]
         details = dict.fromkeys(m.detail for m in some)
         if len(details) == 1:
             parts.append(f"<p><small>{escape(next(iter(details)))}</small></p>")
@@ -95,6 +90,17 @@ def tables(study: Study, measures: list[Measure], tasks: list[str]) -> str:
             items = "".join(f"<li><small>{escape(m.name)}: {escape(m.detail)}</small></li>" for m in some)
             parts.append(f"<details><summary>What each column is</summary><ul>{items}</ul></details>")
     return "".join(parts)
+
+
+def _table(study: Study, measures: list[Measure], beside: list[str]) -> str:
+    head = "".join(f"<th scope=col>{escape(m.name)}<small>{m.better} is better</small></th>" for m in measures)
+    there = {method.name for m in measures for method in m.methods}
+    rows = [_row(study, arm, measures) for arm in study.arms if arm in there]
+    rows += [_beside(name, measures) for name in beside if any(name in m.beside for m in measures)]
+    return (
+        f"<div class=wide><table class=cards><thead><tr><th scope=col>arm</th>{head}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
 
 
 def _row(study: Study, arm: str, measures: list[Measure]) -> str:
@@ -161,4 +167,5 @@ def _digits(size: float) -> int:
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:
+    value = round(value, digits) + 0.0  # which is no -0
     return f"{value:{sign},.{digits}f}".replace("-", "\N{MINUS SIGN}").replace(",", "\N{THIN SPACE}")

@@ -21,7 +21,8 @@ pre { background: var(--box); padding: 0.7em; overflow-x: auto; } code { overflo
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.88rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.45em 0.9em 0.45em 0; border-bottom: 1px solid var(--rule); }
 thead th { vertical-align: bottom; } th small, td small { display: block; font-weight: normal; }
-td b { font-size: 1rem; } .shown { font-weight: 600; } .tag { font-size: 0.75rem; font-weight: normal;
+td b { font-size: 1rem; } table.cards { margin-bottom: 1.2em; } thead th { max-width: 11em; }
+.shown { font-weight: 600; } .tag { font-size: 0.75rem; font-weight: normal;
   border: 1px solid var(--rule); border-radius: 3px; padding: 0 0.3em; color: var(--dim); white-space: nowrap; }
 .beside { color: var(--dim); } .none { color: var(--dim); }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 1em; }
@@ -38,7 +39,10 @@ details > summary { cursor: pointer; font-weight: 600; padding: 0.4em 0; }
   .cards thead { display: none; } .cards, .cards tbody, .cards tr, .cards th, .cards td { display: block; }
   .cards tbody th { font-size: 1.02rem; border: 0; padding: 1em 0 0.1em; } .cards td { padding: 0.4em 0; }
   .cards td::before { content: attr(data-label); display: block; font-weight: 600; }
-  .cards td.none { display: none; } .samples figure { width: calc(50% - 0.5em); } .samples figure.sheet { width: 100%; }
+  .cards td.none { display: none; } .cards .beside td { display: inline; border: 0; padding: 0 1em 0 0; }
+  .cards .beside td::before { display: inline; font-weight: normal; content: attr(data-label) ": "; }
+  .cards .beside th { font-size: 0.88rem; padding-top: 0.7em; } .cards .beside td.none { display: none; }
+  .samples figure { width: calc(50% - 0.5em); } .samples figure.sheet { width: 100%; }
 }
 @media print { video, audio, nav { display: none; } }
 """

@@ -43,7 +43,8 @@ def draw(panel: Panel, colours: dict[str, int]) -> str:
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{down(y):.1f}" y2="{down(y):.1f}"/>')
         parts.append(f'<text x="{_LEFT - 5}" y="{down(y) + 3.5:.1f}" text-anchor="end">{_number(y)}</text>')
     for x in x_ticks:
-        parts.append(f'<text x="{across(x):.1f}" y="{_HEIGHT - 21}" text-anchor="middle">{_number(x)}</text>')
+        at = min(across(x), _WIDTH - 3.2 * len(_number(x)))  # a long number at the right edge stays inside
+        parts.append(f'<text x="{at:.1f}" y="{_HEIGHT - 21}" text-anchor="middle">{_number(x)}</text>')
     if panel.level is not None and not log:
         y = down(panel.level)
         parts.append(f'<line class="level" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')

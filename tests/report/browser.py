@@ -1,11 +1,13 @@
 """Debian's Chromium without a window, driven over its debugging pipe."""
 
 import contextlib
+import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium")
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage", "--mute-audio")
+_CONNECT = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+)
 
 
 class Browser:
@@ -83,19 +88,17 @@ class Browser:
 @contextlib.contextmanager
 def browser(home: Path) -> Iterator[Browser]:
     """A browser with its profile in a folder; it ends with the block."""
-    (read_here, write_there), (read_there, write_here) = os.pipe(), os.pipe()
-
-    def connect() -> None:
-        os.dup2(read_there, 3)
-        os.dup2(write_there, 4)
-
-    # The numbers 3 and 4 are the browser's; above them nothing is in the way of the two.
-    (read_there, write_there), old = (os.dup(x) for x in (read_there, write_there)), (read_there, write_there)
-    command = [CHROMIUM, *_FLAGS, f"--user-data-dir={home}", "--remote-debugging-pipe"]
+    ends = [*os.pipe(), *os.pipe()]
+    # What the browser reads and writes has the numbers 3 and 4 there, and none of the four may have them here.
+    read_there, write_here, read_here, write_there = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in ends)
+    command = [sys.executable, "-c", _CONNECT, str(read_there), str(write_there), CHROMIUM, *_FLAGS]
     process = subprocess.Popen(
-        command, preexec_fn=connect, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, f"--user-data-dir={home}", "--remote-debugging-pipe", "about:blank"],
+        pass_fds=(read_there, write_there),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    for end in (*old, read_there, write_there):
+    for end in (*ends, read_there, write_there):
         os.close(end)
     try:
         yield Browser(write_here, read_here)
