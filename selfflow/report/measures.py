@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from selfflow.errors import UserError
-from selfflow.report.probes import OWN, question_of, told
+from selfflow.report.probes import OWN, in_words, question_of
+from selfflow.report.settings import differences, other_tasks
 from selfflow.report.study import Member, Study
 from selfflow.representation.comparison import Method, held_against
 from selfflow.representation.probing import Row, best
@@ -26,7 +27,7 @@ class Measure(NamedTuple):
       group: the table that it stands in.
       name: of its column.
       detail: what it is, in a line.
-      better: which way is better.
+      better: which way is better; empty where neither is, as between losses of two tasks.
       methods: arms with their scores, in the order of the study; those that have none are left out.
       beside: what it is to be held beside, such as chance, by name.
     """
@@ -34,7 +35,7 @@ class Measure(NamedTuple):
     group: str
     name: str
     detail: str
-    better: Literal["lower", "higher"]
+    better: Literal["lower", "higher", ""]
     methods: list[Method]
     beside: dict[str, float]
 
@@ -49,7 +50,7 @@ def verdict(measure: Measure, method: Method) -> str:
     if found.low <= 0 <= found.high:
         return "no difference shown"
     way = "lower" if found.high < 0 else "higher"
-    return f"{way} ({'better' if way == measure.better else 'worse'})"
+    return f"{way} ({'better' if way == measure.better else 'worse'})" if measure.better else way
 
 
 def shown(measure: Measure, method: Method) -> bool:
@@ -99,10 +100,15 @@ def _measure(
 
 def _losses(study: Study, notes: list[str]) -> Iterable[Measure]:
     """Flow losses of the EMA over their yardsticks, by set and modality."""
-    detail = "flow loss of the EMA on held-out clips over its yardstick, which the best guess without structure costs"
+    told = "flow loss of the EMA on held-out clips over its yardstick, which the best guess without structure costs"
+    differing = differences(study)
     for name in dict.fromkeys(key for member in study.done() for key in member.keys("flow_loss")):
         scores = [(member, member.score("flow_loss", name, "ratio")) for member in study.done()]
-        yield from _measure(study, ("Flow loss", name, detail, "lower"), scores, {"yardstick": [1.0]}, notes)
+        # Less of a loss is no better where it is the loss of an easier task.
+        tasks = other_tasks(differing, name.split("/")[0])
+        detail = f"{told}; each arm on its own task, for they differ in {', '.join(tasks)}" if tasks else told
+        about = ("Flow loss", name, detail, "" if tasks else "lower")
+        yield from _measure(study, about, scores, {"yardstick": [1.0]}, notes)
 
 
 def _probes(study: Study, rows: Iterable[Row], notes: list[str]) -> Iterable[Measure]:
@@ -114,10 +120,10 @@ def _probes(study: Study, rows: Iterable[Row], notes: list[str]) -> Iterable[Mea
         of = {weights: _chosen([row for row in asked if row.weights == weights]) for weights in ("ema", "untrained")}
         name = f"{question.target} from {question.source.replace('+', ' + ')}"
         if not of["ema"]:
-            notes.append(f"{name}, {told(question)}: validation chose no layer of the EMA; see the probe curves")
+            notes.append(f"{name}, {in_words(question)}: validation chose no layer of the EMA; see the probe curves")
             continue
         taus = sorted({row.tau for row in asked})
-        detail = f"{told(question)}; the layer chosen on validation, tau {', '.join(f'{tau:g}' for tau in taus)}"
+        detail = f"{in_words(question)}; the layer chosen on validation, tau {', '.join(f'{tau:g}' for tau in taus)}"
         if len({frozenset(row.tau for row in asked if row.run == run) for run in {row.run for row in asked}}) > 1:
             detail += " (not of every run: validation chose from what there is)"
         beside = {"chance": [row.chance for row in asked if row.chance > 0]}
@@ -145,8 +151,8 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
     """Distances and rates of `selfflow evaluate`, at the last step of each member."""
     found: dict[tuple, dict[str, dict[str, Any]]] = {}
     for member in study.done():
-        for told_ in _evaluated(member, notes):
-            found.setdefault(_kind(told_), {})[member.name] = told_
+        for result in _evaluated(member, notes):
+            found.setdefault(_kind(result), {})[member.name] = result
     members = {member.name: member for member in study.done()}
     own_layer = False
     for by_member in found.values():
@@ -186,17 +192,17 @@ def _evaluated(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
     files = sorted((member.run.path / "evaluations").glob("*.json"), key=lambda path: path.stat().st_mtime)
     for path in files:
         try:
-            told_ = json.loads(path.read_text())
+            result = json.loads(path.read_text())
             if path.name.startswith("calibration"):
                 continue  # of the verifier, and of no samples
-            step = told_["step"]
-            for row in told_["rows"].values():
+            step = result["step"]
+            for row in result["rows"].values():
                 dict(row)
-            told_["rows"]["samples"], told_["set"], told_["samples"], told_["weights"]
+            result["rows"]["samples"], result["set"], result["samples"], result["weights"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error!r}): evaluate the run again, or take it away") from error
         if step == member.summary["steps"]:
-            yield told_
+            yield result
         else:
             notes.append(f"{_below(path, member)}: of step {step}, which is not the last step of {member.name}")
 
@@ -205,10 +211,10 @@ def _below(path: Path, member: Member) -> str:
     return f"{member.name}/{path.relative_to(member.run.path)}"
 
 
-def _kind(told_: dict[str, Any]) -> tuple:
+def _kind(result: dict[str, Any]) -> tuple:
     """What must be alike for numbers of samples to be compared; later ones of a kind take the place of earlier ones."""
     fields = ("set", "modality", "given", "samples", "seed", "weights", "sampler", "against", "reference")
-    return tuple(json.dumps(told_.get(field), sort_keys=True) for field in fields)
+    return tuple(json.dumps(result.get(field), sort_keys=True) for field in fields)
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from selfflow.report.curves import Panel
 from selfflow.report.measures import FEW, Measure
 from selfflow.report.results import in_short, tables
 from selfflow.report.samples import Sample
-from selfflow.report.settings import Origin, other_tasks
+from selfflow.report.settings import Origin
 from selfflow.report.study import Study
 from selfflow.report.style import STYLE
 from selfflow.report.svg import COLOURS, draw
@@ -50,7 +50,7 @@ def page(
     parts = {
         "question": ("Question", _question(study)),
         "short": ("In short", in_short(study, measures)),
-        "results": ("Results", tables(study, measures, other_tasks(differing))),
+        "results": ("Results", tables(study, measures)),
         "learning": ("Learning curves", _curves(panels["learning"], colours, "No member has metrics.")),
         "probes": ("Probes by layer", _curves(panels["probes"], colours, "No probes: `selfflow probe` makes some.")),
         "alignment": ("Alignment health", _curves(panels["alignment"], colours, "No diagnostics of alignment.", True)),

@@ -34,7 +34,7 @@ def question_of(row: Row) -> Question:
     return Question(row.target, row.source, row.probe, row.metric, row.split, row.train_n)
 
 
-def told(question: Question) -> str:
+def in_words(question: Question) -> str:
     """A question in words."""
     clips = f", {question.train_n} to fit" if question.train_n else ""
     metric = question.metric.replace("_", " ").replace("r2", "R²")

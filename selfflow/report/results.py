@@ -61,13 +61,12 @@ def in_short(study: Study, measures: list[Measure]) -> str:
     return "".join(parts)
 
 
-def tables(study: Study, measures: list[Measure], tasks: list[str]) -> str:
+def tables(study: Study, measures: list[Measure]) -> str:
     """A table for each group of measures: arms down, measures across.
 
     Args:
       study: the runs.
       measures: as `measures.measures` gives them.
-      tasks: fields that arms differ in and that make their losses those of other tasks.
     """
     if not measures:
         return "<p>Nothing was measured of members that are done.</p>"
@@ -76,11 +75,6 @@ def tables(study: Study, measures: list[Measure], tasks: list[str]) -> str:
     for group in dict.fromkeys(m.group for m in measures):
         some = [m for m in measures if m.group == group]
         parts.append(f"<h3>{escape(group)}</h3>")
-        if group == "Flow loss" and tasks:
-            parts.append(
-                f"<p class=dim>Arms differ in {', '.join(f'<code>{escape(name)}</code>' for name in tasks)}: each has "
-                "its flow loss on clips of its own sets and at its own noise levels, which may be another task.</p>"
-            )
         beside = list(dict.fromkeys(name for m in some for name in m.beside))
         parts += [_table(study, some[i : i + _ACROSS], beside) for i in range(0, len(some), _ACROSS)]
         details = dict.fromkeys(m.detail for m in some)
@@ -93,7 +87,8 @@ def tables(study: Study, measures: list[Measure], tasks: list[str]) -> str:
 
 
 def _table(study: Study, measures: list[Measure], beside: list[str]) -> str:
-    head = "".join(f"<th scope=col>{escape(m.name)}<small>{m.better} is better</small></th>" for m in measures)
+    way = lambda m: f"{m.better} is better" if m.better else "of each arm's own task"
+    head = "".join(f"<th scope=col>{escape(m.name)}<small>{way(m)}</small></th>" for m in measures)
     there = {method.name for m in measures for method in m.methods}
     rows = [_row(study, arm, measures) for arm in study.arms if arm in there]
     rows += [_beside(name, measures) for name in beside if any(name in m.beside for m in measures)]
@@ -144,8 +139,8 @@ def _difference(m: Measure, method: Method) -> str:
     d = method.difference
     digits = _digits(max(abs(x) for x in (d.difference, d.low, d.high) if x is not None))
     digits = min(digits, _digits(max(abs(one.mean.estimate) for one in m.methods)) + 1)
-    shown_ = _number(d.difference, digits, "+")
-    return shown_ if d.low is None else f"{shown_} [{_number(d.low, digits, '+')}, {_number(d.high, digits, '+')}]"
+    number = _number(d.difference, digits, "+")
+    return number if d.low is None else f"{number} [{_number(d.low, digits, '+')}, {_number(d.high, digits, '+')}]"
 
 
 def _paired(method: Method) -> str:

@@ -1,12 +1,14 @@
 """What arms differ in, and how each member is made again."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from selfflow.experiment_file import changes, forbidden
 from selfflow.report.study import Member, Study, sessions
 
-# Where these differ, arms are tested on other clips, or on other tasks.
-_TASK = ("data", "autoencoders", "patch", "mixture", "schedule", "label", "text", "exclude", "exclude_hash")
+# Where these differ, held-out flow losses are of other clips, of other latents, or at other noise levels.
+_TASK = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
+_SHARES = ("weight", "batch_size")  # fields of a set that say how much of it is seen
 
 
 class Origin(NamedTuple):
@@ -43,9 +45,19 @@ def differences(study: Study) -> dict[str, dict[str, Any]]:
     return {name: {arm: found[arm].get(name, (None, values[name]))[1] for arm in arms} for name in names}
 
 
-def other_tasks(differing: dict[str, Any]) -> list[str]:
-    """The fields among those that differ for which losses of arms are losses of other tasks."""
-    return [name for name in differing if name.split(".")[0] in _TASK]
+def other_tasks(differing: Iterable[str], name: str) -> list[str]:
+    """The fields among those that differ for which losses of arms on a set are losses of other tasks.
+
+    Args:
+      differing: fields, as `differences` names them.
+      name: the set of the mixture.
+    """
+    own = f"mixture.{name}."
+    return [
+        field
+        for field in differing
+        if field.startswith(_TASK) or (field.startswith(own) and field.removeprefix(own) not in _SHARES)
+    ]
 
 
 def origins(study: Study) -> list[Origin]:

@@ -215,7 +215,7 @@ def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Membe
         return about(None, "weights were imported, and nothing was trained")
     rows = run.metrics()
     last = rows[-1].get("step", 0) if rows and isinstance(rows[-1], dict) else 0
-    return about(None, f"not done: at step {last} of {steps}")
+    return about(None, f"not done: at step {last} of {steps}{', and its summary is missing' if last >= steps else ''}")
 
 
 def _command(run: Run) -> str:

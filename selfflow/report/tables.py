@@ -73,7 +73,7 @@ def _run(study: Study, arm: str, seed: int) -> str:
 
 def _write(path: Path, head: str | list[str], rows: Iterable[tuple]) -> Path:
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="") as file:
+    with partial.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head.split(",") if isinstance(head, str) else head)
         for row in rows:

@@ -172,7 +172,7 @@ def read_rows(path: Path) -> list[Row]:
         with Path(path).open(newline="") as file:
             lines = list(csv.DictReader(file))
         return [Row(*(kinds[name](line[name]) for name in Row._fields)) for line in lines]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} holds no rows of `selfflow probe` ({error}): write it again with --csv") from error
 
 

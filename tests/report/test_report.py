@@ -15,6 +15,7 @@ from scipy import stats
 from selfflow.errors import UserError
 from selfflow.planning.model_flops import model_flops
 from selfflow.report.probes import OWN
+from selfflow.report.settings import other_tasks
 from selfflow.report.study import open_study
 from selfflow.report.write import write_report
 from selfflow.representation.comparison import write_rows
@@ -62,6 +63,13 @@ def test_a_null_result_is_called_one(tmp_path):
     text = text_of(report(make_sweep(tmp_path / "s", {"a": PLAIN, "b": PLAIN[::-1]}), tmp_path / "out")[0])
     assert "A null result. 1 differences to a were compared" in text and "no difference is shown" in text
     assert "to a: no difference shown" in text
+
+
+def test_a_score_that_is_no_number_is_told_and_in_no_mean(tmp_path):
+    sweep = make_sweep(tmp_path / "s", {"a": [0.5, 0.6], "b": [0.4, float("nan")]})
+    page, tables = report(sweep, tmp_path / "out")
+    assert "b_2: its flow loss, joint/video, is nan, and in no mean" in page
+    assert [row["n"] for row in tables["table"][:2]] == ["2", "1"]
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path):
@@ -163,6 +171,20 @@ def test_settings_that_differ_are_told_and_seeds_are_not(tmp_path):
     assert "selfflow sweep some.py --index 3" in page
 
 
+def test_a_loss_of_an_easier_task_is_not_called_better(tmp_path):
+    for seed in (1, 2, 3):
+        make_run(tmp_path / "runs" / f"now_{seed}", experiment(seed), 0.5 + seed / 100)
+        late = experiment(seed, mixture__joint__delayed={"audio": 0.2}, mixture__joint__weight=0.5)
+        make_run(tmp_path / "runs" / f"late_{seed}", late, 0.4 + seed / 90)
+    page, tables = report(tmp_path / "runs", tmp_path / "out", "now")
+    late = next(row for row in tables["table"] if row["arm"] == "late")
+    assert (late["verdict"], late["better"]) == ("lower", "")
+    assert "they differ in mixture.joint.delayed.audio" in late["detail"] and "of each arm's own task" in page
+    assert [row["field"] for row in tables["settings"]] == ["mixture.joint.delayed.audio"]
+    assert other_tasks(["mixture.joint.weight", "mixture.image.delayed.audio", "alignment.weight"], "joint") == []
+    assert other_tasks(["schedule.tau.video.shift", "exclude"], "joint") == ["schedule.tau.video.shift", "exclude"]
+
+
 class Tags(html.parser.HTMLParser):
     """The tags of a page and their attributes."""
 
@@ -226,6 +248,7 @@ def test_samples_stand_in_the_page_within_the_limit(tmp_path):
         ("a_1/provenance.json", "", "a_1/provenance.json is missing or damaged"),
         ("a_1/experiment.json", "{", "a_1/experiment.json is not valid JSON"),
         ("a_1/evaluations/x.json", '{"step": 40, "rows": 3}', "a_1/evaluations/x.json is damaged"),
+        ("a_1/probes/x.csv", ",".join(Row._fields) + "\n1,2\n", "a_1/probes/x.csv holds no rows of `selfflow probe`"),
         ("sweep.json", "[", "sweep.json is damaged"),
         ("sweep.json", '{"file": "", "question": "", "command": []}', r"sweep.json is damaged \(no members\)"),
     ],
