@@ -21,7 +21,7 @@ pre { background: var(--box); padding: 0.7em; overflow-x: auto; } code { overflo
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.88rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.45em 0.9em 0.45em 0; border-bottom: 1px solid var(--rule); }
 thead th { vertical-align: bottom; } th small, td small { display: block; font-weight: normal; }
-td b { font-size: 1rem; } table.cards { margin-bottom: 1.2em; } thead th { max-width: 11em; }
+td b { font-size: 1rem; } table.cards { margin-bottom: 1.2em; } thead th { max-width: 11em; overflow-wrap: normal; }
 .shown { font-weight: 600; } .tag { font-size: 0.75rem; font-weight: normal;
   border: 1px solid var(--rule); border-radius: 3px; padding: 0 0.3em; color: var(--dim); white-space: nowrap; }
 .beside { color: var(--dim); } .none { color: var(--dim); }
