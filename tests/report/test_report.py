@@ -95,6 +95,11 @@ def test_members_that_are_not_done_are_listed_and_in_no_mean(tmp_path):
     for told in ("b_2: not done: at step 17 of 40", "b_3: not begun", "stranger: no member of this sweep", "4 done"):
         assert told in text
     assert {row["arm"] for row in tables["learning"]} == {"a", "b", "b_2, not done"}
+    made = json.loads((sweep / "sweep.json").read_text())
+    longer = [member | {"steps": 80 if member["name"] == "a_1" else STEPS} for member in made["members"]]
+    (sweep / "sweep.json").write_text(json.dumps(made | {"members": longer}))
+    page, tables = report(sweep, tmp_path / "longer")
+    assert tables["table"][0]["n"] == "2" and "a_1: ended at step 40 of 80" in page
     for run in sweep.glob("*_?"):
         (run / "summary.json").unlink(missing_ok=True)
     assert "No member was trained to its end" in text_of(report(sweep, tmp_path / "again")[0])
@@ -116,6 +121,13 @@ def test_curves_are_means_over_steps_and_then_over_seeds(tmp_path):
     assert float(by_flops[0]["x"]) == pytest.approx(4.5 * flops)
     health = {(row["panel"], row["kind"]) for row in tables["alignment"]}
     assert ("norm of features", "teacher") in health and ("cosine, projected: what the loss sees", "") in health
+
+
+def test_a_part_of_the_steps_that_a_seed_has_no_number_of_is_in_no_mean(tmp_path):
+    for seed, bad in ((1, range(0)), (2, range(9, 17))):
+        make_run(tmp_path / "runs" / f"arm_{seed}", experiment(seed), 0.5, lambda s, bad=bad: None if s in bad else 1.0)
+    _, tables = report(tmp_path / "runs", tmp_path / "out")
+    assert [row["x"] for row in tables["learning"] if row["axis"] == "step"] == ["4.5", "20.5", "28.5", "36.5"]
 
 
 def row(run: str, layer: int, validation: float, test: float, step: int = STEPS, weights: str = "ema") -> Row:
