@@ -110,7 +110,7 @@ def learning(study: Study, rows: Mapping[str, list[dict[str, Any]]]) -> list[Pan
       study: the runs.
       rows: metrics of members by name, as `logged` gives them.
     """
-    lines = _lines(study, rows, lambda row: _losses(row))
+    lines = _lines(study, rows, _losses)
     compute = {label(m): step_flops(m) for m in reversed(study.members) if m.run and m.run.experiment.mixture}
     panels = []
     for x in ("step", "FLOPs"):
@@ -130,7 +130,7 @@ def health(study: Study, rows: Mapping[str, list[dict[str, Any]]]) -> list[Panel
       study: the runs.
       rows: metrics of members by name, as `logged` gives them.
     """
-    lines = _lines(study, rows, lambda row: _diagnostics(row))
+    lines = _lines(study, rows, _diagnostics)
     panels: dict[tuple[str, str], list[Line]] = {}
     for name, some in lines.items():
         quantity, kind, where = _HEALTH.fullmatch(name).groups()

@@ -1,6 +1,7 @@
 """Panels as SVG that stands inside a page: its text is text, and its colours are the page's."""
 
 import math
+from collections.abc import Callable
 from html import escape
 
 from selfflow.report.curves import Line, Panel, Point
@@ -10,6 +11,7 @@ COLOURS = 12  # that the page's style names --c0 to --c11
 _WIDTH, _HEIGHT = 340, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 16, 8, 36
 _FEW = 12  # points of a line that are also marked
+_Place = Callable[[float], float]  # of a value, in the units of the picture
 _DASHES = ("", "5 3", "1.5 3")
 
 
@@ -56,7 +58,7 @@ def draw(panel: Panel, colours: dict[str, int]) -> str:
     return "".join([*parts, "</svg>"])
 
 
-def _drawn(line: Line, colour: int, dash: str, across, down) -> list[str]:
+def _drawn(line: Line, colour: int, dash: str, across: _Place, down: _Place) -> list[str]:
     at = lambda points: " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
     named = f"{line.arm}, {line.kind}" if line.kind else line.arm
     band = [point for point in line.points if point.n > 2]  # of two seeds it is 13 standard errors wide either way
