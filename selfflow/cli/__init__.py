@@ -17,6 +17,7 @@ _COMMANDS = {
     "plan": "tell what an experiment takes on a slice of TPUs, without one",
     "benchmark": "measure how fast an experiment's parts are",
     "import": "make a run of the weights of a released SiT",
+    "report": "write a run or a sweep as one HTML page",
     "export": "write a run's weights, with a card, for use without it",
     "data": "list, build, show, verify data sets, and forget samples",
 }

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,9 +105,19 @@ def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:
     baseline = baseline or next(iter(scores))
     if baseline not in scores:
         raise UserError(f"baseline {baseline!r}: there are {', '.join(scores)}")
-    against = scores[baseline]
+    return held_against(scores, baseline)
+
+
+def held_against(scores: Mapping[str, Mapping[int, float]], baseline: str) -> list[Method]:
+    """Methods by their scores, each held against one of them.
+
+    Args:
+      scores: by method and seed; finite.
+      baseline: the method that the others are held against; where it has no scores, no method has a difference.
+    """
+    against = scores.get(baseline, {})
     return [
-        Method(name, own, interval(own), _paired(against, own) if name != baseline else None)
+        Method(name, dict(own), interval(own), _paired(against, own) if name != baseline else None)
         for name, own in scores.items()
     ]
 
@@ -134,7 +144,7 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
     return found
 
 
-def _paired(a: dict[int, float], b: dict[int, float]) -> Paired | None:
+def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
     seeds = sorted(a.keys() & b.keys())
     return paired({s: a[s] for s in seeds}, {s: b[s] for s in seeds}) if seeds else None
 
@@ -162,7 +172,7 @@ def read_rows(path: Path) -> list[Row]:
         with Path(path).open(newline="") as file:
             lines = list(csv.DictReader(file))
         return [Row(*(kinds[name](line[name]) for name in Row._fields)) for line in lines]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"{path} holds no rows of `selfflow probe` ({error}): write it again with --csv") from error
 
 
