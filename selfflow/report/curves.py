@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from selfflow.errors import UserError
-from selfflow.planning.model_flops import model_flops
+from selfflow.planning.model_flops import flops_of, mean_flops
 from selfflow.report.probes import OWN, question_of
 from selfflow.report.study import Member, Study
 from selfflow.representation.probing import Row
@@ -95,14 +95,6 @@ def logged(study: Study) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
     return found, notes
 
 
-def step_flops(member: Member) -> float:
-    """Operations that a step demands on average over the sets of the mixture, by their shares."""
-    experiment = member.run.experiment
-    return sum(chosen.weight * model_flops(experiment, name) for name, chosen in experiment.mixture.items()) / sum(
-        chosen.weight for chosen in experiment.mixture.values()
-    )
-
-
 def learning(study: Study, rows: Mapping[str, list[dict[str, Any]]]) -> list[Panel]:
     """Flow losses against step and against compute: means over successive steps, then over seeds.
 
@@ -111,14 +103,13 @@ def learning(study: Study, rows: Mapping[str, list[dict[str, Any]]]) -> list[Pan
       rows: metrics of members by name, as `logged` gives them.
     """
     lines = _lines(study, rows, _losses)
-    compute = {label(m): step_flops(m) for m in reversed(study.members) if m.run and m.run.experiment.mixture}
+    costs = {label(m): mean_flops(m.run.experiment) for m in reversed(study.members) if m.run}
     panels = []
     for x in ("step", "FLOPs"):
         for name, some in lines.items():
             if x == "FLOPs":
-                some = [
-                    line._replace(points=[p._replace(x=p.x * compute[line.arm]) for p in line.points]) for line in some
-                ]
+                at = lambda line: [p._replace(x=flops_of(costs[line.arm], p.x)) for p in line.points]
+                some = [line._replace(points=at(line)) for line in some]
             panels.append(Panel(f"Flow loss against {x}", name, x, some, log=True))
     return panels
 
