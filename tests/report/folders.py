@@ -11,7 +11,7 @@ from PIL import Image
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import load_experiment, save_experiment
 from selfflow.sampling.files import write_video
-from selfflow.sweep import overridden
+from selfflow.sweep_file import overridden
 from tests.conftest import TINY
 
 STEPS = 40
