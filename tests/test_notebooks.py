@@ -60,6 +60,17 @@ def test_maps(tiny_run):
     assert "share of tokens that hold the bodies" in text(notebook)
 
 
+def test_sight_and_sound(tiny_run, tmp_path):
+    """From the files of the study, and with a run of it."""
+    assert "no runs" in text(executed("sight_and_sound", runs_path=str(tmp_path / "none")))
+    (tmp_path / "matched_1").symlink_to(tiny_run)
+    notebook = executed("sight_and_sound", runs_path=str(tmp_path))
+    check(notebook, figures=4)
+    primary = text(notebook).splitlines()[:2]
+    assert [line.split()[0] for line in primary] == ["matched", "shuffled"] and "n = 5" in primary[1]
+    assert "difference" in primary[0] and "no runs" not in text(notebook)
+
+
 def test_released_checkpoint(tmp_path):
     """On the recorded SiT, with latents that a linear autoencoder makes of digits."""
     from sklearn.datasets import load_digits
