@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from selfflow.representation.comparison import Method
 from selfflow.representation.statistics import Interval
 
+_LEAST = 0.02  # height of a panel: what is equal but for a sample or two is to look so
+
 
 def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
     """Scores of methods by seed, and below how much they differ from the baseline, paired by seed.
@@ -46,6 +48,10 @@ def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
         for axis in (scores, differences):
             axis.set_xticks(range(len(methods)), names if axis is differences else [""] * len(methods), fontsize=7)
             axis.set_xlim(-0.5, len(methods) - 0.5)
+            low, high = axis.get_ylim()
+            missing = max(0.0, _LEAST - (high - low)) / 2
+            axis.set_ylim(low - missing, high + missing)
+            axis.ticklabel_format(axis="y", useOffset=False)
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(axis="y", alpha=0.25, lw=0.5)
     axes[0, 0].legend(fontsize=6, frameon=False)
