@@ -57,7 +57,7 @@ def test_the_weight_multiplies_the_alignment_loss_alone(objective, params, batch
     [
         ("l1", lambda a, b: np.abs(a - b).mean(-1)),
         # Smooth l1 is Huber's loss over its bound.
-        ("smooth_l1", lambda a, b: np.asarray(optax.losses.huber_loss(a, b, 0.05) / 0.05).mean(-1)),
+        ("smooth_l1", lambda a, b: np.asarray(optax.losses.huber_loss(a, b, delta=0.05) / 0.05).mean(-1)),
         ("cosine", lambda a, b: 1 - (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)),
     ],
 )
