@@ -92,7 +92,7 @@ class FeatureFiles:
     width: int
     """E, channels of the features."""
     kind: Literal["feature_files"] = "feature_files"
-    media: ClassVar[tuple[str, ...]] = ("image", "video", "audio", "action")
+    media: ClassVar[tuple[str, ...]] = ()  # any
 
     def __post_init__(self):
         if self.width < 1:

@@ -75,7 +75,8 @@ def encoded_features(
     if timed:
         grid[0] = latent[0]
     with np.errstate(over="ignore"):
-        kept = averaged(features, tuple(grid)).astype(np.float16)
+        # In this order: safetensors write the bytes as they lie in memory.
+        kept = averaged(features, tuple(grid)).astype(np.float16, order="C")
     if not np.isfinite(kept).all():
         raise UserError(f"{who} are not finite in float16; give others")
     return kept

@@ -155,7 +155,7 @@ class ExternalEncoder(_Aligned):
     def __post_init__(self):
         super().__post_init__()
         for m, encoder in self.encoders.items():
-            if encoder is not None and m not in encoder.media:
+            if encoder is not None and encoder.media and m not in encoder.media:
                 raise UserError(
                     f"alignment.encoders.{m}: {encoder.kind} looks at {' and '.join(encoder.media)}; give FeatureFiles "
                     "that you computed, or None to leave it unaligned"
