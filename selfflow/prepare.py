@@ -63,11 +63,13 @@ def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> t
 
 
 def hash_of_latents(latents: Mapping[str, Latents]) -> str:
-    """Identity of all that a run may read."""
+    """Identity of all that a run may read: latents, and features beside them."""
     hashes = {name: found.hash for name, found in latents.items()}
-    if len(hashes) == 1:
+    features = {name: found.features for name, found in latents.items() if found.features}
+    if len(hashes) == 1 and not features:
         return next(iter(hashes.values()))
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+    told = [hashes, features] if features else hashes
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str,
             "latents": found.hash,
             "autoencoders": {m: made["identity"] for m, made in found.manifest["modalities"].items()},
             "text": (found.manifest["text"] or {}).get("identity"),
-            "features": {m: made["identity"] for m, made in found.manifest.get("features", {}).items()},
+            "features": found.features,
         }
         for name, found in latents.items()
     }

@@ -130,8 +130,8 @@ def folder_name(dataset: str) -> str:
 
 
 def _shards(built: Built, fitted, modalities, text, encoders, folder: Path, per_shard: int | None) -> list[Shard]:
+    # Whatever features stand beside them: shards of the same records, so that these latents are known for the same.
     size = 2 * sum(np.prod(modalities[m].latent) for m in fitted)
-    size += 2 * sum(np.prod(modalities[m].latent[:-1]) * encoder.width for m, encoder in encoders.items())
     size += 2 * text.tokens * text_encoder(text).width if text else 0
     per_shard = per_shard or int(np.clip(_SHARD_BYTES / max(size, 1), 64, 65536))
     autoencoders = {m: (f.path, f.config) for m, f in fitted.items()}

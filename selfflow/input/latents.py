@@ -56,12 +56,15 @@ class Latents:
 
     @property
     def hash(self) -> str:
-        """Identity of these latents: of the data set, its records and what encoded them."""
+        """Identity of these latents: of the data set, its records and what encoded them; features have their own."""
         parts = ("dataset", "fingerprint", "shards", "modalities", "text", "forgotten")
         identity = {name: self.manifest[name] for name in parts}
-        if features := self.manifest.get("features"):
-            identity["features"] = {m: made["identity"] for m, made in features.items()}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def features(self) -> dict[str, str]:
+        """Identity of the features that stand beside the latents of a modality."""
+        return {m: made["identity"] for m, made in self.manifest.get("features", {}).items()}
 
     @property
     def records(self) -> dict[str, int]:
