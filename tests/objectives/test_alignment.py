@@ -84,7 +84,7 @@ def test_only_the_noisier_or_the_cleaner_tokens_count(objective, batch):
     for name, extreme in (("noisier", tau.max(1)), ("cleaner", tau.min(1))):
         counted = np.asarray(drawn[name].aligned["video"] > 0)
         np.testing.assert_array_equal(counted, np.asarray(tau) == np.asarray(extreme)[:, None])
-        assert drawn[name].aligned["video"].sum() == pytest.approx(1)
+        assert drawn[name].aligned["video"].sum() == pytest.approx(1, rel=1e-4)
         np.testing.assert_array_equal(
             drawn[name].weight["video"], drawn["all"].weight["video"]
         )  # the flow loss is whole
