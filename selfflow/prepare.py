@@ -8,15 +8,18 @@ from typing import Any
 
 from selfflow.buckets.copies import fetch
 from selfflow.buckets.paths import local
+from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
 from selfflow.input.built import Built, build
 from selfflow.input.encode import Share, encode, wait_for
 from selfflow.input.exclude import read_ids
+from selfflow.input.features import check_features, identities_of
 from selfflow.input.fit import Fitted, fit, fitted_path
 from selfflow.input.latents import MANIFEST, Latents
 from selfflow.input.shards import text_encoder
+from selfflow.objectives.alignment import encoders_of
 
 
 def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> tuple[Feed, dict[str, Built]] | None:
@@ -41,28 +44,32 @@ def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> t
         name: _latents(experiment.latents[name], excluded) for name in used if name in experiment.latents
     }
     identity = text_encoder(experiment.text).identity if experiment.text and built else None
-    for found in latents.values():
+    encoders = {name: _encoders(experiment, name) for name in used}
+    known = identities_of({m: encoder for name in built for m, encoder in encoders[name].items()})
+    for name, found in latents.items():
         found.check(experiment.autoencoders, modalities, experiment.text, identity)
+        check_features(found, encoders[name], known)
     fitted = _fit(experiment, built, latents, excluded, data_dir, share)
     for name in used:
         if name not in latents:
             own = {m: f for m, f in fitted.items() if m in experiment.data[name].media_shapes()}
-            latents[name] = encode(
-                built[name], own, modalities, experiment.text, data_dir, share=share, exclude=excluded
-            )
+            more = {"encoders": encoders[name], "share": share, "exclude": excluded}
+            latents[name] = encode(built[name], own, modalities, experiment.text, data_dir, **more)
     if not all(latents.values()):
         return None
-    _check_identities(latents)
+    _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
     return _feed(experiment, latents), built
 
 
 def hash_of_latents(latents: Mapping[str, Latents]) -> str:
-    """Identity of all that a run may read."""
+    """Identity of all that a run may read: latents, and features beside them."""
     hashes = {name: found.hash for name, found in latents.items()}
-    if len(hashes) == 1:
+    features = {name: found.features for name, found in latents.items() if found.features}
+    if len(hashes) == 1 and not features:
         return next(iter(hashes.values()))
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+    told = [hashes, features] if features else hashes
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
@@ -75,6 +82,7 @@ def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str,
             "latents": found.hash,
             "autoencoders": {m: made["identity"] for m, made in found.manifest["modalities"].items()},
             "text": (found.manifest["text"] or {}).get("identity"),
+            "features": found.features,
         }
         for name, found in latents.items()
     }
@@ -89,6 +97,12 @@ def _latents(path: str, excluded: Collection[str]) -> Latents:
     folder = local(path)
     fetch(folder, MANIFEST)
     return Latents(folder, excluded)
+
+
+def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
+    """The encoders of those modalities that the mixture takes from a data set."""
+    taken = {m for chosen in experiment.mixture.values() if chosen.data == data for m in chosen.modalities}
+    return {m: encoder for m, encoder in encoders_of(experiment.alignment).items() if m in taken}
 
 
 def _feed(experiment: Experiment, latents: dict[str, Latents]) -> Feed:
@@ -109,6 +123,7 @@ def _feed(experiment: Experiment, latents: dict[str, Latents]) -> Feed:
         experiment.label,
         experiment.model.labels,
         caption,
+        {m: encoder.width for m, encoder in encoders_of(experiment.alignment).items()},
         experiment.seed.data,
         experiment.reading,
     )
@@ -139,16 +154,18 @@ def _fit(
     return fitted
 
 
-def _check_identities(latents: dict[str, Latents]) -> None:
-    """One modality must mean the same in all data sets."""
-    seen: dict[str, tuple[str, str]] = {}
+def _check_identities(latents: dict[str, Latents], encoders: dict[str, dict[str, Encoder]]) -> None:
+    """One modality must mean the same in all data sets, and so must the features that it is aligned with."""
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
     for name, found in latents.items():
-        for m, made in found.manifest["modalities"].items():
-            other, identity = seen.setdefault(m, (name, made["identity"]))
+        told = [(m, "autoencoder", made) for m, made in found.manifest["modalities"].items()]
+        told += [(m, "encoder of features", found.manifest["features"][m]) for m in encoders[name]]
+        for m, what, made in told:
+            other, identity = seen.setdefault((m, what), (name, made["identity"]))
             if identity != made["identity"]:
                 raise UserError(
                     f"latents.{name}: its {m} was encoded by {made['identity']}, that of {other} by {identity}: "
-                    "encode both with one autoencoder (one `selfflow encode` of an experiment that has both)"
+                    f"encode both with one {what} (one `selfflow encode` of an experiment that has both)"
                 )
 
 

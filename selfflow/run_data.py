@@ -120,6 +120,18 @@ class Clips:
         frames = sample.get("frames", {})
         return {m: x[: frames[m]] if m in frames else x for m, x in sample["latents"].items()}
 
+    def features(self, i: int) -> dict[str, np.ndarray]:
+        """What frozen encoders have of clip i, on the grid of its tokens, {modality: [N, E]}; empty without encoders.
+
+        Raises:
+          BadRecord: if they cannot be read.
+        """
+        record = int(self._reader.records[i])
+        sample = self._reader(record)
+        if not sample["weight"]:
+            raise BadRecord(*self._reader.why(record))
+        return sample.get("features", {})
+
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         left_out: list[int] = []
         for _, latents in readable(self, range(len(self)), left_out):

@@ -253,7 +253,7 @@ def _say_forgotten(done: "Forgotten", ids: set[str], data_dir: Path) -> None:
     else:
         print(f"- deleting {done.built.folder} and building again makes these samples again")
     print("- pictures and sounds that `data show` and runs wrote, ids in logs of runs, and the file of ids itself")
-    print("- other builds of this data set, latents that lie elsewhere, backups, and what the disk has not overwritten")
+    print("- other builds of this data set, latents and features that lie elsewhere, backups, what a disk still holds")
     if done.fitted:
         print("- autoencoders that were fitted on a few hundred records, these samples perhaps among them:")
         for path in done.fitted:

@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> None:
             shown = ", ".join(f"{key} {value:.1f}" for key, value in quality.items())
             spread = latents.manifest["statistics"][m]["std"]
             print(f"  {m}: {made['identity']}, {shown}, std of a channel {min(spread):.2f} to {max(spread):.2f}")
+        for m, identity in latents.features.items():
+            print(f"  {m}: features of {identity}, {latents.manifest['features'][m]['width']} channels")
         for split, bad in latents.manifest["unreadable"].items():
             print(f"  {split}: {len(bad)} records could not be encoded")
         print(f"  in {latents.path}")

@@ -235,8 +235,12 @@ def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, 
             numbers = [f"{n.replace('_db', ' (dB)').replace('_', '-')} {value:.1f}" for n, value in quality.items()]
             identity = latents.manifest["modalities"][m]["identity"]
             print(f"  {data}: {m} autoencoder {identity}: {', '.join(numbers)}")
+        for m, identity in latents.features.items():
+            print(f"  {data}: {m} features of {identity}")
         if left_out := sum(map(len, latents.manifest["unreadable"].values())):
             print(f"  {data}: {left_out} records could not be encoded and are left out; see {latents.path}")
+    if unaligned := [m for m, encoder in getattr(experiment.alignment, "encoders", {}).items() if encoder is None]:
+        print(f"  {', '.join(unaligned)}: no encoder in alignment.encoders, not aligned")
     forgotten = experiment.steps * (1 - experiment.ema_decay)
     if forgotten < 5:
         print(

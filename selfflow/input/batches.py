@@ -3,7 +3,7 @@
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Feed:
       label: field with the class label, or "" for none.
       classes: number of classes that the model knows.
       caption: (L, C) of the captions' embeddings, or None where the model takes none.
+      features: channels of the features of frozen encoders, by modality, where they are the target.
       seed: `seed.data` of the experiment.
       reading: how.
     """
@@ -44,6 +45,7 @@ class Feed:
     label: str = ""
     classes: int = 0
     caption: tuple[int, int] | None = None
+    features: dict[str, int] = field(default_factory=dict)
     seed: int = 0
     reading: Reading = Reading()
 
@@ -73,7 +75,8 @@ class Feed:
             m for m, x in modalities.items() if x.period and (source.index[f"frames/{m}"][whole] < x.latent[0]).any()
         )
         caption = self.caption if len(whole) and (source.index["caption"][whole] > 0).any() else None
-        return Reader(source, records, labels, modalities, padded, caption)
+        features = {m: self.features[m] for m in modalities if m in self.features}
+        return Reader(source, records, labels, modalities, padded, caption, features)
 
     def held_out(self, splits: tuple[str, ...], size: int | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
         """One unlabelled batch of each set, always the same, without captions: {set: (split, batch)}.
@@ -99,7 +102,7 @@ class Feed:
 class Batches:
     """Iterates over (batch, facts); see `Feed.batches`.
 
-    A batch is {"latents", "label", "weight"} and, where a set has them, "frames" and "caption", as
+    A batch is {"latents", "label", "weight"} and, where a set has them, "frames", "features" and "caption", as
     `SelfFlowObjective.draw` takes it. Facts are {"set", "tokens"}, the tokens of the whole batch, and the ids of
     those records that were to be read here and could not be.
     """

@@ -68,7 +68,7 @@ class _Shuffled:
 
     def __getitem__(self, i: int) -> Any:
         sample, other = self._samples[int(i)], self._others[int(i)]
-        for part in ("latents", "frames"):
+        for part in ("latents", "frames", "features"):
             if part in sample:
                 sample[part] = sample[part] | {m: other[part][m] for m in self._modalities if m in other[part]}
         if not other["weight"]:  # what could not be read is what has to be named

@@ -22,11 +22,13 @@ from safetensors.numpy import save
 from selfflow.autoencoders.quality import reconstruction_quality
 from selfflow.buckets.copies import fetch, publish
 from selfflow.buckets.paths import url_of
+from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
 from selfflow.input.built import Built
+from selfflow.input.features import check_ids, identities_of, told_of
 from selfflow.input.fit import Fitted, sample_of
 from selfflow.input.latents import MANIFEST, Latents
-from selfflow.input.shards import Shard, bad_records, clear_partials, encode_shard, read_shard_index, text_encoder
+from selfflow.input.shards import Shard, bad_records, clear_partials, encode_shard, joined_indexes, text_encoder
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.tree import to_json
@@ -64,6 +66,7 @@ def encode(
     text: Any,
     data_dir: Path,
     *,
+    encoders: Mapping[str, Encoder] = {},
     share: Share = Share(),
     exclude: Collection[str] = (),
     records_per_shard: int | None = None,
@@ -76,6 +79,7 @@ def encode(
       modalities: the latents that are expected.
       text: settings of the caption encoder, or None.
       data_dir: cache folder.
+      encoders: frozen encoders whose features of these modalities are stored, too.
       share: the part of this process.
       exclude: ids that the returned latents never read. They are encoded: the folder serves other experiments too.
       records_per_shard: by default as many as make 32 MB.
@@ -84,10 +88,11 @@ def encode(
       The latents, or None where other hosts have not finished their part yet.
 
     Raises:
-      UserError: if too many records cannot be read, or a worker process died.
+      UserError: if too many records cannot be read, a worker process died, or an encoder lacks samples.
     """
     mine = {m: fitted[m] for m in sorted(fitted)}
     identities = {m: f.identity for m, f in mine.items()} | {"text": text and text_encoder(text).identity}
+    identities |= {"features": identities_of(encoders)} if encoders else {}
     key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
     folder = data_dir / "latents" / f"{folder_name(built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if share.hosts > 1 and url_of(folder):
@@ -99,14 +104,15 @@ def encode(
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / f"lock-{share.host}", f"encode {built.name}"):
             if not (folder / MANIFEST).exists():
-                shards = _shards(built, mine, dict(modalities), text, folder, records_per_shard)
+                check_ids(built, encoders)
+                shards = _shards(built, mine, dict(modalities), text, dict(encoders), folder, records_per_shard)
                 _encode_shards(shards, built, share)
                 # Whoever ends last finds all shards there, be it on another host, and joins them.
                 with locked(folder / "lock-finish", f"finish the latents of {built.name}"):
                     if not (folder / MANIFEST).exists():
                         if not all(shard.done for shard in shards):
                             return None
-                        _finish(shards, built, mine, modalities, text, folder)
+                        _finish(shards, built, mine, modalities, text, encoders, folder)
                     for shard in shards:
                         shard.index_path.unlink(missing_ok=True)
     publish(folder, MANIFEST)
@@ -123,10 +129,10 @@ def folder_name(dataset: str) -> str:
     return re.sub("[^A-Za-z0-9_.]+", "-", dataset)
 
 
-def _shards(built: Built, fitted, modalities, text, folder: Path, per_shard: int | None) -> list[Shard]:
-    size = 2 * sum(np.prod(modalities[m].latent) for m in fitted) + (
-        2 * text.tokens * text_encoder(text).width if text else 0
-    )
+def _shards(built: Built, fitted, modalities, text, encoders, folder: Path, per_shard: int | None) -> list[Shard]:
+    # Whatever features stand beside them: shards of the same records, so that these latents are known for the same.
+    size = 2 * sum(np.prod(modalities[m].latent) for m in fitted)
+    size += 2 * text.tokens * text_encoder(text).width if text else 0
     per_shard = per_shard or int(np.clip(_SHARD_BYTES / max(size, 1), 64, 65536))
     autoencoders = {m: (f.path, f.config) for m, f in fitted.items()}
     shards = []
@@ -135,7 +141,9 @@ def _shards(built: Built, fitted, modalities, text, folder: Path, per_shard: int
         bounds = [(i * per_shard, min((i + 1) * per_shard, total)) for i in range(count)]
         for number, (start, stop) in enumerate(bounds):
             expected = {m: modalities[m] for m in fitted}
-            shards.append(Shard(built, split, number, count, start, stop, folder, autoencoders, expected, text))
+            shards.append(
+                Shard(built, split, number, count, start, stop, folder, autoencoders, expected, text, encoders)
+            )
     return shards
 
 
@@ -202,7 +210,7 @@ def _check_bad(bad: list[tuple[int, str, str]], built: Built, total: int) -> Non
         )
 
 
-def _finish(shards: list[Shard], built: Built, fitted, modalities, text, folder: Path) -> None:
+def _finish(shards: list[Shard], built: Built, fitted, modalities, text, encoders, folder: Path) -> None:
     """Joins the shards' indexes, measures the reconstruction and writes the manifest, which makes the folder valid."""
     manifest: dict[str, Any] = {
         "dataset": built.name,
@@ -221,11 +229,12 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, folder:
             for m, f in fitted.items()
         },
         "text": None if text is None else _text(text),
+        "features": told_of(encoders),
         "unreadable": {},
     }
     for split in built.splits:
         parts = [s for s in shards if s.split == split]
-        index, statistics = _joined([read_shard_index(s) for s in parts], list(fitted))
+        index, statistics = joined_indexes(parts, list(fitted))
         partial = folder / f"{split}.index.partial-{os.getpid()}"
         partial.write_bytes(save(index))
         os.replace(partial, folder / f"{split}.index.safetensors")
@@ -246,27 +255,6 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, folder:
 def _text(text: Any) -> dict[str, Any]:
     encoder = text_encoder(text)
     return {"settings": to_json(text), "identity": encoder.identity, "width": encoder.width}
-
-
-def _joined(parts: list[dict[str, np.ndarray]], modalities: list[str]) -> tuple[dict, dict]:
-    """The index of a split from those of its shards, and mean and deviation per latent channel."""
-    statistics = {}
-    for m in modalities:
-        total, square = (sum(p.pop(f"{name}/{m}") for p in parts) for name in ("sum", "square"))
-        count = max(1, int(sum(p.pop(f"count/{m}")[0] for p in parts)))
-        mean = total / count
-        deviation = np.sqrt(np.maximum(square / count - mean**2, 0))
-        statistics[m] = {"mean": mean.round(6).tolist(), "std": deviation.round(6).tolist(), "positions": count}
-    width = max(p["id"].shape[1] for p in parts)
-    for p in parts:
-        p["id"] = np.pad(p["id"], ((0, 0), (0, width - p["id"].shape[1])))
-    names = {name: p[name].dtype for p in parts for name in p}
-    lengths = [len(p["id"]) for p in parts]
-    empty = lambda name, n: np.full(n, -1 if name.startswith("label/") else 0, names[name])
-    return {
-        name: np.concatenate([p[name] if name in p else empty(name, n) for p, n in zip(parts, lengths)])
-        for name in names
-    }, statistics
 
 
 def _quality(built: Built, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, float]]:

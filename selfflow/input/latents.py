@@ -2,8 +2,9 @@
 
 A folder of latents holds `manifest.json` (written last: without it the folder is unfinished), the autoencoders, and
 for each split `SPLIT-00000-of-00003.array_record`, ... and `SPLIT.index.safetensors`. A record is a safetensors blob:
-per modality M present in it M [...], float16, and `M.std` where the autoencoder is stochastic; `caption` [l, C] where
-there is one. A folder can be moved: it needs nothing but itself.
+per modality M present in it M [...], float16, and `M.std` where the autoencoder is stochastic; `M.features` [..., E] of
+a frozen encoder where one was asked for; `caption` [l, C] where there is one. A folder can be moved: it needs nothing
+but itself.
 """
 
 import hashlib
@@ -55,10 +56,15 @@ class Latents:
 
     @property
     def hash(self) -> str:
-        """Identity of these latents: of the data set, its records and what encoded them."""
+        """Identity of these latents: of the data set, its records and what encoded them; features have their own."""
         parts = ("dataset", "fingerprint", "shards", "modalities", "text", "forgotten")
         identity = {name: self.manifest[name] for name in parts}
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def features(self) -> dict[str, str]:
+        """Identity of the features that stand beside the latents of a modality."""
+        return {m: made["identity"] for m, made in self.manifest.get("features", {}).items()}
 
     @property
     def records(self) -> dict[str, int]:

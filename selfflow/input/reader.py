@@ -9,6 +9,7 @@ import numpy as np
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
+from selfflow.input.features import fault_of, stored_as, token_features
 from selfflow.input.latents import CAPTION, LatentSource
 from selfflow.modality import Modality
 
@@ -23,6 +24,7 @@ class Reader:
     modalities: dict[str, Modality]
     padded: tuple[str, ...]
     caption: tuple[int, int] | None
+    features: dict[str, int] = field(default_factory=dict)  # channels of the features that are wanted
     delayed: dict[str, int] = field(default_factory=dict)  # latent frames
 
     def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
@@ -33,16 +35,19 @@ class Reader:
         sample: dict[str, Any] = {"label": np.int32(self.labels[record]), "record": np.int64(record)}
         try:
             stored = self.source[record]
-            latents, frames = self._clip(stored, self.source.shard_of(record), rng)
+            latents, frames, features = self._clip(stored, self.source.shard_of(record), rng)
             sample["weight"] = np.float32(1)
         except BadRecord:
             stored = {}
             latents = {m: np.zeros(x.latent, np.float16) for m, x in self.modalities.items()}
             frames = dict.fromkeys(self.padded, np.int32(0))
+            features = {m: np.zeros((self.modalities[m].tokens, e), np.float16) for m, e in self.features.items()}
             sample["weight"] = np.float32(0)
         sample["latents"] = latents
         if self.padded:
             sample["frames"] = frames
+        if self.features:
+            sample["features"] = features
         if self.caption:
             sample["caption"] = padded_caption(stored.get(CAPTION), *self.caption)
         return sample
@@ -57,8 +62,8 @@ class Reader:
 
     def _clip(
         self, stored: dict[str, np.ndarray], shard: str, rng: np.random.Generator | None
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.int32]]:
-        latents, frames = {}, {}
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.int32], dict[str, np.ndarray]]:
+        latents, frames, features = {}, {}, {}
         for m, modality in self.modalities.items():
             latent = stored.get(m)
             timed = bool(modality.period)
@@ -73,20 +78,39 @@ class Reader:
             if not np.isfinite(latent).all():
                 raise BadRecord(shard, f"the latents of its {m} are not finite")
             latents[m] = latent
+            if m in self.features:
+                features[m] = self._checked(stored, m, shard)
         starts = self._starts(latents, rng)
         for m, modality in self.modalities.items():
             if modality.period:
-                clip = latents[m][starts[m] : starts[m] + modality.latent[0]]
-                missing = modality.latent[0] - len(clip)
+                lasts = min(len(latents[m]) - starts[m], modality.latent[0])
                 if m in self.padded:
-                    frames[m] = np.int32(len(clip))
-                elif missing:
-                    raise BadRecord(shard, f"its {m} lasts {len(clip)} frames, and the index says more")
-                latents[m] = np.pad(clip, [(0, missing)] + [(0, 0)] * (clip.ndim - 1)) if missing else clip
-                if m in self.delayed:
-                    # What is padded stays at the end.
-                    latents[m] = np.concatenate([np.roll(clip, self.delayed[m], axis=0), latents[m][len(clip) :]])
-        return latents, frames
+                    frames[m] = np.int32(lasts)
+                elif lasts < modality.latent[0]:
+                    raise BadRecord(shard, f"its {m} lasts {lasts} frames, and the index says more")
+                latents[m] = self._cut(latents[m], m, starts[m])
+            if m in features:
+                cut = self._cut(features[m], m, starts[m]) if modality.period else features[m]
+                features[m] = token_features(cut, modality)
+        return latents, frames, features
+
+    def _checked(self, stored: dict[str, np.ndarray], m: str, shard: str) -> np.ndarray:
+        """The stored features of a modality."""
+        modality, features = self.modalities[m], stored.get(stored_as(m))
+        if fault := fault_of(stored, m, bool(modality.period), self.features[m]):
+            raise BadRecord(shard, fault)
+        if not np.isfinite(features).all():
+            raise BadRecord(shard, f"{stored_as(m)} are not finite")
+        return features
+
+    def _cut(self, x: np.ndarray, m: str, start: int) -> np.ndarray:
+        """The frames of a clip, as many as its latents have, late where they are delayed, then padding."""
+        frames = self.modalities[m].latent[0]
+        clip = x[start : start + frames]
+        missing = frames - len(clip)
+        if m in self.delayed:
+            clip = np.roll(clip, self.delayed[m], axis=0)  # what is padded stays at the end
+        return np.pad(clip, [(0, missing)] + [(0, 0)] * (clip.ndim - 1)) if missing else clip
 
     def _starts(self, latents: dict[str, np.ndarray], rng) -> dict[str, int]:
         """First frame of each modality of a crop: one moment for all, drawn among those that fall on whole frames."""

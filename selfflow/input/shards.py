@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save
 
 from selfflow.autoencoders.linear import Linear, LinearAutoencoder
 from selfflow.data.shards import BadRecord
+from selfflow.encoders.config import Encoder
 from selfflow.input.built import Built
+from selfflow.input.features import encoded_features, stored_as
 from selfflow.input.latents import CAPTION, ids_to, shard_name
 from selfflow.modality import Modality
 
@@ -31,6 +33,7 @@ class Shard:
       autoencoders: file and config of each modality's autoencoder.
       modalities: the latents that are expected of it.
       text: settings of the caption encoder, or None.
+      encoders: whose features of a modality are stored, too.
     """
 
     built: Built
@@ -43,6 +46,7 @@ class Shard:
     autoencoders: dict[str, tuple[Path, Linear]]
     modalities: dict[str, Modality]
     text: Any
+    encoders: dict[str, Encoder]
 
     @property
     def path(self) -> Path:
@@ -84,7 +88,7 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = lambda: None) -> li
         encoded = []
         for i in range(start, min(start + _CAPTIONS_AT_ONCE, shard.stop)):
             try:
-                encoded.append(_encoded(records[i], autoencoders, shard.modalities))
+                encoded.append(_encoded(records[i], autoencoders, shard.modalities, shard.encoders))
             except BadRecord as error:
                 bad.append((i, error.shard, error.reason))
                 encoded.append(({}, {"id": "", "quality": 0.0, "caption": ""}))
@@ -147,7 +151,9 @@ class _Unfit(Exception):
     """A record whose media are not what the data set promises."""
 
 
-def _encoded(record: dict[str, Any], autoencoders, modalities) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _encoded(
+    record: dict[str, Any], autoencoders, modalities, encoders
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     latents: dict[str, np.ndarray] = {}
     for m, autoencoder in autoencoders.items():
         if m not in record or not record["present"][m]:
@@ -162,6 +168,8 @@ def _encoded(record: dict[str, Any], autoencoders, modalities) -> tuple[dict[str
                 coded[f"{m}.std"] = deviation.astype(np.float16)
         if not all(np.isfinite(x).all() for x in coded.values()):
             raise _Unfit(f"the latents of its {m} are not finite")
+        if m in encoders:
+            coded[stored_as(m)] = encoded_features(encoders[m], m, record[m], record["id"], mean.shape, timed)
         latents |= coded
     if not np.isfinite(record["quality"]):
         raise _Unfit(f"its quality is {record['quality']}")
@@ -201,6 +209,22 @@ def text_encoder(text: Any):
     return text.load()
 
 
-def read_shard_index(shard: Shard) -> dict[str, np.ndarray]:
-    """What `encode_shard` wrote of a finished shard."""
-    return load_file(shard.index_path)
+def joined_indexes(shards: list[Shard], modalities: list[str]) -> tuple[dict, dict]:
+    """The index of a split from those of its finished shards, and mean and deviation per latent channel."""
+    parts, statistics = [load_file(shard.index_path) for shard in shards], {}
+    for m in modalities:
+        total, square = (sum(p.pop(f"{name}/{m}") for p in parts) for name in ("sum", "square"))
+        count = max(1, int(sum(p.pop(f"count/{m}")[0] for p in parts)))
+        mean = total / count
+        deviation = np.sqrt(np.maximum(square / count - mean**2, 0))
+        statistics[m] = {"mean": mean.round(6).tolist(), "std": deviation.round(6).tolist(), "positions": count}
+    width = max(p["id"].shape[1] for p in parts)
+    for p in parts:
+        p["id"] = np.pad(p["id"], ((0, 0), (0, width - p["id"].shape[1])))
+    names = {name: p[name].dtype for p in parts for name in p}
+    lengths = [len(p["id"]) for p in parts]
+    empty = lambda name, n: np.full(n, -1 if name.startswith("label/") else 0, names[name])
+    return {
+        name: np.concatenate([p[name] if name in p else empty(name, n) for p, n in zip(parts, lengths)])
+        for name in names
+    }, statistics

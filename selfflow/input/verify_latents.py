@@ -15,6 +15,7 @@ from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.input.built import Built
 from selfflow.input.encode import folder_name
+from selfflow.input.features import fault_of, stored_as
 from selfflow.input.latents import CAPTION, FORGETTING, MANIFEST, LatentSource, ids_from, shard_name
 from selfflow.input.verify import UNFINISHED_FORGETTING, Contents, Kind, Problem, Unreadable, verify_data
 from selfflow.tree import from_json
@@ -237,6 +238,9 @@ def _faults(stored: dict[str, np.ndarray], row: dict | None, manifest, loose: bo
             yield SHAPE, f"{m} has shape {latent.shape}, not {expected}"
         elif row is not None and timed and row[f"frames/{m}"] != len(latent):
             yield INDEX, f"{m} has {len(latent)} frames, frames/{m} says {row[f'frames/{m}']}"
+        told = manifest.get("features", {}).get(m)
+        if told and (fault := fault_of(stored, m, timed, told["width"])):
+            yield SHAPE, fault
         if f"{m}.std" in stored and stored[f"{m}.std"].shape != latent.shape:
             yield SHAPE, f"{m}.std has shape {stored[f'{m}.std'].shape}, {m} has {latent.shape}"
     caption = stored.get(CAPTION)
@@ -245,6 +249,7 @@ def _faults(stored: dict[str, np.ndarray], row: dict | None, manifest, loose: bo
     if row is not None and row["caption"] != (0 if caption is None else len(caption)):
         yield INDEX, f"the caption has {0 if caption is None else len(caption)} tokens, the index says {row['caption']}"
     known = {CAPTION} | {name for m in manifest["modalities"] for name in (m, f"{m}.std")}
+    known |= {stored_as(m) for m in manifest.get("features", {})}
     for name, value in stored.items():
         if name not in known:
             yield SHAPE, f"it holds {name}, of which the manifest does not tell"

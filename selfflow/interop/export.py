@@ -14,6 +14,7 @@ from selfflow.errors import UserError
 from selfflow.interop.card import card, told_by
 from selfflow.interop.exported import CONFIG, SUMS, WEIGHTS, Description, Encoder, exported_layout
 from selfflow.models.execution import Execution
+from selfflow.objectives.alignment import encoders_of
 from selfflow.tree import to_json
 from selfflow.weights import sha256_of
 
@@ -43,8 +44,9 @@ def export(
     provenance = run.provenance()
     state = run.weights(step)
     params = {"model": state.frozen["ema"]} if weights == "ema" else {"model": state.params["model"]}
-    # Others than the released one have no form that another reader knows.
-    if "projector" in state.params and run.experiment.alignment.projector_depth == 2:
+    # Others than the released one have no form that another reader knows; nor have those of encoders.
+    alignment = run.experiment.alignment
+    if "projector" in state.params and alignment.projector_depth == 2 and not encoders_of(alignment):
         params["projector"] = state.params["projector"]
     with told_by(run.path / "provenance.json"):
         told = _describe(run, provenance, int(state.step), weights, "projector" in params)

@@ -20,7 +20,8 @@ class Projector(nnx.Module):
         self.depth = depth
         for i in range(depth):
             # Two axes of one name cannot lie on one axis of a mesh.
-            axes = (names[i], names[i + 1] if names[i + 1] != names[i] else None)
+            last = None if i == depth - 1 and sizes[depth] != width else names[i + 1]  # another's channels, any number
+            axes = (names[i], last if last != names[i] else None)
             linear = nnx.Linear(
                 sizes[i],
                 sizes[i + 1],
@@ -36,3 +37,21 @@ class Projector(nnx.Module):
         for i in range(1, self.depth + 1):
             flat = getattr(self, f"linear{i}")(flat if i == 1 else jax.nn.silu(flat))
         return flat.reshape(*x_BND.shape[:-1], -1)
+
+
+class Projectors(nnx.Module):
+    """A projector for each modality that is aligned, to the channels of its own encoder.
+
+    Args:
+      width: D, channels of the features.
+      outputs: channels of the target, by modality.
+      depth: number of linear layers of each.
+    """
+
+    def __init__(self, width: int, outputs: dict[str, int], *, rngs: nnx.Rngs, depth: int):
+        self.modalities = tuple(sorted(outputs))
+        for m in self.modalities:
+            setattr(self, m, Projector(width, rngs=rngs, depth=depth, outputs=outputs[m]))
+
+    def __call__(self, features: dict[str, Float[Array, "B N D"]]) -> dict[str, Float[Array, "B N E"]]:
+        return {m: getattr(self, m)(x_BND) for m, x_BND in features.items() if m in self.modalities}

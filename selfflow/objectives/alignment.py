@@ -1,12 +1,13 @@
 """Alignment: the student's features after block l, seen through mixed noise, against features that know more."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
 from selfflow.models.layers import widened
 
@@ -134,7 +135,40 @@ class LayerSync(_Aligned):
     """k: the block whose features are the target; l < k."""
 
 
-Alignment = NoAlignment | SelfFlow | SRA | LayerSync
+@dataclass(frozen=True)
+class ExternalEncoder(_Aligned):
+    """REPA (arXiv 2410.06940): the target are features that a frozen encoder has of the clean sample.
+
+    They are computed once and stored beside the latents, and brought to the grid of the tokens; every modality has a
+    projector of its own, for encoders differ in their channels. No teacher runs; an EMA is still kept to sample from.
+    The defaults are the paper's: weight 0.5, block 8 of SiT-XL/2's 28, three layers, cosine.
+    """
+
+    kind: Literal["external"] = "external"
+    weight: float = 0.5
+    student_layer: int = 8
+    projector_depth: int = 3
+    encoders: dict[str, Encoder | None] = field(default_factory=dict)
+    """The encoder of each modality of the mixture; None for those that are not aligned. The paper takes DINOv2-B for
+    images, arXiv 2603.06507 compares with MERT for sound."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for m, encoder in self.encoders.items():
+            if encoder is not None and encoder.media and m not in encoder.media:
+                raise UserError(
+                    f"alignment.encoders.{m}: {encoder.kind} looks at {' and '.join(encoder.media)}; give FeatureFiles "
+                    "that you computed, or None to leave it unaligned"
+                )
+
+
+Alignment = NoAlignment | SelfFlow | SRA | LayerSync | ExternalEncoder
+
+
+def encoders_of(alignment: Alignment) -> dict[str, Encoder]:
+    """The frozen encoder of each modality that is aligned with one; empty for other methods."""
+    named = alignment.encoders if isinstance(alignment, ExternalEncoder) else {}
+    return {m: encoder for m, encoder in named.items() if encoder is not None}
 
 
 def cosine(a: Float[Array, "... D"], b: Float[Array, "... D"]) -> Float[Array, "..."]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from selfflow.objectives.alignment import cosine
+from selfflow.objectives.alignment import ExternalEncoder, cosine
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.representation.health import effective_rank
 
@@ -16,9 +16,11 @@ def diagnose(
 ) -> dict[str, Float[Array, ""]]:
     """Alignment of one batch, looked at from several sides; empty without alignment.
 
-    Per modality M:
+    The teacher is whatever the target comes from: the EMA, a deeper block, or a frozen encoder.
+
+    Per modality M that is aligned:
       `cosine/projected/M`: what the loss sees;
-      `cosine/direct/M`: without the projector;
+      `cosine/direct/M`: without the projector; not of an encoder, whose channels are others;
       `cosine/centred/M`: projected, after subtracting from both the batch mean at each position;
       `cosine/other_sample/M`: projected, with the teacher of another sample: what position alone explains;
       `norm/student/M`, `norm/teacher/M`, `rank/student/M`, `rank/teacher/M`: feature norm and effective rank.
@@ -32,12 +34,13 @@ def diagnose(
     student = output.taps[objective.alignment.student_layer]
     projected = objective.project(params, student)
     metrics = {}
-    for m in student:
+    for m in teacher:
         counted_BN1 = (draw.weight[m] > 0)[..., None]
         weighted = lambda values, m=m: jnp.sum(values * draw.weight[m])
         centre = partial(_centre, counted_BN1=counted_BN1)
         metrics[f"cosine/projected/{m}"] = weighted(cosine(projected[m], teacher[m]))
-        metrics[f"cosine/direct/{m}"] = weighted(cosine(student[m], teacher[m]))
+        if not isinstance(objective.alignment, ExternalEncoder):  # whose channels are others, however many
+            metrics[f"cosine/direct/{m}"] = weighted(cosine(student[m], teacher[m]))
         metrics[f"cosine/centred/{m}"] = weighted(cosine(centre(projected[m]), centre(teacher[m])))
         other = draw.weight[m] * jnp.roll(counted_BN1[..., 0], 1, axis=0)  # where the other sample is no padding
         against = cosine(projected[m], jnp.roll(teacher[m], 1, axis=0))

@@ -9,14 +9,22 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from selfflow.encoders.config import Encoder
 from selfflow.modality import Modality, of_latents, to_tokens
 from selfflow.models.joint import Caption, JointTransformer, Output
 from selfflow.models.joint_config import JointConfig
-from selfflow.models.projector import Projector
+from selfflow.models.projector import Projector, Projectors
 from selfflow.models.separation import Groups, Separation
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.noise import Corruption, Schedule, corrupt, draw_eps, keys_for
-from selfflow.objectives.alignment import Alignment, LayerSync, NoAlignment, alignment_error
+from selfflow.objectives.alignment import (
+    Alignment,
+    ExternalEncoder,
+    LayerSync,
+    NoAlignment,
+    alignment_error,
+    encoders_of,
+)
 from selfflow.objectives.draw import Draw, TeacherView, token_weight
 from selfflow.objectives.flow import flow_error
 
@@ -47,6 +55,11 @@ class SelfFlowObjective:
     condition_drop: float
     separation: Separation | None = None
 
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The frozen encoder of each modality that is aligned with one; empty for other methods."""
+        return encoders_of(self.alignment)
+
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh trainable parameters: {"model": ..., "projector": ...}; no projector where none is learned."""
         model_key, projector_key = jax.random.split(key)
@@ -73,12 +86,15 @@ class SelfFlowObjective:
         return _one_modality(model, *args, **kwargs) if isinstance(model, SiT) else model(*args, **kwargs)
 
     def project(self, params: Params, features: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The student's features through the projector, which all modalities share."""
+        """The student's features through the projector, which all modalities share.
+
+        Where encoders are the target each modality has its own, and those without an encoder are left out.
+        """
         if not self._projected:
             return features
         graph, _ = _structure(self._projector)
         projector = nnx.merge(graph, nnx.State(params["projector"]))
-        return {m: projector(x_BND) for m, x_BND in features.items()}
+        return projector(features) if self.encoders else {m: projector(x_BND) for m, x_BND in features.items()}
 
     # Logical axes are for `jax.jit` to place whole states by; layers are made without a mesh.
 
@@ -88,9 +104,13 @@ class SelfFlowObjective:
                 return SiT(self.model, rngs=nnx.Rngs(key))
             return JointTransformer(self.model, self.modalities, rngs=nnx.Rngs(key))
 
-    def _projector(self, key: Key[Array, ""]) -> Projector:
+    def _projector(self, key: Key[Array, ""]) -> Projector | Projectors:
+        width, depth = self.model.width, self.alignment.projector_depth
         with nnx.use_eager_sharding(False):
-            return Projector(self.model.width, rngs=nnx.Rngs(key), depth=self.alignment.projector_depth)
+            if self.encoders:
+                outputs = {m: encoder.width for m, encoder in self.encoders.items()}
+                return Projectors(width, outputs, rngs=nnx.Rngs(key), depth=depth)
+            return Projector(width, rngs=nnx.Rngs(key), depth=depth)
 
     @property
     def _projected(self) -> bool:
@@ -102,8 +122,9 @@ class SelfFlowObjective:
         Args:
           keys_B: a key for each sample.
           batch: `latents` {modality: [B, ...]}, `label` [B] (below 0 for none), `weight` [B] (0 for samples that count
-            in no loss); where there are captions `caption` (embeddings [B, L, C], mask [B, L]), and where clips may be
-            padded `frames` {modality: number of latent frames that are data [B]}.
+            in no loss); where there are captions `caption` (embeddings [B, L, C], mask [B, L]), where clips may be
+            padded `frames` {modality: number of latent frames that are data [B]}, and where encoders are the target
+            `features` {modality: theirs, on the grid of the tokens [B, N, E]}.
           step: finished updates, which the weight of the alignment loss may follow.
         """
         modalities = of_latents(self.modalities, batch["latents"])
@@ -120,7 +141,7 @@ class SelfFlowObjective:
             return draw
         aligned = token_weight(corruption, valid, batch["weight"], alignment.tokens)
         draw = draw._replace(aligned=aligned, gamma=jnp.broadcast_to(alignment.gamma(step), label_B.shape))
-        if isinstance(alignment, LayerSync):
+        if isinstance(alignment, LayerSync | ExternalEncoder):
             return draw
         if alignment.teacher_keeps_condition:
             label_B, caption = jnp.where(batch["label"] < 0, self.model.labels, batch["label"]), whole
@@ -135,7 +156,8 @@ class SelfFlowObjective:
         """The student's output on one batch, the features that it is aligned with, and the velocity to predict.
 
         Student and teacher see the same sample, noise and positions. The teacher, at the levels of its view, stops
-        after block k and gets no gradient. Features are [B, N, D] by modality, None without alignment.
+        after block k and gets no gradient. Features are [B, N, D] by modality, those of encoders [B, N, E] and of the
+        modalities that have one; None without alignment.
         """
         x = to_tokens(self.modalities, batch["latents"])
         eps = draw_eps(keys_B, x)
@@ -157,6 +179,11 @@ class SelfFlowObjective:
             return student, None, target
         if isinstance(alignment, LayerSync):
             return student, jax.lax.stop_gradient(student.taps[alignment.teacher_layer]), target
+        if isinstance(alignment, ExternalEncoder):
+            features = batch.get("features", {})
+            if lacking := (self.encoders.keys() & x.keys()) - features.keys():
+                raise ValueError(f"the batch has no features of {', '.join(sorted(lacking))} to align with")
+            return student, {m: jax.lax.stop_gradient(jnp.asarray(features[m])) for m in features}, target
         teacher, k = jax.lax.stop_gradient(teacher), alignment.teacher_layer
         groups = groups if self.separation and self.separation.teacher else None
         found = self.apply(teacher, *seen(draw.teacher), taps=(k,), stop_at=k, groups=groups, **condition(draw.teacher))
@@ -166,7 +193,7 @@ class SelfFlowObjective:
         self,
         params: Params,
         student: Output,
-        aligned_with: dict[str, Float[Array, "B N D"]] | None,
+        aligned_with: dict[str, Float[Array, "B N E"]] | None,
         target: dict[str, Float[Array, "B N P"]],
         draw: Draw,
     ) -> tuple[dict[str, Float[Array, "B N"]], dict[str, Float[Array, "B N"]]]:
@@ -178,6 +205,7 @@ class SelfFlowObjective:
         return error, {
             m: alignment_error(x, aligned_with[m], draw.aligned[m] > 0, alignment.metric, alignment.over)
             for m, x in projected.items()
+            if m in aligned_with
         }
 
     def _groups(self, corruption: Corruption) -> Groups | None:

@@ -12,7 +12,7 @@ import jax
 from selfflow.experiment import Experiment
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.sit import SiTConfig
-from selfflow.objectives.alignment import SRA, NoAlignment, SelfFlow
+from selfflow.objectives.alignment import SRA, NoAlignment, SelfFlow, encoders_of
 
 
 def model_flops(experiment: Experiment, name: str) -> int:
@@ -45,8 +45,14 @@ def model_flops(experiment: Experiment, name: str) -> int:
         pairs = apart if separation and separation.teacher else together
         total += _forward(model, tokens, seen, text, pairs, alignment.teacher_layer)
     if not isinstance(alignment, NoAlignment) and (depth := alignment.projector_depth):
-        products = 1 if depth == 1 else 4 + 4 * (depth - 2)  # of D x D: D to 2D, 2D to 2D, and back
-        total += 3 * 2 * count * products * model.width**2
+        encoders, width = encoders_of(alignment), model.width
+        # The tokens that go through a projector, and to how many channels.
+        through = {m: (n, width) for m, (n, _) in tokens.items()}
+        if encoders:
+            through = {m: (through[m][0], encoder.width) for m, encoder in encoders.items() if m in tokens}
+        for n, outputs in through.values():
+            inner = 2 * width**2 + 4 * (depth - 2) * width**2 + 2 * width * outputs  # D to 2D, 2D to 2D, to the target
+            total += 3 * 2 * n * (inner if depth > 1 else width * outputs)
     return round(batch * total)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.models.sit import SiTConfig
-from selfflow.objectives.alignment import NoAlignment
+from selfflow.objectives.alignment import NoAlignment, encoders_of
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
@@ -169,6 +169,9 @@ def batch_shapes(experiment: Experiment, name: str) -> dict[str, Any]:
     if experiment.text:
         tokens = experiment.text.tokens
         batch["caption"] = shaped(np.float16, tokens, experiment.model.text), shaped(bool, tokens)
+    modalities, encoders = experiment.modalities(name), encoders_of(experiment.alignment)
+    if features := {m: shaped(np.float16, x.tokens, encoders[m].width) for m, x in modalities.items() if m in encoders}:
+        batch["features"] = features
     return batch
 
 

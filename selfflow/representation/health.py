@@ -118,7 +118,9 @@ def health(
     """
     layers = _checked(objective, taus, layers, teacher_tau)
     own = getattr(objective.alignment, "student_layer", None)
-    projected = layers.index(own) if own in layers and "projector" in params else None
+    # The projector of an encoder's features leads to these, and not to the teacher's.
+    headed = "projector" in params and not objective.encoders
+    projected = layers.index(own) if own in layers and headed else None
     step = jax.jit(partial(_add, objective, layers, projected))
     key = jax.random.key(seed)
     sums: dict[float, Any] = {}

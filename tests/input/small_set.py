@@ -1,0 +1,85 @@
+"""A data set of a few pictures and films that lies in memory, its autoencoders, and features of it in a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from selfflow.autoencoders.linear import LinearAutoencoder, PatchPCA
+from selfflow.encoders import FeatureFiles
+from selfflow.input.built import Built
+from selfflow.input.encode import encode
+from selfflow.input.fit import Fitted
+from selfflow.input.latents import Latents
+from selfflow.modality import Modality
+
+MODALITIES = {"image": Modality((4, 4, 3), (2, 2)), "video": Modality((6, 4, 4, 3), (2, 2, 2), period=4.0)}
+WIDTH = 5
+FRAMES = 6
+
+
+@dataclass(frozen=True)
+class Settings:
+    kind: str = "small"
+
+
+class Pictures(list):
+    def shard_of(self, i: int) -> str:
+        return "in-memory"
+
+
+@dataclass(frozen=True)
+class SmallSet(Built):
+    """Four records with a picture of 16 x 16 and a film of six frames; the last one has no picture."""
+
+    def records(self, split: str) -> Pictures:
+        random = np.random.default_rng(len(split))
+        found = Pictures()
+        for i in range(self.splits[split]):
+            media = random.integers(0, 256, (1 + FRAMES, 16, 16, 3), np.uint8)
+            present = {"image": i < 3, "video": True}
+            media = {"image": media[0], "video": media[1:], "present": present}
+            found.append({"id": f"{split}/{i}", "quality": 1.0} | media)
+        return found
+
+    @property
+    def fingerprint(self) -> str:
+        return "0"
+
+    @property
+    def forgotten(self) -> list:
+        return []
+
+    @property
+    def mapping(self) -> None:
+        return None
+
+
+def small_set() -> SmallSet:
+    return SmallSet(Settings(), "small/0", Path("nowhere"), {"train": 4}, {})
+
+
+def features_of(i: int, m: str) -> np.ndarray:
+    """The map of record i: [8, 8, E] of its picture, [12, 8, 8, E] of its film, twice as fine as the latents."""
+    return np.random.default_rng([i, m == "video"]).standard_normal((12,) * (m == "video") + (8, 8, WIDTH), np.float32)
+
+
+def feature_file(path: Path, m: str, **changed: np.ndarray | None) -> FeatureFiles:
+    """Writes them; `changed` replaces those of a record by its number, or leaves them out."""
+    having = range(3) if m == "image" else range(4)
+    tensors = {f"train/{i}": features_of(i, m) for i in having}
+    tensors |= {f"train/{i.removeprefix('_')}": x for i, x in changed.items()}
+    save_file({name: x for name, x in tensors.items() if x is not None}, path)
+    return FeatureFiles(str(path), WIDTH)
+
+
+def encoded(root: Path, encoders: dict, **more) -> Latents | None:
+    fitted = {}
+    for m in MODALITIES:
+        config, path = PatchPCA(patch=4, channels=3), root / f"{m}.fitted.safetensors"
+        media = [record[m] for record in small_set().records("train")]
+        made = LinearAutoencoder.fit(config, [np.stack(media)])
+        made.save(path)
+        fitted[m] = Fitted(config, path, made.identity, {})
+    return encode(small_set(), fitted, MODALITIES, None, root, encoders=encoders, records_per_shard=2, **more)
