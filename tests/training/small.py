@@ -31,7 +31,7 @@ class Line:
     def teacher_of(self, params):
         return params["model"]
 
-    def draw(self, keys_B, batch):
+    def draw(self, keys_B, batch, step):
         return jnp.zeros(len(keys_B))
 
     def loss(self, params, frozen, batch, keys_B, draw):
