@@ -113,10 +113,7 @@ class Clips:
         Raises:
           BadRecord: if they cannot be read.
         """
-        record = int(self._reader.records[i])
-        sample = self._reader(record)
-        if not sample["weight"]:
-            raise BadRecord(*self._reader.why(record))
+        sample = self._sample(i)
         frames = sample.get("frames", {})
         return {m: x[: frames[m]] if m in frames else x for m, x in sample["latents"].items()}
 
@@ -126,11 +123,14 @@ class Clips:
         Raises:
           BadRecord: if they cannot be read.
         """
+        return self._sample(i).get("features", {})
+
+    def _sample(self, i: int) -> dict[str, Any]:
         record = int(self._reader.records[i])
         sample = self._reader(record)
         if not sample["weight"]:
             raise BadRecord(*self._reader.why(record))
-        return sample.get("features", {})
+        return sample
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         left_out: list[int] = []
