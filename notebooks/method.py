@@ -44,9 +44,9 @@ run.experiment.schedule
 # $$x_\tau = (1 - \tau)\, x_0 + \tau\, \epsilon ,$$
 #
 # and the velocity to predict is $v = \epsilon - x_0$. With dual timesteps two levels $t, s \sim p(\tau)$ are drawn for
-# each sample and modality, independently and in no order. A random set $M$ of its tokens gets $s$, the others $t$.
-# Every token keeps $p(\tau)$ as its marginal, masked or not: that is what the histograms show. The teacher sees all
-# tokens at $\min(t, s)$, which is cleaner (dashed).
+# each sample, in no order, once for all modalities or for each (`draw` above). A random set $M$ of its tokens gets $s$,
+# the others $t$. Every token keeps $p(\tau)$ as its marginal, masked or not: that is what the histograms show. The
+# teacher sees all tokens at $\min(t, s)$, which is cleaner (dashed).
 
 # %%
 layout = {m: stream.tokens for m, stream in data.modalities.items()}

@@ -103,8 +103,9 @@ print(interaction(compared(best(selected(rows, **seen))), *arms).told())
 
 # %% [markdown]
 # **Does a film find its sound?** Among 16 sounds, half of them of its material, by minus the flow loss of the sound
-# given the clean film: the share of films whose own sound came first (chance 1/16), and of those for which one of their
-# material did (chance 1/2).
+# given the clean film: the share of films whose own sound came first (1/16 by lot), and of those for which one of their
+# material did (1/2 by lot). The score holds how likely a sound is whatever the film, so that a network which looks at
+# no film prefers the same few sounds and may lie below both: what arms tell is in their differences.
 
 # %%
 for target in ("sound", "sound's material"):

@@ -10,6 +10,7 @@ from selfflow.errors import UserError
 
 if TYPE_CHECKING:
     from selfflow.representation.probing import Probing, Row
+    from selfflow.run import Run
 
 _EXAMPLE = "selfflow probe runs/quickstart --targets material,count --layers all --tau 0.1,0.3,0.5"
 _FEW = 6  # runs whose layers are all printed
@@ -84,6 +85,8 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     if unknown := [name for name in wanted if name not in ("ema", "student", "untrained")]:
         raise UserError(f"--weights {unknown[0]}: there are ema, student and untrained")
     runs = [open_run(path) for path in paths]
+    if not asked.set and not asked.sources:
+        _check_sets(runs)
     out = options.csv or _place(paths, options)
     labelled = [
         (run, weights, method if len(wanted) == 1 else f"{method}, {weights}")
@@ -103,6 +106,17 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     _print(rows, baseline)
     print(f"\nAll rows: {out}\nCurves: {out.with_suffix('.png')}")
     return rows
+
+
+def _check_sets(runs: list["Run"]) -> None:
+    """Raises `UserError` unless the first sets of runs, which are asked, hold the same modalities."""
+    shown = {}
+    for run in runs:
+        first, chosen = next(iter(run.experiment.mixture.items()), ("", None))
+        shown.setdefault(frozenset(chosen.modalities) if chosen else None, (run, first))
+    if len(shown) > 1:
+        told = " and ".join(f"{first or 'none'} of {run.source}" for run, first in shown.values())
+        raise UserError(f"first sets hold other modalities ({told}): name a --set or --sources that all runs have")
 
 
 def _asked(options: Options) -> "Probing":

@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> None:
     study = open_study(given.runs, given.baseline)
     written = write_report(study, given.out or study.folder / "report", given.probes, given.samples, given.megabytes)
     size = written.path.stat().st_size / 1e6
-    print(f"{study.name}: {len(study.members)} members of {len(study.arms)} arms, {len(study.done())} done")
+    members, arms = _count(len(study.members), "member"), _count(len(study.arms), "arm")
+    print(f"{study.name}: {members} of {arms}, {len(study.done())} done")
     held = [
         (m, one) for m in written.measures for one in m.methods if one.difference and one.difference.low is not None
     ]
@@ -64,3 +65,7 @@ def main(arguments: list[str]) -> None:
     for note in dict.fromkeys(written.notes):
         print(f"  left out: {note}")
     print(f"{written.path} ({size:.1f} MB), and {', '.join(file.name for file in written.files)}")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"

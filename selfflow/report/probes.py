@@ -88,7 +88,7 @@ def _of_probes(path: Path) -> bool:
         with path.open(newline="", errors="replace") as file:
             return next(csv.reader(file), []) == list(Row._fields)
     except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}): take it away, or restore it") from error
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _identity(row: Row) -> tuple:

@@ -56,8 +56,8 @@ def in_short(study: Study, measures: list[Measure]) -> str:
             f"{0.05 * len(sure):.2g} of {len(sure)} intervals would be expected to exclude 0. Where a study named one "
             "number beforehand, that one counts, and the others explore.</p>"
         )
-    if single := len(held) - len(sure):
-        parts.append(f"<p>{single} more differences are of one seed, which gives no interval.</p>")
+    if sure and (single := len(held) - len(sure)):
+        parts.append(f"<p>Of one seed, which gives no interval: {single} more.</p>")
     return "".join(parts)
 
 
@@ -121,7 +121,9 @@ def _cell(study: Study, m: Measure, arm: str) -> str:
         against = f"to {escape(study.baseline)}: {told}{_paired(method)}"
         parts.append(f"<div>{_difference(m, method)}<small>{against}</small></div>")
     elif study.baseline and arm != study.baseline:
-        parts.append("<div><small>no seed in common with the baseline</small></div>")
+        held = any(method.name == study.baseline for method in m.methods)
+        why = "no seed in common with the baseline" if held else "the baseline has no such score"
+        parts.append(f"<div><small>{why}</small></div>")
     return f'<td data-label="{escape(m.name)}">{"".join(parts)}</td>'
 
 

@@ -167,6 +167,8 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       UserError: if the file is not there, or holds something else.
     """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; `selfflow probe --csv {path}` writes it")
     kinds = Row.__annotations__
     try:
         with Path(path).open(newline="") as file:

@@ -120,7 +120,7 @@ def features(
         if missing := tuple(layer for layer in blocks if found[layer] is None):
             forward = Forward(model.apply, streams, missing, levels, model.null_label, pool, seed, held, mesh)
             told = {"run": str(run.source), "weights": weights, "step": model.step, "asked": asked}
-            with Progress("features", count, unit="clip") as shown:
+            with Progress(f"features of {_told(streams, levels, clips)}", count, unit="clip") as shown:
                 extract(forward, model.params, clips, count, Path(folder), told, batch_size, shown.advance)
             found |= {layer: stored(layer) for layer in missing}
     ids, left_out = found[blocks[0]].ids, found[blocks[0]].left_out
@@ -134,6 +134,11 @@ def features(
     labels = {field: np.asarray(values)[rows] for field, values in clips.labels.items()}
     grids = {m: stream.grid for m, stream in streams.items()}
     return Features(ids, labels, {layer: found[layer].arrays for layer in blocks}, levels, grids)
+
+
+def _told(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: Any) -> str:
+    taus = dict.fromkeys(f"{levels[m]:g}" for m in streams)
+    return f"{'+'.join(streams)}, tau {'/'.join(taus)}, {getattr(clips, 'split', 'arrays')}"
 
 
 def extract(

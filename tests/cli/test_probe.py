@@ -2,10 +2,11 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from selfflow.cli.probe import Options, _baseline, _place, _print, probe
+from selfflow.cli.probe import Options, _baseline, _check_sets, _place, _print, probe
 from selfflow.errors import UserError
 from selfflow.representation.comparison import read_rows
 from tests.representation.test_probing import ROW
@@ -54,6 +55,17 @@ def test_a_baseline_is_a_label_or_the_method_that_has_one_alone():
     for name in ("shuffled", "match", "delayed"):
         with pytest.raises(UserError, match=f"--baseline '{name}': there are 'shuffled, ema', 'shuffled, untrained', "):
             _baseline(name, labels)
+
+
+def test_runs_whose_first_sets_differ_are_asked_for_one_that_all_have():
+    run = lambda name, *first: SimpleNamespace(
+        source=name, experiment=SimpleNamespace(mixture={"own": SimpleNamespace(modalities=first)} if first else {})
+    )
+    _check_sets([run("a", "video", "audio"), run("b", "audio", "video")])
+    with pytest.raises(UserError, match=r"\(own of a and own of b\): name a --set or --sources"):
+        _check_sets([run("a", "video", "audio"), run("b", "image")])
+    with pytest.raises(UserError, match="none of imported"):
+        _check_sets([run("a", "image"), run("imported")])
 
 
 def test_another_question_has_a_file_of_its_own():

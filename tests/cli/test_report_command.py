@@ -27,7 +27,7 @@ def test_several_runs_and_folders_without_a_sweep_file(capsys, tmp_path):
     out, _ = called(capsys, "report", *(tmp_path / "runs" / name for name in ("b_2", "a_10")), "--out", tmp_path / "x")
     assert "runs: 2 members of 2 arms, 2 done" in out and (tmp_path / "x" / "report.html").is_file()
     out, _ = called(capsys, "report", tmp_path / "runs" / "b_2")
-    assert "b_2: 1 members of 1 arms" in out and (tmp_path / "runs" / "b_2" / "report" / "report.html").is_file()
+    assert "b_2: 1 member of 1 arm" in out and (tmp_path / "runs" / "b_2" / "report" / "report.html").is_file()
 
 
 def test_what_cannot_be_reported_of_is_named(capsys, tmp_path):
