@@ -13,8 +13,7 @@ from selfflow.errors import UserError
 from selfflow.experiment_file import changes, forbidden
 from selfflow.representation.comparison import methods_of
 from selfflow.run import Run, open_run
-
-SWEEP = "sweep.json"
+from selfflow.sweep_folder import SWEEP
 
 
 class Member(NamedTuple):
