@@ -1,0 +1,36 @@
+"""Which noise should the student see, while it predicts what its EMA copy makes of the cleaner view?
+
+    selfflow sweep experiments/ablations/schedules.py --jobs 2 --workdir runs/ablations/schedules
+
+dual          two taus, drawn alike and unsorted: Dual-Timestep Scheduling (arXiv 2603.06507)
+uniform       one tau for all tokens, so that student and teacher see the same noise: without masking, in that paper's
+              words, where it was worse by more than 1 FID
+sorted        two taus, the masked tokens always the noisier
+band          two taus that are at most 0.2 apart, in that paper about as bad as one
+full_masking  masked tokens all noise
+forcing       a tau for every token (arXiv 2407.01392)
+
+Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py; flow
+losses of different tasks would tell nothing, so a run reports those with one tau for all tokens, whatever it was
+trained with.
+
+Hardware: two CPU cores, 2 GB for each member. Wall time: 9 minutes for a member where two run at once.
+"""
+
+from collections.abc import Iterable
+
+from selfflow.experiments.ablations.self_flow import experiment
+from selfflow.noise import Forcing, FullMasking, UniformTimestep
+from selfflow.sweep import Member, axis, chain, seeds
+
+__all__ = ["experiment", "sweep"]
+
+
+def sweep() -> Iterable[Member]:
+    dual = [
+        Member("dual", {}),
+        Member("sorted", {"schedule.sorted": True}),
+        Member("band", {"schedule.band": 0.2}),
+    ]
+    rivals = {"uniform": UniformTimestep(), "full_masking": FullMasking(), "forcing": Forcing()}
+    return seeds(chain(dual, axis("schedule", rivals)), range(1, 4))
