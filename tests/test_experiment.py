@@ -17,12 +17,13 @@ from selfflow.training.optimizer import AdamW
 from selfflow.training.profile import Profile
 from selfflow.tree import from_json, to_json
 
-EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("[!_]*.py"))
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(path for path in (ROOT / "experiments").rglob("*.py") if path.name != "__init__.py")
 
 
 @pytest.fixture
 def experiment() -> Experiment:
-    return load_experiment(EXPERIMENTS[0].with_name("quickstart.py"))
+    return load_experiment(ROOT / "experiments" / "quickstart.py")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
@@ -31,7 +32,7 @@ def test_shipped_experiments_read_back_equal(path, tmp_path):
     save_experiment(experiment, tmp_path / "experiment.json")
     assert read_experiment(tmp_path / "experiment.json") == experiment
     command = "sweep" if hasattr(load_module(path), "sweep") else "train"
-    assert f"selfflow {command} experiments/{path.name}" in path.read_text().split('"""')[1]
+    assert f"selfflow {command} {path.relative_to(ROOT)}" in path.read_text().split('"""')[1]
     if command == "sweep":
         load_sweep(path, load_experiment(path))
 

@@ -3,11 +3,13 @@
     selfflow sweep experiments/ablations/self_flow.py --jobs 2 --workdir runs/ablations/self_flow
     cd runs/ablations/self_flow
     for run in *_?; do
-        selfflow evaluate $run --samples 128 --features logmel
-        selfflow evaluate $run --samples 512 --modality image --features effnet
+        selfflow evaluate $run --samples 64 --features logmel --sampler.steps 25
+        selfflow evaluate $run --samples 256 --modality image --features effnet --sampler.steps 25
     done
     selfflow probe *_? --targets position,material,count,contacts --sources video,audio,video+audio --tau 0.5 \\
-        --weights ema,untrained --csv probes.csv
+        --layers 2,4,6 --clips 1024 --csv probes/trained.csv
+    selfflow probe vanilla_? --targets position --sources video --tau 0.5 --layers 2,4,6 --clips 1024 \\
+        --weights untrained --csv probes/untrained.csv
     cd .. && selfflow report self_flow
 
 vanilla          one tau for all tokens of a sample, no alignment
