@@ -20,14 +20,14 @@ self_flow_short  as self_flow, for as many steps as vanilla's FLOPs pay for
 All arms have the initialisation, the data in their order and the noise of their seed in common. The losses that a run
 reports at its end are comparable, for they are all measured with one tau for all tokens of a sample.
 
-Fixed before any of them was run. For what is understood: R^2 of a ridge probe of a body's position on the tokens of a
-film, from video alone at tau 0.5, the layer chosen on validation; with less noise the token itself tells it to a linear
-probe, whatever the network knows. For what is made: KID on EffNet's features of 512 stills. Each is self_flow minus
-vanilla, five seeds, paired. All else explores. Arms are compared only if vanilla has learned: flow loss below 0.9 of its
-yardstick, and that probe 10 points above the untrained network's.
+Fixed before any of them was measured. For what is understood: R^2 of a ridge probe of a body's position on the tokens
+of a film, from video alone at tau 0.5, the layer chosen on validation; with less noise the token itself tells it to a
+linear probe, whatever the network knows. For what is made: KID on EffNet's features of 256 stills. Each is self_flow
+minus vanilla, five seeds, paired. All else explores. Arms are compared only if vanilla has learned: flow loss below 0.9
+of its yardstick, and that probe 10 points above the untrained network's.
 
-It is the quickstart for 600 steps, with films and sounds alone among its batches, as in arXiv 2603.06507, so that what is
-probed of them is something that the network has seen.
+It is the quickstart for 600 steps, with films and sounds alone among its batches, as in arXiv 2603.06507, so that what
+is probed of them is something that the network has seen.
 
 Hardware: two CPU cores, 2 GB for each member. Wall time: 7 minutes for a member where two run at once.
 """
