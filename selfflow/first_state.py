@@ -7,6 +7,7 @@ from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.run import Run
 from selfflow.training.state import State, dotted
+from selfflow.training.step import key_of
 
 
 def fresh_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
@@ -17,8 +18,9 @@ def fresh_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
       mesh: where to; by default as `experiment.devices` says.
     """
     mesh = mesh or experiment.devices.mesh()
-    seed = experiment.seed.init  # inside: a key made here would lie on a device of this process alone
-    state = jax.jit(lambda: experiment.init(jax.random.key(seed)), out_shardings=experiment.shardings(mesh))()
+    init = lambda key: experiment.init(jax.random.wrap_key_data(key))
+    # Numbers, not a key: that would lie on a device of this process alone. An argument: one program for all seeds.
+    state = jax.jit(init, out_shardings=experiment.shardings(mesh))(key_of(experiment.seed.init))
     return _start_from(experiment.init_from, state, mesh) if experiment.init_from else state
 
 

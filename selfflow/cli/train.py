@@ -179,27 +179,29 @@ def _functions(experiment: Experiment, feed: "Feed", mesh: Mesh, placed: State) 
     """What the loop calls: the compiled step and diagnostics, and how to read its metrics."""
     from selfflow.objectives.diagnostics import diagnose
     from selfflow.training.sharding import filled, spread
-    from selfflow.training.step import batch_size, sample_keys
+    from selfflow.training.step import batch_size, key_of, sample_keys
 
-    objective, noise = experiment.objective(), experiment.seed.noise
+    # An argument of what is compiled: the members of a sweep that differ in their seeds then share their programs.
+    objective, key = experiment.objective(), key_of(experiment.seed.noise)
     held_out = feed.held_out(("validation",))
     looked_at = {name: spread(filled(batch, mesh), mesh) for name, (_, batch) in held_out.items()}
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     @partial(jax.jit, out_shardings=everywhere)
-    def look_at(state: State, batch: Any) -> dict[str, jax.Array]:
-        return diagnose(objective, state.params, state.frozen, batch, sample_keys(noise, state.step, batch_size(batch)))
+    def look_at(state: State, batch: Any, key: Any) -> dict[str, jax.Array]:
+        return diagnose(objective, state.params, state.frozen, batch, sample_keys(key, state.step, batch_size(batch)))
 
     def look(state: State) -> dict[str, jax.Array]:
         # One batch of every set, always the same: the step's own would show one set, and other samples each time.
         return {
             f"{view}/{name}/{m}": value
             for name, batch in looked_at.items()
-            for (view, m), value in _split_names(look_at(state, batch)).items()
+            for (view, m), value in _split_names(look_at(state, batch, key)).items()
         }
 
+    step = jax.jit(experiment.step(), donate_argnums=0, out_shardings=(placed, everywhere))
     return {
-        "step": jax.jit(experiment.step(), donate_argnums=0, out_shardings=(placed, everywhere)),
+        "step": lambda state, batch: step(state, batch, key),
         "diagnose": look,
         "summarise": _numbers,
     }

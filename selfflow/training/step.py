@@ -6,15 +6,28 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from selfflow.models.placement import BATCH_AXES, constrain
 from selfflow.training.state import State, update_ema
 
 
-def sample_keys(noise_seed: int, step: jax.Array | int, batch_size: int) -> jax.Array:
-    """A key for each sample of a step's batch, whatever the batch is split into."""
-    key = jax.random.fold_in(jax.random.key(noise_seed), step)
+def key_of(seed: int) -> np.ndarray:
+    """The key of a seed as numbers [2], which a compiled program can be given: one for all seeds."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+
+def sample_keys(noise_seed: int | jax.Array | np.ndarray, step: jax.Array | int, batch_size: int) -> jax.Array:
+    """A key for each sample of a step's batch, whatever the batch is split into.
+
+    Args:
+      noise_seed: a seed, or its `key_of`.
+      step: number of finished updates.
+      batch_size: of the whole batch.
+    """
+    key = jax.random.key(noise_seed) if isinstance(noise_seed, int) else jax.random.wrap_key_data(noise_seed)
+    key = jax.random.fold_in(key, step)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
 
 
@@ -38,13 +51,14 @@ def make_step(
       accumulate: number of parts that a batch is split into.
 
     Returns:
-      step(state, batch) -> (state, metrics), metrics with `loss`, `gradient_norm` and `skipped`: 1 where loss or
-      gradient are not finite; the state then stays as it was and only counts its steps. From a finite state no step
-      leads to one that is not.
+      step(state, batch, key) -> (state, metrics), where `key` is the `key_of` a seed, by default of `noise_seed`: given
+      as an argument it lets runs that differ in it alone share a program. Metrics hold `loss`, `gradient_norm` and
+      `skipped`: 1 where loss or gradient are not finite; the state then stays as it was and only counts its steps. From
+      a finite state no step leads to one that is not.
     """
 
-    def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
-        keys_B = sample_keys(noise_seed, state.step, batch_size(batch))
+    def step(state: State, batch: Any, key: Any = noise_seed) -> tuple[State, dict[str, jax.Array]]:
+        keys_B = sample_keys(key, state.step, batch_size(batch))
         draw = objective.draw(keys_B, batch, state.step)
         differentiate = jax.value_and_grad(objective.loss, has_aux=True)
 

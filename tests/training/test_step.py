@@ -8,7 +8,7 @@ import pytest
 
 from selfflow.training.optimizer import AdamW
 from selfflow.training.state import ema_decay_for, init_state, update_ema
-from selfflow.training.step import make_step, sample_keys
+from selfflow.training.step import key_of, make_step, sample_keys
 from tests.conftest import perturbed
 
 
@@ -67,8 +67,21 @@ def test_ema_decay_fits_the_length_of_the_run(steps, decay):
 def test_noise_of_a_sample_depends_on_seed_step_and_index(objective):
     base = jax.random.key_data(sample_keys(5, 3, 8))
     np.testing.assert_array_equal(jax.random.key_data(sample_keys(5, 3, 4)), base[:4])
+    np.testing.assert_array_equal(jax.random.key_data(sample_keys(key_of(5), 3, 8)), base)
     for other in (sample_keys(6, 3, 8), sample_keys(5, 4, 8)):
         assert (jax.random.key_data(other) != base).any(axis=1).all()
+
+
+def test_one_program_serves_all_seeds(objective, batch):
+    """Members of a sweep that differ in their seeds compile once."""
+    optimizer = AdamW(learning_rate=1e-2).make()
+    state = init_state(objective, optimizer, jax.random.key(0))
+    five, six = (jax.jit(make_step(objective, optimizer, 0.9, seed)) for seed in (5, 6))
+    text = five.lower(state, batch, key_of(5)).as_text()
+    assert text == six.lower(state, batch, key_of(6)).as_text() != five.lower(state, batch).as_text()
+    (_, baked), (_, given), (_, other) = five(state, batch), six(state, batch, key_of(5)), six(state, batch, key_of(6))
+    assert float(given["loss"]) == pytest.approx(float(baked["loss"]), rel=1e-6)
+    assert float(other["loss"]) != pytest.approx(float(baked["loss"]), rel=1e-3)
 
 
 def test_a_model_learns_a_constant(objective, batch):
