@@ -96,7 +96,8 @@ class Experiment:
     label: str = ""
     """Field of the records that is the class label; empty for none."""
     condition_drop: float = 0.1
-    """Probability that a sample's label and caption are replaced by null."""
+    """Probability that a sample's label and caption are replaced by null, for classifier-free guidance
+    (arXiv 2207.12598)."""
     optimizer: AdamW = AdamW()
     """The update rule."""
     ema_decay: float | None = None

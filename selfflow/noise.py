@@ -119,8 +119,8 @@ class LogitNormalTau:
 
     def __post_init__(self):
         _check_shift(self.shift)
-        if self.deviation <= 0:
-            raise UserError(f"tau.deviation is {self.deviation}: it must be above 0")
+        if not 0 < self.deviation < float("inf"):
+            raise UserError(f"tau.deviation is {self.deviation}: give a number above 0")
 
     def quantile(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """The tau below which a fraction `u` of the distribution lies."""
@@ -128,8 +128,8 @@ class LogitNormalTau:
 
 
 def _check_shift(shift: float) -> None:
-    if shift <= 0:
-        raise UserError(f"tau.shift is {shift}: it must be above 0")
+    if not 0 < shift < float("inf"):
+        raise UserError(f"tau.shift is {shift}: give a number above 0")
 
 
 def _shifted(tau: Float[Array, "..."], sigma: float) -> Float[Array, "..."]:

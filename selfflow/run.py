@@ -74,7 +74,11 @@ class Run:
         Raises:
           UserError: if it is missing or damaged.
         """
-        return self._json("provenance.json")
+        told = self._json("provenance.json")
+        sets = told.get("sets", {})
+        if not isinstance(sets, dict) or not all(isinstance(one, dict) for one in sets.values()):
+            raise UserError(f"{self.path}/provenance.json is damaged: sets holds no tables: restore it from a copy")
+        return told
 
     def summary(self) -> dict[str, Any] | None:
         """What the run measured of itself at its end; None where it has not ended.

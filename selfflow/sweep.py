@@ -5,7 +5,8 @@
         return seeds(chain(none, axis("alignment.weight", (0.2, 0.4))), range(1, 4))
 
 has the members none_1, 0.2_1, 0.4_1, none_2 and so on; the first of its arms, none, is what the others are held
-against. `chain` is that of itertools.
+against. `chain` is that of itertools. Where something follows from the base, such as a half of its steps, it is
+`sweep(base)`, which is given the file's experiment with the flags and the budget of the command line.
 """
 
 import itertools
@@ -39,7 +40,7 @@ class Budget:
     """How long each member of a sweep is trained, in one of two measures; `BUDGET` of an experiment file is one."""
 
     steps: int | None = None
-    """Updates of each member."""
+    """Updates of each member, but of those whose overrides have steps of their own."""
     flops: float | None = None
     """Model FLOPs of each member's training; one whose steps cost more has fewer."""
 
@@ -115,11 +116,17 @@ def seeds(members: Iterable[Member], numbers: Iterable[int]) -> list[Member]:
     ]
 
 
+def overlapping(one: Iterable[str], other: Iterable[str]) -> tuple[str, str] | None:
+    """A field of each, by dotted names, of which one holds the other or is the other; None where none do."""
+    pairs = itertools.product(one, other)
+    return next(((a, b) for a, b in pairs if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")), None)
+
+
 def _joined(parts: tuple[Member, ...]) -> Member:
     for one, other in itertools.combinations(parts, 2):
-        for a, b in itertools.product(one.overrides, other.overrides):
-            if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}."):
-                raise UserError(f"{one.name} sets {a} and {other.name} sets {b}: they cannot be joined to one member")
+        if found := overlapping(one.overrides, other.overrides):
+            a, b = found
+            raise UserError(f"{one.name} sets {a} and {other.name} sets {b}: they cannot be joined to one member")
     return Member(
         "_".join(part.name for part in parts),
         {field: value for part in parts for field, value in part.overrides.items()},

@@ -1,6 +1,7 @@
 """Sweeps in experiment files: from what `sweep()` yields to the experiment of each member, as long as it may be."""
 
 import dataclasses
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import changes, load_module
 from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
-from selfflow.sweep import Budget, Member
+from selfflow.sweep import Budget, Member, overlapping
 from selfflow.training.seeds import Seeds
 from selfflow.tree import from_json, to_json
+
+_TAKEN = ("lock", "sweep.json", "sweep.lock", "sweep.partial", "report", "probes")
 
 
 class Planned(NamedTuple):
@@ -58,7 +61,7 @@ def load_sweep(path: str | Path, base: Experiment, budget: Budget = Budget()) ->
     """The sweep of an experiment file.
 
     Args:
-      path: experiment file that defines `sweep()`, which yields or returns `Member`s.
+      path: experiment file that defines `sweep()` or `sweep(base)`, which yields or returns `Member`s.
       base: what the overrides are applied to.
       budget: how long each member is trained; by default as long as its experiment says.
 
@@ -72,13 +75,13 @@ def load_sweep(path: str | Path, base: Experiment, budget: Budget = Budget()) ->
         base = dataclasses.replace(base, steps=budget.steps)
     found: dict[str, Planned] = {}
     arms: dict[str, tuple[str, Experiment, list[tuple[int, float]]]] = {}
-    for member in _members(path, module):
+    for member in _members(path, module, base):
         where = f"{path}: sweep member {member.name}"
         if member.name in found:
             both = f"{found[member.name].member.overrides} and {member.overrides}"
             raise UserError(f"{where}: two members have this name, with {both}")
-        if budget and "steps" in member.overrides:
-            raise UserError(f"{where} sets steps, which follow from the budget: leave out one of the two")
+        if budget.flops is not None and "steps" in member.overrides:
+            raise UserError(f"{where} sets steps, which follow from the FLOPs of the budget: leave out one of the two")
         experiment = overridden(base, member.overrides, where)
         try:
             resolved = experiment.resolved()
@@ -117,9 +120,9 @@ def overridden(experiment: Experiment, overrides: dict[str, Any], where: str) ->
     return from_json(data, Experiment, where)
 
 
-def _members(path: str | Path, module: Any) -> Iterator[Member]:
+def _members(path: str | Path, module: Any, base: Experiment) -> Iterator[Member]:
     try:
-        members = list(module.sweep())
+        members = list(module.sweep(base) if inspect.signature(module.sweep).parameters else module.sweep())
     except UserError as error:  # members that cannot be joined
         raise UserError(f"{path}: {error}") from error
     for member in members:
@@ -127,8 +130,14 @@ def _members(path: str | Path, module: Any) -> Iterator[Member]:
             raise UserError(f"{path}: sweep() yielded {member!r}, not a selfflow.sweep.Member")
         if not member.name or set(member.name) & set("/\\") or member.name.startswith("."):
             raise UserError(f"{path}: sweep member {member.name!r} is to be the name of a folder: leave / and . out")
-        if member.name in ("lock", "sweep.json", "sweep.lock") or member.name.endswith(".log"):
+        if member.name in _TAKEN or member.name.endswith(".log"):
             raise UserError(
                 f"{path}: sweep member {member.name!r} is called as a file of the sweep's folder: rename it"
             )
+        fields = list(member.overrides)
+        for i, field in enumerate(fields):
+            if found := overlapping([field], fields[:i]):
+                raise UserError(
+                    f"{path}: sweep member {member.name} sets {found[1]} and {found[0]}: one holds the other"
+                )
         yield member

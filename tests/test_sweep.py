@@ -54,6 +54,8 @@ def test_members_differ_from_the_file_in_what_they_say(tmp_path):
         ('Member("a", {"alignment.student_layer": 9})', "sweep member a: alignment.student_layer is 9"),
         ('Member("a/b", {})', "leave / and"),
         ('Member("lock", {})', "'lock' is called as a file of the sweep's folder: rename it"),
+        ('Member("report", {})', "'report' is called as a file of the sweep's folder: rename it"),
+        ('Member("a", {"alignment.weight": 0.1, "alignment": NoAlignment()})', "a sets alignment.weight and alignment"),
         ('("a", {})', "not a selfflow.sweep.Member"),
     ],
 )
@@ -193,12 +195,44 @@ def test_a_budget_of_flops_buys_cheaper_members_more_steps(tmp_path):
     assert steps == {"none": 31, "aligned": 31}
 
 
+def test_what_follows_from_the_base_follows_the_command_line(tmp_path):
+    file = written(
+        tmp_path / "x.py",
+        """
+from selfflow.experiments.quickstart import experiment  # noqa
+from selfflow.sweep import Member
+
+def sweep(base):
+    return [Member("whole", {}), Member("half", {"steps": base.steps // 2})]
+""",
+    )
+    steps = lambda *more: [p.experiment.steps for p in load_sweep(file, *more).members.values()]
+    base = load_experiment(file)
+    assert steps(base) == [400, 200]
+    assert steps(dataclasses.replace(base, steps=100)) == steps(base, Budget(steps=100)) == [100, 50]
+
+
+def test_the_main_ablation_holds_equal_steps_and_equal_compute_apart():
+    file = SIGHT_AND_SOUND.parent / "ablations" / "self_flow.py"
+    members = load_sweep(file, load_experiment(file)).members
+    assert len(members) == 20 and {planned.member.arm for planned in members.values()} == {
+        "vanilla",
+        "dual",
+        "self_flow",
+        "self_flow_short",
+    }
+    vanilla, whole, short = (members[f"{arm}_1"] for arm in ("vanilla", "self_flow", "self_flow_short"))
+    assert whole.experiment.steps == vanilla.experiment.steps > short.experiment.steps
+    step = whole.flops / whole.experiment.steps
+    assert vanilla.flops - step < short.flops <= vanilla.flops < whole.flops
+
+
 def test_a_budget_and_a_members_own_steps_contradict(tmp_path):
-    for budget in ("flops=1e10", "steps=5"):
-        file = written(tmp_path / "x.py", BUDGETED.format(budget, '"steps": 7'))
-        with pytest.raises(UserError, match="sweep member aligned sets steps, which follow from the budget"):
-            load_sweep(file, load_experiment(file), budget_of(file))
-    assert load_sweep(file, load_experiment(file)).members["aligned"].experiment.steps == 7
+    file = written(tmp_path / "x.py", BUDGETED.format("flops=1e10", '"steps": 7'))
+    with pytest.raises(UserError, match="sweep member aligned sets steps, which follow from the FLOPs of the budget"):
+        load_sweep(file, load_experiment(file), budget_of(file))
+    for budget in (Budget(), Budget(steps=5)):
+        assert load_sweep(file, load_experiment(file), budget).members["aligned"].experiment.steps == 7
     file = written(tmp_path / "x.py", "BUDGET = 100")
     with pytest.raises(UserError, match="BUDGET is 100, not a selfflow.sweep.Budget"):
         budget_of(file)

@@ -10,9 +10,9 @@ band          two taus that are at most 0.2 apart, in that paper about as bad as
 full_masking  masked tokens all noise
 forcing       a tau for every token (arXiv 2407.01392)
 
-Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py; flow
-losses of different tasks would tell nothing, so a run reports those with one tau for all tokens, whatever it was
-trained with.
+Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py. The flow
+losses of the report's table are all measured with one tau for all tokens; those of its learning curves are each arm's
+own, and not to be compared.
 
 Hardware: two CPU cores, 2 GB for each member. Wall time: 9 minutes for a member where two run at once.
 """

@@ -2,10 +2,9 @@
 
     selfflow sweep experiments/ablations/weight.py --jobs 2 --workdir runs/ablations/weight
 
-none       two taus, no alignment
-0.2 to 3.2 alignment with the EMA copy and this weight beside the flow loss; 0.8 is that of arXiv 2603.06507, and 0.5
-           that of arXiv 2607.02508
-half       0.8 for the first half of training, then none: the early termination of HASTE (arXiv 2505.16792)
+none           two taus, no alignment
+0.2, 0.8, 3.2  alignment with the EMA copy, and this weight beside the flow loss; 0.8 is that of arXiv 2603.06507
+half           0.8 for the first half of training, then none: the early termination of HASTE (arXiv 2505.16792)
 
 Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py.
 
@@ -14,12 +13,15 @@ Hardware: two CPU cores, 2 GB for each member. Wall time: 9 minutes for a member
 
 from collections.abc import Iterable
 
+from selfflow.experiment import Experiment
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.sweep import Member, axis, chain, seeds
 
+__all__ = ["experiment", "sweep"]
 
-def sweep() -> Iterable[Member]:
+
+def sweep(base: Experiment) -> Iterable[Member]:
     none = [Member("none", {"alignment": NoAlignment()})]
-    half = [Member("half", {"alignment.until": experiment().steps // 2})]
+    half = [Member("half", {"alignment.until": base.steps // 2})]
     return seeds(chain(none, axis("alignment.weight", (0.2, 0.8, 3.2)), half), range(1, 4))

@@ -236,6 +236,7 @@ def evaluate(
     verdicts = {row: verdict for row, found in gathered.items() if (verdict := found.verdict())}
     return {
         "against": where,
+        "modality": ", ".join(m for m in sampler.modalities if m not in sampler.held_whole),
         "rows": {row: numbers_of(gathered[row], compared[row]) for row in compared},
         "distances": {row: {f: dataclasses.asdict(c) for f, c in found.items()} for row, found in compared.items()},
         "checked": {row: {check: told.n for check, told in v.rows.items()} for row, v in verdicts.items()},

@@ -38,7 +38,8 @@ class Options:
     index: int | None = None
     """Train this member alone, counted from 0, as in arrays of Slurm jobs."""
     jobs: int = 1
-    """Members that are trained at once on this machine, each on its share of the cores."""
+    """Members that are trained at once on this machine, each on its share of the cores, and of the NVIDIA GPUs where
+    there are any. TPUs are not shared out: there take --index on each host."""
     list: bool = False
     """Print the members, their steps and model FLOPs, and what is done of them, and train nothing."""
     budget: Budget = Budget()
@@ -89,6 +90,10 @@ def main(arguments: list[str]) -> None:
     else:
         from selfflow.run_folder import alone
 
+        if 0 < len(_gpus()) < options.jobs:
+            raise UserError(
+                f"--jobs is {options.jobs}, and there are {len(_gpus())} GPUs: give no more than one to each"
+            )
         check_sweep(folder, described)  # before the folder is made
         with alone(folder):
             enter_sweep(folder, described)
@@ -150,8 +155,17 @@ def _start(index: int, name: str, arguments: list[str], options: Options, slot: 
     """A process of its own for each member: what one takes or breaks, the next does not meet."""
     print(f"{name}: begins", flush=True)
     command = [sys.executable, "-m", "selfflow", "sweep", *arguments, "--index", str(index)]
+    gpus = _gpus()
+    mine = {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot :: options.jobs])} if gpus and options.jobs > 1 else {}
     with (options.workdir / f"{name}.log").open("ab") as log, _share_of_cores(slot, options.jobs):
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | mine)
+
+
+def _gpus() -> list[str]:
+    """The NVIDIA GPUs that processes started here would see, as CUDA_VISIBLE_DEVICES names them."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name]
+    return [str(i) for i in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
 
 
 @contextmanager

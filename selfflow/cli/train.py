@@ -162,7 +162,9 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     summary = prove(experiment, workdir, feed, built, weights) if first() else {}
     if first():
         summary["minutes"] = round((time.monotonic() - began) / 60, 2)
-        (workdir / "summary.json").write_text(json.dumps(summary, indent=1))
+        unfinished = workdir / "summary.json.partial"
+        unfinished.write_text(json.dumps(summary, indent=1))
+        unfinished.replace(workdir / "summary.json")
     meet()
     return summary
 

@@ -36,8 +36,8 @@ class JointConfig:
     text: int = 0
     """Channels of a caption's embeddings; 0 for a model without captions."""
     text_tau: Literal["mean", "clean"] = "mean"
-    """Noise level that modulates the text stream: the mean over the media tokens, as in a port, or 0. Text carries no
-    noise, and the paper does not say (issue 9 of the released code asks)."""
+    """Noise level that modulates the text stream: the mean over the media tokens, as in a port of arXiv 2603.06507, or
+    0. Text carries no noise, and the paper does not say (issue 9 of the released code asks)."""
     scalars: tuple[str, ...] = ()
     """Names of scalar conditions, such as a guidance scale, whose embeddings are added to that of tau. They start at
     0: a run may start from the weights of one without them."""

@@ -51,9 +51,9 @@ class _Aligned:
 
     def __post_init__(self):
         where = "alignment"
-        for name, least in (("weight", 0), ("warm_up", 0), ("fade", 0), ("projector_depth", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{where}.{name} is {getattr(self, name)}: it must not be negative")
+        for name in ("weight", "warm_up", "fade", "projector_depth"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{where}.{name} is {getattr(self, name)}: give a number that is not negative")
         if self.until is not None and self.until < max(1, self.fade):
             raise UserError(f"{where}.until is {self.until}: give at least 1, and no less than fade, {self.fade}")
         if self.fade and self.until is None:
@@ -115,6 +115,7 @@ class SRA(_Distilled):
 
     kind: Literal["sra"] = "sra"
     weight: float = 0.2
+    """gamma, the weight of the alignment loss beside the flow loss: 0.2 for smooth l1, 0.5 for cosine."""
     student_layer: int = 8
     metric: Literal["cosine", "l1", "smooth_l1"] = "smooth_l1"
     teacher_layer: int = 20
@@ -125,13 +126,18 @@ class SRA(_Distilled):
 class LayerSync(_Aligned):
     """A deeper layer of the student's own forward pass is the target, without gradient (arXiv 2510.12581).
 
-    No teacher runs and no projector is learned; an EMA is still kept to sample from.
+    No teacher runs and no projector is learned; an EMA is still kept to sample from. Weight and layers are those of the
+    code released with the paper, for SiT-XL/2.
     """
 
     kind: Literal["layer_sync"] = "layer_sync"
     weight: float = 0.2
+    """gamma, the weight of the alignment loss beside the flow loss."""
+    student_layer: int = 8
+    """l: the student's features are taken after this block, counted from 1."""
     projector_depth: int = 0
-    teacher_layer: int = 14
+    """Layers of the student's projector; the paper has none."""
+    teacher_layer: int = 16
     """k: the block whose features are the target; l < k."""
 
 
@@ -146,6 +152,7 @@ class ExternalEncoder(_Aligned):
 
     kind: Literal["external"] = "external"
     weight: float = 0.5
+    """gamma, the weight of the alignment loss beside the flow loss."""
     student_layer: int = 8
     projector_depth: int = 3
     encoders: dict[str, Encoder | None] = field(default_factory=dict)

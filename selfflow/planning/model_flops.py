@@ -41,7 +41,7 @@ def model_flops(experiment: Experiment, name: str) -> int:
     total = 3 * student - _inputs(model, tokens, levels, text)
     alignment = experiment.alignment
     if isinstance(alignment, SelfFlow | SRA):
-        seen = dict.fromkeys(levels, 1) if alignment.teacher_view == "min" else levels
+        seen = dict.fromkeys(levels, 1 + held) if alignment.teacher_view == "min" else levels
         pairs = apart if separation and separation.teacher else together
         total += _forward(model, tokens, seen, text, pairs, alignment.teacher_layer)
     if not isinstance(alignment, NoAlignment) and (depth := alignment.projector_depth):

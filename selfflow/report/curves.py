@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 from selfflow.errors import UserError
 from selfflow.planning.model_flops import flops_of, mean_flops
 from selfflow.report.probes import OWN, question_of
+from selfflow.report.settings import differences
 from selfflow.report.study import Member, Study
 from selfflow.representation.probing import Row
 from selfflow.representation.statistics import interval
 
 _BINS = 30
+_OWN_TASK = ("schedule", "separation", "mixture", "data.", "autoencoders.", "patch.", "exclude")
 _LOSS, _HEALTH = re.compile(r"flow_loss/([^/]+)"), re.compile(r"(cosine|norm|rank)/([^/]+)/(.+)")
 _NAMED = {
-    "projected": "cosine, projected: what the loss sees",
+    "projected": "cosine, projected",
     "direct": "cosine, without the projector",
     "centred": "cosine, projected, less the mean over samples",
     "other_sample": "cosine, projected, with another sample",
@@ -103,6 +105,9 @@ def learning(study: Study, rows: Mapping[str, list[dict[str, Any]]]) -> list[Pan
       rows: metrics of members by name, as `logged` gives them.
     """
     lines = _lines(study, rows, _losses)
+    # What training logs is the loss of each arm's own task, noise and attention included.
+    own = any(name.startswith(_OWN_TASK) for name in differences(study))
+    told = ", each arm with its own noise, attention or data: only its own course is to be read" if own else ""
     costs = {label(m): mean_flops(m.run.experiment) for m in reversed(study.members) if m.run}
     panels = []
     for x in ("step", "FLOPs"):
@@ -110,7 +115,7 @@ def learning(study: Study, rows: Mapping[str, list[dict[str, Any]]]) -> list[Pan
             if x == "FLOPs":
                 at = lambda line: [p._replace(x=flops_of(costs[line.arm], p.x)) for p in line.points]
                 some = [line._replace(points=at(line)) for line in some]
-            panels.append(Panel(f"Flow loss against {x}", name, x, some, log=True))
+            panels.append(Panel(f"Flow loss against {x}{told}", name, x, some, log=True))
     return panels
 
 

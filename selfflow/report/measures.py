@@ -47,10 +47,17 @@ def verdict(measure: Measure, method: Method) -> str:
         return ""
     if found.low is None:
         return "one seed: no interval"
+    if found.low == found.high:
+        return "no difference shown" if found.difference == 0 else "the same in every seed: no interval"
     if found.low <= 0 <= found.high:
         return "no difference shown"
     way = "lower" if found.high < 0 else "higher"
     return f"{way} ({'better' if way == measure.better else 'worse'})" if measure.better else way
+
+
+def exploratory(method: Method) -> bool:
+    """Whether a mean or its difference is of too few seeds for a headline."""
+    return (method.difference or method.mean).n < FEW  # of a difference fewer seeds than of its mean
 
 
 def shown(measure: Measure, method: Method) -> bool:
@@ -152,7 +159,11 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
     found: dict[tuple, dict[str, dict[str, Any]]] = {}
     for member in study.done():
         for result in _evaluated(member, notes):
-            found.setdefault(_kind(result), {})[member.name] = result
+            # Evaluated again with other features it has other numbers, which stand beside those of before.
+            known = found.setdefault(_kind(result), {}).setdefault(member.name, result)
+            for part in ("rows", "checked"):
+                for row, numbers in result.get(part, {}).items():
+                    known.setdefault(part, {}).setdefault(row, {}).update(numbers)
     members = {member.name: member for member in study.done()}
     own_layer = False
     for by_member in found.values():
@@ -196,8 +207,8 @@ def _evaluated(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
             if path.name.startswith("calibration"):
                 continue  # of the verifier, and of no samples
             step = result["step"]
-            for row in result["rows"].values():
-                dict(row)
+            for row in (*result["rows"].values(), *result.get("checked", {}).values()):
+                row.keys()
             result["rows"]["samples"], result["set"], result["samples"], result["weights"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error!r}): evaluate the run again, or take it away") from error

@@ -17,8 +17,8 @@ from selfflow.report.svg import COLOURS, draw
 
 # The page may load nothing, from nowhere, and run nothing, whatever the names in it say.
 _HEALTH = (
-    "Features of student and teacher. A cosine that is as high with another sample is of position alone; an effective "
-    "rank that falls towards 1 is a collapse. "
+    "Features of student and teacher. A cosine that is as high with another sample's teacher tells of where a token "
+    "is, and nothing of what is in it; an effective rank that falls towards 1 is a collapse. "
 )
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
@@ -101,8 +101,8 @@ def _curves(panels: list[Panel], colours: dict[str, int], none: str, folded: boo
     )
     dashes = ("solid", "dashed", "dotted")
     parts = [
-        f"<p class=dim>{_HEALTH * folded}Lines are means over seeds, bands their 95 % t intervals; two seeds have none "
-        f"that could be drawn, and those of fewer than {FEW} are cut off at the edge where they are wide.</p>"
+        f"<p class=dim>{_HEALTH * folded}Lines are means over seeds, bands their 95 % t intervals: two seeds have "
+        f"none, for it is wider than a plot, and those of fewer than {FEW} may be cut off at its edge.</p>"
     ]
     for section in dict.fromkeys(panel.section for panel in panels):
         some = [panel for panel in panels if panel.section == section]

@@ -3,7 +3,7 @@
 import math
 from html import escape
 
-from selfflow.report.measures import FEW, Measure, shown, verdict
+from selfflow.report.measures import FEW, Measure, exploratory, shown, verdict
 from selfflow.report.study import Study
 from selfflow.representation.comparison import Method
 
@@ -115,7 +115,8 @@ def _cell(study: Study, m: Measure, arm: str) -> str:
     parts = [f"<b>{_number(mean.estimate, digits)}</b>"]
     if mean.low is not None:
         parts.append(f" [{_number(mean.low, digits)}, {_number(mean.high, digits)}]")
-    parts.append(f"<small>n = {mean.n}{'' if mean.n > 1 else ': no interval'}</small>")
+    few = ", exploratory" * (exploratory(method) and len(study.done(arm)) >= FEW)  # where the arm's row does not say it
+    parts.append(f"<small>n = {mean.n}{'' if mean.n > 1 else ': no interval'}{few}</small>")
     if method.difference is not None:
         told = f"<span class=shown>{escape(verdict(m, method))}</span>" if shown(m, method) else verdict(m, method)
         against = f"to {escape(study.baseline)}: {told}{_paired(method)}"

@@ -112,7 +112,7 @@ def _read(member: Member, title: str, path: Path) -> Sample | None:
         elif path.read_bytes()[:4] != b"RIFF":
             return None
         return Sample(member, title, _KINDS[path.suffix], _uri(_KINDS[path.suffix], path.read_bytes()), poster, size)
-    except (OSError, av.FFmpegError, StopIteration, IndexError, ValueError, SyntaxError):
+    except (OSError, av.FFmpegError, StopIteration, IndexError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from selfflow.buckets.paths import url
 from selfflow.errors import UserError
-from selfflow.experiment_file import changes, forbidden
-from selfflow.representation.comparison import methods_of
+from selfflow.representation.comparison import check_same_data, methods_of, unlike
 from selfflow.run import Run, open_run
 from selfflow.sweep_folder import SWEEP
+from selfflow.tree import to_json
 
 
 class Member(NamedTuple):
@@ -191,12 +191,18 @@ def _check_arms(members: list[Member], folder: Path) -> None:
         if member.run is None:
             continue
         one = first.setdefault(member.arm, member)
-        differing = [name for name in changes(one.run.experiment, member.run.experiment) if forbidden(name)]
-        if unlike := [name for name in differing if name.split(".")[0] != "seed"]:
+        if differing := unlike(one.run.experiment, member.run.experiment):
             raise UserError(
-                f"{folder}: {one.name} and {member.name} are both {member.arm}, and differ in {unlike[0]}: take one of "
-                "them out of the folder"
+                f"{folder}: {one.name} and {member.name} are both {member.arm}, and differ in {differing[0]}: take one "
+                "of them out of the folder"
             )
+    # Arms may differ in their data; where they do not, they are of the same records.
+    alike: dict[str, list[Run]] = {}
+    for member in members:
+        if member.run is not None:
+            alike.setdefault(json.dumps(to_json(member.run.experiment.data), sort_keys=True), []).append(member.run)
+    for runs in alike.values():
+        check_same_data(runs)
 
 
 def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Member:
@@ -214,13 +220,15 @@ def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Membe
         return about(None, "weights were imported, and nothing was trained")
     rows = run.metrics()
     last = rows[-1].get("step", 0) if rows and isinstance(rows[-1], dict) else 0
+    if not isinstance(last, int):
+        raise UserError(f"{run.path}/metrics.jsonl is damaged (step is {last!r}): restore it from a copy")
     return about(None, f"not done: at step {last} of {steps}{', and its summary is missing' if last >= steps else ''}")
 
 
 def _command(run: Run) -> str:
     """What trained a run, as its first session was called."""
     command = next((session["command"] for session in sessions(run) if session.get("command")), None)
-    if not command or not isinstance(command, list):
+    if not command:
         return ""
     program, *rest = map(str, command)
     return shlex.join(["selfflow" if program.endswith("__main__.py") else Path(program).name, *rest])
@@ -235,6 +243,9 @@ def sessions(run: Run) -> list[dict[str, Any]]:
     found = run.provenance().get("sessions", [])
     if not isinstance(found, list) or not all(isinstance(session, dict) for session in found):
         raise UserError(f"{run.path}/provenance.json is damaged: sessions holds no tables: restore it from a copy")
+    for name, kind in (("packages", dict), ("command", list), ("devices", list)):
+        if any(not isinstance(session.get(name) or kind(), kind) for session in found):
+            raise UserError(f"{run.path}/provenance.json is damaged: {name} of a session: restore it from a copy")
     return found
 
 

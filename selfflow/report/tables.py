@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from selfflow.report.curves import Panel
-from selfflow.report.measures import Measure, verdict
+from selfflow.report.measures import Measure, exploratory, verdict
 from selfflow.report.study import Study
 
 
@@ -26,7 +26,7 @@ def write_tables(
         _write(
             folder / "table.csv",
             "group,measure,detail,better,arm,n,mean,low,high,baseline,paired_n,difference,difference_low,"
-            "difference_high,p,verdict",
+            "difference_high,p,verdict,exploratory",
             _table(study, measures),
         ),
         _write(
@@ -62,9 +62,9 @@ def _table(study: Study, measures: list[Measure]) -> Iterable[tuple]:
             mean, d = method.mean, method.difference
             about = (m.group, m.name, m.detail, m.better, method.name, mean.n, mean.estimate, mean.low, mean.high)
             held = ("", "", "", "", "", "") if d is None else (study.baseline, d.n, d.difference, d.low, d.high, d.p)
-            yield *about, *held, verdict(m, method)
+            yield *about, *held, verdict(m, method), exploratory(method)
         for name, value in m.beside.items():
-            yield m.group, m.name, m.detail, m.better, f"({name})", "", value, *[""] * 9
+            yield m.group, m.name, m.detail, m.better, f"({name})", "", value, *[""] * 10
 
 
 def _run(study: Study, arm: str, seed: int) -> str:

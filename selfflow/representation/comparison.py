@@ -43,7 +43,7 @@ def methods_of(runs: Sequence[Any]) -> list[str]:
     Raises:
       UserError: if two runs differ in nothing, or were trained on other records.
     """
-    _check_same_data(runs)
+    check_same_data(runs)
     names = [run.name for run in runs]
     for run, name in zip(runs, names):
         if (other := runs[names.index(name)]) is not run:
@@ -53,7 +53,9 @@ def methods_of(runs: Sequence[Any]) -> list[str]:
     for stem, run in zip(stems, runs):
         settings.setdefault(stem, []).append(run.experiment)
     methods = [
-        stem if len(settings[stem]) > 1 and all(_alike(settings[stem][0], other) for other in settings[stem]) else name
+        stem
+        if len(settings[stem]) > 1 and not any(unlike(settings[stem][0], other) for other in settings[stem])
+        else name
         for stem, name in zip(stems, names)
     ]
     seen: dict[tuple[str, int], Any] = {}
@@ -64,8 +66,8 @@ def methods_of(runs: Sequence[Any]) -> list[str]:
     return methods
 
 
-def _check_same_data(runs: Sequence[Any]) -> None:
-    """Scores on other clips are other scores."""
+def check_same_data(runs: Sequence[Any]) -> None:
+    """Raises `UserError` unless opened runs were trained on the same records, without which scores tell nothing."""
     told = [{s["dataset"]: s["fingerprint"] for s in run.provenance().get("sets", {}).values()} for run in runs]
     for run, found in zip(runs, told):
         if found != told[0]:
@@ -75,10 +77,10 @@ def _check_same_data(runs: Sequence[Any]) -> None:
             )
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two experiments differ in seeds alone, among what says what is computed."""
-    found = (name for name in changes(one, other) if forbidden(name) or name == "steps")
-    return all(name.split(".")[0] == "seed" for name in found)
+def unlike(one: Any, other: Any) -> list[str]:
+    """The fields in which two experiments differ, of those that say what is computed, seeds apart."""
+    found = [name for name in changes(one, other) if forbidden(name) or name == "steps"]
+    return [name for name in found if name.split(".")[0] != "seed"]
 
 
 def selected(rows: Iterable[Row], **fields: Any) -> list[Row]:

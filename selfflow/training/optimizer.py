@@ -9,12 +9,18 @@ import optax
 from selfflow.errors import UserError
 
 
+def learning_rate_for(steps: int) -> float:
+    """1e-4 from 400 000 steps on, and for shorter runs more, up to 2e-3."""
+    return min(2e-3, 1e-4 * max(1.0, 400_000 / steps) ** 0.5)
+
+
 @dataclass(frozen=True)
 class AdamW:
-    """The settings of arXiv 2603.06507 are the defaults."""
+    """The settings of arXiv 2603.06507 are the defaults, except where a short run needs others."""
 
-    learning_rate: float = 1e-4
-    """Peak rate."""
+    learning_rate: float | None = None
+    """Peak rate; by default min(2e-3, 1e-4 sqrt(400 000 / steps)), and at least 1e-4: the paper's is for 4 M steps, and
+    the best constant rate falls with the root of their number (Zinkevich, 2003)."""
     beta1: float = 0.9
     """Decay of the gradient's mean."""
     beta2: float = 0.999
@@ -36,7 +42,7 @@ class AdamW:
 
     def __post_init__(self):
         for name in ("learning_rate", "clip", "epsilon"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UserError(f"optimizer.{name} is {getattr(self, name)}: it must be above 0")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -45,13 +51,15 @@ class AdamW:
             raise UserError("optimizer.accumulate must be at least 1 and optimizer.warmup_steps at least 0")
 
     def resolved(self, steps: int, like: "AdamW | None" = None) -> "AdamW":
-        """The same with lengths that follow from the run's filled in, or taken from `like`."""
-        warmup, decay = self.warmup_steps, self.decay_steps
+        """The same with rate and lengths that follow from the run's length filled in, or taken from `like`."""
+        rate, warmup, decay = self.learning_rate, self.warmup_steps, self.decay_steps
+        if rate is None:
+            rate = like.learning_rate if like else learning_rate_for(steps)
         if warmup is None:
             warmup = like.warmup_steps if like else steps // 20
         if decay is None and self.decay == "cosine":
             decay = like.decay_steps if like else steps
-        return dataclasses.replace(self, warmup_steps=warmup, decay_steps=decay)
+        return dataclasses.replace(self, learning_rate=rate, warmup_steps=warmup, decay_steps=decay)
 
     def schedule(self) -> optax.Schedule:
         """The learning rate by step, of a resolved optimizer."""

@@ -253,13 +253,27 @@ def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch, caps
     assert quick == ["short", "broken", "long"] and not (tmp_path / "runs" / "longer").exists()
 
 
+def test_members_share_the_gpus_out(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **more: told.append(env.get("CUDA_VISIBLE_DEVICES")))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,GPU-5f")
+    for jobs, slots in ((2, (0, 1)), (1, (0,))):
+        for slot in slots:
+            command._start(0, "one", ["s.py"], command.Options(tmp_path, jobs=jobs), slot)
+    assert told == ["3,GPU-5f", "4", "3,4,GPU-5f"]
+    file = written(tmp_path / "s.py", TINY_SWEEP)
+    with pytest.raises(UserError, match="--jobs is 4, and there are 3 GPUs"):
+        main([str(file), "--workdir", str(tmp_path / "runs"), "--jobs", "4"])
+    assert not (tmp_path / "runs").exists()
+
+
 def test_flags_that_contradict_a_sweep_are_refused(tmp_path):
     file = written(tmp_path / "s.py", TINY_SWEEP + "from selfflow.sweep import Budget\nBUDGET = Budget(flops=1e9)")
     for flags, message in (
         (["--steps", "3"], "--steps and a budget contradict: give --budget.steps alone"),
         (["--steps=3"], "--steps and a budget contradict"),
         (["--budget.steps", "3"], r"steps 3 and flops 1e\+09: give one of them"),
-        (["--budget.flops", "None", "--budget.steps", "3"], "short sets steps, which follow from the budget"),
+        ([], "short sets steps, which follow from the FLOPs of the budget"),
         (["--coordinator", "h:1", "--processes", "2", "--process", "0"], "name it with --index"),
     ):
         with pytest.raises(UserError, match=message):

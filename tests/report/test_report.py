@@ -2,8 +2,10 @@
 
 import base64
 import csv
+import dataclasses
 import html.parser
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -22,6 +24,12 @@ from selfflow.representation.comparison import write_rows
 from selfflow.representation.probing import Row
 from tests.report.folders import STEPS, add_samples, experiment, make_run, make_sweep
 
+_PACKAGES = json.dumps(
+    {
+        "sets": {"collisions": {"dataset": "collisions", "fingerprint": "f00d"}},
+        "sessions": [{"packages": ["x"]}],
+    }
+)
 PLAIN, BETTER = [0.50, 0.52, 0.49, 0.51, 0.53], [0.44, 0.47, 0.42, 0.46, 0.45]
 
 
@@ -120,7 +128,7 @@ def test_curves_are_means_over_steps_and_then_over_seeds(tmp_path):
     flops = 0.5 * model_flops(made, "joint") + 0.5 * model_flops(made, "image")
     assert float(by_flops[0]["x"]) == pytest.approx(4.5 * flops)
     health = {(row["panel"], row["kind"]) for row in tables["alignment"]}
-    assert ("norm of features", "teacher") in health and ("cosine, projected: what the loss sees", "") in health
+    assert ("norm of features", "teacher") in health and ("cosine, projected", "") in health
 
 
 def test_a_part_of_the_steps_that_a_seed_has_no_number_of_is_in_no_mean(tmp_path):
@@ -175,6 +183,53 @@ def test_the_probes_and_the_evaluations_of_a_run_are_found(tmp_path):
     assert "of 5 that it applies to" in page and "b.json: of step 20" in page and OWN in page
     assert "nothing is held against it" in page and "selfflow train gone.py --note 'a b'" in text_of(page)
     assert "c0ffee with changes" in page
+
+
+def test_what_was_evaluated_with_other_features_stands_beside(tmp_path):
+    run = make_run(tmp_path / "alone", experiment(3), 0.5)
+    (run / "evaluations").mkdir()
+    told = {"step": STEPS, "set": "joint", "samples": 8, "modality": "audio", "weights": "ema"}
+    for name, rows in (("1", {"kid/FD-LogMel audio": 0.1, "world/time": 0.9}), ("2", {"kid/FD-BirdNET audio": 0.2})):
+        (run / "evaluations" / f"{name}.json").write_text(json.dumps(told | {"rows": {"samples": rows}}))
+    os.utime(run / "evaluations" / "1.json", (1, 1))
+    _, tables = report(run, tmp_path / "out")
+    found = {row["measure"]: float(row["mean"]) for row in tables["table"]}
+    assert found.items() >= {("KID LogMel audio", 0.1), ("KID BirdNET audio", 0.2), ("law: time", 0.9)}
+
+
+def test_equal_differences_are_no_interval(tmp_path):
+    page, tables = report(
+        make_sweep(tmp_path / "s", {"a": [0.5, 0.5], "b": [0.25, 0.25], "c": [0.5, 0.5]}), tmp_path / "o"
+    )
+    assert [row["verdict"] for row in tables["table"][1:3]] == [
+        "the same in every seed: no interval",
+        "no difference shown",
+    ]
+    assert "A null result" in text_of(page)
+
+
+def test_few_scores_of_many_members_are_exploratory(tmp_path):
+    sweep = make_sweep(tmp_path / "s", {"a": PLAIN, "b": BETTER})
+    for name in ("a_1", "a_2", "b_1", "b_2"):
+        (sweep / name / "evaluations").mkdir()
+        told = {"step": STEPS, "set": "joint", "samples": 8, "weights": "ema"}
+        rows = {"rows": {"samples": {"kid/FD-LogMel audio": 0.1 + int(name[-1]) / 100}}}
+        (sweep / name / "evaluations" / "a.json").write_text(json.dumps(told | rows))
+    page, tables = report(sweep, tmp_path / "o")
+    assert [(r["measure"], r["exploratory"]) for r in tables["table"] if r["arm"] == "b"] == [
+        ("joint/video", "False"),
+        ("KID LogMel audio", "True"),
+    ]
+    assert "n = 2, exploratory" in text_of(page) and "n = 5, exploratory" not in text_of(page)
+
+
+def test_losses_under_other_noise_are_not_to_be_compared(tmp_path):
+    for seed in (1, 2):
+        make_run(tmp_path / "runs" / f"dual_{seed}", experiment(seed), 0.5)
+        make_run(tmp_path / "runs" / f"sorted_{seed}", experiment(seed, schedule__sorted=True), 0.5)
+    assert "each arm with its own noise, attention or data" in text_of(report(tmp_path / "runs", tmp_path / "out")[0])
+    sweep = make_sweep(tmp_path / "s", {"a": [0.5, 0.5], "b": [0.4, 0.4]})
+    assert "its own noise" not in text_of(report(sweep, tmp_path / "again")[0])
 
 
 def test_settings_that_differ_are_told_and_seeds_are_not(tmp_path):
@@ -258,9 +313,16 @@ def test_samples_stand_in_the_page_within_the_limit(tmp_path):
         ("a_1/metrics.jsonl", '{"step": 1}\n{"st', "a_1/metrics.jsonl is damaged after step 1 of 40"),
         ("a_1/metrics.jsonl", '{"step": 1}\n3\n', r"a_1/metrics.jsonl is damaged \(line 2 has no step\)"),
         ("a_1/provenance.json", "", "a_1/provenance.json is missing or damaged"),
+        ("a_1/provenance.json", '{"sets": []}', "a_1/provenance.json is damaged: sets holds no tables"),
+        (
+            "a_1/provenance.json",
+            _PACKAGES,
+            "a_1/provenance.json is damaged: packages of a session",
+        ),
         ("a_1/experiment.json", "{", "a_1/experiment.json is not valid JSON"),
         ("a_1/evaluations/x.json", '{"step": 40, "rows": 3}', "a_1/evaluations/x.json is damaged"),
         ("a_1/probes/x.csv", ",".join(Row._fields) + "\n1,2\n", "a_1/probes/x.csv holds no rows of `selfflow probe`"),
+        ("a_1/evaluations/x.json", '{"step": 40, "rows": {"samples": {}}, "checked": {"a": 3}}', "x.json is damaged"),
         ("sweep.json", "[", "sweep.json is damaged"),
         ("sweep.json", '{"file": "", "question": "", "command": []}', r"sweep.json is damaged \(no members\)"),
     ],
@@ -283,6 +345,15 @@ def test_members_that_make_no_sense_together_are_refused(tmp_path):
     shutil.rmtree(sweep / "a_2")
     make_run(sweep / "a_2", experiment(2, alignment__weight=0.3), 0.5)
     with pytest.raises(UserError, match="a_1 and a_2 are both a, and differ in alignment.weight"):
+        open_study([str(sweep)])
+    shutil.rmtree(sweep / "a_2")
+    make_run(sweep / "a_2", dataclasses.replace(experiment(2), steps=2 * STEPS), 0.5, until=2 * STEPS)
+    with pytest.raises(UserError, match="a_1 and a_2 are both a, and differ in steps"):
+        open_study([str(sweep)])
+    shutil.rmtree(sweep / "a_2")
+    other = make_run(sweep / "a_2", experiment(2), 0.5) / "provenance.json"
+    other.write_text(other.read_text().replace("f00d", "c0de"))
+    with pytest.raises(UserError, match="a_2 was trained on collisions and .*a_1 on collisions, or on other records"):
         open_study([str(sweep)])
     shutil.rmtree(sweep / "a_2")
     make_run(sweep / "a_2", experiment(1), 0.5)

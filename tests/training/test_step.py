@@ -104,7 +104,20 @@ def test_schedules():
     assert float(AdamW(learning_rate=0.5).schedule()(0)) == 0.5
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 0.0}, {"clip": -1.0}, {"accumulate": 0}, {"beta2": 1.0}])
+@pytest.mark.parametrize(
+    "steps, rate", [(4_000_000, 1e-4), (400_000, 1e-4), (100_000, 2e-4), (25_000, 4e-4), (1000, 2e-3), (1, 2e-3)]
+)
+def test_the_learning_rate_fits_the_length_of_the_run(steps, rate):
+    assert AdamW().resolved(steps).learning_rate == pytest.approx(rate)
+    assert AdamW(learning_rate=0.5).resolved(steps).learning_rate == 0.5
+    # A run that goes on for longer keeps what it began with.
+    assert AdamW().resolved(2 * steps, AdamW().resolved(steps)).learning_rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"clip": -1.0}, {"accumulate": 0}, {"beta2": 1.0}],
+)
 def test_impossible_settings_are_named(change):
     from selfflow.errors import UserError
 
