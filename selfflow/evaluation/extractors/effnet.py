@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from selfflow.convolution import Weights, convolve, depthwise
 from selfflow.errors import UserError
 from selfflow.evaluation.extractors import Medium
-from selfflow.evaluation.extractors.layers import Weights, convolve, depthwise
 from selfflow.evaluation.extractors.media import check_media, in_batches
 from selfflow.weights import read_weights, sha256_of
 
