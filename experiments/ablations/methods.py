@@ -15,7 +15,7 @@ Each has the weight, the metric and the projector of its paper, and the quicksta
 Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py. KID on
 EffNet's features favours the arm that was aligned with them.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 9 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
 """
 
 from collections.abc import Iterable

@@ -14,7 +14,7 @@ Exploratory: three seeds. The base, what is measured and how are those of experi
 losses of the report's table are all measured with one tau for all tokens; those of its learning curves are each arm's
 own, and not to be compared.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 9 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
 """
 
 from collections.abc import Iterable

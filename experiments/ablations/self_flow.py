@@ -30,7 +30,8 @@ time when the first runs were trained and nothing was measured.)
 It is the quickstart for 600 steps, with films and sounds alone among its batches, as in arXiv 2603.06507, so that what
 is probed of them is something that the network has seen.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 7 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at
+once, and 4 to measure it.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ teacher   as quarter, and the teacher's tokens are separated too, as in the code
 
 Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 9 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
 """
 
 from collections.abc import Iterable
