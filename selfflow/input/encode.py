@@ -155,12 +155,15 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
     total, left = (sum(s.stop - s.start for s in some) for some in (mine, waiting))
     if not waiting:
         return
+    from threadpoolctl import threadpool_limits
+
     processes = min(share.processes or (cores() if left > _FEW else 1), len(waiting))
     bad: list[tuple[int, str, str]] = []
     with Progress(f"encode {built.name.split('/')[0]}", total, done=total - left, unit="record") as shown:
         if processes == 1:
-            for shard in waiting:
-                _add_bad(bad, encode_shard(shard, shown.advance), built, everything)
+            with threadpool_limits(1):  # as in a worker: the last bits of a product tell how many threads shared it
+                for shard in waiting:
+                    _add_bad(bad, encode_shard(shard, shown.advance), built, everything)
             return
         # spawn: JAX may be running threads in this process, and those do not survive a fork.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
