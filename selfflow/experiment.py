@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from selfflow.autoencoders.linear import Linear
+from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
 from selfflow.evaluation.settings import Evaluation
@@ -71,7 +71,7 @@ class Experiment:
 
     data: dict[str, Dataset]
     """The data sets, by the names that the sets of the mixture call them; none where weights were imported."""
-    autoencoders: dict[str, Linear]
+    autoencoders: dict[str, AnyAutoencoder]
     """What turns each modality into latents."""
     patch: dict[str, tuple[int, ...]]
     """Latent positions in one token, along each axis but the channels."""
@@ -151,7 +151,7 @@ class Experiment:
             having = {n: d for n, d in self.data.items() if m in d.media_shapes()}
             if not having:
                 raise UserError(f"autoencoders.{m}: no data set has {m}; they have {', '.join(self._media_names())}")
-            streams = {n: _stream(d, m, autoencoder, self.patch[m], chosen, name) for n, d in having.items()}
+            streams = {n: stream_of(d, m, autoencoder, self.patch[m], chosen, name) for n, d in having.items()}
             first, *others = streams
             for other in others:
                 alike = streams[other].period == streams[first].period and (
@@ -270,11 +270,19 @@ class Experiment:
         return dataclasses.replace(chosen, data=data)
 
 
-def _stream(data: Dataset, m: str, autoencoder: Any, patch: tuple[int, ...], chosen: Set | None, name: str) -> Modality:
-    """A modality of a data set, in clips as long as a set of the mixture has them."""
+def stream_of(
+    data: Dataset, m: str, autoencoder: AnyAutoencoder, patch: tuple[int, ...], chosen: Set | None, name: str
+) -> Modality:
+    """A modality of a data set, in clips as long as a set of the mixture of a name has them; without one, whole."""
+    if m not in autoencoder.suits:
+        raise UserError(
+            f"autoencoders.{m} is {autoencoder.kind}, which is for {' and '.join(autoencoder.suits)}: name another"
+        )
     media = _media(data, m, chosen, name)
-    period = 100 / media.rate * getattr(autoencoder, "hop", 1) if media.rate else 0.0
-    return Modality(autoencoder.latent_shape(media.shape), tuple(patch), period)
+    frame = 100 / media.rate if media.rate else 0.0
+    # A first latent frame that stands for fewer frames ends when they end, as the others do.
+    offset = (0.0 - autoencoder.lead * frame, 0.0, 0.0, 0.0)
+    return Modality(autoencoder.latent_shape(media.shape), tuple(patch), frame * autoencoder.hop, offset)
 
 
 def _media(data: Dataset, m: str, chosen: Set | None, name: str) -> Media:

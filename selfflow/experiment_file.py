@@ -87,6 +87,7 @@ _MAY_CHANGE = (
     "devices",
     "reading",
     "exclude",
+    "autoencoders.*.path",
     "latents",
 )
 

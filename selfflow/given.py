@@ -111,14 +111,15 @@ def _timed(modalities: dict[str, Modality], given: Callable[[np.ndarray, np.ndar
         masks[m] = jnp.zeros(modality.tokens, bool)
         if modality.period:
             lasting = modality.patch[0] * modality.period
-            start_N = np.repeat(np.arange(modality.grid[0]) * lasting, modality.tokens // modality.grid[0])
+            start = np.arange(modality.grid[0]) * lasting + modality.offset[0]
+            start_N = np.repeat(start, modality.tokens // modality.grid[0])
             masks[m] = jnp.asarray(given(start_N, start_N + lasting))
     return masks
 
 
 def _seconds(modalities: dict[str, Modality]) -> float:
     """How long the clips last, in units of 10 ms."""
-    return max((x.latent[0] * x.period for x in modalities.values() if x.period), default=0.0)
+    return max((x.latent[0] * x.period + x.offset[0] for x in modalities.values() if x.period), default=0.0)
 
 
 def _draw_modality(key: Key[Array, ""], modalities: dict[str, Modality]) -> Masks:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
 
-from selfflow.autoencoders.linear import LinearAutoencoder
+from selfflow.autoencoders.config import Autoencoder
 from selfflow.buckets.paths import url
 from selfflow.buckets.runs import opened, saved_steps
 from selfflow.errors import UserError
@@ -98,7 +98,7 @@ class Run:
             raise UserError(f"{path} holds no JSON object: restore it from a copy of the run")
         return told
 
-    def autoencoder(self, modality: str) -> LinearAutoencoder:
+    def autoencoder(self, modality: str) -> Autoencoder:
         """What decodes the latents of a modality: the run's copy of the autoencoder that made them.
 
         Raises:
@@ -111,7 +111,7 @@ class Run:
                 "version made it; take the run up with `selfflow train` once, which copies it"
             )
         try:
-            found = LinearAutoencoder.load(self.experiment.autoencoders[modality], path)
+            found = self.experiment.autoencoders[modality].load(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it from a copy of the run") from error
         known = {told["autoencoders"].get(modality) for told in self.provenance()["sets"].values()} - {None}

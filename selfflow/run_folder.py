@@ -5,7 +5,6 @@ import fcntl
 import importlib.metadata
 import json
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import changes, forbidden, save_experiment
 from selfflow.first_state import run_and_step
+from selfflow.input.fit import keep
 from selfflow.run import AUTOENCODERS, Run
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.state import State
@@ -68,8 +68,7 @@ def enter_run(
         kept = folder / AUTOENCODERS / f"{m}.safetensors"
         if not kept.exists():
             kept.parent.mkdir(exist_ok=True)
-            shutil.copy2(file, kept.with_suffix(".partial"))
-            kept.with_suffix(".partial").replace(kept)
+            keep(file, kept)
     _make_run(folder, experiment, provenance)
 
 

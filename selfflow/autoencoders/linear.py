@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.fft
@@ -23,6 +23,9 @@ class PatchPCA:
     """Side of a patch in pixels."""
     channels: int = 16
     """Latent channels kept, at most 3 patch^2; all of them lose nothing."""
+    suits: ClassVar[tuple[str, ...]] = ("image", "video")
+    hop: ClassVar[int] = 1
+    lead: ClassVar[int] = 0
 
     def __post_init__(self):
         if not 1 <= self.channels <= 3 * self.patch**2:
@@ -63,6 +66,10 @@ class PatchPCA:
         """Whether latents are principal components of the frames, or the frames themselves."""
         return True
 
+    def load(self, path: Path) -> "LinearAutoencoder":
+        """Reads fitted weights."""
+        return LinearAutoencoder(self, load_file(path))
+
 
 @dataclass(frozen=True)
 class MdctPCA:
@@ -73,6 +80,8 @@ class MdctPCA:
     """Samples between latent frames, an even number; 320 at 8 kHz are 40 ms."""
     channels: int = 128
     """Latent channels kept, at most `hop`."""
+    suits: ClassVar[tuple[str, ...]] = ("audio",)
+    lead: ClassVar[int] = 0
 
     def __post_init__(self):
         if self.hop < 2 or self.hop % 2:
@@ -124,6 +133,10 @@ class MdctPCA:
         """Whether latents are principal components of the frames, or the frames themselves."""
         return True
 
+    def load(self, path: Path) -> "LinearAutoencoder":
+        """Reads fitted weights."""
+        return LinearAutoencoder(self, load_file(path))
+
 
 Linear = PatchPCA | MdctPCA | LogMel
 
@@ -133,9 +146,12 @@ class LinearAutoencoder:
 
     Attributes:
       config: which transform.
+      together: records in one call; see `config.Autoencoder`.
       arrays: `mean` [D], `basis` [D, C], `scale` [C] (unit variance before companding),
         `shift` [C] and `deviation` [C] (normalisation after it).
     """
+
+    together = 1
 
     def __init__(self, config: Linear, arrays: dict[str, np.ndarray]):
         self.config, self.arrays = config, arrays
@@ -211,11 +227,6 @@ class LinearAutoencoder:
     def save(self, path: Path) -> None:
         """Writes the arrays as safetensors."""
         path.write_bytes(save(self.arrays))
-
-    @classmethod
-    def load(cls, config: Linear, path: Path) -> "LinearAutoencoder":
-        """Reads what `save` wrote."""
-        return cls(config, load_file(path))
 
 
 def _nonzero(deviation: np.ndarray) -> np.ndarray:

@@ -1,11 +1,16 @@
 """Log-mel spectrograms as latents: loudness by pitch and time, without the phase that nobody sees coming."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from selfflow.errors import UserError
+
+if TYPE_CHECKING:
+    from selfflow.autoencoders.linear import LinearAutoencoder
 
 _FLOOR = 1e-4  # power below which there is silence; sound is in [-1, 1]
 
@@ -25,6 +30,8 @@ class LogMel:
     """Mel bands, each a latent channel."""
     sample_rate: int = 8000
     """Samples of sound per second, as the data has them: mel bands are a matter of Hz."""
+    suits: ClassVar[tuple[str, ...]] = ("audio",)
+    lead: ClassVar[int] = 0
 
     def __post_init__(self):
         if self.hop < 2 or self.hop % 2:
@@ -81,3 +88,9 @@ class LogMel:
         Whitened, components that hardly vary would count as much as when something sounds, and how loud.
         """
         return False
+
+    def load(self, path: Path) -> "LinearAutoencoder":
+        """Reads fitted weights."""
+        from selfflow.autoencoders.linear import LinearAutoencoder  # which knows this module
+
+        return LinearAutoencoder(self, load_file(path))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.linear import LinearAutoencoder
+from selfflow.autoencoders.config import Autoencoder
 
 
 def psnr(original: np.ndarray, decoded: np.ndarray) -> float:
@@ -31,7 +31,7 @@ def log_mel(sound: np.ndarray, rate: int, bands: int = 40) -> np.ndarray:
 
 
 def reconstruction_quality(
-    autoencoder: LinearAutoencoder, records: list[dict[str, Any]], modality: str, rate: int, materials: list[str]
+    autoencoder: Autoencoder, records: list[dict[str, Any]], modality: str, rate: int, materials: list[str]
 ) -> dict[str, float]:
     """PSNR in dB for pictures; for sound SNR in dB, over all and per material, and the mean log-mel distance.
 

@@ -3,7 +3,7 @@
 import difflib
 import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,15 @@ _EXAMPLES = {
 @dataclass(frozen=True)
 class NoOptions:
     """An action without flags of its own."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """Flags of `selfflow data build`."""
+
+    autoencoder: dict[str, str] = field(default_factory=lambda: {"image": "", "video": "", "audio": ""})
+    """Also encode a modality by an autoencoder, NAME or NAME=PATH, such as sd-vae=sd-vae.safetensors. An experiment
+    with the same autoencoders finds the latents, and without further need of an experiment they can be copied."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
     options = {
         "show": Show(Path(f"{(within or kind).replace('/', '-').replace(':', '-')}-samples")),
         "forget": Forget(tyro.MISSING),
+        "build": Build(),
     }.get(action, NoOptions())
 
     def parsed(
@@ -141,11 +151,29 @@ def _built(settings: Any, data_dir: Path) -> "Built":
     return build(settings, data_dir)
 
 
-def _build(settings: Any, options: NoOptions, data_dir: Path) -> None:
+def _build(settings: Any, options: Build, data_dir: Path) -> None:
+    from selfflow.autoencoders.named import autoencoder_of
+
+    shapes = settings.media_shapes()
+    chosen = {m: autoencoder_of(text, f"--autoencoder.{m}") for m, text in options.autoencoder.items() if text}
+    for m, config in chosen.items():
+        if m not in shapes:
+            raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and not {m}")
     built = _built(settings, data_dir)
     for split, count in built.splits.items():
         print(f"{split:<12} {count} records")
     print(f"in {built.folder}")
+    if chosen:
+        from selfflow.cli.encode import say_latents
+        from selfflow.experiment import stream_of
+        from selfflow.input.encode import encode
+        from selfflow.input.fit import fit
+
+        # How latents are cut into tokens is an experiment's matter.
+        whole = {"image": (1, 1), "video": (1, 1, 1), "audio": (1,)}
+        streams = {m: stream_of(settings, m, config, whole[m]) for m, config in chosen.items()}
+        fitted = {m: fit(m, config, {settings.kind: built}, (), data_dir) for m, config in chosen.items()}
+        say_latents("latents", encode(built, fitted, streams, None, data_dir))
 
 
 def _show(settings: Any, options: Show, data_dir: Path) -> None:

@@ -1,7 +1,12 @@
 """`selfflow encode`: the latents of an experiment, ahead of its training."""
 
+from typing import TYPE_CHECKING
+
 from selfflow.cli.parse import parse
 from selfflow.input.encode import Share
+
+if TYPE_CHECKING:
+    from selfflow.input.latents import Latents
 
 _EXAMPLE = "selfflow encode experiments/quickstart.py --processes 2"
 
@@ -20,14 +25,19 @@ def main(arguments: list[str]) -> None:
         return
     feed, _ = prepared
     for name, latents in feed.latents.items():
-        print(f"{name}: {', '.join(f'{split} {count}' for split, count in latents.records.items())} records")
-        for m, made in latents.manifest["modalities"].items():
-            quality = latents.manifest["quality"].get(m, {})
-            shown = ", ".join(f"{key} {value:.1f}" for key, value in quality.items())
-            spread = latents.manifest["statistics"][m]["std"]
-            print(f"  {m}: {made['identity']}, {shown}, std of a channel {min(spread):.2f} to {max(spread):.2f}")
-        for m, identity in latents.features.items():
-            print(f"  {m}: features of {identity}, {latents.manifest['features'][m]['width']} channels")
-        for split, bad in latents.manifest["unreadable"].items():
-            print(f"  {split}: {len(bad)} records could not be encoded")
-        print(f"  in {latents.path}")
+        say_latents(name, latents)
+
+
+def say_latents(name: str, latents: "Latents") -> None:
+    """Prints what a folder of latents holds."""
+    print(f"{name}: {', '.join(f'{split} {count}' for split, count in latents.records.items())} records")
+    for m, made in latents.manifest["modalities"].items():
+        quality = latents.manifest["quality"].get(m, {})
+        shown = ", ".join(f"{key} {value:.1f}" for key, value in quality.items())
+        spread = latents.manifest["statistics"][m]["std"]
+        print(f"  {m}: {made['identity']}, {shown}, std of a channel {min(spread):.2f} to {max(spread):.2f}")
+    for m, identity in latents.features.items():
+        print(f"  {m}: features of {identity}, {latents.manifest['features'][m]['width']} channels")
+    for split, bad in latents.manifest["unreadable"].items():
+        print(f"  {split}: {len(bad)} records could not be encoded")
+    print(f"  in {latents.path}")

@@ -1,11 +1,13 @@
 """What commands on an experiment file share: `selfflow COMMAND EXPERIMENT [--FIELD VALUE ...]`."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 
+from selfflow.autoencoders.named import autoencoder_of
 from selfflow.buckets.paths import data_folder
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
@@ -39,7 +41,8 @@ def parse(
     file = arguments[0]
     if file.startswith("-"):
         raise UserError(f"name an experiment file first; example: {example}")
-    default, options = load_experiment(file), make_options(Path(file))
+    default, arguments = _with_autoencoders(load_experiment(file), arguments)
+    options = make_options(Path(file))
 
     def parsed(
         experiment: Annotated[tyro.conf.AvoidSubcommands[Experiment], tyro.conf.arg(name="")] = default,
@@ -60,6 +63,24 @@ def parse(
         parsed, prog=f"selfflow {command} {file}", description=f"example: {example}", args=arguments[1:]
     )
     return experiment, options, data_folder(data_dir)
+
+
+def _with_autoencoders(experiment: Experiment, arguments: list[str]) -> tuple[Experiment, list[str]]:
+    """The experiment with the autoencoders that `--autoencoder.M NAME[=PATH]` names, and the other arguments.
+
+    Which member of a union a field holds is otherwise the file's: flags of its fields follow from it.
+    """
+    chosen, others, rest = {}, [], iter(arguments)
+    for argument in rest:
+        flag, given, text = argument.partition("=")
+        if not flag.startswith("--autoencoder."):
+            others.append(argument)
+            continue
+        m = flag.removeprefix("--autoencoder.")
+        if m not in experiment.autoencoders:
+            raise UserError(f"{flag}: the experiment has autoencoders of {', '.join(experiment.autoencoders)}")
+        chosen[m] = autoencoder_of(text if given else next(rest, ""), flag)
+    return dataclasses.replace(experiment, autoencoders=experiment.autoencoders | chosen), others
 
 
 def parse_run(

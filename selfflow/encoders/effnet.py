@@ -3,8 +3,9 @@
 import numpy as np
 from jaxtyping import Float
 
+from selfflow.batching import in_batches
 from selfflow.evaluation.extractors.effnet import EffNet, last_map
-from selfflow.evaluation.extractors.media import check_media, in_batches
+from selfflow.evaluation.extractors.media import check_media
 
 _BATCH = 32
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from selfflow.autoencoders.config import brought, described
 from selfflow.autoencoders.quality import reconstruction_quality
 from selfflow.buckets.copies import fetch, publish
 from selfflow.buckets.paths import url_of
@@ -26,7 +27,7 @@ from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
 from selfflow.input.built import Built
 from selfflow.input.features import check_ids, identities_of, told_of
-from selfflow.input.fit import Fitted, sample_of
+from selfflow.input.fit import Fitted, keep, sample_of
 from selfflow.input.latents import MANIFEST, Latents
 from selfflow.input.shards import Shard, bad_records, clear_partials, encode_shard, joined_indexes, text_encoder
 from selfflow.modality import Modality
@@ -157,11 +158,15 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
         return
     from threadpoolctl import threadpool_limits
 
-    processes = min(share.processes or (cores() if left > _FEW else 1), len(waiting))
+    # Networks take all cores, or the accelerator, by themselves.
+    several = left > _FEW and not any(brought(config) for _, config in waiting[0].autoencoders.values())
+    processes = min(share.processes or (cores() if several else 1), len(waiting))
     bad: list[tuple[int, str, str]] = []
     with Progress(f"encode {built.name.split('/')[0]}", total, done=total - left, unit="record") as shown:
         if processes == 1:
-            with threadpool_limits(1):  # as in a worker: the last bits of a product tell how many threads shared it
+            with threadpool_limits(
+                1, "blas"
+            ):  # as in a worker: the last bits of a product tell how many threads shared it
                 for shard in waiting:
                     _add_bad(bad, encode_shard(shard, shown.advance), built, everything)
             return
@@ -193,7 +198,7 @@ def _start_worker() -> None:
     from threadpoolctl import threadpool_limits
 
     start_worker()
-    threadpool_limits(1)  # there is a process for each core
+    threadpool_limits(1, "blas")  # there is a process for each core
 
 
 def _add_bad(bad: list[tuple[int, str, str]], new: list[tuple[int, str, str]], built: Built, total: int) -> None:
@@ -224,7 +229,7 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, encoder
         "modalities": {
             m: {
                 "identity": f.identity,
-                "autoencoder": to_json(f.config),
+                "autoencoder": described(f.config),
                 "fitted_on": f.fitted_on,
                 "latent": list(modalities[m].latent),
                 "period": modalities[m].period,
@@ -249,7 +254,7 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, encoder
     _check_bad(unreadable, built, sum(built.splits.values()))
     manifest["quality"] = _quality(built, fitted)
     for m, f in fitted.items():
-        f.autoencoder().save(folder / f"autoencoder_{m}.safetensors")
+        keep(f.path, folder / f"autoencoder_{m}.safetensors")
     partial = folder / f"{MANIFEST}.partial-{os.getpid()}"
     partial.write_text(json.dumps(manifest, indent=1))
     os.replace(partial, folder / MANIFEST)

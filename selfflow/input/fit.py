@@ -1,8 +1,9 @@
-"""Autoencoders that are fitted to the data of an experiment, once, and kept."""
+"""The autoencoders of an experiment on disk: fitted to its data once, or copied from where the user has them."""
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.linear import Linear, LinearAutoencoder
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, brought
+from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.buckets.copies import fetch, publish
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.input.built import Built
 from selfflow.progress import Progress
 from selfflow.tree import to_json
+from selfflow.weights import sha256_of
 
 _FORMAT = 2  # raised when equal settings come to mean other autoencoders
 _RECORDS = 512
 _BYTES = 200e6  # of raw media; long or large clips are fitted on fewer of them
 _CHUNK = 64
+_LINKED = 16e6  # bytes
 
 
 @dataclass(frozen=True)
@@ -29,48 +33,56 @@ class Fitted:
     """An autoencoder on disk.
 
     Attributes:
-      config: which transform.
-      path: its arrays.
-      identity: kind and hash of the arrays.
-      fitted_on: records of each data set that it was fitted on, by name and fingerprint.
+      config: which.
+      path: its weights.
+      identity: kind and hash of the weights.
+      fitted_on: records of each data set that it was fitted on here, by name and fingerprint.
     """
 
-    config: Linear
+    config: AnyAutoencoder
     path: Path
     identity: str
     fitted_on: dict[str, int]
 
-    def autoencoder(self) -> LinearAutoencoder:
-        return LinearAutoencoder.load(self.config, self.path)
+    def autoencoder(self) -> Autoencoder:
+        return self.config.load(self.path)
 
 
 def fitted_path(
-    modality: str, config: Linear, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path
+    modality: str, config: AnyAutoencoder, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path
 ) -> Path:
     """Where the autoencoder that `fit` makes of these arguments lies."""
+    if brought(config):
+        data, exclude = {}, ()
     sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
     key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
 
 
-def fit(modality: str, config: Linear, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path) -> Fitted:
+def fit(
+    modality: str, config: AnyAutoencoder, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path
+) -> Fitted:
     """Fits an autoencoder to a few hundred training records, evenly from all data sets; finds it if it was fitted.
+
+    One that has weights already is copied, and needs its file no more.
 
     Args:
       modality: which.
-      config: the transform.
+      config: which.
       data: the data sets that have it.
       exclude: ids of samples to leave out.
       data_dir: cache folder; it goes to `data_dir/autoencoders`.
 
     Raises:
-      UserError: if no training record has the modality.
+      UserError: if no training record has the modality, or weights are missing or of another model.
     """
     path = fitted_path(modality, config, data, exclude, data_dir)
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)
-    if not notes.exists():
+    if brought(config):
+        _copy(modality, config, path, notes)
+    elif not notes.exists():
         with Progress(f"fit the {modality} autoencoder", 1, unit="fit") as shown:
             per_set = _RECORDS // len(data)
             records, fitted_on = [], {}
@@ -86,12 +98,61 @@ def fit(modality: str, config: Linear, data: Mapping[str, Built], exclude: Colle
             partial = path.with_suffix(f".partial-{os.getpid()}")
             autoencoder.save(partial)
             os.replace(partial, path)
-            partial.write_text(json.dumps({"identity": autoencoder.identity, "fitted_on": fitted_on}))
-            os.replace(partial, notes)
+            _note(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
             shown.advance()
     publish(path.parent, notes.name, only=path.stem)
     known = json.loads(notes.read_text())
     return Fitted(config, path, known["identity"], known["fitted_on"])
+
+
+def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> None:
+    """Brings a user's weights to `path`, if they are not there or are others now."""
+    source = Path(config.path).expanduser()
+    if config.path and source.is_dir():
+        source = source / "diffusion_pytorch_model.safetensors"
+    if not config.path or source.suffix != ".safetensors" or not source.is_file():
+        if config.path and notes.exists() and not source.exists():
+            return
+        raise UserError(
+            f"autoencoders.{modality}.path is {config.path!r}: give a .safetensors file, or a folder of diffusers with "
+            "diffusion_pytorch_model.safetensors"
+        )
+    digest = sha256_of(source)
+    if notes.exists() and json.loads(notes.read_text())["sha256"] == digest:
+        return
+    with Progress(f"copy the {modality} autoencoder", 1, unit="file") as shown:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # It keeps its suffix, by which weights are read.
+        partial = path.with_name(f"{path.stem}.partial-{os.getpid()}.safetensors")
+        shutil.copyfile(source, partial)
+        try:
+            identity = config.load(partial).identity
+        except UserError as error:
+            partial.unlink()
+            raise UserError(f"autoencoders.{modality}: {str(error).replace(str(partial), str(source))}") from error
+        os.replace(partial, path)
+        _note(notes, {"identity": identity, "fitted_on": {}, "sha256": digest})
+        shown.advance()
+
+
+def keep(source: Path, target: Path) -> None:
+    """Copies the file of an autoencoder; a large one gets a second name instead, where the disk allows it."""
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    if source.stat().st_size > _LINKED:
+        try:
+            os.link(source, partial)
+        except OSError:
+            pass  # another disk, or one without links
+    if not partial.exists():
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+def _note(notes: Path, told: dict[str, Any]) -> None:
+    partial = notes.with_suffix(f".partial-{os.getpid()}")
+    partial.write_text(json.dumps(told))
+    os.replace(partial, notes)
 
 
 def sample_of(

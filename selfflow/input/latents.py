@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file
 
-from selfflow.autoencoders.linear import Linear, LinearAutoencoder
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, described
 from selfflow.data.shards import BadRecord, ShardReader
 from selfflow.errors import UserError
 from selfflow.modality import Modality
@@ -97,11 +97,11 @@ class Latents:
         """File of the autoencoder of a modality."""
         return self.path / f"autoencoder_{modality}.safetensors"
 
-    def autoencoder(self, modality: str, config: Linear) -> LinearAutoencoder:
+    def autoencoder(self, modality: str, config: AnyAutoencoder) -> Autoencoder:
         """The autoencoder that made the latents of a modality."""
         path = self.autoencoder_path(modality)
         try:
-            loaded = LinearAutoencoder.load(config, path)
+            loaded = config.load(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): remove {self.path} and encode again") from error
         if loaded.identity != self.manifest["modalities"][modality]["identity"]:
@@ -113,7 +113,7 @@ class Latents:
 
     def check(
         self,
-        configs: Mapping[str, Linear],
+        configs: Mapping[str, AnyAutoencoder],
         modalities: Mapping[str, Modality],
         text: Any = None,
         identity: str | None = None,
@@ -132,7 +132,7 @@ class Latents:
                 continue  # a mixture that needs it will say that no record has it
             timed = bool(modalities[m].period)  # clips may have other lengths
             for what, theirs, ours in (
-                ("autoencoder", made["autoencoder"], to_json(config)),
+                ("autoencoder", made["autoencoder"], described(config)),
                 ("resolution", made["latent"][timed:], list(modalities[m].latent[timed:])),
                 ("frame rate (period in 10 ms)", made["period"], modalities[m].period),
             ):

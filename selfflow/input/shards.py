@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,11 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
-from selfflow.autoencoders.linear import Linear, LinearAutoencoder
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder
+from selfflow.data.records import Records
 from selfflow.data.shards import BadRecord
 from selfflow.encoders.config import Encoder
+from selfflow.errors import UserError
 from selfflow.input.built import Built
 from selfflow.input.features import encoded_features, stored_as
 from selfflow.input.latents import CAPTION, ids_to, shard_name
@@ -43,7 +45,7 @@ class Shard:
     start: int
     stop: int
     folder: Path
-    autoencoders: dict[str, tuple[Path, Linear]]
+    autoencoders: dict[str, tuple[Path, AnyAutoencoder]]
     modalities: dict[str, Modality]
     text: Any
     encoders: dict[str, Encoder]
@@ -86,15 +88,18 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = lambda: None) -> li
     writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
     for start in range(shard.start, shard.stop, _CAPTIONS_AT_ONCE):
         encoded = []
-        for i in range(start, min(start + _CAPTIONS_AT_ONCE, shard.stop)):
+        stop = min(start + _CAPTIONS_AT_ONCE, shard.stop)
+        for i, record, coded in _coded(records, range(start, stop), autoencoders):
             try:
-                encoded.append(_encoded(records[i], autoencoders, shard.modalities, shard.encoders))
+                if isinstance(record, BadRecord):
+                    raise record
+                encoded.append(_encoded(record, coded, shard.modalities, shard.encoders))
             except BadRecord as error:
                 bad.append((i, error.shard, error.reason))
                 encoded.append(({}, {"id": "", "quality": 0.0, "caption": ""}))
             except _Unfit as error:
                 bad.append((i, records.shard_of(i), str(error)))
-                encoded.append(({}, {"id": records[i]["id"], "quality": 0.0, "caption": ""}))
+                encoded.append(({}, {"id": record["id"], "quality": 0.0, "caption": ""}))
             advance()
         captions = _captions(shard.text, [row["caption"] for _, row in encoded])
         for (latents, row), caption in zip(encoded, captions):
@@ -151,26 +156,67 @@ class _Unfit(Exception):
     """A record whose media are not what the data set promises."""
 
 
-def _encoded(
-    record: dict[str, Any], autoencoders, modalities, encoders
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def _coded(
+    records: Records, numbers: range, autoencoders: dict[str, Autoencoder]
+) -> Iterator[tuple[int, dict[str, Any] | BadRecord, dict[str, Any]]]:
+    """(number, record, what each autoencoder makes of it) of some records, as many in one call as it likes."""
+    together = max((autoencoder.together for autoencoder in autoencoders.values()), default=1)
+    for first in range(numbers.start, numbers.stop, together):
+        group: dict[int, Any] = {}
+        for i in range(first, min(first + together, numbers.stop)):
+            try:
+                group[i] = records[i]
+            except BadRecord as error:
+                group[i] = error
+        good = {i: record for i, record in group.items() if not isinstance(record, BadRecord)}
+        coded = {
+            m: _moments(autoencoder, {i: r[m] for i, r in good.items() if m in r and r["present"][m]})
+            for m, autoencoder in autoencoders.items()
+        }
+        for i, record in group.items():
+            yield i, record, {m: made[i] for m, made in coded.items() if i in made}
+
+
+def _moments(autoencoder: Autoencoder, media: dict[int, np.ndarray]) -> dict[int, Any]:
+    """Mean and deviation of each, or the `_Unfit` that says why there is none."""
+    if autoencoder.together == 1:
+        alike = [[i] for i in media]
+    else:
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for i, x in media.items():
+            shapes.setdefault(x.shape, []).append(i)
+        alike = list(shapes.values())
+    found: dict[int, Any] = {}
+    for same in alike:
+        try:
+            if autoencoder.together == 1:
+                found[same[0]] = autoencoder.moments(media[same[0]])
+            else:
+                mean, deviation = autoencoder.moments(np.stack([media[i] for i in same]))
+                found |= {i: (mean[at], None if deviation is None else deviation[at]) for at, i in enumerate(same)}
+        except UserError as error:
+            found |= dict.fromkeys(same, _Unfit(str(error)))
+    return found
+
+
+def _encoded(record: dict[str, Any], coded, modalities, encoders) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     latents: dict[str, np.ndarray] = {}
-    for m, autoencoder in autoencoders.items():
-        if m not in record or not record["present"][m]:
-            continue
-        mean, deviation = autoencoder.moments(record[m])
+    for m, made in coded.items():
+        if isinstance(made, _Unfit):
+            raise made
+        mean, deviation = made
         timed = bool(modalities[m].period)
         if mean.shape[timed:] != modalities[m].latent[timed:] or mean.ndim != len(modalities[m].latent):
             raise _Unfit(f"{m} of shape {record[m].shape} gives latents {mean.shape}, not {modalities[m].latent}")
         with np.errstate(over="ignore"):
-            coded = {m: mean.astype(np.float16)}
+            stored = {m: mean.astype(np.float16)}
             if deviation is not None:
-                coded[f"{m}.std"] = deviation.astype(np.float16)
-        if not all(np.isfinite(x).all() for x in coded.values()):
+                stored[f"{m}.std"] = deviation.astype(np.float16)
+        if not all(np.isfinite(x).all() for x in stored.values()):
             raise _Unfit(f"the latents of its {m} are not finite")
         if m in encoders:
-            coded[stored_as(m)] = encoded_features(encoders[m], m, record[m], record["id"], mean.shape, timed)
-        latents |= coded
+            stored[stored_as(m)] = encoded_features(encoders[m], m, record[m], record["id"], mean.shape, timed)
+        latents |= stored
     if not np.isfinite(record["quality"]):
         raise _Unfit(f"its quality is {record['quality']}")
     row = {"id": record["id"], "quality": float(record["quality"]), "caption": record.get("caption", "")}
@@ -199,8 +245,8 @@ def _table(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 @lru_cache(maxsize=16)
-def _autoencoder(path: Path, config: Linear) -> LinearAutoencoder:
-    return LinearAutoencoder.load(config, path)
+def _autoencoder(path: Path, config: AnyAutoencoder) -> Autoencoder:
+    return config.load(path)
 
 
 @lru_cache(maxsize=1)

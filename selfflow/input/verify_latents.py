@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from selfflow.autoencoders.linear import Linear, LinearAutoencoder
+from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.input.built import Built
@@ -130,8 +130,8 @@ def _about(folder: Path, manifest: dict[str, Any], built: Built) -> Iterator[Pro
     for m, made in manifest["modalities"].items():
         path = folder / f"autoencoder_{m}.safetensors"
         try:
-            config = from_json(made["autoencoder"], Linear, str(folder / MANIFEST), m)
-            identity = LinearAutoencoder.load(config, path).identity
+            config = from_json(made["autoencoder"], AnyAutoencoder, str(folder / MANIFEST), m)
+            identity = config.load(path).identity
         except (OSError, SafetensorError, UserError) as error:
             yield Problem(DAMAGED, path.name, "", str(error).splitlines()[0])
             continue

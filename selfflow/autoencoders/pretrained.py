@@ -1,0 +1,107 @@
+"""AutoencoderKL in JAX: pictures and the frames of films, with weights that the user brings."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from selfflow.autoencoders import kl
+from selfflow.autoencoders.config import SDVAE, Flux2VAE, described
+from selfflow.batching import in_batches
+from selfflow.convolution import Weights
+from selfflow.errors import UserError
+from selfflow.weights import read_weights, sha256_of
+
+_PICTURES = 8  # in one call
+_BN_EPS = 1e-4  # AutoencoderKLFlux2's batch_norm_eps
+
+
+class KLAutoencoder:
+    """uint8 pictures [..., H, W, 3] <-> float32 latents [..., H / s, W / s, C]; see `config.Autoencoder`.
+
+    Args:
+      config: which.
+      path: its weights, .safetensors.
+
+    Raises:
+      UserError: naming file and key, if weights are missing, damaged or of another model, or the field of `config`
+        that they do not have.
+    """
+
+    together = _PICTURES
+
+    def __init__(self, config: SDVAE | Flux2VAE, path: Path):
+        self.config = config
+        tensors = read_weights(path)
+        weights = Weights(path, tensors, "AutoencoderKL")
+        packed = config.kind == "flux2_vae"
+        # Before the network is read, which takes a batch normalisation for granted where there is one.
+        mean, scale = _normalisation(config, weights)
+        params = kl.read_kl(weights)
+        _check(config, params, path, 4 if packed else 1)
+        cast = lambda x: x.astype(config.dtype)
+        self._params = jax.tree.map(cast, params)
+        self._mean, self._scale = mean, scale
+        told = hashlib.sha256(f"{described(config)} {sha256_of(path)}".encode()).hexdigest()
+        self.identity = f"{config.kind}-{told[:12]}"
+        self._encode = jax.jit(partial(_encoded, groups=config.groups, packed=packed))
+        self._decode = jax.jit(partial(_decoded, groups=config.groups, packed=packed))
+
+    def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
+        """The means of the latents of pictures."""
+        return self.moments(media)[0]
+
+    def moments(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
+        """Mean and standard deviation of the latents of pictures."""
+        shape = self.config.latent_shape(media.shape)
+        pictures = media.reshape(-1, *media.shape[-3:])
+        # Side by side, so that pictures pass through once.
+        both = in_batches(lambda x: self._encode(self._params, x), pictures, _PICTURES)
+        mean, deviation = np.split(both, 2, axis=-1)
+        return ((mean - self._mean) * self._scale).reshape(shape), (deviation * self._scale).reshape(shape)
+
+    def decode(self, latents: np.ndarray) -> UInt8[np.ndarray, "... H W 3"]:
+        """Pictures of latents."""
+        z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-3:]) / self._scale + self._mean
+        pictures = in_batches(lambda x: self._decode(self._params, x), z, _PICTURES)
+        pixels = np.clip(np.rint((np.nan_to_num(pictures) + 1) * 127.5), 0, 255).astype(np.uint8)
+        return pixels.reshape(*latents.shape[:-3], *pixels.shape[1:])
+
+
+def _encoded(params: dict[str, Any], pictures: UInt8[Array, "B H W 3"], groups: int, packed: bool) -> Array:
+    mean, deviation = kl.encode(params, pictures.astype(jnp.float32) / 127.5 - 1, groups)
+    both = (kl.pack(mean), kl.pack(deviation)) if packed else (mean, deviation)
+    return jnp.concatenate(both, axis=-1)
+
+
+def _decoded(params: dict[str, Any], z: Float[Array, "B h w C"], groups: int, packed: bool) -> Array:
+    return kl.decode(params, kl.unpack(z) if packed else z, groups)
+
+
+def _normalisation(config: SDVAE | Flux2VAE, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """Latents are (z - first) * second, per channel or for all of them."""
+    if config.kind == "sd_vae":
+        if "bn.running_mean" in weights.weights:
+            raise UserError(f"{weights.path} holds a batch normalisation, as of flux2_vae: take that autoencoder")
+        return np.zeros(1, np.float32), np.full(1, config.scale, np.float32)
+    mean, variance = (weights.take(f"bn.running_{name}", config.channels) for name in ("mean", "var"))
+    return mean.astype(np.float32), 1 / np.sqrt(variance.astype(np.float32) + _BN_EPS)
+
+
+def _check(config: SDVAE | Flux2VAE, params: dict[str, Any], path: Path, packing: int) -> None:
+    """That weights are as large as the settings say."""
+    latent = params["decoder"]["conv_in"].kernel.shape[-2] * packing
+    stride = 2 ** sum("sample" in block for block in params["encoder"]["blocks"]) * round(packing**0.5)
+    for name, found, said in (("channels", latent, config.channels), ("stride", stride, config.stride)):
+        if found != said:
+            raise UserError(f"{path}: its {name} is {found}, and that of the {config.kind} autoencoder {said}: set it")
+    if params["encoder"]["norm_out"].scale.shape[0] % config.groups:
+        raise UserError(
+            f"{path}: groups {config.groups} of the {config.kind} autoencoder do not divide its "
+            f"{params['encoder']['norm_out'].scale.shape[0]} channels: set it"
+        )

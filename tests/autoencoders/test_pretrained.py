@@ -1,0 +1,202 @@
+"""AutoencoderKL as an autoencoder of an experiment: scaled or normalised, in batches, copied, refused by name."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from selfflow.autoencoders import kl
+from selfflow.autoencoders.config import SDVAE, Flux2VAE
+from selfflow.autoencoders.named import NAMES, autoencoder_of
+from selfflow.convolution import Weights
+from selfflow.errors import UserError
+from selfflow.input.built import build
+from selfflow.input.encode import encode
+from selfflow.input.fit import fit
+from selfflow.prepare import prepare
+from selfflow.tree import from_json, to_json
+from tests.autoencoders.kl import CONFIG, GOLDEN, pictures, random_weights
+
+GROUPS = CONFIG["norm_num_groups"]
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    with np.load(GOLDEN) as golden:
+        shapes = json.loads(str(golden["told"]))["shapes"]
+    return random_weights({name: tuple(shape) for name, shape in shapes.items()})
+
+
+@pytest.fixture(scope="module")
+def sd_vae(tensors, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "vae.safetensors"
+    save_file({name: x for name, x in tensors.items() if not name.startswith("bn.")}, path)
+    return SDVAE(path=str(path), stride=4, groups=GROUPS)
+
+
+@pytest.fixture(scope="module")
+def flux2(tensors, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flux2")
+    statistics = {"bn.running_mean": np.linspace(-1, 1, 16), "bn.running_var": np.linspace(0.5, 4, 16)}
+    statistics = {name: x.astype(np.float32) for name, x in statistics.items()}
+    counter = {"bn.num_batches_tracked": np.array(7)}
+    save_file(dict(tensors) | statistics | counter, folder / "diffusion_pytorch_model.safetensors")
+    return Flux2VAE(path=str(folder), channels=16, stride=8, groups=GROUPS)
+
+
+def loaded(config):
+    path = config.path if config.path.endswith("safetensors") else f"{config.path}/diffusion_pytorch_model.safetensors"
+    from pathlib import Path
+
+    return config.load(Path(path))
+
+
+def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
+    params = kl.read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
+    media = pictures(24, 32, count=3)
+    expected, deviation = kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)
+    autoencoder = loaded(sd_vae)
+    mean, std = autoencoder.moments(media)
+    assert mean.shape == (3, 6, 8, 4) == sd_vae.latent_shape(media.shape)
+    np.testing.assert_allclose(mean, 0.18215 * np.asarray(expected), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(std, 0.18215 * np.asarray(deviation), rtol=1e-4, atol=1e-5)
+    decoded = autoencoder.decode(mean)
+    exact = np.clip((np.asarray(kl.decode(params, jnp.asarray(expected), GROUPS)) + 1) * 127.5, 0, 255)
+    assert decoded.dtype == np.uint8 and np.abs(decoded - exact).max() < 0.51
+
+
+def test_latents_of_flux_2_are_packed_and_normalised(flux2):
+    tensors = load_file(f"{flux2.path}/diffusion_pytorch_model.safetensors")
+    tensors.pop("bn.num_batches_tracked")
+    params = kl.read_kl(Weights("vae", tensors, "FLUX.2"))
+    media = pictures(16, 32)
+    raw = np.asarray(kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)[0])
+    autoencoder = loaded(flux2)
+    latents = autoencoder.encode(media)
+    assert latents.shape == (2, 2, 4, 16) == flux2.latent_shape(media.shape)
+    mean, variance = tensors["bn.running_mean"], tensors["bn.running_var"]
+    for channel, row, column in ((0, 0, 0), (2, 1, 0), (3, 0, 1)):
+        c = channel * 4 + row * 2 + column
+        expected = (raw[:, row::2, column::2, channel] - mean[c]) / np.sqrt(variance[c] + 1e-4)
+        np.testing.assert_allclose(latents[..., c], expected, rtol=1e-3, atol=1e-4)
+    assert autoencoder.decode(latents).shape == media.shape
+
+
+def test_films_are_encoded_frame_by_frame(sd_vae):
+    autoencoder, media = loaded(sd_vae), pictures(16, 16, count=11)
+    films = media[:10].reshape(2, 5, 16, 16, 3)
+    latents = autoencoder.encode(films)
+    assert latents.shape == (2, 5, 4, 4, 4)
+    np.testing.assert_allclose(latents[1, 2], autoencoder.encode(media[7]), rtol=1e-4, atol=1e-5)
+    assert autoencoder.decode(latents).shape == films.shape and autoencoder.decode(latents[0, 0]).shape == (16, 16, 3)
+
+
+def test_identity_is_of_weights_and_settings_and_not_of_the_place(sd_vae, tmp_path):
+    one = loaded(sd_vae)
+    moved = tmp_path / "moved.safetensors"
+    tensors = load_file(sd_vae.path)
+    moved.write_bytes(open(sd_vae.path, "rb").read())
+    assert loaded(dataclasses.replace(sd_vae, path=str(moved))).identity == one.identity
+    assert loaded(dataclasses.replace(sd_vae, scale=0.13025)).identity != one.identity
+    tensors["encoder.conv_in.bias"][0] += 1e-3
+    save_file(tensors, moved)
+    assert loaded(dataclasses.replace(sd_vae, path=str(moved))).identity != one.identity
+
+
+def test_half_precision_is_near(sd_vae):
+    media = pictures(16, 16)
+    whole, half = loaded(sd_vae).encode(media), loaded(dataclasses.replace(sd_vae, dtype="bfloat16")).encode(media)
+    assert half.dtype == np.float32
+    assert 1e-5 < np.linalg.norm(whole - half) / np.linalg.norm(whole) < 0.05
+
+
+def test_weights_that_are_not_as_the_settings_say(sd_vae, flux2, tmp_path):
+    for changed, message in (
+        (dataclasses.replace(sd_vae, channels=8), "channels is 4, and that of the sd_vae autoencoder 8"),
+        (dataclasses.replace(sd_vae, stride=8), "stride is 4, and that of the sd_vae autoencoder 8"),
+        (dataclasses.replace(sd_vae, groups=5), "groups 5 of the sd_vae autoencoder do not divide its 32"),
+        (dataclasses.replace(sd_vae, path=f"{flux2.path}/diffusion_pytorch_model.safetensors"), "flux2_vae"),
+        (dataclasses.replace(flux2, path=sd_vae.path), "lacks bn.running_mean"),
+    ):
+        with pytest.raises(UserError, match="safetensors") as raised:
+            loaded(changed)
+        assert message in str(raised.value)
+    with pytest.raises(UserError, match="stride of 4 pixels, which does not divide pictures of 30 x 32"):
+        sd_vae.latent_shape((30, 32, 3))
+
+
+def test_weights_are_copied_and_then_need_their_file_no_more(sd_vae, tmp_path):
+    mine = tmp_path / "mine.safetensors"
+    mine.write_bytes(open(sd_vae.path, "rb").read())
+    config = dataclasses.replace(sd_vae, path=str(mine))
+    first = fit("image", config, {}, (), tmp_path / "data")
+    mine.unlink()
+    again = fit("image", config, {}, (), tmp_path / "data")
+    assert again == first and again.autoencoder().identity == first.identity and again.fitted_on == {}
+    tensors = load_file(sd_vae.path)
+    tensors["encoder.conv_in.bias"][0] += 1
+    save_file(tensors, mine)
+    assert fit("image", config, {}, (), tmp_path / "data").identity != first.identity  # others now
+    del tensors["encoder.conv_in.bias"]
+    save_file(tensors, mine)
+    with pytest.raises(UserError, match=f"autoencoders.image: {mine} lacks encoder.conv_in.bias"):
+        fit("image", config, {}, (), tmp_path / "data")
+    mine.write_bytes(mine.read_bytes()[:1000])
+    with pytest.raises(UserError, match="mine.safetensors is damaged or cut short"):
+        fit("image", config, {}, (), tmp_path / "data")
+    assert not [path for path in (tmp_path / "data" / "autoencoders").iterdir() if "partial" in path.name]
+    for path in ("", str(tmp_path / "none.safetensors"), str(tmp_path), str(tmp_path / "vae.pt")):
+        with pytest.raises(UserError, match="autoencoders.image.path is"):
+            fit("image", dataclasses.replace(sd_vae, path=path), {}, (), tmp_path / "data")
+
+
+def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_path):
+    """Latents hold mean and deviation, the records that fit no stride are left out, and a run's feed draws."""
+    video = dataclasses.replace(sd_vae, channels=4)
+    experiment = dataclasses.replace(
+        tiny_experiment,
+        autoencoders=tiny_experiment.autoencoders | {"image": sd_vae, "video": video},
+        patch=tiny_experiment.patch | {"image": (2, 2), "video": (1, 4, 4)},
+    ).resolved()
+    assert from_json(to_json(experiment), type(experiment), "experiment.json") == experiment
+    built = build(experiment.data["collisions"], data_dir)
+    fitted = {m: fit(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
+    latents = encode(built, fitted, experiment.modalities(), None, tmp_path, records_per_shard=20)
+    made = latents.manifest["modalities"]["image"]
+    assert made["latent"] == [8, 8, 4] and "path" not in made["autoencoder"] and made["fitted_on"] == {}
+    source, record = latents.source("train"), built.records("train")[3]
+    mean, std = fitted["image"].autoencoder().moments(record["image"][None])
+    np.testing.assert_allclose(source[3]["image"], mean[0], atol=2e-3)
+    np.testing.assert_allclose(source[3]["image.std"], std[0], rtol=2e-3, atol=2e-3)
+    assert source[3]["video"].shape == (25, 8, 8, 4)
+    assert latents.autoencoder("image", sd_vae).identity == made["identity"]
+    latents.check(experiment.autoencoders, experiment.modalities())
+    moved = dataclasses.replace(sd_vae, path="elsewhere.safetensors")
+    latents.check({"image": moved}, experiment.modalities())
+    with pytest.raises(UserError, match="image latents have another autoencoder"):
+        latents.check({"image": dataclasses.replace(sd_vae, scale=1.0)}, experiment.modalities())
+    with pytest.raises(UserError, match="autoencoders.audio is sd_vae, which is for image and video"):
+        wrong = experiment.autoencoders | {"audio": sd_vae}
+        dataclasses.replace(experiment, autoencoders=wrong, patch=experiment.patch | {"audio": (4, 4)}).resolved()
+    # Whoever has the latents needs no weights.
+    elsewhere = dataclasses.replace(experiment, latents={"collisions": str(latents.path)})
+    feed, _ = prepare(elsewhere, tmp_path / "other")
+    batch, facts = next(iter(feed.batches(0, 4)))
+    assert np.isfinite(next(iter(batch["latents"].values()))).all()
+
+
+def test_names():
+    assert autoencoder_of("sd-vae=x.safetensors", "--autoencoder.image") == SDVAE(path="x.safetensors")
+    assert {"patch-pca", "mdct-pca", "log-mel", "sd-vae", "flux2-vae"} <= set(NAMES)
+    for text, message in (
+        ("sdvae=x", "no autoencoder 'sdvae'; did you mean sd-vae?"),
+        ("sd-vae", "write --autoencoder.image sd-vae=PATH"),
+        ("patch-pca=x", "patch-pca is fitted to the data and has no file"),
+        ("", "no autoencoder ''; there are"),
+    ):
+        with pytest.raises(UserError, match="--autoencoder.image") as raised:
+            autoencoder_of(text, "--autoencoder.image")
+        assert message in str(raised.value)
