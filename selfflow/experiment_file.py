@@ -9,13 +9,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.tree import dataclasses_in, from_json, to_json
 
+# What a run may be of: `AutoencoderExperiment` trains what makes latents, `Experiment` what they are for.
+AnyExperiment = Experiment | AutoencoderExperiment
 
-def load_experiment(path: str | Path) -> Experiment:
+
+def load_experiment(path: str | Path, autoencoders: bool = False) -> AnyExperiment:
     """Runs an experiment file and returns what its `experiment()` makes.
+
+    Args:
+      path: the file.
+      autoencoders: whether it may be one that trains an autoencoder.
 
     Raises:
       UserError: if there is no such file, or it has no such function, or a field does not fit its type.
@@ -28,9 +36,11 @@ def load_experiment(path: str | Path) -> Experiment:
     except TypeError as error:
         _explain(error, path)
         raise  # a mistake in the file's own code: the traceback shows the line
-    if not isinstance(made, Experiment):
+    if isinstance(made, AutoencoderExperiment) and not autoencoders:
+        raise UserError(f"{path} trains an autoencoder: `selfflow train` takes it, and no other command")
+    if not isinstance(made, AnyExperiment):
         raise UserError(f"{path}: experiment() returned {type(made).__name__}, not an Experiment")
-    return from_json(to_json(made), Experiment, str(path))
+    return from_json(to_json(made), type(made), str(path))
 
 
 def load_module(path: str | Path) -> ModuleType:
@@ -68,7 +78,7 @@ def _with_suggestion(message: str) -> str:
     if "unexpected keyword argument" not in message:
         return message
     typo, owner = message.split("'")[1], message.split(".")[0]
-    classes = [c for c in dataclasses_in(Experiment) if c.__name__ == owner]
+    classes = [c for c in dataclasses_in(AnyExperiment) if c.__name__ == owner]
     near = difflib.get_close_matches(typo, [f.name for c in classes for f in dataclasses.fields(c)], n=1)
     return message.replace(".__init__()", "") + (f"; did you mean {near[0]!r}?" if near else "")
 
@@ -88,11 +98,12 @@ _MAY_CHANGE = (
     "reading",
     "exclude",
     "autoencoders.*.path",
+    "held_out",
     "latents",
 )
 
 
-def changes(old: Experiment, new: Experiment) -> dict[str, tuple[Any, Any]]:
+def changes(old: AnyExperiment, new: AnyExperiment) -> dict[str, tuple[Any, Any]]:
     """Leaves that differ: {dotted name: (old, new)}."""
 
     def leaves(data: Any, name: str) -> dict[str, Any]:
@@ -109,17 +120,19 @@ def forbidden(name: str) -> bool:
     return not any(fnmatch(name, free) or fnmatch(name, f"{free}.*") for free in _MAY_CHANGE)
 
 
-def save_experiment(experiment: Experiment, path: Path) -> None:
+def save_experiment(experiment: AnyExperiment, path: Path) -> None:
     """Writes `experiment.json`."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(to_json(experiment), indent=1))
     partial.replace(path)
 
 
-def read_experiment(path: Path) -> Experiment:
+def read_experiment(path: Path) -> AnyExperiment:
     """Reads `experiment.json`."""
     try:
         data = json.loads(path.read_text())
+        if isinstance(data, dict) and data.get("kind") == "autoencoder":
+            return from_json(data, AutoencoderExperiment, str(path))
         # Runs of the first version had the sampler's steps among the fields of the proof.
         if isinstance(data, dict) and "solver_steps" in (proof := data.get("proof") or {}):
             data.setdefault("sampler", {})["steps"] = proof.pop("solver_steps")

@@ -271,8 +271,18 @@ class Run:
 
 
 def open_run(path: str | Path) -> Run:
-    """Opens a run folder, on a disk or in a bucket."""
-    return Run(path)
+    """Opens a run folder, on a disk or in a bucket.
+
+    Raises:
+      UserError: if it is none, or one that trained an autoencoder.
+    """
+    run = Run(path)
+    if not isinstance(run.experiment, Experiment):
+        raise UserError(
+            f"{run.source} trained an autoencoder: give its autoencoder.safetensors to an experiment, as "
+            "--autoencoder.image convolutional=PATH"
+        )
+    return run
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh | None = None) -> State:

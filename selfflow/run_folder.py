@@ -18,7 +18,7 @@ import optax
 
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
-from selfflow.experiment_file import changes, forbidden, save_experiment
+from selfflow.experiment_file import AnyExperiment, changes, forbidden, save_experiment
 from selfflow.first_state import run_and_step
 from selfflow.input.fit import keep
 from selfflow.run import AUTOENCODERS, Run
@@ -30,7 +30,7 @@ _LOCK = "lock"
 
 def enter_run(
     folder: Path,
-    experiment: Experiment,
+    experiment: AnyExperiment,
     data_hash: str,
     sets: dict[str, Any],
     autoencoders: dict[str, Path],
@@ -142,7 +142,7 @@ def in_training(folder: Path) -> bool:
     return False
 
 
-def check_run(folder: Path, experiment: Experiment) -> Experiment:
+def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
     """Resolves an experiment against the run that may already be in a folder; writes nothing.
 
     Raises:
@@ -158,11 +158,17 @@ def check_run(folder: Path, experiment: Experiment) -> Experiment:
             )
         if experiment.init_from:
             run, step = run_and_step(experiment.init_from)
+            if type(run.experiment) is not type(experiment):
+                raise UserError(
+                    f"init_from {experiment.init_from}: one of the two runs is of an autoencoder, the other is not"
+                )
             step = run.last_step() if step is None else step
             experiment = dataclasses.replace(experiment, init_from=f"{run.source}:{step}")
         return experiment.resolved()
     run = Run(folder)
     old, done = run.experiment, run.last_step()
+    if type(old) is not type(experiment):
+        raise UserError(f"{folder} holds a run of another kind of experiment: use another --workdir")
     if not old.data:
         raise UserError(
             f"{folder} holds imported weights and no data, and is not trained on: use another --workdir, with "

@@ -138,6 +138,73 @@ class Flux2VAE:
         return KLAutoencoder(self, path)
 
 
+@dataclass(frozen=True)
+class Convolutional:
+    """A causal convolutional KL autoencoder that was trained here (`selfflow train experiments/autoencoder_video.py`),
+    of pictures and films, or of sound."""
+
+    kind: Literal["convolutional"] = "convolutional"
+    path: str = ""
+    """The autoencoder.safetensors of its run; by name and file, as --autoencoder.video convolutional=PATH, all other
+    settings are read from it."""
+    channels: int = 32
+    """Latent channels."""
+    hop: int = 1
+    """Frames or samples of the media in one latent frame."""
+    stride: int = 8
+    """Pixels along the side of a latent position; 0 for sound."""
+    stills: bool = False
+    """Whether it is given pictures, each a film of one frame, and no films."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
+
+    def __post_init__(self):
+        if self.channels < 1 or self.hop < 1 or self.stride < 0 or (self.stills and not self.stride):
+            raise UserError("the convolutional autoencoder: give channels and hop of at least 1, and stride for stills")
+
+    @property
+    def suits(self) -> tuple[str, ...]:
+        """The modality that it is for."""
+        return ("image",) if self.stills else ("video",) if self.stride else ("audio",)
+
+    @property
+    def lead(self) -> int:
+        """How many frames the first latent frame lacks: a film's first frame stands for itself."""
+        return self.hop - 1 if self.stride else 0
+
+    def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the latents of pictures [..., H, W, 3], films [..., T, H, W, 3] or sounds [..., samples]."""
+        if not self.stride:
+            if media[-1] % self.hop:
+                raise UserError(
+                    f"the convolutional autoencoder has latent frames of {self.hop} samples, which do not divide clips "
+                    f"of {media[-1]}: give them another length"
+                )
+            return (*media[:-1], media[-1] // self.hop, self.channels)
+        *before, height, width, _ = media
+        if height % self.stride or width % self.stride:
+            raise UserError(
+                f"the convolutional autoencoder has a stride of {self.stride} pixels, which does not divide pictures "
+                f"of {height} x {width}: give the data another size"
+            )
+        if not self.stills:
+            *before, frames = before
+            if (frames + self.lead) % self.hop:
+                raise UserError(
+                    f"the convolutional autoencoder has latent frames of {self.hop} frames after the first, which "
+                    f"stands for itself: clips of {frames} frames do not fit; give them "
+                    f"{max((frames + self.lead) // self.hop, 1) * self.hop - self.lead}"
+                )
+            before.append((frames + self.lead) // self.hop)
+        return (*before, height // self.stride, width // self.stride, self.channels)
+
+    def load(self, path: Path) -> Autoencoder:
+        """Reads the file."""
+        from selfflow.autoencoders.trained import ConvolutionalAutoencoder
+
+        return ConvolutionalAutoencoder(self, path)
+
+
 def _in_cells(config: SDVAE | Flux2VAE, media: tuple[int, ...]) -> tuple[int, ...]:
     *lead, height, width, _ = media
     if height % config.stride or width % config.stride:
@@ -148,7 +215,7 @@ def _in_cells(config: SDVAE | Flux2VAE, media: tuple[int, ...]) -> tuple[int, ..
     return (*lead, height // config.stride, width // config.stride, config.channels)
 
 
-AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE
+AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE | Convolutional
 
 
 def brought(config: AnyAutoencoder) -> bool:

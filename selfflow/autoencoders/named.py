@@ -2,8 +2,9 @@
 
 import difflib
 import typing
+from pathlib import Path
 
-from selfflow.autoencoders.config import AnyAutoencoder, brought
+from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, brought
 from selfflow.errors import UserError
 
 NAMES = {
@@ -12,16 +13,17 @@ NAMES = {
 }
 
 
-def autoencoder_of(text: str, flag: str) -> AnyAutoencoder:
-    """The settings that `NAME` or `NAME=PATH` stands for, all others as they are by default.
+def autoencoder_of(text: str, modality: str) -> AnyAutoencoder:
+    """The settings that `NAME` or `NAME=PATH` stands for; what neither name nor file tells is as it is by default.
 
     Args:
       text: what was given.
-      flag: for errors.
+      modality: what it is for.
 
     Raises:
       UserError: if there is no such autoencoder, or a path is missing or too much.
     """
+    flag = f"--autoencoder.{modality}"
     name, given, path = text.partition("=")
     config = NAMES.get(name.replace("_", "-"))
     if config is None:
@@ -34,4 +36,12 @@ def autoencoder_of(text: str, flag: str) -> AnyAutoencoder:
         return config()
     if not path:
         raise UserError(f"{flag} {text}: {name} has weights of its own: write {flag} {name}=PATH")
+    if config is Convolutional:
+        from selfflow.autoencoders.trained import shape_of  # brings JAX
+
+        network = shape_of(Path(path).expanduser())
+        stride = network.cell[1] if network.pictures else 0
+        return Convolutional(
+            path=path, channels=network.channels, hop=network.cell[0], stride=stride, stills=modality == "image"
+        )
     return config(path=path)

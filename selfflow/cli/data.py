@@ -155,7 +155,7 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
     from selfflow.autoencoders.named import autoencoder_of
 
     shapes = settings.media_shapes()
-    chosen = {m: autoencoder_of(text, f"--autoencoder.{m}") for m, text in options.autoencoder.items() if text}
+    chosen = {m: autoencoder_of(text, m) for m, text in options.autoencoder.items() if text}
     for m, config in chosen.items():
         if m not in shapes:
             raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and not {m}")

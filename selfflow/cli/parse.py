@@ -11,14 +11,18 @@ from selfflow.autoencoders.named import autoencoder_of
 from selfflow.buckets.paths import data_folder
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
-from selfflow.experiment_file import load_experiment, read_experiment
+from selfflow.experiment_file import AnyExperiment, load_experiment, read_experiment
 
 Options = TypeVar("Options")
 
 
 def parse(
-    command: str, arguments: list[str], example: str, make_options: Callable[[Path], Options]
-) -> tuple[Experiment, Options, Path] | None:
+    command: str,
+    arguments: list[str],
+    example: str,
+    make_options: Callable[[Path], Options],
+    autoencoders: bool = False,
+) -> tuple[AnyExperiment, Options, Path] | None:
     """Reads a command line.
 
     Args:
@@ -26,6 +30,7 @@ def parse(
       arguments: what follows it.
       example: a line that shows how it is used.
       make_options: experiment file -> a dataclass of the command's own flags, with their defaults.
+      autoencoders: whether the command takes experiments that train an autoencoder, too.
 
     Returns:
       The experiment, the options and the data folder; None where only the usage was asked for and printed.
@@ -41,11 +46,13 @@ def parse(
     file = arguments[0]
     if file.startswith("-"):
         raise UserError(f"name an experiment file first; example: {example}")
-    default, arguments = _with_autoencoders(load_experiment(file), arguments)
+    default = load_experiment(file, autoencoders)
+    if isinstance(default, Experiment):
+        default, arguments = _with_autoencoders(default, arguments)
     options = make_options(Path(file))
 
     def parsed(
-        experiment: Annotated[tyro.conf.AvoidSubcommands[Experiment], tyro.conf.arg(name="")] = default,
+        experiment: Annotated[tyro.conf.AvoidSubcommands[type(default)], tyro.conf.arg(name="")] = default,
         options: Annotated[type(options), tyro.conf.arg(name="")] = options,
         data_dir: Path | None = None,
     ) -> tuple:
@@ -79,7 +86,7 @@ def _with_autoencoders(experiment: Experiment, arguments: list[str]) -> tuple[Ex
         m = flag.removeprefix("--autoencoder.")
         if m not in experiment.autoencoders:
             raise UserError(f"{flag}: the experiment has autoencoders of {', '.join(experiment.autoencoders)}")
-        chosen[m] = autoencoder_of(text if given else next(rest, ""), flag)
+        chosen[m] = autoencoder_of(text if given else next(rest, ""), m)
     return dataclasses.replace(experiment, autoencoders=experiment.autoencoders | chosen), others
 
 
@@ -114,7 +121,13 @@ def parse_run(
     path = opened(arguments[0]) / "experiment.json"
     if not path.is_file():
         raise UserError(f"{arguments[0]} is not a run folder: it has no experiment.json")
-    default = make_options(read_experiment(path))
+    experiment = read_experiment(path)
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"{arguments[0]} trained an autoencoder, of which `selfflow {command}` knows nothing: give its "
+            "autoencoder.safetensors to an experiment, as --autoencoder.image convolutional=PATH"
+        )
+    default = make_options(experiment)
     options = tyro.cli(
         tyro.conf.AvoidSubcommands[type(default)],
         prog=f"selfflow {command} {arguments[0]}",

@@ -1,7 +1,6 @@
 """`selfflow train`: from an experiment file to a trained model and the proof that it learned."""
 
 import json
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,18 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import jax
 import optax
 import tyro
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from selfflow.buckets.paths import url, url_of
 from selfflow.cli.parse import parse
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
-from selfflow.training.processes import Processes, agreed, first, in_turn, meet, several, together
-from selfflow.training.state import State
+from selfflow.experiment_file import AnyExperiment
+from selfflow.training.processes import Processes, agreed, first, meet, several, together
 
 if TYPE_CHECKING:
-    from selfflow.cli.sample_evaluation import SampleEvaluation
-    from selfflow.input.batches import Feed
+    from selfflow.cli.task import Task
 
 _EXAMPLE = "selfflow train experiments/quickstart.py --steps 100 --alignment.weight 0.4"
 
@@ -39,14 +37,14 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """Parses `EXPERIMENT [--workdir DIR] [--data-dir DIR] [--FIELD VALUE ...]` and trains."""
-    parsed = parse("train", arguments, _EXAMPLE, lambda file: Options(Path("runs") / file.stem))
+    parsed = parse("train", arguments, _EXAMPLE, lambda file: Options(Path("runs") / file.stem), autoencoders=True)
     if parsed is not None:
         experiment, options, data_dir = parsed
         options.processes.join()
         train(experiment, options.workdir, data_dir)
 
 
-def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
+def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
     """Trains an experiment into a run folder, or goes on with the run that is there.
 
     Args:
@@ -68,7 +66,8 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
         jax.config.update("jax_compilation_cache_dir", str(data_dir / "compiled"))
 
     def look() -> None:  # before the folder is made
-        experiment.model.execution.check(jax.default_backend())
+        if isinstance(experiment, Experiment):
+            experiment.model.execution.check(jax.default_backend())
         check_run(workdir, experiment).check_devices(experiment.devices.mesh())
 
     where = url(workdir) or ""
@@ -86,11 +85,9 @@ def train(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, An
         return _train_alone(experiment, workdir, data_dir)
 
 
-def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
+def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str, Any]:
     from selfflow.buckets.runs import send_changes
-    from selfflow.cli.proof import prove
     from selfflow.first_state import fresh_state
-    from selfflow.prepare import autoencoders_of, hash_of_latents, prepare, sets_of
     from selfflow.run import Run, abstract_state
     from selfflow.run_folder import check_run, enter_run
     from selfflow.training.checkpoints import Checkpoints
@@ -102,22 +99,20 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
 
     began = time.monotonic()
     experiment = check_run(workdir, experiment)
-    feed, built = in_turn(lambda: prepare(experiment, data_dir))
-    agreed(hash_of_latents(feed.latents), "the latents that they read")
     mesh = experiment.devices.mesh()
+    task = _task(experiment, data_dir, mesh)
+    agreed(task.data_hash, "the data that they read")
     rows = partial(rows_here, mesh)
     # All that can be wrong with data or weights comes before the folder becomes a run.
-    together(lambda: feed.batches(0, experiment.steps, rows))
-    look = together(lambda: _evaluation(experiment, feed, built, mesh))
+    together(lambda: task.feed.batches(0, experiment.steps, rows))
     last = agreed(
         Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0, "the checkpoints they find"
     )
     state = None if last else fresh_state(experiment, mesh)
-    read = hash_of_latents(feed.latents), sets_of(experiment, feed.latents), autoencoders_of(feed.latents)
     where = url_of(data_dir) or str(data_dir.absolute())
 
     def enter() -> None:
-        enter_run(workdir, experiment, *read, where)
+        enter_run(workdir, experiment, task.data_hash, task.sets, task.autoencoders, where)
         send_changes(workdir)  # from here on a bucket knows of a run, whatever of the rest gets there
 
     together(lambda: enter() if first() else None)
@@ -127,10 +122,10 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
         state = checkpoints.restore_newest(abstract_state(experiment, mesh))
     start = int(state.step)
     if first():
-        _say_start(experiment, workdir, start, state, feed)
+        task.say(workdir, start, state)
         if mesh.size > 1:
             print(sharding_table(state, shardings_of(state), experiment.objective().logical_axes()))
-    batches = feed.batches(start, experiment.steps, rows)
+    batches = task.feed.batches(start, experiment.steps, rows)
     stream = iter(batches)
     sizes = {name: chosen.batch_size for name, chosen in experiment.mixture.items()}
     log = None
@@ -150,8 +145,8 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
                     checkpoints=checkpoints,
                     trace=Trace(experiment.profile, workdir, start, experiment.steps),
                     interruption=interruption,
-                    evaluate=look and (lambda state: look(state, workdir)),
-                    **_functions(experiment, feed, mesh, shardings_of(state)),
+                    evaluate=task.evaluate and (lambda state: task.evaluate(state, workdir)),
+                    **task.functions(mesh, shardings_of(state)),
                 )
     finally:
         stream.close()
@@ -159,7 +154,7 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
             log.close()
         checkpoints.close()
     weights = on_one_device(state._replace(optimizer=optax.EmptyState()))
-    summary = prove(experiment, workdir, feed, built, weights) if first() else {}
+    summary = task.prove(workdir, weights) if first() else {}
     if first():
         summary["minutes"] = round((time.monotonic() - began) / 60, 2)
         unfinished = workdir / "summary.json.partial"
@@ -169,85 +164,11 @@ def _train_alone(experiment: Experiment, workdir: Path, data_dir: Path) -> dict[
     return summary
 
 
-def _evaluation(experiment: Experiment, feed: "Feed", built: dict[str, Any], mesh: Mesh) -> "SampleEvaluation | None":
-    if not experiment.cadence.evaluate_every:
-        return None
-    from selfflow.cli.sample_evaluation import SampleEvaluation
+def _task(experiment: AnyExperiment, data_dir: Path, mesh: Mesh) -> "Task":
+    if isinstance(experiment, Experiment):
+        from selfflow.cli.train_flow import flow_task
 
-    return SampleEvaluation(experiment, feed, built, mesh)
+        return flow_task(experiment, data_dir, mesh)
+    from selfflow.cli.train_autoencoder import autoencoder_task
 
-
-def _functions(experiment: Experiment, feed: "Feed", mesh: Mesh, placed: State) -> dict[str, Any]:
-    """What the loop calls: the compiled step and diagnostics, and how to read its metrics."""
-    from selfflow.objectives.diagnostics import diagnose
-    from selfflow.training.sharding import filled, spread
-    from selfflow.training.step import batch_size, key_of, sample_keys
-
-    # An argument of what is compiled: the members of a sweep that differ in their seeds then share their programs.
-    objective, key = experiment.objective(), key_of(experiment.seed.noise)
-    held_out = feed.held_out(("validation",))
-    looked_at = {name: spread(filled(batch, mesh), mesh) for name, (_, batch) in held_out.items()}
-    everywhere = NamedSharding(mesh, PartitionSpec())
-
-    @partial(jax.jit, out_shardings=everywhere)
-    def look_at(state: State, batch: Any, key: Any) -> dict[str, jax.Array]:
-        return diagnose(objective, state.params, state.frozen, batch, sample_keys(key, state.step, batch_size(batch)))
-
-    def look(state: State) -> dict[str, jax.Array]:
-        # One batch of every set, always the same: the step's own would show one set, and other samples each time.
-        return {
-            f"{view}/{name}/{m}": value
-            for name, batch in looked_at.items()
-            for (view, m), value in _split_names(look_at(state, batch, key)).items()
-        }
-
-    step = jax.jit(experiment.step(), donate_argnums=0, out_shardings=(placed, everywhere))
-    return {
-        "step": lambda state, batch: step(state, batch, key),
-        "diagnose": look,
-        "summarise": _numbers,
-    }
-
-
-def _split_names(metrics: dict[str, jax.Array]) -> dict[tuple[str, str], jax.Array]:
-    return {tuple(name.rsplit("/", 1)): value for name, value in metrics.items()}
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    """Fetched metrics as the numbers of a row; sums and counts per bucket of tau become means."""
-    row = {name: float(value) for name, value in metrics.items() if value.ndim == 0}
-    for name, total in metrics.items():
-        if name.startswith("flow_sum/"):
-            m = name.removeprefix("flow_sum/")
-            count = metrics[f"flow_count/{m}"]
-            for i in range(len(total)):
-                if count[i] > 0:
-                    row[f"flow_loss/{m}/tau_{i / len(total):.1f}-{(i + 1) / len(total):.1f}"] = float(
-                        total[i] / count[i]
-                    )
-    return row
-
-
-def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, feed: "Feed") -> None:
-    count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
-    print(
-        f"{url_of(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
-        + (f", from step {start}" if start else "")
-    )
-    for data, latents in feed.latents.items():
-        for m, quality in latents.manifest["quality"].items():
-            numbers = [f"{n.replace('_db', ' (dB)').replace('_', '-')} {value:.1f}" for n, value in quality.items()]
-            identity = latents.manifest["modalities"][m]["identity"]
-            print(f"  {data}: {m} autoencoder {identity}: {', '.join(numbers)}")
-        for m, identity in latents.features.items():
-            print(f"  {data}: {m} features of {identity}")
-        if left_out := sum(map(len, latents.manifest["unreadable"].values())):
-            print(f"  {data}: {left_out} records could not be encoded and are left out; see {latents.path}")
-    if unaligned := [m for m, encoder in getattr(experiment.alignment, "encoders", {}).items() if encoder is None]:
-        print(f"  {', '.join(unaligned)}: no encoder in alignment.encoders, not aligned")
-    forgotten = experiment.steps * (1 - experiment.ema_decay)
-    if forgotten < 5:
-        print(
-            f"warning: ema_decay {experiment.ema_decay} keeps {math.exp(-forgotten):.0%} of the random initialisation "
-            f"in the teacher after {experiment.steps} steps; leave ema_decay out to have it fit the run's length"
-        )
+    return autoencoder_task(experiment, data_dir)

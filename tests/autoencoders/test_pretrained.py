@@ -189,7 +189,7 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
 
 
 def test_names():
-    assert autoencoder_of("sd-vae=x.safetensors", "--autoencoder.image") == SDVAE(path="x.safetensors")
+    assert autoencoder_of("sd-vae=x.safetensors", "image") == SDVAE(path="x.safetensors")
     assert {"patch-pca", "mdct-pca", "log-mel", "sd-vae", "flux2-vae"} <= set(NAMES)
     for text, message in (
         ("sdvae=x", "no autoencoder 'sdvae'; did you mean sd-vae?"),
@@ -198,5 +198,5 @@ def test_names():
         ("", "no autoencoder ''; there are"),
     ):
         with pytest.raises(UserError, match="--autoencoder.image") as raised:
-            autoencoder_of(text, "--autoencoder.image")
+            autoencoder_of(text, "image")
         assert message in str(raised.value)

@@ -1,0 +1,30 @@
+"""A convolutional KL autoencoder of waveforms: 40 ms of sound at 8 kHz to 128 channels, as in the quickstart.
+
+    selfflow train experiments/autoencoder_audio.py
+
+Hardware: two CPU cores, 3 GB.
+"""
+
+from selfflow.autoencoder_experiment import AutoencoderExperiment
+from selfflow.autoencoders.convolutional import Network
+from selfflow.data.collisions import Collisions
+from selfflow.input.mixture import Set
+from selfflow.objectives.autoencoding import Reconstruction
+from selfflow.training.optimizer import AdamW
+
+
+def experiment() -> AutoencoderExperiment:
+    return AutoencoderExperiment(
+        data={"collisions": Collisions()},
+        mixture={"sounds": Set(modalities=("audio",), batch_size=16)},
+        network=Network(
+            channels=128,
+            strides=((16,), (4,), (5,)),
+            widths=(32, 64, 128),
+            windows=((7,), (1,)),
+            blocks=2,
+        ),
+        loss=Reconstruction(squared=10.0, absolute=1.0, spectral=0.1, kl=1e-6),
+        optimizer=AdamW(learning_rate=2e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
+        steps=1000,
+    )

@@ -1,0 +1,31 @@
+"""A convolutional KL autoencoder of pictures: 8 x 8 pixels to one position of 32 channels, as the quickstart's PCA.
+
+    selfflow train experiments/autoencoder_image.py
+    selfflow train experiments/quickstart.py --workdir runs/on_trained \\
+        --autoencoder.image convolutional=runs/autoencoder_image/autoencoder.safetensors
+
+Hardware: two CPU cores, 2 GB.
+"""
+
+from selfflow.autoencoder_experiment import AutoencoderExperiment
+from selfflow.autoencoders.convolutional import Network
+from selfflow.data.collisions import Collisions
+from selfflow.input.mixture import Set
+from selfflow.objectives.autoencoding import Reconstruction
+from selfflow.training.optimizer import AdamW
+
+
+def experiment() -> AutoencoderExperiment:
+    return AutoencoderExperiment(
+        data={"collisions": Collisions()},
+        mixture={"stills": Set(modalities=("image",), batch_size=32)},
+        network=Network(
+            channels=32,
+            strides=((1, 2, 2), (1, 2, 2), (1, 2, 2)),
+            widths=(24, 48, 96),
+            windows=((1, 3, 3), (1, 3, 3)),
+        ),
+        loss=Reconstruction(squared=1.0, gradient=0.1, kl=1e-6),
+        optimizer=AdamW(learning_rate=3e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
+        steps=1000,
+    )

@@ -1,0 +1,33 @@
+"""A causal convolutional KL autoencoder of films and pictures: 4 frames of 8 x 8 pixels to one position of 64 channels,
+and the first frame alone, so that films and stills share it.
+
+    selfflow train experiments/autoencoder_video.py
+
+Hardware: two CPU cores, 3 GB.
+"""
+
+from selfflow.autoencoder_experiment import AutoencoderExperiment
+from selfflow.autoencoders.convolutional import Network
+from selfflow.data.collisions import Collisions
+from selfflow.input.mixture import Set
+from selfflow.objectives.autoencoding import Reconstruction
+from selfflow.training.optimizer import AdamW
+
+
+def experiment() -> AutoencoderExperiment:
+    return AutoencoderExperiment(
+        data={"collisions": Collisions()},
+        mixture={
+            "films": Set(modalities=("video",), weight=0.75, batch_size=4),
+            "stills": Set(modalities=("image",), weight=0.25, batch_size=32),
+        },
+        network=Network(
+            channels=64,
+            strides=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
+            widths=(24, 48, 96),
+            windows=((1, 3, 3), (3, 1, 1)),
+        ),
+        loss=Reconstruction(squared=1.0, gradient=0.1, kl=1e-6),
+        optimizer=AdamW(learning_rate=3e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
+        steps=1000,
+    )

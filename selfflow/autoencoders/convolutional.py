@@ -1,0 +1,182 @@
+"""Causal convolutional KL autoencoders of pictures, films and sounds: trained here, streamed in pieces.
+
+Latents at a moment depend on media up to it and not after: whatever a clip's length, it passes through in pieces, and
+what a piece has to know of the one before is handed on. A film is led in by copies of its first frame, so that this
+stands for itself in the first latent frame, and a picture is a film of one frame. Sound is a waveform. Halving and
+doubling move what is next to each other into channels and back (arXiv 1609.05158), so that only the convolutions look
+beyond a cell.
+
+A network is a tree of arrays.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from selfflow.convolution import Convolution, convolve
+from selfflow.errors import UserError
+
+_LOG_VARIANCE = (-30.0, 20.0)
+# What the causal convolutions of a network have to know of what came before, in their order.
+Past = list[Array]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The shape of a convolutional autoencoder: of pictures and films where strides have three axes, (frames, rows,
+    columns), and of sound where they have one, (samples,)."""
+
+    channels: int
+    """Latent channels, C."""
+    strides: tuple[tuple[int, ...], ...]
+    """Of each level, from the media on; the product of all is a latent position's share of the media."""
+    widths: tuple[int, ...]
+    """Channels after each of these strides."""
+    windows: tuple[tuple[int, ...], ...]
+    """Of the convolutions of a residual block, in their order, along each axis; causal along the first."""
+    blocks: int = 1
+    """Residual blocks on each level, of the encoder and of the decoder."""
+
+    def __post_init__(self):
+        ranks = {len(axes) for axes in self.strides + self.windows}
+        if ranks not in ({3}, {1}):
+            raise UserError(
+                f"network.strides {self.strides} and network.windows {self.windows}: give (frames, rows, columns) for "
+                "pictures and films, (samples,) for sound"
+            )
+        if not self.widths or len(self.widths) != len(self.strides):
+            raise UserError(f"network.widths {self.widths}: give one for each of the {len(self.strides)} strides")
+        counts = (self.channels, self.blocks, *self.widths, *(n for axes in self.strides + self.windows for n in axes))
+        if min(counts) < 1:
+            raise UserError("network: channels, blocks, widths, strides and windows must be at least 1")
+        if len(self.cell) == 3 and self.cell[1] != self.cell[2]:
+            raise UserError(f"network.strides {self.strides}: rows and columns must come out alike")
+
+    @property
+    def cell(self) -> tuple[int, ...]:
+        """The share of the media that a latent position stands for, along each axis."""
+        return tuple(math.prod(axis) for axis in zip(*self.strides))
+
+    @property
+    def pictures(self) -> bool:
+        """Whether it is for pictures and films, and not for sound."""
+        return len(self.cell) == 3
+
+    @property
+    def lead(self) -> int:
+        """Copies of the first frame before a film."""
+        return self.cell[0] - 1 if self.pictures else 0
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Fresh parameters: blocks hand on what they are given."""
+        keys = iter(jax.random.split(key, 8 * (len(self.widths) + 1) * (self.blocks + 1)))
+        one, media = (1,) * len(self.cell), 3 if self.pictures else 1
+
+        def layer(inputs: int, outputs: int, window: tuple[int, ...] = one, zero: bool = False) -> Convolution:
+            size = 0 if zero else (inputs * math.prod(window)) ** -0.5
+            return Convolution(size * jax.random.normal(next(keys), (*window, inputs, outputs)), jnp.zeros(outputs))
+
+        def block(width: int) -> dict[str, Any]:
+            last = len(self.windows) - 1
+            layers = [layer(width, width, window, zero=i == last) for i, window in enumerate(self.windows)]
+            return {"norms": [jnp.ones(width) for _ in layers], "layers": layers}
+
+        levels = list(zip(self.strides, self.widths, (media, *self.widths)))
+        encoder = [
+            {"down": layer(before * math.prod(stride), width), "blocks": [block(width) for _ in range(self.blocks)]}
+            for stride, width, before in levels
+        ]
+        decoder = [
+            {"blocks": [block(width) for _ in range(self.blocks)], "up": layer(width, before * math.prod(stride))}
+            for stride, width, before in reversed(levels)
+        ]
+        width = self.widths[-1]
+        return {
+            "encoder": {"levels": encoder, "norm": jnp.ones(width), "out": layer(width, 2 * self.channels)},
+            "decoder": {"in": layer(self.channels, width), "levels": decoder},
+        }
+
+    def encode(
+        self, params: dict[str, Any], x: Float[Array, "B ..."], past: Past | None = None
+    ) -> tuple[Float[Array, "B ... C"], Float[Array, "B ... C"], Past]:
+        """Mean and log variance of the latents of media, and what the next piece has to know.
+
+        Args:
+          params: of the network; their type is that of the arithmetic.
+          x: media [B, T, H, W, 3] or [B, T, 1] in [-1, 1], led in, of sides that `cell` divides.
+          past: what the piece before gave; none at the start.
+        """
+        p, seen = params["encoder"], _Seen(past)
+        x = x.astype(p["out"].kernel.dtype)
+        for level, stride in zip(p["levels"], self.strides):
+            x = convolve(into_channels(x, stride), level["down"])
+            for block in level["blocks"]:
+                x = _block(x, block, seen)
+        x = convolve(_norm(x, p["norm"]), p["out"]).astype(jnp.float32)
+        mean, log_variance = jnp.split(x, 2, axis=-1)
+        return mean, jnp.clip(log_variance, *_LOG_VARIANCE), seen.kept
+
+    def decode(
+        self, params: dict[str, Any], z: Float[Array, "B ... C"], past: Past | None = None
+    ) -> tuple[Float[Array, "B ..."], Past]:
+        """Media, about in [-1, 1], of latents, and what the next piece has to know."""
+        p, seen = params["decoder"], _Seen(past)
+        x = convolve(z.astype(p["in"].kernel.dtype), p["in"])
+        for level, stride in zip(p["levels"], reversed(self.strides)):
+            for block in level["blocks"]:
+                x = _block(x, block, seen)
+            x = out_of_channels(convolve(x, level["up"]), stride)
+        return x.astype(jnp.float32), seen.kept
+
+
+class _Seen:
+    """Hands each causal convolution what it knows of the piece before, and keeps what it knows of this one."""
+
+    def __init__(self, past: Past | None):
+        self._past, self.kept = None if past is None else iter(past), []
+
+    def before(self, x: Float[Array, "B T ..."], count: int) -> Float[Array, "B T+count ..."]:
+        earlier = jnp.zeros((x.shape[0], count, *x.shape[2:]), x.dtype) if self._past is None else next(self._past)
+        x = jnp.concatenate([earlier, x], axis=1)
+        self.kept.append(x[:, x.shape[1] - count :])
+        return x
+
+
+def _block(x: Float[Array, "B ... D"], p: dict[str, Any], seen: _Seen) -> Float[Array, "B ... D"]:
+    h = x
+    for norm, layer in zip(p["norms"], p["layers"]):
+        h, window = _norm(h, norm), layer.kernel.shape[:-2]
+        if window[0] > 1:
+            h = seen.before(h, window[0] - 1)
+        sides = [(0, 0)] + [((n - 1) // 2, n // 2) for n in window[1:]]
+        h = convolve(h, layer, padding=sides)
+    return x + h
+
+
+def _norm(x: Float[Array, "B ... D"], scale: Float[Array, "D"]) -> Float[Array, "B ... D"]:
+    """silu(x / rms(x) scale), over channels alone: a mean over positions would look ahead."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
+    return jax.nn.silu(normed * scale).astype(x.dtype)
+
+
+def into_channels(x: Float[Array, "B ... C"], stride: tuple[int, ...]) -> Float[Array, "B ... D"]:
+    """Moves each cell of `stride` positions into channels, (position in the cell, channel)."""
+    axes = len(stride)
+    sizes = [n for size, s in zip(x.shape[1:-1], stride) for n in (size // s, s)]
+    split = x.reshape(x.shape[0], *sizes, x.shape[-1])
+    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
+    return split.transpose(order).reshape(x.shape[0], *sizes[::2], math.prod(stride) * x.shape[-1])
+
+
+def out_of_channels(x: Float[Array, "B ... D"], stride: tuple[int, ...]) -> Float[Array, "B ... C"]:
+    """The inverse of `into_channels`."""
+    axes, channels = len(stride), x.shape[-1] // math.prod(stride)
+    split = x.reshape(*x.shape[:-1], *stride, channels)
+    order = [0, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i)), 2 * axes + 1]
+    sides = [size * s for size, s in zip(x.shape[1:-1], stride)]
+    return split.transpose(order).reshape(x.shape[0], *sides, channels)

@@ -1,0 +1,210 @@
+"""A convolutional autoencoder that was trained here, from its one file: weights, normalisation and shape."""
+
+import dataclasses
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from selfflow.autoencoders.config import Convolutional
+from selfflow.autoencoders.convolutional import Network, Past
+from selfflow.errors import UserError
+from selfflow.tree import from_json, to_json
+from selfflow.weights import sha256_of
+
+_FORMAT = "selfflow-autoencoder-1"
+_PIECE = 2**21  # elements of media in one call: what takes memory is some hundred times as much
+
+
+class ConvolutionalAutoencoder:
+    """Pictures and films, or sounds, <-> latents of unit variance; see `config.Autoencoder`.
+
+    Clips of whatever length pass through in pieces of one shape, each of which knows of the one before.
+
+    Args:
+      config: which.
+      path: its file, as `write` makes it.
+
+    Raises:
+      UserError: if the file is damaged or of another kind, or `config` says what is not so.
+    """
+
+    together = 16
+
+    def __init__(self, config: Convolutional, path: Path):
+        self.config = config
+        self.network, tensors = read(path)
+        network = self.network
+        for name, found, said in (
+            ("channels", network.channels, config.channels),
+            ("hop", network.cell[0], config.hop),
+            ("stride", network.cell[1] if network.pictures else 0, config.stride),
+        ):
+            if found != said:
+                raise UserError(
+                    f"{path}: its {name} is {found}, and that of the convolutional autoencoder {said}: set it"
+                )
+        self._mean, self._deviation = tensors.pop("normalisation.mean"), tensors.pop("normalisation.deviation")
+        shapes = jax.eval_shape(network.init, jax.random.key(0))
+        paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
+        named = {jax.tree_util.keystr(at, simple=True, separator="."): x.shape for at, x in paths}
+        for name, shape in named.items():
+            if name not in tensors or tensors[name].shape != shape:
+                raise UserError(f"{path} lacks {name} of shape {list(shape)}: write it again from its run")
+        leaves = [jnp.asarray(tensors[name], config.dtype) for name in named]
+        self._params = jax.tree.unflatten(structure, leaves)
+        self.identity = f"convolutional-{sha256_of(path)[:12]}" + (
+            "" if config.dtype == "float32" else f"-{config.dtype}"
+        )
+        self._encode = jax.jit(partial(_encode, network))
+        self._decode = jax.jit(partial(_decode, network))
+
+    def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
+        """The means of the latents."""
+        return self.moments(media)[0]
+
+    def moments(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
+        """Mean and standard deviation of the latents of media, whatever stands before their own axes.
+
+        Frames or samples after the last whole latent frame are left out.
+
+        Raises:
+          UserError: if the stride does not divide pictures, or a clip is shorter than a latent frame.
+        """
+        if self.network.pictures:  # whatever the length
+            dataclasses.replace(self.config, stills=True).latent_shape(media.shape[-3:])
+        before = media.shape[: -self._axes(latents=False)]
+        x, lead = self._clips(media), self.network.lead
+        if lead:
+            x = np.concatenate([np.repeat(x[:, :1], lead, axis=1), x], axis=1)
+        hop = self.network.cell[0]
+        if x.shape[1] < hop:
+            raise UserError(f"a clip of {media.shape[-1]} samples is shorter than a latent frame, {hop} of them")
+        x = x[:, : x.shape[1] // hop * hop]
+        mean, log_variance = self._streamed(self._encode, x, hop, 1)
+        mean = (mean - self._mean) / self._deviation
+        shape = (*before, *mean.shape[1 + self._still :])
+        return mean.reshape(shape), (np.exp(0.5 * log_variance) / self._deviation).reshape(shape)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Media of latents."""
+        own = latents.shape[-self._axes(latents=True) :]
+        z = np.asarray(latents, np.float32).reshape(-1, *((1,) if self._still else ()), *own)
+        (made,) = self._streamed(self._decode, z * self._deviation + self._mean, 1, self.network.cell[0])
+        made = np.nan_to_num(made[:, self.network.lead :])
+        before = latents.shape[: -len(own)]
+        if not self.network.pictures:
+            samples = np.clip(np.rint(made[..., 0] * 32768), -32768, 32767).astype(np.int16)
+            return samples.reshape(*before, -1)
+        pixels = np.clip(np.rint((made + 1) * 127.5), 0, 255).astype(np.uint8)
+        return pixels.reshape(*before, *pixels.shape[1 + self._still :])
+
+    @property
+    def _still(self) -> bool:
+        return self.network.pictures and self.config.stills
+
+    def _axes(self, latents: bool) -> int:
+        """How many axes are a clip's own."""
+        if self.network.pictures:
+            return 3 if self.config.stills else 4
+        return 2 if latents else 1
+
+    def _clips(self, media: np.ndarray) -> np.ndarray:
+        """Media as [B, T, H, W, 3] or [B, T, 1]."""
+        own = media.shape[-self._axes(latents=False) :]
+        return media.reshape(-1, *((1,) if self._still else ()), *own, *(() if self.network.pictures else (1,)))
+
+    def _streamed(self, network: Any, x: np.ndarray, hop: int, out: int) -> list[np.ndarray]:
+        """A compiled function over pieces of clips [B, T, ...], each a whole number of `hop`s, one after the other.
+
+        Args:
+          network: (params, piece, past) -> (outputs, past).
+          x: clips.
+          hop: least length of a piece.
+          out: how much comes out, of what `hop` is put in.
+        """
+        cell = np.prod(self.network.cell) if hop == 1 else 1  # of latents, each is as large as its media
+        clips = max(1, min(len(x), self.together, int(_PIECE // max(x[0, :hop].size * cell, 1))))
+        frames = max(1, int(_PIECE // max(x[0, :hop].size * clips * cell, 1)))
+        size = min(frames, x.shape[1] // hop) * hop
+        found: list[list[np.ndarray]] = []
+        for first in range(0, len(x), clips):
+            some, past, parts = x[first : first + clips], None, []
+            count = len(some)
+            some = np.concatenate([some, np.broadcast_to(some[:1], (clips - count, *some.shape[1:]))])
+            for start in range(0, x.shape[1], size):
+                piece = some[:, start : start + size]
+                whole = piece.shape[1]
+                # The last piece may be shorter; what fills it up comes after everything and touches nothing.
+                piece = np.pad(piece, [(0, 0), (0, size - whole)] + [(0, 0)] * (piece.ndim - 2))
+                outputs, past = network(self._params, piece, past)
+                parts.append([np.asarray(y)[:count, : whole // hop * out] for y in outputs])
+            found.append([np.concatenate(pieces, axis=1) for pieces in zip(*parts)])
+        return [np.concatenate(batches) for batches in zip(*found)]
+
+
+def _encode(network: Network, params: Any, media: jax.Array, past: Past | None) -> tuple[tuple[jax.Array, ...], Past]:
+    scale = (127.5, 1) if media.dtype == jnp.uint8 else (32768, 0)
+    mean, log_variance, past = network.encode(params, media.astype(jnp.float32) / scale[0] - scale[1], past)
+    return (mean, log_variance), past
+
+
+def _decode(network: Network, params: Any, z: jax.Array, past: Past | None) -> tuple[tuple[jax.Array, ...], Past]:
+    made, past = network.decode(params, z, past)
+    return (made,), past
+
+
+def write(path: Path, network: Network, params: dict[str, np.ndarray], mean: np.ndarray, deviation: np.ndarray) -> None:
+    """Writes an autoencoder.
+
+    Args:
+      path: where to, .safetensors.
+      network: its shape.
+      params: by their dotted names.
+      mean, deviation: of each latent channel, which are subtracted and divided by.
+    """
+    tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in params.items()}
+    tensors |= {"normalisation.mean": np.float32(mean), "normalisation.deviation": np.float32(deviation)}
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_bytes(save(tensors, {"format": _FORMAT, "network": json.dumps(to_json(network))}))
+    partial_path.replace(path)
+
+
+def shape_of(path: Path) -> Network:
+    """The shape of the autoencoder in a file.
+
+    Raises:
+      UserError: if it holds none.
+    """
+    return read(path, weights=False)[0]
+
+
+def read(path: Path, weights: bool = True) -> tuple[Network, dict[str, np.ndarray]]:
+    """Shape and tensors of the autoencoder in a file.
+
+    Raises:
+      UserError: if it is damaged, or holds something else, or a number that is not finite.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            told = file.metadata() or {}
+            if told.get("format") != _FORMAT:
+                raise UserError(
+                    f"{path} holds no autoencoder that was trained here (its format is {told.get('format')}): give the "
+                    "autoencoder.safetensors of a run of `selfflow train experiments/autoencoder_image.py`"
+                )
+            network = from_json(json.loads(told["network"]), Network, str(path))
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): copy it again") from error
+    for name, x in tensors.items():
+        if not np.isfinite(x).all():
+            raise UserError(f"{path}: {name} holds NaN or infinity: train it again")
+    return network, tensors

@@ -1,0 +1,209 @@
+"""Batches of raw media, for autoencoders to train on: clips cropped in time and area, in the order of `Batches`."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from selfflow.data.features import read_features, read_specs
+from selfflow.data.shards import BadRecord
+from selfflow.errors import UserError
+from selfflow.input.batches import Batches, Rows
+from selfflow.input.built import Built
+from selfflow.input.mixture import Set, Stage
+from selfflow.input.reading import Reading
+from selfflow.progress import Progress
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a sample of a set looks like: its length in frames or samples, 0 for a still, and the side of its area."""
+
+    length: int
+    side: int
+    shape: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Frames or samples of a sample, which the speed of a run is counted in."""
+        return max(self.length, 1)
+
+
+class MediaSource:
+    """The records of a split as `Batches` asks for them; records travel to worker processes.
+
+    Args:
+      built: the data set.
+      split: of it.
+      excluded: ids that are never read.
+    """
+
+    def __init__(self, built: Built, split: str, excluded: Collection[str] = ()):
+        self.folder, self._records = built.folder, built.records(split)
+        self.index = _index(built, split)
+        self._excluded = np.isin(self.index["id"], np.array(sorted(excluded), str))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"index": {}, "_excluded": None}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self._records[i]
+
+    def having(self, modality: str, quality: float = 0.0) -> np.ndarray:
+        """The records in which a modality is present, of at least this quality, without the excluded."""
+        present = self.index.get(f"present/{modality}", np.zeros(len(self), bool))
+        return np.flatnonzero(present & (self.index["quality"] >= quality) & ~self._excluded)
+
+    def shard_of(self, i: int) -> str:
+        """Name of the file that holds record i."""
+        return self._records.shard_of(i)
+
+    def id(self, i: int) -> str:
+        """Id of record i."""
+        return str(self.index["id"][i])
+
+
+@lru_cache(maxsize=16)
+def _index(built: Built, split: str) -> dict[str, np.ndarray]:
+    """Id, quality and what is present of each record; of one that cannot be read nothing is."""
+    records, rows = built.records(split), []
+    small = None
+    if not hasattr(built.settings, "decoder"):
+        wanted = [name for name in read_specs(built.folder) if name in ("id", "quality") or name.startswith("present.")]
+        small = read_features(built.folder, only=wanted)
+    with Progress(f"index {built.name.split('/')[0]} {split}", len(records), unit="record") as shown:
+        for i in range(len(records)):
+            try:
+                record = small.deserialize_example_np(records.raw(i)) if small else records[i]
+            except BadRecord:
+                record = {"id": "", "quality": 0.0, "present": {}}
+            name = record["id"]
+            present = {m: bool(there) for m, there in record["present"].items()}
+            rows.append((name.decode() if isinstance(name, bytes) else name, float(record["quality"]), present))
+            shown.advance()
+    modalities = {m for *_, present in rows for m in present}
+    return {
+        "id": np.array([name for name, *_ in rows], str),
+        "quality": np.array([quality for _, quality, _ in rows], np.float32),
+        **{f"present/{m}": np.array([present.get(m, False) for *_, present in rows], bool) for m in modalities},
+    }
+
+
+@dataclass(frozen=True)
+class MediaReader:
+    """One record of a set as a sample of a batch; travels to worker processes."""
+
+    source: MediaSource
+    records: np.ndarray
+    modality: str
+    cut: Cut
+    delayed: Mapping[str, int] = field(default_factory=dict)  # none: `Batches` asks
+
+    modalities = {}  # nothing of a sample is a latent
+
+    def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """The sample of a record, {"media", "weight", "record"}; without `rng` it is cut from the start and the middle.
+
+        A record that cannot be read keeps its place: it is all zeros and its weight is 0.
+        """
+        sample = {"record": np.int64(record), "weight": np.float32(1)}
+        try:
+            sample["media"] = self._cropped(self.source[record], record, rng)
+        except BadRecord:
+            sample["media"] = np.zeros(self.cut.shape, np.int16 if self.modality == "audio" else np.uint8)
+            sample["weight"] = np.float32(0)
+        return sample
+
+    def why(self, record: int) -> tuple[str, str]:
+        """(shard, reason) of a record that cannot be read."""
+        try:
+            self._cropped(self.source[record], record, None)
+        except BadRecord as error:
+            return error.shard, error.reason
+        return self.source.shard_of(record), "it can be read now"
+
+    def _cropped(self, record: dict[str, Any], number: int, rng: np.random.Generator | None) -> np.ndarray:
+        x, cut = record[self.modality], self.cut
+        if self.modality == "audio":
+            x = x[:, None]
+        elif self.modality == "image":
+            x = x[None]
+        if x.ndim != len(cut.shape) or not x.size:
+            raise BadRecord(
+                self.source.shard_of(number), f"its {self.modality} has shape {record[self.modality].shape}"
+            )
+        sizes = cut.shape[: -1 if x.ndim > 2 else 1]
+        for axis, size in enumerate(sizes):
+            if x.shape[axis] < size:  # its last frame, or the edge of its pictures, goes on
+                x = np.pad(x, [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)], mode="edge")
+            room = x.shape[axis] - size
+            start = int(rng.integers(room + 1)) if rng is not None else (room // 2 if axis else 0)
+            x = np.take(x, np.arange(start, start + size), axis)
+        return x
+
+
+@dataclass(frozen=True)
+class MediaFeed:
+    """What all sets of a mixture are read from; see `batches.Feed`.
+
+    Attributes:
+      built: data sets.
+      mixture: sets by name, each of one modality, with its data set.
+      cuts: what the samples of each set look like.
+      excluded: ids of samples that are never read.
+    """
+
+    built: dict[str, Built]
+    mixture: dict[str, Set]
+    cuts: dict[str, Cut]
+    curriculum: tuple[Stage, ...] = ()
+    excluded: frozenset[str] = frozenset()
+    seed: int = 0
+    reading: Reading = Reading()
+
+    # `Batches` looks for labels in latents, and counts the tokens of modalities.
+    label = ""
+    latents = {}
+
+    @property
+    def modalities(self) -> dict[str, dict[str, Cut]]:
+        """The one modality of each set, which tells its `tokens`."""
+        return {name: {chosen.modalities[0]: self.cuts[name]} for name, chosen in self.mixture.items()}
+
+    def batches(self, start: int, steps: int, rows: Rows | None = None) -> Batches:
+        """The batches of steps `start` to `steps`, as `Feed.batches` gives them: {"media", "weight"}."""
+        return Batches(self, start, steps, rows)
+
+    def reader(self, name: str, split: str, quality: float = 0.0) -> MediaReader:
+        """Reads the records of a set of the mixture, from a split of its data set."""
+        chosen = self.mixture[name]
+        source = MediaSource(self.built[chosen.data], split, self.excluded)
+        (modality,) = chosen.modalities
+        return MediaReader(source, source.having(modality, quality), modality, self.cuts[name])
+
+    def held_out(self, splits: tuple[str, ...], size: int) -> dict[str, tuple[str, np.ndarray]]:
+        """Media of each set, always the same, {set: (split, [B, ...])}; the first split that has any, in the end train.
+
+        Args:
+          splits: where to look, in this order.
+          size: samples, if there are so many.
+
+        Raises:
+          UserError: if a set has no record that can be read.
+        """
+        found = {}
+        for name, chosen in self.mixture.items():
+            for split in (s for s in (*splits, "train") if s in self.built[chosen.data].splits):
+                reader = self.reader(name, split)
+                samples = [s for i in reader.records[:size] if (s := reader(int(i)))["weight"]]
+                if samples:
+                    found[name] = split, np.stack([sample["media"] for sample in samples])
+                    break
+            else:
+                raise UserError(f"mixture.{name}: no record of {chosen.data} can be read: run `selfflow data verify`")
+        return found

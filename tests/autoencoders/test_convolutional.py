@@ -1,0 +1,256 @@
+"""Convolutional autoencoders: causal, the same in pieces, the same for a picture and a film's first frame."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfflow.autoencoders import trained
+from selfflow.autoencoders.config import Convolutional
+from selfflow.autoencoders.convolutional import Network, into_channels, out_of_channels
+from selfflow.autoencoders.named import autoencoder_of
+from selfflow.autoencoders.trained import shape_of, write
+from selfflow.errors import UserError
+from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, led_in, log_mels, scaled
+from selfflow.training.state import by_name
+from tests.conftest import perturbed
+
+FILMS = Network(6, ((1, 2, 2), (2, 2, 2), (2, 1, 1)), (5, 6, 7), ((1, 3, 3), (3, 1, 1)))
+SOUND = Network(5, ((4,), (2,)), (6, 7), ((5,), (1,)), blocks=2)
+
+
+def params_of(network):
+    return perturbed(network.init(jax.random.key(1)), size=0.1)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    return written(FILMS, tmp_path_factory.mktemp("films") / "autoencoder.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return written(SOUND, tmp_path_factory.mktemp("sound") / "autoencoder.safetensors")
+
+
+def written(network, path):
+    channels = np.arange(network.channels)
+    write(path, network, by_name(jax.device_get(params_of(network))), 0.1 * channels, 0.5 + 0.1 * channels)
+    return path
+
+
+def film(frames: int, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, frames, 8, 12, 3), np.uint8)
+
+
+def test_cells_go_into_channels_and_back():
+    x = jnp.arange(2 * 4 * 6 * 8 * 3).reshape(2, 4, 6, 8, 3)
+    y = into_channels(x, (2, 3, 4))
+    assert y.shape == (2, 2, 2, 2, 72)
+    np.testing.assert_array_equal(y[1, 1, 0, 1].reshape(2, 3, 4, 3), x[1, 2:4, 0:3, 4:8])
+    np.testing.assert_array_equal(out_of_channels(y, (2, 3, 4)), x)
+
+
+def test_fresh_blocks_hand_on_what_they_are_given():
+    """At the start only the linear path through the cells counts, so that gradients reach everything at once."""
+    params = FILMS.init(jax.random.key(0))
+    without = dataclasses.replace(FILMS, blocks=1)
+    for side in ("encoder", "decoder"):
+        for level in params[side]["levels"]:
+            assert all((block["layers"][-1].kernel == 0).all() for block in level["blocks"])
+    gradient = jax.grad(lambda p: jnp.sum(jnp.square(without.encode(p, jnp.ones((1, 4, 4, 4, 3)))[0])))(params)
+    assert all((jnp.abs(level["down"].kernel).max() > 0) for level in gradient["encoder"]["levels"])
+
+
+@pytest.mark.parametrize("network, cell, shape", [(FILMS, 4, (1, 12, 4, 4, 3)), (SOUND, 8, (1, 40, 1))])
+def test_nothing_depends_on_what_comes_later(network, cell, shape):
+    """By the gradient: a latent frame knows of no later media, a frame of media of no later latents."""
+    params, x = params_of(network), jax.random.normal(jax.random.key(3), shape)
+    z = network.encode(params, x)[0]
+    for frame in range(z.shape[1]):
+        of_media = jax.grad(lambda x: jnp.sum(jnp.sin(network.encode(params, x)[0][:, frame])))(x)
+        seen = np.flatnonzero(np.abs(np.asarray(of_media)).reshape(shape[1], -1).max(axis=1))
+        assert seen.max() == (frame + 1) * cell - 1
+        of_latents = jax.grad(lambda z: jnp.sum(jnp.sin(network.decode(params, z)[0][:, : (frame + 1) * cell])))(z)
+        seen = np.flatnonzero(np.abs(np.asarray(of_latents)).reshape(z.shape[1], -1).max(axis=1))
+        assert seen.max() == frame
+
+
+@pytest.mark.parametrize("network, cell, shape", [(FILMS, 4, (2, 16, 4, 4, 3)), (SOUND, 8, (2, 64, 1))])
+def test_pieces_make_the_whole(network, cell, shape):
+    params, x = params_of(network), jax.random.normal(jax.random.key(3), shape)
+    whole, log_variance, _ = network.encode(params, x)
+    made, _ = network.decode(params, whole)
+    past, pasts, parts = None, None, []
+    for start, stop in ((0, cell), (cell, 3 * cell), (3 * cell, shape[1])):
+        mean, _, past = network.encode(params, x[:, start:stop], past)
+        out, pasts = network.decode(params, mean, pasts)
+        parts.append((mean, out))
+    np.testing.assert_allclose(jnp.concatenate([mean for mean, _ in parts], axis=1), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jnp.concatenate([out for _, out in parts], axis=1), made, rtol=1e-4, atol=1e-5)
+
+
+def test_films_and_pictures(films):
+    config = Convolutional(channels=6, hop=4, stride=4, path=str(films))
+    autoencoder, media = config.load(films), film(9)
+    latents = autoencoder.encode(media)
+    assert latents.shape == (2, 3, 2, 3, 6) == config.latent_shape(media.shape) and latents.dtype == np.float32
+    params = jax.device_get(params_of(FILMS))
+    raw = FILMS.encode(params, led_in(scaled(jnp.asarray(media)), 3))[0]
+    np.testing.assert_allclose(
+        latents, (np.asarray(raw) - 0.1 * np.arange(6)) / (0.5 + 0.1 * np.arange(6)), rtol=1e-3, atol=1e-4
+    )
+    made = np.asarray(FILMS.decode(params, raw)[0][:, 3:])
+    decoded = autoencoder.decode(latents)
+    assert decoded.shape == media.shape and decoded.dtype == np.uint8
+    assert np.abs(decoded - np.clip((made + 1) * 127.5, 0, 255)).max() < 0.6
+    # A picture is a film of one frame, and what follows a first frame is nothing to it.
+    still = dataclasses.replace(config, stills=True).load(films)
+    pictures = still.encode(media[:, 0])
+    assert pictures.shape == (2, 2, 3, 6)
+    np.testing.assert_allclose(pictures, latents[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(still.decode(pictures), decoded[:, 0])
+    np.testing.assert_array_equal(still.decode(pictures[1]), decoded[1, 0])
+    assert autoencoder.encode(media[0]).shape == (3, 2, 3, 6)
+    assert autoencoder.identity == still.identity
+    # Frames after the last whole latent frame are left out.
+    np.testing.assert_allclose(autoencoder.encode(film(11)[:, :9]), autoencoder.encode(film(11)), rtol=1e-5, atol=1e-6)
+
+
+def test_sounds(sound):
+    config = Convolutional(channels=5, hop=8, stride=0, path=str(sound))
+    autoencoder = config.load(sound)
+    media = np.random.default_rng(0).integers(-3000, 3000, (3, 80)).astype(np.int16)
+    mean, std = autoencoder.moments(media)
+    assert mean.shape == (3, 10, 5) == std.shape == config.latent_shape(media.shape) and (std > 0).all()
+    decoded = autoencoder.decode(mean)
+    assert decoded.shape == (3, 80) and decoded.dtype == np.int16
+    np.testing.assert_allclose(autoencoder.encode(media[1]), mean[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(autoencoder.encode(media[:, :79]), autoencoder.encode(media[:, :72]))
+    for silent in (np.zeros(80, np.int16), np.zeros(8, np.int16)):  # silence, and a tenth of nothing
+        assert (
+            np.isfinite(autoencoder.encode(silent)).all() and autoencoder.decode(autoencoder.encode(silent)).ndim == 1
+        )
+    with pytest.raises(UserError, match="a clip of 7 samples is shorter than a latent frame, 8 of them"):
+        autoencoder.encode(media[:, :7])
+
+
+def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
+    """An autoencoder that takes small pieces makes the same, and calls one program for clips of any length."""
+    whole = Convolutional(channels=5, hop=8, stride=0).load(sound)
+    media = np.random.default_rng(0).integers(-3000, 3000, (3, 400)).astype(np.int16)
+    mean, clips = whole.encode(media), Convolutional(channels=6, hop=4, stride=4).load(films)
+    latents = clips.encode(film(21))
+    decoded, made = whole.decode(mean), clips.decode(latents)
+    monkeypatch.setattr(trained, "_PIECE", 64)
+    np.testing.assert_allclose(whole.encode(media), mean, rtol=1e-4, atol=1e-5)
+    assert np.abs(whole.decode(mean).astype(int) - decoded).max() <= 1
+    np.testing.assert_allclose(clips.encode(film(21)), latents, rtol=1e-4, atol=1e-5)
+    assert np.abs(clips.decode(latents).astype(int) - made).max() <= 1
+    calls = []
+    plain = whole._encode
+    monkeypatch.setattr(
+        whole, "_encode", lambda params, piece, past: (calls.append(piece.shape), plain(params, piece, past))[1]
+    )
+    whole.encode(np.zeros(8000, np.int16))
+    assert len(calls) > 10 and len(set(calls)) == 1
+
+
+def test_by_name_its_settings_come_from_the_file(films, sound):
+    assert autoencoder_of(f"convolutional={films}", "video") == Convolutional(
+        path=str(films), channels=6, hop=4, stride=4
+    )
+    assert autoencoder_of(f"convolutional={films}", "image").stills
+    assert autoencoder_of(f"convolutional={sound}", "audio") == Convolutional(
+        path=str(sound), channels=5, hop=8, stride=0
+    )
+    assert shape_of(films) == FILMS
+
+
+def test_what_does_not_fit_is_named(films, sound, tmp_path):
+    config = Convolutional(channels=6, hop=4, stride=4)
+    for changed, path, message in (
+        ({"channels": 7}, films, "its channels is 6, and that of the convolutional autoencoder 7"),
+        ({"hop": 2}, films, "its hop is 4, and that of the convolutional autoencoder 2"),
+        ({"stride": 8}, films, "its stride is 4"),
+        ({}, sound, "its channels is 5"),
+        ({}, tmp_path / "none.safetensors", "is missing or damaged"),
+    ):
+        with pytest.raises(UserError, match="safetensors") as raised:
+            dataclasses.replace(config, **changed).load(path)
+        assert message in str(raised.value)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(films.read_bytes()[:-40])
+    with pytest.raises(UserError, match="missing or damaged"):
+        config.load(cut)
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(3)}, cut)
+    with pytest.raises(UserError, match="holds no autoencoder that was trained here"):
+        config.load(cut)
+    for shape, message in (
+        ((9, 10, 12, 3), "stride of 4 pixels, which does not divide pictures of 10 x 12"),
+        ((10, 8, 12, 3), "clips of 10 frames do not fit; give them 9"),
+    ):
+        with pytest.raises(UserError) as raised:
+            config.latent_shape(shape)
+        assert message in str(raised.value)
+    for wrong in (
+        {"strides": ((2, 2), (2, 2))},
+        {"widths": (5, 6)},
+        {"strides": ((1, 2, 2), (2, 2, 2), (2, 1, 2))},
+        {"channels": 0},
+    ):
+        with pytest.raises(UserError, match="network"):
+            dataclasses.replace(FILMS, **wrong)
+
+
+def test_the_loss_is_its_terms():
+    """Against numpy, of one sample; samples of weight 0 count for nothing."""
+    objective = AutoencodingObjective(FILMS, Reconstruction(squared=2.0, absolute=0.5, gradient=0.3, kl=1e-3))
+    params = {"model": params_of(FILMS)}
+    media = film(9, count=3)
+    batch = {"media": jnp.asarray(media), "weight": jnp.array([0.0, 1.0, 0.0])}
+    keys = jax.random.split(jax.random.key(0), 3)
+    draw = objective.draw(keys, batch)
+    loss, metrics = objective.loss(params, None, batch, keys, draw)
+    x = np.asarray(scaled(jnp.asarray(media[1:2])))
+    mean, log_variance, _ = FILMS.encode(params["model"], led_in(jnp.asarray(x), 3))
+    z = mean + jnp.exp(0.5 * log_variance) * draw["noise"][1:2]
+    made = np.asarray(FILMS.decode(params["model"], z)[0])[:, 3:]
+    error = made - x
+    expected = {
+        "squared": np.mean(error**2),
+        "absolute": np.mean(np.abs(error)),
+        "gradient": np.mean([np.mean(np.abs(np.diff(error, axis=axis))) for axis in (1, 2, 3)]),
+        "kl": np.mean(0.5 * (np.square(mean) + np.exp(log_variance) - 1 - np.asarray(log_variance))),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
+    np.testing.assert_allclose(
+        loss,
+        2 * expected["squared"] + 0.5 * expected["absolute"] + 0.3 * expected["gradient"] + 1e-3 * expected["kl"],
+        rtol=1e-4,
+    )
+
+
+def test_spectrograms_are_librosas():
+    import librosa
+
+    sound = np.random.default_rng(0).standard_normal((2, 2000)).astype(np.float32) * 0.1
+    found = log_mels(jnp.asarray(sound), 256, 20, 8000)
+    power = librosa.feature.melspectrogram(y=sound, sr=8000, n_fft=256, hop_length=64, n_mels=20, center=False)
+    np.testing.assert_allclose(found, np.log(np.moveaxis(power, -1, -2) + 1e-5), rtol=1e-3, atol=1e-3)
+
+
+def test_a_spectral_term_and_clips_shorter_than_its_windows():
+    objective = AutoencodingObjective(SOUND, Reconstruction(spectral=1.0, windows=(16, 64), bands=4), rate=8000)
+    params = {"model": params_of(SOUND)}
+    for samples in (80, 32, 8):  # the last is shorter than every window
+        media = np.random.default_rng(0).integers(-3000, 3000, (2, samples, 1)).astype(np.int16)
+        batch = {"media": jnp.asarray(media), "weight": jnp.ones(2)}
+        keys = jax.random.split(jax.random.key(0), 2)
+        loss, metrics = objective.loss(params, None, batch, keys, objective.draw(keys, batch))
+        assert np.isfinite(loss) and (metrics["spectral"] > 0) == (samples > 8)
