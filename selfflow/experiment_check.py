@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
 from selfflow.given import CASES
 from selfflow.input.controls import delays
@@ -30,10 +29,11 @@ def check_experiment(experiment: "Experiment") -> None:
                 raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
         for m, media in experiment.media(name).items():
             autoencoder = experiment.autoencoders[m]
-            if isinstance(autoencoder, LogMel) and autoencoder.sample_rate != media.rate:
+            rate = getattr(autoencoder, "sample_rate", 0)
+            if rate and rate != media.rate:
                 raise UserError(
-                    f"autoencoders.{m}.sample_rate is {autoencoder.sample_rate}, but data.{chosen.data} has "
-                    f"{media.rate:g} samples a second: give the same, as mel bands are a matter of Hz"
+                    f"autoencoders.{m}.sample_rate is {rate}, but data.{chosen.data} has {media.rate:g} samples a "
+                    "second: give the data that rate, or take another autoencoder"
                 )
         for control, named in (("shuffled", chosen.shuffled), ("delayed", chosen.delayed)):
             for m in named:

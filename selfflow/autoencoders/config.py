@@ -155,12 +155,13 @@ class Convolutional:
     """Pixels along the side of a latent position; 0 for sound."""
     stills: bool = False
     """Whether it is given pictures, each a film of one frame, and no films."""
+    sample_rate: int = 0
+    """Samples of sound per second; 0 for pictures."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
 
     def __post_init__(self):
-        if self.channels < 1 or self.hop < 1 or self.stride < 0 or (self.stills and not self.stride):
-            raise UserError("the convolutional autoencoder: give channels and hop of at least 1, and stride for stills")
+        _check_clock(self)
 
     @property
     def suits(self) -> tuple[str, ...]:
@@ -174,35 +175,105 @@ class Convolutional:
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of pictures [..., H, W, 3], films [..., T, H, W, 3] or sounds [..., samples]."""
-        if not self.stride:
-            if media[-1] % self.hop:
-                raise UserError(
-                    f"the convolutional autoencoder has latent frames of {self.hop} samples, which do not divide clips "
-                    f"of {media[-1]}: give them another length"
-                )
-            return (*media[:-1], media[-1] // self.hop, self.channels)
-        *before, height, width, _ = media
-        if height % self.stride or width % self.stride:
-            raise UserError(
-                f"the convolutional autoencoder has a stride of {self.stride} pixels, which does not divide pictures "
-                f"of {height} x {width}: give the data another size"
-            )
-        if not self.stills:
-            *before, frames = before
-            if (frames + self.lead) % self.hop:
-                raise UserError(
-                    f"the convolutional autoencoder has latent frames of {self.hop} frames after the first, which "
-                    f"stands for itself: clips of {frames} frames do not fit; give them "
-                    f"{max((frames + self.lead) // self.hop, 1) * self.hop - self.lead}"
-                )
-            before.append((frames + self.lead) // self.hop)
-        return (*before, height // self.stride, width // self.stride, self.channels)
+        return _causal_shape(self, media)
 
     def load(self, path: Path) -> Autoencoder:
         """Reads the file."""
         from selfflow.autoencoders.trained import ConvolutionalAutoencoder
 
         return ConvolutionalAutoencoder(self, path)
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """Any autoencoder of diffusers, run by its own code in torch (extra `diffusers`): pictures, films whose first frame
+    stands alone, such as Wan's AutoencoderKLWan, or sound, such as Stable Audio's AutoencoderOobleck."""
+
+    kind: Literal["diffusers"] = "diffusers"
+    path: str = ""
+    """Its folder, or a name on the Hugging Face hub; only safetensors are read. By name and file, as
+    --autoencoder.video diffusers=AutoencoderKLWan:PATH, all other settings are read from it."""
+    name: str = ""
+    """Its class in diffusers."""
+    subfolder: str = ""
+    """Where it lies within a pipeline, such as vae."""
+    channels: int = 48
+    """Latent channels."""
+    hop: int = 1
+    """Frames or samples of the media in one latent frame."""
+    stride: int = 8
+    """Pixels along the side of a latent position; 0 for sound."""
+    stills: bool = False
+    """Whether it is given pictures, and no films."""
+    sample_rate: int = 0
+    """Samples of sound per second; 0 for pictures."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the arithmetic."""
+
+    def __post_init__(self):
+        _check_clock(self)
+
+    @property
+    def suits(self) -> tuple[str, ...]:
+        """The modality that it is for."""
+        return ("image",) if self.stills else ("video",) if self.stride else ("audio",)
+
+    @property
+    def lead(self) -> int:
+        """How many frames the first latent frame lacks: a film's first frame stands for itself."""
+        return self.hop - 1 if self.stride else 0
+
+    def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the latents of pictures [..., H, W, 3], films [..., T, H, W, 3] or sounds [..., samples]."""
+        return _causal_shape(self, media)
+
+    def load(self, path: Path) -> Autoencoder:
+        """Reads the weights from where they lie; `path` tells their identity.
+
+        Raises:
+          UserError: if diffusers or torch is not installed, or there is no such autoencoder.
+        """
+        from selfflow.autoencoders.adapter import DiffusersAutoencoder
+
+        return DiffusersAutoencoder(self, path)
+
+
+def _check_clock(config: Convolutional | Diffusers) -> None:
+    who = f"the {config.kind} autoencoder"
+    for name in ("channels", "hop"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} of {who} is {getattr(config, name)}: give at least 1")
+    if config.stride < 0 or (config.stills and not config.stride):
+        raise UserError(f"stride of {who} is {config.stride}: give at least 1 for pictures, 0 for sound")
+    if config.sample_rate < 0 or (config.stride and config.sample_rate):
+        raise UserError(f"sample_rate of {who} is {config.sample_rate}: give that of the sound, 0 for pictures")
+
+
+def _causal_shape(config: Convolutional | Diffusers, media: tuple[int, ...]) -> tuple[int, ...]:
+    who = f"the {config.kind} autoencoder"
+    if not config.stride:
+        if media[-1] % config.hop:
+            raise UserError(
+                f"{who} has latent frames of {config.hop} samples, which do not divide clips of {media[-1]}: give them "
+                "another length"
+            )
+        return (*media[:-1], media[-1] // config.hop, config.channels)
+    *before, height, width, _ = media
+    if height % config.stride or width % config.stride:
+        raise UserError(
+            f"{who} has a stride of {config.stride} pixels, which does not divide pictures of {height} x {width}: give "
+            "the data another size"
+        )
+    if not config.stills:
+        *before, frames = before
+        if (frames + config.lead) % config.hop:
+            raise UserError(
+                f"{who} has latent frames of {config.hop} frames after the first, which stands for itself: clips of "
+                f"{frames} frames do not fit; give them "
+                f"{max((frames + config.lead) // config.hop, 1) * config.hop - config.lead}"
+            )
+        before.append((frames + config.lead) // config.hop)
+    return (*before, height // config.stride, width // config.stride, config.channels)
 
 
 def _in_cells(config: SDVAE | Flux2VAE, media: tuple[int, ...]) -> tuple[int, ...]:
@@ -215,7 +286,7 @@ def _in_cells(config: SDVAE | Flux2VAE, media: tuple[int, ...]) -> tuple[int, ..
     return (*lead, height // config.stride, width // config.stride, config.channels)
 
 
-AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE | Convolutional
+AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE | Convolutional | Diffusers
 
 
 def brought(config: AnyAutoencoder) -> bool:

@@ -96,7 +96,7 @@ class Network:
         ]
         width = self.widths[-1]
         return {
-            "encoder": {"levels": encoder, "norm": jnp.ones(width), "out": layer(width, 2 * self.channels)},
+            "encoder": {"levels": encoder, "out": layer(width, 2 * self.channels)},
             "decoder": {"in": layer(self.channels, width), "levels": decoder},
         }
 
@@ -116,7 +116,8 @@ class Network:
             x = convolve(into_channels(x, stride), level["down"])
             for block in level["blocks"]:
                 x = _block(x, block, seen)
-        x = convolve(_norm(x, p["norm"]), p["out"]).astype(jnp.float32)
+        # Without a normalisation: how bright or loud a cell is would have to go round it.
+        x = convolve(x, p["out"]).astype(jnp.float32)
         mean, log_variance = jnp.split(x, 2, axis=-1)
         return mean, jnp.clip(log_variance, *_LOG_VARIANCE), seen.kept
 

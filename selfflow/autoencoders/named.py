@@ -4,7 +4,7 @@ import difflib
 import typing
 from pathlib import Path
 
-from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, brought
+from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, Diffusers, brought
 from selfflow.errors import UserError
 
 NAMES = {
@@ -37,11 +37,14 @@ def autoencoder_of(text: str, modality: str) -> AnyAutoencoder:
     if not path:
         raise UserError(f"{flag} {text}: {name} has weights of its own: write {flag} {name}=PATH")
     if config is Convolutional:
-        from selfflow.autoencoders.trained import shape_of  # brings JAX
+        from selfflow.autoencoders.trained import settings_of  # brings JAX
 
-        network = shape_of(Path(path).expanduser())
-        stride = network.cell[1] if network.pictures else 0
-        return Convolutional(
-            path=path, channels=network.channels, hop=network.cell[0], stride=stride, stills=modality == "image"
-        )
+        return settings_of(Path(path).expanduser(), modality == "image")
+    if config is Diffusers:
+        from selfflow.autoencoders.adapter import settings_of  # brings torch
+
+        kind, given, where = path.partition(":")
+        if not given or not where:
+            raise UserError(f"{flag} {text}: name the class, too: {flag} diffusers=AutoencoderKLWan:PATH")
+        return settings_of(kind, where, modality == "image")
     return config(path=path)

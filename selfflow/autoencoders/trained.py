@@ -40,12 +40,13 @@ class ConvolutionalAutoencoder:
 
     def __init__(self, config: Convolutional, path: Path):
         self.config = config
-        self.network, tensors = read(path)
+        self.network, rate, tensors = read(path)
         network = self.network
         for name, found, said in (
             ("channels", network.channels, config.channels),
             ("hop", network.cell[0], config.hop),
             ("stride", network.cell[1] if network.pictures else 0, config.stride),
+            ("sample_rate", rate, config.sample_rate),
         ):
             if found != said:
                 raise UserError(
@@ -161,33 +162,45 @@ def _decode(network: Network, params: Any, z: jax.Array, past: Past | None) -> t
     return (made,), past
 
 
-def write(path: Path, network: Network, params: dict[str, np.ndarray], mean: np.ndarray, deviation: np.ndarray) -> None:
+def write(
+    path: Path,
+    network: Network,
+    rate: int,
+    params: dict[str, np.ndarray],
+    mean: np.ndarray,
+    deviation: np.ndarray,
+) -> None:
     """Writes an autoencoder.
 
     Args:
       path: where to, .safetensors.
       network: its shape.
+      rate: samples of sound a second; 0 for pictures.
       params: by their dotted names.
       mean, deviation: of each latent channel, which are subtracted and divided by.
     """
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in params.items()}
     tensors |= {"normalisation.mean": np.float32(mean), "normalisation.deviation": np.float32(deviation)}
     partial_path = path.with_suffix(".partial")
-    partial_path.write_bytes(save(tensors, {"format": _FORMAT, "network": json.dumps(to_json(network))}))
+    partial_path.write_bytes(
+        save(tensors, {"format": _FORMAT, "network": json.dumps(to_json(network)), "sample_rate": str(rate)})
+    )
     partial_path.replace(path)
 
 
-def shape_of(path: Path) -> Network:
-    """The shape of the autoencoder in a file.
+def settings_of(path: Path, stills: bool) -> Convolutional:
+    """The settings of the autoencoder in a file; `stills` says whether it is for pictures, and not for films.
 
     Raises:
       UserError: if it holds none.
     """
-    return read(path, weights=False)[0]
+    network, rate, _ = read(path, weights=False)
+    stride = network.cell[1] if network.pictures else 0
+    return Convolutional("convolutional", str(path), network.channels, network.cell[0], stride, stills, rate)
 
 
-def read(path: Path, weights: bool = True) -> tuple[Network, dict[str, np.ndarray]]:
-    """Shape and tensors of the autoencoder in a file.
+def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.ndarray]]:
+    """Shape, samples of sound a second, and tensors of the autoencoder in a file.
 
     Raises:
       UserError: if it is damaged, or holds something else, or a number that is not finite.
@@ -200,6 +213,7 @@ def read(path: Path, weights: bool = True) -> tuple[Network, dict[str, np.ndarra
                     f"{path} holds no autoencoder that was trained here (its format is {told.get('format')}): give the "
                     "autoencoder.safetensors of a run of `selfflow train experiments/autoencoder_image.py`"
                 )
+            rate = int(told["sample_rate"])
             network = from_json(json.loads(told["network"]), Network, str(path))
             tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
     except (OSError, SafetensorError, ValueError, KeyError) as error:
@@ -207,4 +221,4 @@ def read(path: Path, weights: bool = True) -> tuple[Network, dict[str, np.ndarra
     for name, x in tensors.items():
         if not np.isfinite(x).all():
             raise UserError(f"{path}: {name} holds NaN or infinity: train it again")
-    return network, tensors
+    return network, rate, tensors

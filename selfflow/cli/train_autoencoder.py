@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.autoencoder_experiment import AutoencoderExperiment
-from selfflow.autoencoders.config import Autoencoder, Convolutional
+from selfflow.autoencoders.config import Autoencoder
 from selfflow.autoencoders.health import difference
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
 from selfflow.autoencoders.quality import log_mel, psnr, snr
-from selfflow.autoencoders.trained import ConvolutionalAutoencoder, write
+from selfflow.autoencoders.trained import ConvolutionalAutoencoder, settings_of, write
 from selfflow.buckets.paths import url_of
 from selfflow.cli.task import Task, told
 from selfflow.input.built import build
@@ -138,7 +138,8 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaFeed, st
             shown.advance()
     latents = np.concatenate(latents)
     path, deviation = workdir / FILE, latents.std(axis=0)
-    write(path, network, by_name(params), latents.mean(axis=0), np.where(deviation > 1e-6, deviation, 1))
+    deviation = np.where(deviation > 1e-6, deviation, 1)
+    write(path, network, int(experiment.rate), by_name(params), latents.mean(axis=0), deviation)
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     rows, files = {}, [str(path)]
@@ -147,7 +148,7 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaFeed, st
         for name, (split, media) in held_out.items():
             (modality,) = experiment.mixture[name].modalities
             own = _plain(media, modality)
-            trained = _loaded(network, path, modality)
+            trained = _loaded(path, modality)
             linear = _linear(network, _plain(fitting[name][1], modality), modality)
             row: dict[str, Any] = {"split": split, "samples": len(own), "numbers": int(trained.encode(own[:1]).size)}
             made = _decoded(trained, own)
@@ -173,11 +174,8 @@ def _plain(media: np.ndarray, modality: str) -> np.ndarray:
     return media[:, 0] if modality == "image" else media[..., 0] if modality == "audio" else media
 
 
-def _loaded(network: Any, path: Path, modality: str) -> ConvolutionalAutoencoder:
-    stride = network.cell[1] if network.pictures else 0
-    return Convolutional(
-        "convolutional", str(path), network.channels, network.cell[0], stride, modality == "image"
-    ).load(path)
+def _loaded(path: Path, modality: str) -> ConvolutionalAutoencoder:
+    return settings_of(path, modality == "image").load(path)
 
 
 def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder | None:

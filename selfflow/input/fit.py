@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, brought
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Diffusers, brought
 from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.buckets.copies import fetch, publish
 from selfflow.data.shards import BadRecord
@@ -107,6 +107,9 @@ def fit(
 
 def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> None:
     """Brings a user's weights to `path`, if they are not there or are others now."""
+    if isinstance(config, Diffusers):
+        _pin(modality, config, path, notes)
+        return
     source = Path(config.path).expanduser()
     if config.path and source.is_dir():
         source = source / "diffusion_pytorch_model.safetensors"
@@ -132,6 +135,24 @@ def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> Non
             raise UserError(f"autoencoders.{modality}: {str(error).replace(str(partial), str(source))}") from error
         os.replace(partial, path)
         _note(notes, {"identity": identity, "fitted_on": {}, "sha256": digest})
+        shown.advance()
+
+
+def _pin(modality: str, config: Diffusers, path: Path, notes: Path) -> None:
+    """Keeps in mind which autoencoder of diffusers it is; its weights stay where they are."""
+    if path.exists() and notes.exists():
+        return
+    from selfflow.autoencoders.adapter import pin  # brings torch
+
+    with Progress(f"look at the {modality} autoencoder", 1, unit="model") as shown:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".partial-{os.getpid()}")
+        try:
+            identity = pin(config, partial)
+        except UserError as error:
+            raise UserError(f"autoencoders.{modality}: {error}") from error
+        os.replace(partial, path)
+        _note(notes, {"identity": identity, "fitted_on": {}})
         shown.advance()
 
 

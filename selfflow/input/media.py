@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,6 @@ class MediaSource:
         return str(self.index["id"][i])
 
 
-@lru_cache(maxsize=16)
 def _index(built: Built, split: str) -> dict[str, np.ndarray]:
     """Id, quality and what is present of each record; of one that cannot be read nothing is."""
     records, rows = built.records(split), []
@@ -165,6 +163,7 @@ class MediaFeed:
     excluded: frozenset[str] = frozenset()
     seed: int = 0
     reading: Reading = Reading()
+    opened: dict[tuple[str, str], MediaSource] = field(default_factory=dict, repr=False, compare=False)
 
     # `Batches` looks for labels in latents, and counts the tokens of modalities.
     label = ""
@@ -182,8 +181,9 @@ class MediaFeed:
     def reader(self, name: str, split: str, quality: float = 0.0) -> MediaReader:
         """Reads the records of a set of the mixture, from a split of its data set."""
         chosen = self.mixture[name]
-        source = MediaSource(self.built[chosen.data], split, self.excluded)
-        (modality,) = chosen.modalities
+        if (chosen.data, split) not in self.opened:  # it takes a look at all records
+            self.opened[chosen.data, split] = MediaSource(self.built[chosen.data], split, self.excluded)
+        source, (modality,) = self.opened[chosen.data, split], chosen.modalities
         return MediaReader(source, source.having(modality, quality), modality, self.cuts[name])
 
     def held_out(self, splits: tuple[str, ...], size: int) -> dict[str, tuple[str, np.ndarray]]:

@@ -1,0 +1,273 @@
+"""Autoencoders of diffusers through their publishers' own code, in torch on a CPU or a GPU.
+
+Encoding happens once, so that their code serves better than a copy of it. What differs from class to class is small:
+whether latents come as a distribution, by what they are normalised, and how many axes the media have.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load, save
+
+from selfflow.autoencoders.config import Diffusers
+from selfflow.errors import UserError
+
+_BATCH = {"image": 8, "video": 1, "audio": 4}  # of media in one call
+_FORMAT = "selfflow-diffusers-1"
+
+
+class DiffusersAutoencoder:
+    """Media <-> latents of about unit variance; see `config.Autoencoder`.
+
+    Args:
+      config: which.
+      path: what `pin` wrote: weights themselves stay where they lie.
+
+    Raises:
+      UserError: if diffusers or torch is missing, there is no such autoencoder, or it is another than was pinned.
+    """
+
+    def __init__(self, config: Diffusers, path: Path):
+        told = load(path.read_bytes())
+        self.config = config
+        # Where it was when it was pinned, if the settings do not tell: a run's copy is of settings without a path.
+        where = config.path or bytes(told["path"]).decode()
+        self._model, self.identity = opened(config.name, where, config.subfolder, config.dtype)
+        if self.identity != (known := bytes(told["identity"]).decode()):
+            raise UserError(
+                f"{where} is {self.identity}, and was {known}: give the autoencoder that made the latents, or remove "
+                f"{path} for another"
+            )
+        self.together = _BATCH[config.suits[0]]
+        self._mean, self._scale = _normalisation(self._model, config.channels)
+
+    def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
+        """The means of the latents."""
+        return self.moments(media)[0]
+
+    def moments(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"] | None]:
+        """Mean and standard deviation of the latents, whatever stands before the media's own axes; None where the
+        autoencoder is sure.
+
+        Frames or samples after the last whole latent frame are left out.
+
+        Raises:
+          UserError: if the stride does not divide pictures, or a clip is shorter than a latent frame.
+        """
+        config, kind = self.config, self.config.suits[0]
+        if kind != "audio":  # whatever the length
+            dataclasses.replace(config, stills=True).latent_shape(media.shape[-3:])
+        if self._own == 4:
+            frames = (media.shape[-4] + config.lead) // config.hop * config.hop - config.lead
+            media = media[..., :frames, :, :, :]
+        elif kind == "audio":
+            if media.shape[-1] < config.hop:
+                raise UserError(
+                    f"a clip of {media.shape[-1]} samples is shorter than a latent frame, {config.hop} of them"
+                )
+            media = media[..., : media.shape[-1] // config.hop * config.hop]
+        before, clips = media.shape[: -self._own], media.reshape(-1, *media.shape[-self._own :])
+        parts = [self._moments(clips[i : i + self.together]) for i in range(0, len(clips), self.together)]
+        mean, deviation = (None if part[0] is None else np.concatenate(part) for part in zip(*parts))
+        if kind == "audio":  # an encoder may round lengths its own way
+            frames = media.shape[-1] // config.hop
+            mean, deviation = mean[:, :frames], None if deviation is None else deviation[:, :frames]
+        mean = (mean - self._mean) * self._scale
+        shape = (*before, *mean.shape[1:])
+        if mean.shape[-1] != config.channels:
+            raise UserError(
+                f"the diffusers autoencoder makes {mean.shape[-1]} channels, and channels is {config.channels}"
+            )
+        return mean.reshape(shape), None if deviation is None else (deviation * self._scale).reshape(shape)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Media of latents."""
+        import torch
+
+        kind = self.config.suits[0]
+        own = 2 if kind == "audio" else self._own
+        z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-own:]) / self._scale + self._mean
+        found = []
+        for start in range(0, len(z), self.together):
+            x = torch.as_tensor(np.moveaxis(z[start : start + self.together], -1, 1).copy())
+            if own == 3 and axes_of(self._model) == 5:
+                x = x[:, :, None]
+            with torch.inference_mode():
+                made = self._model.decode(x.to(self._model.device, self._model.dtype)).sample.float().cpu().numpy()
+            found.append(np.nan_to_num(np.moveaxis(made, 1, -1)))
+        made = np.concatenate(found)
+        before = latents.shape[:-own]
+        if kind == "audio":
+            sound = np.clip(np.rint(made.mean(axis=-1) * 32768), -32768, 32767).astype(np.int16)
+            # A decoder may round lengths its own way; a latent frame is a hop.
+            return sound[:, : latents.shape[-2] * self.config.hop].reshape(*before, -1)
+        if own == 3 and made.ndim == 5:
+            made = made[:, 0]
+        pixels = np.clip(np.rint((made + 1) * 127.5), 0, 255).astype(np.uint8)
+        return pixels.reshape(*before, *pixels.shape[1:])
+
+    @property
+    def _own(self) -> int:
+        """How many axes of the media are one sample's; a network of pictures takes films frame by frame."""
+        if self.config.suits == ("audio",):
+            return 1
+        return 3 if self.config.stills or axes_of(self._model) == 4 else 4
+
+    def _moments(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        import torch
+
+        x = torch.as_tensor(_as_torch(media, self._model))
+        with torch.inference_mode():
+            return _encoded(self._model, x, one=self._own == 3)
+
+
+def pin(config: Diffusers, path: Path) -> str:
+    """Writes what `DiffusersAutoencoder` reads: which autoencoder it is, and where it was. Returns its identity.
+
+    Raises:
+      UserError: if there is no such autoencoder, or it is not as the settings say.
+    """
+    model, identity = opened(config.name, config.path, config.subfolder, config.dtype)
+    found = _clock(model, config.stills)
+    for name, value in found.items():
+        if getattr(config, name) != value:
+            raise UserError(f"{config.path}: its {name} is {value}, and the setting {getattr(config, name)}: set it")
+    told = {"path": config.path, "identity": identity}
+    path.write_bytes(
+        save({name: np.frombuffer(text.encode(), np.uint8) for name, text in told.items()}, {"format": _FORMAT})
+    )
+    return identity
+
+
+def settings_of(name: str, path: str, stills: bool) -> Diffusers:
+    """The settings of the autoencoder of a class in a folder or on the hub, found by trying it.
+
+    Raises:
+      UserError: as `pin`.
+    """
+    model, _ = opened(name, path, "", "float32")
+    return Diffusers("diffusers", path, name, stills=stills, **_clock(model, stills))
+
+
+def opened(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, str]:
+    """An autoencoder of diffusers and its identity: class and hash of weights and settings.
+
+    Raises:
+      UserError: if diffusers or torch is missing, or there is no such autoencoder.
+    """
+    key = (name, path, subfolder, dtype)
+    if key in _OPENED:
+        return _OPENED[key]
+    try:
+        import diffusers
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"the autoencoder {path} is run by diffusers and torch, and {error.name} is missing: "
+            "pip install 'selfflow[diffusers]'"
+        ) from None
+    kind = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
+    if kind is None or not hasattr(kind, "from_pretrained"):
+        raise UserError(f"name of the diffusers autoencoder is {name!r}: give its class, such as AutoencoderKLWan")
+    folder = Path(path).expanduser()
+    source = str(folder) if folder.is_dir() else path
+    if not path or (not folder.is_dir() and (folder.is_absolute() or path.count("/") != 1)):
+        raise UserError(f"path of the diffusers autoencoder is {path!r}: give its folder, or a name such as Org/model")
+    options = {"use_safetensors": True, "torch_dtype": getattr(torch, dtype), "low_cpu_mem_usage": False}
+    try:
+        model, report = kind.from_pretrained(source, subfolder=subfolder or None, output_loading_info=True, **options)
+    except Exception as error:  # a dozen classes, from missing fields to damaged files
+        raise UserError(f"diffusers cannot read {path} as {name}: {' '.join(str(error).split())[:300]}") from None
+    if wrong := sorted(report["missing_keys"]) or sorted(report["unexpected_keys"]):
+        raise UserError(f"{path} is no {name}: {wrong[0]} is missing or too much, {len(wrong)} in all")
+    digest = hashlib.sha256(json.dumps(_plain(dict(model.config)), sort_keys=True).encode())
+    for key_, tensor in sorted(model.state_dict().items()):
+        digest.update(key_.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor).encode())
+    model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    if axes_of(model) == 3 and hasattr(model, "enable_tiling"):
+        model.enable_tiling()  # long sounds in overlapping parts
+    _OPENED.clear()  # whose memory may be needed
+    _OPENED[key] = model, f"{name}-{digest.hexdigest()[:12]}"
+    return _OPENED[key]
+
+
+_OPENED: dict[tuple, tuple[Any, str]] = {}
+
+
+def axes_of(model: Any) -> int:
+    """Axes of its media: 3 for sound [B, C, samples], 4 for pictures, 5 for films [B, C, T, H, W]."""
+    return max(x.ndim for x in model.encoder.parameters())
+
+
+def _as_torch(media: np.ndarray, model: Any) -> np.ndarray:
+    """Media as the network takes them, channels first in [-1, 1]; mono sound in as many channels as it has."""
+    if media.dtype == np.int16:
+        channels = model.config.get("audio_channels", 1)
+        return np.repeat(media[:, None].astype(np.float32) / 32768, channels, axis=1)
+    x = np.moveaxis(media.astype(np.float32) / 127.5 - 1, -1, 1)
+    return x[:, :, None] if axes_of(model) == 5 and x.ndim == 4 else np.ascontiguousarray(x)
+
+
+def _encoded(model: Any, x: Any, one: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mean and deviation, channels last, of media as the network takes them; `one` frame of each as a picture."""
+    out = model.encode(x.to(model.device, model.dtype))
+    drawn = getattr(out, "latent_dist", None)
+    if drawn is None:
+        mean, deviation = getattr(out, "latent", None), None
+        mean = out.latents if mean is None else mean
+    else:
+        mean, deviation = drawn.mode(), getattr(drawn, "std", None)
+    plain = lambda z: np.moveaxis((z[:, :, 0] if one and z.ndim == 5 else z).float().cpu().numpy(), 1, -1)
+    return plain(mean), None if deviation is None else plain(deviation)
+
+
+def _normalisation(model: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents are (z - first) * second, as the pipelines of diffusers do it."""
+    told = model.config
+    if told.get("latents_mean") is not None and told.get("latents_std") is not None:
+        mean, std = (np.array(told[f"latents_{name}"], np.float32).ravel() for name in ("mean", "std"))
+        if len(mean) != channels or len(std) != channels or not (std > 0).all():
+            raise UserError(
+                f"latents_mean and latents_std of {model.__class__.__name__} do not fit {channels} channels"
+            )
+        return mean, told.get("scaling_factor", 1.0) / std
+    shift, scale = told.get("shift_factor") or 0.0, told.get("scaling_factor") or 1.0
+    return np.full(channels, shift, np.float32), np.full(channels, scale, np.float32)
+
+
+def _clock(model: Any, stills: bool) -> dict[str, int]:
+    """Channels, hop, stride and rate of an autoencoder, by trying it on small media."""
+    import torch
+
+    with torch.inference_mode():
+        if axes_of(model) == 3:
+            samples = 2**15
+            shape = _encoded(model, torch.zeros(1, model.config.get("audio_channels", 1), samples))[0].shape
+            rate = model.config.get("sampling_rate") or model.config.get("sample_rate") or 0
+            hop = getattr(model, "hop_length", None) or samples // shape[1]
+            return {"channels": shape[-1], "hop": int(hop), "stride": 0, "sample_rate": int(rate)}
+        side, frames = 64, 17
+        if axes_of(model) == 4 or stills:
+            shape = _encoded(model, torch.zeros(1, 3, *(1,) * (axes_of(model) - 4), side, side))[0].shape
+            return {"channels": shape[-1], "hop": 1, "stride": side // shape[-2], "sample_rate": 0}
+        shape = _encoded(model, torch.zeros(1, 3, frames, side, side))[0].shape
+    if shape[1] < 2 or (frames - 1) % (shape[1] - 1):
+        raise UserError(
+            f"{type(model).__name__} makes {shape[1]} latent frames of {frames}: a film's first frame must stand alone"
+        )
+    return {"channels": shape[-1], "hop": (frames - 1) // (shape[1] - 1), "stride": side // shape[-2], "sample_rate": 0}
+
+
+def _plain(told: dict[str, Any]) -> dict[str, Any]:
+    """A config as JSON data, without what says where and by what version it was written."""
+    return {
+        name: value if isinstance(value, int | float | str | list | None) else str(value)
+        for name, value in told.items()
+        if not name.startswith("_")
+    }

@@ -1,0 +1,218 @@
+"""Training an autoencoder: the same loop, what it leaves behind, and a model trained on what it makes."""
+
+import dataclasses
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from selfflow.autoencoders.named import autoencoder_of
+from selfflow.cli.train import train
+from selfflow.errors import UserError
+from selfflow.experiment_file import load_experiment, read_experiment
+from selfflow.input.built import build
+from selfflow.input.media import MediaFeed, MediaSource
+from selfflow.input.mixture import Set
+from selfflow.run import Run, open_run
+from selfflow.run_folder import check_run
+from selfflow.training.metrics import TIMINGS, read_metrics
+from selfflow.tree import from_json, to_json
+from tests import tiny
+from tests.autoencoders.tiny_autoencoder import experiment, sound
+
+ROOT = Path(__file__).parents[2]
+FILE = Path(__file__).parent / "tiny_autoencoder.py"
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "films"
+    summary = train(load_experiment(FILE, autoencoders=True), folder, data_dir)
+    return folder, summary
+
+
+@pytest.fixture(scope="module")
+def sound_run(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "sounds"
+    return folder, train(sound(), folder, data_dir)
+
+
+def command(name: str):
+    return importlib.import_module(f"selfflow.cli.{name}")
+
+
+def numbers(folder) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(folder)]
+
+
+def test_a_run_leaves_what_it_should(run, sound_run):
+    folder, summary = run
+    assert Run(folder).experiment == experiment().resolved() == read_experiment(folder / "experiment.json")
+    rows = read_metrics(folder)
+    assert [row["step"] for row in rows] == list(range(1, 7)) and {row["set"] for row in rows} == {"films", "stills"}
+    assert all(
+        np.isfinite([row[n] for n in ("loss", "squared", "gradient", "kl", "gradient_norm")]).all() for row in rows
+    )
+    assert np.isfinite([rows[2][n] for n in ("error_db/films", "latent_std/least/stills", "posterior_std/films")]).all()
+    assert rows[0]["tokens_per_second"] > 0
+    films = summary["reconstruction"]["films"]
+    assert films["split"] == "test" and films["samples"] == 6 and films["numbers"] == 3 * 4 * 4 * 8
+    # PCA of at least as many numbers: 9 frames of 16 positions.
+    assert films["linear_numbers"] == 9 * 16 * 3 >= films["numbers"]
+    assert films["linear"]["psnr_db"] > films["convolutional"]["psnr_db"] > 3  # six steps are none
+    assert all(Path(file).stat().st_size > 0 for file in summary["files"])
+    sounds = sound_run[1]["reconstruction"]["sounds"]
+    assert set(sounds["convolutional"]) == set(sounds["linear"]) == {"log_mel_distance", "snr_db"}
+    told = json.loads((folder / "provenance.json").read_text())
+    assert told["sets"]["collisions"]["fingerprint"] and told["data"]
+
+
+def test_its_latents_have_unit_variance(run, data_dir):
+    folder, _ = run
+    made = experiment().resolved()
+    built = build(made.data["collisions"], data_dir)
+    feed = MediaFeed({"collisions": built}, made.mixture, made.cuts())
+    latents = []
+    for name, modality in (("films", "video"), ("stills", "image")):
+        autoencoder = autoencoder_of(f"convolutional={folder / 'autoencoder.safetensors'}", modality).load(
+            folder / "autoencoder.safetensors"
+        )
+        media = feed.held_out((), 512)[name][1]
+        latents.append(autoencoder.encode(media[:, 0] if modality == "image" else media).reshape(-1, 8))
+    latents = np.concatenate(latents)
+    np.testing.assert_allclose(latents.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(latents.std(0), 1, atol=1e-3)
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(run, data_dir, tmp_path):
+    folder, again = run[0], tmp_path / "again"
+    shutil.copytree(folder, again)
+    shutil.rmtree(again / "checkpoints" / "6")
+    for name in ("summary.json", "autoencoder.safetensors"):
+        (again / name).unlink()
+    assert Run(again).last_step() == 3
+    train(experiment(), again, data_dir)
+    assert numbers(again) == numbers(folder)
+    a, b = (Run(f).restore() for f in (folder, again))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert (again / "autoencoder.safetensors").read_bytes() == (folder / "autoencoder.safetensors").read_bytes()
+
+
+def test_it_may_start_from_another(run, data_dir, tmp_path):
+    made = dataclasses.replace(experiment(), steps=1, init_from=str(run[0]))
+    train(made, tmp_path / "next", data_dir)
+    assert Run(tmp_path / "next").experiment.init_from.endswith("films:6")
+
+
+def test_eight_devices_compute_what_one_does(tmp_path):
+    command = [sys.executable, "-m", "tests.autoencoders.spread", str(tmp_path / "errors.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    assert set(errors) == {"8x1", "2x4"} and max(errors.values()) < 1e-4
+
+
+def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experiment, tmp_path, capsys):
+    """From the command line, by name and file: film and still share one autoencoder, sound has the other."""
+    file = tmp_path / "tiny.py"
+    file.write_text("from tests.tiny import experiment\n__all__ = ['experiment']\n")
+    films, sounds = (f"convolutional={folder / 'autoencoder.safetensors'}" for folder, _ in (run, sound_run))
+    command("train").main(
+        [str(file), "--workdir", str(tmp_path / "joint"), "--data-dir", str(data_dir), "--steps", "2"]
+        + ["--autoencoder.video", films, f"--autoencoder.image={films}", "--autoencoder.audio", sounds]
+        + ["--proof.probe-clips", "0"]
+    )
+    joint = open_run(tmp_path / "joint")
+    streams = joint.experiment.modalities()
+    assert streams["video"].latent == (7, 4, 4, 8) and streams["video"].period == 4 * 8.0
+    # A latent frame ends with its last frame of film: the first after one frame, which lasts 80 ms.
+    ends = streams["video"].coordinates()[:, 0] + streams["video"].period / 2
+    np.testing.assert_allclose(np.unique(ends), 8.0 * (1 + 4 * np.arange(7)))
+    assert streams["image"].latent == (4, 4, 8) and streams["audio"].latent == (50, 16)
+    assert joint.autoencoder("video").identity == joint.autoencoder("image").identity
+    sample = joint.sample(1, ("video", "audio"))
+    assert sample.media["video"].shape == (1, 25, 32, 32, 3) and sample.media["audio"].shape == (1, 16000)
+    latents = joint.data("test", "joint").latents(0)
+    assert latents["video"].shape == (7, 4, 4, 8)
+
+
+def test_other_commands_say_what_it_is(run, tmp_path):
+    folder, _ = run
+    for name in ("sample", "probe", "evaluate", "export"):
+        with pytest.raises(UserError, match="trained an autoencoder"):
+            command(name).main([str(folder), "--out", str(tmp_path / "x")] if name == "export" else [str(folder)])
+    for name in ("encode", "plan", "sweep"):
+        with pytest.raises(UserError, match="trains an autoencoder: `selfflow train` takes it"):
+            command(name).main([str(FILE)])
+    with pytest.raises(UserError, match="one of the two runs is of an autoencoder"):
+        check_run(tmp_path / "none", dataclasses.replace(tiny.experiment(), init_from=str(folder)))
+    with pytest.raises(UserError, match="a run of another kind of experiment"):
+        check_run(folder, tiny.experiment())
+
+
+def test_experiments_are_checked():
+    made = experiment()
+    assert from_json(to_json(made), type(made), "experiment.json") == made
+    films = made.mixture["films"]
+    for changed, message in (
+        ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.8)}}, "clips of 10 frames do not fit"),
+        ({"mixture": {"x": Set(modalities=("audio",))}}, "mixture.x.modalities names audio, but the strides"),
+        ({"mixture": {"x": Set(modalities=("video", "image"))}}, "an autoencoder's set has one"),
+        ({"mixture": {"x": Set(modalities=("action",))}}, "names action, which collisions does not have"),
+        ({"mixture": {"x": Set(modalities=("image",), data="other")}}, "data names other, which is not in data"),
+        ({"side": 30}, "side 30: the network's strides of 8 do not divide it"),
+        ({"steps": 0}, "steps is 0"),
+        ({"held_out": 0}, "held_out is 0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+    ):
+        with pytest.raises(UserError) as raised:
+            dataclasses.replace(made, **changed).resolved()
+        assert message in str(raised.value)
+
+
+def test_media_are_cropped_and_padded(data_dir):
+    made = dataclasses.replace(experiment(), side=16)
+    cuts, built = made.cuts(), build(made.data["collisions"], data_dir)
+    made = made.resolved()
+    assert cuts["films"].shape == (9, 16, 16, 3) and cuts["stills"].shape == (1, 16, 16, 3)
+    feed = MediaFeed({"collisions": built}, made.mixture, cuts, excluded=frozenset({"train-000003"}))
+    reader = feed.reader("films", "train")
+    assert 3 not in reader.records and len(reader.records) == 23
+    record = built.records("train")[5]["video"]
+    np.testing.assert_array_equal(reader(5)["media"], record[:9, 8:24, 8:24])
+    crops = [reader(5, np.random.default_rng(i))["media"] for i in range(40)]
+    windows = np.lib.stride_tricks.sliding_window_view(record, (9, 16, 16, 3)).reshape(-1, 9, 16, 16, 3)
+    assert all((windows == crop).all(axis=(1, 2, 3, 4)).any() for crop in crops)
+    assert len({crop.tobytes() for crop in crops}) > 20
+    longer = dataclasses.replace(reader, cut=dataclasses.replace(cuts["films"], length=29, shape=(29, 40, 40, 3)))
+    media = longer(5)["media"]
+    np.testing.assert_array_equal(media[:25, :32, :32], record)
+    np.testing.assert_array_equal(media[25:, :32, :32], np.repeat(record[-1:], 4, axis=0))
+
+
+def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
+    from selfflow.data.records import Records
+    from selfflow.data.shards import BadRecord
+
+    made = experiment().resolved()
+    built = build(made.data["collisions"], data_dir)
+    feed = MediaFeed({"collisions": built}, made.mixture, made.cuts())
+    reader, plain = feed.reader("stills", "train"), Records.__getitem__
+
+    def broken(records, i):
+        if i == 2:
+            raise BadRecord("train-00000", "it is torn")
+        return plain(records, i)
+
+    monkeypatch.setattr(Records, "__getitem__", broken)
+    sample = reader(2)
+    assert sample["weight"] == 0 and not sample["media"].any() and reader.why(2) == ("train-00000", "it is torn")
+    assert len(feed.held_out((), 5)["stills"][1]) == 4
+    source = MediaSource(built, "train")
+    assert source.id(0) == "train-000000" and len(source.having("audio")) == 24 and not len(source.having("depth"))

@@ -1,0 +1,37 @@
+"""An autoencoder of films and stills that is as small as it goes: what tests train."""
+
+import dataclasses
+
+from selfflow.autoencoder_experiment import AutoencoderExperiment
+from selfflow.autoencoders.convolutional import Network
+from selfflow.input.mixture import Set
+from selfflow.objectives.autoencoding import Reconstruction
+from selfflow.training.loop import Cadence
+from selfflow.training.optimizer import AdamW
+from tests import tiny
+
+
+def experiment() -> AutoencoderExperiment:
+    return AutoencoderExperiment(
+        data=tiny.experiment().data,
+        mixture={
+            "films": Set(modalities=("video",), weight=0.5, batch_size=2, seconds=0.72),
+            "stills": Set(modalities=("image",), weight=0.5, batch_size=4),
+        },
+        network=Network(8, ((1, 4, 4), (4, 2, 2)), (8, 12), ((1, 3, 3), (3, 1, 1))),
+        loss=Reconstruction(gradient=0.1),
+        optimizer=AdamW(learning_rate=2e-3),
+        steps=6,
+        cadence=Cadence(log_every=3, checkpoint_every=3),
+        held_out=6,
+    )
+
+
+def sound() -> AutoencoderExperiment:
+    made = experiment()
+    return dataclasses.replace(
+        made,
+        mixture={"sounds": Set(modalities=("audio",), batch_size=2, seconds=0.48)},
+        network=Network(16, ((16,), (20,)), (8, 12), ((3,), (1,))),
+        loss=Reconstruction(spectral=0.1, windows=(64, 256), bands=8),
+    )
