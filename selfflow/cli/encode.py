@@ -1,6 +1,10 @@
 """`selfflow encode`: the latents of an experiment, ahead of its training."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from selfflow.cli.parse import parse
 from selfflow.input.encode import Share
@@ -11,21 +15,38 @@ if TYPE_CHECKING:
 _EXAMPLE = "selfflow encode experiments/quickstart.py --processes 2"
 
 
+@dataclass(frozen=True)
+class Options:
+    """Flags of `selfflow encode` that are no fields of the experiment."""
+
+    out: Path
+    """Folder for what --inspect writes."""
+    inspect: bool = False
+    """Tell how each latent channel is distributed, how much is lost, and draw it: originals, what comes back, and the
+    difference."""
+    share: Annotated[Share, tyro.conf.arg(name="")] = Share()
+
+
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--processes N] [--host I --hosts N] [--data-dir DIR] [--FIELD VALUE ...]` and encodes."""
-    parsed = parse("encode", arguments, _EXAMPLE, lambda file: Share())
+    """Parses `EXPERIMENT [--inspect] [--processes N] [--data-dir DIR] [--FIELD VALUE ...]` and encodes."""
+    parsed = parse("encode", arguments, _EXAMPLE, lambda file: Options(Path(f"{file.stem}-latents")))
     if parsed is None:
         return
-    experiment, share, data_dir = parsed
+    experiment, options, data_dir = parsed
     from selfflow.prepare import prepare
 
-    prepared = prepare(experiment.resolved(), data_dir, share)
+    experiment = experiment.resolved()
+    prepared = prepare(experiment, data_dir, options.share)
     if prepared is None:
         print("this host's part is done; the latents are ready when the other hosts have done theirs")
         return
-    feed, _ = prepared
+    feed, built = prepared
     for name, latents in feed.latents.items():
         say_latents(name, latents)
+    if options.inspect:
+        from selfflow.cli.inspection import inspect
+
+        inspect(experiment, feed.latents, built, options.out)
 
 
 def say_latents(name: str, latents: "Latents") -> None:

@@ -28,6 +28,18 @@ def test_encode_tells_what_it_made_and_finds_it_again(capsys, tmp_path):
     assert "encode collisions: 50/50 record" in progress and "record/s" in progress
     again, progress = called(capsys, "encode", TINY, "--data-dir", tmp_path, "--processes", "2")
     assert again == first and "encode collisions" not in progress
+    looked, _ = called(capsys, "encode", TINY, "--data-dir", tmp_path, "--inspect", "--out", tmp_path / "looked")
+    assert re.search(
+        r"collisions audio +[\d.]+ to [\d.]+ +[\d.]+ +[\d.]+ +SNR -?[\d.]+ dB, log-mel distance [\d.]+", looked
+    )
+    assert re.search(r"collisions video .* PSNR [\d.]+ dB", looked)
+    files = {f"collisions_{m}{end}" for m in ("image", "video", "audio") for end in (".csv", ".png", "_channels.png")}
+    assert {path.name for path in (tmp_path / "looked").iterdir() if path.stat().st_size} == files
+    rows = (tmp_path / "looked" / "collisions_video.csv").read_text().splitlines()
+    assert rows[0] == "channel,mean,std,largest,kurtosis" and len(rows) == 33
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "encode", TINY, "--data-dir", tmp_path, "--inspect", "--out", tmp_path / "file" / "x")
+    assert code == 2 and "cannot be written" in err
 
 
 def test_hosts_share_the_work(capsys, tmp_path):
