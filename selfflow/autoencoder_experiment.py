@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from selfflow.autoencoders.convolutional import Network
 from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
+from selfflow.experiment_check import check_length
 from selfflow.input.exclude import hash_of
 from selfflow.input.media import Cut
 from selfflow.input.mixture import Set, Stage, check_mixture
@@ -99,8 +100,8 @@ class AutoencoderExperiment:
                 )
             side = 0
             if m != "audio":
-                side = self.side or min(shape[-3:-1])
-                if side % self.network.cell[1]:
+                side = min(shape[-3:-1]) if self.side is None else self.side
+                if side < 1 or side % self.network.cell[1]:
                     raise UserError(f"side {side}: the network's strides of {self.network.cell[1]} do not divide it")
             found[name] = Cut(0 if m == "image" else length, side, (length, side, side, 3) if side else (length, 1))
         return found
@@ -179,5 +180,14 @@ class AutoencoderExperiment:
         optimizer = self.optimizer.resolved(self.steps, like.optimizer if like else None)
         changed = {"ema_decay": ema_decay, "mixture": mixture, "exclude_hash": exclude_hash, "init_from": init_from}
         made = dataclasses.replace(self, optimizer=optimizer, **changed)
-        made.cuts(), made.rate, made.optimizer.schedule()
+        made.cuts(), made.rate
+        check_length(made)
+        if self.cadence.evaluate_every:
+            raise UserError("cadence.evaluate_every looks at samples, of which an autoencoder has none: leave it out")
+        for name, idle in (("gradient", not self.network.pictures), ("spectral", self.network.pictures)):
+            if idle and getattr(self.loss, name):
+                kind = "pictures and films" if self.network.pictures else "sound"
+                raise UserError(f"loss.{name} is {getattr(self.loss, name)}, but this network is of {kind}: make it 0")
+        if self.loss.spectral and max(self.loss.windows) > min(cut.length for cut in made.cuts().values()):
+            raise UserError(f"loss.windows {self.loss.windows}: the clips are shorter; give longer clips or less")
         return made

@@ -271,7 +271,12 @@ class Experiment:
 
 
 def stream_of(
-    data: Dataset, m: str, autoencoder: AnyAutoencoder, patch: tuple[int, ...], chosen: Set | None, name: str
+    data: Dataset,
+    m: str,
+    autoencoder: AnyAutoencoder,
+    patch: tuple[int, ...],
+    chosen: Set | None = None,
+    name: str = "",
 ) -> Modality:
     """A modality of a data set, in clips as long as a set of the mixture of a name has them; without one, whole."""
     if m not in autoencoder.suits:
@@ -279,6 +284,12 @@ def stream_of(
             f"autoencoders.{m} is {autoencoder.kind}, which is for {' and '.join(autoencoder.suits)}: name another"
         )
     media = _media(data, m, chosen, name)
+    rate = getattr(autoencoder, "sample_rate", 0)
+    if rate and rate != media.rate:
+        raise UserError(
+            f"autoencoders.{m}.sample_rate is {rate}, but {data.kind} has {media.rate:g} samples a second: give the "
+            "data that rate, or take another autoencoder"
+        )
     frame = 100 / media.rate if media.rate else 0.0
     # A first latent frame that stands for fewer frames ends when they end, as the others do.
     offset = (0.0 - autoencoder.lead * frame, 0.0, 0.0, 0.0)

@@ -1,6 +1,6 @@
 """What must hold between the fields of an experiment."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from selfflow.errors import UserError
 from selfflow.given import CASES
@@ -27,14 +27,6 @@ def check_experiment(experiment: "Experiment") -> None:
                 raise UserError(f"{where}.modalities names {m}, which data.{chosen.data} does not have")
             if hasattr(experiment.schedule, "mask_ratio") and m not in experiment.schedule.mask_ratio:
                 raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
-        for m, media in experiment.media(name).items():
-            autoencoder = experiment.autoencoders[m]
-            rate = getattr(autoencoder, "sample_rate", 0)
-            if rate and rate != media.rate:
-                raise UserError(
-                    f"autoencoders.{m}.sample_rate is {rate}, but data.{chosen.data} has {media.rate:g} samples a "
-                    "second: give the data that rate, or take another autoencoder"
-                )
         for control, named in (("shuffled", chosen.shuffled), ("delayed", chosen.delayed)):
             for m in named:
                 if m not in chosen.modalities:
@@ -85,6 +77,11 @@ def check_experiment(experiment: "Experiment") -> None:
         raise UserError(f"condition_drop is {experiment.condition_drop}: give a number from 0 to 1")
     if not 0 <= experiment.ema_decay < 1:
         raise UserError(f"ema_decay is {experiment.ema_decay}: give a number from 0 to below 1")
+    check_length(experiment)
+
+
+def check_length(experiment: Any) -> None:
+    """Raises `UserError` unless what is traced and the learning rate fit the length of the run."""
     traced = experiment.profile.wanted()
     if traced and traced[-1] > experiment.steps:
         raise UserError(

@@ -117,6 +117,15 @@ def modality_of(stream: str) -> str:
     return stream.partition(":")[0]
 
 
+def frames_of_tokens(frames: int, tokens: int) -> Int[np.ndarray, "tokens+1"]:
+    """Bounds of a film's tokens in frames: those of moment i hold the frames from bound i to bound i + 1.
+
+    Where they do not divide the frames evenly the first holds fewer, as with a first frame that stands alone.
+    """
+    each = -(-frames // tokens)
+    return np.maximum(np.arange(tokens + 1) * each - (each * tokens - frames), 0)
+
+
 def of_latents(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, Modality]:
     """The modalities of latents [B, ...], which may last longer or shorter than the nominal ones, and nothing else.
 

@@ -57,7 +57,7 @@ def enter_run(
         if provenance["data"] != data_hash:
             raise UserError(
                 f"{folder} was trained on other latents ({provenance['data']}, now {data_hash}): the data set was "
-                "rebuilt; use another --workdir, or the --data-dir of that time"
+                "rebuilt or its autoencoder is another; use another --workdir, or the --data-dir of that time"
             )
     else:
         provenance = {"started_from": experiment.init_from or None, "ancestors": _ancestors(experiment.init_from)}

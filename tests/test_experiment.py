@@ -136,7 +136,7 @@ def test_mel_bands_are_of_the_rate_of_the_data(experiment):
         experiment, autoencoders=experiment.autoencoders | {"audio": LogMel(sample_rate=rate)}
     )
     heard(8000).resolved()
-    with pytest.raises(UserError, match="autoencoders.audio.sample_rate is 16000, but data.collisions has 8000"):
+    with pytest.raises(UserError, match="autoencoders.audio.sample_rate is 16000, but collisions has 8000"):
         heard(16000).resolved()
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from selfflow.data.collisions import SHAPE_NAMES
+from selfflow.modality import frames_of_tokens
 
 
 def clip_targets(record: Mapping) -> dict[str, int | float]:
@@ -39,8 +40,8 @@ def bodies_in_tokens(record: Mapping, grid: tuple[int, int, int], box: float = 6
       box: side of the world in units.
     """
     frames, height, width = grid
-    every, count = len(record["positions"]) // frames, int(record["count"])
-    positions, velocities = (np.asarray(record[n], np.float32)[::every, :count] for n in ("positions", "velocities"))
+    first, count = frames_of_tokens(len(record["positions"]), frames)[:-1], int(record["count"])
+    positions, velocities = (np.asarray(record[n], np.float32)[first, :count] for n in ("positions", "velocities"))
     rows = (np.arange(height, dtype=np.float32) + 0.5) * box / height
     columns = (np.arange(width, dtype=np.float32) + 0.5) * box / width
     centres = np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1).reshape(-1, 2)
@@ -52,7 +53,7 @@ def bodies_in_tokens(record: Mapping, grid: tuple[int, int, int], box: float = 6
     return Bodies(holds, offset[holds], velocity[holds])
 
 
-def contacts_in_windows(record: Mapping, windows: int, seconds: float) -> np.ndarray:
-    """How many audible contacts fall into each of some windows of so many seconds each, float32 [windows]."""
-    window = np.floor(np.asarray(record["contacts"]["time"], np.float64) / seconds + 1e-9).astype(int)
-    return np.bincount(window[window < windows], minlength=windows).astype(np.float32)
+def contacts_in_windows(record: Mapping, bounds: np.ndarray) -> np.ndarray:
+    """How many audible contacts fall into each of some windows, float32 [W], given by their bounds [W + 1] in s."""
+    window = np.searchsorted(bounds, np.asarray(record["contacts"]["time"], np.float64) + 1e-9, side="right") - 1
+    return np.bincount(window[window < len(bounds) - 1], minlength=len(bounds) - 1).astype(np.float32)

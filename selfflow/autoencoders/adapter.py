@@ -35,8 +35,10 @@ class DiffusersAutoencoder:
     def __init__(self, config: Diffusers, path: Path):
         told = load(path.read_bytes())
         self.config = config
-        # Where it was when it was pinned, if the settings do not tell: a run's copy is of settings without a path.
-        where = config.path or bytes(told["path"]).decode()
+        # Where it was when it was pinned, if it is not where the settings say: a path may be relative, or left out.
+        where = bytes(told["path"]).decode()
+        if config.path and (Path(config.path).expanduser().is_dir() or not Path(where).is_dir()):
+            where = config.path
         self._model, self.identity = opened(config.name, where, config.subfolder, config.dtype)
         if self.identity != (known := bytes(told["identity"]).decode()):
             raise UserError(
@@ -137,11 +139,17 @@ def pin(config: Diffusers, path: Path) -> str:
     for name, value in found.items():
         if getattr(config, name) != value:
             raise UserError(f"{config.path}: its {name} is {value}, and the setting {getattr(config, name)}: set it")
-    told = {"path": config.path, "identity": identity}
+    told = {"path": _lasting(config.path), "identity": identity}
     path.write_bytes(
         save({name: np.frombuffer(text.encode(), np.uint8) for name, text in told.items()}, {"format": _FORMAT})
     )
     return identity
+
+
+def _lasting(path: str) -> str:
+    """A folder by its absolute path; a name on the hub as it is."""
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else path
 
 
 def settings_of(name: str, path: str, stills: bool) -> Diffusers:

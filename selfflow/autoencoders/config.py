@@ -96,6 +96,9 @@ class SDVAE:
     hop: ClassVar[int] = 1
     lead: ClassVar[int] = 0
 
+    def __post_init__(self):
+        _check_sizes(self)
+
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of pictures [..., H, W, 3]."""
         return _in_cells(self, media)
@@ -126,6 +129,9 @@ class Flux2VAE:
     suits: ClassVar[tuple[str, ...]] = ("image", "video")
     hop: ClassVar[int] = 1
     lead: ClassVar[int] = 0
+
+    def __post_init__(self):
+        _check_sizes(self)
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of pictures [..., H, W, 3]."""
@@ -274,6 +280,12 @@ def _causal_shape(config: Convolutional | Diffusers, media: tuple[int, ...]) -> 
             )
         before.append((frames + config.lead) // config.hop)
     return (*before, height // config.stride, width // config.stride, config.channels)
+
+
+def _check_sizes(config: SDVAE | Flux2VAE) -> None:
+    for name in ("channels", "stride", "groups", "scale"):
+        if not getattr(config, name, 1) > 0:
+            raise UserError(f"{name} of the {config.kind} autoencoder is {getattr(config, name)}: it must be above 0")
 
 
 def _in_cells(config: SDVAE | Flux2VAE, media: tuple[int, ...]) -> tuple[int, ...]:

@@ -100,8 +100,10 @@ def _check(config: SDVAE | Flux2VAE, params: dict[str, Any], path: Path, packing
     for name, found, said in (("channels", latent, config.channels), ("stride", stride, config.stride)):
         if found != said:
             raise UserError(f"{path}: its {name} is {found}, and that of the {config.kind} autoencoder {said}: set it")
-    if params["encoder"]["norm_out"].scale.shape[0] % config.groups:
-        raise UserError(
-            f"{path}: groups {config.groups} of the {config.kind} autoencoder do not divide its "
-            f"{params['encoder']['norm_out'].scale.shape[0]} channels: set it"
-        )
+    norms = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, kl.Norm))
+    for channels in sorted({x.scale.shape[0] for x in norms if isinstance(x, kl.Norm)}):
+        if channels % config.groups:
+            raise UserError(
+                f"{path}: groups {config.groups} of the {config.kind} autoencoder do not divide its {channels} "
+                "channels: set it"
+            )

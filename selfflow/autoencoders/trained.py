@@ -52,6 +52,9 @@ class ConvolutionalAutoencoder:
                 raise UserError(
                     f"{path}: its {name} is {found}, and that of the convolutional autoencoder {said}: set it"
                 )
+        for name in ("normalisation.mean", "normalisation.deviation"):
+            if name not in tensors or tensors[name].shape != (network.channels,):
+                raise UserError(f"{path} lacks {name} of shape [{network.channels}]: write it again from its run")
         self._mean, self._deviation = tensors.pop("normalisation.mean"), tensors.pop("normalisation.deviation")
         shapes = jax.eval_shape(network.init, jax.random.key(0))
         paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
@@ -131,7 +134,7 @@ class ConvolutionalAutoencoder:
           hop: least length of a piece.
           out: how much comes out, of what `hop` is put in.
         """
-        cell = np.prod(self.network.cell) if hop == 1 else 1  # of latents, each is as large as its media
+        cell = np.prod(self.network.cell) if out > 1 or network is self._decode else 1  # latents are as large as media
         clips = max(1, min(len(x), self.together, int(_PIECE // max(x[0, :hop].size * cell, 1))))
         frames = max(1, int(_PIECE // max(x[0, :hop].size * clips * cell, 1)))
         size = min(frames, x.shape[1] // hop) * hop

@@ -154,11 +154,7 @@ def _built(settings: Any, data_dir: Path) -> "Built":
 def _build(settings: Any, options: Build, data_dir: Path) -> None:
     from selfflow.autoencoders.named import autoencoder_of
 
-    shapes = settings.media_shapes()
     chosen = {m: autoencoder_of(text, m) for m, text in options.autoencoder.items() if text}
-    for m, config in chosen.items():
-        if m not in shapes:
-            raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and not {m}")
     built = _built(settings, data_dir)
     for split, count in built.splits.items():
         print(f"{split:<12} {count} records")
@@ -169,6 +165,10 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
         from selfflow.input.encode import encode
         from selfflow.input.fit import fit
 
+        shapes = settings.media_shapes(*([built.folder] if settings.kind == "tfds" else []))
+        for m in chosen:
+            if m not in shapes:
+                raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and not {m}")
         # How latents are cut into tokens is an experiment's matter.
         whole = {"image": (1, 1), "video": (1, 1, 1), "audio": (1,)}
         streams = {m: stream_of(settings, m, config, whole[m]) for m, config in chosen.items()}

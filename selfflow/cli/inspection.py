@@ -48,11 +48,12 @@ def inspect(experiment: Experiment, latents: dict[str, Latents], built: dict[str
                 continue
             statistics = channel_statistics(np.concatenate([x.reshape(-1, x.shape[-1]) for x in stored]))
             stem = out / f"{name}_{m}"
-            files += [_table(stem.with_suffix(".csv"), statistics), _bars(stem, f"{name}: {m}", statistics)]
+            beside = lambda ending, stem=stem: stem.with_name(stem.name + ending)
+            files += [_table(beside(".csv"), statistics), _bars(beside("_channels.png"), f"{name}: {m}", statistics)]
             rate = getattr(experiment.data[name], "sample_rate", 0)
             lost, drawn = _reconstruction(found.autoencoder(m, experiment.autoencoders[m]), stored, originals, m, rate)
-            write_sheet(stem.with_suffix(".png"), drawn, rate, f"{name}: {m}")
-            files.append(stem.with_suffix(".png"))
+            write_sheet(beside(".png"), drawn, rate, f"{name}: {m}")
+            files.append(beside(".png"))
             spread, tails = statistics["std"], statistics["kurtosis"]
             print(
                 f"{name + ' ' + m:<24} {f'{spread.min():.2f} to {spread.max():.2f}':>18} {np.nanmax(tails):>15.1f} "
@@ -67,7 +68,7 @@ def inspect(experiment: Experiment, latents: dict[str, Latents], built: dict[str
 
 
 def _some(latents: Latents, built: Built | None, m: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Latents of a modality, of a split that nothing was fitted on, and the media that they were made of."""
+    """Latents of a modality, of the validation split where there is one, and the media that they were made of."""
     split = "validation" if "validation" in latents.records else "train"
     source, records = latents.source(split), built.records(split) if built else None
     chosen = source.having((m,))[:_RECORDS]
@@ -112,7 +113,7 @@ def _table(path: Path, statistics: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def _bars(stem: Path, title: str, statistics: dict[str, np.ndarray]) -> Path:
+def _bars(path: Path, title: str, statistics: dict[str, np.ndarray]) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -129,7 +130,6 @@ def _bars(stem: Path, title: str, statistics: dict[str, np.ndarray]) -> Path:
     lower.bar(channels, statistics["kurtosis"], color="tab:orange")
     lower.set_ylabel("excess kurtosis")
     lower.set_xlabel("channel (grey lines: deviation 1, as that of the noise)")
-    path = stem.with_name(f"{stem.name}_channels.png")
     figure.savefig(path, dpi=110)
     return path
 

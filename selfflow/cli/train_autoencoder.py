@@ -182,7 +182,9 @@ def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder
     """The linear autoencoder of a latent that is as large, or a little larger; None where there is no such."""
     if modality == "audio":
         hop = network.cell[0]
-        return LinearAutoencoder.fit(MdctPCA(hop=hop, channels=network.channels), [media]) if hop % 2 == 0 else None
+        if hop % 2 or network.channels > hop:
+            return None
+        return LinearAutoencoder.fit(MdctPCA(hop=hop, channels=network.channels), [media])
     stride, frames = network.cell[1], media.shape[1] if modality == "video" else 1
     numbers = network.channels * ((frames + network.lead) // network.cell[0])
     if -(-numbers // frames) > 3 * stride**2:

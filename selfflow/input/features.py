@@ -51,7 +51,7 @@ def token_features(features: Float[np.ndarray, "... E"], modality: Modality) -> 
 
 
 def encoded_features(
-    encoder: Encoder, m: str, media: np.ndarray, id: str, latent: tuple[int, ...], timed: bool
+    encoder: Encoder, m: str, media: np.ndarray, id: str, latent: tuple[int, ...], modality: Modality
 ) -> Float[np.ndarray, "... E"]:
     """What is stored of a sample's features, float16.
 
@@ -61,7 +61,7 @@ def encoded_features(
       media: the sample, before it was encoded.
       id: of the sample.
       latent: shape of its latent.
-      timed: whether the first axis of the latent is time.
+      modality: its stream; where a first latent frame stands for less than the others, so does its mean.
 
     Raises:
       UserError: naming encoder and sample, if the features have another shape, or are not finite in float16.
@@ -72,8 +72,12 @@ def encoded_features(
         axes = {4: "T, h, w", 3: "h, w", 2: "T"}[len(latent)]
         raise UserError(f"{who} have shape {list(features.shape)}, not [{axes}, {encoder.width}]; give others")
     grid = [min(size, most) for size, most in zip(features.shape, latent[:-1])]
-    if timed:
+    if modality.period:
         grid[0] = latent[0]
+        # What the first latent frame lacks is as if its first features had lasted so long.
+        lasting = latent[0] * modality.period + modality.offset[0]
+        lacking = round(-modality.offset[0] * len(features) / lasting)
+        features = np.concatenate([np.repeat(features[:1], lacking, axis=0), features])
     with np.errstate(over="ignore"):
         # In this order: safetensors write the bytes as they lie in memory.
         kept = averaged(features, tuple(grid)).astype(np.float16, order="C")

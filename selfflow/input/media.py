@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.data.features import read_features, read_specs
-from selfflow.data.shards import BadRecord
+from selfflow.data.shards import BadRecord, one_line
 from selfflow.errors import UserError
 from selfflow.input.batches import Batches, Rows
 from selfflow.input.built import Built
@@ -77,7 +77,7 @@ def _index(built: Built, split: str) -> dict[str, np.ndarray]:
     with Progress(f"index {built.name.split('/')[0]} {split}", len(records), unit="record") as shown:
         for i in range(len(records)):
             try:
-                record = small.deserialize_example_np(records.raw(i)) if small else records[i]
+                record = _told(small, records.raw(i), records.shard_of(i)) if small else records[i]
             except BadRecord:
                 record = {"id": "", "quality": 0.0, "present": {}}
             name = record["id"]
@@ -90,6 +90,13 @@ def _index(built: Built, split: str) -> dict[str, np.ndarray]:
         "quality": np.array([quality for _, quality, _ in rows], np.float32),
         **{f"present/{m}": np.array([present.get(m, False) for *_, present in rows], bool) for m in modalities},
     }
+
+
+def _told(small: Any, raw: bytes, shard: str) -> dict[str, Any]:
+    try:
+        return small.deserialize_example_np(raw)
+    except Exception as error:  # whatever the bytes are, what they do to a decoder is about this record
+        raise BadRecord(shard, one_line(error)) from error
 
 
 @dataclass(frozen=True)

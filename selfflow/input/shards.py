@@ -189,6 +189,8 @@ def _moments(autoencoder: Autoencoder, media: dict[int, np.ndarray]) -> dict[int
     found: dict[int, Any] = {}
     for same in alike:
         try:
+            if media[same[0]].ndim == 1 and media[same[0]].shape[0] < autoencoder.config.hop:
+                raise UserError(f"it lasts {media[same[0]].shape[0]} samples, less than a latent frame")
             if autoencoder.together == 1:
                 found[same[0]] = autoencoder.moments(media[same[0]])
             else:
@@ -215,7 +217,7 @@ def _encoded(record: dict[str, Any], coded, modalities, encoders) -> tuple[dict[
         if not all(np.isfinite(x).all() for x in stored.values()):
             raise _Unfit(f"the latents of its {m} are not finite")
         if m in encoders:
-            stored[stored_as(m)] = encoded_features(encoders[m], m, record[m], record["id"], mean.shape, timed)
+            stored[stored_as(m)] = encoded_features(encoders[m], m, record[m], record["id"], mean.shape, modalities[m])
         latents |= stored
     if not np.isfinite(record["quality"]):
         raise _Unfit(f"its quality is {record['quality']}")

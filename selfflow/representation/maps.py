@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from selfflow.data.collisions.targets import bodies_in_tokens
 from selfflow.errors import UserError
+from selfflow.modality import frames_of_tokens
 from selfflow.models.joint_config import JointConfig
 from selfflow.representation.features import seed_of
 from selfflow.representation.forward import seen_at
@@ -142,10 +143,12 @@ def contacts_as_tokens(
     """
     times = np.asarray(record["contacts"]["time"], np.float64)
     middles = (np.arange(sounds) + 0.5) * seconds / sounds
+    bounds = frames_of_tokens(len(record["positions"]), grid[0]) * seconds / len(record["positions"])
     near = np.abs(middles[:, None] - times[None]).min(axis=1, initial=np.inf) < far
     found = []
     for time, pair in zip(times, np.asarray(record["contacts"]["bodies"])):
-        before, sound = int(time / seconds * grid[0]), int(time / seconds * sounds)
+        before = int(np.searchsorted(bounds, time + 1e-9, side="right")) - 1
+        sound = int(time / seconds * sounds)
         if before + 1 >= grid[0] or sound >= sounds:
             continue
         bodies = tuple(int(body) for body in pair if body >= 0)  # below 0 is the wall

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from selfflow.modality import frames_of_tokens
 from selfflow.sampling.files import draw_spectrogram
 
 _WIDTH = 10.0  # inches of the time axis
@@ -87,7 +88,8 @@ class Strips:
                 self._pictures(axis, np.repeat(over.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8), [])
             colour_map = colormaps[colours].with_extremes(bad="0.92")
             for column, frame in enumerate(self.shown):
-                cell, how = cells[frame * grid[0] // self._frames], {"alpha": 0.6} if over is not None else {}
+                place = int(np.searchsorted(frames_of_tokens(self._frames, grid[0]), frame, side="right")) - 1
+                cell, how = cells[place], {"alpha": 0.6} if over is not None else {}
                 image = axis.imshow(cell, norm=norm, cmap=colour_map, extent=self._extent(column), zorder=2, **how)
             self._circles(axis, bodies)
             return None if values.ndim > 1 else image

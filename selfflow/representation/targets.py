@@ -9,6 +9,7 @@ import numpy as np
 from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets, contacts_in_windows
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
+from selfflow.modality import frames_of_tokens
 from selfflow.representation.features import Features
 from selfflow.representation.probes.split import Split
 
@@ -141,9 +142,10 @@ class Asked:
         return [(np.array([t[name] for t in told]), there) for name in names]
 
     def _moments(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
-        rows = found.grids[m][0]
-        seconds = self._settings.frames / self._settings.frames_per_second / rows
-        return x_ND.reshape(rows, -1, x_ND.shape[-1]).mean(axis=1), contacts_in_windows(record, rows, seconds)[:, None]
+        rows, frames = found.grids[m][0], self._settings.frames
+        bounds = frames_of_tokens(frames, rows) if m == "video" else np.arange(rows + 1) * frames / rows
+        contacts = contacts_in_windows(record, bounds / self._settings.frames_per_second)
+        return x_ND.reshape(rows, -1, x_ND.shape[-1]).mean(axis=1), contacts[:, None]
 
     def _tokens(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
         bodies = bodies_in_tokens(record, found.grids[m], self._settings.box)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets, contacts_in_windows
+from selfflow.modality import frames_of_tokens
 
 
 def clip():
@@ -50,7 +51,22 @@ def test_the_nearest_of_two_bodies_in_a_token():
 
 
 def test_contacts_in_windows():
-    found = contacts_in_windows(clip(), 25, 0.08)
+    found = contacts_in_windows(clip(), np.arange(26) * 0.08)
     assert found.tolist() == [2, 1, 0, 0, 0, 1] + [0] * 18 + [1]
-    assert contacts_in_windows(clip(), 5, 0.4).tolist() == [3, 1, 0, 0, 1]
-    assert contacts_in_windows(clip() | {"contacts": {"time": np.zeros(0)}}, 3, 0.4).tolist() == [0, 0, 0]
+    assert contacts_in_windows(clip(), np.arange(6) * 0.4).tolist() == [3, 1, 0, 0, 1]
+    none = clip() | {"contacts": {"time": np.zeros(0)}}
+    assert contacts_in_windows(none, np.arange(4) * 0.4).tolist() == [0, 0, 0]
+
+
+def test_a_first_frame_that_stands_alone():
+    assert frames_of_tokens(25, 7).tolist() == [0, 1, 5, 9, 13, 17, 21, 25]
+    assert frames_of_tokens(25, 5).tolist() == [0, 5, 10, 15, 20, 25] and frames_of_tokens(3, 3).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    record = clip()
+    record["velocities"][:, 0, 0] = np.arange(25)
+    found = bodies_in_tokens(record, (7, 2, 2))
+    assert found.tokens.max() < 7 * 4 and set(found.velocity[:, 0]) >= {1, 5, 9, 13, 17, 21}

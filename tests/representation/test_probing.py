@@ -53,9 +53,8 @@ def test_moments_are_asked_of_their_contacts(run, clips):
     found = features(run, clips, 1, 0.1, modalities=("audio",), pool="tokens", limit=2)
     (split,) = Asked(run, clips).of(Target("contact", "moment"), found, 1, ("audio",))
     rows = found.grids["audio"][0]
-    np.testing.assert_array_equal(
-        split.y[:rows, 0], contacts_in_windows(clips.record(0), rows, run.experiment.data["collisions"].seconds / rows)
-    )
+    bounds = np.arange(rows + 1) * run.experiment.data["collisions"].seconds / rows
+    np.testing.assert_array_equal(split.y[:rows, 0], contacts_in_windows(clips.record(0), bounds))
     np.testing.assert_array_equal(split.x[:rows], found.layers[1]["audio"][0])
 
 
