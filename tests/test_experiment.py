@@ -28,7 +28,7 @@ def experiment() -> Experiment:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_shipped_experiments_read_back_equal(path, tmp_path):
-    experiment = load_experiment(path).resolved()
+    experiment = load_experiment(path, autoencoders=True).resolved()
     save_experiment(experiment, tmp_path / "experiment.json")
     assert read_experiment(tmp_path / "experiment.json") == experiment
     command = "sweep" if hasattr(load_module(path), "sweep") else "train"

@@ -45,6 +45,7 @@ def test_method(tiny_run):
     check(executed("method", run_path=str(tiny_run), clips=[0, 1], draws=64), figures=5)
 
 
+@pytest.mark.slow
 def test_layers(tiny_run):
     small = {"taus": [0.1, 0.5], "targets": ["material"], "sources": ["video"], "clips": 24, "probe": "knn"}
     small |= {"similar_clips": 12, "healthy_clips": 4, "healthy_batch": 4, "neighbours": 4}
@@ -60,6 +61,7 @@ def test_maps(tiny_run):
     assert "share of tokens that hold the bodies" in text(notebook)
 
 
+@pytest.mark.slow
 def test_sight_and_sound(tiny_run, tmp_path):
     """From the files of the study, and with a run of it."""
     assert "no runs" in text(executed("sight_and_sound", runs_path=str(tmp_path / "none")))

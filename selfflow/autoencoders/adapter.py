@@ -237,14 +237,19 @@ def _encoded(model: Any, x: Any, one: bool = False) -> tuple[np.ndarray, np.ndar
 
 def _normalisation(model: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Latents are (z - first) * second, as the pipelines of diffusers do it."""
-    told = model.config
+    told = {"latents_mean": None, "latents_std": None} | dict(model.config)
+    if getattr(model, "bn", None) is not None:
+        raise UserError(f"{type(model).__name__} normalises by a layer of its own: take flux2-vae for FLUX.2's")
+    if told["latents_mean"] is None and hasattr(model, "latents_mean"):  # some keep them beside their weights
+        kept = (getattr(model, f"latents_{name}").float().cpu().numpy() for name in ("mean", "std"))
+        told["latents_mean"], told["latents_std"] = kept
     if told.get("latents_mean") is not None and told.get("latents_std") is not None:
         mean, std = (np.array(told[f"latents_{name}"], np.float32).ravel() for name in ("mean", "std"))
         if len(mean) != channels or len(std) != channels or not (std > 0).all():
             raise UserError(
                 f"latents_mean and latents_std of {model.__class__.__name__} do not fit {channels} channels"
             )
-        return mean, told.get("scaling_factor", 1.0) / std
+        return mean, (told.get("scaling_factor") or 1.0) / std
     shift, scale = told.get("shift_factor") or 0.0, told.get("scaling_factor") or 1.0
     return np.full(channels, shift, np.float32), np.full(channels, scale, np.float32)
 
@@ -269,7 +274,10 @@ def _clock(model: Any, stills: bool) -> dict[str, int]:
         raise UserError(
             f"{type(model).__name__} makes {shape[1]} latent frames of {frames}: a film's first frame must stand alone"
         )
-    return {"channels": shape[-1], "hop": (frames - 1) // (shape[1] - 1), "stride": side // shape[-2], "sample_rate": 0}
+    hop = (frames - 1) // (shape[1] - 1)
+    if (told := getattr(model, "temporal_compression_ratio", None) or hop) != hop:
+        raise UserError(f"{type(model).__name__} says {told} frames to a latent one, and {frames} give {shape[1]}")
+    return {"channels": shape[-1], "hop": hop, "stride": side // shape[-2], "sample_rate": 0}
 
 
 def _plain(told: dict[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,12 @@ class Autoencoder(Protocol):
     Pictures are uint8 [..., H, W, 3], films [..., T, H, W, 3], sounds int16 [..., samples].
 
     Attributes:
+      config: its settings.
       identity: kind, and hash of weights and settings: equal identities mean equal latents.
       together: how many records are best encoded in one call.
     """
 
+    config: "Config"
     identity: str
     together: int
 

@@ -20,6 +20,7 @@ from selfflow.tree import from_json, to_json
 from selfflow.weights import sha256_of
 
 _FORMAT = "selfflow-autoencoder-1"
+_TOLD = "autoencoder"
 _PIECE = 2**21  # elements of media in one call: what takes memory is some hundred times as much
 
 
@@ -185,9 +186,9 @@ def write(
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in params.items()}
     tensors |= {"normalisation.mean": np.float32(mean), "normalisation.deviation": np.float32(deviation)}
     partial_path = path.with_suffix(".partial")
-    partial_path.write_bytes(
-        save(tensors, {"format": _FORMAT, "network": json.dumps(to_json(network)), "sample_rate": str(rate)})
-    )
+    # One entry: several are written in an order that is drawn anew each time, and files are known by their hash.
+    told = {"format": _FORMAT, "network": to_json(network), "sample_rate": rate}
+    partial_path.write_bytes(save(tensors, {_TOLD: json.dumps(told, sort_keys=True)}))
     partial_path.replace(path)
 
 
@@ -210,16 +211,15 @@ def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.n
     """
     try:
         with safe_open(path, "np") as file:
-            told = file.metadata() or {}
+            told = json.loads((file.metadata() or {}).get(_TOLD, "{}"))
             if told.get("format") != _FORMAT:
                 raise UserError(
                     f"{path} holds no autoencoder that was trained here (its format is {told.get('format')}): give the "
                     "autoencoder.safetensors of a run of `selfflow train experiments/autoencoder_image.py`"
                 )
-            rate = int(told["sample_rate"])
-            network = from_json(json.loads(told["network"]), Network, str(path))
+            rate, network = int(told["sample_rate"]), from_json(told["network"], Network, str(path))
             tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is missing or damaged ({error}): copy it again") from error
     for name, x in tensors.items():
         if not np.isfinite(x).all():

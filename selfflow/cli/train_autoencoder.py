@@ -133,8 +133,7 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaFeed, st
         latents = []
         encode = jax.jit(lambda x: network.encode(params, led_in(scaled(x), network.lead))[0])
         for _, media in fitting.values():
-            parts = [encode(media[i : i + _TOGETHER]) for i in range(0, len(media), _TOGETHER)]
-            latents += [np.asarray(part, np.float64).reshape(-1, network.channels) for part in parts]
+            latents += [np.asarray(encode(part), np.float64).reshape(-1, network.channels) for part in _parts(media)]
             shown.advance()
     latents = np.concatenate(latents)
     path, deviation = workdir / FILE, latents.std(axis=0)
@@ -184,17 +183,20 @@ def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder
         hop = network.cell[0]
         if hop % 2 or network.channels > hop:
             return None
-        return LinearAutoencoder.fit(MdctPCA(hop=hop, channels=network.channels), [media])
+        return LinearAutoencoder.fit(MdctPCA(hop=hop, channels=network.channels), _parts(media))
     stride, frames = network.cell[1], media.shape[1] if modality == "video" else 1
     numbers = network.channels * ((frames + network.lead) // network.cell[0])
     if -(-numbers // frames) > 3 * stride**2:
         return None  # as large as the pictures themselves
-    return LinearAutoencoder.fit(PatchPCA(patch=stride, channels=-(-numbers // frames)), [media])
+    return LinearAutoencoder.fit(PatchPCA(patch=stride, channels=-(-numbers // frames)), _parts(media))
+
+
+def _parts(media: np.ndarray) -> list[np.ndarray]:
+    return [media[i : i + _TOGETHER] for i in range(0, len(media), _TOGETHER)]
 
 
 def _decoded(autoencoder: Autoencoder, media: np.ndarray) -> np.ndarray:
-    parts = [media[i : i + _TOGETHER] for i in range(0, len(media), _TOGETHER)]
-    return np.concatenate([autoencoder.decode(autoencoder.encode(part)) for part in parts])
+    return np.concatenate([autoencoder.decode(autoencoder.encode(part)) for part in _parts(media)])
 
 
 def _measured(original: np.ndarray, decoded: np.ndarray, rate: float) -> dict[str, float]:

@@ -110,6 +110,7 @@ def test_it_may_start_from_another(run, data_dir, tmp_path):
     assert Run(tmp_path / "next").experiment.init_from.endswith("films:6")
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_does(tmp_path):
     command = [sys.executable, "-m", "tests.autoencoders.spread", str(tmp_path / "errors.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

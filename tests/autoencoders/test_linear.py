@@ -102,7 +102,7 @@ def test_equal_data_give_equal_latents_and_files_keep_them(video, tmp_path):
     assert a.identity == b.identity
     assert LinearAutoencoder.fit(config, [video[:5]]).identity != a.identity
     a.save(tmp_path / "a.safetensors")
-    assert LinearAutoencoder.load(config, tmp_path / "a.safetensors").identity == a.identity
+    assert config.load(tmp_path / "a.safetensors").identity == a.identity
 
 
 def test_silence_and_few_samples_stay_finite():

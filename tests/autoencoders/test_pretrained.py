@@ -117,7 +117,7 @@ def test_weights_that_are_not_as_the_settings_say(sd_vae, flux2, tmp_path):
     for changed, message in (
         (dataclasses.replace(sd_vae, channels=8), "channels is 4, and that of the sd_vae autoencoder 8"),
         (dataclasses.replace(sd_vae, stride=8), "stride is 4, and that of the sd_vae autoencoder 8"),
-        (dataclasses.replace(sd_vae, groups=5), "groups 5 of the sd_vae autoencoder do not divide its 32"),
+        (dataclasses.replace(sd_vae, groups=5), "groups 5 of the sd_vae autoencoder do not divide its 16"),
         (dataclasses.replace(sd_vae, path=f"{flux2.path}/diffusion_pytorch_model.safetensors"), "flux2_vae"),
         (dataclasses.replace(flux2, path=sd_vae.path), "lacks bn.running_mean"),
     ):

@@ -95,6 +95,7 @@ def kill_and_go_on(store, home, bucket, tmp_path) -> None:
     assert not any("lock" in key or "partial" in key for key in store.keys())
 
 
+@pytest.mark.slow
 def test_a_run_on_s3_goes_on_where_it_was_killed_on_another_machine(store, home, tmp_path):
     kill_and_go_on(store, home, "s3://bucket", tmp_path)
 
@@ -200,6 +201,7 @@ def test_a_run_in_a_bucket_is_opened_started_from_and_exported(store, bucket, ho
 
 @GS_FIRST
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
 def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_replaced(store, bucket, home, experiment, capsys):
     store.upload(home / "run", "run")
     (largest,) = sorted(store.keys("run/checkpoints/24/state/d/"), key=lambda k: len(store.read(k)))[-1:]

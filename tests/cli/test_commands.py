@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from tests.cli.test_errors import run
 from tests.conftest import TINY
 
@@ -51,6 +53,7 @@ def test_hosts_share_the_work(capsys, tmp_path):
     assert code == 2 and "host is 3 of 2 hosts" in err
 
 
+@pytest.mark.slow
 def test_benchmark_of_the_input(capsys, data_dir, tiny_run):
     flags = ["--seconds", "0.2", "--timed-steps", "3"]
     out, _ = called(capsys, "benchmark", TINY, "--data-dir", data_dir, "--only", "input", *flags)

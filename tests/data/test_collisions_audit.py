@@ -19,6 +19,8 @@ from selfflow.data.collisions import Collisions
 from selfflow.data.collisions.generate import record
 from selfflow.data.collisions.kinematics import FEATURES, features
 
+pytestmark = pytest.mark.slow  # 4000 clips
+
 CLIPS = 4000
 CHANCE = 0.25
 SETTINGS = Collisions(seed=11)

@@ -58,7 +58,12 @@ def close(a, b):
     jax.tree.map(near, a, b)
 
 
-@pytest.mark.parametrize("whole, first", [(0, []), (1, [0]), (2, [0, 2])])
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "whole, first", [pytest.param(0, [], marks=_SLOW), (1, [0]), pytest.param(2, [0, 2], marks=_SLOW)]
+)
 def test_the_joint_transformer_separated_equals_it_masked(objective, params, inputs, monkeypatch, whole, first):
     tokens, c, label_B, masked = inputs
     whole_B = jnp.zeros(4, bool).at[jnp.array(first, int)].set(True)

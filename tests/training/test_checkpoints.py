@@ -59,12 +59,12 @@ def files_of(folder, step: int) -> list:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_twenty_damages_never_give_wrong_weights(saved, damage, capsys):
+def test_ten_damages_never_give_wrong_weights(saved, damage, capsys):
     """At random places of all the files' bytes; either the state is right to the bit, or the one before is taken."""
     random, outcomes = np.random.default_rng(0), []
     files = files_of(saved, 2)
     sizes = np.array([f.stat().st_size for f in files])
-    for _ in range(20):
+    for _ in range(10):
         copy = saved.with_name("copy")
         shutil.copytree(saved, copy)
         place = int(random.integers(sizes.sum()))
@@ -86,7 +86,7 @@ def test_twenty_damages_never_give_wrong_weights(saved, damage, capsys):
         assert (copy / "checkpoints" / "damaged-2").exists() == (step == 1)
         shutil.rmtree(copy)
         gc.collect()  # what TensorStore still has to say of it belongs to this test
-    assert outcomes.count(1) >= 5  # the damage is seen, not passed over
+    assert outcomes.count(1) >= 3  # the damage is seen, not passed over
 
 
 @pytest.mark.parametrize("word", range(0, 16 * 24 * 4, 190))

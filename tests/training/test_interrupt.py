@@ -104,7 +104,9 @@ def ended(processes) -> list[str]:
             process.kill()
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, status", [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_two_processes_stop_at_one_step_whichever_is_asked(tmp_path, number, status):
     """Their parameters are split over both, and the second step is skipped by both."""
     processes = together(tmp_path, "100000", "0.02")

@@ -72,6 +72,7 @@ def test_noise_of_a_sample_depends_on_seed_step_and_index(objective):
         assert (jax.random.key_data(other) != base).any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_seeds(objective, batch):
     """Members of a sweep that differ in their seeds compile once."""
     optimizer = AdamW(learning_rate=1e-2).make()
