@@ -54,6 +54,7 @@ def test_layers(tiny_run):
     assert "tiny, untrained" in text(notebook)
 
 
+@pytest.mark.slow
 def test_maps(tiny_run):
     small = {"layers": [1, 3], "component_clips": 4, "contact_clips": 6}
     notebook = executed("maps", run_path=str(tiny_run), **small)

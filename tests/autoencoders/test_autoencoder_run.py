@@ -127,9 +127,10 @@ def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experi
     command("train").main(
         [str(file), "--workdir", str(tmp_path / "joint"), "--data-dir", str(data_dir), "--steps", "2"]
         + ["--autoencoder.video", films, f"--autoencoder.image={films}", "--autoencoder.audio", sounds]
-        + ["--proof.probe-clips", "0"]
     )
     joint = open_run(tmp_path / "joint")
+    # Bodies and contacts are asked of the tokens that hold their frames.
+    assert "position/video" in joint.summary()["probes"]["trained, block 3"]
     streams = joint.experiment.modalities()
     assert streams["video"].latent == (7, 4, 4, 8) and streams["video"].period == 4 * 8.0
     # A latent frame ends with its last frame of film: the first after one frame, which lasts 80 ms.

@@ -114,3 +114,18 @@ def test_list_is_light(folder):
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip().endswith("[]"), done.stdout + done.stderr
+
+
+def test_build_encodes_by_a_named_autoencoder(capsys, tmp_path):
+    size = ["--size", "16", "--data-dir", tmp_path]
+    code, out, _ = run(capsys, "build", "digits", *size, "--autoencoder.image", "patch-pca")
+    assert code == 0 and "image: patch_pca-" in out and "psnr_db" in out
+    (folder,) = (tmp_path / "latents").iterdir()
+    assert json.loads((folder / "manifest.json").read_text())["modalities"]["image"]["latent"] == [4, 4, 16]
+    for m, name, message in (
+        ("video", "patch-pca", "--autoencoder.video: digits has image, and not video"),
+        ("image", "mdct-pca", "autoencoders.image is mdct_pca, which is for audio"),
+        ("image", "sd-vae", "write --autoencoder.image sd-vae=PATH"),
+    ):
+        code, _, err = run(capsys, "build", "digits", *size, f"--autoencoder.{m}", name)
+        assert code == 2 and message in err
