@@ -107,7 +107,9 @@ class DiffusersAutoencoder:
         if kind == "audio":
             sound = np.clip(np.rint(made.mean(axis=-1) * 32768), -32768, 32767).astype(np.int16)
             # A decoder may round lengths its own way; a latent frame is a hop.
-            return sound[:, : latents.shape[-2] * self.config.hop].reshape(*before, -1)
+            length = latents.shape[-2] * self.config.hop
+            sound = np.pad(sound[:, :length], ((0, 0), (0, max(0, length - sound.shape[1]))))
+            return sound.reshape(*before, length)
         if own == 3 and made.ndim == 5:
             made = made[:, 0]
         pixels = np.clip(np.rint((made + 1) * 127.5), 0, 255).astype(np.uint8)
@@ -240,7 +242,9 @@ def _normalisation(model: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     told = {"latents_mean": None, "latents_std": None} | dict(model.config)
     if getattr(model, "bn", None) is not None:
         raise UserError(f"{type(model).__name__} normalises by a layer of its own: take flux2-vae for FLUX.2's")
-    if told["latents_mean"] is None and hasattr(model, "latents_mean"):  # some keep them beside their weights
+    if (
+        told["latents_mean"] is None and getattr(model, "latents_mean", None) is not None
+    ):  # some keep them beside their weights
         kept = (getattr(model, f"latents_{name}").float().cpu().numpy() for name in ("mean", "std"))
         told["latents_mean"], told["latents_std"] = kept
     if told.get("latents_mean") is not None and told.get("latents_std") is not None:

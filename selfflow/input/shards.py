@@ -211,9 +211,10 @@ def _encoded(record: dict[str, Any], coded, modalities, encoders) -> tuple[dict[
         if mean.shape[timed:] != modalities[m].latent[timed:] or mean.ndim != len(modalities[m].latent):
             raise _Unfit(f"{m} of shape {record[m].shape} gives latents {mean.shape}, not {modalities[m].latent}")
         with np.errstate(over="ignore"):
-            stored = {m: mean.astype(np.float16)}
+            # In this order: safetensors write the bytes as they lie in memory.
+            stored = {m: mean.astype(np.float16, order="C")}
             if deviation is not None:
-                stored[f"{m}.std"] = deviation.astype(np.float16)
+                stored[f"{m}.std"] = deviation.astype(np.float16, order="C")
         if not all(np.isfinite(x).all() for x in stored.values()):
             raise _Unfit(f"the latents of its {m} are not finite")
         if m in encoders:

@@ -117,7 +117,8 @@ def test_oobleck(oobleck, tmp_path):
     np.testing.assert_allclose(mean, np.moveaxis(expected.numpy(), 1, -1), rtol=1e-3, atol=1e-4)
     decoded = autoencoder.decode(mean)
     assert decoded.shape == media.shape and decoded.dtype == np.int16
-    assert np.abs(decoded - np.clip(made[:, :1600] * 32768, -32768, 32767)).max() < 1
+    whole = made.shape[1]  # its decoder makes less where a stride is odd
+    assert np.abs(decoded[:, :whole] - np.clip(made * 32768, -32768, 32767)).max() < 1 and not decoded[:, whole:].any()
     for short in (np.zeros(800, np.int16), np.zeros(160, np.int16)):  # a tenth of a second of silence, and less
         assert np.isfinite(autoencoder.encode(short)).all()
     with pytest.raises(UserError, match="a clip of 159 samples is shorter than a latent frame, 160 of them"):
