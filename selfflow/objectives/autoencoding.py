@@ -75,14 +75,10 @@ class AutoencodingObjective:
 
     def logical_axes(self) -> dict[str, tuple[str | None, ...]]:
         """What each axis of each parameter stands for: what comes out of a layer of a block is "embed"."""
-        from selfflow.training.state import by_name
-
-        shapes = by_name(jax.eval_shape(self.init, jax.random.key(0)))
+        shapes = jax.tree_util.tree_leaves_with_path(jax.eval_shape(self.init, jax.random.key(0)))
+        named = {jax.tree_util.keystr(at, simple=True, separator="."): x for at, x in shapes}
         split = lambda name: ".blocks." in name and name.endswith("kernel")
-        return {
-            name: (None,) * (x.ndim - 1) + ("embed" if split(name) else None,) if x.ndim else ()
-            for name, x in shapes.items()
-        }
+        return {name: (None,) * (x.ndim - 1) + ("embed" if split(name) else None,) for name, x in named.items()}
 
     def draw(self, keys_B: Key[Array, "B"], batch: dict[str, Any], step: Int[Array, ""] | int = 0) -> dict[str, Array]:
         """`noise` that latents are drawn with [B, ...], and the `weight` of each sample [B], which sum to 1."""

@@ -242,6 +242,8 @@ def test_stochastic_autoencoders_leave_mean_and_deviation(prepared, tmp_path, mo
     record = encoded(prepared, tmp_path).source("train")[3]
     assert set(record) == {"image", "video", "audio", "image.std", "video.std", "audio.std"}
     assert record["video.std"].shape == record["video"].shape
+    expected = plain(prepared[1]["video"].autoencoder(), prepared[0].records("train")[3]["video"])[0]
+    np.testing.assert_allclose(record["video"], expected, atol=5e-3, rtol=2e-3)
 
 
 def test_latents_of_another_autoencoder_resolution_or_rate_are_refused_by_name(latents, tiny_experiment):
