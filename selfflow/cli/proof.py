@@ -49,7 +49,11 @@ def flow_losses(experiment: Experiment, feed: Feed, state: State) -> dict[str, d
     """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its yardstick; by "set/modality"."""
     tau = experiment.schedule.tau
     objective = dataclasses.replace(
-        experiment.objective(), schedule=UniformTimestep(tau=tau), alignment=NoAlignment(), condition_drop=1.0
+        experiment.objective(),
+        schedule=UniformTimestep(tau=tau),
+        alignment=NoAlignment(),
+        separation=None,
+        condition_drop=1.0,
     )
     found = {}
 
