@@ -15,10 +15,10 @@ from jaxtyping import Float
 from safetensors.numpy import load, save
 
 from selfflow.autoencoders.config import Diffusers
+from selfflow.autoencoders.media import pixels, samples
 from selfflow.errors import UserError
 
 _BATCH = {"image": 8, "video": 1, "audio": 4}  # of media in one call
-_FORMAT = "selfflow-diffusers-1"
 
 
 class DiffusersAutoencoder:
@@ -105,15 +105,14 @@ class DiffusersAutoencoder:
         made = np.concatenate(found)
         before = latents.shape[:-own]
         if kind == "audio":
-            sound = np.clip(np.rint(made.mean(axis=-1) * 32768), -32768, 32767).astype(np.int16)
+            sound = samples(made.mean(axis=-1))
             # A decoder may round lengths its own way; a latent frame is a hop.
             length = latents.shape[-2] * self.config.hop
             sound = np.pad(sound[:, :length], ((0, 0), (0, max(0, length - sound.shape[1]))))
             return sound.reshape(*before, length)
         if own == 3 and made.ndim == 5:
             made = made[:, 0]
-        pixels = np.clip(np.rint((made + 1) * 127.5), 0, 255).astype(np.uint8)
-        return pixels.reshape(*before, *pixels.shape[1:])
+        return pixels(made).reshape(*before, *made.shape[1:])
 
     @property
     def _own(self) -> int:
@@ -142,9 +141,7 @@ def pin(config: Diffusers, path: Path) -> str:
         if getattr(config, name) != value:
             raise UserError(f"{config.path}: its {name} is {value}, and the setting {getattr(config, name)}: set it")
     told = {"path": _lasting(config.path), "identity": identity}
-    path.write_bytes(
-        save({name: np.frombuffer(text.encode(), np.uint8) for name, text in told.items()}, {"format": _FORMAT})
-    )
+    path.write_bytes(save({name: np.frombuffer(text.encode(), np.uint8) for name, text in told.items()}))
     return identity
 
 
@@ -264,10 +261,10 @@ def _clock(model: Any, stills: bool) -> dict[str, int]:
 
     with torch.inference_mode():
         if axes_of(model) == 3:
-            samples = 2**15
-            shape = _encoded(model, torch.zeros(1, model.config.get("audio_channels", 1), samples))[0].shape
+            length = 2**15
+            shape = _encoded(model, torch.zeros(1, model.config.get("audio_channels", 1), length))[0].shape
             rate = model.config.get("sampling_rate") or model.config.get("sample_rate") or 0
-            hop = getattr(model, "hop_length", None) or samples // shape[1]
+            hop = getattr(model, "hop_length", None) or length // shape[1]
             return {"channels": shape[-1], "hop": int(hop), "stride": 0, "sample_rate": int(rate)}
         side, frames = 64, 17
         if axes_of(model) == 4 or stills:

@@ -266,12 +266,7 @@ def _causal_shape(config: Convolutional | Diffusers, media: tuple[int, ...]) -> 
                 "another length"
             )
         return (*media[:-1], media[-1] // config.hop, config.channels)
-    *before, height, width, _ = media
-    if height % config.stride or width % config.stride:
-        raise UserError(
-            f"{who} has a stride of {config.stride} pixels, which does not divide pictures of {height} x {width}: give "
-            "the data another size"
-        )
+    *before, height, width, channels = _in_cells(config, media)
     if not config.stills:
         *before, frames = before
         if (frames + config.lead) % config.hop:
@@ -281,7 +276,7 @@ def _causal_shape(config: Convolutional | Diffusers, media: tuple[int, ...]) -> 
                 f"{max((frames + config.lead) // config.hop, 1) * config.hop - config.lead}"
             )
         before.append((frames + config.lead) // config.hop)
-    return (*before, height // config.stride, width // config.stride, config.channels)
+    return (*before, height, width, channels)
 
 
 def _check_sizes(config: SDVAE | Flux2VAE) -> None:
@@ -290,7 +285,7 @@ def _check_sizes(config: SDVAE | Flux2VAE) -> None:
             raise UserError(f"{name} of the {config.kind} autoencoder is {getattr(config, name)}: it must be above 0")
 
 
-def _in_cells(config: SDVAE | Flux2VAE, media: tuple[int, ...]) -> tuple[int, ...]:
+def _in_cells(config: SDVAE | Flux2VAE | Convolutional | Diffusers, media: tuple[int, ...]) -> tuple[int, ...]:
     *lead, height, width, _ = media
     if height % config.stride or width % config.stride:
         raise UserError(

@@ -165,6 +165,16 @@ def _norm(x: Float[Array, "B ... D"], scale: Float[Array, "D"]) -> Float[Array, 
     return jax.nn.silu(normed * scale).astype(x.dtype)
 
 
+def scaled(media: Array) -> Float[Array, "B ..."]:
+    """uint8 or int16 media in [-1, 1]."""
+    return media.astype(jnp.float32) / 127.5 - 1 if media.dtype == jnp.uint8 else media.astype(jnp.float32) / 32768
+
+
+def led_in(x: Float[Array, "B T ..."], lead: int) -> Float[Array, "B lead+T ..."]:
+    """Media after copies of their first frame."""
+    return jnp.concatenate([jnp.repeat(x[:, :1], lead, axis=1), x], axis=1) if lead else x
+
+
 def into_channels(x: Float[Array, "B ... C"], stride: tuple[int, ...]) -> Float[Array, "B ... D"]:
     """Moves each cell of `stride` positions into channels, (position in the cell, channel)."""
     axes = len(stride)

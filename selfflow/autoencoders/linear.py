@@ -10,6 +10,7 @@ import numpy as np
 import scipy.fft
 from safetensors.numpy import load_file, save
 
+from selfflow.autoencoders.media import pixels, samples
 from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
 
@@ -53,8 +54,7 @@ class PatchPCA:
         *lead, rows, columns, _ = frames.shape
         p = self.patch
         x = np.moveaxis(frames.reshape(*lead, rows, columns, p, p, 3), -3, -4)
-        pixels = x.reshape(*lead, rows * p, columns * p, 3)
-        return np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
+        return pixels(x.reshape(*lead, rows * p, columns * p, 3))
 
     @property
     def companded(self) -> bool:
@@ -107,8 +107,7 @@ class MdctPCA:
     def media(self, frames: np.ndarray) -> np.ndarray:
         """The inverse of `frames`, rounded to int16."""
         blocks = self._lap(scipy.fft.dst(frames, type=4, norm="ortho", axis=-1), 1)
-        samples = blocks.reshape(*blocks.shape[:-2], -1) * 32768
-        return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)
+        return samples(blocks.reshape(*blocks.shape[:-2], -1))
 
     def _lap(self, blocks: np.ndarray, sign: int) -> np.ndarray:
         # An MDCT with a sine window is a rotation of the samples on both sides of each block boundary,

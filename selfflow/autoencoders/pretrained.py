@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, UInt8
 
 from selfflow.autoencoders import kl
 from selfflow.autoencoders.config import SDVAE, Flux2VAE, described
+from selfflow.autoencoders.media import pixels
 from selfflow.batching import in_batches
 from selfflow.convolution import Weights
 from selfflow.errors import UserError
@@ -69,8 +70,7 @@ class KLAutoencoder:
         """Pictures of latents."""
         z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-3:]) / self._scale + self._mean
         pictures = in_batches(lambda x: self._decode(self._params, x), z, _PICTURES)
-        pixels = np.clip(np.rint((np.nan_to_num(pictures) + 1) * 127.5), 0, 255).astype(np.uint8)
-        return pixels.reshape(*latents.shape[:-3], *pixels.shape[1:])
+        return pixels(np.nan_to_num(pictures)).reshape(*latents.shape[:-3], *pictures.shape[1:])
 
 
 def _encoded(params: dict[str, Any], pictures: UInt8[Array, "B H W 3"], groups: int, packed: bool) -> Array:

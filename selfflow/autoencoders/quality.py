@@ -1,5 +1,6 @@
 """How well an autoencoder gives back what it was given."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,16 +47,26 @@ def reconstruction_quality(
     decoded = [autoencoder.decode(autoencoder.encode(media)) for media in original]
     original = [a[: len(b)] for a, b in zip(original, decoded)]  # without what no whole latent frame holds
 
-    def over(measure, chosen) -> float:  # clips may be of several lengths
-        return measure(*(np.concatenate([side[i].ravel() for i in chosen]) for side in (original, decoded)))
-
-    everything = range(len(records))
+    whole = measured(original, decoded, rate)
     if modality != "audio":
-        return {"psnr_db": over(psnr, everything)}
-    quality = {"snr_db": over(snr, everything)}
+        return whole
+    quality = {"snr_db": whole["snr_db"]}
     for label, name in enumerate(materials):
-        chosen = [i for i in everything if records[i]["material"] == label]
+        chosen = [i for i in range(len(records)) if records[i]["material"] == label]
         if chosen:
-            quality[f"snr_db/{name}"] = over(snr, chosen)
+            quality[f"snr_db/{name}"] = snr(*(_joined([side[i] for i in chosen]) for side in (original, decoded)))
+    return quality | {"log_mel_distance": whole["log_mel_distance"]}
+
+
+def measured(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray], rate: float) -> dict[str, float]:
+    """What was lost of clips, which may be of several lengths: PSNR in dB of uint8 pictures; of int16 sound of `rate`
+    samples a second the mean log-mel distance, and SNR in dB."""
+    both = _joined(original), _joined(decoded)
+    if both[0].dtype == np.uint8:
+        return {"psnr_db": psnr(*both)}
     distances = [np.mean(np.abs(log_mel(a, rate) - log_mel(b, rate))) for a, b in zip(original, decoded)]
-    return quality | {"log_mel_distance": float(np.mean(distances))}
+    return {"log_mel_distance": float(np.mean(distances)), "snr_db": snr(*both)}
+
+
+def _joined(clips: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([x.ravel() for x in clips])

@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from selfflow.autoencoders.config import Convolutional
-from selfflow.autoencoders.convolutional import Network, Past
+from selfflow.autoencoders.convolutional import Network, Past, scaled
+from selfflow.autoencoders.media import pixels, samples
 from selfflow.errors import UserError
 from selfflow.tree import from_json, to_json
 from selfflow.weights import sha256_of
@@ -106,10 +107,8 @@ class ConvolutionalAutoencoder:
         made = np.nan_to_num(made[:, self.network.lead :])
         before = latents.shape[: -len(own)]
         if not self.network.pictures:
-            samples = np.clip(np.rint(made[..., 0] * 32768), -32768, 32767).astype(np.int16)
-            return samples.reshape(*before, -1)
-        pixels = np.clip(np.rint((made + 1) * 127.5), 0, 255).astype(np.uint8)
-        return pixels.reshape(*before, *pixels.shape[1 + self._still :])
+            return samples(made[..., 0]).reshape(*before, -1)
+        return pixels(made).reshape(*before, *made.shape[1 + self._still :])
 
     @property
     def _still(self) -> bool:
@@ -135,7 +134,7 @@ class ConvolutionalAutoencoder:
           hop: least length of a piece.
           out: how much comes out, of what `hop` is put in.
         """
-        cell = np.prod(self.network.cell) if out > 1 or network is self._decode else 1  # latents are as large as media
+        cell = np.prod(self.network.cell) if network is self._decode else 1  # latents are as large as media
         clips = max(1, min(len(x), self.together, int(_PIECE // max(x[0, :hop].size * cell, 1))))
         frames = max(1, int(_PIECE // max(x[0, :hop].size * clips * cell, 1)))
         size = min(frames, x.shape[1] // hop) * hop
@@ -156,8 +155,7 @@ class ConvolutionalAutoencoder:
 
 
 def _encode(network: Network, params: Any, media: jax.Array, past: Past | None) -> tuple[tuple[jax.Array, ...], Past]:
-    scale = (127.5, 1) if media.dtype == jnp.uint8 else (32768, 0)
-    mean, log_variance, past = network.encode(params, media.astype(jnp.float32) / scale[0] - scale[1], past)
+    mean, log_variance, past = network.encode(params, scaled(media), past)
     return (mean, log_variance), past
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.autoencoders.health import channel_statistics, difference
-from selfflow.autoencoders.quality import log_mel, psnr, snr
+from selfflow.autoencoders.quality import measured
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
@@ -98,11 +98,10 @@ def _reconstruction(autoencoder: Any, stored: list, originals: list, m: str, rat
     originals = [a[: len(b)] for a, b in zip(originals, decoded)]
     true = np.stack([cut(x) for x in originals[:shown]])
     drawn = {"original": {m: true}, "decoded": {m: few}, "lost": {m: difference(true, few)}}
-    both = [np.concatenate([x.ravel() for x in side]) for side in (originals, decoded)]
+    lost = measured(originals, decoded, rate)
     if m != "audio":
-        return f"PSNR {psnr(*both):.1f} dB", drawn
-    distance = np.mean([np.abs(log_mel(a, rate) - log_mel(b, rate)).mean() for a, b in zip(originals, decoded)])
-    return f"SNR {snr(*both):.1f} dB, log-mel distance {distance:.2f}", drawn
+        return f"PSNR {lost['psnr_db']:.1f} dB", drawn
+    return f"SNR {lost['snr_db']:.1f} dB, log-mel distance {lost['log_mel_distance']:.2f}", drawn
 
 
 def _table(path: Path, statistics: dict[str, np.ndarray]) -> Path:

@@ -13,16 +13,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.config import Autoencoder
+from selfflow.autoencoders.convolutional import led_in, scaled
 from selfflow.autoencoders.health import difference
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
-from selfflow.autoencoders.quality import log_mel, psnr, snr
+from selfflow.autoencoders.quality import measured
 from selfflow.autoencoders.trained import ConvolutionalAutoencoder, settings_of, write
 from selfflow.buckets.paths import url_of
 from selfflow.cli.task import Task, told
 from selfflow.input.built import build
 from selfflow.input.exclude import read_ids
 from selfflow.input.media import MediaFeed
-from selfflow.objectives.autoencoding import led_in, scaled
 from selfflow.progress import Progress
 from selfflow.sampling.files import write_sheet
 from selfflow.training.processes import in_turn
@@ -151,9 +151,9 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaFeed, st
             linear = _linear(network, _plain(fitting[name][1], modality), modality)
             row: dict[str, Any] = {"split": split, "samples": len(own), "numbers": int(trained.encode(own[:1]).size)}
             made = _decoded(trained, own)
-            row["convolutional"] = _measured(own, made, experiment.rate)
+            row["convolutional"] = measured(own, made, experiment.rate)
             if linear is not None:
-                row["linear"] = _measured(own, _decoded(linear, own), experiment.rate)
+                row["linear"] = measured(own, _decoded(linear, own), experiment.rate)
                 row["linear_numbers"] = int(linear.encode(own[:1]).size)
             rows[name] = row
             files.append(str(folder / f"{name}.png"))
@@ -197,13 +197,6 @@ def _parts(media: np.ndarray) -> list[np.ndarray]:
 
 def _decoded(autoencoder: Autoencoder, media: np.ndarray) -> np.ndarray:
     return np.concatenate([autoencoder.decode(autoencoder.encode(part)) for part in _parts(media)])
-
-
-def _measured(original: np.ndarray, decoded: np.ndarray, rate: float) -> dict[str, float]:
-    if original.dtype == np.uint8:
-        return {"psnr_db": psnr(original, decoded)}
-    distances = [np.mean(np.abs(log_mel(a, rate) - log_mel(b, rate))) for a, b in zip(original, decoded)]
-    return {"log_mel_distance": float(np.mean(distances)), "snr_db": snr(original, decoded)}
 
 
 def _print(summary: dict[str, Any], workdir: Path) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from selfflow.autoencoders.convolutional import Network
+from selfflow.autoencoders.convolutional import Network, led_in, scaled
 from selfflow.errors import UserError
 
 _FLOOR = 1e-5  # of the power of a band; sound is in [-1, 1]
@@ -125,16 +125,6 @@ class AutoencodingObjective:
             mels = [[log_mels(a[..., 0], n, bands[n], self.rate) for a in (made, x)] for n in windows]
             found["spectral"] = sum((_mean(jnp.abs(a - b)) for a, b in mels), jnp.zeros(x.shape[0])) / max(len(mels), 1)
         return found
-
-
-def scaled(media: Array) -> Float[Array, "B ..."]:
-    """uint8 or int16 media in [-1, 1]."""
-    return media.astype(jnp.float32) / 127.5 - 1 if media.dtype == jnp.uint8 else media.astype(jnp.float32) / 32768
-
-
-def led_in(x: Float[Array, "B T ..."], lead: int) -> Float[Array, "B lead+T ..."]:
-    """Media after copies of their first frame."""
-    return jnp.concatenate([jnp.repeat(x[:, :1], lead, axis=1), x], axis=1) if lead else x
 
 
 def log_mels(sound: Float[Array, "B S"], window: int, bands: int, rate: float) -> Float[Array, "B F M"]:

@@ -9,11 +9,11 @@ import pytest
 
 from selfflow.autoencoders import trained
 from selfflow.autoencoders.config import Convolutional
-from selfflow.autoencoders.convolutional import Network, into_channels, out_of_channels
+from selfflow.autoencoders.convolutional import Network, into_channels, led_in, out_of_channels, scaled
 from selfflow.autoencoders.named import autoencoder_of
 from selfflow.autoencoders.trained import read, write
 from selfflow.errors import UserError
-from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, led_in, log_mels, scaled
+from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, log_mels
 from selfflow.training.state import by_name
 from tests.conftest import perturbed
 
