@@ -5,12 +5,13 @@ import importlib.resources
 from selfflow.data.atari import Atari
 from selfflow.data.collisions import Collisions
 from selfflow.data.digits import Digits
+from selfflow.data.latents import LatentFiles
 from selfflow.data.media import Media
 from selfflow.data.mnist5k import Mnist5k
 from selfflow.data.tfds import Tfds
 from selfflow.errors import UserError
 
-Dataset = Collisions | Media | Atari | Mnist5k | Digits | Tfds
+Dataset = Collisions | Media | Atari | Mnist5k | Digits | LatentFiles | Tfds
 
 DATASETS: dict[str, type] = {
     "collisions": Collisions,
@@ -18,6 +19,7 @@ DATASETS: dict[str, type] = {
     "atari": Atari,
     "mnist5k": Mnist5k,
     "digits": Digits,
+    "latents": LatentFiles,
     "tfds": Tfds,
 }
 

@@ -59,7 +59,7 @@ def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> t
         return None
     _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
-    return _feed(experiment, latents), built
+    return _feed(experiment, latents), {name: b for name, b in built.items() if b.settings.kind != "latent_files"}
 
 
 def hash_of_latents(latents: Mapping[str, Latents]) -> str:
@@ -90,7 +90,8 @@ def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str,
 
 def autoencoders_of(latents: Mapping[str, Latents]) -> dict[str, Path]:
     """The file of each modality's autoencoder; where several data sets have it, it is the same."""
-    return {m: found.autoencoder_path(m) for found in latents.values() for m in found.manifest["modalities"]}
+    files = {m: found.autoencoder_path(m) for found in latents.values() for m in found.manifest["modalities"]}
+    return {m: path for m, path in files.items() if path}
 
 
 def _latents(path: str, excluded: Collection[str]) -> Latents:
@@ -145,7 +146,8 @@ def _fit(
         if given:
             made = given.manifest["modalities"][m]
             path = given.autoencoder_path(m)
-            fitted[m] = Fitted(config, path, given.autoencoder(m, config).identity, made["fitted_on"])
+            identity = given.autoencoder(m, config).identity if path else config.identity
+            fitted[m] = Fitted(config, path, identity, made["fitted_on"])
         elif having:
             if share.host:
                 notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
 
-from selfflow.autoencoders.config import Autoencoder
+from selfflow.autoencoders.config import Autoencoder, decodes
 from selfflow.buckets.paths import url
 from selfflow.buckets.runs import opened, saved_steps
 from selfflow.errors import UserError
@@ -105,6 +105,8 @@ class Run:
           UserError: if the run has none, or it is damaged.
         """
         path = self.path / AUTOENCODERS / f"{modality}.safetensors"
+        if not decodes(self.experiment.autoencoders.get(modality)):
+            self.experiment.autoencoders[modality].load(path)  # says why not
         if modality not in self.experiment.autoencoders or not path.is_file():
             raise UserError(
                 f"{self.source} has no autoencoder for {modality} ({path}): its weights were imported, or another "

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from selfflow.data.media.decode import Clip, clips
 from selfflow.data.media.folder import File, fingerprint, position, scan, split_of
 from selfflow.data.media.report import FILE, Notes, Remark, Report, format_report
 from selfflow.data.media.tracks import Unreadable
-from selfflow.data.writing import Config, RecordsBuilder, Shards, quiet
+from selfflow.data.writing import Config, RecordsBuilder, Shards, newest, quiet
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 
@@ -107,7 +106,8 @@ def prepare(media: Media, data_dir: Path) -> MediaBuilder:
     """Returns the builder of the data set of `media` below `data_dir`; builds it and prints its report if need be."""
     media.check()
     if not media.source or not Path(media.folder()).exists():
-        return _newest(media, data_dir)
+        with quiet():
+            return _builder(media, data_dir, newest(MediaBuilder, media, data_dir, FILE))
     folder = Path(media.folder())
     files, remarks = scan(folder, without=_outputs(folder, data_dir))
     slug = re.sub(r"[^a-z0-9]+", "_", (media.name or folder.name).lower()).strip("_")[:40] or "media"
@@ -119,20 +119,6 @@ def prepare(media: Media, data_dir: Path) -> MediaBuilder:
         builder = writing.prepare(lambda: _builder(media, data_dir, name, files=files, remarks=remarks))
     print(format_report(json.loads((Path(builder.data_path) / FILE).read_text())))
     return builder
-
-
-def _newest(media: Media, data_dir: Path) -> MediaBuilder:
-    """The last data set built with these settings from this source, or under this name, with a line on stderr."""
-    found = []
-    for path in data_dir.glob(f"media/*-{media.key()}-*/{MediaBuilder.VERSION}/{FILE}"):
-        found.append((json.loads(path.read_text())["built"], path.parent.parent.name))
-    wanted = media.folder() or media.name
-    if not found:
-        missing = f"the folder {wanted} does not exist" if media.source else f"no data set {wanted!r} was built"
-        raise UserError(f"{missing}, and {data_dir} holds no data set of it with these settings; check media.source")
-    built, name = max(found)
-    print(f"media: {wanted} is not there; using the data set built from it at {built[:19]} UTC", file=sys.stderr)
-    return _builder(media, data_dir, name)
 
 
 def _outputs(folder: Path, data_dir: Path) -> tuple[Path, ...]:

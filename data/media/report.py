@@ -67,9 +67,10 @@ def format_report(report: dict[str, Any]) -> str:
     partial = len({remark["file"] for remark in report["partial"]})
     lines = [f"{report['source']}: {report['used']} of {report['found']} files used, {partial} of them in part, "
              f"{skipped} skipped"]  # fmt: skip
-    lines += ["", f"{'clips':<12}" + "".join(f"{what:>18}" for what in RECORDS)]
+    kinds = dict.fromkeys([*RECORDS, *(what for counts in report["clips"].values() for what in counts)])
+    lines += ["", f"{'clips':<12}" + "".join(f"{what:>18}" for what in kinds)]
     for split, counts in report["clips"].items():
-        lines.append(f"{split:<12}" + "".join(f"{counts.get(what, 0):>18}" for what in RECORDS))
+        lines.append(f"{split:<12}" + "".join(f"{counts.get(what, 0):>18}" for what in kinds))
     if report["notes"]:
         lines += ["", *report["notes"]]
     for title in ("skipped", "partial"):

@@ -158,7 +158,7 @@ def settings_of(name: str, path: str, stills: bool) -> Diffusers:
       UserError: as `pin`.
     """
     model, _ = opened(name, path, "", "float32")
-    return Diffusers("diffusers", path, name, stills=stills, **_clock(model, stills))
+    return Diffusers(path=path, name=name, stills=stills, **_clock(model, stills))
 
 
 def opened(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, str]:

@@ -4,7 +4,7 @@ import difflib
 import typing
 from pathlib import Path
 
-from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, Diffusers, brought
+from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, Diffusers, Given, brought
 from selfflow.errors import UserError
 
 NAMES = {
@@ -30,6 +30,8 @@ def autoencoder_of(text: str, modality: str) -> AnyAutoencoder:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
         raise UserError(f"{flag} {text}: no autoencoder {name!r}; {hint}")
+    if config is Given:
+        return _given(path, modality, f"{flag} {text}")
     if not brought(config):
         if given:
             raise UserError(f"{flag} {text}: {name} is fitted to the data and has no file: write {flag} {name}")
@@ -48,3 +50,22 @@ def autoencoder_of(text: str, modality: str) -> AnyAutoencoder:
             raise UserError(f"{flag} {text}: name the class, too: {flag} diffusers=AutoencoderKLWan:PATH")
         return settings_of(kind, where, modality == "image")
     return config(path=path)
+
+
+def _given(path: str, modality: str, asked: str) -> Given:
+    from selfflow.data.latents import MANIFEST, read_manifest
+
+    if not path:
+        raise UserError(f"{asked}: name the folder of the latents, too: --autoencoder.{modality} given=FOLDER")
+    told = read_manifest(Path(path).expanduser()).streams
+    if modality not in told:
+        raise UserError(f"{asked}: {MANIFEST} there tells of {', '.join(told)}")
+    stream = told[modality]
+    return Given(
+        channels=stream.shape[-1],
+        hop=stream.hop,
+        stride=stream.stride,
+        stills=modality == "image",
+        name=stream.autoencoder,
+        first_frame_alone=stream.lead > 0,
+    )

@@ -198,7 +198,7 @@ def settings_of(path: Path, stills: bool) -> Convolutional:
     """
     network, rate, _ = read(path, weights=False)
     stride = network.cell[1] if network.pictures else 0
-    return Convolutional("convolutional", str(path), network.channels, network.cell[0], stride, stills, rate)
+    return Convolutional(network.channels, network.cell[0], stride, stills, path=str(path), sample_rate=rate)
 
 
 def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.ndarray]]:

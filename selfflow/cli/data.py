@@ -182,6 +182,10 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
 
     if options.count < 1:
         raise UserError(f"count is {options.count}: give at least 1")
+    if settings.kind == "latent_files":
+        raise UserError(
+            "these are latents, of media that are not there: `selfflow encode EXPERIMENT --inspect` draws them"
+        )
     built = _built(settings, data_dir)
     print(card(settings.kind).strip() + "\n")
     print(f"{built.name}: {', '.join(f'{split} {count}' for split, count in built.splits.items())} records")

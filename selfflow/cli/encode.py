@@ -54,9 +54,9 @@ def say_latents(name: str, latents: "Latents") -> None:
     print(f"{name}: {', '.join(f'{split} {count}' for split, count in latents.records.items())} records")
     for m, made in latents.manifest["modalities"].items():
         quality = latents.manifest["quality"].get(m, {})
-        shown = ", ".join(f"{key} {value:.1f}" for key, value in quality.items())
         spread = latents.manifest["statistics"][m]["std"]
-        print(f"  {m}: {made['identity']}, {shown}, std of a channel {min(spread):.2f} to {max(spread):.2f}")
+        told = [made["identity"], *(f"{key} {value:.1f}" for key, value in quality.items())]
+        print(f"  {m}: {', '.join(told)}, std of a channel {min(spread):.2f} to {max(spread):.2f}")
     for m, identity in latents.features.items():
         print(f"  {m}: features of {identity}, {latents.manifest['features'][m]['width']} channels")
     for split, bad in latents.manifest["unreadable"].items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from selfflow.autoencoders.config import decodes
 from selfflow.autoencoders.health import channel_statistics, difference
 from selfflow.autoencoders.quality import measured
 from selfflow.data.shards import BadRecord
@@ -51,9 +52,11 @@ def inspect(experiment: Experiment, latents: dict[str, Latents], built: dict[str
             beside = lambda ending, stem=stem: stem.with_name(stem.name + ending)
             files += [_table(beside(".csv"), statistics), _bars(beside("_channels.png"), f"{name}: {m}", statistics)]
             rate = getattr(experiment.data[name], "sample_rate", 0)
-            lost, drawn = _reconstruction(found.autoencoder(m, experiment.autoencoders[m]), stored, originals, m, rate)
-            write_sheet(beside(".png"), drawn, rate, f"{name}: {m}")
-            files.append(beside(".png"))
+            lost = "no autoencoder to decode by"
+            if decodes(config := experiment.autoencoders[m]):
+                lost, drawn = _reconstruction(found.autoencoder(m, config), stored, originals, m, rate)
+                write_sheet(beside(".png"), drawn, rate, f"{name}: {m}")
+                files.append(beside(".png"))
             spread, tails = statistics["std"], statistics["kurtosis"]
             print(
                 f"{name + ' ' + m:<24} {f'{spread.min():.2f} to {spread.max():.2f}':>18} {np.nanmax(tails):>15.1f} "

@@ -28,7 +28,8 @@ def list_data(arguments: list[str], example: str) -> None:
 
     folder = tyro.cli(parsed, prog="selfflow data list", description=f"example: {example}", args=arguments)
     refuse_bucket(folder, "data list")
-    others = sorted(p.name for p in folder.glob("*/") if p.name not in (*DATASETS, *_NO_DATA_SETS))
+    known = {*_NO_DATA_SETS, *(kind().kind for kind in DATASETS.values())}
+    others = sorted(p.name for p in folder.glob("*/") if p.name not in known)
     for name, kind in DATASETS.items():
         try:
             modalities = ", ".join(kind().media_shapes())
@@ -37,7 +38,7 @@ def list_data(arguments: list[str], example: str) -> None:
         package, extra = _NEEDED.get(name, ("", ""))
         missing = bool(package) and importlib.util.find_spec(package) is None
         text = _description(name) + (f" (needs pip install 'selfflow[{extra}]')" if missing else "")
-        print(f"{name:<11} {modalities:<20} {_amount([folder / name]):<18} {text}")
+        print(f"{name:<11} {modalities:<20} {_amount([folder / kind().kind]):<18} {text}")
         if name == "tfds":
             for other in others:
                 if amount := _amount([folder / other], ""):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from selfflow.autoencoders.config import decodes
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
 from selfflow.input.built import Built
@@ -91,10 +92,13 @@ def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: Stat
             made = draw(state.frozen["ema"], Condition(label_B), experiment.seed.noise)
             reader = feed.reader(name, "train")
             real = [reader(int(i))["latents"] for i in reader.records[:count]]
-            decode = {m: latents.autoencoder(m, experiment.autoencoders[m]).decode for m in modalities}
+            configs = {m: experiment.autoencoders[m] for m in modalities if decodes(experiment.autoencoders[m])}
+            if not configs:
+                continue  # of latents whose autoencoder is not there
+            decode = {m: latents.autoencoder(m, config).decode for m, config in configs.items()}
             parts = {
-                "data": {m: decode[m](np.stack([r[m] for r in real])) for m in modalities},
-                "sample": {m: decode[m](made[m]) for m in modalities},
+                "data": {m: decode[m](np.stack([r[m] for r in real])) for m in decode},
+                "sample": {m: decode[m](made[m]) for m in decode},
             }
             sheet = folder / f"{name}.png"
             shown_parts = {
@@ -168,6 +172,9 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
             f"student reads block {getattr(experiment.alignment, 'student_layer', '-')}, "
             f"teacher block {getattr(experiment.alignment, 'teacher_layer', '-')})\n{table}"
         )
+    if not summary["files"]:
+        print("\nNo samples are drawn: none of the autoencoders can decode.")
+        return
     folder = Path(summary["files"][0]).parent
     print(f"\nPictures and sounds ({len(summary['files'])} files) in {folder}:")
     for file in summary["files"]:

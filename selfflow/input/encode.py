@@ -92,6 +92,8 @@ def encode(
       UserError: if too many records cannot be read, a worker process died, or an encoder lacks samples.
     """
     mine = {m: fitted[m] for m in sorted(fitted)}
+    if built.settings.kind == "latent_files":
+        _check_made_by(built, mine, modalities, encoders)
     identities = {m: f.identity for m, f in mine.items()} | {"text": text and text_encoder(text).identity}
     identities |= {"features": identities_of(encoders)} if encoders else {}
     key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
@@ -123,6 +125,34 @@ def encode(
             f"{folder} was encoded before samples were forgotten: run `selfflow data forget` again for this data set"
         )
     return latents
+
+
+def _check_made_by(built: Built, fitted: Mapping[str, Fitted], modalities, encoders: Mapping[str, Encoder]) -> None:
+    """Raises `UserError` unless latents that were made elsewhere are those of the autoencoders that are named."""
+    alike = lambda text: re.sub("[^a-z0-9]", "", text.lower())
+    for m, f in fitted.items():
+        told = built.metadata["latents"][m]
+        who, name = f"autoencoders.{m}", told["autoencoder"]
+        if f.path and alike(name) not in alike(f.identity) and alike(f.config.kind) not in alike(name):
+            raise UserError(
+                f"{who} is {f.identity}, but {built.settings.source} says that its {m} latents were made by {name!r}: "
+                "name that one, or correct latents.json"
+            )
+        if not f.path and f.config.name != name:
+            raise UserError(
+                f"{who}.name is {f.config.name!r}, but the latents were made by {name!r}: give it that name"
+            )
+        if list(modalities[m].latent) != list(told["shape"]):
+            raise UserError(
+                f"{who} makes latents of shape {list(modalities[m].latent)}, and those of {built.settings.source} have "
+                f"{told['shape']}: correct the stride and hop in latents.json, or name the autoencoder that made them"
+            )
+    for m, encoder in encoders.items():
+        if encoder.kind != "feature_files":
+            raise UserError(
+                f"alignment.encoders.{m} is {encoder.kind}, which needs the {m} itself, and {built.name} has latents "
+                "alone: name a file of features"
+            )
 
 
 def folder_name(dataset: str) -> str:
@@ -254,7 +284,8 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, encoder
     _check_bad(unreadable, built, sum(built.splits.values()))
     manifest["quality"] = _quality(built, fitted)
     for m, f in fitted.items():
-        keep(f.path, folder / f"autoencoder_{m}.safetensors")
+        if f.path:
+            keep(f.path, folder / f"autoencoder_{m}.safetensors")
     partial = folder / f"{MANIFEST}.partial-{os.getpid()}"
     partial.write_text(json.dumps(manifest, indent=1))
     os.replace(partial, folder / MANIFEST)
@@ -268,7 +299,7 @@ def _text(text: Any) -> dict[str, Any]:
 def _quality(built: Built, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, float]]:
     split = "validation" if "validation" in built.splits else "train"
     found = {}
-    for m, f in fitted.items():
+    for m, f in fitted.items() if built.settings.kind != "latent_files" else ():
         records = sample_of(built, split, m, _QUALITY_RECORDS)
         if records:
             materials = list(built.metadata.get("materials", []))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Diffusers, brought
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Diffusers, Given, brought
 from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.buckets.copies import fetch, publish
 from selfflow.data.shards import BadRecord
@@ -34,13 +34,13 @@ class Fitted:
 
     Attributes:
       config: which.
-      path: its weights.
+      path: its weights; None where only its latents are there.
       identity: kind and hash of the weights.
       fitted_on: records of each data set that it was fitted on here, by name and fingerprint.
     """
 
     config: AnyAutoencoder
-    path: Path
+    path: Path | None
     identity: str
     fitted_on: dict[str, int]
 
@@ -78,6 +78,14 @@ def fit(
       UserError: if no training record has the modality, or weights are missing or of another model.
     """
     path = fitted_path(modality, config, data, exclude, data_dir)
+    if isinstance(config, Given):
+        return Fitted(config, None, config.identity, {})
+    if not brought(config) and (latents := [b for b in data.values() if b.settings.kind == "latent_files"]):
+        made = latents[0].metadata["latents"][modality]["autoencoder"]
+        raise UserError(
+            f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "
+            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} given={latents[0].settings.source}"
+        )
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)
     if brought(config):

@@ -93,13 +93,15 @@ class Latents:
         self._sources[split] = LatentSource(self.path, split, lengths, index, excluded)
         return self._sources[split]
 
-    def autoencoder_path(self, modality: str) -> Path:
-        """File of the autoencoder of a modality."""
+    def autoencoder_path(self, modality: str) -> Path | None:
+        """File of the autoencoder of a modality; None of one that is given by its latents alone."""
+        if self.manifest["modalities"][modality]["autoencoder"]["kind"] == "given":
+            return None
         return self.path / f"autoencoder_{modality}.safetensors"
 
     def autoencoder(self, modality: str, config: AnyAutoencoder) -> Autoencoder:
         """The autoencoder that made the latents of a modality."""
-        path = self.autoencoder_path(modality)
+        path = self.autoencoder_path(modality) or self.path
         try:
             loaded = config.load(path)
         except (OSError, SafetensorError) as error:

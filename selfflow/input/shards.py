@@ -45,7 +45,7 @@ class Shard:
     start: int
     stop: int
     folder: Path
-    autoencoders: dict[str, tuple[Path, AnyAutoencoder]]
+    autoencoders: dict[str, tuple[Path | None, AnyAutoencoder]]
     modalities: dict[str, Modality]
     text: Any
     encoders: dict[str, Encoder]
@@ -77,7 +77,8 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = lambda: None) -> li
     from array_record.python.array_record_module import ArrayRecordWriter
 
     records = shard.built.records(shard.split)
-    autoencoders = {m: _autoencoder(*where) for m, where in shard.autoencoders.items()}
+    made_elsewhere = shard.built.settings.kind == "latent_files"
+    autoencoders = {m: None if made_elsewhere else _autoencoder(*where) for m, where in shard.autoencoders.items()}
     rows: list[dict[str, Any]] = []
     moments = {m: [np.zeros(shard.modalities[m].latent[-1]) for _ in range(2)] + [0] for m in autoencoders}
     bad: list[tuple[int, str, str]] = []
@@ -157,10 +158,10 @@ class _Unfit(Exception):
 
 
 def _coded(
-    records: Records, numbers: range, autoencoders: dict[str, Autoencoder]
+    records: Records, numbers: range, autoencoders: dict[str, Autoencoder | None]
 ) -> Iterator[tuple[int, dict[str, Any] | BadRecord, dict[str, Any]]]:
     """(number, record, what each autoencoder makes of it) of some records, as many in one call as it likes."""
-    together = max((autoencoder.together for autoencoder in autoencoders.values()), default=1)
+    together = max((autoencoder.together for autoencoder in autoencoders.values() if autoencoder), default=1)
     for first in range(numbers.start, numbers.stop, together):
         group: dict[int, Any] = {}
         for i in range(first, min(first + together, numbers.stop)):
@@ -170,15 +171,19 @@ def _coded(
                 group[i] = error
         good = {i: record for i, record in group.items() if not isinstance(record, BadRecord)}
         coded = {
-            m: _moments(autoencoder, {i: r[m] for i, r in good.items() if m in r and r["present"][m]})
+            m: _moments(autoencoder, m, {i: r for i, r in good.items() if m in r and r["present"][m]})
             for m, autoencoder in autoencoders.items()
         }
         for i, record in group.items():
             yield i, record, {m: made[i] for m, made in coded.items() if i in made}
 
 
-def _moments(autoencoder: Autoencoder, media: dict[int, np.ndarray]) -> dict[int, Any]:
-    """Mean and deviation of each, or the `_Unfit` that says why there is none."""
+def _moments(autoencoder: Autoencoder | None, m: str, records: dict[int, dict[str, Any]]) -> dict[int, Any]:
+    """Mean and deviation of each, or the `_Unfit` that says why there is none; latents that were made elsewhere have
+    them already."""
+    if autoencoder is None:
+        return {i: (r[m], r[f"{m}_std"] if r[f"{m}_std"].any() else None) for i, r in records.items()}
+    media = {i: record[m] for i, record in records.items()}
     if autoencoder.together == 1:
         alike = [[i] for i in media]
     else:

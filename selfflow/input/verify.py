@@ -13,6 +13,7 @@ from selfflow.input.stored import INFO, leftovers, read_splits
 
 _TYPES = {"video": np.uint8, "image": np.uint8, "audio": np.int16}
 _TIMED = ("video", "audio")
+OF_ANY_LENGTH = ("tfds", "latent_files")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def verify_data(
     problems: list[Problem] = []
     try:
         stored = read_splits(built.folder)
-        shapes = built.settings.media_shapes(*([built.folder] if built.settings.kind == "tfds" else []))
+        shapes = _shapes(built)
         forgotten = read_forgotten(built.folder) or {"forgotten": []}
     except UserError as error:
         return [Problem(DESCRIPTION, INFO, "", str(error))]
@@ -109,6 +110,12 @@ def verify_data(
     return problems + [
         Problem(LEFTOVER, str(p.relative_to(built.folder.parent)), "", "") for p in leftovers(built.folder)
     ]
+
+
+def _shapes(built: Built) -> dict[str, tuple[int, ...]]:
+    if built.settings.kind == "latent_files":
+        return {m: tuple(told["shape"]) for m, told in built.metadata["latents"].items()}
+    return built.settings.media_shapes(*([built.folder] if built.settings.kind == "tfds" else []))
 
 
 def _verify_split(
@@ -133,7 +140,7 @@ def _verify_split(
             elif name in seen:
                 problems.append(Problem(DUPLICATE, shard, name, f"it stands in {seen[name]}, too"))
             seen.setdefault(name, shard)
-            for kind, detail in _faults(record, shapes, built.settings.kind == "tfds"):
+            for kind, detail in _faults(record, shapes, built.settings.kind):
                 problems.append(Problem(kind, shard, name or f"{split} record {i}", detail))
         advance()
     return bad.problems() + problems
@@ -171,8 +178,8 @@ class Unreadable:
         return listed
 
 
-def _faults(record: dict[str, Any], shapes: dict[str, tuple[int, ...]], loose: bool) -> Iterator[tuple[Kind, str]]:
-    """Whatever is wrong with one record; `loose` says that clips may have any length."""
+def _faults(record: dict[str, Any], shapes: dict[str, tuple[int, ...]], kind: str) -> Iterator[tuple[Kind, str]]:
+    """Whatever is wrong with one record of a kind of data set."""
     present = record.get("present")
     if not isinstance(present, dict) or set(present) != set(shapes):
         yield SHAPE, f"`present` is {present!r}, not a yes or no for each of {', '.join(shapes)}"
@@ -181,13 +188,14 @@ def _faults(record: dict[str, Any], shapes: dict[str, tuple[int, ...]], loose: b
         media = record.get(m)
         if not present[m]:
             continue
-        free = int(loose and m in _TIMED)
+        free = int(kind in OF_ANY_LENGTH and m in _TIMED)
+        expected = np.float16 if kind == "latent_files" else _TYPES[m]
         if not isinstance(media, np.ndarray) or media.ndim != len(shape) or media.shape[free:] != shape[free:]:
             yield SHAPE, f"{m} has shape {getattr(media, 'shape', None)}, not {shape}"
         elif not media.size:
             yield SHAPE, f"{m} is present and empty"
-        elif media.dtype != _TYPES[m]:
-            yield SHAPE, f"{m} holds {media.dtype}, not {np.dtype(_TYPES[m])}"
+        elif media.dtype != expected:
+            yield SHAPE, f"{m} holds {media.dtype}, not {np.dtype(expected)}"
     for name, value in _leaves(record):
         if np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
             yield NOT_FINITE, f"{name} holds NaN or infinity"

@@ -1,5 +1,6 @@
 """Reads all of a folder of latents and says what is wrong with it, in itself and beside its data set."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -10,14 +11,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from selfflow.autoencoders.config import AnyAutoencoder
+from selfflow.autoencoders.config import AnyAutoencoder, decodes
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.input.built import Built
 from selfflow.input.encode import folder_name
 from selfflow.input.features import fault_of, stored_as
 from selfflow.input.latents import CAPTION, FORGETTING, MANIFEST, LatentSource, ids_from, shard_name
-from selfflow.input.verify import UNFINISHED_FORGETTING, Contents, Kind, Problem, Unreadable, verify_data
+from selfflow.input.verify import OF_ANY_LENGTH, UNFINISHED_FORGETTING, Contents, Kind, Problem, Unreadable, verify_data
 from selfflow.tree import from_json
 
 _AGAIN = "remove {folder}; the next command that needs these latents encodes again"
@@ -26,6 +27,7 @@ UNREADABLE = Kind("unreadable records", _AGAIN)
 SHAPE = Kind("wrong shapes or types", _AGAIN)
 NOT_FINITE = Kind("values that are not finite", _AGAIN)
 AUTOENCODER = Kind("another autoencoder", _AGAIN)
+NOT_LOOKED_AT = Kind("autoencoders that were not looked at", "pip install 'selfflow[diffusers]'", note=True)
 INDEX = Kind("index and records that differ", _AGAIN)
 IDS = Kind("ids that are not those of the data set", _AGAIN)
 DUPLICATE = Kind("ids that stand twice", _AGAIN)
@@ -131,7 +133,10 @@ def _about(folder: Path, manifest: dict[str, Any], built: Built) -> Iterator[Pro
         path = folder / f"autoencoder_{m}.safetensors"
         try:
             config = from_json(made["autoencoder"], AnyAutoencoder, str(folder / MANIFEST), m)
-            identity = config.load(path).identity
+            if config.kind == "diffusers" and importlib.util.find_spec("diffusers") is None:
+                yield Problem(NOT_LOOKED_AT, path.name, "", f"{config.name} is one of diffusers")
+                continue
+            identity = config.load(path).identity if decodes(config) else config.identity
         except (OSError, SafetensorError, UserError) as error:
             yield Problem(DAMAGED, path.name, "", str(error).splitlines()[0])
             continue
@@ -175,7 +180,7 @@ def _verify_split(
         else:
             row = None if index is None else {name: column[i] for name, column in index.items()}
             shard = source.shard_of(i)
-            faults = _faults(stored, row, manifest, built.settings.kind == "tfds")
+            faults = _faults(stored, row, manifest, built.settings.kind in OF_ANY_LENGTH)
             problems += [Problem(kind, shard, names[i], detail) for kind, detail in faults]
         advance()
     return problems + bad.problems()

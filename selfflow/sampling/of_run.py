@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from selfflow.autoencoders.config import decodes
 from selfflow.data.media import Media
 from selfflow.data.media.read import read_clip, read_still
 from selfflow.errors import UserError
@@ -94,9 +95,10 @@ class RunSampler:
         check_trained(requests, self.modalities, experiment.schedule.given)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
         self._masks = merged(requests, self.modalities)
-        self.media = experiment.media(self.set) if experiment.data else {}
+        told = experiment.media(self.set) if experiment.data else {}
+        self.media = {m: media for m, media in told.items() if decodes(experiment.autoencoders[m])}
         if requests and not self.media:
-            raise UserError(f"--given: {run.source} has no data and no autoencoder, so nothing can be given to it")
+            raise UserError(f"--given: {run.source} has no autoencoder, so nothing can be given to it")
         self._autoencoders = {m: run.autoencoder(m) for m in self.media}
         self._reader = reader(self.set) if any(r.file is None for r in requests) else None
         self._clean, self._damaged = self._from_files(), set()

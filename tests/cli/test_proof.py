@@ -19,7 +19,10 @@ def test_held_out_flow_losses_are_of_the_weights_alone(tiny_experiment, data_dir
     state = state._replace(frozen={"ema": perturbed(state.frozen["ema"])})
     tau = tiny_experiment.schedule.tau
     found = []
-    for schedule, separation in ((tiny_experiment.schedule, None), (DualTimestep(tau=tau), Separation(whole=0.5, teacher=True))):
+    for schedule, separation in (
+        (tiny_experiment.schedule, None),
+        (DualTimestep(tau=tau), Separation(whole=0.5, teacher=True)),
+    ):
         arm = dataclasses.replace(tiny_experiment, schedule=schedule, separation=separation).resolved()
         found.append({name: row["loss"] for name, row in flow_losses(arm, feed, state).items()})
     assert found[0].keys() == {"joint/video", "joint/audio", "image/image"}

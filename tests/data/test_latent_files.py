@@ -1,0 +1,248 @@
+"""Latents that were made elsewhere: what is read of them, and what is refused."""
+
+import dataclasses
+import json
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from selfflow.autoencoders.config import Given
+from selfflow.autoencoders.linear import PatchPCA
+from selfflow.autoencoders.named import autoencoder_of
+from selfflow.data.latents import LatentFiles, read_manifest
+from selfflow.data.media import read_report
+from selfflow.encoders import FeatureFiles
+from selfflow.errors import UserError
+from selfflow.input.built import build
+from selfflow.input.mixture import Set
+from selfflow.input.verify import verify_data
+from selfflow.input.verify_latents import verify_latents
+from selfflow.noise import DualTimestep
+from selfflow.objectives.alignment import ExternalEncoder
+from selfflow.prepare import prepare
+
+STILLS = {"autoencoder": "sd-vae-ft-ema", "shape": [8, 6, 4], "stride": 8}
+FILMS = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "hop": 4, "frames_per_second": 24}
+SOUNDS = {"autoencoder": "oobleck", "shape": [10, 7], "hop": 2048, "sample_rate": 44100}
+
+
+def written(folder, told, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "latents.json").write_text(json.dumps(told))
+    for name, arrays in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path.with_suffix(".npz"), **arrays)
+    return folder
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def experiment_of(tiny_experiment, source, autoencoders, **changed):
+    """The tiny experiment on latents of a folder, one set of the mixture for each modality."""
+    patches = {"image": (2, 2), "video": (1, 2, 2), "audio": (1,)}
+    return dataclasses.replace(
+        tiny_experiment,
+        data={"mine": LatentFiles(source=str(source), validation_fraction=0.0, test_fraction=0.0)},
+        autoencoders=autoencoders,
+        patch={m: patches[m] for m in autoencoders},
+        mixture={m: Set(modalities=(m,), weight=1 / len(autoencoders), batch_size=2) for m in autoencoders},
+        schedule=DualTimestep(),
+        **changed,
+    )
+
+
+def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experiment, tmp_path):
+    scale, shift = [0.5, 2.0, 1.0, 0.1], [0.0, 1.0, -1.0, 3.0]
+    told = {"image": STILLS | {"scale": scale, "shift": shift, "channels_first": True}, "labels": {"of": 9}}
+    one, two, std = noise(4, 8, 6), noise(2, 4, 8, 6, seed=1), np.abs(noise(4, 8, 6, seed=2))
+    source = written(tmp_path / "source", told, one={"image": one, "image.std": std, "of": 3})
+    save_file({"image": two.astype(ml_dtypes.bfloat16), "of": np.array([5, -1])}, source / "stack.safetensors")
+    experiment = experiment_of(tiny_experiment, source, {"image": autoencoder_of(f"given={source}", "image")})
+    feed, raw = prepare(experiment.resolved(), tmp_path / "data")
+    assert raw == {}  # there are no media
+    source_of = feed.latents["mine"].source("train")
+    found = {source_of.id(i): source_of[i] for i in range(3)}
+    assert found.keys() == {"one.npz", "stack.safetensors#0", "stack.safetensors#1"}
+    right = lambda x: ((np.moveaxis(np.float32(x), 0, -1) - np.float32(shift)) * np.float32(scale)).astype(np.float16)
+    np.testing.assert_array_equal(found["one.npz"]["image"], right(one))
+    np.testing.assert_array_equal(
+        found["one.npz"]["image.std"], (np.moveaxis(std, 0, -1) * np.float32(scale)).astype(np.float16)
+    )
+    for i in range(2):
+        stored = found[f"stack.safetensors#{i}"]
+        np.testing.assert_array_equal(stored["image"], right(two[i].astype(ml_dtypes.bfloat16)))
+        assert "image.std" not in stored
+    labels = dict(zip((source_of.id(i) for i in range(3)), source_of.index["label/of"]))
+    assert labels == {"one.npz": 3, "stack.safetensors#0": 5, "stack.safetensors#1": -1}
+    made = feed.latents["mine"].manifest["modalities"]["image"]
+    assert made["identity"] == "given: sd-vae-ft-ema"
+    built = build(experiment.data["mine"], tmp_path / "data")
+    assert verify_data(built) == [] and verify_latents(feed.latents["mine"].path, built) == []
+
+
+def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_path):
+    told = {"video": FILMS | {"first_frame_alone": True}, "audio": SOUNDS}
+    source = written(tmp_path / "source", told, long={"video": noise(3, 4, 4, 5), "audio": noise(10, 7)},
+                     short={"video": noise(2, 4, 4, 5), "audio": noise(6, 7)})  # fmt: skip
+    configs = {m: autoencoder_of(f"given={source}", m) for m in ("video", "audio")}
+    experiment = experiment_of(tiny_experiment, source, configs).resolved()
+    assert experiment.data["mine"].media_shapes() == {"video": (9, 64, 64, 3), "audio": (20480,)}
+    streams = experiment.modalities()
+    assert streams["video"].period == pytest.approx(100 * 4 / 24)
+    assert streams["audio"].period == pytest.approx(100 * 2048 / 44100)
+    # The first latent frame holds one frame alone, so that it ends after one.
+    of_film = streams["video"].coordinates()[:, 0]
+    assert of_film[0] == pytest.approx(100 * (1 / 24 - 2 / 24), abs=1e-4)
+    feed, _ = prepare(experiment, tmp_path / "data")
+    index = feed.latents["mine"].source("train").index
+    assert sorted(index["frames/video"]) == [2, 3] and sorted(index["frames/audio"]) == [6, 10]
+
+
+def test_a_run_needs_neither_the_folder_nor_latents_json(tiny_experiment, tmp_path):
+    source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
+    experiment = experiment_of(tiny_experiment, source, {"image": autoencoder_of(f"given={source}", "image")})
+    resolved = experiment.resolved()
+    feed, _ = prepare(resolved, tmp_path / "data")
+    source.rename(tmp_path / "gone")
+    again, _ = prepare(resolved, tmp_path / "data")
+    assert again.latents["mine"].hash == feed.latents["mine"].hash
+    with pytest.raises(UserError, match=r"latents\.json does not exist; write one"):
+        experiment.resolved()
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        ({"autoencoder": ""}, "an autoencoder that is no name"),
+        ({"shape": [8, 6]}, "give 3 whole numbers"),
+        ({"shape": [8, 0, 4]}, "give 3 whole numbers"),
+        ({"stride": 0}, "stride 0: give a whole number"),
+        ({"scale": [1.0, 2.0]}, "give a number, or 4, one per channel"),
+        ({"scale": 0}, "a scale of 0"),
+        ({"scale": math.nan}, "give a number, or 4"),
+        ({"first_frame_alone": True}, "for films"),
+        ({"channels_first": "yes"}, "give true or false"),
+        ({"strid": 8}, "'strid'.* is not known"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_names_file_and_field(changed, says, tmp_path):
+    with pytest.raises(UserError, match=rf"latents\.json: image .*{says}"):
+        read_manifest(written(tmp_path, {"image": STILLS | changed}))
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "tells of no image, video, audio"),
+        ('{"labels": {}}', "tells of no image"),
+        ('{"image": {"shape": [8, 6, 4]}}', "image lacks autoencoder, stride"),
+        ('{"audio": {"autoencoder": "a", "shape": [5, 4], "sample_rate": 8000}}', "audio lacks hop"),
+        ('{"picture": {}, "image": {}}', "picture is not known"),
+    ],
+)
+def test_damaged_manifests(text, says, tmp_path):
+    (tmp_path / "latents.json").write_text(text)
+    with pytest.raises(UserError, match=says):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [{"image": 3}, {"a.b": 3}, {"of": 0}, {"of": []}, {"of": [1]}, ["of"]])
+def test_labels_need_names_and_classes(labels, tmp_path):
+    with pytest.raises(UserError, match="labels"):
+        read_manifest(written(tmp_path, {"image": STILLS, "labels": labels}))
+
+
+def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
+    good, huge = noise(8, 6, 4), np.full((8, 6, 4), 1e6, np.float32)
+    source = written(
+        tmp_path / "source",
+        {"image": STILLS, "labels": {"of": ["cat", "dog"]}},
+        good={"image": good, "of": 1},
+        huge={"image": huge, "of": 1},
+        nan={"image": good * np.nan, "of": 1},
+        odd={"image": good[:7], "of": 1},
+        deep={"image": good[None, None], "of": 1},
+        whole={"image": np.ones((8, 6, 4), int)},
+        third={"image": good, "of": 2},
+        real={"image": good, "of": 1.0},
+        other={"picture": good},
+        some={"image": np.stack([good, good * np.inf, good]), "of": np.array([0, 1, 1])},
+        objects={"image": np.array([{}], object)},
+        empty={"image": np.zeros((0, 8, 6, 4), np.float32)},
+    )
+    (source / "cut.npz").write_bytes((source / "good.npz").read_bytes()[:-30])
+    (source / "none.safetensors").write_bytes(b"")
+    (source / "notes.txt").write_text("not looked at")
+    settings = LatentFiles(source=str(source), validation_fraction=0.0, test_fraction=0.0)
+    built = build(settings, tmp_path / "data")
+    assert built.splits == {"train": 3}
+    report = read_report(settings.build(tmp_path / "data"))
+    skipped = {remark["file"]: remark["reason"] for remark in report["skipped"]}
+    assert skipped == {
+        "huge.npz": "not finite",
+        "nan.npz": "not finite",
+        "odd.npz": "wrong shape",
+        "deep.npz": "wrong shape",
+        "whole.npz": "wrong type",
+        "third.npz": "wrong label",
+        "real.npz": "wrong label",
+        "other.npz": "no latents",
+        "objects.npz": "unreadable",
+        "empty.npz": "no latents",
+        "cut.npz": "unreadable",
+        "none.safetensors": "unreadable",
+    }
+    assert [(r["file"], r["detail"][:9]) for r in report["partial"]] == [("some.npz", "sample 1:")]
+    assert (report["found"], report["used"]) == (14, 2)
+    assert "pickle" not in capsys.readouterr().out
+
+
+def test_nothing_usable_says_why(tmp_path):
+    source = written(tmp_path / "source", {"image": STILLS}, odd={"image": noise(4, 8, 6)})
+    with pytest.raises(UserError, match=r"1 wrong shape\); the first: odd\.npz: image has shape"):
+        build(LatentFiles(source=str(source)), tmp_path / "data")
+    (source / "odd.npz").unlink()
+    with pytest.raises(UserError, match="no npz and no safetensors"):
+        build(LatentFiles(source=str(source)), tmp_path / "data")
+
+
+def test_folders_are_splits(tmp_path):
+    one = {"image": noise(8, 6, 4)}
+    source = written(tmp_path / "source", {"image": STILLS}, train__a=one, train__b__c=one, test__d=one, extra__e=one)
+    built = build(LatentFiles(source=str(source)), tmp_path / "data")
+    assert built.splits == {"train": 2, "test": 1}
+    assert {r["id"] for r in built.records("train")} == {"train/a.npz", "train/b/c.npz"}
+
+
+def test_other_autoencoders_are_refused(tiny_experiment, tmp_path):
+    source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
+    refused = lambda config: prepare(
+        experiment_of(tiny_experiment, source, {"image": config}).resolved(), tmp_path / "data"
+    )
+    with pytest.raises(UserError, match="fitted to media.*made by 'sd-vae-ft-ema': name that one"):
+        refused(PatchPCA(patch=8, channels=4))
+    with pytest.raises(UserError, match="latents were made by 'sd-vae-ft-ema': give it that name"):
+        refused(Given(name="mine", channels=4, stride=8, stills=True))
+    with pytest.raises(UserError, match=r"latents of shape \[16, 12, 4\].*\[8, 6, 4\]"):
+        refused(Given(name="sd-vae-ft-ema", channels=4, stride=4, stills=True))
+    with pytest.raises(UserError, match="which is for video"):
+        refused(Given(name="sd-vae-ft-ema", channels=4, stride=8))
+    with pytest.raises(UserError, match="cannot decode: name its weights"):
+        Given(name="x").load(tmp_path)
+
+
+def test_frozen_encoders_need_features_in_a_file(tiny_experiment, tmp_path):
+    source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
+    save_file({"one.npz": noise(4, 3, 5)}, tmp_path / "features.safetensors")
+    encoder = FeatureFiles(str(tmp_path / "features.safetensors"), 5)
+    external = ExternalEncoder(student_layer=1, encoders={"image": encoder})
+    given = {"image": autoencoder_of(f"given={source}", "image")}
+    feed, _ = prepare(experiment_of(tiny_experiment, source, given, alignment=external).resolved(), tmp_path / "data")
+    assert feed.latents["mine"].features
