@@ -1,11 +1,13 @@
 """From an experiment to what its run reads: builds, fits and encodes what is not there yet."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfflow.autoencoders.config import AnyAutoencoder, brought
 from selfflow.buckets.copies import fetch
 from selfflow.buckets.paths import local
 from selfflow.encoders.config import Encoder
@@ -16,19 +18,23 @@ from selfflow.input.built import Built, build
 from selfflow.input.encode import Share, encode, wait_for
 from selfflow.input.exclude import read_ids
 from selfflow.input.features import check_features, identities_of
-from selfflow.input.fit import Fitted, fit, fitted_path
+from selfflow.input.fit import Fitted, fit, fitted_path, weights_of
 from selfflow.input.latents import MANIFEST, Latents
 from selfflow.input.shards import text_encoder
 from selfflow.objectives.alignment import encoders_of
+from selfflow.weights import sha256_of
 
 
-def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> tuple[Feed, dict[str, Built]] | None:
+def prepare(
+    experiment: Experiment, data_dir: Path, share: Share = Share(), own: Path | None = None
+) -> tuple[Feed, dict[str, Built]] | None:
     """What the mixture of an experiment is read from, and its data sets.
 
     Args:
       experiment: resolved.
       data_dir: cache folder of data sets, autoencoders and latents.
       share: which part of the encoding is this process's.
+      own: a run's copies of its autoencoders, which it goes on with, whatever lies at their paths by now.
 
     Returns:
       The feed and the data sets whose raw data is there; None where other hosts have not finished encoding.
@@ -36,6 +42,8 @@ def prepare(experiment: Experiment, data_dir: Path, share: Share = Share()) -> t
     Raises:
       UserError: for what a user can correct in data, latents or experiment.
     """
+    if own:
+        experiment = _with_copies(experiment, own)
     modalities = experiment.modalities()
     excluded = read_ids(experiment.exclude) if experiment.exclude else set()
     used = sorted({chosen.data for chosen in experiment.mixture.values()})
@@ -94,6 +102,15 @@ def autoencoders_of(latents: Mapping[str, Latents]) -> dict[str, Path]:
     return {m: path for m, path in files.items() if path}
 
 
+def _with_copies(experiment: Experiment, own: Path) -> Experiment:
+    configs = dict(experiment.autoencoders)
+    for m, config in configs.items():
+        copy = own / f"{m}.safetensors"
+        if brought(config) and config.kind != "diffusers" and copy.is_file():
+            configs[m] = dataclasses.replace(config, path=str(copy))
+    return dataclasses.replace(experiment, autoencoders=configs)
+
+
 def _latents(path: str, excluded: Collection[str]) -> Latents:
     folder = local(path)
     fetch(folder, MANIFEST)
@@ -146,6 +163,7 @@ def _fit(
         if given:
             made = given.manifest["modalities"][m]
             path = given.autoencoder_path(m)
+            _check_weights(m, config, path, given)
             identity = given.autoencoder(m, config).identity if path else config.identity
             fitted[m] = Fitted(config, path, identity, made["fitted_on"])
         elif having:
@@ -154,6 +172,16 @@ def _fit(
                 wait_for(notes, f"it fits the {m} autoencoder")
             fitted[m] = fit(m, config, having, excluded, data_dir)
     return fitted
+
+
+def _check_weights(m: str, config: AnyAutoencoder, path: Path | None, latents: Latents) -> None:
+    """Raises `UserError` if a user names weights that are there and did not make latents from elsewhere."""
+    weights = weights_of(config) if path and brought(config) and config.kind != "diffusers" and config.path else None
+    if weights and weights.is_file() and sha256_of(weights) != sha256_of(path):
+        raise UserError(
+            f"autoencoders.{m}.path is {config.path}, but {latents.path} was made by other weights: leave the path "
+            "empty, or encode with these"
+        )
 
 
 def _check_identities(latents: dict[str, Latents], encoders: dict[str, dict[str, Encoder]]) -> None:

@@ -15,6 +15,7 @@ from selfflow.input.built import Built
 from selfflow.input.reader import Reader
 from selfflow.prepare import hash_of_latents, prepare
 from selfflow.representation.arrays import readable, warn_of
+from selfflow.run import AUTOENCODERS
 
 if TYPE_CHECKING:
     from selfflow.run import Run
@@ -31,7 +32,7 @@ def feed_of(run: "Run", data_dir: str | Path | None) -> tuple[Feed, dict[str, Bu
     # Where the run's data was, if it still is there.
     told = run.provenance()["sessions"][-1].get("data_dir", "")
     known = Path(told) if told and (url(told) or Path(told).is_dir()) else None
-    feed, built = prepare(run.experiment, data_folder(data_dir or known))
+    feed, built = prepare(run.experiment, data_folder(data_dir or known), own=run.path / AUTOENCODERS)
     found, trained = hash_of_latents(feed.latents), run.provenance()["data"]
     if found != trained:
         raise UserError(

@@ -100,7 +100,7 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
     began = time.monotonic()
     experiment = check_run(workdir, experiment)
     mesh = experiment.devices.mesh()
-    task = _task(experiment, data_dir, mesh)
+    task = _task(experiment, data_dir, mesh, workdir)
     agreed(task.data_hash, "the data that they read")
     rows = partial(rows_here, mesh)
     # All that can be wrong with data or weights comes before the folder becomes a run.
@@ -164,11 +164,11 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
     return summary
 
 
-def _task(experiment: AnyExperiment, data_dir: Path, mesh: Mesh) -> "Task":
+def _task(experiment: AnyExperiment, data_dir: Path, mesh: Mesh, workdir: Path) -> "Task":
     if isinstance(experiment, Experiment):
         from selfflow.cli.train_flow import flow_task
 
-        return flow_task(experiment, data_dir, mesh)
+        return flow_task(experiment, data_dir, mesh, workdir)
     from selfflow.cli.train_autoencoder import autoencoder_task
 
     return autoencoder_task(experiment, data_dir)

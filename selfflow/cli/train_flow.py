@@ -14,6 +14,7 @@ from selfflow.cli.task import Task, told
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
 from selfflow.prepare import autoencoders_of, hash_of_latents, prepare, sets_of
+from selfflow.run import AUTOENCODERS, Run
 from selfflow.training.processes import in_turn, together
 from selfflow.training.state import State
 
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from selfflow.cli.sample_evaluation import SampleEvaluation
 
 
-def flow_task(experiment: Experiment, data_dir: Path, mesh: Mesh) -> Task:
+def flow_task(experiment: Experiment, data_dir: Path, mesh: Mesh, workdir: Path) -> Task:
     """Builds, fits and encodes what is not there yet.
 
     Raises:
       UserError: for what a user can correct in data, latents or experiment.
     """
-    feed, built = in_turn(lambda: prepare(experiment, data_dir))
+    begun = (workdir / "experiment.json").exists() and Run(workdir).experiment.autoencoders == experiment.autoencoders
+    feed, built = in_turn(lambda: prepare(experiment, data_dir, own=workdir / AUTOENCODERS if begun else None))
     return Task(
         feed,
         hash_of_latents(feed.latents),

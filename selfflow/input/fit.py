@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Diffusers, Given, brought
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Diffusers, Given, brought, described
 from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.buckets.copies import fetch, publish
 from selfflow.data.shards import BadRecord
@@ -52,10 +53,18 @@ def fitted_path(
     modality: str, config: AnyAutoencoder, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path
 ) -> Path:
     """Where the autoencoder that `fit` makes of these arguments lies."""
-    if brought(config):
-        data, exclude = {}, ()
-    sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
-    key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
+    if isinstance(config, Diffusers):
+        key = json.dumps([_FORMAT, modality, to_json(config)])
+    elif brought(config):
+        source = _source(modality, config)
+        if not source.exists():
+            return _copied_before(modality, config, data_dir)
+        # Not by its path: an autoencoder that was trained again is another, and runs go on with the one they know.
+        status = source.stat()
+        key = json.dumps([_FORMAT, modality, described(config), _digest(source, status.st_size, status.st_mtime_ns)])
+    else:
+        sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
+        key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
 
@@ -114,23 +123,13 @@ def fit(
 
 
 def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> None:
-    """Brings a user's weights to `path`, if they are not there or are others now."""
+    """Brings a user's weights to `path`, if they are not there."""
     if isinstance(config, Diffusers):
         _pin(modality, config, path, notes)
         return
-    source = Path(config.path).expanduser()
-    if config.path and source.is_dir():
-        source = source / "diffusion_pytorch_model.safetensors"
-    if not config.path or source.suffix != ".safetensors" or not source.is_file():
-        if config.path and notes.exists() and not source.exists():
-            return
-        raise UserError(
-            f"autoencoders.{modality}.path is {config.path!r}: give a .safetensors file, or a folder of diffusers with "
-            "diffusion_pytorch_model.safetensors"
-        )
-    digest = sha256_of(source)
-    if notes.exists() and json.loads(notes.read_text())["sha256"] == digest:
+    if notes.exists():
         return
+    source = _source(modality, config)
     with Progress(f"copy the {modality} autoencoder", 1, unit="file") as shown:
         path.parent.mkdir(parents=True, exist_ok=True)
         # It keeps its suffix, by which weights are read.
@@ -142,8 +141,45 @@ def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> Non
             partial.unlink()
             raise UserError(f"autoencoders.{modality}: {str(error).replace(str(partial), str(source))}") from error
         os.replace(partial, path)
-        _note(notes, {"identity": identity, "fitted_on": {}, "sha256": digest})
+        _note(notes, {"identity": identity, "fitted_on": {}, "source": str(source.absolute())})
         shown.advance()
+
+
+def weights_of(config: AnyAutoencoder) -> Path:
+    """The file that the path of an autoencoder stands for."""
+    path = Path(config.path).expanduser()
+    return path / "diffusion_pytorch_model.safetensors" if path.is_dir() else path
+
+
+def _source(modality: str, config: AnyAutoencoder) -> Path:
+    source = weights_of(config)
+    if not config.path or source.suffix != ".safetensors":
+        raise UserError(_no_weights(modality, config))
+    return source
+
+
+def _copied_before(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
+    """The newest copy of weights that were at the path of these settings, and are there no more."""
+    wanted, found = str(_source(modality, config).absolute()), []
+    folder = data_dir / "autoencoders"
+    for notes in folder.glob(f"{modality}-{config.kind}-*.json"):
+        if json.loads(notes.read_text()).get("source") == wanted:
+            found.append((notes.stat().st_mtime, notes.with_suffix(".safetensors")))
+    if not found:
+        raise UserError(_no_weights(modality, config))
+    return max(found)[1]
+
+
+def _no_weights(modality: str, config: AnyAutoencoder) -> str:
+    return (
+        f"autoencoders.{modality}.path is {config.path!r}: give a .safetensors file, or a folder of diffusers with "
+        "diffusion_pytorch_model.safetensors"
+    )
+
+
+@lru_cache(maxsize=16)
+def _digest(path: Path, size: int, modified: int) -> str:
+    return sha256_of(path)
 
 
 def _pin(modality: str, config: Diffusers, path: Path, notes: Path) -> None:

@@ -181,9 +181,21 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
     with pytest.raises(UserError, match="autoencoders.audio is sd_vae, which is for image and video"):
         wrong = experiment.autoencoders | {"audio": sd_vae}
         dataclasses.replace(experiment, autoencoders=wrong, patch=experiment.patch | {"audio": (4, 4)}).resolved()
-    # Whoever has the latents needs no weights.
+    # Whoever has the latents needs no weights, but is not given others than were named.
     elsewhere = dataclasses.replace(experiment, latents={"collisions": str(latents.path)})
-    feed, _ = prepare(elsewhere, tmp_path / "other")
+    lost = elsewhere.autoencoders | {"image": moved}
+    feed, _ = prepare(dataclasses.replace(elsewhere, autoencoders=lost), tmp_path / "other")
+    others = tmp_path / "others.safetensors"
+    tensors = load_file(sd_vae.path)
+    tensors["encoder.conv_in.bias"][0] += 1
+    save_file(tensors, others)
+    trained_again = elsewhere.autoencoders | {"image": dataclasses.replace(sd_vae, path=str(others))}
+    with pytest.raises(UserError, match="others.safetensors, but .* was made by other weights: leave the path empty"):
+        prepare(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other")
+    # A run goes on with its own copies.
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "image.safetensors").write_bytes(latents.autoencoder_path("image").read_bytes())
+    prepare(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other", own=tmp_path / "own")
     batch, facts = next(iter(feed.batches(0, 4)))
     assert np.isfinite(next(iter(batch["latents"].values()))).all()
 
