@@ -113,10 +113,14 @@ class Reader:
         return np.pad(clip, [(0, missing)] + [(0, 0)] * (clip.ndim - 1)) if missing else clip
 
     def _starts(self, latents: dict[str, np.ndarray], rng) -> dict[str, int]:
-        """First frame of each modality of a crop: one moment for all, drawn among those that fall on whole frames."""
+        """First frame of each modality of a crop: one moment for all, drawn among those that fall on whole frames.
+
+        Where a film's first latent frame stands alone, the beginning: no other latent frame could stand there.
+        """
         timed = {m: x for m, x in self.modalities.items() if x.period}
         room = {m: len(latents[m]) - x.latent[0] for m, x in timed.items()}
-        if rng is None or not any(r > 0 for r in room.values()):
+        alone = any(x.offset[0] < 0 for x in timed.values())
+        if rng is None or alone or not any(r > 0 for r in room.values()):
             return dict.fromkeys(timed, 0)
         periods = {m: Fraction(x.period).limit_denominator(10_000) for m, x in timed.items()}
         common = _least_common_multiple(list(periods.values()))

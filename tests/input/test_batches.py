@@ -132,6 +132,17 @@ def test_longer_clips_are_cropped_at_one_moment_for_all_modalities(tmp_path):
     assert starts == {0, 1, 2, 3, 4}
 
 
+def test_films_whose_first_frame_stands_alone_are_cropped_at_their_beginning(tmp_path):
+    folder = write(tmp_path / "a", [record(i, frames=9) for i in range(8)])
+    made = feed({"a": folder}, {"joint": Set(("video", "audio"), 1.0, 4, data="a")})
+    causal = dataclasses.replace(made.modalities["joint"]["video"], offset=(-6.0, 0.0, 0.0, 0.0))
+    made = dataclasses.replace(made, modalities={"joint": made.modalities["joint"] | {"video": causal}})
+    for batch, _ in made.batches(0, 12):
+        for m, each in (("video", 1), ("audio", 2)):
+            first = batch["latents"][m].reshape(4, 5 * each, -1)[:, :, 0]
+            np.testing.assert_array_equal((first - np.floor(first)) * 64, np.tile(np.arange(5 * each) // each, (4, 1)))
+
+
 def test_shorter_clips_are_padded_and_say_so(tmp_path):
     lengths = [5, 3, 5, 2, 7, 5, 1, 5]
     folder = write(tmp_path / "a", [record(i, frames=n) for i, n in enumerate(lengths)])
