@@ -22,8 +22,8 @@ class Set:
     data: str = ""
     """The data set that it is drawn from; may be left out where there is one."""
     seconds: float | None = None
-    """Length of its clips; longer records are cropped at a random place, or at their beginning where the autoencoder lets
-    a film's first frame stand alone; shorter ones are padded. By default that of the data set."""
+    """Length of its clips; longer records are cropped at a random place, or at their beginning where the autoencoder
+    lets a film's first frame stand alone; shorter ones are padded. By default that of the data set."""
     quality: float = 0.0
     """Records of a lower `quality` are left out."""
     shuffled: tuple[str, ...] = ()
