@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 
 from selfflow.autoencoders.config import Diffusers
 from selfflow.autoencoders.media import pixels, samples
+from selfflow.data.shards import one_line
 from selfflow.errors import UserError
 
 _BATCH = {"image": 8, "video": 1, "audio": 4}  # of media in one call
@@ -257,6 +258,18 @@ def _normalisation(model: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _clock(model: Any, stills: bool) -> dict[str, int]:
     """Channels, hop, stride and rate of an autoencoder, by trying it on small media."""
+    try:
+        return _tried(model, stills)
+    except UserError:
+        raise
+    except Exception as error:  # whatever its class makes of media that it is not for
+        raise UserError(
+            f"{type(model).__name__} cannot be tried on small media ({one_line(error)}): it may be for others, or its "
+            "settings and weights do not belong together"
+        ) from error
+
+
+def _tried(model: Any, stills: bool) -> dict[str, int]:
     import torch
 
     with torch.inference_mode():

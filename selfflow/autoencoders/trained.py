@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,9 @@ class ConvolutionalAutoencoder:
           out: how much comes out, of what `hop` is put in.
         """
         cell = np.prod(self.network.cell) if network is self._decode else 1  # latents are as large as media
-        clips = max(1, min(len(x), self.together, int(_PIECE // max(x[0, :hop].size * cell, 1))))
+        clips = max(1, min(_rounded(len(x)), self.together, int(_PIECE // max(x[0, :hop].size * cell, 1))))
         frames = max(1, int(_PIECE // max(x[0, :hop].size * clips * cell, 1)))
-        size = min(frames, x.shape[1] // hop) * hop
+        size = min(frames, _rounded(x.shape[1] // hop)) * hop
         found: list[list[np.ndarray]] = []
         for first in range(0, len(x), clips):
             some, past, parts = x[first : first + clips], None, []
@@ -152,6 +153,12 @@ class ConvolutionalAutoencoder:
                 parts.append([np.asarray(y)[:count, : whole // hop * out] for y in outputs])
             found.append([np.concatenate(pieces, axis=1) for pieces in zip(*parts)])
         return [np.concatenate(batches) for batches in zip(*found)]
+
+
+def _rounded(count: int) -> int:
+    """The next number of few: up to 8 all, beyond them four in each octave. Clips of any length then share programs."""
+    step = 2 ** max(0, math.ceil(math.log2(count)) - 3)
+    return -(-count // step) * step
 
 
 def _encode(network: Network, params: Any, media: jax.Array, past: Past | None) -> tuple[tuple[jax.Array, ...], Past]:

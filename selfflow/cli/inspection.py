@@ -17,7 +17,7 @@ from selfflow.input.latents import Latents
 from selfflow.progress import Progress
 from selfflow.sampling.files import write_sheet
 
-_RECORDS = 128
+_RECORDS, _BYTES = 128, 200e6  # of a modality, and of its raw media
 _SHOWN = {"image": 16, "video": 4, "audio": 4}
 _WIDE, _HEAVY = (0.5, 2.0), 10.0  # deviations and kurtosis beyond which a line says so
 
@@ -86,6 +86,8 @@ def _some(latents: Latents, built: Built | None, m: str) -> tuple[list[np.ndarra
             if record is not None:
                 originals.append(record[m])
             shown.advance()
+            if sum(x.nbytes for x in originals) > _BYTES and len(originals) >= _SHOWN[m]:
+                break
     return stored, originals
 
 

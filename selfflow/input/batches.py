@@ -229,7 +229,7 @@ class Batches:
             raise UserError(
                 f"mixture.{name}: {len(known)} of {self._sizes[name]} records of {self._feed.mixture[name].data} "
                 f"cannot be read (reading.unreadable_share is {limit:g}), the last in {reader.source.folder / shard} "
-                f"({reason}): remove {reader.source.folder} and encode again, or copy it again"
+                f"({reason}): {reader.source.remedy}"
             )
         return [reader.source.id(int(i)) for i in bad]
 

@@ -37,7 +37,7 @@ from selfflow.workers import cores, start_worker
 
 _FORMAT = 2  # raised when equal settings come to mean other latents
 _SHARD_BYTES = 32e6
-_QUALITY_RECORDS = 128
+_QUALITY_RECORDS, _QUALITY_BYTES = 128, 200e6
 _FEW = 20_000  # records that one process encodes before others would have started
 _BAD_SHARE = 0.01
 
@@ -300,7 +300,7 @@ def _quality(built: Built, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, 
     split = "validation" if "validation" in built.splits else "train"
     found = {}
     for m, f in fitted.items() if built.settings.kind != "latent_files" else ():
-        records = sample_of(built, split, m, _QUALITY_RECORDS)
+        records = sample_of(built, split, m, _QUALITY_RECORDS, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))
             rate = getattr(built.settings, "sample_rate", 0)

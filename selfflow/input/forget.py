@@ -16,9 +16,10 @@ from typing import Any
 from selfflow.errors import UserError
 from selfflow.input.absent import still_there
 from selfflow.input.built import FORGOTTEN, Built
-from selfflow.input.encode import locked
+from selfflow.input.encode import folder_name, locked
 from selfflow.input.forget_plan import Plan, plan_forgetting
 from selfflow.input.latents import MANIFEST
+from selfflow.input.media import INDEXES
 from selfflow.input.remove import (
     change_latents,
     clear_unfinished,
@@ -106,6 +107,8 @@ def _forget(built: Built, ids: set[str], folders: list[Path], data_dir: Path, ad
     files = {name.rpartition("@")[0] for name in ids} - {""}
     done.siblings = [i for some in plan.remaining.values() for i in some if i.rpartition("@")[0] in files]
     done.fitted = fitted_to(done.built, data_dir)
+    for index in (data_dir / INDEXES).glob(f"{folder_name(built.name)}-*"):  # made anew, without them
+        index.unlink()
     done.left = still_there(done.built, folders, ids, advance)
     return done
 

@@ -173,6 +173,11 @@ class LatentSource:
         count = len(lengths)
         self._shards = ShardReader([folder / shard_name(split, number, count) for number in range(count)], lengths)
 
+    @property
+    def remedy(self) -> str:
+        """What to do about records that cannot be read."""
+        return f"remove {self.folder} and encode again, or copy it again"
+
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes read records that were chosen already: they need no index, which may be large.
         return self.__dict__ | {"index": {}, "excluded": None}

@@ -1,19 +1,33 @@
 """Batches of raw media, for autoencoders to train on: clips cropped in time and area, in the order of `Batches`."""
 
+import hashlib
+import json
+import math
+import os
+import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from selfflow.data.features import read_features, read_specs
 from selfflow.data.shards import BadRecord, one_line
 from selfflow.errors import UserError
 from selfflow.input.batches import Batches, Rows
 from selfflow.input.built import Built
+from selfflow.input.encode import folder_name
+from selfflow.input.latents import ids_from, ids_to
 from selfflow.input.mixture import Set, Stage
 from selfflow.input.reading import Reading
 from selfflow.progress import Progress
+
+INDEXES = "indexes"
+_FORMAT = 1  # raised when equal data sets come to have other indexes
+_BYTES = 200e6  # of held-out media of a set
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,11 @@ class Cut:
         """Frames or samples of a sample, which the speed of a run is counted in."""
         return max(self.length, 1)
 
+    @property
+    def nbytes(self) -> int:
+        """How large a sample is."""
+        return math.prod(self.shape) * (1 if self.side else 2)
+
 
 class MediaSource:
     """The records of a split as `Batches` asks for them; records travel to worker processes.
@@ -37,12 +56,18 @@ class MediaSource:
       built: the data set.
       split: of it.
       excluded: ids that are never read.
+      indexes: folder in which is kept which record has what: to find that out takes a look at all of them.
     """
 
-    def __init__(self, built: Built, split: str, excluded: Collection[str] = ()):
+    def __init__(self, built: Built, split: str, excluded: Collection[str], indexes: Path):
         self.folder, self._records = built.folder, built.records(split)
-        self.index = _index(built, split)
-        self._excluded = np.isin(self.index["id"], np.array(sorted(excluded), str))
+        self.index = _kept_index(built, split, indexes)
+        self._excluded = np.isin(self.index["id"], np.array([i.encode() for i in sorted(excluded)], bytes))
+
+    @property
+    def remedy(self) -> str:
+        """What to do about records that cannot be read."""
+        return "`selfflow data verify` lists them; build the data set again"
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"index": {}, "_excluded": None}
@@ -64,7 +89,23 @@ class MediaSource:
 
     def id(self, i: int) -> str:
         """Id of record i."""
-        return str(self.index["id"][i])
+        return self.index["id"][i].decode(errors="replace")
+
+
+def _kept_index(built: Built, split: str, folder: Path) -> dict[str, np.ndarray]:
+    told = [_FORMAT, built.fingerprint, built.forgotten, built.mapping]
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"{folder_name(built.name)}-{split}-{digest}.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:12]}")
+        partial.write_bytes(save(_index(built, split)))
+        os.replace(partial, path)
+    try:
+        index = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, and it is made anew") from error
+    return index | {"id": ids_from(index["id"])}
 
 
 def _index(built: Built, split: str) -> dict[str, np.ndarray]:
@@ -86,7 +127,7 @@ def _index(built: Built, split: str) -> dict[str, np.ndarray]:
             shown.advance()
     modalities = {m for *_, present in rows for m in present}
     return {
-        "id": np.array([name for name, *_ in rows], str),
+        "id": ids_to([name for name, *_ in rows]),
         "quality": np.array([quality for _, quality, _ in rows], np.float32),
         **{f"present/{m}": np.array([present.get(m, False) for *_, present in rows], bool) for m in modalities},
     }
@@ -161,6 +202,7 @@ class MediaFeed:
       mixture: sets by name, each of one modality, with its data set.
       cuts: what the samples of each set look like.
       excluded: ids of samples that are never read.
+      indexes: folder in which indexes are kept.
     """
 
     built: dict[str, Built]
@@ -170,6 +212,7 @@ class MediaFeed:
     excluded: frozenset[str] = frozenset()
     seed: int = 0
     reading: Reading = Reading()
+    indexes: Path = Path()
     opened: dict[tuple[str, str], MediaSource] = field(default_factory=dict, repr=False, compare=False)
 
     # `Batches` looks for labels in latents, and counts the tokens of modalities.
@@ -189,7 +232,7 @@ class MediaFeed:
         """Reads the records of a set of the mixture, from a split of its data set."""
         chosen = self.mixture[name]
         if (chosen.data, split) not in self.opened:  # it takes a look at all records
-            self.opened[chosen.data, split] = MediaSource(self.built[chosen.data], split, self.excluded)
+            self.opened[chosen.data, split] = MediaSource(self.built[chosen.data], split, self.excluded, self.indexes)
         source, (modality,) = self.opened[chosen.data, split], chosen.modalities
         return MediaReader(source, source.having(modality, quality), modality, self.cuts[name])
 
@@ -198,7 +241,7 @@ class MediaFeed:
 
         Args:
           splits: where to look, in this order.
-          size: samples, if there are so many.
+          size: samples, if there are so many, and of large ones fewer.
 
         Raises:
           UserError: if a set has no record that can be read.
@@ -207,7 +250,11 @@ class MediaFeed:
         for name, chosen in self.mixture.items():
             for split in (s for s in (*splits, "train") if s in self.built[chosen.data].splits):
                 reader = self.reader(name, split)
-                samples = [s for i in reader.records[:size] if (s := reader(int(i)))["weight"]]
+                order = np.random.default_rng(0).permutation(reader.records)
+                samples = []
+                for i in order[: max(1, min(size, int(_BYTES // reader.cut.nbytes)))]:
+                    if (sample := reader(int(i)))["weight"]:
+                        samples.append(sample)
                 if samples:
                     found[name] = split, np.stack([sample["media"] for sample in samples])
                     break

@@ -171,6 +171,14 @@ def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
     )
     whole.encode(np.zeros(8000, np.int16))
     assert len(calls) > 10 and len(set(calls)) == 1
+    monkeypatch.undo()
+    calls.clear()
+    monkeypatch.setattr(
+        whole, "_encode", lambda params, piece, past: (calls.append(piece.shape), plain(params, piece, past))[1]
+    )
+    for frames in range(129, 193):
+        assert whole.encode(media[:1, : 8 * 40].repeat(5, axis=1)[:, : 8 * frames]).shape == (1, frames, 5)
+    assert {shape[1] // 8 for shape in calls} == {160, 192}
 
 
 def test_by_name_its_settings_come_from_the_file(films, sound):

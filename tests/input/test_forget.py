@@ -19,6 +19,7 @@ from selfflow.input.encode import encode, locked
 from selfflow.input.fit import fit
 from selfflow.input.forget import forget
 from selfflow.input.latents import Latents
+from selfflow.input.media import INDEXES, MediaSource
 from selfflow.input.remove import read_raw
 from selfflow.input.stored import read_splits
 from selfflow.input.verify import verify_data
@@ -51,6 +52,8 @@ def searched(folder: Path, needles: list[bytes]) -> set[bytes]:
 def test_samples_are_gone_byte_for_byte_and_the_others_are_what_they_were(home, media):
     built, latents, root = home
     wanted = [needle for i in IDS for needle in (i.encode(), *media[i])]
+    MediaSource(built, "train", (), root / INDEXES)  # which an autoencoder was trained by
+    assert any(b"train-000001" in path.read_bytes() for path in (root / INDEXES).iterdir())
     assert searched(root, wanted) == set(wanted)
     statistics = json.loads((latents / "manifest.json").read_text())["statistics"]
     done = forget(built, {*IDS, "nobody-000001"}, root)
