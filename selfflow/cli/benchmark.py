@@ -18,10 +18,11 @@ _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 class Options:
     """Flags of `selfflow benchmark` that are no fields of the experiment."""
 
-    only: Literal["step", "input", "sampling", "features", "all"] = "all"
+    only: Literal["step", "input", "sampling", "features", "autoencoders", "all"] = "all"
     """The part to measure: `step`, the compiled update on random numbers, on one device; `input`, from latents on disk
     to batches; `sampling`, each solver beside bare evaluations of the network; `features`, from latents on disk to
-    files of features, beside bare forward passes; on one device."""
+    files of features, beside bare forward passes; on one device; `autoencoders`, encoding and decoding, in bfloat16
+    too, beside diffusers where it can run them, and the memory that long clips take."""
     rounds: int = 10
     """Timed steps, each beside one without alignment; and how often each solver, and the features of each set, are
     timed."""
@@ -54,6 +55,8 @@ def main(arguments: list[str]) -> None:
         found |= {"sampling": _sampling(experiment, options)}
     if options.only in ("features", "all"):
         found |= {"features": _features(experiment, options, data_dir)}
+    if options.only in ("autoencoders", "all"):
+        found |= {"autoencoders": _autoencoders(experiment, options, data_dir)}
     if options.only in ("input", "all"):
         found |= {"input": _input(experiment, options, data_dir)}
     if options.json:
@@ -143,6 +146,42 @@ def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[
             )
         print("  clips/s: from latents on disk to files of all layers; bare/s: the compiled forward pass alone")
         print("  ratio: of these two in one round; the median")
+    return [dataclasses.asdict(rate) for rate in rates]
+
+
+def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> list[dict[str, Any]]:
+    import jax
+
+    from selfflow.planning.autoencoder_benchmark import autoencoder_rates
+    from selfflow.prepare import prepare
+
+    feed, _ = prepare(experiment, data_dir)
+    rates = autoencoder_rates(experiment, feed, options.rounds)
+    if not options.json:
+        print(f"\nAutoencoders, {options.rounds} rounds, {jax.devices()[0].device_kind}:")
+        print(
+            f"  {'modality':<9} {'autoencoder':<27} {'encoded/s':>10} {'decoded/s':>10} {'torch':>12} {'bf16':>5} "
+            f"{'error':>8} {'decoded':>8}"
+        )
+        for r in rates:
+            torch = "-" if r.torch_encode_ratio is None else f"{r.torch_encode_ratio:.2f}, {r.torch_decode_ratio:.2f}"
+            half = f"{'-':>5} {'-':>8} {'-':>8}"
+            if r.bfloat16_error is not None:
+                half = f"{r.bfloat16_encode_ratio:>5.2f} {r.bfloat16_error:>8.1e} {r.bfloat16_decoded_db:>5.1f} dB"
+            print(
+                f"  {r.modality:<9} {r.identity:<27} {r.encoded_per_second:>10,.0f} {r.decoded_per_second:>10,.0f} "
+                f"{torch:>12} {half}"
+            )
+        print("  encoded/s: pictures, frames of films, samples of sound; torch: the time of diffusers over ours, to")
+        print(
+            "  encode and to decode; bf16: the time to encode in float32 over that in bfloat16, the relative error of"
+        )
+        print("  latents in it, and its PSNR beside float32, of sound the SNR, when it decodes")
+        for r in rates:
+            for length, more in r.memory or ():
+                unit = "samples" if r.modality == "audio" else "frames"
+                print(f"  memory, {r.modality}: a clip of {length:,} {unit} takes {more / 1e6:+,.0f} MB")
+        print("  beyond the clip, its latents and what comes back, and beyond the shortest")
     return [dataclasses.asdict(rate) for rate in rates]
 
 
