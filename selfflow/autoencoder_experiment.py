@@ -80,6 +80,8 @@ class AutoencoderExperiment:
         for name, chosen in self.mixture.items():
             (m,), where = chosen.modalities, f"mixture.{name}"
             data = self.data[chosen.data or next(iter(self.data))]
+            if data.kind == "latent_files":
+                raise UserError(f"{where}: {data.kind} has latents alone, and an autoencoder is trained on media")
             shape = data.media_shapes().get(m)
             if shape is None:
                 raise UserError(f"{where}.modalities names {m}, which {data.kind} does not have")
