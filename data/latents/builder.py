@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from selfflow.data import writing
+from selfflow.data.folder import File, fingerprint, position, scan, split_of
 from selfflow.data.latents import LatentFiles
 from selfflow.data.latents.manifest import MANIFEST, Manifest, read_manifest
 from selfflow.data.latents.read import CAPTION, SUFFIXES, Unusable, samples
-from selfflow.data.media.folder import File, fingerprint, position, scan, split_of
-from selfflow.data.media.report import FILE, Remark, Report, format_report
+from selfflow.data.report import FILE, Remark, Report, format_report
 from selfflow.data.writing import Config, RecordsBuilder, newest, quiet
 from selfflow.errors import UserError
 from selfflow.progress import Progress

@@ -1,14 +1,12 @@
 """A folder of the user's own videos, sounds and images as a data set. Importing this is cheap."""
 
-import hashlib
-import json
 import math
-import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from selfflow.data.media.report import format_report, read_report
+from selfflow.data.folder import FolderSettings
+from selfflow.data.report import format_report, read_report
 from selfflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,16 +16,11 @@ __all__ = ["Media", "format_report", "read_report"]
 
 
 @dataclass(frozen=True)
-class Media:
+class Media(FolderSettings):
     """A folder of videos, sounds and images, cut into clips of one length, size and rate."""
 
     kind: Literal["media"] = "media"
     """Which data set this is."""
-    source: str = ""
-    """The folder to read, with all folders below it; hidden files are ignored."""
-    name: str = ""
-    """What to call the data set. With a name it is found again under that name wherever `source` lay; without
-    one it is known by the path of `source`."""
     frames: int = 25
     """Frames of a video clip."""
     frames_per_second: float = 12.5
@@ -38,12 +31,6 @@ class Media:
     """Samples per second of the sound, which is mixed down to one channel."""
     hop_seconds: float = 1.0
     """Distance in seconds between the starts of successive clips of one file."""
-    validation_fraction: float = 0.05
-    """Share of the files that goes to the split `validation`."""
-    test_fraction: float = 0.05
-    """Share of the files that goes to the split `test`."""
-    seed: int = 0
-    """Chooses which files go to which split."""
 
     @property
     def clip_seconds(self) -> float:
@@ -80,27 +67,8 @@ class Media:
             value = getattr(self, field)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"media.{field} is {value}; it must be above 0")
-        for field in ("validation_fraction", "test_fraction"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"media.{field} is {getattr(self, field)}; it must be at least 0 and below 1")
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise UserError("media.validation_fraction + media.test_fraction is 1 or more; leave some for train")
-        if not (self.source or self.name):
-            raise UserError("media.source is empty; name the folder of your media, such as --source ~/videos")
+        super().check()
         self.samples
-
-    def folder(self) -> str:
-        """The absolute path of `source`, or "" where there is none."""
-        return os.path.abspath(os.path.expanduser(self.source)) if self.source else ""
-
-    def key(self) -> str:
-        """A short hash of all that decides about the records, but for the contents of the folder."""
-        settings = asdict(self)
-        if self.name:
-            del settings["source"]
-        else:
-            settings["source"] = self.folder()
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
     def build(self, data_dir: Path) -> "tfds.core.DatasetBuilder":
         """Returns the builder of the ready data set; builds it below `data_dir` if it is not there.

@@ -17,11 +17,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from selfflow.data import writing
+from selfflow.data.folder import File, fingerprint, position, scan, split_of
 from selfflow.data.media import Media
 from selfflow.data.media.decode import Clip, clips
-from selfflow.data.media.folder import File, fingerprint, position, scan, split_of
-from selfflow.data.media.report import FILE, Notes, Remark, Report, format_report
 from selfflow.data.media.tracks import Unreadable
+from selfflow.data.report import FILE, Notes, Remark, Report, format_report
 from selfflow.data.writing import Config, RecordsBuilder, Shards, newest, quiet
 from selfflow.errors import UserError
 from selfflow.progress import Progress

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from selfflow.data.media import Media
-from selfflow.data.media.report import Notes
 from selfflow.data.media.still import animation, is_animated, open_image, still
 from selfflow.data.media.tracks import (
     LONGEST_HOLD,
@@ -19,6 +18,7 @@ from selfflow.data.media.tracks import (
     sound,
     sound_of_soundfile,
 )
+from selfflow.data.report import Notes
 
 _SHORT = "shorter than a clip"
 # Containers round timestamps to milliseconds.

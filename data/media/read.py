@@ -7,9 +7,9 @@ from PIL import UnidentifiedImageError
 
 from selfflow.data.media import Media
 from selfflow.data.media.decode import ROUNDING, Sound, clips, int16_of
-from selfflow.data.media.report import Notes
 from selfflow.data.media.still import open_image, still
 from selfflow.data.media.tracks import Unreadable, open_tracks, sound, sound_of_soundfile
+from selfflow.data.report import Notes
 from selfflow.errors import UserError
 
 

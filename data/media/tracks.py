@@ -15,8 +15,8 @@ import soxr
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from selfflow.data.media.report import Notes
 from selfflow.data.media.still import square
+from selfflow.data.report import Notes
 
 # A picture that stands for longer is taken for a hole in the recording, or for broken timestamps.
 LONGEST_HOLD = 10.0

@@ -29,6 +29,7 @@ from selfflow.input.built import Built
 from selfflow.input.features import check_ids, identities_of, told_of
 from selfflow.input.fit import Fitted, keep, sample_of
 from selfflow.input.latents import MANIFEST, Latents
+from selfflow.input.made_elsewhere import check_made_by
 from selfflow.input.shards import Shard, bad_records, clear_partials, encode_shard, joined_indexes, text_encoder
 from selfflow.modality import Modality
 from selfflow.progress import Progress
@@ -93,7 +94,7 @@ def encode(
     """
     mine = {m: fitted[m] for m in sorted(fitted)}
     if built.settings.kind == "latent_files":
-        _check_made_by(built, mine, modalities, encoders)
+        check_made_by(built, mine, modalities, encoders)
     identities = {m: f.identity for m, f in mine.items()} | {"text": text and text_encoder(text).identity}
     identities |= {"features": identities_of(encoders)} if encoders else {}
     key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
@@ -125,34 +126,6 @@ def encode(
             f"{folder} was encoded before samples were forgotten: run `selfflow data forget` again for this data set"
         )
     return latents
-
-
-def _check_made_by(built: Built, fitted: Mapping[str, Fitted], modalities, encoders: Mapping[str, Encoder]) -> None:
-    """Raises `UserError` unless latents that were made elsewhere are those of the autoencoders that are named."""
-    alike = lambda text: re.sub("[^a-z0-9]", "", text.lower())
-    for m, f in fitted.items():
-        told = built.metadata["latents"][m]
-        who, name = f"autoencoders.{m}", told["autoencoder"]
-        if f.path and alike(name) not in alike(f.identity) and alike(f.config.kind) not in alike(name):
-            raise UserError(
-                f"{who} is {f.identity}, but {built.settings.source} says that its {m} latents were made by {name!r}: "
-                "name that one, or correct latents.json"
-            )
-        if not f.path and f.config.name != name:
-            raise UserError(
-                f"{who}.name is {f.config.name!r}, but the latents were made by {name!r}: give it that name"
-            )
-        if list(modalities[m].latent) != list(told["shape"]):
-            raise UserError(
-                f"{who} makes latents of shape {list(modalities[m].latent)}, and those of {built.settings.source} have "
-                f"{told['shape']}: correct the stride and hop in latents.json, or name the autoencoder that made them"
-            )
-    for m, encoder in encoders.items():
-        if encoder.kind != "feature_files":
-            raise UserError(
-                f"alignment.encoders.{m} is {encoder.kind}, which needs the {m} itself, and {built.name} has latents "
-                "alone: name a file of features"
-            )
 
 
 def folder_name(dataset: str) -> str:

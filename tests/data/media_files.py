@@ -9,8 +9,8 @@ import pytest
 
 from selfflow.data.media import Media
 from selfflow.data.media.decode import clips
-from selfflow.data.media.report import Notes
 from selfflow.data.media.tracks import Unreadable
+from selfflow.data.report import Notes
 
 # 10 frames of 0.1 s: small enough to make many
 SMALL = Media(frames=10, frames_per_second=10.0, size=16, sample_rate=8000, hop_seconds=0.5,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from selfflow.data.media import read_report
 from selfflow.data.media.decode import clips
-from selfflow.data.media.report import Notes
+from selfflow.data.report import Notes
 from tests.data.media_files import SMALL, build, decode, quadrants, reason, reasons, tone, write_video
 
 

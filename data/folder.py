@@ -1,13 +1,61 @@
-"""What lies in the folder, what it was when it was built, and which file goes to which split."""
+"""A folder of the user's own as a data set: what lies in it, what it was when it was built, which file goes to which
+split."""
 
 import hashlib
+import json
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from selfflow.data.media.report import Remark
+from selfflow.data.report import Remark
 from selfflow.errors import UserError
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """What the settings of such data sets have in common."""
+
+    source: str = ""
+    """The folder to read, with all folders below it; hidden files are ignored."""
+    name: str = ""
+    """What to call the data set. With a name it is found again under that name wherever `source` lay; without
+    one it is known by the path of `source`."""
+    validation_fraction: float = 0.05
+    """Share of the files that goes to the split `validation`."""
+    test_fraction: float = 0.05
+    """Share of the files that goes to the split `test`."""
+    seed: int = 0
+    """Chooses which files go to which split."""
+    kind: ClassVar[str]
+    follows: ClassVar[Collection[str]] = ()  # from the contents of the folder
+
+    def check(self) -> None:
+        """Raises UserError, which names the field, if a value makes no sense."""
+        for field in ("validation_fraction", "test_fraction"):
+            if not 0 <= getattr(self, field) < 1:
+                raise UserError(f"{self.kind}.{field} is {getattr(self, field)}; it must be at least 0 and below 1")
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise UserError(
+                f"{self.kind}.validation_fraction + {self.kind}.test_fraction is 1 or more; leave some for train"
+            )
+        if not (self.source or self.name):
+            raise UserError(f"{self.kind}.source is empty; name the folder of your files, such as --source ~/files")
+
+    def folder(self) -> str:
+        """The absolute path of `source`, or "" where there is none."""
+        return os.path.abspath(os.path.expanduser(self.source)) if self.source else ""
+
+    def key(self) -> str:
+        """A short hash of all that decides about the records, but for the contents of the folder."""
+        settings = {name: value for name, value in asdict(self).items() if name not in self.follows}
+        if self.name:
+            del settings["source"]
+        else:
+            settings["source"] = self.folder()
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -29,12 +77,12 @@ def scan(folder: Path, without: tuple[Path, ...] = ()) -> tuple[list[File], list
       UserError: `folder` is missing, is not a folder, or cannot be listed.
     """
     if not folder.exists():
-        raise UserError(f"the folder {folder} does not exist; check media.source")
+        raise UserError(f"the folder {folder} does not exist; check the source")
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file; media.source must be the folder that holds your media")
+        raise UserError(f"{folder} is a file; the source must be the folder that holds your files")
     passed = {os.path.realpath(path) for path in without}
     if os.path.realpath(folder) in passed:
-        raise UserError(f"{folder} is where data sets are written; keep your media in another folder")
+        raise UserError(f"{folder} is where data sets are written; keep your files in another folder")
     files: list[File] = []
     remarks: list[Remark] = []
     seen: set[tuple[int, int]] = set()
