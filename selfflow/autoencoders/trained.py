@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,28 +89,30 @@ class ConvolutionalAutoencoder:
         if self.network.pictures:  # whatever the length
             dataclasses.replace(self.config, stills=True).latent_shape(media.shape[-3:])
         before = media.shape[: -self._axes(latents=False)]
-        x, lead = self._clips(media), self.network.lead
-        if lead:
-            x = np.concatenate([np.repeat(x[:, :1], lead, axis=1), x], axis=1)
-        hop = self.network.cell[0]
-        if x.shape[1] < hop:
+        x, hop = self._clips(media), self.network.cell[0]
+        whole = (x.shape[1] + self.network.lead) // hop * hop
+        if not whole:
             raise UserError(f"a clip of {media.shape[-1]} samples is shorter than a latent frame, {hop} of them")
-        x = x[:, : x.shape[1] // hop * hop]
-        mean, log_variance = self._streamed(self._encode, x, hop, 1)
-        mean = (mean - self._mean) / self._deviation
+
+        def normalised(mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return (mean - self._mean) / self._deviation, np.exp(0.5 * log_variance) / self._deviation
+
+        piece = lambda clips, start, stop: _led_in(x[clips], self.network.lead, start, min(stop, whole))
+        mean, deviation = self._streamed(self._encode, piece, len(x), whole, hop, x[0, :1].size, normalised)
         shape = (*before, *mean.shape[1 + self._still :])
-        return mean.reshape(shape), (np.exp(0.5 * log_variance) / self._deviation).reshape(shape)
+        return mean.reshape(shape), deviation.reshape(shape)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Media of latents."""
         own = latents.shape[-self._axes(latents=True) :]
-        z = np.asarray(latents, np.float32).reshape(-1, *((1,) if self._still else ()), *own)
-        (made,) = self._streamed(self._decode, z * self._deviation + self._mean, 1, self.network.cell[0])
-        made = np.nan_to_num(made[:, self.network.lead :])
-        before = latents.shape[: -len(own)]
-        if not self.network.pictures:
-            return samples(made[..., 0]).reshape(*before, -1)
-        return pixels(made).reshape(*before, *made.shape[1 + self._still :])
+        z = latents.reshape(-1, *((1,) if self._still else ()), *own)
+        media = pixels if self.network.pictures else samples
+        piece = lambda clips, start, stop: np.float32(z[clips, start:stop]) * self._deviation + self._mean
+        finish = lambda made: (media(np.nan_to_num(made)),)
+        size = int(np.prod(z.shape[2:-1])) * math.prod(self.network.cell) * (3 if self.network.pictures else 1)
+        (made,) = self._streamed(self._decode, piece, len(z), z.shape[1], 1, size, finish)
+        made, before = made[:, self.network.lead :], latents.shape[: -len(own)]
+        return made.reshape(*before, *(made.shape[1 + self._still :] if self.network.pictures else (-1,)))
 
     @property
     def _still(self) -> bool:
@@ -126,33 +129,52 @@ class ConvolutionalAutoencoder:
         own = media.shape[-self._axes(latents=False) :]
         return media.reshape(-1, *((1,) if self._still else ()), *own, *(() if self.network.pictures else (1,)))
 
-    def _streamed(self, network: Any, x: np.ndarray, hop: int, out: int) -> list[np.ndarray]:
-        """A compiled function over pieces of clips [B, T, ...], each a whole number of `hop`s, one after the other.
+    def _streamed(
+        self,
+        network: Callable[[Any, Any, Past | None], tuple[tuple[jax.Array, ...], Past]],
+        piece: Callable[[slice, int, int], np.ndarray],
+        count: int,
+        length: int,
+        hop: int,
+        size: int,
+        finish: Callable[..., tuple[np.ndarray, ...]],
+    ) -> list[np.ndarray]:
+        """What a compiled function makes of clips in pieces, one after the other, each a whole number of `hop`s.
 
         Args:
           network: (params, piece, past) -> (outputs, past).
-          x: clips.
+          piece: (clips, start, stop) -> input [B, T, ...], up to the clips' end.
+          count: clips.
+          length: of a clip.
           hop: least length of a piece.
-          out: how much comes out, of what `hop` is put in.
+          size: elements of media in a unit of that length.
+          finish: outputs of a piece -> what is kept of it.
         """
-        cell = np.prod(self.network.cell) if network is self._decode else 1  # latents are as large as media
-        clips = max(1, min(_rounded(len(x)), self.together, int(_PIECE // max(x[0, :hop].size * cell, 1))))
-        frames = max(1, int(_PIECE // max(x[0, :hop].size * clips * cell, 1)))
-        size = min(frames, _rounded(x.shape[1] // hop)) * hop
-        found: list[list[np.ndarray]] = []
-        for first in range(0, len(x), clips):
-            some, past, parts = x[first : first + clips], None, []
-            count = len(some)
-            some = np.concatenate([some, np.broadcast_to(some[:1], (clips - count, *some.shape[1:]))])
-            for start in range(0, x.shape[1], size):
-                piece = some[:, start : start + size]
-                whole = piece.shape[1]
-                # The last piece may be shorter; what fills it up comes after everything and touches nothing.
-                piece = np.pad(piece, [(0, 0), (0, size - whole)] + [(0, 0)] * (piece.ndim - 2))
-                outputs, past = network(self._params, piece, past)
-                parts.append([np.asarray(y)[:count, : whole // hop * out] for y in outputs])
-            found.append([np.concatenate(pieces, axis=1) for pieces in zip(*parts)])
-        return [np.concatenate(batches) for batches in zip(*found)]
+        clips = max(1, min(_rounded(count), self.together, int(_PIECE // (size * hop))))
+        most = max(1, int(_PIECE // (size * hop * clips)))
+        step = min(most, _rounded(length // hop)) * hop
+        found: list[np.ndarray] = []
+        for first in range(0, count, clips):
+            some, past = slice(first, min(first + clips, count)), None
+            for start in range(0, length, step):
+                x = piece(some, start, start + step)
+                there = x.shape[1]
+                # Clips that are too few, and what fills up a last piece: it comes after everything and touches nothing.
+                x = np.pad(x, [(0, clips - len(x)), (0, step - there)] + [(0, 0)] * (x.ndim - 2))
+                outputs, past = network(self._params, x, past)
+                kept = finish(*(np.asarray(y)[: some.stop - first, : y.shape[1] * there // step] for y in outputs))
+                if not found:
+                    found = [np.empty((count, y.shape[1] * length // there, *y.shape[2:]), y.dtype) for y in kept]
+                for whole, y in zip(found, kept):
+                    at = start * whole.shape[1] // length
+                    whole[some, at : at + y.shape[1]] = y
+        return found
+
+
+def _led_in(x: np.ndarray, lead: int, start: int, stop: int) -> np.ndarray:
+    """Frames `start` to `stop` of clips [B, T, ...] after `lead` copies of their first."""
+    inside = x[:, max(start - lead, 0) : stop - lead]
+    return np.concatenate([np.repeat(x[:, :1], lead - start, axis=1), inside], axis=1) if start < lead else inside
 
 
 def _rounded(count: int) -> int:

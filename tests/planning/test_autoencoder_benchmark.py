@@ -8,7 +8,7 @@ import pytest
 from selfflow.autoencoders.config import Convolutional
 from selfflow.cli.benchmark import main
 from selfflow.planning import autoencoder_benchmark
-from tests.autoencoders.test_convolutional import FILMS, written
+from tests.autoencoders.test_convolutional import FILMS, SOUND, written
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,3 +43,12 @@ def test_the_command(data_dir, capsys, monkeypatch, tmp_path):
     main([str(file), "--only", "autoencoders", "--rounds", "1", "--data-dir", str(data_dir)])
     shown = capsys.readouterr().out
     assert "patch_pca-" in shown and "memory, audio: a clip of" in shown
+
+
+@pytest.mark.slow
+def test_an_hour_of_sound_takes_no_more_memory_than_minutes(tmp_path):
+    path = written(SOUND, tmp_path / "autoencoder.safetensors")
+    config = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000)
+    (first, _), *_, (last, more) = autoencoder_benchmark._memory("audio", config, path, (80,))
+    assert first < 5 * 60 * 8000 and last > 3600 * 8000
+    assert more < 300e6, more
