@@ -247,7 +247,10 @@ class Experiment:
                 f"exclude_hash is {self.exclude_hash}, but that of the file {self.exclude} is {exclude_hash}"
             )
         # What a folder of latents tells of its media, so that a run does not need the folder.
-        data = {n: d.resolved() if d.kind == "latent_files" else d for n, d in self.data.items()}
+        data = {
+            n: d.resolved((like and like.data or {}).get(n)) if d.kind == "latent_files" else d
+            for n, d in self.data.items()
+        }
         mixture = {name: self._with_data(name, chosen) for name, chosen in self.mixture.items()}
         experiment = dataclasses.replace(
             self,

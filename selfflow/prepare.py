@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfflow.autoencoders.config import AnyAutoencoder, brought
+from selfflow.autoencoders.config import AnyAutoencoder, brought, decodes
 from selfflow.buckets.copies import fetch
 from selfflow.buckets.paths import local
 from selfflow.encoders.config import Encoder
@@ -167,7 +167,7 @@ def _fit(
             identity = given.autoencoder(m, config).identity if path else config.identity
             fitted[m] = Fitted(config, path, identity, made["fitted_on"])
         elif having:
-            if share.host:
+            if share.host and decodes(config):
                 notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
                 wait_for(notes, f"it fits the {m} autoencoder")
             fitted[m] = fit(m, config, having, excluded, data_dir)

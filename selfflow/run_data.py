@@ -98,6 +98,7 @@ class Clips:
         fields = {name.removeprefix("label/"): name for name in index if name.startswith("label/")}
         self.labels = {field: index[name][records].astype(np.int32) for field, name in fields.items()}
         self.identity = f"{latents.hash} {self.set} {split}"
+        self._of_latents = latents.manifest.get("settings", {}).get("kind") == "latent_files"
         self._raw: Any = None
 
     def __len__(self) -> int:
@@ -146,6 +147,8 @@ class Clips:
           UserError: if the raw data is not there.
           BadRecord: if it cannot be read.
         """
+        if self._built is None and self._of_latents:
+            raise UserError(f"{self._data} has latents alone: there are no media of its clips")
         if self._built is None:
             raise UserError(
                 f"the raw data of {self._data} is not there: its latents were encoded elsewhere; take "

@@ -37,14 +37,16 @@ class LatentFiles(FolderSettings):
         """Licence of the records."""
         return "that of what was encoded"
 
-    def resolved(self) -> "LatentFiles":
-        """The same with what latents.json tells of the media filled in.
+    def resolved(self, like: "LatentFiles | None" = None) -> "LatentFiles":
+        """The same with what latents.json tells of the media filled in; taken from one that has it, if it is the same.
 
         Raises:
           UserError: it is not there, or does not tell it.
         """
         if self.image or self.video or self.audio:
             return self
+        if like and replace(self, **{name: getattr(like, name) for name in self.follows}) == like:
+            return like
         if not self.source:
             raise UserError("latent_files.source is empty; name the folder of your latents, such as --source ~/latents")
         told = read_manifest(Path(self.folder()))

@@ -61,7 +61,7 @@ class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
                     m: {"autoencoder": stream.autoencoder, "shape": list(stream.shape)}
                     for m, stream in self.told.streams.items()
                 },
-                labels=self.told.labels,
+                **{f"{label}s": names for label, names in self.told.labels.items() if isinstance(names, list)},
             ),
         )
 
@@ -128,7 +128,8 @@ class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
             groups = {"train": [shards for some in groups.values() for shards in some]}
             report.notes.append("no file fell to train: all went to train")
         for (split, what), count in sorted(self._counts.items()):
-            report.clips.setdefault(split if split in groups else "train", {})[what] = count
+            counts = report.clips.setdefault(split if split in groups else "train", {})
+            counts[what] = counts.get(what, 0) + count
         return groups
 
     def finished(self, folder: Path) -> None:
@@ -138,10 +139,10 @@ class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
 def prepare(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
     """Returns the builder of the data set below `data_dir`; builds it and prints its report if need be."""
     settings.check()
-    if not settings.source or not Path(settings.folder()).exists():
+    folder = Path(settings.folder())
+    if not settings.source or not folder.exists() or (settings.media_shapes() and not (folder / MANIFEST).exists()):
         with quiet():
             return _builder(settings, data_dir, newest(LatentFilesBuilder, settings, data_dir, FILE))
-    folder = Path(settings.folder())
     told = read_manifest(folder)
     files, remarks = scan(folder, (data_dir, data_dir / LatentFilesBuilder.name))
     described = [file for file in files if file.relative == MANIFEST]

@@ -1,7 +1,6 @@
 """latents.json: what a folder of latents says of itself."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +75,13 @@ def read_manifest(folder: Path) -> Manifest:
       UserError: naming file and field, if it is not there, is damaged or does not tell enough.
     """
     path = folder / MANIFEST
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; the source must be the folder that holds {MANIFEST} and the latents")
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; write one that tells of the latents, such as {_EXAMPLE}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict) or not found.keys() & _AXES.keys():
         raise UserError(f"{path} tells of no {', '.join(_AXES)}; write one such as {_EXAMPLE}")
@@ -130,8 +131,8 @@ def _labels(told: Any, who: str) -> dict[str, int | list[str]]:
     for name, classes in told.items():
         named = isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)
         _want(named or _whole(classes), who, f"say {classes!r} of {name}: give the number or the names of its classes")
-        taken = name in _AXES or name in ("id", "present", "quality", "caption") or "." in name
-        _want(not taken and name.isidentifier(), who, f"have one called {name!r}: give it another name")
+        taken = {*_AXES, *(f"{m}_std" for m in _AXES), "id", "present", "quality", "caption"}
+        _want(name not in taken and name.isidentifier(), who, f"have one called {name!r}: give it another name")
     return told
 
 
@@ -145,7 +146,7 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _per_channel(value: Any, channels: int) -> float | tuple[float, ...] | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors may hold
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from selfflow.data.latents.manifest import Manifest, Stream
+from selfflow.data.shards import one_line
 
 SUFFIXES = (".npz", ".safetensors")
 CAPTION = "caption"
@@ -36,8 +37,10 @@ def samples(path: Path, told: Manifest) -> Iterator[tuple[int | None, dict[str, 
     try:
         with _opened(path) as arrays:
             yield from _samples(arrays, told)
-    except (OSError, SafetensorError, zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
-        raise Unusable("unreadable", f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    except Unusable:
+        raise
+    except Exception as error:  # whatever the bytes are, what they do to a reader is about this file
+        raise Unusable("unreadable", f"{type(error).__name__}: {one_line(error)}") from error
 
 
 class _Npz(AbstractContextManager):
@@ -110,6 +113,11 @@ def _samples(arrays: _Npz | _Safetensors, told: Manifest) -> Iterator[tuple[int 
         raise Unusable("wrong shape", f"its stacks hold {' and '.join(map(str, sorted(counts)))} samples")
     if counts == {0}:
         raise Unusable("no latents", "its stack is empty")
+    for name in names if counts else ():
+        if name in (*told.labels, CAPTION, *(f"{m}.std" for m in there)) and arrays.shape(name)[:1] != (*counts,):
+            raise Unusable(
+                "wrong shape", f"{name} has shape {arrays.shape(name)}, its stacks hold {min(counts)} samples"
+            )
     for i in range(counts.pop()) if counts else (None,):
         try:
             yield i, _sample(arrays, names, there, told, i)
@@ -140,6 +148,10 @@ def _sample(arrays: Any, names: list[str], there: list[str], told: Manifest, i: 
         if value.dtype.kind != "U" or value.size != 1:
             raise Unusable("wrong caption", f"{CAPTION} is {value.dtype} {value.shape}, not one text")
         found[CAPTION] = str(value.reshape(()))
+        try:
+            found[CAPTION].encode()
+        except UnicodeEncodeError as error:
+            raise Unusable("wrong caption", f"{CAPTION} is no text: {error}") from error
     return found
 
 

@@ -59,7 +59,7 @@ class _Causal:
             *before, frames = before
             if (frames + self.lead) % self.hop:
                 raise UserError(
-                    f"{who} has latent frames of {self.hop} frames after the first, which stands for itself: clips of "
+                    f"{who} has latent frames of {self.hop} frames{', the first of 1' if self.lead else ''}: clips of "
                     f"{frames} frames do not fit; give them "
                     f"{max((frames + self.lead) // self.hop, 1) * self.hop - self.lead}"
                 )
@@ -147,7 +147,7 @@ class Given(_Causal):
         """
         raise UserError(
             f"{self.name} is given by its latents alone and cannot decode: name its weights, as with "
-            "--autoencoder.image sd-vae=PATH"
+            f"--autoencoder.{self.suits[0]} NAME=PATH"
         )
 
 

@@ -155,6 +155,8 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
     from selfflow.autoencoders.named import autoencoder_of
 
     chosen = {m: autoencoder_of(text, m) for m, text in options.autoencoder.items() if text}
+    if settings.kind == "latent_files":
+        settings = settings.resolved()
     built = _built(settings, data_dir)
     for split, count in built.splits.items():
         print(f"{split:<12} {count} records")

@@ -84,6 +84,10 @@ def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: Stat
     with Progress("sample", len(experiment.mixture), unit="set") as shown:
         for name, chosen in experiment.mixture.items():
             modalities, latents = feed.modalities[name], feed.latents[chosen.data]
+            configs = {m: experiment.autoencoders[m] for m in modalities if decodes(experiment.autoencoders[m])}
+            if not configs:  # of latents whose autoencoder is not there
+                shown.advance()
+                continue
             count = experiment.proof.samples
             label_B = np.full(count, experiment.model.labels)
             if experiment.model.labels:
@@ -92,9 +96,6 @@ def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: Stat
             made = draw(state.frozen["ema"], Condition(label_B), experiment.seed.noise)
             reader = feed.reader(name, "train")
             real = [reader(int(i))["latents"] for i in reader.records[:count]]
-            configs = {m: experiment.autoencoders[m] for m in modalities if decodes(experiment.autoencoders[m])}
-            if not configs:
-                continue  # of latents whose autoencoder is not there
             decode = {m: latents.autoencoder(m, config).decode for m, config in configs.items()}
             parts = {
                 "data": {m: decode[m](np.stack([r[m] for r in real])) for m in decode},

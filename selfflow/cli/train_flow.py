@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from selfflow.autoencoders.config import decodes
 from selfflow.buckets.paths import url_of
 from selfflow.cli.proof import prove
 from selfflow.cli.task import Task, told
+from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
 from selfflow.prepare import autoencoders_of, hash_of_latents, prepare, sets_of
@@ -47,6 +49,12 @@ def _evaluation(experiment: Experiment, feed: Feed, built: dict[str, Any], mesh:
         return None
     from selfflow.cli.sample_evaluation import SampleEvaluation
 
+    for m, config in experiment.autoencoders.items():
+        if not decodes(config):
+            raise UserError(
+                f"cadence.evaluate_every: samples are measured decoded, and autoencoders.{m} is given by its latents "
+                "alone; set it to 0"
+            )
     return SampleEvaluation(experiment, feed, built, mesh)
 
 

@@ -56,12 +56,13 @@ def fitted_path(
     if isinstance(config, Diffusers):
         key = json.dumps([_FORMAT, modality, to_json(config)])
     elif brought(config):
-        source = _source(modality, config)
-        if not source.exists():
+        source = weights_of(config)
+        if not config.path or not source.exists():
             return _copied_before(modality, config, data_dir)
         # Not by its path: an autoencoder that was trained again is another, and runs go on with the one they know.
         status = source.stat()
-        key = json.dumps([_FORMAT, modality, described(config), _digest(source, status.st_size, status.st_mtime_ns)])
+        digest = _name_of_copy(modality, config, _digest(source, status.st_size, status.st_mtime_ns))
+        return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
     else:
         sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
         key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
@@ -86,9 +87,14 @@ def fit(
     Raises:
       UserError: if no training record has the modality, or weights are missing or of another model.
     """
-    path = fitted_path(modality, config, data, exclude, data_dir)
     if isinstance(config, Given):
+        if media := [b for b in data.values() if b.settings.kind != "latent_files"]:
+            raise UserError(
+                f"autoencoders.{modality} is given by its latents alone, and cannot encode {media[0].name}: name "
+                "another"
+            )
         return Fitted(config, None, config.identity, {})
+    path = fitted_path(modality, config, data, exclude, data_dir)
     if not brought(config) and (latents := [b for b in data.values() if b.settings.kind == "latent_files"]):
         made = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
@@ -127,7 +133,7 @@ def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> Non
     if isinstance(config, Diffusers):
         _pin(modality, config, path, notes)
         return
-    if notes.exists():
+    if path.exists() and notes.exists():
         return
     source = _source(modality, config)
     with Progress(f"copy the {modality} autoencoder", 1, unit="file") as shown:
@@ -135,13 +141,18 @@ def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> Non
         # It keeps its suffix, by which weights are read.
         partial = path.with_name(f"{path.stem}.partial-{os.getpid()}.safetensors")
         shutil.copyfile(source, partial)
+        if _name_of_copy(modality, config, sha256_of(partial)) not in path.name:
+            partial.unlink()
+            raise UserError(
+                f"autoencoders.{modality}: {source} changed while it was copied: run the same command again"
+            )
         try:
             identity = config.load(partial).identity
         except UserError as error:
             partial.unlink()
             raise UserError(f"autoencoders.{modality}: {str(error).replace(str(partial), str(source))}") from error
         os.replace(partial, path)
-        _note(notes, {"identity": identity, "fitted_on": {}, "source": str(source.absolute())})
+        _note(notes, {"identity": identity, "fitted_on": {}, "copy_of": _copy_of(config)})
         shown.advance()
 
 
@@ -160,14 +171,22 @@ def _source(modality: str, config: AnyAutoencoder) -> Path:
 
 def _copied_before(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
     """The newest copy of weights that were at the path of these settings, and are there no more."""
-    wanted, found = str(_source(modality, config).absolute()), []
-    folder = data_dir / "autoencoders"
-    for notes in folder.glob(f"{modality}-{config.kind}-*.json"):
-        if json.loads(notes.read_text()).get("source") == wanted:
-            found.append((notes.stat().st_mtime, notes.with_suffix(".safetensors")))
+    folder, found = data_dir / "autoencoders", []
+    for path in folder.glob(f"{modality}-{config.kind}-*.json"):
+        try:
+            told = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue  # damaged: the others may do
+        if told.get("copy_of") == _copy_of(config):
+            found.append((path.stat().st_mtime, path.with_suffix(".safetensors")))
     if not found:
         raise UserError(_no_weights(modality, config))
     return max(found)[1]
+
+
+def _copy_of(config: AnyAutoencoder) -> dict[str, Any]:
+    """What a copy is known by where the weights themselves are gone."""
+    return described(config) | {"path": str(Path(config.path).expanduser().absolute())}
 
 
 def _no_weights(modality: str, config: AnyAutoencoder) -> str:
@@ -175,6 +194,10 @@ def _no_weights(modality: str, config: AnyAutoencoder) -> str:
         f"autoencoders.{modality}.path is {config.path!r}: give a .safetensors file, or a folder of diffusers with "
         "diffusion_pytorch_model.safetensors"
     )
+
+
+def _name_of_copy(modality: str, config: AnyAutoencoder, weights: str) -> str:
+    return hashlib.sha256(json.dumps([_FORMAT, modality, described(config), weights]).encode()).hexdigest()[:12]
 
 
 @lru_cache(maxsize=16)

@@ -25,7 +25,9 @@ def check_made_by(
     for m, f in fitted.items():
         told = built.metadata["latents"][m]
         who, name = f"autoencoders.{m}", told["autoencoder"]
-        if f.path and alike(name) not in alike(f.identity) and alike(f.config.kind) not in alike(name):
+        kinds = tuple(alike(k) for k in (f.config.kind, getattr(f.config, "name", "")) if k)
+        exact = re.fullmatch("[A-Za-z0-9_]+-[0-9a-f]{12}", name)
+        if f.path and name != f.identity and (exact or not alike(name).startswith(kinds)):
             raise UserError(
                 f"{who} is {f.identity}, but {built.settings.source} says that its {m} latents were made by {name!r}: "
                 "name that one, or correct latents.json"

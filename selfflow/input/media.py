@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -96,21 +97,28 @@ def _kept_index(built: Built, split: str, folder: Path) -> dict[str, np.ndarray]
     told = [_FORMAT, built.fingerprint, built.forgotten, built.mapping]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{folder_name(built.name)}-{split}-{digest}.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:12]}")
-        partial.write_bytes(save(_index(built, split)))
-        os.replace(partial, path)
     try:
         index = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, and it is made anew") from error
+    except (OSError, SafetensorError):
+        index, whole = _index(built, split)
+        if whole:  # else the records that cannot be read may be mended by the next time
+            _keep(index, path)
     return index | {"id": ids_from(index["id"])}
 
 
-def _index(built: Built, split: str) -> dict[str, np.ndarray]:
-    """Id, quality and what is present of each record; of one that cannot be read nothing is."""
-    records, rows = built.records(split), []
+def _keep(index: dict[str, np.ndarray], path: Path) -> None:
+    partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:12]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(save(index))
+        os.replace(partial, path)
+    except OSError as error:  # it is made again the next time
+        print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
+
+
+def _index(built: Built, split: str) -> tuple[dict[str, np.ndarray], bool]:
+    """Id, quality and what is present of each record, of one that cannot be read nothing; whether all can be read."""
+    records, rows, whole = built.records(split), [], True
     small = None
     if not hasattr(built.settings, "decoder"):
         wanted = [name for name in read_specs(built.folder) if name in ("id", "quality") or name.startswith("present.")]
@@ -120,7 +128,7 @@ def _index(built: Built, split: str) -> dict[str, np.ndarray]:
             try:
                 record = _told(small, records.raw(i), records.shard_of(i)) if small else records[i]
             except BadRecord:
-                record = {"id": "", "quality": 0.0, "present": {}}
+                record, whole = {"id": "", "quality": 0.0, "present": {}}, False
             name = record["id"]
             present = {m: bool(there) for m, there in record["present"].items()}
             rows.append((name.decode() if isinstance(name, bytes) else name, float(record["quality"]), present))
@@ -130,7 +138,7 @@ def _index(built: Built, split: str) -> dict[str, np.ndarray]:
         "id": ids_to([name for name, *_ in rows]),
         "quality": np.array([quality for _, quality, _ in rows], np.float32),
         **{f"present/{m}": np.array([present.get(m, False) for *_, present in rows], bool) for m in modalities},
-    }
+    }, whole
 
 
 def _told(small: Any, raw: bytes, shard: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
 from selfflow.input.fit import weights_of
 from selfflow.progress import Progress
-from selfflow.workers import cores
+from selfflow.workers import cores, start_worker
 
 _TORCH = {"sd_vae": "AutoencoderKL", "flux2_vae": "AutoencoderKLFlux2"}
 _CLIPS = 4  # that are encoded in a round, at least
@@ -85,7 +87,10 @@ def _rate(
     media = _noise(m, (max(_CLIPS, autoencoder.together), *shape))
     latents = autoencoder.encode(media)
     units = len(media) * (1 if m == "image" else shape[0])
-    half = dataclasses.replace(config, dtype="bfloat16").load(path) if hasattr(config, "dtype") else None
+    # Diffusers' are pinned in the type that they were named with.
+    half = None
+    if config.kind != "diffusers" and getattr(config, "dtype", "") == "float32":
+        half = dataclasses.replace(config, dtype="bfloat16").load(path)
     theirs = _torch(config, media, autoencoder.together)
     timed: dict[str, Callable[[], Any]] = {
         "encode": lambda: autoencoder.encode(media),
@@ -136,7 +141,7 @@ def _noise(m: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Callable, Callable] | None:
     """Encoding and decoding by diffusers, where it is installed and the weights lie in a folder of it."""
-    folder = weights_of(config).parent if config.kind in _TORCH else None
+    folder = weights_of(config).parent if config.kind in _TORCH and config.path else None
     if not folder or not (folder / "config.json").exists() or not importlib.util.find_spec("diffusers"):
         return None
     import torch
@@ -172,8 +177,12 @@ def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) 
     found = []
     with Progress(f"memory of the {m} autoencoder", len(lengths), unit="clip") as shown:
         for length in lengths:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found.append(pool.apply(_peak, (m, config, path, (length, *shape[1:]))))
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
+                try:
+                    found.append(pool.submit(_peak, m, config, path, (length, *shape[1:])).result())
+                except BrokenProcessPool:
+                    print(f"note: a clip of {length:,} does not fit in memory", file=sys.stderr)
+                    break
             shown.advance()
     return [(length, peak - found[0]) for length, peak in zip(lengths, found)]
 

@@ -97,8 +97,8 @@ class RunSampler:
         self._masks = merged(requests, self.modalities)
         told = experiment.media(self.set) if experiment.data else {}
         self.media = {m: media for m, media in told.items() if decodes(experiment.autoencoders[m])}
-        if requests and not self.media:
-            raise UserError(f"--given: {run.source} has no autoencoder, so nothing can be given to it")
+        if not self.media and any(request.file for request in requests):
+            raise UserError(f"--given: {run.source} has no autoencoder, so no file can be given to it")
         self._autoencoders = {m: run.autoencoder(m) for m in self.media}
         self._reader = reader(self.set) if any(r.file is None for r in requests) else None
         self._clean, self._damaged = self._from_files(), set()
@@ -194,6 +194,9 @@ class RunSampler:
         for request in self._requests:
             if request.file is not None:
                 names = (request.what,) if request.level else tuple(merged((request,), self.modalities))
+                for m in names:
+                    if m not in self.media:
+                        raise UserError(f"--given {request.text}: this run has no autoencoder that encodes {m}")
                 try:
                     media = self._read(request.file, names, request.case, request.numbers)
                 except UserError as error:

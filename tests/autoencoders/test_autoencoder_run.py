@@ -210,7 +210,7 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
     feed = MediaFeed({"collisions": built}, made.mixture, made.cuts(), indexes=data_dir / "indexes")
     reader, plain = feed.reader("stills", "train"), Records.__getitem__
 
-    def broken(records, i):
+    def broken(records, i, plain=plain):
         if i == 2:
             raise BadRecord("train-00000", "it is torn")
         return plain(records, i)
@@ -219,7 +219,17 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
     sample = reader(2)
     assert sample["weight"] == 0 and not sample["media"].any() and reader.why(2) == ("train-00000", "it is torn")
     assert len(feed.held_out((), 24)["stills"][1]) == 23
-    # What each record has is looked up once, and then known.
+    # What each record has is looked up once, and then known, unless some cannot be read now.
+    there = set((data_dir / "indexes").iterdir())
+    assert there
+    for path in there:
+        path.unlink()
+    raw = Records.raw
+    monkeypatch.setattr(Records, "raw", lambda records, i: broken(records, i, raw))
+    assert len(MediaSource(built, "train", (), data_dir / "indexes").having("image")) == 23
+    assert not list((data_dir / "indexes").iterdir())
+    monkeypatch.undo()
+    assert len(MediaSource(built, "train", (), data_dir / "indexes").having("image")) == 24
     monkeypatch.setattr(Records, "raw", None)
     source = MediaSource(built, "train", (), data_dir / "indexes")
     assert source.id(0) == "train-000000" and len(source.having("audio")) == 24 and not len(source.having("depth"))

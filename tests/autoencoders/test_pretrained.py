@@ -136,6 +136,10 @@ def test_weights_are_copied_and_then_need_their_file_no_more(sd_vae, tmp_path):
     mine.unlink()
     again = fit("image", config, {}, (), tmp_path / "data")
     assert again == first and again.autoencoder().identity == first.identity and again.fitted_on == {}
+    with pytest.raises(UserError, match="autoencoders.image.path is"):  # another scale makes other latents
+        fit("image", dataclasses.replace(config, scale=1.0), {}, (), tmp_path / "data")
+    (tmp_path / "data" / "autoencoders" / "image-sd_vae-damaged.json").write_text("{")
+    assert fit("image", config, {}, (), tmp_path / "data") == first
     tensors = load_file(sd_vae.path)
     tensors["encoder.conv_in.bias"][0] += 1
     save_file(tensors, mine)

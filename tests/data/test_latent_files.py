@@ -3,23 +3,29 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from selfflow.autoencoders.config import Given
+from selfflow.autoencoders.config import SDVAE, Given
 from selfflow.autoencoders.linear import PatchPCA
 from selfflow.autoencoders.named import autoencoder_of
+from selfflow.cli.data import main
 from selfflow.data.latents import LatentFiles, read_manifest
 from selfflow.data.media import read_report
 from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
-from selfflow.input.built import build
+from selfflow.input.built import Built, build
+from selfflow.input.encode import Share
+from selfflow.input.fit import Fitted, fit
+from selfflow.input.made_elsewhere import check_made_by
 from selfflow.input.mixture import Set
 from selfflow.input.verify import verify_data
 from selfflow.input.verify_latents import verify_latents
+from selfflow.modality import Modality
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import ExternalEncoder
 from selfflow.prepare import prepare
@@ -112,8 +118,11 @@ def test_a_run_needs_neither_the_folder_nor_latents_json(tiny_experiment, tmp_pa
     source.rename(tmp_path / "gone")
     again, _ = prepare(resolved, tmp_path / "data")
     assert again.latents["mine"].hash == feed.latents["mine"].hash
+    assert experiment.resolved(resolved) == resolved  # as a run that is taken up again
     with pytest.raises(UserError, match=r"latents\.json does not exist; write one"):
         experiment.resolved()
+    source.mkdir()
+    assert prepare(resolved, tmp_path / "data")[0].latents["mine"].hash == feed.latents["mine"].hash
 
 
 @pytest.mark.parametrize(
@@ -153,7 +162,9 @@ def test_damaged_manifests(text, says, tmp_path):
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("labels", [{"image": 3}, {"a.b": 3}, {"of": 0}, {"of": []}, {"of": [1]}, ["of"]])
+@pytest.mark.parametrize(
+    "labels", [{"image": 3}, {"image_std": 3}, {"a.b": 3}, {"of": 0}, {"of": []}, {"of": [1]}, ["of"]]
+)
 def test_labels_need_names_and_classes(labels, tmp_path):
     with pytest.raises(UserError, match="labels"):
         read_manifest(written(tmp_path, {"image": STILLS, "labels": labels}))
@@ -176,9 +187,19 @@ def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
         some={"image": np.stack([good, good * np.inf, good]), "of": np.array([0, 1, 1])},
         objects={"image": np.array([{}], object)},
         empty={"image": np.zeros((0, 8, 6, 4), np.float32)},
+        fewer={"image": np.stack([good, good]), "of": np.array([1])},
+        longer={"image": np.stack([good, good]), "of": np.array([1, 0, 1])},
+        scalar={"image": np.stack([good, good]), "of": 1},
+        shorter={"image": np.stack([good, good]), "image.std": good[None]},
+        surrogate={"image": good, "caption": np.array("\ud800")},
     )
     (source / "cut.npz").write_bytes((source / "good.npz").read_bytes()[:-30])
     (source / "none.safetensors").write_bytes(b"")
+    np.savez_compressed(source / "flipped.npz", image=np.round(good, 1))
+    compressed = bytearray((source / "flipped.npz").read_bytes())
+    compressed[len(compressed) // 2] ^= 0xFF
+    (source / "flipped.npz").write_bytes(compressed)
+    save_file({"image": good.astype(ml_dtypes.float8_e4m3fn)}, source / "float8.safetensors")
     (source / "notes.txt").write_text("not looked at")
     settings = LatentFiles(source=str(source), validation_fraction=0.0, test_fraction=0.0)
     built = build(settings, tmp_path / "data")
@@ -198,9 +219,16 @@ def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
         "empty.npz": "no latents",
         "cut.npz": "unreadable",
         "none.safetensors": "unreadable",
+        "flipped.npz": "unreadable",
+        "float8.safetensors": "unreadable",
+        "fewer.npz": "wrong shape",
+        "longer.npz": "wrong shape",
+        "scalar.npz": "wrong shape",
+        "shorter.npz": "wrong shape",
+        "surrogate.npz": "wrong caption",
     }
     assert [(r["file"], r["detail"][:9]) for r in report["partial"]] == [("some.npz", "sample 1:")]
-    assert (report["found"], report["used"]) == (14, 2)
+    assert (report["found"], report["used"]) == (21, 2)
     assert "pickle" not in capsys.readouterr().out
 
 
@@ -221,7 +249,7 @@ def test_folders_are_splits(tmp_path):
     assert {r["id"] for r in built.records("train")} == {"train/a.npz", "train/b/c.npz"}
 
 
-def test_other_autoencoders_are_refused(tiny_experiment, tmp_path):
+def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
     source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
     refused = lambda config: prepare(
         experiment_of(tiny_experiment, source, {"image": config}).resolved(), tmp_path / "data"
@@ -234,8 +262,49 @@ def test_other_autoencoders_are_refused(tiny_experiment, tmp_path):
         refused(Given(name="sd-vae-ft-ema", channels=4, stride=4, stills=True))
     with pytest.raises(UserError, match="which is for video"):
         refused(Given(name="sd-vae-ft-ema", channels=4, stride=8))
-    with pytest.raises(UserError, match="cannot decode: name its weights"):
+    with pytest.raises(UserError, match="--autoencoder.video NAME=PATH"):
         Given(name="x").load(tmp_path)
+    tiny = prepare(tiny_experiment.resolved(), data_dir)[1]
+    with pytest.raises(UserError, match="given by its latents alone, and cannot encode collisions"):
+        fit("image", Given(name="sd-vae-ft-ema", stills=True), tiny, (), tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "name, passes",
+    [
+        ("sd-vae", True),
+        ("SD_VAE of somebody", True),
+        ("sd_vae-0123456789ab", True),
+        ("sd_vae-0123456789ac", False),
+        ("convolutional", False),
+        ("s", False),
+        ("\u4e00", False),
+        ("of sd-vae", False),
+    ],
+)
+def test_names_of_autoencoders(name, passes):
+    settings = LatentFiles(source="folder")
+    told = {"latents": {"image": {"autoencoder": name, "shape": [8, 6, 4]}}}
+    built = Built(settings, "latent_files/x/1.0.0", Path(), {"train": 1}, told)
+    fitted = {"image": Fitted(SDVAE(path="x"), Path("x"), "sd_vae-0123456789ab", {})}
+    modalities = {"image": Modality((8, 6, 4), (1, 1))}
+    if passes:
+        check_made_by(built, fitted, modalities, {})
+    else:
+        with pytest.raises(UserError, match="says that its image latents were made by"):
+            check_made_by(built, fitted, modalities, {})
+
+
+def test_encoding_ahead_keeps_the_clock(tiny_experiment, tmp_path, capsys):
+    """Latents that `data build` encodes are those that an experiment expects; of several hosts none waits."""
+    source = written(tmp_path / "source", {"audio": SOUNDS}, one={"audio": noise(10, 7)})
+    flags = ["--source", str(source), "--validation-fraction", "0", "--test-fraction", "0"]
+    main(["build", "latents", *flags, "--autoencoder.audio", f"given={source}", "--data-dir", str(tmp_path / "data")])
+    experiment = experiment_of(tiny_experiment, source, {"audio": autoencoder_of(f"given={source}", "audio")})
+    feed, _ = prepare(experiment.resolved(), tmp_path / "data", Share(host=1, hosts=2))
+    assert str(feed.latents["mine"].path) in capsys.readouterr().out
+    batch, _ = next(iter(feed.batches(0, 1)))
+    assert batch["latents"]["audio"].shape == (2, 10, 7)
 
 
 def test_frozen_encoders_need_features_in_a_file(tiny_experiment, tmp_path):
