@@ -68,18 +68,19 @@ class File:
     modified: int
 
 
-def scan(folder: Path, without: tuple[Path, ...] = ()) -> tuple[list[File], list[Remark]]:
-    """All regular files below `folder` in the order of their paths, and remarks on what could not be looked at.
+def scan(settings: FolderSettings, without: tuple[Path, ...] = ()) -> tuple[list[File], list[Remark]]:
+    """All regular files of a data set's folder in the order of their paths, and remarks on what could not be looked at.
 
     Hidden files and folders, and the folders in `without`, are passed over. Links are followed, each folder once.
 
     Raises:
-      UserError: `folder` is missing, is not a folder, or cannot be listed.
+      UserError: the folder is missing, is not a folder, or cannot be listed.
     """
+    folder, field = Path(settings.folder()), f"{settings.kind}.source"
     if not folder.exists():
-        raise UserError(f"the folder {folder} does not exist; check the source")
+        raise UserError(f"the folder {folder} does not exist; check {field}")
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file; the source must be the folder that holds your files")
+        raise UserError(f"{folder} is a file; {field} must be the folder that holds your files")
     passed = {os.path.realpath(path) for path in without}
     if os.path.realpath(folder) in passed:
         raise UserError(f"{folder} is where data sets are written; keep your files in another folder")

@@ -144,7 +144,7 @@ def prepare(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
         with quiet():
             return _builder(settings, data_dir, newest(LatentFilesBuilder, settings, data_dir, FILE))
     told = read_manifest(folder)
-    files, remarks = scan(folder, (data_dir, data_dir / LatentFilesBuilder.name))
+    files, remarks = scan(settings, (data_dir, data_dir / LatentFilesBuilder.name))
     described = [file for file in files if file.relative == MANIFEST]
     files = [file for file in files if Path(file.relative).suffix in SUFFIXES]
     slug = re.sub(r"[^a-z0-9]+", "_", (settings.name or folder.name).lower()).strip("_")[:40] or "latents"

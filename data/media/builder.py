@@ -109,7 +109,7 @@ def prepare(media: Media, data_dir: Path) -> MediaBuilder:
         with quiet():
             return _builder(media, data_dir, newest(MediaBuilder, media, data_dir, FILE))
     folder = Path(media.folder())
-    files, remarks = scan(folder, without=_outputs(folder, data_dir))
+    files, remarks = scan(media, without=_outputs(folder, data_dir))
     slug = re.sub(r"[^a-z0-9]+", "_", (media.name or folder.name).lower()).strip("_")[:40] or "media"
     name = f"{slug}-{media.key()}-{fingerprint(files)}"
     with quiet():

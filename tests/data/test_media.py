@@ -101,7 +101,7 @@ def test_found_again_and_never_stale(folder, tmp_path, capsys, monkeypatch):
     found = build(folder, out)
     assert found.data_path == second.data_path and len(found.as_data_source("train")) == 11
     assert "is not there; using the data set built from it at" in capsys.readouterr().err
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist.*media.source"):
         build(folder, out, frames=5)
 
 
