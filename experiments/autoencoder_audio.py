@@ -19,12 +19,11 @@ def experiment() -> AutoencoderExperiment:
         mixture={"sounds": Set(modalities=("audio",), batch_size=16)},
         network=Network(
             channels=128,
-            strides=((16,), (4,), (5,)),
-            widths=(32, 64, 128),
+            strides=((32,), (10,)),
+            widths=(64, 320),
             windows=((7,), (1,)),
-            blocks=2,
         ),
-        loss=Reconstruction(squared=10.0, absolute=1.0, spectral=0.1, kl=1e-6),
-        optimizer=AdamW(learning_rate=2e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
+        loss=Reconstruction(squared=1000.0, spectral=0.1, kl=1e-6),  # the mean square of sound is small
+        optimizer=AdamW(learning_rate=3e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
         steps=1000,
     )

@@ -2,7 +2,8 @@
 
 Latents at a moment depend on media up to it and not after: whatever a clip's length, it passes through in pieces, and
 what a piece has to know of the one before is handed on. A film is led in by copies of its first frame, so that this
-stands for itself in the first latent frame, and a picture is a film of one frame. Sound is a waveform. Halving and
+stands for itself in the first latent frame, and a picture is a film of one frame. Sound is a waveform, whose blocks add
+as much as they are given: its quiet is a thousand times quieter than its loud, and is heard all the same. Halving and
 doubling move what is next to each other into channels and back (arXiv 1609.05158), so that only the convolutions look
 beyond a cell.
 
@@ -21,6 +22,7 @@ from selfflow.convolution import Convolution, convolve
 from selfflow.errors import UserError
 
 _LOG_VARIANCE = (-30.0, 20.0)
+_FIRST_LOG_VARIANCE = -12.0  # noise that drowns the latents is learned away at the rate of a bias, which is slow
 # What the causal convolutions of a network have to know of what came before, in their order.
 Past = list[Array]
 
@@ -72,33 +74,37 @@ class Network:
         return self.cell[0] - 1 if self.pictures else 0
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Fresh parameters: blocks hand on what they are given."""
+        """Fresh parameters. Blocks hand on what they are given, what lies between them is orthogonal, the decoder's the
+        transpose of the encoder's, and latents hardly vary: media go to a random subspace and straight back."""
         keys = iter(jax.random.split(key, 8 * (len(self.widths) + 1) * (self.blocks + 1)))
         one, media = (1,) * len(self.cell), 3 if self.pictures else 1
 
-        def layer(inputs: int, outputs: int, window: tuple[int, ...] = one, zero: bool = False) -> Convolution:
-            size = 0 if zero else (inputs * math.prod(window)) ** -0.5
-            return Convolution(size * jax.random.normal(next(keys), (*window, inputs, outputs)), jnp.zeros(outputs))
-
         def block(width: int) -> dict[str, Any]:
-            last = len(self.windows) - 1
-            layers = [layer(width, width, window, zero=i == last) for i, window in enumerate(self.windows)]
-            return {"norms": [jnp.ones(width) for _ in layers], "layers": layers}
+            kernels = [
+                (width * math.prod(window)) ** -0.5 * jax.random.normal(next(keys), (*window, width, width))
+                for window in self.windows
+            ]
+            kernels[-1] = jnp.zeros_like(kernels[-1])
+            return {
+                "norms": [jnp.ones(width) for _ in kernels],
+                "layers": [Convolution(kernel, jnp.zeros(width)) for kernel in kernels],
+            }
 
-        levels = list(zip(self.strides, self.widths, (media, *self.widths)))
-        encoder = [
-            {"down": layer(before * math.prod(stride), width), "blocks": [block(width) for _ in range(self.blocks)]}
-            for stride, width, before in levels
-        ]
-        decoder = [
-            {"blocks": [block(width) for _ in range(self.blocks)], "up": layer(width, before * math.prod(stride))}
-            for stride, width, before in reversed(levels)
-        ]
-        width = self.widths[-1]
-        return {
-            "encoder": {"levels": encoder, "out": layer(width, 2 * self.channels)},
-            "decoder": {"in": layer(self.channels, width), "levels": decoder},
-        }
+        def there_and_back(inputs: int, outputs: int) -> tuple[Convolution, Convolution]:
+            kernel = jax.nn.initializers.orthogonal()(next(keys), (inputs, outputs)).reshape(*one, inputs, outputs)
+            return Convolution(kernel, jnp.zeros(outputs)), Convolution(kernel.swapaxes(-1, -2), jnp.zeros(inputs))
+
+        encoder, decoder = [], []
+        for stride, width, before in zip(self.strides, self.widths, (media, *self.widths)):
+            down, up = there_and_back(before * math.prod(stride), width)
+            encoder.append({"down": down, "blocks": [block(width) for _ in range(self.blocks)]})
+            decoder.insert(0, {"blocks": [block(width) for _ in range(self.blocks)], "up": up})
+        mean, back = there_and_back(self.widths[-1], self.channels)
+        out = Convolution(
+            jnp.concatenate([mean.kernel, jnp.zeros_like(mean.kernel)], axis=-1),
+            jnp.repeat(jnp.array([0.0, _FIRST_LOG_VARIANCE]), self.channels),
+        )
+        return {"encoder": {"levels": encoder, "out": out}, "decoder": {"in": back, "levels": decoder}}
 
     def encode(
         self, params: dict[str, Any], x: Float[Array, "B ..."], past: Past | None = None
@@ -115,7 +121,7 @@ class Network:
         for level, stride in zip(p["levels"], self.strides):
             x = convolve(into_channels(x, stride), level["down"])
             for block in level["blocks"]:
-                x = _block(x, block, seen)
+                x = self._block(x, block, seen)
         # Without a normalisation: how bright or loud a cell is would have to go round it.
         x = convolve(x, p["out"]).astype(jnp.float32)
         mean, log_variance = jnp.split(x, 2, axis=-1)
@@ -129,9 +135,19 @@ class Network:
         x = convolve(z.astype(p["in"].kernel.dtype), p["in"])
         for level, stride in zip(p["levels"], reversed(self.strides)):
             for block in level["blocks"]:
-                x = _block(x, block, seen)
+                x = self._block(x, block, seen)
             x = out_of_channels(convolve(x, level["up"]), stride)
         return x.astype(jnp.float32), seen.kept
+
+    def _block(self, x: Float[Array, "B ... D"], p: dict[str, Any], seen: "_Seen") -> Float[Array, "B ... D"]:
+        h = x
+        for norm, layer in zip(p["norms"], p["layers"]):
+            h, window = jax.nn.silu(h / _rms(h) * norm).astype(x.dtype), layer.kernel.shape[:-2]
+            if window[0] > 1:
+                h = seen.before(h, window[0] - 1)
+            sides = [(0, 0)] + [((n - 1) // 2, n // 2) for n in window[1:]]
+            h = convolve(h, layer, padding=sides)
+        return x + (h if self.pictures else (_rms(x) * h).astype(x.dtype))
 
 
 class _Seen:
@@ -147,22 +163,9 @@ class _Seen:
         return x
 
 
-def _block(x: Float[Array, "B ... D"], p: dict[str, Any], seen: _Seen) -> Float[Array, "B ... D"]:
-    h = x
-    for norm, layer in zip(p["norms"], p["layers"]):
-        h, window = _norm(h, norm), layer.kernel.shape[:-2]
-        if window[0] > 1:
-            h = seen.before(h, window[0] - 1)
-        sides = [(0, 0)] + [((n - 1) // 2, n // 2) for n in window[1:]]
-        h = convolve(h, layer, padding=sides)
-    return x + h
-
-
-def _norm(x: Float[Array, "B ... D"], scale: Float[Array, "D"]) -> Float[Array, "B ... D"]:
-    """silu(x / rms(x) scale), over channels alone: a mean over positions would look ahead."""
-    x32 = x.astype(jnp.float32)
-    normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
-    return jax.nn.silu(normed * scale).astype(x.dtype)
+def _rms(x: Float[Array, "B ... D"]) -> Float[Array, "B ... 1"]:
+    """Over channels alone: a mean over positions would look ahead."""
+    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True) + 1e-8)
 
 
 def scaled(media: Array) -> Float[Array, "B ..."]:

@@ -71,6 +71,33 @@ def test_fresh_blocks_hand_on_what_they_are_given():
     assert all((jnp.abs(level["down"].kernel).max() > 0) for level in gradient["encoder"]["levels"])
 
 
+def test_a_fresh_network_is_a_projection():
+    """Where no layer widens: what went through once comes through again as it is."""
+    params, x = FILMS.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (8, 4, 8, 16, 3))
+    through = jax.jit(lambda x: FILMS.decode(params, FILMS.encode(params, x)[0])[0])
+    once = through(x)
+    np.testing.assert_allclose(through(once), once, atol=1e-5)
+    np.testing.assert_allclose(jnp.sum(once * x), jnp.sum(once * once), rtol=1e-4)
+    assert 0.5 < jnp.mean(once**2) / (6 / 192) < 1.5  # 6 of the 192 dimensions of a cell, of noise
+
+
+def test_quiet_sound_is_sound():
+    """Without biases a network makes of sound that is a hundred times quieter latents as much smaller, and the same
+    back."""
+    params = jax.tree_util.tree_map_with_path(
+        lambda at, x: 0 * x if jax.tree_util.keystr(at).endswith("bias") else x, params_of(SOUND)
+    )
+    x = jax.random.normal(jax.random.key(1), (1, 80, 1))
+    there, back = jax.jit(lambda x: SOUND.encode(params, x)[0]), jax.jit(lambda z: SOUND.decode(params, z)[0])
+    loud, quiet = there(x), there(x / 100)
+    np.testing.assert_allclose(100 * quiet, loud, rtol=2e-3, atol=2e-3 * float(jnp.abs(loud).max()))
+    np.testing.assert_allclose(100 * back(quiet), back(loud), rtol=2e-3, atol=2e-3 * float(jnp.abs(back(loud)).max()))
+    plain = jax.tree.map(lambda x: x, params)
+    for level in plain["encoder"]["levels"]:
+        level["blocks"] = []
+    assert jnp.abs(SOUND.encode(plain, x)[0] - loud).max() > 0.1  # the blocks count
+
+
 @pytest.mark.parametrize("network, cell, shape", [(FILMS, 4, (1, 12, 4, 4, 3)), (SOUND, 8, (1, 40, 1))])
 def test_nothing_depends_on_what_comes_later(network, cell, shape):
     """By the gradient: a latent frame knows of no later media, a frame of media of no later latents."""
