@@ -4,10 +4,8 @@ import numpy as np
 from jaxtyping import Float
 
 from selfflow.batching import in_batches
-from selfflow.evaluation.extractors.effnet import EffNet, last_map
+from selfflow.evaluation.extractors.effnet import EffNet, last_map, together
 from selfflow.evaluation.extractors.media import check_media
-
-_BATCH = 32
 
 
 class EffNetMaps:
@@ -24,5 +22,5 @@ class EffNetMaps:
         """Features of one picture or film."""
         pictures = media[None] if media.ndim == 3 else media
         check_media(pictures, "EfficientNet-Lite0", "image")
-        maps = in_batches(lambda batch: last_map(self._params, batch), pictures, _BATCH)
+        maps = in_batches(lambda batch: last_map(self._params, batch), pictures, together())
         return maps[0] if media.ndim == 3 else maps
