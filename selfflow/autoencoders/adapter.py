@@ -237,12 +237,10 @@ def _encoded(model: Any, x: Any, one: bool = False) -> tuple[np.ndarray, np.ndar
 
 def _normalisation(model: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Latents are (z - first) * second, as the pipelines of diffusers do it."""
-    told = {"latents_mean": None, "latents_std": None} | dict(model.config)
+    told = dict(model.config)
     if getattr(model, "bn", None) is not None:
         raise UserError(f"{type(model).__name__} normalises by a layer of its own: take flux2-vae for FLUX.2's")
-    if (
-        told["latents_mean"] is None and getattr(model, "latents_mean", None) is not None
-    ):  # some keep them beside their weights
+    if "latents_mean" not in told and getattr(model, "latents_mean", None) is not None:  # kept beside the weights
         kept = (getattr(model, f"latents_{name}").float().cpu().numpy() for name in ("mean", "std"))
         told["latents_mean"], told["latents_std"] = kept
     if told.get("latents_mean") is not None and told.get("latents_std") is not None:
