@@ -18,8 +18,8 @@ def experiment() -> AutoencoderExperiment:
     return AutoencoderExperiment(
         data={"collisions": Collisions()},
         mixture={
-            "films": Set(modalities=("video",), weight=0.75, batch_size=4),
-            "stills": Set(modalities=("image",), weight=0.25, batch_size=32),
+            "films": Set(modalities=("video",), weight=0.55, batch_size=4),
+            "stills": Set(modalities=("image",), weight=0.45, batch_size=32),
         },
         network=Network(
             channels=64,
@@ -29,5 +29,5 @@ def experiment() -> AutoencoderExperiment:
         ),
         loss=Reconstruction(squared=1.0, gradient=0.1, kl=1e-6),
         optimizer=AdamW(learning_rate=3e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
-        steps=1000,
+        steps=1200,
     )

@@ -43,6 +43,8 @@ class AutoencoderExperiment:
     """Side in pixels of the area that pictures are cropped to at random; by default that of the data."""
     loss: Reconstruction = Reconstruction()
     """What is minimised."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; parameters, EMA and losses are float32."""
     curriculum: tuple[Stage, ...] = ()
     """Changes of the mixture at later steps."""
     optimizer: AdamW = AdamW()
@@ -91,14 +93,14 @@ class AutoencoderExperiment:
             rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
             length = 1 if m == "image" else shape[0]
             if rate and chosen.seconds is not None:
-                length = round(chosen.seconds * rate)
+                length = chosen.length(rate, m, name)
             hop, lead = self.network.cell[0], self.network.lead
             if (length + lead) % hop or length < 1:
                 fitting = max((length + lead) // hop, 1) * hop - lead
                 raise UserError(
                     f"{where}: clips of {length} {'frames' if rate and m == 'video' else 'samples'} do not fit the "
                     f"network, whose latent frames are {hop} of them{', the first 1' if lead else ''}: set seconds to "
-                    f"{fitting / rate:g}"
+                    f"{fitting / rate}"
                 )
             side = 0
             if m != "audio":
@@ -120,7 +122,7 @@ class AutoencoderExperiment:
 
     def objective(self) -> AutoencodingObjective:
         """What is minimised."""
-        return AutoencodingObjective(self.network, self.loss, self.rate)
+        return AutoencodingObjective(self.network, self.loss, self.rate, self.dtype)
 
     def init(self, key: Any) -> State:
         """The state at step 0."""

@@ -306,10 +306,5 @@ def _media(data: Dataset, m: str, chosen: Set | None, name: str) -> Media:
     shape = data.media_shapes()[m]
     rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
     if rate and chosen and chosen.seconds is not None:
-        length = chosen.seconds * rate
-        if abs(length - round(length)) > 1e-6 or length < 1:
-            raise UserError(
-                f"mixture.{name}.seconds {chosen.seconds} are {length:g} {m} frames or samples, not a whole"
-            )
-        shape = (round(length), *shape[1:])
+        shape = (chosen.length(rate, m, name), *shape[1:])
     return Media(shape, rate)

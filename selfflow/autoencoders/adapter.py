@@ -101,8 +101,7 @@ class DiffusersAutoencoder:
             if own == 3 and axes_of(self._model) == 5:
                 x = x[:, :, None]
             with torch.inference_mode():
-                made = self._model.decode(x.to(self._model.device, self._model.dtype)).sample.float().cpu().numpy()
-            found.append(np.nan_to_num(np.moveaxis(made, 1, -1)))
+                found.append(np.nan_to_num(_decoded(self._model, x)))
         made = np.concatenate(found)
         before = latents.shape[:-own]
         if kind == "audio":
@@ -179,8 +178,9 @@ def opened(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, str]:
             f"the autoencoder {path} is run by diffusers and torch, and {error.name} is missing: "
             "pip install 'selfflow[diffusers]'"
         ) from None
-    kind = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
-    if kind is None or not hasattr(kind, "from_pretrained"):
+    kind = getattr(diffusers, name, None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)
+    if not known or not all(hasattr(kind, method) for method in ("encode", "decode")):
         raise UserError(f"name of the diffusers autoencoder is {name!r}: give its class, such as AutoencoderKLWan")
     folder = Path(path).expanduser()
     source = str(folder) if folder.is_dir() else path
@@ -235,6 +235,11 @@ def _encoded(model: Any, x: Any, one: bool = False) -> tuple[np.ndarray, np.ndar
     return plain(mean), None if deviation is None else plain(deviation)
 
 
+def _decoded(model: Any, z: Any) -> np.ndarray:
+    """Media, channels last, of latents as the network takes them."""
+    return np.moveaxis(model.decode(z.to(model.device, model.dtype)).sample.float().cpu().numpy(), 1, -1)
+
+
 def _normalisation(model: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """Latents are (z - first) * second, as the pipelines of diffusers do it."""
     told = dict(model.config)
@@ -268,28 +273,39 @@ def _clock(model: Any, stills: bool) -> dict[str, int]:
 
 
 def _tried(model: Any, stills: bool) -> dict[str, int]:
-    import torch
-
-    with torch.inference_mode():
-        if axes_of(model) == 3:
-            length = 2**15
-            shape = _encoded(model, torch.zeros(1, model.config.get("audio_channels", 1), length))[0].shape
-            rate = model.config.get("sampling_rate") or model.config.get("sample_rate") or 0
-            hop = getattr(model, "hop_length", None) or length // shape[1]
-            return {"channels": shape[-1], "hop": int(hop), "stride": 0, "sample_rate": int(rate)}
-        side, frames = 64, 17
-        if axes_of(model) == 4 or stills:
-            shape = _encoded(model, torch.zeros(1, 3, *(1,) * (axes_of(model) - 4), side, side))[0].shape
-            return {"channels": shape[-1], "hop": 1, "stride": side // shape[-2], "sample_rate": 0}
-        shape = _encoded(model, torch.zeros(1, 3, frames, side, side))[0].shape
+    if axes_of(model) == 3:
+        length = 2**15
+        shape = _there_and_back(model, (model.config.get("audio_channels", 1), length))
+        rate = model.config.get("sampling_rate") or model.config.get("sample_rate") or 0
+        hop = getattr(model, "hop_length", None) or length // shape[1]
+        return {"channels": shape[-1], "hop": int(hop), "stride": 0, "sample_rate": int(rate)}
+    side = 64
+    if axes_of(model) == 4 or stills:
+        shape = _there_and_back(model, (3, *(1,) * (axes_of(model) - 4), side, side))
+        return {"channels": shape[-1], "hop": 1, "stride": side // shape[-2], "sample_rate": 0}
+    told = getattr(model, "temporal_compression_ratio", None)
+    frames = 1 + 2 * int(told or 8)
+    shape = _there_and_back(model, (3, frames, side, side))
     if shape[1] < 2 or (frames - 1) % (shape[1] - 1):
         raise UserError(
             f"{type(model).__name__} makes {shape[1]} latent frames of {frames}: a film's first frame must stand alone"
         )
     hop = (frames - 1) // (shape[1] - 1)
-    if (told := getattr(model, "temporal_compression_ratio", None) or hop) != hop:
+    if told and told != hop:
         raise UserError(f"{type(model).__name__} says {told} frames to a latent one, and {frames} give {shape[1]}")
     return {"channels": shape[-1], "hop": hop, "stride": side // shape[-2], "sample_rate": 0}
+
+
+def _there_and_back(model: Any, media: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the latent, channels last, of media [C, ...], which come back from it as large as they were."""
+    import torch
+
+    with torch.inference_mode():
+        z = _encoded(model, torch.zeros(1, *media))[0]
+        made = _decoded(model, torch.as_tensor(np.moveaxis(z, -1, 1).copy()))
+    if made.ndim != len(media) + 1 or (len(media) > 2 and made.shape[1:] != (*media[1:], 3)):
+        raise UserError(f"{type(model).__name__} makes {list(made.shape[1:])} of media {list(media)}: it is for others")
+    return z.shape
 
 
 def _plain(told: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from selfflow.errors import UserError
 if TYPE_CHECKING:
     from selfflow.autoencoders.config import Autoencoder
 
+FILE = "autoencoder.safetensors"
+"""What a run that trained a convolutional autoencoder leaves in its folder."""
+
 
 @dataclass(frozen=True)
 class _Causal:
@@ -74,8 +77,8 @@ class Convolutional(_Causal):
 
     kind: Literal["convolutional"] = "convolutional"
     path: str = ""
-    """The autoencoder.safetensors of its run; by name and file, as --autoencoder.video convolutional=PATH, all other
-    settings are read from it."""
+    """The autoencoder.safetensors of its run; by name and file, or folder of the run, as
+    --autoencoder.video convolutional=PATH, all other settings are read from it."""
     sample_rate: int = 0
     """Samples of sound per second; 0 for pictures."""
     dtype: Literal["float32", "bfloat16"] = "float32"

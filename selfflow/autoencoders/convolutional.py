@@ -50,6 +50,8 @@ class Network:
                 f"network.strides {self.strides} and network.windows {self.windows}: give (frames, rows, columns) for "
                 "pictures and films, (samples,) for sound"
             )
+        if not self.windows:
+            raise UserError("network.windows is empty: give that of one convolution at least")
         if not self.widths or len(self.widths) != len(self.strides):
             raise UserError(f"network.widths {self.widths}: give one for each of the {len(self.strides)} strides")
         counts = (self.channels, self.blocks, *self.widths, *(n for axes in self.strides + self.windows for n in axes))
@@ -75,8 +77,9 @@ class Network:
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Fresh parameters. Blocks hand on what they are given, what lies between them is orthogonal, the decoder's the
-        transpose of the encoder's, and latents hardly vary: media go to a random subspace and straight back."""
-        keys = iter(jax.random.split(key, 8 * (len(self.widths) + 1) * (self.blocks + 1)))
+        transpose of the encoder's, and latents are drawn with hardly any noise: where no level widens, media are
+        projected on a random subspace, and where one does, they come back fainter."""
+        keys = iter(jax.random.split(key, (2 * self.blocks * len(self.windows) + 1) * len(self.widths) + 1))
         one, media = (1,) * len(self.cell), 3 if self.pictures else 1
 
         def block(width: int) -> dict[str, Any]:

@@ -1,23 +1,27 @@
 """What is to be known of latents before a model is trained on them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
 
-def channel_statistics(latents: Float[np.ndarray, "N C"]) -> dict[str, Float[np.ndarray, "C"]]:
-    """Mean, standard deviation, largest magnitude and excess kurtosis of each channel.
+def channel_statistics(latents: Sequence[Float[np.ndarray, "... C"]]) -> dict[str, Float[np.ndarray, "C"]]:
+    """Mean, standard deviation, largest magnitude and excess kurtosis of each channel, over all of some latents.
 
     Flow matching takes data for about as wide as its noise: a deviation far from 1 wastes its levels, a channel without
     any is none, and heavy tails (a Gaussian's excess kurtosis is 0) are what a velocity is worst at.
     """
-    x = np.asarray(latents, np.float64)
-    mean, deviation = x.mean(axis=0), x.std(axis=0)
-    centred = (x - mean) / np.where(deviation > 1e-12, deviation, 1)
-    fourth = np.mean(centred**4, axis=0)
+    rows = lambda x: np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    count = sum(x.size // x.shape[-1] for x in latents)
+    over = lambda f: sum(f(rows(x)).sum(axis=0) for x in latents) / count  # one after the other: they may be large
+    mean = over(lambda x: x)
+    deviation = np.sqrt(over(lambda x: (x - mean) ** 2))
+    fourth = over(lambda x: ((x - mean) / np.where(deviation > 1e-12, deviation, 1)) ** 4)
     return {
         "mean": mean,
         "std": deviation,
-        "largest": np.abs(x).max(axis=0),
+        "largest": np.max([np.abs(rows(x)).max(axis=0) for x in latents], axis=0),
         "kurtosis": np.where(deviation > 1e-12, fourth - 3, np.nan),
     }
 

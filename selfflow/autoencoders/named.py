@@ -4,6 +4,7 @@ import difflib
 import typing
 from pathlib import Path
 
+from selfflow.autoencoders.causal import FILE
 from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, Diffusers, Given, brought
 from selfflow.errors import UserError
 
@@ -13,12 +14,14 @@ NAMES = {
 }
 
 
-def autoencoder_of(text: str, modality: str) -> AnyAutoencoder:
+def autoencoder_of(text: str, modality: str, known: AnyAutoencoder | None = None) -> AnyAutoencoder:
     """The settings that `NAME` or `NAME=PATH` stands for; what neither name nor file tells is as it is by default.
 
     Args:
       text: what was given.
       modality: what it is for.
+      known: what stands for it in a run that goes on: if it was of that name and path it is taken, whatever lies there
+        by now, for the run has a copy.
 
     Raises:
       UserError: if there is no such autoencoder, or a path is missing or too much.
@@ -41,13 +44,18 @@ def autoencoder_of(text: str, modality: str) -> AnyAutoencoder:
     if config is Convolutional:
         from selfflow.autoencoders.trained import settings_of  # brings JAX
 
-        return settings_of(Path(path).expanduser(), modality == "image")
+        file = Path(path).expanduser()
+        if isinstance(known, Convolutional) and Path(known.path) in (file, file / FILE):
+            return known
+        return settings_of(file / FILE if file.is_dir() else file, modality == "image")
     if config is Diffusers:
         from selfflow.autoencoders.adapter import settings_of  # brings torch
 
         kind, given, where = path.partition(":")
         if not given or not where:
             raise UserError(f"{flag} {text}: name the class, too: {flag} diffusers=AutoencoderKLWan:PATH")
+        if isinstance(known, Diffusers) and (known.name, known.path) == (kind, where):
+            return known
         return settings_of(kind, where, modality == "image")
     return config(path=path)
 

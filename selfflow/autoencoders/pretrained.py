@@ -18,7 +18,7 @@ from selfflow.convolution import Weights
 from selfflow.errors import UserError
 from selfflow.weights import read_weights, sha256_of
 
-_PICTURES = 8  # in one call
+_PICTURES, _PIXELS = 8, 2**20  # in one call, at most: what takes memory is some thousand bytes a pixel
 _BN_EPS = 1e-4  # AutoencoderKLFlux2's batch_norm_eps
 
 
@@ -62,15 +62,21 @@ class KLAutoencoder:
         shape = self.config.latent_shape(media.shape)
         pictures = media.reshape(-1, *media.shape[-3:])
         # Side by side, so that pictures pass through once.
-        both = in_batches(lambda x: self._encode(self._params, x), pictures, _PICTURES)
+        both = in_batches(lambda x: self._encode(self._params, x), pictures, _together(*pictures.shape[1:3]))
         mean, deviation = np.split(both, 2, axis=-1)
         return ((mean - self._mean) * self._scale).reshape(shape), (deviation * self._scale).reshape(shape)
 
     def decode(self, latents: np.ndarray) -> UInt8[np.ndarray, "... H W 3"]:
         """Pictures of latents."""
         z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-3:]) / self._scale + self._mean
-        pictures = in_batches(lambda x: self._decode(self._params, x), z, _PICTURES)
+        most = _together(*(size * self.config.stride for size in z.shape[1:3]))
+        pictures = in_batches(lambda x: self._decode(self._params, x), z, most)
         return pixels(np.nan_to_num(pictures)).reshape(*latents.shape[:-3], *pictures.shape[1:])
+
+
+def _together(height: int, width: int) -> int:
+    """How many pictures of a size are one call."""
+    return max(1, min(_PICTURES, _PIXELS // (height * width)))
 
 
 def _encoded(params: dict[str, Any], pictures: UInt8[Array, "B H W 3"], groups: int, packed: bool) -> Array:

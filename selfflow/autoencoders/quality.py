@@ -8,17 +8,22 @@ import numpy as np
 from selfflow.autoencoders.config import Autoencoder
 
 
-def psnr(original: np.ndarray, decoded: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 pictures, in dB."""
-    error = np.mean(np.square(original.astype(np.float64) - decoded))
+def psnr(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> float:
+    """Peak signal-to-noise ratio of uint8 pictures or films over all of them together, in dB."""
+    error = _squared(original, decoded) / sum(clip.size for clip in original)
     return float(10 * np.log10(255**2 / max(error, 1e-12)))
 
 
-def snr(original: np.ndarray, decoded: np.ndarray) -> float:
-    """Signal-to-noise ratio of int16 sound over all clips together, in dB; nan if the original is silent."""
-    signal = np.sum(np.square(original.astype(np.float64)))
-    error = np.sum(np.square(original.astype(np.float64) - decoded))
+def snr(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> float:
+    """Signal-to-noise ratio of int16 sounds over all of them together, in dB; nan if the original is silent."""
+    signal, error = _squared(original), _squared(original, decoded)
     return float(10 * np.log10(signal / max(error, 1e-12))) if signal > 0 else float("nan")
+
+
+def _squared(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray] | None = None) -> float:
+    """Sum of the squares of what one is more than the other, clip by clip, which takes the memory of one."""
+    pairs = zip(original, np.zeros(len(original), np.int16) if decoded is None else decoded)
+    return sum(float(np.sum(np.square(clip.astype(np.float64) - other))) for clip, other in pairs)
 
 
 def log_mel(sound: np.ndarray, rate: int, bands: int = 40) -> np.ndarray:
@@ -54,19 +59,14 @@ def reconstruction_quality(
     for label, name in enumerate(materials):
         chosen = [i for i in range(len(records)) if records[i]["material"] == label]
         if chosen:
-            quality[f"snr_db/{name}"] = snr(*(_joined([side[i] for i in chosen]) for side in (original, decoded)))
+            quality[f"snr_db/{name}"] = snr(*([side[i] for i in chosen] for side in (original, decoded)))
     return quality | {"log_mel_distance": whole["log_mel_distance"]}
 
 
 def measured(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray], rate: float) -> dict[str, float]:
     """What was lost of clips, which may be of several lengths: PSNR in dB of uint8 pictures; of int16 sound of `rate`
     samples a second the mean log-mel distance, and SNR in dB."""
-    both = _joined(original), _joined(decoded)
-    if both[0].dtype == np.uint8:
-        return {"psnr_db": psnr(*both)}
+    if original[0].dtype == np.uint8:
+        return {"psnr_db": psnr(original, decoded)}
     distances = [np.mean(np.abs(log_mel(a, rate) - log_mel(b, rate))) for a, b in zip(original, decoded)]
-    return {"log_mel_distance": float(np.mean(distances)), "snr_db": snr(*both)}
-
-
-def _joined(clips: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate([x.ravel() for x in clips])
+    return {"log_mel_distance": float(np.mean(distances)), "snr_db": snr(original, decoded)}

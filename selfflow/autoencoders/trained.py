@@ -22,7 +22,7 @@ from selfflow.errors import UserError
 from selfflow.tree import from_json, to_json
 from selfflow.weights import sha256_of
 
-_FORMAT = "selfflow-autoencoder-1"
+_FORMAT = "selfflow-autoencoder-2"  # raised when the same weights come to mean another network
 _TOLD = "autoencoder"
 _PIECE = 2**21  # elements of media in one call: what takes memory is some hundred times as much
 
@@ -92,7 +92,7 @@ class ConvolutionalAutoencoder:
         x, hop = self._clips(media), self.network.cell[0]
         whole = (x.shape[1] + self.network.lead) // hop * hop
         if not whole:
-            raise UserError(f"a clip of {media.shape[-1]} samples is shorter than a latent frame, {hop} of them")
+            raise UserError(f"a clip of {x.shape[1]} samples is shorter than a latent frame, {hop} of them")
 
         def normalised(mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return (mean - self._mean) / self._deviation, np.exp(0.5 * log_variance) / self._deviation
@@ -103,7 +103,15 @@ class ConvolutionalAutoencoder:
         return mean.reshape(shape), deviation.reshape(shape)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Media of latents."""
+        """Media of latents.
+
+        Raises:
+          UserError: if they have other channels.
+        """
+        if latents.shape[-1] != self.network.channels:
+            raise UserError(
+                f"latents have {latents.shape[-1]} channels, and those of {self.identity} {self.network.channels}"
+            )
         own = latents.shape[-self._axes(latents=True) :]
         z = latents.reshape(-1, *((1,) if self._still else ()), *own)
         media = pixels if self.network.pictures else samples
@@ -226,6 +234,8 @@ def settings_of(path: Path, stills: bool) -> Convolutional:
       UserError: if it holds none.
     """
     network, rate, _ = read(path, weights=False)
+    if stills and not network.pictures:
+        raise UserError(f"{path} is an autoencoder of sound: give one of pictures")
     stride = network.cell[1] if network.pictures else 0
     return Convolutional(network.channels, network.cell[0], stride, stills, path=str(path), sample_rate=rate)
 

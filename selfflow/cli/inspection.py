@@ -17,7 +17,7 @@ from selfflow.input.latents import Latents
 from selfflow.progress import Progress
 from selfflow.sampling.files import write_sheet
 
-_RECORDS, _BYTES = 128, 200e6  # of a modality, and of its raw media
+_RECORDS, _BYTES = 128, 200e6  # of a modality, with its raw media
 _SHOWN = {"image": 16, "video": 4, "audio": 4}
 _WIDE, _HEAVY = (0.5, 2.0), 10.0  # deviations and kurtosis beyond which a line says so
 
@@ -46,8 +46,9 @@ def inspect(experiment: Experiment, latents: dict[str, Latents], built: dict[str
                 continue
             stored, originals = _some(found, built.get(name), m)
             if not stored:
+                print(f"{name + ' ' + m:<24} no record that can be read has it")
                 continue
-            statistics = channel_statistics(np.concatenate([x.reshape(-1, x.shape[-1]) for x in stored]))
+            statistics = channel_statistics(stored)
             stem = out / f"{name}_{m}"
             beside = lambda ending, stem=stem: stem.with_name(stem.name + ending)
             files += [_table(beside(".csv"), statistics), _bars(beside("_channels.png"), f"{name}: {m}", statistics)]
@@ -86,7 +87,7 @@ def _some(latents: Latents, built: Built | None, m: str) -> tuple[list[np.ndarra
             if record is not None:
                 originals.append(record[m])
             shown.advance()
-            if sum(x.nbytes for x in originals) > _BYTES and len(originals) >= _SHOWN[m]:
+            if sum(x.nbytes for x in stored + originals) > _BYTES and len(stored) >= _SHOWN[m]:
                 break
     return stored, originals
 

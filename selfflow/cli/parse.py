@@ -1,12 +1,13 @@
 """What commands on an experiment file share: `selfflow COMMAND EXPERIMENT [--FIELD VALUE ...]`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.autoencoders.named import autoencoder_of
 from selfflow.buckets.paths import data_folder
 from selfflow.errors import UserError
@@ -46,10 +47,9 @@ def parse(
     file = arguments[0]
     if file.startswith("-"):
         raise UserError(f"name an experiment file first; example: {example}")
-    default = load_experiment(file, autoencoders)
+    default, options = load_experiment(file, autoencoders), make_options(Path(file))
     if isinstance(default, Experiment):
-        default, arguments = _with_autoencoders(default, arguments)
-    options = make_options(Path(file))
+        default, arguments = _with_autoencoders(default, arguments, _of_run(options, arguments))
 
     def parsed(
         experiment: Annotated[tyro.conf.AvoidSubcommands[type(default)], tyro.conf.arg(name="")] = default,
@@ -72,7 +72,22 @@ def parse(
     return experiment, options, data_folder(data_dir)
 
 
-def _with_autoencoders(experiment: Experiment, arguments: list[str]) -> tuple[Experiment, list[str]]:
+def _of_run(options: Any, arguments: list[str]) -> Mapping[str, AnyAutoencoder]:
+    """The autoencoders of the run that a command would go on with."""
+    workdir = getattr(options, "workdir", None)
+    for argument, after in zip(arguments, [*arguments[1:], ""]):
+        flag, given, text = argument.partition("=")
+        if flag == "--workdir":
+            workdir = text if given else after
+    path = Path(workdir or "") / "experiment.json"
+    if workdir is None or not path.is_file():
+        return {}
+    return getattr(read_experiment(path), "autoencoders", {})
+
+
+def _with_autoencoders(
+    experiment: Experiment, arguments: list[str], known: Mapping[str, AnyAutoencoder]
+) -> tuple[Experiment, list[str]]:
     """The experiment with the autoencoders that `--autoencoder.M NAME[=PATH]` names, and the other arguments.
 
     Which member of a union a field holds is otherwise the file's: flags of its fields follow from it.
@@ -86,7 +101,7 @@ def _with_autoencoders(experiment: Experiment, arguments: list[str]) -> tuple[Ex
         m = flag.removeprefix("--autoencoder.")
         if m not in experiment.autoencoders:
             raise UserError(f"{flag}: the experiment has autoencoders of {', '.join(experiment.autoencoders)}")
-        chosen[m] = autoencoder_of(text if given else next(rest, ""), m)
+        chosen[m] = autoencoder_of(text if given else next(rest, ""), m, known.get(m))
     return dataclasses.replace(experiment, autoencoders=experiment.autoencoders | chosen), others
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.autoencoder_experiment import AutoencoderExperiment
+from selfflow.autoencoders.causal import FILE
 from selfflow.autoencoders.config import Autoencoder
 from selfflow.autoencoders.convolutional import led_in, scaled
 from selfflow.autoencoders.health import difference
@@ -30,7 +31,6 @@ from selfflow.training.sharding import filled, spread
 from selfflow.training.state import State, by_name
 from selfflow.training.step import key_of
 
-FILE = "autoencoder.safetensors"
 _FITTED_ON = (
     512  # samples of each set that latents are normalised by, and the linear autoencoder beside it is fitted on
 )

@@ -193,8 +193,9 @@ class MediaReader:
             )
         sizes = cut.shape[: -1 if x.ndim > 2 else 1]
         for axis, size in enumerate(sizes):
-            if x.shape[axis] < size:  # its last frame, or the edge of its pictures, goes on
-                x = np.pad(x, [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)], mode="edge")
+            if x.shape[axis] < size:  # silence, its last frame, or the edge of its pictures, goes on
+                missing = [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+                x = np.pad(x, missing, mode="constant" if self.modality == "audio" else "edge")
             room = x.shape[axis] - size
             start = int(rng.integers(room + 1)) if rng is not None else (room // 2 if axis else 0)
             x = np.take(x, np.arange(start, start + size), axis)

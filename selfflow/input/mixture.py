@@ -33,6 +33,22 @@ class Set:
     """Seconds by which a modality comes too late in training, its end standing at its beginning: a control, in which
     what it tells of the others is kept and when it tells it is not."""
 
+    def length(self, rate: float, m: str, name: str) -> int:
+        """Frames or samples of a modality in the `seconds` of its clips.
+
+        Args:
+          rate: of them in a second.
+          m: the modality.
+          name: of the set.
+
+        Raises:
+          UserError: if they are not whole.
+        """
+        length = self.seconds * rate
+        if abs(length - round(length)) > 1e-6 or length < 1:
+            raise UserError(f"mixture.{name}.seconds {self.seconds} are {length:g} {m} frames or samples, not a whole")
+        return round(length)
+
 
 @dataclass(frozen=True)
 class Stage:

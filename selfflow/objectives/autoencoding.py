@@ -59,11 +59,13 @@ class AutoencodingObjective:
       network: its shape.
       reconstruction: weights of the terms.
       rate: samples of sound a second; 0 for pictures.
+      dtype: of the network's arithmetic.
     """
 
     network: Network
     reconstruction: Reconstruction
     rate: float = 0.0
+    dtype: str = "float32"
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Fresh trainable parameters: {"model": ...}."""
@@ -104,10 +106,10 @@ class AutoencodingObjective:
           draw: as `draw` gives it; of a part of a batch, that part of it.
         """
         del frozen, keys_B
-        x = scaled(batch["media"])
-        mean, log_variance, _ = self.network.encode(params["model"], led_in(x, self.network.lead))
+        x, cast = scaled(batch["media"]), jax.tree.map(lambda p: p.astype(self.dtype), params["model"])
+        mean, log_variance, _ = self.network.encode(cast, led_in(x, self.network.lead))
         z = mean + jnp.exp(0.5 * log_variance) * draw["noise"]
-        made = self.network.decode(params["model"], z)[0][:, self.network.lead :]
+        made = self.network.decode(cast, z)[0][:, self.network.lead :]
         terms = self.terms(x, made)
         terms["kl"] = _mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance))
         metrics = {name: jnp.sum(draw["weight"] * term_B) for name, term_B in terms.items()}

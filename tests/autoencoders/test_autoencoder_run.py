@@ -124,11 +124,16 @@ def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experi
     """From the command line, by name and file: film and still share one autoencoder, sound has the other."""
     file = tmp_path / "tiny.py"
     file.write_text("from tests.tiny import experiment\n__all__ = ['experiment']\n")
-    films, sounds = (f"convolutional={folder / 'autoencoder.safetensors'}" for folder, _ in (run, sound_run))
-    command("train").main(
-        [str(file), "--workdir", str(tmp_path / "joint"), "--data-dir", str(data_dir), "--steps", "2"]
-        + ["--autoencoder.video", films, f"--autoencoder.image={films}", "--autoencoder.audio", sounds]
-    )
+    moved = tmp_path / "moved.safetensors"
+    shutil.copy(sound_run[0] / "autoencoder.safetensors", moved)
+    films, sounds = f"convolutional={run[0]}", f"convolutional={moved}"
+    typed = [str(file), "--workdir", str(tmp_path / "joint"), "--data-dir", str(data_dir), "--steps", "2"]
+    typed += ["--autoencoder.video", films, f"--autoencoder.image={films}", "--autoencoder.audio", sounds]
+    command("train").main(typed)
+    moved.unlink()
+    capsys.readouterr()
+    command("train").main(typed)  # the run has a copy
+    assert "2 steps done" in capsys.readouterr().out
     joint = open_run(tmp_path / "joint")
     # Bodies and contacts are asked of the tokens that hold their frames.
     assert "position/video" in joint.summary()["probes"]["trained, block 3"]
@@ -165,6 +170,7 @@ def test_experiments_are_checked():
     films = made.mixture["films"]
     for changed, message in (
         ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.8)}}, "clips of 10 frames do not fit"),
+        ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.7)}}, "are 8.75 video frames or samples"),
         ({"mixture": {"x": Set(modalities=("audio",))}}, "mixture.x.modalities names audio, but the strides"),
         ({"mixture": {"x": Set(modalities=("video", "image"))}}, "an autoencoder's set has one"),
         ({"mixture": {"x": Set(modalities=("action",))}}, "names action, which collisions does not have"),

@@ -217,6 +217,24 @@ def test_by_name_its_settings_come_from_the_file(films, sound):
         path=str(sound), channels=5, hop=8, stride=0, sample_rate=8000
     )
     assert read(films, weights=False) == (FILMS, 0, {})
+    with pytest.raises(UserError, match="is an autoencoder of sound: give one of pictures"):
+        autoencoder_of(f"convolutional={sound}", "image")
+
+
+def test_a_run_that_goes_on_needs_no_file(films, tmp_path):
+    there = autoencoder_of(f"convolutional={films}", "video")
+    known = dataclasses.replace(there, path=str(tmp_path / "run" / "autoencoder.safetensors"), channels=9)
+    for text in (f"convolutional={known.path}", f"convolutional={tmp_path / 'run'}"):
+        assert autoencoder_of(text, "video", known) is known
+        with pytest.raises(UserError, match="missing or damaged"):
+            autoencoder_of(text, "video")
+    assert autoencoder_of(f"convolutional={films}", "video", known) == there
+
+
+def test_latents_of_others_are_refused(films):
+    autoencoder = Convolutional(channels=6, hop=4, stride=4).load(films)
+    with pytest.raises(UserError, match="latents have 5 channels, and those of convolutional-.* 6"):
+        autoencoder.decode(np.zeros((3, 2, 3, 5), np.float32))
 
 
 def test_what_does_not_fit_is_named(films, sound, tmp_path):
@@ -253,6 +271,7 @@ def test_what_does_not_fit_is_named(films, sound, tmp_path):
         {"widths": (5, 6)},
         {"strides": ((1, 2, 2), (2, 2, 2), (2, 1, 2))},
         {"channels": 0},
+        {"windows": ()},
     ):
         with pytest.raises(UserError, match="network"):
             dataclasses.replace(FILMS, **wrong)
@@ -285,6 +304,23 @@ def test_the_loss_is_its_terms():
         2 * expected["squared"] + 0.5 * expected["absolute"] + 0.3 * expected["gradient"] + 1e-3 * expected["kl"],
         rtol=1e-4,
     )
+
+
+def test_it_trains_in_bfloat16():
+    """The loss is near that in float32, and the gradient reaches the parameters in float32."""
+    full = AutoencodingObjective(FILMS, Reconstruction(gradient=0.3, kl=1e-3))
+    half = dataclasses.replace(full, dtype="bfloat16")
+    params, keys = {"model": params_of(FILMS)}, jax.random.split(jax.random.key(0), 2)
+    batch = {"media": jnp.asarray(film(9)), "weight": jnp.ones(2)}
+    draw = full.draw(keys, batch)
+    value = lambda objective: jax.jit(
+        jax.value_and_grad(lambda params: objective.loss(params, None, batch, keys, draw)[0])
+    )(params)
+    (loss, gradient), (near, rough) = value(full), value(half)
+    np.testing.assert_allclose(near, loss, rtol=2e-2)
+    assert near != loss and all(x.dtype == jnp.float32 for x in jax.tree.leaves(rough))
+    norm = lambda tree: jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+    assert norm(jax.tree.map(lambda a, b: a - b, gradient, rough)) < 0.1 * norm(gradient)
 
 
 def test_spectrograms_are_librosas():

@@ -9,7 +9,7 @@ from selfflow.autoencoders.health import channel_statistics, difference
 def test_statistics_of_channels():
     random = np.random.default_rng(0)
     latents = np.stack([random.standard_normal(5000), random.laplace(2, 3, 5000), np.full(5000, 0.5)], axis=1)
-    found = channel_statistics(latents.astype(np.float32))
+    found = channel_statistics([latents[:7].astype(np.float32), latents[7:].reshape(1, -1, 3).astype(np.float32)])
     np.testing.assert_allclose(found["mean"], latents.mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["std"], latents.std(0), rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(found["largest"], np.abs(latents).max(0), rtol=1e-6)

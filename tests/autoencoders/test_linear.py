@@ -136,8 +136,8 @@ def test_quality_measures():
     a = np.full((2, 8, 8, 3), 100, np.uint8)
     assert psnr(a, a + 10) == pytest.approx(20 * np.log10(25.5))
     tone = (10_000 * np.sin(np.arange(8000))).astype(np.int16)
-    assert snr(tone, np.zeros_like(tone)) == pytest.approx(0.0)
-    assert np.isnan(snr(np.zeros(10, np.int16), np.zeros(10, np.int16)))
+    assert snr([tone], [np.zeros_like(tone)]) == pytest.approx(0.0)
+    assert np.isnan(snr([np.zeros(10, np.int16)], [np.zeros(10, np.int16)]))
     spectrum = log_mel((10_000 * np.sin(2 * np.pi * 1000 * np.arange(8000) / 8000)).astype(np.int16), 8000)
     import librosa
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from selfflow.autoencoders import kl
+from selfflow.autoencoders import kl, pretrained
 from selfflow.autoencoders.config import SDVAE, Flux2VAE
 from selfflow.autoencoders.named import NAMES, autoencoder_of
 from selfflow.convolution import Weights
@@ -92,6 +92,17 @@ def test_films_are_encoded_frame_by_frame(sd_vae):
     assert latents.shape == (2, 5, 4, 4, 4)
     np.testing.assert_allclose(latents[1, 2], autoencoder.encode(media[7]), rtol=1e-4, atol=1e-5)
     assert autoencoder.decode(latents).shape == films.shape and autoencoder.decode(latents[0, 0]).shape == (16, 16, 3)
+
+
+def test_large_pictures_pass_one_by_one(sd_vae, monkeypatch):
+    """Whose memory is that of a call; what comes out is the same."""
+    autoencoder, media = loaded(sd_vae), pictures(16, 24, count=3)
+    latents = autoencoder.encode(media)
+    seen, plain = [], autoencoder._encode
+    monkeypatch.setattr(pretrained, "_PIXELS", 16 * 24 * 2 - 1)
+    monkeypatch.setattr(autoencoder, "_encode", lambda params, x: (seen.append(len(x)), plain(params, x))[1])
+    np.testing.assert_allclose(autoencoder.encode(media), latents, rtol=1e-4, atol=1e-5)
+    assert seen == [1, 1, 1] and pretrained._together(1024, 1024) == pretrained._together(4096, 4096) == 1
 
 
 def test_identity_is_of_weights_and_settings_and_not_of_the_place(sd_vae, tmp_path):

@@ -175,6 +175,31 @@ def test_a_real_clip_is_encoded_and_decoded(wan, oobleck, tiny_experiment, data_
     assert latents.autoencoder("video", moved).identity == fitted["video"].identity
 
 
+def test_any_class_that_encodes_and_decodes(tmp_path):
+    """One that quantises, one of six frames to a latent one, and one whose decoder must be told more."""
+    import torch
+    from diffusers import AutoencoderKLMochi, AutoencoderKLTemporalDecoder, VQModel
+
+    torch.manual_seed(0)
+    VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).save_pretrained(tmp_path / "vq")
+    found = autoencoder_of(f"diffusers=VQModel:{tmp_path / 'vq'}", "image")
+    assert (found.channels, found.stride, found.hop) == (4, 1, 1)
+    AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        latent_channels=4,
+        layers_per_block=(1, 1, 1, 1, 1),
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+        add_attention_block=(False,) * 5,
+    ).save_pretrained(tmp_path / "mochi")
+    found = autoencoder_of(f"diffusers=AutoencoderKLMochi:{tmp_path / 'mochi'}", "video")
+    assert (found.channels, found.stride, found.hop) == (4, 8, 6)
+    AutoencoderKLTemporalDecoder(block_out_channels=(32,)).save_pretrained(tmp_path / "svd")
+    with pytest.raises(UserError, match="cannot be tried on small media .*num_frames"):
+        autoencoder_of(f"diffusers=AutoencoderKLTemporalDecoder:{tmp_path / 'svd'}", "image")
+
+
 def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
     good = autoencoder_of(f"diffusers=AutoencoderKLWan:{wan[1]}", "video")
     for changed, message in (
