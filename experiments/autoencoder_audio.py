@@ -1,8 +1,12 @@
 """A convolutional KL autoencoder of waveforms: 40 ms of sound at 8 kHz to 128 channels, as in the quickstart.
 
     selfflow train experiments/autoencoder_audio.py
+    selfflow train experiments/quickstart.py --workdir runs/on_trained \\
+        --autoencoder.audio convolutional=runs/autoencoder_audio
 
-Hardware: two CPU cores, 3 GB.
+Hardware: two CPU cores, 3 GB. Wall time: 6 minutes on one of them.
+Expect a log-mel distance of 0.14 on held-out sounds, where MDCT and PCA of equal size have 0.20; their SNR is 1 dB
+better.
 """
 
 from selfflow.autoencoder_experiment import AutoencoderExperiment

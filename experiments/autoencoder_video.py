@@ -2,8 +2,11 @@
 and the first frame alone, so that films and stills share it.
 
     selfflow train experiments/autoencoder_video.py
+    selfflow train experiments/quickstart.py --workdir runs/on_trained --patch.video 1 1 1 \\
+        --autoencoder.video convolutional=runs/autoencoder_video
 
-Hardware: two CPU cores, 3 GB.
+Hardware: two CPU cores, 3 GB. Wall time: 15 minutes on one of them.
+Expect a PSNR of 30.4 dB on held-out films, where PCA of equal size has 26.4, and of 33.0 and 32.9 dB on stills.
 """
 
 from selfflow.autoencoder_experiment import AutoencoderExperiment
