@@ -9,11 +9,10 @@ import pytest
 
 from selfflow.autoencoders import trained
 from selfflow.autoencoders.config import Convolutional
-from selfflow.autoencoders.convolutional import Network, into_channels, led_in, out_of_channels, scaled
+from selfflow.autoencoders.convolutional import Network, into_channels, out_of_channels
 from selfflow.autoencoders.named import autoencoder_of
 from selfflow.autoencoders.trained import read, write
 from selfflow.errors import UserError
-from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, log_mels
 from selfflow.training.state import by_name
 from tests.conftest import perturbed
 
@@ -275,70 +274,3 @@ def test_what_does_not_fit_is_named(films, sound, tmp_path):
     ):
         with pytest.raises(UserError, match="network"):
             dataclasses.replace(FILMS, **wrong)
-
-
-def test_the_loss_is_its_terms():
-    """Against numpy, of one sample; samples of weight 0 count for nothing."""
-    objective = AutoencodingObjective(FILMS, Reconstruction(squared=2.0, absolute=0.5, gradient=0.3, kl=1e-3))
-    params = {"model": params_of(FILMS)}
-    media = film(9, count=3)
-    batch = {"media": jnp.asarray(media), "weight": jnp.array([0.0, 1.0, 0.0])}
-    keys = jax.random.split(jax.random.key(0), 3)
-    draw = objective.draw(keys, batch)
-    loss, metrics = jax.jit(lambda p, d: objective.loss(p, None, batch, keys, d))(params, draw)
-    x = np.asarray(scaled(jnp.asarray(media[1:2])))
-    mean, log_variance, _ = jax.jit(FILMS.encode)(params["model"], led_in(jnp.asarray(x), 3))
-    z = mean + jnp.exp(0.5 * log_variance) * draw["noise"][1:2]
-    made = np.asarray(jax.jit(FILMS.decode)(params["model"], z)[0])[:, 3:]
-    error = made - x
-    expected = {
-        "squared": np.mean(error**2),
-        "absolute": np.mean(np.abs(error)),
-        "gradient": np.mean([np.mean(np.abs(np.diff(error, axis=axis))) for axis in (1, 2, 3)]),
-        "kl": np.mean(0.5 * (np.square(mean) + np.exp(log_variance) - 1 - np.asarray(log_variance))),
-    }
-    for name, value in expected.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
-    np.testing.assert_allclose(
-        loss,
-        2 * expected["squared"] + 0.5 * expected["absolute"] + 0.3 * expected["gradient"] + 1e-3 * expected["kl"],
-        rtol=1e-4,
-    )
-
-
-def test_it_trains_in_bfloat16():
-    """The loss is near that in float32, and the gradient reaches the parameters in float32."""
-    full = AutoencodingObjective(FILMS, Reconstruction(gradient=0.3, kl=1e-3))
-    half = dataclasses.replace(full, dtype="bfloat16")
-    params, keys = {"model": params_of(FILMS)}, jax.random.split(jax.random.key(0), 2)
-    batch = {"media": jnp.asarray(film(9)), "weight": jnp.ones(2)}
-    draw = full.draw(keys, batch)
-    value = lambda objective: jax.jit(
-        jax.value_and_grad(lambda params: objective.loss(params, None, batch, keys, draw)[0])
-    )(params)
-    (loss, gradient), (near, rough) = value(full), value(half)
-    np.testing.assert_allclose(near, loss, rtol=2e-2)
-    assert near != loss and all(x.dtype == jnp.float32 for x in jax.tree.leaves(rough))
-    norm = lambda tree: jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
-    assert norm(jax.tree.map(lambda a, b: a - b, gradient, rough)) < 0.1 * norm(gradient)
-
-
-def test_spectrograms_are_librosas():
-    import librosa
-
-    sound = np.random.default_rng(0).standard_normal((2, 2000)).astype(np.float32) * 0.1
-    found = log_mels(jnp.asarray(sound), 256, 20, 8000)
-    power = librosa.feature.melspectrogram(y=sound, sr=8000, n_fft=256, hop_length=64, n_mels=20, center=False)
-    np.testing.assert_allclose(found, np.log(np.moveaxis(power, -1, -2) + 1e-5), rtol=1e-3, atol=1e-3)
-
-
-def test_a_spectral_term_and_clips_shorter_than_its_windows():
-    objective = AutoencodingObjective(SOUND, Reconstruction(spectral=1.0, windows=(16, 64), bands=4), rate=8000)
-    params = {"model": params_of(SOUND)}
-    for samples in (80, 32, 8):  # the last is shorter than every window
-        media = np.random.default_rng(0).integers(-3000, 3000, (2, samples, 1)).astype(np.int16)
-        batch = {"media": jnp.asarray(media), "weight": jnp.ones(2)}
-        keys = jax.random.split(jax.random.key(0), 2)
-        draw = objective.draw(keys, batch)
-        loss, metrics = jax.jit(lambda p, d: objective.loss(p, None, batch, keys, d))(params, draw)
-        assert np.isfinite(loss) and (metrics["spectral"] > 0) == (samples > 8)
