@@ -281,8 +281,8 @@ def open_run(path: str | Path) -> Run:
     run = Run(path)
     if not isinstance(run.experiment, Experiment):
         raise UserError(
-            f"{run.source} trained an autoencoder: give its autoencoder.safetensors to an experiment, as "
-            "--autoencoder.image convolutional=PATH"
+            f"{run.source} trained an autoencoder, whose numbers are in its summary.json: give it to an experiment, as "
+            f"--autoencoder.MODALITY convolutional={run.source}"
         )
     return run
 

@@ -45,19 +45,28 @@ def autoencoder_of(text: str, modality: str, known: AnyAutoencoder | None = None
         from selfflow.autoencoders.trained import settings_of  # brings JAX
 
         file = Path(path).expanduser()
-        if isinstance(known, Convolutional) and Path(known.path) in (file, file / FILE):
+        if isinstance(known, Convolutional) and (_same(known.path, file) or _same(known.path, file / FILE)):
             return known
-        return settings_of(file / FILE if file.is_dir() else file, modality == "image")
+        return settings_of(file / FILE if file.is_dir() else file, modality)
     if config is Diffusers:
         from selfflow.autoencoders.adapter import settings_of  # brings torch
 
         kind, given, where = path.partition(":")
         if not given or not where:
             raise UserError(f"{flag} {text}: name the class, too: {flag} diffusers=AutoencoderKLWan:PATH")
-        if isinstance(known, Diffusers) and (known.name, known.path) == (kind, where):
+        if isinstance(known, Diffusers) and known.name == kind and _same(known.path, where):
             return known
         return settings_of(kind, where, modality == "image")
+    if isinstance(known, config) and _same(known.path, path):
+        return known
+    file = Path(path).expanduser()
+    if file.is_file() and file.suffix != ".safetensors":  # of one that is gone there may be a copy
+        raise UserError(f"{flag} {text}: give a .safetensors file, or a folder of diffusers that holds one")
     return config(path=path)
+
+
+def _same(one: str | Path, other: str | Path) -> bool:
+    return Path(one).expanduser().absolute() == Path(other).expanduser().absolute()
 
 
 def _given(path: str, modality: str, asked: str) -> Given:

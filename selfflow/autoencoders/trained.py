@@ -227,15 +227,17 @@ def write(
     partial_path.replace(path)
 
 
-def settings_of(path: Path, stills: bool) -> Convolutional:
-    """The settings of the autoencoder in a file; `stills` says whether it is for pictures, and not for films.
+def settings_of(path: Path, modality: str) -> Convolutional:
+    """The settings of the autoencoder in a file, for a modality.
 
     Raises:
-      UserError: if it holds none.
+      UserError: if it holds none, or one of others.
     """
     network, rate, _ = read(path, weights=False)
-    if stills and not network.pictures:
-        raise UserError(f"{path} is an autoencoder of sound: give one of pictures")
+    if network.pictures != (modality != "audio"):
+        has, wants = ("pictures", "sound") if network.pictures else ("sound", "pictures")
+        raise UserError(f"{path} is an autoencoder of {has}: give one of {wants}")
+    stills = modality == "image"
     stride = network.cell[1] if network.pictures else 0
     return Convolutional(network.channels, network.cell[0], stride, stills, path=str(path), sample_rate=rate)
 
@@ -249,6 +251,8 @@ def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.n
     try:
         with safe_open(path, "np") as file:
             told = json.loads((file.metadata() or {}).get(_TOLD, "{}"))
+            if str(told.get("format")).startswith(_FORMAT.rstrip("0123456789")) and told["format"] != _FORMAT:
+                raise UserError(f"{path} was trained by another version of selfflow ({told['format']}): train it again")
             if told.get("format") != _FORMAT:
                 raise UserError(
                     f"{path} holds no autoencoder that was trained here (its format is {told.get('format')}): give the "
@@ -257,7 +261,9 @@ def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.n
             rate, network = int(told["sample_rate"]), from_json(told["network"], Network, str(path))
             tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}): copy it again") from error
+        raise UserError(
+            f"{path} is missing or damaged, or no autoencoder that was trained here ({error}): give that of a run"
+        ) from error
     for name, x in tensors.items():
         if not np.isfinite(x).all():
             raise UserError(f"{path}: {name} holds NaN or infinity: train it again")

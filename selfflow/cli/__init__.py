@@ -9,7 +9,7 @@ import traceback
 
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
-    "sweep": "train the members of a comparison, one after the other",
+    "sweep": "train the members of a comparison, in turn or several at once",
     "sample": "draw samples from a run: films with sound, sounds, pictures",
     "probe": "measure what the layers of runs know",
     "evaluate": "measure how far a run's samples are from real clips, and what laws they break",

@@ -73,16 +73,16 @@ def parse(
 
 
 def _of_run(options: Any, arguments: list[str]) -> Mapping[str, AnyAutoencoder]:
-    """The autoencoders of the run that a command would go on with."""
+    """The autoencoders of the run that a command would go on with, or of a member of the sweep."""
     workdir = getattr(options, "workdir", None)
     for argument, after in zip(arguments, [*arguments[1:], ""]):
         flag, given, text = argument.partition("=")
         if flag == "--workdir":
             workdir = text if given else after
-    path = Path(workdir or "") / "experiment.json"
-    if workdir is None or not path.is_file():
+    if workdir is None:
         return {}
-    return getattr(read_experiment(path), "autoencoders", {})
+    found = sorted(path for name in ("experiment.json", "*/experiment.json") for path in Path(workdir).glob(name))
+    return getattr(read_experiment(found[0]), "autoencoders", {}) if found else {}
 
 
 def _with_autoencoders(

@@ -176,7 +176,7 @@ def _plain(media: np.ndarray, modality: str) -> np.ndarray:
 
 
 def _loaded(path: Path, modality: str) -> ConvolutionalAutoencoder:
-    return settings_of(path, modality == "image").load(path)
+    return settings_of(path, modality).load(path)
 
 
 def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder | None:

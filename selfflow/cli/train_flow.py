@@ -126,9 +126,9 @@ def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, 
             print(f"  {data}: {left_out} records could not be encoded and are left out; see {latents.path}")
     if unaligned := [m for m, encoder in getattr(experiment.alignment, "encoders", {}).items() if encoder is None]:
         print(f"  {', '.join(unaligned)}: no encoder in alignment.encoders, not aligned")
-    forgotten = experiment.steps * (1 - experiment.ema_decay)
-    if forgotten < 5:
+    kept = experiment.ema_decay**experiment.steps
+    if kept > math.exp(-5):
         print(
-            f"warning: ema_decay {experiment.ema_decay} keeps {math.exp(-forgotten):.0%} of the random initialisation "
+            f"warning: ema_decay {experiment.ema_decay} keeps {kept:.0%} of the random initialisation "
             f"in the teacher after {experiment.steps} steps; leave ema_decay out to have it fit the run's length"
         )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from selfflow.buckets.paths import url
 from selfflow.errors import UserError
+from selfflow.experiment import Experiment
 from selfflow.representation.comparison import check_same_data, methods_of, unlike
 from selfflow.run import Run, open_run
 from selfflow.sweep_folder import SWEEP
@@ -129,7 +130,13 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
         found = sorted((path.parent for path in alone.glob("*/experiment.json")), key=lambda path: _natural(path.name))
         if not found:
             raise UserError(f"{folder} holds no run (no experiment.json in it or one folder below): give another")
-        study = _of_runs([open_run(path) for path in found], alone)
+        runs = [Run(path) for path in found]
+        others = [run.name for run in runs if not isinstance(run.experiment, Experiment)]
+        runs = [run for run in runs if run.name not in others]
+        if not runs:
+            raise UserError(f"{folder} holds autoencoders alone, whose numbers are in their summary.json: give another")
+        study = _of_runs(runs, alone)
+        study.notes.extend(f"{name}: trained an autoencoder, whose numbers are in its summary.json" for name in others)
     if baseline and baseline not in study.arms:
         raise UserError(f"--baseline {baseline}: there are {', '.join(study.arms)}")
     return study._replace(baseline=(baseline or study.arms[0]) if len(study.arms) > 1 else "")

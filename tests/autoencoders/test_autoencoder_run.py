@@ -19,6 +19,7 @@ from selfflow.experiment_file import load_experiment, read_experiment
 from selfflow.input.built import build
 from selfflow.input.media import MediaFeed, MediaSource
 from selfflow.input.mixture import Set
+from selfflow.report.study import open_study
 from selfflow.run import Run, open_run
 from selfflow.run_folder import check_run
 from selfflow.training.metrics import TIMINGS, read_metrics
@@ -134,6 +135,10 @@ def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experi
     capsys.readouterr()
     command("train").main(typed)  # the run has a copy
     assert "2 steps done" in capsys.readouterr().out
+    (tmp_path / "films").mkdir()
+    shutil.copy(run[0] / "experiment.json", tmp_path / "films")
+    study = open_study([str(tmp_path)])
+    assert [member.name for member in study.members] == ["joint"] and "films: trained an autoencoder" in study.notes[0]
     joint = open_run(tmp_path / "joint")
     # Bodies and contacts are asked of the tokens that hold their frames.
     assert "position/video" in joint.summary()["probes"]["trained, block 3"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders import trained
-from selfflow.autoencoders.config import Convolutional
+from selfflow.autoencoders.config import SDVAE, Convolutional
 from selfflow.autoencoders.convolutional import Network, into_channels, out_of_channels
 from selfflow.autoencoders.named import autoencoder_of
 from selfflow.autoencoders.trained import read, write
@@ -218,9 +218,11 @@ def test_by_name_its_settings_come_from_the_file(films, sound):
     assert read(films, weights=False) == (FILMS, 0, {})
     with pytest.raises(UserError, match="is an autoencoder of sound: give one of pictures"):
         autoencoder_of(f"convolutional={sound}", "image")
+    with pytest.raises(UserError, match="is an autoencoder of pictures: give one of sound"):
+        autoencoder_of(f"convolutional={films}", "audio")
 
 
-def test_a_run_that_goes_on_needs_no_file(films, tmp_path):
+def test_a_run_that_goes_on_needs_no_file(films, tmp_path, monkeypatch):
     there = autoencoder_of(f"convolutional={films}", "video")
     known = dataclasses.replace(there, path=str(tmp_path / "run" / "autoencoder.safetensors"), channels=9)
     for text in (f"convolutional={known.path}", f"convolutional={tmp_path / 'run'}"):
@@ -228,6 +230,10 @@ def test_a_run_that_goes_on_needs_no_file(films, tmp_path):
         with pytest.raises(UserError, match="missing or damaged"):
             autoencoder_of(text, "video")
     assert autoencoder_of(f"convolutional={films}", "video", known) == there
+    monkeypatch.chdir(tmp_path)
+    assert autoencoder_of("convolutional=run", "video", known) is known
+    other = SDVAE(path="gone.safetensors", channels=9)
+    assert autoencoder_of(f"sd-vae={tmp_path}/gone.safetensors", "image", other) is other
 
 
 def test_latents_of_others_are_refused(films):
@@ -255,6 +261,9 @@ def test_what_does_not_fit_is_named(films, sound, tmp_path):
         config.load(cut)
     from safetensors.numpy import save_file
 
+    save_file({"x": np.zeros(3)}, cut, {"autoencoder": '{"format": "selfflow-autoencoder-1"}'})
+    with pytest.raises(UserError, match="by another version of selfflow .*train it again"):
+        config.load(cut)
     save_file({"x": np.zeros(3)}, cut)
     with pytest.raises(UserError, match="holds no autoencoder that was trained here"):
         config.load(cut)

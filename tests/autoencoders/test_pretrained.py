@@ -217,6 +217,8 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
 
 def test_names():
     assert autoencoder_of("sd-vae=x.safetensors", "image") == SDVAE(path="x.safetensors")
+    with pytest.raises(UserError, match="give a .safetensors file"):
+        autoencoder_of(f"sd-vae={__file__}", "image")
     assert {"patch-pca", "mdct-pca", "log-mel", "sd-vae", "flux2-vae"} <= set(NAMES)
     for text, message in (
         ("sdvae=x", "no autoencoder 'sdvae'; did you mean sd-vae?"),
