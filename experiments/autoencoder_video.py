@@ -32,5 +32,5 @@ def experiment() -> AutoencoderExperiment:
         ),
         loss=Reconstruction(squared=1.0, gradient=0.1, kl=1e-6),
         optimizer=AdamW(learning_rate=3e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
-        steps=1200,
+        steps=1000,
     )

@@ -21,6 +21,7 @@ class Task(NamedTuple):
       functions: (mesh, where the state lies) -> what the loop calls: `step`, `diagnose`, `summarise`.
       say: (run folder, first step, state); tells what begins.
       prove: (run folder, state) -> the summary; shows what was learned.
+      begin: fresh state -> that which training begins with, where data has a say in it; or None.
     """
 
     feed: Any
@@ -31,6 +32,7 @@ class Task(NamedTuple):
     functions: Callable[[Mesh, State], dict[str, Any]]
     say: Callable[[Path, int, State], None]
     prove: Callable[[Path, State], dict[str, Any]]
+    begin: Callable[[State], State] | None = None
 
 
 def told(metrics: dict[str, Any]) -> dict[str, float]:

@@ -109,6 +109,8 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
         Run(workdir).last_step() if (workdir / "experiment.json").exists() else 0, "the checkpoints they find"
     )
     state = None if last else fresh_state(experiment, mesh)
+    if state is not None and task.begin and not experiment.init_from:
+        state = task.begin(state)
     where = url_of(data_dir) or str(data_dir.absolute())
 
     def enter() -> None:

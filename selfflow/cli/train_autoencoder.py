@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.causal import FILE
+from selfflow.autoencoders.components import begun
 from selfflow.autoencoders.config import Autoencoder
 from selfflow.autoencoders.convolutional import led_in, scaled
 from selfflow.autoencoders.health import difference
@@ -26,14 +27,13 @@ from selfflow.input.exclude import read_ids
 from selfflow.input.media import INDEXES, MediaFeed
 from selfflow.progress import Progress
 from selfflow.sampling.files import write_sheet
-from selfflow.training.processes import in_turn
+from selfflow.training.processes import from_first, in_turn
 from selfflow.training.sharding import filled, spread
 from selfflow.training.state import State, by_name
 from selfflow.training.step import key_of
 
-_FITTED_ON = (
-    512  # samples of each set that latents are normalised by, and the linear autoencoder beside it is fitted on
-)
+# Samples of each set that layers begin with and latents are normalised by, and the linear autoencoder is fitted on.
+_FITTED_ON = 512
 _TOGETHER = 32
 _SHOWN = 4
 
@@ -76,6 +76,22 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         lambda mesh, placed: _functions(experiment, feed, mesh, placed),
         partial(_say, experiment),
         lambda workdir, state: _prove(experiment, workdir, feed, state),
+        partial(_begin, experiment, feed),
+    )
+
+
+def _begin(experiment: AutoencoderExperiment, feed: MediaFeed, state: State) -> State:
+    """A fresh state whose network begins as a linear autoencoder, fitted to training media."""
+    key = jax.random.wrap_key_data(key_of(experiment.seed.init))
+    fresh = jax.jit(experiment.network.init)(key)
+    with Progress("fit the layers", 1, unit="fit") as shown:
+        sets = [media for _, media in feed.held_out((), _FITTED_ON).values()]
+        # What process 0 found: the last bits may differ between machines, and copies of one array must not.
+        made = from_first(jax.device_get(begun(experiment.network, fresh, sets, experiment.seed.init)))
+        shown.advance()
+    put = lambda old, new: jax.device_put(new, old.sharding)
+    return state._replace(
+        params=jax.tree.map(put, state.params, {"model": made}), frozen=jax.tree.map(put, state.frozen, {"ema": made})
     )
 
 

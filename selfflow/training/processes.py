@@ -139,6 +139,16 @@ def in_turn(work: Callable[[], T]) -> T:
     return together(lambda: done if first() else work())
 
 
+def from_first(tree: T) -> T:
+    """A tree of arrays as process 0 has it."""
+    if not several():
+        return tree
+    from jax.experimental import multihost_utils
+
+    meet()
+    return jax.device_get(multihost_utils.broadcast_one_to_all(tree))
+
+
 def agreed(value: T, what: str) -> T:
     """`value`, which all processes must have alike.
 

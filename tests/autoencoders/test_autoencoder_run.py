@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders.named import autoencoder_of
-from selfflow.cli.train import train
+from selfflow.cli.parse import parse
+from selfflow.cli.train import Options, train
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment, read_experiment
 from selfflow.input.built import build
@@ -66,7 +67,8 @@ def test_a_run_leaves_what_it_should(run, sound_run):
     assert films["split"] == "test" and films["samples"] == 6 and films["numbers"] == 3 * 4 * 4 * 8
     # PCA of at least as many numbers: 9 frames of 16 positions.
     assert films["linear_numbers"] == 9 * 16 * 3 >= films["numbers"]
-    assert films["linear"]["psnr_db"] > films["convolutional"]["psnr_db"] > 3  # six steps are none
+    # Six steps are none, but it begins near a linear one.
+    assert films["linear"]["psnr_db"] - 3 < films["convolutional"]["psnr_db"] < films["linear"]["psnr_db"] + 3
     assert all(Path(file).stat().st_size > 0 for file in summary["files"])
     sounds = sound_run[1]["reconstruction"]["sounds"]
     assert set(sounds["convolutional"]) == set(sounds["linear"]) == {"log_mel_distance", "snr_db"}
@@ -121,7 +123,7 @@ def test_eight_devices_compute_what_one_does(tmp_path):
     assert set(errors) == {"8x1", "2x4"} and max(errors.values()) < 1e-4
 
 
-def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experiment, tmp_path, capsys):
+def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experiment, tmp_path):
     """From the command line, by name and file: film and still share one autoencoder, sound has the other."""
     file = tmp_path / "tiny.py"
     file.write_text("from tests.tiny import experiment\n__all__ = ['experiment']\n")
@@ -131,10 +133,9 @@ def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experi
     typed = [str(file), "--workdir", str(tmp_path / "joint"), "--data-dir", str(data_dir), "--steps", "2"]
     typed += ["--autoencoder.video", films, f"--autoencoder.image={films}", "--autoencoder.audio", sounds]
     command("train").main(typed)
-    moved.unlink()
-    capsys.readouterr()
-    command("train").main(typed)  # the run has a copy
-    assert "2 steps done" in capsys.readouterr().out
+    moved.unlink()  # the run has a copy
+    again, *_ = parse("train", typed, "", lambda file: Options(tmp_path / "elsewhere"))
+    assert again.autoencoders == open_run(tmp_path / "joint").experiment.autoencoders
     (tmp_path / "films").mkdir()
     shutil.copy(run[0] / "experiment.json", tmp_path / "films")
     study = open_study([str(tmp_path)])
