@@ -46,7 +46,10 @@ class Budget:
 
     def __post_init__(self):
         if self.steps is not None and self.flops is not None:
-            raise UserError(f"budget has steps {self.steps} and flops {self.flops:g}: give one of them")
+            raise UserError(
+                f"budget has steps {self.steps} and flops {self.flops:g}: give one of them, and None for the other, as "
+                "in --budget.flops None where the file has FLOPs"
+            )
         if self.steps is not None and self.steps < 1:
             raise UserError(f"budget.steps is {self.steps}: it must be at least 1")
         if self.flops is not None and not 0 < self.flops < math.inf:

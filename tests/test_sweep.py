@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from selfflow.cli.sweep import main
 from selfflow.errors import UserError
 from selfflow.experiment_file import load_experiment
 from selfflow.input.mixture import Plan, Stage
@@ -194,15 +193,6 @@ def test_a_budget_of_flops_buys_cheaper_members_more_steps(tmp_path):
     assert steps == {"none": 1, "aligned": 1}
     steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(steps=31)).members.items()}
     assert steps == {"none": 31, "aligned": 31}
-
-
-def test_a_measure_on_the_command_line_takes_the_place_of_the_files(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    file = written(tmp_path / "x.py", BUDGETED.format("flops=1e10", ""))
-    main([str(file), "--list", "--budget.steps", "31"])
-    assert capsys.readouterr().out.count(" 31 steps") == 2
-    main([str(file), "--list", "--budget.flops=1.0"])
-    assert capsys.readouterr().out.count(" 1 steps") == 2
 
 
 def test_what_follows_from_the_base_follows_the_command_line(tmp_path):

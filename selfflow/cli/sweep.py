@@ -55,9 +55,7 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """Parses `EXPERIMENT [--index I] [--jobs N] [--workdir DIR] [--FIELD VALUE ...]` and trains the members."""
-    # One measure takes the place of the other: that on the command line of that in the file.
-    told = any(argument.startswith("--budget.") for argument in arguments)
-    make_options = lambda file: Options(Path("runs") / file.stem, budget=Budget() if told else budget_of(file))
+    make_options = lambda file: Options(Path("runs") / file.stem, budget=budget_of(file))
     parsed = parse("sweep", arguments, _EXAMPLE, make_options)
     if parsed is None:
         return

@@ -9,7 +9,7 @@ import pytest
 
 from selfflow.autoencoders import trained
 from selfflow.autoencoders.config import SDVAE, Convolutional
-from selfflow.autoencoders.convolutional import Network, into_channels, out_of_channels
+from selfflow.autoencoders.convolutional import Network, into_channels, led_in, out_of_channels, scaled
 from selfflow.autoencoders.named import autoencoder_of
 from selfflow.autoencoders.trained import read, write
 from selfflow.errors import UserError

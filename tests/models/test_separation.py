@@ -142,7 +142,8 @@ def test_the_objective_separates_the_student_and_on_demand_the_teacher(objective
         return student.velocity["video"], teacher["video"]
 
     plain, student, both = outputs(None), outputs(Separation(whole=0.5)), outputs(Separation(whole=0.5, teacher=True))
-    same = lambda a, b: np.asarray(jnp.abs(a - b).max((1, 2)) < 1e-5)
+    # To what rounding leaves of features as large as these.
+    same = lambda a, b: np.asarray(jnp.abs(a - b).max((1, 2)) < 2e-6 * jnp.abs(a).max((1, 2)))
     np.testing.assert_array_equal(same(plain[0], student[0]), [True, False, True, False])
     np.testing.assert_array_equal(same(plain[1], student[1]), True)
     np.testing.assert_array_equal(same(student[0], both[0]), True)
