@@ -49,7 +49,9 @@ def parse(
         raise UserError(f"name an experiment file first; example: {example}")
     default, options = load_experiment(file, autoencoders), make_options(Path(file))
     if isinstance(default, Experiment):
-        default, arguments = _with_autoencoders(default, arguments, _of_run(options, arguments))
+        named = any(argument.startswith("--autoencoder.") for argument in arguments)
+        known = _of_run(options, arguments) if named else {}
+        default, arguments = _with_autoencoders(default, arguments, known)
 
     def parsed(
         experiment: Annotated[tyro.conf.AvoidSubcommands[type(default)], tyro.conf.arg(name="")] = default,
@@ -81,8 +83,12 @@ def _of_run(options: Any, arguments: list[str]) -> Mapping[str, AnyAutoencoder]:
             workdir = text if given else after
     if workdir is None:
         return {}
-    found = sorted(path for name in ("experiment.json", "*/experiment.json") for path in Path(workdir).glob(name))
-    return getattr(read_experiment(found[0]), "autoencoders", {}) if found else {}
+    for path in sorted(path for name in ("experiment.json", "*/experiment.json") for path in Path(workdir).glob(name)):
+        try:
+            return getattr(read_experiment(path), "autoencoders", {})
+        except UserError:
+            continue  # one that is damaged is told of where it is trained
+    return {}
 
 
 def _with_autoencoders(
