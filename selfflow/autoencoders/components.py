@@ -41,9 +41,8 @@ def begun(network: Network, params: dict[str, Any], sets: Sequence[np.ndarray], 
     there = [layer(f.there, -f.mean @ f.there) for f in levels]
     back = [layer(f.back, f.mean) for f in reversed(levels)]
     out, mean = params["encoder"]["out"], layer(latent.there, -latent.mean @ latent.there)
-    out = Convolution(
-        out.kernel.at[..., :channels].set(mean.kernel), out.bias.at[:channels].set(mean.bias)
-    )  # the rest of it tells the variance
+    # The rest of it tells the variance.
+    out = Convolution(out.kernel.at[..., :channels].set(mean.kernel), out.bias.at[:channels].set(mean.bias))
     old_encoder, old_decoder = params["encoder"]["levels"], params["decoder"]["levels"]
     return {
         "encoder": {"levels": [old | {"down": new} for old, new in zip(old_encoder, there)], "out": out},

@@ -131,12 +131,15 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
         if not found:
             raise UserError(f"{folder} holds no run (no experiment.json in it or one folder below): give another")
         runs = [Run(path) for path in found]
-        others = [run.name for run in runs if not isinstance(run.experiment, Experiment)]
-        runs = [run for run in runs if run.name not in others]
-        if not runs:
+        flows = [run for run in runs if isinstance(run.experiment, Experiment)]
+        if not flows:
             raise UserError(f"{folder} holds autoencoders alone, whose numbers are in their summary.json: give another")
-        study = _of_runs(runs, alone)
-        study.notes.extend(f"{name}: trained an autoencoder, whose numbers are in its summary.json" for name in others)
+        study = _of_runs(flows, alone)
+        study.notes.extend(
+            f"{run.name}: trained an autoencoder, whose numbers are in its summary.json"
+            for run in runs
+            if run not in flows
+        )
     if baseline and baseline not in study.arms:
         raise UserError(f"--baseline {baseline}: there are {', '.join(study.arms)}")
     return study._replace(baseline=(baseline or study.arms[0]) if len(study.arms) > 1 else "")
