@@ -27,6 +27,7 @@ from selfflow.training.metrics import TIMINGS, read_metrics
 from selfflow.tree import from_json, to_json
 from tests import tiny
 from tests.autoencoders.tiny_autoencoder import experiment, sound
+from tests.training.test_processes import free_port
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).parent / "tiny_autoencoder.py"
@@ -121,6 +122,27 @@ def test_eight_devices_compute_what_one_does(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads((tmp_path / "errors.json").read_text())
     assert set(errors) == {"8x1", "2x4"} and max(errors.values()) < 1e-4
+
+
+@pytest.mark.slow
+def test_two_processes_begin_and_train_as_one_does(run, data_dir, tmp_path):
+    """Both fit the layers, and both have what process 0 found."""
+    command = [sys.executable, "-m", "selfflow", "train", str(FILE), "--workdir", str(tmp_path / "both")]
+    where = f"127.0.0.1:{free_port()}"
+    command += ["--data-dir", str(data_dir), "--coordinator", where, "--processes", "2", "--process"]
+    both = [
+        subprocess.Popen(command + [str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for i in range(2)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(told)
+    alone = read_metrics(run[0])
+    for row, other in zip(read_metrics(tmp_path / "both"), alone, strict=True):
+        assert row.keys() == other.keys() and row["set"] == other["set"]
+        for name in row.keys() - {*TIMINGS, "set"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (row["step"], name)
+    made = Run(tmp_path / "both").summary()["reconstruction"]["films"]["convolutional"]["psnr_db"]
+    assert made == pytest.approx(run[1]["reconstruction"]["films"]["convolutional"]["psnr_db"], abs=0.01)
 
 
 def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experiment, tmp_path):
