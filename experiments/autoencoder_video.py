@@ -6,7 +6,7 @@ and the first frame alone, so that films and stills share it.
         --autoencoder.video convolutional=runs/autoencoder_video
 
 Hardware: two CPU cores, 3 GB. Wall time: 18 minutes on one of them, with other work beside it.
-Expect a PSNR of 31.8 dB on held-out films, where PCA of equal size has 26.4, and of 35.1 and 32.9 dB on stills.
+Expect a PSNR of 31.8 dB on held-out films, where PCA of equal size has 26.4, and of 35.0 and 32.9 dB on stills.
 """
 
 from selfflow.autoencoder_experiment import AutoencoderExperiment

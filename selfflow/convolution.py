@@ -13,7 +13,7 @@ from selfflow.errors import UserError
 
 
 class Convolution(NamedTuple):
-    """A convolution with the normalisation after it folded in: kernel [*window, I, O] (depthwise: I = 1), bias [O]."""
+    """A convolution: kernel [*window, I, O] (depthwise: I = 1), bias [O]; a fixed normalisation after it is folded."""
 
     kernel: Array
     bias: Array

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safetensors.numpy import load, save
 
 from selfflow.autoencoders.config import Diffusers
-from selfflow.autoencoders.media import pixels, samples
+from selfflow.autoencoders.media import check_some, pixels, samples
 from selfflow.data.shards import one_line
 from selfflow.errors import UserError
 
@@ -60,8 +60,9 @@ class DiffusersAutoencoder:
         Frames or samples after the last whole latent frame are left out.
 
         Raises:
-          UserError: if the stride does not divide pictures, or a clip is shorter than a latent frame.
+          UserError: if the stride does not divide pictures, a sound is shorter than a latent frame, or there is none.
         """
+        check_some(media)
         config, kind = self.config, self.config.suits[0]
         if kind != "audio":  # whatever the length
             dataclasses.replace(config, stills=True).latent_shape(media.shape[-3:])
@@ -82,14 +83,15 @@ class DiffusersAutoencoder:
             mean, deviation = mean[:, :frames], None if deviation is None else deviation[:, :frames]
         mean = (mean - self._mean) * self._scale
         shape = (*before, *mean.shape[1:])
-        if mean.shape[-1] != config.channels:
-            raise UserError(
-                f"the diffusers autoencoder makes {mean.shape[-1]} channels, and channels is {config.channels}"
-            )
         return mean.reshape(shape), None if deviation is None else (deviation * self._scale).reshape(shape)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Media of latents."""
+        """Media of latents.
+
+        Raises:
+          UserError: if there are none.
+        """
+        check_some(latents)
         import torch
 
         kind = self.config.suits[0]

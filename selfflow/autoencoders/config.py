@@ -114,6 +114,8 @@ class SDVAE(_KL):
     """Pixels along the side of a latent position."""
     scale: float = 0.18215
     """What latents are multiplied by for about unit variance; 0.13025 for SDXL."""
+    shift: float = 0.0
+    """What is subtracted from them before; 0.1159 for FLUX.1."""
     groups: int = 32
     """Of the group normalisations."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.fft
 from safetensors.numpy import load_file, save
 
-from selfflow.autoencoders.media import pixels, samples
+from selfflow.autoencoders.media import check_some, pixels, samples
 from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
 
@@ -43,7 +43,12 @@ class PatchPCA:
         return (*lead, height // self.patch, width // self.patch, self.channels)
 
     def frames(self, media: np.ndarray) -> np.ndarray:
-        """uint8 [..., H, W, 3] -> float32 patches [..., H / p, W / p, 3 p^2] in [-1, 1]."""
+        """uint8 [..., H, W, 3] -> float32 patches [..., H / p, W / p, 3 p^2] in [-1, 1].
+
+        Raises:
+          UserError: if a patch does not divide them.
+        """
+        self.latent_shape(media.shape)
         *lead, height, width, _ = media.shape
         p = self.patch
         x = media.reshape(*lead, height // p, p, width // p, p, 3).astype(np.float32) / 127.5 - 1
@@ -164,18 +169,17 @@ class LinearAutoencoder:
           media: batches [B, ...] of uint8 pictures or int16 sound.
 
         Raises:
-          UserError: if there is no media.
+          UserError: if there is no media, or none as long as a latent frame.
         """
         media = list(media)
-        if not media:
-            raise UserError(f"the training split has nothing to fit the {config.kind} autoencoder on")
 
         # Batch by batch, in float64: the frames of all media at once are several times their size.
         def flat(batch: np.ndarray) -> np.ndarray:
             frames = config.frames(batch)
             return frames.reshape(-1, frames.shape[-1]).astype(np.float64)
 
-        count = sum(len(flat(batch)) for batch in media)
+        if not (count := sum(len(flat(batch)) for batch in media)):
+            raise UserError(f"the training split has nothing to fit the {config.kind} autoencoder on")
         mean = sum(flat(batch).sum(axis=0) for batch in media) / count
         covariance = sum((x := flat(batch) - mean).T @ x for batch in media) / count
         if config.rotated:
@@ -201,7 +205,12 @@ class LinearAutoencoder:
         return (z - self.arrays["shift"]) / self.arrays["deviation"]
 
     def encode(self, media: np.ndarray) -> np.ndarray:
-        """uint8 [..., H, W, 3] or int16 [..., samples] -> float32 latents [..., C]."""
+        """uint8 [..., H, W, 3] or int16 [..., samples] -> float32 latents [..., C].
+
+        Raises:
+          UserError: if there is nothing, or a patch does not divide pictures.
+        """
+        check_some(media)
         return self._compress(self.config.frames(media)).astype(np.float32)
 
     def moments(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -209,7 +218,12 @@ class LinearAutoencoder:
         return self.encode(media), None
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents [..., C] -> uint8 pictures or int16 sound."""
+        """Latents [..., C] -> uint8 pictures or int16 sound.
+
+        Raises:
+          UserError: if there are none.
+        """
+        check_some(latents)
         z = np.asarray(latents, np.float32) * self.arrays["deviation"] + self.arrays["shift"]
         # A model may ask for what no recording has: sinh of it must not overflow.
         z = np.sinh(np.clip(z, -20, 20)) if self.config.companded else z

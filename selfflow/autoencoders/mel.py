@@ -53,6 +53,8 @@ class LogMel:
         import librosa  # seconds to import
 
         media = media[..., : media.shape[-1] // self.hop * self.hop]
+        if not media.size:
+            return np.zeros((*media.shape[:-1], 0, self.bands), np.float32)
         sides = [(0, 0)] * (media.ndim - 1) + [(self.hop // 2, self.hop // 2)]
         sound = np.pad(media.astype(np.float32) / 32768, sides)
         power = librosa.feature.melspectrogram(y=sound, sr=self.sample_rate, n_mels=self.bands, **self._windows)

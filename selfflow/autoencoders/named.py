@@ -1,5 +1,6 @@
 """Autoencoders by name and file, as `--autoencoder.image sd-vae=PATH` gives them."""
 
+import dataclasses
 import difflib
 import typing
 from pathlib import Path
@@ -41,6 +42,8 @@ def autoencoder_of(text: str, modality: str, known: AnyAutoencoder | None = None
         return config()
     if not path:
         raise UserError(f"{flag} {text}: {name} has weights of its own: write {flag} {name}=PATH")
+    if config is not Diffusers and "://" in path:
+        raise UserError(f"{flag} {text}: weights are read from disks: copy {path} to one")
     if config is Convolutional:
         from selfflow.autoencoders.trained import settings_of  # brings JAX
 
@@ -62,7 +65,10 @@ def autoencoder_of(text: str, modality: str, known: AnyAutoencoder | None = None
     file = Path(path).expanduser()
     if file.is_file() and file.suffix != ".safetensors":  # of one that is gone there may be a copy
         raise UserError(f"{flag} {text}: give a .safetensors file, or a folder of diffusers that holds one")
-    return config(path=path)
+    from selfflow.autoencoders.pretrained import told_beside  # brings JAX
+
+    made = config(path=path)
+    return dataclasses.replace(made, **told_beside(made, file))
 
 
 def _same(one: str | Path, other: str | Path) -> bool:

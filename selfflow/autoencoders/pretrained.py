@@ -1,6 +1,7 @@
 """AutoencoderKL in JAX: pictures and the frames of films, with weights that the user brings."""
 
 import hashlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from jaxtyping import Array, Float, UInt8
 
 from selfflow.autoencoders import kl
 from selfflow.autoencoders.config import SDVAE, Flux2VAE, described
-from selfflow.autoencoders.media import pixels
+from selfflow.autoencoders.media import check_some, pixels
 from selfflow.batching import in_batches
 from selfflow.convolution import Weights
+from selfflow.data.shards import one_line
 from selfflow.errors import UserError
 from selfflow.weights import read_weights, sha256_of
 
@@ -58,7 +60,12 @@ class KLAutoencoder:
         return self.moments(media)[0]
 
     def moments(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
-        """Mean and standard deviation of the latents of pictures."""
+        """Mean and standard deviation of the latents of pictures.
+
+        Raises:
+          UserError: if the stride does not divide them, or there are none.
+        """
+        check_some(media)
         shape = self.config.latent_shape(media.shape)
         pictures = media.reshape(-1, *media.shape[-3:])
         # Side by side, so that pictures pass through once.
@@ -67,7 +74,12 @@ class KLAutoencoder:
         return ((mean - self._mean) * self._scale).reshape(shape), (deviation * self._scale).reshape(shape)
 
     def decode(self, latents: np.ndarray) -> UInt8[np.ndarray, "... H W 3"]:
-        """Pictures of latents."""
+        """Pictures of latents.
+
+        Raises:
+          UserError: if there are none.
+        """
+        check_some(latents)
         z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-3:]) / self._scale + self._mean
         most = _together(*(size * self.config.stride for size in z.shape[1:3]))
         pictures = in_batches(lambda x: self._decode(self._params, x), z, most)
@@ -94,8 +106,10 @@ def _normalisation(config: SDVAE | Flux2VAE, weights: Weights) -> tuple[np.ndarr
     if config.kind == "sd_vae":
         if "bn.running_mean" in weights.weights:
             raise UserError(f"{weights.path} holds a batch normalisation, as of flux2_vae: take that autoencoder")
-        return np.zeros(1, np.float32), np.full(1, config.scale, np.float32)
+        return np.full(1, config.shift, np.float32), np.full(1, config.scale, np.float32)
     mean, variance = (weights.take(f"bn.running_{name}", config.channels) for name in ("mean", "var"))
+    if not (variance > 0).all():
+        raise UserError(f"{weights.path}: bn.running_var must be above 0")
     return mean.astype(np.float32), 1 / np.sqrt(variance.astype(np.float32) + _BN_EPS)
 
 
@@ -113,3 +127,35 @@ def _check(config: SDVAE | Flux2VAE, params: dict[str, Any], path: Path, packing
                 f"{path}: groups {config.groups} of the {config.kind} autoencoder do not divide its {channels} "
                 "channels: set it"
             )
+
+
+def told_beside(config: SDVAE | Flux2VAE, path: Path) -> dict[str, Any]:
+    """The settings that diffusers' config.json tells, where one lies beside the weights.
+
+    Args:
+      config: whose.
+      path: the weights, or their folder.
+
+    Raises:
+      UserError: if it is damaged, or of another class.
+    """
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.exists():
+        return {}
+    packed = config.kind == "flux2_vae"
+    name = "AutoencoderKLFlux2" if packed else "AutoencoderKL"
+    try:
+        told = json.loads(file.read_text())
+        if told.get("_class_name", name) != name:
+            raise UserError(f"{file} tells of an {told['_class_name']}, and {config.kind} is for an {name}")
+        packing = 2 if packed else 1
+        found = {
+            "channels": int(told["latent_channels"]) * packing**2,
+            "stride": 2 ** (len(told["block_out_channels"]) - 1) * packing,
+            "groups": int(told["norm_num_groups"]),
+        }
+        if not packed:
+            found |= {"scale": float(told["scaling_factor"]), "shift": float(told.get("shift_factor") or 0)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged, or not that of an {name} ({one_line(error)})") from error
+    return found

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from selfflow.autoencoders.config import Convolutional
 from selfflow.autoencoders.convolutional import Network, Past, scaled
-from selfflow.autoencoders.media import pixels, samples
+from selfflow.autoencoders.media import check_some, pixels, samples
 from selfflow.errors import UserError
 from selfflow.tree import from_json, to_json
 from selfflow.weights import sha256_of
@@ -84,8 +84,9 @@ class ConvolutionalAutoencoder:
         Frames or samples after the last whole latent frame are left out.
 
         Raises:
-          UserError: if the stride does not divide pictures, or a clip is shorter than a latent frame.
+          UserError: if the stride does not divide pictures, a clip is shorter than a latent frame, or there is none.
         """
+        check_some(media)
         if self.network.pictures:  # whatever the length
             dataclasses.replace(self.config, stills=True).latent_shape(media.shape[-3:])
         before = media.shape[: -self._axes(latents=False)]
@@ -106,8 +107,9 @@ class ConvolutionalAutoencoder:
         """Media of latents.
 
         Raises:
-          UserError: if they have other channels.
+          UserError: if they have other channels, or there are none.
         """
+        check_some(latents)
         if latents.shape[-1] != self.network.channels:
             raise UserError(
                 f"latents have {latents.shape[-1]} channels, and those of {self.identity} {self.network.channels}"

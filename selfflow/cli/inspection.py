@@ -59,8 +59,9 @@ def inspect(experiment: Experiment, latents: dict[str, Latents], built: dict[str
                 write_sheet(beside(".png"), drawn, rate, f"{name}: {m}")
                 files.append(beside(".png"))
             spread, tails = statistics["std"], statistics["kurtosis"]
+            heaviest = f"{np.nanmax(tails):.1f}" if np.isfinite(tails).any() else "-"
             print(
-                f"{name + ' ' + m:<24} {f'{spread.min():.2f} to {spread.max():.2f}':>18} {np.nanmax(tails):>15.1f} "
+                f"{name + ' ' + m:<24} {f'{spread.min():.2f} to {spread.max():.2f}':>18} {heaviest:>15} "
                 f"{statistics['largest'].max():>8.1f}   {lost}"
             )
             remarks += _remarks(f"{name} {m}", statistics)

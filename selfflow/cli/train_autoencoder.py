@@ -228,7 +228,8 @@ def _print(summary: dict[str, Any], workdir: Path) -> None:
             print(f"  {name:<12} {row['split']:<11} {measure:<18} {value:>14.2f} {beside}")
         more = f", the linear one {row['linear_numbers']}" if "linear" in row else ""
         print(f"    of {row['samples']} samples, each through {row['numbers']} numbers{more}")
-    print(f"\nThe autoencoder is {summary['autoencoder']}; an experiment takes it by")
+    where = lambda file: url_of(Path(file)) or file
+    print(f"\nThe autoencoder is {where(summary['autoencoder'])}; an experiment takes it by")
     print("  --autoencoder.MODALITY convolutional=" + summary["autoencoder"])
     for file in summary["files"][1:]:
-        print(f"  {file}")
+        print(f"  {where(file)}")

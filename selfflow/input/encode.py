@@ -273,7 +273,7 @@ def _quality(built: Built, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, 
     split = "validation" if "validation" in built.splits else "train"
     found = {}
     for m, f in fitted.items() if built.settings.kind != "latent_files" else ():
-        records = sample_of(built, split, m, _QUALITY_RECORDS, largest=_QUALITY_BYTES)
+        records = sample_of(built, split, m, _QUALITY_RECORDS, f.config.hop, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))
             rate = getattr(built.settings, "sample_rate", 0)

@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Diffusers, Given, brought, described
+from selfflow.autoencoders.causal import FILE
+from selfflow.autoencoders.config import (
+    SDVAE,
+    AnyAutoencoder,
+    Autoencoder,
+    Convolutional,
+    Diffusers,
+    Flux2VAE,
+    Given,
+    brought,
+    described,
+)
 from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.buckets.copies import fetch, publish
 from selfflow.data.shards import BadRecord
@@ -110,12 +121,15 @@ def fit(
             per_set = _RECORDS // len(data)
             records, fitted_on = [], {}
             for built in data.values():
-                found = sample_of(built, "train", modality, per_set, exclude, _BYTES / len(data))
+                found = sample_of(built, "train", modality, per_set, config.hop, exclude, _BYTES / len(data))
                 fitted_on[f"{built.name} {built.fingerprint}"] = len(found)
                 records += [record[modality] for record in found]
             if not records:
                 names = ", ".join(b.name for b in data.values())
-                raise UserError(f"autoencoders.{modality}: no record of the training split of {names} has {modality}")
+                raise UserError(
+                    f"autoencoders.{modality}: no record of the training split of {names} has {modality}, or none that "
+                    "fills a latent frame"
+                )
             autoencoder = LinearAutoencoder.fit(config, _batches(records))
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(f".partial-{os.getpid()}")
@@ -147,6 +161,7 @@ def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> Non
                 f"autoencoders.{modality}: {source} changed while it was copied: run the same command again"
             )
         try:
+            _check_told(config, source)
             identity = config.load(partial).identity
         except UserError as error:
             partial.unlink()
@@ -156,10 +171,24 @@ def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> Non
         shown.advance()
 
 
+def _check_told(config: AnyAutoencoder, source: Path) -> None:
+    """That settings are as a config.json beside the weights says."""
+    if isinstance(config, SDVAE | Flux2VAE):
+        from selfflow.autoencoders.pretrained import told_beside  # brings JAX
+
+        for name, value in told_beside(config, source).items():
+            if getattr(config, name) != value:
+                raise UserError(
+                    f"the config.json beside {source} has {name} {value}, and the {config.kind} autoencoder "
+                    f"{getattr(config, name)}: set it"
+                )
+
+
 def weights_of(config: AnyAutoencoder) -> Path:
     """The file that the path of an autoencoder stands for."""
     path = Path(config.path).expanduser()
-    return path / "diffusion_pytorch_model.safetensors" if path.is_dir() else path
+    name = FILE if isinstance(config, Convolutional) else "diffusion_pytorch_model.safetensors"
+    return path / name if path.is_dir() else path
 
 
 def _source(modality: str, config: AnyAutoencoder) -> Path:
@@ -191,8 +220,8 @@ def _copy_of(config: AnyAutoencoder) -> dict[str, Any]:
 
 def _no_weights(modality: str, config: AnyAutoencoder) -> str:
     return (
-        f"autoencoders.{modality}.path is {config.path!r}: give a .safetensors file, or a folder of diffusers with "
-        "diffusion_pytorch_model.safetensors"
+        f"autoencoders.{modality}.path is {config.path!r}: give a .safetensors file, the folder of a run, or one "
+        "of diffusers with diffusion_pytorch_model.safetensors"
     )
 
 
@@ -244,12 +273,18 @@ def _note(notes: Path, told: dict[str, Any]) -> None:
 
 
 def sample_of(
-    built: Built, split: str, modality: str, count: int, exclude: Collection[str] = (), largest: float = float("inf")
+    built: Built,
+    split: str,
+    modality: str,
+    count: int,
+    hop: int,
+    exclude: Collection[str] = (),
+    largest: float = float("inf"),
 ) -> list[dict[str, Any]]:
     """Up to `count` records that have a modality, from all over a split, of at most `largest` bytes of it together.
 
     Of each record the modality and its material, if it has one. At least `_CHUNK` are taken, however large; records
-    that cannot be read are passed over.
+    that cannot be read, and sounds of less than `hop` samples, are passed over.
     """
     records, found, size = built.records(split), [], 0
     for i in np.random.default_rng(0).permutation(len(records)):
@@ -259,6 +294,8 @@ def sample_of(
             continue  # encoding counts and names it
         if modality not in record or not record["present"][modality] or record["id"] in exclude:
             continue
+        if record[modality].ndim == 1 and len(record[modality]) < hop:
+            continue  # nor can it be encoded
         found.append({name: record[name] for name in (modality, "material") if name in record})
         size += record[modality].nbytes
         if len(found) == count or (size >= largest and len(found) >= _CHUNK):

@@ -26,7 +26,7 @@ def check_made_by(
         told = built.metadata["latents"][m]
         who, name = f"autoencoders.{m}", told["autoencoder"]
         kinds = tuple(alike(k) for k in (f.config.kind, getattr(f.config, "name", "")) if k)
-        exact = re.fullmatch("[A-Za-z0-9_]+-[0-9a-f]{12}", name)
+        exact = re.fullmatch(r"[A-Za-z0-9_]+-[0-9a-f]{12}(-\w+)?", name)
         if f.path and name != f.identity and (exact or not alike(name).startswith(kinds)):
             raise UserError(
                 f"{who} is {f.identity}, but {built.settings.source} says that its {m} latents were made by {name!r}: "

@@ -246,7 +246,9 @@ class MediaFeed:
         return MediaReader(source, source.having(modality, quality), modality, self.cuts[name])
 
     def held_out(self, splits: tuple[str, ...], size: int) -> dict[str, tuple[str, np.ndarray]]:
-        """Media of each set, always the same, {set: (split, [B, ...])}; the first split that has any, in the end train.
+        """Media of each set, {set: (split, [B, ...])}; the first split that has any, in the end train.
+
+        They are always the same, and cropped at random as what is trained on.
 
         Args:
           splits: where to look, in this order.
@@ -258,11 +260,12 @@ class MediaFeed:
         found = {}
         for name, chosen in self.mixture.items():
             for split in (s for s in (*splits, "train") if s in self.built[chosen.data].splits):
-                reader = self.reader(name, split)
-                order = np.random.default_rng(0).permutation(reader.records)
-                samples = []
-                for i in order[: max(1, min(size, int(_BYTES // reader.cut.nbytes)))]:
-                    if (sample := reader(int(i)))["weight"]:
+                reader = self.reader(name, split, chosen.quality)
+                most, samples = max(1, min(size, int(_BYTES // reader.cut.nbytes))), []
+                for i in np.random.default_rng(0).permutation(reader.records):
+                    if len(samples) == most:
+                        break
+                    if (sample := reader(int(i), np.random.default_rng(int(i))))["weight"]:
                         samples.append(sample)
                 if samples:
                     found[name] = split, np.stack([sample["media"] for sample in samples])

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, decodes
 from selfflow.autoencoders.quality import psnr, snr
+from selfflow.data.shards import one_line
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
 from selfflow.input.fit import weights_of
@@ -180,8 +180,8 @@ def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) 
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
                 try:
                     found.append(pool.submit(_peak, m, config, path, (length, *shape[1:])).result())
-                except BrokenProcessPool:
-                    print(f"note: a clip of {length:,} does not fit in memory", file=sys.stderr)
+                except (MemoryError, RuntimeError) as error:  # whatever it dies of where memory ends
+                    print(f"note: a clip of {length:,} does not fit in memory ({one_line(error)})", file=sys.stderr)
                     break
             shown.advance()
     return [(length, peak - found[0]) for length, peak in zip(lengths, found)]

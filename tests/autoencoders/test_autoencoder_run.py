@@ -229,6 +229,10 @@ def test_media_are_cropped_and_padded(data_dir):
     windows = np.lib.stride_tricks.sliding_window_view(record, (9, 16, 16, 3)).reshape(-1, 9, 16, 16, 3)
     assert all((windows == crop).all(axis=(1, 2, 3, 4)).any() for crop in crops)
     assert len({crop.tobytes() for crop in crops}) > 20
+    held = [feed.held_out((), 512)["films"][1] for _ in range(2)]
+    np.testing.assert_array_equal(*held)
+    middle = {reader(i)["media"].tobytes() for i in map(int, reader.records)}
+    assert len(held[0]) == 23 and len(middle & {crop.tobytes() for crop in held[0]}) < 5
     longer = dataclasses.replace(reader, cut=dataclasses.replace(cuts["films"], length=29, shape=(29, 40, 40, 3)))
     media = longer(5)["media"]
     np.testing.assert_array_equal(media[:25, :32, :32], record)
@@ -253,6 +257,10 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
     sample = reader(2)
     assert sample["weight"] == 0 and not sample["media"].any() and reader.why(2) == ("train-00000", "it is torn")
     assert len(feed.held_out((), 24)["stills"][1]) == 23
+    first = int(np.random.default_rng(0).permutation(24)[0])
+    monkeypatch.setattr(Records, "__getitem__", lambda records, i: broken(records, 2 if i == first else i))
+    assert len(feed.held_out((), 1)["stills"][1]) == 1  # another in its place
+    monkeypatch.setattr(Records, "__getitem__", broken)
     # What each record has is looked up once, and then known, unless some cannot be read now.
     there = set((data_dir / "indexes").iterdir())
     assert there

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
+from selfflow.autoencoders.mel import LogMel
 from selfflow.autoencoders.quality import log_mel, psnr, snr
 from selfflow.errors import UserError
 
@@ -29,6 +30,19 @@ def test_patches_are_exact_at_full_rank_and_orthonormal(video):
     basis = fitted.arrays["basis"]
     np.testing.assert_allclose(basis.T @ basis, np.eye(48), atol=1e-5)
     assert fitted.encode(video).shape == (12, *fitted.config.latent_shape(video.shape[1:])) == (12, 3, 4, 2, 48)
+
+
+def test_what_is_nothing_or_does_not_fit_is_refused(video, sound):
+    pictures = LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), [video])
+    with pytest.raises(UserError, match="patch 4 does not divide pictures of 16 x 6"):
+        pictures.encode(video[..., :6, :])
+    for config, media in ((MdctPCA(hop=16, channels=4), sound), (LogMel(hop=80, bands=8), sound)):
+        sounds = LinearAutoencoder.fit(config, [sound, sound[:, : config.hop - 1]])  # those tell nothing
+        for nothing in (lambda s=sounds: s.encode(sound[:0]), lambda s=sounds: s.decode(s.encode(sound)[:0])):
+            with pytest.raises(UserError, match="there is nothing to encode or decode"):
+                nothing()
+        with pytest.raises(UserError, match=f"nothing to fit the {config.kind} autoencoder on"):
+            LinearAutoencoder.fit(config, [media[:, : config.hop - 1]])
 
 
 def test_a_patch_is_a_patch_of_the_picture(video):

@@ -85,6 +85,17 @@ def test_latents_of_flux_2_are_packed_and_normalised(flux2):
     assert autoencoder.decode(latents).shape == media.shape
 
 
+def test_nothing_is_refused(sd_vae, flux2):
+    for autoencoder in map(loaded, (sd_vae, flux2)):
+        shape = autoencoder.config.latent_shape((16, 16, 3))
+        for call in (
+            lambda autoencoder=autoencoder: autoencoder.moments(np.zeros((0, 16, 16, 3), np.uint8)),
+            lambda autoencoder=autoencoder, shape=shape: autoencoder.decode(np.zeros((0, *shape), np.float32)),
+        ):
+            with pytest.raises(UserError, match=r"nothing to encode or decode: the array has shape \(0, "):
+                call()
+
+
 def test_films_are_encoded_frame_by_frame(sd_vae):
     autoencoder, media = loaded(sd_vae), pictures(16, 16, count=11)
     films = media[:10].reshape(2, 5, 16, 16, 3)
@@ -168,6 +179,36 @@ def test_weights_are_copied_and_then_need_their_file_no_more(sd_vae, tmp_path):
             fit("image", dataclasses.replace(sd_vae, path=path), {}, (), tmp_path / "data")
 
 
+def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
+    told = {name: CONFIG[name] for name in ("block_out_channels", "norm_num_groups", "latent_channels")}
+    told |= {"_class_name": "AutoencoderKL", "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    mine, config = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "config.json"
+    mine.write_bytes(open(sd_vae.path, "rb").read())
+    config.write_text(json.dumps(told))
+    for where in (tmp_path, mine):
+        named = autoencoder_of(f"sd-vae={where}", "image")
+        assert named == dataclasses.replace(sd_vae, path=str(where), scale=0.3611, shift=0.1159)
+    plain, media = loaded(sd_vae).encode(pictures(16, 16)) / sd_vae.scale, pictures(16, 16)
+    shifted = fit("image", named, {}, (), tmp_path / "data").autoencoder()
+    np.testing.assert_allclose(shifted.encode(media), (plain - 0.1159) * 0.3611, atol=1e-5)
+    np.testing.assert_array_equal(shifted.decode(shifted.encode(media)), loaded(sd_vae).decode(plain * sd_vae.scale))
+    with pytest.raises(
+        UserError, match="autoencoders.image: the config.json beside .* has scale 0.3611, and the sd_vae"
+    ):
+        fit("image", dataclasses.replace(sd_vae, path=str(mine)), {}, (), tmp_path / "data")
+    for wrong, message in (
+        (json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}), "tells of an AutoencoderKLFlux2"),
+        (json.dumps({"latent_channels": 4}), "is damaged, or not that of an AutoencoderKL"),
+        ("[", "is damaged"),
+    ):
+        config.write_text(wrong)
+        with pytest.raises(UserError, match="config.json") as raised:
+            autoencoder_of(f"sd-vae={tmp_path}", "image")
+        assert message in str(raised.value)
+    config.write_text(json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}))
+    assert autoencoder_of(f"flux2-vae={tmp_path}", "image") == dataclasses.replace(flux2, path=str(tmp_path))
+
+
 def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_path):
     """Latents hold mean and deviation, the records that fit no stride are left out, and a run's feed draws."""
     video = dataclasses.replace(sd_vae, channels=4)
@@ -225,6 +266,8 @@ def test_names():
         ("sd-vae", "write --autoencoder.image sd-vae=PATH"),
         ("patch-pca=x", "patch-pca is fitted to the data and has no file"),
         ("", "no autoencoder ''; there are"),
+        ("sd-vae=gs://bucket/vae", "weights are read from disks: copy gs://bucket/vae to one"),
+        ("convolutional=gs://bucket/run", "weights are read from disks"),
     ):
         with pytest.raises(UserError, match="--autoencoder.image") as raised:
             autoencoder_of(text, "image")

@@ -276,6 +276,7 @@ def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
         ("SD_VAE of somebody", True),
         ("sd_vae-0123456789ab", True),
         ("sd_vae-0123456789ac", False),
+        ("sd_vae-0123456789ac-bfloat16", False),
         ("convolutional", False),
         ("s", False),
         ("\u4e00", False),
