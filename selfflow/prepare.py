@@ -14,11 +14,12 @@ from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
+from selfflow.input.brought import weights_of
 from selfflow.input.built import Built, build
 from selfflow.input.encode import Share, encode, wait_for
 from selfflow.input.exclude import read_ids
 from selfflow.input.features import check_features, identities_of
-from selfflow.input.fit import Fitted, fit, fitted_path, weights_of
+from selfflow.input.fit import Fitted, fit, fitted_path
 from selfflow.input.latents import MANIFEST, Latents
 from selfflow.input.shards import text_encoder
 from selfflow.objectives.alignment import encoders_of

@@ -6,32 +6,20 @@ import os
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.causal import FILE
-from selfflow.autoencoders.config import (
-    SDVAE,
-    AnyAutoencoder,
-    Autoencoder,
-    Convolutional,
-    Diffusers,
-    Flux2VAE,
-    Given,
-    brought,
-    described,
-)
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Given, brought
 from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.buckets.copies import fetch, publish
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
+from selfflow.input.brought import bring, copy_path, note
 from selfflow.input.built import Built
 from selfflow.progress import Progress
 from selfflow.tree import to_json
-from selfflow.weights import sha256_of
 
 _FORMAT = 2  # raised when equal settings come to mean other autoencoders
 _RECORDS = 512
@@ -64,19 +52,10 @@ def fitted_path(
     modality: str, config: AnyAutoencoder, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path
 ) -> Path:
     """Where the autoencoder that `fit` makes of these arguments lies."""
-    if isinstance(config, Diffusers):
-        key = json.dumps([_FORMAT, modality, to_json(config)])
-    elif brought(config):
-        source = weights_of(config)
-        if not config.path or not source.exists():
-            return _copied_before(modality, config, data_dir)
-        # Not by its path: an autoencoder that was trained again is another, and runs go on with the one they know.
-        status = source.stat()
-        digest = _name_of_copy(modality, config, _digest(source, status.st_size, status.st_mtime_ns))
-        return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
-    else:
-        sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
-        key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
+    if brought(config):
+        return copy_path(modality, config, data_dir)
+    sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
+    key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
 
@@ -115,7 +94,7 @@ def fit(
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)
     if brought(config):
-        _copy(modality, config, path, notes)
+        bring(modality, config, path, notes)
     elif not notes.exists():
         with Progress(f"fit the {modality} autoencoder", 1, unit="fit") as shown:
             per_set = _RECORDS // len(data)
@@ -135,121 +114,11 @@ def fit(
             partial = path.with_suffix(f".partial-{os.getpid()}")
             autoencoder.save(partial)
             os.replace(partial, path)
-            _note(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
+            note(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
             shown.advance()
     publish(path.parent, notes.name, only=path.stem)
     known = json.loads(notes.read_text())
     return Fitted(config, path, known["identity"], known["fitted_on"])
-
-
-def _copy(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> None:
-    """Brings a user's weights to `path`, if they are not there."""
-    if isinstance(config, Diffusers):
-        _pin(modality, config, path, notes)
-        return
-    if path.exists() and notes.exists():
-        return
-    source = _source(modality, config)
-    with Progress(f"copy the {modality} autoencoder", 1, unit="file") as shown:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # It keeps its suffix, by which weights are read.
-        partial = path.with_name(f"{path.stem}.partial-{os.getpid()}.safetensors")
-        shutil.copyfile(source, partial)
-        if _name_of_copy(modality, config, sha256_of(partial)) not in path.name:
-            partial.unlink()
-            raise UserError(
-                f"autoencoders.{modality}: {source} changed while it was copied: run the same command again"
-            )
-        try:
-            _check_told(config, source)
-            identity = config.load(partial).identity
-        except UserError as error:
-            partial.unlink()
-            raise UserError(f"autoencoders.{modality}: {str(error).replace(str(partial), str(source))}") from error
-        os.replace(partial, path)
-        _note(notes, {"identity": identity, "fitted_on": {}, "copy_of": _copy_of(config)})
-        shown.advance()
-
-
-def _check_told(config: AnyAutoencoder, source: Path) -> None:
-    """That settings are as a config.json beside the weights says."""
-    if isinstance(config, SDVAE | Flux2VAE):
-        from selfflow.autoencoders.pretrained import told_beside  # brings JAX
-
-        for name, value in told_beside(config, source).items():
-            if getattr(config, name) != value:
-                raise UserError(
-                    f"the config.json beside {source} has {name} {value}, and the {config.kind} autoencoder "
-                    f"{getattr(config, name)}: set it"
-                )
-
-
-def weights_of(config: AnyAutoencoder) -> Path:
-    """The file that the path of an autoencoder stands for."""
-    path = Path(config.path).expanduser()
-    name = FILE if isinstance(config, Convolutional) else "diffusion_pytorch_model.safetensors"
-    return path / name if path.is_dir() else path
-
-
-def _source(modality: str, config: AnyAutoencoder) -> Path:
-    source = weights_of(config)
-    if not config.path or source.suffix != ".safetensors":
-        raise UserError(_no_weights(modality, config))
-    return source
-
-
-def _copied_before(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
-    """The newest copy of weights that were at the path of these settings, and are there no more."""
-    folder, found = data_dir / "autoencoders", []
-    for path in folder.glob(f"{modality}-{config.kind}-*.json"):
-        try:
-            told = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue  # damaged: the others may do
-        if told.get("copy_of") == _copy_of(config):
-            found.append((path.stat().st_mtime, path.with_suffix(".safetensors")))
-    if not found:
-        raise UserError(_no_weights(modality, config))
-    return max(found)[1]
-
-
-def _copy_of(config: AnyAutoencoder) -> dict[str, Any]:
-    """What a copy is known by where the weights themselves are gone."""
-    return described(config) | {"path": str(Path(config.path).expanduser().absolute())}
-
-
-def _no_weights(modality: str, config: AnyAutoencoder) -> str:
-    return (
-        f"autoencoders.{modality}.path is {config.path!r}: give a .safetensors file, the folder of a run, or one "
-        "of diffusers with diffusion_pytorch_model.safetensors"
-    )
-
-
-def _name_of_copy(modality: str, config: AnyAutoencoder, weights: str) -> str:
-    return hashlib.sha256(json.dumps([_FORMAT, modality, described(config), weights]).encode()).hexdigest()[:12]
-
-
-@lru_cache(maxsize=16)
-def _digest(path: Path, size: int, modified: int) -> str:
-    return sha256_of(path)
-
-
-def _pin(modality: str, config: Diffusers, path: Path, notes: Path) -> None:
-    """Keeps in mind which autoencoder of diffusers it is; its weights stay where they are."""
-    if path.exists() and notes.exists():
-        return
-    from selfflow.autoencoders.adapter import pin  # brings torch
-
-    with Progress(f"look at the {modality} autoencoder", 1, unit="model") as shown:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        try:
-            identity = pin(config, partial)
-        except UserError as error:
-            raise UserError(f"autoencoders.{modality}: {error}") from error
-        os.replace(partial, path)
-        _note(notes, {"identity": identity, "fitted_on": {}})
-        shown.advance()
 
 
 def keep(source: Path, target: Path) -> None:
@@ -264,12 +133,6 @@ def keep(source: Path, target: Path) -> None:
     if not partial.exists():
         shutil.copyfile(source, partial)
     os.replace(partial, target)
-
-
-def _note(notes: Path, told: dict[str, Any]) -> None:
-    partial = notes.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(json.dumps(told))
-    os.replace(partial, notes)
 
 
 def sample_of(

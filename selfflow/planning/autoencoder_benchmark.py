@@ -19,7 +19,7 @@ from selfflow.autoencoders.quality import psnr, snr
 from selfflow.data.shards import one_line
 from selfflow.experiment import Experiment
 from selfflow.input.batches import Feed
-from selfflow.input.fit import weights_of
+from selfflow.input.brought import weights_of
 from selfflow.progress import Progress
 from selfflow.workers import cores, start_worker
 

@@ -242,6 +242,20 @@ def test_latents_of_others_are_refused(films):
         autoencoder.decode(np.zeros((3, 2, 3, 5), np.float32))
 
 
+def test_nothing_is_refused(films, sound):
+    for config, path, media, latents in (
+        (Convolutional(channels=6, hop=4, stride=4), films, np.zeros((0, 9, 8, 12, 3), np.uint8), (2, 0, 2, 3, 6)),
+        (Convolutional(channels=5, hop=8, stride=0, sample_rate=8000), sound, np.zeros((0, 80), np.int16), (0, 10, 5)),
+    ):
+        autoencoder = config.load(path)
+        for nothing in (
+            lambda a=autoencoder, x=media: a.moments(x),
+            lambda a=autoencoder, z=np.zeros(latents): a.decode(z),
+        ):
+            with pytest.raises(UserError, match="there is nothing to encode or decode"):
+                nothing()
+
+
 def test_what_does_not_fit_is_named(films, sound, tmp_path):
     config = Convolutional(channels=6, hop=4, stride=4)
     for changed, path, message in (

@@ -215,6 +215,12 @@ def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
             fit("video", dataclasses.replace(good, **changed), {}, (), tmp_path)
     first = fit("video", good, {}, (), tmp_path)
     assert isinstance(first.config, Diffusers)
+    for nothing in (
+        lambda: first.autoencoder().encode(np.zeros((0, 9, 32, 32, 3), np.uint8)),
+        lambda: first.autoencoder().decode(np.zeros((0, 3, 2, 2, 48), np.float32)),
+    ):
+        with pytest.raises(UserError, match="there is nothing to encode or decode"):
+            nothing()
     import torch
     from diffusers import AutoencoderKLWan
 
