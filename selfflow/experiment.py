@@ -286,9 +286,9 @@ def stream_of(
 ) -> Modality:
     """A modality of a data set, in clips as long as a set of the mixture of a name has them; without one, whole."""
     if m not in autoencoder.suits:
-        raise UserError(
-            f"autoencoders.{m} is {autoencoder.kind}, which is for {' and '.join(autoencoder.suits)}: name another"
-        )
+        suits, causal = " and ".join(autoencoder.suits), hasattr(autoencoder, "stills")
+        remedy = "set its stills (pictures) and stride (0 for sound), or name another" if causal else "name another"
+        raise UserError(f"autoencoders.{m} is {autoencoder.kind}, which is for {suits}: {remedy}")
     media = _media(data, m, chosen, name)
     rate = getattr(autoencoder, "sample_rate", 0)
     if rate and rate != media.rate:

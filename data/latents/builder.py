@@ -66,7 +66,7 @@ class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
         )
 
     def records(self) -> Iterator[tuple[str, dict]]:
-        settings, self._counts = self.builder_config.settings, Counter()
+        settings, self._counts, self._strange = self.builder_config.settings, Counter(), set()
         self._report = report = Report(
             source=settings.folder(),
             built=datetime.datetime.now(datetime.UTC).isoformat(),
@@ -90,7 +90,7 @@ class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
     def _of(self, file: File, split: str) -> Iterator[dict[str, Any]]:
         made, wrong = 0, []
         try:
-            for i, sample in samples(file.path, self.told):
+            for i, sample in samples(file.path, self.told, self._strange):
                 if isinstance(sample, Unusable):
                     where = "" if i is None else f"sample {i}: "
                     wrong.append(Remark(file.relative, sample.reason, where + sample.detail))
@@ -127,6 +127,9 @@ class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
         if "train" not in groups:
             groups = {"train": [shards for some in groups.values() for shards in some]}
             report.notes.append("no file fell to train: all went to train")
+        if self._strange:
+            names = ", ".join(sorted(self._strange)[:8])
+            report.notes.append(f"arrays that {MANIFEST} does not tell of were left out: {names}")
         for (split, what), count in sorted(self._counts.items()):
             counts = report.clips.setdefault(split if split in groups else "train", {})
             counts[what] = counts.get(what, 0) + count

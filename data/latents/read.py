@@ -25,17 +25,19 @@ class Unusable(Exception):
         self.reason, self.detail = reason, detail
 
 
-def samples(path: Path, told: Manifest) -> Iterator[tuple[int | None, dict[str, Any] | Unusable]]:
+def samples(path: Path, told: Manifest, strange: set[str]) -> Iterator[tuple[int | None, dict[str, Any] | Unusable]]:
     """The samples of one file: (its place in a stack, None for a file of one sample; its arrays, or what is wrong).
 
     Arrays are M and, where the autoencoder was stochastic, M_std: float16, channels last, of about unit variance; each
-    label an int, and `caption`, a str, where there is one.
+    label an int, and `caption`, a str, where there is one. Arrays of other names go into `strange`.
 
     Raises:
       Unusable: nothing of the file can be used.
     """
     try:
         with _opened(path) as arrays:
+            known = {*told.streams, *(f"{m}.std" for m in told.streams), *told.labels, CAPTION}
+            strange.update(set(arrays.names()) - known)
             yield from _samples(arrays, told)
     except Unusable:
         raise

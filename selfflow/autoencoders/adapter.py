@@ -15,7 +15,7 @@ from jaxtyping import Float
 from safetensors.numpy import load, save
 
 from selfflow.autoencoders.config import Diffusers
-from selfflow.autoencoders.media import check_some, pixels, samples
+from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
 from selfflow.data.shards import one_line
 from selfflow.errors import UserError
 
@@ -60,10 +60,11 @@ class DiffusersAutoencoder:
         Frames or samples after the last whole latent frame are left out.
 
         Raises:
-          UserError: if the stride does not divide pictures, a sound is shorter than a latent frame, or there is none.
+          UserError: if the stride does not divide pictures, a sound is shorter than a latent frame, or media are
+            other than data sets have them.
         """
-        check_some(media)
         config, kind = self.config, self.config.suits[0]
+        check_media(media, "image" if self._own == 3 else kind)
         if kind != "audio":  # whatever the length
             dataclasses.replace(config, stills=True).latent_shape(media.shape[-3:])
         if self._own == 4:
@@ -91,10 +92,10 @@ class DiffusersAutoencoder:
         Raises:
           UserError: if there are none.
         """
-        check_some(latents)
         import torch
 
         kind = self.config.suits[0]
+        check_latents(latents, "image" if self._own == 3 else kind)
         own = 2 if kind == "audio" else self._own
         z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-own:]) / self._scale + self._mean
         found = []

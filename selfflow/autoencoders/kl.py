@@ -148,9 +148,9 @@ def read_kl(weights: Weights) -> dict[str, Any]:
 def _renamed(weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Attention as diffusers names it now; published files are older, and some keep its matrices as kernels."""
     for key, tensor in weights.items():
-        *parents, layer, last = key.split(".")
-        if parents[-2:-1] == ["attentions"] and layer in _ATTENTION:
-            key = ".".join([*parents, _ATTENTION[layer], last])
+        match key.split("."):
+            case [*parents, "attentions", number, layer, last] if layer in _ATTENTION:
+                key = ".".join([*parents, "attentions", number, _ATTENTION[layer], last])
         if ".attentions." in key and tensor.ndim == 4:
             tensor = tensor[:, :, 0, 0]
         yield key, tensor

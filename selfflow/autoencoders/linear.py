@@ -10,7 +10,7 @@ import numpy as np
 import scipy.fft
 from safetensors.numpy import load_file, save
 
-from selfflow.autoencoders.media import check_some, pixels, samples
+from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
 from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
 
@@ -208,9 +208,9 @@ class LinearAutoencoder:
         """uint8 [..., H, W, 3] or int16 [..., samples] -> float32 latents [..., C].
 
         Raises:
-          UserError: if there is nothing, or a patch does not divide pictures.
+          UserError: if a patch does not divide pictures, or media are other than data sets have them.
         """
-        check_some(media)
+        check_media(media, self.config.suits[0])
         return self._compress(self.config.frames(media)).astype(np.float32)
 
     def moments(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -223,7 +223,7 @@ class LinearAutoencoder:
         Raises:
           UserError: if there are none.
         """
-        check_some(latents)
+        check_latents(latents, self.config.suits[0])
         z = np.asarray(latents, np.float32) * self.arrays["deviation"] + self.arrays["shift"]
         # A model may ask for what no recording has: sinh of it must not overflow.
         z = np.sinh(np.clip(z, -20, 20)) if self.config.companded else z

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from selfflow.autoencoders import kl
 from selfflow.autoencoders.config import SDVAE, Flux2VAE, described
-from selfflow.autoencoders.media import check_some, pixels
+from selfflow.autoencoders.media import check_latents, check_media, pixels
 from selfflow.batching import in_batches
 from selfflow.convolution import Weights
 from selfflow.data.shards import one_line
@@ -63,9 +63,9 @@ class KLAutoencoder:
         """Mean and standard deviation of the latents of pictures.
 
         Raises:
-          UserError: if the stride does not divide them, or there are none.
+          UserError: if the stride does not divide them, or they are other than data sets have them.
         """
-        check_some(media)
+        check_media(media, "image")
         shape = self.config.latent_shape(media.shape)
         pictures = media.reshape(-1, *media.shape[-3:])
         # Side by side, so that pictures pass through once.
@@ -79,7 +79,7 @@ class KLAutoencoder:
         Raises:
           UserError: if there are none.
         """
-        check_some(latents)
+        check_latents(latents, "image")
         z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-3:]) / self._scale + self._mean
         most = _together(*(size * self.config.stride for size in z.shape[1:3]))
         pictures = in_batches(lambda x: self._decode(self._params, x), z, most)

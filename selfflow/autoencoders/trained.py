@@ -15,9 +15,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from selfflow.autoencoders.causal import FILE
 from selfflow.autoencoders.config import Convolutional
 from selfflow.autoencoders.convolutional import Network, Past, scaled
-from selfflow.autoencoders.media import check_some, pixels, samples
+from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
 from selfflow.errors import UserError
 from selfflow.tree import from_json, to_json
 from selfflow.weights import sha256_of
@@ -34,7 +35,7 @@ class ConvolutionalAutoencoder:
 
     Args:
       config: which.
-      path: its file, as `write` makes it.
+      path: its file, as `write` makes it, or the folder of its run.
 
     Raises:
       UserError: if the file is damaged or of another kind, or `config` says what is not so.
@@ -44,6 +45,7 @@ class ConvolutionalAutoencoder:
 
     def __init__(self, config: Convolutional, path: Path):
         self.config = config
+        path = path / FILE if path.is_dir() else path
         self.network, rate, tensors = read(path)
         network = self.network
         for name, found, said in (
@@ -54,7 +56,8 @@ class ConvolutionalAutoencoder:
         ):
             if found != said:
                 raise UserError(
-                    f"{path}: its {name} is {found}, and that of the convolutional autoencoder {said}: set it"
+                    f"{path}: its {name} is {found}, and that of the convolutional autoencoder {said}: set it, or "
+                    "let autoencoder_of (selfflow.autoencoders.named) read the settings"
                 )
         for name in ("normalisation.mean", "normalisation.deviation"):
             if name not in tensors or tensors[name].shape != (network.channels,):
@@ -84,9 +87,10 @@ class ConvolutionalAutoencoder:
         Frames or samples after the last whole latent frame are left out.
 
         Raises:
-          UserError: if the stride does not divide pictures, a clip is shorter than a latent frame, or there is none.
+          UserError: if the stride does not divide pictures, a clip is shorter than a latent frame, or media are other
+            than data sets have them.
         """
-        check_some(media)
+        check_media(media, self.config.suits[0])
         if self.network.pictures:  # whatever the length
             dataclasses.replace(self.config, stills=True).latent_shape(media.shape[-3:])
         before = media.shape[: -self._axes(latents=False)]
@@ -107,9 +111,9 @@ class ConvolutionalAutoencoder:
         """Media of latents.
 
         Raises:
-          UserError: if they have other channels, or there are none.
+          UserError: if they have other axes or channels, or there are none.
         """
-        check_some(latents)
+        check_latents(latents, self.config.suits[0])
         if latents.shape[-1] != self.network.channels:
             raise UserError(
                 f"latents have {latents.shape[-1]} channels, and those of {self.identity} {self.network.channels}"
@@ -264,7 +268,8 @@ def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.n
             tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is missing or damaged, or no autoencoder that was trained here ({error}): give that of a run"
+            f"{path} is missing or damaged, or no autoencoder that was trained here ({error}): give that of a run of "
+            "`selfflow train experiments/autoencoder_image.py`, or of another that trains one"
         ) from error
     for name, x in tensors.items():
         if not np.isfinite(x).all():

@@ -23,7 +23,7 @@ from selfflow.training.processes import Processes, agreed, first, meet, several,
 if TYPE_CHECKING:
     from selfflow.cli.task import Task
 
-_EXAMPLE = "selfflow train experiments/quickstart.py --steps 100 --alignment.weight 0.4"
+_EXAMPLE = "selfflow train experiments/quickstart.py --steps 100 --optimizer.learning-rate 1e-3"
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _say(experiment: AutoencoderExperiment, workdir: Path, start: int, state: St
         + (f", from step {start}" if start else "")
     )
     names = ("frames", "rows", "columns") if network.pictures else ("samples",)
-    cell = " x ".join(f"{size} {name}" for size, name in zip(network.cell, names))
+    cell = " x ".join(f"{size} {name if size > 1 else name[:-1]}" for size, name in zip(network.cell, names))
     first = ", and the first frame alone" if network.lead else ""
     print(f"  a latent position of {network.channels} channels stands for {cell}{first}")
 
@@ -219,13 +219,15 @@ def _decoded(autoencoder: Autoencoder, media: np.ndarray) -> np.ndarray:
 
 def _print(summary: dict[str, Any], workdir: Path) -> None:
     print(f"\n{workdir}: {summary['steps']} steps done\n")
-    print("Reconstruction of held-out media, beside PCA of a latent at least as large")
+    print("Reconstruction, beside PCA of a latent at least as large")
     print(f"  {'set':<12} {'split':<11} {'measure':<18} {'convolutional':>14} {'linear':>10} {'difference':>11}")
     for name, row in summary["reconstruction"].items():
         for measure, value in row["convolutional"].items():
             linear = row.get("linear", {}).get(measure)
             beside = f"{linear:>10.2f} {value - linear:>+11.2f}" if linear is not None else f"{'-':>10} {'-':>11}"
             print(f"  {name:<12} {row['split']:<11} {measure:<18} {value:>14.2f} {beside}")
+        if row["split"] == "train":
+            print(f"    note: {name} has no split test or validation; this is media that it was trained on")
         more = f", the linear one {row['linear_numbers']}" if "linear" in row else ""
         print(f"    of {row['samples']} samples, each through {row['numbers']} numbers{more}")
     where = lambda file: url_of(Path(file)) or file

@@ -125,10 +125,11 @@ def _copy_of(config: AnyAutoencoder) -> dict[str, Any]:
 
 
 def _no_weights(modality: str, config: AnyAutoencoder) -> str:
-    return (
-        f"autoencoders.{modality}.path is {config.path!r}: give a .safetensors file, the folder of a run, or one "
-        "of diffusers with diffusion_pytorch_model.safetensors"
-    )
+    if isinstance(config, Convolutional):
+        remedy = f"give the folder of a run, such as of `selfflow train experiments/autoencoder_{modality}.py`"
+    else:
+        remedy = "give a .safetensors file, or a folder of diffusers with diffusion_pytorch_model.safetensors"
+    return f"autoencoders.{modality}.path is {config.path!r}: {remedy}"
 
 
 def _name_of_copy(modality: str, config: AnyAutoencoder, weights: str) -> str:

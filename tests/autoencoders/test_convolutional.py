@@ -256,6 +256,28 @@ def test_nothing_is_refused(films, sound):
                 nothing()
 
 
+def test_media_of_another_kind_are_refused(films, sound):
+    film = Convolutional(channels=6, hop=4, stride=4).load(films)
+    still = Convolutional(channels=6, hop=4, stride=4, stills=True).load(films.parent)
+    heard = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000).load(sound)
+    for call, message in (
+        (
+            lambda: film.encode(np.zeros((8, 12, 3), np.uint8)),
+            "media are uint8 of shape (8, 12, 3): give uint8 [..., T,",
+        ),
+        (lambda: still.encode(np.zeros((8, 12), np.uint8)), "give uint8 [..., H, W, 3]"),
+        (lambda: still.encode(np.zeros((8, 12, 4), np.uint8)), "of shape (8, 12, 4)"),
+        (lambda: still.encode(np.zeros((8, 12, 3))), "media are float64"),
+        (lambda: still.encode([[0]]), "media are a list"),
+        (lambda: heard.encode(np.zeros(80)), "give int16 [..., samples]"),
+        (lambda: heard.decode(np.zeros(5)), "latents have shape (5,): give [..., T, C]"),
+        (lambda: film.decode([0]), "latents are a list: give [..., T, H, W, C]"),
+    ):
+        with pytest.raises(UserError) as raised:
+            call()
+        assert message in str(raised.value)
+
+
 def test_what_does_not_fit_is_named(films, sound, tmp_path):
     config = Convolutional(channels=6, hop=4, stride=4)
     for changed, path, message in (

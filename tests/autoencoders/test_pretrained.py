@@ -179,6 +179,13 @@ def test_weights_are_copied_and_then_need_their_file_no_more(sd_vae, tmp_path):
             fit("image", dataclasses.replace(sd_vae, path=path), {}, (), tmp_path / "data")
 
 
+def test_weights_of_something_else_are_named(tmp_path):
+    save_file({"a": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
+    for name in ("sd-vae", "flux2-vae"):
+        with pytest.raises(UserError, match="autoencoders.image: .*x.safetensors lacks"):
+            fit("image", autoencoder_of(f"{name}={tmp_path / 'x.safetensors'}", "image"), {}, (), tmp_path / "data")
+
+
 def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
     told = {name: CONFIG[name] for name in ("block_out_channels", "norm_num_groups", "latent_channels")}
     told |= {"_class_name": "AutoencoderKL", "scaling_factor": 0.3611, "shift_factor": 0.1159}

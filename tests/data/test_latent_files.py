@@ -63,15 +63,16 @@ def experiment_of(tiny_experiment, source, autoencoders, **changed):
     )
 
 
-def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experiment, tmp_path):
+def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experiment, tmp_path, capsys):
     scale, shift = [0.5, 2.0, 1.0, 0.1], [0.0, 1.0, -1.0, 3.0]
     told = {"image": STILLS | {"scale": scale, "shift": shift, "channels_first": True}, "labels": {"of": 9}}
     one, two, std = noise(4, 8, 6), noise(2, 4, 8, 6, seed=1), np.abs(noise(4, 8, 6, seed=2))
-    source = written(tmp_path / "source", told, one={"image": one, "image.std": std, "of": 3})
+    source = written(tmp_path / "source", told, one={"image": one, "image.std": std, "of": 3, "foo": 1, "class": 2})
     save_file({"image": two.astype(ml_dtypes.bfloat16), "of": np.array([5, -1])}, source / "stack.safetensors")
     experiment = experiment_of(tiny_experiment, source, {"image": autoencoder_of(f"given={source}", "image")})
     feed, raw = prepare(experiment.resolved(), tmp_path / "data")
     assert raw == {}  # there are no media
+    assert "arrays that latents.json does not tell of were left out: class, foo" in capsys.readouterr().out
     source_of = feed.latents["mine"].source("train")
     found = {source_of.id(i): source_of[i] for i in range(3)}
     assert found.keys() == {"one.npz", "stack.safetensors#0", "stack.safetensors#1"}
@@ -119,7 +120,7 @@ def test_a_run_needs_neither_the_folder_nor_latents_json(tiny_experiment, tmp_pa
     again, _ = prepare(resolved, tmp_path / "data")
     assert again.latents["mine"].hash == feed.latents["mine"].hash
     assert experiment.resolved(resolved) == resolved  # as a run that is taken up again
-    with pytest.raises(UserError, match=r"latents\.json does not exist; write one"):
+    with pytest.raises(UserError, match="does not exist; the source must be the folder that holds latents.json"):
         experiment.resolved()
     source.mkdir()
     assert prepare(resolved, tmp_path / "data")[0].latents["mine"].hash == feed.latents["mine"].hash
