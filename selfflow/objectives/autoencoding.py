@@ -122,10 +122,10 @@ class AutoencodingObjective:
             axes = [axis for axis in (1, 2, 3) if x.shape[axis] > 1]
             found["gradient"] = sum(_mean(jnp.abs(jnp.diff(made - x, axis=axis))) for axis in axes) / max(len(axes), 1)
         if not self.network.pictures and self.reconstruction.spectral:
-            windows = self.reconstruction.windows
+            windows = [n for n in self.reconstruction.windows if n <= x.shape[1]]
             bands = {n: max(1, self.reconstruction.bands * n // max(self.reconstruction.windows)) for n in windows}
             mels = [[log_mels(a[..., 0], n, bands[n], self.rate) for a in (made, x)] for n in windows]
-            found["spectral"] = sum(_mean(jnp.abs(a - b)) for a, b in mels) / len(mels)
+            found["spectral"] = sum((_mean(jnp.abs(a - b)) for a, b in mels), jnp.zeros(x.shape[0])) / max(len(mels), 1)
         return found
 
 
