@@ -168,10 +168,8 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
             half = f"{'-':>5} {'-':>8} {'-':>8}"
             if r.bfloat16_error is not None:
                 half = f"{r.bfloat16_encode_ratio:>5.2f} {r.bfloat16_error:>8.1e} {r.bfloat16_decoded_db:>5.1f} dB"
-            print(
-                f"  {r.modality:<9} {r.identity:<27} {r.encoded_per_second:>10,.0f} {r.decoded_per_second:>10,.0f} "
-                f"{torch:>12} {half}"
-            )
+            each = [f"{rate:,.{0 if rate >= 100 else 2}f}" for rate in (r.encoded_per_second, r.decoded_per_second)]
+            print(f"  {r.modality:<9} {r.identity:<27} {each[0]:>10} {each[1]:>10} {torch:>12} {half}")
         print("  encoded/s: pictures, frames of films, samples of sound; torch: the time of diffusers over ours, to")
         print(
             "  encode and to decode; bf16: the time to encode in float32 over that in bfloat16, the relative error of"
@@ -181,7 +179,8 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
             for length, more in r.memory or ():
                 unit = "samples" if r.modality == "audio" else "frames"
                 print(f"  memory, {r.modality}: a clip of {length:,} {unit} takes {more / 1e6:+,.0f} MB")
-        print("  beyond the clip, its latents and what comes back, and beyond the shortest")
+        if any(r.memory for r in rates):
+            print("  beyond the clip, its latents and what comes back, and beyond the shortest")
     return [dataclasses.asdict(rate) for rate in rates]
 
 
