@@ -5,7 +5,7 @@ and the first frame alone, so that films and stills share it.
     selfflow train experiments/quickstart.py --workdir runs/on_trained --patch.video 1 1 1 \\
         --autoencoder.video convolutional=runs/autoencoder_video
 
-Hardware: two CPU cores, 3 GB. Wall time: 18 minutes on one of them, with other work beside it.
+Hardware: two CPU cores, 3 GB. Wall time: 10 minutes on one of them.
 Expect a PSNR of 31.8 dB on held-out films, where PCA of equal size has 26.4, and of 35.0 and 32.9 dB on stills.
 """
 

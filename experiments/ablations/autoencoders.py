@@ -13,7 +13,7 @@ the others. A film is 12 800 numbers and 7 168; sounds and stills are as many in
 Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py. Losses are
 not to be compared between latents.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB for each member. Wall time: 8 to 12 minutes for a member where two run at once.
 """
 
 from collections.abc import Iterable
