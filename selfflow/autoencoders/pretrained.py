@@ -140,7 +140,8 @@ def told_beside(config: SDVAE | Flux2VAE, path: Path) -> dict[str, Any]:
       UserError: if it is damaged, or of another class.
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.exists():
+    # Beside a file of any other name it may tell of something else.
+    if not file.exists() or not (path.is_dir() or path.name.startswith("diffusion_pytorch_model.")):
         return {}
     packed = config.kind == "flux2_vae"
     name = "AutoencoderKLFlux2" if packed else "AutoencoderKL"
@@ -152,10 +153,12 @@ def told_beside(config: SDVAE | Flux2VAE, path: Path) -> dict[str, Any]:
         found = {
             "channels": int(told["latent_channels"]) * packing**2,
             "stride": 2 ** (len(told["block_out_channels"]) - 1) * packing,
-            "groups": int(told["norm_num_groups"]),
+            "groups": int(told.get("norm_num_groups", 32)),
         }
         if not packed:
-            found |= {"scale": float(told["scaling_factor"]), "shift": float(told.get("shift_factor") or 0)}
+            # Older files do not tell it, and diffusers takes this.
+            scale, shift = told.get("scaling_factor", SDVAE.scale), told.get("shift_factor") or 0
+            found |= {"scale": float(scale), "shift": float(shift)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is damaged, or not that of an {name} ({one_line(error)})") from error
     return found

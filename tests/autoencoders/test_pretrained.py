@@ -203,6 +203,12 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
         UserError, match="autoencoders.image: the config.json beside .* has scale 0.3611, and the sd_vae"
     ):
         fit("image", dataclasses.replace(sd_vae, path=str(mine)), {}, (), tmp_path / "data")
+    older = {name: told[name] for name in ("block_out_channels", "norm_num_groups", "latent_channels")}
+    config.write_text(json.dumps(older))
+    assert autoencoder_of(f"sd-vae={tmp_path}", "image") == dataclasses.replace(sd_vae, path=str(tmp_path))
+    config.write_text("[")
+    other = tmp_path / "other.safetensors"  # of which that file need not tell
+    assert autoencoder_of(f"sd-vae={other}", "image") == SDVAE(path=str(other))
     for wrong, message in (
         (json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}), "tells of an AutoencoderKLFlux2"),
         (json.dumps({"latent_channels": 4}), "is damaged, or not that of an AutoencoderKL"),
