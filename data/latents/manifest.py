@@ -75,10 +75,9 @@ def read_manifest(folder: Path) -> Manifest:
       UserError: naming file and field, if it is not there, is damaged or does not tell enough.
     """
     path = folder / MANIFEST
-    if not folder.exists():
-        raise UserError(f"{folder} does not exist; the source must be the folder that holds {MANIFEST} and the latents")
-    if folder.is_file():
-        raise UserError(f"{folder} is a file; the source must be the folder that holds {MANIFEST} and the latents")
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {what}; the source must be the folder that holds {MANIFEST} and the latents")
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError as error:

@@ -27,13 +27,12 @@ def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
     if isinstance(config, Diffusers):
         key = json.dumps([_FORMAT, modality, to_json(config)])
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-        return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
-    source = weights_of(config)
-    if not config.path or not source.exists():
+    elif not config.path or not (source := weights_of(config)).exists():
         return _copied_before(modality, config, data_dir)
-    # Not by its path: an autoencoder that was trained again is another, and runs go on with the one they know.
-    status = source.stat()
-    digest = _name_of_copy(modality, config, _digest(source, status.st_size, status.st_mtime_ns))
+    else:
+        # Not by its path: an autoencoder that was trained again is another, and runs go on with the one they know.
+        status = source.stat()
+        digest = _name_of_copy(modality, config, _digest(source, status.st_size, status.st_mtime_ns))
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
 
 
