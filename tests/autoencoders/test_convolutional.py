@@ -9,46 +9,11 @@ import pytest
 
 from selfflow.autoencoders import trained
 from selfflow.autoencoders.config import SDVAE, Convolutional
-from selfflow.autoencoders.convolutional import Network, into_channels, led_in, out_of_channels, scaled
+from selfflow.autoencoders.convolutional import into_channels, led_in, out_of_channels, scaled
 from selfflow.autoencoders.named import autoencoder_of
-from selfflow.autoencoders.trained import read, write
+from selfflow.autoencoders.trained import read
 from selfflow.errors import UserError
-from selfflow.training.state import by_name
-from tests.conftest import perturbed
-
-FILMS = Network(6, ((1, 2, 2), (2, 2, 2), (2, 1, 1)), (5, 6, 7), ((1, 3, 3), (3, 1, 1)))
-SOUND = Network(5, ((4,), (2,)), (6, 7), ((5,), (1,)), blocks=2)
-
-
-def params_of(network):
-    return perturbed(network.init(jax.random.key(1)), size=0.1)
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    return written(FILMS, tmp_path_factory.mktemp("films") / "autoencoder.safetensors")
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return written(SOUND, tmp_path_factory.mktemp("sound") / "autoencoder.safetensors")
-
-
-def written(network, path):
-    channels = np.arange(network.channels)
-    write(
-        path,
-        network,
-        0 if network.pictures else 8000,
-        by_name(jax.device_get(params_of(network))),
-        0.1 * channels,
-        0.5 + 0.1 * channels,
-    )
-    return path
-
-
-def film(frames: int, count: int = 2) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (count, frames, 8, 12, 3), np.uint8)
+from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
 
 def test_cells_go_into_channels_and_back():
@@ -234,88 +199,3 @@ def test_a_run_that_goes_on_needs_no_file(films, tmp_path, monkeypatch):
     assert autoencoder_of("convolutional=run", "video", known) is known
     other = SDVAE(path="gone.safetensors", channels=9)
     assert autoencoder_of(f"sd-vae={tmp_path}/gone.safetensors", "image", other) is other
-
-
-def test_latents_of_others_are_refused(films):
-    autoencoder = Convolutional(channels=6, hop=4, stride=4).load(films)
-    with pytest.raises(UserError, match="latents have 5 channels, and those of convolutional-.* 6"):
-        autoencoder.decode(np.zeros((3, 2, 3, 5), np.float32))
-
-
-def test_nothing_is_refused(films, sound):
-    for config, path, media, latents in (
-        (Convolutional(channels=6, hop=4, stride=4), films, np.zeros((0, 9, 8, 12, 3), np.uint8), (2, 0, 2, 3, 6)),
-        (Convolutional(channels=5, hop=8, stride=0, sample_rate=8000), sound, np.zeros((0, 80), np.int16), (0, 10, 5)),
-    ):
-        autoencoder = config.load(path)
-        for nothing in (
-            lambda a=autoencoder, x=media: a.moments(x),
-            lambda a=autoencoder, z=np.zeros(latents): a.decode(z),
-        ):
-            with pytest.raises(UserError, match="there is nothing to encode or decode"):
-                nothing()
-
-
-def test_media_of_another_kind_are_refused(films, sound):
-    film = Convolutional(channels=6, hop=4, stride=4).load(films)
-    still = Convolutional(channels=6, hop=4, stride=4, stills=True).load(films.parent)
-    heard = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000).load(sound)
-    for call, message in (
-        (
-            lambda: film.encode(np.zeros((8, 12, 3), np.uint8)),
-            "media are uint8 of shape (8, 12, 3): give uint8 [..., T,",
-        ),
-        (lambda: still.encode(np.zeros((8, 12), np.uint8)), "give uint8 [..., H, W, 3]"),
-        (lambda: still.encode(np.zeros((8, 12, 4), np.uint8)), "of shape (8, 12, 4)"),
-        (lambda: still.encode(np.zeros((8, 12, 3))), "media are float64"),
-        (lambda: still.encode([[0]]), "media are a list"),
-        (lambda: heard.encode(np.zeros(80)), "give int16 [..., samples]"),
-        (lambda: heard.decode(np.zeros(5)), "latents have shape (5,): give [..., T, C]"),
-        (lambda: film.decode([0]), "latents are a list: give [..., T, H, W, C]"),
-    ):
-        with pytest.raises(UserError) as raised:
-            call()
-        assert message in str(raised.value)
-
-
-def test_what_does_not_fit_is_named(films, sound, tmp_path):
-    config = Convolutional(channels=6, hop=4, stride=4)
-    for changed, path, message in (
-        ({"channels": 7}, films, "its channels is 6, and that of the convolutional autoencoder 7"),
-        ({"hop": 2}, films, "its hop is 4, and that of the convolutional autoencoder 2"),
-        ({"stride": 8}, films, "its stride is 4"),
-        ({}, sound, "its channels is 5"),
-        ({"channels": 5, "hop": 8, "stride": 0}, sound, "its sample_rate is 8000"),
-        ({}, tmp_path / "none.safetensors", "is missing or damaged"),
-    ):
-        with pytest.raises(UserError, match="safetensors") as raised:
-            dataclasses.replace(config, **changed).load(path)
-        assert message in str(raised.value)
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(films.read_bytes()[:-40])
-    with pytest.raises(UserError, match="missing or damaged"):
-        config.load(cut)
-    from safetensors.numpy import save_file
-
-    save_file({"x": np.zeros(3)}, cut, {"autoencoder": '{"format": "selfflow-autoencoder-1"}'})
-    with pytest.raises(UserError, match="by another version of selfflow .*train it again"):
-        config.load(cut)
-    save_file({"x": np.zeros(3)}, cut)
-    with pytest.raises(UserError, match="holds no autoencoder that was trained here"):
-        config.load(cut)
-    for shape, message in (
-        ((9, 10, 12, 3), "stride of 4 pixels, which does not divide pictures of 10 x 12"),
-        ((10, 8, 12, 3), "clips of 10 frames do not fit; give them 9"),
-    ):
-        with pytest.raises(UserError) as raised:
-            config.latent_shape(shape)
-        assert message in str(raised.value)
-    for wrong in (
-        {"strides": ((2, 2), (2, 2))},
-        {"widths": (5, 6)},
-        {"strides": ((1, 2, 2), (2, 2, 2), (2, 1, 2))},
-        {"channels": 0},
-        {"windows": ()},
-    ):
-        with pytest.raises(UserError, match="network"):
-            dataclasses.replace(FILMS, **wrong)

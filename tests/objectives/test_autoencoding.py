@@ -8,7 +8,7 @@ import numpy as np
 
 from selfflow.autoencoders.convolutional import led_in, scaled
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, log_mels
-from tests.autoencoders.test_convolutional import FILMS, SOUND, film, params_of
+from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
 
 def test_the_loss_is_its_terms():

@@ -8,7 +8,7 @@ import pytest
 from selfflow.autoencoders.config import Convolutional
 from selfflow.cli.benchmark import main
 from selfflow.planning import autoencoder_benchmark
-from tests.autoencoders.test_convolutional import FILMS, SOUND, written
+from tests.autoencoders.small_networks import FILMS, SOUND, written
 
 ROOT = Path(__file__).parents[2]
 

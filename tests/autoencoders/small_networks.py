@@ -1,0 +1,33 @@
+"""Networks of films and of sounds with random weights, and something to encode."""
+
+import jax
+import numpy as np
+
+from selfflow.autoencoders.convolutional import Network
+from selfflow.autoencoders.trained import write
+from selfflow.training.state import by_name
+from tests.conftest import perturbed
+
+FILMS = Network(6, ((1, 2, 2), (2, 2, 2), (2, 1, 1)), (5, 6, 7), ((1, 3, 3), (3, 1, 1)))
+SOUND = Network(5, ((4,), (2,)), (6, 7), ((5,), (1,)), blocks=2)
+
+
+def params_of(network):
+    return perturbed(network.init(jax.random.key(1)), size=0.1)
+
+
+def written(network, path):
+    channels = np.arange(network.channels)
+    write(
+        path,
+        network,
+        0 if network.pictures else 8000,
+        by_name(jax.device_get(params_of(network))),
+        0.1 * channels,
+        0.5 + 0.1 * channels,
+    )
+    return path
+
+
+def film(frames: int, count: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, frames, 8, 12, 3), np.uint8)
