@@ -16,7 +16,7 @@ that last some frames, and not for sounds that fit a given film: see README.md, 
 
 import dataclasses
 
-from selfflow.experiment import Experiment
+from selfflow.config.experiment import Experiment
 from selfflow.experiments import quickstart
 from selfflow.input.mixture import Set
 from selfflow.noise import DualTimestep, UniformTau

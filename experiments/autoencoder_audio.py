@@ -9,8 +9,8 @@ Expect a log-mel distance of 0.15 on held-out sounds, where MDCT and PCA of equa
 better.
 """
 
-from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.convolutional import Network
+from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.collisions import Collisions
 from selfflow.input.mixture import Set
 from selfflow.objectives.autoencoding import Reconstruction

@@ -8,8 +8,8 @@ Hardware: two CPU cores, 2 GB. Wall time: 4 minutes on one of them.
 Expect a PSNR of 37.1 dB on held-out stills, where PCA of equal size has 29.0.
 """
 
-from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.convolutional import Network
+from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.collisions import Collisions
 from selfflow.input.mixture import Set
 from selfflow.objectives.autoencoding import Reconstruction

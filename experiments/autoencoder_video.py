@@ -9,8 +9,8 @@ Hardware: two CPU cores, 3 GB. Wall time: 10 minutes on one of them.
 Expect a PSNR of 31.8 dB on held-out films, where PCA of equal size has 26.4, and of 35.0 and 32.9 dB on stills.
 """
 
-from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.convolutional import Network
+from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.collisions import Collisions
 from selfflow.input.mixture import Set
 from selfflow.objectives.autoencoding import Reconstruction

@@ -12,8 +12,8 @@ It has not been trained by us, so that there is no number to expect.
 """
 
 from selfflow.autoencoders.linear import PatchPCA
+from selfflow.config.experiment import Experiment
 from selfflow.data.tfds import Tfds
-from selfflow.experiment import Experiment
 from selfflow.input.mixture import Set
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep

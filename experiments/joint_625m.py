@@ -14,8 +14,8 @@ It has not been trained by us, so that there is no number to expect.
 """
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
+from selfflow.config.experiment import Experiment
 from selfflow.data.media import Media
-from selfflow.experiment import Experiment
 from selfflow.input.mixture import Set
 from selfflow.models.joint_config import JointConfig
 from selfflow.noise import DualTimestep

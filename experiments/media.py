@@ -10,8 +10,8 @@ Expect flow losses below the yardstick pi / 2; on 14 overlapping clips of one an
 
 import dataclasses
 
+from selfflow.config.experiment import Experiment
 from selfflow.data.media import Media
-from selfflow.experiment import Experiment
 from selfflow.experiments import quickstart
 
 

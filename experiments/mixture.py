@@ -12,9 +12,9 @@ Expect on the test split, as a ratio to the yardstick of each data set: Collisio
 
 import dataclasses
 
+from selfflow.config.experiment import Experiment
 from selfflow.data.atari import Atari
 from selfflow.data.mnist5k import Mnist5k
-from selfflow.experiment import Experiment
 from selfflow.experiments import quickstart
 from selfflow.input.mixture import Set
 

@@ -8,8 +8,8 @@ most between seeds.
 """
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
+from selfflow.config.experiment import Experiment, Proof
 from selfflow.data.collisions import Collisions
-from selfflow.experiment import Experiment, Proof
 from selfflow.input.mixture import Set
 from selfflow.models.joint_config import JointConfig
 from selfflow.noise import DualTimestep

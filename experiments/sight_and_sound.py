@@ -41,12 +41,12 @@ import dataclasses
 from collections.abc import Iterable
 
 from selfflow.autoencoders.linear import LogMel, PatchPCA
+from selfflow.config.experiment import Experiment, Proof
 from selfflow.data.collisions import Collisions, Material
-from selfflow.experiment import Experiment, Proof
 from selfflow.experiments import quickstart
 from selfflow.input.mixture import Set
 from selfflow.noise import DualTimestep, UniformTau
-from selfflow.sweep import Member, chain, seeds
+from selfflow.sweep.members import Member, chain, seeds
 from selfflow.training.loop import Cadence
 
 # The first is the baseline.

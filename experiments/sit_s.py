@@ -8,8 +8,8 @@ Hardware: two CPU cores, 4 GB; 2.3 s a step at batch 8. Its 5 000 steps want an 
 """
 
 from selfflow.autoencoders.linear import PatchPCA
+from selfflow.config.experiment import Experiment
 from selfflow.data.mnist5k import Mnist5k
-from selfflow.experiment import Experiment
 from selfflow.input.mixture import Set
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep

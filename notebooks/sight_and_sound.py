@@ -39,9 +39,9 @@ from pathlib import Path
 
 from selfflow import open_run
 from selfflow.representation.comparison import compared, interaction, read_rows, selected
-from selfflow.representation.comparison_figures import comparison_figure, loss_curves
-from selfflow.representation.figures import probe_curves
-from selfflow.representation.probing import best
+from selfflow.representation.figures.comparison import comparison_figure, loss_curves
+from selfflow.representation.figures.layers import probe_curves
+from selfflow.representation.probes.probe_run import best
 
 rows = [row for path in rows_paths for row in read_rows(path)]
 

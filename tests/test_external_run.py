@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from selfflow.cli.train import train
+from selfflow.data.built import build
 from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
-from selfflow.input.built import build
 from selfflow.interop.export import export
 from selfflow.objectives.alignment import ExternalEncoder
-from selfflow.prepare import hash_of_latents, prepare
-from selfflow.run import open_run
+from selfflow.run.prepare_data import hash_of_latents, prepare
+from selfflow.run.run import open_run
+from selfflow.tasks.train import train
 
 
 @pytest.fixture(scope="module")

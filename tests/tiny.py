@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from selfflow.experiment import Experiment, Proof
-from selfflow.experiment_file import load_experiment
+from selfflow.config.experiment import Experiment, Proof
+from selfflow.config.files import load_experiment
 from selfflow.input.mixture import Set
 from selfflow.models.joint_config import JointConfig
 from selfflow.objectives.alignment import SelfFlow

@@ -37,13 +37,13 @@ once, and 4 to measure it.
 import dataclasses
 from collections.abc import Iterable
 
-from selfflow.experiment import Experiment, Proof
+from selfflow.config.experiment import Experiment, Proof
 from selfflow.experiments import quickstart
 from selfflow.input.mixture import Set
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
-from selfflow.sweep import Member, seeds
+from selfflow.sweep.members import Member, seeds
 from selfflow.training.loop import Cadence
 
 

@@ -1,21 +1,20 @@
 """Which autoencoder makes the latents of a modality; cheap to import.
 
-Settings are frozen dataclasses with a `kind`, and what they have in common is `Config`; what they load is an
-`Autoencoder`. Some are fitted to the data of an experiment, once (`fit`); the others have a `path` to weights that the
-user brings. Where these lie is no part of what they are: identities are made of the weights.
+Configs are frozen dataclasses with a `kind` that share the protocol `Config`; `load_autoencoder` reads the weights of
+one and returns an `Autoencoder`. Some are fitted to the data of an experiment, once (`fit`); the others have a `path` to
+pretrained weights. The path is not part of an autoencoder's identity, which is a hash of its weights.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from selfflow.autoencoders.causal import Convolutional, Diffusers, Given, in_cells
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.autoencoders.mel import LogMel
+from selfflow.autoencoders.temporal_config import Convolutional, Diffusers, Given, in_cells
 from selfflow.errors import UserError
-from selfflow.tree import to_json
+from selfflow.serialization import to_json
 
 
 class Autoencoder(Protocol):
@@ -69,14 +68,6 @@ class Config(Protocol):
         """
         ...
 
-    def load(self, path: Path) -> Autoencoder:
-        """Reads weights.
-
-        Raises:
-          UserError: naming file and key, if they are missing, damaged or of another model.
-        """
-        ...
-
 
 class _KL:
     """What SD-VAE and FLUX.2's have in common: each picture, or frame of a film, is encoded by itself."""
@@ -93,12 +84,6 @@ class _KL:
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of pictures [..., H, W, 3]."""
         return in_cells(self, media)
-
-    def load(self, path: Path) -> Autoencoder:
-        """Reads the weights."""
-        from selfflow.autoencoders.pretrained import KLAutoencoder  # brings JAX
-
-        return KLAutoencoder(self, path)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from selfflow.convolution import Convolution, convolve
+from selfflow.encoders.convolution import Convolution, convolve
 from selfflow.errors import UserError
 
 _LOG_VARIANCE = (-30.0, 20.0)

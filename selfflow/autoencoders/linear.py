@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.fft
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
 from selfflow.autoencoders.mel import LogMel
@@ -71,10 +71,6 @@ class PatchPCA:
         """Whether latents are principal components of the frames, or the frames themselves."""
         return True
 
-    def load(self, path: Path) -> "LinearAutoencoder":
-        """Reads fitted weights."""
-        return LinearAutoencoder(self, load_file(path))
-
 
 @dataclass(frozen=True)
 class MdctPCA:
@@ -136,10 +132,6 @@ class MdctPCA:
     def rotated(self) -> bool:
         """Whether latents are principal components of the frames, or the frames themselves."""
         return True
-
-    def load(self, path: Path) -> "LinearAutoencoder":
-        """Reads fitted weights."""
-        return LinearAutoencoder(self, load_file(path))
 
 
 Linear = PatchPCA | MdctPCA | LogMel

@@ -1,16 +1,14 @@
 """Log-mel spectrograms as latents: loudness by pitch and time, without the phase that nobody sees coming."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from selfflow.errors import UserError
 
 if TYPE_CHECKING:
-    from selfflow.autoencoders.linear import LinearAutoencoder
+    pass
 
 _FLOOR = 1e-4  # power below which there is silence; sound is in [-1, 1]
 
@@ -90,9 +88,3 @@ class LogMel:
         Whitened, components that hardly vary would count as much as when something sounds, and how loud.
         """
         return False
-
-    def load(self, path: Path) -> "LinearAutoencoder":
-        """Reads fitted weights."""
-        from selfflow.autoencoders.linear import LinearAutoencoder  # which knows this module
-
-        return LinearAutoencoder(self, load_file(path))

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.autoencoders.config import Autoencoder
+from selfflow.encoders.audio import log_mel
 
 
 def psnr(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> float:
@@ -24,16 +25,6 @@ def _squared(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray] | Non
     """Sum of the squares of what one is more than the other, clip by clip, which takes the memory of one."""
     pairs = zip(original, np.zeros(len(original), np.int16) if decoded is None else decoded)
     return sum(float(np.sum(np.square(clip.astype(np.float64) - other))) for clip, other in pairs)
-
-
-def log_mel(sound: np.ndarray, rate: int, bands: int = 40) -> np.ndarray:
-    """Log-mel spectrogram of int16 sound [samples], natural logarithm, [bands, frames] (librosa)."""
-    import librosa  # seconds to import
-
-    power = librosa.feature.melspectrogram(
-        y=sound.astype(np.float32) / 32768, sr=rate, n_fft=512, hop_length=160, n_mels=bands
-    )
-    return np.log(power + 1e-5)
 
 
 def reconstruction_quality(

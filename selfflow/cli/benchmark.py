@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfflow.cli.parse import parse
+from selfflow.config.experiment import Experiment
+from selfflow.data.workers import cores
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
-from selfflow.workers import cores
 
 _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
 def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
     import jax
 
-    from selfflow.planning.step_benchmark import matmul_peak, mixture_mean, step_rates
+    from selfflow.benchmark.step import matmul_peak, mixture_mean, step_rates
 
     experiment.model.execution.check(jax.default_backend())
     peak = matmul_peak(experiment.model.dtype)
@@ -107,7 +107,7 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
 def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
     import jax
 
-    from selfflow.planning.sampling_benchmark import sampling_rates
+    from selfflow.benchmark.sampling import sampling_rates
 
     experiment.model.execution.check(jax.default_backend())
     rates = sampling_rates(experiment, options.rounds)
@@ -130,8 +130,8 @@ def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
 def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[dict[str, Any]]:
     import jax
 
-    from selfflow.planning.features_benchmark import features_rates
-    from selfflow.prepare import prepare
+    from selfflow.benchmark.features import features_rates
+    from selfflow.run.prepare_data import prepare
 
     experiment.model.execution.check(jax.default_backend())
     feed, _ = prepare(experiment, data_dir)
@@ -152,8 +152,8 @@ def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[
 def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> list[dict[str, Any]]:
     import jax
 
-    from selfflow.planning.autoencoder_benchmark import autoencoder_rates
-    from selfflow.prepare import prepare
+    from selfflow.benchmark.autoencoders import autoencoder_rates
+    from selfflow.run.prepare_data import prepare
 
     feed, _ = prepare(experiment, data_dir)
     rates = autoencoder_rates(experiment, feed, options.rounds)
@@ -185,8 +185,8 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
 
 
 def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str, Any]:
-    from selfflow.planning.input_benchmark import frames_per_second_of_collisions, input_rate, waiting
-    from selfflow.prepare import prepare
+    from selfflow.benchmark.input import frames_per_second_of_collisions, input_rate, waiting
+    from selfflow.run.prepare_data import prepare
 
     feed, _ = prepare(experiment, data_dir)
     rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from selfflow.buckets.paths import data_folder
 from selfflow.cli.folders import refuse_bucket
 from selfflow.errors import UserError
+from selfflow.storage.paths import data_folder
 
 if TYPE_CHECKING:
-    from selfflow.input.built import Built
-    from selfflow.input.forget import Forgotten
-    from selfflow.input.verify import Problem
+    from selfflow.data.built import Built
+    from selfflow.data.verify import Problem
+    from selfflow.latents.delete.delete import Forgotten
 
 _LINES_PER_GROUP = 20
 
@@ -146,13 +146,13 @@ def _counted(count: int) -> str:
 
 
 def _built(settings: Any, data_dir: Path) -> "Built":
-    from selfflow.input.built import build
+    from selfflow.data.built import build
 
     return build(settings, data_dir)
 
 
 def _build(settings: Any, options: Build, data_dir: Path) -> None:
-    from selfflow.autoencoders.named import autoencoder_of
+    from selfflow.autoencoders.parse import autoencoder_of
 
     chosen = {m: autoencoder_of(text, m) for m, text in options.autoencoder.items() if text}
     if settings.kind == "latent_files":
@@ -163,9 +163,9 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
     print(f"in {built.folder}")
     if chosen:
         from selfflow.cli.encode import say_latents
-        from selfflow.experiment import stream_of
-        from selfflow.input.encode import encode
-        from selfflow.input.fit import fit
+        from selfflow.config.experiment import stream_of
+        from selfflow.latents.encode import encode
+        from selfflow.latents.fit_autoencoder import fit
 
         shapes = settings.media_shapes(*([built.folder] if settings.kind == "tfds" else []))
         for m in chosen:
@@ -196,11 +196,11 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
 
 
 def _verify(settings: Any, options: NoOptions, data_dir: Path) -> None:
-    from selfflow.buckets.copies import fetch
-    from selfflow.input.latents import MANIFEST
-    from selfflow.input.verify import Contents, verify_data
-    from selfflow.input.verify_latents import latents_folders, records_of, verify_latents
+    from selfflow.data.verify import Contents, verify_data
+    from selfflow.latents.store import MANIFEST
+    from selfflow.latents.verify import latents_folders, records_of, verify_latents
     from selfflow.progress import Progress
+    from selfflow.storage.copies import fetch
 
     built, contents, wrong = _built(settings, data_dir), Contents(), 0
     fetch(data_dir / "latents", MANIFEST)
@@ -236,7 +236,7 @@ def _report(part: str, records: int, problems: list["Problem"], folder: Path) ->
 
 def _forget(settings: Any, options: Forget, data_dir: Path) -> None:
     from selfflow.input.exclude import read_ids
-    from selfflow.input.forget import forget
+    from selfflow.latents.delete.delete import forget
     from selfflow.progress import Progress
 
     ids = read_ids(options.ids)

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfflow.cli.parse import parse_run
+from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
+from selfflow.serialization import to_json
 from selfflow.training.sharding import Devices
-from selfflow.tree import to_json
 
 if TYPE_CHECKING:
+    from selfflow.data.built import Built
     from selfflow.evaluation.gather import Gathered, Looks
     from selfflow.input.batches import Feed
-    from selfflow.input.built import Built
-    from selfflow.run import Run
-    from selfflow.sampling.of_run import RunSampler
+    from selfflow.run.run import Run
+    from selfflow.run.sampler import RunSampler
 
 _EXAMPLE = "selfflow evaluate runs/any_to_any --modality audio --given video --samples 512"
 _REAL, _DECODED, _SAMPLES, _NOISE = "real clips", "real, decoded", "samples", "noise"
@@ -85,10 +85,10 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     path, options = parsed
-    from selfflow.buckets.paths import url
     from selfflow.cli.sample import claimed, unused
-    from selfflow.run import open_run
-    from selfflow.sampling.of_run import RunSampler, Wanted
+    from selfflow.run.run import open_run
+    from selfflow.run.sampler import RunSampler, Wanted
+    from selfflow.storage.paths import url
 
     run = open_run(path)
     if not run.experiment.data:
@@ -121,8 +121,8 @@ def main(arguments: list[str]) -> None:
 
 
 def _calibrate(run: "Run", built: dict[str, "Built"], out: Path) -> None:
-    from selfflow.cli.evaluating import readable, world_of
     from selfflow.evaluation.collisions.calibrate import as_text, calibrate
+    from selfflow.tasks.evaluating import readable, world_of
 
     experiment = run.experiment
     name = next((n for n, found in built.items() if found.settings.kind == "collisions"), None)
@@ -165,7 +165,9 @@ def evaluate(
       of: what tells these weights from others.
       options: flags of the command.
     """
-    from selfflow.cli.evaluating import (
+    from selfflow.cli.evaluation_tables import print_tables
+    from selfflow.evaluation.gather import WATCHED, Gathered
+    from selfflow.tasks.evaluating import (
         comparisons,
         fitted_clips,
         looks_of,
@@ -174,8 +176,6 @@ def evaluate(
         reference_of,
         world_of,
     )
-    from selfflow.cli.evaluation_tables import print_tables
-    from selfflow.evaluation.gather import WATCHED, Gathered
 
     name, n, size = sampler.set, options.samples, options.batch_size
     data = experiment.mixture[name].data

@@ -8,11 +8,11 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from selfflow.autoencoders.config import AnyAutoencoder
-from selfflow.autoencoders.named import autoencoder_of
-from selfflow.buckets.paths import data_folder
+from selfflow.autoencoders.parse import autoencoder_of
+from selfflow.config.experiment import Experiment
+from selfflow.config.files import AnyExperiment, load_experiment, read_experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
-from selfflow.experiment_file import AnyExperiment, load_experiment, read_experiment
+from selfflow.storage.paths import data_folder
 
 Options = TypeVar("Options")
 
@@ -128,7 +128,7 @@ def parse_run(
     Raises:
       UserError: if no run is named, or it is none.
     """
-    from selfflow.buckets.runs import opened
+    from selfflow.storage.runs import opened
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: selfflow {command} RUN [--FLAG VALUE ...]\n\nexample: {example}")

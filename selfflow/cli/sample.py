@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from selfflow.buckets.paths import url
 from selfflow.cli.parse import parse_run
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
+from selfflow.serialization import to_json
+from selfflow.storage.paths import url
 from selfflow.training.sharding import Devices
-from selfflow.tree import to_json
 
 if TYPE_CHECKING:
-    from selfflow.run import Run
-    from selfflow.sampling.of_run import RunSampler
+    from selfflow.run.run import Run
+    from selfflow.run.sampler import RunSampler
 
 _EXAMPLE = "selfflow sample runs/any_to_any --modality audio --given video=clip.mp4 --count 8"
 _STILLS_ON_A_SHEET, _CLIPS_ON_A_SHEET = 64, 8
@@ -69,8 +69,8 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     path, options = parsed
-    from selfflow.run import open_run
-    from selfflow.sampling.of_run import RunSampler, Wanted
+    from selfflow.run.run import open_run
+    from selfflow.run.sampler import RunSampler, Wanted
 
     run = open_run(path)
     mesh = options.devices.several()
@@ -136,7 +136,7 @@ def claimed(path: Path, note: Path, told: dict[str, Any]) -> Path:
 
 
 def _write(folder: Path, sampler: "RunSampler", options: Options, step: int) -> None:
-    from selfflow.sampling.files import write_media, write_sheet
+    from selfflow.sampling.media_files import write_media, write_sheet
 
     path = lambda number: folder / f"{number:05d}.npz"
     missing = np.array([i for i in range(options.count) if not path(i).exists()], int)

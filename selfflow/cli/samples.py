@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from selfflow.data.built import Built
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.built import Built
 
 _STILLS_IN_A_ROW = 8
 _LOOKED_AT = 2000
@@ -25,7 +25,7 @@ def write_samples(built: Built, out: Path, count: int) -> None:
     Raises:
       UserError: if no record can be read.
     """
-    from selfflow.sampling.files import write_sheet, write_sound, write_video
+    from selfflow.sampling.media_files import write_sheet, write_sound, write_video
 
     kinds = dict.fromkeys(_MEDIA, count) | {"still": count * _STILLS_IN_A_ROW}
     chosen = _chosen(built, kinds)

@@ -6,12 +6,12 @@ import numpy as np
 
 from selfflow.data.collisions import Collisions
 from selfflow.evaluation.accumulate import Accumulator
+from selfflow.evaluation.av_sync import synchrony
 from selfflow.evaluation.collisions.corruptions import random_partners
 from selfflow.evaluation.collisions.judges import Judges
 from selfflow.evaluation.collisions.verify import Seen, Verdict, judge, listen, see
 from selfflow.evaluation.extractors import Extractor
-from selfflow.evaluation.own_layer import OwnLayer
-from selfflow.evaluation.synchrony import synchrony
+from selfflow.evaluation.model_features import OwnLayer
 from selfflow.sampling.generate import check_finite
 
 # Clips whose tracks and sounds are kept for the checks, which look at many of them together.

@@ -2,20 +2,21 @@
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from selfflow.data.shards import BadRecord
+from selfflow.data.workers import start_reader
 from selfflow.errors import UserError
 from selfflow.input.controls import delays, shuffled
-from selfflow.input.latents import Latents
 from selfflow.input.mixture import Component, Plan, Set, Stage
+from selfflow.input.options import Reading
 from selfflow.input.reader import Reader, labels_of
-from selfflow.input.reading import Reading
+from selfflow.latents.store import Latents
 from selfflow.modality import Modality
-from selfflow.workers import start_reader
 
 # Which rows of a batch of a size one process reads.
 Rows = Callable[[int], np.ndarray]
@@ -252,3 +253,36 @@ def _stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
     import jax
 
     return jax.tree.map(lambda *parts: np.stack(parts), *samples)
+
+
+def readable(clips: Any, numbers: Iterable[int], left_out: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(i, latents) of those clips of these numbers that can be read.
+
+    Args:
+      clips: has `latents(i)`, as `Arrays` and a run's clips.
+      numbers: which.
+      left_out: to which the others are added.
+    """
+    for i in numbers:
+        try:
+            latents = clips.latents(i)
+        except BadRecord:
+            left_out.append(i)
+            continue
+        yield i, latents
+
+
+def warn_of(clips: Any, left_out: list[int]) -> None:
+    """Says on stderr how many clips were left out, and of the first why; nothing where none was."""
+    if not left_out:
+        return
+    first, reason = left_out[0], "it can be read now"
+    try:
+        clips.latents(first)
+    except BadRecord as error:
+        reason = str(error)
+    print(
+        f"warning: {len(left_out)} clips cannot be read and are left out, the first is {clips.ids[first]!r} "
+        f"({reason}); `selfflow data verify` tells of all",
+        file=sys.stderr,
+    )

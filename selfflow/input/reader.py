@@ -9,8 +9,8 @@ import numpy as np
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.features import fault_of, stored_as, token_features
-from selfflow.input.latents import CAPTION, LatentSource
+from selfflow.latents.features import fault_of, stored_as, token_features
+from selfflow.latents.store import CAPTION, LatentSource
 from selfflow.modality import Modality
 
 

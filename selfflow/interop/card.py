@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from selfflow.errors import UserError
 from selfflow.models.sit import SiTConfig
-from selfflow.tree import to_json
+from selfflow.serialization import to_json
 
 if TYPE_CHECKING:
     from selfflow.interop.exported import Description
-    from selfflow.run import Run
+    from selfflow.run.run import Run
 
 _SHOWN = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
 _FREE = "Apache-2.0"

@@ -11,7 +11,7 @@ from selfflow.report.probes import OWN, in_words, question_of
 from selfflow.report.settings import differences, other_tasks
 from selfflow.report.study import Member, Study
 from selfflow.representation.comparison import Method, held_against
-from selfflow.representation.probing import Row, best
+from selfflow.representation.probes.probe_run import Row, best
 
 FEW = 5  # seeds; an arm with fewer is exploratory
 _LOWER = ("kid", "frechet")

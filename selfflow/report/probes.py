@@ -10,7 +10,7 @@ from typing import NamedTuple
 from selfflow.errors import UserError
 from selfflow.report.study import Member, Study
 from selfflow.representation.comparison import read_rows
-from selfflow.representation.probing import Row
+from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.table import REGRESSED
 
 _BLOCK = re.compile(r"(trained|untrained network), block (\d+)")

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from selfflow.experiment_file import changes
+from selfflow.config.files import changes
 from selfflow.report.study import Member, Study, sessions
-from selfflow.representation.comparison import unlike
+from selfflow.run.arms import unlike
 
 # Where these differ, held-out flow losses are of other clips, of other latents, or at other noise levels.
 _TASK = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfflow.buckets.paths import url
+from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
-from selfflow.representation.comparison import check_same_data, methods_of, unlike
-from selfflow.run import Run, open_run
-from selfflow.sweep_folder import SWEEP
-from selfflow.tree import to_json
+from selfflow.run.arms import check_same_data, methods_of, unlike
+from selfflow.run.run import Run, open_run
+from selfflow.serialization import to_json
+from selfflow.storage.paths import url
+from selfflow.sweep.folder import SWEEP
 
 
 class Member(NamedTuple):

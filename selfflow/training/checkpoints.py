@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selfflow.buckets.paths import url_of
-from selfflow.buckets.runs import checkpoint_folder, saved_steps, send_changes
-from selfflow.buckets.store import Missing, Short
 from selfflow.errors import UserError
-from selfflow.training.processes import any_of_all, first, meet, together
+from selfflow.storage.paths import url_of
+from selfflow.storage.runs import checkpoint_folder, saved_steps, send_changes
+from selfflow.storage.store import Missing, Short
+from selfflow.training.distributed import any_of_all, first, meet, together
 from selfflow.training.state import State, by_name
 
 
@@ -48,7 +48,7 @@ class Checkpoints:
         self._named = f"{where or folder}/checkpoints"
         self._uploads = None
         if where is not None and where.startswith("s3://"):
-            from selfflow.buckets.uploads import Uploads
+            from selfflow.storage.uploads import Uploads
 
             self._uploads = Uploads(folder, where, keep_last, keep_every)
         options = ocp.CheckpointManagerOptions(

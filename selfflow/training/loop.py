@@ -11,11 +11,11 @@ import jax
 from selfflow.errors import Interrupted, UserError
 from selfflow.progress import Progress
 from selfflow.training.checkpoints import Checkpoints
-from selfflow.training.interrupt import Interruption
 from selfflow.training.metrics import MetricsLog
 from selfflow.training.profile import Trace
-from selfflow.training.stall import stacks_when_stalled
+from selfflow.training.signals import Interruption
 from selfflow.training.state import State
+from selfflow.training.watchdog import stacks_when_stalled
 
 
 @dataclass(frozen=True)

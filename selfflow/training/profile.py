@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from selfflow.errors import UserError
-from selfflow.training.processes import first
+from selfflow.training.distributed import first
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,24 @@ import jax
 import numpy as np
 import pytest
 
-from selfflow.autoencoders.named import autoencoder_of
+from selfflow.autoencoders.load import load_autoencoder
+from selfflow.autoencoders.parse import autoencoder_of
 from selfflow.cli.parse import parse
-from selfflow.cli.train import Options, train
+from selfflow.config.files import load_experiment, read_experiment
+from selfflow.data.built import build
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment, read_experiment
-from selfflow.input.built import build
-from selfflow.input.media import MediaFeed, MediaSource
+from selfflow.input.media_batches import MediaFeed, MediaSource
 from selfflow.input.mixture import Set
 from selfflow.report.study import open_study
-from selfflow.run import Run, open_run
-from selfflow.run_folder import check_run
+from selfflow.run.folder import check_run
+from selfflow.run.run import Run, open_run
+from selfflow.serialization import from_json, to_json
+from selfflow.cli.train import Options
+from selfflow.tasks.train import train
 from selfflow.training.metrics import TIMINGS, read_metrics
-from selfflow.tree import from_json, to_json
 from tests import tiny
 from tests.autoencoders.tiny_autoencoder import experiment, sound
-from tests.training.test_processes import free_port
+from tests.training.test_distributed import free_port
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).parent / "tiny_autoencoder.py"
@@ -84,9 +86,8 @@ def test_its_latents_have_unit_variance(run, data_dir):
     feed = MediaFeed({"collisions": built}, made.mixture, made.cuts(), indexes=data_dir / "indexes")
     latents = []
     for name, modality in (("films", "video"), ("stills", "image")):
-        autoencoder = autoencoder_of(f"convolutional={folder / 'autoencoder.safetensors'}", modality).load(
-            folder / "autoencoder.safetensors"
-        )
+        path = folder / "autoencoder.safetensors"
+        autoencoder = load_autoencoder(autoencoder_of(f"convolutional={path}", modality), path)
         media = feed.held_out((), 512)[name][1]
         latents.append(autoencoder.encode(media[:, 0] if modality == "image" else media).reshape(-1, 8))
     # Of both sets alike, though films have four times as many positions.

@@ -10,8 +10,9 @@ import pytest
 from selfflow.autoencoders import trained
 from selfflow.autoencoders.config import SDVAE, Convolutional
 from selfflow.autoencoders.convolutional import into_channels, led_in, out_of_channels, scaled
-from selfflow.autoencoders.named import autoencoder_of
-from selfflow.autoencoders.trained import read
+from selfflow.autoencoders.convolutional_autoencoder import read
+from selfflow.autoencoders.load import load_autoencoder
+from selfflow.autoencoders.parse import autoencoder_of
 from selfflow.errors import UserError
 from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
@@ -100,7 +101,7 @@ def test_pieces_make_the_whole(network, cell, shape):
 
 def test_films_and_pictures(films):
     config = Convolutional(channels=6, hop=4, stride=4, path=str(films))
-    autoencoder, media = config.load(films), film(9)
+    autoencoder, media = load_autoencoder(config, films), film(9)
     latents = autoencoder.encode(media)
     assert latents.shape == (2, 3, 2, 3, 6) == config.latent_shape(media.shape) and latents.dtype == np.float32
     params = jax.device_get(params_of(FILMS))
@@ -113,7 +114,7 @@ def test_films_and_pictures(films):
     assert decoded.shape == media.shape and decoded.dtype == np.uint8
     assert np.abs(decoded - np.clip((made + 1) * 127.5, 0, 255)).max() < 0.6
     # A picture is a film of one frame, and what follows a first frame is nothing to it.
-    still = dataclasses.replace(config, stills=True).load(films)
+    still = load_autoencoder(dataclasses.replace(config, stills=True), films)
     pictures = still.encode(media[:, 0])
     assert pictures.shape == (2, 2, 3, 6)
     np.testing.assert_allclose(pictures, latents[:, 0], rtol=1e-4, atol=1e-5)
@@ -127,7 +128,7 @@ def test_films_and_pictures(films):
 
 def test_sounds(sound):
     config = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000, path=str(sound))
-    autoencoder = config.load(sound)
+    autoencoder = load_autoencoder(config, sound)
     media = np.random.default_rng(0).integers(-3000, 3000, (3, 80)).astype(np.int16)
     mean, std = autoencoder.moments(media)
     assert mean.shape == (3, 10, 5) == std.shape == config.latent_shape(media.shape) and (std > 0).all()
@@ -145,9 +146,9 @@ def test_sounds(sound):
 
 def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
     """An autoencoder that takes small pieces makes the same, and calls one program for clips of any length."""
-    whole = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000).load(sound)
+    whole = load_autoencoder(Convolutional(channels=5, hop=8, stride=0, sample_rate=8000), sound)
     media = np.random.default_rng(0).integers(-3000, 3000, (3, 400)).astype(np.int16)
-    mean, clips = whole.encode(media), Convolutional(channels=6, hop=4, stride=4).load(films)
+    mean, clips = whole.encode(media), load_autoencoder(Convolutional(channels=6, hop=4, stride=4), films)
     latents = clips.encode(film(21))
     decoded, made = whole.decode(mean), clips.decode(latents)
     monkeypatch.setattr(trained, "_PIECE", 64)

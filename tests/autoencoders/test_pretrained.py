@@ -10,14 +10,15 @@ from safetensors.numpy import load_file, save_file
 
 from selfflow.autoencoders import kl, pretrained
 from selfflow.autoencoders.config import SDVAE, Flux2VAE
-from selfflow.autoencoders.named import NAMES, autoencoder_of
-from selfflow.convolution import Weights
+from selfflow.autoencoders.load import load_autoencoder
+from selfflow.autoencoders.parse import NAMES, autoencoder_of
+from selfflow.data.built import build
+from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
-from selfflow.input.built import build
-from selfflow.input.encode import encode
-from selfflow.input.fit import fit
-from selfflow.prepare import prepare
-from selfflow.tree import from_json, to_json
+from selfflow.latents.encode import encode
+from selfflow.latents.fit_autoencoder import fit
+from selfflow.run.prepare_data import prepare
+from selfflow.serialization import from_json, to_json
 from tests.autoencoders.kl import CONFIG, GOLDEN, pictures, random_weights
 
 GROUPS = CONFIG["norm_num_groups"]
@@ -51,7 +52,7 @@ def loaded(config):
     path = config.path if config.path.endswith("safetensors") else f"{config.path}/diffusion_pytorch_model.safetensors"
     from pathlib import Path
 
-    return config.load(Path(path))
+    return load_autoencoder(config, Path(path))
 
 
 def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.convolutional import Network
+from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.input.mixture import Set
 from selfflow.objectives.autoencoding import Reconstruction
 from selfflow.training.loop import Cadence

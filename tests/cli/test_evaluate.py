@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from selfflow.cli.evaluate import main
+from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.evaluation.settings import Evaluation
-from selfflow.experiment_file import load_experiment
-from selfflow.run import open_run
+from selfflow.evaluation.config import Evaluation
+from selfflow.run.run import open_run
 from selfflow.training.metrics import TIMINGS, MetricsLog
 from tests.conftest import TINY
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_evaluated(evaluate, flags, said):
 @pytest.fixture(scope="module")
 def evaluated(tiny_run, data_dir, tmp_path_factory):
     """The tiny run again, with evaluations."""
-    from selfflow.cli.train import train
+    from selfflow.tasks.train import train
 
     experiment = load_experiment(TINY)
     experiment = dataclasses.replace(
@@ -140,7 +140,7 @@ def test_their_numbers_stand_in_the_metrics_and_what_was_drawn_in_tensorboard(ev
 
 
 def test_mistakes_in_the_features_come_before_the_run(data_dir, tmp_path):
-    from selfflow.cli.train import train
+    from selfflow.tasks.train import train
 
     experiment = load_experiment(TINY)
     cadence = dataclasses.replace(experiment.cadence, evaluate_every=5)

@@ -16,10 +16,10 @@ import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment
-from selfflow.first_state import fresh_state
-from selfflow.run import open_run
+from selfflow.run.init_state import fresh_state
+from selfflow.run.run import open_run
 from selfflow.sampling.generate import Condition, Generator, Sampler
 from tests.cli.test_commands import called
 from tests.cli.test_errors import run
@@ -30,7 +30,7 @@ from tests.test_torch_file import Runs
 FINE_TUNE = """
 from selfflow.autoencoders.linear import PatchPCA
 from selfflow.data.digits import Digits
-from selfflow.experiment import Experiment
+from selfflow.config.experiment import Experiment
 from selfflow.input.mixture import Set
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import SelfFlow
@@ -167,7 +167,7 @@ def test_it_cannot_be_trained_on_itself(capsys, imported, tmp_path, data_dir):
     code, _, err = run(capsys, "train", imported)
     assert code == 2 and len(err.splitlines()) == 1 and f"{imported} is a run folder" in err
     file.write_text(
-        "from pathlib import Path\nfrom selfflow.experiment_file import read_experiment\n"
+        "from pathlib import Path\nfrom selfflow.config.files import read_experiment\n"
         f"experiment = lambda: read_experiment(Path({str(imported / 'experiment.json')!r}))"
     )
     code, _, err = run(capsys, "train", file, "--workdir", tmp_path / "run", "--data-dir", data_dir)
@@ -254,7 +254,7 @@ def test_what_is_there_stays(capsys, tmp_path, imported):
 
 def test_a_killed_import_leaves_no_run(capsys, tmp_path):
     code = (
-        "import os, signal, sys; from selfflow.run_folder import Checkpoints\n"
+        "import os, signal, sys; from selfflow.run.folder import Checkpoints\n"
         "Checkpoints.wait = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"sys.argv = ['selfflow', 'import', {str(PT)!r}, '--out', 'sit', '--num-heads', '4']\n"
         "import selfflow.cli; selfflow.cli.main()"
@@ -273,14 +273,14 @@ def test_an_error_half_way_leaves_nothing(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("selfflow.run_folder.save_experiment", full)
+    monkeypatch.setattr("selfflow.run.folder.save_experiment", full)
     with pytest.raises(OSError, match="No space left"):
         main([str(PT), "--out", str(tmp_path / "sit"), "--num-heads", str(HEADS)])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_import_keeps_its_provenance_in_what_is_trained_from_it(imported, fine_tuned, tmp_path):
-    from selfflow.run_folder import check_run, enter_run
+    from selfflow.run.folder import check_run, enter_run
 
     experiment = check_run(tmp_path / "run", fine_tuned)
     (tmp_path / "run").mkdir()

@@ -9,7 +9,7 @@ from PIL import Image
 
 from selfflow.cli.sample import main
 from selfflow.errors import UserError
-from selfflow.run import open_run
+from selfflow.run.run import open_run
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_other_arguments_do_not_mix(sample):
 
 def test_a_film_from_the_data_keeps_and_gets_its_sound(sample, tiny_run, data_dir):
     folder = sample("--modality", "audio", "--given", "video")
-    from selfflow.prepare import prepare
+    from selfflow.run.prepare_data import prepare
 
     reader = prepare(open_run(tiny_run).experiment, data_dir)[0].reader("joint", "test")
     record = reader(int(reader.records[2]))["latents"]
@@ -101,7 +101,7 @@ def test_files_are_converted(sample, tiny_run, tmp_path):
 
 
 def test_a_short_film_is_continued(sample, tiny_run, tmp_path):
-    from selfflow.sampling.files import write_video
+    from selfflow.sampling.media_files import write_video
 
     frames = np.zeros((13, 64, 64, 3), np.uint8)
     frames[:, :, :32, 2] = 220
@@ -148,7 +148,7 @@ def test_a_flag_that_stands_twice_is_refused(sample):
 def test_samples_that_are_no_numbers_are_named(tiny_run, tmp_path, monkeypatch):
     import jax
 
-    from selfflow.run import Run
+    from selfflow.run.run import Run
 
     broken = lambda self, *args: restored(self, *args)._replace(frozen=jax.tree.map(lambda x: x * np.nan, state.frozen))
     restored, state = Run.weights, open_run(tiny_run).weights()

@@ -12,23 +12,24 @@ from safetensors.numpy import save_file
 
 from selfflow.autoencoders.config import SDVAE, Given
 from selfflow.autoencoders.linear import PatchPCA
-from selfflow.autoencoders.named import autoencoder_of
+from selfflow.autoencoders.load import load_autoencoder
+from selfflow.autoencoders.parse import autoencoder_of
 from selfflow.cli.data import main
+from selfflow.data.built import Built, build
 from selfflow.data.latents import LatentFiles, read_manifest
 from selfflow.data.media import read_report
+from selfflow.data.verify import verify_data
 from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
-from selfflow.input.built import Built, build
-from selfflow.input.encode import Share
-from selfflow.input.fit import Fitted, fit
-from selfflow.input.made_elsewhere import check_made_by
 from selfflow.input.mixture import Set
-from selfflow.input.verify import verify_data
-from selfflow.input.verify_latents import verify_latents
+from selfflow.latents.encode import Share
+from selfflow.latents.fit_autoencoder import Fitted, fit
+from selfflow.latents.precomputed import check_made_by
+from selfflow.latents.verify import verify_latents
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import ExternalEncoder
-from selfflow.prepare import prepare
+from selfflow.run.prepare_data import prepare
 
 STILLS = {"autoencoder": "sd-vae-ft-ema", "shape": [8, 6, 4], "stride": 8}
 FILMS = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "hop": 4, "frames_per_second": 24}
@@ -264,7 +265,7 @@ def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
     with pytest.raises(UserError, match="which is for video"):
         refused(Given(name="sd-vae-ft-ema", channels=4, stride=8))
     with pytest.raises(UserError, match="--autoencoder.video NAME=PATH"):
-        Given(name="x").load(tmp_path)
+        load_autoencoder(Given(name="x"), tmp_path)
     tiny = prepare(tiny_experiment.resolved(), data_dir)[1]
     with pytest.raises(UserError, match="given by its latents alone, and cannot encode collisions"):
         fit("image", Given(name="sd-vae-ft-ema", stills=True), tiny, (), tmp_path / "data")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from selfflow.input.built import Built
-from tests.input.home import make_home
+from selfflow.data.built import Built
+from tests.latents.home import make_home
 
 
 @pytest.fixture(scope="session")

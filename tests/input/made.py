@@ -8,8 +8,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import save, save_file
 
 from selfflow.input.batches import Feed
-from selfflow.input.latents import Latents, ids_to, shard_name
 from selfflow.input.mixture import Set
+from selfflow.latents.store import Latents, ids_to, shard_name
 from selfflow.modality import Modality
 
 MODALITIES = {

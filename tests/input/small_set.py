@@ -7,11 +7,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from selfflow.autoencoders.linear import LinearAutoencoder, PatchPCA
+from selfflow.data.built import Built
 from selfflow.encoders import FeatureFiles
-from selfflow.input.built import Built
-from selfflow.input.encode import encode
-from selfflow.input.fit import Fitted
-from selfflow.input.latents import Latents
+from selfflow.latents.encode import encode
+from selfflow.latents.fit_autoencoder import Fitted
+from selfflow.latents.store import Latents
 from selfflow.modality import Modality
 
 MODALITIES = {"image": Modality((4, 4, 3), (2, 2)), "video": Modality((6, 4, 4, 3), (2, 2, 2), period=4.0)}

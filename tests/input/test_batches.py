@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.input.latents import shard_name
 from selfflow.input.mixture import Set, Stage
-from selfflow.input.reading import Reading
+from selfflow.input.options import Reading
+from selfflow.latents.store import shard_name
 from tests.input.made import MODALITIES, feed, numbers, record, write
 
 MIXTURE = {
@@ -250,7 +250,7 @@ def test_a_truncated_shard_stops_the_run_by_name(tmp_path):
 _READER = """
 import multiprocessing, sys, time
 from pathlib import Path
-from selfflow.input.reading import Reading
+from selfflow.input.options import Reading
 from tests.input.test_batches import MIXTURE
 from tests.input.made import feed
 

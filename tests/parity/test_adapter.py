@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders.config import SDVAE, Diffusers
-from selfflow.autoencoders.named import autoencoder_of
+from selfflow.autoencoders.parse import autoencoder_of
+from selfflow.data.built import build
 from selfflow.errors import UserError
-from selfflow.input.built import build
-from selfflow.input.encode import encode
-from selfflow.input.fit import fit
+from selfflow.latents.encode import encode
+from selfflow.latents.fit_autoencoder import fit
 from tests.autoencoders.kl import CONFIG, pictures
 
 pytestmark = pytest.mark.parity
@@ -232,7 +232,7 @@ def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
     with torch.no_grad():
         next(model.parameters()).add_(1)
     model.save_pretrained(copied)
-    from selfflow.autoencoders.adapter import _OPENED
+    from selfflow.autoencoders.diffusers_adapter import _OPENED
 
     _OPENED.clear()
     with pytest.raises(UserError, match="give the autoencoder that made the latents"):

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from selfflow.experiment import Experiment
-from selfflow.experiment_file import load_experiment, save_experiment
-from selfflow.sampling.files import write_video
-from selfflow.sweep_file import overridden
+from selfflow.config.experiment import Experiment
+from selfflow.config.files import load_experiment, save_experiment
+from selfflow.sampling.media_files import write_video
+from selfflow.sweep.load import overridden
 from tests.conftest import TINY
 
 STEPS = 40

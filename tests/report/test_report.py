@@ -21,7 +21,7 @@ from selfflow.report.settings import other_tasks
 from selfflow.report.study import open_study
 from selfflow.report.write import write_report
 from selfflow.representation.comparison import write_rows
-from selfflow.representation.probing import Row
+from selfflow.representation.probes.probe_run import Row
 from tests.report.folders import STEPS, add_samples, experiment, make_run, make_sweep
 
 _PACKAGES = json.dumps(

@@ -8,13 +8,13 @@ import pytest
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.representation import probing, retrieval
-from selfflow.representation.arrays import Arrays
-from selfflow.representation.features import Features
+from selfflow.representation.features.arrays import Arrays
+from selfflow.representation.features.extract import Features
 from selfflow.representation.maps import layout_of
-from selfflow.representation.probing import Probing, probe_run
+from selfflow.representation.probes.probe_run import Probing, probe_run
+from selfflow.representation.probes.targets import Asked, Target, chosen_targets
 from selfflow.representation.retrieval import Retrieved, retrieval_rows
-from selfflow.representation.targets import Asked, Target, chosen_targets
-from selfflow.run import open_run
+from selfflow.run.run import open_run
 
 
 @pytest.fixture(scope="module")

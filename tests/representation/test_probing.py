@@ -9,13 +9,14 @@ from selfflow.cli.probe import Options, probe
 from selfflow.data.collisions.targets import bodies_in_tokens, contacts_in_windows
 from selfflow.errors import UserError
 from selfflow.representation import probing as module
-from selfflow.representation.comparison import compared, interaction, methods_of, read_rows, write_rows
-from selfflow.representation.comparison_figures import comparison_figure
-from selfflow.representation.features import features
+from selfflow.representation.comparison import compared, interaction, read_rows, write_rows
+from selfflow.representation.features.extract import features
+from selfflow.representation.figures.comparison import comparison_figure
+from selfflow.representation.probes.probe_run import Probing, Row, best, probe_run
 from selfflow.representation.probes.split import Split
-from selfflow.representation.probing import Probing, Row, best, probe_run
-from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
-from selfflow.run import open_run
+from selfflow.representation.probes.targets import Asked, Target, chosen_targets, targets_of
+from selfflow.run.arms import methods_of
+from selfflow.run.run import open_run
 
 ROW = Row("a_0", "a", 0, 9, "ema", "material", "video", 0.1, 2, "logistic", "balanced_accuracy", 0.01, 0.4, 0.5,
           0.3, 0.7, 0.25, "test", 24, 12)  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.sampling.request import check_trained, choose_set, merged, parse_given, set_of
+from selfflow.sampling.context_spec import check_trained, choose_set, merged, parse_given, set_of
 
 KNOWN = ("video", "audio", "image")
 TABLE = {"modality": 0.1, "first_frame": 0.1, "prefix": 0.1, "stretch": 0.1, "region": 0.1}

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfflow.sampling.files import write_sheet, write_sound, write_video
+from selfflow.sampling.media_files import write_sheet, write_sound, write_video
 from selfflow.sampling.solvers import euler, time_grid
 
 

@@ -7,14 +7,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import selfflow.cli.proof
-from selfflow.cli.train import train
-from selfflow.evaluation.settings import Evaluation
-from selfflow.experiment import Experiment
+import selfflow.tasks.final_evaluation
+from selfflow.config.experiment import Experiment
+from selfflow.evaluation.config import Evaluation
 from selfflow.input.mixture import Set
 from selfflow.models.execution import Execution
+from selfflow.tasks.train import train
+from selfflow.training.distributed import Processes
 from selfflow.training.loop import Cadence
-from selfflow.training.processes import Processes
 from selfflow.training.sharding import Devices
 from tests.tiny import experiment
 
@@ -32,6 +32,6 @@ def small(tensor: int = 1, evaluate_every: int | None = None) -> Experiment:
 
 if __name__ == "__main__":
     workdir, data_dir, tensor, evaluate_every, coordinator, processes, process = sys.argv[1:]
-    selfflow.cli.proof.prove = lambda *_: {}
+    selfflow.tasks.final_evaluation.prove = lambda *_: {}
     Processes(coordinator, int(processes), int(process)).join()
     train(small(int(tensor), int(evaluate_every) or None), Path(workdir), Path(data_dir))

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from selfflow.cli.train import train
 from selfflow.errors import UserError
-from selfflow.run import open_run
-from selfflow.run_folder import alone, check_run, enter_run
+from selfflow.run.folder import alone, check_run, enter_run
+from selfflow.run.run import open_run
+from selfflow.tasks.train import train
 from selfflow.training.loop import Limits
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
@@ -120,8 +120,8 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_run, data_dir, tmp_pat
 
 def _check_samples(seen, data_dir) -> None:
     """The batches that count are those of an uninterrupted run, and hold each sample once an epoch, by id."""
-    from selfflow.experiment_file import load_experiment
-    from selfflow.prepare import prepare
+    from selfflow.config.files import load_experiment
+    from selfflow.run.prepare_data import prepare
 
     experiment = load_experiment(TINY).resolved()
     feed, _ = prepare(experiment, data_dir)
@@ -192,7 +192,7 @@ def test_another_experiment_is_refused_by_name(tiny_run, tiny_experiment, data_d
 
 
 def test_init_from_takes_the_weights_and_starts_afresh(tiny_run, tiny_experiment, data_dir, capsys):
-    from selfflow.first_state import fresh_state
+    from selfflow.run.init_state import fresh_state
 
     old = open_run(tiny_run).restore()
     experiment = dataclasses.replace(tiny_experiment, init_from=f"{tiny_run}:12").resolved()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment
 from selfflow.training.sharding import (
     Devices,
     check_batch,
@@ -130,7 +130,7 @@ def test_an_axis_that_is_split_twice_is_named():
 
 
 def test_devices_may_change_in_a_run():
-    from selfflow.experiment_file import changes, forbidden
+    from selfflow.config.files import changes, forbidden
 
     old = load_experiment(TINY)
     new = dataclasses.replace(old, devices=Devices(data=1, fsdp=-1))
