@@ -11,7 +11,7 @@ Each modality has a noise level of its own: with a shared one, clean video would
 
 Hardware: two CPU cores, 2 GB. Wall time: 70 minutes, with other work beside it.
 Expect on the test split, as a ratio to the yardstick: video 0.54, audio 0.55, image 0.40. That is enough for bodies
-that last some frames, and not for sounds that fit a given film: see README.md, "Evaluation".
+that last some frames, and not for sounds that fit a given film: see experiments/README.md.
 """
 
 import dataclasses

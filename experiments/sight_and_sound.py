@@ -8,7 +8,8 @@
     selfflow probe [!v]*_? --targets material --sources audio --clips 4096 --baseline shuffled --csv audio.csv \\
         --retrieval 128
 
-The files that came of this lie beside this one, and notebooks/sight_and_sound.py shows them.
+Results: experiments/results/sight_and_sound/README.md, with the CSV files of these commands beside it, which
+notebooks/sight_and_sound.py plots.
 
 The arms differ in the sound alone. Every arm sees the same films in the same order, with the same noise, from the same
 initialisation; every second batch, or nearly, is a film without its sound.

@@ -29,7 +29,7 @@
 # them were trained and probed. Where the runs are at hand, the end of this notebook looks into them.
 
 # %% tags=["parameters"]
-rows_paths = [f"../experiments/sight_and_sound_{name}.csv" for name in ("video", "audio", "shifted")]
+rows_paths = [f"../experiments/results/sight_and_sound/{name}.csv" for name in ("video", "audio", "shifted")]
 runs_path = "../runs/sight_and_sound"
 seed = 1
 
