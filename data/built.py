@@ -12,11 +12,11 @@ from selfflow.errors import UserError
 from selfflow.serialization import to_json
 from selfflow.storage.copies import fetch, publish
 
-FORGOTTEN = "forgotten.json"
+DELETED = "forgotten.json"
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltDataset:
     """What is known of a built data set without reading its records; travels to worker processes.
 
     Attributes:
@@ -40,7 +40,7 @@ class Built:
     @property
     def fingerprint(self) -> str:
         """Identity of the records as they were built; stays the same when samples are forgotten."""
-        told = read_forgotten(self.folder)
+        told = read_deleted(self.folder)
         if told is not None:
             return told["fingerprint"]
         return hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest()[:16]
@@ -48,7 +48,7 @@ class Built:
     @property
     def forgotten(self) -> list[dict[str, Any]]:
         """What was removed since, oldest first: number of samples, date, hash of the list of ids."""
-        return (read_forgotten(self.folder) or {"forgotten": []})["forgotten"]
+        return (read_deleted(self.folder) or {"forgotten": []})["forgotten"]
 
     @property
     def mapping(self) -> Any:
@@ -56,13 +56,13 @@ class Built:
         return to_json(self.settings) if self.settings.kind == "tfds" else None
 
 
-def read_forgotten(folder: Path) -> dict[str, Any] | None:
+def read_deleted(folder: Path) -> dict[str, Any] | None:
     """What `forgotten.json` says; None where there is none.
 
     Raises:
       UserError: if it is damaged.
     """
-    path = folder / FORGOTTEN
+    path = folder / DELETED
     try:
         told = json.loads(path.read_text())
         told["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in told["forgotten"]]
@@ -73,7 +73,7 @@ def read_forgotten(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged ({error}): remove {folder} and build again, then forget again") from error
 
 
-def build(settings: Any, data_dir: Path) -> Built:
+def build(settings: Any, data_dir: Path) -> BuiltDataset:
     """Builds a data set, or finds it again.
 
     Raises:
@@ -93,7 +93,9 @@ def build(settings: Any, data_dir: Path) -> Built:
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     if "train" not in splits:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")
-    return Built(settings, builder.info.full_name, Path(builder.data_dir), splits, dict(builder.info.metadata or {}))
+    return BuiltDataset(
+        settings, builder.info.full_name, Path(builder.data_dir), splits, dict(builder.info.metadata or {})
+    )
 
 
 def _broken(path: Path) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.data.built import Built, read_forgotten
+from selfflow.data.built import BuiltDataset, read_deleted
 from selfflow.data.shards import BadRecord
 from selfflow.data.stored import INFO, leftovers, read_splits
 from selfflow.errors import UserError
@@ -74,7 +74,7 @@ class Contents:
 
 
 def verify_data(
-    built: Built, contents: Contents | None = None, advance: Callable[[], None] = lambda: None
+    built: BuiltDataset, contents: Contents | None = None, advance: Callable[[], None] = lambda: None
 ) -> list[Problem]:
     """Reads every record of a data set.
 
@@ -91,7 +91,7 @@ def verify_data(
     try:
         stored = read_splits(built.folder)
         shapes = _shapes(built)
-        forgotten = read_forgotten(built.folder) or {"forgotten": []}
+        forgotten = read_deleted(built.folder) or {"forgotten": []}
     except UserError as error:
         return [Problem(DESCRIPTION, INFO, "", str(error))]
     for entry in forgotten["forgotten"]:
@@ -112,14 +112,14 @@ def verify_data(
     ]
 
 
-def _shapes(built: Built) -> dict[str, tuple[int, ...]]:
+def _shapes(built: BuiltDataset) -> dict[str, tuple[int, ...]]:
     if built.settings.kind == "latent_files":
         return {m: tuple(told["shape"]) for m, told in built.metadata["latents"].items()}
     return built.settings.media_shapes(*([built.folder] if built.settings.kind == "tfds" else []))
 
 
 def _verify_split(
-    built: Built, split: str, shapes: dict[str, tuple], seen: dict[str, str], contents: Contents, advance
+    built: BuiltDataset, split: str, shapes: dict[str, tuple], seen: dict[str, str], contents: Contents, advance
 ) -> list[Problem]:
     problems, bad = [], Unreadable(UNREADABLE)
     records = built.records(split)

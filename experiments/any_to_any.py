@@ -18,7 +18,7 @@ import dataclasses
 
 from selfflow.config.experiment import Experiment
 from selfflow.experiments import quickstart
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.noise import DualTimestep, UniformTau
 
 
@@ -26,8 +26,8 @@ def experiment() -> Experiment:
     return dataclasses.replace(
         quickstart.experiment(),
         mixture={
-            "joint": Set(modalities=("video", "audio"), weight=0.85, batch_size=16),
-            "image": Set(modalities=("image",), weight=0.15, batch_size=64),
+            "joint": Component(modalities=("video", "audio"), weight=0.85, batch_size=16),
+            "image": Component(modalities=("image",), weight=0.15, batch_size=64),
         },
         schedule=DualTimestep(
             # A body that shows in every frame is seen through much noise: what is hard to learn lies near tau = 1.

@@ -16,7 +16,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.data.atari import Atari
 from selfflow.data.mnist5k import Mnist5k
 from selfflow.experiments import quickstart
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 
 
 def experiment() -> Experiment:
@@ -25,9 +25,9 @@ def experiment() -> Experiment:
         base,
         data=base.data | {"atari": Atari(game="pong"), "mnist": Mnist5k()},
         mixture={
-            "collisions": Set(data="collisions", modalities=("video", "audio"), weight=0.4, batch_size=16),
-            "atari": Set(data="atari", modalities=("video", "audio"), weight=0.3, batch_size=16),
-            "collisions_still": Set(data="collisions", modalities=("image",), weight=0.15, batch_size=64),
-            "digits": Set(data="mnist", modalities=("image",), weight=0.15, batch_size=64),
+            "collisions": Component(data="collisions", modalities=("video", "audio"), weight=0.4, batch_size=16),
+            "atari": Component(data="atari", modalities=("video", "audio"), weight=0.3, batch_size=16),
+            "collisions_still": Component(data="collisions", modalities=("image",), weight=0.15, batch_size=64),
+            "digits": Component(data="mnist", modalities=("image",), weight=0.15, batch_size=64),
         },
     )

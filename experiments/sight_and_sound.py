@@ -42,10 +42,10 @@ import dataclasses
 from collections.abc import Iterable
 
 from selfflow.autoencoders.linear import LogMel, PatchPCA
-from selfflow.config.experiment import Experiment, Proof
+from selfflow.config.experiment import Experiment, FinalEvaluation
 from selfflow.data.collisions import Collisions, Material
 from selfflow.experiments import quickstart
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.noise import DualTimestep, UniformTau
 from selfflow.sweep.members import Member, chain, seeds
 from selfflow.training.loop import Cadence
@@ -83,8 +83,8 @@ def experiment() -> Experiment:
         },
         patch={"video": (5, 1, 1), "audio": (2,)},
         mixture={
-            "clips": Set(modalities=("video", "audio"), weight=0.5, batch_size=16),
-            "films": Set(modalities=("video",), weight=0.5, batch_size=16),
+            "clips": Component(modalities=("video", "audio"), weight=0.5, batch_size=16),
+            "films": Component(modalities=("video",), weight=0.5, batch_size=16),
         },
         schedule=DualTimestep(
             tau={"video": UniformTau(shift=0.2), "audio": UniformTau(shift=60.0)},
@@ -94,7 +94,7 @@ def experiment() -> Experiment:
         modality_weight={"audio": 5.0},
         steps=1000,
         cadence=Cadence(checkpoint_every=500),
-        proof=Proof(samples=2, probe_clips=0),
+        proof=FinalEvaluation(samples=2, probe_clips=0),
     )
 
 

@@ -1,7 +1,6 @@
 """Imports between modules: they point one way, form no cycle, and cross folders by public names alone."""
 
 import ast
-from collections import defaultdict
 from pathlib import Path
 
 import pytest

@@ -37,9 +37,9 @@ once, and 4 to measure it.
 import dataclasses
 from collections.abc import Iterable
 
-from selfflow.config.experiment import Experiment, Proof
+from selfflow.config.experiment import Experiment, FinalEvaluation
 from selfflow.experiments import quickstart
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
@@ -51,14 +51,14 @@ def experiment() -> Experiment:
     return dataclasses.replace(
         quickstart.experiment(),
         mixture={
-            "joint": Set(modalities=("video", "audio"), weight=0.4, batch_size=16),
-            "films": Set(modalities=("video",), weight=0.3, batch_size=16),
-            "sounds": Set(modalities=("audio",), weight=0.1, batch_size=64),
-            "stills": Set(modalities=("image",), weight=0.2, batch_size=64),
+            "joint": Component(modalities=("video", "audio"), weight=0.4, batch_size=16),
+            "films": Component(modalities=("video",), weight=0.3, batch_size=16),
+            "sounds": Component(modalities=("audio",), weight=0.1, batch_size=64),
+            "stills": Component(modalities=("image",), weight=0.2, batch_size=64),
         },
         steps=600,
         cadence=Cadence(checkpoint_every=200),
-        proof=Proof(samples=2, probe_clips=0),
+        proof=FinalEvaluation(samples=2, probe_clips=0),
     )
 
 

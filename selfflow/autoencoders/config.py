@@ -12,7 +12,7 @@ import numpy as np
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.autoencoders.mel import LogMel
-from selfflow.autoencoders.temporal_config import Convolutional, Diffusers, Given, in_cells
+from selfflow.autoencoders.temporal_config import Convolutional, Diffusers, Precomputed, patch_grid_shape
 from selfflow.errors import UserError
 from selfflow.serialization import to_json
 
@@ -83,7 +83,7 @@ class _KL:
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of pictures [..., H, W, 3]."""
-        return in_cells(self, media)
+        return patch_grid_shape(self, media)
 
 
 @dataclass(frozen=True)
@@ -125,19 +125,19 @@ class Flux2VAE(_KL):
     """Of the arithmetic."""
 
 
-AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE | Convolutional | Diffusers | Given
+AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE | Convolutional | Diffusers | Precomputed
 
 
-def brought(config: AnyAutoencoder) -> bool:
+def uses_pretrained(config: AnyAutoencoder) -> bool:
     """Whether the weights are a user's, and not fitted to the data."""
     return hasattr(config, "path")
 
 
-def decodes(config: AnyAutoencoder | None) -> bool:
+def can_decode(config: AnyAutoencoder | None) -> bool:
     """Whether there is more of it than its latents."""
     return getattr(config, "kind", None) != "given"
 
 
-def described(config: AnyAutoencoder) -> dict[str, Any]:
+def config_without_path(config: AnyAutoencoder) -> dict[str, Any]:
     """Settings as JSON data, without where weights lie."""
     return {name: value for name, value in to_json(config).items() if name != "path"}

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from selfflow.autoencoders.config import Convolutional
-from selfflow.autoencoders.convolutional import Network, Past, scaled
+from selfflow.autoencoders.convolutional import Network, Past, to_unit_range
 from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
-from selfflow.autoencoders.temporal_config import FILE
+from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
 from selfflow.serialization import from_json, to_json
 from selfflow.weights import sha256_of
@@ -45,7 +45,7 @@ class ConvolutionalAutoencoder:
 
     def __init__(self, config: Convolutional, path: Path):
         self.config = config
-        path = path / FILE if path.is_dir() else path
+        path = path / AUTOENCODER_FILE if path.is_dir() else path
         self.network, rate, tensors = read(path)
         network = self.network
         for name, found, said in (
@@ -198,7 +198,7 @@ def _rounded(count: int) -> int:
 
 
 def _encode(network: Network, params: Any, media: jax.Array, past: Past | None) -> tuple[tuple[jax.Array, ...], Past]:
-    mean, log_variance, past = network.encode(params, scaled(media), past)
+    mean, log_variance, past = network.encode(params, to_unit_range(media), past)
     return (mean, log_variance), past
 
 
@@ -233,7 +233,7 @@ def write(
     partial_path.replace(path)
 
 
-def settings_of(path: Path, modality: str) -> Convolutional:
+def read_config(path: Path, modality: str) -> Convolutional:
     """The settings of the autoencoder in a file, for a modality.
 
     Raises:

@@ -27,7 +27,7 @@ class DiffusersAutoencoder:
 
     Args:
       config: which.
-      path: what `pin` wrote: weights themselves stay where they lie.
+      path: what `pin_revision` wrote: weights themselves stay where they lie.
 
     Raises:
       UserError: if diffusers or torch is missing, there is no such autoencoder, or it is another than was pinned.
@@ -40,7 +40,7 @@ class DiffusersAutoencoder:
         where = bytes(told["path"]).decode()
         if config.path and (Path(config.path).expanduser().is_dir() or not Path(where).is_dir()):
             where = config.path
-        self._model, self.identity = opened(config.name, where, config.subfolder, config.dtype)
+        self._model, self.identity = load_model(config.name, where, config.subfolder, config.dtype)
         if self.identity != (known := bytes(told["identity"]).decode()):
             raise UserError(
                 f"{where} is {self.identity}, and was {known}: give the autoencoder that made the latents, or remove "
@@ -132,13 +132,13 @@ class DiffusersAutoencoder:
             return _encoded(self._model, x, one=self._own == 3)
 
 
-def pin(config: Diffusers, path: Path) -> str:
+def pin_revision(config: Diffusers, path: Path) -> str:
     """Writes what `DiffusersAutoencoder` reads: which autoencoder it is, and where it was. Returns its identity.
 
     Raises:
       UserError: if there is no such autoencoder, or it is not as the settings say.
     """
-    model, identity = opened(config.name, config.path, config.subfolder, config.dtype)
+    model, identity = load_model(config.name, config.path, config.subfolder, config.dtype)
     found = _clock(model, config.stills)
     for name, value in found.items():
         if getattr(config, name) != value:
@@ -154,17 +154,17 @@ def _lasting(path: str) -> str:
     return str(folder.absolute()) if folder.is_dir() else path
 
 
-def settings_of(name: str, path: str, stills: bool) -> Diffusers:
+def read_config(name: str, path: str, stills: bool) -> Diffusers:
     """The settings of the autoencoder of a class in a folder or on the hub, found by trying it.
 
     Raises:
-      UserError: as `pin`.
+      UserError: as `pin_revision`.
     """
-    model, _ = opened(name, path, "", "float32")
+    model, _ = load_model(name, path, "", "float32")
     return Diffusers(path=path, name=name, stills=stills, **_clock(model, stills))
 
 
-def opened(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, str]:
+def load_model(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, str]:
     """An autoencoder of diffusers and its identity: class and hash of weights and settings.
 
     Raises:

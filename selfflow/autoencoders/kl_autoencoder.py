@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from selfflow.autoencoders import kl
-from selfflow.autoencoders.config import SDVAE, Flux2VAE, described
+from selfflow.autoencoders.config import SDVAE, Flux2VAE, config_without_path
 from selfflow.autoencoders.media import check_latents, check_media, pixels
 from selfflow.data.shards import one_line
 from selfflow.encoders.batching import in_batches
@@ -50,7 +50,7 @@ class KLAutoencoder:
         cast = lambda x: x.astype(config.dtype)
         self._params = jax.tree.map(cast, params)
         self._mean, self._scale = mean, scale
-        told = hashlib.sha256(f"{described(config)} {sha256_of(path)}".encode()).hexdigest()
+        told = hashlib.sha256(f"{config_without_path(config)} {sha256_of(path)}".encode()).hexdigest()
         self.identity = f"{config.kind}-{told[:12]}"
         self._encode = jax.jit(partial(_encoded, groups=config.groups, packed=packed))
         self._decode = jax.jit(partial(_decoded, groups=config.groups, packed=packed))
@@ -129,7 +129,7 @@ def _check(config: SDVAE | Flux2VAE, params: dict[str, Any], path: Path, packing
             )
 
 
-def told_beside(config: SDVAE | Flux2VAE, path: Path) -> dict[str, Any]:
+def config_beside(config: SDVAE | Flux2VAE, path: Path) -> dict[str, Any]:
     """The settings that diffusers' config.json tells, where one lies beside the weights.
 
     Args:

@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-from selfflow.autoencoders.config import SDVAE, AnyAutoencoder, Autoencoder, Convolutional, Diffusers, Flux2VAE, Given
+from selfflow.autoencoders.config import (
+    SDVAE,
+    AnyAutoencoder,
+    Autoencoder,
+    Convolutional,
+    Diffusers,
+    Flux2VAE,
+    Precomputed,
+)
 from selfflow.errors import UserError
 
 
@@ -30,7 +38,7 @@ def load_autoencoder(config: AnyAutoencoder, path: Path) -> Autoencoder:
             from selfflow.autoencoders.diffusers_adapter import DiffusersAutoencoder
 
             return DiffusersAutoencoder(config, path)
-        case Given():
+        case Precomputed():
             raise UserError(
                 f"{config.name} is given by its latents alone and cannot decode: name its weights, as with "
                 f"--autoencoder.{config.suits[0]} NAME=PATH"

@@ -5,8 +5,8 @@ import difflib
 import typing
 from pathlib import Path
 
-from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, Diffusers, Given, brought
-from selfflow.autoencoders.temporal_config import FILE
+from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, Diffusers, Precomputed, uses_pretrained
+from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
 
 NAMES = {
@@ -15,7 +15,7 @@ NAMES = {
 }
 
 
-def autoencoder_of(text: str, modality: str, known: AnyAutoencoder | None = None) -> AnyAutoencoder:
+def parse_autoencoder(text: str, modality: str, known: AnyAutoencoder | None = None) -> AnyAutoencoder:
     """The settings that `NAME` or `NAME=PATH` stands for; what neither name nor file tells is as it is by default.
 
     Args:
@@ -34,9 +34,9 @@ def autoencoder_of(text: str, modality: str, known: AnyAutoencoder | None = None
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
         raise UserError(f"{flag} {text}: no autoencoder {name!r}; {hint}")
-    if config is Given:
+    if config is Precomputed:
         return _given(path, modality, f"{flag} {text}")
-    if not brought(config):
+    if not uses_pretrained(config):
         if given:
             raise UserError(f"{flag} {text}: {name} is fitted to the data and has no file: write {flag} {name}")
         return config()
@@ -45,37 +45,37 @@ def autoencoder_of(text: str, modality: str, known: AnyAutoencoder | None = None
     if config is not Diffusers and "://" in path:
         raise UserError(f"{flag} {text}: weights are read from disks: copy {path} to one")
     if config is Convolutional:
-        from selfflow.autoencoders.convolutional_autoencoder import settings_of  # brings JAX
+        from selfflow.autoencoders.convolutional_autoencoder import read_config  # brings JAX
 
         file = Path(path).expanduser()
-        if isinstance(known, Convolutional) and (_same(known.path, file) or _same(known.path, file / FILE)):
+        if isinstance(known, Convolutional) and (_same(known.path, file) or _same(known.path, file / AUTOENCODER_FILE)):
             return known
-        return settings_of(file / FILE if file.is_dir() else file, modality)
+        return read_config(file / AUTOENCODER_FILE if file.is_dir() else file, modality)
     if config is Diffusers:
-        from selfflow.autoencoders.diffusers_adapter import settings_of  # brings torch
+        from selfflow.autoencoders.diffusers_adapter import read_config  # brings torch
 
         kind, given, where = path.partition(":")
         if not given or not where:
             raise UserError(f"{flag} {text}: name the class, too: {flag} diffusers=AutoencoderKLWan:PATH")
         if isinstance(known, Diffusers) and known.name == kind and _same(known.path, where):
             return known
-        return settings_of(kind, where, modality == "image")
+        return read_config(kind, where, modality == "image")
     if isinstance(known, config) and _same(known.path, path):
         return known
     file = Path(path).expanduser()
     if file.is_file() and file.suffix != ".safetensors":  # of one that is gone there may be a copy
         raise UserError(f"{flag} {text}: give a .safetensors file, or a folder of diffusers that holds one")
-    from selfflow.autoencoders.kl_autoencoder import told_beside  # brings JAX
+    from selfflow.autoencoders.kl_autoencoder import config_beside  # brings JAX
 
     made = config(path=path)
-    return dataclasses.replace(made, **told_beside(made, file))
+    return dataclasses.replace(made, **config_beside(made, file))
 
 
 def _same(one: str | Path, other: str | Path) -> bool:
     return Path(one).expanduser().absolute() == Path(other).expanduser().absolute()
 
 
-def _given(path: str, modality: str, asked: str) -> Given:
+def _given(path: str, modality: str, asked: str) -> Precomputed:
     from selfflow.data.latents import MANIFEST, read_manifest
 
     if not path:
@@ -84,7 +84,7 @@ def _given(path: str, modality: str, asked: str) -> Given:
     if modality not in told:
         raise UserError(f"{asked}: {MANIFEST} there tells of {', '.join(told)}")
     stream = told[modality]
-    return Given(
+    return Precomputed(
         channels=stream.shape[-1],
         hop=stream.hop,
         stride=stream.stride,

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.autoencoders.convolutional import Network, into_channels, led_in, scaled
+from selfflow.autoencoders.convolutional import Network, pad_causal, space_to_depth, to_unit_range
 from selfflow.encoders.convolution import Convolution
 
 _TOGETHER = 32
 _EMPTY = 1e-6  # of the largest variance: directions below it are said to hold nothing
 
 
-def begun(network: Network, params: dict[str, Any], sets: Sequence[np.ndarray], seed: int) -> dict[str, Any]:
+def init_from_pca(network: Network, params: dict[str, Any], sets: Sequence[np.ndarray], seed: int) -> dict[str, Any]:
     """Parameters of a network whose layers between blocks are principal components, and its decoder's the way back.
 
     Args:
@@ -68,10 +68,10 @@ def _moments(
 
     @jax.jit
     def reaching(media: jax.Array) -> jax.Array:
-        x = led_in(scaled(media), network.lead)
+        x = pad_causal(to_unit_range(media), network.lead)
         for stride, f in zip(network.strides, fitted):
-            x = (into_channels(x, stride) - f.mean) @ f.there
-        return into_channels(x, network.strides[len(fitted)]) if len(fitted) < len(network.strides) else x
+            x = (space_to_depth(x, stride) - f.mean) @ f.there
+        return space_to_depth(x, network.strides[len(fitted)]) if len(fitted) < len(network.strides) else x
 
     mean = second = 0.0
     for media in sets:

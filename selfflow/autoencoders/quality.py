@@ -43,7 +43,7 @@ def reconstruction_quality(
     decoded = [autoencoder.decode(autoencoder.encode(media)) for media in original]
     original = [a[: len(b)] for a, b in zip(original, decoded)]  # without what no whole latent frame holds
 
-    whole = measured(original, decoded, rate)
+    whole = reconstruction_metrics(original, decoded, rate)
     if modality != "audio":
         return whole
     quality = {"snr_db": whole["snr_db"]}
@@ -54,7 +54,9 @@ def reconstruction_quality(
     return quality | {"log_mel_distance": whole["log_mel_distance"]}
 
 
-def measured(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray], rate: float) -> dict[str, float]:
+def reconstruction_metrics(
+    original: Sequence[np.ndarray], decoded: Sequence[np.ndarray], rate: float
+) -> dict[str, float]:
     """What was lost of clips, which may be of several lengths: PSNR in dB of uint8 pictures; of int16 sound of `rate`
     samples a second the mean log-mel distance, and SNR in dB."""
     if original[0].dtype == np.uint8:

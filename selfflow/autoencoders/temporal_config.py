@@ -8,7 +8,7 @@ from selfflow.errors import UserError
 if TYPE_CHECKING:
     pass
 
-FILE = "autoencoder.safetensors"
+AUTOENCODER_FILE = "autoencoder.safetensors"
 """What a run that trained a convolutional autoencoder leaves in its folder."""
 
 
@@ -56,7 +56,7 @@ class _Causal:
                     "them another length"
                 )
             return (*media[:-1], media[-1] // self.hop, self.channels)
-        *before, height, width, channels = in_cells(self, media)
+        *before, height, width, channels = patch_grid_shape(self, media)
         if not self.stills:
             *before, frames = before
             if (frames + self.lead) % self.hop:
@@ -104,7 +104,7 @@ class Diffusers(_Causal):
 
 
 @dataclass(frozen=True)
-class Given(_Causal):
+class Precomputed(_Causal):
     """An autoencoder of which only the latents are there (`selfflow data build latents`): it neither encodes nor
     decodes."""
 
@@ -126,7 +126,7 @@ class Given(_Causal):
         return f"given: {self.name}"
 
 
-def in_cells(config: Any, media: tuple[int, ...]) -> tuple[int, ...]:
+def patch_grid_shape(config: Any, media: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of latents of pictures [..., H, W, 3], by `stride` and `channels` of an autoencoder."""
     *lead, height, width, _ = media
     if height % config.stride or width % config.stride:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, decodes
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.quality import psnr, snr
 from selfflow.config.experiment import Experiment
 from selfflow.data.shards import one_line
 from selfflow.data.workers import cores, start_worker
-from selfflow.input.batches import Feed
-from selfflow.latents.pretrained_weights import weights_of
+from selfflow.input.batches import BatchSource
+from selfflow.latents.pretrained_weights import find_weights
 from selfflow.progress import Progress
 
 _TORCH = {"sd_vae": "AutoencoderKL", "flux2_vae": "AutoencoderKLFlux2"}
@@ -63,7 +63,7 @@ class AutoencoderRate:
     memory: list[tuple[int, int]] | None
 
 
-def autoencoder_rates(experiment: Experiment, feed: Feed, rounds: int) -> list[AutoencoderRate]:
+def autoencoder_rates(experiment: Experiment, feed: BatchSource, rounds: int) -> list[AutoencoderRate]:
     """Times the autoencoder of each modality on noise of the shape that the mixture has it in.
 
     Args:
@@ -76,7 +76,7 @@ def autoencoder_rates(experiment: Experiment, feed: Feed, rounds: int) -> list[A
         latents = feed.latents[chosen.data]
         for m, media in experiment.media(name).items():
             config = experiment.autoencoders[m]
-            if m not in found and decodes(config):
+            if m not in found and can_decode(config):
                 path = latents.autoencoder_path(m)
                 found[m] = _rate(m, config, path, latents.autoencoder(m, config), media.shape, rounds)
     return list(found.values())
@@ -142,15 +142,15 @@ def _noise(m: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Callable, Callable] | None:
     """Encoding and decoding by diffusers, where it is installed and the weights lie in a folder of it."""
-    folder = weights_of(config).parent if config.kind in _TORCH and config.path else None
+    folder = find_weights(config).parent if config.kind in _TORCH and config.path else None
     if not folder or not (folder / "config.json").exists() or not importlib.util.find_spec("diffusers"):
         return None
     import torch
 
-    from selfflow.autoencoders.diffusers_adapter import opened
+    from selfflow.autoencoders.diffusers_adapter import load_model
 
     torch.set_num_threads(cores())
-    model, _ = opened(_TORCH[config.kind], str(folder), "", config.dtype)
+    model, _ = load_model(_TORCH[config.kind], str(folder), "", config.dtype)
     pictures = np.moveaxis(media.reshape(-1, *media.shape[-3:]).astype(np.float32) / 127.5 - 1, -1, 1)
     x = torch.as_tensor(np.ascontiguousarray(pictures)).to(model.device, model.dtype)
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from selfflow.config.experiment import Experiment
-from selfflow.input.batches import Feed
+from selfflow.input.batches import BatchSource
 from selfflow.progress import Progress
 from selfflow.representation.features.extract import batches, extract
 from selfflow.representation.features.forward import Forward
@@ -39,7 +39,7 @@ class FeaturesRate:
     ratio: float
 
 
-def features_rates(experiment: Experiment, feed: Feed, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
+def features_rates(experiment: Experiment, feed: BatchSource, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
     """Times the extraction of the means of all layers from training clips of every set, in turns with bare passes.
 
     Args:

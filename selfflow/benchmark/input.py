@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from selfflow.config.experiment import Experiment
-from selfflow.input.batches import Feed
+from selfflow.input.batches import BatchSource
 
 
 class InputRate(NamedTuple):
@@ -28,7 +28,7 @@ class Waiting(NamedTuple):
     waiting_share: float
 
 
-def input_rate(feed: Feed, workers: int, seconds: float, start: int = 0) -> InputRate:
+def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) -> InputRate:
     """Reads batches and does nothing with them, for about `seconds`.
 
     Args:
@@ -55,7 +55,7 @@ def input_rate(feed: Feed, workers: int, seconds: float, start: int = 0) -> Inpu
     return InputRate(workers, first - began, samples / (now - clock), tokens / (now - clock))
 
 
-def waiting(experiment: Experiment, feed: Feed, steps: int) -> Waiting:
+def waiting(experiment: Experiment, feed: BatchSource, steps: int) -> Waiting:
     """Trains for some steps, as a run does, and tells the share of their time that went by before the batch was there.
 
     Args:

@@ -131,10 +131,10 @@ def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[
     import jax
 
     from selfflow.benchmark.features import features_rates
-    from selfflow.run.prepare_data import prepare
+    from selfflow.run.prepare_data import prepare_data
 
     experiment.model.execution.check(jax.default_backend())
-    feed, _ = prepare(experiment, data_dir)
+    feed, _ = prepare_data(experiment, data_dir)
     rates = features_rates(experiment, feed, options.rounds)
     if not options.json:
         print(f"\nFeatures, {options.rounds} rounds, {jax.devices()[0].device_kind}, {experiment.model.dtype}:")
@@ -153,9 +153,9 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
     import jax
 
     from selfflow.benchmark.autoencoders import autoencoder_rates
-    from selfflow.run.prepare_data import prepare
+    from selfflow.run.prepare_data import prepare_data
 
-    feed, _ = prepare(experiment, data_dir)
+    feed, _ = prepare_data(experiment, data_dir)
     rates = autoencoder_rates(experiment, feed, options.rounds)
     if not options.json:
         print(f"\nAutoencoders, {options.rounds} rounds, {jax.devices()[0].device_kind}:")
@@ -186,9 +186,9 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
 
 def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str, Any]:
     from selfflow.benchmark.input import frames_per_second_of_collisions, input_rate, waiting
-    from selfflow.run.prepare_data import prepare
+    from selfflow.run.prepare_data import prepare_data
 
-    feed, _ = prepare(experiment, data_dir)
+    feed, _ = prepare_data(experiment, data_dir)
     rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]
     waited = waiting(experiment, feed, options.timed_steps)
     generated = {

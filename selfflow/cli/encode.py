@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from selfflow.cli.parse import parse
-from selfflow.latents.encode import Share
+from selfflow.latents.encode import EncodeShare
 
 if TYPE_CHECKING:
     from selfflow.latents.store import Latents
@@ -24,7 +24,7 @@ class Options:
     inspect: bool = False
     """Tell how each latent channel is distributed, how much is lost, and draw it: originals, what comes back, and the
     difference."""
-    share: Annotated[Share, tyro.conf.arg(name="")] = Share()
+    share: Annotated[EncodeShare, tyro.conf.arg(name="")] = EncodeShare()
 
 
 def main(arguments: list[str]) -> None:
@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     experiment, options, data_dir = parsed
-    from selfflow.run.prepare_data import prepare
+    from selfflow.run.prepare_data import prepare_data
 
     experiment = experiment.resolved()
-    prepared = prepare(experiment, data_dir, options.share)
+    prepared = prepare_data(experiment, data_dir, options.share)
     if prepared is None:
         print("this host's part is done; the latents are ready when the other hosts have done theirs")
         return

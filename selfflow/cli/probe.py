@@ -79,7 +79,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     from selfflow.representation.figures.layers import probe_curves
     from selfflow.representation.probes.probe_run import probe_run
     from selfflow.representation.retrieval import retrieval_rows
-    from selfflow.run.arms import methods_of
+    from selfflow.run.arms import arms_of
     from selfflow.run.run import open_run
 
     asked, wanted = _asked(options), _names(options.weights)
@@ -91,7 +91,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     out = options.csv or _place(paths, options)
     labelled = [
         (run, weights, method if len(wanted) == 1 else f"{method}, {weights}")
-        for run, method in zip(runs, methods_of(runs))
+        for run, method in zip(runs, arms_of(runs))
         for weights in wanted
     ]
     baseline = _baseline(options.baseline, [label for _, _, label in labelled])
@@ -212,14 +212,14 @@ def _cell(score: float | None) -> str:
 
 
 def _compare(rows: list["Row"], baseline: str) -> None:
-    from selfflow.representation.comparison import compared
+    from selfflow.representation.comparison import compare_methods
 
     told = "  in brackets: 95 %, Student's t over training seeds"
     if baseline and baseline not in {row.method for row in rows}:
-        for method in compared(rows):
+        for method in compare_methods(rows):
             print(f"  {method._replace(difference=None).told()}")
         print(f"{told}; {baseline} was not asked this, and nothing is held against it")
         return
-    for method in compared(rows, baseline):
+    for method in compare_methods(rows, baseline):
         print(f"  {method.told()}")
     print(f"{told}; differences to {baseline or rows[0].method}, by seed")

@@ -70,13 +70,13 @@ def main(arguments: list[str]) -> None:
         return
     path, options = parsed
     from selfflow.run.run import open_run
-    from selfflow.run.sampler import RunSampler, Wanted
+    from selfflow.run.sampler import RunSampler, SampleRequest
 
     run = open_run(path)
     mesh = options.devices.several()
     model = run.model(options.weights, options.step, mesh)
     names = tuple(filter(None, options.modality.split(",")))
-    wanted = Wanted(names, options.given, options.sampler, options.label, options.caption)
+    wanted = SampleRequest(names, options.given, options.sampler, options.label, options.caption)
     sampler = RunSampler(run, wanted, model.params, lambda name: run.held_out(name, data_dir=options.data_dir), mesh)
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
     told = to_json(options)
@@ -85,8 +85,8 @@ def main(arguments: list[str]) -> None:
     where = run.source if url(path) else str(run.path.resolve())
     told = {"run": where, "set": sampler.set or "image", **told, "step": model.step}
     name = f"{sampler.set or 'image'}{case}_seed{options.seed}"
-    folder = options.out or unused(_below(run, path) / f"step_{model.step}" / name, told)
-    claimed(folder, folder / _TOLD, told).mkdir(exist_ok=True)
+    folder = options.out or unused_path(_below(run, path) / f"step_{model.step}" / name, told)
+    claim_path(folder, folder / _TOLD, told).mkdir(exist_ok=True)
     (folder / _TOLD).write_text(json.dumps(told, indent=1))
     _write(folder, sampler, options, model.step)
 
@@ -100,7 +100,7 @@ def _below(run: "Run", path: str) -> Path:
     return run.path / "samples"
 
 
-def unused(path: Path, told: dict[str, Any]) -> Path:
+def unused_path(path: Path, told: dict[str, Any]) -> Path:
     """The first of path, path-2, path-3, ... that is not there, or was made as `told`."""
     for number in range(1, 1000):
         tried = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -119,7 +119,7 @@ def _differing(note: Path, told: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {name: (before.get(name), value) for name, value in told.items() if before.get(name) != value}
 
 
-def claimed(path: Path, note: Path, told: dict[str, Any]) -> Path:
+def claim_path(path: Path, note: Path, told: dict[str, Any]) -> Path:
     """Refuses a path where something of other settings lies, and makes its folder.
 
     Args:

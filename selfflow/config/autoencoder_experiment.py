@@ -12,10 +12,10 @@ from selfflow.autoencoders.convolutional import Network
 from selfflow.config.check import check_length
 from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
-from selfflow.input.exclude import hash_of
+from selfflow.input.exclude import file_hash
 from selfflow.input.media_batches import Cut
-from selfflow.input.mixture import Set, Stage, check_mixture
-from selfflow.input.options import Reading
+from selfflow.input.mixture import Component, Stage, check_mixture
+from selfflow.input.options import LoaderOptions
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction
 from selfflow.training.loop import Cadence, Limits
 from selfflow.training.optimizer import AdamW
@@ -32,7 +32,7 @@ class AutoencoderExperiment:
 
     data: dict[str, Dataset]
     """The data sets, by the names that the sets of the mixture call them."""
-    mixture: dict[str, Set]
+    mixture: dict[str, Component]
     """Sets of one modality each: pictures and films, which may share an autoencoder, or sounds."""
     network: Network
     """The autoencoder."""
@@ -61,7 +61,7 @@ class AutoencoderExperiment:
     """What a run bears before it stops, or says where it stands still."""
     profile: Profile = Profile()
     """Which steps are traced."""
-    reading: Reading = Reading()
+    reading: LoaderOptions = LoaderOptions()
     """How batches are read."""
     init_from: str = ""
     """RUN or RUN:STEP whose weights to start from."""
@@ -175,7 +175,7 @@ class AutoencoderExperiment:
                 raise UserError(f"mixture.{name}: shuffled and delayed are of several modalities; leave them out")
             mixture[name] = dataclasses.replace(chosen, data=data)
         check_mixture(mixture, self.curriculum)
-        exclude_hash = hash_of(self.exclude) if self.exclude else ""
+        exclude_hash = file_hash(self.exclude) if self.exclude else ""
         if self.exclude_hash not in ("", exclude_hash):
             raise UserError(f"exclude_hash is {self.exclude_hash}, but that of {self.exclude} is {exclude_hash}")
         init_from = self.init_from

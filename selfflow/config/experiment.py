@@ -16,9 +16,9 @@ from selfflow.data.catalogue import Dataset
 from selfflow.encoders.text import Text
 from selfflow.errors import UserError
 from selfflow.evaluation.config import Evaluation
-from selfflow.input.exclude import hash_of
-from selfflow.input.mixture import Set, Stage
-from selfflow.input.options import Reading
+from selfflow.input.exclude import file_hash
+from selfflow.input.mixture import Component, Stage
+from selfflow.input.options import LoaderOptions
 from selfflow.modality import Modality
 from selfflow.models.attention import implementation_for
 from selfflow.models.joint_config import JointConfig
@@ -38,7 +38,7 @@ from selfflow.training.step import make_step
 
 
 @dataclass(frozen=True)
-class Proof:
+class FinalEvaluation:
     """What a run makes and measures of itself when it ends."""
 
     samples: int = 8
@@ -75,7 +75,7 @@ class Experiment:
     """What turns each modality into latents."""
     patch: dict[str, tuple[int, ...]]
     """Latent positions in one token, along each axis but the channels."""
-    mixture: dict[str, Set]
+    mixture: dict[str, Component]
     """Sets of modalities; each batch holds one."""
     model: JointConfig | SiTConfig
     """The transformer."""
@@ -116,11 +116,11 @@ class Experiment:
     """How samples are drawn, while it trains, at its end and, unless told otherwise, by `selfflow sample`."""
     evaluation: Evaluation = Evaluation()
     """What is measured of samples while it trains."""
-    proof: Proof = Proof()
+    proof: FinalEvaluation = FinalEvaluation()
     """What to make and measure at the end."""
     init_from: str = ""
     """RUN or RUN:STEP whose weights to start from."""
-    reading: Reading = Reading()
+    reading: LoaderOptions = LoaderOptions()
     """How batches are read."""
     exclude: str = ""
     """A file with one id of a sample on each line: these are never read."""
@@ -151,7 +151,7 @@ class Experiment:
             having = {n: d for n, d in self.data.items() if m in d.media_shapes()}
             if not having:
                 raise UserError(f"autoencoders.{m}: no data set has {m}; they have {', '.join(self._media_names())}")
-            streams = {n: stream_of(d, m, autoencoder, self.patch[m], chosen, name) for n, d in having.items()}
+            streams = {n: modality_stream(d, m, autoencoder, self.patch[m], chosen, name) for n, d in having.items()}
             first, *others = streams
             for other in others:
                 alike = streams[other].period == streams[first].period and (
@@ -241,7 +241,7 @@ class Experiment:
         init_from = self.init_from
         if like and init_from and like.init_from.startswith(f"{init_from}:"):
             init_from = like.init_from  # the step that RUN meant when the run began
-        exclude_hash = hash_of(self.exclude) if self.exclude else ""
+        exclude_hash = file_hash(self.exclude) if self.exclude else ""
         if self.exclude_hash not in ("", exclude_hash):
             raise UserError(
                 f"exclude_hash is {self.exclude_hash}, but that of the file {self.exclude} is {exclude_hash}"
@@ -264,7 +264,7 @@ class Experiment:
         check_experiment(experiment)
         return experiment
 
-    def _with_data(self, name: str, chosen: Set) -> Set:
+    def _with_data(self, name: str, chosen: Component) -> Component:
         """A set with its data set filled in."""
         if not chosen.data and len(self.data) > 1:
             raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(self.data)}")
@@ -276,12 +276,12 @@ class Experiment:
         return dataclasses.replace(chosen, data=data)
 
 
-def stream_of(
+def modality_stream(
     data: Dataset,
     m: str,
     autoencoder: AnyAutoencoder,
     patch: tuple[int, ...],
-    chosen: Set | None = None,
+    chosen: Component | None = None,
     name: str = "",
 ) -> Modality:
     """A modality of a data set, in clips as long as a set of the mixture of a name has them; without one, whole."""
@@ -302,7 +302,7 @@ def stream_of(
     return Modality(autoencoder.latent_shape(media.shape), tuple(patch), frame * autoencoder.hop, offset)
 
 
-def _media(data: Dataset, m: str, chosen: Set | None, name: str) -> Media:
+def _media(data: Dataset, m: str, chosen: Component | None, name: str) -> Media:
     shape = data.media_shapes()[m]
     rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
     if rate and chosen and chosen.seconds is not None:

@@ -84,7 +84,7 @@ def _with_suggestion(message: str) -> str:
 
 
 # Fields that say how and how long a run computes, not what: these may change while it runs.
-_MAY_CHANGE = (
+MUTABLE_FIELDS = (
     "steps",
     "cadence",
     "limits",
@@ -103,7 +103,7 @@ _MAY_CHANGE = (
 )
 
 
-def changes(old: AnyExperiment, new: AnyExperiment) -> dict[str, tuple[Any, Any]]:
+def diff(old: AnyExperiment, new: AnyExperiment) -> dict[str, tuple[Any, Any]]:
     """Leaves that differ: {dotted name: (old, new)}."""
 
     def leaves(data: Any, name: str) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def changes(old: AnyExperiment, new: AnyExperiment) -> dict[str, tuple[Any, Any]
     return {name: (a.get(name), b.get(name)) for name in sorted(a | b) if a.get(name) != b.get(name)}
 
 
-def forbidden(name: str) -> bool:
+def is_fixed(name: str) -> bool:
     """Whether a field says what is computed, and may therefore not change in a run."""
-    return not any(fnmatch(name, free) or fnmatch(name, f"{free}.*") for free in _MAY_CHANGE)
+    return not any(fnmatch(name, free) or fnmatch(name, f"{free}.*") for free in MUTABLE_FIELDS)
 
 
 def save_experiment(experiment: AnyExperiment, path: Path) -> None:

@@ -34,7 +34,7 @@ def resampled(sound_BS: np.ndarray, rate: float, wanted: int, name: str) -> Floa
     return scaled
 
 
-class LogMel:
+class LogMelStatistics:
     """Mean and deviation over time of 40 bands of a log-mel spectrogram, of sound at 16 kHz, natural logarithm / 10.
 
     Features of the size of 1 are what KID's kernel (x.y / D + 1)^3 is made for. A baseline that needs no package and

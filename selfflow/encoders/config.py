@@ -9,7 +9,7 @@ import numpy as np
 from selfflow.errors import UserError
 
 
-class Frozen(Protocol):
+class FrozenEncoder(Protocol):
     """A frozen encoder with its weights, as `load_encoder` returns it.
 
     Attributes:
@@ -79,4 +79,3 @@ class FeatureFiles:
 
 
 Encoder = EffNetLite0 | VisionFolder | FeatureFiles
-

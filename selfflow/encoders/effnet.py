@@ -23,7 +23,7 @@ _STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80
 _EPS = 1e-3
 
 
-def together() -> int:
+def batch_limit() -> int:
     """Pictures in a call: one on a CPU, whose caches hold the maps of one, which takes half the time a picture."""
     return 1 if jax.default_backend() == "cpu" else 32
 
@@ -53,7 +53,7 @@ class EffNet:
         """Features of uint8 pictures [B, H, W, 3] or films [B, T, H, W, 3], at any frames a second."""
         check_media(media, self.name, self.medium)
         pictures = media.reshape(-1, *media.shape[-3:])
-        features = in_batches(lambda batch: forward(self.params, batch), pictures, together())
+        features = in_batches(lambda batch: forward(self.params, batch), pictures, batch_limit())
         if self.medium == "image":
             return features
         features_BTD = features.reshape(*media.shape[:2], WIDTH)

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from selfflow.encoders.batching import in_batches
-from selfflow.encoders.effnet import EffNet, last_map, together
+from selfflow.encoders.effnet import EffNet, batch_limit, last_map
 from selfflow.encoders.media import check_media
 
 
@@ -22,5 +22,5 @@ class EffNetMaps:
         """Features of one picture or film."""
         pictures = media[None] if media.ndim == 3 else media
         check_media(pictures, "EfficientNet-Lite0", "image")
-        maps = in_batches(lambda batch: last_map(self._params, batch), pictures, together())
+        maps = in_batches(lambda batch: last_map(self._params, batch), pictures, batch_limit())
         return maps[0] if media.ndim == 3 else maps

@@ -16,7 +16,7 @@ _OPEN_FILES = 64
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
-class Files:
+class FeatureFileReader:
     """Random access to the features of `FeatureFiles`; see `Frozen`.
 
     Attributes:

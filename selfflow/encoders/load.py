@@ -2,11 +2,11 @@
 
 from functools import lru_cache
 
-from selfflow.encoders.config import EffNetLite0, Encoder, FeatureFiles, Frozen, VisionFolder
+from selfflow.encoders.config import EffNetLite0, Encoder, FeatureFiles, FrozenEncoder, VisionFolder
 
 
 @lru_cache(maxsize=8)
-def load_encoder(settings: Encoder) -> Frozen:
+def load_encoder(settings: Encoder) -> FrozenEncoder:
     """The encoder of some settings, read once in a process.
 
     Raises:
@@ -22,7 +22,7 @@ def load_encoder(settings: Encoder) -> Frozen:
 
             return VisionMaps(settings)
         case FeatureFiles():
-            from selfflow.encoders.feature_files import Files
+            from selfflow.encoders.feature_files import FeatureFileReader
 
-            return Files(settings)
+            return FeatureFileReader(settings)
     raise AssertionError(settings)

@@ -97,9 +97,9 @@ def open_extractor(spec: str, medium: str) -> Extractor:
 
             return TorchScriptI3d(path) if is_torchscript(path) else I3d(path)
         case "logmel":
-            from selfflow.encoders.audio import LogMel
+            from selfflow.encoders.audio import LogMelStatistics
 
-            return LogMel()
+            return LogMelStatistics()
         case "birdnet":
             from selfflow.encoders.audio import BirdNet
 

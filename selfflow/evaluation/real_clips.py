@@ -8,8 +8,8 @@ import numpy as np
 from selfflow.data.shards import BadRecord
 
 if TYPE_CHECKING:
-    from selfflow.data.built import Built
-    from selfflow.input.batches import Feed
+    from selfflow.data.built import BuiltDataset
+    from selfflow.input.batches import BatchSource
 
 Batch = tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
 
@@ -26,8 +26,8 @@ class RealClips(NamedTuple):
       autoencoders: by modality.
     """
 
-    feed: "Feed"
-    built: "Built | None"
+    feed: "BatchSource"
+    built: "BuiltDataset | None"
     set: str
     split: str
     lengths: dict[str, int]

@@ -12,8 +12,8 @@ from selfflow.data.shards import BadRecord
 from selfflow.data.workers import start_reader
 from selfflow.errors import UserError
 from selfflow.input.controls import delays, shuffled
-from selfflow.input.mixture import Component, Plan, Set, Stage
-from selfflow.input.options import Reading
+from selfflow.input.mixture import Component, MixturePlan, Pool, Stage
+from selfflow.input.options import LoaderOptions
 from selfflow.input.reader import Reader, labels_of
 from selfflow.latents.store import Latents
 from selfflow.modality import Modality
@@ -23,7 +23,7 @@ Rows = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Feed:
+class BatchSource:
     """What all sets of a mixture are read from.
 
     Attributes:
@@ -40,7 +40,7 @@ class Feed:
     """
 
     latents: dict[str, Latents]
-    mixture: dict[str, Set]
+    mixture: dict[str, Component]
     modalities: dict[str, dict[str, Modality]]
     curriculum: tuple[Stage, ...] = ()
     label: str = ""
@@ -48,7 +48,7 @@ class Feed:
     caption: tuple[int, int] | None = None
     features: dict[str, int] = field(default_factory=dict)
     seed: int = 0
-    reading: Reading = Reading()
+    reading: LoaderOptions = LoaderOptions()
 
     def batches(self, start: int, steps: int, rows: Rows | None = None) -> "Batches":
         """The batches of steps `start` to `steps`.
@@ -108,10 +108,10 @@ class Batches:
     those records that were to be read here and could not be.
     """
 
-    def __init__(self, feed: Feed, start: int, steps: int, rows: Rows | None = None):
+    def __init__(self, feed: BatchSource, start: int, steps: int, rows: Rows | None = None):
         self._feed, self._start = feed, start
         self._check_label()
-        self.plan = Plan(feed.mixture, feed.curriculum, steps, feed.seed)
+        self.plan = MixturePlan(feed.mixture, feed.curriculum, steps, feed.seed)
         self._readers = [self._reader(c) for c in self.plan.components]
         self._rows = rows
         self._told: set[tuple[str, str]] = set()
@@ -128,7 +128,7 @@ class Batches:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
             raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
 
-    def _reader(self, component: Component) -> Reader:
+    def _reader(self, component: Pool) -> Reader:
         reader = self._feed.reader(component.set, "train", component.quality)
         chosen = self._feed.mixture[component.set]
         floor = f" of quality {component.quality:g} or more" if component.quality > 0 else ""
@@ -255,7 +255,9 @@ def _stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return jax.tree.map(lambda *parts: np.stack(parts), *samples)
 
 
-def readable(clips: Any, numbers: Iterable[int], left_out: list[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+def readable_clips(
+    clips: Any, numbers: Iterable[int], left_out: list[int]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """(i, latents) of those clips of these numbers that can be read.
 
     Args:
@@ -272,7 +274,7 @@ def readable(clips: Any, numbers: Iterable[int], left_out: list[int]) -> Iterato
         yield i, latents
 
 
-def warn_of(clips: Any, left_out: list[int]) -> None:
+def warn_left_out(clips: Any, left_out: list[int]) -> None:
     """Says on stderr how many clips were left out, and of the first why; nothing where none was."""
     if not left_out:
         return

@@ -15,13 +15,13 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.features import read_features, read_specs
 from selfflow.data.shards import BadRecord, one_line
 from selfflow.errors import UserError
 from selfflow.input.batches import Batches, Rows
-from selfflow.input.mixture import Set, Stage
-from selfflow.input.options import Reading
+from selfflow.input.mixture import Component, Stage
+from selfflow.input.options import LoaderOptions
 from selfflow.latents.encode import folder_name
 from selfflow.latents.store import ids_from, ids_to
 from selfflow.progress import Progress
@@ -59,7 +59,7 @@ class MediaSource:
       indexes: folder in which is kept which record has what: to find that out takes a look at all of them.
     """
 
-    def __init__(self, built: Built, split: str, excluded: Collection[str], indexes: Path):
+    def __init__(self, built: BuiltDataset, split: str, excluded: Collection[str], indexes: Path):
         self.folder, self._records = built.folder, built.records(split)
         self.index = _kept_index(built, split, indexes)
         self._excluded = np.isin(self.index["id"], np.array([i.encode() for i in sorted(excluded)], bytes))
@@ -92,7 +92,7 @@ class MediaSource:
         return self.index["id"][i].decode(errors="replace")
 
 
-def _kept_index(built: Built, split: str, folder: Path) -> dict[str, np.ndarray]:
+def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.ndarray]:
     told = [_FORMAT, built.fingerprint, built.forgotten, built.mapping]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{folder_name(built.name)}-{split}-{digest}.safetensors"
@@ -115,7 +115,7 @@ def _keep(index: dict[str, np.ndarray], path: Path) -> None:
         print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
 
 
-def _index(built: Built, split: str) -> tuple[dict[str, np.ndarray], bool]:
+def _index(built: BuiltDataset, split: str) -> tuple[dict[str, np.ndarray], bool]:
     """Id, quality and what is present of each record, of one that cannot be read nothing; whether all can be read."""
     records, rows, whole = built.records(split), [], True
     small = None
@@ -202,7 +202,7 @@ class MediaReader:
 
 
 @dataclass(frozen=True)
-class MediaFeed:
+class MediaBatchSource:
     """What all sets of a mixture are read from; see `batches.Feed`.
 
     Attributes:
@@ -213,13 +213,13 @@ class MediaFeed:
       indexes: folder in which indexes are kept.
     """
 
-    built: dict[str, Built]
-    mixture: dict[str, Set]
+    built: dict[str, BuiltDataset]
+    mixture: dict[str, Component]
     cuts: dict[str, Cut]
     curriculum: tuple[Stage, ...] = ()
     excluded: frozenset[str] = frozenset()
     seed: int = 0
-    reading: Reading = Reading()
+    reading: LoaderOptions = LoaderOptions()
     indexes: Path = Path()
     opened: dict[tuple[str, str], MediaSource] = field(default_factory=dict, repr=False, compare=False)
 

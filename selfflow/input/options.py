@@ -6,7 +6,7 @@ from selfflow.errors import UserError
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderOptions:
     """How batches are read; changes nothing in them and may change while a run goes on."""
 
     workers: int = 0

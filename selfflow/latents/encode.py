@@ -19,16 +19,23 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from selfflow.autoencoders.config import brought, described
+from selfflow.autoencoders.config import config_without_path, uses_pretrained
 from selfflow.autoencoders.quality import reconstruction_quality
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.workers import cores, start_worker
 from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
-from selfflow.latents.encode_shard import Shard, bad_records, clear_partials, encode_shard, joined_indexes, text_encoder
-from selfflow.latents.features import check_ids, identities_of, told_of
-from selfflow.latents.fit_autoencoder import Fitted, keep, sample_of
-from selfflow.latents.precomputed import check_made_by
+from selfflow.latents.encode_shard import (
+    Shard,
+    bad_records,
+    cached_text_encoder,
+    clear_partials,
+    encode_shard,
+    joined_indexes,
+)
+from selfflow.latents.features import check_ids, encoder_metadata, identities_of
+from selfflow.latents.fit_autoencoder import FittedAutoencoder, keep_copy, sample_records
+from selfflow.latents.precomputed import check_precomputed
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.modality import Modality
 from selfflow.progress import Progress
@@ -44,7 +51,7 @@ _BAD_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Share:
+class EncodeShare:
     """Which part of the encoding this process takes: host `host` of `hosts`, with `processes` of its own."""
 
     processes: int | None = None
@@ -62,14 +69,14 @@ class Share:
 
 
 def encode(
-    built: Built,
-    fitted: Mapping[str, Fitted],
+    built: BuiltDataset,
+    fitted: Mapping[str, FittedAutoencoder],
     modalities: Mapping[str, Modality],
     text: Any,
     data_dir: Path,
     *,
     encoders: Mapping[str, Encoder] = {},
-    share: Share = Share(),
+    share: EncodeShare = EncodeShare(),
     exclude: Collection[str] = (),
     records_per_shard: int | None = None,
 ) -> Latents | None:
@@ -94,8 +101,8 @@ def encode(
     """
     mine = {m: fitted[m] for m in sorted(fitted)}
     if built.settings.kind == "latent_files":
-        check_made_by(built, mine, modalities, encoders)
-    identities = {m: f.identity for m, f in mine.items()} | {"text": text and text_encoder(text).identity}
+        check_precomputed(built, mine, modalities, encoders)
+    identities = {m: f.identity for m, f in mine.items()} | {"text": text and cached_text_encoder(text).identity}
     identities |= {"features": identities_of(encoders)} if encoders else {}
     key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
     folder = data_dir / "latents" / f"{folder_name(built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
@@ -133,10 +140,12 @@ def folder_name(dataset: str) -> str:
     return re.sub("[^A-Za-z0-9_.]+", "-", dataset)
 
 
-def _shards(built: Built, fitted, modalities, text, encoders, folder: Path, per_shard: int | None) -> list[Shard]:
+def _shards(
+    built: BuiltDataset, fitted, modalities, text, encoders, folder: Path, per_shard: int | None
+) -> list[Shard]:
     # Whatever features stand beside them: shards of the same records, so that these latents are known for the same.
     size = 2 * sum(np.prod(modalities[m].latent) for m in fitted)
-    size += 2 * text.tokens * text_encoder(text).width if text else 0
+    size += 2 * text.tokens * cached_text_encoder(text).width if text else 0
     per_shard = per_shard or int(np.clip(_SHARD_BYTES / max(size, 1), 64, 65536))
     autoencoders = {m: (f.path, f.config) for m, f in fitted.items()}
     shards = []
@@ -151,7 +160,7 @@ def _shards(built: Built, fitted, modalities, text, encoders, folder: Path, per_
     return shards
 
 
-def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
+def _encode_shards(shards: list[Shard], built: BuiltDataset, share: EncodeShare) -> None:
     clear_partials(shards[0].folder)
     mine = shards[share.host :: share.hosts]
     waiting = [shard for shard in mine if _to_do(shard)]
@@ -162,7 +171,7 @@ def _encode_shards(shards: list[Shard], built: Built, share: Share) -> None:
     from threadpoolctl import threadpool_limits
 
     # Networks take all cores, or the accelerator, by themselves.
-    several = left > _FEW and not any(brought(config) for _, config in waiting[0].autoencoders.values())
+    several = left > _FEW and not any(uses_pretrained(config) for _, config in waiting[0].autoencoders.values())
     processes = min(share.processes or (cores() if several else 1), len(waiting))
     bad: list[tuple[int, str, str]] = []
     with Progress(f"encode {built.name.split('/')[0]}", total, done=total - left, unit="record") as shown:
@@ -204,7 +213,7 @@ def _start_worker() -> None:
     threadpool_limits(1, "blas")  # there is a process for each core
 
 
-def _add_bad(bad: list[tuple[int, str, str]], new: list[tuple[int, str, str]], built: Built, total: int) -> None:
+def _add_bad(bad: list[tuple[int, str, str]], new: list[tuple[int, str, str]], built: BuiltDataset, total: int) -> None:
     for record, shard, reason in new[:3]:
         more = f" (and {len(new) - 3} more)" if len(new) > 3 else ""
         print(f"warning: {built.name}: record {record} in {shard} was left out: {reason}{more}", file=sys.stderr)
@@ -212,7 +221,7 @@ def _add_bad(bad: list[tuple[int, str, str]], new: list[tuple[int, str, str]], b
     _check_bad(bad, built, total)
 
 
-def _check_bad(bad: list[tuple[int, str, str]], built: Built, total: int) -> None:
+def _check_bad(bad: list[tuple[int, str, str]], built: BuiltDataset, total: int) -> None:
     if len(bad) > max(1, _BAD_SHARE * total):
         _, shard, reason = bad[-1]
         raise UserError(
@@ -221,7 +230,7 @@ def _check_bad(bad: list[tuple[int, str, str]], built: Built, total: int) -> Non
         )
 
 
-def _finish(shards: list[Shard], built: Built, fitted, modalities, text, encoders, folder: Path) -> None:
+def _finish(shards: list[Shard], built: BuiltDataset, fitted, modalities, text, encoders, folder: Path) -> None:
     """Joins the shards' indexes, measures the reconstruction and writes the manifest, which makes the folder valid."""
     manifest: dict[str, Any] = {
         "dataset": built.name,
@@ -232,7 +241,7 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, encoder
         "modalities": {
             m: {
                 "identity": f.identity,
-                "autoencoder": described(f.config),
+                "autoencoder": config_without_path(f.config),
                 "fitted_on": f.fitted_on,
                 "latent": list(modalities[m].latent),
                 "period": modalities[m].period,
@@ -240,7 +249,7 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, encoder
             for m, f in fitted.items()
         },
         "text": None if text is None else _text(text),
-        "features": told_of(encoders),
+        "features": encoder_metadata(encoders),
         "unreadable": {},
     }
     for split in built.splits:
@@ -258,22 +267,22 @@ def _finish(shards: list[Shard], built: Built, fitted, modalities, text, encoder
     manifest["quality"] = _quality(built, fitted)
     for m, f in fitted.items():
         if f.path:
-            keep(f.path, folder / f"autoencoder_{m}.safetensors")
+            keep_copy(f.path, folder / f"autoencoder_{m}.safetensors")
     partial = folder / f"{MANIFEST}.partial-{os.getpid()}"
     partial.write_text(json.dumps(manifest, indent=1))
     os.replace(partial, folder / MANIFEST)
 
 
 def _text(text: Any) -> dict[str, Any]:
-    encoder = text_encoder(text)
+    encoder = cached_text_encoder(text)
     return {"settings": to_json(text), "identity": encoder.identity, "width": encoder.width}
 
 
-def _quality(built: Built, fitted: Mapping[str, Fitted]) -> dict[str, dict[str, float]]:
+def _quality(built: BuiltDataset, fitted: Mapping[str, FittedAutoencoder]) -> dict[str, dict[str, float]]:
     split = "validation" if "validation" in built.splits else "train"
     found = {}
     for m, f in fitted.items() if built.settings.kind != "latent_files" else ():
-        records = sample_of(built, split, m, _QUALITY_RECORDS, f.config.hop, largest=_QUALITY_BYTES)
+        records = sample_records(built, split, m, _QUALITY_RECORDS, f.config.hop, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))
             rate = getattr(built.settings, "sample_rate", 0)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.records import Records
 from selfflow.data.shards import BadRecord
 from selfflow.encoders.config import Encoder
@@ -39,7 +39,7 @@ class Shard:
       encoders: whose features of a modality are stored, too.
     """
 
-    built: Built
+    built: BuiltDataset
     split: str
     number: int
     count: int
@@ -238,7 +238,7 @@ def _encoded(record: dict[str, Any], coded, modalities, encoders) -> tuple[dict[
 def _captions(text: Any, captions: list[str]) -> list[np.ndarray | None]:
     if text is None:
         return [None] * len(captions)
-    encoded = iter(text_encoder(text).encode([c for c in captions if c]))
+    encoded = iter(cached_text_encoder(text).encode([c for c in captions if c]))
     return [next(encoded) if c else None for c in captions]
 
 
@@ -259,7 +259,7 @@ def _autoencoder(path: Path, config: AnyAutoencoder) -> Autoencoder:
 
 
 @lru_cache(maxsize=1)
-def text_encoder(text: Any):
+def cached_text_encoder(text: Any):
     """The caption encoder of some settings, read once in a process."""
     return load_text_encoder(text)
 

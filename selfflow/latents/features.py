@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import load_encoder
@@ -87,7 +87,7 @@ def encoded_features(
     return kept
 
 
-def check_ids(built: Built, encoders: Mapping[str, Encoder]) -> None:
+def check_ids(built: BuiltDataset, encoders: Mapping[str, Encoder]) -> None:
     """Raises `UserError`, naming the first and how many there are, where an encoder lacks samples of a data set."""
     asked = {m: ids for m, encoder in encoders.items() if (ids := load_encoder(encoder).ids) is not None}
     if not asked:
@@ -111,7 +111,7 @@ def check_ids(built: Built, encoders: Mapping[str, Encoder]) -> None:
             )
 
 
-def _readable(built: Built, split: str, advance: Callable[[], None]) -> Iterator[dict[str, Any]]:
+def _readable(built: BuiltDataset, split: str, advance: Callable[[], None]) -> Iterator[dict[str, Any]]:
     records = built.records(split)
     for i in range(len(records)):
         try:
@@ -126,7 +126,7 @@ def identities_of(encoders: Mapping[str, Encoder]) -> dict[str, str]:
     return {m: load_encoder(encoder).identity for m, encoder in sorted(encoders.items())}
 
 
-def told_of(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
+def encoder_metadata(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
     """What a manifest says of features."""
     return {
         m: {"identity": load_encoder(encoder).identity, "settings": to_json(encoder), "width": encoder.width}
@@ -159,7 +159,7 @@ def check_features(latents: Latents, encoders: Mapping[str, Encoder], identities
             )
 
 
-def fault_of(stored: Mapping[str, np.ndarray], m: str, timed: bool, width: int) -> str:
+def encoder_fault(stored: Mapping[str, np.ndarray], m: str, timed: bool, width: int) -> str:
     """What is wrong with the shape of a modality's features, in a record that has its latents; empty: nothing."""
     features, latent = stored.get(stored_as(m)), stored[m]
     if features is None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Given, brought
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, Precomputed, uses_pretrained
 from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.latents.pretrained_weights import bring, copy_path, note
+from selfflow.latents.pretrained_weights import copy_path, copy_weights, weights_metadata
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
 from selfflow.storage.copies import fetch, publish
@@ -30,7 +30,7 @@ _LINKED = 16e6  # bytes
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedAutoencoder:
     """An autoencoder on disk.
 
     Attributes:
@@ -50,10 +50,10 @@ class Fitted:
 
 
 def fitted_path(
-    modality: str, config: AnyAutoencoder, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path
+    modality: str, config: AnyAutoencoder, data: Mapping[str, BuiltDataset], exclude: Collection[str], data_dir: Path
 ) -> Path:
-    """Where the autoencoder that `fit` makes of these arguments lies."""
-    if brought(config):
+    """Where the autoencoder that `fit_autoencoder` makes of these arguments lies."""
+    if uses_pretrained(config):
         return copy_path(modality, config, data_dir)
     sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
     key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
@@ -61,9 +61,9 @@ def fitted_path(
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
 
 
-def fit(
-    modality: str, config: AnyAutoencoder, data: Mapping[str, Built], exclude: Collection[str], data_dir: Path
-) -> Fitted:
+def fit_autoencoder(
+    modality: str, config: AnyAutoencoder, data: Mapping[str, BuiltDataset], exclude: Collection[str], data_dir: Path
+) -> FittedAutoencoder:
     """Fits an autoencoder to a few hundred training records, evenly from all data sets; finds it if it was fitted.
 
     One that has weights already is copied, and needs its file no more.
@@ -78,15 +78,15 @@ def fit(
     Raises:
       UserError: if no training record has the modality, or weights are missing or of another model.
     """
-    if isinstance(config, Given):
+    if isinstance(config, Precomputed):
         if media := [b for b in data.values() if b.settings.kind != "latent_files"]:
             raise UserError(
                 f"autoencoders.{modality} is given by its latents alone, and cannot encode {media[0].name}: name "
                 "another"
             )
-        return Fitted(config, None, config.identity, {})
+        return FittedAutoencoder(config, None, config.identity, {})
     path = fitted_path(modality, config, data, exclude, data_dir)
-    if not brought(config) and (latents := [b for b in data.values() if b.settings.kind == "latent_files"]):
+    if not uses_pretrained(config) and (latents := [b for b in data.values() if b.settings.kind == "latent_files"]):
         made = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
             f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "
@@ -94,14 +94,14 @@ def fit(
         )
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)
-    if brought(config):
-        bring(modality, config, path, notes)
+    if uses_pretrained(config):
+        copy_weights(modality, config, path, notes)
     elif not notes.exists():
         with Progress(f"fit the {modality} autoencoder", 1, unit="fit") as shown:
             per_set = _RECORDS // len(data)
             records, fitted_on = [], {}
             for built in data.values():
-                found = sample_of(built, "train", modality, per_set, config.hop, exclude, _BYTES / len(data))
+                found = sample_records(built, "train", modality, per_set, config.hop, exclude, _BYTES / len(data))
                 fitted_on[f"{built.name} {built.fingerprint}"] = len(found)
                 records += [record[modality] for record in found]
             if not records:
@@ -115,14 +115,14 @@ def fit(
             partial = path.with_suffix(f".partial-{os.getpid()}")
             autoencoder.save(partial)
             os.replace(partial, path)
-            note(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
+            weights_metadata(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
             shown.advance()
     publish(path.parent, notes.name, only=path.stem)
     known = json.loads(notes.read_text())
-    return Fitted(config, path, known["identity"], known["fitted_on"])
+    return FittedAutoencoder(config, path, known["identity"], known["fitted_on"])
 
 
-def keep(source: Path, target: Path) -> None:
+def keep_copy(source: Path, target: Path) -> None:
     """Copies the file of an autoencoder; a large one gets a second name instead, where the disk allows it."""
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     partial.unlink(missing_ok=True)
@@ -136,8 +136,8 @@ def keep(source: Path, target: Path) -> None:
     os.replace(partial, target)
 
 
-def sample_of(
-    built: Built,
+def sample_records(
+    built: BuiltDataset,
     split: str,
     modality: str,
     count: int,

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.config import AnyAutoencoder, decodes
+from selfflow.autoencoders.config import AnyAutoencoder, can_decode
 from selfflow.autoencoders.latent_statistics import channel_statistics, difference
-from selfflow.autoencoders.quality import measured
-from selfflow.data.built import Built
+from selfflow.autoencoders.quality import reconstruction_metrics
+from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.latents.store import Latents
@@ -25,7 +25,7 @@ def inspect(
     autoencoders: dict[str, AnyAutoencoder],
     rates: dict[str, int],
     latents: dict[str, Latents],
-    built: dict[str, Built],
+    built: dict[str, BuiltDataset],
     out: Path,
 ) -> None:
     """Prints and writes statistics of each latent channel, reconstruction, and pictures of what is lost.
@@ -60,7 +60,7 @@ def inspect(
             files += [_table(beside(".csv"), statistics), _bars(beside("_channels.png"), f"{name}: {m}", statistics)]
             rate = rates[name]
             lost = "no autoencoder to decode by"
-            if decodes(config := autoencoders[m]):
+            if can_decode(config := autoencoders[m]):
                 lost, drawn = _reconstruction(found.autoencoder(m, config), stored, originals, m, rate)
                 write_sheet(beside(".png"), drawn, rate, f"{name}: {m}")
                 files.append(beside(".png"))
@@ -78,7 +78,7 @@ def inspect(
         print(f"  {file}")
 
 
-def _some(latents: Latents, built: Built | None, m: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _some(latents: Latents, built: BuiltDataset | None, m: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Latents of a modality, of the validation split where there is one, and the media that they were made of."""
     split = "validation" if "validation" in latents.records else "train"
     source, records = latents.source(split), built.records(split) if built else None
@@ -111,7 +111,7 @@ def _reconstruction(autoencoder: Any, stored: list, originals: list, m: str, rat
     originals = [a[: len(b)] for a, b in zip(originals, decoded)]
     true = np.stack([cut(x) for x in originals[:shown]])
     drawn = {"original": {m: true}, "decoded": {m: few}, "lost": {m: difference(true, few)}}
-    lost = measured(originals, decoded, rate)
+    lost = reconstruction_metrics(originals, decoded, rate)
     if m != "audio":
         return f"PSNR {lost['psnr_db']:.1f} dB", drawn
     return f"SNR {lost['snr_db']:.1f} dB, log-mel distance {lost['log_mel_distance']:.2f}", drawn

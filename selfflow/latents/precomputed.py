@@ -3,15 +3,18 @@
 import re
 from collections.abc import Mapping
 
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
-from selfflow.latents.fit_autoencoder import Fitted
+from selfflow.latents.fit_autoencoder import FittedAutoencoder
 from selfflow.modality import Modality
 
 
-def check_made_by(
-    built: Built, fitted: Mapping[str, Fitted], modalities: Mapping[str, Modality], encoders: Mapping[str, Encoder]
+def check_precomputed(
+    built: BuiltDataset,
+    fitted: Mapping[str, FittedAutoencoder],
+    modalities: Mapping[str, Modality],
+    encoders: Mapping[str, Encoder],
 ) -> None:
     """Raises `UserError` unless latents that were made elsewhere are those of the autoencoders that are named.
 

@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from selfflow.autoencoders.config import SDVAE, AnyAutoencoder, Convolutional, Diffusers, Flux2VAE, described
+from selfflow.autoencoders.config import SDVAE, AnyAutoencoder, Convolutional, Diffusers, Flux2VAE, config_without_path
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.autoencoders.temporal_config import FILE
+from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
@@ -20,7 +20,7 @@ _FORMAT = 2  # raised when equal settings come to mean other copies
 
 
 def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
-    """Where `bring` copies weights to, or where their copy lies if they are gone.
+    """Where `copy_weights` copies weights to, or where their copy lies if they are gone.
 
     Raises:
       UserError: if there are neither.
@@ -28,7 +28,7 @@ def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
     if isinstance(config, Diffusers):
         key = json.dumps([_FORMAT, modality, to_json(config)])
         digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    elif not config.path or not (source := weights_of(config)).exists():
+    elif not config.path or not (source := find_weights(config)).exists():
         return _copied_before(modality, config, data_dir)
     else:
         # Not by its path: an autoencoder that was trained again is another, and runs go on with the one they know.
@@ -37,7 +37,7 @@ def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
 
 
-def bring(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> None:
+def copy_weights(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> None:
     """Brings a user's weights to `path`, if they are not there, and notes beside them what they are.
 
     Raises:
@@ -66,18 +66,18 @@ def bring(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> Non
             partial.unlink()
             raise UserError(f"autoencoders.{modality}: {str(error).replace(str(partial), str(source))}") from error
         os.replace(partial, path)
-        note(notes, {"identity": identity, "fitted_on": {}, "copy_of": _copy_of(config)})
+        weights_metadata(notes, {"identity": identity, "fitted_on": {}, "copy_of": _copy_of(config)})
         shown.advance()
 
 
-def weights_of(config: AnyAutoencoder) -> Path:
+def find_weights(config: AnyAutoencoder) -> Path:
     """The file that the path of an autoencoder stands for."""
     path = Path(config.path).expanduser()
-    name = FILE if isinstance(config, Convolutional) else "diffusion_pytorch_model.safetensors"
+    name = AUTOENCODER_FILE if isinstance(config, Convolutional) else "diffusion_pytorch_model.safetensors"
     return path / name if path.is_dir() else path
 
 
-def note(notes: Path, told: dict[str, Any]) -> None:
+def weights_metadata(notes: Path, told: dict[str, Any]) -> None:
     """Writes what is known of an autoencoder on disk."""
     partial = notes.with_suffix(f".partial-{os.getpid()}")
     partial.write_text(json.dumps(told))
@@ -87,9 +87,9 @@ def note(notes: Path, told: dict[str, Any]) -> None:
 def _check_told(config: AnyAutoencoder, source: Path) -> None:
     """That settings are as a config.json beside the weights says."""
     if isinstance(config, SDVAE | Flux2VAE):
-        from selfflow.autoencoders.kl_autoencoder import told_beside  # brings JAX
+        from selfflow.autoencoders.kl_autoencoder import config_beside  # brings JAX
 
-        for name, value in told_beside(config, source).items():
+        for name, value in config_beside(config, source).items():
             if getattr(config, name) != value:
                 raise UserError(
                     f"the config.json beside {source} has {name} {value}, and the {config.kind} autoencoder "
@@ -98,7 +98,7 @@ def _check_told(config: AnyAutoencoder, source: Path) -> None:
 
 
 def _source(modality: str, config: AnyAutoencoder) -> Path:
-    source = weights_of(config)
+    source = find_weights(config)
     if not config.path or source.suffix != ".safetensors":
         raise UserError(_no_weights(modality, config))
     return source
@@ -121,7 +121,7 @@ def _copied_before(modality: str, config: AnyAutoencoder, data_dir: Path) -> Pat
 
 def _copy_of(config: AnyAutoencoder) -> dict[str, Any]:
     """What a copy is known by where the weights themselves are gone."""
-    return described(config) | {"path": str(Path(config.path).expanduser().absolute())}
+    return config_without_path(config) | {"path": str(Path(config.path).expanduser().absolute())}
 
 
 def _no_weights(modality: str, config: AnyAutoencoder) -> str:
@@ -133,7 +133,9 @@ def _no_weights(modality: str, config: AnyAutoencoder) -> str:
 
 
 def _name_of_copy(modality: str, config: AnyAutoencoder, weights: str) -> str:
-    return hashlib.sha256(json.dumps([_FORMAT, modality, described(config), weights]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([_FORMAT, modality, config_without_path(config), weights]).encode()).hexdigest()[
+        :12
+    ]
 
 
 @lru_cache(maxsize=16)
@@ -145,15 +147,15 @@ def _pin(modality: str, config: Diffusers, path: Path, notes: Path) -> None:
     """Keeps in mind which autoencoder of diffusers it is; its weights stay where they are."""
     if path.exists() and notes.exists():
         return
-    from selfflow.autoencoders.diffusers_adapter import pin  # brings torch
+    from selfflow.autoencoders.diffusers_adapter import pin_revision  # brings torch
 
     with Progress(f"look at the {modality} autoencoder", 1, unit="model") as shown:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".partial-{os.getpid()}")
         try:
-            identity = pin(config, partial)
+            identity = pin_revision(config, partial)
         except UserError as error:
             raise UserError(f"autoencoders.{modality}: {error}") from error
         os.replace(partial, path)
-        note(notes, {"identity": identity, "fitted_on": {}})
+        weights_metadata(notes, {"identity": identity, "fitted_on": {}})
         shown.advance()

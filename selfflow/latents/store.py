@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file
 
-from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, described
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, config_without_path
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.data.shards import BadRecord, ShardReader
 from selfflow.errors import UserError
@@ -135,7 +135,7 @@ class Latents:
                 continue  # a mixture that needs it will say that no record has it
             timed = bool(modalities[m].period)  # clips may have other lengths
             for what, theirs, ours in (
-                ("autoencoder", made["autoencoder"], described(config)),
+                ("autoencoder", made["autoencoder"], config_without_path(config)),
                 ("resolution", made["latent"][timed:], list(modalities[m].latent[timed:])),
                 ("frame rate (period in 10 ms)", made["period"], modalities[m].period),
             ):

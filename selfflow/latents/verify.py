@@ -11,14 +11,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from selfflow.autoencoders.config import AnyAutoencoder, decodes
+from selfflow.autoencoders.config import AnyAutoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.data.verify import OF_ANY_LENGTH, UNFINISHED_FORGETTING, Contents, Kind, Problem, Unreadable, verify_data
 from selfflow.errors import UserError
 from selfflow.latents.encode import folder_name
-from selfflow.latents.features import fault_of, stored_as
+from selfflow.latents.features import encoder_fault, stored_as
 from selfflow.latents.store import CAPTION, FORGETTING, MANIFEST, LatentSource, ids_from, shard_name
 from selfflow.serialization import from_json
 
@@ -71,7 +71,7 @@ def records_of(folder: Path) -> int:
 
 
 def verify_latents(
-    folder: Path, built: Built, contents: Contents | None = None, advance: Callable[[], None] = lambda: None
+    folder: Path, built: BuiltDataset, contents: Contents | None = None, advance: Callable[[], None] = lambda: None
 ) -> list[Problem]:
     """Reads every record of a folder of latents, and all that belongs to them.
 
@@ -100,10 +100,10 @@ def verify_latents(
             problems += _verify_split(folder, manifest, split, built, contents if own else None, advance)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         return [Problem(DAMAGED, MANIFEST, "", f"{type(error).__name__}: {error}")]
-    return problems + [Problem(LEFTOVER, path.name, "", "") for path in strangers(folder, manifest)]
+    return problems + [Problem(LEFTOVER, path.name, "", "") for path in foreign_files(folder, manifest)]
 
 
-def strangers(folder: Path, manifest: dict[str, Any]) -> list[Path]:
+def foreign_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     """Files in a finished folder of latents that its manifest does not tell of."""
     known = {MANIFEST} | {f"autoencoder_{m}.safetensors" for m in manifest["modalities"]}
     for split, lengths in manifest["shards"].items():
@@ -113,7 +113,7 @@ def strangers(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     )
 
 
-def _about(folder: Path, manifest: dict[str, Any], built: Built) -> Iterator[Problem]:
+def _about(folder: Path, manifest: dict[str, Any], built: BuiltDataset) -> Iterator[Problem]:
     """What is wrong with the manifest and the autoencoders."""
     if manifest["dataset"] != built.name:
         yield Problem(BUILD, MANIFEST, "", f"it was made of {manifest['dataset']}, not of {built.name}")
@@ -137,7 +137,7 @@ def _about(folder: Path, manifest: dict[str, Any], built: Built) -> Iterator[Pro
             if config.kind == "diffusers" and importlib.util.find_spec("diffusers") is None:
                 yield Problem(NOT_LOOKED_AT, path.name, "", f"{config.name} is one of diffusers")
                 continue
-            identity = load_autoencoder(config, path).identity if decodes(config) else config.identity
+            identity = load_autoencoder(config, path).identity if can_decode(config) else config.identity
         except (OSError, SafetensorError, UserError) as error:
             yield Problem(DAMAGED, path.name, "", str(error).splitlines()[0])
             continue
@@ -151,7 +151,7 @@ def _about(folder: Path, manifest: dict[str, Any], built: Built) -> Iterator[Pro
 
 
 def _verify_split(
-    folder: Path, manifest: dict[str, Any], split: str, built: Built, contents: Contents | None, advance
+    folder: Path, manifest: dict[str, Any], split: str, built: BuiltDataset, contents: Contents | None, advance
 ) -> list[Problem]:
     lengths, file = manifest["shards"][split], f"{split}.index.safetensors"
     total = sum(lengths)
@@ -245,7 +245,7 @@ def _faults(stored: dict[str, np.ndarray], row: dict | None, manifest, loose: bo
         elif row is not None and timed and row[f"frames/{m}"] != len(latent):
             yield INDEX, f"{m} has {len(latent)} frames, frames/{m} says {row[f'frames/{m}']}"
         told = manifest.get("features", {}).get(m)
-        if told and (fault := fault_of(stored, m, timed, told["width"])):
+        if told and (fault := encoder_fault(stored, m, timed, told["width"])):
             yield SHAPE, fault
         if f"{m}.std" in stored and stored[f"{m}.std"].shape != latent.shape:
             yield SHAPE, f"{m}.std has shape {stored[f'{m}.std'].shape}, {m} has {latent.shape}"

@@ -10,7 +10,7 @@ from selfflow.errors import UserError
 from selfflow.report.probes import OWN, in_words, question_of
 from selfflow.report.settings import differences, other_tasks
 from selfflow.report.study import Member, Study
-from selfflow.representation.comparison import Method, held_against
+from selfflow.representation.comparison import Method, compare_to_baseline
 from selfflow.representation.probes.probe_run import Row, best
 
 FEW = 5  # seeds; an arm with fewer is exploratory
@@ -100,7 +100,7 @@ def _measure(
     if not by_arm:
         return []
     ordered = {arm: by_arm[arm] for arm in study.arms if arm in by_arm}
-    methods = held_against(ordered, study.baseline)
+    methods = compare_to_baseline(ordered, study.baseline)
     means = {key: sum(values) / len(values) for key, values in beside.items() if values}
     return [Measure(group, name, detail, better, methods, means)]
 

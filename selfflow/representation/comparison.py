@@ -31,12 +31,12 @@ class Method(NamedTuple):
         return f"{self.name:<20} {self.mean.told()}{difference}"
 
 
-def selected(rows: Iterable[Row], **fields: Any) -> list[Row]:
+def select_rows(rows: Iterable[Row], **fields: Any) -> list[Row]:
     """The rows of one question, such as `target="material", source="video", split="test", tau=0.1`."""
     return [row for row in rows if all(getattr(row, name) == value for name, value in fields.items())]
 
 
-def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:
+def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
     """Methods of rows of one target and source, one row for each run (see `best`).
 
     Args:
@@ -55,10 +55,10 @@ def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:
     baseline = baseline or next(iter(scores))
     if baseline not in scores:
         raise UserError(f"baseline {baseline!r}: there are {', '.join(scores)}")
-    return held_against(scores, baseline)
+    return compare_to_baseline(scores, baseline)
 
 
-def held_against(scores: Mapping[str, Mapping[int, float]], baseline: str) -> list[Method]:
+def compare_to_baseline(scores: Mapping[str, Mapping[int, float]], baseline: str) -> list[Method]:
     """Methods by their scores, each held against one of them.
 
     Args:
@@ -76,7 +76,7 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
     """How much more the first of `here` scores over its second than the first of `there` over its: (a - b) - (c - d).
 
     Args:
-      methods: as `compared` gives them.
+      methods: as `compare_methods` gives them.
       here, there: names of two methods each; seeds that all four have are paired.
 
     Raises:

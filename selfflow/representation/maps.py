@@ -14,7 +14,7 @@ from selfflow.errors import UserError
 from selfflow.modality import frames_of_tokens
 from selfflow.models.joint_config import JointConfig
 from selfflow.representation.features.extract import seed_of
-from selfflow.representation.features.forward import seen_at
+from selfflow.representation.features.forward import corrupted_at
 from selfflow.representation.probes.targets import refuse_cropped
 from selfflow.representation.views import seconds_of, whole_clips
 
@@ -101,7 +101,7 @@ def attention_of_clips(
 @partial(jax.jit, static_argnames=("apply", "modalities", "layers", "null_label"))
 def _attention(params, latents, numbers_B, tau, seed, *, apply, modalities, layers, null_label) -> Attention:
     taus = {m: tau for m, _ in modalities}
-    noisy, levels, assignment, _ = seen_at(dict(modalities), latents, {}, numbers_B, taus, seed)
+    noisy, levels, assignment, _ = corrupted_at(dict(modalities), latents, {}, numbers_B, taus, seed)
     label_B = jnp.full(len(numbers_B), null_label)
     return apply(params, noisy, levels, label_B, assignment, attention_of=layers, stop_at=max(layers)).attention
 

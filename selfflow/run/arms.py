@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from selfflow.config.files import changes, forbidden
+from selfflow.config.files import diff, is_fixed
 from selfflow.errors import UserError
 
 
-def methods_of(runs: Sequence[Any]) -> list[str]:
+def arms_of(runs: Sequence[Any]) -> list[str]:
     """The name of each run's method: that of its folder without the number at its end, where runs differ in their seeds
     alone; else that of its folder.
 
@@ -29,7 +29,7 @@ def methods_of(runs: Sequence[Any]) -> list[str]:
         settings.setdefault(stem, []).append(run.experiment)
     methods = [
         stem
-        if len(settings[stem]) > 1 and not any(unlike(settings[stem][0], other) for other in settings[stem])
+        if len(settings[stem]) > 1 and not any(differing_fields(settings[stem][0], other) for other in settings[stem])
         else name
         for stem, name in zip(stems, names)
     ]
@@ -52,7 +52,7 @@ def check_same_data(runs: Sequence[Any]) -> None:
             )
 
 
-def unlike(one: Any, other: Any) -> list[str]:
+def differing_fields(one: Any, other: Any) -> list[str]:
     """The fields in which two experiments differ, of those that say what is computed, seeds apart."""
-    found = [name for name in changes(one, other) if forbidden(name) or name == "steps"]
+    found = [name for name in diff(one, other) if is_fixed(name) or name == "steps"]
     return [name for name in found if name.split(".")[0] != "seed"]

@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 
 from selfflow.config.experiment import Experiment
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.batches import Feed, readable, warn_of
+from selfflow.input.batches import BatchSource, readable_clips, warn_left_out
 from selfflow.input.reader import Reader
-from selfflow.run.prepare_data import hash_of_latents, prepare
+from selfflow.run.prepare_data import latents_hash, prepare_data
 from selfflow.storage.paths import data_folder, url
 
 
-def feed_of(
+def batch_source_of(
     experiment: Experiment,
     provenance: Callable[[], dict[str, Any]],
     source: str,
     own: Path,
     data_dir: str | Path | None,
-) -> tuple[Feed, dict[str, Built]]:
+) -> tuple[BatchSource, dict[str, BuiltDataset]]:
     """What a run was trained on: its latents, and the data sets whose raw data is available.
 
     Args:
@@ -41,8 +41,8 @@ def feed_of(
     # Where the run's data was, if it still is there.
     told = provenance()["sessions"][-1].get("data_dir", "")
     known = Path(told) if told and (url(told) or Path(told).is_dir()) else None
-    feed, built = prepare(experiment, data_folder(data_dir or known), own=own)
-    found, trained = hash_of_latents(feed.latents), provenance()["data"]
+    feed, built = prepare_data(experiment, data_folder(data_dir or known), own=own)
+    found, trained = latents_hash(feed.latents), provenance()["data"]
     if found != trained:
         raise UserError(
             f"{source} was trained on other latents ({trained}, now {found}): the data set was rebuilt; give the "
@@ -51,7 +51,7 @@ def feed_of(
     return feed, built
 
 
-def held_out(feed: Feed, name: str, splits: tuple[str, ...]) -> Reader:
+def held_out(feed: BatchSource, name: str, splits: tuple[str, ...]) -> Reader:
     """Reads whole clips of a set, of the first split that has any."""
     latents = feed.latents[feed.mixture[name].data]
     for split in splits:
@@ -90,7 +90,7 @@ class Clips:
       UserError: naming those that there are, if there is no such set or split, or no such clip in it.
     """
 
-    def __init__(self, feed: Feed, built: dict[str, Built], split: str, set: str | None = None):
+    def __init__(self, feed: BatchSource, built: dict[str, BuiltDataset], split: str, set: str | None = None):
         self.set, self.split = next(iter(feed.mixture)) if set is None else set, split
         if self.set not in feed.mixture:
             raise UserError(f"set {self.set!r}: this run has {', '.join(feed.mixture)}")
@@ -145,9 +145,9 @@ class Clips:
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         left_out: list[int] = []
-        for _, latents in readable(self, range(len(self)), left_out):
+        for _, latents in readable_clips(self, range(len(self)), left_out):
             yield latents
-        warn_of(self, left_out)
+        warn_left_out(self, left_out)
 
     def record(self, i: int) -> dict[str, Any]:
         """The raw record of clip i, whole: media before they are encoded, labels and what else the data set has.

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import optax
 
 from selfflow.config.experiment import Experiment
-from selfflow.config.files import AnyExperiment, changes, forbidden, save_experiment
+from selfflow.config.files import AnyExperiment, diff, is_fixed, save_experiment
 from selfflow.errors import UserError
-from selfflow.latents.fit_autoencoder import keep
-from selfflow.run.init_state import run_and_step
+from selfflow.latents.fit_autoencoder import keep_copy
+from selfflow.run.init_state import parse_run_step
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.run import Run
 from selfflow.training.checkpoints import Checkpoints
@@ -29,7 +29,7 @@ from selfflow.training.state import State
 _LOCK = "lock"
 
 
-def enter_run(
+def create_or_resume(
     folder: Path,
     experiment: AnyExperiment,
     data_hash: str,
@@ -54,7 +54,7 @@ def enter_run(
     changed: dict[str, Any] = {}
     if path.exists():
         run = Run(folder)
-        changed, provenance = changes(run.experiment, experiment), run.provenance()
+        changed, provenance = diff(run.experiment, experiment), run.provenance()
         if provenance["data"] != data_hash:
             raise UserError(
                 f"{folder} was trained on other latents ({provenance['data']}, now {data_hash}): the data set was "
@@ -69,7 +69,7 @@ def enter_run(
         kept = folder / AUTOENCODERS / f"{m}.safetensors"
         if not kept.exists():
             kept.parent.mkdir(exist_ok=True)
-            keep(file, kept)
+            keep_copy(file, kept)
     _make_run(folder, experiment, provenance)
 
 
@@ -106,13 +106,13 @@ def _ancestors(source: str) -> list[dict[str, Any]]:
     """What the weights of RUN:STEP come from, nearest first: runs, what each was trained on or imported from."""
     if not source:
         return []
-    told = run_and_step(source)[0].provenance()
+    told = parse_run_step(source)[0].provenance()
     own = {"run": source, "sets": told.get("sets", {}), "imported": told.get("imported")}
     return [own, *told.get("ancestors", [])]
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Makes a run folder if need be, and holds its lock: two processes must not train into one run.
 
     Raises:
@@ -131,7 +131,7 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def in_training(folder: Path) -> bool:
+def is_training(folder: Path) -> bool:
     """Whether a process trains into a run folder on this disk: its lock goes with it, however it ends."""
     try:
         with (folder / _LOCK).open() as lock:
@@ -158,7 +158,7 @@ def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
                 f"{folder} is no run folder (no experiment.json) but holds {foreign[0]}: use another --workdir"
             )
         if experiment.init_from:
-            run, step = run_and_step(experiment.init_from)
+            run, step = parse_run_step(experiment.init_from)
             if type(run.experiment) is not type(experiment):
                 raise UserError(
                     f"init_from {experiment.init_from}: one of the two runs is of an autoencoder, the other is not"
@@ -179,9 +179,9 @@ def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
         raise UserError(f"steps is {experiment.steps}, but {folder} has done {done}: use another --workdir")
     # What followed from the run's first length stays: more steps must not change what is computed.
     experiment = experiment.resolved(like=old)
-    differing = [name for name in changes(old, experiment) if forbidden(name)]
+    differing = [name for name in diff(old, experiment) if is_fixed(name)]
     if differing:
-        both = changes(old, experiment)
+        both = diff(old, experiment)
         shown = "; ".join(f"{name} was {both[name][0]!r}, now {both[name][1]!r}" for name in differing[:5])
         more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(

@@ -10,7 +10,7 @@ from selfflow.training.state import State, dotted
 from selfflow.training.step import key_of
 
 
-def fresh_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
+def initial_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
     """The state at step 0, from `seed.init`, or from the weights of another run where `init_from` names one.
 
     Args:
@@ -26,7 +26,7 @@ def fresh_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
 
 def _start_from(source: str, state: State, mesh: Mesh) -> State:
     """Copies parameters and EMA from RUN[:STEP]; parameters that the run does not have stay fresh and are listed."""
-    run, step = run_and_step(source)
+    run, step = parse_run_step(source)
     other = run.weights(step, mesh)
     fresh = []
 
@@ -52,7 +52,7 @@ def _start_from(source: str, state: State, mesh: Mesh) -> State:
     return state._replace(params=params, frozen=frozen)
 
 
-def run_and_step(source: str) -> tuple[Run, int | None]:
+def parse_run_step(source: str) -> tuple[Run, int | None]:
     """The run, and the step if one is named, that RUN or RUN:STEP means."""
     path, _, step = source.rpartition(":")
     if not path or "/" in step:  # the colon of a URL, or none

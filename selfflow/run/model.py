@@ -15,7 +15,7 @@ from selfflow.modality import Modality
 from selfflow.models.joint import Output
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.serialization import to_json
-from selfflow.training.checkpoints import fetched_sums
+from selfflow.training.checkpoints import fetch_checksums
 from selfflow.training.state import State
 
 
@@ -62,7 +62,7 @@ def model_of(
         seed = experiment.seed.init
         shardings = None if mesh is None else experiment.shardings(mesh).params["model"]
         params = jax.jit(lambda: objective.init(jax.random.key(seed))["model"], out_shardings=shardings)()
-    facts = {"weights": fetched_sums(params), "model": to_json(config), "gates": "its own" if trained else "open"}
+    facts = {"weights": fetch_checksums(params), "model": to_json(config), "gates": "its own" if trained else "open"}
     facts["model"].pop("execution")  # it changes how numbers are computed, not what they are
     return Model(
         # An untrained network with its own gates, which are closed, hands its tokens on as they are.

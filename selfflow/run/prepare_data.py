@@ -7,18 +7,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfflow.autoencoders.config import AnyAutoencoder, brought, decodes
+from selfflow.autoencoders.config import AnyAutoencoder, can_decode, uses_pretrained
 from selfflow.config.experiment import Experiment
-from selfflow.data.built import Built, build
+from selfflow.data.built import BuiltDataset, build
 from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
-from selfflow.input.batches import Feed
+from selfflow.input.batches import BatchSource
 from selfflow.input.exclude import read_ids
-from selfflow.latents.encode import Share, encode, wait_for
-from selfflow.latents.encode_shard import text_encoder
+from selfflow.latents.encode import EncodeShare, encode, wait_for
+from selfflow.latents.encode_shard import cached_text_encoder
 from selfflow.latents.features import check_features, identities_of
-from selfflow.latents.fit_autoencoder import Fitted, fit, fitted_path
-from selfflow.latents.pretrained_weights import weights_of
+from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
+from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.objectives.alignment import encoders_of
 from selfflow.storage.copies import fetch
@@ -26,9 +26,9 @@ from selfflow.storage.paths import local
 from selfflow.weights import sha256_of
 
 
-def prepare(
-    experiment: Experiment, data_dir: Path, share: Share = Share(), own: Path | None = None
-) -> tuple[Feed, dict[str, Built]] | None:
+def prepare_data(
+    experiment: Experiment, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
+) -> tuple[BatchSource, dict[str, BuiltDataset]] | None:
     """What the mixture of an experiment is read from, and its data sets.
 
     Args:
@@ -52,7 +52,7 @@ def prepare(
     latents: dict[str, Latents | None] = {
         name: _latents(experiment.latents[name], excluded) for name in used if name in experiment.latents
     }
-    identity = text_encoder(experiment.text).identity if experiment.text and built else None
+    identity = cached_text_encoder(experiment.text).identity if experiment.text and built else None
     encoders = {name: _encoders(experiment, name) for name in used}
     known = identities_of({m: encoder for name in built for m, encoder in encoders[name].items()})
     for name, found in latents.items():
@@ -71,7 +71,7 @@ def prepare(
     return _feed(experiment, latents), {name: b for name, b in built.items() if b.settings.kind != "latent_files"}
 
 
-def hash_of_latents(latents: Mapping[str, Latents]) -> str:
+def latents_hash(latents: Mapping[str, Latents]) -> str:
     """Identity of all that a run may read: latents, and features beside them."""
     hashes = {name: found.hash for name, found in latents.items()}
     features = {name: found.features for name, found in latents.items() if found.features}
@@ -81,7 +81,7 @@ def hash_of_latents(latents: Mapping[str, Latents]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
+def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
     """What a run keeps in mind of its data sets, as JSON data: licences, and identities of records and encoders."""
     return {
         name: {
@@ -97,7 +97,7 @@ def sets_of(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str,
     }
 
 
-def autoencoders_of(latents: Mapping[str, Latents]) -> dict[str, Path]:
+def autoencoder_files(latents: Mapping[str, Latents]) -> dict[str, Path]:
     """The file of each modality's autoencoder; where several data sets have it, it is the same."""
     files = {m: found.autoencoder_path(m) for found in latents.values() for m in found.manifest["modalities"]}
     return {m: path for m, path in files.items() if path}
@@ -107,7 +107,7 @@ def _with_copies(experiment: Experiment, own: Path) -> Experiment:
     configs = dict(experiment.autoencoders)
     for m, config in configs.items():
         copy = own / f"{m}.safetensors"
-        if brought(config) and config.kind != "diffusers" and copy.is_file():
+        if uses_pretrained(config) and config.kind != "diffusers" and copy.is_file():
             configs[m] = dataclasses.replace(config, path=str(copy))
     return dataclasses.replace(experiment, autoencoders=configs)
 
@@ -124,7 +124,7 @@ def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
     return {m: encoder for m, encoder in encoders_of(experiment.alignment).items() if m in taken}
 
 
-def _feed(experiment: Experiment, latents: dict[str, Latents]) -> Feed:
+def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
     caption = None
     if experiment.text:
         caption = (experiment.text.tokens, experiment.model.text)
@@ -134,7 +134,7 @@ def _feed(experiment: Experiment, latents: dict[str, Latents]) -> Feed:
                 raise UserError(
                     f"model.text is {experiment.model.text}, but the captions of data.{name} have {width} channels"
                 )
-    return Feed(
+    return BatchSource(
         latents,
         experiment.mixture,
         {name: experiment.modalities(name) for name in experiment.mixture},
@@ -150,12 +150,12 @@ def _feed(experiment: Experiment, latents: dict[str, Latents]) -> Feed:
 
 def _fit(
     experiment: Experiment,
-    built: dict[str, Built],
+    built: dict[str, BuiltDataset],
     elsewhere: Mapping[str, Latents],
     excluded: Collection[str],
     data_dir: Path,
-    share: Share,
-) -> dict[str, Fitted]:
+    share: EncodeShare,
+) -> dict[str, FittedAutoencoder]:
     """The autoencoders: those that latents from elsewhere were made by, the others fitted to the data."""
     fitted = {}
     for m, config in experiment.autoencoders.items():
@@ -166,18 +166,22 @@ def _fit(
             path = given.autoencoder_path(m)
             _check_weights(m, config, path, given)
             identity = given.autoencoder(m, config).identity if path else config.identity
-            fitted[m] = Fitted(config, path, identity, made["fitted_on"])
+            fitted[m] = FittedAutoencoder(config, path, identity, made["fitted_on"])
         elif having:
-            if share.host and decodes(config):
+            if share.host and can_decode(config):
                 notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
                 wait_for(notes, f"it fits the {m} autoencoder")
-            fitted[m] = fit(m, config, having, excluded, data_dir)
+            fitted[m] = fit_autoencoder(m, config, having, excluded, data_dir)
     return fitted
 
 
 def _check_weights(m: str, config: AnyAutoencoder, path: Path | None, latents: Latents) -> None:
     """Raises `UserError` if a user names weights that are there and did not make latents from elsewhere."""
-    weights = weights_of(config) if path and brought(config) and config.kind != "diffusers" and config.path else None
+    weights = (
+        find_weights(config)
+        if path and uses_pretrained(config) and config.kind != "diffusers" and config.path
+        else None
+    )
     if weights and weights.is_file() and sha256_of(weights) != sha256_of(path):
         raise UserError(
             f"autoencoders.{m}.path is {config.path}, but {latents.path} was made by other weights: leave the path "

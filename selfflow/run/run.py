@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError
 
-from selfflow.autoencoders.config import Autoencoder, decodes
+from selfflow.autoencoders.config import Autoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import read_experiment
@@ -20,14 +20,14 @@ from selfflow.run.model import Model, model_of
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.sampling.generate import Sampler
 from selfflow.storage.paths import url
-from selfflow.storage.runs import opened, saved_steps
+from selfflow.storage.runs import local_copy, saved_steps
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State
 
 if TYPE_CHECKING:
-    from selfflow.data.built import Built
-    from selfflow.input.batches import Feed
+    from selfflow.data.built import BuiltDataset
+    from selfflow.input.batches import BatchSource
     from selfflow.input.reader import Reader
     from selfflow.run.data import Clips
     from selfflow.run.sampler import Samples
@@ -47,13 +47,13 @@ class Run:
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.source = opened(path), url(path) or str(path)
+        self.path, self.source = local_copy(path), url(path) or str(path)
         if not (self.path / "experiment.json").is_file():
             raise UserError(f"{self.source} is not a run folder: it has no experiment.json")
         self.experiment: Experiment = read_experiment(self.path / "experiment.json")
         self.objective: SelfFlowObjective = self.experiment.objective()
         self._models: dict[tuple, Model] = {}
-        self._feeds: dict[str, tuple["Feed", dict[str, "Built"]]] = {}
+        self._feeds: dict[str, tuple["BatchSource", dict[str, "BuiltDataset"]]] = {}
 
     @property
     def name(self) -> str:
@@ -105,7 +105,7 @@ class Run:
           UserError: if the run has none, or it is damaged.
         """
         path = self.path / AUTOENCODERS / f"{modality}.safetensors"
-        if not decodes(self.experiment.autoencoders.get(modality)):
+        if not can_decode(self.experiment.autoencoders.get(modality)):
             load_autoencoder(self.experiment.autoencoders[modality], path)  # says why not
         if modality not in self.experiment.autoencoders or not path.is_file():
             raise UserError(
@@ -170,7 +170,7 @@ class Run:
             self._models[asked] = model_of(self.experiment, self.objective, state, weights, mesh)
         return self._models[asked]
 
-    def feed(self, data_dir: str | Path | None = None) -> tuple["Feed", dict[str, "Built"]]:
+    def feed(self, data_dir: str | Path | None = None) -> tuple["BatchSource", dict[str, "BuiltDataset"]]:
         """What the run was trained on: its latents, and the data sets whose raw data is there; opened once.
 
         Args:
@@ -179,10 +179,10 @@ class Run:
         Raises:
           UserError: if the run has no data, or the data is another now.
         """
-        from selfflow.run.data import feed_of  # TFDS and more, which many a command does without
+        from selfflow.run.data import batch_source_of  # TFDS and more, which many a command does without
 
         if str(data_dir) not in self._feeds:
-            self._feeds[str(data_dir)] = feed_of(
+            self._feeds[str(data_dir)] = batch_source_of(
                 self.experiment, self.provenance, self.source, self.path / AUTOENCODERS, data_dir
             )
         return self._feeds[str(data_dir)]
@@ -231,14 +231,14 @@ class Run:
         Raises:
           UserError: as `RunSampler`.
         """
-        from selfflow.run.sampler import RunSampler, Samples, Wanted
+        from selfflow.run.sampler import RunSampler, SampleRequest, Samples
 
         for name, value in (("count", count), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
         if weights == "untrained":
             raise UserError("weights untrained: samples are drawn from ema or student")
-        wanted = Wanted(tuple(modalities), tuple(given), sampler, label, caption)
+        wanted = SampleRequest(tuple(modalities), tuple(given), sampler, label, caption)
         model = self.model(weights, step, mesh)
         draw = RunSampler(self, wanted, model.params, lambda name: self.held_out(name, data_dir=data_dir), mesh)
         parts = list(draw.batches(np.arange(count), seed, batch_size))

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from selfflow.autoencoders.config import decodes
+from selfflow.autoencoders.config import can_decode
 from selfflow.data.media import Media
 from selfflow.data.media.read import read_clip, read_still
 from selfflow.errors import UserError
 from selfflow.modality import modality_of
 from selfflow.models.joint import Caption
-from selfflow.sampling.context_spec import check_trained, choose_set, merged, parse_given
+from selfflow.sampling.context_spec import check_trained, choose_set, merge_requests, parse_context
 from selfflow.sampling.generate import Condition, Generator, Sampler, check_finite
 from selfflow.sampling.solvers import LAST_TAU
 
@@ -36,7 +36,7 @@ class Samples(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleRequest:
     """What to draw from a run.
 
     Attributes:
@@ -76,7 +76,7 @@ class RunSampler:
     def __init__(
         self,
         run: Any,
-        wanted: Wanted,
+        wanted: SampleRequest,
         weights: Any,
         reader: Callable[[str], Any] | None = None,
         mesh: jax.sharding.Mesh | None = None,
@@ -89,14 +89,14 @@ class RunSampler:
                 raise UserError(f"--modality {m}: this run has {', '.join(known)}")
         # A film can be given a picture, as its first frame, whatever sets of pictures the run knows.
         pictures = ("image",) if any(modality_of(m) == "video" for m in known) else ()
-        requests = tuple(parse_given(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.given)
+        requests = tuple(parse_context(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.given)
         self.set, requests = choose_set(wanted.modalities, requests, streams)
         self.modalities = {m: experiment.modalities(self.set)[m] for m in streams[self.set]}
         check_trained(requests, self.modalities, experiment.schedule.given)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
-        self._masks = merged(requests, self.modalities)
+        self._masks = merge_requests(requests, self.modalities)
         told = experiment.media(self.set) if experiment.data else {}
-        self.media = {m: media for m, media in told.items() if decodes(experiment.autoencoders[m])}
+        self.media = {m: media for m, media in told.items() if can_decode(experiment.autoencoders[m])}
         if not self.media and any(request.file for request in requests):
             raise UserError(f"--given: {run.source} has no autoencoder, so no file can be given to it")
         self._autoencoders = {m: run.autoencoder(m) for m in self.media}
@@ -186,14 +186,14 @@ class RunSampler:
         needed = set()
         for request in self._requests:
             if (request.file is None) == without_file:
-                needed |= {request.what} if request.level else set(merged((request,), self.modalities))
+                needed |= {request.what} if request.level else set(merge_requests((request,), self.modalities))
         return needed
 
     def _from_files(self) -> dict[str, np.ndarray]:
         clean: dict[str, np.ndarray] = {}
         for request in self._requests:
             if request.file is not None:
-                names = (request.what,) if request.level else tuple(merged((request,), self.modalities))
+                names = (request.what,) if request.level else tuple(merge_requests((request,), self.modalities))
                 for m in names:
                     if m not in self.media:
                         raise UserError(f"--given {request.text}: this run has no autoencoder that encodes {m}")
@@ -255,8 +255,8 @@ def _caption(experiment: Any, text: str) -> tuple[np.ndarray, np.ndarray] | None
     if experiment.text is None:
         raise UserError(f"--caption {text!r}: this run was trained without captions")
     from selfflow.input.reader import padded_caption
-    from selfflow.latents.encode_shard import text_encoder
+    from selfflow.latents.encode_shard import cached_text_encoder
 
     return padded_caption(
-        text_encoder(experiment.text).encode([text])[0], experiment.text.tokens, experiment.model.text
+        cached_text_encoder(experiment.text).encode([text])[0], experiment.text.tokens, experiment.model.text
     )

@@ -22,7 +22,7 @@ _NUMBERS = {"first_frame": 0, "prefix": 1, "stretch": 2, "region": 4}
 
 
 @dataclass(frozen=True)
-class Request:
+class ContextRequest:
     """One `--given`.
 
     Attributes:
@@ -59,7 +59,7 @@ class Request:
         return {m: np.asarray(mask) for m, mask in found.items()}
 
 
-def parse_given(text: str, known: tuple[str, ...]) -> Request:
+def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
     """Reads CASE[:NUMBERS][@TAU][=FILE], where CASE is a modality of `known`, first_frame, prefix, stretch or region.
 
     Raises:
@@ -79,12 +79,12 @@ def parse_given(text: str, known: tuple[str, ...]) -> Request:
         tau = float(level) if at else 0.0
     except ValueError:
         raise UserError(f"--given {text}: {arguments or level!r} is no number") from None
-    request = Request(text, what, numbers, tau, Path(file).expanduser() if file else None)
+    request = ContextRequest(text, what, numbers, tau, Path(file).expanduser() if file else None)
     _check(request)
     return request
 
 
-def _check(request: Request) -> None:
+def _check(request: ContextRequest) -> None:
     text, numbers = request.text, request.numbers
     if len(numbers) != _NUMBERS.get(request.what, 0):
         raise UserError(f"--given {text}: write {_SYNTAX.get(request.what, request.what)}")
@@ -100,7 +100,9 @@ def _check(request: Request) -> None:
         raise UserError(f"--given {text}: the noise level must be at least 0 and below 1; at 1 nothing is given")
 
 
-def check_trained(requests: tuple[Request, ...], modalities: Mapping[str, Modality], table: dict[str, float]) -> None:
+def check_trained(
+    requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality], table: dict[str, float]
+) -> None:
     """Refuses what a run was not trained to be given.
 
     Args:
@@ -132,14 +134,16 @@ def check_trained(requests: tuple[Request, ...], modalities: Mapping[str, Modali
             f"{', '.join(started)} at the same, or none"
         )
     if held:
-        masks = merged(tuple(held), modalities)
+        masks = merge_requests(tuple(held), modalities)
         if not masks:
             raise UserError(f"--given {held[0].text}: no token of {', '.join(modalities)} lies in it")
         if all(m in masks and masks[m].all() for m in modalities):
             raise UserError(f"--given {' '.join(r.text for r in held)}: nothing is left to generate")
 
 
-def merged(requests: tuple[Request, ...], modalities: Mapping[str, Modality]) -> dict[str, Bool[np.ndarray, "N"]]:
+def merge_requests(
+    requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality]
+) -> dict[str, Bool[np.ndarray, "N"]]:
     """The tokens that any of the requests holds, by modality; modalities without are left out."""
     masks = [request.masks(modalities) for request in requests if not request.level]
     together = {m: np.any([mask[m] for mask in masks], axis=0) for m in modalities} if masks else {}
@@ -147,8 +151,8 @@ def merged(requests: tuple[Request, ...], modalities: Mapping[str, Modality]) ->
 
 
 def choose_set(
-    names: tuple[str, ...], requests: tuple[Request, ...], mixture: Mapping[str, tuple[str, ...]]
-) -> tuple[str, tuple[Request, ...]]:
+    names: tuple[str, ...], requests: tuple[ContextRequest, ...], mixture: Mapping[str, tuple[str, ...]]
+) -> tuple[str, tuple[ContextRequest, ...]]:
     """The set of the mixture that is to be sampled, and the requests as they are meant in it.
 
     Args:
@@ -187,9 +191,9 @@ def set_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> st
     )
 
 
-def _picture_of_film(request: Request, modalities: tuple[str, ...]) -> Request:
+def _picture_of_film(request: ContextRequest, modalities: tuple[str, ...]) -> ContextRequest:
     if request.what == "image" and "image" not in modalities and any(modality_of(m) == "video" for m in modalities):
         if request.level:
             raise UserError(f"--given {request.text}: a film is given its first frame as it is, and not with noise")
-        return Request(request.text, "first_frame", (), 0.0, request.file)
+        return ContextRequest(request.text, "first_frame", (), 0.0, request.file)
     return request

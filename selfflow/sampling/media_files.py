@@ -39,7 +39,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, sound: np.ndarray | 
             container.mux(audio.encode())
 
 
-def write_sound(path: Path, sound: np.ndarray, rate: int) -> None:
+def write_audio(path: Path, sound: np.ndarray, rate: int) -> None:
     """Writes int16 [samples] as a wav."""
     import soundfile
 
@@ -62,7 +62,7 @@ def write_media(stem: Path, media: dict[str, np.ndarray], rates: dict[str, float
         write_video(files[-1], media["video"], rates["video"], media.get("audio"), rates.get("audio", 0))
     if "audio" in media:
         files.append(stem.with_suffix(".wav"))
-        write_sound(files[-1], media["audio"], rates["audio"])
+        write_audio(files[-1], media["audio"], rates["audio"])
     if "image" in media:
         files.append(stem.with_suffix(".png"))
         Image.fromarray(media["image"]).save(files[-1])

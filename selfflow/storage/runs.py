@@ -17,7 +17,7 @@ _sent: dict[Path, dict[str, tuple[int, int]]] = {}
 _leases: dict[Path, "Lease"] = {}
 
 
-def opened(path: str | Path) -> Path:
+def local_copy(path: str | Path) -> Path:
     """The folder of a run that is only read; of one in a bucket a copy, as it is now, which goes with the process.
 
     It lacks the checkpoints, which are fetched when they are asked for.
@@ -32,7 +32,7 @@ def opened(path: str | Path) -> Path:
 
 
 @contextmanager
-def at_work(path: str | Path, writes: bool = True) -> Iterator[Path]:
+def open_for_training(path: str | Path, writes: bool = True) -> Iterator[Path]:
     """The folder to train in; of one in a bucket a copy, and in the end everything is in the bucket.
 
     What a killed process left in the copy goes away: the bucket tells what the run is.
@@ -46,7 +46,7 @@ def at_work(path: str | Path, writes: bool = True) -> Iterator[Path]:
     """
     where = url(path)
     if where is None or not writes:
-        yield opened(path)
+        yield local_copy(path)
         return
     from selfflow.storage.lease import leased
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfflow.config.experiment import Experiment
-from selfflow.config.files import changes, forbidden
+from selfflow.config.files import diff, is_fixed
 from selfflow.errors import UserError
 from selfflow.serialization import from_json, to_json
 from selfflow.storage.paths import url
@@ -73,8 +73,8 @@ def check_sweep(folder: Path, described: dict[str, Any]) -> None:
     for name in old:
         if name not in new:
             raise UserError(f"{another}: it has the member {name}, which is missing now: use another --workdir")
-        for field, (was, now) in changes(old[name], new[name]).items():
-            if field == "steps" or forbidden(field):
+        for field, (was, now) in diff(old[name], new[name]).items():
+            if field == "steps" or is_fixed(field):
                 raise UserError(
                     f"{another}: {field} of its member {name} was {was!r}, now {now!r}: use another --workdir, or the "
                     "old value"

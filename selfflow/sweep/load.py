@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfflow.config.experiment import Experiment
-from selfflow.config.files import changes, load_module
+from selfflow.config.files import diff, load_module
 from selfflow.errors import UserError
 from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
 from selfflow.serialization import from_json, to_json
@@ -87,7 +87,7 @@ def load_sweep(path: str | Path, base: Experiment, budget: Budget = Budget()) ->
             resolved = experiment.resolved()
             arm, unseeded = member.arm or member.name, dataclasses.replace(experiment, seed=Seeds())
             first, settings, costs = arms.setdefault(arm, (member.name, unseeded, mean_flops(resolved)))
-            if differing := list(changes(settings, unseeded)):
+            if differing := list(diff(settings, unseeded)):
                 raise UserError(f"it is of the arm {arm}, but differs from {first} in {differing[0]}: name another arm")
             if budget.flops is not None:
                 experiment = dataclasses.replace(experiment, steps=steps_within(costs, budget.flops))

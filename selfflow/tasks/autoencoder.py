@@ -12,25 +12,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.autoencoders.config import Autoencoder
-from selfflow.autoencoders.convolutional import led_in, scaled
-from selfflow.autoencoders.convolutional_autoencoder import ConvolutionalAutoencoder, settings_of, write
+from selfflow.autoencoders.convolutional import pad_causal, to_unit_range
+from selfflow.autoencoders.convolutional_autoencoder import ConvolutionalAutoencoder, read_config, write
 from selfflow.autoencoders.latent_statistics import difference
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.autoencoders.pca_init import begun
-from selfflow.autoencoders.quality import measured
-from selfflow.autoencoders.temporal_config import FILE
+from selfflow.autoencoders.pca_init import init_from_pca
+from selfflow.autoencoders.quality import reconstruction_metrics
+from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.built import build
 from selfflow.input.exclude import read_ids
-from selfflow.input.media_batches import MediaFeed
+from selfflow.input.media_batches import MediaBatchSource
 from selfflow.latents.store import INDEXES
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
 from selfflow.storage.paths import url_of
-from selfflow.tasks.task import Task, told
-from selfflow.training.distributed import from_first, in_turn
-from selfflow.training.sharding import filled, spread
+from selfflow.tasks.task import Task, scalar_metrics
+from selfflow.training.distributed import broadcast, primary_first
+from selfflow.training.sharding import pad_batch, shard_batch
 from selfflow.training.state import State, by_name
 from selfflow.training.step import key_of
 
@@ -47,9 +47,9 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
       UserError: for what a user can correct in data or experiment.
     """
     used = sorted({chosen.data for chosen in experiment.mixture.values()})
-    built = in_turn(lambda: {name: build(experiment.data[name], data_dir) for name in used})
+    built = primary_first(lambda: {name: build(experiment.data[name], data_dir) for name in used})
     excluded = frozenset(read_ids(experiment.exclude) if experiment.exclude else ())
-    feed = MediaFeed(
+    feed = MediaBatchSource(
         built,
         experiment.mixture,
         experiment.cuts(),
@@ -82,14 +82,14 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
     )
 
 
-def _begin(experiment: AutoencoderExperiment, feed: MediaFeed, state: State) -> State:
+def _begin(experiment: AutoencoderExperiment, feed: MediaBatchSource, state: State) -> State:
     """A fresh state whose network begins as a linear autoencoder, fitted to training media."""
     key = jax.random.wrap_key_data(key_of(experiment.seed.init))
     fresh = jax.jit(experiment.network.init)(key)
     with Progress("fit the layers", 1, unit="fit") as shown:
         sets = [media for _, media in feed.held_out((), _FITTED_ON).values()]
         # What process 0 found: the last bits may differ between machines, and copies of one array must not.
-        made = from_first(jax.device_get(begun(experiment.network, fresh, sets, experiment.seed.init)))
+        made = broadcast(jax.device_get(init_from_pca(experiment.network, fresh, sets, experiment.seed.init)))
         shown.advance()
     put = lambda old, new: jax.device_put(new, old.sharding)
     return state._replace(
@@ -109,18 +109,18 @@ def _say(experiment: AutoencoderExperiment, workdir: Path, start: int, state: St
     print(f"  a latent position of {network.channels} channels stands for {cell}{first}")
 
 
-def _functions(experiment: AutoencoderExperiment, feed: MediaFeed, mesh: Mesh, placed: State) -> dict[str, Any]:
+def _functions(experiment: AutoencoderExperiment, feed: MediaBatchSource, mesh: Mesh, placed: State) -> dict[str, Any]:
     network, key = experiment.network, key_of(experiment.seed.noise)
     everywhere = NamedSharding(mesh, PartitionSpec())
     looked_at = {}
     for name, (_, media) in feed.held_out(("validation",), _TOGETHER).items():
-        batch = filled({"media": media, "weight": np.ones(len(media), np.float32)}, mesh)
-        looked_at[name] = spread(batch, mesh)
+        batch = pad_batch({"media": media, "weight": np.ones(len(media), np.float32)}, mesh)
+        looked_at[name] = shard_batch(batch, mesh)
 
     @partial(jax.jit, out_shardings=everywhere)
     def look_at(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        x = scaled(batch["media"])
-        mean, log_variance, _ = network.encode(params, led_in(x, network.lead))
+        x = to_unit_range(batch["media"])
+        mean, log_variance, _ = network.encode(params, pad_causal(x, network.lead))
         made = network.decode(params, mean)[0][:, network.lead :]
         weight = batch["weight"] / batch["weight"].sum()
         error = jnp.sum(weight * jnp.mean(jnp.square(made - x).reshape(len(x), -1), axis=1))
@@ -140,23 +140,23 @@ def _functions(experiment: AutoencoderExperiment, feed: MediaFeed, mesh: Mesh, p
         }
 
     step = jax.jit(experiment.step(), donate_argnums=0, out_shardings=(placed, everywhere))
-    return {"step": lambda state, batch: step(state, batch, key), "diagnose": look, "summarise": told}
+    return {"step": lambda state, batch: step(state, batch, key), "diagnose": look, "summarise": scalar_metrics}
 
 
-def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaFeed, state: State) -> dict[str, Any]:
+def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSource, state: State) -> dict[str, Any]:
     """Writes the autoencoder of the EMA, normalised, and shows beside a linear one what it makes of held-out media."""
     network = experiment.network
     params = jax.device_get(state.frozen["ema"])
     fitting = feed.held_out((), _FITTED_ON)
     with Progress("normalise latents", len(fitting), unit="set") as shown:
         moments = np.zeros((2, network.channels))
-        encode = jax.jit(lambda x: network.encode(params, led_in(scaled(x), network.lead))[0])
+        encode = jax.jit(lambda x: network.encode(params, pad_causal(to_unit_range(x), network.lead))[0])
         for _, media in fitting.values():  # all sets count alike, however many positions they have
             parts = [np.asarray(encode(part), np.float64).reshape(-1, network.channels) for part in _parts(media)]
             positions = sum(map(len, parts))
             moments += np.sum([[z.sum(0), np.square(z).sum(0)] for z in parts], axis=0) / positions / len(fitting)
             shown.advance()
-    path, deviation = workdir / FILE, np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
+    path, deviation = workdir / AUTOENCODER_FILE, np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
     deviation = np.where(deviation > 1e-6, deviation, 1)
     write(path, network, int(experiment.rate), by_name(params), moments[0], deviation)
     folder = workdir / "samples" / f"step_{int(state.step)}"
@@ -171,9 +171,9 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaFeed, st
             linear = _linear(network, _plain(fitting[name][1], modality), modality)
             row: dict[str, Any] = {"split": split, "samples": len(own), "numbers": int(trained.encode(own[:1]).size)}
             made = _decoded(trained, own)
-            row["convolutional"] = measured(own, made, experiment.rate)
+            row["convolutional"] = reconstruction_metrics(own, made, experiment.rate)
             if linear is not None:
-                row["linear"] = measured(own, _decoded(linear, own), experiment.rate)
+                row["linear"] = reconstruction_metrics(own, _decoded(linear, own), experiment.rate)
                 row["linear_numbers"] = int(linear.encode(own[:1]).size)
             rows[name] = row
             files.append(str(folder / f"{name}.png"))
@@ -194,7 +194,7 @@ def _plain(media: np.ndarray, modality: str) -> np.ndarray:
 
 
 def _loaded(path: Path, modality: str) -> ConvolutionalAutoencoder:
-    return load_autoencoder(settings_of(path, modality), path)
+    return load_autoencoder(read_config(path, modality), path)
 
 
 def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder | None:

@@ -7,26 +7,26 @@ from typing import Any
 import numpy as np
 
 from selfflow.config.experiment import Experiment
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.catalogue import Dataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.evaluation.collisions.calibrate import fit_to
 from selfflow.evaluation.compare import Comparison, compare
 from selfflow.evaluation.extractors import Extractor, media_of, open_extractor
-from selfflow.evaluation.gather import WATCHED, Gathered, Looks, World
+from selfflow.evaluation.gather import WATCHED, EvaluationSetup, PhysicsVerifier, SampleAccumulator
 from selfflow.evaluation.model_features import OwnLayer
 from selfflow.evaluation.real_clips import RealClips
-from selfflow.input.batches import Feed
+from selfflow.input.batches import BatchSource
 from selfflow.progress import Progress
 
 # Clips that the judges of the material are fitted to, at most half of those there are.
 _FITTED = 1024
 
 
-def looks_of(
-    features: tuple[str, ...], experiment: Experiment, name: str, world: World | None, watched: int = WATCHED
-) -> Looks:
+def select_extractors(
+    features: tuple[str, ...], experiment: Experiment, name: str, world: PhysicsVerifier | None, watched: int = WATCHED
+) -> EvaluationSetup:
     """What samples of a set are looked at with; the run's own layer is to be given its weights.
 
     Args:
@@ -57,7 +57,7 @@ def looks_of(
             if (known := f"{made.distance} {m}") in extractors:
                 raise UserError(f"--features {' '.join(features)}: two of them give {known}; name one")
             extractors[known] = made
-    return Looks(rates, tuple(extractors.values()), layer, world if "video" in modalities else None, watched)
+    return EvaluationSetup(rates, tuple(extractors.values()), layer, world if "video" in modalities else None, watched)
 
 
 def _layer(experiment: Experiment, number: str) -> int:
@@ -67,24 +67,24 @@ def _layer(experiment: Experiment, number: str) -> int:
     return int(block)
 
 
-def fitted_clips(built: Built | None) -> int:
+def fitted_clips(built: BuiltDataset | None) -> int:
     """How many training clips, the first ones, the judges of the verifier are fitted to."""
     return 0 if built is None else min(_FITTED, len(built.records("train")) // 2)
 
 
-def world_of(data: Dataset, modalities: tuple[str, ...], built: Built | None) -> World | None:
+def physics_verifier(data: Dataset, modalities: tuple[str, ...], built: BuiltDataset | None) -> PhysicsVerifier | None:
     """The verifier of Collisions, with judges fitted to training clips; None for other data, or without raw data."""
     if data.kind != "collisions" or data.gravity or built is None or "video" not in modalities:
         return None
     if "audio" not in modalities or data.materials != "clip":
-        return World(data, None)
-    clips = list(readable(built.records("train"), fitted_clips(built)))
+        return PhysicsVerifier(data, None)
+    clips = list(readable_records(built.records("train"), fitted_clips(built)))
     if len({int(record["material"]) for record in clips}) < 2:
-        return World(data, None)
-    return World(data, fit_to(clips, data))
+        return PhysicsVerifier(data, None)
+    return PhysicsVerifier(data, fit_to(clips, data))
 
 
-def readable(records: Any, count: int | None = None) -> Iterator[dict[str, Any]]:
+def readable_records(records: Any, count: int | None = None) -> Iterator[dict[str, Any]]:
     """The first records, by default all, without those that cannot be read."""
     for i in range(len(records) if count is None else min(count, len(records))):
         try:
@@ -93,7 +93,9 @@ def readable(records: Any, count: int | None = None) -> Iterator[dict[str, Any]]
             continue
 
 
-def real_clips(experiment: Experiment, feed: Feed, built: Mapping[str, Built], name: str, split: str) -> RealClips:
+def real_clips(
+    experiment: Experiment, feed: BatchSource, built: Mapping[str, BuiltDataset], name: str, split: str
+) -> RealClips:
     """Real clips of a set in a split of its data."""
     data = experiment.mixture[name].data
     media, latents = experiment.media(name), feed.latents[experiment.mixture[name].data]
@@ -102,9 +104,9 @@ def real_clips(experiment: Experiment, feed: Feed, built: Mapping[str, Built], n
     return RealClips(feed, built.get(data), name, split, lengths, autoencoders)
 
 
-def reference_of(clips: RealClips, numbers: np.ndarray, looks: Looks, n: int, size: int) -> Gathered:
+def reference_of(clips: RealClips, numbers: np.ndarray, looks: EvaluationSetup, n: int, size: int) -> SampleAccumulator:
     """Features of real clips, in batches of `size`."""
-    found = Gathered(looks._replace(world=None, watched=0), n)
+    found = SampleAccumulator(looks._replace(world=None, watched=0), n)
     with Progress(f"real clips of {clips.split}", len(numbers), unit="clip") as shown:
         for latents, media in clips.batches(numbers, size):
             found.add(latents, media)
@@ -112,12 +114,12 @@ def reference_of(clips: RealClips, numbers: np.ndarray, looks: Looks, n: int, si
     return found
 
 
-def comparisons(reference: Mapping[str, Any], gathered: Gathered) -> dict[str, Comparison]:
+def comparisons(reference: Mapping[str, Any], gathered: SampleAccumulator) -> dict[str, Comparison]:
     """Distances of what was gathered from a reference, by the name of the features."""
     return {name: compare(reference[name], found) for name, found in gathered.features.items() if name in reference}
 
 
-def numbers_of(gathered: Gathered, compared: Mapping[str, Comparison]) -> dict[str, float]:
+def evaluation_numbers(gathered: SampleAccumulator, compared: Mapping[str, Comparison]) -> dict[str, float]:
     """All that is known of samples, as numbers with names; those that cannot be told are left out."""
     found: dict[str, float | None] = {}
     for features, c in compared.items():

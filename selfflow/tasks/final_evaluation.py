@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from selfflow.autoencoders.config import decodes
+from selfflow.autoencoders.config import can_decode
 from selfflow.config.experiment import Experiment
-from selfflow.data.built import Built
-from selfflow.input.batches import Feed
+from selfflow.data.built import BuiltDataset
+from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
 from selfflow.noise import UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
@@ -28,7 +28,9 @@ _LOSS_CLIPS = 128
 _LOSS_STEP = 2**30  # draws of a step that no run reaches
 
 
-def prove(experiment: Experiment, workdir: Path, feed: Feed, built: dict[str, Built], state: State) -> dict[str, Any]:
+def evaluate_run(
+    experiment: Experiment, workdir: Path, feed: BatchSource, built: dict[str, BuiltDataset], state: State
+) -> dict[str, Any]:
     """Measures and shows what a run has learned; prints the summary and returns it as JSON data."""
     losses = flow_losses(experiment, feed, state)
     files = write_samples(experiment, workdir, feed, state)
@@ -46,7 +48,7 @@ def prove(experiment: Experiment, workdir: Path, feed: Feed, built: dict[str, Bu
     return summary
 
 
-def flow_losses(experiment: Experiment, feed: Feed, state: State) -> dict[str, dict[str, float]]:
+def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict[str, dict[str, float]]:
     """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its yardstick; by "set/modality"."""
     tau = experiment.schedule.tau
     objective = dataclasses.replace(
@@ -75,7 +77,7 @@ def flow_losses(experiment: Experiment, feed: Feed, state: State) -> dict[str, d
     return found
 
 
-def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: State) -> list[Path]:
+def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, state: State) -> list[Path]:
     """Draws samples of every set from the EMA and writes them beside real ones; returns the files."""
     objective = experiment.objective()
     folder = workdir / "samples" / f"step_{int(state.step)}"
@@ -84,7 +86,7 @@ def write_samples(experiment: Experiment, workdir: Path, feed: Feed, state: Stat
     with Progress("sample", len(experiment.mixture), unit="set") as shown:
         for name, chosen in experiment.mixture.items():
             modalities, latents = feed.modalities[name], feed.latents[chosen.data]
-            configs = {m: experiment.autoencoders[m] for m in modalities if decodes(experiment.autoencoders[m])}
+            configs = {m: experiment.autoencoders[m] for m in modalities if can_decode(experiment.autoencoders[m])}
             if not configs:  # of latents whose autoencoder is not there
                 shown.advance()
                 continue
@@ -127,7 +129,7 @@ def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _probe(experiment: Experiment, built: Built, latents: Latents, state: State) -> dict:
+def _probe(experiment: Experiment, built: BuiltDataset, latents: Latents, state: State) -> dict:
     objective, count = experiment.objective(), experiment.proof.probe_clips
     clips = {}
     for split, wanted in (("train", count), ("validation", count // 2), ("test", count // 2)):

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selfflow.autoencoders.config import decodes
+from selfflow.autoencoders.config import can_decode
 from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
-from selfflow.input.batches import Feed
+from selfflow.input.batches import BatchSource
 from selfflow.run.paths import AUTOENCODERS
-from selfflow.run.prepare_data import autoencoders_of, hash_of_latents, prepare, sets_of
+from selfflow.run.prepare_data import autoencoder_files, dataset_provenance, latents_hash, prepare_data
 from selfflow.run.run import Run
 from selfflow.storage.paths import url_of
-from selfflow.tasks.final_evaluation import prove
-from selfflow.tasks.task import Task, told
-from selfflow.training.distributed import in_turn, together
+from selfflow.tasks.final_evaluation import evaluate_run
+from selfflow.tasks.task import Task, scalar_metrics
+from selfflow.training.distributed import primary_first, run_on_all
 from selfflow.training.state import State
 
 if TYPE_CHECKING:
@@ -32,26 +32,30 @@ def flow_task(experiment: Experiment, data_dir: Path, mesh: Mesh, workdir: Path)
       UserError: for what a user can correct in data, latents or experiment.
     """
     begun = (workdir / "experiment.json").exists() and Run(workdir).experiment.autoencoders == experiment.autoencoders
-    feed, built = in_turn(lambda: prepare(experiment, data_dir, own=workdir / AUTOENCODERS if begun else None))
+    feed, built = primary_first(
+        lambda: prepare_data(experiment, data_dir, own=workdir / AUTOENCODERS if begun else None)
+    )
     return Task(
         feed,
-        hash_of_latents(feed.latents),
-        sets_of(experiment, feed.latents),
-        autoencoders_of(feed.latents),
-        together(lambda: _evaluation(experiment, feed, built, mesh)),
+        latents_hash(feed.latents),
+        dataset_provenance(experiment, feed.latents),
+        autoencoder_files(feed.latents),
+        run_on_all(lambda: _evaluation(experiment, feed, built, mesh)),
         lambda mesh, placed: _functions(experiment, feed, mesh, placed),
         lambda workdir, start, state: _say_start(experiment, workdir, start, state, feed),
-        lambda workdir, state: prove(experiment, workdir, feed, built, state),
+        lambda workdir, state: evaluate_run(experiment, workdir, feed, built, state),
     )
 
 
-def _evaluation(experiment: Experiment, feed: Feed, built: dict[str, Any], mesh: Mesh) -> "SampleEvaluation | None":
+def _evaluation(
+    experiment: Experiment, feed: BatchSource, built: dict[str, Any], mesh: Mesh
+) -> "SampleEvaluation | None":
     if not experiment.cadence.evaluate_every:
         return None
     from selfflow.tasks.sample_evaluation import SampleEvaluation
 
     for m, config in experiment.autoencoders.items():
-        if not decodes(config):
+        if not can_decode(config):
             raise UserError(
                 f"cadence.evaluate_every: samples are measured decoded, and autoencoders.{m} is given by its latents "
                 "alone; set it to 0"
@@ -59,16 +63,16 @@ def _evaluation(experiment: Experiment, feed: Feed, built: dict[str, Any], mesh:
     return SampleEvaluation(experiment, feed, built, mesh)
 
 
-def _functions(experiment: Experiment, feed: Feed, mesh: Mesh, placed: State) -> dict[str, Any]:
+def _functions(experiment: Experiment, feed: BatchSource, mesh: Mesh, placed: State) -> dict[str, Any]:
     """What the loop calls: the compiled step and diagnostics, and how to read its metrics."""
     from selfflow.objectives.diagnostics import diagnose
-    from selfflow.training.sharding import filled, spread
+    from selfflow.training.sharding import pad_batch, shard_batch
     from selfflow.training.step import batch_size, key_of, sample_keys
 
     # An argument of what is compiled: the members of a sweep that differ in their seeds then share their programs.
     objective, key = experiment.objective(), key_of(experiment.seed.noise)
     held_out = feed.held_out(("validation",))
-    looked_at = {name: spread(filled(batch, mesh), mesh) for name, (_, batch) in held_out.items()}
+    looked_at = {name: shard_batch(pad_batch(batch, mesh), mesh) for name, (_, batch) in held_out.items()}
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     @partial(jax.jit, out_shardings=everywhere)
@@ -97,7 +101,7 @@ def _split_names(metrics: dict[str, jax.Array]) -> dict[tuple[str, str], jax.Arr
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """Fetched metrics as the numbers of a row; sums and counts per bucket of tau become means."""
-    row = told(metrics)
+    row = scalar_metrics(metrics)
     for name, total in metrics.items():
         if name.startswith("flow_sum/"):
             m = name.removeprefix("flow_sum/")
@@ -110,7 +114,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return row
 
 
-def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, feed: Feed) -> None:
+def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, feed: BatchSource) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
     print(
         f"{url_of(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"

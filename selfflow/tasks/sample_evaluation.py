@@ -8,16 +8,23 @@ import jax
 import numpy as np
 
 from selfflow.config.experiment import Experiment
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.errors import UserError
-from selfflow.evaluation.gather import WATCHED, Gathered, Looks
-from selfflow.input.batches import Feed
+from selfflow.evaluation.gather import WATCHED, EvaluationSetup, SampleAccumulator
+from selfflow.input.batches import BatchSource
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.sampling.media_files import write_media, write_sheet
-from selfflow.tasks.evaluating import comparisons, looks_of, numbers_of, real_clips, reference_of, world_of
-from selfflow.training.distributed import first
-from selfflow.training.sharding import Devices, on_one_device
+from selfflow.tasks.evaluating import (
+    comparisons,
+    evaluation_numbers,
+    physics_verifier,
+    real_clips,
+    reference_of,
+    select_extractors,
+)
+from selfflow.training.distributed import is_primary
+from selfflow.training.sharding import Devices, gather_to_one
 
 _STILLS_SHOWN = 16
 
@@ -32,7 +39,7 @@ class SampleEvaluation:
       UserError: for features that there are not, or whose package or file is missing.
     """
 
-    def __init__(self, experiment: Experiment, feed: Feed, built: dict[str, Built], mesh: Any):
+    def __init__(self, experiment: Experiment, feed: BatchSource, built: dict[str, BuiltDataset], mesh: Any):
         self._experiment, self._feed, self._built = experiment, feed, built
         mesh = mesh if mesh.size > 1 else None
         objective, null = experiment.objective(), experiment.model.labels
@@ -44,8 +51,8 @@ class SampleEvaluation:
         watched = min(settings.samples, WATCHED)
         # Whatever is wrong with the features comes before the run begins; the world takes a minute and comes later.
         self._looks = (
-            {name: looks_of(settings.features, experiment, name, None, watched) for name in self._generators}
-            if first()
+            {name: select_extractors(settings.features, experiment, name, None, watched) for name in self._generators}
+            if is_primary()
             else {}
         )
         self._worlds: dict[str, Any] = {}
@@ -56,11 +63,11 @@ class SampleEvaluation:
         ema, step = state.frozen["ema"], int(state.step)
         own = any(f.partition("=")[0] == "layer" for f in self._experiment.evaluation.features)
         # By way of the host: an array that was spread over a mesh keeps it in mind.
-        weights = jax.device_get(on_one_device(ema)) if own else None
+        weights = jax.device_get(gather_to_one(ema)) if own else None
         found: dict[str, float] = {}
         with Progress("evaluate", len(self._generators) * self._experiment.evaluation.samples, unit="sample") as shown:
             for name in self._generators:
-                look = _Look(self, name, weights, step) if first() else None
+                look = _Look(self, name, weights, step) if is_primary() else None
                 for latents in self._draw(name, ema):
                     if look:
                         look.add(latents)
@@ -96,8 +103,8 @@ class _Look:
         chosen = experiment.mixture[name]
         built = evaluation._built.get(chosen.data)
         if name not in evaluation._worlds:
-            evaluation._worlds[name] = world_of(experiment.data[chosen.data], chosen.modalities, built)
-        looks: Looks = evaluation._looks[name]._replace(world=evaluation._worlds[name])
+            evaluation._worlds[name] = physics_verifier(experiment.data[chosen.data], chosen.modalities, built)
+        looks: EvaluationSetup = evaluation._looks[name]._replace(world=evaluation._worlds[name])
         # One process looks, on one device: the others would be waited for in a computation over all.
         self._here = Devices().mesh(jax.local_devices()[:1])
         if looks.layer:
@@ -106,7 +113,7 @@ class _Look:
         self._clips = real_clips(experiment, evaluation._feed, evaluation._built, name, "test")
         if not len(self._clips.numbers()):
             self._clips = self._clips._replace(split="train")
-        self._gathered = Gathered(looks, experiment.evaluation.samples)
+        self._gathered = SampleAccumulator(looks, experiment.evaluation.samples)
         self._shown: list[dict[str, np.ndarray]] = []
         self._error: UserError | None = None
 
@@ -128,7 +135,7 @@ class _Look:
             if self._error:
                 raise self._error
             with jax.set_mesh(self._here):
-                return numbers_of(self._gathered, comparisons(self._reference(), self._gathered))
+                return evaluation_numbers(self._gathered, comparisons(self._reference(), self._gathered))
         except UserError as error:
             told = f"warning: samples of {self._name} at step {self._step} could not be evaluated: {error}"
             print(told, file=sys.stderr)

@@ -35,6 +35,6 @@ class Task(NamedTuple):
     begin: Callable[[State], State] | None = None
 
 
-def told(metrics: dict[str, Any]) -> dict[str, float]:
+def scalar_metrics(metrics: dict[str, Any]) -> dict[str, float]:
     """The fetched metrics that are one number each."""
     return {name: float(value) for name, value in metrics.items() if value.ndim == 0}

@@ -63,7 +63,7 @@ class Processes:
                 f"the processes of this run ({where}) do not find each other ({reason}): start all of them with "
                 "--coordinator HOST:PORT --processes N --process I"
             ) from error
-        Progress.silent = not first()
+        Progress.silent = not is_primary()
 
 
 def _surrounded() -> bool:
@@ -79,31 +79,31 @@ def _surrounded() -> bool:
     return importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
-def several() -> bool:
+def is_multiprocess() -> bool:
     """Whether this is one of several processes."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def leave(status: int) -> None:
+def abort(status: int) -> None:
     """Ends a process of several at once, after an error that the others may not share.
 
     Python's way out would wait for all of them, and they would wait for this one.
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):
         stream.flush()
-    if first():
+    if is_primary():
         time.sleep(_GRACE)  # the others end with the coordinator, which is here: let them say what they have to say
     os._exit(status)
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this is process 0, which alone writes metrics and speaks."""
     return jax.process_index() == 0
 
 
-def meet() -> None:
+def barrier() -> None:
     """Returns once all processes have come here."""
-    if several():
+    if is_multiprocess():
         from orbax.checkpoint import multihost
 
         # At a barrier of the coordinator: one over devices would give up on a slow process after half a minute on CPUs.
@@ -111,13 +111,13 @@ def meet() -> None:
         multihost.sync_global_processes(f"selfflow-{next(_number)}", timeout=_PATIENCE, processes=everyone)
 
 
-def together(work: Callable[[], T]) -> T:
+def run_on_all(work: Callable[[], T]) -> T:
     """Does `work` in every process; a `UserError` in any of them is raised in all."""
     result, message = None, ""
     try:
         result = work()
     except UserError as error:
-        if not several():
+        if not is_multiprocess():
             raise
         message = str(error)
     for number, text in enumerate(_of_all(message)):
@@ -131,25 +131,25 @@ def any_of_all(message: str) -> str:
     return next(filter(None, _of_all(message)), "")
 
 
-def in_turn(work: Callable[[], T]) -> T:
+def primary_first(work: Callable[[], T]) -> T:
     """Does `work` in process 0 and then in all others, which find what it left on a disk that they share."""
-    if not several():
+    if not is_multiprocess():
         return work()
-    done = together(lambda: work() if first() else None)
-    return together(lambda: done if first() else work())
+    done = run_on_all(lambda: work() if is_primary() else None)
+    return run_on_all(lambda: done if is_primary() else work())
 
 
-def from_first(tree: T) -> T:
+def broadcast(tree: T) -> T:
     """A tree of arrays as process 0 has it."""
-    if not several():
+    if not is_multiprocess():
         return tree
     from jax.experimental import multihost_utils
 
-    meet()
+    barrier()
     return jax.device_get(multihost_utils.broadcast_one_to_all(tree))
 
 
-def agreed(value: T, what: str) -> T:
+def check_agreed(value: T, what: str) -> T:
     """`value`, which all processes must have alike.
 
     Raises:
@@ -165,10 +165,10 @@ def agreed(value: T, what: str) -> T:
 
 def _of_all(text: str) -> list[str]:
     """What every process says, process 0 first."""
-    if not several():
+    if not is_multiprocess():
         return [text]
     from jax.experimental import multihost_utils
 
-    meet()
+    barrier()
     padded = np.frombuffer(text.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0"), np.uint8)
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(padded)]

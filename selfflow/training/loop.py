@@ -15,7 +15,7 @@ from selfflow.training.metrics import MetricsLog
 from selfflow.training.profile import Trace
 from selfflow.training.signals import Interruption
 from selfflow.training.state import State
-from selfflow.training.watchdog import stacks_when_stalled
+from selfflow.training.watchdog import dump_stacks_when_stalled
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,10 @@ def train(
         return f"{facts['set']} loss {values['loss']:.3f}" + (f", {skipped} skipped" if skipped else "")
 
     try:
-        with Progress("train", steps, done=start, unit="step") as shown, stacks_when_stalled(limits.stalled) as alive:
+        with (
+            Progress("train", steps, done=start, unit="step") as shown,
+            dump_stacks_when_stalled(limits.stalled) as alive,
+        ):
             for number in range(start + 1, steps + 1):
                 trace.before(number)
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):

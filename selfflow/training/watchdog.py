@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def stacks_when_stalled(seconds: float) -> Iterator[Callable[[], None]]:
+def dump_stacks_when_stalled(seconds: float) -> Iterator[Callable[[], None]]:
     """Prints the stacks of all threads to stderr whenever nothing was done for a time.
 
     Args:

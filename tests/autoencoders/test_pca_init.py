@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from selfflow.autoencoders.convolutional import Network, into_channels, led_in, scaled
-from selfflow.autoencoders.pca_init import begun
+from selfflow.autoencoders.convolutional import Network, pad_causal, space_to_depth, to_unit_range
+from selfflow.autoencoders.pca_init import init_from_pca
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction
 
 
@@ -18,19 +18,19 @@ def smooth(count: int, frames: int, side: int, seed: int = 0) -> np.ndarray:
 
 
 def through(network, params, media):
-    x = led_in(scaled(jnp.asarray(media)), network.lead)
+    x = pad_causal(to_unit_range(jnp.asarray(media)), network.lead)
     z = network.encode(params, x)[0]
     return np.asarray(z), np.asarray(network.decode(params, z)[0])[:, network.lead :]
 
 
 def test_it_is_the_principal_components_where_no_level_loses_anything():
     network = Network(6, ((1, 2, 2), (1, 2, 2)), (12, 48), ((1, 3, 3), (1, 3, 3)))
-    params = begun(network, network.init(jax.random.key(0)), [smooth(40, 1, 16)], seed=0)
+    params = init_from_pca(network, network.init(jax.random.key(0)), [smooth(40, 1, 16)], seed=0)
     held_out = smooth(10, 1, 16, seed=1)
-    cells = lambda media: np.asarray(into_channels(scaled(jnp.asarray(media)), (1, 4, 4))).reshape(-1, 48)
+    cells = lambda media: np.asarray(space_to_depth(to_unit_range(jnp.asarray(media)), (1, 4, 4))).reshape(-1, 48)
     found, (_, made) = PCA(6).fit(cells(smooth(40, 1, 16))), through(network, params, held_out)
     expected = found.inverse_transform(found.transform(cells(held_out)))
-    got = np.asarray(into_channels(jnp.asarray(made), (1, 4, 4))).reshape(-1, 48)
+    got = np.asarray(space_to_depth(jnp.asarray(made), (1, 4, 4))).reshape(-1, 48)
     np.testing.assert_allclose(got, expected, atol=2e-3)
     seen, _ = through(network, params, smooth(40, 1, 16))
     np.testing.assert_allclose(seen.reshape(-1, 6).mean(0), 0, atol=1e-3)
@@ -41,9 +41,9 @@ def test_wider_levels_lose_nothing_and_learn_everywhere(widths):
     """Films and stills, through levels that widen: the blocks of what they leave free get a gradient, too."""
     network = Network(20, ((1, 2, 2), (2, 2, 2)), widths, ((1, 3, 3), (2, 1, 1)))
     sets = [smooth(20, 5, 8), smooth(30, 1, 8, seed=2)]
-    params = begun(network, network.init(jax.random.key(0)), sets, seed=0)
+    params = init_from_pca(network, network.init(jax.random.key(0)), sets, seed=0)
     films = smooth(6, 5, 8, seed=3)
-    x = np.asarray(scaled(jnp.asarray(films)))
+    x = np.asarray(to_unit_range(jnp.asarray(films)))
     _, made = through(network, params, films)
     assert np.mean((made - x) ** 2) < 0.1 * x.var()
     objective, keys = AutoencodingObjective(network, Reconstruction()), jax.random.split(jax.random.key(1), 6)
@@ -63,6 +63,6 @@ def test_sound():
     random = np.random.default_rng(0)
     tones = [np.sin(2 * np.pi * (200 * t * f + p)) for f, p in zip(random.uniform(1, 2, 30), random.random(30))]
     media = (8000 * np.stack(tones))[..., None].astype(np.int16)
-    params = begun(network, network.init(jax.random.key(0)), [media[:20]], seed=0)
-    x, (_, made) = np.asarray(scaled(jnp.asarray(media[20:]))), through(network, params, media[20:])
+    params = init_from_pca(network, network.init(jax.random.key(0)), [media[:20]], seed=0)
+    x, (_, made) = np.asarray(to_unit_range(jnp.asarray(media[20:]))), through(network, params, media[20:])
     assert np.mean((made - x) ** 2) < 0.02 * np.mean(x**2)  # five numbers of eight, of tones that are slow

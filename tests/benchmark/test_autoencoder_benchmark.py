@@ -7,8 +7,8 @@ import pytest
 
 from selfflow.autoencoders.config import Convolutional
 from selfflow.autoencoders.load import load_autoencoder
+from selfflow.benchmark import autoencoders as autoencoder_benchmark
 from selfflow.cli.benchmark import main
-from selfflow.planning import autoencoder_benchmark
 from tests.autoencoders.small_networks import FILMS, SOUND, written
 
 ROOT = Path(__file__).parents[2]

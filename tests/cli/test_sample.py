@@ -73,9 +73,9 @@ def test_other_arguments_do_not_mix(sample):
 
 def test_a_film_from_the_data_keeps_and_gets_its_sound(sample, tiny_run, data_dir):
     folder = sample("--modality", "audio", "--given", "video")
-    from selfflow.run.prepare_data import prepare
+    from selfflow.run.prepare_data import prepare_data
 
-    reader = prepare(open_run(tiny_run).experiment, data_dir)[0].reader("joint", "test")
+    reader = prepare_data(open_run(tiny_run).experiment, data_dir)[0].reader("joint", "test")
     record = reader(int(reader.records[2]))["latents"]
     np.testing.assert_array_equal(latents_of(folder, 2)["video"], record["video"].astype(np.float32))
     assert np.abs(latents_of(folder, 2)["audio"] - record["audio"]).mean() > 0.1

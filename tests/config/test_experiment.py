@@ -6,7 +6,7 @@ import pytest
 
 from selfflow.autoencoders.mel import LogMel
 from selfflow.config.experiment import Experiment
-from selfflow.config.files import changes, forbidden, load_experiment, load_module, read_experiment, save_experiment
+from selfflow.config.files import diff, is_fixed, load_experiment, load_module, read_experiment, save_experiment
 from selfflow.errors import UserError
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
@@ -88,9 +88,9 @@ def test_changes_are_named_and_judged(experiment):
     other = dataclasses.replace(
         experiment, steps=7, optimizer=AdamW(), cadence=dataclasses.replace(experiment.cadence, log_every=1)
     )
-    found = changes(experiment, other)
+    found = diff(experiment, other)
     assert found["steps"] == (experiment.steps, 7) and "optimizer.learning_rate" in found
-    assert [n for n in found if not forbidden(n)] == ["cadence.log_every", "steps"]
+    assert [n for n in found if not is_fixed(n)] == ["cadence.log_every", "steps"]
 
 
 def test_a_run_of_before_a_field_is_read_with_its_default(experiment, tmp_path):
@@ -103,8 +103,8 @@ def test_a_run_of_before_a_field_is_read_with_its_default(experiment, tmp_path):
 
 def test_limits_and_profile_may_change_in_a_run(experiment):
     other = dataclasses.replace(experiment, limits=Limits(3, 60.0), profile=Profile("2:4"))
-    assert set(changes(experiment, other)) == {"limits.skipped", "limits.stalled", "profile.steps"}
-    assert not any(forbidden(name) for name in changes(experiment, other))
+    assert set(diff(experiment, other)) == {"limits.skipped", "limits.stalled", "profile.steps"}
+    assert not any(is_fixed(name) for name in diff(experiment, other))
     with pytest.raises(UserError, match="profile.steps 399:402 goes beyond the 400 steps"):
         dataclasses.replace(experiment, profile=Profile("399:402")).resolved()
 

@@ -17,11 +17,11 @@ from selfflow.data.stored import read_splits
 from selfflow.data.verify import verify_data
 from selfflow.errors import UserError
 from selfflow.input.media_batches import MediaSource
-from selfflow.latents.delete.delete import forget
+from selfflow.latents.delete.delete import delete_samples
 from selfflow.latents.delete.remove import read_raw
-from selfflow.latents.delete.search import _pattern, still_there
+from selfflow.latents.delete.search import _pattern, find_remaining
 from selfflow.latents.encode import encode, locked
-from selfflow.latents.fit_autoencoder import fit
+from selfflow.latents.fit_autoencoder import fit_autoencoder
 from selfflow.latents.store import INDEXES, Latents
 from selfflow.latents.verify import verify_latents
 from tests.latents.home import copied, media_of
@@ -56,7 +56,7 @@ def test_samples_are_gone_byte_for_byte_and_the_others_are_what_they_were(home, 
     assert any(b"train-000001" in path.read_bytes() for path in (root / INDEXES).iterdir())
     assert searched(root, wanted) == set(wanted)
     statistics = json.loads((latents / "manifest.json").read_text())["statistics"]
-    done = forget(built, {*IDS, "nobody-000001"}, root)
+    done = delete_samples(built, {*IDS, "nobody-000001"}, root)
     assert done.removed == {"train": 7, "validation": 1} and done.missing == ["nobody-000001"] and done.left == []
     assert done.latents == {latents.name: 8} and len(done.cleared) == 1 and len(done.fitted) == 3
     assert searched(root, wanted) == set()
@@ -75,7 +75,9 @@ def test_tfds_and_the_builder_read_what_is_left(home, tiny_experiment):
     built, _, root = home
     lengths = read_splits(built.folder)["train"].lengths
     assert len(lengths) > 3
-    forget(built, [f"train-{i:06d}" for i in range(lengths[0])] + ["train-000020"], root)  # a whole shard of the data
+    delete_samples(
+        built, [f"train-{i:06d}" for i in range(lengths[0])] + ["train-000020"], root
+    )  # a whole shard of the data
     again = build(tiny_experiment.data["collisions"], root)
     assert (
         again.splits["train"] == 23 - lengths[0] and len(read_splits(again.folder)["train"].lengths) == len(lengths) - 1
@@ -89,16 +91,19 @@ def test_tfds_and_the_builder_read_what_is_left(home, tiny_experiment):
 
 def test_forgetting_again_and_again_and_encoding_after_it(home, tiny_experiment):
     built, latents, root = home
-    first = forget(built, ["train-000002"], root).built
-    second = forget(first, ["train-000003", "test-000004"], root)
+    first = delete_samples(built, ["train-000002"], root).built
+    second = delete_samples(first, ["train-000003", "test-000004"], root)
     assert second.removed == {"train": 1, "test": 1} and len(second.built.forgotten) == 2
     assert not [p.name for p in built.folder.iterdir() if p.name.startswith("kept1") and "train" in p.name]
-    same = forget(second.built, ["train-000002"], root)  # done before: nothing changes
+    same = delete_samples(second.built, ["train-000002"], root)  # done before: nothing changes
     assert same.before == first.forgotten[0]["when"] and not same.resumed and not same.removed and not same.latents
     assert same.built.forgotten == second.built.forgotten
     with pytest.raises(UserError, match="none of the 1 ids is in"):
-        forget(second.built, ["train-000099"], root)
-    fitted = {m: fit(m, c, {"collisions": second.built}, (), root) for m, c in tiny_experiment.autoencoders.items()}
+        delete_samples(second.built, ["train-000099"], root)
+    fitted = {
+        m: fit_autoencoder(m, c, {"collisions": second.built}, (), root)
+        for m, c in tiny_experiment.autoencoders.items()
+    }
     arguments = (second.built, fitted, tiny_experiment.modalities(), None, root)
     assert encode(*arguments).path == latents  # not encoded anew
     (latents / "manifest.json").unlink()
@@ -114,13 +119,13 @@ def test_latents_of_another_build_and_of_before_are_cleaned_too(home, original):
     for path in latents.iterdir():
         (foreign / path.name).write_bytes(path.read_bytes())
     (foreign / "manifest.json").write_text(json.dumps(told | {"fingerprint": "0" * 16}))
-    done = forget(built, ["train-000001"], root)
+    done = delete_samples(built, ["train-000001"], root)
     assert done.latents == {latents.name: 1, "moved": 1}
     assert json.loads((foreign / "manifest.json").read_text())["forgotten"] == done.built.forgotten
     for path in original[1].iterdir():  # latents from a backup
         (latents / path.name).write_bytes(path.read_bytes())
     assert [p.kind.name for p in verify_latents(latents, done.built)][0] == "samples forgotten since"
-    assert forget(done.built, ["train-000001"], root).latents == {latents.name: 1}
+    assert delete_samples(done.built, ["train-000001"], root).latents == {latents.name: 1}
     assert verify_latents(latents, done.built) == []
 
 
@@ -133,7 +138,7 @@ def test_rows_of_records_that_could_not_be_encoded_keep_step(home):
     told = json.loads((latents / "manifest.json").read_text())
     bad = [[i, "shard", "damaged"] for i in (3, 4, 8)]
     (latents / "manifest.json").write_text(json.dumps(told | {"unreadable": {"train": bad}}))
-    done = forget(built, ["train-000001", "train-000004", "train-000009"], root)
+    done = delete_samples(built, ["train-000001", "train-000004", "train-000009"], root)
     assert [p.kind.note for p in verify_latents(latents, done.built)] == [True, True]
     rows = [row.decode() for row in Latents(latents).index("train")["id"]]
     assert rows[:7] == ["train-000000", "train-000002", "", "train-000005", "train-000006", "train-000007", ""]
@@ -145,7 +150,7 @@ def test_what_cannot_be_done_changes_nothing(home):
 
     def refused(match, ids=("train-000001",)):
         with pytest.raises(UserError, match=match):
-            forget(built, ids, root)
+            delete_samples(built, ids, root)
 
     refused("all samples of the split train", [f"train-{i:06d}" for i in range(24)])
     refused("none of the 1 ids", ["absent"])
@@ -169,7 +174,7 @@ def test_what_cannot_be_done_changes_nothing(home):
 
 def test_a_split_that_becomes_empty_is_gone(home):
     built, latents, root = home
-    done = forget(built, ["shifted-000000", "shifted-000001"], root)
+    done = delete_samples(built, ["shifted-000000", "shifted-000001"], root)
     assert "shifted" not in done.built.splits and "shifted" not in Latents(latents).records
     assert not list(root.rglob("*shifted*array_record*")) and verify_latents(latents, done.built) == []
     assert verify_data(done.built) == []
@@ -180,16 +185,18 @@ def test_remarks_of_a_builder_go_with_the_last_clip_of_a_file(home):
     report = built.folder / "report.json"
     remarks = [{"file": name, "reason": "short"} for name in ("train-000001", "other", "train-0000011")]
     report.write_text(json.dumps({"skipped": remarks, "source": "/x"}))
-    assert forget(built, ["train-000001"], root).left == ["1.1.0/report.json: in its bytes"]  # inside a longer name
+    assert delete_samples(built, ["train-000001"], root).left == [
+        "1.1.0/report.json: in its bytes"
+    ]  # inside a longer name
     assert [r["file"] for r in json.loads(report.read_text())["skipped"]] == ["other", "train-0000011"]
 
 
 def test_ids_inside_other_ids_are_no_false_alarm_and_traces_are_found(home):
     built, latents, _ = home
-    assert still_there(built, [latents], ["train-00000"]) == []
-    assert any("the record train-000001" in line for line in still_there(built, [latents], ["train-000001"]))
+    assert find_remaining(built, [latents], ["train-00000"]) == []
+    assert any("the record train-000001" in line for line in find_remaining(built, [latents], ["train-000001"]))
     (latents / "note.txt").write_bytes(b"\0" * (16 << 20) + b"seen in train-0000077 and gone-00001")
-    assert still_there(built, [latents], ["gone-00001"]) == [f"{latents.name}/note.txt: in its bytes"]
+    assert find_remaining(built, [latents], ["gone-00001"]) == [f"{latents.name}/note.txt: in its bytes"]
     words = [f"{a}{b:03d}-image" for a in ("n0", "n01", "x") for b in range(40)]
     pattern = _pattern(words)
     for word in words:
@@ -231,5 +238,5 @@ def test_another_list_waits_until_the_interrupted_one_is_done(home):
     (built.folder / "forgotten.json").write_text(json.dumps({"fingerprint": built.fingerprint, "forgotten": [note]}))
     assert [p.kind.name for p in verify_data(built)] == ["unfinished forgetting"]
     with pytest.raises(UserError, match="was interrupted: run it again with its own file of ids first"):
-        forget(built, ["train-000001"], root)
+        delete_samples(built, ["train-000001"], root)
     assert len(built.records("train")) == 24 and built.records("train")[1]["id"] == "train-000001"

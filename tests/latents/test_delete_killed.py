@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.records import Records
 from selfflow.data.stored import read_splits
 from selfflow.data.verify import verify_data
 from selfflow.errors import UserError
-from selfflow.latents.delete.delete import forget
+from selfflow.latents.delete.delete import delete_samples
 from selfflow.latents.store import Latents
 from selfflow.latents.verify import latents_folders, verify_latents
 from tests.latents.home import copied
@@ -54,7 +54,7 @@ def in_child(task) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def kill_everywhere(original: tuple[Built, Path], root: Path, number: int, of: int) -> None:
+def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int, of: int) -> None:
     """Kills a forgetting before every `of`-th of its steps, from `number` on; forks, so no threads may run yet."""
     killed, step = 0, number
     while True:
@@ -63,7 +63,7 @@ def kill_everywhere(original: tuple[Built, Path], root: Path, number: int, of: i
 
         def first():
             count_steps(step)
-            forget(built, IDS, home)
+            delete_samples(built, IDS, home)
 
         def between():
             # Whatever the moment, the data set is whole: the old or the new one.
@@ -84,7 +84,7 @@ def kill_everywhere(original: tuple[Built, Path], root: Path, number: int, of: i
                 assert len(source) == lengths["train"] or latents_there.manifest["forgotten"] != built.forgotten
 
         def again():
-            done = forget(built, IDS, home)
+            done = delete_samples(built, IDS, home)
             assert done.left == [] and done.built.splits["train"] == 17
             assert verify_data(done.built) == [] and verify_latents(latents, done.built) == []
             (entry,) = done.built.forgotten

@@ -12,11 +12,11 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
-from selfflow.data.built import Built, build
+from selfflow.data.built import BuiltDataset, build
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.latents.encode import Share, encode
-from selfflow.latents.fit_autoencoder import fit
+from selfflow.latents.encode import EncodeShare, encode
+from selfflow.latents.fit_autoencoder import fit_autoencoder
 from selfflow.latents.store import Latents, shard_name
 from selfflow.modality import Modality
 
@@ -26,7 +26,8 @@ def prepared(tiny_experiment, data_dir):
     """The tiny data set, its fitted autoencoders and its latents in shards of five records."""
     built = build(tiny_experiment.data["collisions"], data_dir)
     fitted = {
-        m: fit(m, config, {"collisions": built}, (), data_dir) for m, config in tiny_experiment.autoencoders.items()
+        m: fit_autoencoder(m, config, {"collisions": built}, (), data_dir)
+        for m, config in tiny_experiment.autoencoders.items()
     }
     return built, fitted, tiny_experiment.modalities()
 
@@ -80,15 +81,15 @@ def test_latents_are_encoded_once(prepared, latents, capsys):
 
 
 def test_processes_and_hosts_make_the_same_folder(prepared, latents, tmp_path):
-    assert contents(encoded(prepared, tmp_path / "two", share=Share(processes=2))) == contents(latents)
-    first = encoded(prepared, tmp_path / "hosts", share=Share(host=0, hosts=2))
+    assert contents(encoded(prepared, tmp_path / "two", share=EncodeShare(processes=2))) == contents(latents)
+    first = encoded(prepared, tmp_path / "hosts", share=EncodeShare(host=0, hosts=2))
     assert first is None  # the other host's part is missing, and nobody takes the folder for whole
     (folder,) = (tmp_path / "hosts" / "latents").iterdir()
     with pytest.raises(UserError, match="holds no finished latents"):
         Latents(folder)
-    assert contents(encoded(prepared, tmp_path / "hosts", share=Share(host=1, hosts=2))) == contents(latents)
+    assert contents(encoded(prepared, tmp_path / "hosts", share=EncodeShare(host=1, hosts=2))) == contents(latents)
     with pytest.raises(UserError, match="host is 2 of 2 hosts"):
-        Share(host=2, hosts=2)
+        EncodeShare(host=2, hosts=2)
 
 
 _SLOW = """
@@ -109,7 +110,7 @@ def slow_encode(data_dir, folder) -> None:
     shards._encoded = lambda *args: time.sleep(0.04) or plain(*args)
     experiment = load_experiment(TINY)
     built = build(experiment.data["collisions"], data_dir)
-    fitted = {m: fit(m, c, {"collisions": built}, (), data_dir) for m, c in experiment.autoencoders.items()}
+    fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), data_dir) for m, c in experiment.autoencoders.items()}
     encode(built, fitted, experiment.modalities(), None, folder, records_per_shard=5)
 
 
@@ -171,9 +172,11 @@ def test_a_record_that_cannot_be_read_keeps_its_place(prepared, latents, tmp_pat
                 raise BadRecord("collisions-train.array_record", "hash mismatch")
             return self.records[i]
 
-    plain = Built.records
+    plain = BuiltDataset.records
     monkeypatch.setattr(
-        Built, "records", lambda self, split: Damaged(plain(self, split)) if split == "train" else plain(self, split)
+        BuiltDataset,
+        "records",
+        lambda self, split: Damaged(plain(self, split)) if split == "train" else plain(self, split),
     )
     found = encoded(prepared, tmp_path)
     assert found.manifest["unreadable"] == {"train": [[7, "collisions-train.array_record", "hash mismatch"]]}
@@ -201,12 +204,12 @@ def test_hosts_that_end_together_join_the_shards_once(prepared, latents, tmp_pat
     def locked(path, what):
         if path.name == "lock-finish" and not calls:
             calls.append(path)
-            encoded(prepared, tmp_path, share=Share(host=0, hosts=2))
+            encoded(prepared, tmp_path, share=EncodeShare(host=0, hosts=2))
         return plain(path, what)
 
-    assert encoded(prepared, tmp_path, share=Share(host=0, hosts=2)) is None
+    assert encoded(prepared, tmp_path, share=EncodeShare(host=0, hosts=2)) is None
     monkeypatch.setattr(module, "locked", locked)
-    found = encoded(prepared, tmp_path, share=Share(host=1, hosts=2))
+    found = encoded(prepared, tmp_path, share=EncodeShare(host=1, hosts=2))
     assert calls and contents(found) == contents(latents)
 
 
@@ -271,11 +274,11 @@ def test_another_build_of_the_data_is_another_folder(prepared, latents, tmp_path
 def test_an_autoencoder_is_fitted_once_without_the_excluded(prepared, tiny_experiment, tmp_path):
     built, fitted, _ = prepared
     config = tiny_experiment.autoencoders["image"]
-    found = fit("image", config, {"c": built}, (), tmp_path)
+    found = fit_autoencoder("image", config, {"c": built}, (), tmp_path)
     assert found.identity == fitted["image"].identity  # another folder, the same numbers
-    assert fit("image", config, {"c": built}, (), tmp_path) == found
+    assert fit_autoencoder("image", config, {"c": built}, (), tmp_path) == found
     ids = [built.records("train")[i]["id"] for i in range(24)]
-    without = fit("image", config, {"c": built}, {ids[4], ids[9]}, tmp_path)
+    without = fit_autoencoder("image", config, {"c": built}, {ids[4], ids[9]}, tmp_path)
     assert without.identity != found.identity and list(without.fitted_on.values()) == [22]
     left = [built.records("train")[i]["image"] for i in range(24) if i not in (4, 9)]
     by_hand = LinearAutoencoder.fit(config, [np.stack(left)])

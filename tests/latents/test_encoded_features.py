@@ -14,14 +14,14 @@ from selfflow.encoders import EffNetLite0, FeatureFiles
 from selfflow.encoders.effnet import EffNet
 from selfflow.encoders.load import load_encoder
 from selfflow.errors import UserError
-from selfflow.input.batches import Feed
-from selfflow.input.mixture import Set
+from selfflow.input.batches import BatchSource
+from selfflow.input.mixture import Component
 from selfflow.latents.delete.remove import Change, change_latents, read_raw
-from selfflow.latents.encode import Share
+from selfflow.latents.encode import EncodeShare
 from selfflow.latents.features import averaged, check_features, overlaps, token_features
 from selfflow.latents.verify import verify_latents
 from selfflow.modality import Modality
-from selfflow.run.prepare_data import hash_of_latents
+from selfflow.run.prepare_data import latents_hash
 from tests.input.small_set import FRAMES, MODALITIES, WIDTH, encoded, feature_file, features_of, small_set
 
 
@@ -37,11 +37,11 @@ def means(x: np.ndarray, *block: int) -> np.ndarray:
     return x
 
 
-def feed(latents, frames: int = FRAMES, **chosen) -> Feed:
+def feed(latents, frames: int = FRAMES, **chosen) -> BatchSource:
     modalities = {m: x.lasting(frames) if x.period else x for m, x in MODALITIES.items()}
-    mixture = {"clips": Set(("video",), 1.0, 4, data="d", **chosen)}
+    mixture = {"clips": Component(("video",), 1.0, 4, data="d", **chosen)}
     shapes = {"clips": {"video": modalities["video"]}}
-    return Feed({"d": latents}, mixture, shapes, features={"video": WIDTH, "image": WIDTH})
+    return BatchSource({"d": latents}, mixture, shapes, features={"video": WIDTH, "image": WIDTH})
 
 
 def test_shares_of_areas():
@@ -93,21 +93,21 @@ def test_features_of_files_stand_beside_the_latents(tmp_path, files):
     plain = encoded(tmp_path, {})
     # The latents are the same, of whoever is compared by them; what a run reads is another thing.
     assert plain.path != found.path and plain.hash == found.hash and plain.features == {}
-    assert hash_of_latents({"d": plain}) == plain.hash != hash_of_latents({"d": found})
+    assert latents_hash({"d": plain}) == plain.hash != latents_hash({"d": found})
     np.testing.assert_array_equal(plain.source("train")[1]["video"], found.source("train")[1]["video"])
 
 
 def test_hosts_make_the_same_and_other_features_another_folder(tmp_path, files):
     alone = encoded(tmp_path, files)
     (tmp_path / "hosts").mkdir()
-    assert encoded(tmp_path / "hosts", files, share=Share(host=0, hosts=2)) is None
-    both = encoded(tmp_path / "hosts", files, share=Share(host=1, hosts=2))
+    assert encoded(tmp_path / "hosts", files, share=EncodeShare(host=0, hosts=2)) is None
+    both = encoded(tmp_path / "hosts", files, share=EncodeShare(host=1, hosts=2))
     for path in alone.path.glob("*.array_record"):
         assert path.read_bytes() == (both.path / path.name).read_bytes()
     assert encoded(tmp_path, files).path == alone.path
     again = feature_file(tmp_path / "other.safetensors", "video", _1=features_of(9, "video"))
     other = encoded(tmp_path, files | {"video": again})
-    assert other.path != alone.path and hash_of_latents({"d": other}) != hash_of_latents({"d": alone})
+    assert other.path != alone.path and latents_hash({"d": other}) != latents_hash({"d": alone})
 
 
 @pytest.mark.parametrize("chosen", [{}, {"delayed": {"video": 0.08}}, {"shuffled": ("video",)}])

@@ -8,9 +8,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from safetensors.numpy import load, load_file, save, save_file
 
+from selfflow.data import verify
 from selfflow.data.stored import read_splits
 from selfflow.data.verify import Contents, verify_data
-from selfflow.input import verify, verify_latents
+from selfflow.latents import verify as verify_latents
 from selfflow.latents.delete.remove import read_raw
 from selfflow.latents.verify import latents_folders
 from tests.latents.home import copied

@@ -12,10 +12,10 @@ from selfflow.data.mnist5k import Mnist5k
 from selfflow.encoders.text import Text
 from selfflow.encoders.text.encoder import load_text_encoder
 from selfflow.errors import UserError
-from selfflow.input.mixture import Set, Stage
-from selfflow.input.options import Reading
+from selfflow.input.mixture import Component, Stage
+from selfflow.input.options import LoaderOptions
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.run.prepare_data import hash_of_latents, prepare
+from selfflow.run.prepare_data import latents_hash, prepare_data
 from selfflow.run.run import open_run
 from selfflow.serialization import from_json, to_json
 from selfflow.tasks.train import train
@@ -36,10 +36,10 @@ def mixed(tiny_experiment, tmp_path_factory):
             "mnist": Mnist5k(),
         },
         mixture={
-            "collisions": Set(("video", "audio"), 0.25, 4, data="collisions"),
-            "short": Set(("video",), 0.25, 4, data="collisions", seconds=0.8),
-            "atari": Set(("video", "audio"), 0.25, 2, data="atari"),
-            "digits": Set(("image",), 0.25, 8, data="mnist"),
+            "collisions": Component(("video", "audio"), 0.25, 4, data="collisions"),
+            "short": Component(("video",), 0.25, 4, data="collisions", seconds=0.8),
+            "atari": Component(("video", "audio"), 0.25, 2, data="atari"),
+            "digits": Component(("image",), 0.25, 8, data="mnist"),
         },
         curriculum=(Stage(step=6, weights={"digits": 1.0}),),
         text=Text(encoder=str(encoder), tokens=8),
@@ -51,7 +51,7 @@ def mixed(tiny_experiment, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(mixed, data_dir):
-    return prepare(mixed, data_dir)
+    return prepare_data(mixed, data_dir)
 
 
 def test_one_feed_for_all_data_sets(prepared, mixed):
@@ -89,7 +89,7 @@ def test_excluded_samples_are_in_no_reader(prepared, mixed, capsys, data_dir):
         reader = feed.reader("collisions", split)
         assert not {"train-000003", "train-000011"} & {reader.source.id(i) for i in reader.records}
     assert len(feed.reader("collisions", "train").records) == 22
-    prepare(mixed, data_dir)
+    prepare_data(mixed, data_dir)
     assert "2 of 3 ids are in the data and never read; not in the data: nobody" in capsys.readouterr().out
 
 
@@ -115,9 +115,9 @@ def test_latents_made_elsewhere_need_no_raw_data(prepared, mixed, tmp_path):
     elsewhere = dataclasses.replace(
         mixed, latents={name: str(found.path) for name, found in feed.latents.items()}
     ).resolved()
-    again, built = prepare(elsewhere, tmp_path)
+    again, built = prepare_data(elsewhere, tmp_path)
     assert built == {} and not (tmp_path / "collisions").exists()
-    assert hash_of_latents(again.latents) == hash_of_latents(feed.latents)
+    assert latents_hash(again.latents) == latents_hash(feed.latents)
     for (a, _), (b, _) in zip(feed.batches(0, 3), again.batches(0, 3)):
         jax.tree.map(np.testing.assert_array_equal, a, b)
     other = dataclasses.replace(
@@ -125,9 +125,9 @@ def test_latents_made_elsewhere_need_no_raw_data(prepared, mixed, tmp_path):
         autoencoders=mixed.autoencoders | {"audio": dataclasses.replace(mixed.autoencoders["audio"], channels=64)},
     )
     with pytest.raises(UserError, match="its audio latents have another autoencoder"):
-        prepare(other, tmp_path)
+        prepare_data(other, tmp_path)
     with pytest.raises(UserError, match="holds no finished latents"):
-        prepare(dataclasses.replace(mixed, latents={"mnist": str(tmp_path)}), tmp_path)
+        prepare_data(dataclasses.replace(mixed, latents={"mnist": str(tmp_path)}), tmp_path)
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_it_trains_and_logs_what_could_not_be_read(prepared, mixed, tmp_path, da
             "digits": dataclasses.replace(mixed.mixture["digits"], weight=0.5),
         },
         alignment=NoAlignment(),
-        reading=Reading(unreadable_share=0.5),
+        reading=LoaderOptions(unreadable_share=0.5),
         proof=dataclasses.replace(mixed.proof, samples=1),
     )
     train(experiment, tmp_path / "run", data_dir)
@@ -168,10 +168,16 @@ def test_it_trains_and_logs_what_could_not_be_read(prepared, mixed, tmp_path, da
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda e: {"mixture": {"a": Set(("image",), 1.0, 4, data="colisions")}}, "did you mean collisions"),
-        (lambda e: {"mixture": {"a": Set(("image",), 1.0, 4)}}, "mixture.a.data is empty: name one of"),
-        (lambda e: {"mixture": {"a": Set(("audio",), 1.0, 4, data="mnist")}}, "audio, which data.mnist does not have"),
-        (lambda e: {"mixture": {"a": Set(("video",), 1.0, 4, data="atari", seconds=0.1)}}, "mixture.a.seconds 0.1 are"),
+        (lambda e: {"mixture": {"a": Component(("image",), 1.0, 4, data="colisions")}}, "did you mean collisions"),
+        (lambda e: {"mixture": {"a": Component(("image",), 1.0, 4)}}, "mixture.a.data is empty: name one of"),
+        (
+            lambda e: {"mixture": {"a": Component(("audio",), 1.0, 4, data="mnist")}},
+            "audio, which data.mnist does not have",
+        ),
+        (
+            lambda e: {"mixture": {"a": Component(("video",), 1.0, 4, data="atari", seconds=0.1)}},
+            "mixture.a.seconds 0.1 are",
+        ),
         (
             lambda e: {"data": e.data | {"atari": Atari(size=64)}},
             "data.atari: its image gives latents .* give both one size",
@@ -193,4 +199,4 @@ def test_experiments_that_cannot_be(mixed, change, message):
 def test_captions_of_another_width_are_refused(mixed, data_dir):
     wide = dataclasses.replace(mixed, model=dataclasses.replace(mixed.model, text=16))
     with pytest.raises(UserError, match="model.text is 16, but the captions of data.* have 12 channels"):
-        prepare(wide, data_dir)
+        prepare_data(wide, data_dir)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.sampling.context_spec import check_trained, choose_set, merged, parse_given, set_of
+from selfflow.sampling.context_spec import check_trained, choose_set, merge_requests, parse_context, set_of
 
 KNOWN = ("video", "audio", "image")
 TABLE = {"modality": 0.1, "first_frame": 0.1, "prefix": 0.1, "stretch": 0.1, "region": 0.1}
@@ -16,7 +16,7 @@ def pair(modalities):
 
 
 def request_of(text):
-    return parse_given(text, KNOWN)
+    return parse_context(text, KNOWN)
 
 
 def test_what_a_flag_says():
@@ -29,11 +29,11 @@ def test_what_a_flag_says():
 
 
 def test_masks_are_those_of_the_case(pair):
-    assert {m: mask.all() for m, mask in merged((request_of("audio"),), pair).items()} == {"audio": True}
-    prefix = merged((request_of("prefix:0.16"),), pair)
+    assert {m: mask.all() for m, mask in merge_requests((request_of("audio"),), pair).items()} == {"audio": True}
+    prefix = merge_requests((request_of("prefix:0.16"),), pair)
     np.testing.assert_array_equal(prefix["audio"], [1, 1, 0, 0, 0])
-    assert merged((request_of("first_frame"),), pair)["video"].sum() == 4
-    assert merged((request_of("audio@0.5"),), pair) == {}
+    assert merge_requests((request_of("first_frame"),), pair)["video"].sum() == 4
+    assert merge_requests((request_of("audio@0.5"),), pair) == {}
 
 
 @pytest.mark.parametrize(

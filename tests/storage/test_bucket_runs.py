@@ -16,10 +16,10 @@ import pytest
 
 from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.run.init_state import run_and_step
+from selfflow.run.init_state import parse_run_step
 from selfflow.run.run import open_run
 from selfflow.storage.paths import local
-from selfflow.storage.runs import at_work, send_changes
+from selfflow.storage.runs import open_for_training, send_changes
 from selfflow.tasks.train import train
 from selfflow.training.metrics import TIMINGS, read_metrics
 
@@ -126,9 +126,9 @@ def test_two_hosts_train_into_gs_and_two_others_go_on(store, home, experiment, t
 
 
 def test_data_is_made_once_and_found_by_the_next(store, bucket, home, experiment, tmp_path, monkeypatch):
-    from selfflow.run.prepare_data import prepare
+    from selfflow.run.prepare_data import prepare_data
 
-    feed, built = prepare(experiment.resolved(), local(f"{bucket}/data"))
+    feed, built = prepare_data(experiment.resolved(), local(f"{bucket}/data"))
     sent = {key: store.objects[f"bucket/{key}"] for key in store.keys("data/")}
     assert {key.split("/")[1] for key in sent} == {"digits", "autoencoders", "latents"}
     assert not any("lock" in key or "partial" in key for key in sent)
@@ -137,7 +137,7 @@ def test_data_is_made_once_and_found_by_the_next(store, bucket, home, experiment
     import selfflow.latents.encode as encode
 
     monkeypatch.setattr(encode, "encode_shard", lambda *_: pytest.fail("it is encoded already"))
-    feed, built = prepare(experiment.resolved(), local(f"{bucket}/data"))
+    feed, built = prepare_data(experiment.resolved(), local(f"{bucket}/data"))
     again = [batch["latents"]["image"] for batch, _ in feed.batches(0, 6)]
     for a, b in zip(expected, again, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -146,7 +146,7 @@ def test_data_is_made_once_and_found_by_the_next(store, bucket, home, experiment
 
 
 def test_what_was_sent_in_part_counts_for_nothing_and_is_sent_anew(store, home, experiment, tmp_path):
-    from selfflow.run.prepare_data import prepare
+    from selfflow.run.prepare_data import prepare_data
 
     publish(store, home)
     whole = store.keys()
@@ -154,18 +154,18 @@ def test_what_was_sent_in_part_counts_for_nothing_and_is_sent_anew(store, home, 
     for key in (manifest, next(key for key in whole if key.endswith("dataset_info.json"))):
         del store.objects[f"bucket/{key}"]
     store.put(f"bucket/{manifest.replace('manifest.json', 'train.index.safetensors')}", b"half")
-    feed, _ = prepare(experiment.resolved(), local("s3://bucket/data"))
+    feed, _ = prepare_data(experiment.resolved(), local("s3://bucket/data"))
     assert store.keys() == whole and len(list(feed.batches(0, 3))) == 3
 
 
 def test_latents_in_a_bucket_are_read_without_the_raw_data(store, bucket, home, experiment, tmp_path):
-    from selfflow.run.prepare_data import prepare
+    from selfflow.run.prepare_data import prepare_data
 
     (latents,) = (home / "data" / "latents").iterdir()
     store.upload(latents, "elsewhere/mine")
     resolved = experiment.resolved()
-    here, _ = prepare(resolved, home / "data")
-    there, built = prepare(
+    here, _ = prepare_data(resolved, home / "data")
+    there, built = prepare_data(
         dataclasses.replace(resolved, latents={"digits": f"{bucket}/elsewhere/mine"}), tmp_path / "empty"
     )
     assert not built and not list((tmp_path).glob("empty/*/*.array_record*"))
@@ -177,7 +177,7 @@ def test_latents_in_a_bucket_are_read_without_the_raw_data(store, bucket, home, 
 def test_a_run_in_a_bucket_is_opened_started_from_and_exported(store, bucket, home, experiment, tmp_path):
     from selfflow.cli.export import main as export
     from selfflow.run.folder import check_run
-    from selfflow.run.init_state import fresh_state
+    from selfflow.run.init_state import initial_state
 
     store.upload(home / "run", "run")
     # What a killed process had not sent to its end.
@@ -187,10 +187,10 @@ def test_a_run_in_a_bucket_is_opened_started_from_and_exported(store, bucket, ho
     jax.tree.map(np.testing.assert_array_equal, run.restore(21).params, here.restore(21).params)
     with pytest.raises(UserError, match="no checkpoint of step 27; it has 21, 24"):
         run.restore(27)
-    assert run_and_step(f"{bucket}/run:21")[1] == 21 and run_and_step(f"{bucket}/run")[1] is None
+    assert parse_run_step(f"{bucket}/run:21")[1] == 21 and parse_run_step(f"{bucket}/run")[1] is None
     started = check_run(tmp_path / "new", dataclasses.replace(experiment, init_from=f"{bucket}/run"))
     assert started.init_from == f"{bucket}/run:24"
-    state = fresh_state(started)
+    state = initial_state(started)
     jax.tree.map(np.testing.assert_array_equal, state.params, here.restore().params)
     export([f"{bucket}/run", "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 1000
@@ -215,7 +215,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_passed_over_and_replaced(store, buc
 
 
 def test_only_what_changed_is_sent_and_what_went_goes(store, bucket):
-    with at_work(f"{bucket}/run") as folder:
+    with open_for_training(f"{bucket}/run") as folder:
         (folder / "a").write_text("1")
         (folder / "b").write_text("2")
         (folder / "checkpoints" / "3").mkdir(parents=True)
@@ -227,7 +227,7 @@ def test_only_what_changed_is_sent_and_what_went_goes(store, bucket):
     assert store.keys() == ["run/a", "run/c"] and store.objects["bucket/run/a"] == sent["bucket/run/a"]
     (folder / "left").write_text("by a process that was killed")
     with pytest.raises(UserError, match="trains into this run now"):
-        with at_work(f"{bucket}/run") as folder:
+        with open_for_training(f"{bucket}/run") as folder:
             assert sorted(path.name for path in folder.iterdir()) == ["a", "c"]
             store.put("bucket/run/lease.json", b'{"holder": "another"}')
             (folder / "a").write_text("4")

@@ -10,8 +10,8 @@ import pytest
 
 from selfflow.data.shards import BadRecord, ShardReader
 from selfflow.errors import UserError
-from selfflow.input.mixture import Set
-from selfflow.input.options import Reading
+from selfflow.input.mixture import Component
+from selfflow.input.options import LoaderOptions
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.storage import staging
 from selfflow.storage.copies import fetch
@@ -48,9 +48,9 @@ def same(a, b) -> bool:
 
 @S3_FIRST
 def test_batches_are_those_of_a_local_folder(folder, tmp_path):
-    mixture = {"all": Set(("video", "audio"), 1.0, 4, data="made")}
+    mixture = {"all": Component(("video", "audio"), 1.0, 4, data="made")}
     here = take(feed({"made": tmp_path / "made"}, mixture).batches(0, 12))
-    for reading in (Reading(threads=4), Reading(workers=2)):
+    for reading in (LoaderOptions(threads=4), LoaderOptions(workers=2)):
         there = take(feed({"made": folder}, mixture, reading=reading).batches(0, 12))
         assert len(there) == 12
         for (a, facts), (b, others) in zip(here, there, strict=True):

@@ -16,7 +16,7 @@ import pytest
 import selfflow.cli.sweep as command
 from selfflow.cli.sweep import _state, main
 from selfflow.errors import UserError
-from selfflow.run.folder import alone, in_training
+from selfflow.run.folder import is_training, run_lock
 from selfflow.run.run import Run
 from selfflow.storage.runs import saved_steps
 from selfflow.sweep.load import overridden
@@ -92,9 +92,9 @@ def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
         process.kill()
         process.communicate()
         os.kill(stopped.pop("dies"), signal.SIGKILL)
-        while in_training(runs / "dies"):
+        while is_training(runs / "dies"):
             time.sleep(0.02)
-        assert in_training(runs / "lives") and not in_training(runs)
+        assert is_training(runs / "lives") and not is_training(runs)
         process = sweep(file, *flags)
         told = ""
         while "waiting for other processes, which train lives" not in told:
@@ -238,7 +238,7 @@ def test_members_that_other_processes_train_are_waited_for(tmp_path, quick, caps
 def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch, capsys):
     monkeypatch.setattr(Processes, "join", lambda self: None)
     file, flags = written(tmp_path / "s.py", TINY_SWEEP), ["--workdir", str(tmp_path / "runs")]
-    with alone(tmp_path / "runs"), pytest.raises(UserError, match="another process is training in .*/runs: wait"):
+    with run_lock(tmp_path / "runs"), pytest.raises(UserError, match="another process is training in .*/runs: wait"):
         main([str(file), *flags])
     assert quick == []
     main([str(file), *flags])
@@ -268,7 +268,9 @@ def test_members_share_the_gpus_out(tmp_path, monkeypatch):
 
 
 def test_flags_that_contradict_a_sweep_are_refused(tmp_path):
-    file = written(tmp_path / "s.py", TINY_SWEEP + "from selfflow.sweep.members import Budget\nBUDGET = Budget(flops=1e9)")
+    file = written(
+        tmp_path / "s.py", TINY_SWEEP + "from selfflow.sweep.members import Budget\nBUDGET = Budget(flops=1e9)"
+    )
     for flags, message in (
         (["--steps", "3"], "--steps and a budget contradict: give --budget.steps alone"),
         (["--steps=3"], "--steps and a budget contradict"),

@@ -11,7 +11,7 @@ import pytest
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.run.folder import alone, in_training
+from selfflow.run.folder import is_training, run_lock
 from selfflow.serialization import from_json
 from selfflow.sweep.folder import check_sweep, describe, enter_sweep
 from selfflow.sweep.load import load_sweep
@@ -156,18 +156,18 @@ def test_of_many_that_begin_at_once_those_of_one_sweep_go_on(told, tmp_path):
 
 
 def test_a_lock_goes_with_a_killed_process(tmp_path):
-    assert not in_training(tmp_path / "run") and not (tmp_path / "run").exists()
+    assert not is_training(tmp_path / "run") and not (tmp_path / "run").exists()
     holding = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
     (tmp_path / "run").mkdir()
     command = [sys.executable, "-c", f"{holding}; time.sleep(60)", str(tmp_path / "run" / "lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        assert in_training(tmp_path / "run")
-        with pytest.raises(UserError, match="another process is training in"), alone(tmp_path / "run"):
+        assert is_training(tmp_path / "run")
+        with pytest.raises(UserError, match="another process is training in"), run_lock(tmp_path / "run"):
             pass
         process.kill()
         process.wait()
-        assert not in_training(tmp_path / "run")
-        with alone(tmp_path / "run"):
-            assert in_training(tmp_path / "run")
-    assert not in_training(tmp_path / "run")
+        assert not is_training(tmp_path / "run")
+        with run_lock(tmp_path / "run"):
+            assert is_training(tmp_path / "run")
+    assert not is_training(tmp_path / "run")

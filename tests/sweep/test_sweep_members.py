@@ -7,7 +7,7 @@ import pytest
 
 from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.input.mixture import Plan, Stage
+from selfflow.input.mixture import MixturePlan, Stage
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.planning.model_flops import flops_of, mean_flops, model_flops, steps_within
 from selfflow.sweep.load import budget_of, load_sweep, overridden
@@ -259,7 +259,7 @@ def test_flops_follow_the_curriculum(tiny_experiment):
     experiment = dataclasses.replace(tiny_experiment, steps=120, curriculum=stages).resolved()
     costs = mean_flops(experiment)
     own = {name: model_flops(experiment, name) for name in experiment.mixture}
-    plan = Plan(experiment.mixture, stages, 120, seed=0)
+    plan = MixturePlan(experiment.mixture, stages, 120, seed=0)
     drawn = [own[plan.components[plan[step][0]].set] for step in range(120)]
     for steps in (1, 39, 40, 41, 70, 90, 119, 120):
         assert flops_of(costs, steps) == pytest.approx(sum(drawn[:steps]), abs=2 * max(own.values()))

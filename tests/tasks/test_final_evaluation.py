@@ -6,16 +6,16 @@ import pytest
 
 from selfflow.models.separation import Separation
 from selfflow.noise import DualTimestep
-from selfflow.run.init_state import fresh_state
-from selfflow.run.prepare_data import prepare
+from selfflow.run.init_state import initial_state
+from selfflow.run.prepare_data import prepare_data
 from selfflow.tasks.final_evaluation import flow_losses
 from tests.conftest import perturbed
 
 
 def test_held_out_flow_losses_are_of_the_weights_alone(tiny_experiment, data_dir):
     """Arms of a study are compared by them: neither the schedule nor the separation of an arm changes its losses."""
-    feed, _ = prepare(tiny_experiment.resolved(), data_dir)
-    state = fresh_state(tiny_experiment.resolved())
+    feed, _ = prepare_data(tiny_experiment.resolved(), data_dir)
+    state = initial_state(tiny_experiment.resolved())
     state = state._replace(frozen={"ema": perturbed(state.frozen["ema"])})
     tau = tiny_experiment.schedule.tau
     found = []

@@ -15,7 +15,7 @@ import pytest
 from selfflow.errors import UserError
 from selfflow.run.run import open_run
 from selfflow.tasks.train import train
-from selfflow.training.distributed import Processes, agreed, in_turn, together
+from selfflow.training.distributed import Processes, check_agreed, primary_first, run_on_all
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
 from tests.training.several import small
@@ -56,7 +56,7 @@ def assert_same_numbers(found, expected) -> None:
 @pytest.mark.parametrize("processes, devices", [(2, 1), (1, 4)])
 def test_many_devices_evaluate_together(processes, devices, data_dir, tmp_path, monkeypatch):
     """All draw the samples, one looks at them; the numbers are those of one device, and training is undisturbed."""
-    monkeypatch.setattr("selfflow.tasks.final_evaluation.prove", lambda *_: {})
+    monkeypatch.setattr("selfflow.tasks.final_evaluation.evaluate_run", lambda *_: {})
     train(small(evaluate_every=5), tmp_path / "alone", data_dir)
     monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
     finished(start(tmp_path / "both", data_dir, processes, tensor=2, evaluate_every=5))
@@ -73,7 +73,7 @@ def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path
 
     The two read a half of every batch each; when they go on, with heads and channels split between them, all of it.
     """
-    monkeypatch.setattr("selfflow.tasks.final_evaluation.prove", lambda *_: {})
+    monkeypatch.setattr("selfflow.tasks.final_evaluation.evaluate_run", lambda *_: {})
     folder, alone, whole = tmp_path / "run", tmp_path / "alone", tmp_path / "whole"
     train(small(), whole, data_dir)
     both = start(folder, data_dir, 2)
@@ -190,9 +190,9 @@ def test_one_process_is_alone(monkeypatch):
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     Processes().join()
     assert not jax.distributed.is_initialized()
-    assert together(lambda: 3) == in_turn(lambda: 3) == agreed(3, "a number") == 3
+    assert run_on_all(lambda: 3) == primary_first(lambda: 3) == check_agreed(3, "a number") == 3
     with pytest.raises(UserError, match="^as it is$"):
-        together(lambda: (_ for _ in ()).throw(UserError("as it is")))
+        run_on_all(lambda: (_ for _ in ()).throw(UserError("as it is")))
 
 
 def meeting(surroundings: list[dict[str, str]], before: str = "") -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from selfflow.data.built import FORGOTTEN, Built
+from selfflow.data.built import DELETED, BuiltDataset
 from selfflow.data.stored import read_splits, write_safely
 from selfflow.errors import UserError
-from selfflow.latents.delete.plan import Plan, plan_forgetting
+from selfflow.latents.delete.plan import DeletionPlan, plan_deletion
 from selfflow.latents.delete.remove import (
     change_latents,
     clear_unfinished,
@@ -25,7 +25,7 @@ from selfflow.latents.delete.remove import (
     switch_data,
     write_without,
 )
-from selfflow.latents.delete.search import still_there
+from selfflow.latents.delete.search import find_remaining
 from selfflow.latents.encode import folder_name, locked
 from selfflow.latents.store import INDEXES, MANIFEST
 from selfflow.latents.verify import latents_folders
@@ -34,7 +34,7 @@ Advance = Callable[[], None]
 
 
 @dataclass
-class Forgotten:
+class DeletionReport:
     """What a forgetting did.
 
     Attributes:
@@ -50,7 +50,7 @@ class Forgotten:
       left: where ids were found nevertheless.
     """
 
-    built: Built
+    built: BuiltDataset
     removed: dict[str, int] = field(default_factory=dict)
     latents: dict[str, int] = field(default_factory=dict)
     cleared: list[str] = field(default_factory=list)
@@ -62,7 +62,9 @@ class Forgotten:
     left: list[str] = field(default_factory=list)
 
 
-def forget(built: Built, ids: Collection[str], data_dir: Path, advance: Advance = lambda: None) -> Forgotten:
+def delete_samples(
+    built: BuiltDataset, ids: Collection[str], data_dir: Path, advance: Advance = lambda: None
+) -> DeletionReport:
     """Removes samples from a data set and all its latents, and searches what is left for their ids.
 
     Statistics of latents, reconstruction quality and autoencoders stay as they are: later numbers remain comparable.
@@ -88,16 +90,18 @@ def forget(built: Built, ids: Collection[str], data_dir: Path, advance: Advance 
         return _forget(built, ids, folders, data_dir, advance)
 
 
-def _forget(built: Built, ids: set[str], folders: list[Path], data_dir: Path, advance: Advance) -> Forgotten:
+def _forget(
+    built: BuiltDataset, ids: set[str], folders: list[Path], data_dir: Path, advance: Advance
+) -> DeletionReport:
     for folder in folders:
         finish_latents(folder)
-    plan = plan_forgetting(built, ids, folders, advance)
+    plan = plan_deletion(built, ids, folders, advance)
     if not (plan.found or plan.waiting or plan.known):
         raise UserError(
             f"none of the {len(ids)} ids is in {built.name} or its latents, such as {min(ids)!r}: nothing was changed; "
             "`selfflow data show` shows what ids look like"
         )
-    done = Forgotten(built, missing=[] if plan.known else sorted(ids - plan.found))
+    done = DeletionReport(built, missing=[] if plan.known else sorted(ids - plan.found))
     if plan.known:
         done.before, done.resumed = plan.entry["when"], bool(plan.found or plan.waiting)
     if plan.found or plan.waiting:
@@ -108,11 +112,11 @@ def _forget(built: Built, ids: set[str], folders: list[Path], data_dir: Path, ad
     done.fitted = fitted_to(done.built, data_dir)
     for index in (data_dir / INDEXES).glob(f"{folder_name(built.name)}-*"):  # made anew, without them
         index.unlink()
-    done.left = still_there(done.built, folders, ids, advance)
+    done.left = find_remaining(done.built, folders, ids, advance)
     return done
 
 
-def _remove(plan: Plan, folders: list[Path], done: Forgotten) -> None:
+def _remove(plan: DeletionPlan, folders: list[Path], done: DeletionReport) -> None:
     folder, fingerprint, entry = plan.built.folder, plan.built.fingerprint, plan.entry
     if plan.count:
         splits = read_splits(folder)
@@ -137,7 +141,7 @@ def _remove(plan: Plan, folders: list[Path], done: Forgotten) -> None:
         _note(folder, fingerprint, plan.recorded)
 
 
-def fitted_to(built: Built, data_dir: Path) -> list[Path]:
+def fitted_to(built: BuiltDataset, data_dir: Path) -> list[Path]:
     """The autoencoders in `data_dir` that were fitted to records of a data set."""
     found = []
     for notes in sorted((data_dir / "autoencoders").glob("*.json")):
@@ -147,7 +151,7 @@ def fitted_to(built: Built, data_dir: Path) -> list[Path]:
 
 
 def _note(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) -> None:
-    write_safely(folder / FORGOTTEN, json.dumps({"fingerprint": fingerprint, "forgotten": entries}, indent=1))
+    write_safely(folder / DELETED, json.dumps({"fingerprint": fingerprint, "forgotten": entries}, indent=1))
 
 
 def _clean_notes(folder: Path, ids: set[str], remaining: set[str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.data.stored import read_info, read_splits
 from selfflow.errors import UserError
@@ -21,7 +21,7 @@ from selfflow.latents.store import MANIFEST, ids_from
 
 
 @dataclass(frozen=True)
-class Plan:
+class DeletionPlan:
     """What is to be done, found out before anything is changed.
 
     Attributes:
@@ -36,7 +36,7 @@ class Plan:
       found: those of the ids that are in the data set or its latents.
     """
 
-    built: Built
+    built: BuiltDataset
     ids: set[str]
     gone: dict[str, np.ndarray]
     remaining: dict[str, list[str]]
@@ -57,7 +57,7 @@ class Plan:
         return stale or self.entry.get("unfinished", False)
 
 
-def plan_forgetting(built: Built, ids: set[str], folders: list[Path], advance: Callable[[], None]) -> Plan:
+def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advance: Callable[[], None]) -> DeletionPlan:
     """Finds out what is to be done.
 
     Args:
@@ -90,7 +90,7 @@ def plan_forgetting(built: Built, ids: set[str], folders: list[Path], advance: C
             change, there = _planned(folder, built, remaining, ids, recorded, final)
             changes.append(change)
             found |= there
-    return Plan(built, ids, gone, remaining, changes, final | entry if known else final, recorded, known, found)
+    return DeletionPlan(built, ids, gone, remaining, changes, final | entry if known else final, recorded, known, found)
 
 
 def hash_of_ids(ids: Collection[str]) -> str:
@@ -121,7 +121,7 @@ def _refuse_other_formats(folder: Path) -> None:
         )
 
 
-def _read_ids(built: Built, advance: Callable[[], None]) -> dict[str, list[str]]:
+def _read_ids(built: BuiltDataset, advance: Callable[[], None]) -> dict[str, list[str]]:
     """The ids of every split, in order."""
     found = {}
     for split in built.splits:
@@ -140,7 +140,12 @@ def _read_ids(built: Built, advance: Callable[[], None]) -> dict[str, list[str]]
 
 
 def _planned(
-    folder: Path, built: Built, remaining: dict[str, list[str]], ids: set[str], recorded: list, final: dict[str, Any]
+    folder: Path,
+    built: BuiltDataset,
+    remaining: dict[str, list[str]],
+    ids: set[str],
+    recorded: list,
+    final: dict[str, Any],
 ) -> tuple[Change, set[str]]:
     """What is to become of a finished folder of latents, and which of the ids stand in it."""
     try:

@@ -24,7 +24,7 @@ from selfflow.data.stored import (
 )
 from selfflow.errors import UserError
 from selfflow.latents.store import FORGETTING, MANIFEST, shard_name
-from selfflow.latents.verify import strangers
+from selfflow.latents.verify import foreign_files
 
 _NEW = ".new"
 
@@ -196,7 +196,7 @@ def finish_latents(folder: Path) -> None:
     manifest = json.loads((folder / FORGETTING).read_text())
     for path in folder.glob(f"*{_NEW}"):
         os.replace(path, path.with_name(path.name.removesuffix(_NEW)))
-    for path in strangers(folder, manifest):
+    for path in foreign_files(folder, manifest):
         if path.name != FORGETTING and path.suffix in (".array_record", ".safetensors"):
             path.unlink()  # of a split that is empty now
     sync(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from selfflow.data.built import Built
+from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.latents.store import ids_from
 
@@ -16,8 +16,8 @@ _SHORT = 8  # bytes; shorter ids stand in much data by chance
 _BLOCK = 16 << 20
 
 
-def still_there(
-    built: Built, folders: Iterable[Path], ids: Collection[str], advance: Callable[[], None] = lambda: None
+def find_remaining(
+    built: BuiltDataset, folders: Iterable[Path], ids: Collection[str], advance: Callable[[], None] = lambda: None
 ) -> list[str]:
     """Where ids still stand.
 
@@ -75,7 +75,7 @@ def still_there(
     return found
 
 
-def _in_record(built: Built, name: str) -> str:
+def _in_record(built: BuiltDataset, name: str) -> str:
     """What stands in a record of its id: some data sets put their own name before it."""
     return name.removeprefix(f"{built.settings.parts[0]}-") if built.settings.kind == "tfds" else name
 

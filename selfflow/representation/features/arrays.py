@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.errors import UserError
-from selfflow.input.batches import readable, warn_of
+from selfflow.input.batches import readable_clips, warn_left_out
 
 _BYTES_AT_ONCE = 1 << 24
 
@@ -123,14 +123,14 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
 
 
 def readable_and_whole(clips: Any, numbers: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """As `readable`, for those who need clips that are all as long as the set has them; warns of those left out.
+    """As `readable_clips`, for those who need clips that are all as long as the set has them; warns of those left out.
 
     Raises:
       UserError: if a clip is shorter, or none can be read.
     """
     left_out: list[int] = []
     i = None
-    for i, latents in readable(clips, numbers, left_out):
+    for i, latents in readable_clips(clips, numbers, left_out):
         for m, x in latents.items():
             if x.shape != clips.shapes[m]:
                 raise UserError(
@@ -138,6 +138,6 @@ def readable_and_whole(clips: Any, numbers: Iterable[int]) -> Iterator[tuple[int
                     f"{list(clips.shapes[m])}): take a set or a split of whole clips"
                 )
         yield i, latents
-    warn_of(clips, left_out)
+    warn_left_out(clips, left_out)
     if left_out and i is None:
         raise UserError(f"none of {len(left_out)} clips can be read")

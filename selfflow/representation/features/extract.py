@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfflow.errors import UserError
-from selfflow.input.batches import readable, warn_of
+from selfflow.input.batches import readable_clips, warn_left_out
 from selfflow.modality import Modality, of_latents
 from selfflow.progress import Progress
 from selfflow.representation.features.feature_files import LayerWriter, read_layer
@@ -129,7 +129,7 @@ def features(
             f"{folder}: its layers are of different samples, since some could be read at one time alone: remove it, "
             "and all are computed again"
         )
-    warn_of(clips, left_out)
+    warn_left_out(clips, left_out)
     rows = np.delete(np.arange(count), left_out)
     labels = {field: np.asarray(values)[rows] for field, values in clips.labels.items()}
     grids = {m: stream.grid for m, stream in streams.items()}
@@ -190,7 +190,7 @@ def extract(
                 store(*before)
             before = after
         if not before:
-            warn_of(clips, left_out)
+            warn_left_out(clips, left_out)
             raise UserError(f"none of {count} clips can be read: there are no features")
         store(*before)
         for writer in writers.values():
@@ -220,7 +220,7 @@ class Batch(NamedTuple):
 def batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out: list[int]) -> Iterator[Batch]:
     """The first `count` clips without those that cannot be read, whose numbers are added to `left_out`."""
     size = forward.whole(min(batch_size, count))
-    found = readable(clips, range(count), left_out)
+    found = readable_clips(clips, range(count), left_out)
     while some := list(islice(found, size)):
         rows = [row for row, _ in some]
         filled = some + some[:1] * (size - len(some))

@@ -103,7 +103,7 @@ class Forward:
         return jax.device_get(self.start(params, latents, numbers_B))
 
 
-class Seen(NamedTuple):
+class CorruptedTokens(NamedTuple):
     """What a network is shown of some samples.
 
     Attributes:
@@ -118,7 +118,7 @@ class Seen(NamedTuple):
     valid: dict[str, jax.Array]
 
 
-def seen_at(
+def corrupted_at(
     modalities: dict[str, Modality],
     latents: dict[str, Any],
     frames: dict[str, Any],
@@ -126,7 +126,7 @@ def seen_at(
     tau: Mapping[str, Any],
     seed: Any,
     given: tuple[str, ...] = (),
-) -> Seen:
+) -> CorruptedTokens:
     """All tokens of samples at the level of their modality, and those of given modalities at 0; arguments as above."""
     key, count = jax.random.key(seed), len(numbers_B)
     fitting = of_latents(modalities, latents)
@@ -138,12 +138,12 @@ def seen_at(
     corruption = Corruption(levels, assignment, {}).hold(held)
     noisy = corrupt(x, draw_eps(keys_B, x), corruption)
     valid = {m: fitting[m].valid_tokens(frames_B) for m, frames_B in frames.items()}
-    return Seen(noisy, corruption.levels, corruption.assignment, valid)
+    return CorruptedTokens(noisy, corruption.levels, corruption.assignment, valid)
 
 
 @partial(jax.jit, static_argnames=("apply", "modalities", "layers", "null_label", "pool", "given"))
 def _taps(params, latents, frames, numbers_B, tau, seed, *, apply, modalities, layers, null_label, pool, given) -> Taps:
-    noisy, levels, assignment, valid = seen_at(dict(modalities), latents, frames, numbers_B, tau, seed, given)
+    noisy, levels, assignment, valid = corrupted_at(dict(modalities), latents, frames, numbers_B, tau, seed, given)
     told = {"valid": valid} if valid else {}
     label_B = jnp.full(len(numbers_B), null_label)
     taps = apply(params, noisy, levels, label_B, assignment, taps=layers, stop_at=max(layers), **told).taps

@@ -17,7 +17,7 @@ from selfflow.representation.probes.logistic import few_shot, logistic_probe
 from selfflow.representation.probes.neighbours import knn_probe
 from selfflow.representation.probes.ridge import ridge_probe
 from selfflow.representation.probes.split import Score, Split
-from selfflow.representation.probes.targets import Asked, Target, chosen_targets, targets_of
+from selfflow.representation.probes.targets import ProbeLabels, Target, select_targets, targets_of
 from selfflow.representation.statistics import bootstrap
 
 ProbeName = Literal["logistic", "linear", "knn", "attentive", "few-shot"]
@@ -131,7 +131,7 @@ def probe_run(
         raise UserError(f"data has {', '.join(data) or 'no split'}, and no {missing[0]}: give {', '.join(wanted)}")
     of_run = lambda split: run.data(split, asked.set or None, data_dir)
     clips = {split: of_run(split) if data is None else data[split] for split in wanted}
-    truth = {split: Asked(run, one) for split, one in clips.items()}
+    truth = {split: ProbeLabels(run, one) for split, one in clips.items()}
     targets = _targets(run, asked, truth)
     sources = _sources(asked.sources, tuple(clips["train"].shapes), targets)
     model = run.model(weights, step)
@@ -206,12 +206,12 @@ def _kind(target: Target, asked: Probing) -> tuple:
     return "tokens" if asked.probe == "attentive" and target.kind == "class" else "mean", asked.clips, None, None
 
 
-def _targets(run: Any, asked: Probing, truth: dict[str, Asked]) -> list[Target]:
+def _targets(run: Any, asked: Probing, truth: dict[str, ProbeLabels]) -> list[Target]:
     """Those asked by name; or all labels but those that have one class in a split, of which a line tells."""
     train = truth["train"].clips
     names = asked.targets or tuple(name for name in targets_of(run, train) if name in train.labels)
     targets = []
-    for target in chosen_targets(run, train, names):
+    for target in select_targets(run, train, names):
         told = {
             split: one.only_class(target, asked.clips if split == "train" else None) for split, one in truth.items()
         }

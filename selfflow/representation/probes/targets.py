@@ -58,7 +58,7 @@ def targets_of(run: Any, clips: Any) -> dict[str, Target]:
     return {name: Target(name, kind) for name, kind in found.items()}
 
 
-def chosen_targets(run: Any, clips: Any, names: tuple[str, ...]) -> list[Target]:
+def select_targets(run: Any, clips: Any, names: tuple[str, ...]) -> list[Target]:
     """The targets of these names.
 
     Raises:
@@ -83,7 +83,7 @@ def refuse_cropped(run: Any, clips: Any, what: str) -> None:
         )
 
 
-class Asked:
+class ProbeLabels:
     """One split, and the truth about it.
 
     Args:

@@ -29,7 +29,9 @@ def text(folder) -> Text:
 
 
 def test_settings_are_cheap_to_import():
-    code = "import sys, selfflow.encoders.text.config; print({'jax', 'tokenizers', 'torch', 'numpy'} & set(sys.modules))"
+    code = (
+        "import sys, selfflow.encoders.text.config; print({'jax', 'tokenizers', 'torch', 'numpy'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
