@@ -5,12 +5,12 @@
 Four samples in ten have given tokens: some modality whole, the first frame, all before a moment, all but a stretch of
 time or but a region. What a run was trained to be given, `selfflow sample` can give it:
 
-    selfflow sample runs/any_to_any --modality audio --given video
+    selfflow sample runs/any_to_any --modality audio --context video
 
 Each modality has a noise level of its own: with a shared one, clean video would never meet noisy sound.
 
 Hardware: two CPU cores, 2 GB. Wall time: 70 minutes, with other work beside it.
-Expect on the test split, as a ratio to the yardstick: video 0.54, audio 0.55, image 0.40. That is enough for bodies
+Expect on the test split, as a ratio to the linear baseline: video 0.54, audio 0.55, image 0.40. That is enough for bodies
 that last some frames, and not for sounds that fit a given film: see experiments/README.md.
 """
 
@@ -34,7 +34,13 @@ def experiment() -> Experiment:
             tau={"video": UniformTau(shift=3.0)},
             mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5},
             draw="per_modality",
-            given={"modality": 0.25, "first_frame": 0.05, "prefix": 0.05, "stretch": 0.025, "region": 0.025},
+            given={
+                "modality": 0.25,
+                "first_frame": 0.05,
+                "prefix": 0.05,
+                "inpaint_time": 0.025,
+                "inpaint_region": 0.025,
+            },
         ),
         steps=5000,
     )

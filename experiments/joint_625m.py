@@ -29,7 +29,7 @@ def experiment() -> Experiment:
         autoencoders={
             "image": PatchPCA(patch=16, channels=128),
             "video": PatchPCA(patch=16, channels=48),
-            "audio": MdctPCA(hop=640, channels=64),
+            "audio": MdctPCA(temporal_stride=640, channels=64),
         },
         patch={"image": (1, 1), "video": (4, 1, 1), "audio": (1,)},
         mixture={

@@ -6,7 +6,7 @@
 Hardware: two CPU cores, 2 GB. Wall time: about 7 minutes, data building included.
 Each batch holds one set of one data set; all images share one autoencoder, fitted to all of them, and so do all films
 and all sounds.
-Expect on the test split, as a ratio to the yardstick of each data set: Collisions video 0.92, audio 0.85 and stills
+Expect on the test split, as a ratio to the linear baseline of each data set: Collisions video 0.92, audio 0.85 and stills
 0.55, Pong video 0.56 and audio 0.94, digits 0.68.
 """
 

@@ -79,7 +79,7 @@ def experiment() -> Experiment:
         },
         autoencoders={
             "video": PatchPCA(patch=8, channels=12),
-            "audio": LogMel(hop=400, bands=40),
+            "audio": LogMel(temporal_stride=400, bands=40),
         },
         patch={"video": (5, 1, 1), "audio": (2,)},
         mixture={
@@ -94,7 +94,7 @@ def experiment() -> Experiment:
         modality_weight={"audio": 5.0},
         steps=1000,
         cadence=Cadence(checkpoint_every=500),
-        proof=FinalEvaluation(samples=2, probe_clips=0),
+        final_evaluation=FinalEvaluation(samples=2, probe_clips=0),
     )
 
 

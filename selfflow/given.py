@@ -22,8 +22,8 @@ CASES = {
     "modality": "some of the modalities, whole, and not all of them",
     "first_frame": "the first frame of the video",
     "prefix": "all that ends before a moment",
-    "stretch": "all but a stretch of time",
-    "region": "all of each picture but a rectangle",
+    "inpaint_time": "all but a stretch of time",
+    "inpaint_region": "all of each picture but a rectangle",
 }
 
 
@@ -154,6 +154,6 @@ _DRAWS: dict[str, Callable[[Key[Array, ""], dict[str, Modality]], Masks]] = {
     "modality": _draw_modality,
     "first_frame": lambda key, modalities: first_frame_given(modalities),
     "prefix": _draw_prefix,
-    "stretch": _draw_stretch,
-    "region": _draw_region,
+    "inpaint_time": _draw_stretch,
+    "inpaint_region": _draw_region,
 }

@@ -33,7 +33,7 @@ def aligned(tiny_experiment, data_dir, tmp_path_factory):
         tiny_experiment,
         alignment=ExternalEncoder(student_layer=1, projector_depth=2, encoders=encoders),
         steps=6,
-        proof=dataclasses.replace(tiny_experiment.proof, samples=1, probe_clips=0),
+        final_evaluation=dataclasses.replace(tiny_experiment.final_evaluation, samples=1, probe_clips=0),
     )
 
 

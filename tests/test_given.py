@@ -50,9 +50,9 @@ def test_something_is_always_left_to_generate(case, modalities):
     applies = {
         "modality": len(modalities) > 1,
         "first_frame": "video" in modalities,
-        "region": "audio" != [*modalities][0],
+        "inpaint_region": "audio" != [*modalities][0],
     }
-    applies |= dict.fromkeys(("prefix", "stretch"), "audio" in modalities)
+    applies |= dict.fromkeys(("prefix", "inpaint_time"), "audio" in modalities)
     assert np.concatenate([*found.values()], axis=1).any() == applies[case]
 
 
@@ -110,7 +110,7 @@ def test_without_a_table_nothing_changes():
     [
         ({"last_frame": 0.1}, "last_frame.*first_frame"),
         ({"prefix": -0.1}, "schedule.given.prefix is -0.1"),
-        ({"prefix": 0.6, "region": 0.5}, "sums to 1.1"),
+        ({"prefix": 0.6, "inpaint_region": 0.5}, "sums to 1.1"),
     ],
 )
 def test_tables_that_make_no_sense(table, said):

@@ -37,5 +37,5 @@ def experiment() -> Experiment:
         steps=12,
         cadence=Cadence(log_every=4, checkpoint_every=3),
         sampler=Sampler(steps=2),
-        proof=FinalEvaluation(samples=2, probe_clips=24),
+        final_evaluation=FinalEvaluation(samples=2, probe_clips=24),
     )

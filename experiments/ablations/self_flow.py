@@ -24,7 +24,7 @@ Fixed before any of them was measured. For what is understood: R^2 of a ridge pr
 of a film, from video alone at tau 0.5, the layer chosen on validation; with less noise the token itself tells it to a
 linear probe, whatever the network knows. For what is made: KID on EffNet's features of 256 stills. Each is self_flow
 minus vanilla, five seeds, paired. All else explores. Arms are compared only if vanilla has learned: flow loss below 0.9
-of its yardstick, and that probe's R^2 0.10 above the untrained network's. (512 stills were planned, and made 256 for
+of its linear baseline, and that probe's R^2 0.10 above the untrained network's. (512 stills were planned, and made 256 for
 time when the first runs were trained and nothing was measured.)
 
 It is the quickstart for 600 steps, with films and sounds alone among its batches, as in arXiv 2603.06507, so that what
@@ -58,7 +58,7 @@ def experiment() -> Experiment:
         },
         steps=600,
         cadence=Cadence(checkpoint_every=200),
-        proof=FinalEvaluation(samples=2, probe_clips=0),
+        final_evaluation=FinalEvaluation(samples=2, probe_clips=0),
     )
 
 

@@ -25,18 +25,18 @@ class Autoencoder(Protocol):
     Attributes:
       config: its settings.
       identity: kind, and hash of weights and settings: equal identities mean equal latents.
-      together: how many records are best encoded in one call.
+      batch_size: how many records are best encoded in one call.
     """
 
     config: "Config"
     identity: str
-    together: int
+    batch_size: int
 
     def encode(self, media: np.ndarray) -> np.ndarray:
         """float32 latents [..., C]; the mean, where they are drawn from a distribution."""
         ...
 
-    def moments(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def encode_distribution(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Mean and standard deviation of the latents; None for that of an autoencoder that is sure."""
         ...
 
@@ -50,15 +50,15 @@ class Config(Protocol):
 
     Attributes:
       kind: its name.
-      suits: the modalities that it is for.
+      modalities: those that it is for.
       hop: frames or samples of the media in one latent frame; 1 where each is encoded by itself.
       lead: how many of those the first latent frame lacks: hop - 1 where a film's first frame stands alone.
     """
 
     kind: str
-    suits: ClassVar[tuple[str, ...]]
-    hop: int
-    lead: int
+    modalities: ClassVar[tuple[str, ...]]
+    temporal_stride: int
+    causal_padding: int
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of media of a shape.
@@ -72,9 +72,9 @@ class Config(Protocol):
 class _KL:
     """What SD-VAE and FLUX.2's have in common: each picture, or frame of a film, is encoded by itself."""
 
-    suits: ClassVar[tuple[str, ...]] = ("image", "video")
-    hop: ClassVar[int] = 1
-    lead: ClassVar[int] = 0
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+    temporal_stride: ClassVar[int] = 1
+    causal_padding: ClassVar[int] = 0
 
     def __post_init__(self):
         for name in ("channels", "stride", "groups", "scale"):
@@ -135,7 +135,7 @@ def uses_pretrained(config: AnyAutoencoder) -> bool:
 
 def can_decode(config: AnyAutoencoder | None) -> bool:
     """Whether there is more of it than its latents."""
-    return getattr(config, "kind", None) != "given"
+    return getattr(config, "kind", None) != "precomputed"
 
 
 def config_without_path(config: AnyAutoencoder) -> dict[str, Any]:

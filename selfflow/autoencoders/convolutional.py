@@ -71,7 +71,7 @@ class Network:
         return len(self.cell) == 3
 
     @property
-    def lead(self) -> int:
+    def causal_padding(self) -> int:
         """Copies of the first frame before a film."""
         return self.cell[0] - 1 if self.pictures else 0
 

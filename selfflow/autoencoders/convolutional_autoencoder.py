@@ -41,7 +41,7 @@ class ConvolutionalAutoencoder:
       UserError: if the file is damaged or of another kind, or `config` says what is not so.
     """
 
-    together = 16
+    batch_size = 16
 
     def __init__(self, config: Convolutional, path: Path):
         self.config = config
@@ -50,7 +50,7 @@ class ConvolutionalAutoencoder:
         network = self.network
         for name, found, said in (
             ("channels", network.channels, config.channels),
-            ("hop", network.cell[0], config.hop),
+            ("temporal_stride", network.cell[0], config.temporal_stride),
             ("stride", network.cell[1] if network.pictures else 0, config.stride),
             ("sample_rate", rate, config.sample_rate),
         ):
@@ -79,9 +79,9 @@ class ConvolutionalAutoencoder:
 
     def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
         """The means of the latents."""
-        return self.moments(media)[0]
+        return self.encode_distribution(media)[0]
 
-    def moments(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
+    def encode_distribution(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
         """Mean and standard deviation of the latents of media, whatever stands before their own axes.
 
         Frames or samples after the last whole latent frame are left out.
@@ -90,19 +90,19 @@ class ConvolutionalAutoencoder:
           UserError: if the stride does not divide pictures, a clip is shorter than a latent frame, or media are other
             than data sets have them.
         """
-        check_media(media, self.config.suits[0])
+        check_media(media, self.config.modalities[0])
         if self.network.pictures:  # whatever the length
-            dataclasses.replace(self.config, stills=True).latent_shape(media.shape[-3:])
+            dataclasses.replace(self.config, images_only=True).latent_shape(media.shape[-3:])
         before = media.shape[: -self._axes(latents=False)]
         x, hop = self._clips(media), self.network.cell[0]
-        whole = (x.shape[1] + self.network.lead) // hop * hop
+        whole = (x.shape[1] + self.network.causal_padding) // hop * hop
         if not whole:
             raise UserError(f"a clip of {x.shape[1]} samples is shorter than a latent frame, {hop} of them")
 
         def normalised(mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return (mean - self._mean) / self._deviation, np.exp(0.5 * log_variance) / self._deviation
 
-        piece = lambda clips, start, stop: _led_in(x[clips], self.network.lead, start, min(stop, whole))
+        piece = lambda clips, start, stop: _led_in(x[clips], self.network.causal_padding, start, min(stop, whole))
         mean, deviation = self._streamed(self._encode, piece, len(x), whole, hop, x[0, :1].size, normalised)
         shape = (*before, *mean.shape[1 + self._still :])
         return mean.reshape(shape), deviation.reshape(shape)
@@ -113,7 +113,7 @@ class ConvolutionalAutoencoder:
         Raises:
           UserError: if they have other axes or channels, or there are none.
         """
-        check_latents(latents, self.config.suits[0])
+        check_latents(latents, self.config.modalities[0])
         if latents.shape[-1] != self.network.channels:
             raise UserError(
                 f"latents have {latents.shape[-1]} channels, and those of {self.identity} {self.network.channels}"
@@ -125,17 +125,17 @@ class ConvolutionalAutoencoder:
         finish = lambda made: (media(np.nan_to_num(made)),)
         size = int(np.prod(z.shape[2:-1])) * math.prod(self.network.cell) * (3 if self.network.pictures else 1)
         (made,) = self._streamed(self._decode, piece, len(z), z.shape[1], 1, size, finish)
-        made, before = made[:, self.network.lead :], latents.shape[: -len(own)]
+        made, before = made[:, self.network.causal_padding :], latents.shape[: -len(own)]
         return made.reshape(*before, *(made.shape[1 + self._still :] if self.network.pictures else (-1,)))
 
     @property
     def _still(self) -> bool:
-        return self.network.pictures and self.config.stills
+        return self.network.pictures and self.config.images_only
 
     def _axes(self, latents: bool) -> int:
         """How many axes are a clip's own."""
         if self.network.pictures:
-            return 3 if self.config.stills else 4
+            return 3 if self.config.images_only else 4
         return 2 if latents else 1
 
     def _clips(self, media: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ class ConvolutionalAutoencoder:
           size: elements of media in a unit of that length.
           finish: outputs of a piece -> what is kept of it.
         """
-        clips = max(1, min(_rounded(count), self.together, int(_PIECE // (size * hop))))
+        clips = max(1, min(_rounded(count), self.batch_size, int(_PIECE // (size * hop))))
         most = max(1, int(_PIECE // (size * hop * clips)))
         step = min(most, _rounded(length // hop)) * hop
         found: list[np.ndarray] = []

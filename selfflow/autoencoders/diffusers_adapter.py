@@ -46,14 +46,16 @@ class DiffusersAutoencoder:
                 f"{where} is {self.identity}, and was {known}: give the autoencoder that made the latents, or remove "
                 f"{path} for another"
             )
-        self.together = _BATCH[config.suits[0]]
+        self.batch_size = _BATCH[config.modalities[0]]
         self._mean, self._scale = _normalisation(self._model, config.channels)
 
     def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
         """The means of the latents."""
-        return self.moments(media)[0]
+        return self.encode_distribution(media)[0]
 
-    def moments(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"] | None]:
+    def encode_distribution(
+        self, media: np.ndarray
+    ) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"] | None]:
         """Mean and standard deviation of the latents, whatever stands before the media's own axes; None where the
         autoencoder is sure.
 
@@ -63,24 +65,26 @@ class DiffusersAutoencoder:
           UserError: if the stride does not divide pictures, a sound is shorter than a latent frame, or media are
             other than data sets have them.
         """
-        config, kind = self.config, self.config.suits[0]
+        config, kind = self.config, self.config.modalities[0]
         check_media(media, "image" if self._own == 3 else kind)
         if kind != "audio":  # whatever the length
-            dataclasses.replace(config, stills=True).latent_shape(media.shape[-3:])
+            dataclasses.replace(config, images_only=True).latent_shape(media.shape[-3:])
         if self._own == 4:
-            frames = (media.shape[-4] + config.lead) // config.hop * config.hop - config.lead
+            frames = (
+                media.shape[-4] + config.causal_padding
+            ) // config.temporal_stride * config.temporal_stride - config.causal_padding
             media = media[..., :frames, :, :, :]
         elif kind == "audio":
-            if media.shape[-1] < config.hop:
+            if media.shape[-1] < config.temporal_stride:
                 raise UserError(
-                    f"a clip of {media.shape[-1]} samples is shorter than a latent frame, {config.hop} of them"
+                    f"a clip of {media.shape[-1]} samples is shorter than a latent frame, {config.temporal_stride} of them"
                 )
-            media = media[..., : media.shape[-1] // config.hop * config.hop]
+            media = media[..., : media.shape[-1] // config.temporal_stride * config.temporal_stride]
         before, clips = media.shape[: -self._own], media.reshape(-1, *media.shape[-self._own :])
-        parts = [self._moments(clips[i : i + self.together]) for i in range(0, len(clips), self.together)]
+        parts = [self._moments(clips[i : i + self.batch_size]) for i in range(0, len(clips), self.batch_size)]
         mean, deviation = (None if part[0] is None else np.concatenate(part) for part in zip(*parts))
         if kind == "audio":  # an encoder may round lengths its own way
-            frames = media.shape[-1] // config.hop
+            frames = media.shape[-1] // config.temporal_stride
             mean, deviation = mean[:, :frames], None if deviation is None else deviation[:, :frames]
         mean = (mean - self._mean) * self._scale
         shape = (*before, *mean.shape[1:])
@@ -94,13 +98,13 @@ class DiffusersAutoencoder:
         """
         import torch
 
-        kind = self.config.suits[0]
+        kind = self.config.modalities[0]
         check_latents(latents, "image" if self._own == 3 else kind)
         own = 2 if kind == "audio" else self._own
         z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-own:]) / self._scale + self._mean
         found = []
-        for start in range(0, len(z), self.together):
-            x = torch.as_tensor(np.moveaxis(z[start : start + self.together], -1, 1).copy())
+        for start in range(0, len(z), self.batch_size):
+            x = torch.as_tensor(np.moveaxis(z[start : start + self.batch_size], -1, 1).copy())
             if own == 3 and axes_of(self._model) == 5:
                 x = x[:, :, None]
             with torch.inference_mode():
@@ -110,7 +114,7 @@ class DiffusersAutoencoder:
         if kind == "audio":
             sound = samples(made.mean(axis=-1))
             # A decoder may round lengths its own way; a latent frame is a hop.
-            length = latents.shape[-2] * self.config.hop
+            length = latents.shape[-2] * self.config.temporal_stride
             sound = np.pad(sound[:, :length], ((0, 0), (0, max(0, length - sound.shape[1]))))
             return sound.reshape(*before, length)
         if own == 3 and made.ndim == 5:
@@ -120,9 +124,9 @@ class DiffusersAutoencoder:
     @property
     def _own(self) -> int:
         """How many axes of the media are one sample's; a network of pictures takes films frame by frame."""
-        if self.config.suits == ("audio",):
+        if self.config.modalities == ("audio",):
             return 1
-        return 3 if self.config.stills or axes_of(self._model) == 4 else 4
+        return 3 if self.config.images_only or axes_of(self._model) == 4 else 4
 
     def _moments(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         import torch
@@ -139,7 +143,7 @@ def pin_revision(config: Diffusers, path: Path) -> str:
       UserError: if there is no such autoencoder, or it is not as the settings say.
     """
     model, identity = load_model(config.name, config.path, config.subfolder, config.dtype)
-    found = _clock(model, config.stills)
+    found = _clock(model, config.images_only)
     for name, value in found.items():
         if getattr(config, name) != value:
             raise UserError(f"{config.path}: its {name} is {value}, and the setting {getattr(config, name)}: set it")
@@ -161,7 +165,7 @@ def read_config(name: str, path: str, stills: bool) -> Diffusers:
       UserError: as `pin_revision`.
     """
     model, _ = load_model(name, path, "", "float32")
-    return Diffusers(path=path, name=name, stills=stills, **_clock(model, stills))
+    return Diffusers(path=path, name=name, images_only=stills, **_clock(model, stills))
 
 
 def load_model(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, str]:
@@ -281,11 +285,11 @@ def _tried(model: Any, stills: bool) -> dict[str, int]:
         shape = _there_and_back(model, (model.config.get("audio_channels", 1), length))
         rate = model.config.get("sampling_rate") or model.config.get("sample_rate") or 0
         hop = getattr(model, "hop_length", None) or length // shape[1]
-        return {"channels": shape[-1], "hop": int(hop), "stride": 0, "sample_rate": int(rate)}
+        return {"channels": shape[-1], "temporal_stride": int(hop), "stride": 0, "sample_rate": int(rate)}
     side = 64
     if axes_of(model) == 4 or stills:
         shape = _there_and_back(model, (3, *(1,) * (axes_of(model) - 4), side, side))
-        return {"channels": shape[-1], "hop": 1, "stride": side // shape[-2], "sample_rate": 0}
+        return {"channels": shape[-1], "temporal_stride": 1, "stride": side // shape[-2], "sample_rate": 0}
     told = getattr(model, "temporal_compression_ratio", None)
     frames = 1 + 2 * int(told or 8)
     shape = _there_and_back(model, (3, frames, side, side))
@@ -296,7 +300,7 @@ def _tried(model: Any, stills: bool) -> dict[str, int]:
     hop = (frames - 1) // (shape[1] - 1)
     if told and told != hop:
         raise UserError(f"{type(model).__name__} says {told} frames to a latent one, and {frames} give {shape[1]}")
-    return {"channels": shape[-1], "hop": hop, "stride": side // shape[-2], "sample_rate": 0}
+    return {"channels": shape[-1], "temporal_stride": hop, "stride": side // shape[-2], "sample_rate": 0}
 
 
 def _there_and_back(model: Any, media: tuple[int, ...]) -> tuple[int, ...]:

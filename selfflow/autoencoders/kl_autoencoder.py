@@ -36,7 +36,7 @@ class KLAutoencoder:
         that they do not have.
     """
 
-    together = _PICTURES
+    batch_size = _PICTURES
 
     def __init__(self, config: SDVAE | Flux2VAE, path: Path):
         self.config = config
@@ -57,9 +57,9 @@ class KLAutoencoder:
 
     def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
         """The means of the latents of pictures."""
-        return self.moments(media)[0]
+        return self.encode_distribution(media)[0]
 
-    def moments(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
+    def encode_distribution(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
         """Mean and standard deviation of the latents of pictures.
 
         Raises:

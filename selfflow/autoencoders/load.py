@@ -41,7 +41,7 @@ def load_autoencoder(config: AnyAutoencoder, path: Path) -> Autoencoder:
         case Precomputed():
             raise UserError(
                 f"{config.name} is given by its latents alone and cannot decode: name its weights, as with "
-                f"--autoencoder.{config.suits[0]} NAME=PATH"
+                f"--autoencoder.{config.modalities[0]} NAME=PATH"
             )
         case _:
             from safetensors.numpy import load_file

@@ -28,16 +28,16 @@ def parse_autoencoder(text: str, modality: str, known: AnyAutoencoder | None = N
       UserError: if there is no such autoencoder, or a path is missing or too much.
     """
     flag = f"--autoencoder.{modality}"
-    name, given, path = text.partition("=")
+    name, equals, path = text.partition("=")
     config = NAMES.get(name.replace("_", "-"))
     if config is None:
         near = difflib.get_close_matches(name, NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
         raise UserError(f"{flag} {text}: no autoencoder {name!r}; {hint}")
     if config is Precomputed:
-        return _given(path, modality, f"{flag} {text}")
+        return _precomputed(path, modality, f"{flag} {text}")
     if not uses_pretrained(config):
-        if given:
+        if equals:
             raise UserError(f"{flag} {text}: {name} is fitted to the data and has no file: write {flag} {name}")
         return config()
     if not path:
@@ -54,8 +54,8 @@ def parse_autoencoder(text: str, modality: str, known: AnyAutoencoder | None = N
     if config is Diffusers:
         from selfflow.autoencoders.diffusers_adapter import read_config  # brings torch
 
-        kind, given, where = path.partition(":")
-        if not given or not where:
+        kind, colon, where = path.partition(":")
+        if not colon or not where:
             raise UserError(f"{flag} {text}: name the class, too: {flag} diffusers=AutoencoderKLWan:PATH")
         if isinstance(known, Diffusers) and known.name == kind and _same(known.path, where):
             return known
@@ -75,20 +75,20 @@ def _same(one: str | Path, other: str | Path) -> bool:
     return Path(one).expanduser().absolute() == Path(other).expanduser().absolute()
 
 
-def _given(path: str, modality: str, asked: str) -> Precomputed:
+def _precomputed(path: str, modality: str, asked: str) -> Precomputed:
     from selfflow.data.latents import MANIFEST, read_manifest
 
     if not path:
-        raise UserError(f"{asked}: name the folder of the latents, too: --autoencoder.{modality} given=FOLDER")
+        raise UserError(f"{asked}: name the folder of the latents, too: --autoencoder.{modality} precomputed=FOLDER")
     told = read_manifest(Path(path).expanduser()).streams
     if modality not in told:
         raise UserError(f"{asked}: {MANIFEST} there tells of {', '.join(told)}")
     stream = told[modality]
     return Precomputed(
         channels=stream.shape[-1],
-        hop=stream.hop,
+        temporal_stride=stream.temporal_stride,
         stride=stream.stride,
-        stills=modality == "image",
+        images_only=modality == "image",
         name=stream.autoencoder,
-        first_frame_alone=stream.lead > 0,
+        first_frame_alone=stream.causal_padding > 0,
     )

@@ -68,7 +68,7 @@ def _moments(
 
     @jax.jit
     def reaching(media: jax.Array) -> jax.Array:
-        x = pad_causal(to_unit_range(media), network.lead)
+        x = pad_causal(to_unit_range(media), network.causal_padding)
         for stride, f in zip(network.strides, fitted):
             x = (space_to_depth(x, stride) - f.mean) @ f.there
         return space_to_depth(x, network.strides[len(fitted)]) if len(fitted) < len(network.strides) else x

@@ -18,54 +18,54 @@ class _Causal:
 
     channels: int = 32
     """Latent channels."""
-    hop: int = 1
+    temporal_stride: int = 1
     """Frames or samples of the media in one latent frame."""
     stride: int = 8
     """Pixels along the side of a latent position; 0 for sound."""
-    stills: bool = False
+    images_only: bool = False
     """Whether it is given pictures, each a film of one frame, and no films."""
 
     def __post_init__(self):
         who = f"the {self.kind} autoencoder"
-        for name in ("channels", "hop"):
+        for name in ("channels", "temporal_stride"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} of {who} is {getattr(self, name)}: give at least 1")
-        if self.stride < 0 or (self.stills and not self.stride):
+        if self.stride < 0 or (self.images_only and not self.stride):
             raise UserError(f"stride of {who} is {self.stride}: give at least 1 for pictures, 0 for sound")
         rate = getattr(self, "sample_rate", 0)
         if rate < 0 or (self.stride and rate):
             raise UserError(f"sample_rate of {who} is {rate}: give that of the sound, 0 for pictures")
 
     @property
-    def suits(self) -> tuple[str, ...]:
+    def modalities(self) -> tuple[str, ...]:
         """The modality that it is for."""
-        return ("image",) if self.stills else ("video",) if self.stride else ("audio",)
+        return ("image",) if self.images_only else ("video",) if self.stride else ("audio",)
 
     @property
-    def lead(self) -> int:
+    def causal_padding(self) -> int:
         """How many frames the first latent frame lacks: a film's first frame stands for itself."""
-        return self.hop - 1 if self.stride else 0
+        return self.temporal_stride - 1 if self.stride else 0
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of pictures [..., H, W, 3], films [..., T, H, W, 3] or sounds [..., samples]."""
         who = f"the {self.kind} autoencoder"
         if not self.stride:
-            if media[-1] % self.hop:
+            if media[-1] % self.temporal_stride:
                 raise UserError(
-                    f"{who} has latent frames of {self.hop} samples, which do not divide clips of {media[-1]}: give "
+                    f"{who} has latent frames of {self.temporal_stride} samples, which do not divide clips of {media[-1]}: give "
                     "them another length"
                 )
-            return (*media[:-1], media[-1] // self.hop, self.channels)
+            return (*media[:-1], media[-1] // self.temporal_stride, self.channels)
         *before, height, width, channels = patch_grid_shape(self, media)
-        if not self.stills:
+        if not self.images_only:
             *before, frames = before
-            if (frames + self.lead) % self.hop:
+            if (frames + self.causal_padding) % self.temporal_stride:
                 raise UserError(
-                    f"{who} has latent frames of {self.hop} frames{', the first of 1' if self.lead else ''}: clips of "
+                    f"{who} has latent frames of {self.temporal_stride} frames{', the first of 1' if self.causal_padding else ''}: clips of "
                     f"{frames} frames do not fit; give them "
-                    f"{max((frames + self.lead) // self.hop, 1) * self.hop - self.lead}"
+                    f"{max((frames + self.causal_padding) // self.temporal_stride, 1) * self.temporal_stride - self.causal_padding}"
                 )
-            before.append((frames + self.lead) // self.hop)
+            before.append((frames + self.causal_padding) // self.temporal_stride)
         return (*before, height, width, channels)
 
 
@@ -108,22 +108,22 @@ class Precomputed(_Causal):
     """An autoencoder of which only the latents are there (`selfflow data build latents`): it neither encodes nor
     decodes."""
 
-    kind: Literal["given"] = "given"
+    kind: Literal["precomputed"] = "precomputed"
     name: str = ""
-    """Which, as latents.json names it; by name and folder, as --autoencoder.image given=FOLDER, all settings are read
+    """Which, as latents.json names it; by name and folder, as --autoencoder.image precomputed=FOLDER, all settings are read
     from there."""
     first_frame_alone: bool = False
     """Whether the first latent frame of a film holds its first frame alone."""
 
     @property
-    def lead(self) -> int:
+    def causal_padding(self) -> int:
         """How many frames the first latent frame lacks."""
-        return (self.hop - 1) * self.first_frame_alone
+        return (self.temporal_stride - 1) * self.first_frame_alone
 
     @property
     def identity(self) -> str:
         """Its name."""
-        return f"given: {self.name}"
+        return f"precomputed: {self.name}"
 
 
 def patch_grid_shape(config: Any, media: tuple[int, ...]) -> tuple[int, ...]:

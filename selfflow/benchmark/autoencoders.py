@@ -85,14 +85,14 @@ def autoencoder_rates(experiment: Experiment, feed: BatchSource, rounds: int) ->
 def _rate(
     m: str, config: AnyAutoencoder, path: Path, autoencoder: Autoencoder, shape: tuple[int, ...], rounds: int
 ) -> AutoencoderRate:
-    media = _noise(m, (max(_CLIPS, autoencoder.together), *shape))
+    media = _noise(m, (max(_CLIPS, autoencoder.batch_size), *shape))
     latents = autoencoder.encode(media)
     units = len(media) * (1 if m == "image" else shape[0])
     # Diffusers' are pinned in the type that they were named with.
     half = None
     if config.kind != "diffusers" and getattr(config, "dtype", "") == "float32":
         half = load_autoencoder(dataclasses.replace(config, dtype="bfloat16"), path)
-    theirs = _torch(config, media, autoencoder.together)
+    theirs = _torch(config, media, autoencoder.batch_size)
     timed: dict[str, Callable[[], Any]] = {
         "encode": lambda: autoencoder.encode(media),
         "decode": lambda: autoencoder.decode(latents),
@@ -172,7 +172,7 @@ def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Ca
 
 def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """Each length in a process of its own, whose highest mark is its own."""
-    hop, lead = config.hop, config.lead
+    hop, lead = config.temporal_stride, config.causal_padding
     each = int(np.prod(shape[1:]))
     lengths = [max(1, times * _LONG // each // hop) * hop - lead for times in _TIMES]
     found = []
@@ -190,7 +190,7 @@ def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) 
 
 def _peak(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> int:
     autoencoder, media = load_autoencoder(config, path), _noise(m, shape)
-    mean, deviation = autoencoder.moments(media)
+    mean, deviation = autoencoder.encode_distribution(media)
     made = autoencoder.decode(mean)
     import jax
 

@@ -37,14 +37,14 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
       seconds: how long to measure, after the first batch.
       start: step to begin at.
     """
-    feed = replace(feed, reading=replace(feed.reading, workers=workers))
+    feed = replace(feed, loader=replace(feed.loader, workers=workers))
     began = time.perf_counter()
     stream = iter(feed.batches(start, start + 1_000_000))
     next(stream)
     first = time.perf_counter()
     samples = tokens = 0
     # What was read ahead before the clock started must not count: pass over it.
-    for _ in range(feed.reading.prefetch * max(1, workers)):
+    for _ in range(feed.loader.prefetch * max(1, workers)):
         next(stream)
     clock = time.perf_counter()
     while (now := time.perf_counter()) - clock < seconds:

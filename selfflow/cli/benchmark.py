@@ -204,14 +204,14 @@ def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str
             name = (
                 f"{rate.workers} worker process{plural}"
                 if rate.workers
-                else f"{feed.reading.threads} threads, no worker"
+                else f"{feed.loader.threads} threads, no worker"
             )
             print(
                 f"  {name:<22} {rate.samples_per_second:>12,.0f} {rate.tokens_per_second:>14,.0f} "
                 f"{rate.start_seconds:>17.2f} s"
             )
         print(
-            f"\nTraining, {waited.steps} steps with reading.workers {feed.reading.workers}: "
+            f"\nTraining, {waited.steps} steps with loader.workers {feed.loader.workers}: "
             f"{waited.step_seconds:.3f} s a step, {waited.waiting_share:.2%} of it spent waiting for data"
         )
         for name, rate in generated.items():

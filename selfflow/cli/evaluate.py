@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from selfflow.run.run import Run
     from selfflow.run.sampler import RunSampler
 
-_EXAMPLE = "selfflow evaluate runs/any_to_any --modality audio --given video --samples 512"
+_EXAMPLE = "selfflow evaluate runs/any_to_any --modality audio --context video --samples 512"
 _REAL, _DECODED, _SAMPLES, _NOISE = "real clips", "real, decoded", "samples", "noise"
 
 
@@ -41,7 +41,7 @@ class Options:
     """Number of samples; distances of other numbers are other distances."""
     modality: str = ""
     """What to generate, as in `selfflow sample`."""
-    given: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
     """What is given, as in `selfflow sample`; without a file, clips of the validation split."""
     seed: int = 0
     """Of the samples."""
@@ -75,7 +75,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `RUN [--samples N] [--features F ...] [--given CASE]` and prints the tables."""
+    """Parses `RUN [--samples N] [--features F ...] [--context CASE]` and prints the tables."""
     parsed = parse_run(
         "evaluate",
         arguments,
@@ -102,13 +102,13 @@ def main(arguments: list[str]) -> None:
     model = run.model(options.weights, options.step, mesh)
     feed, built = run.feed(options.data_dir)
     names = tuple(filter(None, options.modality.split(",")))
-    wanted = SampleRequest(names, options.given, options.sampler)
+    wanted = SampleRequest(names, options.context, options.sampler)
     # What is given comes from clips that samples are not held against: a part of a reference is no sample.
     given = lambda name: run.held_out(name, ("validation", "train"), options.data_dir)
     sampler = RunSampler(run, wanted, model.params, given, mesh)
     if options.adm_npz and "image" not in sampler.modalities:
         raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
-    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
+    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.context)
     name = f"step_{model.step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}"
     where = run.source if url(path) else str(run.path.resolve())
     told = {"run": where, "step": model.step, "set": sampler.set, **_settings(options)}
@@ -143,7 +143,7 @@ def _calibrate(run: "Run", built: dict[str, "BuiltDataset"], out: Path) -> None:
 
 def _settings(options: Options) -> dict[str, Any]:
     told = to_json(dataclasses.replace(options, reference=options.reference and str(options.reference)))
-    said = ("samples", "given", "seed", "weights", "sampler", "features", "reference")
+    said = ("samples", "context", "seed", "weights", "sampler", "features", "reference")
     return {name: told[name] for name in said}
 
 
@@ -221,7 +221,7 @@ def evaluate(
             for _ in passing:
                 pass
     compared = {row: comparisons(against, found) for row, found in gathered.items() if found.count > 1}
-    case = f", given {' '.join(options.given)}" if options.given else ""
+    case = f", given {' '.join(options.context)}" if options.context else ""
     print(f"\n{name} ({', '.join(sampler.modalities)}){case}: {n} samples, against {where}")
     print(
         f"Real clips: {min(n, len(others))} others, of the {train.split} split; noise: what samples begin as, decoded."

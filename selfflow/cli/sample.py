@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from selfflow.run.run import Run
     from selfflow.run.sampler import RunSampler
 
-_EXAMPLE = "selfflow sample runs/any_to_any --modality audio --given video=clip.mp4 --count 8"
+_EXAMPLE = "selfflow sample runs/any_to_any --modality audio --context video=clip.mp4 --count 8"
 _STILLS_ON_A_SHEET, _CLIPS_ON_A_SHEET = 64, 8
 
 
@@ -32,8 +32,8 @@ class Options:
     modality: str = ""
     """What to generate, with commas: video,audio. With what is given it must be a set that the run was trained on; by
     default its first."""
-    given: tuple[str, ...] = ()
-    """What is given: a modality (video), first_frame, prefix:SECONDS, stretch:FROM,TO or region:LEFT,TOP,RIGHT,BOTTOM
+    context: tuple[str, ...] = ()
+    """What is given: a modality (video), first_frame, prefix:SECONDS, inpaint_time:FROM,TO or inpaint_region:LEFT,TOP,RIGHT,BOTTOM
     (of what is missing), each from a file (video=clip.mp4), or else from the run's test split; image@0.6 starts from a
     picture with this much noise."""
     count: int = 16
@@ -64,7 +64,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `RUN [--modality M,M] [--given CASE[=FILE] ...] [--count N] [--seed S]` and writes the files."""
+    """Parses `RUN [--modality M,M] [--context CASE[=FILE] ...] [--count N] [--seed S]` and writes the files."""
     parsed = parse_run("sample", arguments, _EXAMPLE, lambda experiment: Options(experiment.sampler))
     if parsed is None:
         return
@@ -76,9 +76,9 @@ def main(arguments: list[str]) -> None:
     mesh = options.devices.several()
     model = run.model(options.weights, options.step, mesh)
     names = tuple(filter(None, options.modality.split(",")))
-    wanted = SampleRequest(names, options.given, options.sampler, options.label, options.caption)
+    wanted = SampleRequest(names, options.context, options.sampler, options.label, options.caption)
     sampler = RunSampler(run, wanted, model.params, lambda name: run.held_out(name, data_dir=options.data_dir), mesh)
-    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
+    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.context)
     told = to_json(options)
     for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
         del told[name]
@@ -164,7 +164,7 @@ def _write(folder: Path, sampler: "RunSampler", options: Options, step: int) -> 
             shown.append(sampler.decode({m: latents[m][None] for m in sampler.modalities}))
     together = {m: np.concatenate([one[m] for one in shown]) for m in sampler.media}
     rate = sampler.media["audio"].rate if "audio" in sampler.media else 0
-    case = f", given {' '.join(options.given)}" if options.given else ""
+    case = f", given {' '.join(options.context)}" if options.context else ""
     title = f"{', '.join(sampler.modalities)}{case}: the {options.weights} at step {step}"
     write_sheet(folder / _SHEET, {"sample": together}, rate, title, sampler.held_whole)
     print(f"  {folder / _SHEET} shows {len(shown)} of them")

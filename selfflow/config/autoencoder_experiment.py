@@ -61,7 +61,7 @@ class AutoencoderExperiment:
     """What a run bears before it stops, or says where it stands still."""
     profile: Profile = Profile()
     """Which steps are traced."""
-    reading: LoaderOptions = LoaderOptions()
+    loader: LoaderOptions = LoaderOptions()
     """How batches are read."""
     init_from: str = ""
     """RUN or RUN:STEP whose weights to start from."""
@@ -94,7 +94,7 @@ class AutoencoderExperiment:
             length = 1 if m == "image" else shape[0]
             if rate and chosen.seconds is not None:
                 length = chosen.length(rate, m, name)
-            hop, lead = self.network.cell[0], self.network.lead
+            hop, lead = self.network.cell[0], self.network.causal_padding
             if (length + lead) % hop or length < 1:
                 fitting = max((length + lead) // hop, 1) * hop - lead
                 raise UserError(

@@ -128,8 +128,8 @@ def _check_given(experiment: "Experiment") -> None:
         "modality": any(len(streams) > 1 for streams in sets),
         "first_frame": any(modality_of(m) == "video" for streams in sets for m in streams),
         "prefix": any(x.period for streams in sets for x in streams.values()),
-        "stretch": any(x.period for streams in sets for x in streams.values()),
-        "region": any(len(x.grid) > 1 for streams in sets for x in streams.values()),
+        "inpaint_time": any(x.period for streams in sets for x in streams.values()),
+        "inpaint_region": any(len(x.grid) > 1 for streams in sets for x in streams.values()),
     }
     for case, probability in experiment.schedule.given.items():
         if probability and not possible[case]:

@@ -51,11 +51,13 @@ class FinalEvaluation:
 
     def __post_init__(self):
         if self.samples < 1:
-            raise UserError(f"proof.samples is {self.samples}: it must be at least 1")
+            raise UserError(f"final_evaluation.samples is {self.samples}: it must be at least 1")
         if 0 != self.probe_clips < 16:
-            raise UserError(f"proof.probe_clips is {self.probe_clips}: it must be at least 16, or 0 for no probes")
+            raise UserError(
+                f"final_evaluation.probe_clips is {self.probe_clips}: it must be at least 16, or 0 for no probes"
+            )
         if not 0 <= self.probe_tau <= 1:
-            raise UserError(f"proof.probe_tau is {self.probe_tau}: give a number from 0 to 1")
+            raise UserError(f"final_evaluation.probe_tau is {self.probe_tau}: give a number from 0 to 1")
 
 
 class Media(NamedTuple):
@@ -116,11 +118,11 @@ class Experiment:
     """How samples are drawn, while it trains, at its end and, unless told otherwise, by `selfflow sample`."""
     evaluation: Evaluation = Evaluation()
     """What is measured of samples while it trains."""
-    proof: FinalEvaluation = FinalEvaluation()
+    final_evaluation: FinalEvaluation = FinalEvaluation()
     """What to make and measure at the end."""
     init_from: str = ""
     """RUN or RUN:STEP whose weights to start from."""
-    reading: LoaderOptions = LoaderOptions()
+    loader: LoaderOptions = LoaderOptions()
     """How batches are read."""
     exclude: str = ""
     """A file with one id of a sample on each line: these are never read."""
@@ -285,9 +287,9 @@ def modality_stream(
     name: str = "",
 ) -> Modality:
     """A modality of a data set, in clips as long as a set of the mixture of a name has them; without one, whole."""
-    if m not in autoencoder.suits:
-        suits, causal = " and ".join(autoencoder.suits), hasattr(autoencoder, "stills")
-        remedy = "set its stills (pictures) and stride (0 for sound), or name another" if causal else "name another"
+    if m not in autoencoder.modalities:
+        suits, causal = " and ".join(autoencoder.modalities), hasattr(autoencoder, "images_only")
+        remedy = "set its images_only and stride (0 for audio), or name another" if causal else "name another"
         raise UserError(f"autoencoders.{m} is {autoencoder.kind}, which is for {suits}: {remedy}")
     media = _media(data, m, chosen, name)
     rate = getattr(autoencoder, "sample_rate", 0)
@@ -298,8 +300,8 @@ def modality_stream(
         )
     frame = 100 / media.rate if media.rate else 0.0
     # A first latent frame that stands for fewer frames ends when they end, as the others do.
-    offset = (0.0 - autoencoder.lead * frame, 0.0, 0.0, 0.0)
-    return Modality(autoencoder.latent_shape(media.shape), tuple(patch), frame * autoencoder.hop, offset)
+    offset = (0.0 - autoencoder.causal_padding * frame, 0.0, 0.0, 0.0)
+    return Modality(autoencoder.latent_shape(media.shape), tuple(patch), frame * autoencoder.temporal_stride, offset)
 
 
 def _media(data: Dataset, m: str, chosen: Component | None, name: str) -> Media:

@@ -91,11 +91,11 @@ MUTABLE_FIELDS = (
     "profile",
     "sampler",
     "evaluation",
-    "proof",
+    "final_evaluation",
     "data.*.workers",
     "model.execution",
     "devices",
-    "reading",
+    "loader",
     "exclude",
     "autoencoders.*.path",
     "held_out",
@@ -133,9 +133,6 @@ def read_experiment(path: Path) -> AnyExperiment:
         data = json.loads(path.read_text())
         if isinstance(data, dict) and data.get("kind") == "autoencoder":
             return from_json(data, AutoencoderExperiment, str(path))
-        # Runs of the first version had the sampler's steps among the fields of the proof.
-        if isinstance(data, dict) and "solver_steps" in (proof := data.get("proof") or {}):
-            data.setdefault("sampler", {})["steps"] = proof.pop("solver_steps")
         return from_json(data, Experiment, str(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore it or use another --workdir") from error

@@ -36,7 +36,7 @@ class BatchSource:
       caption: (L, C) of the captions' embeddings, or None where the model takes none.
       features: channels of the features of frozen encoders, by modality, where they are the target.
       seed: `seed.data` of the experiment.
-      reading: how.
+      loader: how records are read.
     """
 
     latents: dict[str, Latents]
@@ -48,7 +48,7 @@ class BatchSource:
     caption: tuple[int, int] | None = None
     features: dict[str, int] = field(default_factory=dict)
     seed: int = 0
-    reading: LoaderOptions = LoaderOptions()
+    loader: LoaderOptions = LoaderOptions()
 
     def batches(self, start: int, steps: int, rows: Rows | None = None) -> "Batches":
         """The batches of steps `start` to `steps`.
@@ -183,15 +183,15 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         import grain
 
-        reading = self._feed.reading
-        options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.prefetch)
+        reading = self._feed.loader
+        options = grain.ReadOptions(num_threads=loader.threads, prefetch_buffer_size=loader.prefetch)
         dataset = self.dataset()[self._start :].to_iter_dataset(options)
-        if reading.workers:
+        if loader.workers:
             from absl import flags
 
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
-            processes = grain.MultiprocessingOptions(num_workers=reading.workers)
+            processes = grain.MultiprocessingOptions(num_workers=loader.workers)
             dataset = dataset.mp_prefetch(processes, worker_init_fn=start_reader)
         iterator = iter(dataset)
         try:
@@ -224,12 +224,12 @@ class Batches:
             where = f"{self._feed.mixture[name].data}: {reader.source.id(record)!r} in {shard}"
             more = "others of this file stand in metrics.jsonl alone" if read_here == 1 else "others are not told"
             print(f"warning: {where} cannot be read and weighs nothing: {reason}; {more}", file=sys.stderr)
-        share, limit = len(known) / self._sizes[name] / read_here, self._feed.reading.unreadable_share
+        share, limit = len(known) / self._sizes[name] / read_here, self._feed.loader.unreadable_share
         if share > limit:
             shard, reason = reader.why(int(bad[-1]))
             raise UserError(
                 f"mixture.{name}: {len(known)} of {self._sizes[name]} records of {self._feed.mixture[name].data} "
-                f"cannot be read (reading.unreadable_share is {limit:g}), the last in {reader.source.folder / shard} "
+                f"cannot be read (loader.unreadable_share is {limit:g}), the last in {reader.source.folder / shard} "
                 f"({reason}): {reader.source.remedy}"
             )
         return [reader.source.id(int(i)) for i in bad]

@@ -219,7 +219,7 @@ class MediaBatchSource:
     curriculum: tuple[Stage, ...] = ()
     excluded: frozenset[str] = frozenset()
     seed: int = 0
-    reading: LoaderOptions = LoaderOptions()
+    loader: LoaderOptions = LoaderOptions()
     indexes: Path = Path()
     opened: dict[tuple[str, str], MediaSource] = field(default_factory=dict, repr=False, compare=False)
 

@@ -22,6 +22,6 @@ class LoaderOptions:
     def __post_init__(self):
         for name, least in (("workers", 0), ("threads", 1), ("prefetch", 1)):
             if getattr(self, name) < least:
-                raise UserError(f"reading.{name} is {getattr(self, name)}: it must be at least {least}")
+                raise UserError(f"loader.{name} is {getattr(self, name)}: it must be at least {least}")
         if not 0 <= self.unreadable_share <= 1:
-            raise UserError(f"reading.unreadable_share is {self.unreadable_share}: give a number from 0 to 1")
+            raise UserError(f"loader.unreadable_share is {self.unreadable_share}: give a number from 0 to 1")

@@ -282,7 +282,7 @@ def _quality(built: BuiltDataset, fitted: Mapping[str, FittedAutoencoder]) -> di
     split = "validation" if "validation" in built.splits else "train"
     found = {}
     for m, f in fitted.items() if built.settings.kind != "latent_files" else ():
-        records = sample_records(built, split, m, _QUALITY_RECORDS, f.config.hop, largest=_QUALITY_BYTES)
+        records = sample_records(built, split, m, _QUALITY_RECORDS, f.config.temporal_stride, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))
             rate = getattr(built.settings, "sample_rate", 0)

@@ -162,7 +162,7 @@ def _coded(
     records: Records, numbers: range, autoencoders: dict[str, Autoencoder | None]
 ) -> Iterator[tuple[int, dict[str, Any] | BadRecord, dict[str, Any]]]:
     """(number, record, what each autoencoder makes of it) of some records, as many in one call as it likes."""
-    together = max((autoencoder.together for autoencoder in autoencoders.values() if autoencoder), default=1)
+    batch_size = max((autoencoder.batch_size for autoencoder in autoencoders.values() if autoencoder), default=1)
     for first in range(numbers.start, numbers.stop, together):
         group: dict[int, Any] = {}
         for i in range(first, min(first + together, numbers.stop)):
@@ -185,7 +185,7 @@ def _moments(autoencoder: Autoencoder | None, m: str, records: dict[int, dict[st
     if autoencoder is None:
         return {i: (r[m], r[f"{m}_std"] if r[f"{m}_std"].any() else None) for i, r in records.items()}
     media = {i: record[m] for i, record in records.items()}
-    if autoencoder.together == 1:
+    if autoencoder.batch_size == 1:
         alike = [[i] for i in media]
     else:
         shapes: dict[tuple[int, ...], list[int]] = {}
@@ -195,12 +195,12 @@ def _moments(autoencoder: Autoencoder | None, m: str, records: dict[int, dict[st
     found: dict[int, Any] = {}
     for same in alike:
         try:
-            if media[same[0]].ndim == 1 and media[same[0]].shape[0] < autoencoder.config.hop:
+            if media[same[0]].ndim == 1 and media[same[0]].shape[0] < autoencoder.config.temporal_stride:
                 raise UserError(f"it lasts {media[same[0]].shape[0]} samples, less than a latent frame")
-            if autoencoder.together == 1:
-                found[same[0]] = autoencoder.moments(media[same[0]])
+            if autoencoder.batch_size == 1:
+                found[same[0]] = autoencoder.encode_distribution(media[same[0]])
             else:
-                mean, deviation = autoencoder.moments(np.stack([media[i] for i in same]))
+                mean, deviation = autoencoder.encode_distribution(np.stack([media[i] for i in same]))
                 found |= {i: (mean[at], None if deviation is None else deviation[at]) for at, i in enumerate(same)}
         except UserError as error:
             found |= dict.fromkeys(same, _Unfit(str(error)))

@@ -90,7 +90,7 @@ def fit_autoencoder(
         made = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
             f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "
-            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} given={latents[0].settings.source}"
+            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} precomputed={latents[0].settings.source}"
         )
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)
@@ -101,7 +101,9 @@ def fit_autoencoder(
             per_set = _RECORDS // len(data)
             records, fitted_on = [], {}
             for built in data.values():
-                found = sample_records(built, "train", modality, per_set, config.hop, exclude, _BYTES / len(data))
+                found = sample_records(
+                    built, "train", modality, per_set, config.temporal_stride, exclude, _BYTES / len(data)
+                )
                 fitted_on[f"{built.name} {built.fingerprint}"] = len(found)
                 records += [record[modality] for record in found]
             if not records:
@@ -141,7 +143,7 @@ def sample_records(
     split: str,
     modality: str,
     count: int,
-    hop: int,
+    temporal_stride: int,
     exclude: Collection[str] = (),
     largest: float = float("inf"),
 ) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ class Latents:
 
     def autoencoder_path(self, modality: str) -> Path | None:
         """File of the autoencoder of a modality; None of one that is given by its latents alone."""
-        if self.manifest["modalities"][modality]["autoencoder"]["kind"] == "given":
+        if self.manifest["modalities"][modality]["autoencoder"]["kind"] == "precomputed":
             return None
         return self.path / f"autoencoder_{modality}.safetensors"
 

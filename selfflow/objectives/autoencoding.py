@@ -92,7 +92,7 @@ class AutoencodingObjective:
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latent of one sample [T, H, W, 3] or [T, 1]."""
-        sizes = (media[0] + self.network.lead, *media[1:-1])
+        sizes = (media[0] + self.network.causal_padding, *media[1:-1])
         return (*(size // n for size, n in zip(sizes, self.network.cell, strict=True)), self.network.channels)
 
     def loss(
@@ -107,9 +107,9 @@ class AutoencodingObjective:
         """
         del frozen, keys_B
         x, cast = to_unit_range(batch["media"]), jax.tree.map(lambda p: p.astype(self.dtype), params["model"])
-        mean, log_variance, _ = self.network.encode(cast, pad_causal(x, self.network.lead))
+        mean, log_variance, _ = self.network.encode(cast, pad_causal(x, self.network.causal_padding))
         z = mean + jnp.exp(0.5 * log_variance) * draw["noise"]
-        made = self.network.decode(cast, z)[0][:, self.network.lead :]
+        made = self.network.decode(cast, z)[0][:, self.network.causal_padding :]
         terms = self.terms(x, made)
         terms["kl"] = _mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance))
         metrics = {name: jnp.sum(draw["weight"] * term_B) for name, term_B in terms.items()}

@@ -63,7 +63,7 @@ def held_out(feed: BatchSource, name: str, splits: tuple[str, ...]) -> Reader:
                     whole &= reader.source.index[f"frames/{m}"][reader.records] >= modality.latent[0]
             if whole.any():
                 return dataclasses.replace(reader, records=reader.records[whole])
-    raise UserError(f"mixture.{name}: no split has a whole clip of it; give a file, as in --given video=clip.mp4")
+    raise UserError(f"mixture.{name}: no split has a whole clip of it; give a file, as in --context video=clip.mp4")
 
 
 class Clips:

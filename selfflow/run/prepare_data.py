@@ -144,7 +144,7 @@ def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
         caption,
         {m: encoder.width for m, encoder in encoders_of(experiment.alignment).items()},
         experiment.seed.data,
-        experiment.reading,
+        experiment.loader,
     )
 
 

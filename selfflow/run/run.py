@@ -206,7 +206,7 @@ class Run:
         self,
         count: int = 4,
         modalities: tuple[str, ...] = (),
-        given: tuple[str, ...] = (),
+        context: tuple[str, ...] = (),
         seed: int = 0,
         sampler: Sampler | None = None,
         weights: Literal["ema", "student"] = "ema",
@@ -222,7 +222,7 @@ class Run:
         Args:
           count: number of samples; sample i depends on the seed and i alone.
           modalities: what to generate; by default the first set of the mixture.
-          given: what is given, as `--given` takes it, such as ("video=clip.mp4",).
+          context: what samples are conditioned on, as `--context` takes it, such as ("video=clip.mp4",).
           sampler: how; by default as the run says.
           label, caption: what samples are to be, where the run has such.
           mesh: devices to spread samples over; by default the first alone.
@@ -238,7 +238,7 @@ class Run:
                 raise UserError(f"{name} is {value}: it must be at least 1")
         if weights == "untrained":
             raise UserError("weights untrained: samples are drawn from ema or student")
-        wanted = SampleRequest(tuple(modalities), tuple(given), sampler, label, caption)
+        wanted = SampleRequest(tuple(modalities), tuple(context), sampler, label, caption)
         model = self.model(weights, step, mesh)
         draw = RunSampler(self, wanted, model.params, lambda name: self.held_out(name, data_dir=data_dir), mesh)
         parts = list(draw.batches(np.arange(count), seed, batch_size))

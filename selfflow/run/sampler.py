@@ -41,14 +41,14 @@ class SampleRequest:
 
     Attributes:
       modalities: to generate; with what is given they must be a set that the run was trained on. By default its first.
-      given: as the flag `--given` takes it.
+      context: as the flag `--context` takes it.
       sampler: by default the run's.
       label: class label; by default each sample draws one, and samples of a run without labels have none.
       caption: what it shows and sounds like, for runs with captions; empty for none.
     """
 
     modalities: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
     sampler: Sampler | None = None
     label: int | None = None
     caption: str = ""
@@ -89,7 +89,7 @@ class RunSampler:
                 raise UserError(f"--modality {m}: this run has {', '.join(known)}")
         # A film can be given a picture, as its first frame, whatever sets of pictures the run knows.
         pictures = ("image",) if any(modality_of(m) == "video" for m in known) else ()
-        requests = tuple(parse_context(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.given)
+        requests = tuple(parse_context(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.context)
         self.set, requests = choose_set(wanted.modalities, requests, streams)
         self.modalities = {m: experiment.modalities(self.set)[m] for m in streams[self.set]}
         check_trained(requests, self.modalities, experiment.schedule.given)
@@ -98,7 +98,7 @@ class RunSampler:
         told = experiment.media(self.set) if experiment.data else {}
         self.media = {m: media for m, media in told.items() if can_decode(experiment.autoencoders[m])}
         if not self.media and any(request.file for request in requests):
-            raise UserError(f"--given: {run.source} has no autoencoder, so no file can be given to it")
+            raise UserError(f"--context: {run.source} has no autoencoder, so no file can be given to it")
         self._autoencoders = {m: run.autoencoder(m) for m in self.media}
         self._reader = reader(self.set) if any(r.file is None for r in requests) else None
         self._clean, self._damaged = self._from_files(), set()
@@ -116,7 +116,7 @@ class RunSampler:
             )
         start = max((r.level for r in requests), default=0.0) or 1.0
         if sampler.solver == "euler_maruyama" and start <= LAST_TAU:
-            raise UserError(f"--given @{start:g}: euler_maruyama starts above its last step, {LAST_TAU}; take euler")
+            raise UserError(f"--context @{start:g}: euler_maruyama starts above its last step, {LAST_TAU}; take euler")
         self._generate = Generator(run.objective.apply, self.modalities, sampler, labels, start, mesh)
 
     def batches(self, numbers: np.ndarray, seed: int, batch_size: int = 16) -> Iterator[Samples]:
@@ -177,7 +177,7 @@ class RunSampler:
                         f"warning: a record that was to be given cannot be read, the next is: {reason}", file=sys.stderr
                     )
             else:
-                raise UserError(f"--given: no record of {self.set} can be read; `selfflow data verify` tells why")
+                raise UserError(f"--context: no record of {self.set} can be read; `selfflow data verify` tells why")
             found.append(sample)
         return found
 
@@ -196,11 +196,11 @@ class RunSampler:
                 names = (request.what,) if request.level else tuple(merge_requests((request,), self.modalities))
                 for m in names:
                     if m not in self.media:
-                        raise UserError(f"--given {request.text}: this run has no autoencoder that encodes {m}")
+                        raise UserError(f"--context {request.text}: this run has no autoencoder that encodes {m}")
                 try:
                     media = self._read(request.file, names, request.case, request.numbers)
                 except UserError as error:
-                    raise UserError(f"--given {request.text}: {error}") from error
+                    raise UserError(f"--context {request.text}: {error}") from error
                 clean |= {m: self._autoencoders[m].encode(x[None])[0] for m, x in media.items()}
         return clean
 

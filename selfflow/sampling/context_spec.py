@@ -1,4 +1,4 @@
-"""What the user gives a sample: `--given CASE[:NUMBERS][=FILE]`, read, checked, and made into a mask."""
+"""What the user gives a sample: `--context CASE[:NUMBERS][=FILE]`, read, checked, and made into a mask."""
 
 import difflib
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from selfflow.modality import Modality, modality_of
 _SYNTAX = {
     "first_frame": "first_frame",
     "prefix": "prefix:SECONDS",
-    "stretch": "stretch:FROM,TO (seconds, of what is missing)",
-    "region": "region:LEFT,TOP,RIGHT,BOTTOM (0 to 1, of what is missing)",
+    "inpaint_time": "inpaint_time:FROM,TO (seconds, of what is missing)",
+    "inpaint_region": "inpaint_region:LEFT,TOP,RIGHT,BOTTOM (0 to 1, of what is missing)",
 }
-_NUMBERS = {"first_frame": 0, "prefix": 1, "stretch": 2, "region": 4}
+_NUMBERS = {"first_frame": 0, "prefix": 1, "inpaint_time": 2, "inpaint_region": 4}
 
 
 @dataclass(frozen=True)
 class ContextRequest:
-    """One `--given`.
+    """One `--context`.
 
     Attributes:
       text: as it was written.
@@ -51,7 +51,7 @@ class ContextRequest:
             found = given.modality_given(streams, (self.what,))
         elif self.case == "first_frame":
             found = given.first_frame_given(streams)
-        elif self.case == "region":
+        elif self.case == "inpaint_region":
             found = given.region_given(streams, *self.numbers)
         else:
             hundredths = [100 * number for number in self.numbers]
@@ -67,18 +67,18 @@ def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
     """
     spec, equals, file = text.partition("=")
     if equals and not file:
-        raise UserError(f"--given {text}: no file is named after the =")
+        raise UserError(f"--context {text}: no file is named after the =")
     spec, at, level = spec.partition("@")
     what, _, arguments = spec.partition(":")
     if what not in (*known, *_SYNTAX):
         near = difflib.get_close_matches(what, (*known, *_SYNTAX), n=1)
         hint = f"did you mean {near[0]}?" if near else f"give {', '.join((*known, *_SYNTAX.values()))}"
-        raise UserError(f"--given {text}: {what!r} is no modality of this run and no case; {hint}")
+        raise UserError(f"--context {text}: {what!r} is no modality of this run and no case; {hint}")
     try:
         numbers = tuple(float(number) for number in arguments.split(",")) if arguments else ()
         tau = float(level) if at else 0.0
     except ValueError:
-        raise UserError(f"--given {text}: {arguments or level!r} is no number") from None
+        raise UserError(f"--context {text}: {arguments or level!r} is no number") from None
     request = ContextRequest(text, what, numbers, tau, Path(file).expanduser() if file else None)
     _check(request)
     return request
@@ -87,17 +87,21 @@ def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
 def _check(request: ContextRequest) -> None:
     text, numbers = request.text, request.numbers
     if len(numbers) != _NUMBERS.get(request.what, 0):
-        raise UserError(f"--given {text}: write {_SYNTAX.get(request.what, request.what)}")
+        raise UserError(f"--context {text}: write {_SYNTAX.get(request.what, request.what)}")
     if request.what == "prefix" and not numbers[0] > 0:
-        raise UserError(f"--given {text}: the seconds must be above 0")
-    if request.what == "stretch" and not 0 <= numbers[0] < numbers[1]:
-        raise UserError(f"--given {text}: FROM must lie below TO, both in seconds from the start")
-    if request.what == "region" and not (0 <= numbers[0] < numbers[2] <= 1 and 0 <= numbers[1] < numbers[3] <= 1):
-        raise UserError(f"--given {text}: the sides are parts of width and height, 0 to 1, LEFT < RIGHT, TOP < BOTTOM")
+        raise UserError(f"--context {text}: the seconds must be above 0")
+    if request.what == "inpaint_time" and not 0 <= numbers[0] < numbers[1]:
+        raise UserError(f"--context {text}: FROM must lie below TO, both in seconds from the start")
+    if request.what == "inpaint_region" and not (
+        0 <= numbers[0] < numbers[2] <= 1 and 0 <= numbers[1] < numbers[3] <= 1
+    ):
+        raise UserError(
+            f"--context {text}: the sides are parts of width and height, 0 to 1, LEFT < RIGHT, TOP < BOTTOM"
+        )
     if request.level and request.case != "modality":
-        raise UserError(f"--given {text}: only a whole modality can be given at a noise level")
+        raise UserError(f"--context {text}: only a whole modality can be given at a noise level")
     if not 0 <= request.level < 1:
-        raise UserError(f"--given {text}: the noise level must be at least 0 and below 1; at 1 nothing is given")
+        raise UserError(f"--context {text}: the noise level must be at least 0 and below 1; at 1 nothing is given")
 
 
 def check_trained(
@@ -118,27 +122,27 @@ def check_trained(
     for request in held:
         if not table.get(request.case):
             raise UserError(
-                f"--given {request.text}: this run was not trained for it: its schedule.given lacks {request.case} "
+                f"--context {request.text}: this run was not trained for it: its schedule.given lacks {request.case} "
                 f"({given.CASES[request.case]}); train with it, as experiments/any_to_any.py does"
             )
     if len(held) > 1 and cases != {"modality"}:
         raise UserError(
-            f"--given {' '.join(r.text for r in held)}: a run is trained for one case in a sample, or for some "
+            f"--context {' '.join(r.text for r in held)}: a run is trained for one case in a sample, or for some "
             "modalities whole, and not for both together; give one of them"
         )
     levels = {r.what: r.level for r in requests if r.level}
     started = [m for m in modalities if m not in {r.what for r in held}]
     if levels and (len(set(levels.values())) > 1 or set(levels) != set(started)):
         raise UserError(
-            f"--given {' '.join(r.text for r in requests)}: samples start at one noise level: give all of "
+            f"--context {' '.join(r.text for r in requests)}: samples start at one noise level: give all of "
             f"{', '.join(started)} at the same, or none"
         )
     if held:
         masks = merge_requests(tuple(held), modalities)
         if not masks:
-            raise UserError(f"--given {held[0].text}: no token of {', '.join(modalities)} lies in it")
+            raise UserError(f"--context {held[0].text}: no token of {', '.join(modalities)} lies in it")
         if all(m in masks and masks[m].all() for m in modalities):
-            raise UserError(f"--given {' '.join(r.text for r in held)}: nothing is left to generate")
+            raise UserError(f"--context {' '.join(r.text for r in held)}: nothing is left to generate")
 
 
 def merge_requests(
@@ -187,13 +191,13 @@ def set_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> st
     sets = "; ".join(f"{name}: {', '.join(modalities)}" for name, modalities in mixture.items())
     raise UserError(
         f"--modality {','.join(names)}: this run was trained on other sets of modalities ({sets}); generate one of "
-        "them, or give a part of it with --given"
+        "them, or give a part of it with --context"
     )
 
 
 def _picture_of_film(request: ContextRequest, modalities: tuple[str, ...]) -> ContextRequest:
     if request.what == "image" and "image" not in modalities and any(modality_of(m) == "video" for m in modalities):
         if request.level:
-            raise UserError(f"--given {request.text}: a film is given its first frame as it is, and not with noise")
+            raise UserError(f"--context {request.text}: a film is given its first frame as it is, and not with noise")
         return ContextRequest(request.text, "first_frame", (), 0.0, request.file)
     return request

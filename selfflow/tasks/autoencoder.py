@@ -56,7 +56,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         experiment.curriculum,
         excluded,
         experiment.seed.data,
-        experiment.reading,
+        experiment.loader,
         data_dir / INDEXES,
     )
     records = {name: [b.name, b.fingerprint, b.mapping, b.forgotten] for name, b in built.items()}
@@ -105,7 +105,7 @@ def _say(experiment: AutoencoderExperiment, workdir: Path, start: int, state: St
     )
     names = ("frames", "rows", "columns") if network.pictures else ("samples",)
     cell = " x ".join(f"{size} {name if size > 1 else name[:-1]}" for size, name in zip(network.cell, names))
-    first = ", and the first frame alone" if network.lead else ""
+    first = ", and the first frame alone" if network.causal_padding else ""
     print(f"  a latent position of {network.channels} channels stands for {cell}{first}")
 
 
@@ -120,8 +120,8 @@ def _functions(experiment: AutoencoderExperiment, feed: MediaBatchSource, mesh: 
     @partial(jax.jit, out_shardings=everywhere)
     def look_at(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         x = to_unit_range(batch["media"])
-        mean, log_variance, _ = network.encode(params, pad_causal(x, network.lead))
-        made = network.decode(params, mean)[0][:, network.lead :]
+        mean, log_variance, _ = network.encode(params, pad_causal(x, network.causal_padding))
+        made = network.decode(params, mean)[0][:, network.causal_padding :]
         weight = batch["weight"] / batch["weight"].sum()
         error = jnp.sum(weight * jnp.mean(jnp.square(made - x).reshape(len(x), -1), axis=1))
         deviation = mean.reshape(-1, mean.shape[-1]).std(axis=0)
@@ -150,7 +150,7 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
     fitting = feed.held_out((), _FITTED_ON)
     with Progress("normalise latents", len(fitting), unit="set") as shown:
         moments = np.zeros((2, network.channels))
-        encode = jax.jit(lambda x: network.encode(params, pad_causal(to_unit_range(x), network.lead))[0])
+        encode = jax.jit(lambda x: network.encode(params, pad_causal(to_unit_range(x), network.causal_padding))[0])
         for _, media in fitting.values():  # all sets count alike, however many positions they have
             parts = [np.asarray(encode(part), np.float64).reshape(-1, network.channels) for part in _parts(media)]
             positions = sum(map(len, parts))
@@ -203,9 +203,9 @@ def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder
         hop = network.cell[0]
         if hop % 2 or network.channels > hop:
             return None
-        return LinearAutoencoder.fit(MdctPCA(hop=hop, channels=network.channels), _parts(media))
+        return LinearAutoencoder.fit(MdctPCA(temporal_stride=hop, channels=network.channels), _parts(media))
     stride, frames = network.cell[1], media.shape[1] if modality == "video" else 1
-    numbers = network.channels * ((frames + network.lead) // network.cell[0])
+    numbers = network.channels * ((frames + network.causal_padding) // network.cell[0])
     if -(-numbers // frames) > 3 * stride**2:
         return None  # as large as the pictures themselves
     return LinearAutoencoder.fit(PatchPCA(patch=stride, channels=-(-numbers // frames)), _parts(media))

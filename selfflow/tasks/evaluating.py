@@ -49,7 +49,7 @@ def select_extractors(
             if layer is not None:
                 raise UserError(f"--features {' '.join(features)}: name one layer")
             block, null = _layer(experiment, number), experiment.model.labels
-            apply, tau = experiment.objective().apply, experiment.proof.probe_tau
+            apply, tau = experiment.objective().apply, experiment.final_evaluation.probe_tau
             layer = OwnLayer(apply, modalities, block, tau, null, experiment.model.width)
             continue
         for m in (m for m in modalities if m in media_of(spec)):
@@ -127,9 +127,9 @@ def evaluation_numbers(gathered: SampleAccumulator, compared: Mapping[str, Compa
         found |= {f"kid/{name}": c.kid, f"kid_error/{name}": c.kid_error}
         found |= {f"frechet/{name}": c.frechet, f"precision/{name}": c.precision, f"recall/{name}": c.recall}
     if verdict := gathered.verdict():
-        found |= {f"world/{check}": row.value for check, row in verdict.rows.items()}
+        found |= {f"physics/{check}": row.value for check, row in verdict.rows.items()}
     if swapped := gathered.swapped():
-        found["world/swapped"] = swapped.auc
+        found["physics/audio_match_auc"] = swapped.auc
     if known := [value for value in gathered.in_step if math.isfinite(value)]:
         found["synchrony"] = float(np.mean(known))
     return {name: value for name, value in found.items() if value is not None and math.isfinite(value)}

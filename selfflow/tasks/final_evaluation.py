@@ -1,4 +1,4 @@
-"""What a run shows for itself at its end: losses beside their yardstick, probes, pictures and sounds."""
+"""What a run shows for itself at its end: losses beside their linear baseline, probes, pictures and sounds."""
 
 import dataclasses
 from functools import partial
@@ -15,7 +15,7 @@ from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
 from selfflow.noise import UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.objectives.flow import yardstick
+from selfflow.objectives.flow import linear_baseline
 from selfflow.progress import Progress
 from selfflow.representation.table import Clips, as_text, probe_table
 from selfflow.sampling.generate import Condition, Generator
@@ -40,7 +40,7 @@ def evaluate_run(
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
     probed = next((name for name, b in built.items() if b.settings.kind == "collisions"), None)
-    if probed and experiment.proof.probe_clips and {"video", "audio"} <= set(experiment.modalities()):
+    if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(experiment.modalities()):
         table = _probe(experiment, built[probed], feed.latents[probed], state)
         summary["probes"] = {row: {c: s._asdict() for c, s in scores.items()} for row, scores in table.items()}
     summary["files"] = [str(f) for f in files]
@@ -49,7 +49,7 @@ def evaluate_run(
 
 
 def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict[str, dict[str, float]]:
-    """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its yardstick; by "set/modality"."""
+    """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its linear baseline; by "set/modality"."""
     tau = experiment.schedule.tau
     objective = dataclasses.replace(
         experiment.objective(),
@@ -72,8 +72,13 @@ def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict
         for m in batch["latents"]:
             value = float(np.mean([x[f"flow_loss/{m}"] for x in metrics]))
             spread = feed.latents[experiment.mixture[name].data].manifest["statistics"][m]["std"]
-            bound = yardstick(tau.get(m, UniformTau()), np.array(spread))
-            found[f"{name}/{m}"] = {"loss": value, "yardstick": bound, "ratio": value / bound, "split": split}
+            bound = linear_baseline(tau.get(m, UniformTau()), np.array(spread))
+            found[f"{name}/{m}"] = {
+                "loss": value,
+                "linear_baseline": bound,
+                "normalised_loss": value / bound,
+                "split": split,
+            }
     return found
 
 
@@ -90,7 +95,7 @@ def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, stat
             if not configs:  # of latents whose autoencoder is not there
                 shown.advance()
                 continue
-            count = experiment.proof.samples
+            count = experiment.final_evaluation.samples
             label_B = np.full(count, experiment.model.labels)
             if experiment.model.labels:
                 label_B = np.arange(count) % experiment.model.labels
@@ -130,7 +135,7 @@ def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
 
 
 def _probe(experiment: Experiment, built: BuiltDataset, latents: Latents, state: State) -> dict:
-    objective, count = experiment.objective(), experiment.proof.probe_clips
+    objective, count = experiment.objective(), experiment.final_evaluation.probe_clips
     clips = {}
     for split, wanted in (("train", count), ("validation", count // 2), ("test", count // 2)):
         records, source = built.records(split), latents.source(split)
@@ -146,7 +151,7 @@ def _probe(experiment: Experiment, built: BuiltDataset, latents: Latents, state:
         networks,
         experiment.modalities(),
         layers=tuple(range(1, experiment.model.depth + 1)),
-        tau=experiment.proof.probe_tau,
+        tau=experiment.final_evaluation.probe_tau,
         null_label=experiment.model.labels,
         data=built.settings,
     )
@@ -154,12 +159,12 @@ def _probe(experiment: Experiment, built: BuiltDataset, latents: Latents, state:
 
 def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table: str | None) -> None:
     print(f"\n{workdir}: {summary['steps']} steps done\n")
-    print("Flow loss of the EMA (yardstick: the best guess that knows no structure)")
+    print("Flow loss of the EMA (linear baseline: the best guess that knows no structure)")
     for name, value in summary["flow_loss"].items():
-        verdict = "learned structure" if value["ratio"] < 1 else "NO structure learned"
+        verdict = "learned structure" if value["normalised_loss"] < 1 else "NO structure learned"
         print(
-            f"  {name:<14} {value['loss']:.3f}   yardstick {value['yardstick']:.3f}   "
-            f"ratio {value['ratio']:.2f}   {verdict} ({value['split']} split)"
+            f"  {name:<14} {value['loss']:.3f}   linear baseline {value['linear_baseline']:.3f}   "
+            f"ratio {value['normalised_loss']:.2f}   {verdict} ({value['split']} split)"
         )
     if summary["alignment_cosine"]:
         print("\nAlignment cosine of student and teacher (last diagnostics)")
@@ -171,7 +176,7 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
     )
     if table is not None:
         print(
-            f"\nProbes, test split, tau {experiment.proof.probe_tau} (accuracy; position and contacts: R^2; "
+            f"\nProbes, test split, tau {experiment.final_evaluation.probe_tau} (accuracy; position and contacts: R^2; "
             f"student reads block {getattr(experiment.alignment, 'student_layer', '-')}, "
             f"teacher block {getattr(experiment.alignment, 'teacher_layer', '-')})\n{table}"
         )

@@ -100,7 +100,7 @@ def test_pieces_make_the_whole(network, cell, shape):
 
 
 def test_films_and_pictures(films):
-    config = Convolutional(channels=6, hop=4, stride=4, path=str(films))
+    config = Convolutional(channels=6, temporal_stride=4, stride=4, path=str(films))
     autoencoder, media = load_autoencoder(config, films), film(9)
     latents = autoencoder.encode(media)
     assert latents.shape == (2, 3, 2, 3, 6) == config.latent_shape(media.shape) and latents.dtype == np.float32
@@ -114,7 +114,7 @@ def test_films_and_pictures(films):
     assert decoded.shape == media.shape and decoded.dtype == np.uint8
     assert np.abs(decoded - np.clip((made + 1) * 127.5, 0, 255)).max() < 0.6
     # A picture is a film of one frame, and what follows a first frame is nothing to it.
-    still = load_autoencoder(dataclasses.replace(config, stills=True), films)
+    still = load_autoencoder(dataclasses.replace(config, images_only=True), films)
     pictures = still.encode(media[:, 0])
     assert pictures.shape == (2, 2, 3, 6)
     np.testing.assert_allclose(pictures, latents[:, 0], rtol=1e-4, atol=1e-5)
@@ -127,10 +127,10 @@ def test_films_and_pictures(films):
 
 
 def test_sounds(sound):
-    config = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000, path=str(sound))
+    config = Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000, path=str(sound))
     autoencoder = load_autoencoder(config, sound)
     media = np.random.default_rng(0).integers(-3000, 3000, (3, 80)).astype(np.int16)
-    mean, std = autoencoder.moments(media)
+    mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (3, 10, 5) == std.shape == config.latent_shape(media.shape) and (std > 0).all()
     decoded = autoencoder.decode(mean)
     assert decoded.shape == (3, 80) and decoded.dtype == np.int16
@@ -146,9 +146,9 @@ def test_sounds(sound):
 
 def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
     """An autoencoder that takes small pieces makes the same, and calls one program for clips of any length."""
-    whole = load_autoencoder(Convolutional(channels=5, hop=8, stride=0, sample_rate=8000), sound)
+    whole = load_autoencoder(Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000), sound)
     media = np.random.default_rng(0).integers(-3000, 3000, (3, 400)).astype(np.int16)
-    mean, clips = whole.encode(media), load_autoencoder(Convolutional(channels=6, hop=4, stride=4), films)
+    mean, clips = whole.encode(media), load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4), films)
     latents = clips.encode(film(21))
     decoded, made = whole.decode(mean), clips.decode(latents)
     monkeypatch.setattr(trained, "_PIECE", 64)
@@ -175,11 +175,11 @@ def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
 
 def test_by_name_its_settings_come_from_the_file(films, sound):
     assert parse_autoencoder(f"convolutional={films}", "video") == Convolutional(
-        path=str(films), channels=6, hop=4, stride=4
+        path=str(films), channels=6, temporal_stride=4, stride=4
     )
-    assert parse_autoencoder(f"convolutional={films}", "image").stills
+    assert parse_autoencoder(f"convolutional={films}", "image").images_only
     assert parse_autoencoder(f"convolutional={sound}", "audio") == Convolutional(
-        path=str(sound), channels=5, hop=8, stride=0, sample_rate=8000
+        path=str(sound), channels=5, temporal_stride=8, stride=0, sample_rate=8000
     )
     assert read(films, weights=False) == (FILMS, 0, {})
     with pytest.raises(UserError, match="is an autoencoder of sound: give one of pictures"):

@@ -18,9 +18,9 @@ def smooth(count: int, frames: int, side: int, seed: int = 0) -> np.ndarray:
 
 
 def through(network, params, media):
-    x = pad_causal(to_unit_range(jnp.asarray(media)), network.lead)
+    x = pad_causal(to_unit_range(jnp.asarray(media)), network.causal_padding)
     z = network.encode(params, x)[0]
-    return np.asarray(z), np.asarray(network.decode(params, z)[0])[:, network.lead :]
+    return np.asarray(z), np.asarray(network.decode(params, z)[0])[:, network.causal_padding :]
 
 
 def test_it_is_the_principal_components_where_no_level_loses_anything():

@@ -60,7 +60,7 @@ def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
     media = pictures(24, 32, count=3)
     expected, deviation = kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)
     autoencoder = loaded(sd_vae)
-    mean, std = autoencoder.moments(media)
+    mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (3, 6, 8, 4) == sd_vae.latent_shape(media.shape)
     np.testing.assert_allclose(mean, 0.18215 * np.asarray(expected), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(std, 0.18215 * np.asarray(deviation), rtol=1e-4, atol=1e-5)
@@ -90,7 +90,7 @@ def test_nothing_is_refused(sd_vae, flux2):
     for autoencoder in map(loaded, (sd_vae, flux2)):
         shape = autoencoder.config.latent_shape((16, 16, 3))
         for call in (
-            lambda autoencoder=autoencoder: autoencoder.moments(np.zeros((0, 16, 16, 3), np.uint8)),
+            lambda autoencoder=autoencoder: autoencoder.encode_distribution(np.zeros((0, 16, 16, 3), np.uint8)),
             lambda autoencoder=autoencoder, shape=shape: autoencoder.decode(np.zeros((0, *shape), np.float32)),
         ):
             with pytest.raises(UserError, match=r"nothing to encode or decode: the array has shape \(0, "):
@@ -240,7 +240,7 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
     made = latents.manifest["modalities"]["image"]
     assert made["latent"] == [8, 8, 4] and "path" not in made["autoencoder"] and made["fitted_on"] == {}
     source, record = latents.source("train"), built.records("train")[3]
-    mean, std = fitted["image"].autoencoder().moments(record["image"][None])
+    mean, std = fitted["image"].autoencoder().encode_distribution(record["image"][None])
     np.testing.assert_allclose(source[3]["image"], mean[0], atol=2e-3)
     np.testing.assert_allclose(source[3]["image.std"], std[0], rtol=2e-3, atol=2e-3)
     assert source[3]["video"].shape == (25, 8, 8, 4)

@@ -20,7 +20,7 @@ def films(tmp_path_factory):
 
 
 def test_one_autoencoder(films, monkeypatch):
-    config = Convolutional(channels=6, hop=4, stride=4, path=str(films))
+    config = Convolutional(channels=6, temporal_stride=4, stride=4, path=str(films))
     monkeypatch.setattr(autoencoder_benchmark, "_memory", lambda *_: [(9, 0)])
     rate = autoencoder_benchmark._rate("video", config, films, load_autoencoder(config, films), (9, 8, 8, 3), 2)
     assert (rate.modality, rate.clips, rate.shape, rate.memory) == ("video", 16, (9, 8, 8, 3), [(9, 0)])
@@ -49,7 +49,7 @@ def test_the_command(data_dir, capsys, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_an_hour_of_sound_takes_no_more_memory_than_minutes(tmp_path):
     path = written(SOUND, tmp_path / "autoencoder.safetensors")
-    config = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000)
+    config = Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000)
     (first, _), *_, (last, more) = autoencoder_benchmark._memory("audio", config, path, (80,))
     assert first < 5 * 60 * 8000 and last > 3600 * 8000
     assert more < 300e6, more

@@ -135,7 +135,7 @@ def test_training_starts_from_it_with_its_projector(imported, fine_tuned, capsys
 def test_from_a_released_file_over_training_to_an_export(capsys, imported, data_dir, tmp_path):
     file = tmp_path / "fine_tune.py"
     file.write_text(FINE_TUNE)
-    flags = ["--proof.samples", "2", "--sampler.steps", "2", "--workdir", tmp_path / "run"]
+    flags = ["--final_evaluation.samples", "2", "--sampler.steps", "2", "--workdir", tmp_path / "run"]
     called(capsys, "train", file, "--init-from", imported, "--data-dir", data_dir, *flags)
     called(capsys, "export", tmp_path / "run", "--out", tmp_path / "out")
     trained, origin = load_file(tmp_path / "out" / "model.safetensors"), load_file(SAFETENSORS)

@@ -32,8 +32,8 @@ from selfflow.objectives.alignment import ExternalEncoder
 from selfflow.run.prepare_data import prepare_data
 
 STILLS = {"autoencoder": "sd-vae-ft-ema", "shape": [8, 6, 4], "stride": 8}
-FILMS = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "hop": 4, "frames_per_second": 24}
-SOUNDS = {"autoencoder": "oobleck", "shape": [10, 7], "hop": 2048, "sample_rate": 44100}
+FILMS = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "temporal_stride": 4, "frames_per_second": 24}
+SOUNDS = {"autoencoder": "oobleck", "shape": [10, 7], "temporal_stride": 2048, "sample_rate": 44100}
 
 
 def written(folder, told, **files):
@@ -70,7 +70,7 @@ def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experim
     one, two, std = noise(4, 8, 6), noise(2, 4, 8, 6, seed=1), np.abs(noise(4, 8, 6, seed=2))
     source = written(tmp_path / "source", told, one={"image": one, "image.std": std, "of": 3, "foo": 1, "class": 2})
     save_file({"image": two.astype(ml_dtypes.bfloat16), "of": np.array([5, -1])}, source / "stack.safetensors")
-    experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"given={source}", "image")})
+    experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
     feed, raw = prepare_data(experiment.resolved(), tmp_path / "data")
     assert raw == {}  # there are no media
     assert "arrays that latents.json does not tell of were left out: class, foo" in capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experim
     labels = dict(zip((source_of.id(i) for i in range(3)), source_of.index["label/of"]))
     assert labels == {"one.npz": 3, "stack.safetensors#0": 5, "stack.safetensors#1": -1}
     made = feed.latents["mine"].manifest["modalities"]["image"]
-    assert made["identity"] == "given: sd-vae-ft-ema"
+    assert made["identity"] == "precomputed: sd-vae-ft-ema"
     built = build(experiment.data["mine"], tmp_path / "data")
     assert verify_data(built) == [] and verify_latents(feed.latents["mine"].path, built) == []
 
@@ -98,7 +98,7 @@ def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_pat
     told = {"video": FILMS | {"first_frame_alone": True}, "audio": SOUNDS}
     source = written(tmp_path / "source", told, long={"video": noise(3, 4, 4, 5), "audio": noise(10, 7)},
                      short={"video": noise(2, 4, 4, 5), "audio": noise(6, 7)})  # fmt: skip
-    configs = {m: parse_autoencoder(f"given={source}", m) for m in ("video", "audio")}
+    configs = {m: parse_autoencoder(f"precomputed={source}", m) for m in ("video", "audio")}
     experiment = experiment_of(tiny_experiment, source, configs).resolved()
     assert experiment.data["mine"].media_shapes() == {"video": (9, 64, 64, 3), "audio": (20480,)}
     streams = experiment.modalities()
@@ -114,7 +114,7 @@ def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_pat
 
 def test_a_run_needs_neither_the_folder_nor_latents_json(tiny_experiment, tmp_path):
     source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
-    experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"given={source}", "image")})
+    experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
     resolved = experiment.resolved()
     feed, _ = prepare_data(resolved, tmp_path / "data")
     source.rename(tmp_path / "gone")
@@ -259,16 +259,16 @@ def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
     with pytest.raises(UserError, match="fitted to media.*made by 'sd-vae-ft-ema': name that one"):
         refused(PatchPCA(patch=8, channels=4))
     with pytest.raises(UserError, match="latents were made by 'sd-vae-ft-ema': give it that name"):
-        refused(Precomputed(name="mine", channels=4, stride=8, stills=True))
+        refused(Precomputed(name="mine", channels=4, stride=8, images_only=True))
     with pytest.raises(UserError, match=r"latents of shape \[16, 12, 4\].*\[8, 6, 4\]"):
-        refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=4, stills=True))
+        refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=4, images_only=True))
     with pytest.raises(UserError, match="which is for video"):
         refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=8))
     with pytest.raises(UserError, match="--autoencoder.video NAME=PATH"):
         load_autoencoder(Precomputed(name="x"), tmp_path)
     tiny = prepare_data(tiny_experiment.resolved(), data_dir)[1]
     with pytest.raises(UserError, match="given by its latents alone, and cannot encode collisions"):
-        fit_autoencoder("image", Precomputed(name="sd-vae-ft-ema", stills=True), tiny, (), tmp_path / "data")
+        fit_autoencoder("image", Precomputed(name="sd-vae-ft-ema", images_only=True), tiny, (), tmp_path / "data")
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,18 @@ def test_encoding_ahead_keeps_the_clock(tiny_experiment, tmp_path, capsys):
     """Latents that `data build` encodes are those that an experiment expects; of several hosts none waits."""
     source = written(tmp_path / "source", {"audio": SOUNDS}, one={"audio": noise(10, 7)})
     flags = ["--source", str(source), "--validation-fraction", "0", "--test-fraction", "0"]
-    main(["build", "latents", *flags, "--autoencoder.audio", f"given={source}", "--data-dir", str(tmp_path / "data")])
-    experiment = experiment_of(tiny_experiment, source, {"audio": parse_autoencoder(f"given={source}", "audio")})
+    main(
+        [
+            "build",
+            "latents",
+            *flags,
+            "--autoencoder.audio",
+            f"precomputed={source}",
+            "--data-dir",
+            str(tmp_path / "data"),
+        ]
+    )
+    experiment = experiment_of(tiny_experiment, source, {"audio": parse_autoencoder(f"precomputed={source}", "audio")})
     feed, _ = prepare_data(experiment.resolved(), tmp_path / "data", EncodeShare(host=1, hosts=2))
     assert str(feed.latents["mine"].path) in capsys.readouterr().out
     batch, _ = next(iter(feed.batches(0, 1)))
@@ -315,7 +325,7 @@ def test_frozen_encoders_need_features_in_a_file(tiny_experiment, tmp_path):
     save_file({"one.npz": noise(4, 3, 5)}, tmp_path / "features.safetensors")
     encoder = FeatureFiles(str(tmp_path / "features.safetensors"), 5)
     external = ExternalEncoder(student_layer=1, encoders={"image": encoder})
-    given = {"image": parse_autoencoder(f"given={source}", "image")}
+    given = {"image": parse_autoencoder(f"precomputed={source}", "image")}
     feed, _ = prepare_data(
         experiment_of(tiny_experiment, source, given, alignment=external).resolved(), tmp_path / "data"
     )

@@ -184,7 +184,9 @@ def test_tables_name_every_check_and_corruption_with_its_number(calibration):
 
 def test_clips_through_a_lossy_autoencoder_pass(records, train):
     video = LinearAutoencoder.fit(PatchPCA(patch=8, channels=32), [np.stack([row["video"] for row in train[:60]])])
-    audio = LinearAutoencoder.fit(MdctPCA(hop=320, channels=128), [np.stack([row["audio"] for row in train[:60]])])
+    audio = LinearAutoencoder.fit(
+        MdctPCA(temporal_stride=320, channels=128), [np.stack([row["audio"] for row in train[:60]])]
+    )
     videos = [video.decode(video.encode(row["video"])) for row in records[:24]]
     sounds = [audio.decode(audio.encode(row["audio"])) for row in records[:24]]
     verdict = verify(videos, sounds, SETTINGS)

@@ -58,7 +58,7 @@ def test_reader_processes_yield_the_same_batches(folders):
     made = feed(folders, MIXTURE)
     whole = seen(made)
     for workers in (1, 2):
-        assert seen(dataclasses.replace(made, reading=LoaderOptions(workers=workers)), start=5) == whole[5:]
+        assert seen(dataclasses.replace(made, loader=LoaderOptions(workers=workers)), start=5) == whole[5:]
 
 
 def test_a_run_goes_on_with_the_next_sample_on_another_number_of_readers(folders):
@@ -91,7 +91,7 @@ def test_ids_of_a_step_are_those_of_its_samples(folders):
 
 
 def test_seed_and_mixture_alone_decide(folders):
-    assert seen(feed(folders, MIXTURE)) == seen(feed(folders, MIXTURE, reading=LoaderOptions(threads=1, prefetch=1)))
+    assert seen(feed(folders, MIXTURE)) == seen(feed(folders, MIXTURE, loader=LoaderOptions(threads=1, prefetch=1)))
     assert seen(feed(folders, MIXTURE)) != seen(feed(folders, MIXTURE, seed=1))
 
 
@@ -222,7 +222,7 @@ def test_a_corrupt_record_keeps_its_slot_weighs_nothing_and_is_named(tmp_path, k
         data[at + 3] ^= 16
         path.write_bytes(data)
     mixture = {"x": Component(("image",), 1.0, 5, data="a")}
-    made = feed({"a": folder}, mixture, reading=LoaderOptions(unreadable_share=0.1))
+    made = feed({"a": folder}, mixture, loader=LoaderOptions(unreadable_share=0.1))
     found = list(made.batches(0, 8))
     lost = [(step, row) for step, (batch, _) in enumerate(found) for row in np.flatnonzero(batch["weight"] == 0)]
     assert len(lost) == 2  # once an epoch
@@ -233,7 +233,7 @@ def test_a_corrupt_record_keeps_its_slot_weighs_nothing_and_is_named(tmp_path, k
     assert sorted(others) == sorted(2 * [i for i in range(20) if i != 6])
     err = capsys.readouterr().err
     assert "'made-6' in train-00001-of-00005.array_record cannot be read" in err and err.count("made-6") == 1
-    strict = dataclasses.replace(made, reading=LoaderOptions(unreadable_share=0.01))
+    strict = dataclasses.replace(made, loader=LoaderOptions(unreadable_share=0.01))
     with pytest.raises(UserError, match="1 of 20 records of a cannot be read .*train-00001-of-00005"):
         list(strict.batches(0, 8))
 
@@ -255,7 +255,7 @@ from tests.input.test_batches import MIXTURE
 from tests.input.made import feed
 
 if __name__ == "__main__":
-    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, reading=Reading(workers=1))
+    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, loader=Reading(workers=1))
     stream = iter(made.batches(0, 1000))
     next(stream)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -99,6 +99,6 @@ def test_an_unreadable_other_is_named(tmp_path):
     chosen = dataclasses.replace(MATCHED, shuffled=("audio",))
     from selfflow.input.options import LoaderOptions
 
-    made = feed({"a": folder}, {"joint": chosen}, reading=LoaderOptions(unreadable_share=0.2))
+    made = feed({"a": folder}, {"joint": chosen}, loader=LoaderOptions(unreadable_share=0.2))
     told = [name for _, facts in made.batches(0, STEPS) for name in facts.get("unreadable", ())]
     assert set(told) == {"made-7"} and len(told) >= 15  # as itself and as another's sound

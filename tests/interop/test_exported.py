@@ -133,7 +133,7 @@ def test_the_card_tells_what_the_run_tells(tiny_run, joint):
     told += ["collisions: Apache-2.0", 'load_exported("FOLDER")', "trained, block 3", "after step 12 of a run of 12"]
     loss = run.summary()["flow_loss"]["joint/video"]
     told += [
-        f"joint/video | {loss['loss']:.3f} | {loss['yardstick']:.3f}",
+        f"joint/video | {loss['loss']:.3f} | {loss['linear_baseline']:.3f}",
         f"| loss | {run.metrics()[-1]['loss']:.4g} |",
     ]
     assert [part for part in told if part not in card] == []

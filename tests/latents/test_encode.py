@@ -218,24 +218,24 @@ def _always_bad(*_):
 
 
 def test_latents_that_are_not_finite_or_of_another_shape_are_left_out(prepared, tmp_path, monkeypatch):
-    plain = LinearAutoencoder.moments
+    plain = LinearAutoencoder.encode_distribution
     calls = []
 
-    def moments(self, media):
+    def encode_distribution(self, media):
         mean, std = plain(self, media)
         if isinstance(self.config, PatchPCA) and media.ndim == 3:
             calls.append(0)
             mean = np.full_like(mean, np.nan) if len(calls) == 3 else mean
         return mean, std
 
-    monkeypatch.setattr(LinearAutoencoder, "moments", moments)
+    monkeypatch.setattr(LinearAutoencoder, "encode_distribution", moments)
     found = encoded(prepared, tmp_path)
     ((record, shard, reason),) = found.manifest["unreadable"]["train"]
     assert record == 2 and reason == "the latents of its image are not finite" and found.source("train").id(2)
 
 
 def test_stochastic_autoencoders_leave_mean_and_deviation(prepared, tmp_path, monkeypatch):
-    plain = LinearAutoencoder.moments
+    plain = LinearAutoencoder.encode_distribution
     monkeypatch.setattr(
         LinearAutoencoder,
         "moments",
@@ -256,7 +256,7 @@ def test_latents_of_another_autoencoder_resolution_or_rate_are_refused_by_name(l
     with pytest.raises(UserError, match="its image latents have another autoencoder: .*'patch': 8.*'patch': 4"):
         latents.check(configs | {"image": PatchPCA(patch=4)}, modalities)
     with pytest.raises(UserError, match="its audio latents have another autoencoder: .*mdct"):
-        latents.check(configs | {"audio": MdctPCA(hop=160)}, modalities)
+        latents.check(configs | {"audio": MdctPCA(temporal_stride=160)}, modalities)
     with pytest.raises(UserError, match="its image latents have another resolution"):
         latents.check(configs, modalities | {"image": Modality((8, 8, 32), (1, 1))})
     faster = dataclasses.replace(modalities["video"], period=4.0)

@@ -66,7 +66,7 @@ def oobleck(tmp_path_factory):
 
 
 def loaded(config, tmp_path):
-    return fit_autoencoder(config.suits[0], config, {}, (), tmp_path).autoencoder()
+    return fit_autoencoder(config.modalities[0], config, {}, (), tmp_path).autoencoder()
 
 
 def test_wan(wan, tmp_path):
@@ -74,10 +74,10 @@ def test_wan(wan, tmp_path):
 
     model, folder = wan
     config = parse_autoencoder(f"diffusers=AutoencoderKLWan:{folder}", "video")
-    assert (config.channels, config.hop, config.stride, config.lead) == (48, 4, 16, 3)
+    assert (config.channels, config.temporal_stride, config.stride, config.causal_padding) == (48, 4, 16, 3)
     autoencoder = loaded(config, tmp_path)
     media = pictures(32, 48, count=18).reshape(2, 9, 32, 48, 3)
-    mean, std = autoencoder.moments(media)
+    mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (2, 3, 2, 3, 48) == config.latent_shape(media.shape) and std.shape == mean.shape
     x = torch.as_tensor(np.moveaxis(media.astype(np.float32) / 127.5 - 1, -1, 1))
     with torch.no_grad():
@@ -105,10 +105,10 @@ def test_oobleck(oobleck, tmp_path):
 
     model, folder = oobleck
     config = parse_autoencoder(f"diffusers=AutoencoderOobleck:{folder}", "audio")
-    assert (config.channels, config.hop, config.stride, config.sample_rate) == (64, 160, 0, 8000)
+    assert (config.channels, config.temporal_stride, config.stride, config.sample_rate) == (64, 160, 0, 8000)
     autoencoder = loaded(config, tmp_path)
     media = np.random.default_rng(0).integers(-9000, 9000, (5, 1600)).astype(np.int16)
-    mean, std = autoencoder.moments(media)
+    mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (5, 10, 64) == config.latent_shape(media.shape) and (std > 0).all()
     with torch.no_grad():
         x = torch.as_tensor(media.astype(np.float32) / 32768)[:, None].repeat(1, 2, 1)
@@ -140,10 +140,10 @@ def test_sd_vae_is_the_one_in_jax(tmp_path):
     AutoencoderKL(**CONFIG).save_pretrained(tmp_path / "vae")
     config = parse_autoencoder(f"diffusers=AutoencoderKL:{tmp_path / 'vae'}", "image")
     ours = SDVAE(path=str(tmp_path / "vae"), stride=4, groups=CONFIG["norm_num_groups"])
-    assert (config.channels, config.hop, config.stride) == (4, 1, 4)
+    assert (config.channels, config.temporal_stride, config.stride) == (4, 1, 4)
     media = pictures(24, 32)
     theirs, mine = (loaded(c, tmp_path / "data") for c in (config, ours))
-    for a, b in zip(theirs.moments(media), mine.moments(media)):
+    for a, b in zip(theirs.encode_distribution(media), mine.encode_distribution(media)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert np.abs(theirs.decode(theirs.encode(media)).astype(int) - mine.decode(mine.encode(media))).max() <= 1
 
@@ -183,7 +183,7 @@ def test_any_class_that_encodes_and_decodes(tmp_path):
     torch.manual_seed(0)
     VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).save_pretrained(tmp_path / "vq")
     found = parse_autoencoder(f"diffusers=VQModel:{tmp_path / 'vq'}", "image")
-    assert (found.channels, found.stride, found.hop) == (4, 1, 1)
+    assert (found.channels, found.stride, found.temporal_stride) == (4, 1, 1)
     AutoencoderKLMochi(
         encoder_block_out_channels=(32, 32, 32, 32),
         decoder_block_out_channels=(32, 32, 32, 32),
@@ -194,7 +194,7 @@ def test_any_class_that_encodes_and_decodes(tmp_path):
         add_attention_block=(False,) * 5,
     ).save_pretrained(tmp_path / "mochi")
     found = parse_autoencoder(f"diffusers=AutoencoderKLMochi:{tmp_path / 'mochi'}", "video")
-    assert (found.channels, found.stride, found.hop) == (4, 8, 6)
+    assert (found.channels, found.stride, found.temporal_stride) == (4, 8, 6)
     AutoencoderKLTemporalDecoder(block_out_channels=(32,)).save_pretrained(tmp_path / "svd")
     with pytest.raises(UserError, match="cannot be tried on small media .*num_frames"):
         parse_autoencoder(f"diffusers=AutoencoderKLTemporalDecoder:{tmp_path / 'svd'}", "image")
@@ -204,7 +204,7 @@ def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
     good = parse_autoencoder(f"diffusers=AutoencoderKLWan:{wan[1]}", "video")
     for changed, message in (
         ({"channels": 16}, "its channels is 48, and the setting 16"),
-        ({"hop": 1}, "its hop is 4, and the setting 1"),
+        ({"temporal_stride": 1}, "its hop is 4, and the setting 1"),
         ({"name": "AutoencoderKLMochi"}, "diffusers cannot read|is no AutoencoderKLMochi"),
         ({"name": "UNet2DModel"}, "name of the diffusers autoencoder is 'UNet2DModel'"),
         ({"name": "AutoencoderOobleck"}, "diffusers cannot read|is no AutoencoderOobleck"),

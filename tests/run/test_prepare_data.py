@@ -152,8 +152,8 @@ def test_it_trains_and_logs_what_could_not_be_read(prepared, mixed, tmp_path, da
             "digits": dataclasses.replace(mixed.mixture["digits"], weight=0.5),
         },
         alignment=NoAlignment(),
-        reading=LoaderOptions(unreadable_share=0.5),
-        proof=dataclasses.replace(mixed.proof, samples=1),
+        loader=LoaderOptions(unreadable_share=0.5),
+        final_evaluation=dataclasses.replace(mixed.final_evaluation, samples=1),
     )
     train(experiment, tmp_path / "run", data_dir)
     rows = open_run(tmp_path / "run").metrics()

@@ -23,5 +23,5 @@ def experiment() -> Experiment:
         steps=9,
         cadence=Cadence(log_every=4, checkpoint_every=3),
         sampler=Sampler(steps=2),
-        proof=FinalEvaluation(samples=2),
+        final_evaluation=FinalEvaluation(samples=2),
     )

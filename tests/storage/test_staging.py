@@ -51,7 +51,7 @@ def test_batches_are_those_of_a_local_folder(folder, tmp_path):
     mixture = {"all": Component(("video", "audio"), 1.0, 4, data="made")}
     here = take(feed({"made": tmp_path / "made"}, mixture).batches(0, 12))
     for reading in (LoaderOptions(threads=4), LoaderOptions(workers=2)):
-        there = take(feed({"made": folder}, mixture, reading=reading).batches(0, 12))
+        there = take(feed({"made": folder}, mixture, loader=reading).batches(0, 12))
         assert len(there) == 12
         for (a, facts), (b, others) in zip(here, there, strict=True):
             assert facts == others and same(a["latents"], b["latents"])

@@ -30,7 +30,7 @@ from selfflow.sweep.members import Member
 
 def sweep():
     for name, steps in (("short", 3), ("broken", 3), ("long", 6)):
-        yield Member(name, {{"steps": steps, "proof.probe_clips": 0, "proof.samples": 1}})
+        yield Member(name, {{"steps": steps, "final_evaluation.probe_clips": 0, "final_evaluation.samples": 1}})
 """
 
 

@@ -63,7 +63,7 @@ def test_many_devices_evaluate_together(processes, devices, data_dir, tmp_path, 
     alone, both = (read_metrics(tmp_path / name) for name in ("alone", "both"))
     assert {row["step"] for row in both if "samples/joint/kid/layer2/video+audio" in row} == {5}
     # Checks of physics are passed or not: a last digit may decide.
-    unsure = lambda row: {name: value for name, value in row.items() if "/world/" not in name}
+    unsure = lambda row: {name: value for name, value in row.items() if "/physics/" not in name}
     assert_same_numbers([unsure(row) for row in both], [unsure(row) for row in alone])
 
 

@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path):
 
 def test_updates_that_are_not_finite_stop_the_run_and_name_their_samples(tiny_experiment, data_dir, tmp_path):
     wild = dataclasses.replace(tiny_experiment.optimizer, learning_rate=1e30, warmup_steps=0, clip=1e30)
-    experiment = dataclasses.replace(tiny_experiment, optimizer=wild, limits=Limits(skipped=2))
+    experiment = dataclasses.replace(tiny_experiment, optimizer=wild, limits=Limits(max_skipped_steps=2))
     with pytest.raises(UserError, match="in 2 steps in a row .* step 3; there is no checkpoint yet"):
         train(experiment, tmp_path / "run", data_dir)
     assert [row["skipped"] for row in read_metrics(tmp_path / "run")] == [0, 1, 1]

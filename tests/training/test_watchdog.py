@@ -12,7 +12,7 @@ def standing_still(step):
 
 
 def test_the_stacks_of_a_step_that_stands_still_are_printed_and_the_run_goes_on(tmp_path, capfd):
-    state = run(tmp_path, 5, before=standing_still, limits=Limits(stalled=1.0))
+    state = run(tmp_path, 5, before=standing_still, limits=Limits(hang_timeout=1.0))
     assert int(state.step) == 5
     err = capfd.readouterr().err
     line, stacks = err.index("no step has ended for 1 s"), err.index("Timeout (0:00:02")
