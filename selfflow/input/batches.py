@@ -183,7 +183,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         import grain
 
-        reading = self._feed.loader
+        loader = self._feed.loader
         options = grain.ReadOptions(num_threads=loader.threads, prefetch_buffer_size=loader.prefetch)
         dataset = self.dataset()[self._start :].to_iter_dataset(options)
         if loader.workers:

@@ -163,9 +163,9 @@ def _coded(
 ) -> Iterator[tuple[int, dict[str, Any] | BadRecord, dict[str, Any]]]:
     """(number, record, what each autoencoder makes of it) of some records, as many in one call as it likes."""
     batch_size = max((autoencoder.batch_size for autoencoder in autoencoders.values() if autoencoder), default=1)
-    for first in range(numbers.start, numbers.stop, together):
+    for first in range(numbers.start, numbers.stop, batch_size):
         group: dict[int, Any] = {}
-        for i in range(first, min(first + together, numbers.stop)):
+        for i in range(first, min(first + batch_size, numbers.stop)):
             try:
                 group[i] = records[i]
             except BadRecord as error:
