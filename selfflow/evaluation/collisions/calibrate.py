@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from selfflow.data.collisions import SPLITS, Collisions
+from selfflow.data.collisions import Collisions
+from selfflow.data.collisions.names import SPLITS
 from selfflow.data.collisions.generate import draw_motion
 from selfflow.errors import UserError
 from selfflow.evaluation.collisions import corruptions
