@@ -48,7 +48,7 @@ from selfflow.data.collisions import Collisions, Material
 from selfflow.experiments import quickstart
 from selfflow.input.mixture import Component
 from selfflow.noise import DualTimestep, UniformTau
-from selfflow.sweep.members import Member, chain, seeds
+from selfflow.sweep import Member, chain, seeds
 from selfflow.training.loop import Cadence
 
 # The first is the baseline.

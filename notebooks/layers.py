@@ -33,7 +33,7 @@ neighbours = 10
 # %%
 # %matplotlib inline
 from selfflow import open_run
-from selfflow.representation.features.extract import features
+from selfflow.representation.features import features
 from selfflow.representation.figures.layers import health_figure, probe_curves, probe_map, similarity_figure
 from selfflow.representation.health import health_of_run
 from selfflow.representation.probes.probe_run import Probing, best, probe_run

@@ -22,7 +22,7 @@ from selfflow.autoencoders.config import Convolutional
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.sweep.members import Member, seeds
+from selfflow.sweep import Member, seeds
 
 __all__ = ["experiment", "sweep"]
 

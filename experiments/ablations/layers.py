@@ -13,7 +13,7 @@ Hardware: two CPU cores, 2 GB per run. Wall time: 6 to 8 minutes per run with tw
 from collections.abc import Iterable
 
 from selfflow.experiments.ablations.self_flow import experiment
-from selfflow.sweep.members import Member, seeds
+from selfflow.sweep import Member, seeds
 
 __all__ = ["experiment", "sweep"]
 

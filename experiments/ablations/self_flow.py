@@ -43,7 +43,7 @@ from selfflow.input.mixture import Component
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
-from selfflow.sweep.members import Member, seeds
+from selfflow.sweep import Member, seeds
 from selfflow.training.loop import Cadence
 
 

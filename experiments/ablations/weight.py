@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from selfflow.config.experiment import Experiment
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.sweep.members import Member, axis, chain, seeds
+from selfflow.sweep import Member, axis, chain, seeds
 
 __all__ = ["experiment", "sweep"]
 
