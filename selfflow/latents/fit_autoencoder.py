@@ -150,7 +150,7 @@ def sample_records(
     """Up to `count` records that have a modality, from all over a split, of at most `largest` bytes of it together.
 
     Of each record the modality and its material, if it has one. At least `_CHUNK` are taken, however large; records
-    that cannot be read, and sounds of less than `hop` samples, are passed over.
+    that cannot be read, and sounds of less than `temporal_stride` samples, are passed over.
     """
     records, found, size = built.records(split), [], 0
     for i in np.random.default_rng(0).permutation(len(records)):
@@ -160,7 +160,7 @@ def sample_records(
             continue  # encoding counts and names it
         if modality not in record or not record["present"][modality] or record["id"] in exclude:
             continue
-        if record[modality].ndim == 1 and len(record[modality]) < hop:
+        if record[modality].ndim == 1 and len(record[modality]) < temporal_stride:
             continue  # nor can it be encoded
         found.append({name: record[name] for name in (modality, "material") if name in record})
         size += record[modality].nbytes
