@@ -242,7 +242,7 @@ def retrieval_rows(
     """Whether films find their own sounds among 16, half of them of their material (see `retrieval`), as two rows.
 
     Candidates come from the first 8 clips for each query, and from 128 at least; clips that cannot be read are left
-    out. Target `sound` is the share of films whose own sound came first, `sound's material` of those for which one of
+    out. Target `audio` is the share of films whose own sound came first, `audio's material` of those for which one of
     their material did; layer and tau are those of no one.
 
     Args:
@@ -279,7 +279,7 @@ def retrieval_rows(
     whose = (run.name, method or run.name, run.experiment.seed.init, model.step, weights)
     nan = float("nan")
     how = ("video+audio", nan, 0, "flow loss", "top1", nan, nan)
-    told = (("sound", found.top1, found.top1_chance), ("sound's material", found.material, found.material_chance))
+    told = (("audio", found.top1, found.top1_chance), ("audio's material", found.material, found.material_chance))
     return [
         Row(*whose, target, *how, score, nan, nan, chance, split, 0, found.queries) for target, score, chance in told
     ]

@@ -11,11 +11,11 @@ from selfflow.autoencoders.config import AnyAutoencoder, can_decode, uses_pretra
 from selfflow.config.experiment import Experiment
 from selfflow.data.built import BuiltDataset, build
 from selfflow.encoders.config import Encoder
+from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
 from selfflow.input.exclude import read_ids
 from selfflow.latents.encode import EncodeShare, encode, wait_for
-from selfflow.latents.encode_shard import cached_text_encoder
 from selfflow.latents.features import check_features, identities_of
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
 from selfflow.latents.pretrained_weights import find_weights

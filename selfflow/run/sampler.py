@@ -254,8 +254,8 @@ def _caption(experiment: Any, text: str) -> tuple[np.ndarray, np.ndarray] | None
         return None
     if experiment.text is None:
         raise UserError(f"--caption {text!r}: this run was trained without captions")
+    from selfflow.encoders.load import cached_text_encoder
     from selfflow.input.reader import padded_caption
-    from selfflow.latents.encode_shard import cached_text_encoder
 
     return padded_caption(
         cached_text_encoder(experiment.text).encode([text])[0], experiment.text.tokens, experiment.model.text

@@ -250,12 +250,12 @@ def test_a_truncated_shard_stops_the_run_by_name(tmp_path):
 _READER = """
 import multiprocessing, sys, time
 from pathlib import Path
-from selfflow.input.options import Reading
+from selfflow.input.options import LoaderOptions
 from tests.input.test_batches import MIXTURE
 from tests.input.made import feed
 
 if __name__ == "__main__":
-    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, loader=Reading(workers=1))
+    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, loader=LoaderOptions(workers=1))
     stream = iter(made.batches(0, 1000))
     next(stream)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
