@@ -32,11 +32,13 @@ class ProbeTargets(Protocol):
       kinds: what each target has a value of, by its name.
       features: features of a record that the methods read.
       seconds: duration of a record. The targets describe whole records, not cropped ones.
+      box: side of the square that the video shows, in units of positions.
     """
 
     kinds: Mapping[str, TargetKind]
     features: tuple[str, ...]
     seconds: float
+    box: float
 
     def of_clip(self, record: Mapping[str, Any]) -> dict[str, int | float]:
         """Targets of kind `class` and `number`, and labels. `NAME/PART` is one of several values of the target NAME,
@@ -49,6 +51,10 @@ class ProbeTargets(Protocol):
 
     def of_tokens(self, record: Mapping[str, Any], grid: tuple[int, int, int]) -> TokenTargets:
         """Targets of kind `token`, for those video tokens of a grid (frames, height, width) that have one."""
+        ...
+
+    def oracle_features(self, record: Mapping[str, Any]) -> np.ndarray:
+        """Features of the true motion, float32 [F]: a classifier of them is an upper bound for probes of video."""
         ...
 
 

@@ -172,7 +172,7 @@ class Collisions(GeneratedSettings):
         """Shapes, contacts, positions and velocities of the bodies as probe targets."""
         from selfflow.data.collisions.targets import CollisionsTargets
 
-        return CollisionsTargets(self.seconds, self.box)
+        return CollisionsTargets(self.seconds, self.box, self.frames_per_second)
 
     @property
     def verifier(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from selfflow.data.collisions import kinematics
 from selfflow.data.collisions.names import SHAPE_NAMES
 from selfflow.data.dataset import ProbeTargets, TargetKind, TokenTargets
 from selfflow.modality import frames_of_tokens
@@ -17,6 +18,7 @@ class CollisionsTargets(ProbeTargets):
     Args:
       seconds: duration of a clip.
       box: side of the box, units.
+      frames_per_second: frames per second of the video.
     """
 
     kinds: Mapping[str, TargetKind] = MappingProxyType(
@@ -24,8 +26,8 @@ class CollisionsTargets(ProbeTargets):
     )
     features = ("material", "count", "shapes", "positions", "velocities", "contacts")
 
-    def __init__(self, seconds: float, box: float):
-        self.seconds, self.box = seconds, box
+    def __init__(self, seconds: float, box: float, frames_per_second: float):
+        self.seconds, self.box, self.frames_per_second = seconds, box, frames_per_second
 
     def of_clip(self, record: Mapping[str, Any]) -> dict[str, int | float]:
         """Material (0 to 3, seen in the motion only), count, `shape/NAME` (0 or 1), number of audible contacts."""
@@ -67,3 +69,7 @@ class CollisionsTargets(ProbeTargets):
         half = np.array([self.box / width, self.box / height]) / 2
         tokens = np.flatnonzero(np.all(np.abs(offset) <= half, axis=-1))
         return TokenTargets(tokens, {"position": offset[tokens], "velocity": velocity[tokens]})
+
+    def oracle_features(self, record: Mapping[str, Any]) -> np.ndarray:
+        """Kinematic cues of the material, see `selfflow.data.collisions.kinematics`."""
+        return kinematics.features(record, self.frames_per_second)
