@@ -24,11 +24,11 @@ from selfflow.autoencoders.quality import reconstruction_quality
 from selfflow.data.built import BuiltDataset
 from selfflow.data.workers import cores, start_worker
 from selfflow.encoders.config import Encoder
+from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.latents.encode_shard import (
     Shard,
     bad_records,
-    cached_text_encoder,
     clear_partials,
     encode_shard,
     joined_indexes,

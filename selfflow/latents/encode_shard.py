@@ -20,6 +20,7 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.records import Records
 from selfflow.data.shards import BadRecord
 from selfflow.encoders.config import Encoder
+from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.latents.features import encoded_features, stored_as
 from selfflow.latents.store import CAPTION, ids_to, shard_name
@@ -256,12 +257,6 @@ def _table(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 @lru_cache(maxsize=16)
 def _autoencoder(path: Path, config: AnyAutoencoder) -> Autoencoder:
     return load_autoencoder(config, path)
-
-
-@lru_cache(maxsize=1)
-def cached_text_encoder(text: Any):
-    """The caption encoder of some settings, read once in a process."""
-    return load_text_encoder(text)
 
 
 def joined_indexes(shards: list[Shard], modalities: list[str]) -> tuple[dict, dict]:
