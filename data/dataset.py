@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 from selfflow.data.features import read_features
+
+if TYPE_CHECKING:
+    import numpy as np
 
 TargetKind = Literal["class", "number", "time_step", "token"]
 """What a probe target has a value of: a class or a number of each clip, a number of each time step, or a vector of each
@@ -21,8 +22,8 @@ class TokenTargets(NamedTuple):
       values: targets by name, float32 [M, D].
     """
 
-    tokens: np.ndarray
-    values: dict[str, np.ndarray]
+    tokens: "np.ndarray"
+    values: "dict[str, np.ndarray]"
 
 
 class ProbeTargets(Protocol):
@@ -45,7 +46,7 @@ class ProbeTargets(Protocol):
         whose scores are averaged."""
         ...
 
-    def of_time_steps(self, record: Mapping[str, Any], bounds: np.ndarray) -> dict[str, np.ndarray]:
+    def of_time_steps(self, record: Mapping[str, Any], bounds: "np.ndarray") -> "dict[str, np.ndarray]":
         """Targets of kind `time_step` by name, float32 [W], for the W steps between bounds [W + 1] in seconds."""
         ...
 
@@ -53,7 +54,7 @@ class ProbeTargets(Protocol):
         """Targets of kind `token`, for those video tokens of a grid (frames, height, width) that have one."""
         ...
 
-    def oracle_features(self, record: Mapping[str, Any]) -> np.ndarray:
+    def oracle_features(self, record: Mapping[str, Any]) -> "np.ndarray":
         """Features of the true motion, float32 [F]: a classifier of them is an upper bound for probes of video."""
         ...
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from selfflow.data.checks import check_not_negative, check_positive, check_whole, whole_samples
@@ -54,7 +55,7 @@ class GeneratedSettings(Dataset):
         """Number of clips of `split`."""
         return getattr(self, f"{split}_clips")
 
-    def media_shapes(self, folder=None) -> dict[str, tuple[int, ...]]:
+    def media_shapes(self, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality."""
         image = (self.size, self.size, 3)
         return {"video": (self.frames, *image), "audio": (self.samples,), "image": image}

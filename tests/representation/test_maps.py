@@ -18,7 +18,6 @@ from selfflow.representation.maps import (
 )
 from selfflow.run.run import open_run
 
-
 TRUTH = CollisionsTargets(2.0, 64.0, 12.5)
 
 
@@ -63,7 +62,7 @@ def test_a_contact_is_told_by_its_tokens():
     np.testing.assert_array_equal(wall.tokens[wall.holds], [4, 9])
     np.testing.assert_array_equal(wall.quiet, [0, 1, 4, 5, 6, 7, 8, 9])  # centres at 0.1, 0.3, ... seconds
     two = {"time": np.array([0.1, 1.9]), "bodies": np.array([[0, 1], [1, -1]]), "impulse": np.ones(2)}
-    (pair,) = contacts_as_tokens(record(contacts=two), (4, 2, 2), 10, 2.0, TRUTH)  # behind the last frame nothing is seen
+    (pair,) = contacts_as_tokens(record(contacts=two), (4, 2, 2), 10, 2.0, TRUTH)  # nothing after the last frame
     assert pair.bodies == (0, 1) and set(pair.tokens[pair.holds]) == {0, 3, 4, 7}
     none = {"time": np.zeros(0), "bodies": np.zeros((0, 2), int), "impulse": np.zeros(0)}
     assert contacts_as_tokens(record(contacts=none), (4, 2, 2), 10, 2.0, TRUTH) == []

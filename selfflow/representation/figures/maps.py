@@ -72,7 +72,9 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
     first = max(0, min(told.frames[0] * frames // grid[0] - 4, frames - 10))
     strips = Strips(frames, seconds, columns=10, start=first, every=1)
     bodies = [
-        Body(frame, tuple(record["positions"][frame, body] / truth.box), float(record["radii"][body]) / truth.box, colour)
+        Body(
+            frame, tuple(record["positions"][frame, body] / truth.box), float(record["radii"][body]) / truth.box, colour
+        )
         for frame in range(frames)
         for body in range(int(record["count"]))
         for colour in ["tab:red" if body in told.bodies else "white"]
