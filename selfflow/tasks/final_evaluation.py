@@ -50,7 +50,8 @@ def evaluate_run(
 
 
 def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict[str, dict[str, float]]:
-    """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its linear baseline; by "set/modality"."""
+    """Flow loss of the EMA on held-out samples, one tau for all tokens, and its linear baseline; by
+    "component/modality"."""
     tau = experiment.schedule.tau
     objective = dataclasses.replace(
         experiment.objective(),
@@ -84,14 +85,14 @@ def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict
 
 
 def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, state: State) -> list[Path]:
-    """Draws samples of every set from the EMA and writes them beside real ones; returns the files."""
+    """Draws samples of every component from the EMA and writes them beside real ones; returns the files."""
     objective = experiment.objective()
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    with Progress("sample", len(experiment.mixture), unit="set") as shown:
-        for name, chosen in experiment.mixture.items():
-            modalities, latents = feed.modalities[name], feed.latents[chosen.data]
+    with Progress("sample", len(experiment.mixture), unit="component") as shown:
+        for name, component in experiment.mixture.items():
+            modalities, latents = feed.modalities[name], feed.latents[component.data]
             configs = {m: experiment.autoencoders[m] for m in modalities if can_decode(experiment.autoencoders[m])}
             if not configs:  # of latents whose autoencoder is not there
                 shown.advance()
@@ -125,7 +126,7 @@ def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, stat
 
 
 def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
-    """The newest cosines by "set/modality", from the metrics."""
+    """The newest cosines by "component/modality", from the metrics."""
     found: dict[str, dict[str, float]] = {}
     for row in read_metrics(workdir):
         for name, value in row.items():
