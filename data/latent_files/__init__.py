@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from selfflow.data.folder import FolderSettings
-from selfflow.data.latent_files.manifest import read_manifest
 from selfflow.errors import UserError
 
 
@@ -46,6 +45,8 @@ class LatentFiles(FolderSettings):
                 return previous
         if not self.source:
             raise UserError("latent_files.source is empty; name the folder of your latents, such as --source ~/latents")
+        from selfflow.data.latent_files.manifest import read_manifest
+
         manifest = read_manifest(Path(self.folder()))
         shapes = {modality: stream.media for modality, stream in manifest.streams.items()}
         rates = {"frames_per_second": manifest.frames_per_second, "sample_rate": manifest.sample_rate}

@@ -14,8 +14,7 @@ from selfflow.data.features import content_of, read_features
 from selfflow.data.media.image import as_image, crop_square, rgb
 from selfflow.data.tfds.fields import Fields, dtype_of
 from selfflow.errors import UserError
-
-_DTYPES = {"video": np.uint8, "audio": np.int16, "image": np.uint8}
+from selfflow.media import medium_of
 
 
 class MediaFormat(NamedTuple):
@@ -71,7 +70,7 @@ class Decoder:
             media["audio"] = media["audio"][: frames * samples_per_frame] if frames else None
         record: dict[str, Any] = {}
         for m, array in media.items():
-            record[m] = np.zeros(self._media.shapes[m], _DTYPES[m]) if array is None else array
+            record[m] = np.zeros(self._media.shapes[m], medium_of(m).dtype) if array is None else array
         record["id"] = self._id(stored, serialized)
         record["present"] = {m: array is not None for m, array in media.items()}
         record["quality"] = np.float32(1.0)
