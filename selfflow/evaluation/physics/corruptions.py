@@ -62,7 +62,7 @@ def duplicated(motion: Motion, rng: np.random.Generator) -> np.ndarray | None:
 def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarray | None:
     # The mirror image moves in lines from wall to wall as the body does, so that only its arrival is wrong.
     frames, number = motion.positions.shape[:2]
-    frame, box = int(rng.integers(frames // 4, frames - frames // 4)), motion.scene.world.box
+    frame, box = int(rng.integers(frames // 4, frames - frames // 4)), motion.scene.settings.box
     far = np.abs(box - 2 * motion.positions[frame])  # [bodies, axes]
     # A copy that lies over the body would be no second one.
     least = [2.5 * body.radius if copy else _LEAST_JUMP for body in motion.scene.bodies]
@@ -87,12 +87,12 @@ def shrinking(motion: Motion, rng: np.random.Generator) -> np.ndarray:
     """One body's radius falls to 0.6 of what it was over the clip."""
     frames, scene = len(motion.positions), motion.scene
     body = int(rng.integers(len(scene.bodies)))
-    world = replace(scene.world, frames=1, quiet_end=0.0, push_seconds=1 / scene.world.physics_rate)
+    settings = replace(scene.settings, frames=1, quiet_end=0.0, push_seconds=1 / scene.settings.physics_rate)
     video = []
     for i, scale in enumerate(np.linspace(1, _SMALLEST, frames)):
         bodies = list(scene.bodies)
         bodies[body] = replace(bodies[body], radius=bodies[body].radius * float(scale))
-        still = replace(scene, bodies=tuple(bodies), world=world)
+        still = replace(scene, bodies=tuple(bodies), settings=settings)
         one = slice(i, i + 1)
         video.append(
             render_video(replace(motion, scene=still, positions=motion.positions[one], angles=motion.angles[one]))
@@ -119,5 +119,5 @@ def passing(motion: Motion) -> np.ndarray | None:
 
 def falling(motion: Motion) -> np.ndarray:
     """The same scene in a world with gravity: velocities change with nothing near."""
-    world = replace(motion.scene.world, gravity=_GRAVITY)
-    return render_video(simulate(replace(motion.scene, world=world)))
+    settings = replace(motion.scene.settings, gravity=_GRAVITY)
+    return render_video(simulate(replace(motion.scene, settings=settings)))
