@@ -94,7 +94,7 @@ class AutoencodingObjective:
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latent of one sample [T, H, W, 3] or [T, 1]."""
         sizes = (media[0] + self.network.causal_padding, *media[1:-1])
-        return (*(size // n for size, n in zip(sizes, self.network.cell, strict=True)), self.network.channels)
+        return (*(size // n for size, n in zip(sizes, self.network.downsampling, strict=True)), self.network.channels)
 
     def loss(
         self, params: dict[str, Any], frozen: Any, batch: dict[str, Any], keys_B: Any, draw: dict[str, Array]
@@ -119,10 +119,10 @@ class AutoencodingObjective:
     def terms(self, x: Float[Array, "B ..."], made: Float[Array, "B ..."]) -> dict[str, Float[Array, "B"]]:
         """Each term of the reconstruction, of media in [-1, 1]."""
         found = {"squared": _mean(jnp.square(made - x)), "absolute": _mean(jnp.abs(made - x))}
-        if self.network.pictures and self.reconstruction.gradient:
+        if self.network.is_visual and self.reconstruction.gradient:
             axes = [axis for axis in (1, 2, 3) if x.shape[axis] > 1]
             found["gradient"] = sum(_mean(jnp.abs(jnp.diff(made - x, axis=axis))) for axis in axes) / max(len(axes), 1)
-        if not self.network.pictures and self.reconstruction.spectral:
+        if not self.network.is_visual and self.reconstruction.spectral:
             windows = [n for n in self.reconstruction.windows if n <= x.shape[1]]
             bands = {n: max(1, self.reconstruction.bands * n // max(self.reconstruction.windows)) for n in windows}
             mels = [[log_mels(a[..., 0], n, bands[n], self.rate) for a in (made, x)] for n in windows]

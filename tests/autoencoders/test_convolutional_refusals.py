@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_named(films, sound, tmp_path):
     with pytest.raises(UserError, match="holds no autoencoder that was trained here"):
         load_autoencoder(config, cut)
     for shape, message in (
-        ((9, 10, 12, 3), "stride of 4 pixels, which does not divide pictures of 10 x 12"),
+        ((9, 10, 12, 3), "stride of 4 pixels, which does not divide images of 10 x 12"),
         ((10, 8, 12, 3), "clips of 10 frames do not fit; give them 9"),
     ):
         with pytest.raises(UserError) as raised:

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from selfflow.autoencoders import kl, kl_autoencoder
 from selfflow.autoencoders.config import SDVAE, Flux2VAE
+from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import NAMES, parse_autoencoder
 from selfflow.data.built import build
@@ -56,7 +57,7 @@ def loaded(config):
 
 
 def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
-    params = kl.read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
+    params = read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
     media = pictures(24, 32, count=3)
     expected, deviation = kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)
     autoencoder = loaded(sd_vae)
@@ -72,7 +73,7 @@ def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
 def test_latents_of_flux_2_are_packed_and_normalised(flux2):
     tensors = load_file(f"{flux2.path}/diffusion_pytorch_model.safetensors")
     tensors.pop("bn.num_batches_tracked")
-    params = kl.read_kl(Weights("vae", tensors, "FLUX.2"))
+    params = read_kl(Weights("vae", tensors, "FLUX.2"))
     media = pictures(16, 32)
     raw = np.asarray(kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)[0])
     autoencoder = loaded(flux2)
@@ -147,7 +148,7 @@ def test_weights_that_are_not_as_the_settings_say(sd_vae, flux2, tmp_path):
         with pytest.raises(UserError, match="safetensors") as raised:
             loaded(changed)
         assert message in str(raised.value)
-    with pytest.raises(UserError, match="stride of 4 pixels, which does not divide pictures of 30 x 32"):
+    with pytest.raises(UserError, match="stride of 4 pixels, which does not divide images of 30 x 32"):
         sd_vae.latent_shape((30, 32, 3))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from selfflow.autoencoders.mel import LogMel
+from selfflow.autoencoders.log_mel import LogMel
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, is_fixed, load_experiment, load_module, read_experiment, save_experiment
 from selfflow.errors import UserError
