@@ -13,6 +13,7 @@ from selfflow.autoencoders.convolutional import Network
 from selfflow.errors import UserError
 from selfflow.media import images_only, medium_of
 from selfflow.serialization import from_json, to_json
+from selfflow.storage.atomic import atomic_write
 
 _FORMAT = "selfflow-autoencoder-2"  # raised when the same weights come to mean another network
 _METADATA_KEY = "autoencoder"
@@ -37,11 +38,10 @@ def write(
     """
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in params.items()}
     tensors |= {"normalisation.mean": np.float32(mean), "normalisation.deviation": np.float32(std)}
-    partial_path = path.with_suffix(".partial")
     # One entry: safetensors writes several in an order that varies, and files are identified by their hash.
     metadata = {"format": _FORMAT, "network": to_json(network), "sample_rate": rate}
-    partial_path.write_bytes(save(tensors, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)}))
-    partial_path.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_bytes(save(tensors, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)}))
 
 
 def read_config(path: Path, modality: str) -> Convolutional:

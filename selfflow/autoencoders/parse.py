@@ -93,7 +93,7 @@ def _image_autoencoder(
 
 
 def _precomputed(path: str, modality: str, flag: str) -> Precomputed:
-    from selfflow.data.latents import MANIFEST, read_manifest
+    from selfflow.data.latent_files.manifest import MANIFEST, read_manifest
 
     if not path:
         raise UserError(f"{flag}: name the folder of the latents, too: --autoencoder.{modality} precomputed=FOLDER")
