@@ -35,8 +35,8 @@ class I3d:
     """Videos -> 400 logits, their mean over time, on which FVD is defined (arXiv 1812.01717).
 
     Frames are resized to 224 x 224 as in TensorFlow 1 and scaled to 2 x / 255 - 1, as in the reference implementation
-    of FVD, and used whatever their rate. Published state dicts hold other weights than FVD's (those of the first release),
-    or conversions of them of which no hash is known: a distance is called FD-I3D.
+    of FVD, and used whatever their rate. Published state dicts hold other weights than FVD's (those of the first
+    release), or conversions of them of which no hash is known: a distance is called FD-I3D.
 
     Args:
       path: of a state dict, `.pt`, `.pth` or `.safetensors`, of which nothing is executed.
