@@ -51,7 +51,7 @@ def test_i3d_s_logits_are_pytorch_i3d_s(i3d_file):
     extractor = open_extractor(f"i3d={i3d_file}", "video")
     assert_near(extractor(made.films(1, 9), 8), RECORDED["i3d"], 1e-5)
     assert (extractor.distance, extractor.width) == ("FD-I3D", 400)
-    with pytest.raises(UserError, match="I3D takes films of 9 frames at least, and got 8"):
+    with pytest.raises(UserError, match="I3D.* 9 .* 8"):
         extractor(made.films(1, 8), 8)
 
 
