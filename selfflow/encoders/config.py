@@ -8,6 +8,9 @@ import numpy as np
 
 from selfflow.errors import UserError
 
+# Frechet distances of the literature. Each is defined by one network with one set of weights.
+FID, FVD = "FID", "FVD"
+
 
 class FrozenEncoder(Protocol):
     """A frozen encoder with its weights, as `load_encoder` returns it.

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from selfflow.encoders.batching import in_batches
+from selfflow.encoders.config import FID
 from selfflow.encoders.convolution import Convolution, Weights, average_pool, convolve, max_pool
-from selfflow.encoders.media import FID, check_media, resize_like_tensorflow_1
+from selfflow.encoders.media import check_media, resize_like_tensorflow_1
 from selfflow.weights import read_weights, sha256_of
 
 # pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of torch-fidelity.

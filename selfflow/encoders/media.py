@@ -41,7 +41,3 @@ def _interpolation(n: int, size: int) -> np.ndarray:
     np.add.at(matrix, (np.arange(size), low), 1 - (position - low))
     np.add.at(matrix, (np.arange(size), high), position - low)
     return matrix.astype(np.float32)
-
-
-# Frechet distances of the literature. Each is defined by one network with one set of weights.
-FID, FVD = "FID", "FVD"

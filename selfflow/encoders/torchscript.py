@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from selfflow.encoders.config import FVD
 from selfflow.encoders.i3d import CLASSES, MIN_FRAMES
-from selfflow.encoders.media import FVD, check_media
+from selfflow.encoders.media import check_media
 from selfflow.errors import UserError
 from selfflow.weights import sha256_of
 
