@@ -16,7 +16,7 @@ from selfflow.interop.exported import CONFIG, SUMS, WEIGHTS, Description, Encode
 from selfflow.models.execution import Execution
 from selfflow.objectives.alignment import encoders_of
 from selfflow.serialization import to_json
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 if TYPE_CHECKING:
     from selfflow.run.run import Run

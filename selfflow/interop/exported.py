@@ -34,7 +34,7 @@ from selfflow.models.projector import Projector
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.serialization import from_json
 from selfflow.training.state import by_name
-from selfflow.weights import check_keys, read_weights, sha256_of
+from selfflow.weights.read import check_keys, read_weights, sha256_of
 
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from selfflow.errors import UserError
 from selfflow.models.sit import PATCH_SIZES, SHAPES, SiT, SiTConfig, position_embedding
-from selfflow.weights import check_keys, read_weights
+from selfflow.weights.read import check_keys, read_weights
 
 # Linear layers: their released names and ours.
 _OUTER = {

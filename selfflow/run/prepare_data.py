@@ -23,7 +23,7 @@ from selfflow.latents.store import MANIFEST, Latents
 from selfflow.objectives.alignment import encoders_of
 from selfflow.storage.copies import fetch
 from selfflow.storage.paths import local
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 
 def prepare_data(

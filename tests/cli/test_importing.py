@@ -24,7 +24,7 @@ from selfflow.sampling.generate import Condition, Generator, Sampler
 from tests.cli.test_commands import called
 from tests.cli.test_errors import run
 from tests.interop.released import HEADS, PT, SAFETENSORS, entries, recorded, write_entries
-from tests.test_torch_file import Runs
+from tests.weights.hostile import CallOnLoad
 
 # Fine-tunes a SiT of the recorded shape; its data is never built here.
 FINE_TUNE = """
@@ -182,7 +182,7 @@ def test_weights_of_another_shape_are_named(fine_tuned):
 
 
 def _evil(path: Path, marker: Path) -> Path:
-    program = pickle.dumps({"model": {"a": Runs(os.system, f"touch {marker}")}}, 2)
+    program = pickle.dumps({"model": {"a": CallOnLoad(os.system, f"touch {marker}")}}, 2)
     return write_entries(path, {"data.pkl": program, "byteorder": b"little"})
 
 
@@ -207,13 +207,13 @@ def _nan(path: Path) -> Path:
 @pytest.mark.parametrize(
     "name, make, said",
     [
-        ("none.pt", lambda path: path, "none.pt is no file"),
-        ("folder.pt", lambda path: path.mkdir() or path, "folder.pt is no file"),
+        ("none.pt", lambda path: path, "none.pt is not a file"),
+        ("folder.pt", lambda path: path.mkdir() or path, "folder.pt is not a file"),
         ("cut.pt", _cut, "cut.pt is damaged or cut short"),
         ("evil.pt", lambda path: _evil(path, path.with_name("ran")), "evil.pt asks for posix.system"),
         ("lie.safetensors", _lying, "lie.safetensors is damaged or cut short"),
         ("nan.safetensors", _nan, "nan.safetensors: x_embedder.proj.bias holds NaN"),
-        ("part.pt", lambda path: write_entries(path, entries() | {"data/0": b"ab"}), "part.pt: module.pos_embed says"),
+        ("part.pt", lambda path: write_entries(path, entries() | {"data/0": b"ab"}), "part.pt: module.pos_embed has"),
         ("weights.npz", lambda path: path.write_bytes(b"") or path, "weights.npz is neither"),
     ],
 )

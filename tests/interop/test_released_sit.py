@@ -169,9 +169,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="cut.safetensors is damaged or cut short"):
             load_released_sit(path, num_heads=HEADS)
-    with pytest.raises(UserError, match="none.pt is no file"):
+    with pytest.raises(UserError, match="none.pt is not a file"):
         load_released_sit(tmp_path / "none.pt", num_heads=HEADS)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         load_released_sit(tmp_path, num_heads=HEADS)
     shutil.copy(PT, tmp_path / "weights.npz")
     with pytest.raises(UserError, match="weights.npz is neither .safetensors nor .pt"):
