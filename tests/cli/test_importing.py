@@ -231,7 +231,7 @@ def test_a_file_that_is_no_sit_leaves_nothing(capsys, tmp_path, name, make, said
         (["--num-heads", "4", "--patch-size", "3"], "patch_size is 3"),
         (["--num-heads", "x"], "int"),
         (["--num-heads", "0"], "num_heads 0"),
-        ([], "of width 48 is none of the published SiTs, and weights do not tell their heads: --num-heads"),
+        ([], "has width 48, which no published SiT has"),
     ],
 )
 def test_flags_that_do_not_fit(capsys, tmp_path, flags, said):

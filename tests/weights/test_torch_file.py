@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from selfflow.errors import UserError
 from selfflow.weights.read import read_weights
 from selfflow.weights.torch_file import read_torch_file
-from tests.interop.released import PT, SAFETENSORS, described, entries, write_entries
+from tests.interop.released import PT, SAFETENSORS, entries, pickle_of, write_entries
 from tests.weights.hostile import CallOnLoad
 
 WRAPPED = {f"module.{key}": value for key, value in load_file(SAFETENSORS).items()}
@@ -84,11 +84,11 @@ def test_lies_about_sizes_are_named(tmp_path):
 
 def test_two_tensors_cannot_disagree_over_one_storage(tmp_path):
     """The second states more elements than the storage has: a view of them would reach into other memory."""
-    program = described({"a": ("0", 4, (2, 2), (2, 1)), "b": ("0", 1 << 20, (1 << 20,), (1,))})
+    program = pickle_of({"a": ("0", 4, (2, 2), (2, 1)), "b": ("0", 1 << 20, (1 << 20,), (1,))})
     path = write_entries(tmp_path / "shared.pt", {"data.pkl": program, "data/0": bytes(16)})
     with pytest.raises(UserError, match="shared.pt: b and another tensor disagree"):
         read_torch_file(path)
-    agreed = described({"a": ("0", 4, (2, 2), (1, 2)), "b": ("0", 4, (4,), (1,))})
+    agreed = pickle_of({"a": ("0", 4, (2, 2), (1, 2)), "b": ("0", 4, (4,), (1,))})
     write_entries(path, {"data.pkl": agreed, "data/0": np.arange(4, dtype=np.float32).tobytes()})
     tensors = read_torch_file(path)
     np.testing.assert_array_equal(tensors["a"], [[0, 2], [1, 3]])
@@ -96,7 +96,7 @@ def test_two_tensors_cannot_disagree_over_one_storage(tmp_path):
 
 
 def test_many_names_for_one_storage_do_not_fill_the_memory(tmp_path):
-    program = described({f"blocks.{i}.a": ("0", 1 << 16, (1 << 16,), (1,)) for i in range(100)})
+    program = pickle_of({f"blocks.{i}.a": ("0", 1 << 16, (1 << 16,), (1,)) for i in range(100)})
     path = write_entries(tmp_path / "many.pt", {"data.pkl": program, "data/0": bytes(4 << 16)})
     with pytest.raises(UserError, match="many.pt: its tensors have more elements than the file"):
         read_weights(path)
@@ -104,7 +104,7 @@ def test_many_names_for_one_storage_do_not_fill_the_memory(tmp_path):
 
 def test_wrong_lengths_in_the_directory_of_the_zip_are_detected(tmp_path):
     """Pickle and directory agree on 2^30 bytes; the entry has 16."""
-    parts = {"data/0": bytes(16), "data.pkl": described({"a": ("0", 1 << 28, (4,), (1,))})}
+    parts = {"data/0": bytes(16), "data.pkl": pickle_of({"a": ("0", 1 << 28, (4,), (1,))})}
     path = write_entries(tmp_path / "lie.pt", parts)
     raw = bytearray(path.read_bytes())
     at = raw.index(b"PK\x01\x02")
@@ -174,7 +174,7 @@ MACHINE = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"shor
 def write_legacy(path, tensors, elements, magic=MAGIC, machine=MACHINE, keys=None):
     """The format before torch 1.6, of float32 tensors: {key: (storage, elements, shape, strides)}."""
     # In this format, the description of a storage has a sixth part.
-    program = described(tensors).replace(b"tQ", b"NtQ")
+    program = pickle_of(tensors).replace(b"tQ", b"NtQ")
     stored = b"".join(struct.pack("<q", len(array)) + array.tobytes() for array in elements.values())
     head = [pickle.dumps(value, 2) for value in (magic, 1001, machine)]
     path.write_bytes(b"".join([*head, program, pickle.dumps(list(elements) if keys is None else keys, 2), stored]))
@@ -237,7 +237,7 @@ def test_damaged_and_executing_files_from_before_torch_1_6_are_refused(tmp_path)
 
 
 def test_counters_of_batch_normalisations_are_left_out(tmp_path):
-    program = described({"bn.weight": ("0", 2, (2,), (1,)), "bn.num_batches_tracked": ("1", 1, (), ())})
+    program = pickle_of({"bn.weight": ("0", 2, (2,), (1,)), "bn.num_batches_tracked": ("1", 1, (), ())})
     program = program.replace(b"FloatStorage", b"LongStorage", 2).replace(b"LongStorage", b"FloatStorage", 1)
     parts = {"data.pkl": program, "data/0": np.ones(2, np.float32).tobytes(), "data/1": bytes(8)}
     path = write_entries(tmp_path / "bn.pt", parts)
