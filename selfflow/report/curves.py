@@ -14,7 +14,7 @@ from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.statistics import interval
 
 _BINS = 30
-_OWN_TASK = ("schedule", "separation", "mixture", "data.", "autoencoders.", "patch.", "exclude")
+TRAINING_TASK_FIELDS = ("schedule", "separation", "mixture", "data.", "autoencoders.", "patch.", "exclude")
 _LOSS = re.compile(r"flow_loss/([^/]+)")
 _DIAGNOSTIC = re.compile(r"(cosine|norm|rank)/([^/]+)/(.+)")
 _COSINES = {
@@ -111,7 +111,7 @@ def loss_panels(study: Study, rows: Rows) -> list[Panel]:
     """
     lines_by_name = _mean_lines(study, rows, _losses)
     # Training logs the loss of each arm's own task, at its own noise levels and attention.
-    own_task = any(name.startswith(_OWN_TASK) for name in differences(study))
+    own_task = any(name.startswith(TRAINING_TASK_FIELDS) for name in differences(study))
     remark = ", each arm with its own noise, attention or data: not comparable between arms" if own_task else ""
     flops: dict[str, float] = {}
     for member in study.members:

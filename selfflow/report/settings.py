@@ -9,7 +9,7 @@ from selfflow.report.study import Member, Study
 from selfflow.run.arms import differing_fields
 
 # If arms differ in these, their held-out flow losses are of other clips, of other latents, or at other noise levels.
-_TASK = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
+TASK_FIELDS = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
 _SHARES = ("weight", "batch_size")  # how often a component of the mixture is drawn
 
 
@@ -68,7 +68,7 @@ def other_tasks(differing: Iterable[str], name: str) -> list[str]:
         if field.startswith(component):
             if field.removeprefix(component) not in _SHARES:
                 fields.append(field)
-        elif field.startswith(_TASK):
+        elif field.startswith(TASK_FIELDS):
             fields.append(field)
     return fields
 

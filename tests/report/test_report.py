@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
 from selfflow.planning.model_flops import model_flops
+from selfflow.report.curves import TRAINING_TASK_FIELDS
 from selfflow.report.probes import END_OF_RUN
-from selfflow.report.settings import other_tasks
+from selfflow.report.settings import TASK_FIELDS, other_tasks
 from selfflow.report.study import open_study
 from selfflow.report.write import write_report
 from selfflow.representation.comparison import write_rows
@@ -259,6 +261,18 @@ def test_a_lower_loss_of_an_easier_task_is_not_better(tmp_path):
     assert [row["field"] for row in tables["settings"]] == ["mixture.joint.delayed.audio"]
     assert other_tasks(["mixture.joint.weight", "mixture.image.delayed.audio", "alignment.weight"], "joint") == []
     assert other_tasks(["schedule.tau.video.shift", "exclude"], "joint") == ["schedule.tau.video.shift", "exclude"]
+
+
+def test_fields_that_make_a_task_exist():
+    """A renamed field would be missing from the remark that losses are not comparable."""
+    fields = {field.name for field in dataclasses.fields(Experiment)}
+    assert {name.split(".")[0] for name in (*TASK_FIELDS, *TRAINING_TASK_FIELDS)} <= fields
+
+
+def test_equal_studies_give_equal_pages(tmp_path):
+    sweep = make_sweep(tmp_path / "s", {"a": PLAIN, "b": BETTER})
+    add_samples(sweep / "a_1")
+    assert report(sweep, tmp_path / "one") == report(sweep, tmp_path / "two")
 
 
 class Tags(html.parser.HTMLParser):
