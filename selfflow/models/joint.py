@@ -22,7 +22,7 @@ from selfflow.models.attention import attention, attention_weights
 from selfflow.models.blocks import DoubleBlock, SingleBlock, modulate
 from selfflow.models.execution import run_apart, run_blocks, stack
 from selfflow.models.joint_config import JointConfig
-from selfflow.models.layers import Dense, rotary_angles, select, sinusoids, widened
+from selfflow.models.layers import Dense, rotary_angles, select, sinusoids, to_float32
 from selfflow.models.separation import Groups, Order, separated_attention
 
 
@@ -199,7 +199,7 @@ class JointTransformer(nnx.Module):
 
         scale, shift = modulation(self.final_modulation, time_BKD, media_level, 2)
         parts = by_modality(modulate(media, shift, scale))
-        return Output({m: widened(self.readout[modality_of(m)](x)) for m, x in parts.items()}, found, weights)
+        return Output({m: to_float32(self.readout[modality_of(m)](x)) for m, x in parts.items()}, found, weights)
 
     def _text(self, label_B: jax.Array, caption: Caption | None) -> Float[Array, "B L D"]:
         """The text stream: the label's token, then the caption's."""

@@ -48,7 +48,7 @@ class Dense(nnx.Module):
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def widened(x: jax.Array) -> jax.Array:
+def to_float32(x: jax.Array) -> jax.Array:
     """`x` in float32, or as it is if it is wider: for statistics and losses."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -61,14 +61,14 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(size), out_sharding=(None,))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        x32 = widened(x)
+        x32 = to_float32(x)
         rms = jnp.sqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
         return (x32 / rms * self.scale[...]).astype(x.dtype)
 
 
 def layer_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Mean 0 and variance 1 over the last axis, without parameters, in float32."""
-    x32 = widened(x)
+    x32 = to_float32(x)
     centred = x32 - x32.mean(axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
@@ -102,7 +102,7 @@ def rotate(x: Float[Array, "B N A H"], angles: Float[Array, "*B N H/2"]) -> Floa
 
     The angles are those of all samples, or each sample's own.
     """
-    pairs = widened(x).reshape(*x.shape[:-1], -1, 2)
+    pairs = to_float32(x).reshape(*x.shape[:-1], -1, 2)
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     first, second = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)

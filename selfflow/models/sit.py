@@ -21,7 +21,7 @@ from selfflow.modality import Modality
 from selfflow.models.attention import attention
 from selfflow.models.blocks import Attend, modulate
 from selfflow.models.execution import Execution, run_blocks, stack
-from selfflow.models.layers import Dense, select, sinusoids, widened
+from selfflow.models.layers import Dense, select, sinusoids, to_float32
 from selfflow.models.projector import Projector
 from selfflow.models.separation import Groups, Order, separated_attention
 
@@ -257,7 +257,7 @@ class SiT(nnx.Module):
             return Output(None, found)
 
         shift, scale = (select(p, assignment_BN) for p in jnp.split(self.final_modulation(condition_BKD), 2, axis=-1))
-        out = restored(widened(self.readout(modulate(x_BND, shift, scale))))
+        out = restored(to_float32(self.readout(modulate(x_BND, shift, scale))))
         return Output(-self._flattened(out), found)
 
     def _levels(self, tokens_BNP: jax.Array, tau: jax.Array, assignment_BN: jax.Array | None) -> jax.Array:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
-from selfflow.models.layers import widened
+from selfflow.models.layers import to_float32
 
 _BETA = 0.05  # where smooth l1 goes from a parabola to a line, as in the code of SRA
 
@@ -180,7 +180,7 @@ def encoders_of(alignment: Alignment) -> dict[str, Encoder]:
 
 def cosine(a: Float[Array, "... D"], b: Float[Array, "... D"]) -> Float[Array, "..."]:
     """Cosine over the feature axis, in float32: half precision overflows in the norms."""
-    a, b = widened(a), widened(b)
+    a, b = to_float32(a), to_float32(b)
     squares = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
     return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
 
@@ -199,7 +199,7 @@ def alignment_error(
       counted_BN: tokens that count; over tokens the others are left out of the cosine.
       metric, over: see the settings. Over tokens all tokens of a sample have one error, the mean of its channels'.
     """
-    student_BND, target_BND = widened(student_BND), widened(jax.lax.stop_gradient(target_BND))
+    student_BND, target_BND = to_float32(student_BND), to_float32(jax.lax.stop_gradient(target_BND))
     if metric == "cosine" and over == "features":
         return 1 - cosine(student_BND, target_BND)
     if metric == "cosine":

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from selfflow.models.layers import widened
+from selfflow.models.layers import to_float32
 
 
 class State(NamedTuple):
@@ -53,4 +53,4 @@ def ema_decay_for(steps: int) -> float:
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
     """decay ema + (1 - decay) params, in float32: in half precision nearly every update rounds away."""
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (widened(p) - e), ema, params)
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (to_float32(p) - e), ema, params)
