@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfflow.errors import UserError
 from selfflow.models.placement import BATCH_AXES
-from selfflow.training.state import State, by_name, dotted
+from selfflow.training.state import State, by_name, parameter_name
 
 # What an axis of a parameter may stand for.
 LOGICAL_AXES = ("layers", "embed", "heads", "mlp")
@@ -124,7 +124,7 @@ def state_shardings(objective, optimizer: optax.GradientTransformation, state: S
     axes = objective.logical_axes()
 
     def place(path, x) -> NamedSharding:
-        name = dotted(path)
+        name = parameter_name(path)
         return NamedSharding(mesh, _spec(name, x.shape, axes[name], devices.rules, mesh))
 
     params = jax.tree_util.tree_map_with_path(place, state.params)

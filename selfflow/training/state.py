@@ -26,14 +26,14 @@ class State(NamedTuple):
     optimizer: optax.OptState
 
 
-def dotted(path: tuple) -> str:
+def parameter_name(path: tuple) -> str:
     """The name of a parameter from its path in a tree."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def by_name(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their dotted names."""
-    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def init_state(objective, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> State:
