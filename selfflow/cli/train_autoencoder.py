@@ -29,7 +29,7 @@ from selfflow.progress import Progress
 from selfflow.sampling.files import write_sheet
 from selfflow.training.processes import from_first, in_turn
 from selfflow.training.sharding import filled, spread
-from selfflow.training.state import State, by_name
+from selfflow.training.state import State, flat_by_name
 from selfflow.training.step import key_of
 
 # Samples of each set that layers begin with and latents are normalised by, and the linear autoencoder is fitted on.
@@ -156,7 +156,7 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaFeed, st
             shown.advance()
     path, deviation = workdir / FILE, np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
     deviation = np.where(deviation > 1e-6, deviation, 1)
-    write(path, network, int(experiment.rate), by_name(params), moments[0], deviation)
+    write(path, network, int(experiment.rate), flat_by_name(params), moments[0], deviation)
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     rows, files = {}, [str(path)]

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfflow.errors import UserError
 from selfflow.models.placement import BATCH_AXES
-from selfflow.training.state import State, by_name, parameter_name
+from selfflow.training.state import State, flat_by_name, parameter_name
 
 # What an axis of a parameter may stand for.
 LOGICAL_AXES = ("layers", "embed", "heads", "mlp")
@@ -222,8 +222,8 @@ def on_one_device(tree: Any) -> Any:
 def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:
     """Each parameter's shape, logical axes, sharding and bytes on a device, and the sums over the whole state."""
     rows = [("parameter", "shape", "logical axes", "sharding", "MB a device")]
-    placed = by_name(shardings.params)
-    for name, x in by_name(state.params).items():
+    placed = flat_by_name(shardings.params)
+    for name, x in flat_by_name(state.params).items():
         sharding = placed[name]
         told = [", ".join(map(str, values)) for values in (x.shape, axes[name], sharding.spec)]
         rows.append((name, *told, f"{device_bytes(x, sharding) / 1e6:.3f}"))

@@ -31,7 +31,7 @@ def parameter_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def by_name(tree: Any) -> dict[str, Any]:
+def flat_by_name(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their dotted names."""
     return {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
