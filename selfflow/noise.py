@@ -170,7 +170,7 @@ class _Schedule:
     def intervals(self, keys_B: Key[Array, "B"], corruption: Corruption, most: float) -> dict[str, Float[Array, "B K"]]:
         """For each level of a corruption a number in [0, most), by modality."""
         return {
-            m: most * self._uniforms(keys_B, "interval", m, x_BK.shape[1], not isinstance(self, Forcing))
+            m: most * self._uniforms(keys_B, "interval", m, x_BK.shape[1], not isinstance(self, DiffusionForcing))
             for m, x_BK in corruption.levels.items()
         }
 
@@ -269,10 +269,10 @@ class FullMasking(_Masked):
 
 
 @dataclass(frozen=True)
-class Forcing(_Schedule):
+class DiffusionForcing(_Schedule):
     """Diffusion forcing (arXiv 2407.01392): an own tau for every token."""
 
-    kind: Literal["forcing"] = "forcing"
+    kind: Literal["diffusion_forcing"] = "diffusion_forcing"
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, N], one for each token; `layout` gives the number of tokens of each modality."""
@@ -281,4 +281,4 @@ class Forcing(_Schedule):
         return Corruption(levels, assignment, {})
 
 
-Schedule = UniformTimestep | DualTimestep | FullMasking | Forcing
+Schedule = UniformTimestep | DualTimestep | FullMasking | DiffusionForcing

@@ -9,7 +9,7 @@ from selfflow.errors import UserError
 from selfflow.experiment import Experiment
 from selfflow.experiment_file import changes, forbidden, load_experiment, load_module, read_experiment, save_experiment
 from selfflow.modality import Modality
-from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.sweep_file import load_sweep
 from selfflow.training.loop import Limits
@@ -52,7 +52,7 @@ def test_runs_of_the_first_version_are_read(experiment, tmp_path):
         UniformTimestep(tau={"video": LogitNormalTau(mean=0.5)}),
         DualTimestep(tau={"video": UniformTau(shift=2.0)}, draw="per_modality"),
         FullMasking(),
-        Forcing(),
+        DiffusionForcing(),
     ],
 )
 def test_every_member_of_a_union_reads_back(experiment, schedule):

@@ -6,8 +6,8 @@ from scipy import stats
 
 from selfflow.errors import UserError
 from selfflow.noise import (
+    DiffusionForcing,
     DualTimestep,
-    Forcing,
     FullMasking,
     LogitNormalTau,
     UniformTau,
@@ -87,14 +87,14 @@ def test_rivals(many):
     tau = np.asarray(masked.tau()["video"])
     assert ((tau == 1).sum(axis=1) == 5).all()
     assert (np.asarray(masked.cleanest().tau()["video"]) == tau.min(axis=1, keepdims=True)).all()
-    forced = np.asarray(Forcing().sample(many, {"video": 20}).tau()["video"])
+    forced = np.asarray(DiffusionForcing().sample(many, {"video": 20}).tau()["video"])
     assert stats.spearmanr(forced[:, 0], forced[:, 1]).pvalue > SIGNIFICANT
     assert stats.kstest(forced.ravel()[::7], "uniform").pvalue > SIGNIFICANT
     single = np.asarray(UniformTimestep().sample(many, {"video": 20}).tau()["video"])
     assert (single == single[:, :1]).all()
 
 
-@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), Forcing()])
+@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), DiffusionForcing()])
 def test_the_teacher_is_never_noisier_than_any_student_token_of_its_modality(many, schedule):
     corruption = schedule.sample(many, LAYOUT)
     student, teacher = corruption.tau(), corruption.cleanest().tau()
@@ -103,7 +103,7 @@ def test_the_teacher_is_never_noisier_than_any_student_token_of_its_modality(man
         assert (np.asarray(teacher[m]) == np.asarray(corruption.levels[m]).min(axis=1, keepdims=True)).all()
 
 
-@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), Forcing()])
+@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), DiffusionForcing()])
 def test_given_tokens_are_clean_for_both_networks_and_lower_nobody_else(many, schedule):
     keys = many[:16]
     given = {"video": jnp.zeros((16, 20), bool).at[:, :5].set(True)}

@@ -184,6 +184,6 @@ def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bin
     p = schedule.tau.get(modality_of(modality), UniformTau())
     quantiles = np.asarray(p.quantile((jnp.arange(200_000) + 0.5) / 200_000))
     density = np.histogram(quantiles, bins=bins, range=(0, 1), density=True)[0]
-    # The levels of other schedules are numbered too: under forcing 1 is that of the second token.
+    # The levels of other schedules are numbered too: under diffusion forcing 1 is that of the second token.
     masked = (np.asarray(corruption.assignment[modality]) == 1) & hasattr(schedule, "mask_ratio")
     return Drawn(np.asarray(taus), np.asarray(lowest), masked, density)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from selfflow.modality import to_tokens
-from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow, alignment_error, cosine
 from selfflow.objectives.diagnostics import diagnose
 from selfflow.objectives.draw import token_weight
@@ -200,7 +200,7 @@ def test_buckets_of_tau_add_up_to_the_loss(objective, params, batch, keys_B):
         )
 
 
-@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), Forcing()])
+@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), DiffusionForcing()])
 @pytest.mark.parametrize("alignment", [NoAlignment(), SelfFlow(student_layer=1, teacher_layer=3)])
 def test_every_schedule_goes_with_every_alignment(objective, batch, keys_B, schedule, alignment):
     objective = dataclasses.replace(objective, schedule=schedule, alignment=alignment)

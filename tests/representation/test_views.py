@@ -7,7 +7,7 @@ import pytest
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
-from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTimestep
 from selfflow.representation.views import drawn_taus, views
 from selfflow.run import open_run
 
@@ -70,7 +70,7 @@ def test_marginals_are_p_of_tau_masked_or_not():
     np.testing.assert_array_equal(found.teacher_tau, found.tau.min(axis=1))
     full = drawn_taus(FullMasking(mask_ratio={"video": 0.25}), "video", 8, draws=10)
     assert full.masked.sum() == 20 and (full.tau[full.masked] == 1).all()
-    for schedule in (Forcing(), UniformTimestep()):
+    for schedule in (DiffusionForcing(), UniformTimestep()):
         assert not drawn_taus(schedule, "video", 8, draws=10).masked.any()
 
 
