@@ -38,7 +38,7 @@ class Corruption(NamedTuple):
         """The noise level of every token."""
         return {m: jnp.take_along_axis(self.levels[m], self.assignment[m], axis=1) for m in self.levels}
 
-    def cleanest(self) -> "Corruption":
+    def at_min_level(self) -> "Corruption":
         """All tokens of a modality at the lowest of its levels; given tokens stay at 0."""
         levels, assignment = {}, {}
         for m, level_BK in self.levels.items():

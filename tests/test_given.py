@@ -92,7 +92,7 @@ def test_held_tokens_are_a_level_of_their_own_and_stay_clean_for_the_teacher():
     schedule = DualTimestep(mask_ratio={"video": 0.1, "audio": 0.5}, given={"prefix": 1.0})
     keys_B = KEYS[:64]
     corruption = schedule.hold(schedule.sample(keys_B, {"video": 30, "audio": 5}), keys_B, PAIR)
-    for view in (corruption, corruption.cleanest()):
+    for view in (corruption, corruption.at_min_level()):
         for m, tau_BN in view.tau().items():
             assert (np.asarray(tau_BN)[np.asarray(corruption.given[m])] == 0).all()
             assert (np.asarray(tau_BN)[~np.asarray(corruption.given[m])] > 0).all()

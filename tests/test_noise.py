@@ -86,7 +86,7 @@ def test_rivals(many):
     masked = FullMasking(mask_ratio={"video": 0.25}).sample(many, {"video": 20})
     tau = np.asarray(masked.tau()["video"])
     assert ((tau == 1).sum(axis=1) == 5).all()
-    assert (np.asarray(masked.cleanest().tau()["video"]) == tau.min(axis=1, keepdims=True)).all()
+    assert (np.asarray(masked.at_min_level().tau()["video"]) == tau.min(axis=1, keepdims=True)).all()
     forced = np.asarray(DiffusionForcing().sample(many, {"video": 20}).tau()["video"])
     assert stats.spearmanr(forced[:, 0], forced[:, 1]).pvalue > SIGNIFICANT
     assert stats.kstest(forced.ravel()[::7], "uniform").pvalue > SIGNIFICANT
@@ -97,7 +97,7 @@ def test_rivals(many):
 @pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), DiffusionForcing()])
 def test_the_teacher_is_never_noisier_than_any_student_token_of_its_modality(many, schedule):
     corruption = schedule.sample(many, LAYOUT)
-    student, teacher = corruption.tau(), corruption.cleanest().tau()
+    student, teacher = corruption.tau(), corruption.at_min_level().tau()
     for m in LAYOUT:
         assert (np.asarray(teacher[m]) <= np.asarray(student[m]).min(axis=1, keepdims=True)).all()
         assert (np.asarray(teacher[m]) == np.asarray(corruption.levels[m]).min(axis=1, keepdims=True)).all()
@@ -111,12 +111,12 @@ def test_given_tokens_are_clean_for_both_networks_and_lower_nobody_else(many, sc
     held = free.hold(given)
     x = {m: jnp.ones((16, n, 3)) for m, n in LAYOUT.items()}
     eps = draw_eps(keys, x)
-    for corruption in (held, held.cleanest()):
+    for corruption in (held, held.at_min_level()):
         np.testing.assert_array_equal(corrupt(x, eps, corruption)["video"][:, :5], x["video"][:, :5])
     np.testing.assert_array_equal(held.tau()["video"][:, 5:], free.tau()["video"][:, 5:])
     np.testing.assert_array_equal(held.tau()["audio"], free.tau()["audio"])
     # The zero of the given tokens is not mistaken for the lowest level of the others.
-    np.testing.assert_array_equal(held.cleanest().tau()["video"][:, 5:], free.cleanest().tau()["video"][:, 5:])
+    np.testing.assert_array_equal(held.at_min_level().tau()["video"][:, 5:], free.at_min_level().tau()["video"][:, 5:])
 
 
 def test_corruption_goes_from_data_to_noise():

@@ -146,7 +146,7 @@ class SelfFlowObjective:
         if alignment.teacher_keeps_condition:
             label_B, caption = jnp.where(batch["label"] < 0, self.model.labels, batch["label"]), whole
         views = {
-            "min": corruption.cleanest,
+            "min": corruption.at_min_level,
             "interval": lambda: corruption.less(self.schedule.intervals(keys_B, corruption, alignment.interval)),
             "same": lambda: corruption,
         }

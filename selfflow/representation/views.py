@@ -83,7 +83,7 @@ def views(
         draw = objective.draw(keys_B, batch, state.step)
         student, aligned_with, target = objective.views(params, teacher, batch, keys_B, draw)
         x = to_tokens(modalities, batch["latents"])
-        eps, cleaner = draw_eps(keys_B, x), draw.teacher.corruption if draw.teacher else draw.corruption.cleanest()
+        eps, cleaner = draw_eps(keys_B, x), draw.teacher.corruption if draw.teacher else draw.corruption.at_min_level()
         seen = {"data": x, "student": corrupt(x, eps, draw.corruption), "teacher": corrupt(x, eps, cleaner)}
         error, distance = objective.errors(params, student, aligned_with, target, draw)
         mean = lambda values, weight: {m: jnp.sum(values[m] * weight[m]) for m in values}

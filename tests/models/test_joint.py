@@ -110,7 +110,7 @@ def test_no_biases_and_shared_modulation(objective, params):
 def test_teacher_costs_only_its_own_layers(objective, params, inputs):
     """FLOPs by the jaxpr: the teacher's pass is the share of the blocks up to k, without a head."""
     tokens, c, label_B = inputs
-    teacher = c.cleanest()
+    teacher = c.at_min_level()
 
     def flops(config, **more):
         run = dataclasses.replace(objective, model=config)

@@ -95,7 +95,7 @@ def test_target_is_noise_minus_data(objective, params, batch, keys_B):
 def _held(draw, corruption, batch):
     """What is drawn, with another corruption."""
     weight = token_weight(corruption, {}, batch["weight"])
-    teacher = draw.teacher._replace(corruption=corruption.cleanest())
+    teacher = draw.teacher._replace(corruption=corruption.at_min_level())
     return draw._replace(corruption=corruption, weight=weight, aligned=weight, teacher=teacher)
 
 
