@@ -51,7 +51,7 @@ class Corruption(NamedTuple):
                 assignment[m] = jnp.zeros_like(self.assignment[m])
         return Corruption(levels, assignment, self.given)
 
-    def less(self, by: dict[str, Float[Array, "B K"]]) -> "Corruption":
+    def lowered_by(self, by: dict[str, Float[Array, "B K"]]) -> "Corruption":
         """Every level lower by so much, and at least 0."""
         return self._replace(levels={m: jnp.maximum(x_BK - by[m], 0) for m, x_BK in self.levels.items()})
 

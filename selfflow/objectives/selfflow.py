@@ -147,7 +147,7 @@ class SelfFlowObjective:
             label_B, caption = jnp.where(batch["label"] < 0, self.model.labels, batch["label"]), whole
         views = {
             "min": corruption.at_min_level,
-            "interval": lambda: corruption.less(self.schedule.intervals(keys_B, corruption, alignment.interval)),
+            "interval": lambda: corruption.lowered_by(self.schedule.intervals(keys_B, corruption, alignment.interval)),
             "same": lambda: corruption,
         }
         return draw._replace(teacher=TeacherView(views[alignment.teacher_view](), label_B, caption))
