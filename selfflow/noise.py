@@ -55,7 +55,7 @@ class Corruption(NamedTuple):
         """Every level lower by so much, and at least 0."""
         return self._replace(levels={m: jnp.maximum(x_BK - by[m], 0) for m, x_BK in self.levels.items()})
 
-    def hold(self, given: dict[str, Bool[Array, "B N"]]) -> "Corruption":
+    def with_context(self, given: dict[str, Bool[Array, "B N"]]) -> "Corruption":
         """The same corruption with the `given` tokens at tau = 0."""
         levels, assignment = dict(self.levels), dict(self.assignment)
         for m, given_BN in given.items():
@@ -150,11 +150,13 @@ class _Schedule:
     def __post_init__(self):
         check_table(self.given)
 
-    def hold(self, corruption: Corruption, keys_B: Key[Array, "B"], modalities: dict[str, Modality]) -> Corruption:
+    def with_context(
+        self, corruption: Corruption, keys_B: Key[Array, "B"], modalities: dict[str, Modality]
+    ) -> Corruption:
         """The same corruption with the tokens given that the table draws for each sample."""
         if not self.given:
             return corruption
-        return corruption.hold(draw_given(keys_for(keys_B, "given"), self.given, modalities))
+        return corruption.with_context(draw_given(keys_for(keys_B, "given"), self.given, modalities))
 
     def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int, shared: bool) -> Float[Array, "B count"]:
         u_BK = self._uniforms(keys_B, "tau", modality, count, shared)

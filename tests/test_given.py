@@ -38,7 +38,7 @@ def test_cases_come_as_often_as_the_table_says_and_independently_of_the_taus():
     assert stats.chisquare(counts, expected).pvalue > 1e-4
     schedule = UniformTimestep(given=table, draw="per_modality")
     tau = np.asarray(schedule.sample(KEYS, {"video": 30, "audio": 5}).levels["video"])[:, 0]
-    held = schedule.hold(schedule.sample(KEYS, {"video": 30, "audio": 5}), KEYS, PAIR).given["audio"]
+    held = schedule.with_context(schedule.sample(KEYS, {"video": 30, "audio": 5}), KEYS, PAIR).given["audio"]
     assert stats.ks_2samp(tau[np.asarray(held).all(1)], tau).pvalue > 1e-4
 
 
@@ -91,7 +91,7 @@ def test_masks_by_hand():
 def test_held_tokens_are_a_level_of_their_own_and_stay_clean_for_the_teacher():
     schedule = DualTimestep(mask_ratio={"video": 0.1, "audio": 0.5}, given={"prefix": 1.0})
     keys_B = KEYS[:64]
-    corruption = schedule.hold(schedule.sample(keys_B, {"video": 30, "audio": 5}), keys_B, PAIR)
+    corruption = schedule.with_context(schedule.sample(keys_B, {"video": 30, "audio": 5}), keys_B, PAIR)
     for view in (corruption, corruption.at_min_level()):
         for m, tau_BN in view.tau().items():
             assert (np.asarray(tau_BN)[np.asarray(corruption.given[m])] == 0).all()
@@ -102,7 +102,7 @@ def test_held_tokens_are_a_level_of_their_own_and_stay_clean_for_the_teacher():
 def test_without_a_table_nothing_changes():
     schedule = DualTimestep()
     corruption = schedule.sample(KEYS[:2], {"video": 30, "audio": 5})
-    assert schedule.hold(corruption, KEYS[:2], PAIR) is corruption
+    assert schedule.with_context(corruption, KEYS[:2], PAIR) is corruption
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_given_tokens_are_clean_for_both_networks_and_lower_nobody_else(many, sc
     keys = many[:16]
     given = {"video": jnp.zeros((16, 20), bool).at[:, :5].set(True)}
     free = schedule.sample(keys, LAYOUT)
-    held = free.hold(given)
+    held = free.with_context(given)
     x = {m: jnp.ones((16, n, 3)) for m, n in LAYOUT.items()}
     eps = draw_eps(keys, x)
     for corruption in (held, held.at_min_level()):

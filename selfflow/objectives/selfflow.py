@@ -129,7 +129,7 @@ class SelfFlowObjective:
         """
         modalities = of_latents(self.modalities, batch["latents"])
         corruption = self.schedule.sample(keys_B, {m: modality.tokens for m, modality in modalities.items()})
-        corruption = self.schedule.hold(corruption, keys_B, modalities)
+        corruption = self.schedule.with_context(corruption, keys_B, modalities)
         dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, self.condition_drop))(keys_for(keys_B, "label"))
         label_B = jnp.where(dropped_B | (batch["label"] < 0), self.model.labels, batch["label"])
         whole = Caption(*batch["caption"]) if "caption" in batch else None

@@ -35,7 +35,7 @@ class Forward:
       pool: the mean over a modality's tokens, [B, D], or all tokens, [B, N, D]; those of padding count in no mean, and
         are 0 among all tokens.
       seed: sample i's noise depends on the seed and i alone.
-      given: modalities of which all tokens are held at tau = 0, as given tokens are (`Corruption.hold`).
+      given: modalities of which all tokens are held at tau = 0, as given tokens are (`Corruption.with_context`).
       mesh: devices that the samples of a batch are split over; by default the first one alone.
 
     Attributes:
@@ -135,7 +135,7 @@ def seen_at(
     levels = {m: jnp.full((count, 1), tau[m]) for m in x}
     assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
     held = {m: jnp.ones(x[m].shape[:2], bool) for m in given}
-    corruption = Corruption(levels, assignment, {}).hold(held)
+    corruption = Corruption(levels, assignment, {}).with_context(held)
     noisy = corrupt(x, draw_eps(keys_B, x), corruption)
     valid = {m: fitting[m].valid_tokens(frames_B) for m, frames_B in frames.items()}
     return Seen(noisy, corruption.levels, corruption.assignment, valid)

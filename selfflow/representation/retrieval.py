@@ -215,7 +215,9 @@ def _scorer(
             eps_1 = draw_eps(jax.random.fold_in(key, number)[None], {SOUND: x[SOUND][:1]})[SOUND]
             eps = {FILM: jnp.zeros_like(x[FILM]), SOUND: jnp.broadcast_to(eps_1, x[SOUND].shape)}
             levels = {m: jnp.full((len(sounds), 1), tau) for m in x}
-            corruption = Corruption(levels, {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}, {}).hold(given)
+            corruption = Corruption(levels, {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}, {}).with_context(
+                given
+            )
             noisy = corrupt(x, eps, corruption)
             velocity = apply(params, noisy, corruption.levels, label_B, corruption.assignment).velocity[SOUND]
             error_B = jnp.mean(jnp.square(velocity - (eps[SOUND] - x[SOUND])), axis=(1, 2))

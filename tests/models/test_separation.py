@@ -153,7 +153,7 @@ def test_the_objective_separates_the_student_and_on_demand_the_teacher(objective
 def test_given_tokens_have_no_group(objective, params, batch, keys_B):
     made = dataclasses.replace(objective, separation=Separation())
     draw = made.draw(keys_B, batch)
-    held = draw.corruption.hold({"audio": jnp.zeros((4, 5), bool).at[:, 0].set(True)})
+    held = draw.corruption.with_context({"audio": jnp.zeros((4, 5), bool).at[:, 0].set(True)})
     with pytest.raises(ValueError, match="given"):
         made.views(params, params["model"], batch, keys_B, draw._replace(corruption=held))
 

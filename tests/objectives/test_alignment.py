@@ -92,7 +92,9 @@ def test_only_the_noisier_or_the_cleaner_tokens_count(objective, batch):
 
 
 def test_given_tokens_are_no_cleaner_ones(objective, batch, keys_B):
-    corruption = objective.draw(keys_B, batch).corruption.hold({"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)})
+    corruption = objective.draw(keys_B, batch).corruption.with_context(
+        {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
+    )
     counted = np.asarray(token_weight(corruption, {}, jnp.ones(4), "cleaner")["video"] > 0)
     assert not counted[:, :7].any() and counted[:, 7:].any(1).all()
 

@@ -84,7 +84,7 @@ def test_given_tokens_padding_and_unread_samples_do_not_count(external, trained,
     batch = with_features | {"frames": {"video": np.array([5, 3, 5, 5]), "audio": np.full(4, 10)}}
     batch |= {"weight": np.array([1, 1, 1, 0], np.float32)}
     draw = external.draw(keys_B, batch)
-    corruption = draw.corruption.hold({"video": jnp.zeros((4, 20), bool).at[0, :4].set(True)})
+    corruption = draw.corruption.with_context({"video": jnp.zeros((4, 20), bool).at[0, :4].set(True)})
     draw = draw._replace(
         aligned=draw.aligned | {"video": draw.aligned["video"].at[0, :4].set(0)}, corruption=corruption
     )

@@ -102,7 +102,7 @@ def _held(draw, corruption, batch):
 def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     free = objective.draw(keys_B, batch)
     given = {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
-    corruption = free.corruption.hold(given)
+    corruption = free.corruption.with_context(given)
     draw = _held(free, corruption, batch)
 
     def per_token(shift):
@@ -126,7 +126,7 @@ def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     others = {m: jnp.sum(nothing(draw.weight)[m] * draw.weight[m]) for m in draw.weight}
     np.testing.assert_allclose(sum(others.values()), by_hand, rtol=1e-5)
     assert (sensitivity[:, :7] > 0).all() and (draw.weight["video"][:, :7] == 0).all()
-    all_given = free.corruption.hold({"video": jnp.ones((4, 20), bool)})
+    all_given = free.corruption.with_context({"video": jnp.ones((4, 20), bool)})
     draw = _held(free, all_given, batch)
     loss, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert np.isfinite(loss) and metrics["flow_loss/video"] == 0

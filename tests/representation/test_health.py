@@ -50,7 +50,7 @@ class OneTau:
         levels = {m: jnp.full((len(keys_B), 1), self.tau) for m in layout}
         return Corruption(levels, {m: jnp.zeros((len(keys_B), n), jnp.int32) for m, n in layout.items()}, {})
 
-    def hold(self, corruption, keys_B, modalities):
+    def with_context(self, corruption, keys_B, modalities):
         return corruption
 
 
