@@ -1,9 +1,9 @@
-"""Any modality from any other: the quickstart's model, trained with given tokens.
+"""Any modality from any other: the quickstart's model, trained with context tokens.
 
     selfflow train experiments/any_to_any.py
 
-Four samples in ten have given tokens: some modality whole, the first frame, all before a moment, all but a stretch of
-time or but a region. What a run was trained to be given, `selfflow sample` can give it:
+Four samples in ten have context: some modality whole, the first frame, all before a point in time, all but a stretch
+of time or but a region. `selfflow sample` accepts the kinds of context that a run was trained with:
 
     selfflow sample runs/any_to_any --modality audio --given video
 
@@ -34,7 +34,7 @@ def experiment() -> Experiment:
             tau={"video": UniformTau(shift=3.0)},
             mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5},
             draw="per_modality",
-            given={"modality": 0.25, "first_frame": 0.05, "prefix": 0.05, "stretch": 0.025, "region": 0.025},
+            context={"modality": 0.25, "first_frame": 0.05, "prefix": 0.05, "stretch": 0.025, "region": 0.025},
         ),
         steps=5000,
     )

@@ -23,7 +23,7 @@ split = "test"
 clips = [0, 1, 2, 3, 4, 5, 6, 7]
 shown = [0, 1]
 draws = 4096
-given = False
+context = False
 seed = 0
 
 # %%
@@ -57,10 +57,10 @@ marginals_figure({m: drawn_taus(run.experiment.schedule, m, n, draws) for m, n i
 #
 # The same clip, noise and positions twice: the student's tokens at their own levels, the teacher's all at the lower
 # one. The pictures and sounds are what the run's autoencoders make of the noisy latents. A run may be trained with
-# given tokens, which stay at $\tau = 0$ in both views and count in no loss: the parameter `given` lets them be drawn.
+# context tokens, which stay at $\tau = 0$ in both views and count in no loss: the parameter `context` draws them.
 
 # %%
-seen = views(run, data, clips, seed, given)
+seen = views(run, data, clips, seed, context)
 corruption_figure(seen, shown[0])
 
 # %%

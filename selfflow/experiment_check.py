@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from selfflow.context import CASES
 from selfflow.errors import UserError
-from selfflow.given import CASES
 from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
 from selfflow.modality import modality_of
@@ -59,9 +59,9 @@ def check_experiment(experiment: "Experiment") -> None:
         )
     if experiment.separation and experiment.schedule.mask != "exact":
         raise UserError("separation needs groups of one size: take schedule.mask exact, or remove separation")
-    if experiment.separation and experiment.schedule.given:
-        raise UserError("schedule.given and separation exclude each other, for given tokens have no group: empty one")
-    _check_given(experiment)
+    if experiment.separation and experiment.schedule.context:
+        raise UserError("schedule.context and separation exclude each other (context has no group): leave one empty")
+    _check_context(experiment)
     if getattr(experiment.model, "scalars", ()):
         raise UserError(f"model.scalars is {experiment.model.scalars}: no record has them; leave it empty")
     for m in experiment.modality_weight:
@@ -121,7 +121,7 @@ def _check_encoders(experiment: "Experiment") -> None:
             )
 
 
-def _check_given(experiment: "Experiment") -> None:
+def _check_context(experiment: "Experiment") -> None:
     """A case that no set of the mixture can have would never be trained."""
     sets = [experiment.modalities(name) for name in experiment.mixture]
     possible = {
@@ -131,6 +131,6 @@ def _check_given(experiment: "Experiment") -> None:
         "stretch": any(x.period for streams in sets for x in streams.values()),
         "region": any(len(x.grid) > 1 for streams in sets for x in streams.values()),
     }
-    for case, probability in experiment.schedule.given.items():
+    for case, probability in experiment.schedule.context.items():
         if probability and not possible[case]:
-            raise UserError(f"schedule.given.{case} ({CASES[case]}): no set of the mixture can have it; remove it")
+            raise UserError(f"schedule.context.{case} ({CASES[case]}): no set of the mixture can have it; remove it")

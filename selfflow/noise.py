@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from selfflow.context import check_table, draw_context
 from selfflow.errors import UserError
-from selfflow.given import check_table, draw_given
 from selfflow.modality import Modality, modality_of
 
 
@@ -24,45 +24,45 @@ class Corruption(NamedTuple):
     """What turns clean tokens into noisy ones, per modality.
 
     Attributes:
-      levels: the distinct taus of a sample, [B, K]. With `given` the last level is 0.
+      levels: the distinct taus of a sample, [B, K]. With `context` the last level is 0.
       assignment: which level each token has, [B, N].
-      given: tokens held at tau = 0 for student and teacher and in no loss, [B, N]; a modality
-        without given tokens is absent.
+      context: tokens held at tau = 0 for student and teacher and in no loss, [B, N]; a modality
+        without context tokens is absent.
     """
 
     levels: dict[str, Float[Array, "B K"]]
     assignment: dict[str, Int[Array, "B N"]]
-    given: dict[str, Bool[Array, "B N"]]
+    context: dict[str, Bool[Array, "B N"]]
 
     def tau(self) -> dict[str, Float[Array, "B N"]]:
         """The noise level of every token."""
         return {m: jnp.take_along_axis(self.levels[m], self.assignment[m], axis=1) for m in self.levels}
 
     def at_min_level(self) -> "Corruption":
-        """All tokens of a modality at the lowest of its levels; given tokens stay at 0."""
+        """All tokens of a modality at the lowest of its levels; context tokens stay at 0."""
         levels, assignment = {}, {}
         for m, level_BK in self.levels.items():
-            if m in self.given:
+            if m in self.context:
                 lowest_B1 = level_BK[:, :-1].min(axis=1, keepdims=True)
                 levels[m] = jnp.concatenate([lowest_B1, jnp.zeros_like(lowest_B1)], axis=1)
-                assignment[m] = self.given[m].astype(jnp.int32)
+                assignment[m] = self.context[m].astype(jnp.int32)
             else:
                 levels[m] = level_BK.min(axis=1, keepdims=True)
                 assignment[m] = jnp.zeros_like(self.assignment[m])
-        return Corruption(levels, assignment, self.given)
+        return Corruption(levels, assignment, self.context)
 
     def lowered_by(self, by: dict[str, Float[Array, "B K"]]) -> "Corruption":
         """Every level lower by so much, and at least 0."""
         return self._replace(levels={m: jnp.maximum(x_BK - by[m], 0) for m, x_BK in self.levels.items()})
 
-    def with_context(self, given: dict[str, Bool[Array, "B N"]]) -> "Corruption":
-        """The same corruption with the `given` tokens at tau = 0."""
+    def with_context(self, context: dict[str, Bool[Array, "B N"]]) -> "Corruption":
+        """The same corruption with the `context` tokens at tau = 0."""
         levels, assignment = dict(self.levels), dict(self.assignment)
-        for m, given_BN in given.items():
+        for m, context_BN in context.items():
             count = levels[m].shape[1]
             levels[m] = jnp.pad(levels[m], ((0, 0), (0, 1)))
-            assignment[m] = jnp.where(given_BN, count, assignment[m])
-        return Corruption(levels, assignment, given)
+            assignment[m] = jnp.where(context_BN, count, assignment[m])
+        return Corruption(levels, assignment, context)
 
 
 def corrupt(
@@ -143,20 +143,21 @@ class _Schedule:
     draw: Literal["shared", "per_modality"] = "shared"
     """Whether the modalities of a sample map one draw of uniforms through their p(tau), or draw their own; the paper's
     joint sets leave it open."""
-    given: dict[str, float] = field(default_factory=dict)
-    """Probability of each case of given tokens that is trained, so that it can be sampled: modality, first_frame,
-    prefix, stretch, region. In the rest nothing is given."""
+    context: dict[str, float] = field(default_factory=dict)
+    """Probability of each case of context that is trained, so that it can be sampled: modality, first_frame,
+    prefix, stretch, region. The remaining samples have no context."""
 
     def __post_init__(self):
-        check_table(self.given)
+        check_table(self.context)
 
     def with_context(
         self, corruption: Corruption, keys_B: Key[Array, "B"], modalities: dict[str, Modality]
     ) -> Corruption:
-        """The same corruption with the tokens given that the table draws for each sample."""
-        if not self.given:
+        """The corruption with the context that is drawn for each sample, by the probabilities of `context`."""
+        if not self.context:
             return corruption
-        return corruption.with_context(draw_given(keys_for(keys_B, "given"), self.given, modalities))
+        # The purpose keeps its first name: under another one every run would draw other tokens.
+        return corruption.with_context(draw_context(keys_for(keys_B, "given"), self.context, modalities))
 
     def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int, shared: bool) -> Float[Array, "B count"]:
         u_BK = self._uniforms(keys_B, "tau", modality, count, shared)

@@ -104,18 +104,18 @@ def test_the_teacher_is_never_noisier_than_any_student_token_of_its_modality(man
 
 
 @pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), DiffusionForcing()])
-def test_given_tokens_are_clean_for_both_networks_and_lower_nobody_else(many, schedule):
+def test_context_tokens_are_clean_for_both_networks_and_lower_nobody_else(many, schedule):
     keys = many[:16]
-    given = {"video": jnp.zeros((16, 20), bool).at[:, :5].set(True)}
+    context = {"video": jnp.zeros((16, 20), bool).at[:, :5].set(True)}
     free = schedule.sample(keys, LAYOUT)
-    held = free.with_context(given)
+    held = free.with_context(context)
     x = {m: jnp.ones((16, n, 3)) for m, n in LAYOUT.items()}
     eps = draw_eps(keys, x)
     for corruption in (held, held.at_min_level()):
         np.testing.assert_array_equal(corrupt(x, eps, corruption)["video"][:, :5], x["video"][:, :5])
     np.testing.assert_array_equal(held.tau()["video"][:, 5:], free.tau()["video"][:, 5:])
     np.testing.assert_array_equal(held.tau()["audio"], free.tau()["audio"])
-    # The zero of the given tokens is not mistaken for the lowest level of the others.
+    # The zero of the context is not mistaken for the lowest level of the others.
     np.testing.assert_array_equal(held.at_min_level().tau()["video"][:, 5:], free.at_min_level().tau()["video"][:, 5:])
 
 

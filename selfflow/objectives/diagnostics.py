@@ -25,7 +25,7 @@ def diagnose(
       `cosine/other_sample/M`: projected, with the teacher of another sample: what position alone explains;
       `norm/student/M`, `norm/teacher/M`, `rank/student/M`, `rank/teacher/M`: feature norm and effective rank.
 
-    Tokens that are in no loss (given, padding, samples that could not be read) are in none of these either.
+    Tokens that are in no loss (context, padding, samples that could not be read) are in none of these either.
     """
     draw = objective.draw(keys_B, batch)
     output, teacher, _ = objective.views(params, frozen["ema"], batch, keys_B, draw)

@@ -13,7 +13,7 @@ class Draw(NamedTuple):
     """All that is drawn for a batch, sample by sample, before it is split for gradient accumulation.
 
     Attributes:
-      corruption: levels, assignment and given tokens.
+      corruption: levels, assignment and context.
       label: the condition that the student sees, [B]; dropped labels are already null.
       caption: the other condition; dropped captions have an empty mask. None in sets without.
       valid: tokens that are not padding, of the modalities that may be padded, [B, N].
@@ -48,7 +48,7 @@ def token_weight(
     weight_B: Float[Array, "B"],
     tokens: Literal["all", "noisier", "cleaner"] = "all",
 ) -> dict[str, Float[Array, "B N"]]:
-    """The samples' weights for tokens that are neither given nor padding, summing to 1 over the batch and modality.
+    """The samples' weights for tokens that are neither context nor padding, summing to 1 over the batch and modality.
 
     Args:
       corruption: of the batch.
@@ -59,12 +59,12 @@ def token_weight(
     weight, tau = {}, corruption.tau()
     for m, assignment_BN in corruption.assignment.items():
         counted_BN = jnp.broadcast_to(weight_B[:, None], assignment_BN.shape).astype(jnp.float32)
-        if m in corruption.given:
-            counted_BN *= ~corruption.given[m]
+        if m in corruption.context:
+            counted_BN *= ~corruption.context[m]
         if m in valid:
             counted_BN *= valid[m]
         if tokens != "all":
-            free_BN = ~corruption.given[m] if m in corruption.given else jnp.ones_like(assignment_BN, bool)
+            free_BN = ~corruption.context[m] if m in corruption.context else jnp.ones_like(assignment_BN, bool)
             sign = 1 if tokens == "noisier" else -1
             extreme_B1 = jnp.max(sign * tau[m], axis=1, keepdims=True, initial=-jnp.inf, where=free_BN)
             counted_BN *= sign * tau[m] >= extreme_B1

@@ -212,8 +212,8 @@ class SelfFlowObjective:
         """Who sees whom: masked tokens and the others, across modalities."""
         if self.separation is None:
             return None
-        if corruption.given:
-            raise ValueError("given tokens have no group: separation does not go with them")
+        if corruption.context:
+            raise ValueError("context tokens have no group: separation excludes them")
         group = corruption.assignment
         masked = sum(self.schedule.masked(m, group_BN.shape[1]) for m, group_BN in group.items())
         return Groups(group, masked, round(self.separation.whole * len(next(iter(group.values())))))
@@ -243,7 +243,7 @@ class SelfFlowObjective:
             loss += self.modality_weight.get(m, 1.0) * weighted
             alignment = mean(distance[m], draw.aligned[m])
             if self.alignment.metric == "cosine":
-                # Weights of an all-given modality sum to 0: its cosine is then no number to report.
+                # Weights of a modality that is all context sum to 0: its cosine is then no number to report.
                 metrics[f"alignment_cosine/{m}"] = jnp.sum(draw.aligned[m]) - alignment
             else:
                 metrics[f"alignment_loss/{m}"] = alignment

@@ -28,7 +28,7 @@ def model_flops(experiment: Experiment, name: str) -> int:
     count = sum(n for n, _ in tokens.values())
     key = jax.ShapeDtypeStruct((1,), jax.eval_shape(jax.random.key, 0).dtype)  # which takes no device
     sample = lambda keys: experiment.schedule.sample(keys, {m: n for m, (n, _) in tokens.items()}).levels
-    held = bool(experiment.schedule.given)  # given tokens are one more level
+    held = bool(experiment.schedule.context)  # the level of the context
     levels = {m: x.shape[1] + held for m, x in jax.eval_shape(sample, key).items()}
     text = 0 if isinstance(model, SiTConfig) else 1 + (experiment.text.tokens if experiment.text else 0)
     together, apart = (text + count) ** 2, None

@@ -25,11 +25,11 @@ class Views(NamedTuple):
       media: what the autoencoders make of the latents, {"data", "student" or "teacher": {modality: [B, ...]}}: clean,
         at the student's mixed noise, at the teacher's cleaner level.
       rate: frames or samples of sound a second, by modality.
-      levels: the levels that were drawn for each clip, those of given tokens left out, {modality: [B, K]}.
+      levels: the levels that were drawn for each clip, that of the context left out, {modality: [B, K]}.
       tau, teacher_tau: the noise level of every token, {modality: [B, N]}.
       flow: mean over a token's elements of (v - (eps - x0))^2, {modality: [B, N]}.
       cosine: of the student's projected features and the teacher's, {modality: [B, N]}; empty without alignment.
-      given: tokens that are held at tau = 0 and count in no loss, {modality: [B, N]}.
+      context: tokens that are held at tau = 0 and count in no loss, {modality: [B, N]}.
       loss: L_flow and L_rep of each modality, means over the tokens of the batch that count, and "total", their
         weighted sum.
     """
@@ -44,12 +44,12 @@ class Views(NamedTuple):
     teacher_tau: dict[str, np.ndarray]
     flow: dict[str, np.ndarray]
     cosine: dict[str, np.ndarray]
-    given: dict[str, np.ndarray]
+    context: dict[str, np.ndarray]
     loss: dict[str, float]
 
 
 def views(
-    run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, given: bool = False, step: int | None = None
+    run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, context: bool = False, step: int | None = None
 ) -> Views:
     """Draws noise for some clips as training does, and runs student and teacher on them with the run's own weights.
 
@@ -58,7 +58,7 @@ def views(
       clips: as `run.data` gives them.
       numbers: which.
       seed: of all that is drawn.
-      given: whether tokens are given as often as the run's schedule has it; else none are.
+      context: whether context is drawn as by the run's schedule; else there is none.
       step: of the weights; by default the newest.
 
     Raises:
@@ -68,8 +68,8 @@ def views(
     numbers, objective, modalities = list(numbers), run.objective, dict(clips.modalities)
     seconds = seconds_of(modalities)
     latents, ids = whole_clips(clips, numbers)
-    if not given:
-        objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, given={}))
+    if not context:
+        objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, context={}))
     label = clips.labels.get(run.experiment.label, np.full(len(clips), -1))[numbers]
     batch = {"latents": latents, "label": label, "weight": np.ones(len(ids), np.float32)}
     if objective.encoders.keys() & modalities.keys():
@@ -101,12 +101,12 @@ def views(
         seconds,
         decoded,
         {m: x.shape[1] / seconds for m, x in decoded["data"].items()},
-        {m: x[:, : x.shape[1] - (m in draw.corruption.given)] for m, x in draw.corruption.levels.items()},
+        {m: x[:, : x.shape[1] - (m in draw.corruption.context)] for m, x in draw.corruption.levels.items()},
         {m: np.asarray(x) for m, x in draw.corruption.tau().items()},
         {m: np.asarray(x) for m, x in cleaner.tau().items()},
         error,
         {m: 1 - x for m, x in distance.items()},
-        {m: np.asarray(x) for m, x in draw.corruption.given.items()},
+        {m: np.asarray(x) for m, x in draw.corruption.context.items()},
         {f"flow/{m}": float(x) for m, x in flow.items()}
         | {f"alignment/{m}": float(x) for m, x in alignment.items()}
         | {"total": float(_total(objective, flow, alignment, 0.0 if draw.gamma is None else draw.gamma[0]))},
@@ -169,7 +169,7 @@ class Drawn(NamedTuple):
 
 
 def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bins: int = 25, seed: int = 0) -> Drawn:
-    """The noise levels that a schedule draws for the tokens of a modality, none of which are given.
+    """The noise levels that a schedule draws for the tokens of a modality, without context.
 
     Args:
       schedule: of the run, `selfflow.noise.Schedule`.

@@ -153,9 +153,8 @@ class Generator:
         def velocity(x, tau, wanted):
             label_B, caption = wanted
             levels = {m: jnp.full((x[m].shape[0], 1), tau) for m in x}
-            corruption = Corruption(levels, {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}, {}).with_context(
-                given
-            )
+            assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
+            corruption = Corruption(levels, assignment, {}).with_context(given)
             told = {} if caption is None else {"caption": caption}
             return self.apply(params, hold(x), corruption.levels, label_B, corruption.assignment, **told).velocity
 

@@ -92,7 +92,7 @@ class RunSampler:
         requests = tuple(parse_given(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.given)
         self.set, requests = choose_set(wanted.modalities, requests, streams)
         self.modalities = {m: experiment.modalities(self.set)[m] for m in streams[self.set]}
-        check_trained(requests, self.modalities, experiment.schedule.given)
+        check_trained(requests, self.modalities, experiment.schedule.context)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
         self._masks = merged(requests, self.modalities)
         told = experiment.media(self.set) if experiment.data else {}

@@ -150,11 +150,11 @@ def test_the_objective_separates_the_student_and_on_demand_the_teacher(objective
     np.testing.assert_array_equal(same(plain[1], both[1]), [True, False, True, False])
 
 
-def test_given_tokens_have_no_group(objective, params, batch, keys_B):
+def test_context_tokens_have_no_group(objective, params, batch, keys_B):
     made = dataclasses.replace(objective, separation=Separation())
     draw = made.draw(keys_B, batch)
     held = draw.corruption.with_context({"audio": jnp.zeros((4, 5), bool).at[:, 0].set(True)})
-    with pytest.raises(ValueError, match="given"):
+    with pytest.raises(ValueError, match="context"):
         made.views(params, params["model"], batch, keys_B, draw._replace(corruption=held))
 
 

@@ -91,7 +91,7 @@ def test_only_the_noisier_or_the_cleaner_tokens_count(objective, batch):
     assert (np.asarray(drawn["all"].aligned["video"]) > 0).all()
 
 
-def test_given_tokens_are_no_cleaner_ones(objective, batch, keys_B):
+def test_context_tokens_are_not_the_cleaner_ones(objective, batch, keys_B):
     corruption = objective.draw(keys_B, batch).corruption.with_context(
         {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
     )

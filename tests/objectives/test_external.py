@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_the_cosine_by_hand(external, trained, with_features
     np.testing.assert_allclose(loss - flow, 0.5 * (1 - cosines.mean()), rtol=1e-3)
 
 
-def test_given_tokens_padding_and_unread_samples_do_not_count(external, trained, with_features, keys_B):
+def test_context_padding_and_unread_samples_do_not_count(external, trained, with_features, keys_B):
     batch = with_features | {"frames": {"video": np.array([5, 3, 5, 5]), "audio": np.full(4, 10)}}
     batch |= {"weight": np.array([1, 1, 1, 0], np.float32)}
     draw = external.draw(keys_B, batch)

@@ -99,14 +99,14 @@ def _held(draw, corruption, batch):
     return draw._replace(corruption=corruption, weight=weight, aligned=weight, teacher=teacher)
 
 
-def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
+def test_context_tokens_enter_no_loss(objective, params, batch, keys_B):
     free = objective.draw(keys_B, batch)
-    given = {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
-    corruption = free.corruption.with_context(given)
+    context = {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
+    corruption = free.corruption.with_context(context)
     draw = _held(free, corruption, batch)
 
     def per_token(shift):
-        # What is predicted for the given tokens does not matter: only what others see of them does.
+        # What is predicted for the context tokens does not matter: only what others see of them does.
         student, teacher, target = objective.views(params, params["model"], batch, keys_B, draw)
         error = jnp.square(student.velocity["video"] + shift - target["video"]).mean(-1)
         return jnp.sum(error * draw.weight["video"])
@@ -114,8 +114,8 @@ def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     gradient = jax.grad(per_token)(jnp.zeros((4, 20, 1)))
     assert (gradient[:, :7] == 0).all() and (gradient[:, 7:] != 0).all()
     np.testing.assert_allclose(draw.weight["video"].sum(), 1.0, rtol=1e-6)
-    # The same of the whole loss, by what is true of the given tokens: their velocity's target enters through x0 alone,
-    # which they show to others, so the loss must not change where no other token can see it.
+    # The same of the whole loss: the velocity target of context tokens enters through x0 alone, which they show to
+    # others, so the loss must not change where no other token can see it.
     _, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert metrics["flow_count/video"].sum() == 4 * 13
     nothing = jax.grad(
@@ -126,8 +126,8 @@ def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
     others = {m: jnp.sum(nothing(draw.weight)[m] * draw.weight[m]) for m in draw.weight}
     np.testing.assert_allclose(sum(others.values()), by_hand, rtol=1e-5)
     assert (sensitivity[:, :7] > 0).all() and (draw.weight["video"][:, :7] == 0).all()
-    all_given = free.corruption.with_context({"video": jnp.ones((4, 20), bool)})
-    draw = _held(free, all_given, batch)
+    all_context = free.corruption.with_context({"video": jnp.ones((4, 20), bool)})
+    draw = _held(free, all_context, batch)
     loss, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert np.isfinite(loss) and metrics["flow_loss/video"] == 0
 

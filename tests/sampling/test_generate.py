@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfflow.context import modality_context, prefix_context
 from selfflow.errors import UserError
-from selfflow.given import modality_given, prefix_given
 from selfflow.modality import to_tokens
 from selfflow.models.joint import Output
 from selfflow.sampling.generate import Condition, Generator, Sampler, sample_noise
@@ -79,7 +79,7 @@ def test_on_eight_devices_the_noise_is_the_same_to_the_bit_and_samples_agree(tmp
 
 def test_given_tokens_come_back_untouched_and_steer_the_others(generator, params, pair, batch):
     clean = {m: x[:2] for m, x in batch["latents"].items()}
-    masks = {m: np.tile(mask, (2, 1)) for m, mask in modality_given(pair, ("video",)).items()}
+    masks = {m: np.tile(mask, (2, 1)) for m, mask in modality_context(pair, ("video",)).items()}
     draw = generator(solver="euler_maruyama")
     made = draw(params["model"], Condition(NONE[:2], clean=clean, given=masks), seed=0)
     np.testing.assert_array_equal(made["video"], clean["video"])
@@ -90,7 +90,7 @@ def test_given_tokens_come_back_untouched_and_steer_the_others(generator, params
 def test_what_is_not_given_cannot_be_seen(generator, params, pair, batch):
     """The clean latents of tokens that are to be generated must not leak into the samples."""
     clean = {m: x[:2] for m, x in batch["latents"].items()}
-    masks = {m: np.tile(mask, (2, 1)) for m, mask in prefix_given(pair, 16.0).items()}
+    masks = {m: np.tile(mask, (2, 1)) for m, mask in prefix_context(pair, 16.0).items()}
     hidden = {m: np.tile(np.arange(x.shape[1]) * pair[m].period >= 16, (2, 1)) for m, x in clean.items()}
     changed = {m: np.where(hidden[m].reshape(2, -1, *[1] * (x.ndim - 2)), 9.0, x) for m, x in clean.items()}
     draw = generator()
@@ -132,7 +132,7 @@ def test_guidance_drops_the_label_and_keeps_what_is_given(pair, batch):
         return Output(jax.tree.map(jnp.zeros_like, x), {})
 
     clean = {m: x[:2] for m, x in batch["latents"].items()}
-    masks = {m: np.tile(mask, (2, 1)) for m, mask in modality_given(pair, ("audio",)).items()}
+    masks = {m: np.tile(mask, (2, 1)) for m, mask in modality_context(pair, ("audio",)).items()}
     sampler = Sampler(steps=10, guidance=3.0, guidance_low=0.25, guidance_high=0.75)
     Generator(apply, pair, sampler, 3)(None, Condition(np.array([1, 1]), clean=clean, given=masks), seed=0)
     jax.effects_barrier()

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from selfflow.errors import UserError
-from selfflow.given import (
+from selfflow.context import (
     CASES,
-    draw_given,
-    first_frame_given,
-    modality_given,
-    prefix_given,
-    region_given,
-    stretch_given,
+    draw_context,
+    first_frame_context,
+    modality_context,
+    prefix_context,
+    region_context,
+    stretch_context,
 )
+from selfflow.errors import UserError
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep, UniformTimestep
 
@@ -24,7 +24,7 @@ KEYS = jax.random.split(jax.random.key(0), 4000)
 
 
 def draws(table, modalities=PAIR):
-    return {m: np.asarray(mask) for m, mask in draw_given(KEYS, table, modalities).items()}
+    return {m: np.asarray(mask) for m, mask in draw_context(KEYS, table, modalities).items()}
 
 
 def test_cases_come_as_often_as_the_table_says_and_independently_of_the_taus():
@@ -36,15 +36,15 @@ def test_cases_come_as_often_as_the_table_says_and_independently_of_the_taus():
     assert counts.sum() == len(KEYS)  # nothing else was drawn
     expected = np.array([0.1, 0.1, 0.1, 0.7]) * len(KEYS)
     assert stats.chisquare(counts, expected).pvalue > 1e-4
-    schedule = UniformTimestep(given=table, draw="per_modality")
+    schedule = UniformTimestep(context=table, draw="per_modality")
     tau = np.asarray(schedule.sample(KEYS, {"video": 30, "audio": 5}).levels["video"])[:, 0]
-    held = schedule.with_context(schedule.sample(KEYS, {"video": 30, "audio": 5}), KEYS, PAIR).given["audio"]
+    held = schedule.with_context(schedule.sample(KEYS, {"video": 30, "audio": 5}), KEYS, PAIR).context["audio"]
     assert stats.ks_2samp(tau[np.asarray(held).all(1)], tau).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("modalities", [PAIR, {"image": Modality((4, 6, 3), (2, 2))}, {"audio": AUDIO}])
-def test_something_is_always_left_to_generate(case, modalities):
+def test_every_sample_keeps_a_token_to_generate(case, modalities):
     found = draws({case: 1.0}, modalities)
     assert not np.concatenate([*found.values()], axis=1).all(axis=1).any()
     applies = {
@@ -56,46 +56,46 @@ def test_something_is_always_left_to_generate(case, modalities):
     assert np.concatenate([*found.values()], axis=1).any() == applies[case]
 
 
-def test_with_three_modalities_every_proper_subset_is_given():
+def test_with_three_modalities_every_proper_subset_is_context():
     found = draws({"modality": 1.0}, PAIR | {"image": Modality((4, 6, 3), (2, 2))})
     whole = np.stack([found[m].all(axis=1) for m in sorted(found)], axis=1)
     subsets, counts = np.unique(whole, axis=0, return_counts=True)
     assert len(subsets) == 6 and stats.chisquare(counts).pvalue > 1e-4
 
 
-def test_a_prefix_ends_at_one_moment_in_all_modalities():
+def test_a_prefix_ends_at_one_time_in_all_modalities():
     found = draws({"prefix": 1.0})
     frames, steps = found["video"].reshape(-1, 5, 6).all(axis=2), found["audio"]
     assert (found["video"].reshape(-1, 5, 6).any(axis=2) == frames).all()
     assert (np.diff(frames.astype(int), axis=1) <= 0).all() and (np.diff(steps.astype(int), axis=1) <= 0).all()
     assert (frames.sum(1) == steps.sum(1)).all()  # here a token of either lasts 80 ms
-    assert stats.chisquare(np.bincount(frames.sum(1))).pvalue > 1e-4  # the moment is uniform
+    assert stats.chisquare(np.bincount(frames.sum(1))).pvalue > 1e-4  # the end is uniform
 
 
 def test_masks_by_hand():
-    np.testing.assert_array_equal(prefix_given(PAIR, 16.0)["audio"], [1, 1, 0, 0, 0])
-    np.testing.assert_array_equal(prefix_given(PAIR, 15.0)["audio"], [1, 0, 0, 0, 0])
-    np.testing.assert_array_equal(stretch_given(PAIR, 8.0, 20.0)["audio"], [1, 0, 0, 1, 1])
-    video = np.asarray(stretch_given(PAIR, 8.0, 20.0)["video"]).reshape(5, 2, 3)
+    np.testing.assert_array_equal(prefix_context(PAIR, 16.0)["audio"], [1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(prefix_context(PAIR, 15.0)["audio"], [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(stretch_context(PAIR, 8.0, 20.0)["audio"], [1, 0, 0, 1, 1])
+    video = np.asarray(stretch_context(PAIR, 8.0, 20.0)["video"]).reshape(5, 2, 3)
     assert video[[0, 3, 4]].all() and not video[[1, 2]].any()
-    first = first_frame_given(PAIR)
+    first = first_frame_context(PAIR)
     assert (
         np.asarray(first["video"]).reshape(5, 6)[0].all() and np.sum(first["video"]) == 6 and not first["audio"].any()
     )
-    region = region_given(PAIR, 0.5, 0.0, 1.0, 0.5)
+    region = region_context(PAIR, 0.5, 0.0, 1.0, 0.5)
     np.testing.assert_array_equal(np.asarray(region["video"]).reshape(5, 2, 3)[3], [[1, 0, 0], [1, 1, 1]])
     assert not region["audio"].any()
-    assert modality_given(PAIR, ("audio",))["audio"].all()
+    assert modality_context(PAIR, ("audio",))["audio"].all()
 
 
-def test_held_tokens_are_a_level_of_their_own_and_stay_clean_for_the_teacher():
-    schedule = DualTimestep(mask_ratio={"video": 0.1, "audio": 0.5}, given={"prefix": 1.0})
+def test_context_tokens_are_a_level_of_their_own_and_stay_clean_for_the_teacher():
+    schedule = DualTimestep(mask_ratio={"video": 0.1, "audio": 0.5}, context={"prefix": 1.0})
     keys_B = KEYS[:64]
     corruption = schedule.with_context(schedule.sample(keys_B, {"video": 30, "audio": 5}), keys_B, PAIR)
     for view in (corruption, corruption.at_min_level()):
         for m, tau_BN in view.tau().items():
-            assert (np.asarray(tau_BN)[np.asarray(corruption.given[m])] == 0).all()
-            assert (np.asarray(tau_BN)[~np.asarray(corruption.given[m])] > 0).all()
+            assert (np.asarray(tau_BN)[np.asarray(corruption.context[m])] == 0).all()
+            assert (np.asarray(tau_BN)[~np.asarray(corruption.context[m])] > 0).all()
     assert corruption.levels["video"].shape == (64, 3)
 
 
@@ -106,20 +106,20 @@ def test_without_a_table_nothing_changes():
 
 
 @pytest.mark.parametrize(
-    "table, said",
+    "table, message",
     [
-        ({"last_frame": 0.1}, "last_frame.*first_frame"),
-        ({"prefix": -0.1}, "schedule.given.prefix is -0.1"),
-        ({"prefix": 0.6, "region": 0.5}, "sums to 1.1"),
+        ({"last_frame": 0.1}, "schedule.context names 'last_frame'"),
+        ({"prefix": -0.1}, "schedule.context.prefix is -0.1"),
+        ({"prefix": 0.6, "region": 0.5}, "schedule.context sums to 1.1"),
     ],
 )
-def test_tables_that_make_no_sense(table, said):
-    with pytest.raises(UserError, match=said):
-        UniformTimestep(given=table)
+def test_invalid_tables_are_named(table, message):
+    with pytest.raises(UserError, match=message):
+        UniformTimestep(context=table)
 
 
-def test_given_tokens_weigh_nothing_in_the_objective(objective, batch, keys_B):
-    draw = dataclasses.replace(objective, schedule=DualTimestep(given={"modality": 1.0})).draw(keys_B, batch)
-    for m, given_BN in draw.corruption.given.items():
-        assert np.asarray(given_BN).any()
-        assert (np.asarray(draw.weight[m])[np.asarray(given_BN)] == 0).all()
+def test_context_tokens_weigh_nothing_in_the_objective(objective, batch, keys_B):
+    draw = dataclasses.replace(objective, schedule=DualTimestep(context={"modality": 1.0})).draw(keys_B, batch)
+    for m, context_BN in draw.corruption.context.items():
+        assert np.asarray(context_BN).any()
+        assert (np.asarray(draw.weight[m])[np.asarray(context_BN)] == 0).all()
