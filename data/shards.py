@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from selfflow.buckets.staging import staged
-from selfflow.buckets.store import Missing, Short
+from selfflow.storage.staging import staged
+from selfflow.storage.store import Missing, Short
 
 
 class BadRecord(Exception):

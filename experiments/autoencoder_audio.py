@@ -9,10 +9,10 @@ Expect a log-mel distance of 0.15 on held-out sounds, where MDCT and PCA of equa
 better.
 """
 
-from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.convolutional import Network
+from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.collisions import Collisions
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.objectives.autoencoding import Reconstruction
 from selfflow.training.optimizer import AdamW
 
@@ -20,7 +20,7 @@ from selfflow.training.optimizer import AdamW
 def experiment() -> AutoencoderExperiment:
     return AutoencoderExperiment(
         data={"collisions": Collisions()},
-        mixture={"sounds": Set(modalities=("audio",), batch_size=16)},
+        mixture={"sounds": Component(modalities=("audio",), batch_size=16)},
         network=Network(
             channels=128,
             strides=((32,), (10,)),

@@ -9,10 +9,10 @@ Hardware: two CPU cores, 3 GB. Wall time: 10 minutes on one of them.
 Expect a PSNR of 31.8 dB on held-out films, where PCA of equal size has 26.4, and of 35.0 and 32.9 dB on stills.
 """
 
-from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.convolutional import Network
+from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.collisions import Collisions
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.objectives.autoencoding import Reconstruction
 from selfflow.training.optimizer import AdamW
 
@@ -21,8 +21,8 @@ def experiment() -> AutoencoderExperiment:
     return AutoencoderExperiment(
         data={"collisions": Collisions()},
         mixture={
-            "films": Set(modalities=("video",), weight=0.55, batch_size=4),
-            "stills": Set(modalities=("image",), weight=0.45, batch_size=32),
+            "films": Component(modalities=("video",), weight=0.55, batch_size=4),
+            "stills": Component(modalities=("image",), weight=0.45, batch_size=32),
         },
         network=Network(
             channels=64,

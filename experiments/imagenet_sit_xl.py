@@ -12,9 +12,9 @@ It has not been trained by us, so that there is no number to expect.
 """
 
 from selfflow.autoencoders.linear import PatchPCA
+from selfflow.config.experiment import Experiment
 from selfflow.data.tfds import Tfds
-from selfflow.experiment import Experiment
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import SelfFlow
@@ -26,7 +26,7 @@ def experiment() -> Experiment:
         data={"imagenet": Tfds(name="imagenet2012", image="image", label=("label",), size=256)},
         autoencoders={"image": PatchPCA(patch=8, channels=4)},
         patch={"image": (2, 2)},
-        mixture={"image": Set(modalities=("image",), batch_size=256)},
+        mixture={"image": Component(modalities=("image",), batch_size=256)},
         model=SiTConfig.named("XL/2", input_size=32, channels=4, labels=1000, dtype="bfloat16"),
         label="label",
         schedule=DualTimestep(mask_ratio={"image": 0.25}),

@@ -9,7 +9,7 @@ days. It has not been trained by us, so that there is no number to expect.
 
 import dataclasses
 
-from selfflow.experiment import Experiment
+from selfflow.config.experiment import Experiment
 from selfflow.experiments import joint_625m
 from selfflow.models.joint_config import JointConfig
 from selfflow.objectives.alignment import SelfFlow

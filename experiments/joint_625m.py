@@ -14,9 +14,9 @@ It has not been trained by us, so that there is no number to expect.
 """
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
+from selfflow.config.experiment import Experiment
 from selfflow.data.media import Media
-from selfflow.experiment import Experiment
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.models.joint_config import JointConfig
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import SelfFlow
@@ -29,14 +29,14 @@ def experiment() -> Experiment:
         autoencoders={
             "image": PatchPCA(patch=16, channels=128),
             "video": PatchPCA(patch=16, channels=48),
-            "audio": MdctPCA(hop=640, channels=64),
+            "audio": MdctPCA(temporal_stride=640, channels=64),
         },
         patch={"image": (1, 1), "video": (4, 1, 1), "audio": (1,)},
         mixture={
-            "image": Set(modalities=("image",), weight=0.57, batch_size=3072),
-            "video": Set(modalities=("video",), weight=0.15, batch_size=256, seconds=4.0),
-            "film": Set(modalities=("video", "audio"), weight=0.15, batch_size=256, seconds=4.0),
-            "audio": Set(modalities=("audio",), weight=0.13, batch_size=3072),
+            "image": Component(modalities=("image",), weight=0.57, batch_size=3072),
+            "video": Component(modalities=("video",), weight=0.15, batch_size=256, seconds=4.0),
+            "film": Component(modalities=("video", "audio"), weight=0.15, batch_size=256, seconds=4.0),
+            "audio": Component(modalities=("audio",), weight=0.13, batch_size=3072),
         },
         model=JointConfig.named("625M", dtype="bfloat16"),
         schedule=DualTimestep(mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5}),

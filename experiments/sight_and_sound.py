@@ -8,7 +8,8 @@
     selfflow probe [!v]*_? --targets material --sources audio --clips 4096 --baseline shuffled --csv audio.csv \\
         --retrieval 128
 
-The files that came of this lie beside this one, and notebooks/sight_and_sound.py shows them.
+Results: experiments/results/sight_and_sound/README.md, with the CSV files of these commands beside it, which
+notebooks/sight_and_sound.py plots.
 
 The arms differ in the sound alone. Every arm sees the same films in the same order, with the same noise, from the same
 initialisation; every second batch, or nearly, is a film without its sound.
@@ -41,12 +42,12 @@ import dataclasses
 from collections.abc import Iterable
 
 from selfflow.autoencoders.linear import LogMel, PatchPCA
+from selfflow.config.experiment import Experiment, FinalEvaluation
 from selfflow.data.collisions import Collisions, Material
-from selfflow.experiment import Experiment, Proof
 from selfflow.experiments import quickstart
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.noise import DualTimestep, UniformTau
-from selfflow.sweep import Member, chain, seeds
+from selfflow.sweep.members import Member, chain, seeds
 from selfflow.training.loop import Cadence
 
 # The first is the baseline.
@@ -78,12 +79,12 @@ def experiment() -> Experiment:
         },
         autoencoders={
             "video": PatchPCA(patch=8, channels=12),
-            "audio": LogMel(hop=400, bands=40),
+            "audio": LogMel(temporal_stride=400, bands=40),
         },
         patch={"video": (5, 1, 1), "audio": (2,)},
         mixture={
-            "clips": Set(modalities=("video", "audio"), weight=0.5, batch_size=16),
-            "films": Set(modalities=("video",), weight=0.5, batch_size=16),
+            "clips": Component(modalities=("video", "audio"), weight=0.5, batch_size=16),
+            "films": Component(modalities=("video",), weight=0.5, batch_size=16),
         },
         schedule=DualTimestep(
             tau={"video": UniformTau(shift=0.2), "audio": UniformTau(shift=60.0)},
@@ -93,7 +94,7 @@ def experiment() -> Experiment:
         modality_weight={"audio": 5.0},
         steps=1000,
         cadence=Cadence(checkpoint_every=500),
-        proof=Proof(samples=2, probe_clips=0),
+        final_evaluation=FinalEvaluation(samples=2, probe_clips=0),
     )
 
 

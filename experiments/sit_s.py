@@ -8,9 +8,9 @@ Hardware: two CPU cores, 4 GB; 2.3 s a step at batch 8. Its 5 000 steps want an 
 """
 
 from selfflow.autoencoders.linear import PatchPCA
+from selfflow.config.experiment import Experiment
 from selfflow.data.mnist5k import Mnist5k
-from selfflow.experiment import Experiment
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import SelfFlow
@@ -21,7 +21,7 @@ def experiment() -> Experiment:
         data={"mnist": Mnist5k(size=128)},
         autoencoders={"image": PatchPCA(patch=4, channels=4)},
         patch={"image": (2, 2)},
-        mixture={"image": Set(modalities=("image",), batch_size=8)},
+        mixture={"image": Component(modalities=("image",), batch_size=8)},
         model=SiTConfig.named("S/2", input_size=32, channels=4, labels=10),
         label="digit",
         schedule=DualTimestep(mask_ratio={"image": 0.25}),

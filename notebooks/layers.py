@@ -34,14 +34,14 @@ neighbours = 10
 # %%
 # %matplotlib inline
 from selfflow import open_run
-from selfflow.representation.comparison import methods_of
-from selfflow.representation.features import features
-from selfflow.representation.figures import health_figure, probe_curves, probe_map, similarity_figure
+from selfflow.representation.features.extract import features
+from selfflow.representation.figures.layers import health_figure, probe_curves, probe_map, similarity_figure
 from selfflow.representation.health import health_of_run
-from selfflow.representation.probing import Probing, best, probe_run
+from selfflow.representation.probes.probe_run import Probing, best, probe_run
+from selfflow.run.arms import arms_of
 
 runs = [open_run(path) for path in run_paths]
-names = methods_of(runs)
+names = arms_of(runs)
 asked = Probing(tuple(targets), tau=tuple(taus), sources=tuple(sources), probe=probe, clips=clips)
 
 # %% [markdown]

@@ -29,8 +29,8 @@ contact_clips = 256
 # %%
 # %matplotlib inline
 from selfflow import open_run
-from selfflow.representation.features import features
-from selfflow.representation.map_figures import attention_figure, principal_figure, shares_figure, shares_table
+from selfflow.representation.features.extract import features
+from selfflow.representation.figures.maps import attention_figure, principal_figure, shares_figure, shares_table
 from selfflow.representation.maps import attention_on_bodies
 
 run = open_run(run_path)

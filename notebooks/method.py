@@ -29,7 +29,7 @@ seed = 0
 # %%
 # %matplotlib inline
 from selfflow import open_run
-from selfflow.representation.method_figures import corruption_figure, loss_figure, marginals_figure
+from selfflow.representation.figures.method import corruption_figure, loss_figure, marginals_figure
 from selfflow.representation.views import drawn_taus, views
 
 run = open_run(run_path)

@@ -39,9 +39,9 @@ from pathlib import Path
 
 from selfflow import open_run
 from selfflow.cli.importing import main as import_released
-from selfflow.representation.arrays import read_labelled
-from selfflow.representation.figures import probe_curves, probe_map
-from selfflow.representation.probing import Probing, best, probe_run
+from selfflow.representation.features.arrays import read_labelled
+from selfflow.representation.figures.layers import probe_curves, probe_map
+from selfflow.representation.probes.probe_run import Probing, best, probe_run
 
 missing = [path for path in (checkpoint, latents) if not Path(path).is_file()]
 if missing:

@@ -29,7 +29,7 @@
 # them were trained and probed. Where the runs are at hand, the end of this notebook looks into them.
 
 # %% tags=["parameters"]
-rows_paths = [f"../experiments/sight_and_sound_{name}.csv" for name in ("video", "audio", "shifted")]
+rows_paths = [f"../experiments/results/sight_and_sound/{name}.csv" for name in ("video", "audio", "shifted")]
 runs_path = "../runs/sight_and_sound"
 seed = 1
 
@@ -38,10 +38,10 @@ seed = 1
 from pathlib import Path
 
 from selfflow import open_run
-from selfflow.representation.comparison import compared, interaction, read_rows, selected
-from selfflow.representation.comparison_figures import comparison_figure, loss_curves
-from selfflow.representation.figures import probe_curves
-from selfflow.representation.probing import best
+from selfflow.representation.comparison import compare_methods, interaction, read_rows, select_rows
+from selfflow.representation.figures.comparison import comparison_figure, loss_curves
+from selfflow.representation.figures.layers import probe_curves
+from selfflow.representation.probes.probe_run import best
 
 rows = [row for path in rows_paths for row in read_rows(path)]
 
@@ -54,8 +54,8 @@ rows = [row for path in rows_paths for row in read_rows(path)]
 
 # %%
 seen = {"target": "material", "source": "video", "split": "test", "tau": 0.1, "probe": "logistic"}
-two = [row for row in selected(rows, **seen) if row.method in ("matched", "shuffled")]
-primary = compared(best(two), "shuffled")
+two = [row for row in select_rows(rows, **seen) if row.method in ("matched", "shuffled")]
+primary = compare_methods(best(two), "shuffled")
 for method in primary:
     print(method.told())
 
@@ -84,7 +84,7 @@ questions = {
     "contacts from video\nR$^2$": heard,
     "material from sound\nbalanced accuracy": seen | {"source": "audio"},
 }
-answers = {title: compared(best(selected(rows, **asked)), "shuffled") for title, asked in questions.items()}
+answers = {title: compare_methods(best(select_rows(rows, **asked)), "shuffled") for title, asked in questions.items()}
 comparison_figure(answers)
 
 # %%
@@ -99,7 +99,7 @@ for title, methods in answers.items():
 
 # %%
 arms = ("matched", "shuffled"), ("matched_unaligned", "shuffled_unaligned")
-print(interaction(compared(best(selected(rows, **seen))), *arms).told())
+print(interaction(compare_methods(best(select_rows(rows, **seen))), *arms).told())
 
 # %% [markdown]
 # **Does a film find its sound?** Among 16 sounds, half of them of its material, by minus the flow loss of the sound
@@ -110,7 +110,7 @@ print(interaction(compared(best(selected(rows, **seen))), *arms).told())
 # %%
 for target in ("sound", "sound's material"):
     print(target)
-    for method in compared(selected(rows, target=target, split="test"), "shuffled"):
+    for method in compare_methods(select_rows(rows, target=target, split="test"), "shuffled"):
         print("  " + method.told())
 
 # %% [markdown]

@@ -21,8 +21,8 @@ CASES = {
     "modality": "some of the modalities, whole, and not all of them",
     "first_frame": "the first frame of the video",
     "prefix": "all that ends before a point in time",
-    "stretch": "all but a stretch of time",
-    "region": "all of each image but a rectangle",
+    "inpaint_time": "all but a stretch of time",
+    "inpaint_region": "all of each image but a rectangle",
 }
 
 # Edges of tokens and times are sums and quotients of floats: comparisons need a margin.
@@ -89,7 +89,7 @@ def prefix_context(modalities: dict[str, Modality], end: Float[Array, ""]) -> Ma
     return _timed(modalities, before)
 
 
-def stretch_context(modalities: dict[str, Modality], start: Float[Array, ""], end: Float[Array, ""]) -> Masks:
+def inpaint_time_context(modalities: dict[str, Modality], start: Float[Array, ""], end: Float[Array, ""]) -> Masks:
     """Tokens of video and audio whose time span does not overlap `start` to `end`, in units of 10 ms."""
 
     def outside(start_N: np.ndarray, end_N: np.ndarray) -> Array:
@@ -98,7 +98,7 @@ def stretch_context(modalities: dict[str, Modality], start: Float[Array, ""], en
     return _timed(modalities, outside)
 
 
-def region_context(
+def inpaint_region_context(
     modalities: dict[str, Modality],
     left: Float[Array, ""],
     top: Float[Array, ""],
@@ -159,16 +159,16 @@ def _draw_prefix(key: Key[Array, ""], modalities: dict[str, Modality]) -> Masks:
     return prefix_context(modalities, jax.random.uniform(key, maxval=_duration(modalities) - 2 * _ROUNDING))
 
 
-def _draw_stretch(key: Key[Array, ""], modalities: dict[str, Modality]) -> Masks:
+def _draw_inpaint_time(key: Key[Array, ""], modalities: dict[str, Modality]) -> Masks:
     start, end = _interval(key, _duration(modalities))
-    return stretch_context(modalities, start, end)
+    return inpaint_time_context(modalities, start, end)
 
 
-def _draw_region(key: Key[Array, ""], modalities: dict[str, Modality]) -> Masks:
+def _draw_inpaint_region(key: Key[Array, ""], modalities: dict[str, Modality]) -> Masks:
     across_key, down_key = jax.random.split(key)
     left, right = _interval(across_key, 1.0)
     top, bottom = _interval(down_key, 1.0)
-    return region_context(modalities, left, top, right, bottom)
+    return inpaint_region_context(modalities, left, top, right, bottom)
 
 
 def _interval(key: Key[Array, ""], length: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -181,6 +181,6 @@ _DRAWS: dict[str, Callable[[Key[Array, ""], dict[str, Modality]], Masks]] = {
     "modality": _draw_modality,
     "first_frame": _draw_first_frame,
     "prefix": _draw_prefix,
-    "stretch": _draw_stretch,
-    "region": _draw_region,
+    "inpaint_time": _draw_inpaint_time,
+    "inpaint_region": _draw_inpaint_region,
 }

@@ -145,7 +145,7 @@ class _Schedule:
     joint sets leave it open."""
     context: dict[str, float] = field(default_factory=dict)
     """Probability of each case of context that is trained, so that it can be sampled: modality, first_frame,
-    prefix, stretch, region. The remaining samples have no context."""
+    prefix, inpaint_time, inpaint_region. The remaining samples have no context."""
 
     def __post_init__(self):
         check_table(self.context)

@@ -15,8 +15,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from selfflow.experiment import Experiment  # noqa: E402
-from selfflow.experiment_file import load_experiment  # noqa: E402
+from selfflow.config.experiment import Experiment  # noqa: E402
+from selfflow.config.files import load_experiment  # noqa: E402
 from selfflow.modality import Modality  # noqa: E402
 from selfflow.models.joint_config import JointConfig  # noqa: E402
 from selfflow.noise import DualTimestep  # noqa: E402
@@ -101,7 +101,7 @@ def tiny_experiment() -> Experiment:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_experiment, data_dir, tmp_path_factory) -> Path:
     """A finished run of the tiny experiment, uninterrupted."""
-    from selfflow.cli.train import train
+    from selfflow.tasks.train import train
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     train(tiny_experiment, folder, data_dir)

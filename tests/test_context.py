@@ -9,10 +9,10 @@ from selfflow.context import (
     CASES,
     draw_context,
     first_frame_context,
+    inpaint_region_context,
+    inpaint_time_context,
     modality_context,
     prefix_context,
-    region_context,
-    stretch_context,
 )
 from selfflow.errors import UserError
 from selfflow.modality import Modality
@@ -50,9 +50,9 @@ def test_every_sample_keeps_a_token_to_generate(case, modalities):
     applies = {
         "modality": len(modalities) > 1,
         "first_frame": "video" in modalities,
-        "region": "audio" != [*modalities][0],
+        "inpaint_region": "audio" != [*modalities][0],
     }
-    applies |= dict.fromkeys(("prefix", "stretch"), "audio" in modalities)
+    applies |= dict.fromkeys(("prefix", "inpaint_time"), "audio" in modalities)
     assert np.concatenate([*found.values()], axis=1).any() == applies[case]
 
 
@@ -75,14 +75,14 @@ def test_a_prefix_ends_at_one_time_in_all_modalities():
 def test_masks_by_hand():
     np.testing.assert_array_equal(prefix_context(PAIR, 16.0)["audio"], [1, 1, 0, 0, 0])
     np.testing.assert_array_equal(prefix_context(PAIR, 15.0)["audio"], [1, 0, 0, 0, 0])
-    np.testing.assert_array_equal(stretch_context(PAIR, 8.0, 20.0)["audio"], [1, 0, 0, 1, 1])
-    video = np.asarray(stretch_context(PAIR, 8.0, 20.0)["video"]).reshape(5, 2, 3)
+    np.testing.assert_array_equal(inpaint_time_context(PAIR, 8.0, 20.0)["audio"], [1, 0, 0, 1, 1])
+    video = np.asarray(inpaint_time_context(PAIR, 8.0, 20.0)["video"]).reshape(5, 2, 3)
     assert video[[0, 3, 4]].all() and not video[[1, 2]].any()
     first = first_frame_context(PAIR)
     assert (
         np.asarray(first["video"]).reshape(5, 6)[0].all() and np.sum(first["video"]) == 6 and not first["audio"].any()
     )
-    region = region_context(PAIR, 0.5, 0.0, 1.0, 0.5)
+    region = inpaint_region_context(PAIR, 0.5, 0.0, 1.0, 0.5)
     np.testing.assert_array_equal(np.asarray(region["video"]).reshape(5, 2, 3)[3], [[1, 0, 0], [1, 1, 1]])
     assert not region["audio"].any()
     assert modality_context(PAIR, ("audio",))["audio"].all()
@@ -110,7 +110,7 @@ def test_without_a_table_nothing_changes():
     [
         ({"last_frame": 0.1}, "schedule.context names 'last_frame'"),
         ({"prefix": -0.1}, "schedule.context.prefix is -0.1"),
-        ({"prefix": 0.6, "region": 0.5}, "schedule.context sums to 1.1"),
+        ({"prefix": 0.6, "inpaint_region": 0.5}, "schedule.context sums to 1.1"),
     ],
 )
 def test_invalid_tables_are_named(table, message):

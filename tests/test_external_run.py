@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from selfflow.cli.train import train
+from selfflow.data.built import build
 from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
-from selfflow.input.built import build
 from selfflow.interop.export import export
 from selfflow.objectives.alignment import ExternalEncoder
-from selfflow.prepare import hash_of_latents, prepare
-from selfflow.run import open_run
+from selfflow.run.prepare_data import latents_hash, prepare_data
+from selfflow.run.run import open_run
+from selfflow.tasks.train import train
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,12 @@ def aligned(tiny_experiment, data_dir, tmp_path_factory):
         tiny_experiment,
         alignment=ExternalEncoder(student_layer=1, projector_depth=2, encoders=encoders),
         steps=6,
-        proof=dataclasses.replace(tiny_experiment.proof, samples=1, probe_clips=0),
+        final_evaluation=dataclasses.replace(tiny_experiment.final_evaluation, samples=1, probe_clips=0),
     )
 
 
 def test_batches_have_the_targets_of_their_tokens(aligned, data_dir):
-    feed, built = prepare(aligned.resolved(), data_dir)
+    feed, built = prepare_data(aligned.resolved(), data_dir)
     seen = {facts["set"]: batch for batch, facts in feed.batches(0, 4)}
     assert {m: x.shape for m, x in seen["joint"]["features"].items()} == {"video": (2, 25 * 2 * 2, 3)}
     assert {m: x.shape for m, x in seen["image"]["features"].items()} == {"image": (4, 16, 3)}
@@ -49,23 +49,23 @@ def test_batches_have_the_targets_of_their_tokens(aligned, data_dir):
 
 
 def test_latents_from_elsewhere_need_neither_raw_data_nor_encoder(aligned, tiny_experiment, data_dir, tmp_path):
-    feed, _ = prepare(aligned.resolved(), data_dir)
+    feed, _ = prepare_data(aligned.resolved(), data_dir)
     gone = {m: e and dataclasses.replace(e, path="no/longer/here") for m, e in aligned.alignment.encoders.items()}
     elsewhere = dataclasses.replace(
         aligned,
         alignment=dataclasses.replace(aligned.alignment, encoders=gone),
         latents={"collisions": str(feed.latents["collisions"].path)},
     )
-    again, built = prepare(elsewhere.resolved(), tmp_path)
-    assert built == {} and hash_of_latents(again.latents) == hash_of_latents(feed.latents)
-    plain, _ = prepare(tiny_experiment.resolved(), data_dir)
-    assert hash_of_latents(plain.latents) != hash_of_latents(feed.latents)
+    again, built = prepare_data(elsewhere.resolved(), tmp_path)
+    assert built == {} and latents_hash(again.latents) == latents_hash(feed.latents)
+    plain, _ = prepare_data(tiny_experiment.resolved(), data_dir)
+    assert latents_hash(plain.latents) != latents_hash(feed.latents)
     without = dataclasses.replace(elsewhere, latents={"collisions": str(plain.latents["collisions"].path)})
     with pytest.raises(UserError, match="holds no features of"):
-        prepare(without.resolved(), tmp_path)
+        prepare_data(without.resolved(), tmp_path)
     # Who asks for none may read them: they are left where they are.
     other = dataclasses.replace(tiny_experiment, latents=elsewhere.latents)
-    read, _ = prepare(other.resolved(), tmp_path)
+    read, _ = prepare_data(other.resolved(), tmp_path)
     assert all("features" not in batch for batch, _ in read.batches(0, 3))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from selfflow.training.processes import Processes
+from selfflow.training.distributed import Processes
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -48,14 +48,14 @@ def called(command: list, surroundings: dict[str, str], status: int = 0) -> dict
 
 def trained(arguments: list[str], monkeypatch) -> tuple:
     """What `selfflow train` makes of arguments: the experiment, its folder, that of the data, and the processes."""
-    import selfflow.cli.train
+    import selfflow.tasks.train
 
     joined, made = [], []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(Processes, "join", lambda self: joined.append(self))
-    monkeypatch.setattr(selfflow.cli.train, "train", lambda *given: made.append(given))
+    monkeypatch.setattr(selfflow.tasks.train, "train", lambda *given: made.append(given))
     assert arguments[0] == "train"
-    selfflow.cli.train.main(arguments[1:])
+    selfflow.tasks.train.main(arguments[1:])
     return *made[0], joined[0]
 
 

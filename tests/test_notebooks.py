@@ -122,8 +122,8 @@ def test_sources_hold_no_logic_and_no_outputs(path):
 @pytest.mark.slow
 def test_all_on_the_quickstart(tmp_path_factory):
     """As they stand, on the run that the first page of README.md trains."""
-    from selfflow.cli.train import train
-    from selfflow.experiment_file import load_experiment
+    from selfflow.config.files import load_experiment
+    from selfflow.tasks.train import train
 
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
     train(load_experiment(NOTEBOOKS.parent / "experiments" / "quickstart.py"), folder, tmp_path_factory.mktemp("data"))

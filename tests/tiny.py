@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from selfflow.experiment import Experiment, Proof
-from selfflow.experiment_file import load_experiment
-from selfflow.input.mixture import Set
+from selfflow.config.experiment import Experiment, FinalEvaluation
+from selfflow.config.files import load_experiment
+from selfflow.input.mixture import Component
 from selfflow.models.joint_config import JointConfig
 from selfflow.objectives.alignment import SelfFlow
 from selfflow.sampling.generate import Sampler
@@ -27,8 +27,8 @@ def experiment() -> Experiment:
             )
         },
         mixture={
-            "joint": Set(modalities=("video", "audio"), weight=0.5, batch_size=2),
-            "image": Set(modalities=("image",), weight=0.5, batch_size=4),
+            "joint": Component(modalities=("video", "audio"), weight=0.5, batch_size=2),
+            "image": Component(modalities=("image",), weight=0.5, batch_size=4),
         },
         model=JointConfig(width=32, heads=2, double_blocks=1, single_blocks=2, mlp_ratio=2.0, rotary=(4, 4, 4, 4)),
         schedule=dataclasses.replace(quickstart.schedule, context={"modality": 0.2, "first_frame": 0.1, "prefix": 0.1}),
@@ -37,5 +37,5 @@ def experiment() -> Experiment:
         steps=12,
         cadence=Cadence(log_every=4, checkpoint_every=3),
         sampler=Sampler(steps=2),
-        proof=Proof(samples=2, probe_clips=24),
+        final_evaluation=FinalEvaluation(samples=2, probe_clips=24),
     )

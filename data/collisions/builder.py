@@ -15,10 +15,10 @@ import tensorflow_datasets as tfds
 
 from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions
 from selfflow.data.collisions.generate import records
+from selfflow.data.workers import cores, start_worker
 from selfflow.data.writing import Config, RecordsBuilder, prepare
 from selfflow.errors import UserError
 from selfflow.progress import Progress
-from selfflow.workers import cores, start_worker
 
 _CHUNK = 32
 _MOST_WORKERS = 32

@@ -9,7 +9,7 @@ from selfflow.errors import UserError
 
 MANIFEST = "latents.json"
 _AXES = {"image": 3, "video": 4, "audio": 2}
-_FIELDS = {"autoencoder", "shape", "stride", "hop", "first_frame_alone", "frames_per_second", "sample_rate"}
+_FIELDS = {"autoencoder", "shape", "stride", "temporal_stride", "first_frame_alone", "frames_per_second", "sample_rate"}
 _FIELDS |= {"scale", "shift", "channels_first"}
 _EXAMPLE = '{"image": {"autoencoder": "sd-vae-ft-ema", "shape": [32, 32, 4], "stride": 8, "scale": 0.18215}}'
 
@@ -31,8 +31,8 @@ class Stream:
     autoencoder: str
     shape: tuple[int, ...]
     stride: int
-    hop: int
-    lead: int
+    temporal_stride: int
+    causal_padding: int
     scale: float | tuple[float, ...]
     shift: float | tuple[float, ...]
     channels_first: bool
@@ -41,9 +41,14 @@ class Stream:
     def media(self) -> tuple[int, ...]:
         """Shape of what was encoded."""
         if not self.stride:
-            return (self.shape[0] * self.hop,)
+            return (self.shape[0] * self.temporal_stride,)
         *frames, height, width, _ = self.shape
-        return (*(t * self.hop - self.lead for t in frames), height * self.stride, width * self.stride, 3)
+        return (
+            *(t * self.temporal_stride - self.causal_padding for t in frames),
+            height * self.stride,
+            width * self.stride,
+            3,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,18 +109,18 @@ def _stream(told: Any, m: str, who: str) -> Stream:
     needed = {"autoencoder", "shape"} | {
         "image": {"stride"},
         "video": {"stride", "frames_per_second"},
-        "audio": {"hop", "sample_rate"},
+        "audio": {"temporal_stride", "sample_rate"},
     }[m]
     _want(needed <= told.keys(), who, f"lacks {', '.join(sorted(needed - told.keys()))}")
     _want(isinstance(told["autoencoder"], str) and told["autoencoder"], who, "has an autoencoder that is no name")
     shape = told["shape"]
     fits = isinstance(shape, list) and len(shape) == _AXES[m] and all(_whole(n) for n in shape)
     _want(fits, who, f"has shape {shape}: give {_AXES[m]} whole numbers above 0, channels last")
-    for name in ("stride", "hop", "sample_rate"):
+    for name in ("stride", "temporal_stride", "sample_rate"):
         _want(_whole(told.get(name, 1)), who, f"has {name} {told.get(name)!r}: give a whole number above 0")
     rate = told.get("frames_per_second", 1)
     _want(_number(rate) and rate > 0, who, f"has frames_per_second {rate!r}: give a number above 0")
-    alone, hop = told.get("first_frame_alone", False), told.get("hop", 1)
+    alone, hop = told.get("first_frame_alone", False), told.get("temporal_stride", 1)
     _want(isinstance(alone, bool) and (m == "video" or not alone), who, "has a first_frame_alone that is for films")
     first = told.get("channels_first", False)
     _want(isinstance(first, bool), who, f"has channels_first {first!r}: give true or false")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from selfflow.data.media import Media
-from selfflow.data.media.still import animation, is_animated, open_image, still
+from selfflow.data.media.still import animation, as_image, is_animated, open_image
 from selfflow.data.media.tracks import (
     LONGEST_HOLD,
     Picture,
@@ -81,7 +81,7 @@ def _of_image(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
 
     def single() -> Iterator[Clip]:
         with image:
-            yield Clip(None, image=still(image, media.size))
+            yield Clip(None, image=as_image(image, media.size))
 
     return moving() if is_animated(image) else single()
 

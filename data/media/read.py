@@ -7,7 +7,7 @@ from PIL import UnidentifiedImageError
 
 from selfflow.data.media import Media
 from selfflow.data.media.decode import ROUNDING, Sound, clips, int16_of
-from selfflow.data.media.still import open_image, still
+from selfflow.data.media.still import as_image, open_image
 from selfflow.data.media.tracks import Unreadable, open_tracks, sound, sound_of_soundfile
 from selfflow.data.report import Notes
 from selfflow.errors import UserError
@@ -22,7 +22,7 @@ def read_still(path: Path, size: int) -> np.ndarray:
     _check_file(path)
     try:
         with open_image(path) as image:
-            return still(image, size)
+            return as_image(image, size)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         pass
     try:

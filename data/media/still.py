@@ -35,7 +35,7 @@ def is_animated(image: Image.Image) -> bool:
     return image.format in _ANIMATED and getattr(image, "is_animated", False)
 
 
-def still(image: Image.Image, size: int) -> np.ndarray:
+def as_image(image: Image.Image, size: int) -> np.ndarray:
     """An opened image as uint8 [size, size, 3]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -46,7 +46,7 @@ def still(image: Image.Image, size: int) -> np.ndarray:
             turned = ImageOps.exif_transpose(image)
         except Exception:  # EXIF is a nest of formats and many cameras break them: the pixels are still good
             turned = image
-        return square(rgb(turned), size)
+        return crop_square(rgb(turned), size)
 
 
 def animation(image: Image.Image, size: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -56,7 +56,7 @@ def animation(image: Image.Image, size: int) -> Iterator[tuple[float, np.ndarray
         image.load()  # some formats tell the duration only now
         milliseconds = float(image.info.get("duration") or 0)
         # as browsers do: a duration of next to nothing means that nobody set it
-        yield (milliseconds if milliseconds > 10 else 100.0) / 1000, square(rgb(image), size)
+        yield (milliseconds if milliseconds > 10 else 100.0) / 1000, crop_square(rgb(image), size)
 
 
 def rgb(image: Image.Image) -> Image.Image:
@@ -76,7 +76,7 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
+def crop_square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
     """The largest centred square of an RGB image, antialiased to uint8 [size, size, 3].
 
     `aspect` is the width of one source pixel over its height.

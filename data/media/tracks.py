@@ -15,7 +15,7 @@ import soxr
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from selfflow.data.media.still import square
+from selfflow.data.media.still import crop_square
 from selfflow.data.report import Notes
 
 # A picture that stands for longer is taken for a hole in the recording, or for broken timestamps.
@@ -260,7 +260,7 @@ def _shown(
         if quarter_turns:
             turn = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
             image = image.transpose(turn[quarter_turns - 1])
-        return square(image, size, 1 / aspect if quarter_turns % 2 else aspect)
+        return crop_square(image, size, 1 / aspect if quarter_turns % 2 else aspect)
 
     return Picture(start, end, read)
 

@@ -11,7 +11,7 @@ import soxr
 from PIL import Image
 
 from selfflow.data.features import content_of, read_features
-from selfflow.data.media.still import rgb, square, still
+from selfflow.data.media.still import as_image, crop_square, rgb
 from selfflow.data.tfds import Tfds
 from selfflow.data.tfds.fields import Fields, choose, dtype_of
 from selfflow.errors import UserError
@@ -135,11 +135,13 @@ def _still(value: Any, size: int) -> np.ndarray:
     """An encoded picture, or one as [H, W] or [H, W, C], as uint8 [size, size, 3]."""
     if isinstance(value, bytes):
         with Image.open(io.BytesIO(value)) as image:
-            return still(image, size)
+            return as_image(image, size)
     pixels = np.asarray(value)
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
-    return square(rgb(Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)), size)
+    return crop_square(
+        rgb(Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)), size
+    )
 
 
 def _at(tree: Any, path: str) -> Any:

@@ -22,7 +22,7 @@ from selfflow.autoencoders.config import Convolutional
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.sweep import Member, seeds
+from selfflow.sweep.members import Member, seeds
 
 __all__ = ["experiment", "sweep"]
 
@@ -30,9 +30,9 @@ __all__ = ["experiment", "sweep"]
 def sweep() -> Iterable[Member]:
     trained = {
         "autoencoders": {
-            "image": Convolutional(channels=32, hop=1, stride=8, stills=True, path=_path("image")),
-            "video": Convolutional(channels=64, hop=4, stride=8, path=_path("video")),
-            "audio": Convolutional(channels=128, hop=320, stride=0, path=_path("audio"), sample_rate=8000),
+            "image": Convolutional(channels=32, temporal_stride=1, stride=8, images_only=True, path=_path("image")),
+            "video": Convolutional(channels=64, temporal_stride=4, stride=8, path=_path("video")),
+            "audio": Convolutional(channels=128, temporal_stride=320, stride=0, path=_path("audio"), sample_rate=8000),
         },
         "patch.video": (1, 1, 1),
     }

@@ -13,7 +13,7 @@ Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a m
 from collections.abc import Iterable
 
 from selfflow.experiments.ablations.self_flow import experiment
-from selfflow.sweep import Member, seeds
+from selfflow.sweep.members import Member, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -24,7 +24,7 @@ from selfflow.encoders import EffNetLite0
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import SRA, ExternalEncoder, LayerSync, NoAlignment
-from selfflow.sweep import Member, seeds
+from selfflow.sweep.members import Member, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.noise import DiffusionForcing, FullMasking, UniformTimestep
-from selfflow.sweep import Member, axis, chain, seeds
+from selfflow.sweep.members import Member, axis, chain, seeds
 
 __all__ = ["experiment", "sweep"]
 

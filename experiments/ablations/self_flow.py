@@ -24,7 +24,7 @@ Fixed before any of them was measured. For what is understood: R^2 of a ridge pr
 of a film, from video alone at tau 0.5, the layer chosen on validation; with less noise the token itself tells it to a
 linear probe, whatever the network knows. For what is made: KID on EffNet's features of 256 stills. Each is self_flow
 minus vanilla, five seeds, paired. All else explores. Arms are compared only if vanilla has learned: flow loss below 0.9
-of its yardstick, and that probe's R^2 0.10 above the untrained network's. (512 stills were planned, and made 256 for
+of its linear baseline, and that probe's R^2 0.10 above the untrained network's. (512 stills were planned, and made 256 for
 time when the first runs were trained and nothing was measured.)
 
 It is the quickstart for 600 steps, with films and sounds alone among its batches, as in arXiv 2603.06507, so that what
@@ -37,13 +37,13 @@ once, and 4 to measure it.
 import dataclasses
 from collections.abc import Iterable
 
-from selfflow.experiment import Experiment, Proof
+from selfflow.config.experiment import Experiment, FinalEvaluation
 from selfflow.experiments import quickstart
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
-from selfflow.sweep import Member, seeds
+from selfflow.sweep.members import Member, seeds
 from selfflow.training.loop import Cadence
 
 
@@ -51,14 +51,14 @@ def experiment() -> Experiment:
     return dataclasses.replace(
         quickstart.experiment(),
         mixture={
-            "joint": Set(modalities=("video", "audio"), weight=0.4, batch_size=16),
-            "films": Set(modalities=("video",), weight=0.3, batch_size=16),
-            "sounds": Set(modalities=("audio",), weight=0.1, batch_size=64),
-            "stills": Set(modalities=("image",), weight=0.2, batch_size=64),
+            "joint": Component(modalities=("video", "audio"), weight=0.4, batch_size=16),
+            "films": Component(modalities=("video",), weight=0.3, batch_size=16),
+            "sounds": Component(modalities=("audio",), weight=0.1, batch_size=64),
+            "stills": Component(modalities=("image",), weight=0.2, batch_size=64),
         },
         steps=600,
         cadence=Cadence(checkpoint_every=200),
-        proof=Proof(samples=2, probe_clips=0),
+        final_evaluation=FinalEvaluation(samples=2, probe_clips=0),
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.models.separation import Separation
-from selfflow.sweep import Member, axis, seeds
+from selfflow.sweep.members import Member, axis, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -13,10 +13,10 @@ Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a m
 
 from collections.abc import Iterable
 
-from selfflow.experiment import Experiment
+from selfflow.config.experiment import Experiment
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.sweep import Member, axis, chain, seeds
+from selfflow.sweep.members import Member, axis, chain, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -1,21 +1,20 @@
 """Which autoencoder makes the latents of a modality; cheap to import.
 
-Settings are frozen dataclasses with a `kind`, and what they have in common is `Config`; what they load is an
-`Autoencoder`. Some are fitted to the data of an experiment, once (`fit`); the others have a `path` to weights that the
-user brings. Where these lie is no part of what they are: identities are made of the weights.
+Configs are frozen dataclasses with a `kind` that share the protocol `Config`; `load_autoencoder` reads the weights of
+one and returns an `Autoencoder`. Some are fitted to the data of an experiment, once (`fit`); the others have a `path` to
+pretrained weights. The path is not part of an autoencoder's identity, which is a hash of its weights.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from selfflow.autoencoders.causal import Convolutional, Diffusers, Given, in_cells
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.autoencoders.mel import LogMel
+from selfflow.autoencoders.temporal_config import Convolutional, Diffusers, Precomputed, patch_grid_shape
 from selfflow.errors import UserError
-from selfflow.tree import to_json
+from selfflow.serialization import to_json
 
 
 class Autoencoder(Protocol):
@@ -26,18 +25,18 @@ class Autoencoder(Protocol):
     Attributes:
       config: its settings.
       identity: kind, and hash of weights and settings: equal identities mean equal latents.
-      together: how many records are best encoded in one call.
+      batch_size: how many records are best encoded in one call.
     """
 
     config: "Config"
     identity: str
-    together: int
+    batch_size: int
 
     def encode(self, media: np.ndarray) -> np.ndarray:
         """float32 latents [..., C]; the mean, where they are drawn from a distribution."""
         ...
 
-    def moments(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def encode_distribution(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Mean and standard deviation of the latents; None for that of an autoencoder that is sure."""
         ...
 
@@ -51,15 +50,15 @@ class Config(Protocol):
 
     Attributes:
       kind: its name.
-      suits: the modalities that it is for.
+      modalities: those that it is for.
       hop: frames or samples of the media in one latent frame; 1 where each is encoded by itself.
       lead: how many of those the first latent frame lacks: hop - 1 where a film's first frame stands alone.
     """
 
     kind: str
-    suits: ClassVar[tuple[str, ...]]
-    hop: int
-    lead: int
+    modalities: ClassVar[tuple[str, ...]]
+    temporal_stride: int
+    causal_padding: int
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of media of a shape.
@@ -69,21 +68,13 @@ class Config(Protocol):
         """
         ...
 
-    def load(self, path: Path) -> Autoencoder:
-        """Reads weights.
-
-        Raises:
-          UserError: naming file and key, if they are missing, damaged or of another model.
-        """
-        ...
-
 
 class _KL:
     """What SD-VAE and FLUX.2's have in common: each picture, or frame of a film, is encoded by itself."""
 
-    suits: ClassVar[tuple[str, ...]] = ("image", "video")
-    hop: ClassVar[int] = 1
-    lead: ClassVar[int] = 0
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+    temporal_stride: ClassVar[int] = 1
+    causal_padding: ClassVar[int] = 0
 
     def __post_init__(self):
         for name in ("channels", "stride", "groups", "scale"):
@@ -92,13 +83,7 @@ class _KL:
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of pictures [..., H, W, 3]."""
-        return in_cells(self, media)
-
-    def load(self, path: Path) -> Autoencoder:
-        """Reads the weights."""
-        from selfflow.autoencoders.pretrained import KLAutoencoder  # brings JAX
-
-        return KLAutoencoder(self, path)
+        return patch_grid_shape(self, media)
 
 
 @dataclass(frozen=True)
@@ -140,19 +125,19 @@ class Flux2VAE(_KL):
     """Of the arithmetic."""
 
 
-AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE | Convolutional | Diffusers | Given
+AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE | Convolutional | Diffusers | Precomputed
 
 
-def brought(config: AnyAutoencoder) -> bool:
+def uses_pretrained(config: AnyAutoencoder) -> bool:
     """Whether the weights are a user's, and not fitted to the data."""
     return hasattr(config, "path")
 
 
-def decodes(config: AnyAutoencoder | None) -> bool:
+def can_decode(config: AnyAutoencoder | None) -> bool:
     """Whether there is more of it than its latents."""
-    return getattr(config, "kind", None) != "given"
+    return getattr(config, "kind", None) != "precomputed"
 
 
-def described(config: AnyAutoencoder) -> dict[str, Any]:
+def config_without_path(config: AnyAutoencoder) -> dict[str, Any]:
     """Settings as JSON data, without where weights lie."""
     return {name: value for name, value in to_json(config).items() if name != "path"}

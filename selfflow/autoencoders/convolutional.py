@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from selfflow.convolution import Convolution, convolve
+from selfflow.encoders.convolution import Convolution, convolve
 from selfflow.errors import UserError
 
 _LOG_VARIANCE = (-30.0, 20.0)
@@ -71,7 +71,7 @@ class Network:
         return len(self.cell) == 3
 
     @property
-    def lead(self) -> int:
+    def causal_padding(self) -> int:
         """Copies of the first frame before a film."""
         return self.cell[0] - 1 if self.pictures else 0
 
@@ -122,7 +122,7 @@ class Network:
         p, seen = params["encoder"], _Seen(past)
         x = x.astype(p["out"].kernel.dtype)
         for level, stride in zip(p["levels"], self.strides):
-            x = convolve(into_channels(x, stride), level["down"])
+            x = convolve(space_to_depth(x, stride), level["down"])
             for block in level["blocks"]:
                 x = self._block(x, block, seen)
         # Without a normalisation: how bright or loud a cell is would have to go round it.
@@ -139,7 +139,7 @@ class Network:
         for level, stride in zip(p["levels"], reversed(self.strides)):
             for block in level["blocks"]:
                 x = self._block(x, block, seen)
-            x = out_of_channels(convolve(x, level["up"]), stride)
+            x = depth_to_space(convolve(x, level["up"]), stride)
         return x.astype(jnp.float32), seen.kept
 
     def _block(self, x: Float[Array, "B ... D"], p: dict[str, Any], seen: "_Seen") -> Float[Array, "B ... D"]:
@@ -171,17 +171,17 @@ def _rms(x: Float[Array, "B ... D"]) -> Float[Array, "B ... 1"]:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True) + 1e-8)
 
 
-def scaled(media: Array) -> Float[Array, "B ..."]:
+def to_unit_range(media: Array) -> Float[Array, "B ..."]:
     """uint8 or int16 media in [-1, 1]."""
     return media.astype(jnp.float32) / 127.5 - 1 if media.dtype == jnp.uint8 else media.astype(jnp.float32) / 32768
 
 
-def led_in(x: Float[Array, "B T ..."], lead: int) -> Float[Array, "B lead+T ..."]:
+def pad_causal(x: Float[Array, "B T ..."], lead: int) -> Float[Array, "B lead+T ..."]:
     """Media after copies of their first frame."""
     return jnp.concatenate([jnp.repeat(x[:, :1], lead, axis=1), x], axis=1) if lead else x
 
 
-def into_channels(x: Float[Array, "B ... C"], stride: tuple[int, ...]) -> Float[Array, "B ... D"]:
+def space_to_depth(x: Float[Array, "B ... C"], stride: tuple[int, ...]) -> Float[Array, "B ... D"]:
     """Moves each cell of `stride` positions into channels, (position in the cell, channel)."""
     axes = len(stride)
     sizes = [n for size, s in zip(x.shape[1:-1], stride) for n in (size // s, s)]
@@ -190,8 +190,8 @@ def into_channels(x: Float[Array, "B ... C"], stride: tuple[int, ...]) -> Float[
     return split.transpose(order).reshape(x.shape[0], *sizes[::2], math.prod(stride) * x.shape[-1])
 
 
-def out_of_channels(x: Float[Array, "B ... D"], stride: tuple[int, ...]) -> Float[Array, "B ... C"]:
-    """The inverse of `into_channels`."""
+def depth_to_space(x: Float[Array, "B ... D"], stride: tuple[int, ...]) -> Float[Array, "B ... C"]:
+    """The inverse of `space_to_depth`."""
     axes, channels = len(stride), x.shape[-1] // math.prod(stride)
     split = x.reshape(*x.shape[:-1], *stride, channels)
     order = [0, *(axis for i in range(axes) for axis in (1 + i, 1 + axes + i)), 2 * axes + 1]

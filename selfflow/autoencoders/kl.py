@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from selfflow.convolution import Convolution, Weights, convolve
+from selfflow.encoders.convolution import Convolution, Weights, convolve
 from selfflow.errors import UserError
 
 _EPS = 1e-6

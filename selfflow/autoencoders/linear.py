@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.fft
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
 from selfflow.autoencoders.mel import LogMel
@@ -24,9 +24,9 @@ class PatchPCA:
     """Side of a patch in pixels."""
     channels: int = 16
     """Latent channels kept, at most 3 patch^2; all of them lose nothing."""
-    suits: ClassVar[tuple[str, ...]] = ("image", "video")
-    hop: ClassVar[int] = 1
-    lead: ClassVar[int] = 0
+    modalities: ClassVar[tuple[str, ...]] = ("image", "video")
+    temporal_stride: ClassVar[int] = 1
+    causal_padding: ClassVar[int] = 0
 
     def __post_init__(self):
         if not 1 <= self.channels <= 3 * self.patch**2:
@@ -71,42 +71,40 @@ class PatchPCA:
         """Whether latents are principal components of the frames, or the frames themselves."""
         return True
 
-    def load(self, path: Path) -> "LinearAutoencoder":
-        """Reads fitted weights."""
-        return LinearAutoencoder(self, load_file(path))
-
 
 @dataclass(frozen=True)
 class MdctPCA:
     """PCA over the coefficients of an orthonormal MDCT, companded by asinh: raw audio latents are heavy-tailed."""
 
     kind: Literal["mdct_pca"] = "mdct_pca"
-    hop: int = 320
+    temporal_stride: int = 320
     """Samples between latent frames, an even number; 320 at 8 kHz are 40 ms."""
     channels: int = 128
     """Latent channels kept, at most `hop`."""
-    suits: ClassVar[tuple[str, ...]] = ("audio",)
-    lead: ClassVar[int] = 0
+    modalities: ClassVar[tuple[str, ...]] = ("audio",)
+    causal_padding: ClassVar[int] = 0
 
     def __post_init__(self):
-        if self.hop < 2 or self.hop % 2:
-            raise UserError(f"autoencoder hop {self.hop}: give an even number of samples")
-        if not 1 <= self.channels <= self.hop:
-            raise UserError(f"autoencoder channels {self.channels}: an MDCT of hop {self.hop} has 1 to {self.hop}")
+        if self.temporal_stride < 2 or self.temporal_stride % 2:
+            raise UserError(f"autoencoder hop {self.temporal_stride}: give an even number of samples")
+        if not 1 <= self.channels <= self.temporal_stride:
+            raise UserError(
+                f"autoencoder channels {self.channels}: an MDCT of hop {self.temporal_stride} has 1 to {self.temporal_stride}"
+            )
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latent of media [samples]."""
-        if media[-1] % self.hop:
-            raise UserError(f"autoencoder hop {self.hop} does not divide clips of {media[-1]} samples")
-        return (*media[:-1], media[-1] // self.hop, self.channels)
+        if media[-1] % self.temporal_stride:
+            raise UserError(f"autoencoder hop {self.temporal_stride} does not divide clips of {media[-1]} samples")
+        return (*media[:-1], media[-1] // self.temporal_stride, self.channels)
 
     def frames(self, media: np.ndarray) -> np.ndarray:
         """int16 [..., samples] -> MDCT coefficients [..., samples / hop, hop] of the sound in [-1, 1].
 
         Samples after the last whole hop are left out.
         """
-        media = media[..., : media.shape[-1] // self.hop * self.hop]
-        blocks = media.reshape(*media.shape[:-1], -1, self.hop).astype(np.float32) / 32768
+        media = media[..., : media.shape[-1] // self.temporal_stride * self.temporal_stride]
+        blocks = media.reshape(*media.shape[:-1], -1, self.temporal_stride).astype(np.float32) / 32768
         return scipy.fft.dst(self._lap(blocks, -1), type=4, norm="ortho", axis=-1)
 
     def media(self, frames: np.ndarray) -> np.ndarray:
@@ -118,8 +116,8 @@ class MdctPCA:
         # An MDCT with a sine window is a rotation of the samples on both sides of each block boundary,
         # then a DST-IV of each block; nothing is rotated at the two ends, so that the whole is
         # orthonormal, has as many coefficients as samples, and frame i stands for block i.
-        half = self.hop // 2
-        angle = np.pi / (2 * self.hop) * (half + np.arange(half) + 0.5)
+        half = self.temporal_stride // 2
+        angle = np.pi / (2 * self.temporal_stride) * (half + np.arange(half) + 0.5)
         inside, outside = np.sin(angle).astype(blocks.dtype), sign * np.cos(angle).astype(blocks.dtype)
         out = blocks.copy()
         after, before = blocks[..., 1:, :half], blocks[..., :-1, : half - 1 : -1]
@@ -137,10 +135,6 @@ class MdctPCA:
         """Whether latents are principal components of the frames, or the frames themselves."""
         return True
 
-    def load(self, path: Path) -> "LinearAutoencoder":
-        """Reads fitted weights."""
-        return LinearAutoencoder(self, load_file(path))
-
 
 Linear = PatchPCA | MdctPCA | LogMel
 
@@ -155,7 +149,7 @@ class LinearAutoencoder:
         `shift` [C] and `deviation` [C] (normalisation after it).
     """
 
-    together = 1
+    batch_size = 1
 
     def __init__(self, config: Linear, arrays: dict[str, np.ndarray]):
         self.config, self.arrays = config, arrays
@@ -210,10 +204,10 @@ class LinearAutoencoder:
         Raises:
           UserError: if a patch does not divide pictures, or media are other than data sets have them.
         """
-        check_media(media, self.config.suits[0])
+        check_media(media, self.config.modalities[0])
         return self._compress(self.config.frames(media)).astype(np.float32)
 
-    def moments(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def encode_distribution(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Mean and standard deviation of the latents of media; a linear autoencoder is sure, which None says."""
         return self.encode(media), None
 
@@ -223,7 +217,7 @@ class LinearAutoencoder:
         Raises:
           UserError: if there are none.
         """
-        check_latents(latents, self.config.suits[0])
+        check_latents(latents, self.config.modalities[0])
         z = np.asarray(latents, np.float32) * self.arrays["deviation"] + self.arrays["shift"]
         # A model may ask for what no recording has: sinh of it must not overflow.
         z = np.sinh(np.clip(z, -20, 20)) if self.config.companded else z

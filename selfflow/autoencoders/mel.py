@@ -1,16 +1,14 @@
 """Log-mel spectrograms as latents: loudness by pitch and time, without the phase that nobody sees coming."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from selfflow.errors import UserError
 
 if TYPE_CHECKING:
-    from selfflow.autoencoders.linear import LinearAutoencoder
+    pass
 
 _FLOOR = 1e-4  # power below which there is silence; sound is in [-1, 1]
 
@@ -24,26 +22,26 @@ class LogMel:
     """
 
     kind: Literal["log_mel"] = "log_mel"
-    hop: int = 320
+    temporal_stride: int = 320
     """Samples between latent frames, an even number; windows are twice as long."""
     bands: int = 40
     """Mel bands, each a latent channel."""
     sample_rate: int = 8000
     """Samples of sound per second, as the data has them: mel bands are a matter of Hz."""
-    suits: ClassVar[tuple[str, ...]] = ("audio",)
-    lead: ClassVar[int] = 0
+    modalities: ClassVar[tuple[str, ...]] = ("audio",)
+    causal_padding: ClassVar[int] = 0
 
     def __post_init__(self):
-        if self.hop < 2 or self.hop % 2:
-            raise UserError(f"autoencoder hop {self.hop}: give an even number of samples")
+        if self.temporal_stride < 2 or self.temporal_stride % 2:
+            raise UserError(f"autoencoder hop {self.temporal_stride}: give an even number of samples")
         if self.bands < 1:
             raise UserError(f"autoencoder bands {self.bands}: give at least 1")
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latent of media [samples]."""
-        if media[-1] % self.hop:
-            raise UserError(f"autoencoder hop {self.hop} does not divide clips of {media[-1]} samples")
-        return (*media[:-1], media[-1] // self.hop, self.bands)
+        if media[-1] % self.temporal_stride:
+            raise UserError(f"autoencoder hop {self.temporal_stride} does not divide clips of {media[-1]} samples")
+        return (*media[:-1], media[-1] // self.temporal_stride, self.bands)
 
     def frames(self, media: np.ndarray) -> np.ndarray:
         """int16 [..., samples] -> float32 log powers [..., samples / hop, bands]; frame i is centred on block i.
@@ -52,10 +50,10 @@ class LogMel:
         """
         import librosa  # seconds to import
 
-        media = media[..., : media.shape[-1] // self.hop * self.hop]
+        media = media[..., : media.shape[-1] // self.temporal_stride * self.temporal_stride]
         if not media.size:
             return np.zeros((*media.shape[:-1], 0, self.bands), np.float32)
-        sides = [(0, 0)] * (media.ndim - 1) + [(self.hop // 2, self.hop // 2)]
+        sides = [(0, 0)] * (media.ndim - 1) + [(self.temporal_stride // 2, self.temporal_stride // 2)]
         sound = np.pad(media.astype(np.float32) / 32768, sides)
         power = librosa.feature.melspectrogram(y=sound, sr=self.sample_rate, n_mels=self.bands, **self._windows)
         return np.moveaxis(np.log(power + _FLOOR), -1, -2)
@@ -66,17 +64,17 @@ class LogMel:
 
         # Louder than any recording a model may ask for; exp of it must not overflow.
         power = np.maximum(np.exp(np.minimum(np.moveaxis(frames, -1, -2), 20)) - _FLOOR, 0)
-        filters = librosa.filters.mel(sr=self.sample_rate, n_fft=2 * self.hop, n_mels=self.bands)
+        filters = librosa.filters.mel(sr=self.sample_rate, n_fft=2 * self.temporal_stride, n_mels=self.bands)
         # Least squares, cut off at 0: much faster than with the constraint, and Griffin-Lim smooths what differs.
         magnitude = np.sqrt(np.maximum(np.linalg.pinv(filters) @ power, 0))
-        samples = frames.shape[-2] * self.hop
-        sound = librosa.griffinlim(magnitude, random_state=0, length=samples + self.hop, **self._windows)
-        sound = sound[..., self.hop // 2 : self.hop // 2 + samples] * 32768
+        samples = frames.shape[-2] * self.temporal_stride
+        sound = librosa.griffinlim(magnitude, random_state=0, length=samples + self.temporal_stride, **self._windows)
+        sound = sound[..., self.temporal_stride // 2 : self.temporal_stride // 2 + samples] * 32768
         return np.clip(np.rint(np.nan_to_num(sound)), -32768, 32767).astype(np.int16)
 
     @property
     def _windows(self) -> dict[str, int | bool]:
-        return {"n_fft": 2 * self.hop, "hop_length": self.hop, "center": False}
+        return {"n_fft": 2 * self.temporal_stride, "hop_length": self.temporal_stride, "center": False}
 
     @property
     def companded(self) -> bool:
@@ -90,9 +88,3 @@ class LogMel:
         Whitened, components that hardly vary would count as much as when something sounds, and how loud.
         """
         return False
-
-    def load(self, path: Path) -> "LinearAutoencoder":
-        """Reads fitted weights."""
-        from selfflow.autoencoders.linear import LinearAutoencoder  # which knows this module
-
-        return LinearAutoencoder(self, load_file(path))

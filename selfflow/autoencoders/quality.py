@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.autoencoders.config import Autoencoder
+from selfflow.encoders.audio import log_mel
 
 
 def psnr(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray]) -> float:
@@ -26,16 +27,6 @@ def _squared(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray] | Non
     return sum(float(np.sum(np.square(clip.astype(np.float64) - other))) for clip, other in pairs)
 
 
-def log_mel(sound: np.ndarray, rate: int, bands: int = 40) -> np.ndarray:
-    """Log-mel spectrogram of int16 sound [samples], natural logarithm, [bands, frames] (librosa)."""
-    import librosa  # seconds to import
-
-    power = librosa.feature.melspectrogram(
-        y=sound.astype(np.float32) / 32768, sr=rate, n_fft=512, hop_length=160, n_mels=bands
-    )
-    return np.log(power + 1e-5)
-
-
 def reconstruction_quality(
     autoencoder: Autoencoder, records: list[dict[str, Any]], modality: str, rate: int, materials: list[str]
 ) -> dict[str, float]:
@@ -52,7 +43,7 @@ def reconstruction_quality(
     decoded = [autoencoder.decode(autoencoder.encode(media)) for media in original]
     original = [a[: len(b)] for a, b in zip(original, decoded)]  # without what no whole latent frame holds
 
-    whole = measured(original, decoded, rate)
+    whole = reconstruction_metrics(original, decoded, rate)
     if modality != "audio":
         return whole
     quality = {"snr_db": whole["snr_db"]}
@@ -63,7 +54,9 @@ def reconstruction_quality(
     return quality | {"log_mel_distance": whole["log_mel_distance"]}
 
 
-def measured(original: Sequence[np.ndarray], decoded: Sequence[np.ndarray], rate: float) -> dict[str, float]:
+def reconstruction_metrics(
+    original: Sequence[np.ndarray], decoded: Sequence[np.ndarray], rate: float
+) -> dict[str, float]:
     """What was lost of clips, which may be of several lengths: PSNR in dB of uint8 pictures; of int16 sound of `rate`
     samples a second the mean log-mel distance, and SNR in dB."""
     if original[0].dtype == np.uint8:

@@ -85,13 +85,13 @@ def _fail(message: str) -> None:
 
 
 def _one_of_several() -> bool:
-    processes = sys.modules.get("selfflow.training.processes")
+    processes = sys.modules.get("selfflow.training.distributed")
     return processes is not None and processes.several()
 
 
 def _exit(status: int) -> None:
     if _one_of_several():
-        sys.modules["selfflow.training.processes"].leave(status)
+        sys.modules["selfflow.training.distributed"].leave(status)
     sys.exit(status)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfflow.cli.parse import parse
+from selfflow.config.experiment import Experiment
+from selfflow.data.workers import cores
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
-from selfflow.workers import cores
 
 _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
 def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
     import jax
 
-    from selfflow.planning.step_benchmark import matmul_peak, mixture_mean, step_rates
+    from selfflow.benchmark.step import matmul_peak, mixture_mean, step_rates
 
     experiment.model.execution.check(jax.default_backend())
     peak = matmul_peak(experiment.model.dtype)
@@ -107,7 +107,7 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
 def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
     import jax
 
-    from selfflow.planning.sampling_benchmark import sampling_rates
+    from selfflow.benchmark.sampling import sampling_rates
 
     experiment.model.execution.check(jax.default_backend())
     rates = sampling_rates(experiment, options.rounds)
@@ -130,11 +130,11 @@ def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
 def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[dict[str, Any]]:
     import jax
 
-    from selfflow.planning.features_benchmark import features_rates
-    from selfflow.prepare import prepare
+    from selfflow.benchmark.features import features_rates
+    from selfflow.run.prepare_data import prepare_data
 
     experiment.model.execution.check(jax.default_backend())
-    feed, _ = prepare(experiment, data_dir)
+    feed, _ = prepare_data(experiment, data_dir)
     rates = features_rates(experiment, feed, options.rounds)
     if not options.json:
         print(f"\nFeatures, {options.rounds} rounds, {jax.devices()[0].device_kind}, {experiment.model.dtype}:")
@@ -152,10 +152,10 @@ def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[
 def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> list[dict[str, Any]]:
     import jax
 
-    from selfflow.planning.autoencoder_benchmark import autoencoder_rates
-    from selfflow.prepare import prepare
+    from selfflow.benchmark.autoencoders import autoencoder_rates
+    from selfflow.run.prepare_data import prepare_data
 
-    feed, _ = prepare(experiment, data_dir)
+    feed, _ = prepare_data(experiment, data_dir)
     rates = autoencoder_rates(experiment, feed, options.rounds)
     if not options.json:
         print(f"\nAutoencoders, {options.rounds} rounds, {jax.devices()[0].device_kind}:")
@@ -185,10 +185,10 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
 
 
 def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str, Any]:
-    from selfflow.planning.input_benchmark import frames_per_second_of_collisions, input_rate, waiting
-    from selfflow.prepare import prepare
+    from selfflow.benchmark.input import frames_per_second_of_collisions, input_rate, waiting
+    from selfflow.run.prepare_data import prepare_data
 
-    feed, _ = prepare(experiment, data_dir)
+    feed, _ = prepare_data(experiment, data_dir)
     rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]
     waited = waiting(experiment, feed, options.timed_steps)
     generated = {
@@ -204,14 +204,14 @@ def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str
             name = (
                 f"{rate.workers} worker process{plural}"
                 if rate.workers
-                else f"{feed.reading.threads} threads, no worker"
+                else f"{feed.loader.threads} threads, no worker"
             )
             print(
                 f"  {name:<22} {rate.samples_per_second:>12,.0f} {rate.tokens_per_second:>14,.0f} "
                 f"{rate.start_seconds:>17.2f} s"
             )
         print(
-            f"\nTraining, {waited.steps} steps with reading.workers {feed.reading.workers}: "
+            f"\nTraining, {waited.steps} steps with loader.workers {feed.loader.workers}: "
             f"{waited.step_seconds:.3f} s a step, {waited.waiting_share:.2%} of it spent waiting for data"
         )
         for name, rate in generated.items():

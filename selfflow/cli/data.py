@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from selfflow.buckets.paths import data_folder
 from selfflow.cli.folders import refuse_bucket
 from selfflow.errors import UserError
+from selfflow.storage.paths import data_folder
 
 if TYPE_CHECKING:
-    from selfflow.input.built import Built
-    from selfflow.input.forget import Forgotten
-    from selfflow.input.verify import Problem
+    from selfflow.data.built import BuiltDataset
+    from selfflow.data.verify import Problem
+    from selfflow.latents.delete.delete import DeletionReport
 
 _LINES_PER_GROUP = 20
 
@@ -145,16 +145,16 @@ def _counted(count: int) -> str:
     return f"{count} record{'s' * (count != 1)}"
 
 
-def _built(settings: Any, data_dir: Path) -> "Built":
-    from selfflow.input.built import build
+def _built(settings: Any, data_dir: Path) -> "BuiltDataset":
+    from selfflow.data.built import build
 
     return build(settings, data_dir)
 
 
 def _build(settings: Any, options: Build, data_dir: Path) -> None:
-    from selfflow.autoencoders.named import autoencoder_of
+    from selfflow.autoencoders.parse import parse_autoencoder
 
-    chosen = {m: autoencoder_of(text, m) for m, text in options.autoencoder.items() if text}
+    chosen = {m: parse_autoencoder(text, m) for m, text in options.autoencoder.items() if text}
     if settings.kind == "latent_files":
         settings = settings.resolved()
     built = _built(settings, data_dir)
@@ -163,9 +163,9 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
     print(f"in {built.folder}")
     if chosen:
         from selfflow.cli.encode import say_latents
-        from selfflow.experiment import stream_of
-        from selfflow.input.encode import encode
-        from selfflow.input.fit import fit
+        from selfflow.config.experiment import modality_stream
+        from selfflow.latents.encode import encode
+        from selfflow.latents.fit_autoencoder import fit_autoencoder
 
         shapes = settings.media_shapes(*([built.folder] if settings.kind == "tfds" else []))
         for m in chosen:
@@ -173,8 +173,8 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
                 raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and not {m}")
         # How latents are cut into tokens is an experiment's matter.
         whole = {"image": (1, 1), "video": (1, 1, 1), "audio": (1,)}
-        streams = {m: stream_of(settings, m, config, whole[m]) for m, config in chosen.items()}
-        fitted = {m: fit(m, config, {settings.kind: built}, (), data_dir) for m, config in chosen.items()}
+        streams = {m: modality_stream(settings, m, config, whole[m]) for m, config in chosen.items()}
+        fitted = {m: fit_autoencoder(m, config, {settings.kind: built}, (), data_dir) for m, config in chosen.items()}
         say_latents("latents", encode(built, fitted, streams, None, data_dir))
 
 
@@ -196,11 +196,11 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
 
 
 def _verify(settings: Any, options: NoOptions, data_dir: Path) -> None:
-    from selfflow.buckets.copies import fetch
-    from selfflow.input.latents import MANIFEST
-    from selfflow.input.verify import Contents, verify_data
-    from selfflow.input.verify_latents import latents_folders, records_of, verify_latents
+    from selfflow.data.verify import Contents, verify_data
+    from selfflow.latents.store import MANIFEST
+    from selfflow.latents.verify import latents_folders, records_of, verify_latents
     from selfflow.progress import Progress
+    from selfflow.storage.copies import fetch
 
     built, contents, wrong = _built(settings, data_dir), Contents(), 0
     fetch(data_dir / "latents", MANIFEST)
@@ -236,19 +236,19 @@ def _report(part: str, records: int, problems: list["Problem"], folder: Path) ->
 
 def _forget(settings: Any, options: Forget, data_dir: Path) -> None:
     from selfflow.input.exclude import read_ids
-    from selfflow.input.forget import forget
+    from selfflow.latents.delete.delete import delete_samples
     from selfflow.progress import Progress
 
     ids = read_ids(options.ids)
     built = _built(settings, data_dir)
     with Progress("forget", 2 * sum(built.splits.values()), unit="records") as shown:
-        done = forget(built, ids, data_dir, shown.advance)
+        done = delete_samples(built, ids, data_dir, shown.advance)
     _say_forgotten(done, ids, data_dir)
     if done.left:
         sys.exit(1)
 
 
-def _say_forgotten(done: "Forgotten", ids: set[str], data_dir: Path) -> None:
+def _say_forgotten(done: "DeletionReport", ids: set[str], data_dir: Path) -> None:
     if done.before:
         state = "this was begun and interrupted; it is finished now" if done.resumed else "nothing was left to do"
         print(f"forgetting these {len(ids)} ids, {done.before}: {state}")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from selfflow.cli.parse import parse
-from selfflow.input.encode import Share
+from selfflow.latents.encode import EncodeShare
 
 if TYPE_CHECKING:
-    from selfflow.input.latents import Latents
+    from selfflow.latents.store import Latents
 
 _EXAMPLE = "selfflow encode experiments/quickstart.py --processes 2"
 
@@ -24,7 +24,7 @@ class Options:
     inspect: bool = False
     """Tell how each latent channel is distributed, how much is lost, and draw it: originals, what comes back, and the
     difference."""
-    share: Annotated[Share, tyro.conf.arg(name="")] = Share()
+    share: Annotated[EncodeShare, tyro.conf.arg(name="")] = EncodeShare()
 
 
 def main(arguments: list[str]) -> None:
@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     experiment, options, data_dir = parsed
-    from selfflow.prepare import prepare
+    from selfflow.run.prepare_data import prepare_data
 
     experiment = experiment.resolved()
-    prepared = prepare(experiment, data_dir, options.share)
+    prepared = prepare_data(experiment, data_dir, options.share)
     if prepared is None:
         print("this host's part is done; the latents are ready when the other hosts have done theirs")
         return
@@ -44,9 +44,10 @@ def main(arguments: list[str]) -> None:
     for name, latents in feed.latents.items():
         say_latents(name, latents)
     if options.inspect:
-        from selfflow.cli.inspection import inspect
+        from selfflow.latents.inspect import inspect
 
-        inspect(experiment, feed.latents, built, options.out)
+        rates = {name: getattr(data, "sample_rate", 0) for name, data in experiment.data.items()}
+        inspect(experiment.autoencoders, rates, feed.latents, built, options.out)
 
 
 def say_latents(name: str, latents: "Latents") -> None:

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfflow.cli.parse import parse_run
+from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
+from selfflow.serialization import to_json
 from selfflow.training.sharding import Devices
-from selfflow.tree import to_json
 
 if TYPE_CHECKING:
-    from selfflow.evaluation.gather import Gathered, Looks
-    from selfflow.input.batches import Feed
-    from selfflow.input.built import Built
-    from selfflow.run import Run
-    from selfflow.sampling.of_run import RunSampler
+    from selfflow.data.built import BuiltDataset
+    from selfflow.evaluation.gather import EvaluationSetup, SampleAccumulator
+    from selfflow.input.batches import BatchSource
+    from selfflow.run.run import Run
+    from selfflow.run.sampler import RunSampler
 
-_EXAMPLE = "selfflow evaluate runs/any_to_any --modality audio --given video --samples 512"
+_EXAMPLE = "selfflow evaluate runs/any_to_any --modality audio --context video --samples 512"
 _REAL, _DECODED, _SAMPLES, _NOISE = "real clips", "real, decoded", "samples", "noise"
 
 
@@ -41,7 +41,7 @@ class Options:
     """Number of samples; distances of other numbers are other distances."""
     modality: str = ""
     """What to generate, as in `selfflow sample`."""
-    given: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
     """What is given, as in `selfflow sample`; without a file, clips of the validation split."""
     seed: int = 0
     """Of the samples."""
@@ -75,7 +75,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `RUN [--samples N] [--features F ...] [--given CASE]` and prints the tables."""
+    """Parses `RUN [--samples N] [--features F ...] [--context CASE]` and prints the tables."""
     parsed = parse_run(
         "evaluate",
         arguments,
@@ -85,10 +85,10 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     path, options = parsed
-    from selfflow.buckets.paths import url
-    from selfflow.cli.sample import claimed, unused
-    from selfflow.run import open_run
-    from selfflow.sampling.of_run import RunSampler, Wanted
+    from selfflow.cli.sample import claim_path, unused_path
+    from selfflow.run.run import open_run
+    from selfflow.run.sampler import RunSampler, SampleRequest
+    from selfflow.storage.paths import url
 
     run = open_run(path)
     if not run.experiment.data:
@@ -102,35 +102,35 @@ def main(arguments: list[str]) -> None:
     model = run.model(options.weights, options.step, mesh)
     feed, built = run.feed(options.data_dir)
     names = tuple(filter(None, options.modality.split(",")))
-    wanted = Wanted(names, options.given, options.sampler)
+    wanted = SampleRequest(names, options.context, options.sampler)
     # What is given comes from clips that samples are not held against: a part of a reference is no sample.
     given = lambda name: run.held_out(name, ("validation", "train"), options.data_dir)
     sampler = RunSampler(run, wanted, model.params, given, mesh)
     if options.adm_npz and "image" not in sampler.modalities:
         raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
-    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
+    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.context)
     name = f"step_{model.step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}"
     where = run.source if url(path) else str(run.path.resolve())
     told = {"run": where, "step": model.step, "set": sampler.set, **_settings(options)}
-    free = options.out or unused(run.path / "evaluations" / f"{name}.json", told)
-    out = claimed(free, free, told)
+    free = options.out or unused_path(run.path / "evaluations" / f"{name}.json", told)
+    out = claim_path(free, free, told)
     of = f"the {options.weights} of {run.source} at step {model.step}"
     found = evaluate(run.experiment, feed, built, sampler, model.params, of, options)
     out.write_text(json.dumps(told | found, indent=1))
     print(f"\nAll numbers: {out}")
 
 
-def _calibrate(run: "Run", built: dict[str, "Built"], out: Path) -> None:
-    from selfflow.cli.evaluating import readable, world_of
+def _calibrate(run: "Run", built: dict[str, "BuiltDataset"], out: Path) -> None:
     from selfflow.evaluation.collisions.calibrate import as_text, calibrate
+    from selfflow.tasks.evaluating import physics_verifier, readable_records
 
     experiment = run.experiment
     name = next((n for n, found in built.items() if found.settings.kind == "collisions"), None)
     if name is None:
         raise UserError(f"--calibrate: {run.source} has no raw Collisions; they are what the verifier knows")
     settings = built[name].settings
-    judges = world_of(settings, ("video", "audio"), built[name]).judges
-    records = list(readable(built[name].records("test")))
+    judges = physics_verifier(settings, ("video", "audio"), built[name]).judges
+    records = list(readable_records(built[name].records("test")))
     through = {m: run.autoencoder(m) for m in ("video", "audio") if m in experiment.autoencoders}
     passed = lambda m: (lambda x: through[m].decode(through[m].encode(x[None]))[0]) if m in through else None
     columns = {"as they are": calibrate(records, settings, judges)}
@@ -143,14 +143,14 @@ def _calibrate(run: "Run", built: dict[str, "Built"], out: Path) -> None:
 
 def _settings(options: Options) -> dict[str, Any]:
     told = to_json(dataclasses.replace(options, reference=options.reference and str(options.reference)))
-    said = ("samples", "given", "seed", "weights", "sampler", "features", "reference")
+    said = ("samples", "context", "seed", "weights", "sampler", "features", "reference")
     return {name: told[name] for name in said}
 
 
 def evaluate(
     experiment: Experiment,
-    feed: "Feed",
-    built: dict[str, "Built"],
+    feed: "BatchSource",
+    built: dict[str, "BuiltDataset"],
     sampler: "RunSampler",
     weights: Any,
     of: str,
@@ -165,21 +165,21 @@ def evaluate(
       of: what tells these weights from others.
       options: flags of the command.
     """
-    from selfflow.cli.evaluating import (
+    from selfflow.cli.evaluation_tables import print_tables
+    from selfflow.evaluation.gather import WATCHED, SampleAccumulator
+    from selfflow.tasks.evaluating import (
         comparisons,
+        evaluation_numbers,
         fitted_clips,
-        looks_of,
-        numbers_of,
+        physics_verifier,
         real_clips,
         reference_of,
-        world_of,
+        select_extractors,
     )
-    from selfflow.cli.evaluation_tables import print_tables
-    from selfflow.evaluation.gather import WATCHED, Gathered
 
     name, n, size = sampler.set, options.samples, options.batch_size
     data = experiment.mixture[name].data
-    looks = looks_of(options.features, experiment, name, None)
+    looks = select_extractors(options.features, experiment, name, None)
     if options.features and not (looks.extractors or looks.layer):
         raise UserError(f"--features {' '.join(options.features)}: none looks at {', '.join(sampler.modalities)}")
     # Of what is given whole, samples tell no more than the data does.
@@ -202,16 +202,18 @@ def evaluate(
         ((features, found),) = against.items()
         found.save(options.save_reference)
         print(f"{options.save_reference}: {features} of {found.count} real clips")
-    looks = looks._replace(world=world_of(experiment.data[data], experiment.mixture[name].modalities, built.get(data)))
+    looks = looks._replace(
+        world=physics_verifier(experiment.data[data], experiment.mixture[name].modalities, built.get(data))
+    )
     rows = {
         _REAL: train.batches(others[:n], size),
         _DECODED: train.batches(others[:n], size, decoded=True),
         _SAMPLES: ((s.latents, s.media) for s in sampler.batches(np.arange(n), options.seed, size)),
         _NOISE: _noise(sampler, n, size),
     }
-    gathered: dict[str, Gathered] = {}
+    gathered: dict[str, SampleAccumulator] = {}
     for row, batches in rows.items():
-        gathered[row] = Gathered(looks, n)
+        gathered[row] = SampleAccumulator(looks, n)
         passing = _passing(batches, gathered[row], row, n)
         if row == _SAMPLES and options.adm_npz:
             _write_adm(options.adm_npz, passing, n)
@@ -219,7 +221,7 @@ def evaluate(
             for _ in passing:
                 pass
     compared = {row: comparisons(against, found) for row, found in gathered.items() if found.count > 1}
-    case = f", given {' '.join(options.given)}" if options.given else ""
+    case = f", given {' '.join(options.context)}" if options.context else ""
     print(f"\n{name} ({', '.join(sampler.modalities)}){case}: {n} samples, against {where}")
     print(
         f"Real clips: {min(n, len(others))} others, of the {train.split} split; noise: what samples begin as, decoded."
@@ -237,13 +239,15 @@ def evaluate(
     return {
         "against": where,
         "modality": ", ".join(m for m in sampler.modalities if m not in sampler.held_whole),
-        "rows": {row: numbers_of(gathered[row], compared[row]) for row in compared},
+        "rows": {row: evaluation_numbers(gathered[row], compared[row]) for row in compared},
         "distances": {row: {f: dataclasses.asdict(c) for f, c in found.items()} for row, found in compared.items()},
         "checked": {row: {check: told.n for check, told in v.rows.items()} for row, v in verdicts.items()},
     }
 
 
-def _passing(batches: Iterator[Any], gathered: "Gathered", row: str, n: int) -> Iterator[dict[str, np.ndarray]]:
+def _passing(
+    batches: Iterator[Any], gathered: "SampleAccumulator", row: str, n: int
+) -> Iterator[dict[str, np.ndarray]]:
     with Progress(row, n, unit="clip") as shown:
         for latents, media in batches:
             gathered.add(latents, media)
@@ -271,7 +275,7 @@ def _write_adm(path: Path, passing: Iterator[dict[str, np.ndarray]], n: int) -> 
     print(f"{path}: {n} samples for ADM's evaluator")
 
 
-def _reference(looks: "Looks", options: Options) -> dict[str, Any]:
+def _reference(looks: "EvaluationSetup", options: Options) -> dict[str, Any]:
     """The features of --reference by their name, none without it; refuses what cannot be before anything is drawn."""
     from selfflow.evaluation.accumulate import Accumulator, load_reference
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 
 from selfflow.evaluation.collisions.verify import PASSES
 from selfflow.evaluation.compare import Comparison
-from selfflow.evaluation.gather import Gathered
+from selfflow.evaluation.gather import SampleAccumulator
 
 
 def print_tables(
-    gathered: Mapping[str, Gathered], compared: Mapping[str, Mapping[str, Comparison]], samples: str
+    gathered: Mapping[str, SampleAccumulator], compared: Mapping[str, Mapping[str, Comparison]], samples: str
 ) -> None:
     """Prints distances, the world's laws and synchrony of samples beside what they are held beside.
 

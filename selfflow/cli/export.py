@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     description = f"Write a run's weights, config and card into a folder of their own.\n\nexample: {_EXAMPLE}"
     given = tyro.cli(Arguments, prog="selfflow export", description=description, args=arguments)
     from selfflow.interop.export import export
-    from selfflow.run import open_run
+    from selfflow.run.run import open_run
 
     run = open_run(given.run)
     with new_folder(given.out) as folder:

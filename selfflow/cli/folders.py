@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from selfflow.buckets.paths import url, url_of
 from selfflow.errors import UserError
+from selfflow.storage.paths import url, url_of
 
 
 def refuse_bucket(folder: Path, command: str) -> None:

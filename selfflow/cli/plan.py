@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfflow.cli.parse import parse
-from selfflow.experiment import Experiment
+from selfflow.config.experiment import Experiment
 from selfflow.planning.chips import CHIPS
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import tyro
 from selfflow.errors import UserError
 
 if TYPE_CHECKING:
-    from selfflow.representation.probing import Probing, Row
-    from selfflow.run import Run
+    from selfflow.representation.probes.probe_run import Probing, Row
+    from selfflow.run.run import Run
 
 _EXAMPLE = "selfflow probe runs/quickstart --targets material,count --layers all --tau 0.1,0.3,0.5"
 _FEW = 6  # runs whose layers are all printed
@@ -75,11 +75,12 @@ def main(arguments: list[str]) -> None:
 
 def probe(paths: list[str], options: Options) -> list["Row"]:
     """Probes runs one after the other, prints the tables and writes CSV and figures."""
-    from selfflow.representation.comparison import methods_of, write_rows
-    from selfflow.representation.figures import probe_curves
-    from selfflow.representation.probing import probe_run
+    from selfflow.representation.comparison import write_rows
+    from selfflow.representation.figures.layers import probe_curves
+    from selfflow.representation.probes.probe_run import probe_run
     from selfflow.representation.retrieval import retrieval_rows
-    from selfflow.run import open_run
+    from selfflow.run.arms import arms_of
+    from selfflow.run.run import open_run
 
     asked, wanted = _asked(options), _names(options.weights)
     if unknown := [name for name in wanted if name not in ("ema", "student", "untrained")]:
@@ -90,7 +91,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     out = options.csv or _place(paths, options)
     labelled = [
         (run, weights, method if len(wanted) == 1 else f"{method}, {weights}")
-        for run, method in zip(runs, methods_of(runs))
+        for run, method in zip(runs, arms_of(runs))
         for weights in wanted
     ]
     baseline = _baseline(options.baseline, [label for _, _, label in labelled])
@@ -120,7 +121,7 @@ def _check_sets(runs: list["Run"]) -> None:
 
 
 def _asked(options: Options) -> "Probing":
-    from selfflow.representation.probing import Probing
+    from selfflow.representation.probes.probe_run import Probing
 
     def numbers(flag: str, text: str, kind: type) -> tuple:
         try:
@@ -157,7 +158,7 @@ def _baseline(name: str, labels: list[str]) -> str:
 
 def _place(paths: list[str], options: Options) -> Path:
     """Where the rows go where nothing is said: what is asked is in its name, so that no question takes another's."""
-    from selfflow.buckets.paths import url
+    from selfflow.storage.paths import url
 
     if any(url(path) for path in paths):
         raise UserError("--csv: name a local file for the rows of a run in a bucket")
@@ -171,7 +172,7 @@ def _place(paths: list[str], options: Options) -> Path:
 
 
 def _print(rows: list["Row"], baseline: str) -> None:
-    from selfflow.representation.probing import best
+    from selfflow.representation.probes.probe_run import best
 
     several = len({(row.run, row.weights) for row in rows}) > 1
     for target, source in dict.fromkeys((row.target, row.source) for row in rows):
@@ -211,14 +212,14 @@ def _cell(score: float | None) -> str:
 
 
 def _compare(rows: list["Row"], baseline: str) -> None:
-    from selfflow.representation.comparison import compared
+    from selfflow.representation.comparison import compare_methods
 
     told = "  in brackets: 95 %, Student's t over training seeds"
     if baseline and baseline not in {row.method for row in rows}:
-        for method in compared(rows):
+        for method in compare_methods(rows):
             print(f"  {method._replace(difference=None).told()}")
         print(f"{told}; {baseline} was not asked this, and nothing is held against it")
         return
-    for method in compared(rows, baseline):
+    for method in compare_methods(rows, baseline):
         print(f"  {method.told()}")
     print(f"{told}; differences to {baseline or rows[0].method}, by seed")

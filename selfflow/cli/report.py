@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from selfflow.buckets.paths import url
 from selfflow.errors import UserError
+from selfflow.storage.paths import url
 
 _EXAMPLE = "selfflow report runs/sight_and_sound --baseline shuffled"
 

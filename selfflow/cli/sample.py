@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from selfflow.buckets.paths import url
 from selfflow.cli.parse import parse_run
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
+from selfflow.serialization import to_json
+from selfflow.storage.paths import url
 from selfflow.training.sharding import Devices
-from selfflow.tree import to_json
 
 if TYPE_CHECKING:
-    from selfflow.run import Run
-    from selfflow.sampling.of_run import RunSampler
+    from selfflow.run.run import Run
+    from selfflow.run.sampler import RunSampler
 
-_EXAMPLE = "selfflow sample runs/any_to_any --modality audio --given video=clip.mp4 --count 8"
+_EXAMPLE = "selfflow sample runs/any_to_any --modality audio --context video=clip.mp4 --count 8"
 _STILLS_ON_A_SHEET, _CLIPS_ON_A_SHEET = 64, 8
 
 
@@ -32,8 +32,8 @@ class Options:
     modality: str = ""
     """What to generate, with commas: video,audio. With what is given it must be a set that the run was trained on; by
     default its first."""
-    given: tuple[str, ...] = ()
-    """What is given: a modality (video), first_frame, prefix:SECONDS, stretch:FROM,TO or region:LEFT,TOP,RIGHT,BOTTOM
+    context: tuple[str, ...] = ()
+    """What is given: a modality (video), first_frame, prefix:SECONDS, inpaint_time:FROM,TO or inpaint_region:LEFT,TOP,RIGHT,BOTTOM
     (of what is missing), each from a file (video=clip.mp4), or else from the run's test split; image@0.6 starts from a
     picture with this much noise."""
     count: int = 16
@@ -64,29 +64,29 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `RUN [--modality M,M] [--given CASE[=FILE] ...] [--count N] [--seed S]` and writes the files."""
+    """Parses `RUN [--modality M,M] [--context CASE[=FILE] ...] [--count N] [--seed S]` and writes the files."""
     parsed = parse_run("sample", arguments, _EXAMPLE, lambda experiment: Options(experiment.sampler))
     if parsed is None:
         return
     path, options = parsed
-    from selfflow.run import open_run
-    from selfflow.sampling.of_run import RunSampler, Wanted
+    from selfflow.run.run import open_run
+    from selfflow.run.sampler import RunSampler, SampleRequest
 
     run = open_run(path)
     mesh = options.devices.several()
     model = run.model(options.weights, options.step, mesh)
     names = tuple(filter(None, options.modality.split(",")))
-    wanted = Wanted(names, options.given, options.sampler, options.label, options.caption)
+    wanted = SampleRequest(names, options.context, options.sampler, options.label, options.caption)
     sampler = RunSampler(run, wanted, model.params, lambda name: run.held_out(name, data_dir=options.data_dir), mesh)
-    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.given)
+    case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.context)
     told = to_json(options)
     for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
         del told[name]
     where = run.source if url(path) else str(run.path.resolve())
     told = {"run": where, "set": sampler.set or "image", **told, "step": model.step}
     name = f"{sampler.set or 'image'}{case}_seed{options.seed}"
-    folder = options.out or unused(_below(run, path) / f"step_{model.step}" / name, told)
-    claimed(folder, folder / _TOLD, told).mkdir(exist_ok=True)
+    folder = options.out or unused_path(_below(run, path) / f"step_{model.step}" / name, told)
+    claim_path(folder, folder / _TOLD, told).mkdir(exist_ok=True)
     (folder / _TOLD).write_text(json.dumps(told, indent=1))
     _write(folder, sampler, options, model.step)
 
@@ -100,7 +100,7 @@ def _below(run: "Run", path: str) -> Path:
     return run.path / "samples"
 
 
-def unused(path: Path, told: dict[str, Any]) -> Path:
+def unused_path(path: Path, told: dict[str, Any]) -> Path:
     """The first of path, path-2, path-3, ... that is not there, or was made as `told`."""
     for number in range(1, 1000):
         tried = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
@@ -119,7 +119,7 @@ def _differing(note: Path, told: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {name: (before.get(name), value) for name, value in told.items() if before.get(name) != value}
 
 
-def claimed(path: Path, note: Path, told: dict[str, Any]) -> Path:
+def claim_path(path: Path, note: Path, told: dict[str, Any]) -> Path:
     """Refuses a path where something of other settings lies, and makes its folder.
 
     Args:
@@ -136,7 +136,7 @@ def claimed(path: Path, note: Path, told: dict[str, Any]) -> Path:
 
 
 def _write(folder: Path, sampler: "RunSampler", options: Options, step: int) -> None:
-    from selfflow.sampling.files import write_media, write_sheet
+    from selfflow.sampling.media_files import write_media, write_sheet
 
     path = lambda number: folder / f"{number:05d}.npz"
     missing = np.array([i for i in range(options.count) if not path(i).exists()], int)
@@ -164,7 +164,7 @@ def _write(folder: Path, sampler: "RunSampler", options: Options, step: int) -> 
             shown.append(sampler.decode({m: latents[m][None] for m in sampler.modalities}))
     together = {m: np.concatenate([one[m] for one in shown]) for m in sampler.media}
     rate = sampler.media["audio"].rate if "audio" in sampler.media else 0
-    case = f", given {' '.join(options.given)}" if options.given else ""
+    case = f", given {' '.join(options.context)}" if options.context else ""
     title = f"{', '.join(sampler.modalities)}{case}: the {options.weights} at step {step}"
     write_sheet(folder / _SHEET, {"sample": together}, rate, title, sampler.held_whole)
     print(f"  {folder / _SHEET} shows {len(shown)} of them")

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.built import Built
 
 _STILLS_IN_A_ROW = 8
 _LOOKED_AT = 2000
 _MEDIA = {"film": ("video", "audio"), "silent film": ("video",), "sound": ("audio",)}
 
 
-def write_samples(built: Built, out: Path, count: int) -> None:
+def write_samples(built: BuiltDataset, out: Path, count: int) -> None:
     """Writes samples of the split train, and prints what they show.
 
     Args:
@@ -25,7 +25,7 @@ def write_samples(built: Built, out: Path, count: int) -> None:
     Raises:
       UserError: if no record can be read.
     """
-    from selfflow.sampling.files import write_sheet, write_sound, write_video
+    from selfflow.sampling.media_files import write_audio, write_sheet, write_video
 
     kinds = dict.fromkeys(_MEDIA, count) | {"still": count * _STILLS_IN_A_ROW}
     chosen = _chosen(built, kinds)
@@ -57,7 +57,7 @@ def write_samples(built: Built, out: Path, count: int) -> None:
                 write_video(files[-1], record["video"], fps, sound, rate)
             if sound is not None:
                 files.append(path.with_suffix(".wav"))
-                write_sound(files[-1], sound, rate)
+                write_audio(files[-1], sound, rate)
     if groups:
         files.insert(0, out / "films.png")
         write_sheet(files[0], groups, rate, f"{built.name}: {' and '.join(f'{kind}s' for kind in groups)} of train")
@@ -67,7 +67,7 @@ def write_samples(built: Built, out: Path, count: int) -> None:
     print(f"\n{len(files)} file{'s' * (len(files) > 1)} in {out}: {', '.join(path.name for path in files)}")
 
 
-def _chosen(built: Built, wanted: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+def _chosen(built: BuiltDataset, wanted: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
     """Records of each kind, from all over the split, in the order in which they stand there."""
     records, found = built.records("train"), {kind: {} for kind in wanted}
     for i in np.random.default_rng(0).permutation(len(records))[:_LOOKED_AT]:
@@ -91,7 +91,7 @@ def _chosen(built: Built, wanted: dict[str, int]) -> dict[str, list[dict[str, An
     return {kind: [some[i] for i in sorted(some)] for kind, some in found.items()}
 
 
-def _told(record: dict[str, Any], built: Built) -> str:
+def _told(record: dict[str, Any], built: BuiltDataset) -> str:
     """The id, the labels by name where the data set names them, and the caption of a record."""
     parts = [record["id"]]
     for name, value in record.items():

@@ -15,14 +15,14 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from selfflow.buckets.paths import url
 from selfflow.cli.parse import parse
+from selfflow.config.experiment import Experiment
 from selfflow.errors import Interrupted, UserError
-from selfflow.experiment import Experiment
-from selfflow.sweep import Budget
-from selfflow.sweep_file import Planned, budget_of, load_sweep
-from selfflow.sweep_folder import check_sweep, describe, enter_sweep
-from selfflow.training.processes import Processes, first, together
+from selfflow.storage.paths import url
+from selfflow.sweep.folder import check_sweep, describe, enter_sweep
+from selfflow.sweep.load import Planned, budget_of, load_sweep
+from selfflow.sweep.members import Budget
+from selfflow.training.distributed import Processes, is_primary, run_on_all
 
 _EXAMPLE = "selfflow sweep experiments/sight_and_sound.py --jobs 2 --budget.steps 500"
 _WAIT_S = 0.2
@@ -76,9 +76,9 @@ def main(arguments: list[str]) -> None:
     if options.index is not None:
         if not 0 <= options.index < len(members):
             raise UserError(f"--index {options.index}: {arguments[0]} has members 0 to {len(members) - 1}")
-        from selfflow.cli.train import train
+        from selfflow.tasks.train import train
 
-        together(lambda: enter_sweep(folder, described) if first() else None)
+        run_on_all(lambda: enter_sweep(folder, described) if is_primary() else None)
         name, planned = list(members.items())[options.index]
         if not url(folder) and _state(folder / name, planned.experiment) == "done":
             print(f"{folder / name}: done")
@@ -88,14 +88,14 @@ def main(arguments: list[str]) -> None:
         check_sweep(folder, described)
         _list(members, folder)
     else:
-        from selfflow.run_folder import alone
+        from selfflow.run.folder import run_lock
 
         if 0 < len(_gpus()) < options.jobs:
             raise UserError(
                 f"--jobs is {options.jobs}, and there are {len(_gpus())} GPUs: give no more than one to each"
             )
         check_sweep(folder, described)  # before the folder is made
-        with alone(folder):
+        with run_lock(folder):
             enter_sweep(folder, described)
             _train(members, arguments, options)
 
@@ -107,7 +107,7 @@ def _list(members: dict[str, Planned], folder: Path) -> None:
 
 
 def _train(members: dict[str, Planned], arguments: list[str], options: Options) -> None:
-    from selfflow.run_folder import in_training
+    from selfflow.run.folder import is_training
 
     folder = options.workdir
     state = lambda name: _state(folder / name, members[name].experiment)
@@ -115,14 +115,14 @@ def _train(members: dict[str, Planned], arguments: list[str], options: Options) 
     left = [name for name in members if state(name) != "done"]
     print(f"{folder}: {len(members)} members, {len(members) - len(left)} of them done")
     # A sweep that was killed leaves processes that train on: a member must not be trained twice at once.
-    elsewhere = [name for name in left if in_training(folder / name)]
+    elsewhere = [name for name in left if is_training(folder / name)]
     if elsewhere:
         print(f"waiting for other processes, which train {', '.join(elsewhere)}", flush=True)
     failed: list[str] = []
     running: dict[int, tuple[str, subprocess.Popen, float]] = {}
     with _children(running):
         while left or running:
-            for name in [name for name in elsewhere if not in_training(folder / name)]:
+            for name in [name for name in elsewhere if not is_training(folder / name)]:
                 elsewhere.remove(name)
                 if state(name) == "done":
                     left.remove(name)
@@ -208,7 +208,7 @@ def _children(running: dict[int, tuple[str, subprocess.Popen, float]]) -> Iterat
 
 def _state(run: Path, experiment: Experiment) -> str:
     """What is done of a member; an error if it was done with other settings, as beside them the rest tells nothing."""
-    from selfflow.run_folder import check_run
+    from selfflow.run.folder import check_run
 
     try:
         steps = json.loads((run / "summary.json").read_text())["steps"]

@@ -2,7 +2,6 @@
 
 from collections.abc import Container
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -10,8 +9,8 @@ import numpy as np
 from selfflow.errors import UserError
 
 
-class Frozen(Protocol):
-    """What `load` of an encoder's settings gives.
+class FrozenEncoder(Protocol):
+    """A frozen encoder with its weights, as `load_encoder` returns it.
 
     Attributes:
       identity: name, and hash of weights and settings: equal identities mean equal features.
@@ -41,16 +40,6 @@ class EffNetLite0:
     media: ClassVar[tuple[str, ...]] = ("image", "video")
     width: ClassVar[int] = 112
 
-    def load(self) -> Frozen:
-        """Reads the weights.
-
-        Raises:
-          UserError: if the package is not installed or its file is damaged.
-        """
-        from selfflow.encoders.effnet import EffNetMaps  # brings JAX
-
-        return EffNetMaps()
-
 
 @dataclass(frozen=True)
 class VisionFolder:
@@ -71,16 +60,6 @@ class VisionFolder:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} of the encoder {self.path} is {getattr(self, name)}: give at least 1")
 
-    def load(self) -> Frozen:
-        """Reads the model.
-
-        Raises:
-          UserError: if torch or transformers is not installed, or the folder holds no such model.
-        """
-        from selfflow.encoders.vision import VisionMaps
-
-        return VisionMaps(self)
-
 
 @dataclass(frozen=True)
 class FeatureFiles:
@@ -98,21 +77,5 @@ class FeatureFiles:
         if self.width < 1:
             raise UserError(f"width of the features in {self.path} is {self.width}: give at least 1")
 
-    def load(self) -> Frozen:
-        """Opens the files and hashes what is in them.
-
-        Raises:
-          UserError: if there are none, one is damaged, or a sample stands in two.
-        """
-        from selfflow.encoders.files import Files
-
-        return Files(self)
-
 
 Encoder = EffNetLite0 | VisionFolder | FeatureFiles
-
-
-@lru_cache(maxsize=8)
-def load_encoder(settings: Encoder) -> Frozen:
-    """The encoder of some settings, read once in a process."""
-    return settings.load()

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from selfflow.encoders.config import VisionFolder
+from selfflow.encoders.media import check_media
+from selfflow.encoders.text.folder import fingerprint
 from selfflow.errors import UserError
-from selfflow.evaluation.extractors.media import check_media
-from selfflow.text.folder import fingerprint
 
 # Those whose last hidden states are some special tokens, then the patches in rows; and whether any side will do.
 _ANY_SIDE = {"dinov2": True, "dinov2_with_registers": True, "vit": False}

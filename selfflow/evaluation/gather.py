@@ -6,26 +6,26 @@ import numpy as np
 
 from selfflow.data.collisions import Collisions
 from selfflow.evaluation.accumulate import Accumulator
+from selfflow.evaluation.av_sync import synchrony
 from selfflow.evaluation.collisions.corruptions import random_partners
-from selfflow.evaluation.collisions.judges import Judges
-from selfflow.evaluation.collisions.verify import Seen, Verdict, judge, listen, see
+from selfflow.evaluation.collisions.judges import MaterialClassifiers
+from selfflow.evaluation.collisions.verify import ClipAnalysis, PhysicsReport, measure_av_sync, score_clips, track_clip
 from selfflow.evaluation.extractors import Extractor
-from selfflow.evaluation.own_layer import OwnLayer
-from selfflow.evaluation.synchrony import synchrony
+from selfflow.evaluation.model_features import OwnLayer
 from selfflow.sampling.generate import check_finite
 
 # Clips whose tracks and sounds are kept for the checks, which look at many of them together.
 WATCHED = 1024
 
 
-class World(NamedTuple):
+class PhysicsVerifier(NamedTuple):
     """Collisions, which physics can judge: settings of the data set, and what was fitted to real clips."""
 
     settings: Collisions
-    judges: Judges | None
+    judges: MaterialClassifiers | None
 
 
-class Looks(NamedTuple):
+class EvaluationSetup(NamedTuple):
     """What samples of a set are looked at with.
 
     Attributes:
@@ -39,11 +39,11 @@ class Looks(NamedTuple):
     rates: dict[str, float]
     extractors: tuple[Extractor, ...] = ()
     layer: OwnLayer | None = None
-    world: World | None = None
+    world: PhysicsVerifier | None = None
     watched: int = WATCHED
 
 
-class Gathered:
+class SampleAccumulator:
     """What is known of a stream of samples.
 
     Args:
@@ -57,14 +57,14 @@ class Gathered:
       count: samples.
     """
 
-    def __init__(self, looks: Looks, n: int):
+    def __init__(self, looks: EvaluationSetup, n: int):
         self.looks, self.count = looks, 0
         every = [*looks.extractors, *([looks.layer] if looks.layer else [])]
         self.features = {f"{e.distance} {e.medium}": Accumulator(e, n) for e in every}
-        self.seen: list[Seen] = []
+        self.seen: list[ClipAnalysis] = []
         self.sounds: list[np.ndarray] = []
         self.in_step: list[float] = []
-        self._verdict: Verdict | None = None
+        self._verdict: PhysicsReport | None = None
 
     def add(self, latents: dict[str, np.ndarray], media: dict[str, np.ndarray]) -> None:
         """Looks at a batch, as latents and as media {modality: [B, ...]}."""
@@ -85,20 +85,20 @@ class Gathered:
         if videos is None:
             return
         if looks.world:
-            self.seen += [see(video, looks.world.settings) for video in videos]
+            self.seen += [track_clip(video, looks.world.settings) for video in videos]
             self.sounds += [] if sounds is None else [sound.copy() for sound in sounds]
         if sounds is not None:
             self.in_step += synchrony(videos, sounds, looks.rates["video"], looks.rates["audio"]).peak.tolist()
 
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> PhysicsReport | None:
         """What the verifier says of the watched clips; None where it has not looked."""
         if not self.seen:
             return None
         if self._verdict is None:
-            self._verdict = judge(self.seen, self.sounds or None, *self.looks.world)
+            self._verdict = score_clips(self.seen, self.sounds or None, *self.looks.world)
         return self._verdict
 
-    def swapped(self, seed: int = 0) -> "Swapped | None":
+    def swapped(self, seed: int = 0) -> "AudioMatch | None":
         """How well film and sound of a clip belong together: against another clip's sound.
 
         Returns:
@@ -108,7 +108,7 @@ class Gathered:
             return None
         own, partners = self.verdict().scores["synchrony"], random_partners(len(self.sounds), seed)
         swap = np.array(
-            [listen(clip, self.sounds[p], self.looks.world.settings) for clip, p in zip(self.seen, partners)]
+            [measure_av_sync(clip, self.sounds[p], self.looks.world.settings) for clip, p in zip(self.seen, partners)]
         )
         both = np.isfinite(own) & np.isfinite(swap)
         if both.sum() < 2:
@@ -116,10 +116,10 @@ class Gathered:
         from sklearn.metrics import roc_auc_score
 
         truth = np.repeat([1, 0], both.sum())
-        return Swapped(float(roc_auc_score(truth, np.concatenate([own[both], swap[both]]))), int(both.sum()))
+        return AudioMatch(float(roc_auc_score(truth, np.concatenate([own[both], swap[both]]))), int(both.sum()))
 
 
-class Swapped(NamedTuple):
+class AudioMatch(NamedTuple):
     """The chance that the verifier's synchrony prefers a clip's own sound to a swapped one.
 
     Attributes:

@@ -2,27 +2,28 @@
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from selfflow.data.shards import BadRecord
+from selfflow.data.workers import start_reader
 from selfflow.errors import UserError
 from selfflow.input.controls import delays, shuffled
-from selfflow.input.latents import Latents
-from selfflow.input.mixture import Component, Plan, Set, Stage
+from selfflow.input.mixture import Component, MixturePlan, Pool, Stage
+from selfflow.input.options import LoaderOptions
 from selfflow.input.reader import Reader, labels_of
-from selfflow.input.reading import Reading
+from selfflow.latents.store import Latents
 from selfflow.modality import Modality
-from selfflow.workers import start_reader
 
 # Which rows of a batch of a size one process reads.
 Rows = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Feed:
+class BatchSource:
     """What all sets of a mixture are read from.
 
     Attributes:
@@ -35,11 +36,11 @@ class Feed:
       caption: (L, C) of the captions' embeddings, or None where the model takes none.
       features: channels of the features of frozen encoders, by modality, where they are the target.
       seed: `seed.data` of the experiment.
-      reading: how.
+      loader: how records are read.
     """
 
     latents: dict[str, Latents]
-    mixture: dict[str, Set]
+    mixture: dict[str, Component]
     modalities: dict[str, dict[str, Modality]]
     curriculum: tuple[Stage, ...] = ()
     label: str = ""
@@ -47,7 +48,7 @@ class Feed:
     caption: tuple[int, int] | None = None
     features: dict[str, int] = field(default_factory=dict)
     seed: int = 0
-    reading: Reading = Reading()
+    loader: LoaderOptions = LoaderOptions()
 
     def batches(self, start: int, steps: int, rows: Rows | None = None) -> "Batches":
         """The batches of steps `start` to `steps`.
@@ -107,10 +108,10 @@ class Batches:
     those records that were to be read here and could not be.
     """
 
-    def __init__(self, feed: Feed, start: int, steps: int, rows: Rows | None = None):
+    def __init__(self, feed: BatchSource, start: int, steps: int, rows: Rows | None = None):
         self._feed, self._start = feed, start
         self._check_label()
-        self.plan = Plan(feed.mixture, feed.curriculum, steps, feed.seed)
+        self.plan = MixturePlan(feed.mixture, feed.curriculum, steps, feed.seed)
         self._readers = [self._reader(c) for c in self.plan.components]
         self._rows = rows
         self._told: set[tuple[str, str]] = set()
@@ -127,7 +128,7 @@ class Batches:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
             raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
 
-    def _reader(self, component: Component) -> Reader:
+    def _reader(self, component: Pool) -> Reader:
         reader = self._feed.reader(component.set, "train", component.quality)
         chosen = self._feed.mixture[component.set]
         floor = f" of quality {component.quality:g} or more" if component.quality > 0 else ""
@@ -182,15 +183,15 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         import grain
 
-        reading = self._feed.reading
-        options = grain.ReadOptions(num_threads=reading.threads, prefetch_buffer_size=reading.prefetch)
+        reading = self._feed.loader
+        options = grain.ReadOptions(num_threads=loader.threads, prefetch_buffer_size=loader.prefetch)
         dataset = self.dataset()[self._start :].to_iter_dataset(options)
-        if reading.workers:
+        if loader.workers:
             from absl import flags
 
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl's flags
-            processes = grain.MultiprocessingOptions(num_workers=reading.workers)
+            processes = grain.MultiprocessingOptions(num_workers=loader.workers)
             dataset = dataset.mp_prefetch(processes, worker_init_fn=start_reader)
         iterator = iter(dataset)
         try:
@@ -223,12 +224,12 @@ class Batches:
             where = f"{self._feed.mixture[name].data}: {reader.source.id(record)!r} in {shard}"
             more = "others of this file stand in metrics.jsonl alone" if read_here == 1 else "others are not told"
             print(f"warning: {where} cannot be read and weighs nothing: {reason}; {more}", file=sys.stderr)
-        share, limit = len(known) / self._sizes[name] / read_here, self._feed.reading.unreadable_share
+        share, limit = len(known) / self._sizes[name] / read_here, self._feed.loader.unreadable_share
         if share > limit:
             shard, reason = reader.why(int(bad[-1]))
             raise UserError(
                 f"mixture.{name}: {len(known)} of {self._sizes[name]} records of {self._feed.mixture[name].data} "
-                f"cannot be read (reading.unreadable_share is {limit:g}), the last in {reader.source.folder / shard} "
+                f"cannot be read (loader.unreadable_share is {limit:g}), the last in {reader.source.folder / shard} "
                 f"({reason}): {reader.source.remedy}"
             )
         return [reader.source.id(int(i)) for i in bad]
@@ -252,3 +253,38 @@ def _stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
     import jax
 
     return jax.tree.map(lambda *parts: np.stack(parts), *samples)
+
+
+def readable_clips(
+    clips: Any, numbers: Iterable[int], left_out: list[int]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(i, latents) of those clips of these numbers that can be read.
+
+    Args:
+      clips: has `latents(i)`, as `Arrays` and a run's clips.
+      numbers: which.
+      left_out: to which the others are added.
+    """
+    for i in numbers:
+        try:
+            latents = clips.latents(i)
+        except BadRecord:
+            left_out.append(i)
+            continue
+        yield i, latents
+
+
+def warn_left_out(clips: Any, left_out: list[int]) -> None:
+    """Says on stderr how many clips were left out, and of the first why; nothing where none was."""
+    if not left_out:
+        return
+    first, reason = left_out[0], "it can be read now"
+    try:
+        clips.latents(first)
+    except BadRecord as error:
+        reason = str(error)
+    print(
+        f"warning: {len(left_out)} clips cannot be read and are left out, the first is {clips.ids[first]!r} "
+        f"({reason}); `selfflow data verify` tells of all",
+        file=sys.stderr,
+    )

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from selfflow.errors import UserError
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.modality import Modality
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def shuffled(samples: Any, records: Any, others: Any, reader: "Reader", modaliti
     return grain.MapDataset.source(_Shuffled(samples, others, modalities))
 
 
-def delays(chosen: Set, modalities: dict[str, Modality], where: str) -> dict[str, int]:
+def delays(chosen: Component, modalities: dict[str, Modality], where: str) -> dict[str, int]:
     """Latent frames by which the modalities of a set are late in training.
 
     Raises:

@@ -25,6 +25,6 @@ def read_ids(path: str | Path) -> set[str]:
     return ids
 
 
-def hash_of(path: str | Path) -> str:
+def file_hash(path: str | Path) -> str:
     """Hash of the ids in a file, whatever their order."""
     return hashlib.sha256("\n".join(sorted(read_ids(path))).encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
-class Set:
+class Component:
     """Modalities that stand together in a batch."""
 
     modalities: tuple[str, ...] = ("image",)
@@ -62,7 +62,7 @@ class Stage:
     """Least quality of the records of some sets from then on."""
 
 
-def check_mixture(mixture: dict[str, Set], curriculum: tuple[Stage, ...]) -> None:
+def check_mixture(mixture: dict[str, Component], curriculum: tuple[Stage, ...]) -> None:
     """Raises `UserError`, naming the field, for weights or stages that make no sense."""
     if not mixture:
         raise UserError("mixture is empty: name at least one set of modalities")
@@ -92,14 +92,14 @@ def _check_weights(weights: dict[str, float], where: str) -> None:
 
 
 @dataclass(frozen=True)
-class Component:
+class Pool:
     """The records that a set draws from while its floor on quality holds."""
 
     set: str
     quality: float
 
 
-class Plan:
+class MixturePlan:
     """Which component each step draws its batch from, and which of that component's batches.
 
     Step n takes the set in whose interval of [0, 1) the fractional part of u + n / golden ratio falls: after any
@@ -113,11 +113,11 @@ class Plan:
       seed: `seed.data` of the experiment.
     """
 
-    def __init__(self, mixture: dict[str, Set], curriculum: tuple[Stage, ...], steps: int, seed: int):
+    def __init__(self, mixture: dict[str, Component], curriculum: tuple[Stage, ...], steps: int, seed: int):
         weights = {name: chosen.weight for name, chosen in mixture.items()}
         quality = {name: chosen.quality for name, chosen in mixture.items()}
         place = (np.random.default_rng(seed).random() + np.arange(steps) * _GOLDEN) % 1.0
-        self.components: list[Component] = []
+        self.components: list[Pool] = []
         self._component = np.zeros(steps, np.int32)
         bounds = [stage.step for stage in curriculum] + [steps]
         start = 0
@@ -126,7 +126,7 @@ class Plan:
                 weights = {name: stage.weights.get(name, 0.0) for name in mixture} if stage.weights else weights
                 quality = quality | stage.quality
             drawn = [name for name in mixture if weights[name] > 0]
-            numbers = [self._number(Component(name, quality[name])) for name in drawn]
+            numbers = [self._number(Pool(name, quality[name])) for name in drawn]
             edges = np.cumsum([weights[name] for name in drawn])[:-1]
             part = slice(start, min(stop, steps))
             self._component[part] = np.array(numbers)[np.searchsorted(edges, place[part], side="right")]
@@ -136,7 +136,7 @@ class Plan:
             chosen = self._component == number
             self._batch[chosen] = np.arange(chosen.sum())
 
-    def _number(self, component: Component) -> int:
+    def _number(self, component: Pool) -> int:
         if component not in self.components:
             self.components.append(component)
         return self.components.index(component)

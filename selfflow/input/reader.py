@@ -9,8 +9,8 @@ import numpy as np
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.features import fault_of, stored_as, token_features
-from selfflow.input.latents import CAPTION, LatentSource
+from selfflow.latents.features import encoder_fault, stored_as, token_features
+from selfflow.latents.store import CAPTION, LatentSource
 from selfflow.modality import Modality
 
 
@@ -97,7 +97,7 @@ class Reader:
     def _checked(self, stored: dict[str, np.ndarray], m: str, shard: str) -> np.ndarray:
         """The stored features of a modality."""
         modality, features = self.modalities[m], stored.get(stored_as(m))
-        if fault := fault_of(stored, m, bool(modality.period), self.features[m]):
+        if fault := encoder_fault(stored, m, bool(modality.period), self.features[m]):
             raise BadRecord(shard, fault)
         if not np.isfinite(features).all():
             raise BadRecord(shard, f"{stored_as(m)} are not finite")

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from selfflow.errors import UserError
 from selfflow.models.sit import SiTConfig
-from selfflow.tree import to_json
+from selfflow.serialization import to_json
 
 if TYPE_CHECKING:
     from selfflow.interop.exported import Description
-    from selfflow.run import Run
+    from selfflow.run.run import Run
 
 _SHOWN = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
 _FREE = "Apache-2.0"
 # Fields of an experiment that stand elsewhere in the card, or say where and how and not what was trained.
 _ELSEWHERE = set(
-    "data autoencoders patch mixture model steps text seed devices cadence limits profile proof init_from reading "
+    "data autoencoders patch mixture model steps text seed devices cadence limits profile final_evaluation init_from loader "
     "exclude latents".split()
 )
 _UNKNOWN = "not told by the run"
@@ -179,11 +179,11 @@ def _measured(run: "Run", told: "Description") -> list[str]:
     if not summary or summary["steps"] != told.step:
         return []
     rows = [
-        (name, f"{v['loss']:.3f}", f"{v['yardstick']:.3f}", f"{v['ratio']:.2f}", v["split"])
+        (name, f"{v['loss']:.3f}", f"{v['linear_baseline']:.3f}", f"{v['normalised_loss']:.2f}", v["split"])
         for name, v in summary["flow_loss"].items()
     ]
-    table = _table(("set / modality", "loss", "yardstick", "ratio", "split"), rows)
-    parts.append(f"Flow loss of the EMA; the yardstick is the best guess that knows no structure:\n\n{table}")
+    table = _table(("set / modality", "loss", "linear baseline", "normalised loss", "split"), rows)
+    parts.append(f"Flow loss of the EMA; the linear baseline is the best guess that knows no structure:\n\n{table}")
     if probes := summary.get("probes"):
         columns = list(dict.fromkeys(column for row in probes.values() for column in row))
         cell = lambda row, column: f"{row[column]['test']:.2f}" if column in row else ""

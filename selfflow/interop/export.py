@@ -15,11 +15,11 @@ from selfflow.interop.card import card, told_by
 from selfflow.interop.exported import CONFIG, SUMS, WEIGHTS, Description, Encoder, exported_layout
 from selfflow.models.execution import Execution
 from selfflow.objectives.alignment import encoders_of
-from selfflow.tree import to_json
+from selfflow.serialization import to_json
 from selfflow.weights import sha256_of
 
 if TYPE_CHECKING:
-    from selfflow.run import Run
+    from selfflow.run.run import Run
 
 _EXPERIMENT = "experiment.json"
 

@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from selfflow.autoencoders.config import AnyAutoencoder
+from selfflow.encoders.text import Text
 from selfflow.errors import UserError
 from selfflow.interop.released_sit import released_layout, sit_config, sit_of
 from selfflow.modality import Modality
@@ -31,9 +32,8 @@ from selfflow.models.joint import JointTransformer
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.projector import Projector
 from selfflow.models.sit import SiT, SiTConfig
-from selfflow.text import Text
+from selfflow.serialization import from_json
 from selfflow.training.state import flat_by_name
-from selfflow.tree import from_json
 from selfflow.weights import check_keys, read_weights, sha256_of
 
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from selfflow.autoencoders.convolutional import Network, led_in, scaled
+from selfflow.autoencoders.convolutional import Network, pad_causal, to_unit_range
 from selfflow.errors import UserError
 
 _FLOOR = 1e-5  # of the power of a band; sound is in [-1, 1]
@@ -92,7 +92,7 @@ class AutoencodingObjective:
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latent of one sample [T, H, W, 3] or [T, 1]."""
-        sizes = (media[0] + self.network.lead, *media[1:-1])
+        sizes = (media[0] + self.network.causal_padding, *media[1:-1])
         return (*(size // n for size, n in zip(sizes, self.network.cell, strict=True)), self.network.channels)
 
     def loss(
@@ -106,10 +106,10 @@ class AutoencodingObjective:
           draw: as `draw` gives it; of a part of a batch, that part of it.
         """
         del frozen, keys_B
-        x, cast = scaled(batch["media"]), jax.tree.map(lambda p: p.astype(self.dtype), params["model"])
-        mean, log_variance, _ = self.network.encode(cast, led_in(x, self.network.lead))
+        x, cast = to_unit_range(batch["media"]), jax.tree.map(lambda p: p.astype(self.dtype), params["model"])
+        mean, log_variance, _ = self.network.encode(cast, pad_causal(x, self.network.causal_padding))
         z = mean + jnp.exp(0.5 * log_variance) * draw["noise"]
-        made = self.network.decode(cast, z)[0][:, self.network.lead :]
+        made = self.network.decode(cast, z)[0][:, self.network.causal_padding :]
         terms = self.terms(x, made)
         terms["kl"] = _mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance))
         metrics = {name: jnp.sum(draw["weight"] * term_B) for name, term_B in terms.items()}

@@ -8,7 +8,6 @@ from jaxtyping import Array, Bool, Float, Key
 
 from selfflow.objectives.alignment import ExternalEncoder, cosine
 from selfflow.objectives.selfflow import SelfFlowObjective
-from selfflow.representation.health import effective_rank
 
 
 def diagnose(
@@ -56,3 +55,13 @@ def _centre(x: Float[Array, "B N D"], counted_BN1: Bool[Array, "B N 1"]) -> Floa
     """Minus the mean over the batch at each position, of the tokens that count."""
     x = jnp.where(counted_BN1, x.astype(jnp.float32), 0.0)
     return x - x.sum(axis=0) / jnp.maximum(counted_BN1.sum(axis=0), 1)
+
+
+def effective_rank(features: Float[Array, "M D"]) -> Float[Array, ""]:
+    """exp(entropy of the normalised singular values), RankMe (arXiv 2210.02885); from 1 to D."""
+    x = features.astype(jnp.float32)
+    # R of x = QR has the singular values of x and is D x D, where M is many tokens. Not the Gram matrix: the roots
+    # of its rounding errors look like directions.
+    singular = jnp.linalg.svd(jnp.linalg.qr(x, mode="r"), compute_uv=False)
+    p = singular / jnp.maximum(singular.sum(), 1e-12) + 1e-7
+    return jnp.exp(-jnp.sum(p * jnp.log(p)))

@@ -1,4 +1,4 @@
-"""The flow-matching loss, and the yardstick to read it by."""
+"""The flow-matching loss, and the linear baseline to read it by."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +14,7 @@ def flow_error(
     return {m: jnp.mean(jnp.square(velocity[m] - target[m]), axis=-1) for m in velocity}
 
 
-def yardstick(tau: UniformTau | LogitNormalTau, std_C: Float[np.ndarray, "C"] | float = 1.0) -> float:
+def linear_baseline(tau: UniformTau | LogitNormalTau, std_C: Float[np.ndarray, "C"] | float = 1.0) -> float:
     """The flow loss of the best per-channel linear guess; a model above it learned no structure.
 
     For independent x0 of deviation s and eps of deviation 1, var(eps - x0) - cov(eps - x0, x_tau)^2 / var(x_tau) is

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
+from selfflow.objectives.alignment import encoders_of
 from selfflow.planning.chips import chip_of, topologies_of
-from selfflow.planning.step_benchmark import batch_shapes
 from selfflow.training.sharding import batch_sharding, device_bytes
 
 # libtpu looks for the TPU that it runs on, waits and complains, and lets one process alone hold it; here there is none.
@@ -148,3 +148,21 @@ def coordinates(mesh: Mesh) -> np.ndarray:
     """Where the devices of a mesh's first slice stand in the torus, by their number in the program: [devices, axes]."""
     first = getattr(mesh.devices.flat[0], "slice_index", None)
     return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])
+
+
+def batch_shapes(experiment: Experiment, name: str) -> dict[str, Any]:
+    """Shapes and types of a batch of a set, as `Feed` makes them."""
+    size = experiment.mixture[name].batch_size
+    shaped = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
+    batch: dict[str, Any] = {
+        "latents": {m: shaped(np.float16, *x.latent) for m, x in experiment.modalities(name).items()},
+        "weight": shaped(np.float32),
+        "label": shaped(np.int32),
+    }
+    if experiment.text:
+        tokens = experiment.text.tokens
+        batch["caption"] = shaped(np.float16, tokens, experiment.model.text), shaped(bool, tokens)
+    modalities, encoders = experiment.modalities(name), encoders_of(experiment.alignment)
+    if features := {m: shaped(np.float16, x.tokens, encoders[m].width) for m, x in modalities.items() if m in encoders}:
+        batch["features"] = features
+    return batch

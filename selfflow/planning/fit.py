@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
+from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
 from selfflow.planning.compile import Refused, compile_step
 from selfflow.planning.plan import Plan
 

@@ -9,7 +9,7 @@ import math
 
 import jax
 
-from selfflow.experiment import Experiment
+from selfflow.config.experiment import Experiment
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import SRA, NoAlignment, SelfFlow, encoders_of

@@ -12,13 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from selfflow.experiment import Experiment
+from selfflow.config.experiment import Experiment
 from selfflow.planning.chips import Chip, chip_of
-from selfflow.planning.compile import Compiled, Refused, compile_step, coordinates
+from selfflow.planning.compile import Compiled, Refused, batch_shapes, compile_step, coordinates
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.hlo import KINDS, Collective, collectives
 from selfflow.planning.model_flops import model_flops
-from selfflow.planning.step_benchmark import batch_shapes
 from selfflow.training.sharding import batch_sharding, device_bytes
 
 

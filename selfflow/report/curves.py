@@ -10,7 +10,7 @@ from selfflow.planning.model_flops import flops_of, mean_flops
 from selfflow.report.probes import OWN, question_of
 from selfflow.report.settings import differences
 from selfflow.report.study import Member, Study
-from selfflow.representation.probing import Row
+from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.statistics import interval
 
 _BINS = 30

@@ -10,13 +10,13 @@ from selfflow.errors import UserError
 from selfflow.report.probes import OWN, in_words, question_of
 from selfflow.report.settings import differences, other_tasks
 from selfflow.report.study import Member, Study
-from selfflow.representation.comparison import Method, held_against
-from selfflow.representation.probing import Row, best
+from selfflow.representation.comparison import Method, compare_to_baseline
+from selfflow.representation.probes.probe_run import Row, best
 
 FEW = 5  # seeds; an arm with fewer is exploratory
 _LOWER = ("kid", "frechet")
 _HIGHER = ("precision", "recall", "world", "synchrony")
-_NAMED = {"world/swapped": "own sound, not another's: AUC", "synchrony": "onsets with motion: correlation"}
+_NAMED = {"physics/audio_match_auc": "own sound, not another's: AUC", "synchrony": "onsets with motion: correlation"}
 _BESIDE = ("raw latents", "frame differences", "log-mel mean", "true kinematics, boosted trees")
 
 
@@ -100,22 +100,24 @@ def _measure(
     if not by_arm:
         return []
     ordered = {arm: by_arm[arm] for arm in study.arms if arm in by_arm}
-    methods = held_against(ordered, study.baseline)
+    methods = compare_to_baseline(ordered, study.baseline)
     means = {key: sum(values) / len(values) for key, values in beside.items() if values}
     return [Measure(group, name, detail, better, methods, means)]
 
 
 def _losses(study: Study, notes: list[str]) -> Iterable[Measure]:
-    """Flow losses of the EMA over their yardsticks, by set and modality."""
-    told = "flow loss of the EMA on held-out clips over its yardstick, which the best guess without structure costs"
+    """Flow losses of the EMA over their linear baselines, by set and modality."""
+    told = (
+        "flow loss of the EMA on held-out clips over its linear baseline, which the best guess without structure costs"
+    )
     differing = differences(study)
     for name in dict.fromkeys(key for member in study.done() for key in member.keys("flow_loss")):
-        scores = [(member, member.score("flow_loss", name, "ratio")) for member in study.done()]
+        scores = [(member, member.score("flow_loss", name, "normalised_loss")) for member in study.done()]
         # Less of a loss is no better where it is the loss of an easier task.
         tasks = other_tasks(differing, name.split("/")[0])
         detail = f"{told}; each arm on its own task, for they differ in {', '.join(tasks)}" if tasks else told
         about = ("Flow loss", name, detail, "" if tasks else "lower")
-        yield from _measure(study, about, scores, {"yardstick": [1.0]}, notes)
+        yield from _measure(study, about, scores, {"linear_baseline": [1.0]}, notes)
 
 
 def _probes(study: Study, rows: Iterable[Row], notes: list[str]) -> Iterable[Measure]:
@@ -168,7 +170,7 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
     own_layer = False
     for by_member in found.values():
         first = next(iter(by_member.values()))
-        given = f", given {' '.join(map(str, first['given']))}" if first.get("given") else ""
+        given = f", given {' '.join(map(str, first['context']))}" if first.get("context") else ""
         about = f"{first['set']}: {first.get('modality') or 'all'}{given}"
         names = dict.fromkeys(name for one in by_member.values() for name in one["rows"]["samples"])
         for name in names:
@@ -224,7 +226,7 @@ def _below(path: Path, member: Member) -> str:
 
 def _kind(result: dict[str, Any]) -> tuple:
     """What must be alike for numbers of samples to be compared; later ones of a kind take the place of earlier ones."""
-    fields = ("set", "modality", "given", "samples", "seed", "weights", "sampler", "against", "reference")
+    fields = ("set", "modality", "context", "samples", "seed", "weights", "sampler", "against", "reference")
     return tuple(json.dumps(result.get(field), sort_keys=True) for field in fields)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from selfflow.errors import UserError
 from selfflow.report.study import Member, Study
 from selfflow.representation.comparison import read_rows
-from selfflow.representation.probing import Row
+from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.table import REGRESSED
 
 _BLOCK = re.compile(r"(trained|untrained network), block (\d+)")
@@ -97,7 +97,7 @@ def _identity(row: Row) -> tuple:
 
 def _own_rows(member: Member) -> Iterable[Row]:
     """The table of `summary.json` as rows."""
-    proof = member.run.experiment.proof
+    settings = member.run.experiment.final_evaluation
     for name in member.keys("probes"):
         if not (match := _BLOCK.fullmatch(name)):
             continue
@@ -116,7 +116,7 @@ def _own_rows(member: Member) -> Iterable[Row]:
                 weights,
                 target,
                 source.replace("both", "video+audio"),
-                proof.probe_tau,
+                settings.probe_tau,
                 int(match[2]),
                 OWN,
                 "r2" if target in REGRESSED else "balanced_accuracy",
@@ -126,6 +126,6 @@ def _own_rows(member: Member) -> Iterable[Row]:
                 nan,
                 chance,
                 "test",
-                proof.probe_clips if target != "position" else 0,
+                settings.probe_clips if target != "position" else 0,
                 0,
             )

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from selfflow.experiment_file import changes
+from selfflow.config.files import diff
 from selfflow.report.study import Member, Study, sessions
-from selfflow.representation.comparison import unlike
+from selfflow.run.arms import differing_fields
 
 # Where these differ, held-out flow losses are of other clips, of other latents, or at other noise levels.
 _TASK = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
@@ -39,8 +39,8 @@ def differences(study: Study) -> dict[str, dict[str, Any]]:
         return {}
     arms = [arm for arm in study.arms if arm in first]
     base = first[study.baseline if study.baseline in first else arms[0]]
-    found = {arm: changes(base, first[arm]) for arm in arms}
-    names = sorted({name for arm in arms for name in unlike(base, first[arm])})
+    found = {arm: diff(base, first[arm]) for arm in arms}
+    names = sorted({name for arm in arms for name in differing_fields(base, first[arm])})
     values = {name: next(one[name][0] for one in found.values() if name in one) for name in names}
     return {name: {arm: found[arm].get(name, (None, values[name]))[1] for arm in arms} for name in names}
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfflow.buckets.paths import url
+from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
-from selfflow.representation.comparison import check_same_data, methods_of, unlike
-from selfflow.run import Run, open_run
-from selfflow.sweep_folder import SWEEP
-from selfflow.tree import to_json
+from selfflow.run.arms import arms_of, check_same_data, differing_fields
+from selfflow.run.run import Run, open_run
+from selfflow.serialization import to_json
+from selfflow.storage.paths import url
+from selfflow.sweep.folder import SWEEP
 
 
 class Member(NamedTuple):
@@ -146,7 +146,7 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
 
 
 def _of_runs(runs: list[Run], folder: Path) -> Study:
-    arms = methods_of(runs) if len(runs) > 1 else [run.name for run in runs]
+    arms = arms_of(runs) if len(runs) > 1 else [run.name for run in runs]
     members = [_member(run, arm, _command(run)) for run, arm in zip(runs, arms)]
     question, asked_in = _docstring(runs[0])
     return Study(folder.absolute().name if len(runs) > 1 else runs[0].name, folder, question, asked_in, "", members, [])
@@ -201,7 +201,7 @@ def _check_arms(members: list[Member], folder: Path) -> None:
         if member.run is None:
             continue
         one = first.setdefault(member.arm, member)
-        if differing := unlike(one.run.experiment, member.run.experiment):
+        if differing := differing_fields(one.run.experiment, member.run.experiment):
             raise UserError(
                 f"{folder}: {one.name} and {member.name} are both {member.arm}, and differ in {differing[0]}: take one "
                 "of them out of the folder"

@@ -1,14 +1,12 @@
 """Runs held against each other: methods by their seeds, with intervals over seeds, and rows as CSV."""
 
 import csv
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfflow.errors import UserError
-from selfflow.experiment_file import changes, forbidden
-from selfflow.representation.probing import Row
+from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.statistics import Interval, Paired, interval, paired
 
 
@@ -33,62 +31,12 @@ class Method(NamedTuple):
         return f"{self.name:<20} {self.mean.told()}{difference}"
 
 
-def methods_of(runs: Sequence[Any]) -> list[str]:
-    """The name of each run's method: that of its folder without the number at its end, where runs differ in their seeds
-    alone; else that of its folder.
-
-    Args:
-      runs: opened runs.
-
-    Raises:
-      UserError: if two runs differ in nothing, or were trained on other records.
-    """
-    check_same_data(runs)
-    names = [run.name for run in runs]
-    for run, name in zip(runs, names):
-        if (other := runs[names.index(name)]) is not run:
-            raise UserError(f"{other.source} and {run.source}: rows go by the name of a run: rename one of the folders")
-    stems = [re.sub(r"[-_]?\d+$", "", name) or name for name in names]
-    settings: dict[str, list[Any]] = {}
-    for stem, run in zip(stems, runs):
-        settings.setdefault(stem, []).append(run.experiment)
-    methods = [
-        stem
-        if len(settings[stem]) > 1 and not any(unlike(settings[stem][0], other) for other in settings[stem])
-        else name
-        for stem, name in zip(stems, names)
-    ]
-    seen: dict[tuple[str, int], Any] = {}
-    for method, run in zip(methods, runs):
-        seed = run.experiment.seed.init
-        if (other := seen.setdefault((method, seed), run)) is not run:
-            raise UserError(f"{run.source} and {other.source} are both {method} with seed.init {seed}: leave one out")
-    return methods
-
-
-def check_same_data(runs: Sequence[Any]) -> None:
-    """Raises `UserError` unless opened runs were trained on the same records, without which scores tell nothing."""
-    told = [{s["dataset"]: s["fingerprint"] for s in run.provenance().get("sets", {}).values()} for run in runs]
-    for run, found in zip(runs, told):
-        if found != told[0]:
-            raise UserError(
-                f"{run.source} was trained on {', '.join(found) or 'no data'} and {runs[0].source} on "
-                f"{', '.join(told[0]) or 'no data'}, or on other records of it: probe them apart"
-            )
-
-
-def unlike(one: Any, other: Any) -> list[str]:
-    """The fields in which two experiments differ, of those that say what is computed, seeds apart."""
-    found = [name for name in changes(one, other) if forbidden(name) or name == "steps"]
-    return [name for name in found if name.split(".")[0] != "seed"]
-
-
-def selected(rows: Iterable[Row], **fields: Any) -> list[Row]:
+def select_rows(rows: Iterable[Row], **fields: Any) -> list[Row]:
     """The rows of one question, such as `target="material", source="video", split="test", tau=0.1`."""
     return [row for row in rows if all(getattr(row, name) == value for name, value in fields.items())]
 
 
-def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:
+def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
     """Methods of rows of one target and source, one row for each run (see `best`).
 
     Args:
@@ -107,10 +55,10 @@ def compared(rows: Iterable[Row], baseline: str = "") -> list[Method]:
     baseline = baseline or next(iter(scores))
     if baseline not in scores:
         raise UserError(f"baseline {baseline!r}: there are {', '.join(scores)}")
-    return held_against(scores, baseline)
+    return compare_to_baseline(scores, baseline)
 
 
-def held_against(scores: Mapping[str, Mapping[int, float]], baseline: str) -> list[Method]:
+def compare_to_baseline(scores: Mapping[str, Mapping[int, float]], baseline: str) -> list[Method]:
     """Methods by their scores, each held against one of them.
 
     Args:
@@ -128,7 +76,7 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
     """How much more the first of `here` scores over its second than the first of `there` over its: (a - b) - (c - d).
 
     Args:
-      methods: as `compared` gives them.
+      methods: as `compare_methods` gives them.
       here, there: names of two methods each; seeds that all four have are paired.
 
     Raises:

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.noise import Corruption, corrupt, draw_eps
-from selfflow.representation.arrays import readable_and_whole
+from selfflow.objectives.diagnostics import effective_rank
+from selfflow.representation.features.arrays import readable_and_whole
 
 
 class PairHealth(NamedTuple):
@@ -66,16 +67,6 @@ class Health(NamedTuple):
 
     pairs: list[PairHealth]
     layers: list[LayerHealth]
-
-
-def effective_rank(features: Float[Array, "M D"]) -> Float[Array, ""]:
-    """exp(entropy of the normalised singular values), RankMe (arXiv 2210.02885); from 1 to D."""
-    x = features.astype(jnp.float32)
-    # R of x = QR has the singular values of x and is D x D, where M is many tokens. Not the Gram matrix: the roots
-    # of its rounding errors look like directions.
-    singular = jnp.linalg.svd(jnp.linalg.qr(x, mode="r"), compute_uv=False)
-    p = singular / jnp.maximum(singular.sum(), 1e-12) + 1e-7
-    return jnp.exp(-jnp.sum(p * jnp.log(p)))
 
 
 def health(
@@ -168,7 +159,7 @@ def health_of_run(
     """`health` of a run's own weights on the first clips of a split.
 
     Args:
-      run: an opened run, `selfflow.run.Run`.
+      run: an opened run, `selfflow.run.run.Run`.
       clips: as `run.data` gives them, all as long as the set has them; those that cannot be read are left out.
       taus: noise levels of the student.
       limit: takes so many clips, as whole batches; one batch where there are fewer.

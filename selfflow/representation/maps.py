@@ -13,9 +13,9 @@ from selfflow.data.collisions.targets import bodies_in_tokens
 from selfflow.errors import UserError
 from selfflow.modality import frames_of_tokens
 from selfflow.models.joint_config import JointConfig
-from selfflow.representation.features import seed_of
-from selfflow.representation.forward import seen_at
-from selfflow.representation.targets import refuse_cropped
+from selfflow.representation.features.extract import seed_of
+from selfflow.representation.features.forward import corrupted_at
+from selfflow.representation.probes.targets import refuse_cropped
 from selfflow.representation.views import seconds_of, whole_clips
 
 # {block: {whose tokens attend: {whose are attended to: [B, A, N, M]}}}
@@ -74,7 +74,7 @@ def attention_of_clips(
     The noise of a clip is that which `features` gives it.
 
     Args:
-      run: an opened run with a joint transformer, `selfflow.run.Run`.
+      run: an opened run with a joint transformer, `selfflow.run.run.Run`.
       clips: as `run.data` gives them.
       numbers: which.
       layers: blocks, counted from 1.
@@ -101,7 +101,7 @@ def attention_of_clips(
 @partial(jax.jit, static_argnames=("apply", "modalities", "layers", "null_label"))
 def _attention(params, latents, numbers_B, tau, seed, *, apply, modalities, layers, null_label) -> Attention:
     taus = {m: tau for m, _ in modalities}
-    noisy, levels, assignment, _ = seen_at(dict(modalities), latents, {}, numbers_B, taus, seed)
+    noisy, levels, assignment, _ = corrupted_at(dict(modalities), latents, {}, numbers_B, taus, seed)
     label_B = jnp.full(len(numbers_B), null_label)
     return apply(params, noisy, levels, label_B, assignment, attention_of=layers, stop_at=max(layers)).attention
 

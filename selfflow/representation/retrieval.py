@@ -19,8 +19,8 @@ from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint import Output
 from selfflow.noise import Corruption, corrupt, draw_eps
 from selfflow.progress import Progress
-from selfflow.representation.arrays import readable_and_whole
-from selfflow.representation.probing import Row
+from selfflow.representation.features.arrays import readable_and_whole
+from selfflow.representation.probes.probe_run import Row
 
 FILM, SOUND = "video", "audio"
 _FEWEST = 128  # clips that sounds are chosen from: of 4 materials some 32 each, where 8 are needed

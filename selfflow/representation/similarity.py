@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from selfflow.errors import UserError
-from selfflow.representation.features import Features
+from selfflow.representation.features.extract import Features
 
 _BLOCK = 1024  # rows of similarities at a time: 80 MB for n = 10 000
 _ROUNDING = 1e-6  # float32 features that differ by less, relative to their size, differ by their rounding

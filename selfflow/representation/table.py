@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.autoencoders.quality import log_mel
 from selfflow.data.collisions import Collisions
+from selfflow.encoders.audio import log_mel
 from selfflow.modality import Modality
 from selfflow.progress import Progress
-from selfflow.representation.forward import Forward, forward_all
+from selfflow.representation.features.forward import Forward, forward_all
 from selfflow.representation.probes.logistic import logistic_probe, tree_probe
 from selfflow.representation.probes.ridge import ridge_probe
 from selfflow.representation.probes.split import Score, Split

@@ -54,7 +54,7 @@ def views(
     """Draws noise for some clips as training does, and runs student and teacher on them with the run's own weights.
 
     Args:
-      run: an opened run, `selfflow.run.Run`.
+      run: an opened run, `selfflow.run.run.Run`.
       clips: as `run.data` gives them.
       numbers: which.
       seed: of all that is drawn.

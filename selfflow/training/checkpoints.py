@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from selfflow.buckets.paths import url_of
-from selfflow.buckets.runs import checkpoint_folder, saved_steps, send_changes
-from selfflow.buckets.store import Missing, Short
 from selfflow.errors import UserError
-from selfflow.training.processes import any_of_all, first, meet, together
+from selfflow.storage.paths import url_of
+from selfflow.storage.runs import checkpoint_folder, saved_steps, send_changes
+from selfflow.storage.store import Missing, Short
+from selfflow.training.distributed import any_of_all, barrier, is_primary, run_on_all
 from selfflow.training.state import State, flat_by_name
 
 
@@ -48,7 +48,7 @@ class Checkpoints:
         self._named = f"{where or folder}/checkpoints"
         self._uploads = None
         if where is not None and where.startswith("s3://"):
-            from selfflow.buckets.uploads import Uploads
+            from selfflow.storage.uploads import Uploads
 
             self._uploads = Uploads(folder, where, keep_last, keep_every)
         options = ocp.CheckpointManagerOptions(
@@ -71,7 +71,7 @@ class Checkpoints:
         if self._uploads:
             self.wait()  # a disk that is faster than the way to the bucket must not run full
         send_changes(self._folder)
-        told = {"position": step, "checksums": fetched_sums(state)}
+        told = {"position": step, "checksums": fetch_checksums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(told))
         with self._reached():
             self._manager.save(step, args=args, force=True)
@@ -92,7 +92,7 @@ class Checkpoints:
                 damaged.append((step, error))
                 continue
             for bad, error in damaged:
-                if first():
+                if is_primary():
                     aside = next(
                         p for i in count() if not (p := self._path / f"damaged-{bad}{i and f'-{i}' or ''}").exists()
                     )
@@ -102,7 +102,7 @@ class Checkpoints:
                         self._uploads.put_aside(bad, aside.name)
                     print(f"warning: {error}. It was put aside as {aside.name}; going on from step {step}")
             if damaged:
-                meet()
+                barrier()
                 self._manager.reload()
             return state
         raise damaged[0][1] if damaged else UserError(f"{self._named} holds no checkpoint that was saved whole")
@@ -131,7 +131,7 @@ class Checkpoints:
 
     def _read(self, wanted: dict[str, Any], step: int) -> tuple[dict[str, Any], int]:
         """Fields of a state, and the data position; in all processes, each of which reads its own parts."""
-        restored, told, reason = together(lambda: self._try(wanted, step))
+        restored, told, reason = run_on_all(lambda: self._try(wanted, step))
         # Of damage all must know before they compute something together.
         if reason := any_of_all(reason):
             raise Damaged(
@@ -140,7 +140,7 @@ class Checkpoints:
             )
         if int(restored["step"]) != step:
             raise self._damaged(step, f"it holds step {int(restored['step'])}")
-        for name, found in fetched_sums(restored).items():
+        for name, found in fetch_checksums(restored).items():
             if told["checksums"].get(name) != found:
                 raise self._damaged(step, f"the checksum of {name} is {found}, and was {told['checksums'].get(name)}")
         return restored, told["position"]
@@ -246,7 +246,7 @@ def checksums(tree: Any) -> Any:
     return jax.tree.map(summed, tree)
 
 
-def fetched_sums(tree: Any) -> dict[str, int]:
+def fetch_checksums(tree: Any) -> dict[str, int]:
     """The checksum of each array of a tree, by its dotted name."""
     tree = tree._asdict() if isinstance(tree, State) else tree
     found = jax.device_get(_SUMS(flat_by_name(tree)))

@@ -11,11 +11,11 @@ import jax
 from selfflow.errors import Interrupted, UserError
 from selfflow.progress import Progress
 from selfflow.training.checkpoints import Checkpoints
-from selfflow.training.interrupt import Interruption
 from selfflow.training.metrics import MetricsLog
 from selfflow.training.profile import Trace
-from selfflow.training.stall import stacks_when_stalled
+from selfflow.training.signals import Interruption
 from selfflow.training.state import State
+from selfflow.training.watchdog import dump_stacks_when_stalled
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Cadence:
 class Limits:
     """What a run bears before it stops, or says where it stands still; may change while it runs."""
 
-    skipped: int = 10
+    max_skipped_steps: int = 10
     """Steps in a row whose loss or gradient is not finite: the run skips their updates, and stops after these many."""
-    stalled: float = 1800.0
+    hang_timeout: float = 1800.0
     """Seconds without the end of a step, compilation included, after which the stacks of all threads are printed."""
 
     def __post_init__(self):
-        if self.skipped < 1:
-            raise UserError(f"limits.skipped is {self.skipped}: it must be at least 1")
-        if not 0 < self.stalled < 1e6:
-            raise UserError(f"limits.stalled is {self.stalled}: give seconds, above 0 and below a million")
+        if self.max_skipped_steps < 1:
+            raise UserError(f"limits.max_skipped_steps is {self.max_skipped_steps}: it must be at least 1")
+        if not 0 < self.hang_timeout < 1e6:
+            raise UserError(f"limits.hang_timeout is {self.hang_timeout}: give seconds, above 0 and below a million")
 
 
 def train(
@@ -129,14 +129,17 @@ def train(
             skipped, in_a_row = skipped + 1, in_a_row + 1
             if log is not None:
                 log.skip({"step": number, "set": facts["set"], "ids": ids(number - 1)})
-            if in_a_row == limits.skipped:
+            if in_a_row == limits.max_skipped_steps:
                 raise UserError(_too_many(number, in_a_row, checkpoints.path.parent, checkpoints.latest()))
         else:
             in_a_row = 0
         return f"{facts['set']} loss {values['loss']:.3f}" + (f", {skipped} skipped" if skipped else "")
 
     try:
-        with Progress("train", steps, done=start, unit="step") as shown, stacks_when_stalled(limits.stalled) as alive:
+        with (
+            Progress("train", steps, done=start, unit="step") as shown,
+            dump_stacks_when_stalled(limits.hang_timeout) as alive,
+        ):
             for number in range(start + 1, steps + 1):
                 trace.before(number)
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
@@ -184,7 +187,7 @@ def train(
 def _too_many(number: int, count: int, folder: Path, saved: int | None) -> str:
     good = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
     return (
-        f"loss or gradient was not finite in {count} steps in a row (limits.skipped), the last of them step "
+        f"loss or gradient was not finite in {count} steps in a row (limits.max_skipped_steps), the last of them step "
         f"{number}; {good}. The samples of these steps stand in {folder / 'skipped.jsonl'}: leave out those that are "
         "damaged (--exclude), or lower optimizer.learning_rate or optimizer.clip in another --workdir"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from selfflow.errors import UserError
-from selfflow.training.processes import first
+from selfflow.training.distributed import is_primary
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Trace:
         wanted = profile.wanted()
         self._steps = range(max(wanted.start, start + 1), min(wanted.stop, steps + 1))
         self._folder, self._running, self._last = folder / "profile", False, 0
-        if len(self._steps) < len(wanted) and first():
+        if len(self._steps) < len(wanted) and is_primary():
             what = f"steps {self._steps[0]} to {self._steps[-1]}" if self._steps else "nothing"
             print(f"profile.steps {profile.steps}: traces {what}, for the run is at step {start}")
 
@@ -70,5 +70,5 @@ class Trace:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-            if first():
+            if is_primary():
                 print(f"traced steps {self._steps[0]} to {self._last}: tensorboard --logdir {self._folder}")

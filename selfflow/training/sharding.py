@@ -172,7 +172,7 @@ def check_batch(mesh: Mesh, size: int, where: str) -> None:
         )
 
 
-def rows_here(mesh: Mesh, size: int) -> np.ndarray:
+def local_rows(mesh: Mesh, size: int) -> np.ndarray:
     """Which samples of a batch of `size` the devices of this process hold, in rising order.
 
     Together the processes hold all of them; two hold the same ones where `tensor` spans both.
@@ -181,16 +181,16 @@ def rows_here(mesh: Mesh, size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held]))
 
 
-def spread(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
+def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
     """A batch over the devices, its samples over `data` and `fsdp`.
 
     Args:
-      batch: all samples, alike in every process; where `size` is given, those of `rows_here` alone.
+      batch: all samples, alike in every process; where `size` is given, those of `local_rows` alone.
       mesh: the devices.
       size: samples in the whole batch.
     """
     sharding = batch_sharding(mesh)
-    rows = None if size is None else rows_here(mesh, size)
+    rows = None if size is None else local_rows(mesh, size)
 
     def place(x: np.ndarray) -> jax.Array:
         if rows is None:
@@ -201,7 +201,7 @@ def spread(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
     return jax.tree.map(place, batch)
 
 
-def filled(batch: Any, mesh: Mesh) -> Any:
+def pad_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch whose samples divide by the devices: the last ones are repeated, with weight 0."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     missing = -len(batch["weight"]) % parts
@@ -210,7 +210,7 @@ def filled(batch: Any, mesh: Mesh) -> Any:
     return more
 
 
-def on_one_device(tree: Any) -> Any:
+def gather_to_one(tree: Any) -> Any:
     """All of a tree on the first device of each process."""
     if jax.process_count() > 1:
         mesh = jax.tree.leaves(tree)[0].sharding.mesh

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from selfflow.autoencoders.convolutional import Network
-from selfflow.autoencoders.trained import write
+from selfflow.autoencoders.convolutional_autoencoder import write
 from selfflow.training.state import flat_by_name
 from tests.conftest import perturbed
 

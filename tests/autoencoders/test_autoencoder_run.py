@@ -12,22 +12,24 @@ import jax
 import numpy as np
 import pytest
 
-from selfflow.autoencoders.named import autoencoder_of
+from selfflow.autoencoders.load import load_autoencoder
+from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.cli.parse import parse
-from selfflow.cli.train import Options, train
+from selfflow.cli.train import Options
+from selfflow.config.files import load_experiment, read_experiment
+from selfflow.data.built import build
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment, read_experiment
-from selfflow.input.built import build
-from selfflow.input.media import MediaFeed, MediaSource
-from selfflow.input.mixture import Set
+from selfflow.input.media_batches import MediaBatchSource, MediaSource
+from selfflow.input.mixture import Component
 from selfflow.report.study import open_study
-from selfflow.run import Run, open_run
-from selfflow.run_folder import check_run
+from selfflow.run.folder import check_run
+from selfflow.run.run import Run, open_run
+from selfflow.serialization import from_json, to_json
+from selfflow.tasks.train import train
 from selfflow.training.metrics import TIMINGS, read_metrics
-from selfflow.tree import from_json, to_json
 from tests import tiny
 from tests.autoencoders.tiny_autoencoder import experiment, sound
-from tests.training.test_processes import free_port
+from tests.training.test_distributed import free_port
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).parent / "tiny_autoencoder.py"
@@ -81,12 +83,11 @@ def test_its_latents_have_unit_variance(run, data_dir):
     folder, _ = run
     made = experiment().resolved()
     built = build(made.data["collisions"], data_dir)
-    feed = MediaFeed({"collisions": built}, made.mixture, made.cuts(), indexes=data_dir / "indexes")
+    feed = MediaBatchSource({"collisions": built}, made.mixture, made.cuts(), indexes=data_dir / "indexes")
     latents = []
     for name, modality in (("films", "video"), ("stills", "image")):
-        autoencoder = autoencoder_of(f"convolutional={folder / 'autoencoder.safetensors'}", modality).load(
-            folder / "autoencoder.safetensors"
-        )
+        path = folder / "autoencoder.safetensors"
+        autoencoder = load_autoencoder(parse_autoencoder(f"convolutional={path}", modality), path)
         media = feed.held_out((), 512)[name][1]
         latents.append(autoencoder.encode(media[:, 0] if modality == "image" else media).reshape(-1, 8))
     # Of both sets alike, though films have four times as many positions.
@@ -199,10 +200,10 @@ def test_experiments_are_checked():
     for changed, message in (
         ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.8)}}, "clips of 10 frames do not fit"),
         ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.7)}}, "are 8.75 video frames or samples"),
-        ({"mixture": {"x": Set(modalities=("audio",))}}, "mixture.x.modalities names audio, but the strides"),
-        ({"mixture": {"x": Set(modalities=("video", "image"))}}, "an autoencoder's set has one"),
-        ({"mixture": {"x": Set(modalities=("action",))}}, "names action, which collisions does not have"),
-        ({"mixture": {"x": Set(modalities=("image",), data="other")}}, "data names other, which is not in data"),
+        ({"mixture": {"x": Component(modalities=("audio",))}}, "mixture.x.modalities names audio, but the strides"),
+        ({"mixture": {"x": Component(modalities=("video", "image"))}}, "an autoencoder's set has one"),
+        ({"mixture": {"x": Component(modalities=("action",))}}, "names action, which collisions does not have"),
+        ({"mixture": {"x": Component(modalities=("image",), data="other")}}, "data names other, which is not in data"),
         ({"side": 30}, "side 30: the network's strides of 8 do not divide it"),
         ({"steps": 0}, "steps is 0"),
         ({"held_out": 0}, "held_out is 0"),
@@ -218,7 +219,7 @@ def test_media_are_cropped_and_padded(data_dir):
     cuts, built = made.cuts(), build(made.data["collisions"], data_dir)
     made = made.resolved()
     assert cuts["films"].shape == (9, 16, 16, 3) and cuts["stills"].shape == (1, 16, 16, 3)
-    feed = MediaFeed(
+    feed = MediaBatchSource(
         {"collisions": built}, made.mixture, cuts, excluded=frozenset({"train-000003"}), indexes=data_dir / "indexes"
     )
     reader = feed.reader("films", "train")
@@ -245,7 +246,7 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
 
     made = experiment().resolved()
     built = build(made.data["collisions"], data_dir)
-    feed = MediaFeed({"collisions": built}, made.mixture, made.cuts(), indexes=data_dir / "indexes")
+    feed = MediaBatchSource({"collisions": built}, made.mixture, made.cuts(), indexes=data_dir / "indexes")
     reader, plain = feed.reader("stills", "train"), Records.__getitem__
 
     def broken(records, i, plain=plain):

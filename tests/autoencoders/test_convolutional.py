@@ -7,21 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfflow.autoencoders import trained
+from selfflow.autoencoders import convolutional_autoencoder as trained
 from selfflow.autoencoders.config import SDVAE, Convolutional
-from selfflow.autoencoders.convolutional import into_channels, led_in, out_of_channels, scaled
-from selfflow.autoencoders.named import autoencoder_of
-from selfflow.autoencoders.trained import read
+from selfflow.autoencoders.convolutional import depth_to_space, pad_causal, space_to_depth, to_unit_range
+from selfflow.autoencoders.convolutional_autoencoder import read
+from selfflow.autoencoders.load import load_autoencoder
+from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.errors import UserError
 from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
 
 def test_cells_go_into_channels_and_back():
     x = jnp.arange(2 * 4 * 6 * 8 * 3).reshape(2, 4, 6, 8, 3)
-    y = into_channels(x, (2, 3, 4))
+    y = space_to_depth(x, (2, 3, 4))
     assert y.shape == (2, 2, 2, 2, 72)
     np.testing.assert_array_equal(y[1, 1, 0, 1].reshape(2, 3, 4, 3), x[1, 2:4, 0:3, 4:8])
-    np.testing.assert_array_equal(out_of_channels(y, (2, 3, 4)), x)
+    np.testing.assert_array_equal(depth_to_space(y, (2, 3, 4)), x)
 
 
 def test_fresh_blocks_hand_on_what_they_are_given():
@@ -99,12 +100,12 @@ def test_pieces_make_the_whole(network, cell, shape):
 
 
 def test_films_and_pictures(films):
-    config = Convolutional(channels=6, hop=4, stride=4, path=str(films))
-    autoencoder, media = config.load(films), film(9)
+    config = Convolutional(channels=6, temporal_stride=4, stride=4, path=str(films))
+    autoencoder, media = load_autoencoder(config, films), film(9)
     latents = autoencoder.encode(media)
     assert latents.shape == (2, 3, 2, 3, 6) == config.latent_shape(media.shape) and latents.dtype == np.float32
     params = jax.device_get(params_of(FILMS))
-    raw = jax.jit(FILMS.encode)(params, led_in(scaled(jnp.asarray(media)), 3))[0]
+    raw = jax.jit(FILMS.encode)(params, pad_causal(to_unit_range(jnp.asarray(media)), 3))[0]
     np.testing.assert_allclose(
         latents, (np.asarray(raw) - 0.1 * np.arange(6)) / (0.5 + 0.1 * np.arange(6)), rtol=1e-3, atol=1e-4
     )
@@ -113,7 +114,7 @@ def test_films_and_pictures(films):
     assert decoded.shape == media.shape and decoded.dtype == np.uint8
     assert np.abs(decoded - np.clip((made + 1) * 127.5, 0, 255)).max() < 0.6
     # A picture is a film of one frame, and what follows a first frame is nothing to it.
-    still = dataclasses.replace(config, stills=True).load(films)
+    still = load_autoencoder(dataclasses.replace(config, images_only=True), films)
     pictures = still.encode(media[:, 0])
     assert pictures.shape == (2, 2, 3, 6)
     np.testing.assert_allclose(pictures, latents[:, 0], rtol=1e-4, atol=1e-5)
@@ -126,10 +127,10 @@ def test_films_and_pictures(films):
 
 
 def test_sounds(sound):
-    config = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000, path=str(sound))
-    autoencoder = config.load(sound)
+    config = Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000, path=str(sound))
+    autoencoder = load_autoencoder(config, sound)
     media = np.random.default_rng(0).integers(-3000, 3000, (3, 80)).astype(np.int16)
-    mean, std = autoencoder.moments(media)
+    mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (3, 10, 5) == std.shape == config.latent_shape(media.shape) and (std > 0).all()
     decoded = autoencoder.decode(mean)
     assert decoded.shape == (3, 80) and decoded.dtype == np.int16
@@ -145,9 +146,9 @@ def test_sounds(sound):
 
 def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
     """An autoencoder that takes small pieces makes the same, and calls one program for clips of any length."""
-    whole = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000).load(sound)
+    whole = load_autoencoder(Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000), sound)
     media = np.random.default_rng(0).integers(-3000, 3000, (3, 400)).astype(np.int16)
-    mean, clips = whole.encode(media), Convolutional(channels=6, hop=4, stride=4).load(films)
+    mean, clips = whole.encode(media), load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4), films)
     latents = clips.encode(film(21))
     decoded, made = whole.decode(mean), clips.decode(latents)
     monkeypatch.setattr(trained, "_PIECE", 64)
@@ -173,29 +174,29 @@ def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
 
 
 def test_by_name_its_settings_come_from_the_file(films, sound):
-    assert autoencoder_of(f"convolutional={films}", "video") == Convolutional(
-        path=str(films), channels=6, hop=4, stride=4
+    assert parse_autoencoder(f"convolutional={films}", "video") == Convolutional(
+        path=str(films), channels=6, temporal_stride=4, stride=4
     )
-    assert autoencoder_of(f"convolutional={films}", "image").stills
-    assert autoencoder_of(f"convolutional={sound}", "audio") == Convolutional(
-        path=str(sound), channels=5, hop=8, stride=0, sample_rate=8000
+    assert parse_autoencoder(f"convolutional={films}", "image").images_only
+    assert parse_autoencoder(f"convolutional={sound}", "audio") == Convolutional(
+        path=str(sound), channels=5, temporal_stride=8, stride=0, sample_rate=8000
     )
     assert read(films, weights=False) == (FILMS, 0, {})
     with pytest.raises(UserError, match="is an autoencoder of sound: give one of pictures"):
-        autoencoder_of(f"convolutional={sound}", "image")
+        parse_autoencoder(f"convolutional={sound}", "image")
     with pytest.raises(UserError, match="is an autoencoder of pictures: give one of sound"):
-        autoencoder_of(f"convolutional={films}", "audio")
+        parse_autoencoder(f"convolutional={films}", "audio")
 
 
 def test_a_run_that_goes_on_needs_no_file(films, tmp_path, monkeypatch):
-    there = autoencoder_of(f"convolutional={films}", "video")
+    there = parse_autoencoder(f"convolutional={films}", "video")
     known = dataclasses.replace(there, path=str(tmp_path / "run" / "autoencoder.safetensors"), channels=9)
     for text in (f"convolutional={known.path}", f"convolutional={tmp_path / 'run'}"):
-        assert autoencoder_of(text, "video", known) is known
+        assert parse_autoencoder(text, "video", known) is known
         with pytest.raises(UserError, match="missing or damaged"):
-            autoencoder_of(text, "video")
-    assert autoencoder_of(f"convolutional={films}", "video", known) == there
+            parse_autoencoder(text, "video")
+    assert parse_autoencoder(f"convolutional={films}", "video", known) == there
     monkeypatch.chdir(tmp_path)
-    assert autoencoder_of("convolutional=run", "video", known) is known
+    assert parse_autoencoder("convolutional=run", "video", known) is known
     other = SDVAE(path="gone.safetensors", channels=9)
-    assert autoencoder_of(f"sd-vae={tmp_path}/gone.safetensors", "image", other) is other
+    assert parse_autoencoder(f"sd-vae={tmp_path}/gone.safetensors", "image", other) is other

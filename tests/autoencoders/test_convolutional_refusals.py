@@ -6,24 +6,35 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders.config import Convolutional
+from selfflow.autoencoders.load import load_autoencoder
 from selfflow.errors import UserError
 from tests.autoencoders.small_networks import FILMS
 
 
 def test_latents_of_others_are_refused(films):
-    autoencoder = Convolutional(channels=6, hop=4, stride=4).load(films)
+    autoencoder = load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4), films)
     with pytest.raises(UserError, match="latents have 5 channels, and those of convolutional-.* 6"):
         autoencoder.decode(np.zeros((3, 2, 3, 5), np.float32))
 
 
 def test_nothing_is_refused(films, sound):
     for config, path, media, latents in (
-        (Convolutional(channels=6, hop=4, stride=4), films, np.zeros((0, 9, 8, 12, 3), np.uint8), (2, 0, 2, 3, 6)),
-        (Convolutional(channels=5, hop=8, stride=0, sample_rate=8000), sound, np.zeros((0, 80), np.int16), (0, 10, 5)),
+        (
+            Convolutional(channels=6, temporal_stride=4, stride=4),
+            films,
+            np.zeros((0, 9, 8, 12, 3), np.uint8),
+            (2, 0, 2, 3, 6),
+        ),
+        (
+            Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000),
+            sound,
+            np.zeros((0, 80), np.int16),
+            (0, 10, 5),
+        ),
     ):
-        autoencoder = config.load(path)
+        autoencoder = load_autoencoder(config, path)
         for nothing in (
-            lambda a=autoencoder, x=media: a.moments(x),
+            lambda a=autoencoder, x=media: a.encode_distribution(x),
             lambda a=autoencoder, z=np.zeros(latents): a.decode(z),
         ):
             with pytest.raises(UserError, match="there is nothing to encode or decode"):
@@ -31,9 +42,9 @@ def test_nothing_is_refused(films, sound):
 
 
 def test_media_of_another_kind_are_refused(films, sound):
-    film = Convolutional(channels=6, hop=4, stride=4).load(films)
-    still = Convolutional(channels=6, hop=4, stride=4, stills=True).load(films.parent)
-    heard = Convolutional(channels=5, hop=8, stride=0, sample_rate=8000).load(sound)
+    film = load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4), films)
+    still = load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4, images_only=True), films.parent)
+    heard = load_autoencoder(Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000), sound)
     for call, message in (
         (
             lambda: film.encode(np.zeros((8, 12, 3), np.uint8)),
@@ -53,30 +64,30 @@ def test_media_of_another_kind_are_refused(films, sound):
 
 
 def test_what_does_not_fit_is_named(films, sound, tmp_path):
-    config = Convolutional(channels=6, hop=4, stride=4)
+    config = Convolutional(channels=6, temporal_stride=4, stride=4)
     for changed, path, message in (
         ({"channels": 7}, films, "its channels is 6, and that of the convolutional autoencoder 7"),
-        ({"hop": 2}, films, "its hop is 4, and that of the convolutional autoencoder 2"),
+        ({"temporal_stride": 2}, films, "its hop is 4, and that of the convolutional autoencoder 2"),
         ({"stride": 8}, films, "its stride is 4"),
         ({}, sound, "its channels is 5"),
-        ({"channels": 5, "hop": 8, "stride": 0}, sound, "its sample_rate is 8000"),
+        ({"channels": 5, "temporal_stride": 8, "stride": 0}, sound, "its sample_rate is 8000"),
         ({}, tmp_path / "none.safetensors", "is missing or damaged"),
     ):
         with pytest.raises(UserError, match="safetensors") as raised:
-            dataclasses.replace(config, **changed).load(path)
+            load_autoencoder(dataclasses.replace(config, **changed), path)
         assert message in str(raised.value)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(films.read_bytes()[:-40])
     with pytest.raises(UserError, match="missing or damaged"):
-        config.load(cut)
+        load_autoencoder(config, cut)
     from safetensors.numpy import save_file
 
     save_file({"x": np.zeros(3)}, cut, {"autoencoder": '{"format": "selfflow-autoencoder-1"}'})
     with pytest.raises(UserError, match="by another version of selfflow .*train it again"):
-        config.load(cut)
+        load_autoencoder(config, cut)
     save_file({"x": np.zeros(3)}, cut)
     with pytest.raises(UserError, match="holds no autoencoder that was trained here"):
-        config.load(cut)
+        load_autoencoder(config, cut)
     for shape, message in (
         ((9, 10, 12, 3), "stride of 4 pixels, which does not divide pictures of 10 x 12"),
         ((10, 8, 12, 3), "clips of 10 frames do not fit; give them 9"),

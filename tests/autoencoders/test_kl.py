@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders import kl
-from selfflow.convolution import Weights
+from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
 from tests.autoencoders.kl import CONFIG, GOLDEN, random_weights
 

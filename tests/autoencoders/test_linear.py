@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
+from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.mel import LogMel
-from selfflow.autoencoders.quality import log_mel, psnr, snr
+from selfflow.autoencoders.quality import psnr, snr
+from selfflow.encoders.audio import log_mel
 from selfflow.errors import UserError
 
 
@@ -36,13 +38,16 @@ def test_what_is_nothing_or_does_not_fit_is_refused(video, sound):
     pictures = LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), [video])
     with pytest.raises(UserError, match="patch 4 does not divide pictures of 16 x 6"):
         pictures.encode(video[..., :6, :])
-    for config, media in ((MdctPCA(hop=16, channels=4), sound), (LogMel(hop=80, bands=8), sound)):
-        sounds = LinearAutoencoder.fit(config, [sound, sound[:, : config.hop - 1]])  # those tell nothing
+    for config, media in (
+        (MdctPCA(temporal_stride=16, channels=4), sound),
+        (LogMel(temporal_stride=80, bands=8), sound),
+    ):
+        sounds = LinearAutoencoder.fit(config, [sound, sound[:, : config.temporal_stride - 1]])  # those tell nothing
         for nothing in (lambda s=sounds: s.encode(sound[:0]), lambda s=sounds: s.decode(s.encode(sound)[:0])):
             with pytest.raises(UserError, match="there is nothing to encode or decode"):
                 nothing()
         with pytest.raises(UserError, match=f"nothing to fit the {config.kind} autoencoder on"):
-            LinearAutoencoder.fit(config, [media[:, : config.hop - 1]])
+            LinearAutoencoder.fit(config, [media[:, : config.temporal_stride - 1]])
 
 
 def test_a_patch_is_a_patch_of_the_picture(video):
@@ -72,7 +77,7 @@ def test_mdct_agrees_with_its_definition():
     n, k = np.arange(2 * hop), np.arange(hop)
     basis = np.cos(np.pi / hop * (n[:, None] + 0.5 + hop / 2) * (k + 0.5)) * np.sqrt(2 / hop)
     window = np.sin(np.pi / (2 * hop) * (n + 0.5))
-    found = MdctPCA(hop=hop, channels=8).frames(x)
+    found = MdctPCA(temporal_stride=hop, channels=8).frames(x)
     for i in (1, 2, 3):  # away from the ends, where there is no neighbour to overlap with
         at = i * hop - hop // 2
         expected = (x[at : at + 2 * hop] / 32768 * window) @ basis
@@ -80,7 +85,7 @@ def test_mdct_agrees_with_its_definition():
 
 
 def test_mdct_is_orthonormal_and_sound_comes_back_exactly(sound):
-    config = MdctPCA(hop=320, channels=320)
+    config = MdctPCA(temporal_stride=320, channels=320)
     frames = config.frames(sound)
     assert frames.shape == (60, 5, 320)
     np.testing.assert_allclose((frames**2).sum(), np.sum((sound / 32768.0) ** 2), rtol=1e-5)
@@ -89,7 +94,7 @@ def test_mdct_is_orthonormal_and_sound_comes_back_exactly(sound):
 
 
 def test_latents_are_normalised_and_companding_tames_their_tails(sound):
-    fitted = LinearAutoencoder.fit(MdctPCA(hop=320, channels=32), [sound])
+    fitted = LinearAutoencoder.fit(MdctPCA(temporal_stride=320, channels=32), [sound])
     z = fitted.encode(sound).reshape(-1, 32)
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(z.std(0), 1, atol=1e-3)
@@ -101,7 +106,7 @@ def test_latents_are_normalised_and_companding_tames_their_tails(sound):
 def test_more_channels_lose_less(video, sound):
     for config, media, measure in (
         (lambda c: PatchPCA(patch=4, channels=c), video, psnr),
-        (lambda c: MdctPCA(hop=320, channels=c), sound, snr),
+        (lambda c: MdctPCA(temporal_stride=320, channels=c), sound, snr),
     ):
         quality = []
         for channels in (4, 16, 40):
@@ -116,15 +121,15 @@ def test_equal_data_give_equal_latents_and_files_keep_them(video, tmp_path):
     assert a.identity == b.identity
     assert LinearAutoencoder.fit(config, [video[:5]]).identity != a.identity
     a.save(tmp_path / "a.safetensors")
-    assert config.load(tmp_path / "a.safetensors").identity == a.identity
+    assert load_autoencoder(config, tmp_path / "a.safetensors").identity == a.identity
 
 
 def test_silence_and_few_samples_stay_finite():
     silent = np.zeros((2, 1600), np.int16)
-    fitted = LinearAutoencoder.fit(MdctPCA(hop=320, channels=320), [silent])
+    fitted = LinearAutoencoder.fit(MdctPCA(temporal_stride=320, channels=320), [silent])
     assert (fitted.decode(fitted.encode(silent)) == 0).all()
     few = np.random.default_rng(0).integers(-900, 900, (1, 1600)).astype(np.int16)
-    fitted = LinearAutoencoder.fit(MdctPCA(hop=320, channels=320), [few])
+    fitted = LinearAutoencoder.fit(MdctPCA(temporal_stride=320, channels=320), [few])
     assert np.isfinite(fitted.encode(few)).all() and np.abs(fitted.encode(few)).max() < 100
     wild = np.full((1, 5, 320), 50.0)
     assert fitted.decode(wild).dtype == np.int16
@@ -134,10 +139,10 @@ def test_silence_and_few_samples_stay_finite():
     "make",
     [
         lambda: PatchPCA(patch=2, channels=13),
-        lambda: MdctPCA(hop=7),
-        lambda: MdctPCA(hop=320, channels=321),
+        lambda: MdctPCA(temporal_stride=7),
+        lambda: MdctPCA(temporal_stride=320, channels=321),
         lambda: PatchPCA(patch=5, channels=3).latent_shape((32, 32, 3)),
-        lambda: MdctPCA(hop=320, channels=3).latent_shape((1000,)),
+        lambda: MdctPCA(temporal_stride=320, channels=3).latent_shape((1000,)),
         lambda: LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), []),
     ],
 )

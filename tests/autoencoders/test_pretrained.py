@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from selfflow.autoencoders import kl, pretrained
+from selfflow.autoencoders import kl, kl_autoencoder
 from selfflow.autoencoders.config import SDVAE, Flux2VAE
-from selfflow.autoencoders.named import NAMES, autoencoder_of
-from selfflow.convolution import Weights
+from selfflow.autoencoders.load import load_autoencoder
+from selfflow.autoencoders.parse import NAMES, parse_autoencoder
+from selfflow.data.built import build
+from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
-from selfflow.input.built import build
-from selfflow.input.encode import encode
-from selfflow.input.fit import fit
-from selfflow.prepare import prepare
-from selfflow.tree import from_json, to_json
+from selfflow.latents.encode import encode
+from selfflow.latents.fit_autoencoder import fit_autoencoder
+from selfflow.run.prepare_data import prepare_data
+from selfflow.serialization import from_json, to_json
 from tests.autoencoders.kl import CONFIG, GOLDEN, pictures, random_weights
 
 GROUPS = CONFIG["norm_num_groups"]
@@ -51,7 +52,7 @@ def loaded(config):
     path = config.path if config.path.endswith("safetensors") else f"{config.path}/diffusion_pytorch_model.safetensors"
     from pathlib import Path
 
-    return config.load(Path(path))
+    return load_autoencoder(config, Path(path))
 
 
 def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
@@ -59,7 +60,7 @@ def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
     media = pictures(24, 32, count=3)
     expected, deviation = kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)
     autoencoder = loaded(sd_vae)
-    mean, std = autoencoder.moments(media)
+    mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (3, 6, 8, 4) == sd_vae.latent_shape(media.shape)
     np.testing.assert_allclose(mean, 0.18215 * np.asarray(expected), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(std, 0.18215 * np.asarray(deviation), rtol=1e-4, atol=1e-5)
@@ -89,7 +90,7 @@ def test_nothing_is_refused(sd_vae, flux2):
     for autoencoder in map(loaded, (sd_vae, flux2)):
         shape = autoencoder.config.latent_shape((16, 16, 3))
         for call in (
-            lambda autoencoder=autoencoder: autoencoder.moments(np.zeros((0, 16, 16, 3), np.uint8)),
+            lambda autoencoder=autoencoder: autoencoder.encode_distribution(np.zeros((0, 16, 16, 3), np.uint8)),
             lambda autoencoder=autoencoder, shape=shape: autoencoder.decode(np.zeros((0, *shape), np.float32)),
         ):
             with pytest.raises(UserError, match=r"nothing to encode or decode: the array has shape \(0, "):
@@ -110,10 +111,10 @@ def test_large_pictures_pass_one_by_one(sd_vae, monkeypatch):
     autoencoder, media = loaded(sd_vae), pictures(16, 24, count=3)
     latents = autoencoder.encode(media)
     seen, plain = [], autoencoder._encode
-    monkeypatch.setattr(pretrained, "_PIXELS", 16 * 24 * 2 - 1)
+    monkeypatch.setattr(kl_autoencoder, "_PIXELS", 16 * 24 * 2 - 1)
     monkeypatch.setattr(autoencoder, "_encode", lambda params, x: (seen.append(len(x)), plain(params, x))[1])
     np.testing.assert_allclose(autoencoder.encode(media), latents, rtol=1e-4, atol=1e-5)
-    assert seen == [1, 1, 1] and pretrained._together(1024, 1024) == pretrained._together(4096, 4096) == 1
+    assert seen == [1, 1, 1] and kl_autoencoder._together(1024, 1024) == kl_autoencoder._together(4096, 4096) == 1
 
 
 def test_identity_is_of_weights_and_settings_and_not_of_the_place(sd_vae, tmp_path):
@@ -154,36 +155,38 @@ def test_weights_are_copied_and_then_need_their_file_no_more(sd_vae, tmp_path):
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes(open(sd_vae.path, "rb").read())
     config = dataclasses.replace(sd_vae, path=str(mine))
-    first = fit("image", config, {}, (), tmp_path / "data")
+    first = fit_autoencoder("image", config, {}, (), tmp_path / "data")
     mine.unlink()
-    again = fit("image", config, {}, (), tmp_path / "data")
+    again = fit_autoencoder("image", config, {}, (), tmp_path / "data")
     assert again == first and again.autoencoder().identity == first.identity and again.fitted_on == {}
     with pytest.raises(UserError, match="autoencoders.image.path is"):  # another scale makes other latents
-        fit("image", dataclasses.replace(config, scale=1.0), {}, (), tmp_path / "data")
+        fit_autoencoder("image", dataclasses.replace(config, scale=1.0), {}, (), tmp_path / "data")
     (tmp_path / "data" / "autoencoders" / "image-sd_vae-damaged.json").write_text("{")
-    assert fit("image", config, {}, (), tmp_path / "data") == first
+    assert fit_autoencoder("image", config, {}, (), tmp_path / "data") == first
     tensors = load_file(sd_vae.path)
     tensors["encoder.conv_in.bias"][0] += 1
     save_file(tensors, mine)
-    assert fit("image", config, {}, (), tmp_path / "data").identity != first.identity  # others now
+    assert fit_autoencoder("image", config, {}, (), tmp_path / "data").identity != first.identity  # others now
     del tensors["encoder.conv_in.bias"]
     save_file(tensors, mine)
     with pytest.raises(UserError, match=f"autoencoders.image: {mine} lacks encoder.conv_in.bias"):
-        fit("image", config, {}, (), tmp_path / "data")
+        fit_autoencoder("image", config, {}, (), tmp_path / "data")
     mine.write_bytes(mine.read_bytes()[:1000])
     with pytest.raises(UserError, match="mine.safetensors is damaged or cut short"):
-        fit("image", config, {}, (), tmp_path / "data")
+        fit_autoencoder("image", config, {}, (), tmp_path / "data")
     assert not [path for path in (tmp_path / "data" / "autoencoders").iterdir() if "partial" in path.name]
     for path in ("", str(tmp_path / "none.safetensors"), str(tmp_path), str(tmp_path / "vae.pt")):
         with pytest.raises(UserError, match="autoencoders.image.path is"):
-            fit("image", dataclasses.replace(sd_vae, path=path), {}, (), tmp_path / "data")
+            fit_autoencoder("image", dataclasses.replace(sd_vae, path=path), {}, (), tmp_path / "data")
 
 
 def test_weights_of_something_else_are_named(tmp_path):
     save_file({"a": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
     for name in ("sd-vae", "flux2-vae"):
         with pytest.raises(UserError, match="autoencoders.image: .*x.safetensors lacks"):
-            fit("image", autoencoder_of(f"{name}={tmp_path / 'x.safetensors'}", "image"), {}, (), tmp_path / "data")
+            fit_autoencoder(
+                "image", parse_autoencoder(f"{name}={tmp_path / 'x.safetensors'}", "image"), {}, (), tmp_path / "data"
+            )
 
 
 def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
@@ -193,22 +196,22 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
     mine.write_bytes(open(sd_vae.path, "rb").read())
     config.write_text(json.dumps(told))
     for where in (tmp_path, mine):
-        named = autoencoder_of(f"sd-vae={where}", "image")
+        named = parse_autoencoder(f"sd-vae={where}", "image")
         assert named == dataclasses.replace(sd_vae, path=str(where), scale=0.3611, shift=0.1159)
     plain, media = loaded(sd_vae).encode(pictures(16, 16)) / sd_vae.scale, pictures(16, 16)
-    shifted = fit("image", named, {}, (), tmp_path / "data").autoencoder()
+    shifted = fit_autoencoder("image", named, {}, (), tmp_path / "data").autoencoder()
     np.testing.assert_allclose(shifted.encode(media), (plain - 0.1159) * 0.3611, atol=1e-5)
     np.testing.assert_array_equal(shifted.decode(shifted.encode(media)), loaded(sd_vae).decode(plain * sd_vae.scale))
     with pytest.raises(
         UserError, match="autoencoders.image: the config.json beside .* has scale 0.3611, and the sd_vae"
     ):
-        fit("image", dataclasses.replace(sd_vae, path=str(mine)), {}, (), tmp_path / "data")
+        fit_autoencoder("image", dataclasses.replace(sd_vae, path=str(mine)), {}, (), tmp_path / "data")
     older = {name: told[name] for name in ("block_out_channels", "norm_num_groups", "latent_channels")}
     config.write_text(json.dumps(older))
-    assert autoencoder_of(f"sd-vae={tmp_path}", "image") == dataclasses.replace(sd_vae, path=str(tmp_path))
+    assert parse_autoencoder(f"sd-vae={tmp_path}", "image") == dataclasses.replace(sd_vae, path=str(tmp_path))
     config.write_text("[")
     other = tmp_path / "other.safetensors"  # of which that file need not tell
-    assert autoencoder_of(f"sd-vae={other}", "image") == SDVAE(path=str(other))
+    assert parse_autoencoder(f"sd-vae={other}", "image") == SDVAE(path=str(other))
     for wrong, message in (
         (json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}), "tells of an AutoencoderKLFlux2"),
         (json.dumps({"latent_channels": 4}), "is damaged, or not that of an AutoencoderKL"),
@@ -216,10 +219,10 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
     ):
         config.write_text(wrong)
         with pytest.raises(UserError, match="config.json") as raised:
-            autoencoder_of(f"sd-vae={tmp_path}", "image")
+            parse_autoencoder(f"sd-vae={tmp_path}", "image")
         assert message in str(raised.value)
     config.write_text(json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}))
-    assert autoencoder_of(f"flux2-vae={tmp_path}", "image") == dataclasses.replace(flux2, path=str(tmp_path))
+    assert parse_autoencoder(f"flux2-vae={tmp_path}", "image") == dataclasses.replace(flux2, path=str(tmp_path))
 
 
 def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_path):
@@ -232,12 +235,12 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
     ).resolved()
     assert from_json(to_json(experiment), type(experiment), "experiment.json") == experiment
     built = build(experiment.data["collisions"], data_dir)
-    fitted = {m: fit(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
+    fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
     latents = encode(built, fitted, experiment.modalities(), None, tmp_path, records_per_shard=20)
     made = latents.manifest["modalities"]["image"]
     assert made["latent"] == [8, 8, 4] and "path" not in made["autoencoder"] and made["fitted_on"] == {}
     source, record = latents.source("train"), built.records("train")[3]
-    mean, std = fitted["image"].autoencoder().moments(record["image"][None])
+    mean, std = fitted["image"].autoencoder().encode_distribution(record["image"][None])
     np.testing.assert_allclose(source[3]["image"], mean[0], atol=2e-3)
     np.testing.assert_allclose(source[3]["image.std"], std[0], rtol=2e-3, atol=2e-3)
     assert source[3]["video"].shape == (25, 8, 8, 4)
@@ -253,26 +256,26 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
     # Whoever has the latents needs no weights, but is not given others than were named.
     elsewhere = dataclasses.replace(experiment, latents={"collisions": str(latents.path)})
     lost = elsewhere.autoencoders | {"image": moved}
-    feed, _ = prepare(dataclasses.replace(elsewhere, autoencoders=lost), tmp_path / "other")
+    feed, _ = prepare_data(dataclasses.replace(elsewhere, autoencoders=lost), tmp_path / "other")
     others = tmp_path / "others.safetensors"
     tensors = load_file(sd_vae.path)
     tensors["encoder.conv_in.bias"][0] += 1
     save_file(tensors, others)
     trained_again = elsewhere.autoencoders | {"image": dataclasses.replace(sd_vae, path=str(others))}
     with pytest.raises(UserError, match="others.safetensors, but .* was made by other weights: leave the path empty"):
-        prepare(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other")
+        prepare_data(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other")
     # A run goes on with its own copies.
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "image.safetensors").write_bytes(latents.autoencoder_path("image").read_bytes())
-    prepare(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other", own=tmp_path / "own")
+    prepare_data(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other", own=tmp_path / "own")
     batch, facts = next(iter(feed.batches(0, 4)))
     assert np.isfinite(next(iter(batch["latents"].values()))).all()
 
 
 def test_names():
-    assert autoencoder_of("sd-vae=x.safetensors", "image") == SDVAE(path="x.safetensors")
+    assert parse_autoencoder("sd-vae=x.safetensors", "image") == SDVAE(path="x.safetensors")
     with pytest.raises(UserError, match="give a .safetensors file"):
-        autoencoder_of(f"sd-vae={__file__}", "image")
+        parse_autoencoder(f"sd-vae={__file__}", "image")
     assert {"patch-pca", "mdct-pca", "log-mel", "sd-vae", "flux2-vae"} <= set(NAMES)
     for text, message in (
         ("sdvae=x", "no autoencoder 'sdvae'; did you mean sd-vae?"),
@@ -283,5 +286,5 @@ def test_names():
         ("convolutional=gs://bucket/run", "weights are read from disks"),
     ):
         with pytest.raises(UserError, match="--autoencoder.image") as raised:
-            autoencoder_of(text, "image")
+            parse_autoencoder(text, "image")
         assert message in str(raised.value)

@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from selfflow.autoencoder_experiment import AutoencoderExperiment
 from selfflow.autoencoders.convolutional import Network
-from selfflow.input.mixture import Set
+from selfflow.config.autoencoder_experiment import AutoencoderExperiment
+from selfflow.input.mixture import Component
 from selfflow.objectives.autoencoding import Reconstruction
 from selfflow.training.loop import Cadence
 from selfflow.training.optimizer import AdamW
@@ -15,8 +15,8 @@ def experiment() -> AutoencoderExperiment:
     return AutoencoderExperiment(
         data=tiny.experiment().data,
         mixture={
-            "films": Set(modalities=("video",), weight=0.5, batch_size=2, seconds=0.72),
-            "stills": Set(modalities=("image",), weight=0.5, batch_size=4),
+            "films": Component(modalities=("video",), weight=0.5, batch_size=2, seconds=0.72),
+            "stills": Component(modalities=("image",), weight=0.5, batch_size=4),
         },
         network=Network(8, ((1, 4, 4), (4, 2, 2)), (8, 12), ((1, 3, 3), (3, 1, 1))),
         loss=Reconstruction(gradient=0.1),
@@ -31,7 +31,7 @@ def sound() -> AutoencoderExperiment:
     made = experiment()
     return dataclasses.replace(
         made,
-        mixture={"sounds": Set(modalities=("audio",), batch_size=2, seconds=0.48)},
+        mixture={"sounds": Component(modalities=("audio",), batch_size=2, seconds=0.48)},
         network=Network(16, ((16,), (20,)), (8, 12), ((3,), (1,))),
         loss=Reconstruction(spectral=0.1, windows=(64, 256), bands=8),
     )

@@ -59,7 +59,7 @@ def test_benchmark_of_the_input(capsys, data_dir, tiny_run):
     out, _ = called(capsys, "benchmark", TINY, "--data-dir", data_dir, "--only", "input", *flags)
     rates = [float(n.replace(",", "")) for n in re.findall(r"(?:no worker|process(?:es)?) +([\d,]+)", out)]
     assert len(rates) == 3 and min(rates) > 0
-    assert re.search(r"3 steps with reading.workers 0: [\d.]+ s a step, [\d.]+% of it spent waiting for data", out)
+    assert re.search(r"3 steps with loader.workers 0: [\d.]+ s a step, [\d.]+% of it spent waiting for data", out)
     assert re.search(r"Generating collisions: [\d,]+ frames/s", out)
 
 

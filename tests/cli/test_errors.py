@@ -31,10 +31,10 @@ FLAGS = [
     (["--steps", "0"], "steps is 0"),
     (["--label", "material"], "label and model.labels go together"),
     (["--init-from", "nowhere"], "nowhere is not a run folder"),
-    (["--autoencoders.audio.hop", "333"], "hop 333"),
+    (["--autoencoders.audio.temporal_stride", "333"], "hop 333"),
     (["--model.heads", "0"], "model.heads is 0"),
     (["--seed.data", "-1"], "seed.data is -1"),
-    (["--proof.samples", "0"], "proof.samples is 0"),
+    (["--final_evaluation.samples", "0"], "final_evaluation.samples is 0"),
     (["--label", "material", "--model.labels", "2"], "model.labels must be at least 4"),
 ]
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from selfflow.cli.evaluate import main
+from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.evaluation.settings import Evaluation
-from selfflow.experiment_file import load_experiment
-from selfflow.run import open_run
+from selfflow.evaluation.config import Evaluation
+from selfflow.run.run import open_run
 from selfflow.training.metrics import TIMINGS, MetricsLog
 from tests.conftest import TINY
 
@@ -33,7 +33,7 @@ def test_samples_stand_beside_real_clips_and_noise(evaluate, capsys):
     assert heard["noise"] > heard["real clips"]
     for name in ("layer2/video+audio", "LogMel/audio"):
         assert rows["samples"][f"kid_error/{name}"] > 0
-    assert rows["real clips"]["world/bodies"] > rows["noise"]["world/bodies"]
+    assert rows["real clips"]["physics/bodies"] > rows["noise"]["physics/bodies"]
     assert rows["real clips"]["synchrony"] > rows["noise"]["synchrony"]
     said = capsys.readouterr().out
     for line in ("headline: KID", "real against real", "The world's laws", "Synchrony of onset"):
@@ -48,9 +48,9 @@ def test_pictures_for_the_evaluator_of_adm(evaluate, tmp_path):
 
 
 def test_the_sound_of_a_given_film(evaluate, capsys):
-    rows = evaluate("--modality", "audio", "--given", "video", "--features", "logmel")
+    rows = evaluate("--modality", "audio", "--context", "video", "--features", "logmel")
     assert "given video" in capsys.readouterr().out
-    assert rows["samples"]["world/bodies"] > 0.5  # the films are real
+    assert rows["samples"]["physics/bodies"] > 0.5  # the films are real
 
 
 def test_the_verifier_itself_is_measured(tiny_run, data_dir, capsys):
@@ -93,7 +93,7 @@ def test_results_of_other_settings_are_not_replaced(evaluate, tmp_path):
         (["--features", "inception=nowhere.pth", "--modality", "image"], "nowhere.pth"),
         (["--samples", "1"], "--samples is 1"),
         (["--adm-npz", "a.npz"], "takes pictures"),
-        (["--given", "region:0,0,1,0.5"], "schedule.context lacks region"),
+        (["--context", "inpaint_region:0,0,1,0.5"], "schedule.context lacks inpaint_region"),
     ],
 )
 def test_what_cannot_be_evaluated(evaluate, flags, said):
@@ -104,7 +104,7 @@ def test_what_cannot_be_evaluated(evaluate, flags, said):
 @pytest.fixture(scope="module")
 def evaluated(tiny_run, data_dir, tmp_path_factory):
     """The tiny run again, with evaluations."""
-    from selfflow.cli.train import train
+    from selfflow.tasks.train import train
 
     experiment = load_experiment(TINY)
     experiment = dataclasses.replace(
@@ -129,7 +129,7 @@ def test_their_numbers_stand_in_the_metrics_and_what_was_drawn_in_tensorboard(ev
     assert told == {5, 10}
     for name in ("samples/joint/kid/layer2/video+audio", "samples/image/kid/layer2/image"):
         assert np.isfinite(rows[10][name])
-    assert "samples/joint/world/bodies" in rows[10]
+    assert "samples/joint/physics/bodies" in rows[10]
     folder = evaluated / "evaluations" / "step_10"
     assert {path.name for path in folder.iterdir()} == {"image.png", "joint.png"} | {
         f"joint_0{i}.{kind}" for i in range(2) for kind in ("mp4", "wav")
@@ -140,7 +140,7 @@ def test_their_numbers_stand_in_the_metrics_and_what_was_drawn_in_tensorboard(ev
 
 
 def test_mistakes_in_the_features_come_before_the_run(data_dir, tmp_path):
-    from selfflow.cli.train import train
+    from selfflow.tasks.train import train
 
     experiment = load_experiment(TINY)
     cadence = dataclasses.replace(experiment.cadence, evaluate_every=5)

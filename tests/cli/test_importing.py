@@ -16,10 +16,10 @@ import optax
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment
-from selfflow.first_state import fresh_state
-from selfflow.run import open_run
+from selfflow.run.init_state import initial_state
+from selfflow.run.run import open_run
 from selfflow.sampling.generate import Condition, Generator, Sampler
 from tests.cli.test_commands import called
 from tests.cli.test_errors import run
@@ -30,7 +30,7 @@ from tests.test_torch_file import Runs
 FINE_TUNE = """
 from selfflow.autoencoders.linear import PatchPCA
 from selfflow.data.digits import Digits
-from selfflow.experiment import Experiment
+from selfflow.config.experiment import Experiment
 from selfflow.input.mixture import Set
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import SelfFlow
@@ -123,7 +123,7 @@ def test_it_is_a_run_without_data_steps_and_optimizer(imported):
 
 def test_training_starts_from_it_with_its_projector(imported, fine_tuned, capsys):
     experiment = fine_tuned.resolved()
-    state, old = fresh_state(experiment), open_run(imported).weights()
+    state, old = initial_state(experiment), open_run(imported).weights()
     jax.tree.map(np.testing.assert_array_equal, (state.params, state.frozen), (old.params, old.frozen))
     assert "projector" in state.params and "new parameters" not in capsys.readouterr().out
     # The step takes over the memory of its state: none of it may be shared or borrowed.
@@ -135,7 +135,7 @@ def test_training_starts_from_it_with_its_projector(imported, fine_tuned, capsys
 def test_from_a_released_file_over_training_to_an_export(capsys, imported, data_dir, tmp_path):
     file = tmp_path / "fine_tune.py"
     file.write_text(FINE_TUNE)
-    flags = ["--proof.samples", "2", "--sampler.steps", "2", "--workdir", tmp_path / "run"]
+    flags = ["--final_evaluation.samples", "2", "--sampler.steps", "2", "--workdir", tmp_path / "run"]
     called(capsys, "train", file, "--init-from", imported, "--data-dir", data_dir, *flags)
     called(capsys, "export", tmp_path / "run", "--out", tmp_path / "out")
     trained, origin = load_file(tmp_path / "out" / "model.safetensors"), load_file(SAFETENSORS)
@@ -152,7 +152,7 @@ def test_without_a_projector_training_gets_a_fresh_one_and_says_so(fine_tuned, t
     out, _ = called(capsys, "import", tmp_path / "bare.safetensors", "--out", tmp_path / "bare", "--num-heads", HEADS)
     assert "no projector" in out
     assert set(open_run(tmp_path / "bare").weights().params) == {"model"}
-    fresh_state(dataclasses.replace(fine_tuned, init_from=f"{tmp_path}/bare:0").resolved())
+    initial_state(dataclasses.replace(fine_tuned, init_from=f"{tmp_path}/bare:0").resolved())
     out = capsys.readouterr().out
     assert "new parameters, not in that run: projector.linear1.bias" in out and "model." not in out
 
@@ -167,7 +167,7 @@ def test_it_cannot_be_trained_on_itself(capsys, imported, tmp_path, data_dir):
     code, _, err = run(capsys, "train", imported)
     assert code == 2 and len(err.splitlines()) == 1 and f"{imported} is a run folder" in err
     file.write_text(
-        "from pathlib import Path\nfrom selfflow.experiment_file import read_experiment\n"
+        "from pathlib import Path\nfrom selfflow.config.files import read_experiment\n"
         f"experiment = lambda: read_experiment(Path({str(imported / 'experiment.json')!r}))"
     )
     code, _, err = run(capsys, "train", file, "--workdir", tmp_path / "run", "--data-dir", data_dir)
@@ -178,7 +178,7 @@ def test_it_cannot_be_trained_on_itself(capsys, imported, tmp_path, data_dir):
 def test_weights_of_another_shape_are_named(fine_tuned):
     wider = dataclasses.replace(fine_tuned, model=dataclasses.replace(fine_tuned.model, labels=3))
     with pytest.raises(UserError, match=r"label_embedding has shape \(11, 48\) there and \(4, 48\) here"):
-        fresh_state(wider.resolved())
+        initial_state(wider.resolved())
 
 
 def _evil(path: Path, marker: Path) -> Path:
@@ -254,7 +254,7 @@ def test_what_is_there_stays(capsys, tmp_path, imported):
 
 def test_a_killed_import_leaves_no_run(capsys, tmp_path):
     code = (
-        "import os, signal, sys; from selfflow.run_folder import Checkpoints\n"
+        "import os, signal, sys; from selfflow.run.folder import Checkpoints\n"
         "Checkpoints.wait = lambda self: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"sys.argv = ['selfflow', 'import', {str(PT)!r}, '--out', 'sit', '--num-heads', '4']\n"
         "import selfflow.cli; selfflow.cli.main()"
@@ -273,18 +273,18 @@ def test_an_error_half_way_leaves_nothing(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("selfflow.run_folder.save_experiment", full)
+    monkeypatch.setattr("selfflow.run.folder.save_experiment", full)
     with pytest.raises(OSError, match="No space left"):
         main([str(PT), "--out", str(tmp_path / "sit"), "--num-heads", str(HEADS)])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_import_keeps_its_provenance_in_what_is_trained_from_it(imported, fine_tuned, tmp_path):
-    from selfflow.run_folder import check_run, enter_run
+    from selfflow.run.folder import check_run, create_or_resume
 
     experiment = check_run(tmp_path / "run", fine_tuned)
     (tmp_path / "run").mkdir()
-    enter_run(tmp_path / "run", experiment, "0", {}, {})
+    create_or_resume(tmp_path / "run", experiment, "0", {}, {})
     told = json.loads((tmp_path / "run" / "provenance.json").read_text())
     assert told["started_from"] == f"{imported}:0"
     (ancestor,) = told["ancestors"]

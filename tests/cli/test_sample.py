@@ -9,7 +9,7 @@ from PIL import Image
 
 from selfflow.cli.sample import main
 from selfflow.errors import UserError
-from selfflow.run import open_run
+from selfflow.run.run import open_run
 
 
 @pytest.fixture
@@ -72,14 +72,14 @@ def test_other_arguments_do_not_mix(sample):
 
 
 def test_a_film_from_the_data_keeps_and_gets_its_sound(sample, tiny_run, data_dir):
-    folder = sample("--modality", "audio", "--given", "video")
-    from selfflow.prepare import prepare
+    folder = sample("--modality", "audio", "--context", "video")
+    from selfflow.run.prepare_data import prepare_data
 
-    reader = prepare(open_run(tiny_run).experiment, data_dir)[0].reader("joint", "test")
+    reader = prepare_data(open_run(tiny_run).experiment, data_dir)[0].reader("joint", "test")
     record = reader(int(reader.records[2]))["latents"]
     np.testing.assert_array_equal(latents_of(folder, 2)["video"], record["video"].astype(np.float32))
     assert np.abs(latents_of(folder, 2)["audio"] - record["audio"]).mean() > 0.1
-    assert json.loads((folder / "samples.json").read_text())["given"] == ["video"]
+    assert json.loads((folder / "samples.json").read_text())["context"] == ["video"]
 
 
 def test_files_are_converted(sample, tiny_run, tmp_path):
@@ -88,26 +88,26 @@ def test_files_are_converted(sample, tiny_run, tmp_path):
     picture = np.zeros((90, 60, 3), np.uint8)
     picture[:, :30, 0] = 200
     Image.fromarray(picture).save(tmp_path / "picture.png")
-    folder = sample("--modality", "video,audio", "--given", f"image={tmp_path / 'picture.png'}")
+    folder = sample("--modality", "video,audio", "--context", f"image={tmp_path / 'picture.png'}")
     first = run.autoencoder("video").decode(latents_of(folder)["video"])[0]
     assert first[16, 4, 0] > 150 and first[16, 28, 0] < 60
     sound = (8000 * np.sin(np.arange(44_100 // 2) * 2 * np.pi * 440 / 44_100)).astype(np.int16)
     soundfile.write(tmp_path / "sound.wav", sound, 44_100)
     with pytest.raises(UserError, match="no clip of 2 s|has? no video"):
-        sample("--given", f"video={tmp_path / 'sound.wav'}", out="b")
-    near = sample("--modality", "image", "--given", f"image@0.05={tmp_path / 'picture.png'}", out="c")
+        sample("--context", f"video={tmp_path / 'sound.wav'}", out="b")
+    near = sample("--modality", "image", "--context", f"image@0.05={tmp_path / 'picture.png'}", out="c")
     kept = run.autoencoder("image").decode(latents_of(near)["image"])
     assert kept[16, 4, 0] > 150 and kept[16, 28, 0] < 60
 
 
 def test_a_short_film_is_continued(sample, tiny_run, tmp_path):
-    from selfflow.sampling.files import write_video
+    from selfflow.sampling.media_files import write_video
 
     frames = np.zeros((13, 64, 64, 3), np.uint8)
     frames[:, :, :32, 2] = 220
     sound = (8000 * np.sin(np.arange(8320) * 2 * np.pi * 440 / 8000)).astype(np.int16)
     write_video(tmp_path / "short.mp4", frames, 12.5, sound, 8000)
-    folder = sample("--given", f"prefix:0.8={tmp_path / 'short.mp4'}")
+    folder = sample("--context", f"prefix:0.8={tmp_path / 'short.mp4'}")
     made = open_run(tiny_run).autoencoder("video").decode(latents_of(folder)["video"])
     assert (made[:10, 16, 4, 2] > 150).all() and (made[:10, 16, 28, 2] < 60).all()
 
@@ -117,12 +117,12 @@ def test_a_short_film_is_continued(sample, tiny_run, tmp_path):
     [
         (["--modality", "smell"], "smell: this run has video, audio, image"),
         (["--modality", "video"], "trained on other sets"),
-        (["--given", "region:0,0,1,0.5"], "schedule.context lacks region"),
-        (["--given", "first_frame=nowhere.png"], "nowhere.png: no such file"),
+        (["--context", "inpaint_region:0,0,1,0.5"], "schedule.context lacks inpaint_region"),
+        (["--context", "first_frame=nowhere.png"], "nowhere.png: no such file"),
         (["--count", "0"], "--count is 0"),
-        (["--given", "video="], "no file is named"),
-        (["--given", "image@0.5=a.png", "--modality", "video,audio"], "not with noise"),
-        (["--given", "image@0.03", "--sampler.solver", "euler_maruyama"], "euler_maruyama starts above"),
+        (["--context", "video="], "no file is named"),
+        (["--context", "image@0.5=a.png", "--modality", "video,audio"], "not with noise"),
+        (["--context", "image@0.03", "--sampler.solver", "euler_maruyama"], "euler_maruyama starts above"),
         (["--label", "3"], "--label 3: this run has no labels"),
         (["--caption", "a circle"], "without captions"),
         (["--sampler.guidance", "3"], "sampler.guidance is 3"),
@@ -136,19 +136,19 @@ def test_what_cannot_be_sampled(sample, flags, said):
 
 def test_the_sound_of_a_film_is_given_whatever_its_pictures(sample, tmp_path):
     film = sample("--modality", "video,audio") / "00000.mp4"
-    folder = sample("--modality", "video", "--given", f"audio={film}", out="b")
+    folder = sample("--modality", "video", "--context", f"audio={film}", out="b")
     assert np.isfinite(latents_of(folder)["audio"]).all() and latents_of(folder)["audio"].any()
 
 
 def test_a_flag_that_stands_twice_is_refused(sample):
-    with pytest.raises(UserError, match="--given stands there twice"):
-        sample("--given", "video", "--given", "audio")
+    with pytest.raises(UserError, match="--context stands there twice"):
+        sample("--context", "video", "--context", "audio")
 
 
 def test_samples_that_are_no_numbers_are_named(tiny_run, tmp_path, monkeypatch):
     import jax
 
-    from selfflow.run import Run
+    from selfflow.run.run import Run
 
     broken = lambda self, *args: restored(self, *args)._replace(frozen=jax.tree.map(lambda x: x * np.nan, state.frozen))
     restored, state = Run.weights, open_run(tiny_run).weights()
@@ -162,14 +162,14 @@ def test_data_that_was_rebuilt_is_refused(tiny_run, tmp_path, data_dir):
     told = json.loads((tmp_path / "run" / "provenance.json").read_text())
     (tmp_path / "run" / "provenance.json").write_text(json.dumps(told | {"data": "other"}))
     with pytest.raises(UserError, match="trained on other latents"):
-        flags = ["--given", "video", "--data-dir", str(data_dir), "--out", str(tmp_path / "out")]
+        flags = ["--context", "video", "--data-dir", str(data_dir), "--out", str(tmp_path / "out")]
         main([str(tmp_path / "run"), *flags])
 
 
 def test_a_damaged_given_file_is_named(sample, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no film at all" * 100)
-    with pytest.raises(UserError, match="--given video=.*a.mp4"):
-        sample("--given", f"video={tmp_path / 'a.mp4'}")
+    with pytest.raises(UserError, match="--context video=.*a.mp4"):
+        sample("--context", f"video={tmp_path / 'a.mp4'}")
 
 
 def test_a_run_without_its_autoencoder_says_so(tiny_run, tmp_path):

@@ -10,29 +10,30 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from selfflow.autoencoders.config import SDVAE, Given
+from selfflow.autoencoders.config import SDVAE, Precomputed
 from selfflow.autoencoders.linear import PatchPCA
-from selfflow.autoencoders.named import autoencoder_of
+from selfflow.autoencoders.load import load_autoencoder
+from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.cli.data import main
+from selfflow.data.built import BuiltDataset, build
 from selfflow.data.latents import LatentFiles, read_manifest
 from selfflow.data.media import read_report
+from selfflow.data.verify import verify_data
 from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
-from selfflow.input.built import Built, build
-from selfflow.input.encode import Share
-from selfflow.input.fit import Fitted, fit
-from selfflow.input.made_elsewhere import check_made_by
-from selfflow.input.mixture import Set
-from selfflow.input.verify import verify_data
-from selfflow.input.verify_latents import verify_latents
+from selfflow.input.mixture import Component
+from selfflow.latents.encode import EncodeShare
+from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder
+from selfflow.latents.precomputed import check_precomputed
+from selfflow.latents.verify import verify_latents
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import ExternalEncoder
-from selfflow.prepare import prepare
+from selfflow.run.prepare_data import prepare_data
 
 STILLS = {"autoencoder": "sd-vae-ft-ema", "shape": [8, 6, 4], "stride": 8}
-FILMS = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "hop": 4, "frames_per_second": 24}
-SOUNDS = {"autoencoder": "oobleck", "shape": [10, 7], "hop": 2048, "sample_rate": 44100}
+FILMS = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "temporal_stride": 4, "frames_per_second": 24}
+SOUNDS = {"autoencoder": "oobleck", "shape": [10, 7], "temporal_stride": 2048, "sample_rate": 44100}
 
 
 def written(folder, told, **files):
@@ -57,7 +58,7 @@ def experiment_of(tiny_experiment, source, autoencoders, **changed):
         data={"mine": LatentFiles(source=str(source), validation_fraction=0.0, test_fraction=0.0)},
         autoencoders=autoencoders,
         patch={m: patches[m] for m in autoencoders},
-        mixture={m: Set(modalities=(m,), weight=1 / len(autoencoders), batch_size=2) for m in autoencoders},
+        mixture={m: Component(modalities=(m,), weight=1 / len(autoencoders), batch_size=2) for m in autoencoders},
         schedule=DualTimestep(),
         **changed,
     )
@@ -69,8 +70,8 @@ def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experim
     one, two, std = noise(4, 8, 6), noise(2, 4, 8, 6, seed=1), np.abs(noise(4, 8, 6, seed=2))
     source = written(tmp_path / "source", told, one={"image": one, "image.std": std, "of": 3, "foo": 1, "class": 2})
     save_file({"image": two.astype(ml_dtypes.bfloat16), "of": np.array([5, -1])}, source / "stack.safetensors")
-    experiment = experiment_of(tiny_experiment, source, {"image": autoencoder_of(f"given={source}", "image")})
-    feed, raw = prepare(experiment.resolved(), tmp_path / "data")
+    experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
+    feed, raw = prepare_data(experiment.resolved(), tmp_path / "data")
     assert raw == {}  # there are no media
     assert "arrays that latents.json does not tell of were left out: class, foo" in capsys.readouterr().out
     source_of = feed.latents["mine"].source("train")
@@ -88,7 +89,7 @@ def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experim
     labels = dict(zip((source_of.id(i) for i in range(3)), source_of.index["label/of"]))
     assert labels == {"one.npz": 3, "stack.safetensors#0": 5, "stack.safetensors#1": -1}
     made = feed.latents["mine"].manifest["modalities"]["image"]
-    assert made["identity"] == "given: sd-vae-ft-ema"
+    assert made["identity"] == "precomputed: sd-vae-ft-ema"
     built = build(experiment.data["mine"], tmp_path / "data")
     assert verify_data(built) == [] and verify_latents(feed.latents["mine"].path, built) == []
 
@@ -97,7 +98,7 @@ def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_pat
     told = {"video": FILMS | {"first_frame_alone": True}, "audio": SOUNDS}
     source = written(tmp_path / "source", told, long={"video": noise(3, 4, 4, 5), "audio": noise(10, 7)},
                      short={"video": noise(2, 4, 4, 5), "audio": noise(6, 7)})  # fmt: skip
-    configs = {m: autoencoder_of(f"given={source}", m) for m in ("video", "audio")}
+    configs = {m: parse_autoencoder(f"precomputed={source}", m) for m in ("video", "audio")}
     experiment = experiment_of(tiny_experiment, source, configs).resolved()
     assert experiment.data["mine"].media_shapes() == {"video": (9, 64, 64, 3), "audio": (20480,)}
     streams = experiment.modalities()
@@ -106,24 +107,24 @@ def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_pat
     # The first latent frame holds one frame alone, so that it ends after one.
     of_film = streams["video"].coordinates()[:, 0]
     assert of_film[0] == pytest.approx(100 * (1 / 24 - 2 / 24), abs=1e-4)
-    feed, _ = prepare(experiment, tmp_path / "data")
+    feed, _ = prepare_data(experiment, tmp_path / "data")
     index = feed.latents["mine"].source("train").index
     assert sorted(index["frames/video"]) == [2, 3] and sorted(index["frames/audio"]) == [6, 10]
 
 
 def test_a_run_needs_neither_the_folder_nor_latents_json(tiny_experiment, tmp_path):
     source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
-    experiment = experiment_of(tiny_experiment, source, {"image": autoencoder_of(f"given={source}", "image")})
+    experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
     resolved = experiment.resolved()
-    feed, _ = prepare(resolved, tmp_path / "data")
+    feed, _ = prepare_data(resolved, tmp_path / "data")
     source.rename(tmp_path / "gone")
-    again, _ = prepare(resolved, tmp_path / "data")
+    again, _ = prepare_data(resolved, tmp_path / "data")
     assert again.latents["mine"].hash == feed.latents["mine"].hash
     assert experiment.resolved(resolved) == resolved  # as a run that is taken up again
     with pytest.raises(UserError, match="does not exist; the source must be the folder that holds latents.json"):
         experiment.resolved()
     source.mkdir()
-    assert prepare(resolved, tmp_path / "data")[0].latents["mine"].hash == feed.latents["mine"].hash
+    assert prepare_data(resolved, tmp_path / "data")[0].latents["mine"].hash == feed.latents["mine"].hash
 
 
 @pytest.mark.parametrize(
@@ -252,22 +253,22 @@ def test_folders_are_splits(tmp_path):
 
 def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
     source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
-    refused = lambda config: prepare(
+    refused = lambda config: prepare_data(
         experiment_of(tiny_experiment, source, {"image": config}).resolved(), tmp_path / "data"
     )
     with pytest.raises(UserError, match="fitted to media.*made by 'sd-vae-ft-ema': name that one"):
         refused(PatchPCA(patch=8, channels=4))
     with pytest.raises(UserError, match="latents were made by 'sd-vae-ft-ema': give it that name"):
-        refused(Given(name="mine", channels=4, stride=8, stills=True))
+        refused(Precomputed(name="mine", channels=4, stride=8, images_only=True))
     with pytest.raises(UserError, match=r"latents of shape \[16, 12, 4\].*\[8, 6, 4\]"):
-        refused(Given(name="sd-vae-ft-ema", channels=4, stride=4, stills=True))
+        refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=4, images_only=True))
     with pytest.raises(UserError, match="which is for video"):
-        refused(Given(name="sd-vae-ft-ema", channels=4, stride=8))
+        refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=8))
     with pytest.raises(UserError, match="--autoencoder.video NAME=PATH"):
-        Given(name="x").load(tmp_path)
-    tiny = prepare(tiny_experiment.resolved(), data_dir)[1]
+        load_autoencoder(Precomputed(name="x"), tmp_path)
+    tiny = prepare_data(tiny_experiment.resolved(), data_dir)[1]
     with pytest.raises(UserError, match="given by its latents alone, and cannot encode collisions"):
-        fit("image", Given(name="sd-vae-ft-ema", stills=True), tiny, (), tmp_path / "data")
+        fit_autoencoder("image", Precomputed(name="sd-vae-ft-ema", images_only=True), tiny, (), tmp_path / "data")
 
 
 @pytest.mark.parametrize(
@@ -287,23 +288,33 @@ def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
 def test_names_of_autoencoders(name, passes):
     settings = LatentFiles(source="folder")
     told = {"latents": {"image": {"autoencoder": name, "shape": [8, 6, 4]}}}
-    built = Built(settings, "latent_files/x/1.0.0", Path(), {"train": 1}, told)
-    fitted = {"image": Fitted(SDVAE(path="x"), Path("x"), "sd_vae-0123456789ab", {})}
+    built = BuiltDataset(settings, "latent_files/x/1.0.0", Path(), {"train": 1}, told)
+    fitted = {"image": FittedAutoencoder(SDVAE(path="x"), Path("x"), "sd_vae-0123456789ab", {})}
     modalities = {"image": Modality((8, 6, 4), (1, 1))}
     if passes:
-        check_made_by(built, fitted, modalities, {})
+        check_precomputed(built, fitted, modalities, {})
     else:
         with pytest.raises(UserError, match="says that its image latents were made by"):
-            check_made_by(built, fitted, modalities, {})
+            check_precomputed(built, fitted, modalities, {})
 
 
 def test_encoding_ahead_keeps_the_clock(tiny_experiment, tmp_path, capsys):
     """Latents that `data build` encodes are those that an experiment expects; of several hosts none waits."""
     source = written(tmp_path / "source", {"audio": SOUNDS}, one={"audio": noise(10, 7)})
     flags = ["--source", str(source), "--validation-fraction", "0", "--test-fraction", "0"]
-    main(["build", "latents", *flags, "--autoencoder.audio", f"given={source}", "--data-dir", str(tmp_path / "data")])
-    experiment = experiment_of(tiny_experiment, source, {"audio": autoencoder_of(f"given={source}", "audio")})
-    feed, _ = prepare(experiment.resolved(), tmp_path / "data", Share(host=1, hosts=2))
+    main(
+        [
+            "build",
+            "latents",
+            *flags,
+            "--autoencoder.audio",
+            f"precomputed={source}",
+            "--data-dir",
+            str(tmp_path / "data"),
+        ]
+    )
+    experiment = experiment_of(tiny_experiment, source, {"audio": parse_autoencoder(f"precomputed={source}", "audio")})
+    feed, _ = prepare_data(experiment.resolved(), tmp_path / "data", EncodeShare(host=1, hosts=2))
     assert str(feed.latents["mine"].path) in capsys.readouterr().out
     batch, _ = next(iter(feed.batches(0, 1)))
     assert batch["latents"]["audio"].shape == (2, 10, 7)
@@ -314,6 +325,8 @@ def test_frozen_encoders_need_features_in_a_file(tiny_experiment, tmp_path):
     save_file({"one.npz": noise(4, 3, 5)}, tmp_path / "features.safetensors")
     encoder = FeatureFiles(str(tmp_path / "features.safetensors"), 5)
     external = ExternalEncoder(student_layer=1, encoders={"image": encoder})
-    given = {"image": autoencoder_of(f"given={source}", "image")}
-    feed, _ = prepare(experiment_of(tiny_experiment, source, given, alignment=external).resolved(), tmp_path / "data")
+    given = {"image": parse_autoencoder(f"precomputed={source}", "image")}
+    feed, _ = prepare_data(
+        experiment_of(tiny_experiment, source, given, alignment=external).resolved(), tmp_path / "data"
+    )
     assert feed.latents["mine"].features

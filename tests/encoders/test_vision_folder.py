@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from selfflow.encoders import VisionFolder
+from selfflow.encoders.load import load_encoder
 from selfflow.errors import UserError
 
 torch = pytest.importorskip("torch")
@@ -36,7 +37,7 @@ def write(folder, kind="dinov2", normal=True):
 @pytest.mark.parametrize(("kind", "special"), [("dinov2", 1), ("dinov2_with_registers", 4), ("vit", 1)])
 def test_features_are_the_patches_of_the_last_hidden_state(tmp_path, kind, special):
     model = write(tmp_path / "folder", kind)
-    encoder = VisionFolder(str(tmp_path / "folder"), 12, side=16).load()
+    encoder = load_encoder(VisionFolder(str(tmp_path / "folder"), 12, side=16))
     film = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     found = encoder(film)
     pixels = torch.tensor(((film / 255 - MEAN) / STD).transpose(0, 3, 1, 2), dtype=torch.float32)
@@ -49,16 +50,16 @@ def test_features_are_the_patches_of_the_last_hidden_state(tmp_path, kind, speci
 
 def test_dinov2_sees_pictures_of_any_size(tmp_path):
     write(tmp_path)
-    encoder = VisionFolder(str(tmp_path), 12, side=24).load()
+    encoder = load_encoder(VisionFolder(str(tmp_path), 12, side=24))
     flat = np.broadcast_to(np.uint8([10, 100, 200]), (40, 20, 3))
     assert encoder(flat).shape == (6, 6, 12)
     # Resizing changes nothing of a picture of one colour.
     np.testing.assert_allclose(encoder(flat), encoder(np.ascontiguousarray(flat[:24, :20])), atol=1e-5)
-    assert encoder.identity != VisionFolder(str(tmp_path), 12, side=16).load().identity
+    assert encoder.identity != load_encoder(VisionFolder(str(tmp_path), 12, side=16)).identity
 
 
 def test_folders_that_are_none_are_named(tmp_path):
-    load = lambda folder, **more: VisionFolder(str(folder), 12, **more).load()
+    load = lambda folder, **more: load_encoder(VisionFolder(str(folder), 12, **more))
     with pytest.raises(UserError, match="cannot read .*nowhere/config.json"):
         load(tmp_path / "nowhere")
     write(tmp_path / "bare", normal=False)

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from selfflow.evaluation.extractors.effnet import _STAGES
-from selfflow.evaluation.extractors.i3d import layout as i3d_layout
-from selfflow.evaluation.extractors.inception import layout as inception_layout
+from selfflow.encoders.effnet import _STAGES
+from selfflow.encoders.i3d import layout as i3d_layout
+from selfflow.encoders.inception import layout as inception_layout
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

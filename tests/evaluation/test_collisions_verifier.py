@@ -14,9 +14,9 @@ from selfflow.errors import UserError
 from selfflow.evaluation.collisions import corruptions
 from selfflow.evaluation.collisions.calibrate import as_markdown, as_text, calibrate, fit_to, tracking_error
 from selfflow.evaluation.collisions.energy import energies, energy
-from selfflow.evaluation.collisions.judges import fit_judges
+from selfflow.evaluation.collisions.judges import fit_material_classifiers
 from selfflow.evaluation.collisions.track import track
-from selfflow.evaluation.collisions.verify import PASSES, judge, see, verify
+from selfflow.evaluation.collisions.verify import PASSES, score_clips, track_clip, verify
 
 SETTINGS = Collisions(seed=5)
 CLIPS, FITTED = 40, 140
@@ -39,7 +39,7 @@ def judges(train):
 
 @pytest.fixture(scope="module")
 def seen(records):
-    return [see(row["video"], SETTINGS) for row in records]
+    return [track_clip(row["video"], SETTINGS) for row in records]
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +84,10 @@ def test_two_bodies_of_one_colour_are_two_also_while_they_touch():
 def test_other_bodies_and_frames_are_tracked_as_well(split, size):
     settings = Collisions(size=size)
     rows = [record(settings, split, index) for index in range(8)]
-    found = [see(row["video"], settings) for row in rows]
+    found = [track_clip(row["video"], settings) for row in rows]
     errors = [tracking_error(clip.tracks, row) for row, clip in zip(rows, found)]
     assert np.sqrt(np.mean(np.concatenate([np.square(error).ravel() for error in errors]))) <= 0.3
-    assert min(row.value for row in judge(found, None, settings).rows.values()) >= 0.85
+    assert min(row.value for row in score_clips(found, None, settings).rows.values()) >= 0.85
 
 
 def test_masses_are_areas(records, seen):
@@ -184,7 +184,9 @@ def test_tables_name_every_check_and_corruption_with_its_number(calibration):
 
 def test_clips_through_a_lossy_autoencoder_pass(records, train):
     video = LinearAutoencoder.fit(PatchPCA(patch=8, channels=32), [np.stack([row["video"] for row in train[:60]])])
-    audio = LinearAutoencoder.fit(MdctPCA(hop=320, channels=128), [np.stack([row["audio"] for row in train[:60]])])
+    audio = LinearAutoencoder.fit(
+        MdctPCA(temporal_stride=320, channels=128), [np.stack([row["audio"] for row in train[:60]])]
+    )
     videos = [video.decode(video.encode(row["video"])) for row in records[:24]]
     sounds = [audio.decode(audio.encode(row["audio"])) for row in records[:24]]
     verdict = verify(videos, sounds, SETTINGS)
@@ -195,8 +197,8 @@ def test_clips_through_a_lossy_autoencoder_pass(records, train):
 
 def test_judges_agree_on_real_clips_and_not_on_swapped_sounds(records, seen, judges, train):
     sounds = [row["audio"] for row in records]
-    real = judge(seen, sounds, SETTINGS, judges)
-    swapped = judge(seen, sounds[7:] + sounds[:7], SETTINGS, judges)
+    real = score_clips(seen, sounds, SETTINGS, judges)
+    swapped = score_clips(seen, sounds[7:] + sounds[:7], SETTINGS, judges)
     assert real.rows["kappa"].value > 0.8 and abs(swapped.rows["kappa"].value) < 0.35
     assert swapped.rows["loudness"].value < real.rows["loudness"].value - 0.2
 
@@ -204,9 +206,9 @@ def test_judges_agree_on_real_clips_and_not_on_swapped_sounds(records, seen, jud
 def test_the_same_clips_give_the_same_judges(records, seen):
     rows = [[row[name] for row in records] for name in ("audio", "material")]
     events = [clip.events for clip in seen]
-    first, second = (fit_judges(rows[0], events, rows[1], SETTINGS) for _ in range(2))
-    for source, labels in judge(seen, rows[0], SETTINGS, first).materials.items():
-        np.testing.assert_array_equal(judge(seen, rows[0], SETTINGS, second).materials[source], labels)
+    first, second = (fit_material_classifiers(rows[0], events, rows[1], SETTINGS) for _ in range(2))
+    for source, labels in score_clips(seen, rows[0], SETTINGS, first).materials.items():
+        np.testing.assert_array_equal(score_clips(seen, rows[0], SETTINGS, second).materials[source], labels)
 
 
 def test_checks_that_need_what_is_not_given_are_left_out(records, seen, judges):
@@ -218,7 +220,7 @@ def test_checks_that_need_what_is_not_given_are_left_out(records, seen, judges):
     assert heard.rows == {} and np.isnan(heard.score).all() and heard.materials["sound"].shape == (4,)
     np.testing.assert_array_equal(verify(np.stack(videos), sounds, SETTINGS).scores["energy"], alone.scores["energy"])
     few = [i for i, row in enumerate(records) if len(row["contacts"]["time"]) < 2]
-    scores = judge([seen[i] for i in few], [records[i]["audio"] for i in few], SETTINGS).scores
+    scores = score_clips([seen[i] for i in few], [records[i]["audio"] for i in few], SETTINGS).scores
     assert few and np.isnan(scores["synchrony"]).all()
 
 
@@ -257,7 +259,7 @@ def test_few_frames_leave_out_what_needs_more(records, judges, frames):
 
 
 def test_a_silent_clip_and_a_clip_that_stands_still(records, seen, judges):
-    silent = judge(seen, np.zeros((CLIPS, 16000), np.int16), SETTINGS, judges)
+    silent = score_clips(seen, np.zeros((CLIPS, 16000), np.int16), SETTINGS, judges)
     assert silent.rows["synchrony"].value == 0 and silent.rows["timbre"].value == 0
     assert (silent.materials["sound"] == -1).all() and silent.rows["kappa"].n == 0
     still = verify([np.repeat(row["video"][:1], 25, axis=0) for row in records[:8]], None, SETTINGS, judges)
@@ -277,7 +279,9 @@ def test_wrong_media_and_worlds_are_refused(records):
     with pytest.raises(UserError, match="gravity"):
         verify([row["video"]], None, Collisions(gravity=10.0))
     with pytest.raises(UserError, match="two materials"):
-        fit_judges([row["audio"]] * 2, [see(row["video"], SETTINGS).events] * 2, [-1, -1], SETTINGS)
+        fit_material_classifiers(
+            [row["audio"]] * 2, [track_clip(row["video"], SETTINGS).events] * 2, [-1, -1], SETTINGS
+        )
     with pytest.raises(UserError, match="ids"):
         calibrate([row | {"id": "other"}], SETTINGS)
 

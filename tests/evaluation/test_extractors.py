@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from selfflow.batching import in_batches
+from selfflow.encoders import effnet, inception
+from selfflow.encoders.batching import in_batches
+from selfflow.encoders.effnet import EffNet
+from selfflow.encoders.media import resize_like_tensorflow_1
 from selfflow.errors import UserError
 from selfflow.evaluation import Accumulator, compare, open_extractor
-from selfflow.evaluation.extractors import effnet, inception
-from selfflow.evaluation.extractors.effnet import EffNet
-from selfflow.evaluation.extractors.media import resize_like_tensorflow_1
 from tests.evaluation import made
 
 RECORDED = np.load(made.GOLDENS / "evaluation_features.npz")

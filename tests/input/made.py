@@ -7,9 +7,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors.numpy import save, save_file
 
-from selfflow.input.batches import Feed
-from selfflow.input.latents import Latents, ids_to, shard_name
-from selfflow.input.mixture import Set
+from selfflow.input.batches import BatchSource
+from selfflow.input.mixture import Component
+from selfflow.latents.store import Latents, ids_to, shard_name
 from selfflow.modality import Modality
 
 MODALITIES = {
@@ -77,11 +77,11 @@ def write(
     return folder
 
 
-def feed(folders: dict[str, Path], mixture: dict[str, Set], exclude=(), frames: int = 5, **more) -> Feed:
+def feed(folders: dict[str, Path], mixture: dict[str, Component], exclude=(), frames: int = 5, **more) -> BatchSource:
     """A feed whose clips last `frames` video frames."""
     lasting = {m: x.lasting(frames * (2 if m == "audio" else 1)) if x.period else x for m, x in MODALITIES.items()}
     modalities = {name: {m: lasting[m] for m in chosen.modalities} for name, chosen in mixture.items()}
-    return Feed({name: Latents(path, exclude) for name, path in folders.items()}, mixture, modalities, **more)
+    return BatchSource({name: Latents(path, exclude) for name, path in folders.items()}, mixture, modalities, **more)
 
 
 def take(stream) -> list[tuple[dict, dict]]:

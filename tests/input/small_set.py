@@ -7,11 +7,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from selfflow.autoencoders.linear import LinearAutoencoder, PatchPCA
+from selfflow.data.built import BuiltDataset
 from selfflow.encoders import FeatureFiles
-from selfflow.input.built import Built
-from selfflow.input.encode import encode
-from selfflow.input.fit import Fitted
-from selfflow.input.latents import Latents
+from selfflow.latents.encode import encode
+from selfflow.latents.fit_autoencoder import FittedAutoencoder
+from selfflow.latents.store import Latents
 from selfflow.modality import Modality
 
 MODALITIES = {"image": Modality((4, 4, 3), (2, 2)), "video": Modality((6, 4, 4, 3), (2, 2, 2), period=4.0)}
@@ -30,7 +30,7 @@ class Pictures(list):
 
 
 @dataclass(frozen=True)
-class SmallSet(Built):
+class SmallSet(BuiltDataset):
     """Four records with a picture of 16 x 16 and a film of six frames; the last one has no picture."""
 
     def records(self, split: str) -> Pictures:
@@ -81,5 +81,5 @@ def encoded(root: Path, encoders: dict, **more) -> Latents | None:
         media = [record[m] for record in small_set().records("train")]
         made = LinearAutoencoder.fit(config, [np.stack(media)])
         made.save(path)
-        fitted[m] = Fitted(config, path, made.identity, {})
+        fitted[m] = FittedAutoencoder(config, path, made.identity, {})
     return encode(small_set(), fitted, MODALITIES, None, root, encoders=encoders, records_per_shard=2, **more)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.input.latents import shard_name
-from selfflow.input.mixture import Set, Stage
-from selfflow.input.reading import Reading
+from selfflow.input.mixture import Component, Stage
+from selfflow.input.options import LoaderOptions
+from selfflow.latents.store import shard_name
 from tests.input.made import MODALITIES, feed, numbers, record, write
 
 MIXTURE = {
-    "joint": Set(("video", "audio"), 0.5, 4, data="a"),
-    "stills": Set(("image",), 0.3, 8, data="b"),
-    "more": Set(("image",), 0.2, 4, data="a"),
+    "joint": Component(("video", "audio"), 0.5, 4, data="a"),
+    "stills": Component(("image",), 0.3, 8, data="b"),
+    "more": Component(("image",), 0.2, 4, data="a"),
 }
 
 
@@ -58,7 +58,7 @@ def test_reader_processes_yield_the_same_batches(folders):
     made = feed(folders, MIXTURE)
     whole = seen(made)
     for workers in (1, 2):
-        assert seen(dataclasses.replace(made, reading=Reading(workers=workers)), start=5) == whole[5:]
+        assert seen(dataclasses.replace(made, loader=LoaderOptions(workers=workers)), start=5) == whole[5:]
 
 
 def test_a_run_goes_on_with_the_next_sample_on_another_number_of_readers(folders):
@@ -91,7 +91,7 @@ def test_ids_of_a_step_are_those_of_its_samples(folders):
 
 
 def test_seed_and_mixture_alone_decide(folders):
-    assert seen(feed(folders, MIXTURE)) == seen(feed(folders, MIXTURE, reading=Reading(threads=1, prefetch=1)))
+    assert seen(feed(folders, MIXTURE)) == seen(feed(folders, MIXTURE, loader=LoaderOptions(threads=1, prefetch=1)))
     assert seen(feed(folders, MIXTURE)) != seen(feed(folders, MIXTURE, seed=1))
 
 
@@ -111,7 +111,7 @@ def test_excluded_ids_are_never_read(folders):
 
 def test_a_floor_on_quality_and_its_change_at_a_step(tmp_path):
     folder = write(tmp_path / "a", [record(i) for i in range(8)], quality=np.arange(8) / 8)
-    mixture = {"image": Set(("image",), 1.0, 2, data="a", quality=0.5)}
+    mixture = {"image": Component(("image",), 1.0, 2, data="a", quality=0.5)}
     found = seen(feed({"a": folder}, mixture, curriculum=(Stage(step=6, quality={"image": 0.0}),)), steps=16)
     assert {i for _, rows in found[:6] for i in rows} == {4, 5, 6, 7}
     assert {i for _, rows in found[6:] for i in rows} == set(range(8))
@@ -122,7 +122,7 @@ def test_a_floor_on_quality_and_its_change_at_a_step(tmp_path):
 def test_longer_clips_are_cropped_at_one_moment_for_all_modalities(tmp_path):
     folder = write(tmp_path / "a", [record(i, frames=9) for i in range(8)])
     starts = set()
-    for batch, _ in feed({"a": folder}, {"joint": Set(("video", "audio"), 1.0, 4, data="a")}).batches(0, 12):
+    for batch, _ in feed({"a": folder}, {"joint": Component(("video", "audio"), 1.0, 4, data="a")}).batches(0, 12):
         assert "frames" not in batch  # nothing is padded
         video, audio = batch["latents"]["video"][:, :, 0, 0, 0], batch["latents"]["audio"][:, :, 0]
         np.testing.assert_array_equal(audio[:, ::2], video)
@@ -134,7 +134,7 @@ def test_longer_clips_are_cropped_at_one_moment_for_all_modalities(tmp_path):
 
 def test_films_whose_first_frame_stands_alone_are_cropped_at_their_beginning(tmp_path):
     folder = write(tmp_path / "a", [record(i, frames=9) for i in range(8)])
-    made = feed({"a": folder}, {"joint": Set(("video", "audio"), 1.0, 4, data="a")})
+    made = feed({"a": folder}, {"joint": Component(("video", "audio"), 1.0, 4, data="a")})
     causal = dataclasses.replace(made.modalities["joint"]["video"], offset=(-6.0, 0.0, 0.0, 0.0))
     made = dataclasses.replace(made, modalities={"joint": made.modalities["joint"] | {"video": causal}})
     for batch, _ in made.batches(0, 12):
@@ -146,7 +146,7 @@ def test_films_whose_first_frame_stands_alone_are_cropped_at_their_beginning(tmp
 def test_shorter_clips_are_padded_and_say_so(tmp_path):
     lengths = [5, 3, 5, 2, 7, 5, 1, 5]
     folder = write(tmp_path / "a", [record(i, frames=n) for i, n in enumerate(lengths)])
-    for batch, _ in feed({"a": folder}, {"joint": Set(("video", "audio"), 1.0, 4, data="a")}).batches(0, 6):
+    for batch, _ in feed({"a": folder}, {"joint": Component(("video", "audio"), 1.0, 4, data="a")}).batches(0, 6):
         expected = [min(lengths[i], 5) for i in numbers(batch)]
         assert batch["frames"]["video"].tolist() == expected
         assert batch["frames"]["audio"].tolist() == [2 * n for n in expected]
@@ -157,7 +157,7 @@ def test_shorter_clips_are_padded_and_say_so(tmp_path):
 def test_stochastic_latents_are_drawn_anew_each_epoch_with_their_moments(tmp_path):
     std = np.full(MODALITIES["image"].latent, 0.5, np.float16)
     records = [record(i, ("image",)) | {"image.std": std} for i in range(4)]
-    made = feed({"a": write(tmp_path / "a", records)}, {"image": Set(("image",), 1.0, 4, data="a")})
+    made = feed({"a": write(tmp_path / "a", records)}, {"image": Component(("image",), 1.0, 4, data="a")})
     batches = [batch for batch, _ in made.batches(0, 300)]
     drawn = np.stack([b["latents"]["image"][np.argsort(_order(b))] for b in batches])
     noise = (drawn - np.arange(4)[None, :, None, None, None]) / 0.5  # 300 epochs of 4 records of 12 numbers
@@ -177,7 +177,7 @@ def test_labels_and_captions_belong_to_their_samples(tmp_path):
     for i in (0, 1, 2, 3):
         records[i]["caption"] = np.full((i + 2, 3), i, np.float16)  # up to 5 tokens, cut at 4; two records have none
     folder = write(tmp_path / "a", records, labels=[0, 1, 2, 0, 1, -1])
-    made = feed({"a": folder}, {"x": Set(("image",), 1.0, 3, data="a")}, label="kind", classes=3, caption=(4, 3))
+    made = feed({"a": folder}, {"x": Component(("image",), 1.0, 3, data="a")}, label="kind", classes=3, caption=(4, 3))
     for batch, _ in made.batches(0, 6):
         embedding, mask = batch["caption"]
         for row, i in enumerate(numbers(batch)):
@@ -193,7 +193,7 @@ def test_what_the_data_does_not_have_is_named(folders):
     with pytest.raises(UserError, match="model.labels must be at least 3"):
         feed(folders, MIXTURE, label="kind", classes=2).batches(0, 4)
     with pytest.raises(UserError, match="mixture.film: no record of the training split of b has video together"):
-        feed(folders, {"film": Set(("video",), 1.0, 4, data="b")}).batches(0, 4)
+        feed(folders, {"film": Component(("video",), 1.0, 4, data="b")}).batches(0, 4)
 
 
 DAMAGE = {
@@ -221,8 +221,8 @@ def test_a_corrupt_record_keeps_its_slot_weighs_nothing_and_is_named(tmp_path, k
         at = data.find(np.full(4, 6, np.float16).tobytes())
         data[at + 3] ^= 16
         path.write_bytes(data)
-    mixture = {"x": Set(("image",), 1.0, 5, data="a")}
-    made = feed({"a": folder}, mixture, reading=Reading(unreadable_share=0.1))
+    mixture = {"x": Component(("image",), 1.0, 5, data="a")}
+    made = feed({"a": folder}, mixture, loader=LoaderOptions(unreadable_share=0.1))
     found = list(made.batches(0, 8))
     lost = [(step, row) for step, (batch, _) in enumerate(found) for row in np.flatnonzero(batch["weight"] == 0)]
     assert len(lost) == 2  # once an epoch
@@ -233,7 +233,7 @@ def test_a_corrupt_record_keeps_its_slot_weighs_nothing_and_is_named(tmp_path, k
     assert sorted(others) == sorted(2 * [i for i in range(20) if i != 6])
     err = capsys.readouterr().err
     assert "'made-6' in train-00001-of-00005.array_record cannot be read" in err and err.count("made-6") == 1
-    strict = dataclasses.replace(made, reading=Reading(unreadable_share=0.01))
+    strict = dataclasses.replace(made, loader=LoaderOptions(unreadable_share=0.01))
     with pytest.raises(UserError, match="1 of 20 records of a cannot be read .*train-00001-of-00005"):
         list(strict.batches(0, 8))
 
@@ -242,7 +242,7 @@ def test_a_truncated_shard_stops_the_run_by_name(tmp_path):
     folder = write(tmp_path / "a", [record(i, ("image",)) for i in range(20)])
     path = folder / shard_name("train", 2, 5)
     path.write_bytes(path.read_bytes()[:-40])
-    made = feed({"a": folder}, {"x": Set(("image",), 1.0, 5, data="a")})
+    made = feed({"a": folder}, {"x": Component(("image",), 1.0, 5, data="a")})
     with pytest.raises(UserError, match="train-00002-of-00005.array_record"):
         list(made.batches(0, 8))
 
@@ -250,12 +250,12 @@ def test_a_truncated_shard_stops_the_run_by_name(tmp_path):
 _READER = """
 import multiprocessing, sys, time
 from pathlib import Path
-from selfflow.input.reading import Reading
+from selfflow.input.options import Reading
 from tests.input.test_batches import MIXTURE
 from tests.input.made import feed
 
 if __name__ == "__main__":
-    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, reading=Reading(workers=1))
+    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, loader=Reading(workers=1))
     stream = iter(made.batches(0, 1000))
     next(stream)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)

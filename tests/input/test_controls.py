@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.input.latents import shard_name
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
+from selfflow.latents.store import shard_name
 from tests.input.made import feed, numbers, record, write
 
-MATCHED = Set(("video", "audio"), 1.0, 4, data="a")
+MATCHED = Component(("video", "audio"), 1.0, 4, data="a")
 STEPS = 50
 
 
@@ -97,8 +97,8 @@ def test_an_unreadable_other_is_named(tmp_path):
     folder = write(tmp_path / "a", [record(i) for i in range(20)], per_shard=1)
     (folder / shard_name("train", 7, 20)).write_bytes(b"no record")
     chosen = dataclasses.replace(MATCHED, shuffled=("audio",))
-    from selfflow.input.reading import Reading
+    from selfflow.input.options import LoaderOptions
 
-    made = feed({"a": folder}, {"joint": chosen}, reading=Reading(unreadable_share=0.2))
+    made = feed({"a": folder}, {"joint": chosen}, loader=LoaderOptions(unreadable_share=0.2))
     told = [name for _, facts in made.batches(0, STEPS) for name in facts.get("unreadable", ())]
     assert set(told) == {"made-7"} and len(told) >= 15  # as itself and as another's sound

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from selfflow.errors import UserError
 from selfflow.interop import load_exported, load_released_sit, released_sit_weights
 from selfflow.interop.export import export
-from selfflow.run import open_run
+from selfflow.run.run import open_run
 from tests.interop.released import HEADS, PT, SAFETENSORS, recorded
 
 
@@ -133,7 +133,7 @@ def test_the_card_tells_what_the_run_tells(tiny_run, joint):
     told += ["collisions: Apache-2.0", 'load_exported("FOLDER")', "trained, block 3", "after step 12 of a run of 12"]
     loss = run.summary()["flow_loss"]["joint/video"]
     told += [
-        f"joint/video | {loss['loss']:.3f} | {loss['yardstick']:.3f}",
+        f"joint/video | {loss['loss']:.3f} | {loss['linear_baseline']:.3f}",
         f"| loss | {run.metrics()[-1]['loss']:.4g} |",
     ]
     assert [part for part in told if part not in card] == []
@@ -261,7 +261,7 @@ def test_a_folder_that_was_hashed_anew_is_still_refused_by_file_and_key(request,
 
 
 def test_a_run_that_is_damaged_is_not_exported(tiny_run, tmp_path):
-    from selfflow.run_folder import import_run
+    from selfflow.run.folder import import_run
 
     def refused(said: str, **files: str) -> None:
         folder, out = tmp_path / "run", tmp_path / "out"

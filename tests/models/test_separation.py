@@ -10,8 +10,8 @@ from flax import nnx
 
 import selfflow.models.joint
 import selfflow.models.sit
+from selfflow.config.files import load_experiment, read_experiment, save_experiment
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment, read_experiment, save_experiment
 from selfflow.modality import to_tokens
 from selfflow.models.joint import Caption
 from selfflow.models.separation import Groups, Separation

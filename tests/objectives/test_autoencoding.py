@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfflow.autoencoders.convolutional import led_in, scaled
+from selfflow.autoencoders.convolutional import pad_causal, to_unit_range
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, log_mels
 from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
@@ -20,8 +20,8 @@ def test_the_loss_is_its_terms():
     keys = jax.random.split(jax.random.key(0), 3)
     draw = objective.draw(keys, batch)
     loss, metrics = jax.jit(lambda p, d: objective.loss(p, None, batch, keys, d))(params, draw)
-    x = np.asarray(scaled(jnp.asarray(media[1:2])))
-    mean, log_variance, _ = jax.jit(FILMS.encode)(params["model"], led_in(jnp.asarray(x), 3))
+    x = np.asarray(to_unit_range(jnp.asarray(media[1:2])))
+    mean, log_variance, _ = jax.jit(FILMS.encode)(params["model"], pad_causal(jnp.asarray(x), 3))
     z = mean + jnp.exp(0.5 * log_variance) * draw["noise"][1:2]
     made = np.asarray(jax.jit(FILMS.decode)(params["model"], z)[0])[:, 3:]
     error = made - x

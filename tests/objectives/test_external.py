@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfflow.benchmark.step import random_batch
 from selfflow.encoders import EffNetLite0, FeatureFiles
 from selfflow.errors import UserError
 from selfflow.objectives.alignment import ExternalEncoder
 from selfflow.objectives.diagnostics import diagnose
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
-from selfflow.planning.step_benchmark import random_batch
 from selfflow.representation.health import health
-from selfflow.tree import from_json, to_json
+from selfflow.serialization import from_json, to_json
 from tests.conftest import perturbed
 
 VIDEO = FeatureFiles("nowhere", 5)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment
 from selfflow.modality import Modality
 from selfflow.models.joint import Caption
 from selfflow.models.sit import SiTConfig

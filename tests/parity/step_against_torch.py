@@ -36,9 +36,9 @@ def ours(weights_file: Path, device: str):
     import jax.numpy as jnp
     from safetensors.numpy import save_file
 
-    from selfflow.experiment_file import load_experiment
+    from selfflow.benchmark.step import random_batch
+    from selfflow.config.files import load_experiment
     from selfflow.interop.released_sit import released_layout
-    from selfflow.planning.step_benchmark import random_batch
 
     if jax.default_backend() != {"cuda": "gpu"}.get(device, device):
         sys.exit(f"--device is {device}, but JAX runs on {jax.default_backend()}")
@@ -68,7 +68,7 @@ def torchs(weights_file: Path, device: str, compiled: bool):
     import torch
     from safetensors.torch import load_file
 
-    from selfflow.experiment_file import load_experiment
+    from selfflow.config.files import load_experiment
     from tests.parity.torch_sit import Shape, Step, draw
 
     experiment = load_experiment(ROOT / "experiments" / "sit_s.py").resolved()

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders.config import SDVAE, Diffusers
-from selfflow.autoencoders.named import autoencoder_of
+from selfflow.autoencoders.parse import parse_autoencoder
+from selfflow.data.built import build
 from selfflow.errors import UserError
-from selfflow.input.built import build
-from selfflow.input.encode import encode
-from selfflow.input.fit import fit
+from selfflow.latents.encode import encode
+from selfflow.latents.fit_autoencoder import fit_autoencoder
 from tests.autoencoders.kl import CONFIG, pictures
 
 pytestmark = pytest.mark.parity
@@ -66,18 +66,18 @@ def oobleck(tmp_path_factory):
 
 
 def loaded(config, tmp_path):
-    return fit(config.suits[0], config, {}, (), tmp_path).autoencoder()
+    return fit_autoencoder(config.modalities[0], config, {}, (), tmp_path).autoencoder()
 
 
 def test_wan(wan, tmp_path):
     import torch
 
     model, folder = wan
-    config = autoencoder_of(f"diffusers=AutoencoderKLWan:{folder}", "video")
-    assert (config.channels, config.hop, config.stride, config.lead) == (48, 4, 16, 3)
+    config = parse_autoencoder(f"diffusers=AutoencoderKLWan:{folder}", "video")
+    assert (config.channels, config.temporal_stride, config.stride, config.causal_padding) == (48, 4, 16, 3)
     autoencoder = loaded(config, tmp_path)
     media = pictures(32, 48, count=18).reshape(2, 9, 32, 48, 3)
-    mean, std = autoencoder.moments(media)
+    mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (2, 3, 2, 3, 48) == config.latent_shape(media.shape) and std.shape == mean.shape
     x = torch.as_tensor(np.moveaxis(media.astype(np.float32) / 127.5 - 1, -1, 1))
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_wan(wan, tmp_path):
     # What follows the last whole latent frame is left out, and one frame is a clip.
     np.testing.assert_allclose(autoencoder.encode(media[0, :8]), autoencoder.encode(media[0, :5]), atol=1e-5)
     assert autoencoder.encode(media[0, :1]).shape == (1, 2, 3, 48)
-    still = autoencoder_of(f"diffusers=AutoencoderKLWan:{folder}", "image")
+    still = parse_autoencoder(f"diffusers=AutoencoderKLWan:{folder}", "image")
     pictures_of = loaded(still, tmp_path)
     np.testing.assert_allclose(pictures_of.encode(media[:, 0]), mean[:, 0], rtol=1e-3, atol=1e-4)
     assert pictures_of.decode(mean[0, 0]).shape == (32, 48, 3)
@@ -104,11 +104,11 @@ def test_oobleck(oobleck, tmp_path):
     import torch
 
     model, folder = oobleck
-    config = autoencoder_of(f"diffusers=AutoencoderOobleck:{folder}", "audio")
-    assert (config.channels, config.hop, config.stride, config.sample_rate) == (64, 160, 0, 8000)
+    config = parse_autoencoder(f"diffusers=AutoencoderOobleck:{folder}", "audio")
+    assert (config.channels, config.temporal_stride, config.stride, config.sample_rate) == (64, 160, 0, 8000)
     autoencoder = loaded(config, tmp_path)
     media = np.random.default_rng(0).integers(-9000, 9000, (5, 1600)).astype(np.int16)
-    mean, std = autoencoder.moments(media)
+    mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (5, 10, 64) == config.latent_shape(media.shape) and (std > 0).all()
     with torch.no_grad():
         x = torch.as_tensor(media.astype(np.float32) / 32768)[:, None].repeat(1, 2, 1)
@@ -138,12 +138,12 @@ def test_sd_vae_is_the_one_in_jax(tmp_path):
 
     torch.manual_seed(0)
     AutoencoderKL(**CONFIG).save_pretrained(tmp_path / "vae")
-    config = autoencoder_of(f"diffusers=AutoencoderKL:{tmp_path / 'vae'}", "image")
+    config = parse_autoencoder(f"diffusers=AutoencoderKL:{tmp_path / 'vae'}", "image")
     ours = SDVAE(path=str(tmp_path / "vae"), stride=4, groups=CONFIG["norm_num_groups"])
-    assert (config.channels, config.hop, config.stride) == (4, 1, 4)
+    assert (config.channels, config.temporal_stride, config.stride) == (4, 1, 4)
     media = pictures(24, 32)
     theirs, mine = (loaded(c, tmp_path / "data") for c in (config, ours))
-    for a, b in zip(theirs.moments(media), mine.moments(media)):
+    for a, b in zip(theirs.encode_distribution(media), mine.encode_distribution(media)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert np.abs(theirs.decode(theirs.encode(media)).astype(int) - mine.decode(mine.encode(media))).max() <= 1
 
@@ -151,8 +151,8 @@ def test_sd_vae_is_the_one_in_jax(tmp_path):
 def test_a_real_clip_is_encoded_and_decoded(wan, oobleck, tiny_experiment, data_dir, tmp_path):
     """Film and sound of Collisions, into latents on disk and back; the weights stay where they are."""
     configs = {
-        "video": autoencoder_of(f"diffusers=AutoencoderKLWan:{wan[1]}", "video"),
-        "audio": autoencoder_of(f"diffusers=AutoencoderOobleck:{oobleck[1]}", "audio"),
+        "video": parse_autoencoder(f"diffusers=AutoencoderKLWan:{wan[1]}", "video"),
+        "audio": parse_autoencoder(f"diffusers=AutoencoderOobleck:{oobleck[1]}", "audio"),
     }
     experiment = dataclasses.replace(
         tiny_experiment,
@@ -160,7 +160,7 @@ def test_a_real_clip_is_encoded_and_decoded(wan, oobleck, tiny_experiment, data_
         patch=tiny_experiment.patch | {"video": (1, 1, 1), "audio": (1,)},
     ).resolved()
     built = build(experiment.data["collisions"], data_dir)
-    fitted = {m: fit(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
+    fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
     assert all(f.path.stat().st_size < 1e4 for m, f in fitted.items() if m in configs)
     latents = encode(built, fitted, experiment.modalities(), None, tmp_path)
     stored, record = latents.source("test")[0], built.records("test")[0]
@@ -182,8 +182,8 @@ def test_any_class_that_encodes_and_decodes(tmp_path):
 
     torch.manual_seed(0)
     VQModel(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).save_pretrained(tmp_path / "vq")
-    found = autoencoder_of(f"diffusers=VQModel:{tmp_path / 'vq'}", "image")
-    assert (found.channels, found.stride, found.hop) == (4, 1, 1)
+    found = parse_autoencoder(f"diffusers=VQModel:{tmp_path / 'vq'}", "image")
+    assert (found.channels, found.stride, found.temporal_stride) == (4, 1, 1)
     AutoencoderKLMochi(
         encoder_block_out_channels=(32, 32, 32, 32),
         decoder_block_out_channels=(32, 32, 32, 32),
@@ -193,18 +193,18 @@ def test_any_class_that_encodes_and_decodes(tmp_path):
         latents_std=[1.0] * 4,
         add_attention_block=(False,) * 5,
     ).save_pretrained(tmp_path / "mochi")
-    found = autoencoder_of(f"diffusers=AutoencoderKLMochi:{tmp_path / 'mochi'}", "video")
-    assert (found.channels, found.stride, found.hop) == (4, 8, 6)
+    found = parse_autoencoder(f"diffusers=AutoencoderKLMochi:{tmp_path / 'mochi'}", "video")
+    assert (found.channels, found.stride, found.temporal_stride) == (4, 8, 6)
     AutoencoderKLTemporalDecoder(block_out_channels=(32,)).save_pretrained(tmp_path / "svd")
     with pytest.raises(UserError, match="cannot be tried on small media .*num_frames"):
-        autoencoder_of(f"diffusers=AutoencoderKLTemporalDecoder:{tmp_path / 'svd'}", "image")
+        parse_autoencoder(f"diffusers=AutoencoderKLTemporalDecoder:{tmp_path / 'svd'}", "image")
 
 
 def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
-    good = autoencoder_of(f"diffusers=AutoencoderKLWan:{wan[1]}", "video")
+    good = parse_autoencoder(f"diffusers=AutoencoderKLWan:{wan[1]}", "video")
     for changed, message in (
         ({"channels": 16}, "its channels is 48, and the setting 16"),
-        ({"hop": 1}, "its hop is 4, and the setting 1"),
+        ({"temporal_stride": 1}, "its hop is 4, and the setting 1"),
         ({"name": "AutoencoderKLMochi"}, "diffusers cannot read|is no AutoencoderKLMochi"),
         ({"name": "UNet2DModel"}, "name of the diffusers autoencoder is 'UNet2DModel'"),
         ({"name": "AutoencoderOobleck"}, "diffusers cannot read|is no AutoencoderOobleck"),
@@ -212,8 +212,8 @@ def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
         ({"path": str(tmp_path)}, "diffusers cannot read"),
     ):
         with pytest.raises(UserError, match=message):
-            fit("video", dataclasses.replace(good, **changed), {}, (), tmp_path)
-    first = fit("video", good, {}, (), tmp_path)
+            fit_autoencoder("video", dataclasses.replace(good, **changed), {}, (), tmp_path)
+    first = fit_autoencoder("video", good, {}, (), tmp_path)
     assert isinstance(first.config, Diffusers)
     for nothing in (
         lambda: first.autoencoder().encode(np.zeros((0, 9, 32, 32, 3), np.uint8)),
@@ -227,12 +227,12 @@ def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
     copied = tmp_path / "copied"
     model = AutoencoderKLWan.from_pretrained(wan[1])
     model.save_pretrained(copied)
-    pinned = fit("video", dataclasses.replace(good, path=str(copied)), {}, (), tmp_path)
+    pinned = fit_autoencoder("video", dataclasses.replace(good, path=str(copied)), {}, (), tmp_path)
     assert pinned.identity == first.identity  # of the weights, not of the place
     with torch.no_grad():
         next(model.parameters()).add_(1)
     model.save_pretrained(copied)
-    from selfflow.autoencoders.adapter import _OPENED
+    from selfflow.autoencoders.diffusers_adapter import _OPENED
 
     _OPENED.clear()
     with pytest.raises(UserError, match="give the autoencoder that made the latents"):

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from selfflow.encoders import torchscript
+from selfflow.encoders.effnet import EffNet
+from selfflow.encoders.media import resize_like_tensorflow_1
 from selfflow.errors import UserError
 from selfflow.evaluation import open_extractor
 from selfflow.evaluation.distances import frechet, kid, precision_recall
-from selfflow.evaluation.extractors import torchscript
-from selfflow.evaluation.extractors.effnet import EffNet
-from selfflow.evaluation.extractors.media import resize_like_tensorflow_1
 from tests.evaluation import made
 
 pytestmark = pytest.mark.parity

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders import kl
-from selfflow.convolution import Weights
+from selfflow.encoders.convolution import Weights
 from tests.autoencoders.kl import pictures
 
 pytestmark = pytest.mark.parity

@@ -10,9 +10,9 @@ import jax
 import pytest
 
 from selfflow.cli.plan import main
+from selfflow.config.experiment import Experiment
+from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.experiment import Experiment
-from selfflow.experiment_file import load_experiment
 from selfflow.models.joint_config import JointConfig
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import NoAlignment

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from selfflow.experiment import Experiment
-from selfflow.experiment_file import load_experiment, save_experiment
-from selfflow.sampling.files import write_video
-from selfflow.sweep_file import overridden
+from selfflow.config.experiment import Experiment
+from selfflow.config.files import load_experiment, save_experiment
+from selfflow.sampling.media_files import write_video
+from selfflow.sweep.load import overridden
 from tests.conftest import TINY
 
 STEPS = 40
@@ -26,7 +26,7 @@ def experiment(seed: int, **overrides: Any) -> Experiment:
 
 
 def make_run(folder: Path, made: Experiment, ratio: float | None, losses: Any = lambda step: 1.0, until: int = STEPS):
-    """A run that ended with a flow loss of video that is `ratio` of its yardstick; without one it was stopped."""
+    """A run that ended with a flow loss of video that is `ratio` of its linear baseline; without one it was stopped."""
     folder.mkdir(parents=True)
     session = {"selfflow": "0.1.0", "commit": "c0ffee", "dirty": True, "python": "3.11", "packages": {"jax": "0.10"}}
     session |= {"devices": ["cpu"], "command": ["/x/selfflow/__main__.py", "train", "gone.py", "--note", "a b"]}
@@ -41,7 +41,7 @@ def make_run(folder: Path, made: Experiment, ratio: float | None, losses: Any = 
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if ratio is not None:
-        losses = {"joint/video": {"loss": ratio, "yardstick": 1.0, "ratio": ratio, "split": "test"}}
+        losses = {"joint/video": {"loss": ratio, "linear_baseline": 1.0, "normalised_loss": ratio, "split": "test"}}
         (folder / "summary.json").write_text(json.dumps({"steps": until, "flow_loss": losses, "minutes": 1.5}))
     return folder
 

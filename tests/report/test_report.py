@@ -21,7 +21,7 @@ from selfflow.report.settings import other_tasks
 from selfflow.report.study import open_study
 from selfflow.report.write import write_report
 from selfflow.representation.comparison import write_rows
-from selfflow.representation.probing import Row
+from selfflow.representation.probes.probe_run import Row
 from tests.report.folders import STEPS, add_samples, experiment, make_run, make_sweep
 
 _PACKAGES = json.dumps(
@@ -168,8 +168,8 @@ def test_the_probes_and_the_evaluations_of_a_run_are_found(tmp_path):
     table = {"chance": 0.25, "trained, block 1": 0.6, "trained, block 2": 0.5, "raw latents": 0.3}
     score = lambda x: {"material/both": {"validation": x, "test": x - 0.1}}
     (run / "summary.json").write_text(json.dumps(summary | {"probes": {k: score(v) for k, v in table.items()}}))
-    told = {"step": STEPS, "set": "joint", "samples": 8, "modality": "audio", "given": ["video"], "weights": "ema"}
-    rows = {"samples": {"kid/FD-LogMel audio": 0.04, "kid/FD-layer2 audio": 3.0, "world/time": 0.9}}
+    told = {"step": STEPS, "set": "joint", "samples": 8, "modality": "audio", "context": ["video"], "weights": "ema"}
+    rows = {"samples": {"kid/FD-LogMel audio": 0.04, "kid/FD-layer2 audio": 3.0, "physics/time": 0.9}}
     rows["noise"] = {"kid/FD-LogMel audio": 0.2}
     (run / "evaluations").mkdir()
     (run / "evaluations" / "a.json").write_text(json.dumps(told | {"rows": rows, "checked": {"samples": {"time": 5}}}))
@@ -189,7 +189,7 @@ def test_what_was_evaluated_with_other_features_stands_beside(tmp_path):
     run = make_run(tmp_path / "alone", experiment(3), 0.5)
     (run / "evaluations").mkdir()
     told = {"step": STEPS, "set": "joint", "samples": 8, "modality": "audio", "weights": "ema"}
-    for name, rows in (("1", {"kid/FD-LogMel audio": 0.1, "world/time": 0.9}), ("2", {"kid/FD-BirdNET audio": 0.2})):
+    for name, rows in (("1", {"kid/FD-LogMel audio": 0.1, "physics/time": 0.9}), ("2", {"kid/FD-BirdNET audio": 0.2})):
         (run / "evaluations" / f"{name}.json").write_text(json.dumps(told | {"rows": {"samples": rows}}))
     os.utime(run / "evaluations" / "1.json", (1, 1))
     _, tables = report(run, tmp_path / "out")
@@ -309,7 +309,11 @@ def test_samples_stand_in_the_page_within_the_limit(tmp_path):
         ("a_1/summary.json", "[]", "a_1/summary.json holds no JSON object"),
         ("a_1/summary.json", '{"steps": "40"}', "a_1/summary.json is damaged: steps is '40'"),
         ("a_1/summary.json", '{"steps": 40, "flow_loss": 3}', "a_1/summary.json is damaged: flow_loss holds no table"),
-        ("a_1/summary.json", '{"steps": 40, "flow_loss": {"x": {"ratio": "y"}}}', "flow_loss.x.ratio is no number"),
+        (
+            "a_1/summary.json",
+            '{"steps": 40, "flow_loss": {"x": {"normalised_loss": "y"}}}',
+            "flow_loss.x.normalised_loss is no number",
+        ),
         ("a_1/metrics.jsonl", '{"step": 1}\n{"st', "a_1/metrics.jsonl is damaged after step 1 of 40"),
         ("a_1/metrics.jsonl", '{"step": 1}\n3\n', r"a_1/metrics.jsonl is damaged \(line 2 has no step\)"),
         ("a_1/provenance.json", "", "a_1/provenance.json is missing or damaged"),

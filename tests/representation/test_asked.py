@@ -7,14 +7,15 @@ import pytest
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.representation import probing, retrieval
-from selfflow.representation.arrays import Arrays
-from selfflow.representation.features import Features
+from selfflow.representation import retrieval
+from selfflow.representation.features.arrays import Arrays
+from selfflow.representation.features.extract import Features
 from selfflow.representation.maps import layout_of
-from selfflow.representation.probing import Probing, probe_run
+from selfflow.representation.probes import probe_run as probing
+from selfflow.representation.probes.probe_run import Probing, probe_run
+from selfflow.representation.probes.targets import ProbeLabels, Target, select_targets
 from selfflow.representation.retrieval import Retrieved, retrieval_rows
-from selfflow.representation.targets import Asked, Target, chosen_targets
-from selfflow.run import open_run
+from selfflow.run.run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +82,10 @@ def test_the_truth_of_whole_clips_is_not_asked_of_cropped_ones(run, clips, monke
     monkeypatch.setattr(run, "experiment", dataclasses.replace(run.experiment, mixture=mixture))
     for name in ("contacts", "contact", "position", "velocity"):
         with pytest.raises(UserError, match=f"target '{name}': mixture.joint.seconds is 1, .* whole clips of 2 s"):
-            chosen_targets(run, clips, (name,))
+            select_targets(run, clips, (name,))
     with pytest.raises(UserError, match="bodies and their sounds: mixture.joint.seconds is 1"):
         layout_of(run, clips)
-    assert len(chosen_targets(run, clips, ("shape", "material"))) == 2
+    assert len(select_targets(run, clips, ("shape", "material"))) == 2
 
 
 def test_clips_whose_raw_record_is_torn_are_asked_nothing(run, clips, monkeypatch, capsys):
@@ -99,7 +100,7 @@ def test_clips_whose_raw_record_is_torn_are_asked_nothing(run, clips, monkeypatc
     video, there = clips.modalities["video"], [i for i in range(12) if i not in torn]
     x = np.arange(12 * video.tokens, dtype=np.float32).reshape(12, -1, 1)
     found = Features(clips.ids, {}, {1: {"video": x}}, {}, {"video": video.grid})
-    asked = Asked(run, clips)
+    asked = ProbeLabels(run, clips)
     (contacts,) = asked.of(Target("contacts", "number"), found, 1, ("video",))
     assert contacts.ids.tolist() == [clips.ids[i] for i in there] and len(contacts.y) == 10
     np.testing.assert_array_equal(contacts.x, x[there])
@@ -109,7 +110,7 @@ def test_clips_whose_raw_record_is_torn_are_asked_nothing(run, clips, monkeypatc
     assert told.count("warning") == 1 and "2 raw records cannot be read" in told and "record 2 is torn" in told
     torn = set(range(12))
     with pytest.raises(UserError, match="none of the raw records of 12 clips"):
-        Asked(run, clips).of(Target("shape", "class"), found, 1, ("video",))
+        ProbeLabels(run, clips).of(Target("shape", "class"), found, 1, ("video",))
 
 
 class Many(Arrays):

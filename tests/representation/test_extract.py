@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from selfflow.representation.arrays import Arrays
-from selfflow.representation.features import extract
-from selfflow.representation.forward import code_hash
+from selfflow.representation.features.arrays import Arrays
+from selfflow.representation.features.extract import extract
+from selfflow.representation.features.forward import code_hash
 
 
 @pytest.mark.parametrize("name", ["joint.py", "sit.py", "noise.py", "modality.py", "forward.py"])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.representation.arrays import Arrays
-from selfflow.representation.feature_files import LayerWriter, read_layer
-from selfflow.representation.features import features
-from selfflow.run import open_run
+from selfflow.representation.features.arrays import Arrays
+from selfflow.representation.features.extract import features
+from selfflow.representation.features.feature_files import LayerWriter, read_layer
+from selfflow.run.run import open_run
 
 
 def test_two_that_write_the_same_layer_do_not_harm_each_other(tmp_path):

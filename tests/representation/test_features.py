@@ -19,9 +19,9 @@ from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.noise import Corruption, corrupt, draw_eps
 from selfflow.representation import features as module
-from selfflow.representation.arrays import Arrays
-from selfflow.representation.features import features
-from selfflow.run import open_run
+from selfflow.representation.features.arrays import Arrays
+from selfflow.representation.features.extract import features
+from selfflow.run.run import open_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -299,8 +299,8 @@ def test_an_untrained_network_is_more_than_its_embedding(run, few):
 def test_four_devices_give_what_one_does(run, clips, all_layers, data_dir, tmp_path):
     code = f"""
 import numpy as np
-from selfflow.representation.features import features
-from selfflow.run import open_run
+from selfflow.representation.features.extract import features
+from selfflow.run.run import open_run
 from selfflow.training.sharding import Devices
 run = open_run({str(run.path)!r})
 mesh = Devices(data=2, fsdp=2).mesh()

@@ -15,11 +15,11 @@ from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint_config import JointConfig
 from selfflow.noise import Corruption, UniformTimestep, draw_eps
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
-from selfflow.objectives.diagnostics import diagnose
+from selfflow.objectives.diagnostics import diagnose, effective_rank
 from selfflow.objectives.selfflow import SelfFlowObjective
 from selfflow.representation import health as module
-from selfflow.representation.arrays import Arrays
-from selfflow.representation.health import _grown, effective_rank, health
+from selfflow.representation.features.arrays import Arrays
+from selfflow.representation.health import _grown, health
 
 SEED = 3
 WITHOUT = 3  # the label that stands for none

@@ -6,8 +6,8 @@ import pytest
 
 from selfflow.errors import UserError
 from selfflow.representation import maps
-from selfflow.representation.features import features
-from selfflow.representation.map_figures import shares_figure, shares_table
+from selfflow.representation.features.extract import features
+from selfflow.representation.figures.maps import shares_figure, shares_table
 from selfflow.representation.maps import (
     ContactAttention,
     attention_of_clips,
@@ -15,7 +15,7 @@ from selfflow.representation.maps import (
     contacts_as_tokens,
     principal_colours,
 )
-from selfflow.run import open_run
+from selfflow.run.run import open_run
 
 
 @pytest.fixture(scope="module")

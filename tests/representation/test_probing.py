@@ -8,14 +8,15 @@ import pytest
 from selfflow.cli.probe import Options, probe
 from selfflow.data.collisions.targets import bodies_in_tokens, contacts_in_windows
 from selfflow.errors import UserError
-from selfflow.representation import probing as module
-from selfflow.representation.comparison import compared, interaction, methods_of, read_rows, write_rows
-from selfflow.representation.comparison_figures import comparison_figure
-from selfflow.representation.features import features
+from selfflow.representation.comparison import compare_methods, interaction, read_rows, write_rows
+from selfflow.representation.features.extract import features
+from selfflow.representation.figures.comparison import comparison_figure
+from selfflow.representation.probes import probe_run as module
+from selfflow.representation.probes.probe_run import Probing, Row, best, probe_run
 from selfflow.representation.probes.split import Split
-from selfflow.representation.probing import Probing, Row, best, probe_run
-from selfflow.representation.targets import Asked, Target, chosen_targets, targets_of
-from selfflow.run import open_run
+from selfflow.representation.probes.targets import ProbeLabels, Target, select_targets, targets_of
+from selfflow.run.arms import arms_of
+from selfflow.run.run import open_run
 
 ROW = Row("a_0", "a", 0, 9, "ema", "material", "video", 0.1, 2, "logistic", "balanced_accuracy", 0.01, 0.4, 0.5,
           0.3, 0.7, 0.25, "test", 24, 12)  # fmt: skip
@@ -35,12 +36,12 @@ def test_what_can_be_asked(run, clips):
     known = targets_of(run, clips)
     assert {"material", "count", "shape", "contacts", "contact", "position", "velocity"} <= set(known)
     with pytest.raises(UserError, match="target 'taste': the data has count, material"):
-        chosen_targets(run, clips, ("material", "taste"))
+        select_targets(run, clips, ("material", "taste"))
 
 
 def test_tokens_are_asked_of_their_bodies(run, clips):
     found = features(run, clips, 1, 0.1, modalities=("video",), pool="tokens", limit=3)
-    (split,) = Asked(run, clips).of(Target("velocity", "token"), found, 1, ("video",))
+    (split,) = ProbeLabels(run, clips).of(Target("velocity", "token"), found, 1, ("video",))
     expected = [bodies_in_tokens(clips.record(i), found.grids["video"]) for i in range(3)]
     np.testing.assert_array_equal(split.y, np.concatenate([b.velocity for b in expected]))
     np.testing.assert_array_equal(
@@ -51,7 +52,7 @@ def test_tokens_are_asked_of_their_bodies(run, clips):
 
 def test_moments_are_asked_of_their_contacts(run, clips):
     found = features(run, clips, 1, 0.1, modalities=("audio",), pool="tokens", limit=2)
-    (split,) = Asked(run, clips).of(Target("contact", "moment"), found, 1, ("audio",))
+    (split,) = ProbeLabels(run, clips).of(Target("contact", "moment"), found, 1, ("audio",))
     rows = found.grids["audio"][0]
     bounds = np.arange(rows + 1) * run.experiment.data["collisions"].seconds / rows
     np.testing.assert_array_equal(split.y[:rows, 0], contacts_in_windows(clips.record(0), bounds))
@@ -60,17 +61,17 @@ def test_moments_are_asked_of_their_contacts(run, clips):
 
 def test_classes_are_asked_of_means_side_by_side(run, clips):
     found = features(run, clips, 2, 0.1)
-    (split,) = Asked(run, clips).of(Target("material", "class"), found, 2, ("video", "audio"))
+    (split,) = ProbeLabels(run, clips).of(Target("material", "class"), found, 2, ("video", "audio"))
     np.testing.assert_array_equal(split.x[:, :32], found.layers[2]["video"])
     np.testing.assert_array_equal(split.x[:, 32:], found.layers[2]["audio"])
     assert split.y.tolist() == [clips.record(i)["material"] for i in range(len(clips))]
-    shapes = Asked(run, clips).of(Target("shape", "class"), found, 2, ("video",))
+    shapes = ProbeLabels(run, clips).of(Target("shape", "class"), found, 2, ("video",))
     assert len(shapes) == 3 and set(shapes[0].y) <= {0, 1}
 
 
 def test_tokens_of_two_modalities_are_one_sequence(run, clips):
     found = features(run, clips, 1, 0.1, pool="tokens", limit=4)
-    (split,) = Asked(run, clips).of(Target("count", "class"), found, 1, ("video", "audio"))
+    (split,) = ProbeLabels(run, clips).of(Target("count", "class"), found, 1, ("video", "audio"))
     video, audio = (found.layers[1][m] for m in ("video", "audio"))
     assert video.shape[1] != audio.shape[1]
     np.testing.assert_array_equal(split.x[:, : video.shape[1]], video)
@@ -148,33 +149,35 @@ def test_what_does_not_exist_is_refused_by_name(tiny_run, options, message):
 def test_methods_are_compared_seed_by_seed():
     rows = [ROW._replace(method=m, seed=s, test=t) for m, s, t in (("a", 0, 0.4), ("a", 1, 0.5), ("b", 0, 0.5),
             ("b", 1, 0.7), ("c", 0, 0.4))]  # fmt: skip
-    a, b, c = compared(rows)
+    a, b, c = compare_methods(rows)
     assert a.difference is None and (c.difference.n, c.difference.low) == (1, None)  # over the seeds of both
-    assert compared([rows[0], rows[3]])[1].difference is None
+    assert compare_methods([rows[0], rows[3]])[1].difference is None
     assert b.difference.difference == pytest.approx(0.15) and b.difference.n == 2
     assert b.difference.high == pytest.approx(0.15 + 12.706 * 0.05, abs=1e-3)
-    assert compared(rows[:4], "b")[0].difference.difference == pytest.approx(-0.15)
+    assert compare_methods(rows[:4], "b")[0].difference.difference == pytest.approx(-0.15)
     with pytest.raises(UserError, match="a: two runs have seed.init 0"):
-        compared(rows + rows[:1])
+        compare_methods(rows + rows[:1])
     with pytest.raises(UserError, match="baseline 'd': there are a, b, c"):
-        compared(rows, "d")
+        compare_methods(rows, "d")
 
 
 def test_an_interaction_is_a_difference_of_paired_differences():
     scores = {"a": (0.5, 0.6, 0.9), "b": (0.4, 0.4, 0.1), "c": (0.5, 0.4), "d": (0.45, 0.5)}
-    methods = compared([ROW._replace(method=m, seed=s, test=t) for m, own in scores.items() for s, t in enumerate(own)])
+    methods = compare_methods(
+        [ROW._replace(method=m, seed=s, test=t) for m, own in scores.items() for s, t in enumerate(own)]
+    )
     found = interaction(methods, ("a", "b"), ("c", "d"))  # of seeds 0 and 1: (.1 - .05, .2 + .1)
     assert (found.difference, found.n) == (pytest.approx(0.175), 2)
     assert found.high == pytest.approx(0.175 + 12.706 * 0.125, abs=1e-3)
     with pytest.raises(UserError, match="interaction of 'e': there are a, b, c, d"):
         interaction(methods, ("a", "e"), ("c", "d"))
-    alone = compared([ROW._replace(method=m, seed=i, test=0.5) for i, m in enumerate("abcd")])
+    alone = compare_methods([ROW._replace(method=m, seed=i, test=0.5) for i, m in enumerate("abcd")])
     with pytest.raises(UserError, match="no seed in common"):
         interaction(alone, ("a", "b"), ("c", "d"))
 
 
 def test_a_figure_of_methods_shows_every_run_and_every_interval():
-    methods = compared([ROW._replace(method=m, seed=s, test=0.4 + s / 10) for m in "abc" for s in range(3)], "b")
+    methods = compare_methods([ROW._replace(method=m, seed=s, test=0.4 + s / 10) for m in "abc" for s in range(3)], "b")
     figure = comparison_figure({"material": methods, "count": methods[:2]})
     scores, other, differences, _ = figure.axes
     seeds = [line for line in scores.lines if line.get_label().startswith("seed")]
@@ -193,19 +196,19 @@ def test_runs_that_differ_in_seeds_alone_are_one_method(run, tiny_run):
     seeds = [dataclasses.replace(run.experiment, seed=dataclasses.replace(run.experiment.seed, init=i)) for i in (1, 2)]
     other = dataclasses.replace(run.experiment, ema_decay=0.5)
     one, two = Named("runs/arm_1", seeds[0]), Named("runs/arm_2", seeds[1])
-    assert methods_of([one, two, Named("runs/else_1", other)]) == ["arm", "arm", "else_1"]
-    assert methods_of([one, Named("runs/arm_2", other)]) == ["arm_1", "arm_2"]
+    assert arms_of([one, two, Named("runs/else_1", other)]) == ["arm", "arm", "else_1"]
+    assert arms_of([one, Named("runs/arm_2", other)]) == ["arm_1", "arm_2"]
     with pytest.raises(UserError, match="arm_1 and .*arm_9 are both arm with seed.init 1"):
-        methods_of([Named("runs/arm_9", seeds[0]), one])
+        arms_of([Named("runs/arm_9", seeds[0]), one])
     seldom = dataclasses.replace(seeds[1], cadence=dataclasses.replace(seeds[1].cadence, checkpoint_every=7))
-    assert methods_of([one, Named("runs/arm_2", seldom)]) == ["arm", "arm"]  # nothing else is computed
+    assert arms_of([one, Named("runs/arm_2", seldom)]) == ["arm", "arm"]  # nothing else is computed
     longer = dataclasses.replace(seeds[1], steps=seeds[1].steps + 1)
-    assert methods_of([one, Named("runs/arm_2", longer)]) == ["arm_1", "arm_2"]
+    assert arms_of([one, Named("runs/arm_2", longer)]) == ["arm_1", "arm_2"]
     with pytest.raises(UserError, match="runs/arm_1 and else/arm_1: rows go by the name of a run"):
-        methods_of([one, Named("else/arm_1", seeds[1])])
+        arms_of([one, Named("else/arm_1", seeds[1])])
     two.provenance = lambda: {"sets": {"collisions": {"dataset": "collisions/other", "fingerprint": "0"}}}
     with pytest.raises(UserError, match="arm_2 was trained on collisions/other and .*arm_1 on collisions"):
-        methods_of([one, two])
+        arms_of([one, two])
 
 
 def test_files_that_hold_no_rows_are_refused(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.representation.arrays import read_labelled
+from selfflow.representation.features.arrays import read_labelled
 
 
 def test_samples_are_split_and_each_keeps_its_label(tmp_path):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.representation.features import Features
-from selfflow.representation.figures import probe_map, similarity_figure
-from selfflow.representation.probing import Row
+from selfflow.representation.features.extract import Features
+from selfflow.representation.figures.layers import probe_map, similarity_figure
+from selfflow.representation.figures.strips import Body, Strips
+from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.similarity import layer_similarity
-from selfflow.representation.strips import Body, Strips
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTimestep
 from selfflow.representation.views import drawn_taus, views
-from selfflow.run import open_run
+from selfflow.run.run import open_run
 
 
 @pytest.fixture(scope="module")

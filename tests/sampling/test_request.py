@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.sampling.request import check_trained, choose_set, merged, parse_given, set_of
+from selfflow.sampling.context_spec import check_trained, choose_set, merge_requests, parse_context, set_of
 
 KNOWN = ("video", "audio", "image")
-TABLE = {"modality": 0.1, "first_frame": 0.1, "prefix": 0.1, "stretch": 0.1, "region": 0.1}
+TABLE = {"modality": 0.1, "first_frame": 0.1, "prefix": 0.1, "inpaint_time": 0.1, "inpaint_region": 0.1}
 
 
 @pytest.fixture
@@ -16,24 +16,24 @@ def pair(modalities):
 
 
 def request_of(text):
-    return parse_given(text, KNOWN)
+    return parse_context(text, KNOWN)
 
 
 def test_what_a_flag_says():
     request = request_of("video=a=b:c@d.mp4")
     assert (request.what, request.case, request.file, request.level) == ("video", "modality", Path("a=b:c@d.mp4"), 0)
-    request = request_of("region:0,0.25,0.5,1")
-    assert request.case == "region" and request.numbers == (0, 0.25, 0.5, 1) and request.file is None
+    request = request_of("inpaint_region:0,0.25,0.5,1")
+    assert request.case == "inpaint_region" and request.numbers == (0, 0.25, 0.5, 1) and request.file is None
     assert request_of("image@0.6=x.png").level == 0.6
-    assert request_of("stretch:0.5,1.5").numbers == (0.5, 1.5)
+    assert request_of("inpaint_time:0.5,1.5").numbers == (0.5, 1.5)
 
 
 def test_masks_are_those_of_the_case(pair):
-    assert {m: mask.all() for m, mask in merged((request_of("audio"),), pair).items()} == {"audio": True}
-    prefix = merged((request_of("prefix:0.16"),), pair)
+    assert {m: mask.all() for m, mask in merge_requests((request_of("audio"),), pair).items()} == {"audio": True}
+    prefix = merge_requests((request_of("prefix:0.16"),), pair)
     np.testing.assert_array_equal(prefix["audio"], [1, 1, 0, 0, 0])
-    assert merged((request_of("first_frame"),), pair)["video"].sum() == 4
-    assert merged((request_of("audio@0.5"),), pair) == {}
+    assert merge_requests((request_of("first_frame"),), pair)["video"].sum() == 4
+    assert merge_requests((request_of("audio@0.5"),), pair) == {}
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_masks_are_those_of_the_case(pair):
         ("prefix", "write prefix:SECONDS"),
         ("prefix:x", "'x' is no number"),
         ("prefix:0", "above 0"),
-        ("stretch:2,1", "FROM must lie below TO"),
-        ("region:0,0,1", "LEFT,TOP,RIGHT,BOTTOM"),
-        ("region:0.5,0,0.2,1", "LEFT < RIGHT"),
+        ("inpaint_time:2,1", "FROM must lie below TO"),
+        ("inpaint_region:0,0,1", "LEFT,TOP,RIGHT,BOTTOM"),
+        ("inpaint_region:0.5,0,0.2,1", "LEFT < RIGHT"),
         ("video:3", "write video"),
         ("video@1", "below 1"),
         ("prefix:1@0.5", "only a whole modality"),
     ],
 )
 def test_flags_that_say_nothing(text, said):
-    with pytest.raises(UserError, match=f"--given {text}: .*{said}"):
+    with pytest.raises(UserError, match=f"--context {text}: .*{said}"):
         request_of(text)
 
 
@@ -62,7 +62,7 @@ def test_flags_that_say_nothing(text, said):
     [
         (["video"], {"prefix": 0.5}, "schedule.context lacks modality"),
         (["prefix:0.1"], {"modality": 0.5}, "schedule.context lacks prefix"),
-        (["region:0,0,1,1"], {}, "schedule.context lacks region"),
+        (["inpaint_region:0,0,1,1"], {}, "schedule.context lacks inpaint_region"),
         (["video", "prefix:0.1"], TABLE, "one case in a sample"),
         (["video", "audio"], TABLE, "nothing is left"),
         (["prefix:9"], TABLE, "nothing is left"),

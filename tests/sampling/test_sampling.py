@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfflow.sampling.files import write_sheet, write_sound, write_video
+from selfflow.sampling.media_files import write_audio, write_sheet, write_video
 from selfflow.sampling.solvers import euler, time_grid
 
 
@@ -45,7 +45,7 @@ def test_files_can_be_read_back(tmp_path):
         heard = np.concatenate([f.to_ndarray().ravel() for f in file.decode(audio=0)])
     assert len(heard) == pytest.approx(16_000, abs=2100)
     assert np.abs(np.fft.rfft(heard)).argmax() * 8000 / len(heard) == pytest.approx(440, rel=0.01)
-    write_sound(tmp_path / "a.wav", sound, 8000)
+    write_audio(tmp_path / "a.wav", sound, 8000)
     back, rate = soundfile.read(tmp_path / "a.wav", dtype="int16")
     assert rate == 8000 and (back == sound).all()
     write_sheet(tmp_path / "a.png", {"data": {"video": frames[None], "audio": sound[None]}}, 8000, "both")

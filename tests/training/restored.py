@@ -13,7 +13,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from selfflow.run import abstract_state  # noqa: E402
+from selfflow.run.run import abstract_state  # noqa: E402
 from selfflow.training.checkpoints import Checkpoints, checksums  # noqa: E402
 from selfflow.training.sharding import Devices  # noqa: E402
 from tests.conftest import perturbed  # noqa: E402

@@ -7,14 +7,14 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import selfflow.cli.proof
-from selfflow.cli.train import train
-from selfflow.evaluation.settings import Evaluation
-from selfflow.experiment import Experiment
-from selfflow.input.mixture import Set
+import selfflow.tasks.final_evaluation
+from selfflow.config.experiment import Experiment
+from selfflow.evaluation.config import Evaluation
+from selfflow.input.mixture import Component
 from selfflow.models.execution import Execution
+from selfflow.tasks.train import train
+from selfflow.training.distributed import Processes
 from selfflow.training.loop import Cadence
-from selfflow.training.processes import Processes
 from selfflow.training.sharding import Devices
 from tests.tiny import experiment
 
@@ -23,7 +23,7 @@ def small(tensor: int = 1, evaluate_every: int | None = None) -> Experiment:
     """One set and rolled loops, so that little is compiled: nothing of it is kept for several processes."""
     made = experiment()
     model = dataclasses.replace(made.model, execution=Execution(unroll=1))
-    mixture = {"joint": Set(modalities=("video", "audio"), batch_size=4)}
+    mixture = {"joint": Component(modalities=("video", "audio"), batch_size=4)}
     cadence = Cadence(log_every=100, checkpoint_every=2, evaluate_every=evaluate_every)
     looked = Evaluation(samples=6, shown=1, features=("layer",))
     fields = {"cadence": cadence, "evaluation": looked, "devices": Devices(tensor=tensor)}
@@ -32,6 +32,6 @@ def small(tensor: int = 1, evaluate_every: int | None = None) -> Experiment:
 
 if __name__ == "__main__":
     workdir, data_dir, tensor, evaluate_every, coordinator, processes, process = sys.argv[1:]
-    selfflow.cli.proof.prove = lambda *_: {}
+    selfflow.tasks.final_evaluation.evaluate_run = lambda *_: {}
     Processes(coordinator, int(processes), int(process)).join()
     train(small(int(tensor), int(evaluate_every) or None), Path(workdir), Path(data_dir))

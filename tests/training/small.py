@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 from selfflow.training.checkpoints import Checkpoints
-from selfflow.training.interrupt import interruptible
 from selfflow.training.loop import Cadence, Limits, train
 from selfflow.training.metrics import MetricsLog
 from selfflow.training.profile import Profile, Trace
+from selfflow.training.signals import interruptible
 from selfflow.training.state import State, init_state
 from selfflow.training.step import make_step
 

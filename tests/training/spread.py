@@ -15,9 +15,9 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import selfflow.models.joint  # noqa: E402
+from selfflow.benchmark.step import random_batch  # noqa: E402
 from selfflow.models.attention import attention  # noqa: E402
 from selfflow.models.execution import Execution  # noqa: E402
-from selfflow.planning.step_benchmark import random_batch  # noqa: E402
 from selfflow.training.sharding import Devices, batch_sharding, state_shardings  # noqa: E402
 from tests.conftest import perturbed  # noqa: E402
 from tests.tiny import experiment  # noqa: E402

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from selfflow.cli.train import train
 from selfflow.errors import UserError
-from selfflow.run import open_run
-from selfflow.run_folder import alone, check_run, enter_run
+from selfflow.run.folder import check_run, create_or_resume, run_lock
+from selfflow.run.run import open_run
+from selfflow.tasks.train import train
 from selfflow.training.loop import Limits
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
@@ -77,7 +77,7 @@ def test_a_run_keeps_in_mind_what_it_was_trained_on(tiny_run, tiny_experiment, t
     assert told["dataset"].startswith("collisions/custom_") and told["licence"] == "Apache-2.0"
     assert set(told["autoencoders"]) == {"video", "audio", "image"} and len(told["fingerprint"]) == 16
     experiment = check_run(tmp_path, dataclasses.replace(tiny_experiment, init_from=str(tiny_run)))
-    enter_run(tmp_path, experiment, "0", {}, {})
+    create_or_resume(tmp_path, experiment, "0", {}, {})
     (ancestor,) = open_run(tmp_path).provenance()["ancestors"]
     assert ancestor == {"run": f"{tiny_run}:12", "sets": {"collisions": told}, "imported": None}
 
@@ -120,11 +120,11 @@ def test_kill_and_resume_equals_an_uninterrupted_run(tiny_run, data_dir, tmp_pat
 
 def _check_samples(seen, data_dir) -> None:
     """The batches that count are those of an uninterrupted run, and hold each sample once an epoch, by id."""
-    from selfflow.experiment_file import load_experiment
-    from selfflow.prepare import prepare
+    from selfflow.config.files import load_experiment
+    from selfflow.run.prepare_data import prepare_data
 
     experiment = load_experiment(TINY).resolved()
-    feed, _ = prepare(experiment, data_dir)
+    feed, _ = prepare_data(experiment, data_dir)
     lines = [json.loads(line) for line in seen.read_text().splitlines()]
     assert len(lines) > 12  # steps after a checkpoint were done again
     last = {step: (name, samples) for step, name, samples in lines}
@@ -177,7 +177,7 @@ def test_lengths_that_make_no_sense_are_refused(tiny_run, tiny_experiment, data_
 
 
 def test_one_run_is_trained_by_one_process(tiny_run, tiny_experiment, data_dir):
-    with alone(tiny_run), pytest.raises(UserError, match="another process is training"):
+    with run_lock(tiny_run), pytest.raises(UserError, match="another process is training"):
         train(tiny_experiment, tiny_run, data_dir)
 
 
@@ -192,18 +192,18 @@ def test_another_experiment_is_refused_by_name(tiny_run, tiny_experiment, data_d
 
 
 def test_init_from_takes_the_weights_and_starts_afresh(tiny_run, tiny_experiment, data_dir, capsys):
-    from selfflow.first_state import fresh_state
+    from selfflow.run.init_state import initial_state
 
     old = open_run(tiny_run).restore()
     experiment = dataclasses.replace(tiny_experiment, init_from=f"{tiny_run}:12").resolved()
-    state = fresh_state(experiment)
+    state = initial_state(experiment)
     assert int(state.step) == 0
     jax.tree.map(np.testing.assert_array_equal, state.params, old.params)
     jax.tree.map(np.testing.assert_array_equal, state.frozen, old.frozen)
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(state.optimizer))
     wider = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, mlp_ratio=4.0))
     with pytest.raises(UserError, match="has shape"):
-        fresh_state(wider)
+        initial_state(wider)
     assert "new parameters" not in capsys.readouterr().out
 
 
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path):
 
 def test_updates_that_are_not_finite_stop_the_run_and_name_their_samples(tiny_experiment, data_dir, tmp_path):
     wild = dataclasses.replace(tiny_experiment.optimizer, learning_rate=1e30, warmup_steps=0, clip=1e30)
-    experiment = dataclasses.replace(tiny_experiment, optimizer=wild, limits=Limits(skipped=2))
+    experiment = dataclasses.replace(tiny_experiment, optimizer=wild, limits=Limits(max_skipped_steps=2))
     with pytest.raises(UserError, match="in 2 steps in a row .* step 3; there is no checkpoint yet"):
         train(experiment, tmp_path / "run", data_dir)
     assert [row["skipped"] for row in read_metrics(tmp_path / "run")] == [0, 1, 1]

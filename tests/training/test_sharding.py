@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
-from selfflow.experiment_file import load_experiment
 from selfflow.training.sharding import (
     Devices,
     check_batch,
     device_bytes,
-    filled,
+    pad_batch,
+    shard_batch,
     sharding_table,
-    spread,
     state_shardings,
 )
 from tests.conftest import TINY
@@ -112,12 +112,12 @@ def test_an_impossible_mesh_is_named(fields, message):
 def test_a_batch_is_placed_and_filled():
     mesh = Devices().mesh(jax.devices()[:1])
     batch = {"latents": {"image": np.arange(12.0).reshape(3, 4)}, "weight": np.ones(3, np.float32)}
-    placed = spread(batch, mesh)
+    placed = shard_batch(batch, mesh)
     np.testing.assert_array_equal(placed["latents"]["image"], batch["latents"]["image"])
-    four = filled(batch, abstract_mesh(data=2, fsdp=2, tensor=1))
+    four = pad_batch(batch, abstract_mesh(data=2, fsdp=2, tensor=1))
     np.testing.assert_array_equal(four["weight"], [1, 1, 1, 0])
     np.testing.assert_array_equal(four["latents"]["image"][3], batch["latents"]["image"][2])
-    assert len(filled(batch, mesh)["weight"]) == 3
+    assert len(pad_batch(batch, mesh)["weight"]) == 3
     with pytest.raises(UserError, match="mixture.image: 3 samples at a time cannot be split over 4 devices"):
         check_batch(abstract_mesh(data=2, fsdp=2, tensor=1), 3, "mixture.image")
 
@@ -130,11 +130,11 @@ def test_an_axis_that_is_split_twice_is_named():
 
 
 def test_devices_may_change_in_a_run():
-    from selfflow.experiment_file import changes, forbidden
+    from selfflow.config.files import diff, is_fixed
 
     old = load_experiment(TINY)
     new = dataclasses.replace(old, devices=Devices(data=1, fsdp=-1))
-    assert changes(old, new) and not any(forbidden(name) for name in changes(old, new))
+    assert diff(old, new) and not any(is_fixed(name) for name in diff(old, new))
 
 
 class Far:

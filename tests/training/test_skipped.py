@@ -107,7 +107,7 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_last_good_checkpoint(tmp_pa
     with pytest.raises(
         UserError, match=r"4 steps in a row .* step 8; the last good checkpoint is step 3.*skipped.jsonl"
     ):
-        run(tmp_path, 20, bad=bad, limits=Limits(skipped=4))
+        run(tmp_path, 20, bad=bad, limits=Limits(max_skipped_steps=4))
     assert [row["step"] for row in skipped(tmp_path)] == [2, 5, 6, 7, 8]
     assert read_metrics(tmp_path)[-1]["step"] == 8
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [3]

@@ -86,7 +86,7 @@ def test_one_program_serves_all_seeds(objective, batch):
 
 
 def test_a_model_learns_a_constant(objective, batch):
-    """The loop's pieces together: on one repeated sample the flow loss falls far below the yardstick."""
+    """The loop's pieces together: on one repeated sample the flow loss falls far below the linear baseline."""
     optimizer = AdamW(learning_rate=1e-2).make()
     batch = jax.tree.map(lambda x: np.broadcast_to(x[:1], x.shape).copy(), batch)
     state = init_state(objective, optimizer, jax.random.key(0))

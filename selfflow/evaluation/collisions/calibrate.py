@@ -10,9 +10,9 @@ from selfflow.data.collisions import SPLITS, Collisions
 from selfflow.data.collisions.generate import draw_motion
 from selfflow.errors import UserError
 from selfflow.evaluation.collisions import corruptions
-from selfflow.evaluation.collisions.judges import Judges, fit_judges
+from selfflow.evaluation.collisions.judges import MaterialClassifiers, fit_material_classifiers
 from selfflow.evaluation.collisions.track import Tracks
-from selfflow.evaluation.collisions.verify import PASSES, Row, judge, listen, see
+from selfflow.evaluation.collisions.verify import PASSES, Row, measure_av_sync, score_clips, track_clip
 from selfflow.progress import progress
 
 Through = Callable[[np.ndarray], np.ndarray]
@@ -45,11 +45,13 @@ class Calibration(NamedTuple):
     """By corruption: share of the real and of the corrupted clips that this check flags."""
 
 
-def fit_to(records: Iterable[dict[str, Any]], settings: Collisions) -> Judges:
+def fit_to(records: Iterable[dict[str, Any]], settings: Collisions) -> MaterialClassifiers:
     """Both judges, fitted to the records of a split: 1000 clips take a quarter of a minute."""
     records = list(records)
-    events = [see(record["video"], settings).events for record in progress(records, "fitting judges", unit="clips")]
-    return fit_judges([r["audio"] for r in records], events, [r["material"] for r in records], settings)
+    events = [
+        track_clip(record["video"], settings).events for record in progress(records, "fitting judges", unit="clips")
+    ]
+    return fit_material_classifiers([r["audio"] for r in records], events, [r["material"] for r in records], settings)
 
 
 def tracking_error(tracks: Tracks, record: dict[str, Any]) -> np.ndarray | None:
@@ -69,7 +71,7 @@ def tracking_error(tracks: Tracks, record: dict[str, Any]) -> np.ndarray | None:
 def calibrate(
     records: Iterable[dict[str, Any]],
     settings: Collisions,
-    judges: Judges | None = None,
+    judges: MaterialClassifiers | None = None,
     through_video: Through | None = None,
     through_sound: Through | None = None,
     seed: int = 0,
@@ -88,14 +90,14 @@ def calibrate(
     video_of, sound_of = through_video or (lambda video: video), through_sound or (lambda sound: sound)
     seen, wrong, whose = [], {}, {}
     for i, record in enumerate(progress(records, "calibrating", unit="clips")):
-        seen.append(see(video_of(record["video"]), settings))
+        seen.append(track_clip(video_of(record["video"]), settings))
         for name, video in _corrupted(record, settings, np.random.default_rng([seed, i])):
             if video is not None:
-                wrong.setdefault(name, []).append(see(video_of(video), settings))
+                wrong.setdefault(name, []).append(track_clip(video_of(video), settings))
                 whose.setdefault(name, []).append(i)
     sounds = [sound_of(record["audio"]) for record in records]
-    verdict = judge(seen, sounds, settings, judges)
-    known = judge(seen, None, settings, None, [record["action"] for record in records])
+    verdict = score_clips(seen, sounds, settings, judges)
+    known = score_clips(seen, None, settings, None, [record["action"] for record in records])
     auc, noticed = {}, {}
 
     def compare(name: str, check: str, real: np.ndarray, corrupted: np.ndarray) -> None:
@@ -108,7 +110,10 @@ def calibrate(
     hop = settings.samples // settings.frames
     for sign, way in ((1, "late"), (-1, "early")):
         for frames in SHIFTS:
-            late = [listen(clip, corruptions.shift(s, sign * frames * hop), settings) for clip, s in zip(seen, sounds)]
+            late = [
+                measure_av_sync(clip, corruptions.shift(s, sign * frames * hop), settings)
+                for clip, s in zip(seen, sounds)
+            ]
             compare(f"sound {frames} frames {way}", "synchrony", real, np.array(late))
     contacts = [len(record["contacts"]["time"]) for record in records]
     partners = {
@@ -116,10 +121,10 @@ def calibrate(
         "sound of a hard partner": corruptions.hard_partners([r["material"] for r in records], contacts, seed),
     }
     for name, chosen in partners.items():
-        swapped = [listen(clip, sounds[j], settings) for clip, j in zip(seen, chosen)]
+        swapped = [measure_av_sync(clip, sounds[j], settings) for clip, j in zip(seen, chosen)]
         compare(name, "synchrony", np.where(chosen < 0, np.nan, real), np.array(swapped))
     for name in (name for name in _NOTICED_BY if name in wrong):
-        corrupted = judge(wrong[name], None, settings).scores
+        corrupted = score_clips(wrong[name], None, settings).scores
         for check in _NOTICED_BY[name]:
             title = name if len(_NOTICED_BY[name]) == 1 else f"{name}, by {check}"
             compare(title, check, verdict.scores[check][whose[name]], corrupted[check])

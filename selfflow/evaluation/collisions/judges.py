@@ -18,7 +18,7 @@ CLEAN = slice(-3, -1)
 """The features of motion that count clean contacts."""
 
 
-class Judges(NamedTuple):
+class MaterialClassifiers(NamedTuple):
     """Fitted classifiers of the material (scikit-learn), of `sound_features` and of `motion_features`."""
 
     sound: object
@@ -108,7 +108,9 @@ def _some(values: list[float]) -> list[float]:
     return (values + [_MISSING] * _KEPT)[:_KEPT] + [float(np.median(values)) if values else _MISSING]
 
 
-def fit_judges(sounds: Sequence[np.ndarray], events: Sequence[list[Event]], materials, settings: Collisions) -> Judges:
+def fit_material_classifiers(
+    sounds: Sequence[np.ndarray], events: Sequence[list[Event]], materials, settings: Collisions
+) -> MaterialClassifiers:
     """Fits both judges to real clips, in seconds; the same clips give the same judges.
 
     Args:
@@ -137,4 +139,4 @@ def fit_judges(sounds: Sequence[np.ndarray], events: Sequence[list[Event]], mate
         motion = HistGradientBoostingClassifier(
             max_iter=80, max_leaf_nodes=12, min_samples_leaf=15, learning_rate=0.08, random_state=0
         ).fit(seen, materials)
-    return Judges(sound, motion)
+    return MaterialClassifiers(sound, motion)

@@ -94,7 +94,7 @@ def loudness(event: Event, sound: np.ndarray, sample_rate: int, seconds: float) 
     return float(rise[during].max(initial=0.0))
 
 
-def alone(event: Event, events: list[Event]) -> bool:
+def isolated_attack(event: Event, events: list[Event]) -> bool:
     """Whether an event lies between two frames and no third body meets anything at nearly that time."""
     if event.last > event.first + 1 or event.touched == NOTHING:
         return False

@@ -9,7 +9,7 @@ from selfflow.data.collisions import Collisions
 from selfflow.errors import UserError
 from selfflow.evaluation.collisions import energy, physics, sound
 from selfflow.evaluation.collisions.events import WALL, Event, find_events
-from selfflow.evaluation.collisions.judges import CLEAN, Judges, motion_features, sound_features
+from selfflow.evaluation.collisions.judges import CLEAN, MaterialClassifiers, motion_features, sound_features
 from selfflow.evaluation.collisions.motion import Lines, fit_lines
 from selfflow.evaluation.collisions.track import Tracks, track
 
@@ -17,7 +17,7 @@ PASSES = physics.PASSES | {"synchrony": 0.6, "timbre": 0.5}
 """The least score of a clip that passes, by check."""
 
 
-class Seen(NamedTuple):
+class ClipAnalysis(NamedTuple):
     """What the pixels of a clip show."""
 
     tracks: Tracks
@@ -34,7 +34,7 @@ class Row(NamedTuple):
     """Clips that it applies to; for `loudness` contacts."""
 
 
-class Verdict(NamedTuple):
+class PhysicsReport(NamedTuple):
     """What the checks say of B clips."""
 
     score: np.ndarray
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
     """The checks over all clips."""
 
 
-def see(video: np.ndarray, settings: Collisions) -> Seen:
+def track_clip(video: np.ndarray, settings: Collisions) -> ClipAnalysis:
     """Tracks the bodies of a uint8 video [T, H, W, 3] and finds where their velocities change.
 
     Raises:
@@ -57,16 +57,16 @@ def see(video: np.ndarray, settings: Collisions) -> Seen:
         raise UserError(f"collisions.gravity = {settings.gravity:g}: the verifier knows worlds without gravity only")
     tracks = track(video, settings)
     lines = fit_lines(tracks.positions.swapaxes(0, 1), 1 / settings.frames_per_second)
-    return Seen(tracks, lines, find_events(tracks, lines, settings))
+    return ClipAnalysis(tracks, lines, find_events(tracks, lines, settings))
 
 
 def verify(
     videos: Sequence[np.ndarray] | np.ndarray | None,
     sounds: Sequence[np.ndarray] | np.ndarray | None,
     settings: Collisions,
-    judges: Judges | None = None,
+    judges: MaterialClassifiers | None = None,
     actions: Sequence[np.ndarray] | np.ndarray | None = None,
-) -> Verdict:
+) -> PhysicsReport:
     """Judges decoded clips by the world they should be of. Nothing that a clip shows is an error.
 
     With `rotation` the energy of the spin, which is not tracked, may turn up as a rise in a few real clips.
@@ -87,17 +87,17 @@ def verify(
     for clip in () if sounds is None else sounds:
         if clip.dtype != np.int16 or clip.ndim != 1:
             raise UserError(f"sound of {clip.dtype} {list(clip.shape)}: the verifier takes int16 [samples]")
-    seen = [see(video, settings) for video in videos] if videos is not None else None
-    return judge(seen, sounds, settings, judges, actions)
+    seen = [track_clip(video, settings) for video in videos] if videos is not None else None
+    return score_clips(seen, sounds, settings, judges, actions)
 
 
-def judge(
-    seen: list[Seen] | None,
+def score_clips(
+    seen: list[ClipAnalysis] | None,
     sounds: Sequence[np.ndarray] | np.ndarray | None,
     settings: Collisions,
-    judges: Judges | None = None,
+    judges: MaterialClassifiers | None = None,
     actions: Sequence[np.ndarray] | np.ndarray | None = None,
-) -> Verdict:
+) -> PhysicsReport:
     """`verify` for clips that were seen before: the same videos can be judged with several sounds."""
     materials, scores = {}, {}
     if judges is not None and sounds is not None:
@@ -109,10 +109,10 @@ def judge(
         materials["motion"] = np.where(clean, _ask(judges.motion, features), -1)
     if seen is not None:
         known = [None] * len(seen) if actions is None else actions
-        looked = [look(clip, settings, action) for clip, action in zip(seen, known)]
+        looked = [analyse_clip(clip, settings, action) for clip, action in zip(seen, known)]
         scores |= {check: np.array([each[check] for each in looked], float) for check in physics.PASSES}
     if seen is not None and sounds is not None:
-        scores["synchrony"] = np.array([listen(clip, s, settings) for clip, s in zip(seen, sounds)], float)
+        scores["synchrony"] = np.array([measure_av_sync(clip, s, settings) for clip, s in zip(seen, sounds)], float)
     if len(materials) == 2:
         agree = materials["sound"] == materials["motion"]
         scores["timbre"] = np.where(materials["motion"] < 0, np.nan, agree)
@@ -125,10 +125,10 @@ def judge(
     every = np.array(list(passed.values())).reshape(len(passed), count)
     applies = np.isfinite(every).sum(axis=0)
     score = np.where(applies > 0, np.nansum(every, axis=0) / np.maximum(applies, 1), np.nan)
-    return Verdict(score, scores, materials, rows)
+    return PhysicsReport(score, scores, materials, rows)
 
 
-def look(seen: Seen, settings: Collisions, action: np.ndarray | None = None) -> dict[str, float]:
+def analyse_clip(seen: ClipAnalysis, settings: Collisions, action: np.ndarray | None = None) -> dict[str, float]:
     """Scores of the checks that need no sound; with the record's `action` [T, 4] the push is known."""
     tracks, lines, events = seen
     return {
@@ -142,7 +142,7 @@ def look(seen: Seen, settings: Collisions, action: np.ndarray | None = None) -> 
     }
 
 
-def listen(seen: Seen, clip: np.ndarray, settings: Collisions) -> float:
+def measure_av_sync(seen: ClipAnalysis, clip: np.ndarray, settings: Collisions) -> float:
     """Synchrony of what is seen with a sound, int16 [S]: -1 to 1; nan with fewer than 3 contacts."""
     seconds = 1 / settings.frames_per_second
     moved = sound.shaken(*seen, seconds)
@@ -174,7 +174,7 @@ def _kappa(materials: dict[str, np.ndarray]) -> Row:
     return Row(float((np.mean(heard == moved) - chance) / (1 - chance)) if chance < 1 else np.nan, int(both.sum()))
 
 
-def _loudness(seen: list[Seen], sounds, heard: np.ndarray, settings: Collisions) -> Row:
+def _loudness(seen: list[ClipAnalysis], sounds, heard: np.ndarray, settings: Collisions) -> Row:
     """Rank correlation of impact speed and loudness over all lone contacts, within each material, averaged by number.
 
     A material is what the sound judge heard.
@@ -185,7 +185,7 @@ def _loudness(seen: list[Seen], sounds, heard: np.ndarray, settings: Collisions)
     for clip, wave, label in zip(seen, sounds, heard):
         for event in clip.events if label >= 0 else ():
             # Two bodies that meet are two events and one contact.
-            if (event.touched == WALL or event.touched > event.body) and sound.alone(event, clip.events):
+            if (event.touched == WALL or event.touched > event.body) and sound.isolated_attack(event, clip.events):
                 loud = sound.loudness(event, wave, settings.sample_rate, 1 / settings.frames_per_second)
                 impacts.setdefault(int(label), []).append((event.speed, loud))
     rows = []

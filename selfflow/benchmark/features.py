@@ -1,0 +1,97 @@
+"""How fast features are extracted to files on the device at hand, beside the bare forward pass."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from selfflow.config.experiment import Experiment
+from selfflow.input.batches import BatchSource
+from selfflow.progress import Progress
+from selfflow.representation.features.extract import batches, extract
+from selfflow.representation.features.forward import Forward
+from selfflow.run.data import Clips
+
+_BATCHES = 16  # in a round
+
+
+@dataclass(frozen=True)
+class FeaturesRate:
+    """One set.
+
+    Attributes:
+      set: its name in the mixture.
+      clips: in a round.
+      batch_size: clips at once.
+      clips_per_second: by the median round, from latents on disk to files of all layers.
+      bare_per_second: the same of the compiled forward pass alone, on the same batches, which are in memory.
+      ratio: the time of the bare passes over that of the extraction; median of the rounds.
+    """
+
+    set: str
+    clips: int
+    batch_size: int
+    clips_per_second: float
+    bare_per_second: float
+    ratio: float
+
+
+def features_rates(experiment: Experiment, feed: BatchSource, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
+    """Times the extraction of the means of all layers from training clips of every set, in turns with bare passes.
+
+    Args:
+      experiment: resolved.
+      feed: its data.
+      rounds: how often each is timed.
+      tau: noise level of the latents.
+    """
+    objective, config = experiment.objective(), experiment.model
+    params = jax.jit(objective.init)(jax.random.key(experiment.seed.init))["model"]
+    layers = tuple(range(1, config.depth + 1))
+    with Progress("features", rounds * len(experiment.mixture), unit="round") as shown:
+        return [
+            _rate(
+                Forward(objective.apply, feed.modalities[name], layers, tau, config.labels),
+                params,
+                Clips(feed, {}, "train", name),
+                chosen.batch_size,
+                rounds,
+                shown,
+            )
+            for name, chosen in experiment.mixture.items()
+        ]
+
+
+def _rate(forward: Forward, params, clips: Clips, size: int, rounds: int, shown: Progress) -> FeaturesRate:
+    count = min(_BATCHES * size, len(clips))
+    prepared = list(batches(clips, count, forward, size, []))
+
+    def bare() -> float:
+        began = time.perf_counter()
+        out = [forward.start(params, batch.latents, batch.seeds, batch.frames) for batch in prepared]
+        jax.block_until_ready(out)
+        return time.perf_counter() - began
+
+    def extracted() -> float:
+        with tempfile.TemporaryDirectory(prefix="features-") as folder:
+            began = time.perf_counter()
+            extract(forward, params, clips, count, Path(folder), {}, size, lambda done: None)
+            return time.perf_counter() - began
+
+    bare()  # compiles
+    found = []
+    for _ in range(rounds):
+        found.append((extracted(), bare()))
+        shown.advance()
+    times, bare_times = np.array(found).T
+    return FeaturesRate(
+        clips.set,
+        count,
+        size,
+        count / float(np.median(times)),
+        count / float(np.median(bare_times)),
+        float(np.median(bare_times / times)),
+    )

@@ -1,0 +1,95 @@
+"""How fast samples are drawn on the device at hand, and what the sampling loop costs beside the network."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selfflow.config.experiment import Experiment
+from selfflow.sampling.generate import Condition, Generator, Sampler
+
+SOLVERS: tuple[str, ...] = get_args(Sampler.__annotations__["solver"])
+
+
+@dataclass(frozen=True)
+class SamplingRate:
+    """One set with one solver.
+
+    Attributes:
+      set: its name in the mixture.
+      solver: its name.
+      samples: drawn together.
+      evaluations: of the network, for each sample.
+      samples_per_second: by the median round, from a seed to latents on the host.
+      evaluations_per_second: of the network, for a single sample.
+      overhead: time of a round over that of as many bare calls of the compiled network, less 1; median of the rounds.
+    """
+
+    set: str
+    solver: str
+    samples: int
+    evaluations: int
+    samples_per_second: float
+    evaluations_per_second: float
+    overhead: float
+
+
+def sampling_rates(experiment: Experiment, rounds: int, samples: int | None = None) -> list[SamplingRate]:
+    """Times every solver on every set of the mixture, in turns with bare evaluations of the network.
+
+    Args:
+      experiment: resolved; its sampler says how many steps.
+      rounds: how often each is timed.
+      samples: drawn together; by default a batch of the set.
+    """
+    params = jax.jit(experiment.objective().init)(jax.random.key(experiment.seed.init))["model"]
+    return [
+        rate
+        for name, chosen in experiment.mixture.items()
+        for rate in _rates(experiment, params, name, rounds, samples or chosen.batch_size)
+    ]
+
+
+def _rates(experiment: Experiment, params, name: str, rounds: int, count: int) -> list[SamplingRate]:
+    modalities, objective, null = experiment.modalities(name), experiment.objective(), experiment.model.labels
+    condition = Condition(np.full(count, null))
+    steps = max(experiment.sampler.steps, 2)
+    samplers = {s: dataclasses.replace(experiment.sampler, solver=s, steps=steps, guidance=1.0) for s in SOLVERS}
+    generators = {s: Generator(objective.apply, modalities, sampler, null) for s, sampler in samplers.items()}
+    tokens = {m: jnp.zeros((count, x.tokens, x.token_size)) for m, x in modalities.items()}
+    levels = {m: jnp.full((count, 1), 0.5) for m in modalities}
+    assignment = {m: jnp.zeros((count, x.tokens), jnp.int32) for m, x in modalities.items()}
+    label_B = jnp.full(count, null)
+    network = jax.jit(lambda params, x: objective.apply(params, x, levels, label_B, assignment).velocity)
+
+    def evaluate(times: int) -> float:
+        began, x = time.perf_counter(), tokens
+        for _ in range(times):
+            x = network(params, x)  # one waits for the other, as in a solver
+        jax.block_until_ready(x)
+        return time.perf_counter() - began
+
+    def draw(solver: str, seed: int) -> float:
+        began = time.perf_counter()
+        generators[solver](params, condition, seed)
+        return time.perf_counter() - began
+
+    evaluate(1)
+    for solver in SOLVERS:
+        draw(solver, 0)  # compiles
+    found = {solver: [] for solver in SOLVERS}
+    for number in range(rounds):
+        for solver, sampler in samplers.items():
+            found[solver].append((draw(solver, number + 1), evaluate(sampler.evaluations)))
+    rates = []
+    for solver, sampler in samplers.items():
+        drawn, bare = np.array(found[solver]).T
+        per_second = count / float(np.median(drawn))
+        overhead = float(np.median(drawn / bare)) - 1
+        evaluations = sampler.evaluations
+        rates.append(SamplingRate(name, solver, count, evaluations, per_second, per_second * evaluations, overhead))
+    return rates

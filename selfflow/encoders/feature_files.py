@@ -1,0 +1,62 @@
+"""Features that the user has computed, by the ids of their samples."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from selfflow.encoders.config import FeatureFiles
+from selfflow.errors import UserError
+from selfflow.weights import sha256_of
+
+_OPEN_FILES = 64
+_FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+class FeatureFileReader:
+    """Random access to the features of `FeatureFiles`; see `Frozen`.
+
+    Attributes:
+      ids: the file of each sample's features.
+    """
+
+    def __init__(self, settings: FeatureFiles):
+        self.path = Path(settings.path).expanduser()
+        files = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]
+        if not files or not files[0].is_file():
+            raise UserError(
+                f"{self.path} is no .safetensors file and no folder of them: give the path of your features"
+            )
+        self.ids: dict[str, Path] = {}
+        digest = hashlib.sha256()
+        for file in files:
+            for name in _opened(file).keys():
+                if name in self.ids:
+                    raise UserError(f"{self.path}: {name!r} stands in {self.ids[name].name} and {file.name}: keep one")
+                self.ids[name] = file
+            digest.update(f"{file.name if self.path.is_dir() else ''} {sha256_of(file)}\n".encode())
+        self.identity = f"files-{digest.hexdigest()[:12]}"
+        self._opened = lru_cache(maxsize=_OPEN_FILES)(_opened)  # a folder may hold more than may be open at once
+
+    def __call__(self, media: np.ndarray, id: str) -> np.ndarray:
+        """Features of one sample, as the files have them; the media are not looked at."""
+        if (file := self.ids.get(id)) is None:
+            raise UserError(f"{self.path} lacks features of {id!r}: add them")
+        try:
+            tensor = self._opened(file)
+            kind = tensor.get_slice(id).get_dtype()
+            if kind not in _FLOATS:
+                raise UserError(f"{file}: {id!r} is {kind}: save features as one of {', '.join(_FLOATS)}")
+            return tensor.get_tensor(id).astype(np.float32)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: {id!r} cannot be read ({error}): copy the file again") from error
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, "np")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read as safetensors ({error}): copy it again") from error

@@ -1,0 +1,177 @@
+"""FID's Inception v3: the network of inception-2015-12-05, as pytorch-fid and torch-fidelity keep its weights."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from selfflow.encoders.batching import in_batches
+from selfflow.encoders.convolution import Convolution, Weights, average_pool, convolve, max_pool
+from selfflow.encoders.media import FID, check_media, resize_like_tensorflow_1
+from selfflow.weights import read_weights, sha256_of
+
+# pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_EPS = 1e-3
+_BATCH = 32
+
+
+class Inception:
+    """Pictures -> 2 048 channels of the last pool, of which FID and KID are computed (arXiv 1706.08500, 1801.01401).
+
+    Pictures are resized to 299 x 299 as TensorFlow 1 did it and scaled to (x - 128) / 128, as torch-fidelity and the
+    evaluator of ADM do. Distances on them are called FID only with the published file, known by its hash; those of
+    other weights of this layout are FD-Inception.
+    """
+
+    medium = "image"
+    width = 2048
+
+    def __init__(self, path: Path):
+        """Reads a state dict, `.pth` or `.safetensors`, of which nothing is run.
+
+        Raises:
+          UserError: if the file is missing or damaged, or holds other weights.
+        """
+        weights = Weights(path, read_weights(path), "FID's Inception")
+        self.params = {
+            name: weights.convolution(f"{name}.conv", f"{name}.bn", *shape, eps=_EPS)
+            for name, shape in layout().items()
+        }
+        digest = sha256_of(path)
+        self.name = "Inception"
+        self.distance = FID if digest == SHA256 else "FD-Inception"
+        self.identity = f"{self.name}-{digest[:12]}"
+
+    def __call__(self, media: np.ndarray, rate: float = 0) -> Float[np.ndarray, "B 2048"]:
+        """Features of uint8 pictures [B, H, W, 3]."""
+        check_media(media, self.name, "image")
+        return in_batches(self._features, media, _BATCH)
+
+    def _features(self, x_BHWC: UInt8[np.ndarray, "B H W 3"]) -> Array:
+        return forward(self.params, resize_like_tensorflow_1(x_BHWC, 299))
+
+
+@jax.jit
+def forward(params: dict[str, Convolution], x_BHWC: Float[Array, "B 299 299 3"]) -> Float[Array, "B 2048"]:
+    """The last pool of pictures in 0..255."""
+
+    def unit(name: str, x, stride: int = 1, padding: str = "SAME"):
+        return jax.nn.relu(convolve(x, params[name], stride, padding))
+
+    def row(name: str, x, *units: str):
+        for each in units:
+            x = unit(f"{name}.{each}", x)
+        return x
+
+    def shrunk(x):
+        return max_pool(x, (3, 3), (2, 2), "VALID")
+
+    def mixed_5(name: str, x):
+        pooled = average_pool(x, (3, 3), "SAME")
+        return jnp.concatenate(
+            [
+                row(name, x, "branch1x1"),
+                row(name, x, "branch5x5_1", "branch5x5_2"),
+                row(name, x, "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"),
+                row(name, pooled, "branch_pool"),
+            ],
+            axis=-1,
+        )
+
+    def mixed_6(name: str, x):
+        pooled = average_pool(x, (3, 3), "SAME")
+        return jnp.concatenate(
+            [
+                row(name, x, "branch1x1"),
+                row(name, x, *(f"branch7x7_{i}" for i in (1, 2, 3))),
+                row(name, x, *(f"branch7x7dbl_{i}" for i in (1, 2, 3, 4, 5))),
+                row(name, pooled, "branch_pool"),
+            ],
+            axis=-1,
+        )
+
+    def mixed_7(name: str, x, pooled):
+        single = row(name, x, "branch3x3_1")
+        double = row(name, x, "branch3x3dbl_1", "branch3x3dbl_2")
+        return jnp.concatenate(
+            [
+                row(name, x, "branch1x1"),
+                row(name, single, "branch3x3_2a"),
+                row(name, single, "branch3x3_2b"),
+                row(name, double, "branch3x3dbl_3a"),
+                row(name, double, "branch3x3dbl_3b"),
+                row(name, pooled, "branch_pool"),
+            ],
+            axis=-1,
+        )
+
+    x = (x_BHWC - 128) / 128
+    x = unit("Conv2d_1a_3x3", x, 2, "VALID")
+    x = unit("Conv2d_2a_3x3", x, padding="VALID")
+    x = shrunk(unit("Conv2d_2b_3x3", x))
+    x = unit("Conv2d_3b_1x1", x, padding="VALID")
+    x = shrunk(unit("Conv2d_4a_3x3", x, padding="VALID"))
+    for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
+        x = mixed_5(name, x)
+    double = row("Mixed_6a", x, "branch3x3dbl_1", "branch3x3dbl_2")
+    x = jnp.concatenate(
+        [
+            unit("Mixed_6a.branch3x3", x, 2, "VALID"),
+            unit("Mixed_6a.branch3x3dbl_3", double, 2, "VALID"),
+            shrunk(x),
+        ],
+        axis=-1,
+    )
+    for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
+        x = mixed_6(name, x)
+    single = row("Mixed_7a", x, "branch3x3_1")
+    sevens = row("Mixed_7a", x, *(f"branch7x7x3_{i}" for i in (1, 2, 3)))
+    x = jnp.concatenate(
+        [
+            unit("Mixed_7a.branch3x3_2", single, 2, "VALID"),
+            unit("Mixed_7a.branch7x7x3_4", sevens, 2, "VALID"),
+            shrunk(x),
+        ],
+        axis=-1,
+    )
+    x = mixed_7("Mixed_7b", x, average_pool(x, (3, 3), "SAME"))
+    # The published graph has a maximum here, where the paper on Inception v3 has a mean.
+    x = mixed_7("Mixed_7c", x, max_pool(x, (3, 3), (1, 1), "SAME"))
+    return x.mean(axis=(1, 2))
+
+
+def layout() -> dict[str, tuple[int, ...]]:
+    """Every convolution by its name, with torch's shape [O, I, height, width]."""
+    shapes = {
+        "Conv2d_1a_3x3": (32, 3, 3, 3),
+        "Conv2d_2a_3x3": (32, 32, 3, 3),
+        "Conv2d_2b_3x3": (64, 32, 3, 3),
+        "Conv2d_3b_1x1": (80, 64, 1, 1),
+        "Conv2d_4a_3x3": (192, 80, 3, 3),
+    }
+
+    def add(name: str, **units: tuple[int, ...]) -> None:
+        shapes.update({f"{name}.{unit}": shape for unit, shape in units.items()})
+
+    for name, inputs, pooled in (("Mixed_5b", 192, 32), ("Mixed_5c", 256, 64), ("Mixed_5d", 288, 64)):
+        add(name, branch1x1=(64, inputs, 1, 1), branch5x5_1=(48, inputs, 1, 1), branch5x5_2=(64, 48, 5, 5))
+        add(name, branch3x3dbl_1=(64, inputs, 1, 1), branch3x3dbl_2=(96, 64, 3, 3), branch3x3dbl_3=(96, 96, 3, 3))
+        add(name, branch_pool=(pooled, inputs, 1, 1))
+    add("Mixed_6a", branch3x3=(384, 288, 3, 3), branch3x3dbl_1=(64, 288, 1, 1))
+    add("Mixed_6a", branch3x3dbl_2=(96, 64, 3, 3), branch3x3dbl_3=(96, 96, 3, 3))
+    for name, c in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        add(name, branch1x1=(192, 768, 1, 1), branch_pool=(192, 768, 1, 1))
+        add(name, branch7x7_1=(c, 768, 1, 1), branch7x7_2=(c, c, 1, 7), branch7x7_3=(192, c, 7, 1))
+        add(name, branch7x7dbl_1=(c, 768, 1, 1), branch7x7dbl_2=(c, c, 7, 1), branch7x7dbl_3=(c, c, 1, 7))
+        add(name, branch7x7dbl_4=(c, c, 7, 1), branch7x7dbl_5=(192, c, 1, 7))
+    add("Mixed_7a", branch3x3_1=(192, 768, 1, 1), branch3x3_2=(320, 192, 3, 3), branch7x7x3_1=(192, 768, 1, 1))
+    add("Mixed_7a", branch7x7x3_2=(192, 192, 1, 7), branch7x7x3_3=(192, 192, 7, 1), branch7x7x3_4=(192, 192, 3, 3))
+    for name, inputs in (("Mixed_7b", 1280), ("Mixed_7c", 2048)):
+        add(name, branch1x1=(320, inputs, 1, 1), branch_pool=(192, inputs, 1, 1), branch3x3_1=(384, inputs, 1, 1))
+        add(name, branch3x3_2a=(384, 384, 1, 3), branch3x3_2b=(384, 384, 3, 1))
+        add(name, branch3x3dbl_1=(448, inputs, 1, 1), branch3x3dbl_2=(384, 448, 3, 3))
+        add(name, branch3x3dbl_3a=(384, 384, 1, 3), branch3x3dbl_3b=(384, 384, 3, 1))
+    return shapes

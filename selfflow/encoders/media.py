@@ -1,0 +1,52 @@
+"""Media as extractors take them: checks, and resizing as TensorFlow 1 did it."""
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from selfflow.errors import UserError
+
+
+def check_media(media: np.ndarray, name: str, medium: str) -> None:
+    """Raises `UserError` unless media are uint8 pictures or films, or int16 sound, and there is at least one."""
+    dtype, shape = {
+        "image": (np.uint8, "[B, H, W, 3]"),
+        "video": (np.uint8, "[B, T, H, W, 3]"),
+        "audio": (np.int16, "[B, samples]"),
+    }[medium]
+    fits = media.dtype == dtype and media.ndim == shape.count(",") + 1 and 0 not in media.shape
+    if not fits or (medium != "audio" and media.shape[-1] != 3):
+        raise UserError(
+            f"{name} takes {np.dtype(dtype)} {shape}, and got {media.dtype} {list(media.shape)}: check the samples"
+        )
+
+
+@partial(jax.jit, static_argnames="size")
+def resize_like_tensorflow_1(x_BHWC: UInt8[Array, "B H W C"], size: int) -> Float[Array, "B size size C"]:
+    """Bilinear, with output pixel i at input position i * H / size, and nothing smoothed where it shrinks.
+
+    tf.image.resize_bilinear as FID and FVD were computed with; newer functions shift by half a pixel.
+    """
+    height, width = (_interpolation(n, size) for n in x_BHWC.shape[1:3])
+    with jax.default_matmul_precision("highest"):
+        return jnp.einsum("ih,bhwc,jw->bijc", height, x_BHWC.astype(jnp.float32), width)
+
+
+def _interpolation(n: int, size: int) -> np.ndarray:
+    position = np.arange(size) * (n / size)
+    low = np.floor(position).astype(int)
+    high = np.minimum(low + 1, n - 1)
+    matrix = np.zeros((size, n))
+    np.add.at(matrix, (np.arange(size), low), 1 - (position - low))
+    np.add.at(matrix, (np.arange(size), high), position - low)
+    return matrix.astype(np.float32)
+
+
+Medium = Literal["image", "video", "audio"]
+
+# Names of Frechet distances in the literature: each is defined on the features of one network with one set of weights.
+FID, FVD = "FID", "FVD"

@@ -1,0 +1,5 @@
+"""Captions as embeddings of a frozen encoder; importing this brings neither JAX nor tokenizers."""
+
+from selfflow.encoders.text.config import Text
+
+__all__ = ["Text"]

@@ -1,0 +1,143 @@
+"""What features are taken of: latents one by one, from a run's data or from arrays."""
+
+import hashlib
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfflow.errors import UserError
+from selfflow.input.batches import readable_clips, warn_left_out
+
+_BYTES_AT_ONCE = 1 << 24
+
+
+class Arrays:
+    """Latents of samples in arrays, which may be memory-mapped, with the interface of a run's clips.
+
+    Args:
+      latents: {modality: [n, ...]}.
+      ids: of the samples; by default a hash of the latents of each, so that those of two splits differ.
+      labels: {field: [n]}, integers.
+
+    Attributes:
+      ids: of the samples.
+      labels: {field: [n]}.
+      shapes: {modality: shape of one latent}.
+
+    Raises:
+      UserError: if there is no sample, or lengths differ.
+    """
+
+    def __init__(
+        self,
+        latents: Mapping[str, np.ndarray],
+        ids: Iterable[str] | None = None,
+        labels: Mapping[str, np.ndarray] | None = None,
+    ):
+        self._latents = dict(latents)
+        lengths = {m: len(x) for m, x in self._latents.items()}
+        count = next(iter(lengths.values()), 0)
+        if not count:
+            raise UserError("Arrays: there is no latent; give {modality: [n, ...]}")
+        self.ids = None if ids is None else [str(i) for i in ids]
+        self.labels = {field: np.asarray(values) for field, values in (labels or {}).items()}
+        lengths |= {} if self.ids is None else {"ids": len(self.ids)}
+        lengths |= {f"labels of {field}": len(x) for field, x in self.labels.items()}
+        for what, length in lengths.items():
+            if length != count:
+                raise UserError(f"Arrays: {what} are {length}, and {next(iter(lengths))} {count}: give as many of each")
+        self.shapes = {m: x.shape[1:] for m, x in self._latents.items()}
+        if self.ids is None:
+            self.ids = [self._hash(i) for i in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def identity(self) -> str:
+        """Hash of all latents."""
+        digest = hashlib.sha256()
+        for m, x in sorted(self._latents.items()):
+            digest.update(f"{m} {x.dtype.str} {x.shape}".encode())
+            rows = max(1, _BYTES_AT_ONCE // max(1, x[0].nbytes))
+            for start in range(0, len(x), rows):
+                digest.update(np.ascontiguousarray(x[start : start + rows]).tobytes())
+        return digest.hexdigest()[:16]
+
+    def latents(self, i: int) -> dict[str, np.ndarray]:
+        """The latents of sample i, {modality: [...]}."""
+        return {m: x[i] for m, x in self._latents.items()}
+
+    def _hash(self, i: int) -> str:
+        digest = hashlib.sha256()
+        for _, x in sorted(self._latents.items()):
+            digest.update(np.ascontiguousarray(x[i]).tobytes())
+        return digest.hexdigest()[:16]
+
+
+def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> dict[str, Arrays]:
+    """Reads `latents` [n, ...] and `labels` [n] of an .npz file, split at random into train, validation and test.
+
+    Half of the samples is train, a quarter each validation and test.
+
+    Args:
+      path: the file.
+      modality: what the latents are of.
+      seed: of the split.
+
+    Raises:
+      UserError: if the file is missing, damaged, or holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            latents, labels = found["latents"], found["labels"]
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} holds no `latents` [n, ...] and `labels` [n] ({error}): write it with numpy.savez"
+        ) from error
+    if (
+        latents.dtype.kind != "f"
+        or latents.ndim < 2
+        or labels.shape != latents.shape[:1]
+        or labels.dtype.kind not in "iu"
+    ):
+        raise UserError(
+            f"{path}: latents are {latents.dtype} {list(latents.shape)} and labels {labels.dtype} "
+            f"{list(labels.shape)}; give floats [n, ...] and integers [n]"
+        )
+    if len(latents) < 4:
+        raise UserError(f"{path}: {len(latents)} samples cannot be split into train, validation and test: give more")
+    if not np.isfinite(latents).all():
+        raise UserError(f"{path}: latents hold NaN or infinity: leave those samples out")
+    order, n = np.random.default_rng(seed).permutation(len(latents)), len(latents)
+    parts = dict(zip(("train", "validation", "test"), np.split(order, [n // 2, n // 2 + n // 4])))
+    return {
+        split: Arrays(
+            {modality: latents[rows].astype(np.float32)}, map(str, rows), {"label": labels[rows].astype(np.int32)}
+        )
+        for split, rows in parts.items()
+    }
+
+
+def readable_and_whole(clips: Any, numbers: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """As `readable_clips`, for those who need clips that are all as long as the set has them; warns of those left out.
+
+    Raises:
+      UserError: if a clip is shorter, or none can be read.
+    """
+    left_out: list[int] = []
+    i = None
+    for i, latents in readable_clips(clips, numbers, left_out):
+        for m, x in latents.items():
+            if x.shape != clips.shapes[m]:
+                raise UserError(
+                    f"clip {clips.ids[i]!r} is shorter than the set has them ({m} {list(x.shape)}, and not "
+                    f"{list(clips.shapes[m])}): take a set or a split of whole clips"
+                )
+        yield i, latents
+    warn_left_out(clips, left_out)
+    if left_out and i is None:
+        raise UserError(f"none of {len(left_out)} clips can be read")

@@ -1,0 +1,199 @@
+"""Figures of tokens: their principal components, and where sounds look at the moment of a contact."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from selfflow.errors import UserError
+from selfflow.representation.features.extract import Features
+from selfflow.representation.figures.strips import Body, Strips
+from selfflow.representation.maps import (
+    Contact,
+    ContactAttention,
+    attention_of_clips,
+    contacts_as_tokens,
+    layout_of,
+    principal_colours,
+)
+from selfflow.representation.statistics import interval
+from selfflow.representation.views import seconds_of
+
+
+def principal_figure(clips: Any, found: Features, i: int) -> Figure:
+    """Clip i with the first three principal components of its tokens as red, green and blue, a row for each block.
+
+    Args:
+      clips: as `run.data` gives them, with their raw records.
+      found: features of all tokens of them (`pool="tokens"`); components are those of all these clips together.
+      i: which of them to show.
+    """
+    record = clips.record(clips.ids.index(found.ids[i]))
+    strips = Strips(len(record["video"]), seconds_of(clips.modalities))
+    for m in found.grids:
+        if m == "video":
+            strips.pictures("film", record["video"])
+        elif m == "audio":
+            strips.sound("sound", record["audio"], len(record["audio"]) / seconds_of(clips.modalities))
+        for layer, taps in found.layers.items():
+            colours, shares = principal_colours(taps[m])
+            label = f"block {layer}\n{shares.sum():.0%}"
+            if m == "video":
+                strips.video_tokens(label, colours[i], found.grids[m])
+            elif m == "audio":
+                strips.audio_tokens(label, colours[i])
+    level = ", ".join(f"$\\tau$ of {m} {tau:g}" for m, tau in found.tau.items())
+    return strips.figure(f"{found.ids[i]}: three components of tokens and their share of the variance, {level}")
+
+
+def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tuple[int, ...], **more: Any) -> Figure:
+    """Attention from the audio token of a contact to all video tokens, over the frames, a row for each block.
+
+    Weights are means over heads, as multiples of an even share; the highest twentieth has the brightest colour. Circles
+    are the true places of the bodies, those of the contact's bodies red. The red line is the moment of the contact.
+
+    Args:
+      run, clips: as for `attention_of_clips`, of Collisions.
+      number: of the clip.
+      contact: which of its contacts, counted from 0.
+      layers: blocks.
+      **more: `tau`, `weights`, `step` and `seed`, as there.
+
+    Raises:
+      UserError: as there.
+    """
+    grid, sounds, seconds, box = layout_of(run, clips)
+    record = clips.record(number)
+    contacts = contacts_as_tokens(record, grid, sounds, seconds, box)
+    told = _contact(contacts, contact, clips.ids[number])
+    found = attention_of_clips(run, clips, [number], layers, **more)
+    frames = len(record["video"])
+    first = max(0, min(told.frames[0] * frames // grid[0] - 4, frames - 10))
+    strips = Strips(frames, seconds, columns=10, start=first, every=1)
+    bodies = [
+        Body(frame, tuple(record["positions"][frame, body] / box), float(record["radii"][body]) / box, colour)
+        for frame in range(frames)
+        for body in range(int(record["count"]))
+        for colour in ["tab:red" if body in told.bodies else "white"]
+    ]
+    strips.pictures("film", record["video"], bodies)
+    for layer in layers:
+        to_video_N = found[layer]["audio"]["video"][0, :, told.sound].mean(axis=0)
+        even = to_video_N / to_video_N.mean()
+        limits = (0.0, max(2.0, float(np.percentile(even, 95))))
+        strips.video_tokens(f"block {layer}", even, grid, limits, "inferno", record["video"], bodies)
+    strips.sound("sound", record["audio"], len(record["audio"]) / seconds)
+    strips.audio_tokens("asking", np.arange(sounds) == told.sound, (0.0, 1.0), "Reds")
+    what = "two bodies" if len(told.bodies) > 1 else "a body and a wall"
+    return strips.figure(
+        f"{clips.ids[number]}: attention of the sound at {told.seconds:.2f} s, when {what} touch, to the film",
+        told.seconds,
+    )
+
+
+def shares_figure(found: ContactAttention, untrained: ContactAttention) -> Figure:
+    """Shares of attention by block, with 95 % intervals over clips, beside those of attention without preference.
+
+    All are means over clips, and over the contacts of each; contacts without a quiet moment in their clip are left out
+    where there are others, so that lines are of the same clips.
+
+    Left the share on the bodies of a contact, of the attention to the frames around it; in the middle the share on
+    these frames, of that to the whole film; right the former by head, as a multiple of the bodies' share of the tokens.
+
+    Args:
+      found: of a run.
+      untrained: of the same clips by the network before training.
+    """
+    found, untrained = _with_quiet_moments(found), _with_quiet_moments(untrained)
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    _line(left, found, found.on_bodies.mean(axis=2), "tab:red", "from the sound of the contact")
+    _line(left, found, found.elsewhere.mean(axis=2), "tab:blue", "from quiet moments of the clip")
+    _line(left, untrained, untrained.on_bodies.mean(axis=2), "0.6", "from the sound of the contact, untrained")
+    even = np.mean(_by_clip(found, found.tokens))
+    left.axhline(even, color="0.4", lw=1, ls=":", label="their share of the tokens")
+    left.set(ylabel="share of attention")
+    left.set_title("on its bodies, in the frames around it", fontsize=10)
+    _line(middle, found, found.on_moment.mean(axis=2), "tab:red", "from the sound of the contact")
+    _line(middle, untrained, untrained.on_moment.mean(axis=2), "0.6", "from the sound of the contact, untrained")
+    middle.axhline(found.moment, color="0.4", lw=1, ls=":", label="their share of the frames")
+    middle.set(ylabel="share of attention")
+    middle.set_title("on the frames around it, in the film", fontsize=10)
+    for axis in (left, middle):
+        axis.set(xlabel="block", xticks=found.layers)
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+        axis.spines[["top", "right"]].set_visible(False)
+    over = np.array(
+        [[np.mean(_by_clip(found, head)) for head in layer.T] for layer in found.on_bodies.swapaxes(0, 1)]
+    ).T
+    over /= even
+    spread = max(0.1, float(np.abs(over - 1).max()))
+    image = right.imshow(over, aspect="auto", cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread)
+    right.set(xlabel="block", ylabel="head")
+    right.set_title("on its bodies, over their share of tokens", fontsize=10)
+    right.set_xticks(range(len(found.layers)), found.layers)
+    right.set_yticks(range(len(over)), range(1, len(over) + 1))
+    for (head, layer), value in np.ndenumerate(over):
+        right.text(layer, head, f"{value:.2f}", ha="center", va="center", fontsize=7)
+    figure.colorbar(image, ax=right)
+    return figure
+
+
+def shares_table(found: ContactAttention) -> str:
+    """The same as lines of text: of each block the share on the bodies, that of quiet moments, and their difference."""
+    found = _with_quiet_moments(found)
+    clips = len(np.unique(found.clip))
+    even = interval(_by_clip(found, found.tokens)).estimate
+    lines = [
+        f"{len(found.clip)} contacts in {clips} clips; mean over clips [95 % interval]",
+        f"share of tokens that hold the bodies: {even:.3f}",
+        "block   on the bodies           from quiet moments      difference               on the moment "
+        f"({found.moment:.3f} is even)",
+    ]
+    for i, layer in enumerate(found.layers):
+        own, quiet = found.on_bodies[:, i].mean(axis=1), found.elsewhere[:, i].mean(axis=1)
+        columns = [own, quiet, own - quiet, found.on_moment[:, i].mean(axis=1)]
+        lines.append(f"{layer:>5}   " + "   ".join(f"{_shown(found, column):<21}" for column in columns))
+    return "\n".join(lines)
+
+
+def _contact(contacts: list[Contact], which: int, name: str) -> Contact:
+    if not 0 <= which < len(contacts):
+        raise UserError(f"contact {which}: {name} has {len(contacts)}, counted from 0; take another clip or contact")
+    return contacts[which]
+
+
+def _with_quiet_moments(found: ContactAttention) -> ContactAttention:
+    """Those contacts alone whose clip has quiet moments to hold them against; all, where none has."""
+    kept = np.isfinite(found.elsewhere).all(axis=(1, 2))
+    if not kept.any():
+        return found
+    columns = ("clip", "on_bodies", "elsewhere", "tokens", "on_moment")
+    return found._replace(**{name: getattr(found, name)[kept] for name in columns})
+
+
+def _by_clip(found: ContactAttention, values: np.ndarray) -> list[float]:
+    """Means of the clips, since contacts of one clip are not independent."""
+    means = [np.mean(values[found.clip == clip]) for clip in np.unique(found.clip)]
+    return [float(mean) for mean in means if np.isfinite(mean)]
+
+
+def _line(axis: Axes, found: ContactAttention, values_CL: np.ndarray, colour: str, label: str) -> None:
+    means = [_by_clip(found, values) for values in values_CL.T]
+    if not all(means):
+        return
+    shown = [interval(values) for values in means]
+    axis.plot(found.layers, [one.estimate for one in shown], color=colour, marker="o", ms=3.5, lw=1.5, label=label)
+    if shown[0].low is not None:
+        bounds = [one.low for one in shown], [one.high for one in shown]
+        axis.fill_between(found.layers, *bounds, color=colour, alpha=0.15, lw=0)
+
+
+def _shown(found: ContactAttention, values: np.ndarray) -> str:
+    means = _by_clip(found, values)
+    if not means:
+        return "none"
+    one = interval(means)
+    return f"{one.estimate:.3f}" + ("" if one.low is None else f" [{one.low:.3f}, {one.high:.3f}]")

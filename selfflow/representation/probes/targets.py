@@ -1,0 +1,184 @@
+"""What probes are asked of clips: a class, a number, something of each moment or of each token."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets, contacts_in_windows
+from selfflow.data.shards import BadRecord
+from selfflow.errors import UserError
+from selfflow.modality import frames_of_tokens
+from selfflow.representation.features.extract import Features
+from selfflow.representation.probes.split import Split
+
+Kind = Literal["class", "number", "moment", "token"]
+
+# Of Collisions, whose records tell the whole truth; other data sets have their labels.
+_COLLISIONS: dict[str, Kind] = {
+    "shape": "class",
+    "contacts": "number",
+    "contact": "moment",
+    "position": "token",
+    "velocity": "token",
+}
+
+
+class Target(NamedTuple):
+    """What is asked.
+
+    Attributes:
+      name: a label of the data, or of Collisions shape (which shapes there are, the mean over the three), contacts (how
+        many are heard in a clip), contact (how many in the time of a token), position and velocity (of the body whose
+        centre a video token holds).
+      kind: a class or a number of each clip, a number of each moment, or numbers of each token.
+    """
+
+    name: str
+    kind: Kind
+
+    def asked_of(self, source: tuple[str, ...]) -> bool:
+        """Whether features of these modalities can be asked it: tokens are those of one."""
+        if self.kind == "token":
+            return source == ("video",)
+        return self.kind != "moment" or source in (("video",), ("audio",))
+
+
+def targets_of(run: Any, clips: Any) -> dict[str, Target]:
+    """All that can be asked of clips, by name.
+
+    Args:
+      run: an opened run.
+      clips: of its data, or `Arrays`.
+    """
+    found: dict[str, Kind] = {field: "class" for field, values in clips.labels.items() if (values >= 0).any()}
+    if _collisions(run, clips) is not None:
+        found |= _COLLISIONS
+    return {name: Target(name, kind) for name, kind in found.items()}
+
+
+def select_targets(run: Any, clips: Any, names: tuple[str, ...]) -> list[Target]:
+    """The targets of these names.
+
+    Raises:
+      UserError: listing those that there are; or if clips are cropped, and the target is of what happens in them.
+    """
+    known = targets_of(run, clips)
+    for name in names:
+        if name not in known:
+            raise UserError(f"target {name!r}: the data has {', '.join(known) or 'none'}")
+        if name not in clips.labels and known[name].kind != "class":
+            refuse_cropped(run, clips, f"target {name!r}")
+    return [known[name] for name in names]
+
+
+def refuse_cropped(run: Any, clips: Any, what: str) -> None:
+    """Raises `UserError`, beginning with `what`, if clips do not last as long as those whose truth Collisions tells."""
+    settings, seconds = _collisions(run, clips), run.experiment.mixture[clips.set].seconds
+    if settings is not None and seconds not in (None, settings.seconds):
+        raise UserError(
+            f"{what}: mixture.{clips.set}.seconds is {seconds:g}, and the truth is that of whole clips of "
+            f"{settings.seconds:g} s: take a set without seconds"
+        )
+
+
+class ProbeLabels:
+    """One split, and the truth about it.
+
+    Args:
+      run: an opened run.
+      clips: of its data, or `Arrays`.
+    """
+
+    def __init__(self, run: Any, clips: Any):
+        self.clips, self._settings = clips, _collisions(run, clips)
+        self._number = {name: i for i, name in enumerate(clips.ids)}
+        self._records: dict[str, Mapping | None] = {}  # None of those that cannot be read
+
+    def only_class(self, target: Target, limit: int | None = None) -> str:
+        """Why a label is no target of the first `limit` clips, of which fewer than two classes are; else nothing."""
+        labels = self.clips.labels.get(target.name, np.arange(2))[:limit]
+        shown = np.unique(labels[labels >= 0])
+        if len(shown) > 1:
+            return ""
+        return f"all {(labels >= 0).sum()} samples are of class {shown[0]}" if len(shown) else "no sample has a label"
+
+    def of(self, target: Target, found: Features, layer: int, source: tuple[str, ...]) -> list[Split]:
+        """What a probe is given: one split, or of a target that is the mean of several, those.
+
+        Args:
+          target: what is asked.
+          found: features of clips: means, or for moments and tokens all tokens.
+          layer: which of them.
+          source: modalities; of several, means stand side by side, and tokens one after the other.
+
+        Raises:
+          UserError: if raw records are asked, and none can be read; of some that cannot, a line tells.
+        """
+        ids = np.array(found.ids)
+        taps = found.layers[layer]
+        if target.kind in ("class", "number"):
+            # Axis 1 is the channels of means [n, D], and the tokens of [n, N, D], of which each modality has its own N.
+            x = np.concatenate([taps[m] for m in source], axis=1)
+            return [Split(x[keep], y, ids[keep]) for y, keep in self._of_clips(target, found)]
+        (m,) = source
+        of_each = self._moments if target.kind == "moment" else self._tokens
+        records = self._read(found.ids)
+        parts = [of_each(target, record, found, m, taps[m][i]) for i, record in enumerate(records) if record]
+        ids = ids[[record is not None for record in records]]
+        x, y = (np.concatenate(column) for column in zip(*parts))
+        return [Split(x, y, np.repeat(ids, [len(part[0]) for part in parts]))]
+
+    def _of_clips(self, target: Target, found: Features) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(targets of those clips that have one, which these are [n])."""
+        if target.name in found.labels:
+            y = found.labels[target.name]
+            return [(y[y >= 0], y >= 0)]
+        records = self._read(found.ids)
+        there = np.array([record is not None for record in records])
+        told = [clip_targets(record) for record in records if record]
+        names = sorted(name for name in told[0] if name.split("/")[0] == target.name)
+        return [(np.array([t[name] for t in told]), there) for name in names]
+
+    def _moments(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
+        rows, frames = found.grids[m][0], self._settings.frames
+        bounds = frames_of_tokens(frames, rows) if m == "video" else np.arange(rows + 1) * frames / rows
+        contacts = contacts_in_windows(record, bounds / self._settings.frames_per_second)
+        return x_ND.reshape(rows, -1, x_ND.shape[-1]).mean(axis=1), contacts[:, None]
+
+    def _tokens(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
+        bodies = bodies_in_tokens(record, found.grids[m], self._settings.box)
+        return x_ND[bodies.tokens], getattr(bodies, target.name)
+
+    def _read(self, names: list[str]) -> list[Mapping | None]:
+        """Those parts of raw records that targets are made of; None where one cannot be read."""
+        bad, why = [], ""
+        for name in names:
+            if name not in self._records:
+                try:
+                    record = self.clips.record(self._number[name])
+                except BadRecord as error:
+                    bad, why, self._records[name] = [*bad, name], why or str(error), None
+                    continue
+                parts = ("material", "count", "shapes", "positions", "velocities", "contacts")
+                self._records[name] = {part: record[part] for part in parts}
+        if bad:
+            print(
+                f"warning: {len(bad)} raw records cannot be read, and nothing is asked of their clips, the first is "
+                f"{bad[0]!r} ({why})",
+                file=sys.stderr,
+            )
+        found = [self._records[name] for name in names]
+        if not any(found):
+            raise UserError(f"none of the raw records of {len(names)} clips can be read: build the data set again")
+        return found
+
+
+def _collisions(run: Any, clips: Any) -> Any:
+    """The settings of Collisions, if the clips are of them."""
+    name = getattr(clips, "set", None)
+    if name is None:
+        return None
+    settings = run.experiment.data[run.experiment.mixture[name].data]
+    return settings if settings.kind == "collisions" else None

@@ -1,0 +1,214 @@
+"""Run folders as they are made and taken up: by a training, or of weights that were trained elsewhere."""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from selfflow.config.experiment import Experiment
+from selfflow.config.files import AnyExperiment, diff, is_fixed, save_experiment
+from selfflow.errors import UserError
+from selfflow.latents.fit_autoencoder import keep_copy
+from selfflow.run.init_state import parse_run_step
+from selfflow.run.paths import AUTOENCODERS
+from selfflow.run.run import Run
+from selfflow.training.checkpoints import Checkpoints
+from selfflow.training.state import State
+
+_LOCK = "lock"
+
+
+def create_or_resume(
+    folder: Path,
+    experiment: AnyExperiment,
+    data_hash: str,
+    sets: dict[str, Any],
+    autoencoders: dict[str, Path],
+    data_dir: str = "",
+) -> None:
+    """Makes a run folder, or takes up the one that is there; writes `experiment.json` and `provenance.json`.
+
+    Args:
+      folder: the run folder.
+      experiment: as `check_run` returned it.
+      data_hash: identity of the latents.
+      sets: what is known of each data set, as `prepare.sets_of` tells it.
+      autoencoders: file of each modality's, of which the run keeps a copy: samples are decoded without the data.
+      data_dir: where the data is, so that it is found again.
+
+    Raises:
+      UserError: if the run there was trained on other data.
+    """
+    path = folder / "experiment.json"
+    changed: dict[str, Any] = {}
+    if path.exists():
+        run = Run(folder)
+        changed, provenance = diff(run.experiment, experiment), run.provenance()
+        if provenance["data"] != data_hash:
+            raise UserError(
+                f"{folder} was trained on other latents ({provenance['data']}, now {data_hash}): the data set was "
+                "rebuilt or its autoencoder is another; use another --workdir, or the --data-dir of that time"
+            )
+    else:
+        provenance = {"started_from": experiment.init_from or None, "ancestors": _ancestors(experiment.init_from)}
+        provenance |= {"data": data_hash, "sessions": []}
+    provenance["sets"] = sets
+    provenance["sessions"].append(_surroundings() | {"changed": changed, "data_dir": data_dir})
+    for m, file in autoencoders.items():
+        kept = folder / AUTOENCODERS / f"{m}.safetensors"
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            keep_copy(file, kept)
+    _make_run(folder, experiment, provenance)
+
+
+def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Makes a run folder of weights that were trained elsewhere: step 0, without data and without optimizer.
+
+    Args:
+      folder: a folder that is there and empty.
+      experiment: one without data.
+      weights: the trained parameters; the EMA starts as a copy of what it follows.
+      origin: file that the weights came from, and its hash.
+    """
+    frozen = {"ema": experiment.objective().teacher_of(weights)}
+    state = State(jnp.zeros((), jnp.int32), weights, frozen, optax.EmptyState())
+    checkpoints = Checkpoints(folder)
+    try:
+        checkpoints.save(state, 0)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    provenance = {"started_from": None, "ancestors": [], "imported": origin, "data": None, "sets": {}}
+    _make_run(folder, experiment, provenance | {"sessions": [_surroundings() | {"changed": {}}]})
+
+
+def _make_run(folder: Path, experiment: Experiment, provenance: dict[str, Any]) -> None:
+    partial = folder / "provenance.partial"
+    partial.write_text(json.dumps(provenance, indent=1))
+    # The experiment comes last: a folder is a run once it is there.
+    partial.replace(folder / "provenance.json")
+    save_experiment(experiment, folder / "experiment.json")
+
+
+def _ancestors(source: str) -> list[dict[str, Any]]:
+    """What the weights of RUN:STEP come from, nearest first: runs, what each was trained on or imported from."""
+    if not source:
+        return []
+    told = parse_run_step(source)[0].provenance()
+    own = {"run": source, "sets": told.get("sets", {}), "imported": told.get("imported")}
+    return [own, *told.get("ancestors", [])]
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Makes a run folder if need be, and holds its lock: two processes must not train into one run.
+
+    Raises:
+      UserError: if another process holds it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"--workdir {folder} cannot be written ({error.strerror}): choose another") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process is training in {folder}: wait for it or use another --workdir") from error
+        yield
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a process trains into a run folder on this disk: its lock goes with it, however it ends."""
+    try:
+        with (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
+    """Resolves an experiment against the run that may already be in a folder; writes nothing.
+
+    Raises:
+      UserError: if the run there was made by another experiment, naming the fields that differ; if it already has
+        more steps; if the folder holds something else.
+    """
+    if not (folder / "experiment.json").exists():
+        ours = (_LOCK, AUTOENCODERS, "provenance.json", "provenance.partial", "experiment.partial")
+        foreign = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
+        if foreign:
+            raise UserError(
+                f"{folder} is no run folder (no experiment.json) but holds {foreign[0]}: use another --workdir"
+            )
+        if experiment.init_from:
+            run, step = parse_run_step(experiment.init_from)
+            if type(run.experiment) is not type(experiment):
+                raise UserError(
+                    f"init_from {experiment.init_from}: one of the two runs is of an autoencoder, the other is not"
+                )
+            step = run.last_step() if step is None else step
+            experiment = dataclasses.replace(experiment, init_from=f"{run.source}:{step}")
+        return experiment.resolved()
+    run = Run(folder)
+    old, done = run.experiment, run.last_step()
+    if type(old) is not type(experiment):
+        raise UserError(f"{folder} holds a run of another kind of experiment: use another --workdir")
+    if not old.data:
+        raise UserError(
+            f"{folder} holds imported weights and no data, and is not trained on: use another --workdir, with "
+            f"--init-from {folder}"
+        )
+    if experiment.steps < done:
+        raise UserError(f"steps is {experiment.steps}, but {folder} has done {done}: use another --workdir")
+    # What followed from the run's first length stays: more steps must not change what is computed.
+    experiment = experiment.resolved(like=old)
+    differing = [name for name in diff(old, experiment) if is_fixed(name)]
+    if differing:
+        both = diff(old, experiment)
+        shown = "; ".join(f"{name} was {both[name][0]!r}, now {both[name][1]!r}" for name in differing[:5])
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise UserError(
+            f"{folder} holds a run of another experiment: {shown}{more}. Use another --workdir, or the old values"
+        )
+    return experiment
+
+
+def _surroundings() -> dict[str, Any]:
+    """Code, packages and devices of this process."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    source = Path(__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain")
+    return {
+        "selfflow": importlib.metadata.version("selfflow"),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "devices": [str(d.device_kind) for d in jax.devices()],
+        "command": sys.argv,
+    }

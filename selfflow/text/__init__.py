@@ -1,5 +1,0 @@
-"""Captions as embeddings of a frozen encoder; importing this brings neither JAX nor tokenizers."""
-
-from selfflow.text.config import Text
-
-__all__ = ["Text"]

@@ -1,0 +1,133 @@
+"""What a notebook asks of a run: its model, its clips, samples."""
+
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from selfflow.data.shards import BadRecord
+from selfflow.errors import UserError
+from selfflow.run.prepare_data import prepare_data
+from selfflow.run.run import open_run
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run):
+    return open_run(tiny_run)
+
+
+def test_the_package_is_light_until_a_run_is_opened():
+    code = (
+        "import selfflow, sys\nassert 'jax' not in sys.modules\n"
+        "from selfflow import open_run\nassert open_run is selfflow.open_run and 'jax' in sys.modules\n"
+        "try:\n    selfflow.nothing\nexcept AttributeError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "has no attribute 'nothing'" in done.stdout, done.stderr
+
+
+def test_weights_have_a_name_that_is_theirs(run, tiny_run):
+    state = run.weights()
+    ema, ema_again = run.model(), run.model("ema", 12)
+    assert ema is ema_again and ema.step == 12 and ema.depth == 3 and ema.null_label == 0
+    jax.tree.map(np.testing.assert_array_equal, ema.params, state.frozen["ema"])
+    student, older = run.model("student"), run.model("ema", 9)
+    jax.tree.map(np.testing.assert_array_equal, student.params, state.params["model"])
+    untrained = run.model("untrained")
+    fresh = jax.jit(lambda: run.objective.init(jax.random.key(run.experiment.seed.init))["model"])()
+    jax.tree.map(np.testing.assert_array_equal, untrained.params, fresh)
+    assert untrained.step == 0 and untrained.apply.keywords == {"open_gates": True}
+    assert len({ema.identity, student.identity, older.identity, untrained.identity}) == 4
+    assert open_run(tiny_run).model("ema").identity == ema.identity
+    assert set(ema.modalities) == {"video", "audio", "image"} and "params" not in repr(ema)
+
+
+def test_clips_are_what_the_set_has_of_a_split(run, data_dir):
+    clips = run.data("test", data_dir=data_dir)
+    feed, built = prepare_data(run.experiment, data_dir)
+    assert run.feed(data_dir)[0] is run.feed(str(data_dir))[0]
+    reader, records = feed.reader("joint", "test"), built["collisions"].records("test")
+    assert (clips.set, clips.split, len(clips)) == ("joint", "test", 12) and set(clips.labels) >= {"count", "material"}
+    for i in (0, 7):
+        raw = clips.record(i)
+        assert raw["id"] == clips.ids[i] == records[int(reader.records[i])]["id"]
+        assert clips.labels["count"][i] == raw["count"] and clips.labels["material"][i] == raw["material"]
+        expected = reader(int(reader.records[i]))["latents"]
+        assert {m: x.shape for m, x in clips.latents(i).items()} == clips.shapes
+        jax.tree.map(np.testing.assert_array_equal, clips.latents(i), expected)
+    assert len(list(clips)) == 12
+    assert set(run.data("train", set="image", data_dir=data_dir).shapes) == {"image"}
+
+
+def test_clips_that_cannot_be_read_are_counted_and_raw_data_may_be_elsewhere(run, data_dir, monkeypatch, capsys):
+    from selfflow.latents.store import LatentSource
+    from selfflow.run.data import Clips
+
+    feed, _ = run.feed(data_dir)
+    clips = Clips(feed, {}, "validation", "joint")
+    read = LatentSource.__getitem__
+
+    def torn(self, i):
+        if i in (2, 5):
+            raise BadRecord(self.shard_of(i), "it is torn")
+        return read(self, i)
+
+    monkeypatch.setattr(LatentSource, "__getitem__", torn)
+    assert len(list(clips)) == 10
+    told = capsys.readouterr().err
+    assert (
+        told.count("warning") == 1 and f"2 clips cannot be read and are left out, the first is '{clips.ids[2]}'" in told
+    )
+    with pytest.raises(BadRecord, match="it is torn"):
+        clips.latents(5)
+    with pytest.raises(UserError, match="raw data of collisions is not there.*data build"):
+        clips.record(0)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (dict(split="tset"), "split 'tset': collisions has train, validation, test"),
+        (dict(set="smell"), "set 'smell': this run has joint, image"),
+    ],
+)
+def test_splits_and_sets_that_do_not_exist(run, data_dir, arguments, said):
+    with pytest.raises(UserError, match=said):
+        run.data(data_dir=data_dir, **arguments)
+
+
+def test_data_that_is_another_now_is_refused(tiny_run, tmp_path, data_dir):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    told = (tmp_path / "run" / "provenance.json").read_text()
+    known = open_run(tiny_run).provenance()["data"]
+    (tmp_path / "run" / "provenance.json").write_text(told.replace(f'"data": "{known}"', '"data": "other"'))
+    with pytest.raises(UserError, match="trained on other latents"):
+        open_run(tmp_path / "run").data("test", data_dir=data_dir)
+
+
+def test_samples_are_those_of_the_command(run, tiny_run, data_dir, tmp_path):
+    from selfflow.cli.sample import main
+
+    flags = ["--modality", "image", "--count", "3", "--batch-size", "2", "--seed", "5"]
+    main([str(tiny_run), "--out", str(tmp_path), "--data-dir", str(data_dir), *flags])
+    samples = run.sample(3, ("image",), seed=5, batch_size=2)
+    assert samples.numbers.tolist() == [0, 1, 2] and samples.media["image"].shape == (3, 32, 32, 3)
+    for i in range(3):
+        with np.load(tmp_path / f"{i:05d}.npz") as made:
+            np.testing.assert_array_equal(samples.latents["image"][i], made["image"])
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (dict(count=0), "count is 0"),
+        (dict(weights="untrained"), "weights untrained: samples are drawn from ema or student"),
+        (dict(modalities=("smell",)), "smell: this run has"),
+    ],
+)
+def test_what_cannot_be_drawn(run, arguments, said):
+    with pytest.raises(UserError, match=said):
+        run.sample(**arguments)

@@ -1,0 +1,112 @@
+"""What is asked of a store, through the clients of S3 and of Google Cloud Storage."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfflow.errors import UserError
+from selfflow.storage import store as asked
+from selfflow.storage.paths import local, url, url_of
+
+
+def test_paths_are_urls_even_after_pathlib_has_collapsed_their_slashes(store, tmp_path):
+    assert url("gs://b/runs/x/") == url(Path("gs://b/runs/x")) == "gs://b/runs/x"
+    assert url("s3://b") == url(Path("s3://b")) == "s3://b"
+    assert url("runs/x") is None and url("/gs/x") is None and url("gs:") is None
+    assert url_of(local("gs://b/x") / "y") == "gs://b/x/y" and url_of(local("s3://b", "read-1")) == "s3://b"
+    assert url_of(tmp_path) is None and local("runs/x") == Path("runs/x") and local("~/x") == Path.home() / "x"
+
+
+def test_objects_go_in_and_out(store, bucket, tmp_path):
+    (tmp_path / "sent").write_bytes(content := os.urandom(300_000))
+    asked.send(tmp_path / "sent", f"{bucket}/a/b/big")
+    assert asked.write(f"{bucket}/a/small", b"1") and asked.read(f"{bucket}/a/small") == b"1"
+    found = asked.listing(f"{bucket}/a")
+    assert {name: about.size for name, about in found.items()} == {"b/big": 300_000, "small": 1}
+    asked.bring(f"{bucket}/a/b/big", tmp_path / "got" / "big", 300_000)
+    assert (tmp_path / "got" / "big").read_bytes() == content and os.listdir(tmp_path / "got") == ["big"]
+    assert asked.write(f"{bucket}/a/small", b"2") and asked.look(f"{bucket}/a/small").tag != found["small"].tag
+    asked.remove([f"{bucket}/a/small", f"{bucket}/a/never"])
+    assert store.keys() == ["a/b/big"] and asked.read(f"{bucket}/a/small") is None
+    assert asked.listing(f"{bucket}/a/b") == {"big": found["b/big"]} and asked.listing(f"{bucket}/other") == {}
+    with pytest.raises(asked.Missing, match="a/small is not there"):
+        asked.look(f"{bucket}/a/small")
+
+
+def test_one_of_two_makes_an_object_that_must_be_fresh(store, bucket):
+    assert asked.write(f"{bucket}/lease", b"mine", fresh=True)
+    assert not asked.write(f"{bucket}/lease", b"theirs", fresh=True)
+    assert asked.write(f"{bucket}/lease", b"mine", fresh=True)  # the answer to a first try was lost
+    assert store.read("lease") == b"mine"
+
+
+def test_a_store_that_answers_503_for_a_while_is_asked_again(store, bucket, tmp_path):
+    store.failures = 1
+    assert asked.write(f"{bucket}/x", b"1")
+    store.failures = 1
+    asked.bring(f"{bucket}/x", tmp_path / "x", 1)
+    assert (tmp_path / "x").read_bytes() == b"1" and store.failures == 0
+
+
+def test_a_store_that_stays_away_is_named_and_so_is_what_to_do(store, bucket, monkeypatch, capsys):
+    class Client:
+        def cat_file(self, url):
+            raise TimeoutError("the wire is cut")
+
+    monkeypatch.setattr(asked, "client_of", lambda url: Client())
+    monkeypatch.setattr(asked, "_WAITS", (0.01, 0.02))
+    with pytest.raises(UserError, match=f"{bucket} has not answered for minutes .the wire is cut.*same command"):
+        asked.read(f"{bucket}/x")
+    assert capsys.readouterr().err.count("trying again") == 2
+
+
+def test_a_connection_that_breaks_in_the_middle_costs_nothing(store, bucket, tmp_path):
+    store.put("bucket/x", content := os.urandom(200_000))
+    store.broken = 1
+    asked.bring(f"{bucket}/x", tmp_path / "x", len(content))
+    assert store.broken == 0 and (tmp_path / "x").read_bytes() == content
+
+
+def test_less_than_the_size_never_takes_the_name(store, bucket, tmp_path):
+    store.put("bucket/x", b"12345678")
+    store.truncated["bucket/x"] = 5
+    with pytest.raises(asked.Short, match="has 8 bytes, but 5 come"):
+        asked.bring(f"{bucket}/x", tmp_path / "x", 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_refused_says_why(store, bucket, tmp_path):
+    other = bucket.replace("bucket", "nowhere")
+    for call in (lambda: asked.listing(f"{other}/x"), lambda: asked.write(f"{other}/x", b"")):
+        with pytest.raises(UserError, match=f"{other}: there is no such bucket: make it"):
+            call()
+    store.refused = True
+    for call in (lambda: asked.listing(f"{bucket}/x"), lambda: asked.write(f"{bucket}/x", b"")):
+        with pytest.raises(UserError, match=f"{bucket} cannot be used .*: log in with an account that may"):
+            call()
+
+
+def test_without_credentials_or_a_client_it_says_what_to_do(store, tmp_path):
+    code = "from selfflow.cli import main; main()"
+    command = [sys.executable, "-c", code, "export", "s3://bucket/run", "--out", str(tmp_path / "out")]
+    environment = {k: v for k, v in os.environ.items() if k not in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    environment |= {"HOME": str(tmp_path), "AWS_CONFIG_FILE": str(tmp_path / "none")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "s3://bucket cannot be used (Unable to locate credentials): log in" in done.stderr
+    command[2] = f"import sys; sys.modules['s3fs'] = None; {code}"
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'selfflow[s3]'" in done.stderr
+
+
+def test_local_paths_import_no_client():
+    code = (
+        "import sys, selfflow.tasks.train, selfflow.run.folder, selfflow.run.prepare_data, selfflow.cli.data\n"
+        "from selfflow.storage.runs import at_work, send_changes\n"
+        "with at_work('.') as folder: send_changes(folder)\n"
+        "assert not {'fsspec', 'gcsfs', 's3fs', 'aiohttp', 'botocore'} & set(sys.modules), set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,283 @@
+"""`selfflow sweep`: each member in its own process, survived failures, stops and kills."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import selfflow.cli.sweep as command
+from selfflow.cli.sweep import _state, main
+from selfflow.errors import UserError
+from selfflow.run.folder import is_training, run_lock
+from selfflow.run.run import Run
+from selfflow.storage.runs import saved_steps
+from selfflow.sweep.load import overridden
+from selfflow.training.distributed import Processes
+
+TINY_SWEEP = f"""
+import importlib.util, sys
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tests.tiny import experiment
+from selfflow.sweep.members import Member
+
+def sweep():
+    for name, steps in (("short", 3), ("broken", 3), ("long", 6)):
+        yield Member(name, {{"steps": steps, "final_evaluation.probe_clips": 0, "final_evaluation.samples": 1}})
+"""
+
+
+def written(path: Path, body: str) -> Path:
+    path.write_text(body)
+    return path
+
+
+def sweep(file: Path, *flags: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "selfflow", "sweep", str(file), *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+
+
+@pytest.mark.slow
+def test_a_sweep_survives_a_failure_and_goes_on_where_it_was_stopped(tmp_path, data_dir, tiny_run):
+    file, runs = written(tmp_path / "s.py", TINY_SWEEP), tmp_path / "runs"
+    (runs / "broken").mkdir(parents=True)
+    (runs / "broken" / "experiment.json").write_text("{")
+    flags = ("--workdir", str(runs), "--data-dir", str(data_dir))
+    process = sweep(file, *flags)
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 2, told
+    assert "broken" in told and "FAILED with status 2" in told and "not valid JSON" in told
+    assert "1 of 3 members failed (broken)" in told
+    steps = {name: json.loads((runs / name / "summary.json").read_text())["steps"] for name in ("short", "long")}
+    assert steps == {"short": 3, "long": 6}
+    (runs / "broken" / "experiment.json").unlink()
+    (runs / "long" / "summary.json").unlink()  # as if it had been killed in its last minute
+    listed = sweep(file, "--list", *flags).communicate(timeout=60)[0]
+    lines = [line.split() for line in listed.splitlines()]
+    assert [line[1:4] for line in lines] == [["short", "3", "steps"], ["broken", "3", "steps"], ["long", "6", "steps"]]
+    assert [" ".join(line[6:]) for line in lines] == ["done", "to do", "begun"]
+    assert float(lines[2][4]) == pytest.approx(2 * float(lines[0][4]), rel=0.01)
+    before = (runs / "short.log").stat().st_size
+    process = sweep(file, "--jobs", "2", *flags)
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "3 members, 1 of them done" in told and "all 3 members are done" in told, told
+    assert (runs / "short.log").stat().st_size == before
+    assert "from step 6" in (runs / "long.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
+    """Of the coordinator and two members that work when it is killed with kill -9, one dies, too, and one lives on."""
+    body = TINY_SWEEP.replace('("short", 3), ("broken", 3), ("long", 6)', '("dies", 60), ("lives", 60), ("last", 3)')
+    file, runs = written(tmp_path / "s.py", body), tmp_path / "runs"
+    flags = ("--workdir", str(runs), "--data-dir", str(data_dir), "--jobs", "2")
+    stopped: dict[str, int] = {}
+    process = sweep(file, *flags)
+    try:
+        until = time.monotonic() + 1200
+        while len(stopped) < 2:
+            assert process.poll() is None and time.monotonic() < until
+            for index, name in enumerate(("dies", "lives")):
+                if name not in stopped and saved_steps(runs / name):
+                    (stopped[name],) = (pid for pid in children(process.pid) if argv(pid)[-1] == str(index))
+                    os.kill(stopped[name], signal.SIGSTOP)
+            time.sleep(0.02)
+        process.kill()
+        process.communicate()
+        os.kill(stopped.pop("dies"), signal.SIGKILL)
+        while is_training(runs / "dies"):
+            time.sleep(0.02)
+        assert is_training(runs / "lives") and not is_training(runs)
+        process = sweep(file, *flags)
+        told = ""
+        while "waiting for other processes, which train lives" not in told:
+            told += (line := process.stdout.readline())
+            assert line, told
+        os.kill(stopped.pop("lives"), signal.SIGCONT)
+        told += process.stdout.read()  # communicate() would pass over what readline() has buffered
+        process.wait(timeout=60)
+    finally:
+        if process.poll() is None:
+            stopped |= {str(pid): pid for pid in (*children(process.pid), process.pid)}
+        for pid in stopped.values():
+            os.kill(pid, signal.SIGKILL)
+    assert process.returncode == 0 and "all 3 members are done" in told, told
+    assert "lives: done by another process" in told and "lives: begins" not in told
+    assert "dies: begins" in told
+    for name, steps in (("dies", 60), ("lives", 60), ("last", 3)):
+        assert json.loads((runs / name / "summary.json").read_text())["steps"] == steps
+    assert re.search(r"60 steps, from step [1-9]", (runs / "dies.log").read_text())
+    assert "from step" not in (runs / "lives.log").read_text()
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def argv(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tiny_run):
+    body = TINY_SWEEP.replace('("short", 3), ("broken", 3), ("long", 6)', '("one", 100000), ("two", 3)')
+    file, runs = written(tmp_path / "s.py", body), tmp_path / "runs"
+    flags = ("--workdir", str(runs), "--data-dir", str(data_dir), "--jobs", "2")
+    process = sweep(file, *flags)
+    until = time.monotonic() + 400
+    while time.monotonic() < until and not list(runs.glob("one/checkpoints/[1-9]*")):
+        time.sleep(0.2)
+    assert process.poll() is None and time.monotonic() < until
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in told, told
+    said = re.search(r"after step (\d+): the same command goes on from step (\d+)", (runs / "one.log").read_text())
+    assert said[1] == said[2] == str(Run(runs / "one").last_step())
+    # A run may be made longer or shorter than it was meant to be; a sweep may once nothing tells of its first lengths.
+    (runs / "sweep.json").unlink()
+    written(file, body.replace("100000", str(int(said[1]) + 3)))
+    process = sweep(file, *flags)
+    told = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "all 2 members are done" in told, told
+    assert f"steps, from step {said[1]}\n" in (runs / "one.log").read_text()
+    assert json.loads((runs / "one" / "summary.json").read_text())["steps"] == int(said[1]) + 3
+
+
+def test_what_was_done_with_other_settings_is_no_member(tmp_path, tiny_run, tiny_experiment):
+    """Neither is it kept beside members of the new settings, nor trained again."""
+    shutil.copytree(tiny_run, tmp_path / "one")
+    assert _state(tmp_path / "one", tiny_experiment) == "done"
+    assert _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=20)) == "12 of 20 steps"
+    faster = overridden(tiny_experiment, {"optimizer.learning_rate": 0.5}, "x")
+    with pytest.raises(UserError, match="one holds a run of another experiment: optimizer.learning_rate was .* 0.5"):
+        _state(tmp_path / "one", faster)
+    with pytest.raises(UserError, match="steps is 6, but .*one has done 12"):
+        _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=6))
+
+
+def test_an_index_outside_is_refused(tmp_path):
+    file = written(tmp_path / "s.py", TINY_SWEEP)
+    process = sweep(file, "--index", "3", "--workdir", str(tmp_path))
+    assert "has members 0 to 2" in process.communicate(timeout=60)[0] and process.returncode == 2
+
+
+def test_a_bucket_takes_members_one_by_one(tmp_path):
+    file = written(tmp_path / "s.py", TINY_SWEEP)
+    for flags in ((), ("--list",)):
+        with pytest.raises(UserError, match="--workdir gs://b/runs: .* one by one, with --index"):
+            main([str(file), "--workdir", "gs://b/runs", *flags])
+
+
+HOLDING = """
+import fcntl, pathlib, sys
+run, summary = pathlib.Path(sys.argv[1]), sys.argv[2]
+run.mkdir(parents=True, exist_ok=True)
+with (run / "lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    print("held", flush=True)
+    sys.stdin.readline()
+    (run / "summary.json").write_text(summary)
+"""
+
+
+def holding(run: Path, steps: int, until: int) -> subprocess.Popen:
+    """A process that holds the lock of a run as a training does, until a line comes from `until` or that is at its end;
+    it fails at once if another one holds the lock."""
+    command = [sys.executable, "-c", HOLDING, str(run), json.dumps({"steps": steps})]
+    return subprocess.Popen(command, stdin=until, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Members that take no time, in processes of their own; returns the names of those that were begun."""
+    began = []
+
+    def start(index, name, arguments, options, slot):
+        began.append(name)
+        (options.workdir / f"{name}.log").touch()
+        return holding(options.workdir / name, 6, subprocess.DEVNULL)
+
+    monkeypatch.setattr(command, "_start", start)
+    monkeypatch.setattr("selfflow.run.folder.check_run", lambda run, experiment: None)
+    return began
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_members_that_other_processes_train_are_waited_for(tmp_path, quick, capsys, monkeypatch, lives):
+    """One of them ends what it does, or is killed and taken up: in no case are there two at work on one run."""
+    file = written(tmp_path / "s.py", TINY_SWEEP)
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3 and lives:
+            orphan.stdin.write("\n")
+            orphan.stdin.flush()
+        elif len(slept) == 3:
+            orphan.kill()
+        assert len(slept) > 3 or not quick  # with --jobs 1 there is one at work
+        os.sched_yield()
+
+    with holding(tmp_path / "runs" / "short", 3, subprocess.PIPE) as orphan:
+        orphan.stdout.readline()
+        monkeypatch.setattr(command.time, "sleep", sleep)
+        main([str(file), "--workdir", str(tmp_path / "runs")])
+    told = capsys.readouterr().out
+    assert quick == (["broken", "long"] if lives else ["short", "broken", "long"])
+    assert "waiting for other processes, which train short" in told and "all 3 members are done" in told
+    assert ("short: done by another process" in told) == lives
+
+
+def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch, capsys):
+    monkeypatch.setattr(Processes, "join", lambda self: None)
+    file, flags = written(tmp_path / "s.py", TINY_SWEEP), ["--workdir", str(tmp_path / "runs")]
+    with run_lock(tmp_path / "runs"), pytest.raises(UserError, match="another process is training in .*/runs: wait"):
+        main([str(file), *flags])
+    assert quick == []
+    main([str(file), *flags])
+    other = written(tmp_path / "other.py", TINY_SWEEP.replace('"long"', '"longer"'))
+    for more in ([], ["--list"], ["--index", "0"]):
+        with pytest.raises(UserError, match="runs holds another sweep, of .*s.py: it has the member long, which is"):
+            main([str(other), *flags, *more])
+    main([str(file), *flags, "--index", "2"])  # nothing is trained that is done
+    assert f"{tmp_path}/runs/long: done" in capsys.readouterr().out
+    with pytest.raises(UserError, match="steps of its member long was 6, now 7"):
+        main([str(written(file, TINY_SWEEP.replace("6)", "7)"))), *flags, "--index", "2"])
+    assert quick == ["short", "broken", "long"] and not (tmp_path / "runs" / "longer").exists()
+
+
+def test_members_share_the_gpus_out(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **more: told.append(env.get("CUDA_VISIBLE_DEVICES")))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,GPU-5f")
+    for jobs, slots in ((2, (0, 1)), (1, (0,))):
+        for slot in slots:
+            command._start(0, "one", ["s.py"], command.Options(tmp_path, jobs=jobs), slot)
+    assert told == ["3,GPU-5f", "4", "3,4,GPU-5f"]
+    file = written(tmp_path / "s.py", TINY_SWEEP)
+    with pytest.raises(UserError, match="--jobs is 4, and there are 3 GPUs"):
+        main([str(file), "--workdir", str(tmp_path / "runs"), "--jobs", "4"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_flags_that_contradict_a_sweep_are_refused(tmp_path):
+    file = written(
+        tmp_path / "s.py", TINY_SWEEP + "from selfflow.sweep.members import Budget\nBUDGET = Budget(flops=1e9)"
+    )
+    for flags, message in (
+        (["--steps", "3"], "--steps and a budget contradict: give --budget.steps alone"),
+        (["--steps=3"], "--steps and a budget contradict"),
+        (["--budget.steps", "3"], r"steps 3 and flops 1e\+09: give one of them"),
+        ([], "short sets steps, which follow from the FLOPs of the budget"),
+        (["--coordinator", "h:1", "--processes", "2", "--process", "0"], "name it with --index"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([str(file), "--workdir", str(tmp_path / "runs"), *flags])
+    assert not (tmp_path / "runs").exists()
