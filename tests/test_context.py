@@ -120,6 +120,6 @@ def test_invalid_tables_are_named(table, message):
 
 def test_context_tokens_weigh_nothing_in_the_objective(objective, batch, keys_B):
     draw = dataclasses.replace(objective, schedule=DualTimestep(context={"modality": 1.0})).draw(keys_B, batch)
-    for m, context_BN in draw.corruption.context.items():
+    for m, context_BN in draw.student.corruption.context.items():
         assert np.asarray(context_BN).any()
         assert (np.asarray(draw.weight[m])[np.asarray(context_BN)] == 0).all()

@@ -8,7 +8,6 @@ from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
 from selfflow.modality import modality_of
 from selfflow.models.sit import SiTConfig
-from selfflow.objectives.alignment import ExternalEncoder, NoAlignment, encoders_of
 
 if TYPE_CHECKING:
     from selfflow.config.experiment import Experiment
@@ -67,10 +66,8 @@ def check_experiment(experiment: "Experiment") -> None:
     for m in experiment.modality_weight:
         if m not in modalities:
             raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
-    if not isinstance(experiment.alignment, NoAlignment):
-        experiment.alignment.check(experiment.model.depth)
-    if isinstance(experiment.alignment, ExternalEncoder):
-        _check_encoders(experiment)
+    components = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
+    experiment.alignment.check(experiment.model.depth, experiment.model.width, components)
     if bool(experiment.label) != (experiment.model.labels > 0):
         raise UserError("label and model.labels go together: the field's name, and how many classes it has")
     if not 0 <= experiment.condition_drop <= 1:
@@ -94,31 +91,6 @@ def check_length(experiment: Any) -> None:
             f"steps is {experiment.steps}, but the cosine rate reaches 0 at optimizer.decay_steps "
             f"{experiment.optimizer.decay_steps}: nothing is learned after it; start another run with --init-from"
         )
-
-
-def _check_encoders(experiment: "Experiment") -> None:
-    """What is not aligned is said in the experiment: nothing of it falls back to plain flow matching by itself."""
-    named, encoders = experiment.alignment.encoders, encoders_of(experiment.alignment)
-    mixed = {m: name for name, chosen in experiment.mixture.items() for m in chosen.modalities}
-    for m in named:
-        if m not in mixed:
-            raise UserError(
-                f"alignment.encoders.{m}: no set of the mixture has {m}, they have {', '.join(mixed)}: remove it"
-            )
-    for m, name in mixed.items():
-        if m not in named:
-            raise UserError(
-                f"alignment.encoders has no entry for {m}, which mixture.{name} uses: name an encoder, or None to "
-                "leave it unaligned"
-            )
-    if not encoders:
-        raise UserError("alignment.encoders names no encoder at all: name one, or take alignment NoAlignment()")
-    for m, encoder in encoders.items():
-        if not experiment.alignment.projector_depth and encoder.width != experiment.model.width:
-            raise UserError(
-                f"alignment.projector_depth is 0, and the encoder of {m} has {encoder.width} channels, the model "
-                f"{experiment.model.width}: give the projector a layer"
-            )
 
 
 def _check_context(experiment: "Experiment") -> None:

@@ -26,7 +26,7 @@ from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import Alignment, SelfFlow
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.sampling.generate import Sampler
 from selfflow.training.loop import Cadence, Limits
 from selfflow.training.optimizer import AdamW

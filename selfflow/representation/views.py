@@ -72,28 +72,30 @@ def views(
         objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, context={}))
     label = clips.labels.get(run.experiment.label, np.full(len(clips), -1))[numbers]
     batch = {"latents": latents, "label": label, "weight": np.ones(len(ids), np.float32)}
-    if objective.encoders.keys() & modalities.keys():
+    if objective.alignment.target_encoders.keys() & modalities.keys():
         features = [clips.features(i) for i in numbers]
         batch["features"] = {m: np.stack([each[m] for each in features]) for m in features[0]}
     keys_B = jax.random.split(jax.random.key(seed), len(ids))
     state = run.weights(step)
 
     @jax.jit
-    def computed(params, teacher, batch):
+    def computed(params, frozen, batch):
         draw = objective.draw(keys_B, batch, state.step)
-        student, aligned_with, target = objective.views(params, teacher, batch, keys_B, draw)
+        terms = objective.terms(params, frozen, batch, keys_B, draw)
         x = to_tokens(modalities, batch["latents"])
-        eps, cleaner = draw_eps(keys_B, x), draw.teacher.corruption if draw.teacher else draw.corruption.at_min_level()
-        seen = {"data": x, "student": corrupt(x, eps, draw.corruption), "teacher": corrupt(x, eps, cleaner)}
-        error, distance = objective.errors(params, student, aligned_with, target, draw)
-        mean = lambda values, weight: {m: jnp.sum(values[m] * weight[m]) for m in values}
-        return draw, cleaner, seen, error, distance, mean(error, draw.weight), mean(distance, draw.aligned)
+        eps, corruption = draw_eps(keys_B, x), draw.student.corruption
+        cleaner = draw.teacher.corruption if draw.teacher else corruption.at_min_level()
+        noisy = {"data": x, "student": corrupt(x, eps, corruption), "teacher": corrupt(x, eps, cleaner)}
+        flow = {m: jnp.sum(error_BN * draw.weight[m]) for m, error_BN in terms.flow.items()}
+        aligned = {m: jnp.sum(error_BN * draw.aligned[m]) for m, error_BN in terms.aligned.items()}
+        return draw, cleaner, noisy, terms.flow, terms.aligned, flow, aligned
 
-    found = computed(state.params, state.frozen["ema"], batch)
-    draw, cleaner, seen, error, distance, flow, alignment = jax.device_get(found)
+    results = computed(state.params, state.frozen, batch)
+    draw, cleaner, noisy, flow_error, alignment_error, flow, alignment = jax.device_get(results)
+    corruption = draw.student.corruption
     decoded = {
         view: {m: run.autoencoder(m).decode(np.asarray(modalities[m].from_tokens(x[m]))) for m in x}
-        for view, x in seen.items()
+        for view, x in noisy.items()
     }
     return Views(
         ids,
@@ -101,15 +103,15 @@ def views(
         seconds,
         decoded,
         {m: x.shape[1] / seconds for m, x in decoded["data"].items()},
-        {m: x[:, : x.shape[1] - (m in draw.corruption.context)] for m, x in draw.corruption.levels.items()},
-        {m: np.asarray(x) for m, x in draw.corruption.tau().items()},
+        {m: x[:, : x.shape[1] - (m in corruption.context)] for m, x in corruption.levels.items()},
+        {m: np.asarray(x) for m, x in corruption.tau().items()},
         {m: np.asarray(x) for m, x in cleaner.tau().items()},
-        error,
-        {m: 1 - x for m, x in distance.items()},
-        {m: np.asarray(x) for m, x in draw.corruption.context.items()},
+        flow_error,
+        {m: 1 - x for m, x in alignment_error.items()},
+        {m: np.asarray(x) for m, x in corruption.context.items()},
         {f"flow/{m}": float(x) for m, x in flow.items()}
         | {f"alignment/{m}": float(x) for m, x in alignment.items()}
-        | {"total": float(_total(objective, flow, alignment, 0.0 if draw.gamma is None else draw.gamma[0]))},
+        | {"total": float(_total(objective, flow, alignment, draw.gamma[0]))},
     )
 
 

@@ -16,7 +16,7 @@ from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DiffusionForcing, DualTimestep, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
 from tests.conftest import TINY, perturbed

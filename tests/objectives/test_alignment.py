@@ -1,4 +1,4 @@
-"""Every contested choice of the alignment does what it says, and nothing else."""
+"""Every setting of the alignment does what it says, and nothing else."""
 
 import dataclasses
 
@@ -12,7 +12,8 @@ from scipy import stats
 from selfflow.errors import UserError
 from selfflow.models.projector import Projector
 from selfflow.noise import DualTimestep, UniformTimestep
-from selfflow.objectives.alignment import SRA, LayerSync, SelfFlow, alignment_error
+from selfflow.objectives.alignment import SRA, LayerSync, SelfFlow
+from selfflow.objectives.alignment.base import feature_error
 from selfflow.objectives.draw import token_weight
 from tests.conftest import perturbed
 
@@ -63,7 +64,7 @@ def test_the_weight_multiplies_the_alignment_loss_alone(objective, params, batch
 )
 def test_metrics_are_those_of_others(metric, expected):
     a, b = np.random.default_rng(0).normal(scale=0.1, size=(2, 3, 7, 5)).astype(np.float32)
-    found = alignment_error(jnp.asarray(a), jnp.asarray(b), jnp.ones((3, 7), bool), metric)
+    found = feature_error(jnp.asarray(a), jnp.asarray(b), jnp.ones((3, 7), bool), metric)
     np.testing.assert_allclose(found, expected(a, b), rtol=1e-4)
 
 
@@ -71,7 +72,7 @@ def test_over_tokens_the_cosine_is_that_of_channels():
     a, b = np.random.default_rng(0).standard_normal((2, 3, 7, 5)).astype(np.float32)
     counted = np.ones((3, 7), bool)
     counted[:, 5:] = False
-    found = alignment_error(jnp.asarray(a), jnp.asarray(b), jnp.asarray(counted), "cosine", "tokens")
+    found = feature_error(jnp.asarray(a), jnp.asarray(b), jnp.asarray(counted), "cosine", "tokens")
     x, y = a[:, :5], b[:, :5]
     cosines = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
     np.testing.assert_allclose(found, np.repeat(1 - cosines.mean(1, keepdims=True), 7, axis=1), rtol=1e-4)
@@ -80,7 +81,7 @@ def test_over_tokens_the_cosine_is_that_of_channels():
 def test_only_the_noisier_or_the_cleaner_tokens_count(objective, batch):
     keys_B = jax.random.split(jax.random.key(3), 32)
     drawn = {name: of(objective, tokens=name).draw(keys_B, many(batch, 32)) for name in ("all", "noisier", "cleaner")}
-    tau = drawn["all"].corruption.tau()["video"]
+    tau = drawn["all"].student.corruption.tau()["video"]
     for name, extreme in (("noisier", tau.max(1)), ("cleaner", tau.min(1))):
         counted = np.asarray(drawn[name].aligned["video"] > 0)
         np.testing.assert_array_equal(counted, np.asarray(tau) == np.asarray(extreme)[:, None])
@@ -92,7 +93,7 @@ def test_only_the_noisier_or_the_cleaner_tokens_count(objective, batch):
 
 
 def test_context_tokens_are_not_the_cleaner_ones(objective, batch, keys_B):
-    corruption = objective.draw(keys_B, batch).corruption.with_context(
+    corruption = objective.draw(keys_B, batch).student.corruption.with_context(
         {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
     )
     counted = np.asarray(token_weight(corruption, {}, jnp.ones(4), "cleaner")["video"] > 0)
@@ -102,7 +103,7 @@ def test_context_tokens_are_not_the_cleaner_ones(objective, batch, keys_B):
 def test_what_the_teacher_sees(objective, batch):
     keys_B, data = jax.random.split(jax.random.key(5), 4000), many(batch, 4000)
     seen = {view: of(objective, teacher_view=view).draw(keys_B, data) for view in ("min", "same", "interval")}
-    student = np.asarray(seen["min"].corruption.levels["video"])
+    student = np.asarray(seen["min"].student.corruption.levels["video"])
     np.testing.assert_array_equal(seen["min"].teacher.corruption.tau()["video"][:, 0], student.min(1))
     np.testing.assert_array_equal(seen["same"].teacher.corruption.levels["video"], student)
     less = student - np.asarray(seen["interval"].teacher.corruption.levels["video"])
@@ -112,15 +113,16 @@ def test_what_the_teacher_sees(objective, batch):
     assert abs(np.corrcoef(less[deep].T)[0, 1]) < 0.1  # each group draws its own
     assert (less >= 0).all() and (less <= student + 1e-7).all()
     np.testing.assert_array_equal(
-        seen["interval"].teacher.corruption.assignment["video"], seen["interval"].corruption.assignment["video"]
+        seen["interval"].teacher.corruption.assignment["video"], seen["interval"].student.corruption.assignment["video"]
     )
 
 
-def test_the_teacher_may_keep_what_the_student_is_not_told(objective, batch, keys_B):
+def test_the_teacher_may_keep_conditions_that_are_dropped_for_the_student(objective, batch, keys_B):
     dropping = dataclasses.replace(objective, condition_drop=1.0)
     shared, kept = (of(dropping, teacher_keeps_condition=x).draw(keys_B, batch) for x in (False, True))
     null = objective.model.labels
-    assert (shared.label == null).all() and (shared.teacher.label == null).all() and (kept.label == null).all()
+    assert (shared.student.label == null).all() and (kept.student.label == null).all()
+    assert (shared.teacher.label == null).all()
     np.testing.assert_array_equal(kept.teacher.label, batch["label"])
     unlabelled = of(dropping, teacher_keeps_condition=True).draw(keys_B, batch | {"label": np.full(4, -1)})
     assert (unlabelled.teacher.label == null).all()
@@ -136,9 +138,8 @@ def test_layer_sync_pulls_the_earlier_layer_and_runs_no_teacher(objective, batch
     assert np.isfinite(value)
     reached = {name: sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(g)) for name, g in gradient["model"].items()}
     assert reached["embed"] > 0 and reached["single"] == 0  # block 3 is the first single-stream block, and the target
-    taps = made.views(params, nothing, batch, keys_B, made.draw(keys_B, batch))
-    student, target, _ = taps
-    np.testing.assert_array_equal(student.taps[3]["video"], target["video"])
+    terms = made.terms(params, {"ema": nothing}, batch, keys_B, made.draw(keys_B, batch))
+    np.testing.assert_array_equal(terms.student.taps[3]["video"], terms.target["video"])
 
 
 @pytest.mark.parametrize(
@@ -179,18 +180,19 @@ def test_other_methods_go_with_schedules(objective, batch, keys_B, schedule, ali
 
 
 @pytest.mark.parametrize(
-    ("make", "named"),
+    ("make", "message"),
     [
         (lambda: SelfFlow(weight=-1), "alignment.weight is -1"),
-        (lambda: SelfFlow(fade=5), "alignment.until"),
+        (lambda: SelfFlow(fade=5), "alignment.fade is 5"),
         (lambda: SelfFlow(until=3, fade=5), "alignment.until is 3"),
-        (lambda: SelfFlow(metric="l1", over="tokens"), "take metric cosine"),
+        (lambda: SelfFlow(metric="l1", over="tokens"), "alignment.over is tokens"),
         (lambda: SRA(interval=0.0), "alignment.interval is 0.0"),
-        (lambda: SelfFlow(projector_depth=-1), "alignment.projector_depth"),
-        (lambda: LayerSync(student_layer=3, teacher_layer=3).check(5), "must be below alignment.teacher_layer 3"),
-        (lambda: LayerSync(student_layer=3, teacher_layer=6).check(5), "alignment.teacher_layer is 6"),
+        (lambda: SelfFlow(projector_depth=-1), "alignment.projector_depth is -1"),
+        (lambda: LayerSync(student_layer=3, teacher_layer=3).check(5, 16, {}), "alignment.student_layer is 3"),
+        (lambda: LayerSync(student_layer=3, teacher_layer=6).check(5, 16, {}), "alignment.teacher_layer is 6"),
+        (lambda: SelfFlow(student_layer=0).check(20, 16, {}), "alignment.student_layer is 0"),
     ],
 )
-def test_impossible_settings_are_named(make, named):
-    with pytest.raises(UserError, match=named):
+def test_impossible_settings_are_named(make, message):
+    with pytest.raises(UserError, match=message):
         make()

@@ -16,7 +16,7 @@ from selfflow.models.joint_config import JointConfig
 from selfflow.noise import Corruption, UniformTimestep, draw_eps
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.diagnostics import diagnose, effective_rank
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.representation import health as module
 from selfflow.representation.features.arrays import Arrays
 from selfflow.representation.health import _grown, health

@@ -35,7 +35,7 @@ def test_the_loss_is_that_of_training(run, seen):
         counted = np.asarray(draw.weight[m])
         assert (seen.flow[m] * counted).sum() == pytest.approx(seen.loss[f"flow/{m}"], rel=1e-4)
         assert ((1 - seen.cosine[m]) * counted).sum() == pytest.approx(seen.loss[f"alignment/{m}"], rel=1e-4)
-        np.testing.assert_array_equal(seen.tau[m], draw.corruption.tau()[m])
+        np.testing.assert_array_equal(seen.tau[m], draw.student.corruption.tau()[m])
 
 
 def test_the_teacher_sees_the_lower_level_and_less_noise(run, seen):

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfflow.autoencoders.convolutional import pad_causal, to_unit_range
-from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, log_mels
+from selfflow.objectives.reconstruction import ReconstructionLoss, ReconstructionObjective, log_mels
 from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
 
 def test_the_loss_is_its_terms():
     """Against numpy, of one sample; samples of weight 0 count for nothing."""
-    objective = AutoencodingObjective(FILMS, Reconstruction(squared=2.0, absolute=0.5, gradient=0.3, kl=1e-3))
+    objective = ReconstructionObjective(FILMS, ReconstructionLoss(squared=2.0, absolute=0.5, gradient=0.3, kl=1e-3))
     params = {"model": params_of(FILMS)}
     media = film(9, count=3)
     batch = {"media": jnp.asarray(media), "weight": jnp.array([0.0, 1.0, 0.0])}
@@ -42,7 +42,7 @@ def test_the_loss_is_its_terms():
 
 def test_it_trains_in_bfloat16():
     """The loss is near that in float32, and the gradient reaches the parameters in float32."""
-    full = AutoencodingObjective(FILMS, Reconstruction(gradient=0.3, kl=1e-3))
+    full = ReconstructionObjective(FILMS, ReconstructionLoss(gradient=0.3, kl=1e-3))
     half = dataclasses.replace(full, dtype="bfloat16")
     params, keys = {"model": params_of(FILMS)}, jax.random.split(jax.random.key(0), 2)
     batch = {"media": jnp.asarray(film(9)), "weight": jnp.ones(2)}
@@ -67,7 +67,7 @@ def test_spectrograms_are_librosas():
 
 
 def test_a_spectral_term_and_clips_shorter_than_its_windows():
-    objective = AutoencodingObjective(SOUND, Reconstruction(spectral=1.0, windows=(16, 64), bands=4), rate=8000)
+    objective = ReconstructionObjective(SOUND, ReconstructionLoss(spectral=1.0, windows=(16, 64), bands=4), rate=8000)
     params = {"model": params_of(SOUND)}
     for samples in (80, 32, 8):  # the last is shorter than every window
         media = np.random.default_rng(0).integers(-3000, 3000, (2, samples, 1)).astype(np.int16)
