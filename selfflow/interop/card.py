@@ -86,26 +86,26 @@ def _about(run: "Run", told: "Description", provenance: dict[str, Any], paramete
     return f"# {_plain(run.path.resolve().name)}\n\n{text}"
 
 
-_SIT_USE = """Tokens are [B, N, P], tau [B] or [B, N], label [B]. The keys are those of the released SiT, which
+_INPUTS = """By modality: tokens [B, N, P]; levels [B, K], the noise levels of a sample; assignment [B, N], which of
+them a token has. label is [B]."""
+_SIT_KEYS = """The keys of the weights are those of the released SiT, which
 `selfflow.interop.load_released_sit(PATH, num_heads={heads}, patch_size={patch_size})` reads as well."""
-_JOINT_USE = """By modality: tokens [B, N, P]; levels [B, K], the noise levels of a sample; assignment [B, N], which of
-them a token has. The keys are the dotted names of the parameters of `selfflow.models.joint.JointTransformer`, after
-`model.`."""
+_JOINT_KEYS = """The keys of the weights are the dotted names of the parameters of
+`selfflow.models.joint.JointTransformer`, after `model.`."""
 
 
 def _use(told: "Description") -> str:
-    sit = isinstance(told.model, SiTConfig)
-    call = "tokens, tau, label" if sit else "tokens, levels, label, assignment"
+    keys = _SIT_KEYS.format(**to_json(told.model)) if isinstance(told.model, SiTConfig) else _JOINT_KEYS
     return f"""## Use
 
 ```python
 from selfflow.interop import load_exported
 exported = load_exported("FOLDER")  # where these files are
-velocity = exported.model({call}).velocity
+velocity = exported.model(tokens, levels, label, assignment).velocity
 ```
 
-{_SIT_USE.format(**to_json(told.model)) if sit else _JOINT_USE}
-tau is 0 for data and 1 for noise, and the velocity is noise - data; label {told.model.labels} stands for no label.
+{_INPUTS} {keys}
+Levels are 0 for data and 1 for noise, and the velocity is noise - data; label {told.model.labels} stands for no label.
 `exported.modalities[NAME].to_tokens` cuts latents [B, ...] into tokens, `from_tokens` puts them together.
 `load_exported` checks the files, and so does `sha256sum -c SHA256SUMS`."""
 

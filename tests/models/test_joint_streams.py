@@ -41,7 +41,7 @@ def test_two_streams_of_one_modality_share_its_weights(pair, objective, keys_B):
     total, metrics = loss(params)
     assert {"flow_loss/image", "flow_loss/image:reference"} <= set(metrics) and np.isfinite(total)
     draw = made.draw(keys_B, batch)
-    taus, masks = draw.corruption.levels, draw.corruption.assignment
+    taus, masks = draw.student.corruption.levels, draw.student.corruption.assignment
     np.testing.assert_array_equal(taus["image"], taus["image:reference"])  # one draw of uniforms, one p(tau)
     assert (masks["image"] != masks["image:reference"]).any()
     for m in masks:

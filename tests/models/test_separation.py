@@ -137,9 +137,9 @@ def test_no_number_crosses_between_groups(objective, params, inputs):
 def test_the_objective_separates_the_student_and_on_demand_the_teacher(objective, params, batch, keys_B):
     def outputs(separation):
         made = dataclasses.replace(objective, separation=separation)
-        views = jax.jit(lambda: made.views(params, params["model"], batch, keys_B, made.draw(keys_B, batch)))
-        student, teacher, _ = views()
-        return student.velocity["video"], teacher["video"]
+        frozen = {"ema": params["model"]}
+        terms = jax.jit(lambda: made.terms(params, frozen, batch, keys_B, made.draw(keys_B, batch)))()
+        return terms.student.velocity["video"], terms.target["video"]
 
     plain, student, both = outputs(None), outputs(Separation(whole=0.5)), outputs(Separation(whole=0.5, teacher=True))
     # To what rounding leaves of features as large as these.
@@ -153,9 +153,10 @@ def test_the_objective_separates_the_student_and_on_demand_the_teacher(objective
 def test_context_tokens_have_no_group(objective, params, batch, keys_B):
     made = dataclasses.replace(objective, separation=Separation())
     draw = made.draw(keys_B, batch)
-    held = draw.corruption.with_context({"audio": jnp.zeros((4, 5), bool).at[:, 0].set(True)})
+    corruption = draw.student.corruption.with_context({"audio": jnp.zeros((4, 5), bool).at[:, 0].set(True)})
+    draw = draw._replace(student=draw.student._replace(corruption=corruption))
     with pytest.raises(ValueError, match="context"):
-        made.views(params, params["model"], batch, keys_B, draw._replace(corruption=held))
+        made.terms(params, {"ema": params["model"]}, batch, keys_B, draw)
 
 
 @pytest.mark.parametrize(

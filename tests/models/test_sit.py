@@ -10,6 +10,7 @@ from flax import nnx
 from selfflow.errors import UserError
 from selfflow.models.attention import attention
 from selfflow.models.execution import Execution
+from selfflow.models.joint import Output
 from selfflow.models.sit import Block, SiT, SiTConfig, position_embedding
 from selfflow.planning.flops import matmul_flops
 
@@ -46,10 +47,18 @@ def params(config):
     return jax.tree.map(lambda x: jnp.asarray(0.3 * random.standard_normal(x.shape), jnp.float32), shapes)
 
 
-def run(config: SiTConfig, params, *args, **options):
-    """The model of these parameters, compiled."""
+def run(config: SiTConfig, params, tokens, levels, label_B, assignment=None, **options) -> Output:
+    """The model of these parameters, compiled, with the arrays of its one modality in and out."""
     graph = nnx.graphdef(abstract(config))
-    return jax.jit(lambda p, *args: nnx.merge(graph, nnx.State(p))(*args, **options))(params, *args)
+
+    def call(params, tokens, levels, label_B, assignment):
+        assignment = None if assignment is None else {"image": assignment}
+        model = nnx.merge(graph, nnx.State(params))
+        out = model({"image": tokens}, {"image": levels}, label_B, assignment, **options)
+        velocity = None if out.velocity is None else out.velocity["image"]
+        return Output(velocity, {block: features["image"] for block, features in out.taps.items()})
+
+    return jax.jit(call)(params, tokens, levels, label_B, assignment)
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +233,9 @@ def test_bfloat16_stays_close_and_keeps_parameters_in_float32(config, params, in
 def test_every_patch_size_runs(config, patch, tokens):
     sized = dataclasses.replace(config, patch_size=patch)
     x = jax.ShapeDtypeStruct((2, tokens, 3 * patch**2), jnp.float32)
-    out = nnx.eval_shape(lambda model, x: model(x, jnp.zeros(2), jnp.zeros(2, int)), abstract(sized), x)
-    assert (sized.tokens, out.velocity.shape) == (tokens, x.shape)
+    call = lambda model, x: model({"image": x}, {"image": jnp.zeros(2)}, jnp.zeros(2, int))
+    out = nnx.eval_shape(call, abstract(sized), x)
+    assert (sized.tokens, out.velocity["image"].shape) == (tokens, x.shape)
 
 
 @pytest.mark.parametrize(
