@@ -2,16 +2,16 @@
 
     selfflow train experiments/any_to_any.py
 
-Four samples in ten have context: some modality whole, the first frame, all before a point in time, all but a stretch
-of time or but a region. `selfflow sample` accepts the kinds of context that a run was trained with:
+Four samples in ten have context: a whole modality, the first frame, everything before a time step, or everything
+outside an interval of time or a region of the frame. A run can be sampled with any context that it was trained with:
 
     selfflow sample runs/any_to_any --modality audio --context video
 
-Each modality has a noise level of its own: with a shared one, clean video would never meet noisy sound.
+Each modality has its own noise level: with a shared level, clean video would never be paired with noisy audio.
 
-Hardware: two CPU cores, 2 GB. Wall time: 70 minutes, with other work beside it.
-Expect on the test split, as a ratio to the linear baseline: video 0.54, audio 0.55, image 0.40. That is enough for bodies
-that last some frames, and not for sounds that fit a given film: see experiments/README.md.
+Hardware: two CPU cores, 2 GB. Wall time: 70 minutes, on a machine with other load.
+Expect a normalised loss on the test split of video 0.54, audio 0.55, image 0.40. At this loss bodies persist for
+several frames; generated audio does not yet match a video given as context: see experiments/README.md.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ def experiment() -> Experiment:
             "image": Component(modalities=("image",), weight=0.15, batch_size=64),
         },
         schedule=DualTimestep(
-            # A body that shows in every frame is seen through much noise: what is hard to learn lies near tau = 1.
+            # Bodies appear in every frame and survive much noise: what is hard to learn is near tau = 1.
             tau={"video": UniformTau(shift=3.0)},
             mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5},
             draw="per_modality",

@@ -1,12 +1,13 @@
-"""A causal convolutional KL autoencoder of films and pictures: 4 frames of 8 x 8 pixels to one position of 64 channels,
-and the first frame alone, so that films and stills share it.
+"""A causal convolutional KL autoencoder of videos and images: 4 frames of 8 x 8 pixels to one position of 64 channels.
+
+The first frame is encoded alone, so that videos and images share the autoencoder.
 
     selfflow train experiments/autoencoder_video.py
     selfflow train experiments/quickstart.py --workdir runs/on_trained --patch.video 1 1 1 \\
         --autoencoder.video convolutional=runs/autoencoder_video
 
 Hardware: two CPU cores, 3 GB. Wall time: 10 minutes on one of them.
-Expect a PSNR of 31.8 dB on held-out films, where PCA of equal size has 26.4, and of 35.0 and 32.9 dB on stills.
+Expect a PSNR of 31.8 dB on held-out videos, against 26.4 for PCA of equal size, and of 35.0 against 32.9 dB on images.
 """
 
 from selfflow.autoencoders.convolutional import Network
@@ -21,8 +22,8 @@ def experiment() -> AutoencoderExperiment:
     return AutoencoderExperiment(
         data={"collisions": Collisions()},
         mixture={
-            "films": Component(modalities=("video",), weight=0.55, batch_size=4),
-            "stills": Component(modalities=("image",), weight=0.45, batch_size=32),
+            "video": Component(modalities=("video",), weight=0.55, batch_size=4),
+            "image": Component(modalities=("image",), weight=0.45, batch_size=32),
         },
         network=Network(
             channels=64,

@@ -3,12 +3,12 @@
     tfds build imagenet2012 --file_format=array_record
     selfflow train experiments/imagenet_sit_xl.py
 
-Latents are 32 x 32 x 4, as those of the Stable Diffusion autoencoder, but of a linear one that keeps 4 of the 192
-components of each patch of 8 x 8 pixels: the FID of the paper is out of its reach.
+Latents have the shape of the Stable Diffusion autoencoder's, 32 x 32 x 4, but come from a linear autoencoder that keeps
+4 of the 192 principal components of each patch of 8 x 8 pixels: the FID of the paper is out of reach with them.
 
-Hardware, by `selfflow plan`: on v5e:16x16 7.9 GB of a chip, at least 30 ms a step, 15 % MFU and 1.4 days; on v5p:8x8x4
-8.1 GB, 14 ms, 14 % and 0.6 days. One sample a chip leaves them to wait for parameters: a smaller slice costs less.
-It has not been trained by us, so that there is no number to expect.
+Hardware, by `selfflow plan`: on v5e:16x16 7.9 GB per chip, at least 30 ms per step, 15 % MFU and 1.4 days; on
+v5p:8x8x4 8.1 GB, 14 ms, 14 % and 0.6 days. At one sample per chip the step waits for parameters: a smaller slice
+costs less. It has not been trained, so there is no expected number.
 """
 
 from selfflow.autoencoders.linear import PatchPCA

@@ -1,10 +1,11 @@
-"""The multimodal model at 290 M parameters; all but its shape is that of joint_625m.py.
+"""The multimodal model at 290 M parameters; all settings except its shape are those of joint_625m.py.
 
     selfflow train experiments/joint_290m.py --data.media.source ~/videos
 
-Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 7.2 GB of a chip, at least 29 ms a step and 0.3 days; without
-hiding any traffic 53 ms, 55 % MFU and 0.6 days. On v5p:8x8x4 8.7 GB, 13 ms and 0.1 days, or 19 ms, 67 % and 0.2 days.
-It has not been trained by us, so that there is no number to expect.
+Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 7.2 GB per chip, at least 29 ms per step and 0.3 days; without
+overlap of compute and communication 53 ms, 55 % MFU and 0.6 days.
+On v5p:8x8x4 8.7 GB, 13 ms and 0.1 days, or 19 ms, 67 % and 0.2 days.
+It has not been trained, so there is no expected number.
 """
 
 import dataclasses

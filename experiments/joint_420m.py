@@ -1,10 +1,11 @@
-"""The multimodal model at 420 M parameters; all but its shape is that of joint_625m.py.
+"""The multimodal model at 420 M parameters; all settings except its shape are those of joint_625m.py.
 
     selfflow train experiments/joint_420m.py --data.media.source ~/videos
 
-Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 8.4 GB of a chip, at least 39 ms a step and 0.5 days; without
-hiding any traffic 69 ms, 57 % MFU and 0.8 days. On v5p:8x8x4 10.2 GB, 17 ms and 0.2 days, or 25 ms, 69 % and 0.3 days.
-It has not been trained by us, so that there is no number to expect.
+Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 8.4 GB per chip, at least 39 ms per step and 0.5 days; without
+overlap of compute and communication 69 ms, 57 % MFU and 0.8 days.
+On v5p:8x8x4 10.2 GB, 17 ms and 0.2 days, or 25 ms, 69 % and 0.3 days.
+It has not been trained, so there is no expected number.
 """
 
 import dataclasses

@@ -1,16 +1,16 @@
-"""The paper's multimodal model of 625 M parameters, on a folder of your own videos, sounds and images.
+"""The paper's multimodal model of 625 M parameters, on a folder of your own videos, audio and images.
 
     selfflow data build media --source ~/videos --size 256 --frames 120 --frames-per-second 12 --sample-rate 16000
     selfflow train experiments/joint_625m.py --data.media.source ~/videos
 
-Tokens as in arXiv 2603.06507: an image of 256 pixels has 256 of 128 channels, a film of 4 s about 3000, a sound of 10 s
-250; but the autoencoders are linear ones fitted to your data, so that a token of a film is 4 frames of 48 channels.
-Images, films and sounds come in the paper's shares; half of the films with their sound, which is ours. Every batch has
-about 800 000 tokens; of batches and lengths the paper says nothing.
+Token counts follow arXiv 2603.06507: an image of 256 pixels has 256 tokens of 128 channels, a video of 4 s about 3000,
+audio of 10 s 250. The autoencoders are linear and fitted to your data, so that a video token covers 4 frames of 48
+channels. Images, videos and audio have the paper's shares; half of the videos carry their audio, which is our choice.
+Every batch has about 800 000 tokens; the paper gives neither batch sizes nor clip lengths.
 
-Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 11.2 GB of a chip, at least 59 ms a step and 0.7 days; without
-hiding any traffic 109 ms, 54 % MFU and 1.3 days. On v5p:8x8x4 13.6 GB, 25 ms and 0.3 days, or 38 ms, 66 % and 0.4 days.
-It has not been trained by us, so that there is no number to expect.
+Hardware, by `selfflow plan`: 256 chips. On v5e:16x16 11.2 GB per chip, at least 59 ms per step and 0.7 days; without
+overlap of compute and communication 109 ms, 54 % MFU and 1.3 days. On v5p:8x8x4 13.6 GB, 25 ms and 0.3 days, or 38 ms,
+66 % and 0.4 days. It has not been trained, so there is no expected number.
 """
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
@@ -35,7 +35,7 @@ def experiment() -> Experiment:
         mixture={
             "image": Component(modalities=("image",), weight=0.57, batch_size=3072),
             "video": Component(modalities=("video",), weight=0.15, batch_size=256, seconds=4.0),
-            "film": Component(modalities=("video", "audio"), weight=0.15, batch_size=256, seconds=4.0),
+            "video_audio": Component(modalities=("video", "audio"), weight=0.15, batch_size=256, seconds=4.0),
             "audio": Component(modalities=("audio",), weight=0.13, batch_size=3072),
         },
         model=JointConfig.named("625M", dtype="bfloat16"),

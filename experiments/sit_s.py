@@ -3,8 +3,9 @@
     pip install 'selfflow[mnist]'
     selfflow train experiments/sit_s.py --steps 20
 
-Latents are 32 x 32 x 4, as those of ImageNet at 256 pixels are, so that a step costs what it costs there: 256 tokens.
-Hardware: two CPU cores, 4 GB; 2.3 s a step at batch 8. Its 5 000 steps want an accelerator.
+Latents are 32 x 32 x 4, as those of ImageNet at 256 pixels, so that a step costs what it costs there: 256 tokens.
+
+Hardware: two CPU cores, 4 GB; 2.3 s per step at batch size 8. The full 5 000 steps need an accelerator.
 """
 
 from selfflow.autoencoders.linear import PatchPCA

@@ -11,12 +11,11 @@
 # ---
 
 # %% [markdown]
-# # What layers know
+# # What layers encode
 #
-# Runs held against each other, and against the same network untrained, layer by layer and noise level by noise level:
-# what probes read from them, how alike layers are, and whether they are healthy. Features are the residual stream
-# behind a block, without a label given to the model, means over the tokens of a modality. They are kept in the run
-# folder and are not computed again.
+# Runs compared with each other and with the untrained network, by layer and noise level: what probes read from them,
+# how similar layers are, and whether they are healthy. Features are the residual stream after a block, averaged over
+# the tokens of a modality; the model gets no label. They are stored in the run folder and computed once.
 
 # %% tags=["parameters"]
 run_paths = ["../runs/quickstart"]
@@ -34,7 +33,7 @@ neighbours = 10
 # %%
 # %matplotlib inline
 from selfflow import open_run
-from selfflow.representation.features.extract import features
+from selfflow.representation.features import features
 from selfflow.representation.figures.layers import health_figure, probe_curves, probe_map, similarity_figure
 from selfflow.representation.health import health_of_run
 from selfflow.representation.probes.probe_run import Probing, best, probe_run
@@ -47,8 +46,8 @@ asked = Probing(tuple(targets), tau=tuple(taus), sources=tuple(sources), probe=p
 # %% [markdown]
 # ## Probes
 #
-# A linear probe is fitted on the split train, its strength is chosen on validation, and its score is that on test. The
-# untrained network has the gates of its blocks open, since a closed one hands its tokens on. Dotted: chance.
+# A linear probe is fitted on the split train, its regularisation is chosen on validation, and its score is that on
+# test. The untrained network has the gates of its blocks open, since a closed gate passes its input on. Dotted: chance.
 
 # %%
 rows = [row for run, name in zip(runs, names) for row in probe_run(run, asked, method=name)]
@@ -60,7 +59,7 @@ probe_curves(lowest, columns=len(sources))
 probe_map(rows)
 
 # %% [markdown]
-# The layer and noise level that validation chose for each question, and their score on test:
+# The layer and noise level chosen on validation for each target, and their test score:
 
 # %%
 for row in best(rows):
@@ -69,42 +68,42 @@ for row in best(rows):
     )
 
 # %% [markdown]
-# ## Likeness
+# ## Similarity
 #
 # Linear CKA (debiased, arXiv 1905.00414) compares all distances between clips, CKNNA (arXiv 2405.07987) only those
-# between near ones. Both are 1 for the same features and about 0 for independent ones. Panels of one modality compare
-# its layers; the panel of two asks whether clips that sound alike look alike to the model. They are seen together here,
-# so that some of their likeness may be what one has taken from the other.
+# between near neighbours. Both are 1 for equal features and about 0 for independent ones. Panels of one modality
+# compare its layers; the panel of two asks whether clips with similar audio have similar video features. Both
+# modalities are in one sequence here, so that some of the similarity may be due to attention between them.
 
 # %%
-likeness = {"data": "test", "tau": similar_tau, "limit": similar_clips}
-together = features(runs[0], **likeness)
-similarity_figure({m: (together, m) for m in together.grids}, neighbours)
+similarity = {"data": "test", "tau": similar_tau, "limit": similar_clips}
+joint = features(runs[0], **similarity)
+similarity_figure({m: (joint, m) for m in joint.grids}, neighbours)
 
 # %% [markdown]
-# The same where each modality is seen alone, so that nothing can have been taken from the other:
+# The same with each modality alone in its sequence, which excludes attention between them:
 
 # %%
-alone = {m: features(runs[0], **likeness, modalities=[m]) for m in together.grids}
-similarity_figure({m: (found, m) for m, found in alone.items()}, neighbours)
+alone = {m: features(runs[0], **similarity, modalities=[m]) for m in joint.grids}
+similarity_figure({m: (layers, m) for m, layers in alone.items()}, neighbours)
 
 # %% [markdown]
-# How alike the runs are, and how far training led from where it began. What another encoder makes of the same clips is
-# put beside them in the same way (`layer_similarity`).
+# How similar the runs are, and how far training moved the features from their initialisation. Features of another
+# encoder of the same clips are compared in the same way (`layer_similarity`).
 
 # %%
-m = next(iter(together.grids))
-networks = {name: features(run, **likeness, modalities=[m]) for name, run in zip(names, runs)}
-networks["untrained"] = features(runs[0], **likeness, modalities=[m], weights="untrained")
-similarity_figure({f"{name}, {m}": (found, m) for name, found in networks.items()}, neighbours)
+m = next(iter(joint.grids))
+networks = {name: features(run, **similarity, modalities=[m]) for name, run in zip(names, runs)}
+networks["untrained"] = features(runs[0], **similarity, modalities=[m], weights="untrained")
+similarity_figure({f"{name}, {m}": (layers, m) for name, layers in networks.items()}, neighbours)
 
 # %% [markdown]
 # ## Health
 #
-# The student's features against its EMA copy's, at one noise level for both: cosines of pairs of blocks as they are,
-# without what all clips share at a position, and with the teacher of another clip, which is what position and level
-# alone explain. Then how long the student's features are, and over how many directions they spread (RankMe,
-# arXiv 2210.02885). The last two fall where features collapse.
+# The student's features against those of its EMA copy, at equal noise: cosines of pairs of blocks as they are, without
+# the mean over clips at each position, and with the teacher's features of another clip, which position and level alone
+# explain. Then the norm of the student's features and their effective rank (RankMe, arXiv 2210.02885). The last two
+# fall where features collapse.
 
 # %%
 health_figure(health_of_run(runs[0], runs[0].data("test"), tuple(taus), limit=healthy_clips, batch_size=healthy_batch))

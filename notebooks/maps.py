@@ -11,10 +11,11 @@
 # ---
 
 # %% [markdown]
-# # What tokens know, and where sounds look
+# # What tokens encode, and where audio attends
 #
-# Principal components of the tokens of a clip, drawn over its frames and under its sound; and attention from the sound
-# of a contact to the film, held against where the bodies truly are. This needs Collisions, whose records tell it.
+# Principal components of the tokens of a clip, drawn over its frames and under its audio; and attention from the audio
+# of a contact to the video, compared with the true positions of the bodies. This needs Collisions, whose records hold
+# them.
 
 # %% tags=["parameters"]
 run_path = "../runs/quickstart"
@@ -29,7 +30,7 @@ contact_clips = 256
 # %%
 # %matplotlib inline
 from selfflow import open_run
-from selfflow.representation.features.extract import features
+from selfflow.representation.features import features
 from selfflow.representation.figures.maps import attention_figure, principal_figure, shares_figure, shares_table
 from selfflow.representation.maps import attention_on_bodies
 
@@ -40,20 +41,20 @@ data = run.data(split)
 # %% [markdown]
 # ## Components
 #
-# The first three principal components of a block's tokens as red, green and blue. They are those of all tokens of
-# many clips, after the mean of each position over clips is taken out: else they tell where a token stands. Beside each
-# block stands the share of the variance that the three have.
+# The first three principal components of a block's tokens as red, green and blue. They are computed over all tokens of
+# many clips, after the mean of each position over clips is subtracted: otherwise they encode position. The number
+# beside each block is the share of variance that the three explain.
 
 # %%
-found = features(run, data, layers, tau, pool="tokens", limit=component_clips)
-principal_figure(data, found, shown)
+components = features(run, data, layers, tau, pool="tokens", limit=component_clips)
+principal_figure(data, components, shown)
 
 # %% [markdown]
 # ## One contact
 #
-# The audio token in whose time the contact falls asks; the colours over the frames are its attention to the video
-# tokens, a mean over heads, as a multiple of an even share. Circles are the true places of the bodies, red those that
-# touch.
+# The query is the audio token at the time of the contact; colours over the frames show its attention to the video
+# tokens, averaged over heads, as a multiple of a uniform share. Circles are the true positions of the bodies; those in
+# contact are red.
 
 # %%
 attention_figure(run, data, shown, contact, tuple(layers), tau=tau)
@@ -61,11 +62,10 @@ attention_figure(run, data, shown, contact, tuple(layers), tau=tau)
 # %% [markdown]
 # ## Many contacts
 #
-# One clip proves nothing. Over all contacts of many clips: of the attention that goes to the video tokens just before
-# and after the contact, how much falls on those that hold its bodies? Attention without preference gives their share of
-# the tokens. Quiet moments of the same clip, asked about the same video tokens, tell whether a preference has to do
-# with the contact: a body may draw attention whatever is heard. In the middle, the share of the attention to the film
-# that falls on these frames. Intervals are over clips.
+# Over all contacts of many clips: of the attention to the video tokens just before and after the contact, how much
+# falls on the tokens that contain its bodies? Uniform attention gives their share of the tokens. As a control, quiet
+# times of the same clip are queried about the same video tokens: a body may attract attention whatever the audio is.
+# The middle panel shows the share of the attention to the video that falls on these frames. Intervals are over clips.
 
 # %%
 everywhere = range(1, run.experiment.model.depth + 1)
@@ -73,7 +73,7 @@ shares = attention_on_bodies(run, data, range(min(contact_clips, len(data))), ev
 print(shares_table(shares))
 
 # %% [markdown]
-# The same of the network before training, with the gates of its blocks open:
+# The same for the network before training, with the gates of its blocks open:
 
 # %%
 untrained = attention_on_bodies(run, data, range(min(contact_clips, len(data))), everywhere, tau, weights="untrained")

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # The method, on clips
 #
-# What a training step does, drawn on clips that the run holds out: how noise is spread over tokens, what student and
-# teacher see of one clip, and what the loss makes of every token, with the run's own weights.
-# Noise level 0 is data and 1 is noise, everywhere. Source: Chefer, Esser et al., arXiv 2603.06507.
+# The parts of a training step on held-out clips of a run: the noise level of every token, what student and teacher see
+# of one clip, and the loss of every token, with the run's own weights. Noise level 0 is data and 1 is noise. Source:
+# Chefer, Esser et al., arXiv 2603.06507.
 
 # %% tags=["parameters"]
 run_path = "../runs/quickstart"
@@ -44,9 +44,9 @@ run.experiment.schedule
 # $$x_\tau = (1 - \tau)\, x_0 + \tau\, \epsilon ,$$
 #
 # and the velocity to predict is $v = \epsilon - x_0$. With dual timesteps two levels $t, s \sim p(\tau)$ are drawn for
-# each sample, in no order, once for all modalities or for each (`draw` above). A random set $M$ of its tokens gets $s$,
-# the others $t$. Every token keeps $p(\tau)$ as its marginal, masked or not: that is what the histograms show. The
-# teacher sees all tokens at $\min(t, s)$, which is cleaner (dashed).
+# each sample, independently and unsorted, once for all modalities or for each (`draw` above). A random set $M$ of its
+# tokens gets $s$, the others $t$. Every token keeps $p(\tau)$ as its marginal, masked or not, as the histograms show.
+# The teacher sees all tokens at $\min(t, s)$ (dashed).
 
 # %%
 layout = {m: stream.tokens for m, stream in data.modalities.items()}
@@ -56,32 +56,32 @@ marginals_figure({m: drawn_taus(run.experiment.schedule, m, n, draws) for m, n i
 # ## Two views
 #
 # The same clip, noise and positions twice: the student's tokens at their own levels, the teacher's all at the lower
-# one. The pictures and sounds are what the run's autoencoders make of the noisy latents. A run may be trained with
-# context tokens, which stay at $\tau = 0$ in both views and count in no loss: the parameter `context` draws them.
+# one. The panels show the noisy latents, decoded by the run's autoencoders. A run may be trained with context tokens,
+# which stay at $\tau = 0$ in both views and are in no loss: the parameter `context` draws them.
 
 # %%
-seen = views(run, data, clips, seed, context)
-corruption_figure(seen, shown[0])
+clip_views = views(run, data, clips, seed, context)
+corruption_figure(clip_views, shown[0])
 
 # %%
-corruption_figure(seen, shown[1])
+corruption_figure(clip_views, shown[1])
 
 # %% [markdown]
 # ## The loss
 #
-# Of each token the flow error is $\lVert v_\theta(x_\tau, \tau) - (\epsilon - x_0) \rVert^2$ per element, and
-# the alignment error $1 - \cos(h(f_l), \bar f_k)$: the student's features after block $l$, through the projector $h$,
-# against those of its EMA copy after block $k$. Both are means over the tokens that count, and
+# The flow error of a token is $\lVert v_\theta(x_\tau, \tau) - (\epsilon - x_0) \rVert^2$ per element, and the
+# alignment error $1 - \cos(h(f_l), \bar f_k)$: the student's features after block $l$, through the projector $h$,
+# against those of its EMA copy after block $k$. Both are means over the tokens in the loss, and
 #
 # $$L = \sum_m w_m \,(L_{\mathrm{flow}, m} + \gamma\, L_{\mathrm{rep}, m}) .$$
 #
-# Where is it large? Compare the maps with $\tau$, and with what happens in the clip.
+# Compare the maps with $\tau$ and with the events of the clip.
 
 # %%
 run.experiment.alignment
 
 # %%
-loss_figure(seen, shown[0])
+loss_figure(clip_views, shown[0])
 
 # %%
-loss_figure(seen, shown[1])
+loss_figure(clip_views, shown[1])

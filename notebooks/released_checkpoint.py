@@ -13,16 +13,16 @@
 # %% [markdown]
 # # Probing a released SiT
 #
-# The authors of Self-Flow released the weights of a SiT-XL/2, trained on ImageNet at 256 x 256. `selfflow import` makes
-# a run of them, and this notebook probes its layers. Without the file it does nothing.
+# The authors of Self-Flow released the weights of a SiT-XL/2, trained on ImageNet at 256 x 256. `import_released_sit`
+# makes a run of them, and this notebook probes its layers. Without the files it does nothing.
 #
 # The network sees latents of the autoencoder that it was trained with, which for the released weights is the SD-VAE:
-# 256 x 256 pictures become latents of shape [32, 32, 4], multiplied by 0.18215. That autoencoder is not part of this
-# project: encode labelled pictures where you have it, and write them as
+# images of 256 x 256 pixels become latents [32, 32, 4], multiplied by 0.18215. `--autoencoder.image sd-vae=PATH` of
+# `selfflow encode` computes them. Write the latents of labelled images as
 #
 #     numpy.savez("latents.npz", latents=latents, labels=labels)   # float32 [n, H, W, C], integers [n]
 #
-# Half of them is for fitting, a quarter for choosing settings, a quarter for scores.
+# One half is used to fit probes, a quarter for validation and a quarter for test scores.
 
 # %% tags=["parameters"]
 checkpoint = "../downloads/selfflow_imagenet256.pt"
@@ -38,7 +38,7 @@ probe = "linear"
 from pathlib import Path
 
 from selfflow import open_run
-from selfflow.cli.importing import main as import_released
+from selfflow.interop.import_released import import_released_sit
 from selfflow.representation.features.arrays import read_labelled
 from selfflow.representation.figures.layers import probe_curves, probe_map
 from selfflow.representation.probes.probe_run import Probing, best, probe_run
@@ -50,28 +50,27 @@ if missing:
 # %% [markdown]
 # ## Import
 #
-# Weights do not tell the number of heads; that of the published sizes is known.
+# The weights do not determine the number of heads; it is known for the published sizes.
 
 # %%
 if not missing:
     if not Path(run_path).exists():
-        heads = ["--num-heads", str(num_heads)] if num_heads else []
-        import_released([checkpoint, "--out", run_path, *heads])
+        import_released_sit(Path(checkpoint), Path(run_path), num_heads)
     run = open_run(run_path)
     print(run.experiment.model)
 
 # %% [markdown]
 # ## Probes
 #
-# No class is given to the model. Balanced accuracy on the test part by block and noise level, beside the same network
+# The model gets no class label. Balanced accuracy on the test part by block and noise level, beside the same network
 # with untrained weights and open gates.
 
 # %%
 if not missing:
     data = read_labelled(latents)
-    asked = Probing(("label",), tuple(layers), tuple(taus), probe=probe, clips=len(data["train"]))
-    rows = probe_run(run, asked, method="released", data=data)
-    rows += probe_run(run, asked, method="untrained", weights="untrained", data=data)
+    settings = Probing(("label",), tuple(layers), tuple(taus), probe=probe, clips=len(data["train"]))
+    rows = probe_run(run, settings, method="released", data=data)
+    rows += probe_run(run, settings, method="untrained", weights="untrained", data=data)
 
 # %%
 probe_curves(rows) if not missing else None

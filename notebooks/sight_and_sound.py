@@ -11,22 +11,22 @@
 # ---
 
 # %% [markdown]
-# # What sound teaches sight
+# # Does audio teach vision?
 #
-# Does a network that hears collisions while it trains learn to *see* what bodies are made of? Material hardly shows in
-# a single frame of these films: it shows in how bodies bounce, and sounds tell it plainly. Arms differ in the sound
-# alone: they share the films, their order, the noise and the initialisation, seed by seed.
+# Does a network trained with the audio of collisions learn to *see* what bodies are made of? A single frame hardly
+# shows the material: it shows in how bodies bounce, and audio reveals it plainly. Arms differ in their audio alone:
+# they share videos, data order, noise and initialisation, seed by seed.
 #
-# | arm | sound |
+# | arm | audio |
 # |---|---|
 # | matched | of the clip |
-# | shuffled | of another clip, drawn anew in each epoch: as many tokens, as much compute, the same sounds |
-# | delayed | of the clip, 0.5 s too late: what it is made of is kept, when it sounds is not |
+# | shuffled | of another clip, drawn anew in each epoch: equal tokens, compute and audio clips |
+# | delayed | of the clip, 0.5 s late: its content is kept, its timing is not |
 # | video | none |
 # | matched_unaligned, shuffled_unaligned | as matched and shuffled, with alignment weight 0 |
 #
-# The numbers are those of files that come with the project; `experiments/sight_and_sound.py` says how the runs behind
-# them were trained and probed. Where the runs are at hand, the end of this notebook looks into them.
+# The numbers are read from CSV files of this repository; `experiments/sight_and_sound.py` gives the commands that
+# trained and probed the runs. If the runs exist, the end of this notebook plots their losses.
 
 # %% tags=["parameters"]
 rows_paths = [f"../experiments/results/sight_and_sound/{name}.csv" for name in ("video", "audio", "shifted")]
@@ -46,16 +46,16 @@ from selfflow.representation.probes.probe_run import best
 rows = [row for path in rows_paths for row in read_rows(path)]
 
 # %% [markdown]
-# ## The primary number
+# ## The primary outcome
 #
-# Fixed before any of these runs was trained: balanced accuracy of a logistic probe of the material on mean video
-# tokens, from video alone, at tau 0.1, on the split test, the layer chosen on validation for each run; matched minus
-# shuffled, paired by seed, over five seeds. In brackets: 95 % t intervals over seeds.
+# Fixed before any of these runs: balanced accuracy of a logistic probe of the material on mean video tokens, from video
+# alone, at tau 0.1, on the split test, with the layer chosen on validation for each run; matched minus shuffled, paired
+# by seed, over five seeds. In brackets: 95 % t intervals over seeds.
 
 # %%
-seen = {"target": "material", "source": "video", "split": "test", "tau": 0.1, "probe": "logistic"}
-two = [row for row in select_rows(rows, **seen) if row.method in ("matched", "shuffled")]
-primary = compare_methods(best(two), "shuffled")
+material = {"target": "material", "source": "video", "split": "test", "tau": 0.1, "probe": "logistic"}
+matched_and_shuffled = [row for row in select_rows(rows, **material) if row.method in ("matched", "shuffled")]
+primary = compare_methods(best(matched_and_shuffled), "shuffled")
 for method in primary:
     print(method.told())
 
@@ -63,26 +63,26 @@ for method in primary:
 comparison_figure({"material from video\nbalanced accuracy": primary})
 
 # %% [markdown]
-# At every layer, validation choosing nothing. Bands are t intervals of each arm's mean: what seeds have in common is in
-# them, so that they are wider than that of the paired difference.
+# At every layer, without selection. Bands are t intervals of each arm's mean: they contain the variance that seeds
+# share, so that they are wider than the interval of the paired difference.
 
 # %%
-probe_curves(two, columns=1)
+probe_curves(matched_and_shuffled, columns=1)
 
 # %% [markdown]
-# ## Secondary numbers
+# ## Secondary outcomes
 #
-# All arms held against shuffled sound. Arms but the first two have three seeds, and are exploratory.
-# *Contacts* is how many there are in the span of a video token's frames, by ridge regression; *shifted* clips hold more
-# and larger bodies than any that was trained on.
+# All arms compared with shuffled audio. Arms other than the first two have three seeds and are exploratory. *Contacts*
+# is the number of contacts in the frames of a video token, by ridge regression; *shifted* clips hold more and larger
+# bodies than the training clips.
 
 # %%
-heard = {"target": "contact", "source": "video", "split": "test", "tau": 0.1}
+contacts = {"target": "contact", "source": "video", "split": "test", "tau": 0.1}
 questions = {
-    "material from video\nbalanced accuracy": seen,
-    "material from video, shifted\nbalanced accuracy": seen | {"split": "shifted"},
-    "contacts from video\nR$^2$": heard,
-    "material from sound\nbalanced accuracy": seen | {"source": "audio"},
+    "material from video\nbalanced accuracy": material,
+    "material from video, shifted\nbalanced accuracy": material | {"split": "shifted"},
+    "contacts from video\nR$^2$": contacts,
+    "material from audio\nbalanced accuracy": material | {"source": "audio"},
 }
 answers = {title: compare_methods(best(select_rows(rows, **asked)), "shuffled") for title, asked in questions.items()}
 comparison_figure(answers)
@@ -94,31 +94,32 @@ for title, methods in answers.items():
         print("  " + method.told())
 
 # %% [markdown]
-# **Does alignment compound it?** What matched sound adds to the material seen with the alignment loss, minus what it
-# adds without, over the seeds of all four arms:
+# **Does alignment add to it?** The gain from matched audio with the alignment loss, minus the gain without it, over the
+# seeds of all four arms:
 
 # %%
 arms = ("matched", "shuffled"), ("matched_unaligned", "shuffled_unaligned")
-print(interaction(compare_methods(best(select_rows(rows, **seen))), *arms).told())
+print(interaction(compare_methods(best(select_rows(rows, **material))), *arms).told())
 
 # %% [markdown]
-# **Does a film find its sound?** Among 16 sounds, half of them of its material, by minus the flow loss of the sound
-# given the clean film: the share of films whose own sound came first (1/16 by lot), and of those for which one of their
-# material did (1/2 by lot). The score holds how likely a sound is whatever the film, so that a network which looks at
-# no film prefers the same few sounds and may lie below both: what arms tell is in their differences.
+# **Does a video retrieve its audio?** Among 16 audio clips, half of them of its material, ranked by minus the flow loss
+# of the audio given the clean video: the share of videos whose own audio ranks first (chance 1/16), and of those for
+# which audio of their material does (chance 1/2). The score contains the likelihood of the audio alone, so that a
+# network that ignores the video prefers the same few clips and may fall below chance: differences between arms are what
+# counts.
 
 # %%
-for target in ("sound", "sound's material"):
+for target in ("audio", "audio's material"):
     print(target)
     for method in compare_methods(select_rows(rows, target=target, split="test"), "shuffled"):
         print("  " + method.told())
 
 # %% [markdown]
-# ## The runs themselves
+# ## The runs
 #
 # Flow losses of the arms of one seed, step by step.
 
 # %%
-found = {path.name: open_run(path) for path in sorted(Path(runs_path).glob(f"*_{seed}"))}
-how = "train them with `selfflow sweep experiments/sight_and_sound.py --jobs 2`"
-loss_curves(found) if found else print(f"{runs_path}: no runs; {how}")
+runs = {path.name: open_run(path) for path in sorted(Path(runs_path).glob(f"*_{seed}"))}
+remedy = "train them with `selfflow sweep experiments/sight_and_sound.py --jobs 2`"
+loss_curves(runs) if runs else print(f"{runs_path}: no runs; {remedy}")

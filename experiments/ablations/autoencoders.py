@@ -1,4 +1,4 @@
-"""Do latents of autoencoders that were trained serve better than linear ones, and does Self-Flow help more on them?
+"""Do latents of trained autoencoders serve better than linear ones, and does Self-Flow help more on them?
 
     for m in image video audio; do selfflow train experiments/autoencoder_$m.py; done
     selfflow sweep experiments/ablations/autoencoders.py --jobs 2 --workdir runs/ablations/autoencoders
@@ -7,13 +7,13 @@ linear           the quickstart's PCA of frames and of MDCT
 trained          the convolutional autoencoders of those runs
 trained_vanilla  the same, without alignment and with one tau
 
-Tokens are about as many: 100 of a film, 50 of a sound and 16 of a still through the linear ones, 112, 50 and 16 through
-the others. A film is 12 800 numbers and 7 168; sounds and stills are as many in both.
+Token counts are similar: 100 per video, 50 per audio clip and 16 per image with linear latents; 112, 50 and 16 with
+trained ones. A video has 12 800 and 7 168 latent values; audio and images have equal numbers in both.
 
-Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py. Losses are
-not to be compared between latents.
+Exploratory: three seeds. The base and the measurements are those of experiments/ablations/self_flow.py. Losses of
+different latents cannot be compared.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 8 to 12 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB per run. Wall time: 8 to 12 minutes per run with two runs at once.
 """
 
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ from selfflow.autoencoders.config import Convolutional
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.sweep.members import Member, seeds
+from selfflow.sweep import Member, seeds
 
 __all__ = ["experiment", "sweep"]
 

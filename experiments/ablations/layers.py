@@ -5,15 +5,15 @@
 An arm 2_4 aligns the student's block 2 with the teacher's block 4: the quickstart's choice, about 0.3 and 0.7 of the
 depth, as in arXiv 2603.06507, where the student's layer made little difference.
 
-Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py.
+Exploratory: three seeds. The base and the measurements are those of experiments/ablations/self_flow.py.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB per run. Wall time: 6 to 8 minutes per run with two runs at once.
 """
 
 from collections.abc import Iterable
 
 from selfflow.experiments.ablations.self_flow import experiment
-from selfflow.sweep.members import Member, seeds
+from selfflow.sweep import Member, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -4,18 +4,17 @@
     selfflow sweep experiments/ablations/methods.py --jobs 2 --workdir runs/ablations/methods
 
 vanilla     nothing; one tau
-self_flow   the EMA copy, which sees the cleaner of two taus (arXiv 2603.06507)
-sra         the EMA copy, which sees a little less noise; one tau (arXiv 2505.02831)
+self_flow   the EMA copy, which sees the lower of two taus (arXiv 2603.06507)
+sra         the EMA copy, which sees slightly less noise; one tau (arXiv 2505.02831)
 layer_sync  a later block of the same forward pass; one tau (arXiv 2510.12581)
-external    EfficientNet-lite0's features of the clean frames and stills, sound unaligned; one tau (REPA, arXiv
-            2410.06940)
+external    EfficientNet-Lite0's features of clean frames and images, audio unaligned; one tau (REPA, arXiv 2410.06940)
 
-Each has the weight, the metric and the projector of its paper, and the quickstart's blocks 2 and 4.
+Each arm has the weight, the metric and the projector of its paper, and the quickstart's blocks 2 and 4.
 
-Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py. KID on
+Exploratory: three seeds. The base and the measurements are those of experiments/ablations/self_flow.py. KID on
 EffNet's features favours the arm that was aligned with them.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB per run. Wall time: 6 to 8 minutes per run with two runs at once.
 """
 
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from selfflow.encoders import EffNetLite0
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import SRA, ExternalEncoder, LayerSync, NoAlignment
-from selfflow.sweep.members import Member, seeds
+from selfflow.sweep import Member, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -1,27 +1,27 @@
-"""Which noise should the student see, while it predicts what its EMA copy makes of the cleaner view?
+"""Which noise should the student see?
 
     selfflow sweep experiments/ablations/schedules.py --jobs 2 --workdir runs/ablations/schedules
 
-dual          two taus, drawn alike and unsorted: Dual-Timestep Scheduling (arXiv 2603.06507)
-uniform       one tau for all tokens, so that student and teacher see the same noise: without masking, in that paper's
-              words, where it was worse by more than 1 FID
-sorted        two taus, the masked tokens always the noisier
-band          two taus that are at most 0.2 apart, in that paper about as bad as one
-full_masking  masked tokens all noise
-forcing       a tau for every token (arXiv 2407.01392)
+dual          two taus, drawn independently and unsorted: Dual-Timestep Scheduling (arXiv 2603.06507)
+uniform       one tau for all tokens, so that student and teacher see the same noise; worse by more than 1 FID in that
+              paper
+sorted        two taus, masked tokens always at the higher one
+band          two taus at most 0.2 apart; about as bad as one tau in that paper
+full_masking  masked tokens at tau = 1
+forcing       one tau per token (arXiv 2407.01392)
 
-Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py. The flow
+Exploratory: three seeds. The base and the measurements are those of experiments/ablations/self_flow.py. The flow
 losses of the report's table are all measured with one tau for all tokens; those of its learning curves are each arm's
-own, and not to be compared.
+own and cannot be compared.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB per run. Wall time: 6 to 8 minutes per run with two runs at once.
 """
 
 from collections.abc import Iterable
 
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.noise import DiffusionForcing, FullMasking, UniformTimestep
-from selfflow.sweep.members import Member, axis, chain, seeds
+from selfflow.sweep import Member, axis, chain, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -17,21 +17,21 @@ dual             two taus (Dual-Timestep Scheduling), no alignment
 self_flow        two taus and alignment with the EMA copy: the defaults of this package, gamma 0.8
 self_flow_short  as self_flow, for as many steps as vanilla's FLOPs pay for
 
-All arms have the initialisation, the data in their order and the noise of their seed in common. The losses that a run
-reports at its end are comparable, for they are all measured with one tau for all tokens of a sample.
+All arms share initialisation, data order and noise at equal seed. The losses that a run reports at its end can be
+compared: all are measured with one tau for all tokens of a sample.
 
-Fixed before any of them was measured. For what is understood: R^2 of a ridge probe of a body's position on the tokens
-of a film, from video alone at tau 0.5, the layer chosen on validation; with less noise the token itself tells it to a
-linear probe, whatever the network knows. For what is made: KID on EffNet's features of 256 stills. Each is self_flow
-minus vanilla, five seeds, paired. All else explores. Arms are compared only if vanilla has learned: flow loss below 0.9
-of its linear baseline, and that probe's R^2 0.10 above the untrained network's. (512 stills were planned, and made 256 for
-time when the first runs were trained and nothing was measured.)
+Fixed before any measurement. Primary outcome for representations: R^2 of a ridge probe of a body's position on the
+tokens of a video, from video alone at tau 0.5, the layer chosen on validation; with less noise a linear probe reads the
+position off the token itself. Primary outcome for samples: KID of 256 images on EffNet's features. Both are self_flow
+minus vanilla, five seeds, paired. Everything else is exploratory. Arms are compared only if vanilla has learned: a
+normalised loss below 0.9, and an R^2 of that probe 0.10 above the untrained network's. (512 images were planned; the
+number was reduced to 256 for time after the first runs were trained and before anything was measured.)
 
-It is the quickstart for 600 steps, with films and sounds alone among its batches, as in arXiv 2603.06507, so that what
-is probed of them is something that the network has seen.
+The base is the quickstart for 600 steps, with batches of video alone and audio alone in the mixture, as in
+arXiv 2603.06507, so that single-modality probes see inputs that the network was trained on.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at
-once, and 4 to measure it.
+Hardware: two CPU cores, 2 GB per run. Wall time: 6 to 8 minutes per run with two runs at once, and 4 for its
+measurements.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ from selfflow.input.mixture import Component
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
-from selfflow.sweep.members import Member, seeds
+from selfflow.sweep import Member, seeds
 from selfflow.training.loop import Cadence
 
 
@@ -52,9 +52,9 @@ def experiment() -> Experiment:
         quickstart.experiment(),
         mixture={
             "joint": Component(modalities=("video", "audio"), weight=0.4, batch_size=16),
-            "films": Component(modalities=("video",), weight=0.3, batch_size=16),
-            "sounds": Component(modalities=("audio",), weight=0.1, batch_size=64),
-            "stills": Component(modalities=("image",), weight=0.2, batch_size=64),
+            "video": Component(modalities=("video",), weight=0.3, batch_size=16),
+            "audio": Component(modalities=("audio",), weight=0.1, batch_size=64),
+            "image": Component(modalities=("image",), weight=0.2, batch_size=64),
         },
         steps=600,
         cadence=Cadence(checkpoint_every=200),

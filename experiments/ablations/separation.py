@@ -1,22 +1,22 @@
-"""Do cleaner tokens teach noisier ones? Attention Separation keeps them from seeing each other (arXiv 2607.02508).
+"""Do cleaner tokens teach noisier ones? Attention Separation prevents attention between them (arXiv 2607.02508).
 
     selfflow sweep experiments/ablations/separation.py --jobs 2 --workdir runs/ablations/separation
 
-together  every token sees all others: Self-Flow
-apart     masked tokens and the others do not see each other, in any sample
-quarter   as apart, but for a quarter of the samples, which stay whole
-teacher   as quarter, and the teacher's tokens are separated too, as in the code released with that paper
+together  every token attends to all others: Self-Flow
+apart     no attention between masked and other tokens, in any sample
+quarter   as apart, except for a quarter of the samples, which stay whole
+teacher   as quarter, with the teacher's tokens separated too, as in the code released with that paper
 
-Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py.
+Exploratory: three seeds. The base and the measurements are those of experiments/ablations/self_flow.py.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB per run. Wall time: 6 to 8 minutes per run with two runs at once.
 """
 
 from collections.abc import Iterable
 
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.models.separation import Separation
-from selfflow.sweep.members import Member, axis, seeds
+from selfflow.sweep import Member, axis, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -3,12 +3,12 @@
     selfflow sweep experiments/ablations/weight.py --jobs 2 --workdir runs/ablations/weight
 
 none           two taus, no alignment
-0.2, 0.8, 3.2  alignment with the EMA copy, and this weight beside the flow loss; 0.8 is that of arXiv 2603.06507
+0.2, 0.8, 3.2  alignment with the EMA copy at this weight; 0.8 is that of arXiv 2603.06507
 half           0.8 for the first half of training, then none: the early termination of HASTE (arXiv 2505.16792)
 
-Exploratory: three seeds. The base, what is measured and how are those of experiments/ablations/self_flow.py.
+Exploratory: three seeds. The base and the measurements are those of experiments/ablations/self_flow.py.
 
-Hardware: two CPU cores, 2 GB for each member. Wall time: 6 to 8 minutes for a member where two run at once.
+Hardware: two CPU cores, 2 GB per run. Wall time: 6 to 8 minutes per run with two runs at once.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from selfflow.config.experiment import Experiment
 from selfflow.experiments.ablations.self_flow import experiment
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.sweep.members import Member, axis, chain, seeds
+from selfflow.sweep import Member, axis, chain, seeds
 
 __all__ = ["experiment", "sweep"]
 

@@ -1,7 +1,7 @@
 """Which autoencoder makes the latents of a modality; cheap to import.
 
-Configs are frozen dataclasses with a `kind` that share the protocol `Config`; `load_autoencoder` reads the weights of
-one and returns an `Autoencoder`. Some are fitted to the data of an experiment, once (`fit`); the others have a `path` to
+Configs are frozen dataclasses with a `kind` that share the protocol `Config`; `load_autoencoder` reads the weights
+of one and returns an `Autoencoder`. Some are fitted to the data of an experiment, once (`fit`); the others have a `path` to
 pretrained weights. The path is not part of an autoencoder's identity, which is a hash of its weights.
 """
 

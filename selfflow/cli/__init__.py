@@ -85,13 +85,14 @@ def _fail(message: str) -> None:
 
 
 def _one_of_several() -> bool:
-    processes = sys.modules.get("selfflow.training.distributed")
-    return processes is not None and processes.several()
+    # Only if the command has imported it: the module imports JAX, which `--help` does without.
+    distributed = sys.modules.get("selfflow.training.distributed")
+    return distributed is not None and distributed.is_multiprocess()
 
 
 def _exit(status: int) -> None:
     if _one_of_several():
-        sys.modules["selfflow.training.distributed"].leave(status)
+        sys.modules["selfflow.training.distributed"].abort(status)
     sys.exit(status)
 
 

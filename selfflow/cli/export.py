@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from selfflow.cli.folders import new_folder
+from selfflow.storage.new_folder import new_folder
 
 _EXAMPLE = "selfflow export runs/quickstart --out quickstart-weights"
 

@@ -12,6 +12,7 @@ from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import url
 from selfflow.training.sharding import Devices
 
@@ -33,8 +34,9 @@ class Options:
     """What to generate, with commas: video,audio. With what is given it must be a set that the run was trained on; by
     default its first."""
     context: tuple[str, ...] = ()
-    """What is given: a modality (video), first_frame, prefix:SECONDS, inpaint_time:FROM,TO or inpaint_region:LEFT,TOP,RIGHT,BOTTOM
-    (of what is missing), each from a file (video=clip.mp4), or else from the run's test split; image@0.6 starts from a
+    """What is given: a modality (video), first_frame, prefix:SECONDS, inpaint_time:FROM,TO or
+    inpaint_region:LEFT,TOP,RIGHT,BOTTOM (of what is missing), each from a file (video=clip.mp4), or else from the run's
+    test split; image@0.6 starts from a
     picture with this much noise."""
     count: int = 16
     """Number of samples."""
@@ -83,8 +85,8 @@ def main(arguments: list[str]) -> None:
     for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
         del told[name]
     where = run.source if url(path) else str(run.path.resolve())
-    told = {"run": where, "set": sampler.set or "image", **told, "step": model.step}
-    name = f"{sampler.set or 'image'}{case}_seed{options.seed}"
+    told = {"run": where, "component": sampler.component or "image", **told, "step": model.step}
+    name = f"{sampler.component or 'image'}{case}_seed{options.seed}"
     folder = options.out or unused_path(_below(run, path) / f"step_{model.step}" / name, told)
     claim_path(folder, folder / _TOLD, told).mkdir(exist_ok=True)
     (folder / _TOLD).write_text(json.dumps(told, indent=1))
@@ -146,10 +148,8 @@ def _write(folder: Path, sampler: "RunSampler", options: Options, step: int) -> 
                 one = {m: x[row] for m, x in samples.media.items()}
                 write_media(path(number).with_suffix(""), one, {m: media.rate for m, media in sampler.media.items()})
                 # The latents come last: a sample is there once they are.
-                partial_path = path(number).with_suffix(".partial")
-                with partial_path.open("wb") as file:
+                with atomic_write(path(number)) as partial, partial.open("wb") as file:
                     np.savez(file, **{m: x[row] for m, x in samples.latents.items()})
-                partial_path.replace(path(number))
                 progress.advance()
     kinds = sorted({file.suffix for file in folder.iterdir() if file.stem.isdigit()})
     print(f"\n{options.count} samples in {folder}: {', '.join(f'*{kind}' for kind in kinds)}")

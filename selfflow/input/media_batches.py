@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import sys
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +22,17 @@ from selfflow.input.mixture import Component, Stage
 from selfflow.input.options import LoaderOptions
 from selfflow.latents.encode import folder_name
 from selfflow.latents.store import ids_from, ids_to
+from selfflow.media import medium_of
 from selfflow.progress import Progress
+from selfflow.storage.atomic import atomic_write
 
 _FORMAT = 1  # raised when equal data sets come to have other indexes
-_BYTES = 200e6  # of held-out media of a set
+_BYTES = 200e6  # of held-out media of a component
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What a sample of a set looks like: its length in frames or samples, 0 for a still, and the side of its area."""
+    """Shape of a component's samples: length in frames or samples, 0 for an image, and side of the cropped area."""
 
     length: int
     side: int
@@ -106,11 +106,10 @@ def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.n
 
 
 def _keep(index: dict[str, np.ndarray], path: Path) -> None:
-    partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(index))
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            partial.write_bytes(save(index))
     except OSError as error:  # it is made again the next time
         print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
 
@@ -149,7 +148,7 @@ def _told(small: Any, raw: bytes, shard: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MediaReader:
-    """One record of a set as a sample of a batch; travels to worker processes."""
+    """One record of a component as a sample of a batch; travels to worker processes."""
 
     source: MediaSource
     records: np.ndarray
@@ -168,7 +167,7 @@ class MediaReader:
         try:
             sample["media"] = self._cropped(self.source[record], record, rng)
         except BadRecord:
-            sample["media"] = np.zeros(self.cut.shape, np.int16 if self.modality == "audio" else np.uint8)
+            sample["media"] = np.zeros(self.cut.shape, medium_of(self.modality).dtype)
             sample["weight"] = np.float32(0)
         return sample
 
@@ -181,11 +180,8 @@ class MediaReader:
         return self.source.shard_of(record), "it can be read now"
 
     def _cropped(self, record: dict[str, Any], number: int, rng: np.random.Generator | None) -> np.ndarray:
-        x, cut = record[self.modality], self.cut
-        if self.modality == "audio":
-            x = x[:, None]
-        elif self.modality == "image":
-            x = x[None]
+        medium, cut = medium_of(self.modality), self.cut
+        x = medium.to_sequence(record[self.modality])
         if x.ndim != len(cut.shape) or not x.size:
             raise BadRecord(
                 self.source.shard_of(number), f"its {self.modality} has shape {record[self.modality].shape}"
@@ -194,7 +190,7 @@ class MediaReader:
         for axis, size in enumerate(sizes):
             if x.shape[axis] < size:  # silence, its last frame, or the edge of its pictures, goes on
                 missing = [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
-                x = np.pad(x, missing, mode="constant" if self.modality == "audio" else "edge")
+                x = np.pad(x, missing, mode="edge" if medium.is_visual else "constant")
             room = x.shape[axis] - size
             start = int(rng.integers(room + 1)) if rng is not None else (room // 2 if axis else 0)
             x = np.take(x, np.arange(start, start + size), axis)
@@ -203,12 +199,12 @@ class MediaReader:
 
 @dataclass(frozen=True)
 class MediaBatchSource:
-    """What all sets of a mixture are read from; see `batches.Feed`.
+    """What all components of a mixture are read from; see `batches.Feed`.
 
     Attributes:
       built: data sets.
-      mixture: sets by name, each of one modality, with its data set.
-      cuts: what the samples of each set look like.
+      mixture: components by name, each of one modality, with its data set.
+      cuts: what the samples of each component look like.
       excluded: ids of samples that are never read.
       indexes: folder in which indexes are kept.
     """
@@ -229,23 +225,25 @@ class MediaBatchSource:
 
     @property
     def modalities(self) -> dict[str, dict[str, Cut]]:
-        """The one modality of each set, which tells its `tokens`."""
-        return {name: {chosen.modalities[0]: self.cuts[name]} for name, chosen in self.mixture.items()}
+        """The one modality of each component, which tells its `tokens`."""
+        return {name: {component.modalities[0]: self.cuts[name]} for name, component in self.mixture.items()}
 
     def batches(self, start: int, steps: int, rows: Rows | None = None) -> Batches:
         """The batches of steps `start` to `steps`, as `Feed.batches` gives them: {"media", "weight"}."""
         return Batches(self, start, steps, rows)
 
     def reader(self, name: str, split: str, quality: float = 0.0) -> MediaReader:
-        """Reads the records of a set of the mixture, from a split of its data set."""
-        chosen = self.mixture[name]
-        if (chosen.data, split) not in self.opened:  # it takes a look at all records
-            self.opened[chosen.data, split] = MediaSource(self.built[chosen.data], split, self.excluded, self.indexes)
-        source, (modality,) = self.opened[chosen.data, split], chosen.modalities
+        """Reads the records of a component of the mixture, from a split of its data set."""
+        component = self.mixture[name]
+        if (component.data, split) not in self.opened:  # it takes a look at all records
+            self.opened[component.data, split] = MediaSource(
+                self.built[component.data], split, self.excluded, self.indexes
+            )
+        source, (modality,) = self.opened[component.data, split], component.modalities
         return MediaReader(source, source.having(modality, quality), modality, self.cuts[name])
 
     def held_out(self, splits: tuple[str, ...], size: int) -> dict[str, tuple[str, np.ndarray]]:
-        """Media of each set, {set: (split, [B, ...])}; the first split that has any, in the end train.
+        """Media of each component, {component: (split, [B, ...])}; the first split that has any, in the end train.
 
         They are always the same, and cropped at random as what is trained on.
 
@@ -254,12 +252,12 @@ class MediaBatchSource:
           size: samples, if there are so many, and of large ones fewer.
 
         Raises:
-          UserError: if a set has no record that can be read.
+          UserError: if a component has no record that can be read.
         """
         found = {}
-        for name, chosen in self.mixture.items():
-            for split in (s for s in (*splits, "train") if s in self.built[chosen.data].splits):
-                reader = self.reader(name, split, chosen.quality)
+        for name, component in self.mixture.items():
+            for split in (s for s in (*splits, "train") if s in self.built[component.data].splits):
+                reader = self.reader(name, split, component.quality)
                 most, samples = max(1, min(size, int(_BYTES // reader.cut.nbytes))), []
                 for i in np.random.default_rng(0).permutation(reader.records):
                     if len(samples) == most:
@@ -270,5 +268,7 @@ class MediaBatchSource:
                     found[name] = split, np.stack([sample["media"] for sample in samples])
                     break
             else:
-                raise UserError(f"mixture.{name}: no record of {chosen.data} can be read: run `selfflow data verify`")
+                raise UserError(
+                    f"mixture.{name}: no record of {component.data} can be read: run `selfflow data verify`"
+                )
         return found

@@ -15,7 +15,7 @@ class View(NamedTuple):
     Attributes:
       corruption: levels, assignment and context.
       label: class labels [B]; that of a dropped condition is null.
-      caption: embeddings and their mask, which is empty for a dropped condition; None in sets without captions.
+      caption: embeddings and their mask, which is empty for a dropped condition; None in components without captions.
     """
 
     corruption: Corruption

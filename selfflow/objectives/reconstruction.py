@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from selfflow.autoencoders.convolutional import Network, pad_causal, to_unit_range
+from selfflow.autoencoders.convolutional import Network, pad_causal
 from selfflow.errors import UserError
+from selfflow.media import to_unit_range
 from selfflow.training.objective import Axes
 from selfflow.training.state import flat_by_name, init_ema, update_ema
 

@@ -23,6 +23,7 @@ from selfflow.latents.fit_autoencoder import keep_copy
 from selfflow.run.init_state import parse_run_step
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.run import Run
+from selfflow.storage.atomic import atomic_write
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.state import State
 
@@ -33,7 +34,7 @@ def create_or_resume(
     folder: Path,
     experiment: AnyExperiment,
     data_hash: str,
-    sets: dict[str, Any],
+    datasets: dict[str, Any],
     autoencoders: dict[str, Path],
     data_dir: str = "",
 ) -> None:
@@ -43,7 +44,7 @@ def create_or_resume(
       folder: the run folder.
       experiment: as `check_run` returned it.
       data_hash: identity of the latents.
-      sets: what is known of each data set, as `prepare.sets_of` tells it.
+      datasets: provenance of each data set, as `dataset_provenance` returns it.
       autoencoders: file of each modality's, of which the run keeps a copy: samples are decoded without the data.
       data_dir: where the data is, so that it is found again.
 
@@ -63,7 +64,7 @@ def create_or_resume(
     else:
         provenance = {"started_from": experiment.init_from or None, "ancestors": _ancestors(experiment.init_from)}
         provenance |= {"data": data_hash, "sessions": []}
-    provenance["sets"] = sets
+    provenance["datasets"] = datasets
     provenance["sessions"].append(_surroundings() | {"changed": changed, "data_dir": data_dir})
     for m, file in autoencoders.items():
         kept = folder / AUTOENCODERS / f"{m}.safetensors"
@@ -90,15 +91,14 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
         checkpoints.wait()
     finally:
         checkpoints.close()
-    provenance = {"started_from": None, "ancestors": [], "imported": origin, "data": None, "sets": {}}
+    provenance = {"started_from": None, "ancestors": [], "imported": origin, "data": None, "datasets": {}}
     _make_run(folder, experiment, provenance | {"sessions": [_surroundings() | {"changed": {}}]})
 
 
 def _make_run(folder: Path, experiment: Experiment, provenance: dict[str, Any]) -> None:
-    partial = folder / "provenance.partial"
-    partial.write_text(json.dumps(provenance, indent=1))
+    with atomic_write(folder / "provenance.json") as partial:
+        partial.write_text(json.dumps(provenance, indent=1))
     # The experiment comes last: a folder is a run once it is there.
-    partial.replace(folder / "provenance.json")
     save_experiment(experiment, folder / "experiment.json")
 
 
@@ -107,7 +107,7 @@ def _ancestors(source: str) -> list[dict[str, Any]]:
     if not source:
         return []
     told = parse_run_step(source)[0].provenance()
-    own = {"run": source, "sets": told.get("sets", {}), "imported": told.get("imported")}
+    own = {"run": source, "datasets": told.get("datasets", {}), "imported": told.get("imported")}
     return [own, *told.get("ancestors", [])]
 
 
@@ -151,8 +151,10 @@ def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
         more steps; if the folder holds something else.
     """
     if not (folder / "experiment.json").exists():
-        ours = (_LOCK, AUTOENCODERS, "provenance.json", "provenance.partial", "experiment.partial")
-        foreign = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
+        # A process that was killed before `experiment.json` was written leaves these, and temporary files.
+        expected = (_LOCK, AUTOENCODERS, "provenance.json")
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        foreign = [name for name in names if name not in expected and ".partial-" not in name]
         if foreign:
             raise UserError(
                 f"{folder} is no run folder (no experiment.json) but holds {foreign[0]}: use another --workdir"

@@ -11,11 +11,11 @@ from selfflow.autoencoders.config import AnyAutoencoder, can_decode, uses_pretra
 from selfflow.config.experiment import Experiment
 from selfflow.data.built import BuiltDataset, build
 from selfflow.encoders.config import Encoder
+from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
 from selfflow.input.exclude import read_ids
 from selfflow.latents.encode import EncodeShare, encode, wait_for
-from selfflow.latents.encode_shard import cached_text_encoder
 from selfflow.latents.features import check_features, identities_of
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
 from selfflow.latents.pretrained_weights import find_weights
@@ -46,7 +46,7 @@ def prepare_data(
         experiment = _with_copies(experiment, own)
     modalities = experiment.modalities()
     excluded = read_ids(experiment.exclude) if experiment.exclude else set()
-    used = sorted({chosen.data for chosen in experiment.mixture.values()})
+    used = sorted({component.data for component in experiment.mixture.values()})
     built = {name: build(experiment.data[name], data_dir) for name in used if name not in experiment.latents}
     latents: dict[str, Latents | None] = {
         name: _latents(experiment.latents[name], excluded) for name in used if name in experiment.latents
@@ -119,7 +119,7 @@ def _latents(path: str, excluded: Collection[str]) -> Latents:
 
 def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
     """The encoders of those modalities that the mixture takes from a data set."""
-    taken = {m for chosen in experiment.mixture.values() if chosen.data == data for m in chosen.modalities}
+    taken = {m for component in experiment.mixture.values() if component.data == data for m in component.modalities}
     return {m: encoder for m, encoder in experiment.alignment.target_encoders.items() if m in taken}
 
 

@@ -1,8 +1,7 @@
-"""The folder of a sweep: `sweep.json` says of which comparison the runs in it are, and another is refused."""
+"""The folder of a sweep: `sweep.json` describes the comparison that its runs belong to."""
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +9,56 @@ from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, is_fixed
 from selfflow.errors import UserError
 from selfflow.serialization import from_json, to_json
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import url
 from selfflow.storage.staging import locked
-from selfflow.sweep.load import Sweep, overridden
+from selfflow.sweep.load import Sweep, with_overrides
 
 SWEEP = "sweep.json"
 _LOCK = "sweep.lock"
-# Flags that say where and how members are trained, not what, by how many values follow them.
-_HOW = {"--index": 1, "--jobs": 1, "--data-dir": 1, "--list": 0, "--no-list": 0}
-_HOW |= {"--coordinator": 1, "--processes": 1, "--process": 1}
+# Flags that say where and how runs are trained, not what; each with the number of values that follow it.
+_LAUNCH_FLAGS = {"--index": 1, "--jobs": 1, "--data-dir": 1, "--list": 0, "--no-list": 0}
+_LAUNCH_FLAGS |= {"--coordinator": 1, "--processes": 1, "--process": 1}
 
 
 def describe(sweep: Sweep, arguments: list[str]) -> dict[str, Any]:
-    """What `sweep.json` is to say, as JSON data.
+    """The content of `sweep.json`, as JSON data.
 
     Args:
       sweep: the comparison.
-      arguments: what followed `selfflow sweep` on the command line, the experiment file first.
+      arguments: of `selfflow sweep`, the experiment file first.
     """
+    members = []
+    for name, run in sweep.runs.items():
+        members.append(
+            {
+                "name": name,
+                "arm": run.member.arm or name,
+                "seed": run.experiment.seed.init,
+                "overrides": to_json(run.member.overrides),
+                "steps": run.experiment.steps,
+                "flops": run.flops,
+            }
+        )
+    budget = {name: value for name, value in to_json(sweep.budget).items() if value is not None}
     return {
         "file": arguments[0],
         "question": sweep.question,
-        "command": ["selfflow", "sweep", *_asked(arguments)],
-        "budget": {name: value for name, value in to_json(sweep.budget).items() if value is not None} or None,
+        "command": ["selfflow", "sweep", *_without_launch_flags(arguments)],
+        "budget": budget or None,
         "experiment": to_json(sweep.base),
-        "members": [
-            {
-                "name": name,
-                "arm": planned.member.arm or name,
-                "seed": planned.experiment.seed.init,
-                "overrides": to_json(planned.member.overrides),
-                "steps": planned.experiment.steps,
-                "flops": planned.flops,
-            }
-            for name, planned in sweep.members.items()
-        ],
+        "members": members,
     }
 
 
-def check_sweep(folder: Path, described: dict[str, Any]) -> None:
-    """Raises `UserError` where a folder holds another sweep than the one that is described; writes nothing.
+def check_sweep(folder: Path, description: dict[str, Any]) -> None:
+    """Raises `UserError` if a folder holds another sweep; writes nothing.
 
-    The same sweep may have got more members; those that were there keep their lengths and all settings that say what
-    is computed.
+    A sweep may get more runs. Those that it has keep their lengths and all fields that may not change in a run.
+
+    Args:
+      folder: on a disk or in a bucket; it need not exist.
+      description: of `describe`.
     """
     if not url(folder) and (folder / "experiment.json").exists():
         raise UserError(f"--workdir {folder} is a run folder: give the sweep a folder of its own")
@@ -65,49 +71,50 @@ def check_sweep(folder: Path, described: dict[str, Any]) -> None:
         old = _experiments(before, path)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {error}): remove it; what has begun is still compared with "
-            "its run folder"
+            f"{path} is damaged ({type(error).__name__}: {error}): remove it; runs are still compared with their own "
+            "experiment.json"
         ) from error
-    new = _experiments(described, path)
+    new = _experiments(description, path)
     another = f"{url(folder) or folder} holds another sweep, of {before.get('file')}"
     for name in old:
         if name not in new:
-            raise UserError(f"{another}: it has the member {name}, which is missing now: use another --workdir")
+            raise UserError(f"{another}: it has the run {name}, which is missing now: use another --workdir")
         for field, (was, now) in diff(old[name], new[name]).items():
             if field == "steps" or is_fixed(field):
                 raise UserError(
-                    f"{another}: {field} of its member {name} was {was!r}, now {now!r}: use another --workdir, or the "
+                    f"{another}: {field} of its run {name} was {was!r}, now {now!r}: use another --workdir, or the "
                     "old value"
                 )
 
 
-def enter_sweep(folder: Path, described: dict[str, Any]) -> None:
-    """Makes a folder that of a sweep, or takes up the same one in it; several processes may do so at once.
+def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
+    """Writes `sweep.json` into the folder of a sweep, unless it holds another; processes may call it at once.
 
     Args:
       folder: on a disk or in a bucket.
-      described: what `sweep.json` is to say.
+      description: of `describe`.
 
     Raises:
       UserError: as `check_sweep`.
     """
-    content = json.dumps(described, indent=1).encode()
-    if where := url(folder):
+    content = json.dumps(description, indent=1).encode()
+    where = url(folder)
+    if where:
         from selfflow.storage.store import write
 
-        if not write(f"{where}/{SWEEP}", content, fresh=True):  # a store has no locks: the first one is there for all
-            check_sweep(folder, described)
+        if not write(f"{where}/{SWEEP}", content, fresh=True):  # a store has no locks: the first to create it wins
+            check_sweep(folder, description)
             write(f"{where}/{SWEEP}", content)
         return
     with locked(folder / _LOCK):
-        check_sweep(folder, described)
-        partial = folder / "sweep.partial"
-        partial.write_bytes(content)
-        os.replace(partial, folder / SWEEP)
+        check_sweep(folder, description)
+        with atomic_write(folder / SWEEP) as partial:
+            partial.write_bytes(content)
 
 
 def _read(folder: Path) -> bytes | None:
-    if where := url(folder):
+    where = url(folder)
+    if where:
         from selfflow.storage.store import read
 
         return read(f"{where}/{SWEEP}")
@@ -117,24 +124,25 @@ def _read(folder: Path) -> bytes | None:
         return None
 
 
-def _experiments(described: dict[str, Any], path: str) -> dict[str, Experiment]:
-    base = from_json(described["experiment"], Experiment, path)
-    return {
-        member["name"]: dataclasses.replace(overridden(base, member["overrides"], path), steps=member["steps"])
-        for member in described["members"]
-    }
+def _experiments(description: dict[str, Any], path: str) -> dict[str, Experiment]:
+    """The experiment of each run of a description."""
+    base = from_json(description["experiment"], Experiment, path)
+    experiments = {}
+    for member in description["members"]:
+        experiment = with_overrides(base, member["overrides"], path)
+        experiments[member["name"]] = dataclasses.replace(experiment, steps=member["steps"])
+    return experiments
 
 
-def _asked(arguments: list[str]) -> list[str]:
-    """The arguments without those that say how."""
-    kept, passed_over = [], 0
+def _without_launch_flags(arguments: list[str]) -> list[str]:
+    others, values_to_skip = [], 0
     for argument in arguments:
         flag, equals, _ = argument.partition("=")
         flag = flag.replace("_", "-")
-        if passed_over:
-            passed_over -= 1
-        elif flag in _HOW:
-            passed_over = 0 if equals else _HOW[flag]
+        if values_to_skip:
+            values_to_skip -= 1
+        elif flag in _LAUNCH_FLAGS:
+            values_to_skip = 0 if equals else _LAUNCH_FLAGS[flag]
         else:
-            kept.append(argument)
-    return kept
+            others.append(argument)
+    return others

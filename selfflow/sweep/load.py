@@ -1,10 +1,10 @@
-"""Sweeps in experiment files: from what `sweep()` yields to the experiment of each member, as long as it may be."""
+"""Sweeps in experiment files: from the members that `sweep()` yields to the experiment and length of each run."""
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from selfflow.config.experiment import Experiment
@@ -15,11 +15,12 @@ from selfflow.serialization import from_json, to_json
 from selfflow.sweep.members import Budget, Member, overlapping
 from selfflow.training.seeds import Seeds
 
-_TAKEN = ("lock", "sweep.json", "sweep.lock", "sweep.partial", "report", "probes")
+# Names of files and folders in the folder of a sweep.
+_RESERVED = ("lock", "sweep.json", "sweep.lock", "report", "probes")
 
 
-class Planned(NamedTuple):
-    """A member of a sweep and what becomes of it.
+class SweepRun(NamedTuple):
+    """A run of a sweep.
 
     Attributes:
       member: as the file yields it.
@@ -34,23 +35,37 @@ class Planned(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that an experiment file says of a comparison.
+    """The comparison that an experiment file defines.
 
     Attributes:
       question: the file's docstring.
-      budget: what each member may take; an empty one leaves the steps to the experiments.
+      budget: length of each run; an empty one leaves the steps to the experiments.
       base: the experiment that the overrides are applied to.
-      members: by name, in order.
+      runs: by name, in order.
     """
 
     question: str
     budget: Budget
     base: Experiment
-    members: dict[str, Planned]
+    runs: dict[str, SweepRun]
+
+
+class _Arm(NamedTuple):
+    """Runs that differ in their seeds alone.
+
+    Attributes:
+      first: name of its first run.
+      settings: the experiment of all of them, without its seeds.
+      costs: steps and model FLOPs of a step of each stage, as `mean_flops` returns them.
+    """
+
+    first: str
+    settings: Experiment
+    costs: list[tuple[int, float]]
 
 
 def budget_of(path: str | Path) -> Budget:
-    """The `BUDGET` of an experiment file; an empty one where it has none."""
+    """The `BUDGET` of an experiment file; an empty one by default."""
     budget = getattr(load_module(path), "BUDGET", Budget())
     if not isinstance(budget, Budget):
         raise UserError(f"{path}: BUDGET is {budget!r}, not a selfflow.sweep.members.Budget")
@@ -63,50 +78,61 @@ def load_sweep(path: str | Path, base: Experiment, budget: Budget = Budget()) ->
     Args:
       path: experiment file that defines `sweep()` or `sweep(base)`, which yields or returns `Member`s.
       base: what the overrides are applied to.
-      budget: how long each member is trained; by default as long as its experiment says.
+      budget: length of each run; by default the steps of its experiment.
 
     Raises:
-      UserError: naming the member and the field, if there is no sweep or one of its experiments makes no sense.
+      UserError: naming the member and the field, if there is no sweep or one of its experiments is invalid.
     """
     module = load_module(path)
     if not hasattr(module, "sweep"):
         raise UserError(f"{path} defines no function sweep(); train it with `selfflow train`")
     if budget.steps is not None:
         base = dataclasses.replace(base, steps=budget.steps)
-    found: dict[str, Planned] = {}
-    arms: dict[str, tuple[str, Experiment, list[tuple[int, float]]]] = {}
+    runs: dict[str, SweepRun] = {}
+    arms: dict[str, _Arm] = {}
     for member in _members(path, module, base):
         where = f"{path}: sweep member {member.name}"
-        if member.name in found:
-            both = f"{found[member.name].member.overrides} and {member.overrides}"
+        if member.name in runs:
+            both = f"{runs[member.name].member.overrides} and {member.overrides}"
             raise UserError(f"{where}: two members have this name, with {both}")
         if budget.flops is not None and "steps" in member.overrides:
             raise UserError(f"{where} sets steps, which follow from the FLOPs of the budget: leave out one of the two")
-        experiment = overridden(base, member.overrides, where)
+        experiment = with_overrides(base, member.overrides, where)
         try:
-            resolved = experiment.resolved()
-            arm, unseeded = member.arm or member.name, dataclasses.replace(experiment, seed=Seeds())
-            first, settings, costs = arms.setdefault(arm, (member.name, unseeded, mean_flops(resolved)))
-            if differing := list(diff(settings, unseeded)):
-                raise UserError(f"it is of the arm {arm}, but differs from {first} in {differing[0]}: name another arm")
-            if budget.flops is not None:
-                experiment = dataclasses.replace(experiment, steps=steps_within(costs, budget.flops))
-                experiment.resolved()
+            runs[member.name] = _run(member, experiment, budget, arms)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        found[member.name] = Planned(member, experiment, flops_of(costs, experiment.steps))
-    if not found:
+    if not runs:
         raise UserError(f"{path}: sweep() yields no member")
-    return Sweep(module.__doc__ or "", budget, base, found)
+    return Sweep(module.__doc__ or "", budget, base, runs)
 
 
-def overridden(experiment: Experiment, overrides: dict[str, Any], where: str) -> Experiment:
-    """The experiment with fields changed, each checked against its type.
+def _run(member: Member, experiment: Experiment, budget: Budget, arms: dict[str, _Arm]) -> SweepRun:
+    """Checks the experiment of a run, and that it belongs to its arm; gives it the steps that the budget allows."""
+    resolved = experiment.resolved()
+    name, settings = member.arm or member.name, dataclasses.replace(experiment, seed=Seeds())
+    if name not in arms:
+        arms[name] = _Arm(member.name, settings, mean_flops(resolved))
+    arm = arms[name]
+    differing = list(diff(arm.settings, settings))
+    if differing:
+        raise UserError(f"it is of the arm {name}, but differs from {arm.first} in {differing[0]}: name another arm")
+    if budget.flops is not None:
+        experiment = dataclasses.replace(experiment, steps=steps_within(arm.costs, budget.flops))
+        experiment.resolved()  # fields may not fit the new length
+    return SweepRun(member, experiment, flops_of(arm.costs, experiment.steps))
+
+
+def with_overrides(experiment: Experiment, overrides: dict[str, Any], where: str) -> Experiment:
+    """The experiment with fields replaced, each checked against its type.
 
     Args:
       experiment: what to change.
       overrides: new values by dotted name.
       where: what they belong to, for errors.
+
+    Raises:
+      UserError: naming the field, if it does not exist or the value is not of its type.
     """
     data = to_json(experiment)
     for name, value in overrides.items():
@@ -114,30 +140,32 @@ def overridden(experiment: Experiment, overrides: dict[str, Any], where: str) ->
         place = data
         for depth, parent in enumerate(parents):
             if not isinstance(place, dict) or not isinstance(place.get(parent), dict):
-                raise UserError(f"{where}: there is no field {'.'.join(parents[: depth + 1])} for {name} to be in")
+                raise UserError(f"{where}: unknown field {'.'.join(parents[: depth + 1])} in {name}")
             place = place[parent]
         place[last] = to_json(value)
     return from_json(data, Experiment, where)
 
 
-def _members(path: str | Path, module: Any, base: Experiment) -> Iterator[Member]:
+def _members(path: str | Path, module: ModuleType, base: Experiment) -> list[Member]:
+    """What `sweep()` yields, each checked by itself."""
     try:
         members = list(module.sweep(base) if inspect.signature(module.sweep).parameters else module.sweep())
     except UserError as error:  # members that cannot be joined
         raise UserError(f"{path}: {error}") from error
     for member in members:
-        if not isinstance(member, Member):
-            raise UserError(f"{path}: sweep() yielded {member!r}, not a selfflow.sweep.members.Member")
-        if not member.name or set(member.name) & set("/\\") or member.name.startswith("."):
-            raise UserError(f"{path}: sweep member {member.name!r} is to be the name of a folder: leave / and . out")
-        if member.name in _TAKEN or member.name.endswith(".log"):
-            raise UserError(
-                f"{path}: sweep member {member.name!r} is called as a file of the sweep's folder: rename it"
-            )
-        fields = list(member.overrides)
-        for i, field in enumerate(fields):
-            if found := overlapping([field], fields[:i]):
-                raise UserError(
-                    f"{path}: sweep member {member.name} sets {found[1]} and {found[0]}: one holds the other"
-                )
-        yield member
+        _check_member(path, member)
+    return members
+
+
+def _check_member(path: str | Path, member: Any) -> None:
+    if not isinstance(member, Member):
+        raise UserError(f"{path}: sweep() yielded {member!r}, not a selfflow.sweep.members.Member")
+    if not member.name or set(member.name) & set("/\\") or member.name.startswith("."):
+        raise UserError(f"{path}: sweep member {member.name!r} names a folder: leave / and a leading . out")
+    if member.name in _RESERVED or member.name.endswith(".log"):
+        raise UserError(f"{path}: sweep member {member.name!r} has the name of a file in the sweep's folder: rename it")
+    fields = list(member.overrides)
+    for i, field in enumerate(fields):
+        pair = overlapping([field], fields[:i])
+        if pair:
+            raise UserError(f"{path}: sweep member {member.name} sets {pair[1]} and {pair[0]}: one contains the other")

@@ -1,12 +1,12 @@
-"""Sweeps: the members that `sweep()` of an experiment file yields, and what makes many of them in a few lines.
+"""Members of a sweep, which `sweep()` of an experiment file yields, and functions that combine them.
 
     def sweep():
         none = [Member("none", {"alignment": NoAlignment()})]
         return seeds(chain(none, axis("alignment.weight", (0.2, 0.4))), range(1, 4))
 
-has the members none_1, 0.2_1, 0.4_1, none_2 and so on; the first of its arms, none, is what the others are held
-against. `chain` is that of itertools. Where something follows from the base, such as a half of its steps, it is
-`sweep(base)`, which is given the file's experiment with the flags and the budget of the command line.
+has the members none_1, 0.2_1, 0.4_1, none_2 and so on; the first arm, none, is the baseline. `chain` is that of
+itertools. A sweep that depends on the experiment, such as on half of its steps, is a function `sweep(base)`; `base` is
+the file's experiment with the flags and the budget of the command line.
 """
 
 import itertools
@@ -27,7 +27,7 @@ class Member(NamedTuple):
     Attributes:
       name: of its run folder, such as matched_0.
       overrides: fields by their dotted names, such as {"seed.init": 1, "alignment": NoAlignment()}.
-      arm: what members that differ in their seeds alone share; empty means the name.
+      arm: name that members share which differ in their seeds alone; by default the member's name.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """How long each member of a sweep is trained, in one of two measures; `BUDGET` of an experiment file is one."""
+    """Length of each run of a sweep, in steps or in FLOPs; `BUDGET` of an experiment file is one."""
 
     steps: int | None = None
-    """Updates of each member, but of those whose overrides have steps of their own."""
+    """Updates of each run, unless its overrides set steps."""
     flops: float | None = None
-    """Model FLOPs of each member's training; one whose steps cost more has fewer."""
+    """Model FLOPs of each run's training: the costlier a step, the fewer steps."""
 
     def __post_init__(self):
         if self.steps is not None and self.flops is not None:
@@ -83,21 +83,21 @@ def product(*factors: Iterable[Member]) -> list[Member]:
     """Every pairing of members of the factors, the last factor changing fastest; names are joined by `_`.
 
     Raises:
-      UserError: if two that are joined set the same field.
+      UserError: if members that are joined set the same field.
     """
     return [_joined(parts) for parts in itertools.product(*factors)]
 
 
 def zipped(*factors: Iterable[Member]) -> list[Member]:
-    """The first members of all factors joined, the second ones, and so on.
+    """The first members of all factors joined, then the second ones, and so on.
 
     Raises:
-      UserError: if the factors are not equally long, or two that are joined set the same field.
+      UserError: if the factors differ in length, or members that are joined set the same field.
     """
     lists = [list(factor) for factor in factors]
     if len({len(members) for members in lists}) > 1:
-        told = " and ".join(f"{len(members)} ({', '.join(m.name for m in members)})" for members in lists)
-        raise UserError(f"zipped() joins factors of {told} members: give all as many")
+        lengths = [f"{len(members)} ({', '.join(member.name for member in members)})" for members in lists]
+        raise UserError(f"zipped() joins factors of {' and '.join(lengths)} members: give all as many")
     return [_joined(parts) for parts in zip(*lists)]
 
 
@@ -107,28 +107,31 @@ def seeds(members: Iterable[Member], numbers: Iterable[int]) -> list[Member]:
     Initial weights, order of the data and noise have the same seed, so that arms are paired by it.
     """
     members = list(members)
-    return [
-        _joined(
-            (member, Member(str(seed), {f"seed.{purpose}": seed for purpose in ("init", "data", "noise")}))
-        )._replace(arm=member.arm or member.name)
-        for seed in numbers
-        for member in members
-    ]
+    seeded = []
+    for seed in numbers:
+        paired = Member(str(seed), {"seed.init": seed, "seed.data": seed, "seed.noise": seed})
+        for member in members:
+            seeded.append(_joined((member, paired))._replace(arm=member.arm or member.name))
+    return seeded
 
 
 def overlapping(one: Iterable[str], other: Iterable[str]) -> tuple[str, str] | None:
-    """A field of each, by dotted names, of which one holds the other or is the other; None where none do."""
-    pairs = itertools.product(one, other)
-    return next(((a, b) for a, b in pairs if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.")), None)
+    """A pair of dotted field names, one of each, of which one contains or equals the other; None without any."""
+    for a, b in itertools.product(one, other):
+        if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}."):
+            return a, b
+    return None
 
 
 def _joined(parts: tuple[Member, ...]) -> Member:
     for one, other in itertools.combinations(parts, 2):
-        if found := overlapping(one.overrides, other.overrides):
-            a, b = found
-            raise UserError(f"{one.name} sets {a} and {other.name} sets {b}: they cannot be joined to one member")
-    return Member(
-        "_".join(part.name for part in parts),
-        {field: value for part in parts for field, value in part.overrides.items()},
-        "_".join(part.arm or part.name for part in parts),
-    )
+        pair = overlapping(one.overrides, other.overrides)
+        if pair:
+            raise UserError(
+                f"{one.name} sets {pair[0]} and {other.name} sets {pair[1]}: they cannot be joined to one member"
+            )
+    overrides: dict[str, Any] = {}
+    for part in parts:
+        overrides |= part.overrides
+    names, arms = [part.name for part in parts], [part.arm or part.name for part in parts]
+    return Member("_".join(names), overrides, "_".join(arms))

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.autoencoders.config import Autoencoder
-from selfflow.autoencoders.convolutional import pad_causal, to_unit_range
+from selfflow.autoencoders.convolutional import pad_causal
 from selfflow.autoencoders.convolutional_autoencoder import ConvolutionalAutoencoder, read_config, write
 from selfflow.autoencoders.latent_statistics import difference
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
@@ -25,6 +25,7 @@ from selfflow.data.built import build
 from selfflow.input.exclude import read_ids
 from selfflow.input.media_batches import MediaBatchSource
 from selfflow.latents.store import INDEXES
+from selfflow.media import images_only, medium_of, to_unit_range
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
 from selfflow.storage.paths import url_of
@@ -34,7 +35,7 @@ from selfflow.training.sharding import pad_batch, shard_batch
 from selfflow.training.state import State, flat_by_name
 from selfflow.training.step import key_of
 
-# Samples of each set that layers begin with and latents are normalised by, and the linear autoencoder is fitted on.
+# Samples of each component by which layers are initialised, latents normalised and the linear autoencoder fitted.
 _FITTED_ON = 512
 _TOGETHER = 32
 _SHOWN = 4
@@ -46,7 +47,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
     Raises:
       UserError: for what a user can correct in data or experiment.
     """
-    used = sorted({chosen.data for chosen in experiment.mixture.values()})
+    used = sorted({component.data for component in experiment.mixture.values()})
     built = primary_first(lambda: {name: build(experiment.data[name], data_dir) for name in used})
     excluded = frozenset(read_ids(experiment.exclude) if experiment.exclude else ())
     feed = MediaBatchSource(
@@ -60,7 +61,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         data_dir / INDEXES,
     )
     records = {name: [b.name, b.fingerprint, b.mapping, b.forgotten] for name, b in built.items()}
-    sets = {
+    datasets = {
         name: {
             "dataset": b.name,
             "licence": experiment.data[name].licence,
@@ -72,7 +73,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
     return Task(
         feed,
         hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()[:16],
-        sets,
+        datasets,
         {},
         None,
         lambda mesh, placed: _functions(experiment, feed, mesh, placed),
@@ -148,10 +149,10 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
     network = experiment.network
     params = jax.device_get(state.frozen["ema"])
     fitting = feed.held_out((), _FITTED_ON)
-    with Progress("normalise latents", len(fitting), unit="set") as shown:
+    with Progress("normalise latents", len(fitting), unit="component") as shown:
         moments = np.zeros((2, network.channels))
         encode = jax.jit(lambda x: network.encode(params, pad_causal(to_unit_range(x), network.causal_padding))[0])
-        for _, media in fitting.values():  # all sets count alike, however many positions they have
+        for _, media in fitting.values():  # all components count alike, however many positions they have
             parts = [np.asarray(encode(part), np.float64).reshape(-1, network.channels) for part in _parts(media)]
             positions = sum(map(len, parts))
             moments += np.sum([[z.sum(0), np.square(z).sum(0)] for z in parts], axis=0) / positions / len(fitting)
@@ -163,21 +164,21 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
     folder.mkdir(parents=True, exist_ok=True)
     rows, files = {}, [str(path)]
     held_out = feed.held_out(("test", "validation"), experiment.held_out)
-    with Progress("reconstruct", len(held_out), unit="set") as shown:
+    with Progress("reconstruct", len(held_out), unit="component") as shown:
         for name, (split, media) in held_out.items():
             (modality,) = experiment.mixture[name].modalities
-            own = _plain(media, modality)
+            own = medium_of(modality).from_sequence(media)
             trained = _loaded(path, modality)
-            linear = _linear(network, _plain(fitting[name][1], modality), modality)
+            linear = _linear(network, medium_of(modality).from_sequence(fitting[name][1]), modality)
             row: dict[str, Any] = {"split": split, "samples": len(own), "numbers": int(trained.encode(own[:1]).size)}
             made = _decoded(trained, own)
-            row["convolutional"] = reconstruction_metrics(own, made, experiment.rate)
+            row["convolutional"] = reconstruction_metrics(modality, own, made, experiment.rate)
             if linear is not None:
-                row["linear"] = reconstruction_metrics(own, _decoded(linear, own), experiment.rate)
+                row["linear"] = reconstruction_metrics(modality, own, _decoded(linear, own), experiment.rate)
                 row["linear_numbers"] = int(linear.encode(own[:1]).size)
             rows[name] = row
             files.append(str(folder / f"{name}.png"))
-            few = own[: _SHOWN if modality != "image" else 16]
+            few = own[: 16 if images_only([modality]) else _SHOWN]
             shown_parts = {"original": few, "decoded": made[: len(few)], "lost": difference(few, made[: len(few)])}
             sheet = {group: {modality: x} for group, x in shown_parts.items()}
             title = f"{name}: {split} split, through {row['numbers']} numbers each"
@@ -188,23 +189,19 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
     return summary
 
 
-def _plain(media: np.ndarray, modality: str) -> np.ndarray:
-    """Media as data sets have them."""
-    return media[:, 0] if modality == "image" else media[..., 0] if modality == "audio" else media
-
-
 def _loaded(path: Path, modality: str) -> ConvolutionalAutoencoder:
     return load_autoencoder(read_config(path, modality), path)
 
 
 def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder | None:
     """The linear autoencoder of a latent that is as large, or a little larger; None where there is no such."""
-    if modality == "audio":
+    medium = medium_of(modality)
+    if not medium.is_visual:
         hop = network.cell[0]
         if hop % 2 or network.channels > hop:
             return None
         return LinearAutoencoder.fit(MdctPCA(temporal_stride=hop, channels=network.channels), _parts(media))
-    stride, frames = network.cell[1], media.shape[1] if modality == "video" else 1
+    stride, frames = network.cell[1], media.shape[1] if medium.has_time else 1
     numbers = network.channels * ((frames + network.causal_padding) // network.cell[0])
     if -(-numbers // frames) > 3 * stride**2:
         return None  # as large as the pictures themselves
@@ -222,7 +219,7 @@ def _decoded(autoencoder: Autoencoder, media: np.ndarray) -> np.ndarray:
 def _print(summary: dict[str, Any], workdir: Path) -> None:
     print(f"\n{workdir}: {summary['steps']} steps done\n")
     print("Reconstruction, beside PCA of a latent at least as large")
-    print(f"  {'set':<12} {'split':<11} {'measure':<18} {'convolutional':>14} {'linear':>10} {'difference':>11}")
+    print(f"  {'component':<12} {'split':<11} {'measure':<18} {'convolutional':>14} {'linear':>10} {'difference':>11}")
     for name, row in summary["reconstruction"].items():
         for measure, value in row["convolutional"].items():
             linear = row.get("linear", {}).get(measure)

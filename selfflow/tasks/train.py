@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import AnyExperiment
 from selfflow.errors import UserError
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import url, url_of
 from selfflow.training.distributed import barrier, check_agreed, is_multiprocess, is_primary, run_on_all
 
@@ -91,7 +92,7 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
     where = url_of(data_dir) or str(data_dir.absolute())
 
     def enter() -> None:
-        create_or_resume(workdir, experiment, task.data_hash, task.sets, task.autoencoders, where)
+        create_or_resume(workdir, experiment, task.data_hash, task.datasets, task.autoencoders, where)
         send_changes(workdir)  # from here on a bucket knows of a run, whatever of the rest gets there
 
     run_on_all(lambda: enter() if is_primary() else None)
@@ -106,7 +107,7 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
             print(sharding_table(state, shardings_of(state), experiment.objective().logical_axes()))
     batches = task.feed.batches(start, experiment.steps, rows)
     stream = iter(batches)
-    sizes = {name: chosen.batch_size for name, chosen in experiment.mixture.items()}
+    sizes = {name: component.batch_size for name, component in experiment.mixture.items()}
     log = None
     try:
         with jax.set_mesh(mesh), interruptible() as interruption:
@@ -114,7 +115,7 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
             if start < experiment.steps:
                 state = run_loop(
                     state,
-                    batches=((shard_batch(batch, mesh, sizes[facts["set"]]), facts) for batch, facts in stream),
+                    batches=((shard_batch(batch, mesh, sizes[facts["component"]]), facts) for batch, facts in stream),
                     ids=batches.ids,
                     start=start,
                     steps=experiment.steps,
@@ -136,9 +137,8 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
     summary = task.prove(workdir, weights) if is_primary() else {}
     if is_primary():
         summary["minutes"] = round((time.monotonic() - began) / 60, 2)
-        unfinished = workdir / "summary.json.partial"
-        unfinished.write_text(json.dumps(summary, indent=1))
-        unfinished.replace(workdir / "summary.json")
+        with atomic_write(workdir / "summary.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=1))
     barrier()
     return summary
 

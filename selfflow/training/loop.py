@@ -128,12 +128,12 @@ def train(
         if values["skipped"]:
             skipped, in_a_row = skipped + 1, in_a_row + 1
             if log is not None:
-                log.skip({"step": number, "set": facts["set"], "ids": ids(number - 1)})
+                log.skip({"step": number, "component": facts["component"], "ids": ids(number - 1)})
             if in_a_row == limits.max_skipped_steps:
                 raise UserError(_too_many(number, in_a_row, checkpoints.path.parent, checkpoints.latest()))
         else:
             in_a_row = 0
-        return f"{facts['set']} loss {values['loss']:.3f}" + (f", {skipped} skipped" if skipped else "")
+        return f"{facts['component']} loss {values['loss']:.3f}" + (f", {skipped} skipped" if skipped else "")
 
     try:
         with (

@@ -31,7 +31,7 @@ FINE_TUNE = """
 from selfflow.autoencoders.linear import PatchPCA
 from selfflow.data.digits import Digits
 from selfflow.config.experiment import Experiment
-from selfflow.input.mixture import Set
+from selfflow.input.mixture import Component
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import SelfFlow
 
@@ -40,7 +40,7 @@ def experiment():
         data={"digits": Digits()},
         autoencoders={"image": PatchPCA(patch=4, channels=4)},
         patch={"image": (2, 2)},
-        mixture={"image": Set(modalities=("image",), batch_size=2)},
+        mixture={"image": Component(modalities=("image",), batch_size=2)},
         model=SiTConfig(width=48, heads=4, depth=4, input_size=8, channels=4, labels=10, learn_sigma=True),
         label="digit",
         alignment=SelfFlow(student_layer=1, teacher_layer=3),

@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
 
 
 def seen(feed, start=0, steps=24, rows=None):
-    return [(facts["set"], numbers(batch)) for batch, facts in feed.batches(start, steps, rows)]
+    return [(facts["component"], numbers(batch)) for batch, facts in feed.batches(start, steps, rows)]
 
 
 def part(number, parts):
@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_the_next_sample_on_another_number_of_readers(folders
 
 
 def test_no_record_is_repeated_or_lost_in_an_epoch(folders):
-    """By ids: what the sets saw, whatever the mixture did between."""
+    """By ids: what the components saw, whatever the mixture did between."""
     found = seen(feed(folders, MIXTURE), steps=60)
     for name, records in (("joint", range(20)), ("stills", range(100, 112)), ("more", range(20))):
         drawn = [i for n, rows in found if n == name for i in rows]
@@ -250,12 +250,12 @@ def test_a_truncated_shard_stops_the_run_by_name(tmp_path):
 _READER = """
 import multiprocessing, sys, time
 from pathlib import Path
-from selfflow.input.options import Reading
+from selfflow.input.options import LoaderOptions
 from tests.input.test_batches import MIXTURE
 from tests.input.made import feed
 
 if __name__ == "__main__":
-    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, loader=Reading(workers=1))
+    made = feed({"a": Path(sys.argv[1]), "b": Path(sys.argv[2])}, MIXTURE, loader=LoaderOptions(workers=1))
     stream = iter(made.batches(0, 1000))
     next(stream)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -218,8 +218,8 @@ def test_it_waits_for_an_encoding_of_the_same_folder(home):
     holder.start()
     assert started.wait(20)
     code = (
-        "import sys, pickle; from selfflow.latents.delete.delete import forget; from pathlib import Path;"
-        "built, root = pickle.load(open(sys.argv[1], 'rb')); forget(built, ['train-000001'], root); print('done')"
+        "import sys, pickle; from selfflow.latents.delete.delete import delete_samples; from pathlib import Path;"
+        "built, root = pickle.load(open(sys.argv[1], 'rb')); delete_samples(built, ['train-000001'], root); print('done')"
     )
     (root / "arguments").write_bytes(pickle.dumps((built, root)))
     process = subprocess.Popen(

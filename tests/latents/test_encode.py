@@ -228,7 +228,7 @@ def test_latents_that_are_not_finite_or_of_another_shape_are_left_out(prepared, 
             mean = np.full_like(mean, np.nan) if len(calls) == 3 else mean
         return mean, std
 
-    monkeypatch.setattr(LinearAutoencoder, "encode_distribution", moments)
+    monkeypatch.setattr(LinearAutoencoder, "encode_distribution", encode_distribution)
     found = encoded(prepared, tmp_path)
     ((record, shard, reason),) = found.manifest["unreadable"]["train"]
     assert record == 2 and reason == "the latents of its image are not finite" and found.source("train").id(2)
@@ -238,7 +238,7 @@ def test_stochastic_autoencoders_leave_mean_and_deviation(prepared, tmp_path, mo
     plain = LinearAutoencoder.encode_distribution
     monkeypatch.setattr(
         LinearAutoencoder,
-        "moments",
+        "encode_distribution",
         # However they lie in memory: as those of torch, channels first.
         lambda self, x: tuple(map(np.asfortranarray, (plain(self, x)[0], np.tanh(plain(self, x)[0]) ** 2))),
     )

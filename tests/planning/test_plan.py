@@ -41,7 +41,7 @@ def test_every_chip_has_its_figures_and_where_they_stand():
 
 
 def test_an_unknown_chip_is_named_with_those_there_are():
-    with pytest.raises(UserError, match="'v9:2x2': there is no chip 'v9'; these are known: v4:2x2x1, .* v5e:16x16"):
+    with pytest.raises(UserError, match=r"'v9:2x2'.*'v9'.*v4:2x2x1, .* v5e:16x16"):
         slice_devices("v9:2x2")
 
 
@@ -159,7 +159,7 @@ def test_a_small_step_is_planned_for_four_chips(capsys):
     assert (
         0 < bounds["mfu"] <= 1
         and bounds["step_seconds"] > 0
-        and {one["set"] for one in bounds["sets"]} == {"joint", "image"}
+        and {one["component"] for one in bounds["components"]} == {"joint", "image"}
     )
 
 
@@ -191,7 +191,7 @@ def test_gradients_go_between_slices_and_little_else(tiny_experiment):
     size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(experiment.init, jax.random.key(0)).params))
     # Every chip passes on its quarter of the gradient, in bfloat16 but for what no dense layer holds.
     assert 0.5 * size / 4 * 2 < between < 2.5 * size / 4 * 2
-    assert plan.bounds.sets[0].seconds["dcn"] == pytest.approx(between / CHIPS["v5e"].dcn_bandwidth)
+    assert plan.bounds.components[0].seconds["dcn"] == pytest.approx(between / CHIPS["v5e"].dcn_bandwidth)
 
 
 @pytest.mark.tpu

@@ -8,12 +8,12 @@ import pytest
 from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
 from selfflow.sweep.folder import describe, enter_sweep
-from selfflow.sweep.load import Planned, Sweep
+from selfflow.sweep.load import Sweep, SweepRun
 from selfflow.sweep.members import Budget, Member
 
 
 def told(experiment: Experiment, *names: str) -> dict:
-    members = {name: Planned(Member(name, {}), experiment, 1e9) for name in names}
+    members = {name: SweepRun(Member(name, {}), experiment, 1e9) for name in names}
     return describe(Sweep("", Budget(), experiment, members), ["x.py"])
 
 
@@ -23,6 +23,6 @@ def test_a_bucket_holds_one_sweep_too(bucket, store, tiny_experiment):
     enter_sweep(folder, told(tiny_experiment, "a", "b"))
     more = told(tiny_experiment, "a", "b", "c")
     enter_sweep(folder, more)
-    with pytest.raises(UserError, match=f"{bucket}/runs holds another sweep, of x.py: it has the member a"):
+    with pytest.raises(UserError, match=f"{bucket}/runs holds another sweep, of x.py: it has the run a"):
         enter_sweep(folder, told(tiny_experiment, "c"))
     assert json.loads(store.objects["bucket/runs/sweep.json"][0]) == more

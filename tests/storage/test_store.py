@@ -105,8 +105,8 @@ def test_without_credentials_or_a_client_it_says_what_to_do(store, tmp_path):
 def test_local_paths_import_no_client():
     code = (
         "import sys, selfflow.tasks.train, selfflow.run.folder, selfflow.run.prepare_data, selfflow.cli.data\n"
-        "from selfflow.storage.runs import at_work, send_changes\n"
-        "with at_work('.') as folder: send_changes(folder)\n"
+        "from selfflow.storage.runs import open_for_training, send_changes\n"
+        "with open_for_training('.') as folder: send_changes(folder)\n"
         "assert not {'fsspec', 'gcsfs', 's3fs', 'aiohttp', 'botocore'} & set(sys.modules), set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

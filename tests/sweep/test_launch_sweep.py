@@ -1,4 +1,4 @@
-"""`selfflow sweep`: each member in its own process, survived failures, stops and kills."""
+"""`selfflow sweep`: each run in its own process; failures, stops and kills."""
 
 import dataclasses
 import json
@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-import selfflow.cli.sweep as command
-from selfflow.cli.sweep import _state, main
+from selfflow.cli.sweep import main
 from selfflow.errors import UserError
 from selfflow.run.folder import is_training, run_lock
 from selfflow.run.run import Run
 from selfflow.storage.runs import saved_steps
-from selfflow.sweep.load import overridden
+from selfflow.sweep import launch
+from selfflow.sweep.launch import run_status, start_run
+from selfflow.sweep.load import with_overrides
 from selfflow.training.distributed import Processes
 
 TINY_SWEEP = f"""
@@ -54,7 +55,7 @@ def test_a_sweep_survives_a_failure_and_goes_on_where_it_was_stopped(tmp_path, d
     told = process.communicate(timeout=300)[0]
     assert process.returncode == 2, told
     assert "broken" in told and "FAILED with status 2" in told and "not valid JSON" in told
-    assert "1 of 3 members failed (broken)" in told
+    assert "1 of 3 runs failed (broken)" in told
     steps = {name: json.loads((runs / name / "summary.json").read_text())["steps"] for name in ("short", "long")}
     assert steps == {"short": 3, "long": 6}
     (runs / "broken" / "experiment.json").unlink()
@@ -62,19 +63,19 @@ def test_a_sweep_survives_a_failure_and_goes_on_where_it_was_stopped(tmp_path, d
     listed = sweep(file, "--list", *flags).communicate(timeout=60)[0]
     lines = [line.split() for line in listed.splitlines()]
     assert [line[1:4] for line in lines] == [["short", "3", "steps"], ["broken", "3", "steps"], ["long", "6", "steps"]]
-    assert [" ".join(line[6:]) for line in lines] == ["done", "to do", "begun"]
+    assert [" ".join(line[6:]) for line in lines] == ["done", "to do", "started"]
     assert float(lines[2][4]) == pytest.approx(2 * float(lines[0][4]), rel=0.01)
     before = (runs / "short.log").stat().st_size
     process = sweep(file, "--jobs", "2", *flags)
     told = process.communicate(timeout=300)[0]
-    assert process.returncode == 0 and "3 members, 1 of them done" in told and "all 3 members are done" in told, told
+    assert process.returncode == 0 and "3 runs, 1 of them done" in told and "all 3 runs are done" in told, told
     assert (runs / "short.log").stat().st_size == before
     assert "from step 6" in (runs / "long.log").read_text()
 
 
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
-    """Of the coordinator and two members that work when it is killed with kill -9, one dies, too, and one lives on."""
+    """kill -9 of the sweep while two runs train: one of them is killed, too, and the other trains on."""
     body = TINY_SWEEP.replace('("short", 3), ("broken", 3), ("long", 6)', '("dies", 60), ("lives", 60), ("last", 3)')
     file, runs = written(tmp_path / "s.py", body), tmp_path / "runs"
     flags = ("--workdir", str(runs), "--data-dir", str(data_dir), "--jobs", "2")
@@ -108,9 +109,9 @@ def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
             stopped |= {str(pid): pid for pid in (*children(process.pid), process.pid)}
         for pid in stopped.values():
             os.kill(pid, signal.SIGKILL)
-    assert process.returncode == 0 and "all 3 members are done" in told, told
-    assert "lives: done by another process" in told and "lives: begins" not in told
-    assert "dies: begins" in told
+    assert process.returncode == 0 and "all 3 runs are done" in told, told
+    assert "lives: done by another process" in told and "lives: starts" not in told
+    assert "dies: starts" in told
     for name, steps in (("dies", 60), ("lives", 60), ("last", 3)):
         assert json.loads((runs / name / "summary.json").read_text())["steps"] == steps
     assert re.search(r"60 steps, from step [1-9]", (runs / "dies.log").read_text())
@@ -137,7 +138,7 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tin
     assert process.poll() is None and time.monotonic() < until
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=300)[0]
-    assert process.returncode == 128 + signal.SIGTERM and "the same command goes on" in told, told
+    assert process.returncode == 128 + signal.SIGTERM and "the same command resumes" in told, told
     said = re.search(r"after step (\d+): the same command goes on from step (\d+)", (runs / "one.log").read_text())
     assert said[1] == said[2] == str(Run(runs / "one").last_step())
     # A run may be made longer or shorter than it was meant to be; a sweep may once nothing tells of its first lengths.
@@ -145,30 +146,30 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tin
     written(file, body.replace("100000", str(int(said[1]) + 3)))
     process = sweep(file, *flags)
     told = process.communicate(timeout=300)[0]
-    assert process.returncode == 0 and "all 2 members are done" in told, told
+    assert process.returncode == 0 and "all 2 runs are done" in told, told
     assert f"steps, from step {said[1]}\n" in (runs / "one.log").read_text()
     assert json.loads((runs / "one" / "summary.json").read_text())["steps"] == int(said[1]) + 3
 
 
-def test_what_was_done_with_other_settings_is_no_member(tmp_path, tiny_run, tiny_experiment):
-    """Neither is it kept beside members of the new settings, nor trained again."""
+def test_a_run_with_other_settings_is_refused(tmp_path, tiny_run, tiny_experiment):
+    """It is neither kept beside runs of the new settings nor trained again."""
     shutil.copytree(tiny_run, tmp_path / "one")
-    assert _state(tmp_path / "one", tiny_experiment) == "done"
-    assert _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=20)) == "12 of 20 steps"
-    faster = overridden(tiny_experiment, {"optimizer.learning_rate": 0.5}, "x")
+    assert run_status(tmp_path / "one", tiny_experiment) == "done"
+    assert run_status(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=20)) == "12 of 20 steps"
+    faster = with_overrides(tiny_experiment, {"optimizer.learning_rate": 0.5}, "x")
     with pytest.raises(UserError, match="one holds a run of another experiment: optimizer.learning_rate was .* 0.5"):
-        _state(tmp_path / "one", faster)
+        run_status(tmp_path / "one", faster)
     with pytest.raises(UserError, match="steps is 6, but .*one has done 12"):
-        _state(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=6))
+        run_status(tmp_path / "one", dataclasses.replace(tiny_experiment, steps=6))
 
 
 def test_an_index_outside_is_refused(tmp_path):
     file = written(tmp_path / "s.py", TINY_SWEEP)
     process = sweep(file, "--index", "3", "--workdir", str(tmp_path))
-    assert "has members 0 to 2" in process.communicate(timeout=60)[0] and process.returncode == 2
+    assert "has runs 0 to 2" in process.communicate(timeout=60)[0] and process.returncode == 2
 
 
-def test_a_bucket_takes_members_one_by_one(tmp_path):
+def test_runs_are_trained_into_a_bucket_one_by_one(tmp_path):
     file = written(tmp_path / "s.py", TINY_SWEEP)
     for flags in ((), ("--list",)):
         with pytest.raises(UserError, match="--workdir gs://b/runs: .* one by one, with --index"):
@@ -196,22 +197,22 @@ def holding(run: Path, steps: int, until: int) -> subprocess.Popen:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Members that take no time, in processes of their own; returns the names of those that were begun."""
-    began = []
+    """Runs that take no time, in processes of their own; returns the names of those that were started."""
+    started = []
 
-    def start(index, name, arguments, options, slot):
-        began.append(name)
-        (options.workdir / f"{name}.log").touch()
-        return holding(options.workdir / name, 6, subprocess.DEVNULL)
+    def start(index, log, arguments, slot, jobs):
+        started.append(log.stem)
+        log.touch()
+        return holding(log.with_suffix(""), 6, subprocess.DEVNULL)
 
-    monkeypatch.setattr(command, "_start", start)
-    monkeypatch.setattr("selfflow.run.folder.check_run", lambda run, experiment: None)
-    return began
+    monkeypatch.setattr(launch, "start_run", start)
+    monkeypatch.setattr(launch, "check_run", lambda run, experiment: None)
+    return started
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_members_that_other_processes_train_are_waited_for(tmp_path, quick, capsys, monkeypatch, lives):
-    """One of them ends what it does, or is killed and taken up: in no case are there two at work on one run."""
+def test_runs_that_other_processes_train_are_waited_for(tmp_path, quick, capsys, monkeypatch, lives):
+    """The other process finishes, or is killed and its run resumed: never do two processes train one run."""
     file = written(tmp_path / "s.py", TINY_SWEEP)
     slept = []
 
@@ -222,16 +223,16 @@ def test_members_that_other_processes_train_are_waited_for(tmp_path, quick, caps
             orphan.stdin.flush()
         elif len(slept) == 3:
             orphan.kill()
-        assert len(slept) > 3 or not quick  # with --jobs 1 there is one at work
+        assert len(slept) > 3 or not quick  # with --jobs 1 there is one at a time
         os.sched_yield()
 
     with holding(tmp_path / "runs" / "short", 3, subprocess.PIPE) as orphan:
         orphan.stdout.readline()
-        monkeypatch.setattr(command.time, "sleep", sleep)
+        monkeypatch.setattr(launch.time, "sleep", sleep)
         main([str(file), "--workdir", str(tmp_path / "runs")])
     told = capsys.readouterr().out
     assert quick == (["broken", "long"] if lives else ["short", "broken", "long"])
-    assert "waiting for other processes, which train short" in told and "all 3 members are done" in told
+    assert "waiting for other processes, which train short" in told and "all 3 runs are done" in told
     assert ("short: done by another process" in told) == lives
 
 
@@ -244,23 +245,25 @@ def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch, caps
     main([str(file), *flags])
     other = written(tmp_path / "other.py", TINY_SWEEP.replace('"long"', '"longer"'))
     for more in ([], ["--list"], ["--index", "0"]):
-        with pytest.raises(UserError, match="runs holds another sweep, of .*s.py: it has the member long, which is"):
+        with pytest.raises(UserError, match="runs holds another sweep, of .*s.py: it has the run long, which is"):
             main([str(other), *flags, *more])
     main([str(file), *flags, "--index", "2"])  # nothing is trained that is done
     assert f"{tmp_path}/runs/long: done" in capsys.readouterr().out
-    with pytest.raises(UserError, match="steps of its member long was 6, now 7"):
+    with pytest.raises(UserError, match="steps of its run long was 6, now 7"):
         main([str(written(file, TINY_SWEEP.replace("6)", "7)"))), *flags, "--index", "2"])
     assert quick == ["short", "broken", "long"] and not (tmp_path / "runs" / "longer").exists()
 
 
-def test_members_share_the_gpus_out(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **more: told.append(env.get("CUDA_VISIBLE_DEVICES")))
+def test_runs_share_the_gpus_out(tmp_path, monkeypatch):
+    visible = []
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, env, **more: visible.append(env.get("CUDA_VISIBLE_DEVICES"))
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4,GPU-5f")
     for jobs, slots in ((2, (0, 1)), (1, (0,))):
         for slot in slots:
-            command._start(0, "one", ["s.py"], command.Options(tmp_path, jobs=jobs), slot)
-    assert told == ["3,GPU-5f", "4", "3,4,GPU-5f"]
+            start_run(0, tmp_path / "one.log", ["s.py"], slot, jobs)
+    assert visible == ["3,GPU-5f", "4", "3,4,GPU-5f"]
     file = written(tmp_path / "s.py", TINY_SWEEP)
     with pytest.raises(UserError, match="--jobs is 4, and there are 3 GPUs"):
         main([str(file), "--workdir", str(tmp_path / "runs"), "--jobs", "4"])

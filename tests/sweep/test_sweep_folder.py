@@ -94,7 +94,7 @@ def test_the_same_sweep_goes_on_and_may_have_got_more_members(told, tmp_path):
     more = told(("range(1, 3)", "range(1, 4)"), ("(0.2, 0.4)", "(0.1, 0.2, 0.4)"))
     enter_sweep(tmp_path / "runs", more)
     assert kept(tmp_path / "runs") == more and len(more["members"]) == 12
-    with pytest.raises(UserError, match="it has the member 0.1_1, which is missing now: use another --workdir"):
+    with pytest.raises(UserError, match="it has the run 0.1_1, which is missing now: use another --workdir"):
         enter_sweep(tmp_path / "runs", told())
     assert kept(tmp_path / "runs") == more
 
@@ -102,14 +102,14 @@ def test_the_same_sweep_goes_on_and_may_have_got_more_members(told, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (("0.2, 0.4", "0.2, 0.5"), "it has the member 0.4_1, which is missing now"),
-        (("(0.2, 0.4)", "{'0.2': 0.3, '0.4': 0.4}"), "alignment.weight of its member 0.2_1 was 0.2, now 0.3"),
+        (("0.2, 0.4", "0.2, 0.5"), "it has the run 0.4_1, which is missing now"),
+        (("(0.2, 0.4)", "{'0.2': 0.3, '0.4': 0.4}"), "alignment.weight of its run 0.2_1 was 0.2, now 0.3"),
         (
             ("NoAlignment()}", "NoAlignment(), 'condition_drop': 0.5}"),
-            "condition_drop of its member none_1 was 0.1, now",
+            "condition_drop of its run none_1 was 0.1, now",
         ),
-        (based_on("steps=13"), "steps of its member none_1 was 12, now 13"),
-        (based_on("seed=Seeds(data=1), condition_drop=0.3"), "condition_drop of its member none_1 was 0.1, now 0.3"),
+        (based_on("steps=13"), "steps of its run none_1 was 12, now 13"),
+        (based_on("seed=Seeds(data=1), condition_drop=0.3"), "condition_drop of its run none_1 was 0.1, now 0.3"),
     ],
 )
 def test_another_sweep_is_refused(told, tmp_path, change, message):

@@ -10,7 +10,7 @@ from selfflow.errors import UserError
 from selfflow.input.mixture import MixturePlan, Stage
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.planning.model_flops import flops_of, mean_flops, model_flops, steps_within
-from selfflow.sweep.load import budget_of, load_sweep, overridden
+from selfflow.sweep.load import budget_of, load_sweep, with_overrides
 from selfflow.sweep.members import Budget, Member, axis, chain, product, seeds, zipped
 from tests.conftest import TINY
 
@@ -37,24 +37,24 @@ def test_members_differ_from_the_file_in_what_they_say(tmp_path):
     file = written(tmp_path / "x.py", MEMBERS)
     base = load_experiment(file)
     loaded = load_sweep(file, base)
-    found = {name: planned.experiment for name, planned in loaded.members.items()}
+    found = {name: planned.experiment for name, planned in loaded.runs.items()}
     assert list(found) == ["selfflow_0", "none_0", "selfflow_1", "none_1"]
     assert loaded.question == "" and loaded.base == base and not loaded.budget
     assert found["none_1"].alignment == NoAlignment() and found["none_1"].seed.init == 1
     assert found["selfflow_1"].mixture["joint"].batch_size == 8
-    assert overridden(found["none_1"], {"alignment": base.alignment, "seed.init": base.seed.init}, "x") == base
+    assert with_overrides(found["none_1"], {"alignment": base.alignment, "seed.init": base.seed.init}, "x") == base
 
 
 @pytest.mark.parametrize(
     "member, message",
     [
         ('Member("a", {"seed.int": 1})', "sweep member a: unknown field seed.int; did you mean init?"),
-        ('Member("a", {"sede.init": 1})', "there is no field sede for sede.init to be in"),
+        ('Member("a", {"sede.init": 1})', "unknown field sede in sede.init"),
         ('Member("a", {"steps": "many"})', "steps is 'many', expected int"),
         ('Member("a", {"alignment.student_layer": 9})', "sweep member a: alignment.student_layer is 9"),
-        ('Member("a/b", {})', "leave / and"),
-        ('Member("lock", {})', "'lock' is called as a file of the sweep's folder: rename it"),
-        ('Member("report", {})', "'report' is called as a file of the sweep's folder: rename it"),
+        ('Member("a/b", {})', "leave / and a leading . out"),
+        ('Member("lock", {})', "'lock' has the name of a file"),
+        ('Member("report", {})', "'report' has the name of a file"),
         ('Member("a", {"alignment.weight": 0.1, "alignment": NoAlignment()})', "a sets alignment.weight and alignment"),
         ('("a", {})', "not a selfflow.sweep.members.Member"),
     ],
@@ -138,7 +138,7 @@ def test_members_of_an_arm_differ_in_seeds_alone(tmp_path):
         MEMBERS.split("def")[0] + "def sweep(): return [Member('x', {'seed.data': 1}, 'a'), Member('y', {%s}, 'a')]"
     )
     fine = written(tmp_path / "fine.py", yielding % "'seed.init': 3")
-    assert len(load_sweep(fine, load_experiment(fine)).members) == 2
+    assert len(load_sweep(fine, load_experiment(fine)).runs) == 2
     file = written(tmp_path / "x.py", yielding % "'seed.init': 3, 'condition_drop': 0.5")
     with pytest.raises(UserError, match="member y: it is of the arm a, but differs from x in condition_drop"):
         load_sweep(file, load_experiment(file))
@@ -155,13 +155,13 @@ def test_sight_and_sound_has_the_members_that_were_trained():
         "shuffled_unaligned": (audio | {"alignment.weight": 0.0}, 3),
     }
     base = load_experiment(SIGHT_AND_SOUND)
-    found = load_sweep(SIGHT_AND_SOUND, base).members
+    found = load_sweep(SIGHT_AND_SOUND, base).runs
     assert list(dict.fromkeys(planned.member.arm for planned in found.values())) == list(arms)
     wanted = {}
     for arm, (changes, last) in arms.items():
         for seed in range(1, last + 1):
             paired = {"seed.init": seed, "seed.data": seed, "seed.noise": seed}
-            wanted[f"{arm}_{seed}"] = overridden(base, changes | paired, "x")
+            wanted[f"{arm}_{seed}"] = with_overrides(base, changes | paired, "x")
     assert {name: planned.experiment for name, planned in found.items()} == wanted
 
 
@@ -181,17 +181,17 @@ def test_a_budget_of_flops_buys_cheaper_members_more_steps(tmp_path):
     file = written(tmp_path / "x.py", BUDGETED.format("flops=1e10", ""))
     base = load_experiment(file)
     assert budget_of(file) == Budget(flops=1e10)
-    for planned in load_sweep(file, base, budget_of(file)).members.values():
+    for planned in load_sweep(file, base, budget_of(file)).runs.values():
         experiment = planned.experiment.resolved()
-        step = sum(chosen.weight * model_flops(experiment, name) for name, chosen in experiment.mixture.items())
+        step = sum(component.weight * model_flops(experiment, name) for name, component in experiment.mixture.items())
         assert experiment.steps > 20 and planned.flops == pytest.approx(experiment.steps * step)
         assert planned.flops <= 1e10 < planned.flops + step
         assert experiment.ema_decay == pytest.approx(1 - 10 / experiment.steps)  # which follows from the steps
-    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(flops=1e10)).members.items()}
+    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(flops=1e10)).runs.items()}
     assert steps["none"] > steps["aligned"]
-    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(flops=1.0)).members.items()}
+    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(flops=1.0)).runs.items()}
     assert steps == {"none": 1, "aligned": 1}
-    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(steps=31)).members.items()}
+    steps = {name: p.experiment.steps for name, p in load_sweep(file, base, Budget(steps=31)).runs.items()}
     assert steps == {"none": 31, "aligned": 31}
 
 
@@ -206,7 +206,7 @@ def sweep(base):
     return [Member("whole", {}), Member("half", {"steps": base.steps // 2})]
 """,
     )
-    steps = lambda *more: [p.experiment.steps for p in load_sweep(file, *more).members.values()]
+    steps = lambda *more: [p.experiment.steps for p in load_sweep(file, *more).runs.values()]
     base = load_experiment(file)
     assert steps(base) == [400, 200]
     assert steps(dataclasses.replace(base, steps=100)) == steps(base, Budget(steps=100)) == [100, 50]
@@ -214,7 +214,7 @@ def sweep(base):
 
 def test_the_main_ablation_holds_equal_steps_and_equal_compute_apart():
     file = SIGHT_AND_SOUND.parent / "ablations" / "self_flow.py"
-    members = load_sweep(file, load_experiment(file)).members
+    members = load_sweep(file, load_experiment(file)).runs
     assert len(members) == 20 and {planned.member.arm for planned in members.values()} == {
         "vanilla",
         "dual",
@@ -232,7 +232,7 @@ def test_a_budget_and_a_members_own_steps_contradict(tmp_path):
     with pytest.raises(UserError, match="sweep member aligned sets steps, which follow from the FLOPs of the budget"):
         load_sweep(file, load_experiment(file), budget_of(file))
     for budget in (Budget(), Budget(steps=5)):
-        assert load_sweep(file, load_experiment(file), budget).members["aligned"].experiment.steps == 7
+        assert load_sweep(file, load_experiment(file), budget).runs["aligned"].experiment.steps == 7
     file = written(tmp_path / "x.py", "BUDGET = 100")
     with pytest.raises(UserError, match="BUDGET is 100, not a selfflow.sweep.members.Budget"):
         budget_of(file)
@@ -254,13 +254,13 @@ def test_budgets_that_make_no_sense_are_named(budget, message):
 
 
 def test_flops_follow_the_curriculum(tiny_experiment):
-    """Against the sum over the sets that a run's steps draw from, which is within a few steps of their shares."""
+    """Against the sum over the components that a run's steps draw from, which is within a few steps of their shares."""
     stages = (Stage(40, weights={"image": 1.0}), Stage(70, quality={"image": 0.1}), Stage(90, weights={"joint": 1.0}))
     experiment = dataclasses.replace(tiny_experiment, steps=120, curriculum=stages).resolved()
     costs = mean_flops(experiment)
     own = {name: model_flops(experiment, name) for name in experiment.mixture}
     plan = MixturePlan(experiment.mixture, stages, 120, seed=0)
-    drawn = [own[plan.components[plan[step][0]].set] for step in range(120)]
+    drawn = [own[plan.pools[plan[step][0]].component] for step in range(120)]
     for steps in (1, 39, 40, 41, 70, 90, 119, 120):
         assert flops_of(costs, steps) == pytest.approx(sum(drawn[:steps]), abs=2 * max(own.values()))
         assert steps_within(costs, flops_of(costs, steps)) == steps

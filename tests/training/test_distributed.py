@@ -47,8 +47,8 @@ def finished(processes: list[subprocess.Popen]) -> list[str]:
 def assert_same_numbers(found, expected) -> None:
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for row, other in zip(found, expected):
-        assert row.keys() == other.keys() and row["set"] == other["set"]
-        for name in row.keys() - {*TIMINGS, "set"}:
+        assert row.keys() == other.keys() and row["component"] == other["component"]
+        for name in row.keys() - {*TIMINGS, "component"}:
             assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (row["step"], name)
 
 
@@ -126,7 +126,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from selfflow.training.checkpoints import Checkpoints
-from selfflow.training.distributed import Processes, first, meet
+from selfflow.training.distributed import Processes, barrier, is_primary
 from selfflow.training.state import State
 
 address, folder, number = sys.argv[1:]
@@ -142,20 +142,20 @@ checkpoints = Checkpoints(Path(folder))
 for step in (1, 2):
     checkpoints.save(made(step), step)
 checkpoints.wait()
-meet()
-if first():
+barrier()
+if is_primary():
     files = Path(folder).glob("checkpoints/2/state/ocdbt.process_1/**/*")
     file = max(files, key=lambda file: file.stat().st_size)
     data = np.fromfile(file, np.uint8)
     data[len(data) // 3 : len(data) // 2] ^= 255
     data.tofile(file)
-meet()
+barrier()
 abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made(1))
 found = checkpoints.restore_newest(abstract)
 assert int(found.step) == 1
 np.testing.assert_array_equal(*(x.params["weights"].addressable_data(0) for x in (found, made(1))))
 checkpoints.close()
-meet()
+barrier()
 """
 
 
@@ -244,16 +244,16 @@ cloud_tpu_cluster.running_in_cloud_tpu_vm = cluster.running_in_cloud_tpu_vm = Tr
 """
 _MEET = """
 from selfflow.errors import UserError
-from selfflow.training.distributed import Processes, agreed, first, meet, together
+from selfflow.training.distributed import Processes, barrier, check_agreed, is_primary, run_on_all
 
 Processes().join()
-assert agreed("alike", "what is alike") == "alike"
+assert check_agreed("alike", "what is alike") == "alike"
 def work():
-    if not first():
+    if not is_primary():
         raise UserError("of one alone")
 try:
-    together(work)
+    run_on_all(work)
 except UserError as error:
     print(error)
-meet()
+barrier()
 """
