@@ -32,7 +32,7 @@ def cdf(tau, x):
     x = x / (tau.shift - (tau.shift - 1) * x)
     if isinstance(tau, UniformTau):
         return x
-    return stats.norm.cdf((stats.logistic.ppf(x) - tau.mean) / tau.deviation)
+    return stats.norm.cdf((stats.logistic.ppf(x) - tau.mean) / tau.std)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.5])
@@ -177,10 +177,10 @@ def test_s_may_be_sorted_or_limited_to_a_band():
         lambda: DualTimestep(mask_ratio={"video": 0.6}),
         lambda: FullMasking(mask_ratio={"video": -0.1}),
         lambda: UniformTau(shift=0.0),
-        lambda: LogitNormalTau(deviation=0.0),
+        lambda: LogitNormalTau(std=0.0),
         lambda: DualTimestep(mask_ratio={}).sample(jax.random.split(jax.random.key(0), 2), LAYOUT),
     ],
 )
 def test_impossible_settings_are_named(make):
-    with pytest.raises(UserError, match="mask_ratio|shift|deviation|band"):
+    with pytest.raises(UserError, match="mask_ratio|shift|std|band"):
         make()

@@ -53,11 +53,11 @@ class SiTConfig:
     labels: int = 1000
     """Number of class labels; one more learned row stands for no label."""
     learn_sigma: bool = False
-    """Whether the head has 2C output channels, of which the second C are not used: the released weights do."""
+    """Whether the head has 2C output channels, of which the second C are unused, as in the released weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of computation; parameters are float32."""
     execution: Execution = Execution()
-    """How it is run."""
+    """How the model runs on the hardware."""
 
     def __post_init__(self):
         sizes = (("width", 4), ("heads", 1), ("depth", 1), ("input_size", 1), ("channels", 1), ("labels", 0))
@@ -153,11 +153,11 @@ class SiT(nnx.Module):
 
     Attributes:
       config: the shape.
-      projector: the student's head, which the model itself never calls; None unless asked for.
+      projector: the student's projector, which the model itself never calls; None by default.
 
     Args:
       config: the shape.
-      projector: whether to have one.
+      projector: whether to create one.
       rngs: keys of the initialisation, which is SiT's own: Xavier's uniform, embeddings with std 0.02, gates and head
         at 0.
     """
@@ -283,16 +283,16 @@ class SiT(nnx.Module):
         return level_BK
 
     def _flattened(self, out: jax.Array) -> jax.Array:
-        """The head's (row, column, channel) as a token's (channel, row, column), without the channels not used."""
+        """The head's (row, column, channel) as a token's (channel, row, column), without unused channels."""
         patch = self.config.patch_size
         split = out.reshape(*out.shape[:2], patch, patch, -1)[..., : self.config.channels]
         return split.transpose(0, 1, 4, 2, 3).reshape(*out.shape[:2], self.config.token_size)
 
 
 def position_embedding(grid: int, width: int) -> Float[np.ndarray, "N D"]:
-    """The fixed embedding of a token's place, float32: the column in the first half of the channels, then the row.
+    """The fixed embedding of a token's position, float32: the column in half of the channels, then the row.
 
-    Each half is [sin, cos] of place / 10000^(i / (D / 4)), i = 0 .. D / 4 - 1, computed in float64 (arXiv 2212.09748).
+    Each half is [sin, cos] of position / 10000^(i / (D / 4)), i = 0 .. D / 4 - 1, in float64 (arXiv 2212.09748).
 
     Args:
       grid: tokens along each axis.
