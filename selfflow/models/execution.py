@@ -105,8 +105,8 @@ def run_blocks(
 
     def body(carry: Carry, layer: Any) -> tuple[Carry, None]:
         tokens = "tensor" if execution.split_tokens else None
-        placed = jax.tree.map(lambda x_BND: constrain(x_BND, BATCH_AXES, tokens), call(nnx.merge(graph, layer), carry))
-        return placed, None
+        carry = call(nnx.merge(graph, layer), carry)
+        return jax.tree.map(lambda x_BND: constrain(x_BND, BATCH_AXES, tokens), carry), None
 
     if execution.remat != "none":
         # A loop's body cannot be merged with its own recomputation; unrolled blocks must be kept from it.

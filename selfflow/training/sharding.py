@@ -190,15 +190,15 @@ def local_rows(mesh: Mesh, size: int) -> np.ndarray:
 
     Together the processes hold all of them; two hold the same ones where `tensor` spans both.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held]))
+    slices = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in slices]))
 
 
 def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
     """A batch over the devices, its samples over `data` and `fsdp`.
 
     Args:
-      batch: all samples, alike in every process; where `size` is given, those of `local_rows` alone.
+      batch: all samples, the same in every process; with `size`, those of `local_rows` only.
       mesh: the devices.
       size: samples in the whole batch.
     """
@@ -207,9 +207,12 @@ def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
 
     def place(x: np.ndarray) -> jax.Array:
         if rows is None:
-            return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
-        here = lambda at: x[np.searchsorted(rows, np.arange(size)[at[0]])]
-        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, here)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        def local_part(index: tuple[slice, ...]) -> np.ndarray:
+            return x[np.searchsorted(rows, np.arange(size)[index[0]])]
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, local_part)
 
     return jax.tree.map(place, batch)
 

@@ -104,23 +104,23 @@ def test_a_batch_without_features_is_no_batch_of_it(external, trained, batch, ke
 
 
 def test_diagnostics_leave_out_what_has_no_meaning(external, trained, with_features, keys_B):
-    found = diagnose(external, trained, {"ema": trained["model"]}, with_features, keys_B)
+    results = diagnose(external, trained, {"ema": trained["model"]}, with_features, keys_B)
     kinds = {"cosine/projected", "cosine/centred", "cosine/other_sample"}
     kinds |= {f"{what}/{who}" for what in ("norm", "rank") for who in ("student", "teacher")}
-    assert set(found) == {f"{kind}/video" for kind in kinds} and all(np.isfinite(x) for x in found.values())
+    assert set(results) == {f"{kind}/video" for kind in kinds} and all(np.isfinite(x) for x in results.values())
     features = with_features["features"]["video"].astype(np.float32)
-    np.testing.assert_allclose(found["norm/teacher/video"], np.linalg.norm(features, axis=-1).mean(), rtol=1e-4)
+    np.testing.assert_allclose(results["norm/teacher/video"], np.linalg.norm(features, axis=-1).mean(), rtol=1e-4)
     tables = health(external, trained, {"ema": trained["model"]}, [with_features["latents"]], (0.5,), layers=(1,))
     assert all(pair.projected is None for pair in tables.pairs)
 
 
 def test_projectors_have_axes_and_other_widths_of_their_own(external):
     encoders = {"video": VIDEO, "image": EffNetLite0()}
-    made = dataclasses.replace(external, alignment=dataclasses.replace(external.alignment, encoders=encoders))
-    params = jax.eval_shape(made.init, jax.random.key(0))["projector"]
+    variant = dataclasses.replace(external, alignment=dataclasses.replace(external.alignment, encoders=encoders))
+    params = jax.eval_shape(variant.init, jax.random.key(0))["projector"]
     assert params["image"]["linear3"]["kernel"].shape == (32, 112)
     assert params["video"]["linear3"]["kernel"].shape == (32, 5)
-    axes = {name: axes for name, axes in made.logical_axes().items() if name.startswith("projector")}
+    axes = {name: axes for name, axes in variant.logical_axes().items() if name.startswith("projector")}
     assert len(axes) == 12 and axes["projector.video.linear3.kernel"] == ("mlp", None)
     assert axes["projector.video.linear1.kernel"] == ("embed", "mlp")
 

@@ -24,8 +24,8 @@ def test_the_loss_is_its_terms():
     x = np.asarray(to_unit_range(jnp.asarray(media[1:2])))
     mean, log_variance, _ = jax.jit(FILMS.encode)(params["model"], pad_causal(jnp.asarray(x), 3))
     z = mean + jnp.exp(0.5 * log_variance) * draw["noise"][1:2]
-    made = np.asarray(jax.jit(FILMS.decode)(params["model"], z)[0])[:, 3:]
-    error = made - x
+    decoded = np.asarray(jax.jit(FILMS.decode)(params["model"], z)[0])[:, 3:]
+    error = decoded - x
     expected = {
         "squared": np.mean(error**2),
         "absolute": np.mean(np.abs(error)),
@@ -62,9 +62,9 @@ def test_spectrograms_are_librosas():
     import librosa
 
     sound = np.random.default_rng(0).standard_normal((2, 2000)).astype(np.float32) * 0.1
-    found = log_mels(jnp.asarray(sound), 256, 20, 8000)
+    mels = log_mels(jnp.asarray(sound), 256, 20, 8000)
     power = librosa.feature.melspectrogram(y=sound, sr=8000, n_fft=256, hop_length=64, n_mels=20, center=False)
-    np.testing.assert_allclose(found, np.log(np.moveaxis(power, -1, -2) + 1e-5), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(mels, np.log(np.moveaxis(power, -1, -2) + 1e-5), rtol=1e-3, atol=1e-3)
 
 
 def test_a_spectral_term_and_clips_shorter_than_its_windows():

@@ -165,9 +165,9 @@ def test_padding_enters_no_loss(objective, params, batch, keys_B):
     # Sample 3 is nothing but padding, as a record is that cannot be read: it must not make the rest no number.
     gradient = jax.grad(lambda p: loss_of(objective, p, ema, padded, keys_B)[0])(params)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    found, again = (diagnose(objective, params, {"ema": ema}, b, keys_B) for b in (padded, other))
-    for name in found:
-        np.testing.assert_allclose(found[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    results, again = (diagnose(objective, params, {"ema": ema}, b, keys_B) for b in (padded, other))
+    for name in results:
+        np.testing.assert_allclose(results[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_label_and_caption_are_dropped_together(objective, batch):
@@ -175,8 +175,13 @@ def test_label_and_caption_are_dropped_together(objective, batch):
     keys_B = jax.random.split(jax.random.key(0), 400)
     many = {m: np.repeat(x[:1], 400, axis=0) for m, x in batch["latents"].items()}
     caption = (np.ones((400, 3, 6), np.float16), np.ones((400, 3), bool))
-    made = {"latents": many, "label": np.ones(400, np.int32), "weight": np.ones(400, np.float32), "caption": caption}
-    draw = objective.draw(keys_B, made)
+    repeated_batch = {
+        "latents": many,
+        "label": np.ones(400, np.int32),
+        "weight": np.ones(400, np.float32),
+        "caption": caption,
+    }
+    draw = objective.draw(keys_B, repeated_batch)
     dropped = np.asarray(draw.student.label) == 3
     np.testing.assert_array_equal(dropped, ~np.asarray(draw.student.caption.mask).any(1))
     assert 0.4 < dropped.mean() < 0.6  # condition_drop is one half
@@ -226,8 +231,8 @@ def test_cosine_is_safe_and_right():
 def test_diagnostics_agree_with_the_loss(objective, params, batch, keys_B):
     ema = perturbed(params["model"], 1)
     _, metrics = loss_of(objective, params, ema, batch, keys_B)
-    found = diagnose(objective, params, {"ema": ema}, batch, keys_B)
+    results = diagnose(objective, params, {"ema": ema}, batch, keys_B)
     for m in ("video", "audio"):
-        np.testing.assert_allclose(found[f"cosine/projected/{m}"], metrics[f"alignment_cosine/{m}"], atol=1e-5)
-        assert 1 <= found[f"rank/student/{m}"] <= 16 + 1e-3
+        np.testing.assert_allclose(results[f"cosine/projected/{m}"], metrics[f"alignment_cosine/{m}"], atol=1e-5)
+        assert 1 <= results[f"rank/student/{m}"] <= 16 + 1e-3
     assert diagnose(dataclasses.replace(objective, alignment=NoAlignment()), params, {"ema": ema}, batch, keys_B) == {}

@@ -56,32 +56,32 @@ class Distillation:
 
         reference = frozen["reference"]
         target = outputs(reference) * reference["scale"] + 0.1 * draw
-        made = outputs(params["model"])
-        loss = jnp.sum((made - target) ** 2) + jnp.sum((made - outputs(frozen["ema"])) ** 2)
-        return loss, {"distance": jnp.sum(jnp.abs(made - target))}
+        output = outputs(params["model"])
+        loss = jnp.sum((output - target) ** 2) + jnp.sum((output - outputs(frozen["ema"])) ** 2)
+        return loss, {"distance": jnp.sum(jnp.abs(output - target))}
 
 
 def steps(devices: Devices, count: int) -> dict:
     """Three steps on a mesh: the state after each, whether the reference stayed, and where it lies."""
     objective, mesh = Distillation(), devices.mesh(jax.devices()[:count])
     init = lambda key: init_state(objective, OPTIMIZER, key)
-    placed = state_shardings(objective, OPTIMIZER, jax.eval_shape(init, jax.random.key(0)), devices, mesh)
+    layout = state_shardings(objective, OPTIMIZER, jax.eval_shape(init, jax.random.key(0)), devices, mesh)
     batch = {"x": np.random.default_rng(0).standard_normal((8, 8))}
     with jax.set_mesh(mesh):
-        state = jax.jit(init, out_shardings=placed)(jax.random.key(0))
+        state = jax.jit(init, out_shardings=layout)(jax.random.key(0))
         reference = jax.device_get(state.frozen["reference"])
         batch = jax.device_put(batch, batch_sharding(mesh))
-        step = jax.jit(make_step(objective, OPTIMIZER, 0.9, 5, accumulate=2), out_shardings=(placed, None))
+        step = jax.jit(make_step(objective, OPTIMIZER, 0.9, 5, accumulate=2), out_shardings=(layout, None))
         for _ in range(3):
             state, metrics = step(state, batch)
-    assert shardings_of(state).frozen == placed.frozen
+    assert shardings_of(state).frozen == layout.frozen
     after = jax.device_get(state)
     same = jax.tree.map(np.array_equal, after.frozen["reference"], reference)
     arrays = {"params": after.params, "ema": after.frozen["ema"], "loss": metrics["loss"]}
     return {
         "arrays": {name: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for name, tree in arrays.items()},
         "reference_stays": all(jax.tree.leaves(same)),
-        "specs": {name: str(sharding.spec) for name, sharding in placed.frozen["reference"].items()},
+        "specs": {name: str(sharding.spec) for name, sharding in layout.frozen["reference"].items()},
     }
 
 

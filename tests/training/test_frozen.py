@@ -40,11 +40,11 @@ def mesh(**sizes) -> AbstractMesh:
 
 
 def test_each_frozen_tree_has_its_own_axes(shapes):
-    placed = state_shardings(Distillation(), OPTIMIZER, shapes, Devices(), mesh(data=1, fsdp=2, tensor=2))
-    assert placed.frozen["ema"] == placed.params["model"]
-    assert placed.frozen["reference"]["first"].spec == PartitionSpec(None, "tensor")
-    assert placed.frozen["reference"]["scale"].spec == PartitionSpec(None)
-    lines = sharding_table(shapes, placed, Distillation().logical_axes()).splitlines()
+    layout = state_shardings(Distillation(), OPTIMIZER, shapes, Devices(), mesh(data=1, fsdp=2, tensor=2))
+    assert layout.frozen["ema"] == layout.params["model"]
+    assert layout.frozen["reference"]["first"].spec == PartitionSpec(None, "tensor")
+    assert layout.frozen["reference"]["scale"].spec == PartitionSpec(None)
+    lines = sharding_table(shapes, layout, Distillation().logical_axes()).splitlines()
     assert [line.partition(":")[0] for line in lines[-4:]] == [
         "parameters",
         "frozen ema",
