@@ -29,8 +29,8 @@ def draws(table, modalities=PAIR):
 
 def test_cases_come_as_often_as_the_table_says_and_independently_of_the_taus():
     table = {"modality": 0.2, "first_frame": 0.1}
-    found = draws(table)
-    video, audio = found["video"], found["audio"]
+    masks = draws(table)
+    video, audio = masks["video"], masks["audio"]
     kinds = [video.all(1), audio.all(1), video.any(1) & ~video.all(1), ~video.any(1) & ~audio.any(1)]
     counts = np.array([kind.sum() for kind in kinds])
     assert counts.sum() == len(KEYS)  # nothing else was drawn
@@ -45,28 +45,28 @@ def test_cases_come_as_often_as_the_table_says_and_independently_of_the_taus():
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("modalities", [PAIR, {"image": Modality((4, 6, 3), (2, 2))}, {"audio": AUDIO}])
 def test_every_sample_keeps_a_token_to_generate(case, modalities):
-    found = draws({case: 1.0}, modalities)
-    assert not np.concatenate([*found.values()], axis=1).all(axis=1).any()
+    masks = draws({case: 1.0}, modalities)
+    assert not np.concatenate([*masks.values()], axis=1).all(axis=1).any()
     applies = {
         "modality": len(modalities) > 1,
         "first_frame": "video" in modalities,
         "inpaint_region": "audio" != [*modalities][0],
     }
     applies |= dict.fromkeys(("prefix", "inpaint_time"), "audio" in modalities)
-    assert np.concatenate([*found.values()], axis=1).any() == applies[case]
+    assert np.concatenate([*masks.values()], axis=1).any() == applies[case]
 
 
 def test_with_three_modalities_every_proper_subset_is_context():
-    found = draws({"modality": 1.0}, PAIR | {"image": Modality((4, 6, 3), (2, 2))})
-    whole = np.stack([found[m].all(axis=1) for m in sorted(found)], axis=1)
+    masks = draws({"modality": 1.0}, PAIR | {"image": Modality((4, 6, 3), (2, 2))})
+    whole = np.stack([masks[m].all(axis=1) for m in sorted(masks)], axis=1)
     subsets, counts = np.unique(whole, axis=0, return_counts=True)
     assert len(subsets) == 6 and stats.chisquare(counts).pvalue > 1e-4
 
 
 def test_a_prefix_ends_at_one_time_in_all_modalities():
-    found = draws({"prefix": 1.0})
-    frames, steps = found["video"].reshape(-1, 5, 6).all(axis=2), found["audio"]
-    assert (found["video"].reshape(-1, 5, 6).any(axis=2) == frames).all()
+    masks = draws({"prefix": 1.0})
+    frames, steps = masks["video"].reshape(-1, 5, 6).all(axis=2), masks["audio"]
+    assert (masks["video"].reshape(-1, 5, 6).any(axis=2) == frames).all()
     assert (np.diff(frames.astype(int), axis=1) <= 0).all() and (np.diff(steps.astype(int), axis=1) <= 0).all()
     assert (frames.sum(1) == steps.sum(1)).all()  # here a token of either lasts 80 ms
     assert stats.chisquare(np.bincount(frames.sum(1))).pvalue > 1e-4  # the end is uniform

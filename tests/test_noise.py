@@ -41,10 +41,10 @@ def cdf(tau, x):
 )
 def test_dual_timesteps_keep_the_marginal_of_every_token(many, ratio, tau):
     schedule = DualTimestep(tau={"video": tau}, mask_ratio={"video": ratio, "audio": ratio})
-    found = jax.jit(lambda keys: schedule.sample(keys, LAYOUT).tau())(many)
+    taus = jax.jit(lambda keys: schedule.sample(keys, LAYOUT).tau())(many)
     for m, distribution in (("video", tau), ("audio", UniformTau())):
         for token in (0, LAYOUT[m] - 1):
-            p = stats.kstest(np.asarray(found[m])[:, token], lambda x: cdf(distribution, x)).pvalue
+            p = stats.kstest(np.asarray(taus[m])[:, token], lambda x: cdf(distribution, x)).pvalue
             assert p > SIGNIFICANT, (m, token, p)
 
 

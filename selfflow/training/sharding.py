@@ -36,7 +36,7 @@ class Devices:
     """Devices that heads and hidden channels are split over; -1 for the rest."""
     slices: int = 1
     """Slices joined by the data-centre network (DCN) that the copies of the parameters are spread over: every slice
-    holds as many of them, so that between slices nothing but gradients travels. Part of `data`, not beside it."""
+    holds as many of them, so that only gradients cross between slices. Part of `data`, not an axis beside it."""
     rules: dict[str, str] = field(default_factory=lambda: {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"})
     """The mesh axis of each logical axis of parameters; axes that are not named are not split."""
 

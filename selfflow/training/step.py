@@ -73,8 +73,8 @@ def make_step(
         frozen = objective.update_frozen(state.frozen, params, ema_decay)
 
         def keep_finite(new: jax.Array, old: jax.Array) -> jax.Array:
-            # The rate may still be too large for single numbers, which then keep their values. Checking all updates
-            # first would cost an extra pass over memory.
+            # Single numbers may still overflow in a finite update; these keep their values. Checking all updates first
+            # would cost an extra pass over memory.
             return old if new is old else jnp.where(finite & jnp.isfinite(new), new, old)
 
         def keep_moments(new: jax.Array, old: jax.Array) -> jax.Array:

@@ -103,8 +103,8 @@ def test_each_token_sees_its_own_tau(config, params, inputs):
     tokens, levels, label_B, assignment = inputs
     closed = params | {"blocks": jax.tree.map(jnp.zeros_like, params["blocks"])}
     velocity = lambda levels: run(config, closed, tokens, levels, label_B, assignment).velocity
-    moved = velocity(levels.at[:, 1].add(0.3)) - velocity(levels)
-    np.testing.assert_array_equal(np.abs(moved).sum(-1) > 0, np.asarray(assignment) == 1)
+    effect = velocity(levels.at[:, 1].add(0.3)) - velocity(levels)
+    np.testing.assert_array_equal(np.abs(effect).sum(-1) > 0, np.asarray(assignment) == 1)
 
 
 @pytest.mark.parametrize("unroll", [None, 1])
@@ -153,8 +153,8 @@ def test_samples_are_apart_and_labels_matter(config, params, inputs):
     reached = np.abs(jax.grad(seen)(tokens)).sum(-1) > 0
     assert reached[0].all() and not reached[1:].any()
     other = run(config, params, tokens, levels, label_B.at[0].set(3), assignment).velocity
-    moved = np.abs(other - run(config, params, *inputs).velocity).sum((1, 2))
-    assert moved[0] > 0 and (moved[1:] == 0).all()
+    effect = np.abs(other - run(config, params, *inputs).velocity).sum((1, 2))
+    assert effect[0] > 0 and (effect[1:] == 0).all()
 
 
 def test_one_block_against_float64(config, params):
@@ -178,8 +178,8 @@ def test_one_block_against_float64(config, params):
     with nnx.use_eager_sharding(False):
         graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))
     block = nnx.merge(graph, nnx.State(jax.tree.map(lambda x: x[0], params["blocks"])))
-    found = block(jnp.float32(x)[None], jnp.float32(condition)[None], None, attention, False)[0]
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    actual = block(jnp.float32(x)[None], jnp.float32(condition)[None], None, attention, False)[0]
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 def test_positions_tell_column_and_row():

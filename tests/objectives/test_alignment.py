@@ -1,4 +1,4 @@
-"""Every setting of the alignment does what it says, and nothing else."""
+"""Settings of the alignment, one by one."""
 
 import dataclasses
 
@@ -132,13 +132,13 @@ def test_layer_sync_pulls_the_earlier_layer_and_runs_no_teacher(objective, batch
     variant = dataclasses.replace(objective, alignment=LayerSync(student_layer=1, teacher_layer=3))
     params = perturbed(variant.init(jax.random.key(0)))
     assert "projector" not in params and variant.draw(keys_B, batch).teacher is None
-    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params["model"])
-    alignment = lambda p: loss_of(variant, p, nothing, batch, keys_B)[1]["alignment_cosine/video"]
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params["model"])
+    alignment = lambda p: loss_of(variant, p, broken, batch, keys_B)[1]["alignment_cosine/video"]
     value, gradient = jax.jit(jax.value_and_grad(alignment))(params)
     assert np.isfinite(value)
     reached = {name: sum(float(jnp.abs(g).sum()) for g in jax.tree.leaves(g)) for name, g in gradient["model"].items()}
     assert reached["embed"] > 0 and reached["single"] == 0  # block 3 is the first single-stream block, and the target
-    terms = variant.terms(params, {"ema": nothing}, batch, keys_B, variant.draw(keys_B, batch))
+    terms = variant.terms(params, {"ema": broken}, batch, keys_B, variant.draw(keys_B, batch))
     np.testing.assert_array_equal(terms.student.taps[3]["video"], terms.target["video"])
 
 

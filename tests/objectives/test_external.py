@@ -47,11 +47,11 @@ def size(tree) -> float:
 
 
 def test_gradients_reach_student_and_projector_and_nothing_else(external, trained, with_features, keys_B):
-    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), trained["model"])  # no teacher is asked
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), trained["model"])  # no teacher runs
 
     def of(params, features):
         batch = with_features | {"features": {"video": features}}
-        loss, metrics = loss_of(external, params, nothing, batch, keys_B)
+        loss, metrics = loss_of(external, params, broken, batch, keys_B)
         assert "alignment_cosine/audio" not in metrics
         return metrics["alignment_cosine/video"], loss
 

@@ -1,4 +1,4 @@
-"""What a convolutional autoencoder minimises, term by term."""
+"""The loss of convolutional autoencoders, term by term."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
 
 def test_the_loss_is_its_terms():
-    """Against numpy, of one sample; samples of weight 0 count for nothing."""
+    """Against numpy, of one sample; samples of weight 0 have no effect."""
     objective = ReconstructionObjective(FILMS, ReconstructionLoss(squared=2.0, absolute=0.5, gradient=0.3, kl=1e-3))
     params = {"model": params_of(FILMS)}
     media = film(9, count=3)

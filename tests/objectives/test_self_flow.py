@@ -119,12 +119,13 @@ def test_context_tokens_enter_no_loss(objective, params, batch, keys_B):
     # others, so the loss must not change where no other token can see it.
     _, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert metrics["flow_count/video"].sum() == 4 * 13
-    nothing = jax.grad(
+    of_weight = jax.grad(
         lambda w: objective.loss(params, {"ema": params["model"]}, batch, keys_B, draw._replace(weight=w, aligned=w))[0]
     )
-    sensitivity = nothing(draw.weight)["video"]  # of the loss to each token's weight: flow and alignment of that token
+    # The derivative of the loss by each token's weight: flow and alignment error of that token.
+    sensitivity = of_weight(draw.weight)["video"]
     by_hand = loss_of(objective, params, params["model"], batch, keys_B, draw)[0]
-    others = {m: jnp.sum(nothing(draw.weight)[m] * draw.weight[m]) for m in draw.weight}
+    others = {m: jnp.sum(of_weight(draw.weight)[m] * draw.weight[m]) for m in draw.weight}
     np.testing.assert_allclose(sum(others.values()), by_hand, rtol=1e-5)
     assert (sensitivity[:, :7] > 0).all() and (draw.weight["video"][:, :7] == 0).all()
     all_context = free.student.corruption.with_context({"video": jnp.ones((4, 20), bool)})
@@ -162,7 +163,7 @@ def test_padding_enters_no_loss(objective, params, batch, keys_B):
     )
     other = padded | {"latents": {m: np.where(beyond(m, x), 9.0, x) for m, x in batch["latents"].items()}}
     np.testing.assert_allclose(loss_of(objective, params, ema, other, keys_B, draw)[0], loss, rtol=1e-5)
-    # Sample 3 is nothing but padding, as a record is that cannot be read: it must not make the rest no number.
+    # Sample 3 is all padding, as an unreadable record is: it must not turn the loss into NaN.
     gradient = jax.grad(lambda p: loss_of(objective, p, ema, padded, keys_B)[0])(params)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
     results, again = (diagnose(objective, params, {"ema": ema}, b, keys_B) for b in (padded, other))

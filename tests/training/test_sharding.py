@@ -53,7 +53,7 @@ def abstract_mesh(**sizes) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
 
-def test_every_state_lies_as_its_parameters_do():
+def test_ema_and_moments_are_sharded_as_their_parameters():
     experiment = load_experiment(TINY.parents[1] / "experiments" / "quickstart.py").resolved()
     objective, optimizer = experiment.objective(), experiment.optimizer.make()
     shapes = jax.eval_shape(experiment.init, jax.random.key(0))
@@ -138,7 +138,7 @@ def test_devices_may_change_in_a_run():
 
 
 class Far:
-    """A device that knows its slice."""
+    """A device with a slice index."""
 
     platform, device_kind, process_index = "gpu", "far", 0
 
@@ -151,7 +151,7 @@ def test_slices_follow_each_other_along_data(slice_of):
     mesh = Devices(data=4, fsdp=2, slices=2).mesh([Far(i, slice_of(i)) for i in range(8)])
     assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1}
     halves = [{device.id for device in half.flat} for half in (mesh.devices[:2], mesh.devices[2:])]
-    # Where nothing tells, the first half of the devices is the first slice.
+    # Without an index, the first half of the devices is the first slice.
     expected = [{i for i in range(8) if (slice_of(i) if slice_of(0) is not None else i // 4) == s} for s in (0, 1)]
     assert halves == expected
 

@@ -42,7 +42,7 @@ def test_ema_in_float32_matches_float64_over_1000_steps():
         ema = update(ema, p32)
     distance = np.abs(reference - np.asarray(ema["w"], np.float64))
     assert distance.max() < 5e-5
-    # The same in bfloat16 stands still: what the test would see of a wrong type.
+    # The same in bfloat16 does not move: the test would fail for a wrong type.
     stuck = jnp.asarray(1.0, jnp.bfloat16)
     for _ in range(1000):
         stuck = (stuck + (1 - decay) * (2.0 - stuck)).astype(jnp.bfloat16)
