@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from selfflow.config.experiment import Experiment
+from selfflow.data.collisions import Collisions
 from selfflow.input.batches import BatchSource
 
 
@@ -95,8 +96,8 @@ def _compile(step: Any, state: Any, stream: Iterator, components: set[str]) -> A
     return jax.block_until_ready(state)
 
 
-def frames_per_second_of_collisions(settings: Any, clips: int = 48) -> float:
-    """Frames, with their audio, that the Collisions data set simulates and renders per second in one process."""
+def generation_rate(settings: Collisions, clips: int = 48) -> float:
+    """Frames with their audio that Collisions generates per second in one process."""
     from selfflow.data.collisions.generate import records
 
     records(settings, "train", 0, 2)  # imports and first calls

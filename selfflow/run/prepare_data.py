@@ -67,7 +67,7 @@ def prepare_data(
         return None
     _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
-    return _feed(experiment, latents), {name: b for name, b in built.items() if b.settings.kind != "latent_files"}
+    return _feed(experiment, latents), {name: b for name, b in built.items() if not b.settings.holds_latents}
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:
