@@ -18,7 +18,7 @@ from selfflow.autoencoders.convolutional_file import read
 from selfflow.autoencoders.media import check_latents, check_media
 from selfflow.errors import UserError
 from selfflow.media import from_unit_range, medium_of, to_unit_range
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 _CHUNK_ELEMENTS = 2**21  # of media in one call; activations take a few hundred times as many
 

@@ -20,7 +20,7 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
-from selfflow.weights import read_weights, sha256_of
+from selfflow.weights.read import read_weights, sha256_of
 
 # Limits of one call: activations take some thousand bytes per pixel.
 _MAX_IMAGES, _MAX_PIXELS = 8, 2**20

@@ -17,7 +17,7 @@ from selfflow.input.media_batches import Cut
 from selfflow.input.mixture import Component, Stage, check_mixture
 from selfflow.input.options import LoaderOptions
 from selfflow.media import medium_of
-from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction
+from selfflow.objectives.reconstruction import ReconstructionLoss, ReconstructionObjective
 from selfflow.training.loop import Cadence, Limits
 from selfflow.training.optimizer import AdamW
 from selfflow.training.profile import Profile
@@ -42,7 +42,7 @@ class AutoencoderExperiment:
     kind: Literal["autoencoder"] = "autoencoder"
     side: int | None = None
     """Side in pixels of the area that pictures are cropped to at random; by default that of the data."""
-    loss: Reconstruction = Reconstruction()
+    loss: ReconstructionLoss = ReconstructionLoss()
     """What is minimised."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; parameters, EMA and losses are float32."""
@@ -126,9 +126,9 @@ class AutoencoderExperiment:
             raise UserError(f"the data sets have {' and '.join(map('{:g}'.format, sorted(rates)))} Hz: give all one")
         return rates.pop()
 
-    def objective(self) -> AutoencodingObjective:
+    def objective(self) -> ReconstructionObjective:
         """What is minimised."""
-        return AutoencodingObjective(self.network, self.loss, self.rate, self.dtype)
+        return ReconstructionObjective(self.network, self.loss, self.rate, self.dtype)
 
     def init(self, key: Any) -> State:
         """The state at step 0."""

@@ -32,7 +32,7 @@ from selfflow.storage.paths import url_of
 from selfflow.tasks.task import Task, scalar_metrics
 from selfflow.training.distributed import broadcast, primary_first
 from selfflow.training.sharding import pad_batch, shard_batch
-from selfflow.training.state import State, by_name
+from selfflow.training.state import State, flat_by_name
 from selfflow.training.step import key_of
 
 # Samples of each component by which layers are initialised, latents normalised and the linear autoencoder fitted.
@@ -159,7 +159,7 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
             shown.advance()
     path, deviation = workdir / AUTOENCODER_FILE, np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
     deviation = np.where(deviation > 1e-6, deviation, 1)
-    write(path, network, int(experiment.rate), by_name(params), moments[0], deviation)
+    write(path, network, int(experiment.rate), flat_by_name(params), moments[0], deviation)
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     rows, files = {}, [str(path)]
