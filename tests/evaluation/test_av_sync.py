@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.evaluation.av_sync import motion_energy, onset_strength, synchrony
+from selfflow.evaluation.metrics.av_sync import motion_energy, onset_strength, synchrony
 
 FPS, RATE, FRAMES = 12.5, 8000, 50
 

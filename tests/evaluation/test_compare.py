@@ -3,7 +3,7 @@ import pytest
 
 from selfflow.errors import UserError
 from selfflow.evaluation import Accumulator, Statistics, compare
-from selfflow.evaluation.distances import frechet, kid, precision_recall
+from selfflow.evaluation.metrics.distances import frechet, kid, precision_recall
 from tests.evaluation.test_accumulate import Drawn, gathered
 
 
