@@ -16,6 +16,7 @@ from selfflow.input.exclude import file_hash
 from selfflow.input.media_batches import Cut
 from selfflow.input.mixture import Component, Stage, check_mixture
 from selfflow.input.options import LoaderOptions
+from selfflow.media import medium_of
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction
 from selfflow.training.loop import Cadence, Limits
 from selfflow.training.optimizer import AdamW
@@ -87,27 +88,28 @@ class AutoencoderExperiment:
             shape = data.media_shapes().get(m)
             if shape is None:
                 raise UserError(f"{where}.modalities names {m}, which {data.kind} does not have")
-            if (m != "audio") != self.network.pictures:
+            medium = medium_of(m)
+            if medium.is_visual != self.network.pictures:
                 kind = "pictures and films" if self.network.pictures else "sound"
                 raise UserError(f"{where}.modalities names {m}, but the strides of the network are those of {kind}")
-            rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
-            length = 1 if m == "image" else shape[0]
+            rate = medium.rate(data)
+            length = shape[0] if medium.has_time else 1
             if rate and component.seconds is not None:
                 length = component.length(rate, m, name)
             hop, lead = self.network.cell[0], self.network.causal_padding
             if (length + lead) % hop or length < 1:
                 fitting = max((length + lead) // hop, 1) * hop - lead
                 raise UserError(
-                    f"{where}: clips of {length} {'frames' if rate and m == 'video' else 'samples'} do not fit the "
+                    f"{where}: clips of {length} {medium.unit} do not fit the "
                     f"network, whose latent frames are {hop} of them{', the first 1' if lead else ''}: set seconds to "
                     f"{fitting / rate}"
                 )
             side = 0
-            if m != "audio":
+            if medium.is_visual:
                 side = min(shape[-3:-1]) if self.side is None else self.side
                 if side < 1 or side % self.network.cell[1]:
                     raise UserError(f"side {side}: the network's strides of {self.network.cell[1]} do not divide it")
-            found[name] = Cut(0 if m == "image" else length, side, (length, side, side, 3) if side else (length, 1))
+            found[name] = Cut(length if medium.has_time else 0, side, (length, side, side, 3) if side else (length, 1))
         return found
 
     @property

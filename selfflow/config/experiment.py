@@ -19,6 +19,7 @@ from selfflow.evaluation.config import Evaluation
 from selfflow.input.exclude import file_hash
 from selfflow.input.mixture import Component, Stage
 from selfflow.input.options import LoaderOptions
+from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.models.attention import implementation_for
 from selfflow.models.joint_config import JointConfig
@@ -306,7 +307,7 @@ def modality_stream(
 
 def _media(data: Dataset, m: str, component: Component | None, name: str) -> Media:
     shape = data.media_shapes()[m]
-    rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
+    rate = medium_of(m).rate(data)
     if rate and component and component.seconds is not None:
         shape = (component.length(rate, m, name), *shape[1:])
     return Media(shape, rate)

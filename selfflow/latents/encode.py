@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
 import re
 import sys
 import time
@@ -37,9 +36,11 @@ from selfflow.latents.features import check_ids, encoder_metadata, identities_of
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, keep_copy, sample_records
 from selfflow.latents.precomputed import check_precomputed
 from selfflow.latents.store import MANIFEST, Latents
+from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.copies import fetch, publish
 from selfflow.storage.paths import url_of
 
@@ -255,9 +256,8 @@ def _finish(shards: list[Shard], built: BuiltDataset, fitted, modalities, text, 
     for split in built.splits:
         parts = [s for s in shards if s.split == split]
         index, statistics = joined_indexes(parts, list(fitted))
-        partial = folder / f"{split}.index.partial-{os.getpid()}"
-        partial.write_bytes(save(index))
-        os.replace(partial, folder / f"{split}.index.safetensors")
+        with atomic_write(folder / f"{split}.index.safetensors") as partial:
+            partial.write_bytes(save(index))
         if split == "train":
             manifest["statistics"] = statistics
         if bad := [each for shard in parts for each in bad_records(shard)]:
@@ -268,9 +268,8 @@ def _finish(shards: list[Shard], built: BuiltDataset, fitted, modalities, text, 
     for m, f in fitted.items():
         if f.path:
             keep_copy(f.path, folder / f"autoencoder_{m}.safetensors")
-    partial = folder / f"{MANIFEST}.partial-{os.getpid()}"
-    partial.write_text(json.dumps(manifest, indent=1))
-    os.replace(partial, folder / MANIFEST)
+    with atomic_write(folder / MANIFEST) as partial:
+        partial.write_text(json.dumps(manifest, indent=1))
 
 
 def _text(text: Any) -> dict[str, Any]:
@@ -285,7 +284,7 @@ def _quality(built: BuiltDataset, fitted: Mapping[str, FittedAutoencoder]) -> di
         records = sample_records(built, split, m, _QUALITY_RECORDS, f.config.temporal_stride, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))
-            rate = getattr(built.settings, "sample_rate", 0)
+            rate = medium_of(m).rate(built.settings)
             found[m] = reconstruction_quality(f.autoencoder(), records, m, rate, materials)
     return found
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.latents.pretrained_weights import copy_path, copy_weights, weights_metadata
+from selfflow.media import medium_of
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.copies import fetch, publish
 
 _FORMAT = 2  # raised when equal settings come to mean other autoencoders
@@ -90,7 +93,8 @@ def fit_autoencoder(
         made = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
             f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "
-            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} precomputed={latents[0].settings.source}"
+            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} "
+            f"precomputed={latents[0].settings.source}"
         )
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)
@@ -114,9 +118,8 @@ def fit_autoencoder(
                 )
             autoencoder = LinearAutoencoder.fit(config, _batches(records))
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".partial-{os.getpid()}")
-            autoencoder.save(partial)
-            os.replace(partial, path)
+            with atomic_write(path) as partial:
+                autoencoder.save(partial)
             weights_metadata(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
             shown.advance()
     publish(path.parent, notes.name, only=path.stem)
@@ -126,16 +129,12 @@ def fit_autoencoder(
 
 def keep_copy(source: Path, target: Path) -> None:
     """Copies the file of an autoencoder; a large one gets a second name instead, where the disk allows it."""
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    if source.stat().st_size > _LINKED:
-        try:
-            os.link(source, partial)
-        except OSError:
-            pass  # another disk, or one without links
-    if not partial.exists():
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with atomic_write(target) as partial:
+        if source.stat().st_size > _LINKED:
+            with suppress(OSError):  # another disk, or one without hard links
+                os.link(source, partial)
+        if not partial.exists():
+            shutil.copyfile(source, partial)
 
 
 def sample_records(
@@ -160,7 +159,7 @@ def sample_records(
             continue  # encoding counts and names it
         if modality not in record or not record["present"][modality] or record["id"] in exclude:
             continue
-        if record[modality].ndim == 1 and len(record[modality]) < temporal_stride:
+        if not medium_of(modality).is_visual and len(record[modality]) < temporal_stride:
             continue  # nor can it be encoded
         found.append({name: record[name] for name in (modality, "material") if name in record})
         size += record[modality].nbytes

@@ -1,4 +1,4 @@
-"""The training step of an experiment, compiled for a slice of TPUs that need not be there."""
+"""The training step of an experiment, compiled ahead of time for a slice of TPUs; needs no TPU."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from selfflow.objectives.alignment import encoders_of
 from selfflow.planning.chips import chip_of, topologies_of
 from selfflow.training.sharding import batch_sharding, device_bytes
 
-# libtpu looks for the TPU that it runs on, waits and complains, and lets one process alone hold it; here there is none.
+# libtpu searches for a local TPU, waits, warns, and locks it for one process; without a TPU all of that is disabled.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -35,9 +35,9 @@ class Compiled:
 
     Attributes:
       text: its HLO.
-      temporary_bytes: on a chip, activations included: all but the step's arguments and results.
-      program_bytes: the program's own code.
-      seconds: that tracing and compiling took.
+      temporary_bytes: per device, activations included: everything except the step's arguments and results.
+      program_bytes: size of the program's code.
+      seconds: spent on tracing and compilation.
     """
 
     text: str
@@ -48,12 +48,12 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Refused:
-    """A step that the compiler cannot fit into the memory of a device.
+    """A step that exceeds the memory of a device.
 
     Attributes:
-      used_bytes: what it would take.
-      limit_bytes: what the compiler may use.
-      seconds: that tracing and compiling took.
+      used_bytes: that it needs.
+      limit_bytes: available to the compiler.
+      seconds: spent on tracing and compilation.
     """
 
     used_bytes: float
@@ -62,11 +62,11 @@ class Refused:
 
 
 def slice_devices(topology: str, slices: int = 1) -> list[Any]:
-    """The devices of a slice, or of several, which need not exist.
+    """Descriptions of the devices of one or more slices; the devices need not exist.
 
     Args:
       topology: chip and shape, such as "v5e:16x16".
-      slices: equal slices, joined by the data-centre network.
+      slices: number of equal slices, connected by the data-centre network.
 
     Raises:
       UserError: if libtpu is not installed, or there is no such topology.
@@ -91,7 +91,7 @@ def slice_devices(topology: str, slices: int = 1) -> list[Any]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
         raise UserError(
-            f"topology {topology!r}: {reason.strip('. ')}; these are known: {', '.join(topologies_of(kind))}"
+            f"topology {topology!r}: {reason.strip('. ')}; give one of {', '.join(topologies_of(kind))}"
         ) from error
 
 
@@ -134,18 +134,18 @@ _REFUSALS = (
 
 
 def _refusal(error: jax.errors.JaxRuntimeError, arguments: int, seconds: float) -> Refused:
-    """What the compiler says when it runs out of memory; any other of its errors is raised again."""
+    """Parses the compiler's out-of-memory error; any other error is raised again."""
     for form in _REFUSALS:
         if found := re.search(form, str(error)):
             parts = found.groups()
             used, limit = (float(n) * 2 ** (10 * " KMGT".index(unit or " ")) for n, unit in (parts[:2], parts[2:]))
-            # One message tells of the temporaries alone.
+            # One of the messages counts the temporaries alone.
             return Refused(used + arguments * ("temporaries" in form), limit, seconds)
     raise error
 
 
 def coordinates(mesh: Mesh) -> np.ndarray:
-    """Where the devices of a mesh's first slice stand in the torus, by their number in the program: [devices, axes]."""
+    """Torus coordinates of the devices of a mesh's first slice, in the order of the program [devices, axes]."""
     first = getattr(mesh.devices.flat[0], "slice_index", None)
     return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])
 

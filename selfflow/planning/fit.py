@@ -1,4 +1,4 @@
-"""The nearest setting that fits, where an experiment does not: found by compiling, not by a rule of thumb."""
+"""The nearest setting that fits into memory, found by compilation."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -12,8 +12,8 @@ from selfflow.planning.compile import Refused, compile_step
 from selfflow.planning.plan import Plan
 
 _ATTEMPTS = 5  # compilations
-# What is left of the activations where blocks are computed again, about; and how far above the limit a reckoning must
-# lie for a candidate not to be compiled. Both decide about the time that the search takes, not about what is found fit.
+# Approximate share of activations that remains with rematerialisation, and the factor above the limit from which an
+# estimate excludes a candidate without compiling it. Both affect the time of the search, not whether a candidate fits.
 _LEFT_BY_REMAT, _SURELY = 0.35, 1.3
 
 
@@ -29,10 +29,10 @@ class _Change:
 def nearest_fit(
     experiment: Experiment, name: str, plan: Plan, make_mesh: Callable[[Experiment], Mesh]
 ) -> tuple[Experiment, list[str]] | None:
-    """Tries changes, those first that cost least, until one fits: a few compilations at most.
+    """Tries changes in the order of their cost until one fits, with at most a few compilations.
 
-    Parameters over more devices cost nothing but traffic, blocks computed again a quarter more arithmetic, parts of a
-    batch some idle time; only a smaller batch, the last resort, changes what is computed.
+    Sharding parameters over more devices costs communication, rematerialisation a quarter more arithmetic, accumulation
+    some idle time; a smaller batch, the last resort, changes the training itself.
 
     Args:
       experiment: resolved, which does not fit.
@@ -41,7 +41,7 @@ def nearest_fit(
       make_mesh: the mesh of an experiment over the slice.
 
     Returns:
-      What fits, and the flags that make it; None where nothing did.
+      The experiment that fits and the flags that give it; None if no candidate fits.
     """
     memory, attempts = plan.memory, 0
     state = memory.parameters + memory.optimizer + memory.ema
@@ -56,7 +56,7 @@ def nearest_fit(
             mesh = make_mesh(candidate)
             candidate.check_devices(mesh)
         except UserError:
-            continue  # no such mesh, or the batch cannot be split over it
+            continue  # no such mesh, or the batch cannot be sharded over it
         if attempts == _ATTEMPTS:
             return None
         attempts += 1
@@ -66,7 +66,7 @@ def nearest_fit(
 
 
 def _changes(copies: int, experiment: Experiment) -> Iterator[_Change]:
-    """From what costs least to what costs most; `copies` of the parameters lie in a slice."""
+    """Changes from the cheapest to the most expensive; a slice holds `copies` of the parameters."""
     wider = [2**i for i in range(1, 12) if copies % 2**i == 0]
     most = max(wider, default=1)
     yield from (_Change(fsdp=factor) for factor in wider)
@@ -92,7 +92,7 @@ def _apply(experiment: Experiment, plan: Plan, change: _Change) -> Experiment:
 
 
 def _flags(before: Experiment, after: Experiment) -> list[str]:
-    """The flags that make one experiment the other."""
+    """The flags that turn one experiment into the other."""
     found = {}
     for axis in ("data", "fsdp", "tensor"):
         found[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)

@@ -8,6 +8,7 @@ from typing import Any
 from selfflow.report.curves import Panel
 from selfflow.report.measures import Measure, exploratory, verdict
 from selfflow.report.study import Study
+from selfflow.storage.atomic import atomic_write
 
 
 def write_tables(
@@ -72,11 +73,9 @@ def _run(study: Study, arm: str, seed: int) -> str:
 
 
 def _write(path: Path, head: str | list[str], rows: Iterable[tuple]) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8", errors="replace") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head.split(",") if isinstance(head, str) else head)
         for row in rows:
             writer.writerow(f"{value:.8g}" if isinstance(value, float) else value for value in row)
-    partial.replace(path)
     return path

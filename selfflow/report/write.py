@@ -13,6 +13,7 @@ from selfflow.report.samples import chosen_samples
 from selfflow.report.settings import differences, origins
 from selfflow.report.study import Study
 from selfflow.report.tables import write_tables
+from selfflow.storage.atomic import atomic_write
 
 
 class Written(NamedTuple):
@@ -65,7 +66,6 @@ def write_report(
     files = write_tables(folder, study, found, panels, differing)
     text = page(study, found, panels, media, differing, made, notes, [file.name for file in files])
     path = folder / "report.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8", errors="replace")
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="replace")
     return Written(path, files, found, notes)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import AnyExperiment
 from selfflow.errors import UserError
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import url, url_of
 from selfflow.training.distributed import barrier, check_agreed, is_multiprocess, is_primary, run_on_all
 
@@ -136,9 +137,8 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
     summary = task.prove(workdir, weights) if is_primary() else {}
     if is_primary():
         summary["minutes"] = round((time.monotonic() - began) / 60, 2)
-        unfinished = workdir / "summary.json.partial"
-        unfinished.write_text(json.dumps(summary, indent=1))
-        unfinished.replace(workdir / "summary.json")
+        with atomic_write(workdir / "summary.json") as temporary:
+            temporary.write_text(json.dumps(summary, indent=1))
     barrier()
     return summary
 
