@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from selfflow.encoders.media import FID
 from selfflow.errors import UserError
-from selfflow.evaluation.metrics.distances import check_features
+from selfflow.evaluation.distances import check_features
 from selfflow.evaluation.extractors import Extractor
 from selfflow.representation.moments import Moments
 from selfflow.storage.atomic import atomic_write

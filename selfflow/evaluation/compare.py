@@ -9,7 +9,7 @@ import numpy as np
 
 from selfflow.evaluation import metrics
 from selfflow.evaluation.accumulate import Accumulator, Statistics
-from selfflow.evaluation.metrics.distances import frechet
+from selfflow.evaluation.distances import frechet
 from selfflow.evaluation.metrics.metric import FeaturePair, Value
 from selfflow.evaluation.samples import SampleAccumulator
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.evaluation import Accumulator, Statistics, compare
-from selfflow.evaluation.metrics.distances import frechet, kid, precision_recall
+from selfflow.evaluation.accumulate import Accumulator, Statistics
+from selfflow.evaluation.compare import compare
+from selfflow.evaluation.distances import frechet, kid, precision_recall
 from tests.evaluation.test_accumulate import Drawn, gathered
 
 

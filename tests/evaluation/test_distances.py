@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.evaluation.metrics import distances
-from selfflow.evaluation.metrics.distances import frechet, kid, precision_recall
+from selfflow.evaluation import distances
+from selfflow.evaluation.distances import frechet, kid, precision_recall
 from tests.evaluation import made
 
 RECORDED = {name: float(value) for name, value in np.load(made.GOLDENS / "evaluation_distances.npz").items()}

@@ -12,7 +12,9 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.effnet import EffNet
 from selfflow.encoders.media import resize_like_tensorflow_1
 from selfflow.errors import UserError
-from selfflow.evaluation import Accumulator, compare, open_extractor
+from selfflow.evaluation.accumulate import Accumulator
+from selfflow.evaluation.compare import compare
+from selfflow.evaluation.extractors import open_extractor
 from tests.evaluation import made
 
 RECORDED = np.load(made.GOLDENS / "evaluation_features.npz")

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from selfflow.evaluation.accumulate import Statistics
-from selfflow.evaluation.metrics.distances import frechet, kid
+from selfflow.evaluation.distances import frechet, kid
 from selfflow.evaluation.metrics.metric import FeaturePair, Value
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from selfflow.errors import UserError
 from selfflow.evaluation.accumulate import Accumulator, Statistics, check_same
-from selfflow.evaluation.metrics.distances import PrecisionRecall, precision_recall
+from selfflow.evaluation.distances import PrecisionRecall, precision_recall
 from selfflow.evaluation.physics.verifier import TrackedClips
 
 NEIGHBOURS = 3

@@ -103,7 +103,8 @@ def _all_lines(x: np.ndarray, visible: np.ndarray) -> _Fits:
 
 
 def _noise(positions: np.ndarray, least: float) -> np.ndarray:
-    """Standard deviation of positions from smooth motion, [N], estimated from second differences: few hold a contact."""
+    """Standard deviation of positions from smooth motion, [N], estimated from second differences, few of which hold a
+    contact."""
     if positions.shape[1] < 4 or not len(positions):
         return np.full(len(positions), least)
     bends = np.abs(np.diff(positions, n=2, axis=1)).reshape(len(positions), -1)

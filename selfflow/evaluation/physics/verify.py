@@ -1,4 +1,4 @@
-"""The physics verifier: tracks the bodies of a clip of Collisions in its pixels and scores the clip by physics checks."""
+"""The physics verifier: tracks the bodies of a clip of Collisions in its pixels and scores it by physics checks."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
