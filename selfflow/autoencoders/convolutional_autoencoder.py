@@ -23,7 +23,7 @@ from selfflow.errors import UserError
 from selfflow.media import from_unit_range, images_only, medium_of, to_unit_range
 from selfflow.serialization import from_json, to_json
 from selfflow.storage.atomic import atomic_write
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 _FORMAT = "selfflow-autoencoder-2"  # raised when the same weights come to mean another network
 _TOLD = "autoencoder"

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from selfflow.autoencoders.convolutional import Network
 from selfflow.config.check import check_length
-from selfflow.data.catalogue import Dataset
+from selfflow.data.catalogue import AnyDataset
 from selfflow.errors import UserError
 from selfflow.input.exclude import file_hash
 from selfflow.input.media_batches import Cut
@@ -31,7 +31,7 @@ from selfflow.training.step import make_step
 class AutoencoderExperiment:
     """Everything that the training of an autoencoder depends on."""
 
-    data: dict[str, Dataset]
+    data: dict[str, AnyDataset]
     """The data sets, by the names that the components of the mixture call them."""
     mixture: dict[str, Component]
     """Sets of one modality each: pictures and films, which may share an autoencoder, or sounds."""
@@ -83,7 +83,7 @@ class AutoencoderExperiment:
         for name, component in self.mixture.items():
             (m,), where = component.modalities, f"mixture.{name}"
             data = self.data[component.data or next(iter(self.data))]
-            if data.kind == "latent_files":
+            if data.holds_latents:
                 raise UserError(f"{where}: {data.kind} has latents alone, and an autoencoder is trained on media")
             shape = data.media_shapes().get(m)
             if shape is None:

@@ -93,7 +93,7 @@ class MediaSource:
 
 
 def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.ndarray]:
-    told = [_FORMAT, built.fingerprint, built.forgotten, built.mapping]
+    told = [_FORMAT, built.fingerprint, built.forgotten, built.settings.decoding_options()]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{folder_name(built.name)}-{split}-{digest}.safetensors"
     try:

@@ -101,11 +101,11 @@ def encode(
       UserError: if too many records cannot be read, a worker process died, or an encoder lacks samples.
     """
     mine = {m: fitted[m] for m in sorted(fitted)}
-    if built.settings.kind == "latent_files":
+    if built.settings.holds_latents:
         check_precomputed(built, mine, modalities, encoders)
     identities = {m: f.identity for m, f in mine.items()} | {"text": text and cached_text_encoder(text).identity}
     identities |= {"features": identities_of(encoders)} if encoders else {}
-    key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
+    key = json.dumps([_FORMAT, built.name, built.fingerprint, built.settings.decoding_options(), identities])
     folder = data_dir / "latents" / f"{folder_name(built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if share.hosts > 1 and url_of(folder):
         raise UserError(
@@ -280,7 +280,7 @@ def _text(text: Any) -> dict[str, Any]:
 def _quality(built: BuiltDataset, fitted: Mapping[str, FittedAutoencoder]) -> dict[str, dict[str, float]]:
     split = "validation" if "validation" in built.splits else "train"
     found = {}
-    for m, f in fitted.items() if built.settings.kind != "latent_files" else ():
+    for m, f in () if built.settings.holds_latents else fitted.items():
         records = sample_records(built, split, m, _QUALITY_RECORDS, f.config.temporal_stride, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))

@@ -79,8 +79,8 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = lambda: None) -> li
     from array_record.python.array_record_module import ArrayRecordWriter
 
     records = shard.built.records(shard.split)
-    made_elsewhere = shard.built.settings.kind == "latent_files"
-    autoencoders = {m: None if made_elsewhere else _autoencoder(*where) for m, where in shard.autoencoders.items()}
+    precomputed = shard.built.settings.holds_latents
+    autoencoders = {m: None if precomputed else _autoencoder(*where) for m, where in shard.autoencoders.items()}
     rows: list[dict[str, Any]] = []
     moments = {m: [np.zeros(shard.modalities[m].latent[-1]) for _ in range(2)] + [0] for m in autoencoders}
     bad: list[tuple[int, str, str]] = []

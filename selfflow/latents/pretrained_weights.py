@@ -16,7 +16,7 @@ from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
 from selfflow.storage.atomic import atomic_write
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 _FORMAT = 2  # raised when equal settings come to mean other copies
 

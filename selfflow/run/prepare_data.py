@@ -23,7 +23,7 @@ from selfflow.latents.store import MANIFEST, Latents
 from selfflow.objectives.alignment import encoders_of
 from selfflow.storage.copies import fetch
 from selfflow.storage.paths import local
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 
 def prepare_data(
@@ -68,7 +68,7 @@ def prepare_data(
         return None
     _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
-    return _feed(experiment, latents), {name: b for name, b in built.items() if b.settings.kind != "latent_files"}
+    return _feed(experiment, latents), {name: b for name, b in built.items() if not b.settings.holds_latents}
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:

@@ -60,7 +60,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         experiment.loader,
         data_dir / INDEXES,
     )
-    records = {name: [b.name, b.fingerprint, b.mapping, b.forgotten] for name, b in built.items()}
+    records = {name: [b.name, b.fingerprint, b.settings.decoding_options(), b.forgotten] for name, b in built.items()}
     datasets = {
         name: {
             "dataset": b.name,

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from selfflow.data.built import BuiltDataset
-from selfflow.data.catalogue import Dataset
 from selfflow.data.collisions import Collisions
+from selfflow.data.dataset import Dataset
 from selfflow.data.shards import BadRecord
 from selfflow.evaluation.physics.materials import MaterialClassifiers, fit_material_classifiers
 from selfflow.evaluation.physics.verify import ClipAnalysis, PhysicsReport, score_clips, track_clip
@@ -40,7 +40,7 @@ def physics_verifier(data: Dataset, modalities: tuple[str, ...], built: BuiltDat
     Returns:
       None if the data set has no such verifier, if the clips have no video, and without raw records.
     """
-    if data.kind != "collisions" or data.gravity or built is None or "video" not in modalities:
+    if data.verifier != "physics" or built is None or "video" not in modalities:
         return None
     if "audio" not in modalities or data.materials != "clip":
         return PhysicsVerifier(data, None)
