@@ -174,7 +174,7 @@ def _results(report: "SampleReport", sampler: "RunSampler") -> dict[str, Any]:
         spaces[row] = {space: comparison.to_json() for space, comparison in metrics.comparisons.items()}
         counts[row] = metrics.counts()
     return {
-        "against": report.reference,
+        "reference_set": report.reference,
         "modality": ", ".join(m for m in sampler.modalities if m not in sampler.held_whole),
         "rows": numbers,
         "comparisons": spaces,

@@ -14,7 +14,7 @@ class PhysicsChecks:
     """Share of the clips that pass each check; data/collisions/README.md defines the checks."""
 
     name = "physics"
-    title = "physics check"
+    title = "physics"
     better: Literal["higher"] = "higher"
     needs: Literal["clips"] = "clips"
     unit = "share of clips that pass; of kappa and loudness a correlation"
