@@ -93,28 +93,28 @@ def _title(run: "Run", description: "Description", provenance: dict[str, Any], p
     return f"# {_plain(run.path.resolve().name)}\n\n{text}\nMade with selfflow, which implements {paper}."
 
 
-_SIT_USE = """Tokens are [B, N, P], tau [B] or [B, N], label [B]. The keys are those of the released SiT, which
+_INPUTS = """By modality: tokens [B, N, P]; levels [B, K], the noise levels of a sample; assignment [B, N], which of
+them a token has. label is [B]."""
+_SIT_KEYS = """The keys of the weights are those of the released SiT, which
 `selfflow.interop.load_released_sit(PATH, num_heads={heads}, patch_size={patch_size})` reads as well."""
-_JOINT_USE = """By modality: tokens [B, N, P]; levels [B, K], the noise levels of a sample; assignment [B, N], the level
-of each token. The keys are the dotted names of the parameters of `selfflow.models.joint.JointTransformer`, after
-`model.`."""
+_JOINT_KEYS = """The keys of the weights are the dotted names of the parameters of
+`selfflow.models.joint.JointTransformer`, after `model.`."""
 
 
 def _use(description: "Description") -> str:
+    keys = _JOINT_KEYS
     if isinstance(description.model, SiTConfig):
-        call, inputs = "tokens, tau, label", _SIT_USE.format(**to_json(description.model))
-    else:
-        call, inputs = "tokens, levels, label, assignment", _JOINT_USE
+        keys = _SIT_KEYS.format(**to_json(description.model))
     return f"""## Use
 
 ```python
 from selfflow.interop import load_exported
 exported = load_exported("FOLDER")  # the folder of these files
-velocity = exported.model({call}).velocity
+velocity = exported.model(tokens, levels, label, assignment).velocity
 ```
 
-{inputs}
-tau is 0 for data and 1 for noise; the velocity is noise - data; label {description.model.labels} means no label.
+{_INPUTS} {keys}
+Levels are 0 for data and 1 for noise; the velocity is noise - data; label {description.model.labels} means no label.
 `exported.modalities[NAME].to_tokens` turns latents [B, ...] into tokens, `from_tokens` tokens into latents.
 `load_exported` checks the files, as `sha256sum -c SHA256SUMS` does."""
 

@@ -14,7 +14,6 @@ from selfflow.errors import UserError
 from selfflow.interop.card import damage_in, model_card
 from selfflow.interop.exported import CONFIG, SUMS, WEIGHTS, Description, Encoder, exported_layout
 from selfflow.models.execution import Execution
-from selfflow.objectives.alignment import encoders_of
 from selfflow.serialization import to_json
 from selfflow.weights.read import sha256_of
 
@@ -46,7 +45,7 @@ def export(
     params = {"model": state.frozen["ema"]} if weights == "ema" else {"model": state.params["model"]}
     # Only the projector of the released form has a layout: of depth 2, onto features of the model itself.
     alignment = run.experiment.alignment
-    if "projector" in state.params and alignment.projector_depth == 2 and not encoders_of(alignment):
+    if "projector" in state.params and alignment.projector_depth == 2 and alignment.target_channels is None:
         params["projector"] = state.params["projector"]
     with damage_in(run.path / "provenance.json"):
         description = _describe(run, provenance, int(state.step), weights, "projector" in params)

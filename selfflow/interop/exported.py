@@ -33,7 +33,7 @@ from selfflow.models.joint_config import JointConfig
 from selfflow.models.projector import Projector
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.serialization import from_json
-from selfflow.training.state import by_name
+from selfflow.training.state import flat_by_name
 from selfflow.weights.read import check_keys, read_weights, sha256_of
 
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
@@ -121,7 +121,7 @@ def exported_layout(config: JointConfig | SiTConfig, params: dict[str, Any]) -> 
     if isinstance(config, SiTConfig):
         projector = {"projector": params["projector"]} if "projector" in params else {}
         return released_layout(params["model"] | projector, config, bool(projector))
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in by_name(params).items()}
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in flat_by_name(params).items()}
 
 
 def _verify(folder: Path) -> None:
@@ -193,7 +193,7 @@ def _build_joint(
     except (TypeError, ValueError, OverflowError, MemoryError) as error:  # sizes that no array can have
         raise UserError(f"{path.with_name(CONFIG)}: no model has such sizes ({type(error).__name__})") from error
     shapes = {name: nnx.to_pure_dict(state) for name, state in states.items()}
-    expected = by_name(shapes)
+    expected = flat_by_name(shapes)
     check_keys(path, weights, expected, f"the model of {CONFIG}")
     for key, leaf in expected.items():
         if weights[key].shape != leaf.shape:

@@ -53,7 +53,7 @@ def test_i3d_s_logits_are_pytorch_i3d_s(i3d_file):
     extractor = open_extractor(f"i3d={i3d_file}", "video")
     assert_near(extractor(made.films(1, 9), 8), RECORDED["i3d"], 1e-5)
     assert (extractor.distance, extractor.width) == ("FD-I3D", 400)
-    with pytest.raises(UserError, match="I3D takes films of 9 frames at least, and got 8"):
+    with pytest.raises(UserError, match="I3D.* 9 .* 8"):
         extractor(made.films(1, 8), 8)
 
 
@@ -198,7 +198,7 @@ def test_log_mel_hears_spectra_and_how_much_they_vary():
     gated = noise * (np.arange(8000) // 1000 % 2).astype(np.int16)
     assert (extractor(gated, 16_000)[0, 40:] > 2 * extractor(noise, 16_000)[0, 40:]).all()
     assert np.isfinite(extractor(np.zeros((1, 5), np.int16), 16_000)).all()  # silence, and shorter than a window
-    with pytest.raises(UserError, match="LogMel needs the samples a second"):
+    with pytest.raises(UserError, match="LogMel .*rate"):
         extractor(sound)
     with pytest.raises(UserError, match=r"LogMel takes int16 \[B, samples\], and got float64"):
         extractor(sound / 32768, 16_000)

@@ -61,7 +61,7 @@ def test_an_imported_sit_is_exported_as_the_original_file(sit):
     assert list(weights) == list(expected)
     assert all(weights[key].tobytes() == expected[key].tobytes() for key in weights)
     golden = recorded()
-    call = jax.jit(lambda x, tau, label: exported.model(x, tau, label).velocity)
+    call = jax.jit(lambda x, tau, label: exported.model({"image": x}, {"image": tau}, label).velocity["image"])
     velocity = call(golden["x"], jnp.asarray(golden["tau_uniform"]), golden["labels"])
     np.testing.assert_allclose(velocity, golden["velocity_uniform"], rtol=0, atol=1e-5)
     assert exported.projector is exported.model.projector is not None
@@ -298,9 +298,13 @@ def test_the_three_lines_of_the_card_run(capsys, sit, tmp_path):
 
     shutil.copytree(sit, tmp_path / "out")
     lines = re.search(r"```python\n(.*?)```", (sit / "README.md").read_text(), re.DOTALL)[1].replace("FOLDER", "out")
-    code = "import numpy as np\ntokens, tau, label = np.zeros((1, 16, 16)), np.ones(1), np.array([10])\n" + lines
+    code = (
+        "import numpy as np\n"
+        "tokens, levels, label = {'image': np.zeros((1, 16, 16))}, {'image': np.ones((1, 1))}, np.array([10])\n"
+        "assignment = {'image': np.zeros((1, 16), int)}\n"
+    ) + lines
     done = subprocess.run(
-        [sys.executable, "-c", code + "print(velocity.shape)"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", code + "print(velocity['image'].shape)"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout == "(1, 16, 16)\n", done.stderr
 

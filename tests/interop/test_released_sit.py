@@ -41,15 +41,13 @@ def test_velocity_taps_and_projection_are_the_original_s(loaded, tau, suffix):
     model, _ = loaded
     student, teacher = settings()["student_layer"], settings()["teacher_layer"]
     golden = recorded()
-    call = nnx.jit(
-        lambda model: model(golden["x"], jnp.asarray(golden[tau]), golden["labels"], taps=(student, teacher))
-    )
-    out = call(model)
+    inputs = {"image": golden["x"]}, {"image": jnp.asarray(golden[tau])}, golden["labels"]
+    out = nnx.jit(lambda model: model(*inputs, taps=(student, teacher)))(model)
     velocity = golden["velocity_uniform" if suffix else "velocity_per_token"]
-    np.testing.assert_allclose(out.velocity, velocity, rtol=0, atol=TOLERANCE)
-    np.testing.assert_allclose(out.taps[teacher], golden["raw_teacher" + suffix], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(out.velocity["image"], velocity, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(out.taps[teacher]["image"], golden["raw_teacher" + suffix], rtol=0, atol=TOLERANCE)
     if not suffix:
-        projected = model.projector(out.taps[student])
+        projected = model.projector(out.taps[student]["image"])
         np.testing.assert_allclose(projected, golden["projected_student"], rtol=0, atol=TOLERANCE)
 
 
@@ -85,8 +83,9 @@ def test_without_projector_and_without_sigma(tmp_path, weights):
     back = released_sit_weights(model)
     assert list(back) == sorted(bare) and all(back[key].tobytes() == bare[key].tobytes() for key in bare)
     golden = recorded()
-    velocity = nnx.jit(lambda m: m(golden["x"], jnp.asarray(golden["tau_uniform"]), golden["labels"]).velocity)(model)
-    np.testing.assert_allclose(velocity, golden["velocity_uniform"], rtol=0, atol=TOLERANCE)
+    inputs = {"image": golden["x"]}, {"image": jnp.asarray(golden["tau_uniform"])}, golden["labels"]
+    velocity = nnx.jit(lambda model: model(*inputs).velocity)(model)
+    np.testing.assert_allclose(velocity["image"], golden["velocity_uniform"], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
