@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.evaluation import Accumulator, Statistics, load_reference
+from selfflow.evaluation.accumulate import Accumulator, Statistics, load_reference
 from selfflow.representation.moments import Moments
 from tests.conftest import mentions
 
