@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from selfflow.data.report import Remark
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_fraction
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,7 @@ class FolderSettings:
 
     def check(self) -> None:
         """Raises UserError, which names the field, if a value makes no sense."""
-        for field in ("validation_fraction", "test_fraction"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{self.kind}.{field} is {getattr(self, field)}; it must be at least 0 and below 1")
+        check_fraction(self, f"{self.kind}.", "validation_fraction", "test_fraction", below_one=True)
         if self.validation_fraction + self.test_fraction >= 1:
             raise UserError(
                 f"{self.kind}.validation_fraction + {self.kind}.test_fraction is 1 or more; leave some for train"

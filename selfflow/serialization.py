@@ -1,12 +1,11 @@
 """Trees of frozen dataclasses as JSON, and back, every field checked against its type."""
 
 import dataclasses
-import difflib
 import types
 import typing
 from typing import Any, Literal
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 
 def to_json(value: Any) -> Any:
@@ -42,9 +41,8 @@ def from_json(data: Any, kind: Any, where: str, name: str = "") -> Any:
         known = [f.name for f in dataclasses.fields(kind)]
         for key in data:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"{where}: unknown field {f'{name}.{key}'.lstrip('.')}{hint}")
+                field = f"{name}.{key}".lstrip(".")
+                raise UserError(f"{where}: unknown field {field}; {did_you_mean(key, known)}")
         values = {k: from_json(v, hints[k], where, f"{name}.{k}".lstrip(".")) for k, v in data.items()}
         try:
             return kind(**values)

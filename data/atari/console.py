@@ -1,12 +1,11 @@
 """The console: which games there are, and playing one under a policy, frame by frame."""
 
-import difflib
 import importlib.util
 from typing import Any
 
 import numpy as np
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 SAMPLES_PER_FRAME = 512
 """Of the console's sound, uint8 around 128, at 60 frames a second: 30 720 Hz."""
@@ -32,8 +31,7 @@ class Console:
         if game in _REFUSED:
             raise UserError(f"atari.game = {game!r}: it needs two players and cannot be played; choose another game")
         if game not in games:
-            near = difflib.get_close_matches(game.lower().replace("-", "_"), games, cutoff=0.5)
-            raise UserError(f"atari.game = {game!r}: there is no such game; try {', '.join(near) or 'pong'}")
+            raise UserError(f"atari.game = {game!r}: no such game; {did_you_mean(game.replace('-', '_'), games)}")
         self._rom = str(roms.get_rom_path(game))
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._new = ale_py.ALEInterface

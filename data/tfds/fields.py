@@ -1,13 +1,12 @@
 """Which fields of a TFDS data set are the image, the video, the sound, the labels, the caption and the id."""
 
-import difflib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfflow.data.features import Spec, content_of, read_specs, type_of
 from selfflow.data.tfds import Tfds
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 MEDIA = ("video", "audio", "image")
 _RESERVED = (*MEDIA, "id", "present", "quality", "caption")
@@ -98,5 +97,4 @@ def dtype_of(spec: Spec) -> str:
 
 def _require(settings: Tfds, field: str, path: str, specs: dict[str, Spec]) -> None:
     if path and path not in specs:
-        near = difflib.get_close_matches(path, specs, cutoff=0.4) or list(specs)
-        raise UserError(f"tfds.{field} = {path!r}: {settings.name} has no such field; try {', '.join(near)}")
+        raise UserError(f"tfds.{field} = {path!r}: {settings.name} has no such field; {did_you_mean(path, specs)}")

@@ -13,7 +13,7 @@ import numpy as np
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.autoencoders.mel import LogMel
 from selfflow.autoencoders.temporal_config import Convolutional, Diffusers, Precomputed, patch_grid_shape
-from selfflow.errors import UserError
+from selfflow.errors import check_above_zero
 from selfflow.serialization import to_json
 
 
@@ -77,9 +77,8 @@ class _KL:
     causal_padding: ClassVar[int] = 0
 
     def __post_init__(self):
-        for name in ("channels", "stride", "groups", "scale"):
-            if not getattr(self, name, 1) > 0:
-                raise UserError(f"{name} of the {self.kind} autoencoder is {getattr(self, name)}: it must be above 0")
+        fields = [name for name in ("channels", "stride", "groups", "scale") if hasattr(self, name)]
+        check_above_zero(self, f"{self.kind} autoencoder: ", *fields)
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of pictures [..., H, W, 3]."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ class LogMel:
     def __post_init__(self):
         if self.temporal_stride < 2 or self.temporal_stride % 2:
             raise UserError(f"autoencoder hop {self.temporal_stride}: give an even number of samples")
-        if self.bands < 1:
-            raise UserError(f"autoencoder bands {self.bands}: give at least 1")
+        check_at_least(self, "autoencoder ", bands=1)
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latent of media [samples]."""

@@ -1,13 +1,12 @@
 """Autoencoders by name and file, as `--autoencoder.image sd-vae=PATH` gives them."""
 
 import dataclasses
-import difflib
 import typing
 from pathlib import Path
 
 from selfflow.autoencoders.config import AnyAutoencoder, Convolutional, Diffusers, Precomputed, uses_pretrained
 from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 NAMES = {
     typing.get_args(typing.get_type_hints(config)["kind"])[0].replace("_", "-"): config
@@ -31,9 +30,7 @@ def parse_autoencoder(text: str, modality: str, known: AnyAutoencoder | None = N
     name, equals, path = text.partition("=")
     config = NAMES.get(name.replace("_", "-"))
     if config is None:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
-        raise UserError(f"{flag} {text}: no autoencoder {name!r}; {hint}")
+        raise UserError(f"{flag} {text}: no autoencoder {name!r}; {did_you_mean(name, NAMES)}")
     if config is Precomputed:
         return _precomputed(path, modality, f"{flag} {text}")
     if not uses_pretrained(config):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 
 if TYPE_CHECKING:
     pass
@@ -27,9 +27,7 @@ class _Causal:
 
     def __post_init__(self):
         who = f"the {self.kind} autoencoder"
-        for name in ("channels", "temporal_stride"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} of {who} is {getattr(self, name)}: give at least 1")
+        check_at_least(self, f"{self.kind} autoencoder: ", channels=1, temporal_stride=1)
         if self.stride < 0 or (self.images_only and not self.stride):
             raise UserError(f"stride of {who} is {self.stride}: give at least 1 for pictures, 0 for sound")
         rate = getattr(self, "sample_rate", 0)

@@ -7,6 +7,8 @@ import re
 import sys
 import traceback
 
+from selfflow.errors import Interrupted, UserError, did_you_mean
+
 _COMMANDS = {
     "train": "train an experiment, or go on with its run",
     "sweep": "train the members of a comparison, in turn or several at once",
@@ -45,13 +47,7 @@ def main() -> None:
         sys.exit(0 if arguments else 2)
     command = arguments[0]
     if command not in _COMMANDS:
-        import difflib
-
-        near = difflib.get_close_matches(command, _COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
-        _fail(f"no command {command!r}; {hint}")
-    from selfflow.errors import Interrupted, UserError
-
+        _fail(f"no command {command!r}; {did_you_mean(command, _COMMANDS)}")
     try:
         importlib.import_module(f"selfflow.cli.{_FILES.get(command, command)}").main(arguments[1:])
     except UserError as error:

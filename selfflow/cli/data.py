@@ -1,6 +1,5 @@
 """`selfflow data list | build | show | verify | forget`: data sets on disk."""
 
-import difflib
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from selfflow.cli.folders import refuse_bucket
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least, did_you_mean
 from selfflow.storage.paths import data_folder
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def main(arguments: list[str]) -> None:
         return
     action, *rest = arguments
     if action not in _ACTIONS:
-        raise UserError(f"no action {action!r}; {_suggestion(action, _ACTIONS)}; example: {_EXAMPLES['build']}")
+        raise UserError(f"no action {action!r}; {did_you_mean(action, _ACTIONS)}; example: {_EXAMPLES['build']}")
     if action == "list":
         from selfflow.cli.listing import list_data
 
@@ -105,7 +104,7 @@ def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
     name, *flags = arguments
     kind, _, within = name.partition(":")
     if kind not in DATASETS or (within and kind != "tfds"):
-        raise UserError(f"no data set {name!r}; {_suggestion(kind, DATASETS)}; example: {_EXAMPLES[action]}")
+        raise UserError(f"no data set {name!r}; {did_you_mean(kind, DATASETS)}; example: {_EXAMPLES[action]}")
     default = DATASETS[kind](name=within) if within else DATASETS[kind]()
     options = {
         "show": Show(Path(f"{(within or kind).replace('/', '-').replace(':', '-')}-samples")),
@@ -134,11 +133,6 @@ def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
         args=flags,
     )
     return settings, options, data_folder(data_dir)
-
-
-def _suggestion(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def _counted(count: int) -> str:
@@ -182,8 +176,7 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
     from selfflow.cli.samples import write_samples
     from selfflow.data.catalogue import card
 
-    if options.count < 1:
-        raise UserError(f"count is {options.count}: give at least 1")
+    check_at_least(options, "--", count=1)
     if settings.kind == "latent_files":
         raise UserError(
             "these are latents, of media that are not there: `selfflow encode EXPERIMENT --inspect` draws them"

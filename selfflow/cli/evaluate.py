@@ -11,7 +11,7 @@ import numpy as np
 
 from selfflow.cli.parse import parse_run
 from selfflow.config.experiment import Experiment
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
@@ -69,9 +69,7 @@ class Options:
     """Where the data of the run is; by default where it was when the run was trained."""
 
     def __post_init__(self):
-        for name, least in (("samples", 4), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least {least}")
+        check_at_least(self, "--", samples=4, batch_size=1)
 
 
 def main(arguments: list[str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.storage.paths import url
 
 _EXAMPLE = "selfflow report runs/sight_and_sound --baseline shuffled"
@@ -32,8 +32,7 @@ class Arguments:
     def __post_init__(self):
         if not self.runs:
             raise UserError(f"name a run or the folder of a sweep; example: {_EXAMPLE}")
-        if self.samples < 0:
-            raise UserError(f"--samples is {self.samples}: it must not be below 0")
+        check_at_least(self, "--", samples=0)
         if not 0 <= self.megabytes < 1000:
             raise UserError(f"--megabytes is {self.megabytes:g}: give a number from 0 to 1000")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfflow.cli.parse import parse_run
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
@@ -60,9 +60,7 @@ class Options:
     """Where the data of the run is, if something of it is given; by default where it was when the run was trained."""
 
     def __post_init__(self):
-        for name in ("count", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        check_at_least(self, "--", count=1, batch_size=1)
 
 
 def main(arguments: list[str]) -> None:

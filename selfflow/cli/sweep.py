@@ -9,7 +9,7 @@ import jax
 import tyro
 
 from selfflow.cli.parse import parse
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.storage.paths import url
 from selfflow.sweep.folder import check_sweep, describe, enter_sweep
 from selfflow.sweep.load import SweepRun, budget_of, load_sweep
@@ -37,8 +37,7 @@ class Options:
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     def __post_init__(self):
-        if self.jobs < 1:
-            raise UserError(f"--jobs is {self.jobs}: it must be at least 1")
+        check_at_least(self, "--", jobs=1)
         if self.processes.coordinator and self.index is None:
             raise UserError("--coordinator is for one run on several processes: name it with --index")
 

@@ -1,7 +1,6 @@
 """The dataclass tree that says everything about a run."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.config.check import check_experiment
 from selfflow.data.catalogue import Dataset
 from selfflow.encoders.text import Text
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 from selfflow.evaluation.config import Evaluation
 from selfflow.input.exclude import file_hash
 from selfflow.input.mixture import Component, Stage
@@ -273,9 +272,7 @@ class Experiment:
             raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(self.data)}")
         data = component.data or next(iter(self.data))
         if data not in self.data:
-            near = difflib.get_close_matches(data, self.data, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(self.data)}"
-            raise UserError(f"mixture.{name}.data names {data}, which is not in data{hint}")
+            raise UserError(f"mixture.{name}.data names {data}, which is not in data; {did_you_mean(data, self.data)}")
         return dataclasses.replace(component, data=data)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from selfflow.errors import UserError
+from selfflow.errors import check_at_least, check_fraction
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,5 @@ class LoaderOptions:
     such records have weight 0."""
 
     def __post_init__(self):
-        for name, least in (("workers", 0), ("threads", 1), ("prefetch", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"loader.{name} is {getattr(self, name)}: it must be at least {least}")
-        if not 0 <= self.unreadable_share <= 1:
-            raise UserError(f"loader.unreadable_share is {self.unreadable_share}: give a number from 0 to 1")
+        check_at_least(self, "loader.", workers=0, threads=1, prefetch=1)
+        check_fraction(self, "loader.", "unreadable_share")

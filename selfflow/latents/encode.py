@@ -24,7 +24,7 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.workers import cores, start_worker
 from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.latents.encode_shard import (
     Shard,
     bad_records,
@@ -65,8 +65,7 @@ class EncodeShare:
     def __post_init__(self):
         if not 0 <= self.host < self.hosts:
             raise UserError(f"host is {self.host} of {self.hosts} hosts: give a number from 0 to hosts - 1")
-        if self.processes is not None and self.processes < 1:
-            raise UserError(f"processes is {self.processes}: it must be at least 1")
+        check_at_least(self, "", processes=1)
 
 
 def encode(

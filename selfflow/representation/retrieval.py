@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.given import modality_given
 from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint import Output
@@ -44,10 +44,7 @@ class Retrieval:
             raise UserError(f"retrieval.candidates is {self.candidates}: give an even number from 4 on")
         if not self.taus or not all(0 < tau <= 1 for tau in self.taus):
             raise UserError(f"retrieval.taus is {self.taus}: give levels above 0, where there is noise, up to 1")
-        if self.draws < 1:
-            raise UserError(f"retrieval.draws is {self.draws}: give at least 1")
-        if self.seed < 0:
-            raise UserError(f"retrieval.seed is {self.seed}: it must not be negative")
+        check_at_least(self, "retrieval.", draws=1, seed=0)
 
 
 class Retrieved(NamedTuple):

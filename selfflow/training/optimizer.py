@@ -6,7 +6,7 @@ from typing import Literal
 
 import optax
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_above_zero, check_at_least, check_fraction
 
 
 def learning_rate_for(steps: int) -> float:
@@ -41,14 +41,9 @@ class AdamW:
     """Parts that a batch is split into; the gradient equals that of the whole batch."""
 
     def __post_init__(self):
-        for name in ("learning_rate", "clip", "epsilon"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}: it must be above 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}: give a number from 0 to below 1")
-        if self.accumulate < 1 or (self.warmup_steps or 0) < 0:
-            raise UserError("optimizer.accumulate must be at least 1 and optimizer.warmup_steps at least 0")
+        check_above_zero(self, "optimizer.", "learning_rate", "clip", "epsilon")
+        check_fraction(self, "optimizer.", "beta1", "beta2", below_one=True)
+        check_at_least(self, "optimizer.", accumulate=1, warmup_steps=0)
 
     def resolved(self, steps: int, like: "AdamW | None" = None) -> "AdamW":
         """The same with rate and lengths that follow from the run's length filled in, or taken from `like`."""

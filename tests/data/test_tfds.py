@@ -137,10 +137,10 @@ def test_it_is_prepared_where_that_works(tmp_path):
 def test_what_cannot_be(zoo, tmp_path):
     for wrong, message in [
         ({"name": ""}, "tfds.name = '': must be NAME"),
-        ({"name": "smal_zoo"}, "no such data set; try small_zoo"),
+        ({"name": "smal_zoo"}, "no such data set; did you mean small_zoo"),
         ({"name": "small_zoo/blue"}, "cannot be prepared here.*tfds build small_zoo/blue --file_format=array_record"),
-        ({"image": "pictur"}, "tfds.image = 'pictur': small_zoo has no such field; try picture"),
-        ({"caption": "about.txt"}, "no such field; try about.text"),
+        ({"image": "pictur"}, "tfds.image = 'pictur': small_zoo has no such field; did you mean picture"),
+        ({"caption": "about.txt"}, "no such field; did you mean about.text"),
         ({"label": ("weight",)}, "tfds.label = 'weight': is (Scalar|Tensor), not a whole number"),
         ({"video": "film"}, "source_frames_per_second = 0: say"),
     ]:
@@ -202,7 +202,7 @@ def test_other_forms_and_other_peoples_builders(zoo, tmp_path):
 def test_what_needs_tensorflow_says_so(tmp_path):
     with pytest.raises(UserError, match="No module named 'tensorflow'.*tfds build ucf101/ucf101_1 --file_format"):
         Tfds(name="ucf101/ucf101_1").build(tmp_path)
-    with pytest.raises(UserError, match="no such data set; try ucf101"):
+    with pytest.raises(UserError, match="no such data set; did you mean ucf101"):
         Tfds(name="ucf102").build(tmp_path)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from selfflow.errors import UserError
+from selfflow.errors import check_at_least
 
 if TYPE_CHECKING:
     pass
@@ -20,5 +20,4 @@ class Text:
     """Longest caption in tokens, special tokens included; of longer ones the end is cut."""
 
     def __post_init__(self):
-        if self.tokens < 1:
-            raise UserError(f"text.tokens {self.tokens}: give at least one token")
+        check_at_least(self, "text.", tokens=1)
