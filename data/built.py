@@ -12,7 +12,7 @@ from selfflow.errors import UserError
 from selfflow.serialization import to_json
 from selfflow.storage.copies import fetch, publish
 
-DELETED = "forgotten.json"
+DELETED = "deleted.json"
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class BuiltDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the records as they were built; stays the same when samples are forgotten."""
+        """Identity of the records as they were built; stays the same when samples are deleted."""
         told = read_deleted(self.folder)
         if told is not None:
             return told["fingerprint"]
         return hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest()[:16]
 
     @property
-    def forgotten(self) -> list[dict[str, Any]]:
+    def deleted(self) -> list[dict[str, Any]]:
         """What was removed since, oldest first: number of samples, date, hash of the list of ids."""
-        return (read_deleted(self.folder) or {"forgotten": []})["forgotten"]
+        return (read_deleted(self.folder) or {"deleted": []})["deleted"]
 
     @property
     def mapping(self) -> Any:
@@ -57,7 +57,7 @@ class BuiltDataset:
 
 
 def read_deleted(folder: Path) -> dict[str, Any] | None:
-    """What `forgotten.json` says; None where there is none.
+    """What `deleted.json` says; None where there is none.
 
     Raises:
       UserError: if it is damaged.
@@ -65,12 +65,12 @@ def read_deleted(folder: Path) -> dict[str, Any] | None:
     path = folder / DELETED
     try:
         told = json.loads(path.read_text())
-        told["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in told["forgotten"]]
+        told["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in told["deleted"]]
         return told
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove {folder} and build again, then forget again") from error
+        raise UserError(f"{path} is damaged ({error}): remove {folder} and build again, then delete again") from error
 
 
 def build(settings: Any, data_dir: Path) -> BuiltDataset:

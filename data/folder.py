@@ -2,7 +2,6 @@
 split."""
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Collection
@@ -12,6 +11,7 @@ from typing import ClassVar
 
 from selfflow.data.report import Remark
 from selfflow.errors import UserError, check_fraction
+from selfflow.serialization import digest
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FolderSettings:
             del settings["source"]
         else:
             settings["source"] = self.folder()
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        return digest(settings, 8)  # JSON escapes the bytes of paths that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def scan(settings: FolderSettings, without: tuple[Path, ...] = ()) -> tuple[list
 def fingerprint(files: list[File]) -> str:
     """A short hash of the paths, sizes and times of `files`."""
     lines = "".join(f"{file.relative}\0{file.size}\0{file.modified}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()[:8]
+    return digest(lines, 8)
 
 
 def position(relative: str, seed: int) -> float:

@@ -1,6 +1,8 @@
-"""Trees of frozen dataclasses as JSON, and back, every field checked against its type."""
+"""Trees of frozen dataclasses as JSON and back, every field checked against its type; hashes of JSON data."""
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
 from typing import Any, Literal
@@ -104,3 +106,14 @@ def dataclasses_in(kind: Any) -> set[type]:
         hints = typing.get_type_hints(kind)
         return {kind}.union(*(dataclasses_in(hints[f.name]) for f in dataclasses.fields(kind)))
     return set().union(*(dataclasses_in(a) for a in typing.get_args(kind)))
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """The first hexadecimal digits of the SHA-256 of JSON data.
+
+    Args:
+      value: JSON data, in which the order of keys makes no difference; or text, which is hashed as UTF-8.
+      length: number of digits; two values out of n are equal by chance with probability about n^2 / 2 / 16^length.
+    """
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

@@ -1,8 +1,6 @@
 """Atari: clips of a console game under a random policy, with their sound and actions. Importing this is cheap."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from selfflow.errors import UserError
+from selfflow.serialization import digest
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -90,9 +89,8 @@ class Atari:
     @property
     def config_name(self) -> str:
         """Name of the TFDS config: every setting changes it."""
-        values = json.dumps(dataclasses.asdict(self), sort_keys=True)
         game = re.sub(r"[^a-z0-9]+", "_", self.game.lower())
-        return f"{game}_{hashlib.sha256(values.encode()).hexdigest()[:10]}"
+        return f"{game}_{digest(dataclasses.asdict(self), 10)}"
 
     def clips(self, split: str) -> int:
         """Number of clips of `split`."""

@@ -5,11 +5,11 @@ the settings and is light; simulation, rendering and TFDS are imported when a se
 """
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from selfflow.serialization import digest
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -168,7 +168,7 @@ class Collisions:
 def _digest(settings: Collisions) -> str:
     values = dataclasses.asdict(settings)
     del values["workers"]
-    return hashlib.sha256(json.dumps(_plain(values), sort_keys=True).encode()).hexdigest()[:10]
+    return digest(_plain(values), 10)
 
 
 def _plain(value):

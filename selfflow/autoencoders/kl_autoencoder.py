@@ -1,6 +1,5 @@
 """AutoencoderKL in JAX: pictures and the frames of films, with weights that the user brings."""
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
+from selfflow.serialization import digest
 from selfflow.weights import read_weights, sha256_of
 
 _PICTURES, _PIXELS = 8, 2**20  # in one call, at most: what takes memory is some thousand bytes a pixel
@@ -51,8 +51,7 @@ class KLAutoencoder:
         cast = lambda x: x.astype(config.dtype)
         self._params = jax.tree.map(cast, params)
         self._mean, self._scale = mean, scale
-        told = hashlib.sha256(f"{config_without_path(config)} {sha256_of(path)}".encode()).hexdigest()
-        self.identity = f"{config.kind}-{told[:12]}"
+        self.identity = f"{config.kind}-{digest(f'{config_without_path(config)} {sha256_of(path)}', 12)}"
         self._encode = jax.jit(partial(_encoded, groups=config.groups, packed=packed))
         self._decode = jax.jit(partial(_decoded, groups=config.groups, packed=packed))
 

@@ -1,4 +1,4 @@
-"""`selfflow data list | build | show | verify | forget`: data sets on disk."""
+"""`selfflow data list | build | show | verify | delete`: data sets on disk."""
 
 import sys
 from collections import defaultdict
@@ -24,14 +24,14 @@ _ACTIONS = {
     "build": "make a data set; what is already built is found again",
     "show": "tell of a data set, and write samples to look at and listen to",
     "verify": "read all of a data set and its latents, and say what is wrong",
-    "forget": "remove samples for good, from a data set and its latents",
+    "delete": "remove samples for good, from a data set and its latents",
 }
 _EXAMPLES = {
     "list": "selfflow data list",
     "build": "selfflow data build media --source ~/videos",
     "show": "selfflow data show collisions --count 3",
     "verify": "selfflow data verify collisions",
-    "forget": "selfflow data forget media --source ~/videos --ids withdrawn.txt",
+    "delete": "selfflow data delete media --source ~/videos --ids withdrawn.txt",
 }
 
 
@@ -60,8 +60,8 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Forget:
-    """Flags of `selfflow data forget`."""
+class Delete:
+    """Flags of `selfflow data delete`."""
 
     ids: Path
     """File with the ids of the samples to remove, one on each line."""
@@ -92,9 +92,9 @@ def main(arguments: list[str]) -> None:
             sys.exit(2)
         return
     settings, options, data_dir = _parse(action, rest)
-    if action == "forget":
-        refuse_bucket(data_dir, "data forget")
-    {"build": _build, "show": _show, "verify": _verify, "forget": _forget}[action](settings, options, data_dir)
+    if action == "delete":
+        refuse_bucket(data_dir, "data delete")
+    {"build": _build, "show": _show, "verify": _verify, "delete": _delete}[action](settings, options, data_dir)
 
 
 def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
@@ -108,7 +108,7 @@ def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
     default = DATASETS[kind](name=within) if within else DATASETS[kind]()
     options = {
         "show": Show(Path(f"{(within or kind).replace('/', '-').replace(':', '-')}-samples")),
-        "forget": Forget(tyro.MISSING),
+        "delete": Delete(tyro.MISSING),
         "build": Build(),
     }.get(action, NoOptions())
 
@@ -227,24 +227,24 @@ def _report(part: str, records: int, problems: list["Problem"], folder: Path) ->
     return count
 
 
-def _forget(settings: Any, options: Forget, data_dir: Path) -> None:
+def _delete(settings: Any, options: Delete, data_dir: Path) -> None:
     from selfflow.input.exclude import read_ids
     from selfflow.latents.delete.delete import delete_samples
     from selfflow.progress import Progress
 
     ids = read_ids(options.ids)
     built = _built(settings, data_dir)
-    with Progress("forget", 2 * sum(built.splits.values()), unit="records") as shown:
+    with Progress("delete", 2 * sum(built.splits.values()), unit="records") as shown:
         done = delete_samples(built, ids, data_dir, shown.advance)
-    _say_forgotten(done, ids, data_dir)
+    _print_deletion(done, ids, data_dir)
     if done.left:
         sys.exit(1)
 
 
-def _say_forgotten(done: "DeletionReport", ids: set[str], data_dir: Path) -> None:
+def _print_deletion(done: "DeletionReport", ids: set[str], data_dir: Path) -> None:
     if done.before:
         state = "this was begun and interrupted; it is finished now" if done.resumed else "nothing was left to do"
-        print(f"forgetting these {len(ids)} ids, {done.before}: {state}")
+        print(f"deletion of these {len(ids)} ids, {done.before}: {state}")
     count = sum(done.removed.values())
     if count or not done.before:
         parts = ", ".join(f"{split} {number}" for split, number in done.removed.items())

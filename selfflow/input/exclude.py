@@ -1,9 +1,9 @@
 """Files of sample ids."""
 
-import hashlib
 from pathlib import Path
 
 from selfflow.errors import UserError
+from selfflow.serialization import digest
 
 
 def read_ids(path: str | Path) -> set[str]:
@@ -27,4 +27,4 @@ def read_ids(path: str | Path) -> set[str]:
 
 def file_hash(path: str | Path) -> str:
     """Hash of the ids in a file, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(read_ids(path))).encode()).hexdigest()[:16]
+    return digest("\n".join(sorted(read_ids(path))))

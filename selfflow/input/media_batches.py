@@ -1,7 +1,5 @@
 """Batches of raw media, for autoencoders to train on: clips cropped in time and area, in the order of `Batches`."""
 
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Collection, Mapping
@@ -24,6 +22,7 @@ from selfflow.latents.encode import folder_name
 from selfflow.latents.store import ids_from, ids_to
 from selfflow.media import medium_of
 from selfflow.progress import Progress
+from selfflow.serialization import digest
 from selfflow.storage.atomic import atomic_write
 
 _FORMAT = 1  # raised when equal data sets come to have other indexes
@@ -93,9 +92,8 @@ class MediaSource:
 
 
 def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.ndarray]:
-    told = [_FORMAT, built.fingerprint, built.forgotten, built.mapping]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / f"{folder_name(built.name)}-{split}-{digest}.safetensors"
+    told = [_FORMAT, built.fingerprint, built.deleted, built.mapping]
+    path = folder / f"{folder_name(built.name)}-{split}-{digest(told, 12)}.safetensors"
     try:
         index = load_file(path)
     except (OSError, SafetensorError):

@@ -1,7 +1,6 @@
 """From built data sets to latents: fitted autoencoders, shards encoded side by side, resumed after a kill."""
 
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import re
@@ -39,7 +38,7 @@ from selfflow.latents.store import MANIFEST, Latents
 from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.progress import Progress
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
 from selfflow.storage.copies import fetch, publish
 from selfflow.storage.paths import url_of
@@ -105,7 +104,7 @@ def encode(
     identities = {m: f.identity for m, f in mine.items()} | {"text": text and cached_text_encoder(text).identity}
     identities |= {"features": identities_of(encoders)} if encoders else {}
     key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
-    folder = data_dir / "latents" / f"{folder_name(built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = data_dir / "latents" / f"{folder_name(built.name)}-{digest(key, 12)}"
     if share.hosts > 1 and url_of(folder):
         raise UserError(
             f"hosts is {share.hosts}: into a bucket one host encodes; encode into a shared folder and copy it there"
@@ -128,9 +127,9 @@ def encode(
                         shard.index_path.unlink(missing_ok=True)
     publish(folder, MANIFEST)
     latents = Latents(folder, exclude)
-    if latents.manifest["forgotten"] != built.forgotten:
+    if latents.manifest["deleted"] != built.deleted:
         raise UserError(
-            f"{folder} was encoded before samples were forgotten: run `selfflow data forget` again for this data set"
+            f"{folder} was encoded before samples were deleted: run `selfflow data delete` again for this data set"
         )
     return latents
 
@@ -236,7 +235,7 @@ def _finish(shards: list[Shard], built: BuiltDataset, fitted, modalities, text, 
         "dataset": built.name,
         "settings": to_json(built.settings),
         "fingerprint": built.fingerprint,
-        "forgotten": built.forgotten,
+        "deleted": built.deleted,
         "shards": {split: [s.stop - s.start for s in shards if s.split == split] for split in built.splits},
         "modalities": {
             m: {

@@ -1,6 +1,5 @@
 """The autoencoders of an experiment on disk: fitted to its data once, or copied from where the user has them."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from selfflow.errors import UserError
 from selfflow.latents.pretrained_weights import copy_path, copy_weights, weights_metadata
 from selfflow.media import medium_of
 from selfflow.progress import Progress
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
 from selfflow.storage.copies import fetch, publish
 
@@ -59,9 +58,8 @@ def fitted_path(
     if uses_pretrained(config):
         return copy_path(modality, config, data_dir)
     sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
-    key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
+    key = digest(json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)]), 12)
+    return data_dir / "autoencoders" / f"{modality}-{config.kind}-{key}.safetensors"
 
 
 def fit_autoencoder(

@@ -1,6 +1,5 @@
 """Weights of autoencoders that a user brings: copied to the data folder once, and known by their hash."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
 from selfflow.progress import Progress
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
 from selfflow.weights import sha256_of
 
@@ -28,15 +27,14 @@ def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
       UserError: if there are neither.
     """
     if isinstance(config, Diffusers):
-        key = json.dumps([_FORMAT, modality, to_json(config)])
-        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+        key = digest(json.dumps([_FORMAT, modality, to_json(config)]), 12)
     elif not config.path or not (source := find_weights(config)).exists():
         return _copied_before(modality, config, data_dir)
     else:
         # Not by its path: an autoencoder that was trained again is another, and runs go on with the one they know.
         status = source.stat()
-        digest = _name_of_copy(modality, config, _digest(source, status.st_size, status.st_mtime_ns))
-    return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
+        key = _name_of_copy(modality, config, _cached_sha256(source, status.st_size, status.st_mtime_ns))
+    return data_dir / "autoencoders" / f"{modality}-{config.kind}-{key}.safetensors"
 
 
 def copy_weights(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> None:
@@ -133,13 +131,11 @@ def _no_weights(modality: str, config: AnyAutoencoder) -> str:
 
 
 def _name_of_copy(modality: str, config: AnyAutoencoder, weights: str) -> str:
-    return hashlib.sha256(json.dumps([_FORMAT, modality, config_without_path(config), weights]).encode()).hexdigest()[
-        :12
-    ]
+    return digest(json.dumps([_FORMAT, modality, config_without_path(config), weights]), 12)
 
 
 @lru_cache(maxsize=16)
-def _digest(path: Path, size: int, modified: int) -> str:
+def _cached_sha256(path: Path, size: int, modified: int) -> str:
     return sha256_of(path)
 
 

@@ -7,7 +7,6 @@ a frozen encoder where one was asked for; `caption` [l, C] where there is one. A
 but itself.
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -22,10 +21,10 @@ from selfflow.autoencoders.load import load_autoencoder
 from selfflow.data.shards import BadRecord, ShardReader
 from selfflow.errors import UserError
 from selfflow.modality import Modality
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 
 MANIFEST = "manifest.json"
-FORGETTING = "manifest.forgetting"  # the next manifest, while `selfflow data forget` is at work
+NEXT_MANIFEST = "manifest.next"  # the next manifest, while `selfflow data delete` is at work
 CAPTION = "caption"
 
 
@@ -46,8 +45,8 @@ class Latents:
     def __init__(self, path: Path, exclude: Collection[str] = ()):
         self.path, self.exclude = path, np.array([i.encode() for i in exclude], bytes)
         self._sources: dict[str, LatentSource] = {}
-        if (path / FORGETTING).exists():
-            raise UserError(f"{path}: forgetting samples was interrupted: run that `selfflow data forget` again")
+        if (path / NEXT_MANIFEST).exists():
+            raise UserError(f"{path}: deletion of samples was interrupted: run that `selfflow data delete` again")
         try:
             self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -58,9 +57,9 @@ class Latents:
     @property
     def hash(self) -> str:
         """Identity of these latents: of the data set, its records and what encoded them; features have their own."""
-        parts = ("dataset", "fingerprint", "shards", "modalities", "text", "forgotten")
+        parts = ("dataset", "fingerprint", "shards", "modalities", "text", "deleted")
         identity = {name: self.manifest[name] for name in parts}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(identity)
 
     @property
     def features(self) -> dict[str, str]:

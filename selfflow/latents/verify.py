@@ -15,11 +15,11 @@ from selfflow.autoencoders.config import AnyAutoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
-from selfflow.data.verify import OF_ANY_LENGTH, UNFINISHED_FORGETTING, Contents, Kind, Problem, Unreadable, verify_data
+from selfflow.data.verify import OF_ANY_LENGTH, UNFINISHED_DELETION, Contents, Kind, Problem, Unreadable, verify_data
 from selfflow.errors import UserError
 from selfflow.latents.encode import folder_name
 from selfflow.latents.features import encoder_fault, stored_as
-from selfflow.latents.store import CAPTION, FORGETTING, MANIFEST, LatentSource, ids_from, shard_name
+from selfflow.latents.store import CAPTION, NEXT_MANIFEST, MANIFEST, LatentSource, ids_from, shard_name
 from selfflow.serialization import from_json
 
 _AGAIN = "remove {folder}; the next command that needs these latents encodes again"
@@ -35,12 +35,12 @@ DUPLICATE = Kind("ids that stand twice", _AGAIN)
 LABELS = Kind("labels that are not those of the data set", _AGAIN)
 EMPTY = Kind("missing or empty splits", _AGAIN)
 BUILD = Kind("made from another build", "nothing finds these latents any more: remove {folder}")
-FORGOTTEN = Kind("samples forgotten since", "run `selfflow data forget` again with the file of ids of that time")
+DELETED_SINCE = Kind("samples deleted since", "run `selfflow data delete` again with the file of ids of that time")
 UNFINISHED = Kind("unfinished", "the command that encodes it goes on with it, or remove {folder}", note=True)
 LEFTOVER = Kind("leftovers of interrupted commands", "they are read by nothing and may be deleted", note=True)
 LEFT_OUT = Kind("records that could not be encoded", "if they can be read by now: " + _AGAIN, note=True)
 
-_NAMES = ("dataset", "fingerprint", "forgotten", "shards", "modalities", "text", "unreadable", "statistics")
+_NAMES = ("dataset", "fingerprint", "deleted", "shards", "modalities", "text", "unreadable", "statistics")
 
 
 def latents_folders(data_dir: Path, name: str) -> list[Path]:
@@ -84,8 +84,8 @@ def verify_latents(
     Returns:
       All problems and notes.
     """
-    if (folder / FORGETTING).exists():
-        return [Problem(UNFINISHED_FORGETTING, FORGETTING, "", "a forgetting was interrupted")]
+    if (folder / NEXT_MANIFEST).exists():
+        return [Problem(UNFINISHED_DELETION, NEXT_MANIFEST, "", "a deletion was interrupted")]
     if not (folder / MANIFEST).exists():
         return [Problem(UNFINISHED, MANIFEST, "", "it is not there: these latents are not finished")]
     try:
@@ -121,9 +121,9 @@ def _about(folder: Path, manifest: dict[str, Any], built: BuiltDataset) -> Itera
         detail = f"it was made of a build {manifest['fingerprint']}, and there is {built.fingerprint}"
         yield Problem(BUILD, MANIFEST, "", detail)
     else:
-        if manifest["forgotten"] != built.forgotten:
-            count = sum(e["count"] for e in built.forgotten if e not in manifest["forgotten"])
-            yield Problem(FORGOTTEN, MANIFEST, "", f"{count} samples are gone from the data set, not from here")
+        if manifest["deleted"] != built.deleted:
+            count = sum(e["count"] for e in built.deleted if e not in manifest["deleted"])
+            yield Problem(DELETED_SINCE, MANIFEST, "", f"{count} samples are gone from the data set, not from here")
         for split in sorted(set(built.splits) ^ set(manifest["shards"])):
             where = "data set" if split in built.splits else "latents"
             yield Problem(EMPTY, MANIFEST, "", f"only the {where} has the split {split}")

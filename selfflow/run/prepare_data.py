@@ -1,8 +1,6 @@
 """From an experiment to what its run reads: builds, fits and encodes what is not there yet."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder,
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.objectives.alignment import encoders_of
+from selfflow.serialization import digest
 from selfflow.storage.copies import fetch
 from selfflow.storage.paths import local
 from selfflow.weights import sha256_of
@@ -78,7 +77,7 @@ def latents_hash(latents: Mapping[str, Latents]) -> str:
     if len(hashes) == 1 and not features:
         return next(iter(hashes.values()))
     told = [hashes, features] if features else hashes
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(told)
 
 
 def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:

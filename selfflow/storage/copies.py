@@ -1,9 +1,9 @@
 """Local copies of folders in buckets: fetched before they are worked on, sent when something was made."""
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from selfflow.serialization import digest
 from selfflow.storage.paths import cache, url_of
 
 _SHARDS = ".array_record"  # TFDS goes on after it
@@ -49,7 +49,7 @@ def publish(folder: Path, mark: str, only: str = "") -> None:
     from selfflow.storage.staging import adopt, locked
     from selfflow.storage.store import listing, send
 
-    with locked(cache() / "locks" / hashlib.sha256(f"{url} {only}".encode()).hexdigest()[:32]):
+    with locked(cache() / "locks" / digest(f"{url} {only}", 32)):
         files = sorted(_files(folder, only), key=lambda path: (path.name == mark, path))
         found = listing(url)
         if mark not in found:

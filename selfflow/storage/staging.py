@@ -1,7 +1,6 @@
 """Shards of records from a bucket: fetched whole when they are first read, kept on the local disk up to a limit."""
 
 import fcntl
-import hashlib
 import os
 import re
 import sys
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfflow.errors import UserError
+from selfflow.serialization import digest
 from selfflow.storage.paths import cache, url_of
 
 _BEGAN = time.time()
@@ -134,7 +134,7 @@ def _lock_of(path: Path) -> Path:
 
 def _file(url: str, tag: str, size: int) -> Path:
     """Named by what it holds, so that an object that was replaced is never taken for the one before."""
-    return _folder() / f"{hashlib.sha256(f'{url} {tag}'.encode()).hexdigest()[:32]}-{size}"
+    return _folder() / f"{digest(f'{url} {tag}', 32)}-{size}"
 
 
 def _folder() -> Path:

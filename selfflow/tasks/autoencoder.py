@@ -1,7 +1,5 @@
 """What an autoencoder brings to `selfflow train`."""
 
-import hashlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from selfflow.latents.store import INDEXES
 from selfflow.media import images_only, medium_of, to_unit_range
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
+from selfflow.serialization import digest
 from selfflow.storage.paths import url_of
 from selfflow.tasks.task import Task, scalar_metrics
 from selfflow.training.distributed import broadcast, primary_first
@@ -60,7 +59,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         experiment.loader,
         data_dir / INDEXES,
     )
-    records = {name: [b.name, b.fingerprint, b.mapping, b.forgotten] for name, b in built.items()}
+    records = {name: [b.name, b.fingerprint, b.mapping, b.deleted] for name, b in built.items()}
     datasets = {
         name: {
             "dataset": b.name,
@@ -72,7 +71,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
     }
     return Task(
         feed,
-        hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()[:16],
+        digest(records),
         datasets,
         {},
         None,

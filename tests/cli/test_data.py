@@ -34,11 +34,11 @@ def test_help_and_mistakes(capsys):
     for arguments in (
         [],
         ["--help"],
-        *([action, "--help"] for action in ("list", "build", "show", "verify", "forget")),
+        *([action, "--help"] for action in ("list", "build", "show", "verify", "delete")),
     ):
         code, out, _ = run(capsys, *arguments)
         assert code == 0 and "example" in out and "selfflow data " in out
-    for action, flag in (("show", "--count"), ("forget", "--ids"), ("verify", "--train-clips")):
+    for action, flag in (("show", "--count"), ("delete", "--ids"), ("verify", "--train-clips")):
         code, out, _ = run(capsys, action, "collisions", "--help")
         assert code == 0 and flag in out and "example: selfflow data " + action in out and "--data-dir" in out
     code, _, err = run(capsys, "verfy", "collisions")
@@ -47,7 +47,7 @@ def test_help_and_mistakes(capsys):
     assert code == 2 and "did you mean collisions?" in err and len(err.splitlines()) == 1
     code, _, err = run(capsys, "build", "media:films")
     assert code == 2 and "no data set 'media:films'" in err
-    code, out, err = run(capsys, "forget", "collisions")
+    code, out, err = run(capsys, "delete", "collisions")
     assert code == 2 and "--ids" in out + err
 
 
@@ -56,7 +56,7 @@ def test_a_tfds_name_goes_to_its_settings(capsys, folder):
     assert code == 2 and "tfds.name = 'no_such_set/of:1.0.0'" in err and "Traceback" not in err
 
 
-def test_build_list_show_verify_and_forget(capsys, folder, tmp_path):
+def test_build_list_show_verify_and_delete(capsys, folder, tmp_path):
     code, out, _ = run(capsys, "list", "--data-dir", folder)
     assert code == 0 and all("not built" in line for line in out.splitlines()[:6])
     where = ["--data-dir", folder, *SMALL]
@@ -77,12 +77,12 @@ def test_build_list_show_verify_and_forget(capsys, folder, tmp_path):
     assert code == 0 and "11 records, no problems" in out
     ids = tmp_path / "ids.txt"
     ids.write_text("train-000001\nnobody-000000\n")
-    code, out, _ = run(capsys, "forget", "collisions", "--ids", ids, *where)
+    code, out, _ = run(capsys, "delete", "collisions", "--ids", ids, *where)
     assert code == 0 and "1 record removed (train 1)" in out and "verified absent" in out and "nobody-000000" in out
-    code, out, _ = run(capsys, "forget", "collisions", "--ids", ids, *where)
+    code, out, _ = run(capsys, "delete", "collisions", "--ids", ids, *where)
     assert code == 0 and "nothing was left to do" in out
     ids.write_text("nobody-000000\n")
-    code, _, err = run(capsys, "forget", "collisions", "--ids", ids, *where)
+    code, _, err = run(capsys, "delete", "collisions", "--ids", ids, *where)
     assert code == 2 and "none of the 1 ids" in err
 
     (shard,) = folder.glob("collisions/*/*/*test*")

@@ -66,7 +66,7 @@ def write(
     manifest = {
         "dataset": name,
         "fingerprint": "0",
-        "forgotten": [],
+        "deleted": [],
         "shards": {split: [stop - start for start, stop in bounds]},
         "modalities": {
             m: {"identity": "x", "latent": list(x.latent), "period": x.period} for m, x in MODALITIES.items()

@@ -1,4 +1,4 @@
-"""A forgetting that is killed, at whatever moment, leaves the old state or one that the same command finishes."""
+"""A deletion that is killed, at whatever moment, leaves the old state or one that the same command finishes."""
 
 import os
 import pickle
@@ -55,7 +55,7 @@ def in_child(task) -> int:
 
 
 def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int, of: int) -> None:
-    """Kills a forgetting before every `of`-th of its steps, from `number` on; forks, so no threads may run yet."""
+    """Kills a deletion before every `of`-th of its steps, from `number` on; forks, so no threads may run yet."""
     killed, step = 0, number
     while True:
         home = root / str(step)
@@ -78,16 +78,16 @@ def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int
                 source = latents_there.source("train")
                 assert len([source[i] for i in range(len(source))]) in (24, 17)
             except UserError as error:
-                assert "run that `selfflow data forget` again" in str(error) and new
+                assert "run that `selfflow data delete` again" in str(error) and new
             else:
                 # Old latents of a new data set are refused by `encode`.
-                assert len(source) == lengths["train"] or latents_there.manifest["forgotten"] != built.forgotten
+                assert len(source) == lengths["train"] or latents_there.manifest["deleted"] != built.deleted
 
         def again():
             done = delete_samples(built, IDS, home)
             assert done.left == [] and done.built.splits["train"] == 17
             assert verify_data(done.built) == [] and verify_latents(latents, done.built) == []
-            (entry,) = done.built.forgotten
+            (entry,) = done.built.deleted
             assert set(entry) == {"count", "when", "ids"} and entry["count"] == 8
             assert searched(home, [i.encode() for i in IDS]) == set()
             assert not [path for path in home.rglob("*") if "partial" in path.name or ".new" in path.name]

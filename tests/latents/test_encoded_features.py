@@ -166,7 +166,7 @@ def test_damaged_features_are_found_and_weigh_nothing(tmp_path, files, change, n
             raise BadRecord("shard", detail)
 
 
-def test_what_is_forgotten_takes_its_features_along(tmp_path, files):
+def test_what_is_deleted_takes_its_features_along(tmp_path, files):
     found = encoded(tmp_path, files)
     before = [found.source("train")[i] for i in range(4)]
     change_latents(Change(found.path, found.manifest, {"train": np.array([True, False, True, True])}, []))

@@ -142,7 +142,7 @@ def test_an_index_that_is_not_of_these_records(home, contents, change, kind, det
 MANIFESTS = [
     ({"dataset": lambda x: "media/x/1.0.0"}, "made from another build"),
     ({"fingerprint": lambda x: "0" * 16}, "made from another build"),
-    ({"forgotten": lambda x: [{"count": 1, "when": "", "ids": ""}]}, "samples forgotten since"),
+    ({"deleted": lambda x: [{"count": 1, "when": "", "ids": ""}]}, "samples deleted since"),
     ({"shards": lambda x: x | {"train": [5, 5, 5, 4, 5]}}, "unreadable records"),
     ({"shards": lambda x: x | {"train": [5, 5, 5, 5]}}, "index and records that differ"),
     ({"shards": lambda x: x | {"validation": []}}, "missing or empty splits"),

@@ -1,6 +1,6 @@
 """Removes samples for good, from a data set and from everything that was encoded of it.
 
-The order makes every interruption harmless. New shards are written beside the old ones; `forgotten.json` notes what is
+The order makes every interruption harmless. New shards are written beside the old ones; `deleted.json` notes what is
 going on, from which moment on `encode` refuses latents that still hold the samples; `dataset_info.json` is exchanged,
 which exchanges all shards in one step; then the latents follow, one folder after the other; at last the note is closed.
 The same command takes up what a killed one left, and ids are kept nowhere but in its file.
@@ -36,7 +36,7 @@ Advance = Callable[[], None]
 
 @dataclass
 class DeletionReport:
-    """What a forgetting did.
+    """What a deletion did.
 
     Attributes:
       built: the data set as it is now.
@@ -45,7 +45,7 @@ class DeletionReport:
       cleared: unfinished folders of latents, in which encoding begins anew.
       missing: ids that were nowhere.
       siblings: remaining records that are clips, FILE@SECONDS, of the same files; clips may overlap.
-      before: when the same ids were forgotten, or that was begun, if it was before.
+      before: when the same ids were deleted, or that was begun, if it was before.
       resumed: whether that had been interrupted.
       fitted: autoencoders that were fitted to records of this data set.
       left: where ids were found nevertheless.
@@ -78,20 +78,20 @@ def delete_samples(
 
     Raises:
       UserError: if none of the ids is known, `train` would be empty, something cannot be read, or another
-        forgetting was interrupted. Nothing is changed then.
+        deletion was interrupted. Nothing is changed then.
     """
     ids = set(ids)
     with ExitStack() as held:
-        held.enter_context(locked(built.folder / "forget.lock", f"forget samples of {built.name}"))
+        held.enter_context(locked(built.folder / "delete.lock", f"delete samples of {built.name}"))
         folders = latents_folders(data_dir, built.name)
         for folder in folders:
             names = {"lock-0"} | {path.name for path in folder.glob("lock-*")}
             for name in sorted(names):
-                held.enter_context(locked(folder / name, f"forget samples in {folder.name}"))
-        return _forget(built, ids, folders, data_dir, advance)
+                held.enter_context(locked(folder / name, f"delete samples in {folder.name}"))
+        return _delete(built, ids, folders, data_dir, advance)
 
 
-def _forget(
+def _delete(
     built: BuiltDataset, ids: set[str], folders: list[Path], data_dir: Path, advance: Advance
 ) -> DeletionReport:
     for folder in folders:
@@ -135,7 +135,7 @@ def _remove(plan: DeletionPlan, folders: list[Path], done: DeletionReport) -> No
         drop_replaced(folder, entry["replaced"])
         _clean_notes(folder, plan.ids, {name for some in plan.remaining.values() for name in some})
     for change in plan.changes:
-        if change.removed or change.forgotten != change.manifest["forgotten"]:
+        if change.removed or change.deleted != change.manifest["deleted"]:
             change_latents(change)
             done.latents[change.folder.name] = change.removed
     if entry.get("unfinished"):
@@ -153,7 +153,7 @@ def fitted_to(built: BuiltDataset, data_dir: Path) -> list[Path]:
 
 def _note(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) -> None:
     with atomic_write(folder / DELETED, durable=True) as partial:
-        partial.write_text(json.dumps({"fingerprint": fingerprint, "forgotten": entries}, indent=1))
+        partial.write_text(json.dumps({"fingerprint": fingerprint, "deleted": entries}, indent=1))
 
 
 def _clean_notes(folder: Path, ids: set[str], remaining: set[str]) -> None:

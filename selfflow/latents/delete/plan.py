@@ -1,7 +1,6 @@
-"""What forgetting some samples will change: found out, and refused where it cannot be done, before anything changes."""
+"""What deletion some samples will change: found out, and refused where it cannot be done, before anything changes."""
 
 import datetime
-import hashlib
 import json
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from selfflow.data.stored import read_info, read_splits
 from selfflow.errors import UserError
 from selfflow.latents.delete.remove import Change
 from selfflow.latents.store import MANIFEST, ids_from
+from selfflow.serialization import digest
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class DeletionPlan:
 
     Attributes:
       built: the data set as it is.
-      ids: to be forgotten.
+      ids: to be deleted.
       gone: by split, bool [records]: which records of the data set are theirs.
       remaining: by split, the ids of the others in order.
       changes: of each finished folder of latents.
-      entry: of this list of ids, as `forgotten.json` has it or will have it.
+      entry: of this list of ids, as `deleted.json` has it or will have it.
       recorded: all entries, as they will be at the end.
       known: whether the entry stands there already.
       found: those of the ids that are in the data set or its latents.
@@ -53,7 +53,7 @@ class DeletionPlan:
     @property
     def waiting(self) -> bool:
         """Whether an earlier run of the same command left something to do."""
-        stale = any(change.forgotten != change.manifest["forgotten"] for change in self.changes)
+        stale = any(change.deleted != change.manifest["deleted"] for change in self.changes)
         return stale or self.entry.get("unfinished", False)
 
 
@@ -62,18 +62,18 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
 
     Args:
       built: the data set.
-      ids: to be forgotten.
+      ids: to be deleted.
       folders: all latents of the data set.
       advance: called after each record that is read.
 
     Raises:
-      UserError: if `train` would be empty, something cannot be read, or another forgetting was interrupted.
+      UserError: if `train` would be empty, something cannot be read, or another deletion was interrupted.
     """
     _refuse_other_formats(built.folder)
     # As it is now that the lock is held.
     splits = {name: sum(split.lengths) for name, split in read_splits(built.folder).items()}
     built = replace(built, splits={name: total for name, total in splits.items() if total})
-    entries = built.forgotten
+    entries = built.deleted
     entry = _entry(entries, ids, built.folder)
     names = _read_ids(built, advance)
     gone = {split: np.isin(found, sorted(ids)) for split, found in names.items()}
@@ -95,7 +95,7 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
 
 def hash_of_ids(ids: Collection[str]) -> str:
     """What is kept of a list of ids: SHA-256 of the sorted ids, a line each."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    return digest("\n".join(sorted(ids)), 64)
 
 
 def _entry(entries: list[dict[str, Any]], ids: set[str], folder: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _entry(entries: list[dict[str, Any]], ids: set[str], folder: Path) -> dict[s
     for entry in entries:
         if entry.get("unfinished") and entry["ids"] != digest:
             raise UserError(
-                f"{folder}: the forgetting of {entry['count']} samples of {entry['when']} was interrupted: run it "
+                f"{folder}: the deletion of {entry['count']} samples of {entry['when']} was interrupted: run it "
                 "again with its own file of ids first"
             )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -133,7 +133,7 @@ def _read_ids(built: BuiltDataset, advance: Callable[[], None]) -> dict[str, lis
             except BadRecord as error:
                 raise UserError(
                     f"{built.folder / error.shard}: {error.reason}: whether it holds the samples cannot be told, so "
-                    "nothing was forgotten; `selfflow data verify` tells what to do"
+                    "nothing was deleted; `selfflow data verify` tells what to do"
                 ) from error
             advance()
     return found
@@ -157,16 +157,16 @@ def _planned(
             if len(rows[split]) != sum(lengths):
                 raise ValueError(f"{split}: index and shards differ in length")
         own = (manifest["dataset"], manifest["fingerprint"]) == (built.name, built.fingerprint)
-        forgotten = manifest["forgotten"]
+        deleted = manifest["deleted"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is damaged ({error}), so nothing was forgotten: remove it and try again") from error
+        raise UserError(f"{folder} is damaged ({error}), so nothing was deleted: remove it and try again") from error
     found = {name for some in rows.values() for name in some} & ids
     if own:
         keep = {split: _aligned(names, remaining.get(split, []), folder / split) for split, names in rows.items()}
         return Change(folder, manifest, keep, recorded), found
     keep = {split: ~np.isin(names, sorted(ids)) for split, names in rows.items()}
-    known = any(entry["ids"] == final["ids"] for entry in forgotten)
-    return Change(folder, manifest, keep, forgotten if known or not found else [*forgotten, final]), found
+    known = any(entry["ids"] == final["ids"] for entry in deleted)
+    return Change(folder, manifest, keep, deleted if known or not found else [*deleted, final]), found
 
 
 def _aligned(rows: list[str], remaining: list[str], where: Path) -> np.ndarray:
@@ -182,7 +182,7 @@ def _aligned(rows: list[str], remaining: list[str], where: Path) -> np.ndarray:
             keep[i], following = True, next(expected, None)
     if following is not None:
         raise UserError(
-            f"{where}: its ids are not those of the data set ({following!r} is missing), so nothing was forgotten: "
+            f"{where}: its ids are not those of the data set ({following!r} is missing), so nothing was deleted: "
             f"remove {where.parent} and try again"
         )
     return keep

@@ -20,7 +20,7 @@ from selfflow.data.stored import (
     shard_paths,
 )
 from selfflow.errors import UserError
-from selfflow.latents.store import FORGETTING, MANIFEST, shard_name
+from selfflow.latents.store import NEXT_MANIFEST, MANIFEST, shard_name
 from selfflow.latents.verify import foreign_files
 from selfflow.storage.atomic import atomic_write, sync
 
@@ -90,7 +90,7 @@ def read_raw(path: Path) -> list[bytes]:
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{path} cannot be read ({reason}), so nothing was forgotten: `selfflow data verify` tells what to do"
+            f"{path} cannot be read ({reason}), so nothing was deleted: `selfflow data verify` tells what to do"
         ) from error
 
 
@@ -136,13 +136,13 @@ class Change:
       folder: where.
       manifest: as it stands there.
       keep: by split, bool [records].
-      forgotten: what the manifest is to say.
+      deleted: what the manifest is to say.
     """
 
     folder: Path
     manifest: dict[str, Any]
     keep: dict[str, np.ndarray]
-    forgotten: list[dict[str, Any]]
+    deleted: list[dict[str, Any]]
 
     @property
     def removed(self) -> int:
@@ -152,12 +152,12 @@ class Change:
 def change_latents(change: Change) -> None:
     """Rewrites the shards of a folder of latents that lose records, its indexes and its manifest.
 
-    All new files are written beside the old ones; `manifest.forgetting` then says that they are whole, and
+    All new files are written beside the old ones; `manifest.next` then says that they are whole, and
     `finish_latents` exchanges them. Killed before it, the old latents stand; killed after it, the next call of
     `finish_latents` goes on.
     """
     folder, manifest = change.folder, change.manifest
-    for path in [*folder.glob(f"*{_NEW}*"), *folder.glob(f"{FORGETTING}.partial-*")]:
+    for path in [*folder.glob(f"*{_NEW}*"), *folder.glob(f"{NEXT_MANIFEST}.partial-*")]:
         path.unlink()  # of a process that was killed before it was done
     shards = dict(manifest["shards"])
     unreadable = {}
@@ -182,24 +182,24 @@ def change_latents(change: Change) -> None:
         index = {name: np.ascontiguousarray(column[keep]) for name, column in load_file(path).items()}
         save_file(index, path.with_name(path.name + _NEW))
         sync(path.with_name(path.name + _NEW))
-    told = manifest | {"shards": shards, "unreadable": unreadable, "forgotten": change.forgotten}
-    with atomic_write(folder / FORGETTING, durable=True) as partial:
+    told = manifest | {"shards": shards, "unreadable": unreadable, "deleted": change.deleted}
+    with atomic_write(folder / NEXT_MANIFEST, durable=True) as partial:
         partial.write_text(json.dumps(told, indent=1))
     finish_latents(folder)
 
 
 def finish_latents(folder: Path) -> None:
     """Exchanges the files that `change_latents` has written; does nothing where there is none to exchange."""
-    if not (folder / FORGETTING).exists():
+    if not (folder / NEXT_MANIFEST).exists():
         return
-    manifest = json.loads((folder / FORGETTING).read_text())
+    manifest = json.loads((folder / NEXT_MANIFEST).read_text())
     for path in folder.glob(f"*{_NEW}"):
         os.replace(path, path.with_name(path.name.removesuffix(_NEW)))
     for path in foreign_files(folder, manifest):
-        if path.name != FORGETTING and path.suffix in (".array_record", ".safetensors"):
+        if path.name != NEXT_MANIFEST and path.suffix in (".array_record", ".safetensors"):
             path.unlink()  # of a split that is empty now
     sync(folder)
-    os.replace(folder / FORGETTING, folder / MANIFEST)
+    os.replace(folder / NEXT_MANIFEST, folder / MANIFEST)
     sync(folder)
 
 

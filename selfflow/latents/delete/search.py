@@ -1,4 +1,4 @@
-"""Searches what is left of a data set and its latents for the ids of samples that were forgotten."""
+"""Searches what is left of a data set and its latents for the ids of samples that were deleted."""
 
 import os
 import re

@@ -1,7 +1,6 @@
 """Features of many samples: of any layers of a run's network, at any noise, computed once and kept."""
 
 import hashlib
-import json
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,7 +21,7 @@ from selfflow.modality import Modality, of_latents
 from selfflow.progress import Progress
 from selfflow.representation.features.feature_files import LayerWriter, read_layer
 from selfflow.representation.features.forward import Forward, Taps, code_hash
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 
 T = TypeVar("T")
 _AHEAD = 2  # batches that are read while one is computed
@@ -104,7 +103,7 @@ def features(
         "code": code_hash(),
         "weights": model.identity,
         "data": clips.identity,
-        "ids": hashlib.sha256("\n".join(clips.ids[:count]).encode()).hexdigest()[:16],
+        "ids": digest("\n".join(clips.ids[:count])),
         "samples": count,
         "modalities": to_json(streams),
         "tau": levels,
@@ -112,7 +111,7 @@ def features(
         "pool": pool,
         "seed": int(seed) % 2**32,
     }
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    name = digest(asked)
     kept = nullcontext(run.path / "features" / name) if cache else tempfile.TemporaryDirectory(prefix="features-")
     with kept as folder:
         stored = lambda layer: read_layer(Path(folder), layer, tuple(streams))
