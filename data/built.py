@@ -10,7 +10,7 @@ from selfflow.data.records import Records
 from selfflow.data.stored import INFO
 from selfflow.errors import UserError
 from selfflow.serialization import to_json
-from selfflow.storage.copies import fetch, publish
+from selfflow.storage.mirror import fetch_folder, publish_folder
 
 DELETED = "deleted.json"
 
@@ -81,7 +81,7 @@ def build(settings: Any, data_dir: Path) -> BuiltDataset:
     """
     from google.protobuf.json_format import ParseError
 
-    fetch(data_dir, INFO)
+    fetch_folder(data_dir, INFO)
     try:
         builder = settings.build(data_dir)
     except ParseError as error:  # TFDS does not say of which file
@@ -89,7 +89,7 @@ def build(settings: Any, data_dir: Path) -> BuiltDataset:
         raise UserError(f"{where or data_dir} is damaged: remove its folder and build again") from error
     if not (Path(builder.data_dir) / INFO).exists():
         raise UserError(f"{builder.data_dir} has lost its dataset_info.json: remove this folder and build again")
-    publish(Path(builder.data_dir), INFO)
+    publish_folder(Path(builder.data_dir), INFO)
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     if "train" not in splits:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")

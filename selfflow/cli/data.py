@@ -193,10 +193,10 @@ def _verify(settings: Any, options: NoOptions, data_dir: Path) -> None:
     from selfflow.latents.store import MANIFEST
     from selfflow.latents.verify import latents_folders, records_of, verify_latents
     from selfflow.progress import Progress
-    from selfflow.storage.copies import fetch
+    from selfflow.storage.mirror import fetch_folder
 
     built, contents, wrong = _built(settings, data_dir), Contents(), 0
-    fetch(data_dir / "latents", MANIFEST)
+    fetch_folder(data_dir / "latents", MANIFEST)
     total = sum(built.splits.values())
     with Progress("verify data set", total, unit="records") as shown:
         problems = verify_data(built, contents, shown.advance)

@@ -86,12 +86,12 @@ def main(arguments: list[str]) -> None:
     from selfflow.cli.sample import claim_path, unused_path
     from selfflow.run.run import open_run
     from selfflow.run.sampler import RunSampler, SampleRequest
-    from selfflow.storage.paths import url
+    from selfflow.storage.paths import bucket_url
 
     run = open_run(path)
     if not run.experiment.data:
         raise UserError(f"{path} has no data to hold samples against: its weights were imported")
-    if url(path) and not (options.out or options.calibrate):
+    if bucket_url(path) and not (options.out or options.calibrate):
         raise UserError(f"{path} is in a bucket: name a local file for the results with --out")
     if options.calibrate:
         out = options.out or run.path / "evaluations" / "calibration.json"
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> None:
         )
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.context)
     name = f"step_{model.step}_{options.weights}_{sampler.component}{case}_seed{options.seed}_n{options.samples}"
-    where = run.source if url(path) else str(run.path.resolve())
+    where = run.source if bucket_url(path) else str(run.path.resolve())
     told = {"run": where, "step": model.step, "component": sampler.component, **_settings(options)}
     free = options.out or unused_path(run.path / "evaluations" / f"{name}.json", told)
     out = claim_path(free, free, told)

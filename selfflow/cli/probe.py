@@ -160,9 +160,9 @@ def _baseline(name: str, labels: list[str]) -> str:
 
 def _place(paths: list[str], options: Options) -> Path:
     """Where the rows go where nothing is said: what is asked is in its name, so that no question takes another's."""
-    from selfflow.storage.paths import url
+    from selfflow.storage.paths import bucket_url
 
-    if any(url(path) for path in paths):
+    if any(bucket_url(path) for path in paths):
         raise UserError("--csv: name a local file for the rows of a run in a bucket")
     folder = Path(paths[0]) if len(paths) == 1 else Path(paths[0]).absolute().parent
     parts = [options.targets.replace(",", "_") or "labels", options.probe]

@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from selfflow.errors import UserError, check_at_least
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 
 _EXAMPLE = "selfflow report runs/sight_and_sound --baseline shuffled"
 
@@ -41,10 +41,10 @@ def main(arguments: list[str]) -> None:
     """Parses `RUN_OR_SWEEP [--baseline ARM] [--out DIR]` and writes the page."""
     description = f"Write a run or a sweep as one HTML page, with its figures as CSV.\n\nexample: {_EXAMPLE}"
     given = tyro.cli(Arguments, prog="selfflow report", description=description, args=arguments)
-    if given.out is None and any(map(url, given.runs)):
+    if given.out is None and any(map(bucket_url, given.runs)):
         raise UserError("--out: name a local folder for the report of a run in a bucket")
-    if given.out is not None and url(given.out):
-        raise UserError(f"--out {url(given.out)}: write to a local folder, and copy it into the bucket")
+    if given.out is not None and bucket_url(given.out):
+        raise UserError(f"--out {bucket_url(given.out)}: write to a local folder, and copy it into the bucket")
     from selfflow.report.measures import shown
     from selfflow.report.study import open_study
     from selfflow.report.write import write_report

@@ -13,7 +13,7 @@ from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
 from selfflow.storage.atomic import atomic_write
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 from selfflow.training.sharding import Devices
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
     told = to_json(options)
     for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
         del told[name]
-    where = run.source if url(path) else str(run.path.resolve())
+    where = run.source if bucket_url(path) else str(run.path.resolve())
     told = {"run": where, "component": sampler.component or "image", **told, "step": model.step}
     name = f"{sampler.component or 'image'}{case}_seed{options.seed}"
     folder = options.out or unused_path(_below(run, path) / f"step_{model.step}" / name, told)
@@ -95,7 +95,7 @@ _TOLD, _SHEET = "samples.json", "sheet.png"
 
 
 def _below(run: "Run", path: str) -> Path:
-    if url(path):
+    if bucket_url(path):
         raise UserError(f"{path} is in a bucket: name a local folder for the samples with --out")
     return run.path / "samples"
 

@@ -22,7 +22,7 @@ from selfflow.media import medium_of
 from selfflow.progress import Progress
 from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
-from selfflow.storage.copies import fetch, publish
+from selfflow.storage.mirror import fetch_folder, publish_folder
 
 _FORMAT = 2  # raised when equal settings come to mean other autoencoders
 _RECORDS = 512
@@ -95,7 +95,7 @@ def fit_autoencoder(
             f"precomputed={latents[0].settings.source}"
         )
     notes = path.with_suffix(".json")
-    fetch(path.parent, notes.name, only=path.stem)
+    fetch_folder(path.parent, notes.name, only=path.stem)
     if uses_pretrained(config):
         copy_weights(modality, config, path, notes)
     elif not notes.exists():
@@ -120,7 +120,7 @@ def fit_autoencoder(
                 autoencoder.save(partial)
             weights_metadata(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
             shown.advance()
-    publish(path.parent, notes.name, only=path.stem)
+    publish_folder(path.parent, notes.name, only=path.stem)
     known = json.loads(notes.read_text())
     return FittedAutoencoder(config, path, known["identity"], known["fitted_on"])
 

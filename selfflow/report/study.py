@@ -13,7 +13,7 @@ from selfflow.errors import UserError
 from selfflow.run.arms import arms_of, check_same_data, differing_fields
 from selfflow.run.run import Run, open_run
 from selfflow.serialization import to_json
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 from selfflow.sweep.folder import SWEEP
 
 
@@ -120,7 +120,7 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
     """
     folder, *others = paths
     alone = Path(folder)
-    if others or url(folder) or (alone / "experiment.json").is_file():
+    if others or bucket_url(folder) or (alone / "experiment.json").is_file():
         study = _of_runs([open_run(path) for path in paths], alone if not others else alone.absolute().parent)
     elif not alone.is_dir():
         raise UserError(f"{folder} is no folder: give a run, the folder of a sweep, or several runs")

@@ -13,15 +13,16 @@ from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
 from selfflow.input.exclude import read_ids
-from selfflow.latents.encode import EncodeShare, encode, wait_for
+from selfflow.latents.encode import EncodeShare, encode
 from selfflow.latents.features import check_features, identities_of
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.objectives.alignment import encoders_of
 from selfflow.serialization import digest
-from selfflow.storage.copies import fetch
-from selfflow.storage.paths import local
+from selfflow.storage.lock import wait_for_file
+from selfflow.storage.mirror import fetch_folder
+from selfflow.storage.paths import local_path
 from selfflow.weights import sha256_of
 
 
@@ -112,8 +113,8 @@ def _with_copies(experiment: Experiment, own: Path) -> Experiment:
 
 
 def _latents(path: str, excluded: Collection[str]) -> Latents:
-    folder = local(path)
-    fetch(folder, MANIFEST)
+    folder = local_path(path)
+    fetch_folder(folder, MANIFEST)
     return Latents(folder, excluded)
 
 
@@ -169,7 +170,7 @@ def _fit(
         elif having:
             if share.host and can_decode(config):
                 notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
-                wait_for(notes, f"it fits the {m} autoencoder")
+                wait_for_file(notes, f"fit the {m} autoencoder")
             fitted[m] = fit_autoencoder(m, config, having, excluded, data_dir)
     return fitted
 

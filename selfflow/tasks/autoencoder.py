@@ -27,7 +27,7 @@ from selfflow.media import images_only, medium_of, to_unit_range
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
 from selfflow.serialization import digest
-from selfflow.storage.paths import url_of
+from selfflow.storage.paths import url_of_copy
 from selfflow.tasks.task import Task, scalar_metrics
 from selfflow.training.distributed import broadcast, primary_first
 from selfflow.training.sharding import pad_batch, shard_batch
@@ -100,7 +100,7 @@ def _begin(experiment: AutoencoderExperiment, feed: MediaBatchSource, state: Sta
 def _say(experiment: AutoencoderExperiment, workdir: Path, start: int, state: State) -> None:
     count, network = sum(x.size for x in jax.tree.leaves(state.params)), experiment.network
     print(
-        f"{url_of(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
+        f"{url_of_copy(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
         + (f", from step {start}" if start else "")
     )
     names = ("frames", "rows", "columns") if network.pictures else ("samples",)
@@ -228,7 +228,7 @@ def _print(summary: dict[str, Any], workdir: Path) -> None:
             print(f"    note: {name} has no split test or validation; this is media that it was trained on")
         more = f", the linear one {row['linear_numbers']}" if "linear" in row else ""
         print(f"    of {row['samples']} samples, each through {row['numbers']} numbers{more}")
-    where = lambda file: url_of(Path(file)) or file
+    where = lambda file: url_of_copy(Path(file)) or file
     print(f"\nThe autoencoder is {where(summary['autoencoder'])}; an experiment takes it by")
     print("  --autoencoder.MODALITY convolutional=" + summary["autoencoder"])
     for file in summary["files"][1:]:

@@ -20,10 +20,11 @@ from selfflow.input.media_batches import MediaSource
 from selfflow.latents.delete.delete import delete_samples
 from selfflow.latents.delete.remove import read_raw
 from selfflow.latents.delete.search import _pattern, find_remaining
-from selfflow.latents.encode import encode, locked
+from selfflow.latents.encode import encode
 from selfflow.latents.fit_autoencoder import fit_autoencoder
 from selfflow.latents.store import INDEXES, Latents
 from selfflow.latents.verify import verify_latents
+from selfflow.storage.lock import locked
 from tests.latents.home import copied, media_of
 
 # A whole shard of latents of train and one in the middle, the last record, and records of another split.
@@ -219,7 +220,8 @@ def test_it_waits_for_an_encoding_of_the_same_folder(home):
     assert started.wait(20)
     code = (
         "import sys, pickle; from selfflow.latents.delete.delete import delete_samples; from pathlib import Path;"
-        "built, root = pickle.load(open(sys.argv[1], 'rb')); delete_samples(built, ['train-000001'], root); print('done')"
+        "built, root = pickle.load(open(sys.argv[1], 'rb'));"
+        "delete_samples(built, ['train-000001'], root); print('done')"
     )
     (root / "arguments").write_bytes(pickle.dumps((built, root)))
     process = subprocess.Popen(

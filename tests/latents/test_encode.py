@@ -106,8 +106,8 @@ def slow_encode(data_dir, folder) -> None:
     from selfflow.config.files import load_experiment
     from tests.conftest import TINY
 
-    plain = shards._encoded
-    shards._encoded = lambda *args: time.sleep(0.04) or plain(*args)
+    plain = shards._encode_record
+    shards._encode_record = lambda *args: time.sleep(0.04) or plain(*args)
     experiment = load_experiment(TINY)
     built = build(experiment.data["collisions"], data_dir)
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), data_dir) for m, c in experiment.autoencoders.items()}
@@ -155,7 +155,7 @@ def test_two_processes_at_once_make_one_folder(prepared, latents, data_dir, tmp_
         assert process.poll() is None
         time.sleep(0.01)
     mine = encoded(prepared, tmp_path)  # waits for the other
-    assert process.wait() == 0 and "another process is at it" in capfd.readouterr().err
+    assert process.wait() == 0 and "waiting for another process" in capfd.readouterr().err
     assert contents(mine) == contents(latents)
 
 
@@ -187,7 +187,7 @@ def test_a_record_that_cannot_be_read_keeps_its_place(prepared, latents, tmp_pat
 
 
 def test_too_many_bad_records_stop_it(prepared, latents, tmp_path, monkeypatch):
-    monkeypatch.setattr("selfflow.latents.encode_shard._encoded", _always_bad)
+    monkeypatch.setattr("selfflow.latents.encode_shard._encode_record", _always_bad)
     for _ in range(2):  # the same command again finds them again
         with pytest.raises(UserError, match="records of .* cannot be encoded, the last in shard-x .no good."):
             encoded(prepared, tmp_path)
@@ -201,11 +201,11 @@ def test_hosts_that_end_together_join_the_shards_once(prepared, latents, tmp_pat
 
     plain, calls = module.locked, []
 
-    def locked(path, what):
+    def locked(path, task):
         if path.name == "lock-finish" and not calls:
             calls.append(path)
             encoded(prepared, tmp_path, share=EncodeShare(host=0, hosts=2))
-        return plain(path, what)
+        return plain(path, task)
 
     assert encoded(prepared, tmp_path, share=EncodeShare(host=0, hosts=2)) is None
     monkeypatch.setattr(module, "locked", locked)

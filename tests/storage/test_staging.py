@@ -14,8 +14,8 @@ from selfflow.input.mixture import Component
 from selfflow.input.options import LoaderOptions
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.storage import staging
-from selfflow.storage.copies import fetch
-from selfflow.storage.paths import local
+from selfflow.storage.mirror import fetch_folder
+from selfflow.storage.paths import local_path
 from tests.input.made import feed, record, take, write
 
 # Where one protocol shows it all, the other is asked with -m slow.
@@ -28,13 +28,13 @@ def folder(store, bucket, tmp_path):
     """A local copy of a folder of latents that lies in the bucket, its shards not fetched yet."""
     made = write(tmp_path / "made", RECORDS)
     store.upload(made, "latents")
-    copy = local(f"{bucket}/latents")
-    fetch(copy, MANIFEST)
+    copy = local_path(f"{bucket}/latents")
+    fetch_folder(copy, MANIFEST)
     return copy
 
 
 def staged_files() -> dict[str, int]:
-    files = (path for path in (staging.cache() / "staged").iterdir() if path.is_file() and path.name != "lock")
+    files = (path for path in (staging.cache_folder() / "staged").iterdir() if path.is_file() and path.name != "lock")
     return {path.name: path.stat().st_size for path in files}
 
 
@@ -85,7 +85,7 @@ def _read_all(folder) -> None:
 def test_the_limit_holds_while_many_read(store, folder, monkeypatch, capsys):
     size = shard_size(store)
     monkeypatch.setenv("SELFFLOW_STAGED_GB", str(2.5 * size / 1e9))
-    monkeypatch.setattr(staging, "_told", [])
+    monkeypatch.setattr(staging, "_warned", [])
     seen, done = [], threading.Event()
 
     def watch():
@@ -139,7 +139,7 @@ def test_damaged_shards_are_named_and_others_stay_readable(store, folder, bucket
     store.put("bucket/latents/train-00002-of-00006.array_record", store.read(name)[:1000])
     del store.objects["bucket/latents/train-00003-of-00006.array_record"]
     source = Latents(folder).source("train")
-    for i, reason in ((4, "but 1000 come"), (8, "of its 4 records can be found"), (12, "is not there")):
+    for i, reason in ((4, "but 1000 arrive"), (8, "of its 4 records can be found"), (12, "does not exist")):
         with pytest.raises(BadRecord, match=f"train-0000{i // 4}.*{reason}"):
             source[i]
     assert same(source[0], RECORDS[0]) and same(source[16], RECORDS[16])
@@ -158,7 +158,7 @@ def test_an_object_that_was_replaced_is_fetched_anew(store, folder):
 def test_what_a_killed_process_was_fetching_takes_no_room_for_ever(store, folder, monkeypatch):
     size = shard_size(store)
     monkeypatch.setenv("SELFFLOW_STAGED_GB", str(1.5 * size / 1e9))
-    home = staging.cache() / "staged"
+    home = staging.cache_folder() / "staged"
     (home / "locks").mkdir(parents=True)
     left = home / f"{'0' * 32}-{size}.partial"
     left.touch()
@@ -170,4 +170,4 @@ def test_what_a_killed_process_was_fetching_takes_no_room_for_ever(store, folder
 def test_a_local_reader_stages_nothing(store, tmp_path):
     made = write(tmp_path / "made", RECORDS[:4])
     reader = ShardReader([made / "train-00000-of-00001.array_record"], [4])
-    assert len(reader[0]) > 0 and not store.requests and not (staging.cache() / "staged").exists()
+    assert len(reader[0]) > 0 and not store.requests and not (staging.cache_folder() / "staged").exists()

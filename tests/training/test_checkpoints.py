@@ -82,7 +82,7 @@ def test_ten_damages_never_give_wrong_weights(saved, damage, capsys):
         assert_is(state, step)
         outcomes.append(step)
         told = capsys.readouterr().out
-        assert ("going on from step 1" in told and "checkpoints/2" in told) == (step == 1), told
+        assert ("resuming from step 1" in told and "checkpoints/2" in told) == (step == 1), told
         assert (copy / "checkpoints" / "damaged-2").exists() == (step == 1)
         shutil.rmtree(copy)
         gc.collect()  # what TensorStore still has to say of it belongs to this test
@@ -115,7 +115,7 @@ def test_what_tells_nothing_against_a_checkpoint_puts_none_aside(saved, monkeypa
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(Checkpoints, "_files", fail)
+    monkeypatch.setattr(Checkpoints, "_read_files", fail)
     with pytest.raises(type(error)):
         restored(saved)
     assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["1", "2"]

@@ -30,7 +30,7 @@ def test_steps_that_are_past_are_said(tmp_path, capsys):
     run(tmp_path, 6, profile=Profile("2:6"))
     assert traced(tmp_path) == [4, 5] and "traces steps 4 to 5" in capsys.readouterr().out
     run(tmp_path, 7, profile=Profile("2:6"))
-    assert "profile.steps 2:6: traces nothing, for the run is at step 6" in capsys.readouterr().out
+    assert "profile.steps 2:6: traces nothing, as the run is at step 6" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_within_its_trace_ends_it(tmp_path):

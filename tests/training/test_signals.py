@@ -83,7 +83,7 @@ def test_a_second_interrupt_leaves_at_once_even_while_something_compiles():
     began = time.monotonic()
     assert process.wait(timeout=20) == 130 and time.monotonic() - began < 5
     err = process.stderr.read()
-    assert "SIGINT: stops after this step" in err and "leaving at once" in err
+    assert "SIGINT: stops after this step" in err and "exiting at once" in err
 
 
 def together(folder, *arguments) -> list[subprocess.Popen]:

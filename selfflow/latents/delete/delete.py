@@ -26,10 +26,11 @@ from selfflow.latents.delete.remove import (
     write_without,
 )
 from selfflow.latents.delete.search import find_remaining
-from selfflow.latents.encode import folder_name, locked
+from selfflow.latents.encode import folder_name
 from selfflow.latents.store import INDEXES, MANIFEST
 from selfflow.latents.verify import latents_folders
 from selfflow.storage.atomic import atomic_write
+from selfflow.storage.lock import locked
 
 Advance = Callable[[], None]
 
