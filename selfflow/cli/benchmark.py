@@ -185,16 +185,17 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
 
 
 def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str, Any]:
-    from selfflow.benchmark.input import frames_per_second_of_collisions, input_rate, waiting
+    from selfflow.benchmark.input import generation_rate, input_rate, waiting
+    from selfflow.data.collisions import Collisions
     from selfflow.run.prepare_data import prepare_data
 
     feed, _ = prepare_data(experiment, data_dir)
     rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]
     waited = waiting(experiment, feed, options.timed_steps)
     generated = {
-        name: frames_per_second_of_collisions(settings)
+        name: generation_rate(settings)
         for name, settings in experiment.data.items()
-        if settings.kind == "collisions"
+        if isinstance(settings, Collisions)
     }
     if not options.json:
         print(f"\nReading batches and nothing else, {options.seconds:g} s a row, {cores()} cores:")

@@ -149,8 +149,7 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
     from selfflow.autoencoders.parse import parse_autoencoder
 
     chosen = {m: parse_autoencoder(text, m) for m, text in options.autoencoder.items() if text}
-    if settings.kind == "latent_files":
-        settings = settings.resolved()
+    settings = settings.resolved()
     built = _built(settings, data_dir)
     for split, count in built.splits.items():
         print(f"{split:<12} {count} records")
@@ -161,7 +160,7 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
         from selfflow.latents.encode import encode
         from selfflow.latents.fit_autoencoder import fit_autoencoder
 
-        shapes = settings.media_shapes(*([built.folder] if settings.kind == "tfds" else []))
+        shapes = settings.media_shapes(built.folder)
         for m in chosen:
             if m not in shapes:
                 raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and not {m}")
@@ -177,7 +176,7 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
     from selfflow.data.catalogue import card
 
     check_at_least(options, "--", count=1)
-    if settings.kind == "latent_files":
+    if settings.holds_latents:
         raise UserError(
             "these are latents, of media that are not there: `selfflow encode EXPERIMENT --inspect` draws them"
         )
@@ -228,8 +227,8 @@ def _report(part: str, records: int, problems: list["Problem"], folder: Path) ->
 
 
 def _delete(settings: Any, options: Delete, data_dir: Path) -> None:
-    from selfflow.input.exclude import read_ids
     from selfflow.latents.delete.delete import delete_samples
+    from selfflow.latents.ids import read_ids
     from selfflow.progress import Progress
 
     ids = read_ids(options.ids)
@@ -272,7 +271,7 @@ def _print_deletion(done: "DeletionReport", ids: set[str], data_dir: Path) -> No
             )
     print("\nwhat this cannot undo:")
     settings = done.built.settings
-    source = getattr(settings, "source", "") or (f"{data_dir / 'downloads'}" if settings.kind == "tfds" else "")
+    source = settings.source_folder(data_dir)
     if source:
         print(
             f"- the sources in {source}: delete the samples there, too; a data set that is built anew reads them again"

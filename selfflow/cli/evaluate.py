@@ -125,7 +125,7 @@ def _calibrate(run: "Run", built: dict[str, "BuiltDataset"], out: Path) -> None:
     from selfflow.tasks.evaluating import physics_verifier, readable_records
 
     experiment = run.experiment
-    name = next((n for n, found in built.items() if found.settings.kind == "collisions"), None)
+    name = next((n for n, found in built.items() if found.settings.verifier == "physics"), None)
     if name is None:
         raise UserError(f"--calibrate: {run.source} has no raw Collisions; they are what the verifier knows")
     settings = built[name].settings

@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 
 from selfflow.autoencoders.convolutional import Network
 from selfflow.config.check import check_length
-from selfflow.data.catalogue import Dataset
+from selfflow.data.catalogue import AnyDataset
 from selfflow.errors import UserError
-from selfflow.input.exclude import file_hash
 from selfflow.input.media_batches import Cut
 from selfflow.input.mixture import Component, Stage, check_mixture
 from selfflow.input.options import LoaderOptions
+from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.media import medium_of
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction
 from selfflow.training.loop import Cadence, Limits
@@ -31,7 +31,7 @@ from selfflow.training.step import make_step
 class AutoencoderExperiment:
     """Everything that the training of an autoencoder depends on."""
 
-    data: dict[str, Dataset]
+    data: dict[str, AnyDataset]
     """The data sets, by the names that the components of the mixture call them."""
     mixture: dict[str, Component]
     """Sets of one modality each: pictures and films, which may share an autoencoder, or sounds."""
@@ -83,7 +83,7 @@ class AutoencoderExperiment:
         for name, component in self.mixture.items():
             (m,), where = component.modalities, f"mixture.{name}"
             data = self.data[component.data or next(iter(self.data))]
-            if data.kind == "latent_files":
+            if data.holds_latents:
                 raise UserError(f"{where}: {data.kind} has latents alone, and an autoencoder is trained on media")
             shape = data.media_shapes().get(m)
             if shape is None:
@@ -179,7 +179,7 @@ class AutoencoderExperiment:
                 raise UserError(f"mixture.{name}: shuffled and delayed are of several modalities; leave them out")
             mixture[name] = dataclasses.replace(component, data=data)
         check_mixture(mixture, self.curriculum)
-        exclude_hash = file_hash(self.exclude) if self.exclude else ""
+        exclude_hash = hash_ids(read_ids(self.exclude)) if self.exclude else ""
         if self.exclude_hash not in ("", exclude_hash):
             raise UserError(f"exclude_hash is {self.exclude_hash}, but that of {self.exclude} is {exclude_hash}")
         init_from = self.init_from

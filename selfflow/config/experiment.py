@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 
 from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.config.check import check_experiment
-from selfflow.data.catalogue import Dataset
+from selfflow.data.catalogue import AnyDataset
 from selfflow.encoders.text import Text
 from selfflow.errors import UserError, did_you_mean
 from selfflow.evaluation.config import Evaluation
-from selfflow.input.exclude import file_hash
 from selfflow.input.mixture import Component, Stage
 from selfflow.input.options import LoaderOptions
+from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.models.attention import implementation_for
@@ -71,7 +71,7 @@ class Media(NamedTuple):
 class Experiment:
     """Everything that a run depends on."""
 
-    data: dict[str, Dataset]
+    data: dict[str, AnyDataset]
     """The data sets, by the names that the components of the mixture call them; none where weights were imported."""
     autoencoders: dict[str, AnyAutoencoder]
     """What turns each modality into latents."""
@@ -243,16 +243,14 @@ class Experiment:
         init_from = self.init_from
         if like and init_from and like.init_from.startswith(f"{init_from}:"):
             init_from = like.init_from  # the step that RUN meant when the run began
-        exclude_hash = file_hash(self.exclude) if self.exclude else ""
+        exclude_hash = hash_ids(read_ids(self.exclude)) if self.exclude else ""
         if self.exclude_hash not in ("", exclude_hash):
             raise UserError(
                 f"exclude_hash is {self.exclude_hash}, but that of the file {self.exclude} is {exclude_hash}"
             )
         # What a folder of latents tells of its media, so that a run does not need the folder.
-        data = {
-            n: d.resolved((like and like.data or {}).get(n)) if d.kind == "latent_files" else d
-            for n, d in self.data.items()
-        }
+        previous = like.data if like else {}
+        data = {name: settings.resolved(previous.get(name)) for name, settings in self.data.items()}
         mixture = {name: self._with_data(name, component) for name, component in self.mixture.items()}
         experiment = dataclasses.replace(
             self,
@@ -277,7 +275,7 @@ class Experiment:
 
 
 def modality_stream(
-    data: Dataset,
+    data: AnyDataset,
     m: str,
     autoencoder: AnyAutoencoder,
     patch: tuple[int, ...],
@@ -302,7 +300,7 @@ def modality_stream(
     return Modality(autoencoder.latent_shape(media.shape), tuple(patch), frame * autoencoder.temporal_stride, offset)
 
 
-def _media(data: Dataset, m: str, component: Component | None, name: str) -> Media:
+def _media(data: AnyDataset, m: str, component: Component | None, name: str) -> Media:
     shape = data.media_shapes()[m]
     rate = medium_of(m).rate(data)
     if rate and component and component.seconds is not None:

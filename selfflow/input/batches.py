@@ -66,12 +66,12 @@ class BatchSource:
     def reader(self, name: str, split: str, quality: float = 0.0) -> "Reader":
         """Reads the records of a component of the mixture, from a split of its data set."""
         component = self.mixture[name]
-        source = self.latents[component.data].source(split)
-        records = source.having(component.modalities, quality)
+        source = self.latents[component.data].open_split(split)
+        records = source.indices_with(component.modalities, quality)
         labels = labels_of(source, self.label, self.classes)
         modalities = {m: self.modalities[name][m] for m in component.modalities}
         # Whether a component is ever padded decides about the shape of its batches: look at all of its records.
-        whole = source.having(component.modalities)
+        whole = source.indices_with(component.modalities)
         padded = tuple(
             m for m, x in modalities.items() if x.period and (source.index[f"frames/{m}"][whole] < x.latent[0]).any()
         )
@@ -123,7 +123,7 @@ class Batches:
     def _check_label(self) -> None:
         label, known = self._feed.label, set()
         for latents in self._feed.latents.values():
-            known |= {name for name in latents.source("train").index if name.startswith("label/")}
+            known |= {name for name in latents.open_split("train").index if name.startswith("label/")}
         if label and f"label/{label}" not in known:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
             raise UserError(f"label {label!r}: no data set has such a field; there are {names}")

@@ -19,7 +19,7 @@ from selfflow.input.batches import Batches, Rows
 from selfflow.input.mixture import Component, Stage
 from selfflow.input.options import LoaderOptions
 from selfflow.latents.encode import folder_name
-from selfflow.latents.store import ids_from, ids_to
+from selfflow.latents.ids import decode_ids, encode_ids
 from selfflow.media import medium_of
 from selfflow.progress import Progress
 from selfflow.serialization import digest
@@ -77,7 +77,7 @@ class MediaSource:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self._records[i]
 
-    def having(self, modality: str, quality: float = 0.0) -> np.ndarray:
+    def indices_with(self, modality: str, quality: float = 0.0) -> np.ndarray:
         """The records in which a modality is present, of at least this quality, without the excluded."""
         present = self.index.get(f"present/{modality}", np.zeros(len(self), bool))
         return np.flatnonzero(present & (self.index["quality"] >= quality) & ~self._excluded)
@@ -92,7 +92,7 @@ class MediaSource:
 
 
 def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.ndarray]:
-    told = [_FORMAT, built.fingerprint, built.deleted, built.mapping]
+    told = [_FORMAT, built.fingerprint, built.deleted, built.settings.decoding_options()]
     path = folder / f"{folder_name(built.name)}-{split}-{digest(told, 12)}.safetensors"
     try:
         index = load_file(path)
@@ -100,7 +100,7 @@ def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.n
         index, whole = _index(built, split)
         if whole:  # else the records that cannot be read may be mended by the next time
             _keep(index, path)
-    return index | {"id": ids_from(index["id"])}
+    return index | {"id": decode_ids(index["id"])}
 
 
 def _keep(index: dict[str, np.ndarray], path: Path) -> None:
@@ -131,7 +131,7 @@ def _index(built: BuiltDataset, split: str) -> tuple[dict[str, np.ndarray], bool
             shown.advance()
     modalities = {m for *_, present in rows for m in present}
     return {
-        "id": ids_to([name for name, *_ in rows]),
+        "id": encode_ids([name for name, *_ in rows]),
         "quality": np.array([quality for _, quality, _ in rows], np.float32),
         **{f"present/{m}": np.array([present.get(m, False) for *_, present in rows], bool) for m in modalities},
     }, whole
@@ -238,7 +238,7 @@ class MediaBatchSource:
                 self.built[component.data], split, self.excluded, self.indexes
             )
         source, (modality,) = self.opened[component.data, split], component.modalities
-        return MediaReader(source, source.having(modality, quality), modality, self.cuts[name])
+        return MediaReader(source, source.indices_with(modality, quality), modality, self.cuts[name])
 
     def held_out(self, splits: tuple[str, ...], size: int) -> dict[str, tuple[str, np.ndarray]]:
         """Media of each component, {component: (split, [B, ...])}; the first split that has any, in the end train.

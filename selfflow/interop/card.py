@@ -69,7 +69,7 @@ def _head(run: "Run", provenance: dict[str, Any]) -> str:
     if set(licences.values()) != {_FREE}:
         lines.append("license_name: see-the-card")
     lines += ["library_name: selfflow", "tags:", "- self-flow", "- flow-matching", "- jax"]
-    names = sorted({re.sub(r"[^\w.-]+", "-", getattr(d, "name", "") or d.kind) for d in data.values()})
+    names = sorted({re.sub(r"[^\w.-]+", "-", d.name or d.kind) for d in data.values()})
     return "\n".join([*lines, *(["datasets:"] if names else []), *(f"- {json.dumps(name)}" for name in names), "---"])
 
 

@@ -93,12 +93,12 @@ def encode(
       UserError: if too many records cannot be read, a worker process died, or an encoder lacks samples.
     """
     fitted = {m: fitted[m] for m in sorted(fitted)}
-    if built.settings.kind == "latent_files":
+    if built.settings.holds_latents:
         check_precomputed(built, fitted, modalities, encoders)
     identities = {m: f.identity for m, f in fitted.items()} | {"text": text and cached_text_encoder(text).identity}
     if encoders:
         identities["features"] = identities_of(encoders)
-    key = digest([_FORMAT, built.name, built.fingerprint, built.mapping, identities], 12)
+    key = digest([_FORMAT, built.name, built.fingerprint, built.settings.decoding_options(), identities], 12)
     folder = data_dir / "latents" / f"{folder_name(built.name)}-{key}"
     if share.hosts > 1 and url_of_copy(folder):
         raise UserError(

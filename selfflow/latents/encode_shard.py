@@ -23,7 +23,8 @@ from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError
 from selfflow.latents.features import encoded_features, stored_as
 from selfflow.latents.fit_autoencoder import FittedAutoencoder
-from selfflow.latents.store import CAPTION, ids_to, shard_name
+from selfflow.latents.ids import encode_ids
+from selfflow.latents.store import CAPTION, shard_name
 from selfflow.modality import Modality
 from selfflow.storage.atomic import atomic_write
 
@@ -196,7 +197,7 @@ def skipped_records(shard: Shard) -> list[SkippedRecord]:
 
 def _autoencoders(job: EncodeJob) -> dict[str, Autoencoder | None]:
     """The autoencoder of each modality; None if the data set holds latents already."""
-    if job.built.settings.kind == "latent_files":
+    if job.built.settings.holds_latents:
         return dict.fromkeys(job.fitted)
     return {m: _load(fitted.path, fitted.config) for m, fitted in job.fitted.items()}
 
@@ -343,7 +344,7 @@ def _add_captions(batch: list[_Encoded], text: Text | None) -> None:
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Rows as columns; a missing entry is -1 for a label, else 0 or False."""
-    columns: dict[str, np.ndarray] = {"id": ids_to([row["id"] for row in rows])}
+    columns: dict[str, np.ndarray] = {"id": encode_ids([row["id"] for row in rows])}
     names = {name for row in rows for name in row} - {"id"}
     for name in sorted(names):
         missing = 0

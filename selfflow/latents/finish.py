@@ -95,7 +95,7 @@ def _text(text: Text | None) -> dict[str, Any] | None:
 def _quality(job: EncodeJob) -> dict[str, dict[str, float]]:
     """Reconstruction errors of each modality on held-out records; none for latents that were computed elsewhere."""
     built = job.built
-    if built.settings.kind == "latent_files":
+    if built.settings.holds_latents:
         return {}
     split = "validation" if "validation" in built.splits else "train"
     quality = {}

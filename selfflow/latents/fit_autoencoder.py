@@ -57,7 +57,9 @@ def fitted_path(
     """Where the autoencoder that `fit_autoencoder` makes of these arguments lies."""
     if uses_pretrained(config):
         return copy_path(modality, config, data_dir)
-    sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
+    sets = sorted(
+        [built.name, built.fingerprint, json.dumps(built.settings.decoding_options())] for built in data.values()
+    )
     key = digest(json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)]), 12)
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{key}.safetensors"
 
@@ -80,14 +82,16 @@ def fit_autoencoder(
       UserError: if no training record has the modality, or weights are missing or of another model.
     """
     if isinstance(config, Precomputed):
-        if media := [b for b in data.values() if b.settings.kind != "latent_files"]:
+        media = [built for built in data.values() if not built.settings.holds_latents]
+        if media:
             raise UserError(
                 f"autoencoders.{modality} is given by its latents alone, and cannot encode {media[0].name}: name "
                 "another"
             )
         return FittedAutoencoder(config, None, config.identity, {})
     path = fitted_path(modality, config, data, exclude, data_dir)
-    if not uses_pretrained(config) and (latents := [b for b in data.values() if b.settings.kind == "latent_files"]):
+    latents = [built for built in data.values() if built.settings.holds_latents]
+    if latents and not uses_pretrained(config):
         made = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
             f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "

@@ -78,7 +78,7 @@ class Latents:
             index = load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): remove {self.path} and encode again") from error
-        index["id"] = ids_from(index["id"])
+        index["id"] = decode_ids(index["id"])
         return index
 
     def source(self, split: str) -> "LatentSource":
@@ -196,7 +196,7 @@ class LatentSource:
         except Exception as error:  # whatever the bytes are, what they do to a decoder is about this record
             raise BadRecord(self.shard_of(i), f"record {i} cannot be decoded: {error}".splitlines()[0]) from error
 
-    def having(self, modalities: tuple[str, ...], quality: float = 0.0) -> np.ndarray:
+    def indices_with(self, modalities: tuple[str, ...], quality: float = 0.0) -> np.ndarray:
         """The records in which all of `modalities` are present, of at least this quality, without the excluded."""
         present = [self.index.get(f"present/{m}", np.zeros(len(self), bool)) for m in modalities]
         return np.flatnonzero(np.logical_and.reduce(present) & (self.index["quality"] >= quality) & ~self.excluded)
@@ -211,14 +211,14 @@ def shard_name(split: str, number: int, count: int) -> str:
     return f"{split}-{number:05d}-of-{count:05d}.array_record"
 
 
-def ids_to(ids: list[str]) -> np.ndarray:
+def encode_ids(ids: list[str]) -> np.ndarray:
     """Ids as uint8 [n, longest], filled up with zeros: safetensors holds no text."""
     encoded = np.array([i.encode() for i in ids], bytes)
     return encoded.view(np.uint8).reshape(len(ids), encoded.itemsize)
 
 
-def ids_from(array: np.ndarray) -> np.ndarray:
-    """The inverse of `ids_to`: bytes [n]."""
+def decode_ids(array: np.ndarray) -> np.ndarray:
+    """The inverse of `encode_ids`: bytes [n]."""
     return np.ascontiguousarray(array).view(f"S{array.shape[1]}").reshape(-1)
 
 

@@ -15,11 +15,12 @@ from selfflow.autoencoders.config import AnyAutoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
-from selfflow.data.verify import OF_ANY_LENGTH, UNFINISHED_DELETION, Contents, Kind, Problem, Unreadable, verify_data
+from selfflow.data.verify import UNFINISHED_DELETION, Contents, Kind, Problem, Unreadable, verify_data
 from selfflow.errors import UserError
 from selfflow.latents.encode import folder_name
 from selfflow.latents.features import encoder_fault, stored_as
-from selfflow.latents.store import CAPTION, NEXT_MANIFEST, MANIFEST, LatentSource, ids_from, shard_name
+from selfflow.latents.ids import decode_ids
+from selfflow.latents.store import CAPTION, MANIFEST, NEXT_MANIFEST, LatentSource, shard_name
 from selfflow.serialization import from_json
 
 _AGAIN = "remove {folder}; the next command that needs these latents encodes again"
@@ -157,7 +158,7 @@ def _verify_split(
     total = sum(lengths)
     try:
         index = load_file(folder / file)
-        index["id"] = ids_from(index["id"])
+        index["id"] = decode_ids(index["id"])
     except (OSError, SafetensorError, KeyError, IndexError, ValueError) as error:
         index, problems = None, [Problem(DAMAGED, file, "", f"{type(error).__name__}: {error}".splitlines()[0])]
     else:
@@ -181,7 +182,7 @@ def _verify_split(
         else:
             row = None if index is None else {name: column[i] for name, column in index.items()}
             shard = source.shard_of(i)
-            faults = _faults(stored, row, manifest, built.settings.kind in OF_ANY_LENGTH)
+            faults = _faults(stored, row, manifest, built.settings.varying_length)
             problems += [Problem(kind, shard, names[i], detail) for kind, detail in faults]
         advance()
     return problems + bad.problems()

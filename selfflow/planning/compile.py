@@ -105,9 +105,8 @@ def compile_step(experiment: Experiment, name: str, mesh: Mesh) -> Compiled | Re
     """
     began = time.perf_counter()
     placed = experiment.shardings(mesh)
-    at = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    state = jax.tree.map(at, jax.eval_shape(experiment.init, jax.random.key(0)), placed)
-    batch = jax.tree.map(lambda x: at(x, batch_sharding(mesh)), batch_shapes(experiment, name))
+    state = jax.tree.map(_sharded, jax.eval_shape(experiment.init, jax.random.key(0)), placed)
+    batch = jax.tree.map(lambda x: _sharded(x, batch_sharding(mesh)), batch_shapes(experiment, name))
     step = jax.jit(experiment.step(), donate_argnums=0, out_shardings=(placed, None))
     with jax.set_mesh(mesh):
         lowered = step.trace(state, batch).lower(lowering_platforms=(mesh.devices.flat[0].platform,))
@@ -125,6 +124,10 @@ def compile_step(experiment: Experiment, name: str, mesh: Mesh) -> Compiled | Re
     )
 
 
+def _sharded(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 _SIZE = r"([\d.]+)([KMGT]?)"
 _REFUSALS = (
     rf"Used {_SIZE} of {_SIZE} hbm",
@@ -136,12 +139,16 @@ _REFUSALS = (
 def _refusal(error: jax.errors.JaxRuntimeError, arguments: int, seconds: float) -> Refused:
     """Parses the compiler's out-of-memory error; any other error is raised again."""
     for form in _REFUSALS:
-        if found := re.search(form, str(error)):
-            parts = found.groups()
-            used, limit = (float(n) * 2 ** (10 * " KMGT".index(unit or " ")) for n, unit in (parts[:2], parts[2:]))
+        match = re.search(form, str(error))
+        if match is not None:
+            used, limit = _bytes(match[1], match[2]), _bytes(match[3], match[4])
             # One of the messages counts the temporaries alone.
             return Refused(used + arguments * ("temporaries" in form), limit, seconds)
     raise error
+
+
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * 2 ** (10 * " KMGT".index(unit or " "))
 
 
 def coordinates(mesh: Mesh) -> np.ndarray:
@@ -153,7 +160,10 @@ def coordinates(mesh: Mesh) -> np.ndarray:
 def batch_shapes(experiment: Experiment, name: str) -> dict[str, Any]:
     """Shapes and types of a batch of a component, as `Feed` makes them."""
     size = experiment.mixture[name].batch_size
-    shaped = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
+
+    def shaped(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
+
     batch: dict[str, Any] = {
         "latents": {m: shaped(np.float16, *x.latent) for m, x in experiment.modalities(name).items()},
         "weight": shaped(np.float32),

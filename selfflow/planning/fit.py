@@ -86,18 +86,19 @@ def _apply(experiment: Experiment, plan: Plan, change: _Change) -> Experiment:
     if change.remat:
         model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, remat="block"))
     optimizer = dataclasses.replace(optimizer, accumulate=optimizer.accumulate * change.accumulate)
-    smaller = lambda component: dataclasses.replace(component, batch_size=component.batch_size // change.batch)
-    mixture = {name: smaller(component) for name, component in experiment.mixture.items()}
+    mixture = {}
+    for name, component in experiment.mixture.items():
+        mixture[name] = dataclasses.replace(component, batch_size=component.batch_size // change.batch)
     return dataclasses.replace(experiment, devices=devices, optimizer=optimizer, model=model, mixture=mixture)
 
 
 def _flags(before: Experiment, after: Experiment) -> list[str]:
     """The flags that turn one experiment into the other."""
-    found = {}
+    fields = {}
     for axis in ("data", "fsdp", "tensor"):
-        found[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)
-    found["model.execution.remat"] = before.model.execution.remat, after.model.execution.remat
-    found["optimizer.accumulate"] = before.optimizer.accumulate, after.optimizer.accumulate
+        fields[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)
+    fields["model.execution.remat"] = before.model.execution.remat, after.model.execution.remat
+    fields["optimizer.accumulate"] = before.optimizer.accumulate, after.optimizer.accumulate
     for name, component in before.mixture.items():
-        found[f"mixture.{name}.batch-size"] = component.batch_size, after.mixture[name].batch_size
-    return [f"--{name} {new}" for name, (old, new) in found.items() if old != new]
+        fields[f"mixture.{name}.batch-size"] = component.batch_size, after.mixture[name].batch_size
+    return [f"--{name} {new}" for name, (old, new) in fields.items() if old != new]

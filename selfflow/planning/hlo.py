@@ -1,8 +1,8 @@
 """Communication of a compiled program, read from its HLO text.
 
-The TPU compiler writes a loop body once, without its trip count; splits a collective that overlaps with computation into
-a chain of parts, each of which contains a copy of it; writes a reduce-scatter as an all-reduce in a fusion; and lets
-hosts transfer data between slices. This module accounts for all four.
+The TPU compiler writes a loop body once, without its trip count; splits a collective that overlaps with computation
+into a chain of parts, each of which contains a copy of it; writes a reduce-scatter as an all-reduce in a fusion; and
+lets hosts transfer data between slices. This module accounts for all four.
 """
 
 import math
@@ -85,12 +85,14 @@ def _computations(text: str) -> dict[str, list[_Instruction]]:
     program: dict[str, list[_Instruction]] = {}
     current = None
     for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
+        header = _COMPUTATION.match(line)
+        instruction = _INSTRUCTION.match(line)
+        if header:
             current = program.setdefault("ENTRY" if header[1] else header[2], [])
         elif line.rstrip() == "}":
             current = None
-        elif current is not None and (match := _INSTRUCTION.match(line)):
-            current.append(_Instruction(bool(match[1]), *match.groups()[1:]))
+        elif current is not None and instruction:
+            current.append(_Instruction(bool(instruction[1]), *instruction.groups()[1:]))
     return program
 
 
@@ -116,7 +118,8 @@ def _called(instruction: _Instruction) -> list[str]:
 
 def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: list[_Instruction]) -> float:
     """Trip count of a loop that counts up by 1: the constant in its condition minus the counter's initial value."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if known:
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
     seen = list(program[condition])
@@ -149,7 +152,7 @@ def _operands(instruction: _Instruction) -> list[str]:
 
 
 def _collective(instruction: _Instruction, computation: str, partitions: int, slices: int) -> Collective | None:
-    """One execution of a communicating instruction; None for others and for parts that another instruction represents."""
+    """One execution of a communicating instruction; None for others and for parts counted elsewhere."""
     if instruction.opcode == "send" and "xla_megascale_runtime" in instruction.rest:
         return _between_slices(instruction, slices)
     kind = instruction.opcode.removesuffix("-start")
@@ -194,12 +197,15 @@ def _arrays(type_text: str) -> list[tuple[str, float]]:
 
 def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
     """The groups of partitions, in any of the notations of HLO."""
-    if match := _MESH.search(rest):
-        return _mesh_groups(*match.groups())
-    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest):
-        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", match[1]))
-    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
-        members, count = _iota(match[3]), int(match[2])
+    mesh = _MESH.search(rest)
+    if mesh:
+        return _mesh_groups(*mesh.groups())
+    lists = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
+    if lists:
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", lists[1]))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest)
+    if iota:
+        members, count = _iota(iota[3]), int(iota[2])
         return tuple(tuple(members[i : i + count]) for i in range(0, len(members), count))
     return (tuple(range(partitions)),)
 

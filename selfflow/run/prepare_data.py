@@ -12,10 +12,10 @@ from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
-from selfflow.input.exclude import read_ids
 from selfflow.latents.encode import EncodeShare, encode
 from selfflow.latents.features import check_features, identities_of
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
+from selfflow.latents.ids import read_ids
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.objectives.alignment import encoders_of
@@ -68,7 +68,7 @@ def prepare_data(
         return None
     _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
-    return _feed(experiment, latents), {name: b for name, b in built.items() if b.settings.kind != "latent_files"}
+    return _feed(experiment, latents), {name: b for name, b in built.items() if not b.settings.holds_latents}
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:
@@ -207,7 +207,7 @@ def _check_identities(latents: dict[str, Latents], encoders: dict[str, dict[str,
 def _say_excluded(path: str, excluded: Collection[str], latents: dict[str, Latents]) -> None:
     if not excluded:
         return
-    sources = [found.source(split) for found in latents.values() for split in found.records]
+    sources = [found.open_split(split) for found in latents.values() for split in found.records]
     known = {i.decode() for source in sources for i in source.index["id"][source.excluded]}
     missing = sorted(set(excluded) - known)
     shown = f"; not in the data: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}" if missing else ""

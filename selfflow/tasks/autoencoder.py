@@ -20,8 +20,8 @@ from selfflow.autoencoders.quality import reconstruction_metrics
 from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.built import build
-from selfflow.input.exclude import read_ids
 from selfflow.input.media_batches import MediaBatchSource
+from selfflow.latents.ids import read_ids
 from selfflow.latents.store import INDEXES
 from selfflow.media import images_only, medium_of, to_unit_range
 from selfflow.progress import Progress
@@ -59,7 +59,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         experiment.loader,
         data_dir / INDEXES,
     )
-    records = {name: [b.name, b.fingerprint, b.mapping, b.deleted] for name, b in built.items()}
+    records = {name: [b.name, b.fingerprint, b.settings.decoding_options(), b.deleted] for name, b in built.items()}
     datasets = {
         name: {
             "dataset": b.name,

@@ -40,7 +40,7 @@ def evaluate_run(
     summary["ema_decay"] = experiment.ema_decay
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
-    probed = next((name for name, b in built.items() if b.settings.kind == "collisions"), None)
+    probed = next((name for name, b in built.items() if b.settings.ground_truth is not None), None)
     if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(experiment.modalities()):
         table = _probe(experiment, built[probed], feed.latents[probed], state)
         summary["probes"] = {row: {c: s._asdict() for c, s in scores.items()} for row, scores in table.items()}
@@ -140,8 +140,8 @@ def _probe(experiment: Experiment, built: BuiltDataset, latents: Latents, state:
     objective, count = experiment.objective(), experiment.final_evaluation.probe_clips
     clips = {}
     for split, wanted in (("train", count), ("validation", count // 2), ("test", count // 2)):
-        records, source = built.records(split), latents.source(split)
-        numbers = source.having(("video", "audio"))[:wanted]
+        records, source = built.records(split), latents.open_split(split)
+        numbers = source.indices_with(("video", "audio"))[:wanted]
         clips[split] = Clips([records[int(i)] for i in numbers], [source[int(i)] for i in numbers])
     untrained = objective.init(jax.random.key(experiment.seed.init))["model"]
     networks = {

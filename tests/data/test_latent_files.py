@@ -15,9 +15,10 @@ from selfflow.autoencoders.linear import PatchPCA
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.cli.data import main
-from selfflow.data.built import BuiltDataset, build
-from selfflow.data.latents import LatentFiles, read_manifest
-from selfflow.data.media import read_report
+from selfflow.data.built import BuiltDataset, build, load_builder
+from selfflow.data.latent_files import LatentFiles
+from selfflow.data.latent_files.manifest import read_manifest
+from selfflow.data.report import read_report
 from selfflow.data.verify import verify_data
 from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
@@ -74,7 +75,7 @@ def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experim
     feed, raw = prepare_data(experiment.resolved(), tmp_path / "data")
     assert raw == {}  # there are no media
     assert "arrays that latents.json does not tell of were left out: class, foo" in capsys.readouterr().out
-    source_of = feed.latents["mine"].source("train")
+    source_of = feed.latents["mine"].open_split("train")
     found = {source_of.id(i): source_of[i] for i in range(3)}
     assert found.keys() == {"one.npz", "stack.safetensors#0", "stack.safetensors#1"}
     right = lambda x: ((np.moveaxis(np.float32(x), 0, -1) - np.float32(shift)) * np.float32(scale)).astype(np.float16)
@@ -108,7 +109,7 @@ def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_pat
     of_film = streams["video"].coordinates()[:, 0]
     assert of_film[0] == pytest.approx(100 * (1 / 24 - 2 / 24), abs=1e-4)
     feed, _ = prepare_data(experiment, tmp_path / "data")
-    index = feed.latents["mine"].source("train").index
+    index = feed.latents["mine"].open_split("train").index
     assert sorted(index["frames/video"]) == [2, 3] and sorted(index["frames/audio"]) == [6, 10]
 
 
@@ -206,7 +207,7 @@ def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
     settings = LatentFiles(source=str(source), validation_fraction=0.0, test_fraction=0.0)
     built = build(settings, tmp_path / "data")
     assert built.splits == {"train": 3}
-    report = read_report(settings.build(tmp_path / "data"))
+    report = read_report(load_builder(settings, tmp_path / "data"))
     skipped = {remark["file"]: remark["reason"] for remark in report["skipped"]}
     assert skipped == {
         "huge.npz": "not finite",
@@ -305,7 +306,7 @@ def test_encoding_ahead_keeps_the_clock(tiny_experiment, tmp_path, capsys):
     main(
         [
             "build",
-            "latents",
+            "latent_files",
             *flags,
             "--autoencoder.audio",
             f"precomputed={source}",

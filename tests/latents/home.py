@@ -44,7 +44,7 @@ def media_of(built: BuiltDataset, latents: Path) -> dict[str, tuple[bytes, bytes
     """Of each id the bytes of its sound, as they lie in a record, and those of its video's latents."""
     found, encoded = {}, Latents(latents)
     for split in built.splits:
-        records, source = built.records(split), encoded.source(split)
+        records, source = built.records(split), encoded.open_split(split)
         for i in range(len(records)):
             found[records[i]["id"]] = (
                 records[i]["audio"].tobytes(),

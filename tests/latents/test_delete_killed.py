@@ -75,7 +75,7 @@ def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int
             new = lengths["train"] == 17
             try:
                 latents_there = Latents(latents)
-                source = latents_there.source("train")
+                source = latents_there.open_split("train")
                 assert len([source[i] for i in range(len(source))]) in (24, 17)
             except UserError as error:
                 assert "run that `selfflow data delete` again" in str(error) and new

@@ -77,7 +77,7 @@ def test_each_shard_is_fetched_once_for_all_threads_and_processes(store, folder)
 
 
 def _read_all(folder) -> None:
-    source = Latents(folder).source("train")
+    source = Latents(folder).open_split("train")
     for i in np.random.default_rng(os.getpid()).permutation(len(source)):
         assert same(source[int(i)], RECORDS[i])
 
@@ -110,7 +110,7 @@ def test_the_limit_holds_while_many_read(store, folder, monkeypatch, capsys):
 
 def test_what_made_room_is_closed_and_what_was_read_last_stays(store, folder, monkeypatch):
     monkeypatch.setenv("SELFFLOW_STAGED_GB", str(2.5 * shard_size(store) / 1e9))
-    source = Latents(folder).source("train")
+    source = Latents(folder).open_split("train")
     shards = source._shards
     for i in (0, 4, 8):
         source[i]
@@ -126,7 +126,7 @@ def test_what_made_room_is_closed_and_what_was_read_last_stays(store, folder, mo
 
 
 def test_a_shard_larger_than_the_limit_and_a_senseless_limit_are_refused(folder, monkeypatch):
-    source = Latents(folder).source("train")
+    source = Latents(folder).open_split("train")
     for told, message in (("0.000001", "more than SELFFLOW_STAGED_GB"), ("many", "SELFFLOW_STAGED_GB is 'many'")):
         monkeypatch.setenv("SELFFLOW_STAGED_GB", told)
         with pytest.raises(UserError, match=message):
@@ -138,7 +138,7 @@ def test_damaged_shards_are_named_and_others_stay_readable(store, folder, bucket
     store.truncated[f"bucket/{name}"] = 1000
     store.put("bucket/latents/train-00002-of-00006.array_record", store.read(name)[:1000])
     del store.objects["bucket/latents/train-00003-of-00006.array_record"]
-    source = Latents(folder).source("train")
+    source = Latents(folder).open_split("train")
     for i, reason in ((4, "but 1000 arrive"), (8, "of its 4 records can be found"), (12, "does not exist")):
         with pytest.raises(BadRecord, match=f"train-0000{i // 4}.*{reason}"):
             source[i]
@@ -147,12 +147,12 @@ def test_damaged_shards_are_named_and_others_stay_readable(store, folder, bucket
 
 
 def test_an_object_that_was_replaced_is_fetched_anew(store, folder):
-    assert same(Latents(folder).source("train")[0], RECORDS[0])
+    assert same(Latents(folder).open_split("train")[0], RECORDS[0])
     # Equally long: the size alone would not tell.
     store.put(
         "bucket/latents/train-00000-of-00006.array_record", store.read("latents/train-00001-of-00006.array_record")
     )
-    assert same(Latents(folder).source("train")[0], RECORDS[4])
+    assert same(Latents(folder).open_split("train")[0], RECORDS[4])
 
 
 def test_what_a_killed_process_was_fetching_takes_no_room_for_ever(store, folder, monkeypatch):
@@ -163,7 +163,7 @@ def test_what_a_killed_process_was_fetching_takes_no_room_for_ever(store, folder
     left = home / f"{'0' * 32}-{size}.partial"
     left.touch()
     (home / f"{left.name}.partial-0123").write_bytes(bytes(size // 2))
-    assert same(Latents(folder).source("train")[0], RECORDS[0])
+    assert same(Latents(folder).open_split("train")[0], RECORDS[0])
     assert len(staged_files()) == 1
 
 

@@ -16,7 +16,8 @@ from selfflow.data.shards import BadRecord
 from selfflow.data.stored import read_info, read_splits
 from selfflow.errors import UserError
 from selfflow.latents.delete.remove import Change
-from selfflow.latents.store import MANIFEST, ids_from
+from selfflow.latents.ids import decode_ids
+from selfflow.latents.store import MANIFEST
 from selfflow.serialization import digest
 
 
@@ -153,7 +154,7 @@ def _planned(
         rows = {}
         for split, lengths in manifest["shards"].items():
             table = load_file(folder / f"{split}.index.safetensors")["id"]
-            rows[split] = [name.decode(errors="replace") for name in ids_from(table)]
+            rows[split] = [name.decode(errors="replace") for name in decode_ids(table)]
             if len(rows[split]) != sum(lengths):
                 raise ValueError(f"{split}: index and shards differ in length")
         own = (manifest["dataset"], manifest["fingerprint"]) == (built.name, built.fingerprint)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
-from selfflow.latents.store import ids_from
+from selfflow.latents.ids import decode_ids
 
 _SHORT = 8  # bytes; shorter ids stand in much data by chance
 _BLOCK = 16 << 20
@@ -62,7 +62,7 @@ def find_remaining(
     for folder in folders:
         for path in folder.glob("*.index.safetensors"):
             try:
-                rows = {row.decode(errors="replace") for row in ids_from(load_file(path)["id"])}
+                rows = {row.decode(errors="replace") for row in decode_ids(load_file(path)["id"])}
             except (OSError, SafetensorError, KeyError) as error:
                 found.append(f"{folder.name}/{path.name}: it cannot be searched: {error}")
                 continue
@@ -76,8 +76,8 @@ def find_remaining(
 
 
 def _in_record(built: BuiltDataset, name: str) -> str:
-    """What stands in a record of its id: some data sets put their own name before it."""
-    return name.removeprefix(f"{built.settings.parts[0]}-") if built.settings.kind == "tfds" else name
+    """The id as it is stored in the record, without what decoding puts before it."""
+    return name.removeprefix(built.settings.id_prefix)
 
 
 def _in_file(path: Path, pattern: re.Pattern[bytes], covers: list[bytes], overlap: int) -> bool:
