@@ -22,7 +22,7 @@ from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.built import build
 from selfflow.input.media_batches import MediaBatchSource
 from selfflow.latents.ids import read_ids
-from selfflow.latents.store import INDEXES
+from selfflow.latents.store import INDEX_FOLDER
 from selfflow.media import images_only, medium_of, to_unit_range
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
@@ -57,7 +57,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         excluded,
         experiment.seed.data,
         experiment.loader,
-        data_dir / INDEXES,
+        data_dir / INDEX_FOLDER,
     )
     records = {name: [b.name, b.fingerprint, b.settings.decoding_options(), b.deleted] for name, b in built.items()}
     datasets = {

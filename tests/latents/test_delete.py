@@ -22,7 +22,7 @@ from selfflow.latents.delete.remove import read_raw
 from selfflow.latents.delete.search import _pattern, find_remaining
 from selfflow.latents.encode import encode
 from selfflow.latents.fit_autoencoder import fit_autoencoder
-from selfflow.latents.store import INDEXES, Latents
+from selfflow.latents.store import INDEX_FOLDER, Latents
 from selfflow.latents.verify import verify_latents
 from selfflow.storage.lock import locked
 from tests.latents.home import copied, media_of
@@ -53,8 +53,8 @@ def searched(folder: Path, needles: list[bytes]) -> set[bytes]:
 def test_samples_are_gone_byte_for_byte_and_the_others_are_what_they_were(home, media):
     built, latents, root = home
     wanted = [needle for i in IDS for needle in (i.encode(), *media[i])]
-    MediaSource(built, "train", (), root / INDEXES)  # which an autoencoder was trained by
-    assert any(b"train-000001" in path.read_bytes() for path in (root / INDEXES).iterdir())
+    MediaSource(built, "train", (), root / INDEX_FOLDER)  # which an autoencoder was trained by
+    assert any(b"train-000001" in path.read_bytes() for path in (root / INDEX_FOLDER).iterdir())
     assert searched(root, wanted) == set(wanted)
     statistics = json.loads((latents / "manifest.json").read_text())["statistics"]
     done = delete_samples(built, {*IDS, "nobody-000001"}, root)
