@@ -14,7 +14,7 @@ from selfflow.errors import UserError
 from selfflow.input.controls import delays, shuffled
 from selfflow.input.mixture import Component, MixturePlan, Pool, Stage
 from selfflow.input.options import LoaderOptions
-from selfflow.input.reader import Reader, labels_of
+from selfflow.input.reader import Reader, class_labels
 from selfflow.latents.store import Latents
 from selfflow.modality import Modality
 
@@ -68,7 +68,7 @@ class BatchSource:
         component = self.mixture[name]
         source = self.latents[component.data].open_split(split)
         records = source.indices_with(component.modalities, quality)
-        labels = labels_of(source, self.label, self.classes)
+        labels = class_labels(source, self.label, self.classes)
         modalities = {m: self.modalities[name][m] for m in component.modalities}
         # Whether a component is ever padded decides about the shape of its batches: look at all of its records.
         whole = source.indices_with(component.modalities)

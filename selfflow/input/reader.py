@@ -9,7 +9,7 @@ import numpy as np
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.latents.features import encoder_fault, stored_as, token_features
+from selfflow.latents.features import features_fault, features_key, token_features
 from selfflow.latents.store import CAPTION, LatentSource
 from selfflow.modality import Modality
 
@@ -96,11 +96,11 @@ class Reader:
 
     def _checked(self, stored: dict[str, np.ndarray], m: str, shard: str) -> np.ndarray:
         """The stored features of a modality."""
-        modality, features = self.modalities[m], stored.get(stored_as(m))
-        if fault := encoder_fault(stored, m, bool(modality.period), self.features[m]):
+        modality, features = self.modalities[m], stored.get(features_key(m))
+        if fault := features_fault(stored, m, bool(modality.period), self.features[m]):
             raise BadRecord(shard, fault)
         if not np.isfinite(features).all():
-            raise BadRecord(shard, f"{stored_as(m)} are not finite")
+            raise BadRecord(shard, f"{features_key(m)} are not finite")
         return features
 
     def _cut(self, x: np.ndarray, m: str, start: int) -> np.ndarray:
@@ -143,7 +143,7 @@ def padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[
     return embedding, np.arange(tokens) < count
 
 
-def labels_of(source: LatentSource, label: str, classes: int) -> np.ndarray:
+def class_labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
     """The class label of every record, int32; -1 for none.
 
     Raises:

@@ -26,10 +26,9 @@ from selfflow.latents.encode_shard import (
     encode_shard,
     skipped_records,
 )
-from selfflow.latents.features import check_ids, identities_of
+from selfflow.latents.features import check_encoder_ids, encoder_identities
 from selfflow.latents.finish import check_skipped, finish_latents
-from selfflow.latents.fit_autoencoder import FittedAutoencoder
-from selfflow.latents.precomputed import check_precomputed
+from selfflow.latents.fit_autoencoder import FittedAutoencoder, check_precomputed
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.modality import Modality
 from selfflow.progress import Progress
@@ -97,7 +96,7 @@ def encode(
         check_precomputed(built, fitted, modalities, encoders)
     identities = {m: f.identity for m, f in fitted.items()} | {"text": text and cached_text_encoder(text).identity}
     if encoders:
-        identities["features"] = identities_of(encoders)
+        identities["features"] = encoder_identities(encoders)
     key = digest([_FORMAT, built.name, built.fingerprint, built.settings.decoding_options(), identities], 12)
     folder = data_dir / "latents" / f"{folder_name(built.name)}-{key}"
     if share.hosts > 1 and url_of_copy(folder):
@@ -133,7 +132,7 @@ def _encode_folder(job: EncodeJob, share: EncodeShare, records_per_shard: int | 
     with locked(job.folder / f"lock-{share.host}", f"encode {name}"):
         if manifest.exists():  # another process has finished it while this one waited
             return True
-        check_ids(job.built, job.encoders)
+        check_encoder_ids(job.built, job.encoders)
         shards = _shards(job, records_per_shard)
         _encode_shards(job, shards, share)
         with locked(job.folder / "lock-finish", f"finish the latents of {name}"):

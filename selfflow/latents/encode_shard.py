@@ -21,7 +21,7 @@ from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
 from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError
-from selfflow.latents.features import encoded_features, stored_as
+from selfflow.latents.features import encode_features, features_key
 from selfflow.latents.fit_autoencoder import FittedAutoencoder
 from selfflow.latents.ids import encode_ids
 from selfflow.latents.store import CAPTION, shard_name
@@ -320,7 +320,7 @@ def _encode_record(
         if not all(np.isfinite(x).all() for x in stored.values()):
             raise _InvalidMedia(f"the latents of its {m} are not finite")
         if m in encoders:
-            stored[stored_as(m)] = encoded_features(encoders[m], m, record[m], record["id"], mean.shape, modality)
+            stored[features_key(m)] = encode_features(encoders[m], m, record[m], record["id"], mean.shape, modality)
         latents |= stored
     if not np.isfinite(record["quality"]):
         raise _InvalidMedia(f"its quality is {record['quality']}")

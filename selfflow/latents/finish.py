@@ -14,7 +14,7 @@ from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError
 from selfflow.latents.encode_shard import EncodeJob, Shard, SkippedRecord, skipped_records
 from selfflow.latents.features import encoder_metadata
-from selfflow.latents.fit_autoencoder import keep_copy, sample_records
+from selfflow.latents.fit_autoencoder import link_or_copy, sample_records
 from selfflow.latents.store import MANIFEST
 from selfflow.serialization import to_json
 from selfflow.storage.atomic import atomic_write
@@ -67,7 +67,7 @@ def finish_latents(job: EncodeJob, shards: list[Shard]) -> None:
     manifest["quality"] = _quality(job)
     for m, fitted in job.fitted.items():
         if fitted.path:
-            keep_copy(fitted.path, job.folder / f"autoencoder_{m}.safetensors")
+            link_or_copy(fitted.path, job.folder / f"autoencoder_{m}.safetensors")
     with atomic_write(job.folder / MANIFEST) as partial:
         partial.write_text(json.dumps(manifest, indent=1))
 

@@ -13,7 +13,7 @@ from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
 from selfflow.latents.encode import EncodeShare, encode
-from selfflow.latents.features import check_features, identities_of
+from selfflow.latents.features import check_features, encoder_identities
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
 from selfflow.latents.ids import read_ids
 from selfflow.latents.pretrained_weights import find_weights
@@ -54,7 +54,7 @@ def prepare_data(
     }
     identity = cached_text_encoder(experiment.text).identity if experiment.text and built else None
     encoders = {name: _encoders(experiment, name) for name in used}
-    known = identities_of({m: encoder for name in built for m, encoder in encoders[name].items()})
+    known = encoder_identities({m: encoder for name in built for m, encoder in encoders[name].items()})
     for name, found in latents.items():
         found.check(experiment.autoencoders, modalities, experiment.text, identity)
         check_features(found, encoders[name], known)

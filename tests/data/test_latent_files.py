@@ -24,8 +24,7 @@ from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
 from selfflow.input.mixture import Component
 from selfflow.latents.encode import EncodeShare
-from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder
-from selfflow.latents.precomputed import check_precomputed
+from selfflow.latents.fit_autoencoder import FittedAutoencoder, check_precomputed, fit_autoencoder
 from selfflow.latents.verify import verify_latents
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep

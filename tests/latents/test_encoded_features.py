@@ -16,9 +16,9 @@ from selfflow.encoders.load import load_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
 from selfflow.input.mixture import Component
-from selfflow.latents.delete.remove import Change, change_latents, read_raw
+from selfflow.latents.delete.remove import LatentsChange, apply_change, read_raw
 from selfflow.latents.encode import EncodeShare
-from selfflow.latents.features import averaged, check_features, overlaps, token_features
+from selfflow.latents.features import check_features, mean_over_grid, overlap_shares, token_features
 from selfflow.latents.verify import verify_latents
 from selfflow.modality import Modality
 from selfflow.run.prepare_data import latents_hash
@@ -45,12 +45,12 @@ def feed(latents, frames: int = FRAMES, **control) -> BatchSource:
 
 
 def test_shares_of_areas():
-    np.testing.assert_allclose(overlaps(4, 2), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
-    np.testing.assert_allclose(overlaps(3, 2), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], rtol=1e-6)
-    np.testing.assert_allclose(overlaps(2, 3), [[1, 0], [0.5, 0.5], [0, 1]])
+    np.testing.assert_allclose(overlap_shares(4, 2), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+    np.testing.assert_allclose(overlap_shares(3, 2), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(overlap_shares(2, 3), [[1, 0], [0.5, 0.5], [0, 1]])
     for size, parts in ((14, 4), (7, 16), (5, 5)):
-        np.testing.assert_allclose(overlaps(size, parts).sum(1), 1, rtol=1e-6)
-    assert (overlaps(5, 5) == np.eye(5)).all()
+        np.testing.assert_allclose(overlap_shares(size, parts).sum(1), 1, rtol=1e-6)
+    assert (overlap_shares(5, 5) == np.eye(5)).all()
 
 
 def test_a_target_is_the_mean_over_the_tokens_area_and_time():
@@ -62,9 +62,9 @@ def test_a_target_is_the_mean_over_the_tokens_area_and_time():
     # Fourteen cells on four tokens: each has three and a half of them.
     fourteen = np.random.default_rng(1).standard_normal((14, 14, WIDTH), np.float32)
     by_hand = means(fourteen.repeat(2, 0).repeat(2, 1), 7, 7)
-    np.testing.assert_allclose(averaged(fourteen, (4, 4)), by_hand, atol=1e-6)
+    np.testing.assert_allclose(mean_over_grid(fourteen, (4, 4)), by_hand, atol=1e-6)
     # What is stored in between changes nothing.
-    np.testing.assert_allclose(averaged(averaged(fourteen, (8, 8)), (4, 4)), by_hand, atol=1e-6)
+    np.testing.assert_allclose(mean_over_grid(mean_over_grid(fourteen, (8, 8)), (4, 4)), by_hand, atol=1e-6)
 
 
 def test_stored_features_are_those_of_effnet_itself(tmp_path):
@@ -169,7 +169,7 @@ def test_damaged_features_are_found_and_weigh_nothing(tmp_path, files, change, n
 def test_what_is_deleted_takes_its_features_along(tmp_path, files):
     found = encoded(tmp_path, files)
     before = [found.open_split("train")[i] for i in range(4)]
-    change_latents(Change(found.path, found.manifest, {"train": np.array([True, False, True, True])}, []))
+    apply_change(LatentsChange(found.path, found.manifest, {"train": np.array([True, False, True, True])}, []))
     left = type(found)(found.path)
     kept = [left.open_split("train")[i] for i in range(3)]
     assert [left.open_split("train").id(i) for i in range(3)] == ["train/0", "train/2", "train/3"]
@@ -233,7 +233,7 @@ def test_files_that_hold_no_features_are_named(tmp_path):
         save_file({"train/0": features_of(0, "video")}, twice / f"{name}.safetensors")
     with pytest.raises(UserError, match="'train/0' stands in a.safetensors and b.safetensors"):
         encoded(tmp_path, video(twice))
-    with pytest.raises(UserError, match="width of the features in x is 0"):
+    with pytest.raises(UserError, match="features in x: width is 0"):
         FeatureFiles("x", 0)
 
 

@@ -103,7 +103,7 @@ def test_truncated_and_missing_shards_are_one_problem_each(home, contents):
         (lambda r: r | {"image": r["image"].astype(np.float32)}, verify_latents.SHAPE, "float32"),
         (lambda r: r | {"smell": r["image"]}, verify_latents.SHAPE, "smell"),
         (lambda r: r | {"image": np.full_like(r["image"], np.nan)}, verify_latents.NOT_FINITE, "image holds NaN"),
-        (lambda r: {"image": r["image"], "video": r["video"]}, verify_latents.INDEX, "audio is not there"),
+        (lambda r: {"image": r["image"], "video": r["video"]}, verify_latents.INDEX, "audio is missing"),
         (lambda r: r | {"caption": np.zeros((3, 8), np.float16)}, verify_latents.INDEX, "caption has 3 tokens"),
     ],
 )
@@ -140,8 +140,8 @@ def test_an_index_that_is_not_of_these_records(home, contents, change, kind, det
 
 
 MANIFESTS = [
-    ({"dataset": lambda x: "media/x/1.0.0"}, "made from another build"),
-    ({"fingerprint": lambda x: "0" * 16}, "made from another build"),
+    ({"dataset": lambda x: "media/x/1.0.0"}, "latents of another build"),
+    ({"fingerprint": lambda x: "0" * 16}, "latents of another build"),
     ({"deleted": lambda x: [{"count": 1, "when": "", "ids": ""}]}, "samples deleted since"),
     ({"shards": lambda x: x | {"train": [5, 5, 5, 4, 5]}}, "unreadable records"),
     ({"shards": lambda x: x | {"train": [5, 5, 5, 5]}}, "index and records that differ"),
