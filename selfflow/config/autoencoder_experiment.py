@@ -12,9 +12,9 @@ from selfflow.autoencoders.convolutional import Network
 from selfflow.config.check import check_length
 from selfflow.data.catalogue import AnyDataset
 from selfflow.errors import UserError
+from selfflow.input.batches import LoaderOptions
 from selfflow.input.media_batches import Cut
 from selfflow.input.mixture import Component, Stage, check_mixture
-from selfflow.input.options import LoaderOptions
 from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.media import medium_of
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction

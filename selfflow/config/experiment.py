@@ -15,8 +15,8 @@ from selfflow.data.catalogue import AnyDataset
 from selfflow.encoders.text import Text
 from selfflow.errors import UserError, did_you_mean
 from selfflow.evaluation.config import Evaluation
+from selfflow.input.batches import LoaderOptions
 from selfflow.input.mixture import Component, Stage
-from selfflow.input.options import LoaderOptions
 from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.media import medium_of
 from selfflow.modality import Modality

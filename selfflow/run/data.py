@@ -12,7 +12,8 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.catalogue import DATASETS
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.batches import BatchSource, readable_clips, warn_left_out
+from selfflow.input.batches import BatchSource
+from selfflow.input.clips import readable_clips, warn_left_out
 from selfflow.input.reader import Reader
 from selfflow.run.prepare_data import latents_hash, prepare_data
 from selfflow.storage.paths import bucket_url, data_folder

@@ -89,7 +89,9 @@ def test_sound_changes_nothing_of_the_sight(folders):
 def test_a_single_record_has_no_other(tmp_path):
     folders = {"a": write(tmp_path / "a", [record(0)])}
     assert len(batches(folders, MATCHED)) == STEPS
-    with pytest.raises(UserError, match="mixture.joint.shuffled: one record of the training split of a has video and"):
+    with pytest.raises(
+        UserError, match="mixture.joint.shuffled: only one record of the training split of a has video and"
+    ):
         feed(folders, {"joint": dataclasses.replace(MATCHED, shuffled=("audio",))}).batches(0, STEPS)
 
 
@@ -97,7 +99,7 @@ def test_an_unreadable_other_is_named(tmp_path):
     folder = write(tmp_path / "a", [record(i) for i in range(20)], per_shard=1)
     (folder / shard_name("train", 7, 20)).write_bytes(b"no record")
     component = dataclasses.replace(MATCHED, shuffled=("audio",))
-    from selfflow.input.options import LoaderOptions
+    from selfflow.input.batches import LoaderOptions
 
     made = feed({"a": folder}, {"joint": component}, loader=LoaderOptions(unreadable_share=0.2))
     told = [name for _, facts in made.batches(0, STEPS) for name in facts.get("unreadable", ())]

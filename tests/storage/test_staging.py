@@ -10,8 +10,8 @@ import pytest
 
 from selfflow.data.shards import BadRecord, ShardReader
 from selfflow.errors import UserError
+from selfflow.input.batches import LoaderOptions
 from selfflow.input.mixture import Component
-from selfflow.input.options import LoaderOptions
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.storage import staging
 from selfflow.storage.mirror import fetch_folder

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfflow.errors import UserError
-from selfflow.input.batches import readable_clips, warn_left_out
+from selfflow.input.clips import readable_clips, warn_left_out
 from selfflow.modality import Modality, of_latents
 from selfflow.progress import Progress
 from selfflow.representation.features.feature_files import LayerWriter, read_layer
