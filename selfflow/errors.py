@@ -1,6 +1,8 @@
 """Errors that users can correct, and checks that raise them."""
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +32,22 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, status: int):
         super().__init__(message)
         self.status = status
+
+
+def system_error_message(error: BaseException | None) -> str | None:
+    """A message if an error, or one that caused it, is a full disk or a file that cannot be accessed; else None.
+
+    Libraries wrap such errors in classes of their own.
+    """
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        where = f" ({error.filename})" if number and error.filename else ""
+        if number in (errno.ENOSPC, errno.EDQUOT) or re.search("No space left|Disk quota exceeded", str(error)):
+            return f"the disk is full{where}: free some space; then the same command resumes"
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR) and where:
+            return f"{error.filename} cannot be read or written ({error.strerror}): choose another place"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from selfflow.cli import _of_the_system, main
+from selfflow.cli import main
+from selfflow.errors import system_error_message
 from tests.conftest import TINY
 
 
@@ -131,10 +132,13 @@ def test_a_full_disk_is_said_however_it_is_wrapped():
 
     wrapped = ValueError("in a thread")
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
-    assert "disk is full (runs/x/metrics.jsonl)" in _of_the_system(wrapped)
-    assert "disk is full" in _of_the_system(RuntimeError("RESOURCE_EXHAUSTED: write failed: No space left on device"))
-    assert "/x cannot be" in _of_the_system(PermissionError(errno.EACCES, "Permission denied", "/x"))
-    assert _of_the_system(ValueError("a bug")) is None
+    assert "disk is full (runs/x/metrics.jsonl)" in system_error_message(wrapped)
+    wrapped = RuntimeError("RESOURCE_EXHAUSTED: write failed: No space left on device")
+    assert "disk is full" in system_error_message(wrapped)
+        RuntimeError("RESOURCE_EXHAUSTED: write failed: No space left on device")
+    )
+    assert "/x cannot be" in system_error_message(PermissionError(errno.EACCES, "Permission denied", "/x"))
+    assert system_error_message(ValueError("a bug")) is None
 
 
 def test_help_is_fast_and_light():

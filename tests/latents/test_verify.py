@@ -123,7 +123,7 @@ INDEXES = [
     (lambda x: x | {"label/material": np.roll(x["label/material"], 1)}, "labels that are not those", "label/material"),
     (lambda x: x | {"quality": x["quality"] * 0}, "labels that are not those", "quality is 0"),
     (lambda x: x | {"frames/audio": x["frames/audio"] + 1}, "index and records that differ", "frames/audio says 51"),
-    (lambda x: x | {"present/image": ~x["present/image"]}, "index and records that differ", "image is there"),
+    (lambda x: x | {"present/image": ~x["present/image"]}, "index and records that differ", "image is stored"),
     (lambda x: {n: v for n, v in x.items() if n != "label/count"}, "labels that are not those", "label/count"),
     (lambda x: {n: v for n, v in x.items() if n != "frames/video"}, "index and records that differ", "lacks frames"),
 ]
