@@ -54,7 +54,7 @@ class DeletionReport:
       before: when the same ids were deleted, or their deletion was interrupted, if it was before.
       resumed: whether it had been interrupted.
       fitted: autoencoders that were fitted to records of this data set.
-      left: places in which ids are still found.
+      left: places in which ids still occur.
     """
 
     built: BuiltDataset
@@ -108,13 +108,13 @@ def _delete(
     for folder in folders:
         finish_change(folder)
     plan = plan_deletion(built, ids, folders, advance)
-    has_work = bool(plan.found or plan.is_unfinished)
+    has_work = bool(plan.present or plan.is_unfinished)
     if not (has_work or plan.is_repeated):
         raise UserError(
             f"none of the {len(ids)} ids is in {built.name} or its latents, such as {min(ids)!r}: nothing was changed; "
             "`selfflow data show` shows what ids look like"
         )
-    report = DeletionReport(built, missing=[] if plan.is_repeated else sorted(ids - plan.found))
+    report = DeletionReport(built, missing=[] if plan.is_repeated else sorted(ids - plan.present))
     if plan.is_repeated:
         report.before, report.resumed = plan.entry["when"], has_work
     if has_work:

@@ -35,7 +35,7 @@ class DeletionPlan:
       entry: of this list of ids in `deleted.json`, present or future.
       entries: all entries of `deleted.json` at the end.
       is_repeated: whether the same list was deleted before, perhaps in part.
-      found: those of the ids that are in the data set or its latents.
+      present: those of the ids that are in the data set or its latents.
     """
 
     built: BuiltDataset
@@ -46,7 +46,7 @@ class DeletionPlan:
     entry: dict[str, Any]
     entries: list[dict[str, Any]]
     is_repeated: bool
-    found: set[str]
+    present: set[str]
 
     @property
     def count(self) -> int:
@@ -95,14 +95,14 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
         if count:
             final_entries.append(final)
 
-    changes, found = [], {name for of_split in names.values() for name in of_split} & ids
+    changes, present = [], {name for of_split in names.values() for name in of_split} & ids
     for folder in folders:
         if (folder / MANIFEST).exists():
             change = _plan_folder(folder, built, remaining, ids, final_entries, final)
             changes.append(change.change)
-            found |= change.found
+            present |= change.present
     entry = final | entry if is_repeated else final
-    return DeletionPlan(built, ids, masks, remaining, changes, entry, final_entries, is_repeated, found)
+    return DeletionPlan(built, ids, masks, remaining, changes, entry, final_entries, is_repeated, present)
 
 
 def _entry(entries: list[dict[str, Any]], ids: set[str], folder: Path) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class _FolderPlan(NamedTuple):
     """Change of a folder of latents, and those of the ids that are in it."""
 
     change: LatentsChange
-    found: set[str]
+    present: set[str]
 
 
 def _plan_folder(
@@ -177,14 +177,14 @@ def _plan_folder(
         deleted = manifest["deleted"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is damaged ({error}), so nothing was deleted: remove it and try again") from error
-    found = {name for of_split in rows.values() for name in of_split} & ids
+    present = {name for of_split in rows.values() for name in of_split} & ids
     if is_of_this_build:
         keep = {split: _aligned(names, remaining.get(split, []), folder / split) for split, names in rows.items()}
-        return _FolderPlan(LatentsChange(folder, manifest, keep, entries), found)
+        return _FolderPlan(LatentsChange(folder, manifest, keep, entries), present)
     keep = {split: ~np.isin(names, sorted(ids)) for split, names in rows.items()}
-    if found and all(e["ids"] != entry["ids"] for e in deleted):
+    if present and all(e["ids"] != entry["ids"] for e in deleted):
         deleted = [*deleted, entry]
-    return _FolderPlan(LatentsChange(folder, manifest, keep, deleted), found)
+    return _FolderPlan(LatentsChange(folder, manifest, keep, deleted), present)
 
 
 def _aligned(rows: list[str], remaining: list[str], where: Path) -> np.ndarray:
