@@ -1,4 +1,4 @@
-"""Plans a deletion: finds the records of some ids everywhere, and refuses what cannot be done before anything changes."""
+"""Plans a deletion: locates the records of some ids, and refuses what cannot be done before anything changes."""
 
 import datetime
 import json
