@@ -17,7 +17,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.planning.compile import batch_shapes
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
@@ -64,7 +64,7 @@ class PerToken(SelfFlowObjective):
 
     def apply(self, model_params, tokens, levels, label_B, assignment, **more):
         tau = {m: jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in levels}
-        return super().apply(model_params, tokens, tau, label_B, dict.fromkeys(tau), **more)
+        return super().apply(model_params, tokens, tau, label_B, None, **more)
 
 
 def step_rates(experiment: Experiment, rounds: int, peak: float, per_token: bool = False) -> list[StepRate]:
@@ -90,7 +90,7 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token
     batch = random_batch(experiment, name)
     objective = experiment.objective()
     arms = {"this": _Arm(experiment, objective, batch)}
-    if not isinstance(objective.alignment, NoAlignment):
+    if objective.alignment.student_taps:
         vanilla = dataclasses.replace(objective, alignment=NoAlignment())
         arms["vanilla"] = _Arm(experiment, vanilla, batch)
     if per_token:

@@ -17,7 +17,7 @@ from selfflow.input.media_batches import Cut
 from selfflow.input.mixture import Component, Stage, check_mixture
 from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.media import medium_of
-from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction
+from selfflow.objectives.reconstruction import ReconstructionLoss, ReconstructionObjective
 from selfflow.training.loop import Cadence, Limits
 from selfflow.training.optimizer import AdamW
 from selfflow.training.profile import Profile
@@ -42,7 +42,7 @@ class AutoencoderExperiment:
     kind: Literal["autoencoder"] = "autoencoder"
     side: int | None = None
     """Side in pixels of the area that pictures are cropped to at random; by default that of the data."""
-    loss: Reconstruction = Reconstruction()
+    loss: ReconstructionLoss = ReconstructionLoss()
     """What is minimised."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; parameters, EMA and losses are float32."""
@@ -89,14 +89,14 @@ class AutoencoderExperiment:
             if shape is None:
                 raise UserError(f"{where}.modalities names {m}, which {data.kind} does not have")
             medium = medium_of(m)
-            if medium.is_visual != self.network.pictures:
-                kind = "pictures and films" if self.network.pictures else "sound"
+            if medium.is_visual != self.network.is_visual:
+                kind = "pictures and films" if self.network.is_visual else "sound"
                 raise UserError(f"{where}.modalities names {m}, but the strides of the network are those of {kind}")
             rate = medium.rate(data)
             length = shape[0] if medium.has_time else 1
             if rate and component.seconds is not None:
                 length = component.length(rate, m, name)
-            hop, lead = self.network.cell[0], self.network.causal_padding
+            hop, lead = self.network.downsampling[0], self.network.causal_padding
             if (length + lead) % hop or length < 1:
                 fitting = max((length + lead) // hop, 1) * hop - lead
                 raise UserError(
@@ -107,15 +107,17 @@ class AutoencoderExperiment:
             side = 0
             if medium.is_visual:
                 side = min(shape[-3:-1]) if self.side is None else self.side
-                if side < 1 or side % self.network.cell[1]:
-                    raise UserError(f"side {side}: the network's strides of {self.network.cell[1]} do not divide it")
+                if side < 1 or side % self.network.downsampling[1]:
+                    raise UserError(
+                        f"side {side}: the network's strides of {self.network.downsampling[1]} do not divide it"
+                    )
             found[name] = Cut(length if medium.has_time else 0, side, (length, side, side, 3) if side else (length, 1))
         return found
 
     @property
     def rate(self) -> float:
         """Samples of sound a second; 0 for pictures."""
-        if self.network.pictures:
+        if self.network.is_visual:
             return 0.0
         rates = {
             float(self.data[component.data or next(iter(self.data))].sample_rate) for component in self.mixture.values()
@@ -124,9 +126,9 @@ class AutoencoderExperiment:
             raise UserError(f"the data sets have {' and '.join(map('{:g}'.format, sorted(rates)))} Hz: give all one")
         return rates.pop()
 
-    def objective(self) -> AutoencodingObjective:
+    def objective(self) -> ReconstructionObjective:
         """What is minimised."""
-        return AutoencodingObjective(self.network, self.loss, self.rate, self.dtype)
+        return ReconstructionObjective(self.network, self.loss, self.rate, self.dtype)
 
     def init(self, key: Any) -> State:
         """The state at step 0."""
@@ -192,9 +194,9 @@ class AutoencoderExperiment:
         check_length(made)
         if self.cadence.evaluate_every:
             raise UserError("cadence.evaluate_every looks at samples, of which an autoencoder has none: leave it out")
-        for name, idle in (("gradient", not self.network.pictures), ("spectral", self.network.pictures)):
+        for name, idle in (("gradient", not self.network.is_visual), ("spectral", self.network.is_visual)):
             if idle and getattr(self.loss, name):
-                kind = "pictures and films" if self.network.pictures else "sound"
+                kind = "pictures and films" if self.network.is_visual else "sound"
                 raise UserError(f"loss.{name} is {getattr(self.loss, name)}, but this network is of {kind}: make it 0")
         if self.loss.spectral and max(self.loss.windows) > min(cut.length for cut in made.cuts().values()):
             raise UserError(f"loss.windows {self.loss.windows}: the clips are shorter; give longer clips or less")

@@ -2,13 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from selfflow.context import CASES
 from selfflow.errors import UserError
-from selfflow.given import CASES
 from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
 from selfflow.modality import modality_of
 from selfflow.models.sit import SiTConfig
-from selfflow.objectives.alignment import ExternalEncoder, NoAlignment, encoders_of
 
 if TYPE_CHECKING:
     from selfflow.config.experiment import Experiment
@@ -61,18 +60,16 @@ def check_experiment(experiment: "Experiment") -> None:
         )
     if experiment.separation and experiment.schedule.mask != "exact":
         raise UserError("separation needs groups of one size: take schedule.mask exact, or remove separation")
-    if experiment.separation and experiment.schedule.given:
-        raise UserError("schedule.given and separation exclude each other, for given tokens have no group: empty one")
-    _check_given(experiment)
+    if experiment.separation and experiment.schedule.context:
+        raise UserError("schedule.context and separation exclude each other (context has no group): leave one empty")
+    _check_context(experiment)
     if getattr(experiment.model, "scalars", ()):
         raise UserError(f"model.scalars is {experiment.model.scalars}: no record has them; leave it empty")
     for m in experiment.modality_weight:
         if m not in modalities:
             raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
-    if not isinstance(experiment.alignment, NoAlignment):
-        experiment.alignment.check(experiment.model.depth)
-    if isinstance(experiment.alignment, ExternalEncoder):
-        _check_encoders(experiment)
+    components = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
+    experiment.alignment.check(experiment.model.depth, experiment.model.width, components)
     if bool(experiment.label) != (experiment.model.labels > 0):
         raise UserError("label and model.labels go together: the field's name, and how many classes it has")
     if not 0 <= experiment.condition_drop <= 1:
@@ -98,32 +95,7 @@ def check_length(experiment: Any) -> None:
         )
 
 
-def _check_encoders(experiment: "Experiment") -> None:
-    """What is not aligned is said in the experiment: nothing of it falls back to plain flow matching by itself."""
-    named, encoders = experiment.alignment.encoders, encoders_of(experiment.alignment)
-    mixed = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
-    for m in named:
-        if m not in mixed:
-            raise UserError(
-                f"alignment.encoders.{m}: no component of the mixture has {m}, they have {', '.join(mixed)}: remove it"
-            )
-    for m, name in mixed.items():
-        if m not in named:
-            raise UserError(
-                f"alignment.encoders has no entry for {m}, which mixture.{name} uses: name an encoder, or None to "
-                "leave it unaligned"
-            )
-    if not encoders:
-        raise UserError("alignment.encoders names no encoder at all: name one, or take alignment NoAlignment()")
-    for m, encoder in encoders.items():
-        if not experiment.alignment.projector_depth and encoder.width != experiment.model.width:
-            raise UserError(
-                f"alignment.projector_depth is 0, and the encoder of {m} has {encoder.width} channels, the model "
-                f"{experiment.model.width}: give the projector a layer"
-            )
-
-
-def _check_given(experiment: "Experiment") -> None:
+def _check_context(experiment: "Experiment") -> None:
     """A case that no component of the mixture can have would never be trained."""
     sets = [experiment.modalities(name) for name in experiment.mixture]
     possible = {
@@ -133,8 +105,6 @@ def _check_given(experiment: "Experiment") -> None:
         "inpaint_time": any(x.period for streams in sets for x in streams.values()),
         "inpaint_region": any(len(x.grid) > 1 for streams in sets for x in streams.values()),
     }
-    for case, probability in experiment.schedule.given.items():
+    for case, probability in experiment.schedule.context.items():
         if probability and not possible[case]:
-            raise UserError(
-                f"schedule.given.{case} ({CASES[case]}): no component of the mixture can have it; remove it"
-            )
+            raise UserError(f"schedule.context.{case} ({CASES[case]}): no component has it; remove it")

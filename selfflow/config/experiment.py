@@ -24,9 +24,9 @@ from selfflow.models.attention import implementation_for
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
-from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import Alignment, SelfFlow
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.sampling.generate import Sampler
 from selfflow.training.loop import Cadence, Limits
 from selfflow.training.optimizer import AdamW
@@ -87,7 +87,7 @@ class Experiment:
     """Changes of the mixture at later steps."""
     text: Text | None = None
     """What encodes the captions; none for a model without them."""
-    schedule: UniformTimestep | DualTimestep | FullMasking | Forcing = DualTimestep()
+    schedule: UniformTimestep | DualTimestep | FullMasking | DiffusionForcing = DualTimestep()
     """How noise is spread over tokens."""
     alignment: Alignment = SelfFlow()
     """What the student's features are aligned with."""

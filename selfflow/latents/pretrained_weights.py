@@ -8,14 +8,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from selfflow.autoencoders.config import SDVAE, AnyAutoencoder, Convolutional, Diffusers, Flux2VAE, config_without_path
+from selfflow.autoencoders.config import (
+    AUTOENCODER_FILE,
+    SDVAE,
+    AnyAutoencoder,
+    Convolutional,
+    Diffusers,
+    Flux2VAE,
+    config_without_path,
+)
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 _FORMAT = 2  # raised when equal settings come to mean other copies
 
@@ -93,9 +100,9 @@ def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
 def _check_config(config: AnyAutoencoder, source: Path) -> None:
     """Checks that settings agree with a config.json beside the weights."""
     if isinstance(config, SDVAE | Flux2VAE):
-        from selfflow.autoencoders.kl_autoencoder import config_beside  # imports JAX
+        from selfflow.autoencoders.kl_autoencoder import read_config_json  # imports JAX
 
-        for name, value in config_beside(config, source).items():
+        for name, value in read_config_json(config, source).items():
             if getattr(config, name) != value:
                 raise UserError(
                     f"the config.json beside {source} has {name} {value}, and the {config.kind} autoencoder "

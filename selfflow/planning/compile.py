@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
-from selfflow.objectives.alignment import encoders_of
 from selfflow.planning.chips import chip_of, topologies_of
 from selfflow.training.sharding import batch_sharding, device_bytes
 
@@ -172,7 +171,7 @@ def batch_shapes(experiment: Experiment, name: str) -> dict[str, Any]:
     if experiment.text:
         tokens = experiment.text.tokens
         batch["caption"] = shaped(np.float16, tokens, experiment.model.text), shaped(bool, tokens)
-    modalities, encoders = experiment.modalities(name), encoders_of(experiment.alignment)
+    modalities, encoders = experiment.modalities(name), experiment.alignment.target_encoders
     if features := {m: shaped(np.float16, x.tokens, encoders[m].width) for m, x in modalities.items() if m in encoders}:
         batch["features"] = features
     return batch

@@ -80,10 +80,10 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
     Args:
       folder: a folder that is there and empty.
       experiment: one without data.
-      weights: the trained parameters; the EMA starts as a copy of what it follows.
+      weights: the trained parameters; the EMA starts as a copy of them.
       origin: file that the weights came from, and its hash.
     """
-    frozen = {"ema": experiment.objective().teacher_of(weights)}
+    frozen = experiment.objective().init_frozen(weights, jax.random.key(experiment.seed.init))
     state = State(jnp.zeros((), jnp.int32), weights, frozen, optax.EmptyState())
     checkpoints = Checkpoints(folder)
     try:

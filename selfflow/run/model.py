@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from selfflow.config.experiment import Experiment
 from selfflow.modality import Modality
 from selfflow.models.joint import Output
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.serialization import digest, to_json
 from selfflow.training.checkpoints import fetch_checksums
 from selfflow.training.state import State

@@ -18,12 +18,11 @@ from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder,
 from selfflow.latents.ids import read_ids
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
-from selfflow.objectives.alignment import encoders_of
 from selfflow.serialization import digest
 from selfflow.storage.lock import wait_for_file
 from selfflow.storage.mirror import fetch_folder
 from selfflow.storage.paths import local_path
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 
 def prepare_data(
@@ -121,7 +120,7 @@ def _latents(path: str, excluded: Collection[str]) -> Latents:
 def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
     """The encoders of those modalities that the mixture takes from a data set."""
     taken = {m for component in experiment.mixture.values() if component.data == data for m in component.modalities}
-    return {m: encoder for m, encoder in encoders_of(experiment.alignment).items() if m in taken}
+    return {m: encoder for m, encoder in experiment.alignment.target_encoders.items() if m in taken}
 
 
 def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
@@ -142,7 +141,7 @@ def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
         experiment.label,
         experiment.model.labels,
         caption,
-        {m: encoder.width for m, encoder in encoders_of(experiment.alignment).items()},
+        {m: encoder.width for m, encoder in experiment.alignment.target_encoders.items()},
         experiment.seed.data,
         experiment.loader,
     )

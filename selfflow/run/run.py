@@ -15,7 +15,7 @@ from selfflow.autoencoders.load import load_autoencoder
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import read_experiment
 from selfflow.errors import UserError
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.run.model import Model, model_of
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.sampling.generate import Sampler

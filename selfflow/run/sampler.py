@@ -94,7 +94,7 @@ class RunSampler:
         requests = tuple(parse_context(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.context)
         self.component, requests = choose_component(wanted.modalities, requests, streams)
         self.modalities = {m: experiment.modalities(self.component)[m] for m in streams[self.component]}
-        check_trained(requests, self.modalities, experiment.schedule.given)
+        check_trained(requests, self.modalities, experiment.schedule.context)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
         self._masks = merge_requests(requests, self.modalities)
         told = experiment.media(self.component) if experiment.data else {}

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selfflow.autoencoders.config import Autoencoder
+from selfflow.autoencoders.config import AUTOENCODER_FILE, Autoencoder
 from selfflow.autoencoders.convolutional import pad_causal
-from selfflow.autoencoders.convolutional_autoencoder import ConvolutionalAutoencoder, read_config, write
+from selfflow.autoencoders.convolutional_autoencoder import ConvolutionalAutoencoder
+from selfflow.autoencoders.convolutional_file import read_config, write
 from selfflow.autoencoders.latent_statistics import difference
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.pca_init import init_from_pca
 from selfflow.autoencoders.quality import reconstruction_metrics
-from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.built import build
 from selfflow.input.media_batches import MediaBatchSource
@@ -31,7 +31,7 @@ from selfflow.storage.paths import url_of_copy
 from selfflow.tasks.task import Task, scalar_metrics
 from selfflow.training.distributed import broadcast, primary_first
 from selfflow.training.sharding import pad_batch, shard_batch
-from selfflow.training.state import State, by_name
+from selfflow.training.state import State, flat_by_name
 from selfflow.training.step import key_of
 
 # Samples of each component by which layers are initialised, latents normalised and the linear autoencoder fitted.
@@ -103,8 +103,8 @@ def _say(experiment: AutoencoderExperiment, workdir: Path, start: int, state: St
         f"{url_of_copy(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
         + (f", from step {start}" if start else "")
     )
-    names = ("frames", "rows", "columns") if network.pictures else ("samples",)
-    cell = " x ".join(f"{size} {name if size > 1 else name[:-1]}" for size, name in zip(network.cell, names))
+    names = ("frames", "rows", "columns") if network.is_visual else ("samples",)
+    cell = " x ".join(f"{size} {name if size > 1 else name[:-1]}" for size, name in zip(network.downsampling, names))
     first = ", and the first frame alone" if network.causal_padding else ""
     print(f"  a latent position of {network.channels} channels stands for {cell}{first}")
 
@@ -158,7 +158,7 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
             shown.advance()
     path, deviation = workdir / AUTOENCODER_FILE, np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
     deviation = np.where(deviation > 1e-6, deviation, 1)
-    write(path, network, int(experiment.rate), by_name(params), moments[0], deviation)
+    write(path, network, int(experiment.rate), flat_by_name(params), moments[0], deviation)
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     rows, files = {}, [str(path)]
@@ -196,12 +196,12 @@ def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder
     """The linear autoencoder of a latent that is as large, or a little larger; None where there is no such."""
     medium = medium_of(modality)
     if not medium.is_visual:
-        hop = network.cell[0]
+        hop = network.downsampling[0]
         if hop % 2 or network.channels > hop:
             return None
         return LinearAutoencoder.fit(MdctPCA(temporal_stride=hop, channels=network.channels), _parts(media))
-    stride, frames = network.cell[1], media.shape[1] if medium.has_time else 1
-    numbers = network.channels * ((frames + network.causal_padding) // network.cell[0])
+    stride, frames = network.downsampling[1], media.shape[1] if medium.has_time else 1
+    numbers = network.channels * ((frames + network.causal_padding) // network.downsampling[0])
     if -(-numbers // frames) > 3 * stride**2:
         return None  # as large as the pictures themselves
     return LinearAutoencoder.fit(PatchPCA(patch=stride, channels=-(-numbers // frames)), _parts(media))

@@ -129,8 +129,8 @@ def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, 
             print(f"  {data}: {m} features of {identity}")
         if left_out := sum(map(len, latents.manifest["unreadable"].values())):
             print(f"  {data}: {left_out} records could not be encoded and are left out; see {latents.path}")
-    if unaligned := [m for m, encoder in getattr(experiment.alignment, "encoders", {}).items() if encoder is None]:
-        print(f"  {', '.join(unaligned)}: no encoder in alignment.encoders, not aligned")
+    if experiment.alignment.unaligned:
+        print(f"  {', '.join(experiment.alignment.unaligned)}: no encoder in alignment.encoders, not aligned")
     kept = experiment.ema_decay**experiment.steps
     if kept > math.exp(-5):
         print(

@@ -17,7 +17,7 @@ from selfflow.storage.object_store import IncompleteObject, MissingObject
 from selfflow.storage.paths import url_of_copy
 from selfflow.storage.runs import bucket_errors, checkpoint_folder, saved_steps, upload_changes
 from selfflow.training.distributed import barrier, first_message, is_primary, run_on_all
-from selfflow.training.state import State, by_name
+from selfflow.training.state import State, flat_by_name
 
 
 class Damaged(UserError):
@@ -236,7 +236,7 @@ def _is_environment_error(error: Exception) -> bool:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in by_name(tree).items()}
+    return {name: tuple(leaf.shape) for name, leaf in flat_by_name(tree).items()}
 
 
 def checksums(tree: Any) -> Any:
@@ -258,5 +258,5 @@ _CHECKSUMS = jax.jit(checksums)
 def fetch_checksums(tree: Any) -> dict[str, int]:
     """The checksum of each array of a tree, by its dotted name."""
     tree = tree._asdict() if isinstance(tree, State) else tree
-    sums = jax.device_get(_CHECKSUMS(by_name(tree)))
+    sums = jax.device_get(_CHECKSUMS(flat_by_name(tree)))
     return {name: int(np.asarray(value)) for name, value in sums.items()}

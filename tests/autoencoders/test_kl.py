@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders import kl
+from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
 from tests.autoencoders.kl import CONFIG, GOLDEN, random_weights
@@ -28,7 +29,7 @@ def weights(golden):
 
 
 def read(weights):
-    return kl.read_kl(Weights(Path("vae.safetensors"), weights, "SD-VAE"))
+    return read_kl(Weights(Path("vae.safetensors"), weights, "SD-VAE"))
 
 
 def relative(a, b):

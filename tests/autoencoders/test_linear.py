@@ -3,7 +3,7 @@ import pytest
 
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.autoencoders.mel import LogMel
+from selfflow.autoencoders.log_mel import LogMel
 from selfflow.autoencoders.quality import psnr, snr
 from selfflow.encoders.audio import log_mel
 from selfflow.errors import UserError
@@ -36,7 +36,7 @@ def test_patches_are_exact_at_full_rank_and_orthonormal(video):
 
 def test_what_is_nothing_or_does_not_fit_is_refused(video, sound):
     pictures = LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), [video])
-    with pytest.raises(UserError, match="patch 4 does not divide pictures of 16 x 6"):
+    with pytest.raises(UserError, match="patch 4 does not divide images of 16 x 6"):
         pictures.encode(video[..., :6, :])
     for config, media in (
         (MdctPCA(temporal_stride=16, channels=4), sound),

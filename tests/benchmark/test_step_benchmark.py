@@ -14,9 +14,9 @@ from selfflow.modality import Modality
 from selfflow.models.execution import Execution
 from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
-from selfflow.noise import DualTimestep, Forcing, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
 from tests.conftest import TINY, perturbed
@@ -78,7 +78,7 @@ def test_modulation_for_every_token_gives_the_same_numbers(tiny_experiment, keys
 
 def test_captions_and_other_schedules_are_counted(tiny_experiment):
     model = dataclasses.replace(tiny_experiment.model, text=384)
-    for schedule in (UniformTimestep(), Forcing()):
+    for schedule in (UniformTimestep(), DiffusionForcing()):
         changed = dataclasses.replace(tiny_experiment, model=model, text=Text(tokens=16), schedule=schedule).resolved()
         state = jax.eval_shape(changed.init, jax.random.key(0))
         counted = matmul_flops(changed.step(), state, random_batch(changed, "joint"))

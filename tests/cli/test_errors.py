@@ -135,8 +135,6 @@ def test_a_full_disk_is_said_however_it_is_wrapped():
     assert "disk is full (runs/x/metrics.jsonl)" in system_error_message(wrapped)
     wrapped = RuntimeError("RESOURCE_EXHAUSTED: write failed: No space left on device")
     assert "disk is full" in system_error_message(wrapped)
-        RuntimeError("RESOURCE_EXHAUSTED: write failed: No space left on device")
-    )
     assert "/x cannot be" in system_error_message(PermissionError(errno.EACCES, "Permission denied", "/x"))
     assert system_error_message(ValueError("a bug")) is None
 

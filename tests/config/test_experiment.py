@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from selfflow.autoencoders.mel import LogMel
+from selfflow.autoencoders.log_mel import LogMel
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, is_fixed, load_experiment, load_module, read_experiment, save_experiment
 from selfflow.errors import UserError
 from selfflow.modality import Modality
-from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.serialization import from_json, to_json
 from selfflow.sweep.load import load_sweep
@@ -43,7 +43,7 @@ def test_shipped_experiments_read_back_equal(path, tmp_path):
         UniformTimestep(tau={"video": LogitNormalTau(mean=0.5)}),
         DualTimestep(tau={"video": UniformTau(shift=2.0)}, draw="per_modality"),
         FullMasking(),
-        Forcing(),
+        DiffusionForcing(),
     ],
 )
 def test_every_member_of_a_union_reads_back(experiment, schedule):

@@ -51,7 +51,7 @@ def test_i3d_s_logits_are_pytorch_i3d_s(i3d_file):
     extractor = open_extractor(f"i3d={i3d_file}", "video")
     assert_near(extractor(made.films(1, 9), 8), RECORDED["i3d"], 1e-5)
     assert (extractor.distance, extractor.width) == ("FD-I3D", 400)
-    with pytest.raises(UserError, match="I3D takes films of 9 frames at least, and got 8"):
+    with pytest.raises(UserError, match="I3D.* 9 .* 8"):
         extractor(made.films(1, 8), 8)
 
 
@@ -124,8 +124,8 @@ def test_pictures_grow_as_they_did_in_tensorflow_1():
         ("logmel", "image", "logmel looks at audio, not at image; give effnet or inception=FILE"),
         ("effnet", "audio", "effnet looks at image and video, not at audio; give logmel or birdnet or clap=FOLDER"),
         ("inception=a.pth", "action", "not at action; no extractor does"),
-        ("inception=/no/such.pth", "image", "/no/such.pth is no file"),
-        ("i3d=/no/such.pt", "video", "/no/such.pt is no file"),
+        ("inception=/no/such.pth", "image", "/no/such.pth is not a file"),
+        ("i3d=/no/such.pt", "video", "/no/such.pt is not a file"),
         ("clap=/no/such", "audio", "(config.json is missing; give a folder|pip install 'selfflow.clap.')"),
     ],
 )
@@ -194,7 +194,7 @@ def test_log_mel_hears_spectra_and_how_much_they_vary():
     gated = noise * (np.arange(8000) // 1000 % 2).astype(np.int16)
     assert (extractor(gated, 16_000)[0, 40:] > 2 * extractor(noise, 16_000)[0, 40:]).all()
     assert np.isfinite(extractor(np.zeros((1, 5), np.int16), 16_000)).all()  # silence, and shorter than a window
-    with pytest.raises(UserError, match="LogMel needs the samples a second"):
+    with pytest.raises(UserError, match="LogMel .*rate"):
         extractor(sound)
     with pytest.raises(UserError, match=r"LogMel takes int16 \[B, samples\], and got float64"):
         extractor(sound / 32768, 16_000)

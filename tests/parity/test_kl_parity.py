@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders import kl
+from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.encoders.convolution import Weights
 from tests.autoencoders.kl import pictures
 
@@ -32,7 +33,7 @@ def near(a, b):
 
 def ours(model):
     weights = {n: x.numpy() for n, x in model.state_dict().items() if not n.endswith("num_batches_tracked")}
-    return kl.read_kl(Weights(Path("reference"), weights, "the reference"))
+    return read_kl(Weights(Path("reference"), weights, "the reference"))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 28), (4, 12)])

@@ -11,6 +11,8 @@ from selfflow.errors import UserError
 from selfflow.storage import object_store as objects
 from selfflow.storage.paths import bucket_url, local_path, url_of_copy
 
+pytestmark = pytest.mark.resilience
+
 
 def test_paths_are_urls_even_after_pathlib_has_collapsed_their_slashes(store, tmp_path):
     assert bucket_url("gs://b/runs/x/") == bucket_url(Path("gs://b/runs/x")) == "gs://b/runs/x"
