@@ -44,7 +44,7 @@ class Interruption:
     def receive(self, number: int) -> None:
         """Records a signal; the second SIGINT ends the process at once."""
         if number == signal.SIGINT and self.signal == signal.SIGINT:
-            print("\nexiting at once: unsaved steps are lost", file=sys.stderr, flush=True)
+            print("\nexiting at once: steps since the last checkpoint are not saved", file=sys.stderr, flush=True)
             os._exit(130)
         if number == signal.SIGINT or self.signal is None:
             self.signal = signal.Signals(number)
