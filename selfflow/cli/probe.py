@@ -219,9 +219,9 @@ def _compare(rows: list["Row"], baseline: str) -> None:
     told = "  in brackets: 95 %, Student's t over training seeds"
     if baseline and baseline not in {row.method for row in rows}:
         for method in compare_methods(rows):
-            print(f"  {method._replace(difference=None).told()}")
+            print(f"  {method._replace(difference=None).summary()}")
         print(f"{told}; {baseline} was not asked this, and nothing is held against it")
         return
     for method in compare_methods(rows, baseline):
-        print(f"  {method.told()}")
+        print(f"  {method.summary()}")
     print(f"{told}; differences to {baseline or rows[0].method}, by seed")
