@@ -140,8 +140,8 @@ def _probe(experiment: Experiment, built: BuiltDataset, latents: Latents, state:
     objective, count = experiment.objective(), experiment.final_evaluation.probe_clips
     clips = {}
     for split, wanted in (("train", count), ("validation", count // 2), ("test", count // 2)):
-        records, source = built.records(split), latents.source(split)
-        numbers = source.having(("video", "audio"))[:wanted]
+        records, source = built.records(split), latents.open_split(split)
+        numbers = source.indices_with(("video", "audio"))[:wanted]
         clips[split] = Clips([records[int(i)] for i in numbers], [source[int(i)] for i in numbers])
     untrained = objective.init(jax.random.key(experiment.seed.init))["model"]
     networks = {
