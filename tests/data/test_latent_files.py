@@ -258,7 +258,7 @@ def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
     )
     with pytest.raises(UserError, match="fitted to media.*made by 'sd-vae-ft-ema': name that one"):
         refused(PatchPCA(patch=8, channels=4))
-    with pytest.raises(UserError, match="latents were made by 'sd-vae-ft-ema': give it that name"):
+    with pytest.raises(UserError, match="latents were made by .sd-vae-ft-ema."):
         refused(Precomputed(name="mine", channels=4, stride=8, images_only=True))
     with pytest.raises(UserError, match=r"latents of shape \[16, 12, 4\].*\[8, 6, 4\]"):
         refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=4, images_only=True))
