@@ -43,12 +43,12 @@ def draw_given(
 ) -> dict[str, Bool[Array, "B N"]]:
     """Draws given tokens for each sample; every sample keeps a token that is not given.
 
-    A case that a set cannot have, such as the first frame of a sound, gives nothing.
+    A case that a component cannot have, such as the first frame of a sound, gives nothing.
 
     Args:
       keys_B: a key for each sample.
       table: the probability of each case; nothing is given in the rest.
-      modalities: those of the set.
+      modalities: those of the component.
     """
     bounds = jnp.asarray(np.cumsum(list(table.values())), jnp.float32)
 

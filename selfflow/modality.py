@@ -22,8 +22,8 @@ class Modality:
       latent: shape of one latent, channels last: [H, W, C], [T, H, W, C] or [T, C].
       patch: how many latent positions one token spans along each axis but the channels.
       period: time between two latent frames, in units of 10 ms; 0 where there is no time axis.
-      offset: what is added to the coordinates (t, h, w, l) of every token. With it one modality can stand in a set
-        twice, as in `image` and `image:reference`: two streams, whose names begin with that of their modality.
+      offset: what is added to the coordinates (t, h, w, l) of every token. With it one modality can occur twice in a
+        component, as in `image` and `image:reference`: two streams, whose names begin with that of their modality.
     """
 
     latent: tuple[int, ...]
@@ -144,6 +144,6 @@ def of_latents(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -
 
 
 def to_tokens(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Cuts every latent of a set into float32 tokens; fails on a shape that its modality does not have."""
+    """Cuts every latent of a component into float32 tokens; fails on a shape that its modality does not have."""
     fitting = of_latents(modalities, latents)
     return {name: fitting[name].to_tokens(jnp.asarray(latent, jnp.float32)) for name, latent in latents.items()}

@@ -83,7 +83,7 @@ def draw_eps(keys_B: Key[Array, "B"], x: dict[str, Float[Array, "B N P"]]) -> di
 
 def keys_for(keys_B: Key[Array, "B"], purpose: str) -> Key[Array, "B"]:
     """Keys of one purpose; different purposes are independent."""
-    # A name, not a position: a modality draws the same numbers whichever set it stands in.
+    # A name, not a position: a modality draws the same numbers whichever component it stands in.
     number = zlib.crc32(purpose.encode()) & 0x7FFFFFFF
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
 

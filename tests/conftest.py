@@ -1,6 +1,10 @@
 """What all tests share: JAX's compilation cache, one small data set, one tiny run."""
 
+import fcntl
+import hashlib
+import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -23,6 +27,7 @@ from selfflow.noise import DualTimestep  # noqa: E402
 from selfflow.objectives.alignment import SelfFlow  # noqa: E402
 from selfflow.objectives.selfflow import SelfFlowObjective  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
 TINY = Path(__file__).parent / "tiny.py"
 
 
@@ -88,9 +93,41 @@ def params(objective):
     return perturbed(jax.jit(objective.init)(jax.random.key(0)))
 
 
+def _source_hash() -> str:
+    """Hash of all source that a run depends on."""
+    sources = [path for folder in ("selfflow", "data") for path in (ROOT / folder).rglob("*.py")]
+    digest = hashlib.sha256(jax.__version__.encode())
+    for path in sorted([*sources, TINY, ROOT / "experiments" / "quickstart.py"]):
+        digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("data")
+def shared_run(request) -> Path:
+    """Folder of `data/` and `run/` of the tiny experiment, trained once for all workers and kept in pytest's cache."""
+    cache = request.config.cache.mkdir("selfflow")
+    folder = cache / f"tiny-{_source_hash()}"
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            for outdated in cache.glob("tiny-*"):
+                shutil.rmtree(outdated, ignore_errors=True)
+            from selfflow.tasks.train import train
+
+            # A killed training leaves no folder of this name.
+            building = cache / f"building-{folder.name}"
+            shutil.rmtree(building, ignore_errors=True)
+            train(load_experiment(TINY), building / "run", building / "data")
+            building.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_run, tmp_path_factory) -> Path:
+    """A data folder that holds the tiny experiment's data set and latents, one per worker."""
+    folder = tmp_path_factory.mktemp("data") / "data"
+    shutil.copytree(shared_run / "data", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -99,10 +136,12 @@ def tiny_experiment() -> Experiment:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_experiment, data_dir, tmp_path_factory) -> Path:
-    """A finished run of the tiny experiment, uninterrupted."""
-    from selfflow.tasks.train import train
-
+def tiny_run(shared_run, data_dir, tmp_path_factory) -> Path:
+    """A finished run of the tiny experiment, uninterrupted; a copy for each worker, on its own data folder."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    train(tiny_experiment, folder, data_dir)
+    shutil.copytree(shared_run / "run", folder)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    for session in provenance["sessions"]:
+        session["data_dir"] = str(data_dir)
+    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
     return folder

@@ -39,7 +39,7 @@ def aligned(tiny_experiment, data_dir, tmp_path_factory):
 
 def test_batches_have_the_targets_of_their_tokens(aligned, data_dir):
     feed, built = prepare_data(aligned.resolved(), data_dir)
-    seen = {facts["set"]: batch for batch, facts in feed.batches(0, 4)}
+    seen = {facts["component"]: batch for batch, facts in feed.batches(0, 4)}
     assert {m: x.shape for m, x in seen["joint"]["features"].items()} == {"video": (2, 25 * 2 * 2, 3)}
     assert {m: x.shape for m, x in seen["image"]["features"].items()} == {"image": (4, 16, 3)}
     split, batch = feed.held_out(("validation",), 2)["image"]
@@ -79,9 +79,9 @@ def test_it_trains_goes_on_and_is_exported(aligned, data_dir, tmp_path, capsys):
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
     for row in rows:
         names = {name for name in row if name.startswith("alignment_cosine/")}
-        assert names == {"alignment_cosine/video" if row["set"] == "joint" else "alignment_cosine/image"}
+        assert names == {"alignment_cosine/video" if row["component"] == "joint" else "alignment_cosine/image"}
         assert np.isfinite(row["loss"])
-    clips = run.data("test", set="joint")
+    clips = run.data("test", component="joint")
     from selfflow.representation.views import views
 
     seen = views(run, clips, [0, 1])

@@ -94,7 +94,7 @@ def test_xpk_is_asked_for_slices(surroundings, monkeypatch, example):
     assert (workdir, data_dir, processes) == (Path(f"/sha red/runs/{name}"), Path("/sha red/data"), Processes())
     assert experiment.devices.slices == int(slices)
     devices = int(chips.rpartition("-")[2]) * int(slices)
-    assert not any(chosen.batch_size % devices for chosen in experiment.mixture.values())
+    assert not any(component.batch_size % devices for component in experiment.mixture.values())
 
 
 def test_xpk_names_what_it_is_not_told(surroundings):

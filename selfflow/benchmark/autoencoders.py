@@ -72,8 +72,8 @@ def autoencoder_rates(experiment: Experiment, feed: BatchSource, rounds: int) ->
       rounds: how often each is timed.
     """
     found = {}
-    for name, chosen in experiment.mixture.items():
-        latents = feed.latents[chosen.data]
+    for name, component in experiment.mixture.items():
+        latents = feed.latents[component.data]
         for m, media in experiment.media(name).items():
             config = experiment.autoencoders[m]
             if m not in found and can_decode(config):

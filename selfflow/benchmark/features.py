@@ -23,7 +23,7 @@ class FeaturesRate:
     """One set.
 
     Attributes:
-      set: its name in the mixture.
+      component: its name in the mixture.
       clips: in a round.
       batch_size: clips at once.
       clips_per_second: by the median round, from latents on disk to files of all layers.
@@ -31,7 +31,7 @@ class FeaturesRate:
       ratio: the time of the bare passes over that of the extraction; median of the rounds.
     """
 
-    set: str
+    component: str
     clips: int
     batch_size: int
     clips_per_second: float
@@ -40,7 +40,8 @@ class FeaturesRate:
 
 
 def features_rates(experiment: Experiment, feed: BatchSource, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
-    """Times the extraction of the means of all layers from training clips of every set, in turns with bare passes.
+    """Times the extraction of the means of all layers from training clips of every component, alternating with bare
+    passes.
 
     Args:
       experiment: resolved.
@@ -57,11 +58,11 @@ def features_rates(experiment: Experiment, feed: BatchSource, rounds: int, tau: 
                 Forward(objective.apply, feed.modalities[name], layers, tau, config.labels),
                 params,
                 Clips(feed, {}, "train", name),
-                chosen.batch_size,
+                component.batch_size,
                 rounds,
                 shown,
             )
-            for name, chosen in experiment.mixture.items()
+            for name, component in experiment.mixture.items()
         ]
 
 
@@ -88,7 +89,7 @@ def _rate(forward: Forward, params, clips: Clips, size: int, rounds: int, shown:
         shown.advance()
     times, bare_times = np.array(found).T
     return FeaturesRate(
-        clips.set,
+        clips.component,
         count,
         size,
         count / float(np.median(times)),

@@ -61,12 +61,14 @@ def waiting(experiment: Experiment, feed: BatchSource, steps: int) -> Waiting:
     Args:
       experiment: resolved.
       feed: what it reads.
-      steps: how many to time, after every set was compiled.
+      steps: how many to time, after every component was compiled.
     """
     step = jax.jit(experiment.step(), donate_argnums=0)
     state = jax.jit(experiment.init)(jax.random.key(experiment.seed.init))
     stream = iter(feed.batches(0, 1_000_000))
-    state = _compile(step, state, stream, {name for name, chosen in experiment.mixture.items() if chosen.weight > 0})
+    state = _compile(
+        step, state, stream, {name for name, component in experiment.mixture.items() if component.weight > 0}
+    )
     waited = 0.0
     pending: Any = None
     clock = time.perf_counter()
@@ -83,13 +85,13 @@ def waiting(experiment: Experiment, feed: BatchSource, steps: int) -> Waiting:
     return Waiting(steps, total / steps, waited / total)
 
 
-def _compile(step: Any, state: Any, stream: Iterator, sets: set[str]) -> Any:
-    """Runs steps until every set was seen: each has a program of its own."""
-    while sets:
+def _compile(step: Any, state: Any, stream: Iterator, components: set[str]) -> Any:
+    """Runs steps until every component was seen: each has a program of its own."""
+    while components:
         batch, facts = next(stream)
-        if facts["set"] in sets:
+        if facts["component"] in components:
             state, _ = step(state, batch)
-            sets = sets - {facts["set"]}
+            components = components - {facts["component"]}
     return jax.block_until_ready(state)
 
 

@@ -20,7 +20,7 @@ class SamplingRate:
     """One set with one solver.
 
     Attributes:
-      set: its name in the mixture.
+      component: its name in the mixture.
       solver: its name.
       samples: drawn together.
       evaluations: of the network, for each sample.
@@ -29,7 +29,7 @@ class SamplingRate:
       overhead: time of a round over that of as many bare calls of the compiled network, less 1; median of the rounds.
     """
 
-    set: str
+    component: str
     solver: str
     samples: int
     evaluations: int
@@ -39,18 +39,18 @@ class SamplingRate:
 
 
 def sampling_rates(experiment: Experiment, rounds: int, samples: int | None = None) -> list[SamplingRate]:
-    """Times every solver on every set of the mixture, in turns with bare evaluations of the network.
+    """Times every solver on every component of the mixture, in turns with bare evaluations of the network.
 
     Args:
       experiment: resolved; its sampler says how many steps.
       rounds: how often each is timed.
-      samples: drawn together; by default a batch of the set.
+      samples: drawn together; by default a batch of the component.
     """
     params = jax.jit(experiment.objective().init)(jax.random.key(experiment.seed.init))["model"]
     return [
         rate
-        for name, chosen in experiment.mixture.items()
-        for rate in _rates(experiment, params, name, rounds, samples or chosen.batch_size)
+        for name, component in experiment.mixture.items()
+        for rate in _rates(experiment, params, name, rounds, samples or component.batch_size)
     ]
 
 

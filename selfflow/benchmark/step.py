@@ -29,10 +29,10 @@ _PEAK_ROUNDS = 8
 
 @dataclass(frozen=True)
 class StepRate:
-    """One set's step.
+    """One component's step.
 
     Attributes:
-      set: its name in the mixture.
+      component: its name in the mixture.
       step_seconds: median over the rounds.
       spread_seconds: distance between the quartiles.
       tokens_per_second: media tokens of the batch over the median.
@@ -45,7 +45,7 @@ class StepRate:
       compile_seconds: of the step as the experiment has it.
     """
 
-    set: str
+    component: str
     step_seconds: float
     spread_seconds: float
     tokens_per_second: float
@@ -67,7 +67,7 @@ class PerToken(SelfFlowObjective):
 
 
 def step_rates(experiment: Experiment, rounds: int, peak: float, per_token: bool = False) -> list[StepRate]:
-    """Times the compiled step of every set of the mixture.
+    """Times the compiled step of every component of the mixture.
 
     Steps of each kind alternate, so that all meet the same moments of a shared machine.
 
@@ -106,7 +106,7 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token
     state = jax.eval_shape(experiment.init, jax.random.key(0))
     tokens = experiment.mixture[name].batch_size * sum(m.tokens for m in experiment.modalities(name).values())
     return StepRate(
-        set=name,
+        component=name,
         step_seconds=median,
         spread_seconds=float(quartiles[1] - quartiles[0]),
         tokens_per_second=tokens / median,
@@ -146,7 +146,7 @@ class _Arm:
 
 
 def random_batch(experiment: Experiment, name: str) -> dict[str, Any]:
-    """A batch of a set, as `Feed` makes them, of standard normal numbers."""
+    """A batch of a component, as `Feed` makes them, of standard normal numbers."""
     random = np.random.default_rng(0)
     made = jax.tree.map(
         lambda x: np.ones(x.shape, bool) if x.dtype == bool else random.standard_normal(x.shape).astype(x.dtype),
@@ -173,19 +173,19 @@ def matmul_peak(dtype: str) -> float:
 
 
 def mixture_mean(experiment: Experiment, rates: list[StepRate]) -> dict[str, float | int | None]:
-    """What a step of the mixture costs on average: seconds weighted by the sets' shares, rates from their sums."""
-    weights = {rate.set: experiment.mixture[rate.set].weight for rate in rates}
-    seconds = sum(weights[r.set] * r.step_seconds for r in rates)
+    """Mean cost of a step of the mixture: seconds weighted by the components' shares, rates from their sums."""
+    weights = {rate.component: experiment.mixture[rate.component].weight for rate in rates}
+    seconds = sum(weights[r.component] * r.step_seconds for r in rates)
     ratios = [r.alignment_ratio for r in rates]
     without = None
     if None not in ratios:
-        without = sum(weights[r.set] * r.step_seconds / r.alignment_ratio for r in rates)
+        without = sum(weights[r.component] * r.step_seconds / r.alignment_ratio for r in rates)
     return {
         "step_seconds": seconds,
-        "tokens_per_second": sum(weights[r.set] * r.tokens_per_second * r.step_seconds for r in rates) / seconds,
-        "model_flops": sum(weights[r.set] * r.model_flops for r in rates),
-        "flops": sum(weights[r.set] * r.flops for r in rates),
-        "mfu": sum(weights[r.set] * r.mfu * r.step_seconds for r in rates) / seconds,
+        "tokens_per_second": sum(weights[r.component] * r.tokens_per_second * r.step_seconds for r in rates) / seconds,
+        "model_flops": sum(weights[r.component] * r.model_flops for r in rates),
+        "flops": sum(weights[r.component] * r.flops for r in rates),
+        "mfu": sum(weights[r.component] * r.mfu * r.step_seconds for r in rates) / seconds,
         "alignment_ratio": None if without is None else seconds / without,
         "peak_memory_bytes": max(r.peak_memory_bytes for r in rates),
         "compile_seconds": statistics.fsum(r.compile_seconds for r in rates),

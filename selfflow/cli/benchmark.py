@@ -24,7 +24,8 @@ class Options:
     files of features, beside bare forward passes; on one device; `autoencoders`, encoding and decoding, in bfloat16
     too, beside diffusers where it can run them, and the memory that long clips take."""
     rounds: int = 10
-    """Timed steps, each beside one without alignment; and how often each solver, and the features of each set, are
+    """Timed steps, each beside one without alignment; and how often each solver, and the features of each
+    component, are
     timed."""
     per_token: bool = False
     """Also time the step of a SiT with its modulation computed for every token, as in the released code."""
@@ -85,8 +86,8 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
             ("ratio", 6),
             ("peak GB", 8),
         )
-        print(f"  {'set':<18} " + " ".join(f"{head:>{width}}" for head, width in heads))
-        rows = [(r.set, dataclasses.asdict(r)) for r in rates]
+        print(f"  {'component':<18} " + " ".join(f"{head:>{width}}" for head, width in heads))
+        rows = [(r.component, dataclasses.asdict(r)) for r in rates]
         rows += [("mixture", mean)] if len(rates) > 1 else []
         for name, row in rows:
             spread = f"{row['spread_seconds']:.3f}" if "spread_seconds" in row else ""
@@ -99,9 +100,9 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
         print(f"  measured matmul peak {peak / 1e9:,.0f} GFLOP/s; ratio: to the same step without alignment")
         print("  GFLOP: what the shapes demand, and what the program does; MFU: the former over what the peak would do")
         for rate in rates if options.per_token else ():
-            print(f"  {rate.set}: with modulation for every token {rate.per_token_ratio:.2f} times as long")
+            print(f"  {rate.component}: with modulation for every token {rate.per_token_ratio:.2f} times as long")
         print(f"  compiled in {mean['compile_seconds']:.0f} s")
-    return mean | {"matmul_peak": peak, "device": device, "sets": [dataclasses.asdict(r) for r in rates]}
+    return mean | {"matmul_peak": peak, "device": device, "components": [dataclasses.asdict(r) for r in rates]}
 
 
 def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
@@ -114,12 +115,12 @@ def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
     if not options.json:
         print(f"\nSampling, {options.rounds} rounds, {jax.devices()[0].device_kind}, {experiment.model.dtype}:")
         print(
-            f"  {'set':<12} {'solver':<15} {'together':>8} {'evaluations':>11} {'samples/s':>10} "
+            f"  {'component':<12} {'solver':<15} {'together':>8} {'evaluations':>11} {'samples/s':>10} "
             f"{'eval./s':>9} {'loop':>6}"
         )
         for r in rates:
             print(
-                f"  {r.set:<12} {r.solver:<15} {r.samples:>8} {r.evaluations:>11} {r.samples_per_second:>10.2f} "
+                f"  {r.component:<12} {r.solver:<15} {r.samples:>8} {r.evaluations:>11} {r.samples_per_second:>10.2f} "
                 f"{r.evaluations_per_second:>9.1f} {r.overhead:>6.1%}"
             )
         print("  eval./s: evaluations of the network, a sample each; loop: time beyond as many bare evaluations,")
@@ -138,11 +139,11 @@ def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[
     rates = features_rates(experiment, feed, options.rounds)
     if not options.json:
         print(f"\nFeatures, {options.rounds} rounds, {jax.devices()[0].device_kind}, {experiment.model.dtype}:")
-        print(f"  {'set':<12} {'clips':>7} {'together':>8} {'clips/s':>9} {'bare/s':>9} {'ratio':>6}")
+        print(f"  {'component':<12} {'clips':>7} {'together':>8} {'clips/s':>9} {'bare/s':>9} {'ratio':>6}")
         for r in rates:
             print(
-                f"  {r.set:<12} {r.clips:>7} {r.batch_size:>8} {r.clips_per_second:>9.1f} {r.bare_per_second:>9.1f} "
-                f"{r.ratio:>6.2f}"
+                f"  {r.component:<12} {r.clips:>7} {r.batch_size:>8} {r.clips_per_second:>9.1f} "
+                f"{r.bare_per_second:>9.1f} {r.ratio:>6.2f}"
             )
         print("  clips/s: from latents on disk to files of all layers; bare/s: the compiled forward pass alone")
         print("  ratio: of these two in one round; the median")

@@ -107,11 +107,13 @@ def main(arguments: list[str]) -> None:
     given = lambda name: run.held_out(name, ("validation", "train"), options.data_dir)
     sampler = RunSampler(run, wanted, model.params, given, mesh)
     if options.adm_npz and "image" not in sampler.modalities:
-        raise UserError(f"--adm-npz: ADM's evaluator takes pictures, and {sampler.set} has none; add --modality image")
+        raise UserError(
+            f"--adm-npz: ADM's evaluator takes pictures, and {sampler.component} has none; add --modality image"
+        )
     case = "".join(f"_{given.partition('=')[0].replace(':', '-')}" for given in options.context)
-    name = f"step_{model.step}_{options.weights}_{sampler.set}{case}_seed{options.seed}_n{options.samples}"
+    name = f"step_{model.step}_{options.weights}_{sampler.component}{case}_seed{options.seed}_n{options.samples}"
     where = run.source if url(path) else str(run.path.resolve())
-    told = {"run": where, "step": model.step, "set": sampler.set, **_settings(options)}
+    told = {"run": where, "step": model.step, "component": sampler.component, **_settings(options)}
     free = options.out or unused_path(run.path / "evaluations" / f"{name}.json", told)
     out = claim_path(free, free, told)
     of = f"the {options.weights} of {run.source} at step {model.step}"
@@ -177,7 +179,7 @@ def evaluate(
         select_extractors,
     )
 
-    name, n, size = sampler.set, options.samples, options.batch_size
+    name, n, size = sampler.component, options.samples, options.batch_size
     data = experiment.mixture[name].data
     looks = select_extractors(options.features, experiment, name, None)
     if options.features and not (looks.extractors or looks.layer):

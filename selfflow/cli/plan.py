@@ -23,9 +23,9 @@ class Options:
     """Chip and shape of a slice: v4, v5e, v5p, v6e or tpu7x, a colon, and chips along each axis, as in v5p:8x8x4."""
     slices: int | None = None
     """Slices of that shape, joined by the data-centre network; sets devices.slices."""
-    every_set: bool = False
-    """Compile the step on each set of the mixture; by default that of the set with most tokens alone, whose memory and
-    traffic, mostly that of the parameters, then stand for all."""
+    every_component: bool = False
+    """Compile the step on each component of the mixture; by default only that of the component with most tokens, whose
+    memory and traffic, mostly that of the parameters, then stand for all."""
     search: bool = True
     """Where it does not fit, look for the nearest setting that does, by compiling up to five."""
     json: bool = False
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
     make_mesh = lambda experiment: experiment.devices.mesh(devices)
     mesh = make_mesh(experiment)
     experiment.check_devices(mesh)
-    plan = make_plan(experiment, options.topology, mesh, options.every_set)
+    plan = make_plan(experiment, options.topology, mesh, options.every_component)
     found: dict[str, Any] = dataclasses.asdict(plan)
     if not options.json:
         _print(experiment, plan)
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
 def _nearest(experiment: Experiment, plan: "Plan", make_mesh: Any, options: Options) -> dict[str, Any]:
     from selfflow.planning.fit import nearest_fit
 
-    fit = nearest_fit(experiment, plan.set, plan, make_mesh)
+    fit = nearest_fit(experiment, plan.component, plan, make_mesh)
     if not options.json and fit is None:
         print("  None of the settings that were compiled fits: take a larger slice, or smaller batches.")
     if fit is None:
@@ -85,7 +85,7 @@ def _print(experiment: Experiment, plan: "Plan") -> None:
     memory = dataclasses.asdict(plan.memory)
     limit, total = memory.pop("limit"), memory.pop("total")
     parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in memory.items())
-    print(f"\nMemory of a chip, set {plan.set}: {total / 1e9:.2f} GB of {limit / 1e9:.2f} GB")
+    print(f"\nMemory of a chip, component {plan.component}: {total / 1e9:.2f} GB of {limit / 1e9:.2f} GB")
     print(f"  {parts}")
     if not plan.fits:
         print(
@@ -96,17 +96,19 @@ def _print(experiment: Experiment, plan: "Plan") -> None:
     bounds = plan.bounds
     print("\nLeast times of a step, in ms, if nothing else were to be done:")
     print(
-        f"  {'set':<14} {'share':>6} {'model TFLOP':>12} {'program':>9} {'compute':>8} {'HBM':>7} {'ICI':>7} {'DCN':>7}"
+        f"  {'component':<14} {'share':>6} {'model TFLOP':>12} {'program':>9} {'compute':>8} "
+        f"{'HBM':>7} {'ICI':>7} {'DCN':>7}"
     )
-    for one in bounds.sets:
+    for one in bounds.components:
         times = one.seconds
         print(
-            f"  {one.set + ('' if one.compiled else ' *'):<14} {one.share:>6.2f} {one.model_flops / 1e12:>12,.2f} "
-            f"{one.flops / 1e12:>9,.2f} {times['compute'] * 1e3:>8.1f} {times['hbm'] * 1e3:>7.1f} "
+            f"  {one.component + ('' if one.compiled else ' *'):<14} {one.share:>6.2f} "
+            f"{one.model_flops / 1e12:>12,.2f} {one.flops / 1e12:>9,.2f} "
+            f"{times['compute'] * 1e3:>8.1f} {times['hbm'] * 1e3:>7.1f} "
             f"{times['ici'] * 1e3:>7.1f} {times['dcn'] * 1e3:>7.1f}"
         )
-    if not all(one.compiled for one in bounds.sets):
-        print(f"  * not compiled: its traffic is that of {plan.set}, its HBM that of the state alone")
+    if not all(one.compiled for one in bounds.components):
+        print(f"  * not compiled: its traffic is that of {plan.component}, its HBM that of the state alone")
     if experiment.devices.slices > 1 and CHIPS[plan.topology.partition(":")[0]].dcn_bandwidth is None:
         print("  no bandwidth of the network between slices is published for this chip: its time is left out")
     for where, traffic in (("within its slice", bounds.traffic), ("between slices", bounds.traffic_between_slices)):

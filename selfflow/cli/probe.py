@@ -28,8 +28,8 @@ class Options:
     tau: str = "0.1"
     """Noise levels of the latents; with several, validation chooses one for the table, as it chooses the layer."""
     sources: str = ""
-    """What the network sees and the probe reads, such as video or video+audio; by default each modality of the set
-    alone, and all of them."""
+    """What the network sees and the probe reads, such as video or video+audio; by default each modality of the
+    component alone, and all of them."""
     probe: Literal["logistic", "linear", "knn", "attentive", "few-shot"] = "logistic"
     """For classes: logistic regression; linear, as in REPA and Self-Flow; knn, as in DINO; attentive, over all tokens,
     as in V-JEPA; few-shot, of 5 samples of each class, as in MSN. Numbers are read by ridge regression."""
@@ -37,7 +37,7 @@ class Options:
     """ema, student, or untrained: fresh weights with open gates, to hold the others against."""
     step: int | None = None
     """Which checkpoint; by default the newest."""
-    set: str = ""
+    component: str = ""
     """The set of the mixture; by default the first."""
     split: str = "test"
     """The split that scores are of."""
@@ -86,8 +86,8 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     if unknown := [name for name in wanted if name not in ("ema", "student", "untrained")]:
         raise UserError(f"--weights {unknown[0]}: there are ema, student and untrained")
     runs = [open_run(path) for path in paths]
-    if not asked.set and not asked.sources:
-        _check_sets(runs)
+    if not asked.component and not asked.sources:
+        _check_components(runs)
     out = options.csv or _place(paths, options)
     labelled = [
         (run, weights, method if len(wanted) == 1 else f"{method}, {weights}")
@@ -101,7 +101,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
         more = {"method": label, "weights": weights, "step": step, "data_dir": options.data_dir}
         rows += probe_run(run, asked, **more)
         if options.retrieval:
-            rows += retrieval_rows(run, options.retrieval, set=asked.set, split=asked.split, **more)
+            rows += retrieval_rows(run, options.retrieval, component=asked.component, split=asked.split, **more)
         write_rows(out, rows)  # what is done is kept, whatever befalls the next
     probe_curves(rows).savefig(out.with_suffix(".png"), dpi=150)
     _print(rows, baseline)
@@ -109,15 +109,17 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     return rows
 
 
-def _check_sets(runs: list["Run"]) -> None:
-    """Raises `UserError` unless the first sets of runs, which are asked, hold the same modalities."""
+def _check_components(runs: list["Run"]) -> None:
+    """Raises `UserError` unless the first components of runs, which are asked, hold the same modalities."""
     shown = {}
     for run in runs:
         first, chosen = next(iter(run.experiment.mixture.items()), ("", None))
         shown.setdefault(frozenset(chosen.modalities) if chosen else None, (run, first))
     if len(shown) > 1:
         told = " and ".join(f"{first or 'none'} of {run.source}" for run, first in shown.values())
-        raise UserError(f"first sets hold other modalities ({told}): name a --set or --sources that all runs have")
+        raise UserError(
+            f"first components hold other modalities ({told}): name a --component or --sources that all runs have"
+        )
 
 
 def _asked(options: Options) -> "Probing":
@@ -135,7 +137,7 @@ def _asked(options: Options) -> "Probing":
         numbers("tau", options.tau, float),
         _names(options.sources),
         options.probe,
-        options.set,
+        options.component,
         options.split,
         options.clips,
         options.token_clips,

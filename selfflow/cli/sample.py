@@ -33,8 +33,9 @@ class Options:
     """What to generate, with commas: video,audio. With what is given it must be a set that the run was trained on; by
     default its first."""
     context: tuple[str, ...] = ()
-    """What is given: a modality (video), first_frame, prefix:SECONDS, inpaint_time:FROM,TO or inpaint_region:LEFT,TOP,RIGHT,BOTTOM
-    (of what is missing), each from a file (video=clip.mp4), or else from the run's test split; image@0.6 starts from a
+    """What is given: a modality (video), first_frame, prefix:SECONDS, inpaint_time:FROM,TO or
+    inpaint_region:LEFT,TOP,RIGHT,BOTTOM (of what is missing), each from a file (video=clip.mp4), or else from the run's
+    test split; image@0.6 starts from a
     picture with this much noise."""
     count: int = 16
     """Number of samples."""
@@ -83,8 +84,8 @@ def main(arguments: list[str]) -> None:
     for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
         del told[name]
     where = run.source if url(path) else str(run.path.resolve())
-    told = {"run": where, "set": sampler.set or "image", **told, "step": model.step}
-    name = f"{sampler.set or 'image'}{case}_seed{options.seed}"
+    told = {"run": where, "component": sampler.component or "image", **told, "step": model.step}
+    name = f"{sampler.component or 'image'}{case}_seed{options.seed}"
     folder = options.out or unused_path(_below(run, path) / f"step_{model.step}" / name, told)
     claim_path(folder, folder / _TOLD, told).mkdir(exist_ok=True)
     (folder / _TOLD).write_text(json.dumps(told, indent=1))

@@ -31,7 +31,7 @@ class AutoencoderExperiment:
     """Everything that the training of an autoencoder depends on."""
 
     data: dict[str, Dataset]
-    """The data sets, by the names that the sets of the mixture call them."""
+    """The data sets, by the names that the components of the mixture call them."""
     mixture: dict[str, Component]
     """Sets of one modality each: pictures and films, which may share an autoencoder, or sounds."""
     network: Network
@@ -70,18 +70,18 @@ class AutoencoderExperiment:
     exclude_hash: str = ""
     """Hash of that file; follows from it."""
     held_out: int = 128
-    """Held-out samples of each set that reconstruction is measured on at the end."""
+    """Held-out samples of each component that reconstruction is measured on at the end."""
 
     def cuts(self) -> dict[str, Cut]:
-        """What the samples of each set of the mixture look like.
+        """What the samples of each component of the mixture look like.
 
         Raises:
           UserError: naming the field that does not fit the network.
         """
         found = {}
-        for name, chosen in self.mixture.items():
-            (m,), where = chosen.modalities, f"mixture.{name}"
-            data = self.data[chosen.data or next(iter(self.data))]
+        for name, component in self.mixture.items():
+            (m,), where = component.modalities, f"mixture.{name}"
+            data = self.data[component.data or next(iter(self.data))]
             if data.kind == "latent_files":
                 raise UserError(f"{where}: {data.kind} has latents alone, and an autoencoder is trained on media")
             shape = data.media_shapes().get(m)
@@ -92,8 +92,8 @@ class AutoencoderExperiment:
                 raise UserError(f"{where}.modalities names {m}, but the strides of the network are those of {kind}")
             rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
             length = 1 if m == "image" else shape[0]
-            if rate and chosen.seconds is not None:
-                length = chosen.length(rate, m, name)
+            if rate and component.seconds is not None:
+                length = component.length(rate, m, name)
             hop, lead = self.network.cell[0], self.network.causal_padding
             if (length + lead) % hop or length < 1:
                 fitting = max((length + lead) // hop, 1) * hop - lead
@@ -115,7 +115,9 @@ class AutoencoderExperiment:
         """Samples of sound a second; 0 for pictures."""
         if self.network.pictures:
             return 0.0
-        rates = {float(self.data[chosen.data or next(iter(self.data))].sample_rate) for chosen in self.mixture.values()}
+        rates = {
+            float(self.data[component.data or next(iter(self.data))].sample_rate) for component in self.mixture.values()
+        }
         if len(rates) > 1:
             raise UserError(f"the data sets have {' and '.join(map('{:g}'.format, sorted(rates)))} Hz: give all one")
         return rates.pop()
@@ -131,8 +133,8 @@ class AutoencoderExperiment:
     def check_devices(self, mesh: Mesh) -> None:
         """Raises `UserError` unless batches and parameters of a resolved experiment can be split over a mesh."""
         self.shardings(mesh)
-        for name, chosen in self.mixture.items():
-            check_batch(mesh, chosen.batch_size // self.optimizer.accumulate, f"mixture.{name}")
+        for name, component in self.mixture.items():
+            check_batch(mesh, component.batch_size // self.optimizer.accumulate, f"mixture.{name}")
 
     def shardings(self, mesh: Mesh) -> State:
         """Where every array of the state lies on a mesh: a `State` of `NamedSharding`s."""
@@ -158,22 +160,22 @@ class AutoencoderExperiment:
         if self.held_out < 1:
             raise UserError(f"held_out is {self.held_out}: it must be at least 1")
         mixture = {}
-        for name, chosen in self.mixture.items():
-            if not chosen.data and len(self.data) > 1:
+        for name, component in self.mixture.items():
+            if not component.data and len(self.data) > 1:
                 raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(self.data)}")
-            data = chosen.data or next(iter(self.data))
+            data = component.data or next(iter(self.data))
             if data not in self.data:
                 raise UserError(f"mixture.{name}.data names {data}, which is not in data: {', '.join(self.data)}")
-            if len(chosen.modalities) != 1:
-                raise UserError(f"mixture.{name}.modalities is {chosen.modalities}: an autoencoder's set has one")
-            if chosen.batch_size < 1 or chosen.batch_size % self.optimizer.accumulate:
+            if len(component.modalities) != 1:
+                raise UserError(f"mixture.{name}.modalities is {component.modalities}: an autoencoder's set has one")
+            if component.batch_size < 1 or component.batch_size % self.optimizer.accumulate:
                 raise UserError(
-                    f"mixture.{name}.batch_size is {chosen.batch_size}: give a multiple of optimizer.accumulate "
+                    f"mixture.{name}.batch_size is {component.batch_size}: give a multiple of optimizer.accumulate "
                     f"{self.optimizer.accumulate}"
                 )
-            if chosen.shuffled or chosen.delayed:
+            if component.shuffled or component.delayed:
                 raise UserError(f"mixture.{name}: shuffled and delayed are of several modalities; leave them out")
-            mixture[name] = dataclasses.replace(chosen, data=data)
+            mixture[name] = dataclasses.replace(component, data=data)
         check_mixture(mixture, self.curriculum)
         exclude_hash = file_hash(self.exclude) if self.exclude else ""
         if self.exclude_hash not in ("", exclude_hash):

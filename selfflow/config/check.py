@@ -18,34 +18,36 @@ def check_experiment(experiment: "Experiment") -> None:
     """Raises `UserError`, naming the field, unless the fields of a resolved experiment fit together."""
     modalities = experiment.modalities()
     check_mixture(experiment.mixture, experiment.curriculum)
-    for name, chosen in experiment.mixture.items():
+    for name, component in experiment.mixture.items():
         where = f"mixture.{name}"
-        for m in chosen.modalities:
+        for m in component.modalities:
             if m not in modalities:
                 raise UserError(f"{where}.modalities names {m}, which has no autoencoder: add autoencoders.{m}")
-            if m not in experiment.data[chosen.data].media_shapes():
-                raise UserError(f"{where}.modalities names {m}, which data.{chosen.data} does not have")
+            if m not in experiment.data[component.data].media_shapes():
+                raise UserError(f"{where}.modalities names {m}, which data.{component.data} does not have")
             if hasattr(experiment.schedule, "mask_ratio") and m not in experiment.schedule.mask_ratio:
                 raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
-        for control, named in (("shuffled", chosen.shuffled), ("delayed", chosen.delayed)):
+        for control, named in (("shuffled", component.shuffled), ("delayed", component.delayed)):
             for m in named:
-                if m not in chosen.modalities:
-                    raise UserError(f"{where}.{control} names {m}, which the set lacks: {', '.join(chosen.modalities)}")
+                if m not in component.modalities:
+                    raise UserError(
+                        f"{where}.{control} names {m}, which the component lacks: {', '.join(component.modalities)}"
+                    )
                 if control == "delayed" and not modalities[m].period:
                     raise UserError(f"{where}.delayed names {m}, which lasts no time: name video or audio")
         streams = experiment.modalities(name)
-        delays(chosen, streams, where)
-        if not chosen.modalities or len(set(chosen.modalities)) < len(chosen.modalities):
-            raise UserError(f"{where}.modalities is {chosen.modalities}: name each modality once")
-        if chosen.batch_size < 1:
-            raise UserError(f"{where}.batch_size is {chosen.batch_size}: it must be at least 1")
-        if chosen.batch_size % experiment.optimizer.accumulate:
+        delays(component, streams, where)
+        if not component.modalities or len(set(component.modalities)) < len(component.modalities):
+            raise UserError(f"{where}.modalities is {component.modalities}: name each modality once")
+        if component.batch_size < 1:
+            raise UserError(f"{where}.batch_size is {component.batch_size}: it must be at least 1")
+        if component.batch_size % experiment.optimizer.accumulate:
             raise UserError(
-                f"{where}.batch_size {chosen.batch_size} is not a multiple of optimizer.accumulate "
+                f"{where}.batch_size {component.batch_size} is not a multiple of optimizer.accumulate "
                 f"{experiment.optimizer.accumulate}"
             )
         if experiment.separation:
-            experiment.separation.check(chosen.batch_size // experiment.optimizer.accumulate, where)
+            experiment.separation.check(component.batch_size // experiment.optimizer.accumulate, where)
         if isinstance(experiment.model, SiTConfig):
             experiment.model.check(streams, f"{where}.modalities")
     for name in experiment.latents:
@@ -99,11 +101,11 @@ def check_length(experiment: Any) -> None:
 def _check_encoders(experiment: "Experiment") -> None:
     """What is not aligned is said in the experiment: nothing of it falls back to plain flow matching by itself."""
     named, encoders = experiment.alignment.encoders, encoders_of(experiment.alignment)
-    mixed = {m: name for name, chosen in experiment.mixture.items() for m in chosen.modalities}
+    mixed = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
     for m in named:
         if m not in mixed:
             raise UserError(
-                f"alignment.encoders.{m}: no set of the mixture has {m}, they have {', '.join(mixed)}: remove it"
+                f"alignment.encoders.{m}: no component of the mixture has {m}, they have {', '.join(mixed)}: remove it"
             )
     for m, name in mixed.items():
         if m not in named:
@@ -122,7 +124,7 @@ def _check_encoders(experiment: "Experiment") -> None:
 
 
 def _check_given(experiment: "Experiment") -> None:
-    """A case that no set of the mixture can have would never be trained."""
+    """A case that no component of the mixture can have would never be trained."""
     sets = [experiment.modalities(name) for name in experiment.mixture]
     possible = {
         "modality": any(len(streams) > 1 for streams in sets),
@@ -133,4 +135,6 @@ def _check_given(experiment: "Experiment") -> None:
     }
     for case, probability in experiment.schedule.given.items():
         if probability and not possible[case]:
-            raise UserError(f"schedule.given.{case} ({CASES[case]}): no set of the mixture can have it; remove it")
+            raise UserError(
+                f"schedule.given.{case} ({CASES[case]}): no component of the mixture can have it; remove it"
+            )

@@ -42,7 +42,7 @@ class FinalEvaluation:
     """What a run makes and measures of itself when it ends."""
 
     samples: int = 8
-    """Samples drawn from the EMA for each set of the mixture."""
+    """Samples drawn from the EMA for each component of the mixture."""
     probe_clips: int = 1024
     """Training clips that probes are fitted on, 0 for no probes; half as many each of the validation and of the test
     split are used."""
@@ -72,7 +72,7 @@ class Experiment:
     """Everything that a run depends on."""
 
     data: dict[str, Dataset]
-    """The data sets, by the names that the sets of the mixture call them; none where weights were imported."""
+    """The data sets, by the names that the components of the mixture call them; none where weights were imported."""
     autoencoders: dict[str, AnyAutoencoder]
     """What turns each modality into latents."""
     patch: dict[str, tuple[int, ...]]
@@ -138,22 +138,22 @@ class Experiment:
         Without data, where weights were imported, a SiT itself tells its one modality, `image`.
 
         Args:
-          name: a set of the mixture, whose modalities to give, as long as its clips are; by default all, as long as
-            the clips of the first data set that has them.
+          name: a component of the mixture, whose modalities to return, as long as its clips are; by default all, as
+            long as the clips of the first data set that has them.
         """
         if not self.data and isinstance(self.model, SiTConfig):
             size, patch = self.model.input_size, self.model.patch_size
             return {"image": Modality((size, size, self.model.channels), (patch, patch))}
-        chosen, found = self.mixture.get(name), {}
+        component, found = self.mixture.get(name), {}
         for m, autoencoder in self.autoencoders.items():
-            if chosen and m not in chosen.modalities:
+            if component and m not in component.modalities:
                 continue
             if m not in self.patch:
                 raise UserError(f"patch has no entry for {m}: add one")
             having = {n: d for n, d in self.data.items() if m in d.media_shapes()}
             if not having:
                 raise UserError(f"autoencoders.{m}: no data set has {m}; they have {', '.join(self._media_names())}")
-            streams = {n: modality_stream(d, m, autoencoder, self.patch[m], chosen, name) for n, d in having.items()}
+            streams = {n: modality_stream(d, m, autoencoder, self.patch[m], component, name) for n, d in having.items()}
             first, *others = streams
             for other in others:
                 alike = streams[other].period == streams[first].period and (
@@ -166,14 +166,14 @@ class Experiment:
                         f"{streams[other].period:g}, that of data.{first} {streams[first].latent} and "
                         f"{streams[first].period:g}: give both one size, frames_per_second and sample_rate"
                     )
-            found[m] = streams[chosen.data if chosen and chosen.data in streams else first]
+            found[m] = streams[component.data if component and component.data in streams else first]
         return found
 
     def media(self, name: str) -> dict[str, Media]:
-        """The media of a set of the mixture, by modality, in clips as long as the set has them."""
-        chosen = self.mixture[name]
-        data = self.data[chosen.data or next(iter(self.data))]
-        return {m: _media(data, m, chosen, name) for m in chosen.modalities}
+        """The media of a component of the mixture, by modality, in clips as long as the component has them."""
+        component = self.mixture[name]
+        data = self.data[component.data or next(iter(self.data))]
+        return {m: _media(data, m, component, name) for m in component.modalities}
 
     def _media_names(self) -> list[str]:
         return sorted({m for data in self.data.values() for m in data.media_shapes()})
@@ -201,8 +201,8 @@ class Experiment:
         """Raises `UserError` unless batches and parameters of a resolved experiment can be split over a mesh."""
         self.shardings(mesh)
         kernel = implementation_for(mesh.devices.flat[0].platform, self.model.dtype) != "xla"
-        for name, chosen in self.mixture.items():
-            size, where = chosen.batch_size // self.optimizer.accumulate, f"mixture.{name}"
+        for name, component in self.mixture.items():
+            size, where = component.batch_size // self.optimizer.accumulate, f"mixture.{name}"
             check_batch(mesh, size, where)
             if self.separation and kernel:  # which attends to whole samples and to the others apart
                 whole = round(self.separation.whole * size)
@@ -253,7 +253,7 @@ class Experiment:
             n: d.resolved((like and like.data or {}).get(n)) if d.kind == "latent_files" else d
             for n, d in self.data.items()
         }
-        mixture = {name: self._with_data(name, chosen) for name, chosen in self.mixture.items()}
+        mixture = {name: self._with_data(name, component) for name, component in self.mixture.items()}
         experiment = dataclasses.replace(
             self,
             data=data,
@@ -266,16 +266,16 @@ class Experiment:
         check_experiment(experiment)
         return experiment
 
-    def _with_data(self, name: str, chosen: Component) -> Component:
+    def _with_data(self, name: str, component: Component) -> Component:
         """A set with its data set filled in."""
-        if not chosen.data and len(self.data) > 1:
+        if not component.data and len(self.data) > 1:
             raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(self.data)}")
-        data = chosen.data or next(iter(self.data))
+        data = component.data or next(iter(self.data))
         if data not in self.data:
             near = difflib.get_close_matches(data, self.data, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(self.data)}"
             raise UserError(f"mixture.{name}.data names {data}, which is not in data{hint}")
-        return dataclasses.replace(chosen, data=data)
+        return dataclasses.replace(component, data=data)
 
 
 def modality_stream(
@@ -283,15 +283,15 @@ def modality_stream(
     m: str,
     autoencoder: AnyAutoencoder,
     patch: tuple[int, ...],
-    chosen: Component | None = None,
+    component: Component | None = None,
     name: str = "",
 ) -> Modality:
-    """A modality of a data set, in clips as long as a set of the mixture of a name has them; without one, whole."""
+    """A modality of a data set, in clips as long as those of a component of the mixture; without one, whole."""
     if m not in autoencoder.modalities:
         suits, causal = " and ".join(autoencoder.modalities), hasattr(autoencoder, "images_only")
         remedy = "set its images_only and stride (0 for audio), or name another" if causal else "name another"
         raise UserError(f"autoencoders.{m} is {autoencoder.kind}, which is for {suits}: {remedy}")
-    media = _media(data, m, chosen, name)
+    media = _media(data, m, component, name)
     rate = getattr(autoencoder, "sample_rate", 0)
     if rate and rate != media.rate:
         raise UserError(
@@ -304,9 +304,9 @@ def modality_stream(
     return Modality(autoencoder.latent_shape(media.shape), tuple(patch), frame * autoencoder.temporal_stride, offset)
 
 
-def _media(data: Dataset, m: str, chosen: Component | None, name: str) -> Media:
+def _media(data: Dataset, m: str, component: Component | None, name: str) -> Media:
     shape = data.media_shapes()[m]
     rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
-    if rate and chosen and chosen.seconds is not None:
-        shape = (chosen.length(rate, m, name), *shape[1:])
+    if rate and component and component.seconds is not None:
+        shape = (component.length(rate, m, name), *shape[1:])
     return Media(shape, rate)

@@ -26,7 +26,7 @@ class PhysicsVerifier(NamedTuple):
 
 
 class EvaluationSetup(NamedTuple):
-    """What samples of a set are looked at with.
+    """What samples of a component are looked at with.
 
     Attributes:
       rates: frames or samples a second of the media, by modality; pictures have 0.

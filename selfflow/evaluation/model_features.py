@@ -12,21 +12,21 @@ from selfflow.representation.features.forward import Forward
 
 
 class OwnLayer:
-    """Features of a block of a run's network: the means over the tokens of each modality of a set, side by side, each
-    scaled to a mean square of 1.
+    """Features of a block of a run's network: the means over the tokens of each modality of a component, side by side,
+    each scaled to a mean square of 1.
 
-    They see a set as a whole, a film with its sound, and mean something for these weights alone: distances on them
-    compare sampling of one checkpoint, not two runs.
+    They see a component as a whole, a video with its audio, and mean something for these weights alone: distances on
+    them compare sampling of one checkpoint, not two runs.
 
     Args:
       apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`.
-      modalities: those of the set.
+      modalities: those of the component.
       layer: the block, counted from 1.
       tau: noise level of the latents.
       null_label: the label that stands for none.
       width: D, channels of the residual stream.
 
-    Attributes: as `extractors.Extractor` has them; `medium` is the set.
+    Attributes: as `extractors.Extractor` has them; `medium` is the component.
     """
 
     def __init__(

@@ -24,12 +24,12 @@ Rows = Callable[[int], np.ndarray]
 
 @dataclass(frozen=True)
 class BatchSource:
-    """What all sets of a mixture are read from.
+    """What all components of a mixture are read from.
 
     Attributes:
       latents: by data set.
-      mixture: sets by name, each with its data set.
-      modalities: per set the modalities as they stand in its batches.
+      mixture: components by name, each with its data set.
+      modalities: per component the modalities as they stand in its batches.
       curriculum: changes of the mixture.
       label: field with the class label, or "" for none.
       classes: number of classes that the model knows.
@@ -59,19 +59,19 @@ class BatchSource:
           rows: size of a batch -> the rows of it that this process reads; by default all.
 
         Raises:
-          UserError: if a set has no record, or a label is none of the classes.
+          UserError: if a component has no record, or a label is none of the classes.
         """
         return Batches(self, start, steps, rows)
 
     def reader(self, name: str, split: str, quality: float = 0.0) -> "Reader":
-        """Reads the records of a set of the mixture, from a split of its data set."""
-        chosen = self.mixture[name]
-        source = self.latents[chosen.data].source(split)
-        records = source.having(chosen.modalities, quality)
+        """Reads the records of a component of the mixture, from a split of its data set."""
+        component = self.mixture[name]
+        source = self.latents[component.data].source(split)
+        records = source.having(component.modalities, quality)
         labels = labels_of(source, self.label, self.classes)
-        modalities = {m: self.modalities[name][m] for m in chosen.modalities}
-        # Whether a set is ever padded decides about the shape of its batches: look at all of its records.
-        whole = source.having(chosen.modalities)
+        modalities = {m: self.modalities[name][m] for m in component.modalities}
+        # Whether a component is ever padded decides about the shape of its batches: look at all of its records.
+        whole = source.having(component.modalities)
         padded = tuple(
             m for m, x in modalities.items() if x.period and (source.index[f"frames/{m}"][whole] < x.latent[0]).any()
         )
@@ -80,18 +80,18 @@ class BatchSource:
         return Reader(source, records, labels, modalities, padded, caption, features)
 
     def held_out(self, splits: tuple[str, ...], size: int | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
-        """One unlabelled batch of each set, always the same, without captions: {set: (split, batch)}.
+        """One unlabelled batch of each component, always the same, without captions: {component: (split, batch)}.
 
         Args:
-          splits: where to look, in this order; a set takes the first split that has it, in the end train.
-          size: samples in a batch, if there are so many; by default those of the set.
+          splits: where to look, in this order; a component takes the first split that has it, in the end train.
+          size: samples in a batch, if there are so many; by default those of the component.
         """
         found = {}
-        for name, chosen in self.mixture.items():
-            for split in (s for s in (*splits, "train") if s in self.latents[chosen.data].records):
+        for name, component in self.mixture.items():
+            for split in (s for s in (*splits, "train") if s in self.latents[component.data].records):
                 reader = self.reader(name, split)
                 if len(reader.records):
-                    samples = [reader(int(i)) for i in reader.records[: size or chosen.batch_size]]
+                    samples = [reader(int(i)) for i in reader.records[: size or component.batch_size]]
                     batch = _stacked(samples)
                     batch["label"] = np.full(len(samples), -1, np.int32)
                     batch.pop("caption", None), batch.pop("record")
@@ -103,8 +103,8 @@ class BatchSource:
 class Batches:
     """Iterates over (batch, facts); see `Feed.batches`.
 
-    A batch is {"latents", "label", "weight"} and, where a set has them, "frames", "features" and "caption", as
-    `SelfFlowObjective.draw` takes it. Facts are {"set", "tokens"}, the tokens of the whole batch, and the ids of
+    A batch is {"latents", "label", "weight"} and, where a component has them, "frames", "features" and "caption", as
+    `SelfFlowObjective.draw` takes it. Facts are {"component", "tokens"}, the tokens of the whole batch, and the ids of
     those records that were to be read here and could not be.
     """
 
@@ -112,13 +112,13 @@ class Batches:
         self._feed, self._start = feed, start
         self._check_label()
         self.plan = MixturePlan(feed.mixture, feed.curriculum, steps, feed.seed)
-        self._readers = [self._reader(c) for c in self.plan.components]
+        self._readers = [self._reader(pool) for pool in self.plan.pools]
         self._rows = rows
         self._told: set[tuple[str, str]] = set()
         self._bad: dict[str, set[int]] = {name: set() for name in feed.mixture}
-        self._sizes = {c.set: 0 for c in self.plan.components}
-        for component, reader in zip(self.plan.components, self._readers):
-            self._sizes[component.set] = max(self._sizes[component.set], len(reader.records))
+        self._sizes = {pool.component: 0 for pool in self.plan.pools}
+        for pool, reader in zip(self.plan.pools, self._readers):
+            self._sizes[pool.component] = max(self._sizes[pool.component], len(reader.records))
 
     def _check_label(self) -> None:
         label, known = self._feed.label, set()
@@ -128,19 +128,19 @@ class Batches:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
             raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
 
-    def _reader(self, component: Pool) -> Reader:
-        reader = self._feed.reader(component.set, "train", component.quality)
-        chosen = self._feed.mixture[component.set]
-        floor = f" of quality {component.quality:g} or more" if component.quality > 0 else ""
+    def _reader(self, pool: Pool) -> Reader:
+        reader = self._feed.reader(pool.component, "train", pool.quality)
+        component = self._feed.mixture[pool.component]
+        floor = f" of quality {pool.quality:g} or more" if pool.quality > 0 else ""
         if not len(reader.records):
             raise UserError(
-                f"mixture.{component.set}: no record{floor} of the training split of {chosen.data} has "
-                f"{' and '.join(chosen.modalities)} together; remove the set or give it other modalities"
+                f"mixture.{pool.component}: no record{floor} of the training split of {component.data} has "
+                f"{' and '.join(component.modalities)} together; remove the component or give it other modalities"
             )
-        if chosen.shuffled and len(reader.records) < 2:
+        if component.shuffled and len(reader.records) < 2:
             raise UserError(
-                f"mixture.{component.set}.shuffled: one record{floor} of the training split of {chosen.data} has "
-                f"{' and '.join(chosen.modalities)} together, and no other; empty it or give more data"
+                f"mixture.{pool.component}.shuffled: one record{floor} of the training split of {component.data} has "
+                f"{' and '.join(component.modalities)} together, and no other; empty it or give more data"
             )
         return reader
 
@@ -148,27 +148,27 @@ class Batches:
         """The grain.MapDataset whose element n is the batch of step n, counted from 0."""
         import grain
 
-        components = []
-        for number, (component, reader) in enumerate(zip(self.plan.components, self._readers)):
-            size = self._feed.mixture[component.set].batch_size
-            records, chosen = self._records(number), self._feed.mixture[component.set]
-            reader = replace(reader, delayed=delays(chosen, reader.modalities, f"mixture.{component.set}"))
+        pools = []
+        for number, (pool, reader) in enumerate(zip(self.plan.pools, self._readers)):
+            size = self._feed.mixture[pool.component].batch_size
+            records, component = self._records(number), self._feed.mixture[pool.component]
+            reader = replace(reader, delayed=delays(component, reader.modalities, f"mixture.{pool.component}"))
             samples = records.random_map(reader)
-            if chosen.shuffled:
-                samples = shuffled(samples, records, self._records(number, "others"), reader, chosen.shuffled)
+            if component.shuffled:
+                samples = shuffled(samples, records, self._records(number, "others"), reader, component.shuffled)
             if self._rows is not None:
                 rows = self._rows(size)
                 samples, size = grain.MapDataset.source(_RowsOf(samples, rows, size)), len(rows)
-            components.append(samples.batch(size))
-        return grain.MapDataset.select_from_datasets(components, self.plan)
+            pools.append(samples.batch(size))
+        return grain.MapDataset.select_from_datasets(pools, self.plan)
 
     def _records(self, number: int, purpose: str = ""):
-        """The grain.MapDataset of the records that a component draws, in their order, or in that of another purpose."""
+        """The grain.MapDataset of the records that a pool draws, in their order, or in that of another purpose."""
         import grain
 
-        component, reader = self.plan.components[number], self._readers[number]
-        size = self._feed.mixture[component.set].batch_size
-        seed = self._feed.seed ^ zlib.crc32((component.set + purpose).encode())
+        pool, reader = self.plan.pools[number], self._readers[number]
+        size = self._feed.mixture[pool.component].batch_size
+        seed = self._feed.seed ^ zlib.crc32((pool.component + purpose).encode())
         # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
         epochs = self.plan.batches(number) * size // len(reader.records) + 1
         return grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)
@@ -176,7 +176,7 @@ class Batches:
     def ids(self, step: int) -> list[str]:
         """The ids of the samples in the batch of step `step`, counted from 0, whoever reads them; reads nothing."""
         number, batch = self.plan[step]
-        size, records = self._feed.mixture[self.plan.components[number].set].batch_size, self._records(number)
+        size, records = self._feed.mixture[self.plan.pools[number].component].batch_size, self._records(number)
         source = self._readers[number].source
         return [source.id(int(records[i])) for i in range(batch * size, (batch + 1) * size)]
 
@@ -201,14 +201,14 @@ class Batches:
             iterator.close()  # ends worker processes
 
     def _facts(self, step: int, batch: dict[str, Any]) -> dict[str, Any]:
-        component = self.plan[step][0]
-        name = self.plan.components[component].set
+        number = self.plan[step][0]
+        name = self.plan.pools[number].component
         records = batch.pop("record")
         size = self._feed.mixture[name].batch_size
-        facts = {"set": name, "tokens": size * sum(x.tokens for x in self._feed.modalities[name].values())}
+        facts = {"component": name, "tokens": size * sum(x.tokens for x in self._feed.modalities[name].values())}
         bad = records[batch["weight"] == 0]
         if len(bad):
-            facts["unreadable"] = self._count(name, self._readers[component], bad)
+            facts["unreadable"] = self._count(name, self._readers[number], bad)
         return facts
 
     def _count(self, name: str, reader: Reader, bad: np.ndarray) -> list[str]:

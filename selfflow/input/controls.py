@@ -27,14 +27,14 @@ def shuffled(samples: Any, records: Any, others: Any, reader: "Reader", modaliti
     return grain.MapDataset.source(_Shuffled(samples, others, modalities))
 
 
-def delays(chosen: Component, modalities: dict[str, Modality], where: str) -> dict[str, int]:
-    """Latent frames by which the modalities of a set are late in training.
+def delays(component: Component, modalities: dict[str, Modality], where: str) -> dict[str, int]:
+    """Latent frames by which the modalities of a component are late in training.
 
     Raises:
       UserError: naming the field, if a delay is below 0, not finite, or not a whole number of frames.
     """
     found = {}
-    for m, seconds in chosen.delayed.items():
+    for m, seconds in component.delayed.items():
         if not 0 <= seconds < math.inf:
             raise UserError(f"{where}.delayed.{m} is {seconds:g} s: give a finite number, at least 0")
         frames = 100 * seconds / modalities[m].period

@@ -27,12 +27,12 @@ from selfflow.latents.store import ids_from, ids_to
 from selfflow.progress import Progress
 
 _FORMAT = 1  # raised when equal data sets come to have other indexes
-_BYTES = 200e6  # of held-out media of a set
+_BYTES = 200e6  # of held-out media of a component
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What a sample of a set looks like: its length in frames or samples, 0 for a still, and the side of its area."""
+    """Shape of a component's samples: length in frames or samples, 0 for an image, and side of the cropped area."""
 
     length: int
     side: int
@@ -149,7 +149,7 @@ def _told(small: Any, raw: bytes, shard: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MediaReader:
-    """One record of a set as a sample of a batch; travels to worker processes."""
+    """One record of a component as a sample of a batch; travels to worker processes."""
 
     source: MediaSource
     records: np.ndarray
@@ -203,12 +203,12 @@ class MediaReader:
 
 @dataclass(frozen=True)
 class MediaBatchSource:
-    """What all sets of a mixture are read from; see `batches.Feed`.
+    """What all components of a mixture are read from; see `batches.Feed`.
 
     Attributes:
       built: data sets.
-      mixture: sets by name, each of one modality, with its data set.
-      cuts: what the samples of each set look like.
+      mixture: components by name, each of one modality, with its data set.
+      cuts: what the samples of each component look like.
       excluded: ids of samples that are never read.
       indexes: folder in which indexes are kept.
     """
@@ -229,23 +229,25 @@ class MediaBatchSource:
 
     @property
     def modalities(self) -> dict[str, dict[str, Cut]]:
-        """The one modality of each set, which tells its `tokens`."""
-        return {name: {chosen.modalities[0]: self.cuts[name]} for name, chosen in self.mixture.items()}
+        """The one modality of each component, which tells its `tokens`."""
+        return {name: {component.modalities[0]: self.cuts[name]} for name, component in self.mixture.items()}
 
     def batches(self, start: int, steps: int, rows: Rows | None = None) -> Batches:
         """The batches of steps `start` to `steps`, as `Feed.batches` gives them: {"media", "weight"}."""
         return Batches(self, start, steps, rows)
 
     def reader(self, name: str, split: str, quality: float = 0.0) -> MediaReader:
-        """Reads the records of a set of the mixture, from a split of its data set."""
-        chosen = self.mixture[name]
-        if (chosen.data, split) not in self.opened:  # it takes a look at all records
-            self.opened[chosen.data, split] = MediaSource(self.built[chosen.data], split, self.excluded, self.indexes)
-        source, (modality,) = self.opened[chosen.data, split], chosen.modalities
+        """Reads the records of a component of the mixture, from a split of its data set."""
+        component = self.mixture[name]
+        if (component.data, split) not in self.opened:  # it takes a look at all records
+            self.opened[component.data, split] = MediaSource(
+                self.built[component.data], split, self.excluded, self.indexes
+            )
+        source, (modality,) = self.opened[component.data, split], component.modalities
         return MediaReader(source, source.having(modality, quality), modality, self.cuts[name])
 
     def held_out(self, splits: tuple[str, ...], size: int) -> dict[str, tuple[str, np.ndarray]]:
-        """Media of each set, {set: (split, [B, ...])}; the first split that has any, in the end train.
+        """Media of each component, {component: (split, [B, ...])}; the first split that has any, in the end train.
 
         They are always the same, and cropped at random as what is trained on.
 
@@ -254,12 +256,12 @@ class MediaBatchSource:
           size: samples, if there are so many, and of large ones fewer.
 
         Raises:
-          UserError: if a set has no record that can be read.
+          UserError: if a component has no record that can be read.
         """
         found = {}
-        for name, chosen in self.mixture.items():
-            for split in (s for s in (*splits, "train") if s in self.built[chosen.data].splits):
-                reader = self.reader(name, split, chosen.quality)
+        for name, component in self.mixture.items():
+            for split in (s for s in (*splits, "train") if s in self.built[component.data].splits):
+                reader = self.reader(name, split, component.quality)
                 most, samples = max(1, min(size, int(_BYTES // reader.cut.nbytes))), []
                 for i in np.random.default_rng(0).permutation(reader.records):
                     if len(samples) == most:
@@ -270,5 +272,7 @@ class MediaBatchSource:
                     found[name] = split, np.stack([sample["media"] for sample in samples])
                     break
             else:
-                raise UserError(f"mixture.{name}: no record of {chosen.data} can be read: run `selfflow data verify`")
+                raise UserError(
+                    f"mixture.{name}: no record of {component.data} can be read: run `selfflow data verify`"
+                )
         return found

@@ -16,7 +16,7 @@ class Component:
     modalities: tuple[str, ...] = ("image",)
     """Those in one sequence."""
     weight: float = 1.0
-    """Share of the steps; those of all sets sum to 1."""
+    """Share of the steps; those of all components sum to 1."""
     batch_size: int = 64
     """Samples in a batch."""
     data: str = ""
@@ -27,8 +27,8 @@ class Component:
     quality: float = 0.0
     """Records of a lower `quality` are left out."""
     shuffled: tuple[str, ...] = ()
-    """Modalities that come from another record of the set, drawn anew in each epoch: a control, in which training sees
-    the same of each modality and nothing of what one tells of the other."""
+    """Modalities taken from another record of the component, drawn anew in each epoch: a control that keeps the
+    distribution of each modality and removes the dependence between them."""
     delayed: dict[str, float] = field(default_factory=dict)
     """Seconds by which a modality comes too late in training, its end standing at its beginning: a control, in which
     what it tells of the others is kept and when it tells it is not."""
@@ -39,7 +39,7 @@ class Component:
         Args:
           rate: of them in a second.
           m: the modality.
-          name: of the set.
+          name: of the component.
 
         Raises:
           UserError: if they are not whole.
@@ -57,16 +57,16 @@ class Stage:
     step: int
     """Number of steps that are done before it begins."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Shares of all sets from then on; empty leaves them as they were. A set that is not named gets 0."""
+    """Shares of all components from then on; empty leaves them as they were. A component that is not named gets 0."""
     quality: dict[str, float] = field(default_factory=dict)
-    """Least quality of the records of some sets from then on."""
+    """Least quality of the records of some components from then on."""
 
 
 def check_mixture(mixture: dict[str, Component], curriculum: tuple[Stage, ...]) -> None:
     """Raises `UserError`, naming the field, for weights or stages that make no sense."""
     if not mixture:
-        raise UserError("mixture is empty: name at least one set of modalities")
-    _check_weights({name: chosen.weight for name, chosen in mixture.items()}, "mixture.*.weight")
+        raise UserError("mixture is empty: name at least one component")
+    _check_weights({name: component.weight for name, component in mixture.items()}, "mixture.*.weight")
     last = 0
     for i, stage in enumerate(curriculum):
         where = f"curriculum[{i}]"
@@ -76,7 +76,9 @@ def check_mixture(mixture: dict[str, Component], curriculum: tuple[Stage, ...]) 
         for part in ("weights", "quality"):
             for name in getattr(stage, part):
                 if name not in mixture:
-                    raise UserError(f"{where}.{part} names the set {name}, which the mixture lacks: {list(mixture)}")
+                    raise UserError(
+                        f"{where}.{part} names the component {name}, which the mixture lacks: {list(mixture)}"
+                    )
         if stage.weights:
             _check_weights(stage.weights, f"{where}.weights")
 
@@ -84,7 +86,7 @@ def check_mixture(mixture: dict[str, Component], curriculum: tuple[Stage, ...]) 
 def _check_weights(weights: dict[str, float], where: str) -> None:
     for name, weight in weights.items():
         if not weight >= 0:
-            raise UserError(f"{where.replace('*', name)} of set {name} is {weight}: it must not be negative")
+            raise UserError(f"{where.replace('*', name)} of component {name} is {weight}: it must not be negative")
     total = sum(weights.values())
     if not abs(total - 1) <= 1e-6:
         shown = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
@@ -93,32 +95,32 @@ def _check_weights(weights: dict[str, float], where: str) -> None:
 
 @dataclass(frozen=True)
 class Pool:
-    """The records that a set draws from while its floor on quality holds."""
+    """The records that a component draws from while its floor on quality holds."""
 
-    set: str
+    component: str
     quality: float
 
 
 class MixturePlan:
-    """Which component each step draws its batch from, and which of that component's batches.
+    """Which pool of records each step draws its batch from, and which of that pool's batches.
 
-    Step n takes the set in whose interval of [0, 1) the fractional part of u + n / golden ratio falls: after any
-    number of steps each set's count is within a few of its exact share, and no state is needed to know step n. A
+    Step n takes the component in whose interval of [0, 1) the fractional part of u + n / golden ratio falls: after any
+    number of steps each component's count is within a few of its exact share, and no state is needed to know step n. A
     component goes on where it stopped, whatever the weights were meanwhile, so that no record is passed over.
 
     Args:
-      mixture: sets by name.
+      mixture: components by name.
       curriculum: changes of the mixture.
       steps: steps of the run; more of them change nothing in the first ones.
       seed: `seed.data` of the experiment.
     """
 
     def __init__(self, mixture: dict[str, Component], curriculum: tuple[Stage, ...], steps: int, seed: int):
-        weights = {name: chosen.weight for name, chosen in mixture.items()}
-        quality = {name: chosen.quality for name, chosen in mixture.items()}
+        weights = {name: component.weight for name, component in mixture.items()}
+        quality = {name: component.quality for name, component in mixture.items()}
         place = (np.random.default_rng(seed).random() + np.arange(steps) * _GOLDEN) % 1.0
-        self.components: list[Pool] = []
-        self._component = np.zeros(steps, np.int32)
+        self.pools: list[Pool] = []
+        self._pool = np.zeros(steps, np.int32)
         bounds = [stage.step for stage in curriculum] + [steps]
         start = 0
         for stop, stage in zip(bounds, (None, *curriculum)):
@@ -129,25 +131,25 @@ class MixturePlan:
             numbers = [self._number(Pool(name, quality[name])) for name in drawn]
             edges = np.cumsum([weights[name] for name in drawn])[:-1]
             part = slice(start, min(stop, steps))
-            self._component[part] = np.array(numbers)[np.searchsorted(edges, place[part], side="right")]
+            self._pool[part] = np.array(numbers)[np.searchsorted(edges, place[part], side="right")]
             start = stop
         self._batch = np.zeros(steps, np.int64)
-        for number in range(len(self.components)):
-            chosen = self._component == number
-            self._batch[chosen] = np.arange(chosen.sum())
+        for number in range(len(self.pools)):
+            steps_of_pool = self._pool == number
+            self._batch[steps_of_pool] = np.arange(steps_of_pool.sum())
 
-    def _number(self, component: Pool) -> int:
-        if component not in self.components:
-            self.components.append(component)
-        return self.components.index(component)
+    def _number(self, pool: Pool) -> int:
+        if pool not in self.pools:
+            self.pools.append(pool)
+        return self.pools.index(pool)
 
-    def batches(self, component: int) -> int:
-        """How many batches all steps together draw from a component."""
-        return int((self._component == component).sum())
+    def batches(self, pool: int) -> int:
+        """How many batches all steps together draw from a pool."""
+        return int((self._pool == pool).sum())
 
     def __len__(self) -> int:
-        return len(self._component)
+        return len(self._pool)
 
     def __getitem__(self, step: int) -> tuple[int, int]:
-        """(component, batch of that component) of step `step`, counted from 0."""
-        return int(self._component[step]), int(self._batch[step])
+        """(pool, batch of that pool) of step `step`, counted from 0."""
+        return int(self._pool[step]), int(self._batch[step])

@@ -16,8 +16,8 @@ class LoaderOptions:
     prefetch: int = 4
     """Batches that are read ahead."""
     unreadable_share: float = 0.01
-    """Stop when more than this share of a set's records could not be read since the start of the process; until then
-    they weigh nothing."""
+    """Stop when more than this share of a component's records was unreadable since the start of the process; until then
+    such records have weight 0."""
 
     def __post_init__(self):
         for name, least in (("workers", 0), ("threads", 1), ("prefetch", 1)):

@@ -16,7 +16,7 @@ from selfflow.modality import Modality
 
 @dataclass(frozen=True)
 class Reader:
-    """One record of a set as a sample of a batch; travels to worker processes."""
+    """One record of a component as a sample of a batch; travels to worker processes."""
 
     source: LatentSource
     records: np.ndarray

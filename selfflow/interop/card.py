@@ -22,8 +22,8 @@ _SHOWN = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
 _FREE = "Apache-2.0"
 # Fields of an experiment that stand elsewhere in the card, or say where and how and not what was trained.
 _ELSEWHERE = set(
-    "data autoencoders patch mixture model steps text seed devices cadence limits profile final_evaluation init_from loader "
-    "exclude latents".split()
+    "data autoencoders patch mixture model steps text seed devices cadence limits profile final_evaluation init_from "
+    "loader exclude latents".split()
 )
 _UNKNOWN = "not told by the run"
 
@@ -136,10 +136,10 @@ def _encoder(told: "Description", modality: str) -> tuple[str, str]:
 
 
 def _data(run: "Run", provenance: dict[str, Any]) -> str:
-    sets = provenance.get("sets", {})
+    datasets = provenance.get("datasets", {})
     rows = [
-        (name, sets.get(name, {}).get("dataset", data.kind), data.licence)
-        + tuple(sets.get(name, {}).get(what, _UNKNOWN) for what in ("fingerprint", "latents"))
+        (name, datasets.get(name, {}).get("dataset", data.kind), data.licence)
+        + tuple(datasets.get(name, {}).get(what, _UNKNOWN) for what in ("fingerprint", "latents"))
         for name, data in run.experiment.data.items()
     ]
     table = _table(("data set", "which", "licence", "hash of its records", "hash of its latents"), rows)
@@ -149,7 +149,7 @@ def _data(run: "Run", provenance: dict[str, Any]) -> str:
         table += f"\n\nAll that the run read has the hash {provenance['data']}."
     lines = [table]
     for ancestor in provenance.get("ancestors", []):
-        of = [f"trained on {each['dataset']} ({each['licence']})" for each in ancestor["sets"].values()]
+        of = [f"trained on {each['dataset']} ({each['licence']})" for each in ancestor["datasets"].values()]
         of += [f"imported from {_file(ancestor['imported'])}"] if ancestor["imported"] else []
         lines.append(f"The weights descend from {_run(ancestor)}: {', '.join(of) or _UNKNOWN}.")
     return "## Data\n\n" + "\n\n".join(lines)
@@ -182,7 +182,7 @@ def _measured(run: "Run", told: "Description") -> list[str]:
         (name, f"{v['loss']:.3f}", f"{v['linear_baseline']:.3f}", f"{v['normalised_loss']:.2f}", v["split"])
         for name, v in summary["flow_loss"].items()
     ]
-    table = _table(("set / modality", "loss", "linear baseline", "normalised loss", "split"), rows)
+    table = _table(("component / modality", "loss", "linear baseline", "normalised loss", "split"), rows)
     parts.append(f"Flow loss of the EMA; the linear baseline is the best guess that knows no structure:\n\n{table}")
     if probes := summary.get("probes"):
         columns = list(dict.fromkeys(column for row in probes.values() for column in row))
@@ -202,7 +202,7 @@ def _last_row(run: "Run", told: "Description") -> list[str]:
         return []
     shown = [name for name in row if name.startswith(_SHOWN) and "/tau_" not in name]
     rows = [(name, "not finite" if row[name] is None else f"{row[name]:.4g}") for name in shown]
-    about = f"Metrics of the student in step {told.step}, on a batch of the set {_plain(row['set'])}"
+    about = f"Metrics of the student in step {told.step}, on a batch of the component {_plain(row['component'])}"
     return [f"{about}:\n\n{_table(('metric', 'value'), rows)}"]
 
 
@@ -223,8 +223,8 @@ def _licences(run: "Run", provenance: dict[str, Any]) -> dict[str, str]:
     found = {name: data.licence for name, data in run.experiment.data.items()}
     told = [provenance, *provenance.get("ancestors", [])]
     for ancestor in told[1:]:
-        found |= {each["dataset"]: each["licence"] for each in ancestor["sets"].values()}
-        if not ancestor["sets"] and not ancestor["imported"]:
+        found |= {each["dataset"]: each["licence"] for each in ancestor["datasets"].values()}
+        if not ancestor["datasets"] and not ancestor["imported"]:
             found[_run(ancestor)] = _UNKNOWN
     imported = [each["imported"] for each in told if each.get("imported")]
     return found | {_file(origin): "that of whoever made it; not known here" for origin in imported}

@@ -68,10 +68,10 @@ def export(
 
 
 def _describe(run: "Run", provenance: dict[str, Any], step: int, weights: Any, projector: bool) -> Description:
-    experiment, sets = run.experiment, provenance.get("sets", {}).values()
-    # One modality has one autoencoder in all data sets; so have captions.
-    made_by = {m: identity for each in sets for m, identity in each["autoencoders"].items()}
-    text = next((each["text"] for each in sets if each["text"]), "")
+    experiment, datasets = run.experiment, provenance.get("datasets", {}).values()
+    # One modality has one autoencoder in all data datasets; so have captions.
+    made_by = {m: identity for each in datasets for m, identity in each["autoencoders"].items()}
+    text = next((each["text"] for each in datasets if each["text"]), "")
     return Description(
         # How the run was computed is a matter of its hardware.
         model=dataclasses.replace(experiment.model, execution=Execution()),

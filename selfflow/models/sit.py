@@ -90,7 +90,7 @@ class SiTConfig:
         return cls(depth=depth, width=width, heads=heads, patch_size=int(patch), **fields)
 
     def check(self, modalities: dict[str, Modality], where: str) -> None:
-        """Raises `UserError` unless a set is one modality of the latents and patches that this shape is for."""
+        """Raises `UserError` unless a component is one modality of the latents and patches that this shape is for."""
         latent, patch = (self.input_size, self.input_size, self.channels), (self.patch_size, self.patch_size)
         if [(m.latent, m.patch) for m in modalities.values()] != [(latent, patch)]:
             found = ", ".join(f"{name} {m.latent} in patches {m.patch}" for name, m in modalities.items())

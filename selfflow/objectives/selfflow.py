@@ -80,7 +80,7 @@ class SelfFlowObjective:
         return params["model"]
 
     def apply(self, model_params: Params, *args, **kwargs) -> Output:
-        """`JointTransformer.__call__` with the given parameters; a SiT sees the one modality of the set."""
+        """`JointTransformer.__call__` with the given parameters; a SiT sees the one modality of the component."""
         graph, _ = _structure(self._model)
         model = nnx.merge(graph, nnx.State(_in_compute_type(model_params, self.model.dtype)))
         return _one_modality(model, *args, **kwargs) if isinstance(model, SiT) else model(*args, **kwargs)

@@ -96,11 +96,11 @@ def slice_devices(topology: str, slices: int = 1) -> list[Any]:
 
 
 def compile_step(experiment: Experiment, name: str, mesh: Mesh) -> Compiled | Refused:
-    """Compiles the update on a set of the mixture, as a run does: placed, sharded, its state donated.
+    """Compiles the update on a component of the mixture, as a run does: placed, sharded, its state donated.
 
     Args:
       experiment: resolved.
-      name: the set.
+      name: the component.
       mesh: of devices that need not exist.
     """
     began = time.perf_counter()
@@ -151,7 +151,7 @@ def coordinates(mesh: Mesh) -> np.ndarray:
 
 
 def batch_shapes(experiment: Experiment, name: str) -> dict[str, Any]:
-    """Shapes and types of a batch of a set, as `Feed` makes them."""
+    """Shapes and types of a batch of a component, as `Feed` makes them."""
     size = experiment.mixture[name].batch_size
     shaped = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
     batch: dict[str, Any] = {

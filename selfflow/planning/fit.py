@@ -36,7 +36,7 @@ def nearest_fit(
 
     Args:
       experiment: resolved, which does not fit.
-      name: the set that does not.
+      name: the component that does not.
       plan: its plan.
       make_mesh: the mesh of an experiment over the slice.
 
@@ -86,8 +86,8 @@ def _apply(experiment: Experiment, plan: Plan, change: _Change) -> Experiment:
     if change.remat:
         model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, remat="block"))
     optimizer = dataclasses.replace(optimizer, accumulate=optimizer.accumulate * change.accumulate)
-    smaller = lambda chosen: dataclasses.replace(chosen, batch_size=chosen.batch_size // change.batch)
-    mixture = {name: smaller(chosen) for name, chosen in experiment.mixture.items()}
+    smaller = lambda component: dataclasses.replace(component, batch_size=component.batch_size // change.batch)
+    mixture = {name: smaller(component) for name, component in experiment.mixture.items()}
     return dataclasses.replace(experiment, devices=devices, optimizer=optimizer, model=model, mixture=mixture)
 
 
@@ -98,6 +98,6 @@ def _flags(before: Experiment, after: Experiment) -> list[str]:
         found[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)
     found["model.execution.remat"] = before.model.execution.remat, after.model.execution.remat
     found["optimizer.accumulate"] = before.optimizer.accumulate, after.optimizer.accumulate
-    for name, chosen in before.mixture.items():
-        found[f"mixture.{name}.batch-size"] = chosen.batch_size, after.mixture[name].batch_size
+    for name, component in before.mixture.items():
+        found[f"mixture.{name}.batch-size"] = component.batch_size, after.mixture[name].batch_size
     return [f"--{name} {new}" for name, (old, new) in found.items() if old != new]

@@ -16,11 +16,11 @@ from selfflow.objectives.alignment import SRA, NoAlignment, SelfFlow, encoders_o
 
 
 def model_flops(experiment: Experiment, name: str) -> int:
-    """Operations of one step on a set of the mixture: student forward and backward, projector, teacher.
+    """Operations of one step on a component of the mixture: student forward and backward, projector, teacher.
 
     Args:
       experiment: resolved.
-      name: the set.
+      name: the component.
     """
     model, batch = experiment.model, experiment.mixture[name].batch_size
     streams = experiment.modalities(name)
@@ -57,14 +57,14 @@ def model_flops(experiment: Experiment, name: str) -> int:
 
 
 def mean_flops(experiment: Experiment) -> list[tuple[int, float]]:
-    """What a step of a resolved experiment costs on average over the sets' shares, from stage to stage.
+    """What a step of a resolved experiment costs on average over the components' shares, from stage to stage.
 
     Returns:
       (steps that are done before, operations of a step from then on) of the mixture, and of each stage of the
       curriculum.
     """
     costs = {name: model_flops(experiment, name) for name in experiment.mixture}
-    weights, found = {name: chosen.weight for name, chosen in experiment.mixture.items()}, []
+    weights, found = {name: component.weight for name, component in experiment.mixture.items()}, []
     for step, changed in ((0, {}), *((stage.step, stage.weights) for stage in experiment.curriculum)):
         weights = changed or weights
         found.append((step, sum(weight * costs[name] for name, weight in weights.items())))

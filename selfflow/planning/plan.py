@@ -44,11 +44,11 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class SetPlan:
-    """A step on one set of the mixture.
+class ComponentPlan:
+    """A step on one component of the mixture.
 
     Attributes:
-      set: its name.
+      component: its name.
       share: of the steps.
       compiled: whether its own step was compiled; the traffic of the others is taken from the one that was.
       model_flops: operations of the whole step that the shapes demand.
@@ -59,7 +59,7 @@ class SetPlan:
       batch_bytes: what the input delivers for it.
     """
 
-    set: str
+    component: str
     share: float
     compiled: bool
     model_flops: int
@@ -75,7 +75,7 @@ class Bounds:
     """The least that a step takes, of one that fits.
 
     Attributes:
-      sets: each set of the mixture.
+      components: each component of the mixture.
       traffic: bytes that a device receives in a step of the compiled set, by collective and type, within its slice.
       traffic_between_slices: likewise over the network between slices.
       step_seconds: mean over the mixture.
@@ -86,7 +86,7 @@ class Bounds:
       days: for all steps.
     """
 
-    sets: list[SetPlan]
+    components: list[ComponentPlan]
     traffic: dict[str, float]
     traffic_between_slices: dict[str, float]
     step_seconds: float
@@ -104,7 +104,7 @@ class Plan:
 
     Attributes:
       fits: whether the compiler found room.
-      set: the one that was compiled and takes most memory.
+      component: the one that was compiled and takes most memory.
       memory: of it.
       excess_bytes: what is too much on a chip; 0 where it fits.
       compile_seconds: of all compilations.
@@ -116,25 +116,25 @@ class Plan:
     hosts: int
     mesh: dict[str, int]
     fits: bool
-    set: str
+    component: str
     memory: Memory
     excess_bytes: int
     compile_seconds: float
     bounds: Bounds | None
 
 
-def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_set: bool = False) -> Plan:
+def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_component: bool = False) -> Plan:
     """Compiles the step and reads off what it takes.
 
     Args:
       experiment: resolved.
       topology: whose devices the mesh has.
       mesh: of them.
-      every_set: compile a program for each set, and not for the one with most tokens alone.
+      every_component: compile a program for each component, and not for the one with most tokens alone.
     """
     chip = chip_of(topology)
     heaviest = max(experiment.mixture, key=lambda name: _tokens(experiment, name))
-    names = list(experiment.mixture) if every_set else [heaviest]
+    names = list(experiment.mixture) if every_component else [heaviest]
     programs = {name: compile_step(experiment, name, mesh) for name in names}
     slice_of = lambda device: getattr(device, "slice_index", 0)
     chips = len({(slice_of(d), *d.coords) for d in mesh.devices.flat})
@@ -146,18 +146,20 @@ def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_set: bool
     if not refused:
         slices = experiment.devices.slices
         sent = {name: collectives(program.text, mesh.size // slices, slices) for name, program in programs.items()}
-        sets = []
+        components = []
         for name in experiment.mixture:
             own = name if name in programs else heaviest
-            sets.append(_set_plan(experiment, name, name in programs, memory[own], sent[own], mesh, chip, chips))
-        bounds = _bounds(experiment, sets, sent[largest], chip.peak_flops * chips, hosts)
+            components.append(
+                _component_plan(experiment, name, name in programs, memory[own], sent[own], mesh, chip, chips)
+            )
+        bounds = _bounds(experiment, components, sent[largest], chip.peak_flops * chips, hosts)
     return Plan(
         topology=topology,
         chips=chips,
         hosts=hosts,
         mesh=dict(mesh.shape),
         fits=not refused,
-        set=largest,
+        component=largest,
         memory=memory[largest],
         excess_bytes=memory[largest].total - memory[largest].limit if refused else 0,
         compile_seconds=sum(program.seconds for program in programs.values()),
@@ -165,16 +167,18 @@ def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_set: bool
     )
 
 
-def _bounds(experiment: Experiment, sets: list[SetPlan], sent: list[Collective], peak: float, hosts: int) -> Bounds:
-    """The mixture's, from those of its sets and the traffic of one of them."""
-    mean = lambda value: sum(one.share * value(one) for one in sets)
+def _bounds(
+    experiment: Experiment, components: list[ComponentPlan], sent: list[Collective], peak: float, hosts: int
+) -> Bounds:
+    """The mixture's, from those of its components and the traffic of one of them."""
+    mean = lambda value: sum(one.share * value(one) for one in components)
     step_seconds = mean(lambda one: one.step_seconds)
     by: dict[str, float] = defaultdict(float)
-    for one in sets:
+    for one in components:
         by[max(one.seconds, key=one.seconds.get)] += one.share * one.step_seconds
     rate = mean(lambda one: one.batch_bytes) / step_seconds
     return Bounds(
-        sets=sets,
+        components=components,
         traffic=_by_kind(sent, False),
         traffic_between_slices=_by_kind(sent, True),
         step_seconds=step_seconds,
@@ -212,7 +216,7 @@ def _memory(
     return Memory(*parts, rest, code, sum(parts) + rest + code, limit)
 
 
-def _set_plan(
+def _component_plan(
     experiment: Experiment,
     name: str,
     compiled: bool,
@@ -221,7 +225,7 @@ def _set_plan(
     mesh: Mesh,
     chip: Chip,
     chips: int,
-) -> SetPlan:
+) -> ComponentPlan:
     cores = mesh.size // chips
     demanded, done = model_flops(experiment, name), _program_flops(experiment, name)
     # All of the state is read and written, and what is kept for the backward pass written and read.
@@ -236,7 +240,7 @@ def _set_plan(
     batch = batch_shapes(experiment, name)
     batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
     longest, transfer = max(seconds.values()), seconds["ici"] + seconds["dcn"]
-    return SetPlan(
+    return ComponentPlan(
         name, experiment.mixture[name].weight, compiled, demanded, done, seconds, longest, transfer, batch_bytes
     )
 

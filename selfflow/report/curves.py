@@ -170,7 +170,7 @@ def _points(scores: Mapping[int, list[float]]) -> list[Point]:
 
 
 def _losses(row: dict[str, Any]) -> dict[str, float]:
-    of = f"{row['set']}/" if row.get("set") else ""
+    of = f"{row['component']}/" if row.get("component") else ""
     return {f"{of}{match[1]}": row[name] for name in row if (match := _LOSS.fullmatch(name))}
 
 

@@ -171,7 +171,7 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
     for by_member in found.values():
         first = next(iter(by_member.values()))
         given = f", given {' '.join(map(str, first['context']))}" if first.get("context") else ""
-        about = f"{first['set']}: {first.get('modality') or 'all'}{given}"
+        about = f"{first['component']}: {first.get('modality') or 'all'}{given}"
         names = dict.fromkeys(name for one in by_member.values() for name in one["rows"]["samples"])
         for name in names:
             head, _, rest = name.partition("/")
@@ -211,7 +211,7 @@ def _evaluated(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
             step = result["step"]
             for row in (*result["rows"].values(), *result.get("checked", {}).values()):
                 row.keys()
-            result["rows"]["samples"], result["set"], result["samples"], result["weights"]
+            result["rows"]["samples"], result["component"], result["samples"], result["weights"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({error!r}): evaluate the run again, or take it away") from error
         if step == member.summary["steps"]:
@@ -226,7 +226,7 @@ def _below(path: Path, member: Member) -> str:
 
 def _kind(result: dict[str, Any]) -> tuple:
     """What must be alike for numbers of samples to be compared; later ones of a kind take the place of earlier ones."""
-    fields = ("set", "modality", "context", "samples", "seed", "weights", "sampler", "against", "reference")
+    fields = ("component", "modality", "context", "samples", "seed", "weights", "sampler", "against", "reference")
     return tuple(json.dumps(result.get(field), sort_keys=True) for field in fields)
 
 

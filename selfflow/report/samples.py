@@ -18,7 +18,7 @@ class Sample(NamedTuple):
 
     Attributes:
       member: whose.
-      title: the set or case, and its number.
+      title: the component or case, and its number.
       kind: media type.
       data: the file as a data URI.
       poster: of a film its first frame, as a data URI; else empty.
@@ -38,7 +38,7 @@ def chosen_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sam
 
     Args:
       study: the runs.
-      count: clips of each set or case of an arm, besides its sheets of all.
+      count: clips of each component or case of an arm, besides its sheets of all.
       megabytes: what all of them may take in the page.
 
     Returns:

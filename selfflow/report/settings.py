@@ -9,7 +9,7 @@ from selfflow.run.arms import differing_fields
 
 # Where these differ, held-out flow losses are of other clips, of other latents, or at other noise levels.
 _TASK = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
-_SHARES = ("weight", "batch_size")  # fields of a set that say how much of it is seen
+_SHARES = ("weight", "batch_size")  # fields of a component that say how much of it is seen
 
 
 class Origin(NamedTuple):
@@ -46,11 +46,11 @@ def differences(study: Study) -> dict[str, dict[str, Any]]:
 
 
 def other_tasks(differing: Iterable[str], name: str) -> list[str]:
-    """The fields among those that differ for which losses of arms on a set are losses of other tasks.
+    """The fields among those that differ for which losses of arms on a component are losses of other tasks.
 
     Args:
       differing: fields, as `differences` names them.
-      name: the set of the mixture.
+      name: the component of the mixture.
     """
     own = f"mixture.{name}."
     return [
@@ -74,8 +74,8 @@ def origins(study: Study) -> list[Origin]:
         last = all_sessions[-1] if all_sessions else {}
         packages = last.get("packages") or {}
         known = {"selfflow": last.get("selfflow"), "Python": last.get("python"), **packages}
-        sets = provenance.get("sets") or {}
-        data = [f"{s.get('dataset')} ({s.get('fingerprint')}), latents {s.get('latents')}" for s in sets.values()]
+        datasets = provenance.get("datasets") or {}
+        data = [f"{s.get('dataset')} ({s.get('fingerprint')}), latents {s.get('latents')}" for s in datasets.values()]
         devices = [str(device) for device in last.get("devices") or []]
         found.append(
             Origin(

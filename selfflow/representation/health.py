@@ -122,7 +122,9 @@ def health(
         if unknown := sorted(set(names) - set(objective.modalities)):
             raise UserError(f"a batch holds {unknown[0]}, and the model knows {', '.join(objective.modalities)}")
         if sorted(batch) != names:
-            raise UserError(f"a batch holds {', '.join(sorted(batch))}, the first {', '.join(names)}: give one set")
+            raise UserError(
+                f"a batch holds {', '.join(sorted(batch))}, the first {', '.join(names)}: give one component"
+            )
         size = len(batch[names[0]])
         if size < 2:
             raise UserError("a batch of 1 sample has no other sample and no mean: give batches of 2 or more")
@@ -160,7 +162,7 @@ def health_of_run(
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
-      clips: as `run.data` gives them, all as long as the set has them; those that cannot be read are left out.
+      clips: as `run.data` gives them, all as long as the component has them; those that cannot be read are left out.
       taus: noise levels of the student.
       limit: takes so many clips, as whole batches; one batch where there are fewer.
       batch_size: clips of a batch.

@@ -83,7 +83,7 @@ def attention_of_clips(
       seed: of the noise.
 
     Raises:
-      UserError: for a SiT, blocks or clips that there are not, or clips that are shorter than the set has them.
+      UserError: for a SiT, blocks or clips that there are not, or clips that are shorter than the component has them.
     """
     model, layers = run.model(weights, step), tuple(sorted(set(layers)))
     if not isinstance(run.experiment.model, JointConfig):
@@ -224,9 +224,11 @@ def layout_of(run: Any, clips: Any) -> tuple[tuple[int, int, int], int, float, f
     Raises:
       UserError: if the clips are not of Collisions, with film and sound, or are cropped.
     """
-    settings = run.experiment.data[run.experiment.mixture[clips.set].data]
+    settings = run.experiment.data[run.experiment.mixture[clips.component].data]
     if settings.kind != "collisions" or not {"video", "audio"} <= set(clips.modalities):
-        raise UserError(f"set {clips.set!r}: bodies and their sounds are those of Collisions, as video and audio")
+        raise UserError(
+            f"component {clips.component!r}: bodies and their sounds are those of Collisions, as video and audio"
+        )
     refuse_cropped(run, clips, "bodies and their sounds")
     video, audio = clips.modalities["video"], clips.modalities["audio"]
     return video.grid, audio.tokens, seconds_of(clips.modalities), settings.box

@@ -166,7 +166,7 @@ def retrieve(
 def _check(modalities, latents, material, queries, size: int) -> None:
     for m in (FILM, SOUND):
         if m not in modalities or m not in latents:
-            raise UserError(f"retrieval needs {FILM} and {SOUND}: {m} is missing; take a set that holds both")
+            raise UserError(f"retrieval needs {FILM} and {SOUND}: {m} is missing; take a component that holds both")
         if len(latents[m]) != len(material):
             raise UserError(f"{len(latents[m])} clips of {m} and {len(material)} labels: give one label for each clip")
     if material.ndim != 1 or material.dtype.kind not in "iu" or (material < 0).any():
@@ -235,7 +235,7 @@ def retrieval_rows(
     method: str = "",
     weights: str = "ema",
     step: int | None = None,
-    set: str = "",
+    component: str = "",
     split: str = "test",
     data_dir: Any = None,
 ) -> list[Row]:
@@ -248,23 +248,25 @@ def retrieval_rows(
     Args:
       run: an opened run.
       queries: how many films.
-      set: of film and sound; by default the first such.
+      component: of film and sound; by default the first such.
       method, weights, step, split, data_dir: as for `probe_run`.
 
     Raises:
-      UserError: if no set has film and sound, clips have no material, one is shorter than the others, or none can be
-        read; and as `retrieve`.
+      UserError: if no component has film and sound, clips have no material, one is shorter than the others, or none can
+        be read; and as `retrieve`.
     """
     if queries < 1:
         raise UserError(f"--retrieval is {queries}: give the number of films, at least 1")
-    name = set or next((n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None)
+    name = component or next(
+        (n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None
+    )
     if name is None:
-        raise UserError(f"{run.source} was trained on no set of video and audio: no film finds a sound")
+        raise UserError(f"{run.source} was trained on no component of video and audio: no film finds a sound")
     clips, model = run.data(split, name, data_dir), run.model(weights, step)
     if "material" not in clips.labels:
         raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
     if missing := [m for m in ("video", "audio") if m not in clips.modalities]:
-        raise UserError(f"set {name!r} has no {missing[0]}: films find sounds in a set of video and audio")
+        raise UserError(f"component {name!r} has no {missing[0]}: films find sounds in a component of video and audio")
     numbers, latents = zip(*readable_and_whole(clips, range(min(len(clips), max(_FEWEST, 8 * queries)))))
     found = retrieve(
         model.apply,

@@ -62,8 +62,8 @@ def views(
       step: of the weights; by default the newest.
 
     Raises:
-      UserError: if there is no such clip, one cannot be read, is shorter than the set has them, or has neither film
-        nor sound.
+      UserError: if there is no such clip, one cannot be read, is shorter than the component has them, or has neither
+        film nor sound.
     """
     numbers, objective, modalities = list(numbers), run.objective, dict(clips.modalities)
     seconds = seconds_of(modalities)
@@ -122,7 +122,7 @@ def whole_clips(clips: Any, numbers: Iterable[int]) -> tuple[dict[str, np.ndarra
     """Latents of some clips in one array for each modality, and their ids.
 
     Raises:
-      UserError: if there is no such clip, or one cannot be read, or is shorter than the set has them.
+      UserError: if there is no such clip, or one cannot be read, or is shorter than the component has them.
     """
     numbers = list(numbers)
     if unknown := [i for i in numbers if not 0 <= i < len(clips)]:
@@ -136,7 +136,7 @@ def whole_clips(clips: Any, numbers: Iterable[int]) -> tuple[dict[str, np.ndarra
     for i, latents in zip(numbers, found):
         for m, x in latents.items():
             if x.shape != clips.shapes[m]:
-                raise UserError(f"clip {i} is shorter than the set has them ({m} {x.shape}): take another")
+                raise UserError(f"clip {i} is shorter than the component has them ({m} {x.shape}): take another")
     return {m: np.stack([x[m] for x in found]) for m in clips.shapes}, [clips.ids[i] for i in numbers]
 
 
@@ -148,7 +148,7 @@ def seconds_of(modalities: dict[str, Modality]) -> float:
     """
     lengths = [(x.latent[0] * x.period + x.offset[0]) / 100 for x in modalities.values() if x.period]
     if not lengths:
-        raise UserError(f"set of {', '.join(modalities)}: figures of clips need film or sound; take another set")
+        raise UserError(f"set of {', '.join(modalities)}: figures of clips need film or sound; take another component")
     return max(lengths)
 
 

@@ -43,7 +43,7 @@ def arms_of(runs: Sequence[Any]) -> list[str]:
 
 def check_same_data(runs: Sequence[Any]) -> None:
     """Raises `UserError` unless opened runs were trained on the same records, without which scores tell nothing."""
-    told = [{s["dataset"]: s["fingerprint"] for s in run.provenance().get("sets", {}).values()} for run in runs]
+    told = [{s["dataset"]: s["fingerprint"] for s in run.provenance().get("datasets", {}).values()} for run in runs]
     for run, found in zip(runs, told):
         if found != told[0]:
             raise UserError(

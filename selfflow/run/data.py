@@ -52,7 +52,7 @@ def batch_source_of(
 
 
 def held_out(feed: BatchSource, name: str, splits: tuple[str, ...]) -> Reader:
-    """Reads whole clips of a set, of the first split that has any."""
+    """Reads whole clips of a component, of the first split that has any."""
     latents = feed.latents[feed.mixture[name].data]
     for split in splits:
         if split in latents.records:
@@ -67,7 +67,7 @@ def held_out(feed: BatchSource, name: str, splits: tuple[str, ...]) -> Reader:
 
 
 class Clips:
-    """The clips of a set of the mixture in one split of its data, numbered as they stand there.
+    """The clips of a component of the mixture in one split of its data, numbered as they stand there.
 
     Iterating gives the latents of one after the other, and leaves out those that cannot be read, with a warning that
     counts them.
@@ -76,12 +76,12 @@ class Clips:
       feed: what the run reads.
       built: the data sets whose raw data is there.
       split: of the data.
-      set: name of the set; by default the first.
+      component: name of the component; by default the first.
 
     Attributes:
-      set: name of the set.
+      component: name of the component.
       split: of its data.
-      modalities: the streams of the set, as long as its clips are.
+      modalities: the streams of the component, as long as its clips are.
       ids: id of each clip.
       labels: {field: int32 [n]}, the labels that the data has; -1 for none.
       identity: tells these latents from others.
@@ -90,23 +90,23 @@ class Clips:
       UserError: naming those that there are, if there is no such set or split, or no such clip in it.
     """
 
-    def __init__(self, feed: BatchSource, built: dict[str, BuiltDataset], split: str, set: str | None = None):
-        self.set, self.split = next(iter(feed.mixture)) if set is None else set, split
-        if self.set not in feed.mixture:
-            raise UserError(f"set {self.set!r}: this run has {', '.join(feed.mixture)}")
-        chosen = feed.mixture[self.set]
-        latents = feed.latents[chosen.data]
+    def __init__(self, feed: BatchSource, built: dict[str, BuiltDataset], split: str, component: str | None = None):
+        self.component, self.split = next(iter(feed.mixture)) if component is None else component, split
+        if self.component not in feed.mixture:
+            raise UserError(f"component {self.component!r}: this run has {', '.join(feed.mixture)}")
+        config = feed.mixture[self.component]
+        latents = feed.latents[config.data]
         if split not in latents.records:
-            raise UserError(f"split {split!r}: {chosen.data} has {', '.join(latents.records)}")
-        self._reader, self._data, self._built = feed.reader(self.set, split), chosen.data, built.get(chosen.data)
+            raise UserError(f"split {split!r}: {config.data} has {', '.join(latents.records)}")
+        self._reader, self._data, self._built = feed.reader(self.component, split), config.data, built.get(config.data)
         self.modalities = self._reader.modalities
         records, index = self._reader.records, self._reader.source.index
         if not len(records):
-            raise UserError(f"no clip of the {split} split of {chosen.data} has {' and '.join(self.modalities)}")
+            raise UserError(f"no clip of the {split} split of {config.data} has {' and '.join(self.modalities)}")
         self.ids = [self._reader.source.id(int(i)) for i in records]
         fields = {name.removeprefix("label/"): name for name in index if name.startswith("label/")}
         self.labels = {field: index[name][records].astype(np.int32) for field, name in fields.items()}
-        self.identity = f"{latents.hash} {self.set} {split}"
+        self.identity = f"{latents.hash} {self.component} {split}"
         self._of_latents = latents.manifest.get("settings", {}).get("kind") == "latent_files"
         self._raw: Any = None
 
@@ -115,11 +115,11 @@ class Clips:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{modality: shape of one latent} of clips that are as long as the set has them."""
+        """{modality: shape of one latent} of clips that are as long as the component has them."""
         return {m: modality.latent for m, modality in self.modalities.items()}
 
     def latents(self, i: int) -> dict[str, np.ndarray]:
-        """The latents of clip i, {modality: [...]}: from its start on, as long as the set has them or as it lasts.
+        """The latents of clip i, {modality: [...]}: from its start, as long as the component's clips or as it lasts.
 
         Raises:
           BadRecord: if they cannot be read.

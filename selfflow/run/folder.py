@@ -33,7 +33,7 @@ def create_or_resume(
     folder: Path,
     experiment: AnyExperiment,
     data_hash: str,
-    sets: dict[str, Any],
+    datasets: dict[str, Any],
     autoencoders: dict[str, Path],
     data_dir: str = "",
 ) -> None:
@@ -43,7 +43,7 @@ def create_or_resume(
       folder: the run folder.
       experiment: as `check_run` returned it.
       data_hash: identity of the latents.
-      sets: what is known of each data set, as `prepare.sets_of` tells it.
+      datasets: provenance of each data set, as `dataset_provenance` returns it.
       autoencoders: file of each modality's, of which the run keeps a copy: samples are decoded without the data.
       data_dir: where the data is, so that it is found again.
 
@@ -63,7 +63,7 @@ def create_or_resume(
     else:
         provenance = {"started_from": experiment.init_from or None, "ancestors": _ancestors(experiment.init_from)}
         provenance |= {"data": data_hash, "sessions": []}
-    provenance["sets"] = sets
+    provenance["datasets"] = datasets
     provenance["sessions"].append(_surroundings() | {"changed": changed, "data_dir": data_dir})
     for m, file in autoencoders.items():
         kept = folder / AUTOENCODERS / f"{m}.safetensors"
@@ -90,7 +90,7 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
         checkpoints.wait()
     finally:
         checkpoints.close()
-    provenance = {"started_from": None, "ancestors": [], "imported": origin, "data": None, "sets": {}}
+    provenance = {"started_from": None, "ancestors": [], "imported": origin, "data": None, "datasets": {}}
     _make_run(folder, experiment, provenance | {"sessions": [_surroundings() | {"changed": {}}]})
 
 
@@ -107,7 +107,7 @@ def _ancestors(source: str) -> list[dict[str, Any]]:
     if not source:
         return []
     told = parse_run_step(source)[0].provenance()
-    own = {"run": source, "sets": told.get("sets", {}), "imported": told.get("imported")}
+    own = {"run": source, "datasets": told.get("datasets", {}), "imported": told.get("imported")}
     return [own, *told.get("ancestors", [])]
 
 

@@ -47,7 +47,7 @@ def prepare_data(
         experiment = _with_copies(experiment, own)
     modalities = experiment.modalities()
     excluded = read_ids(experiment.exclude) if experiment.exclude else set()
-    used = sorted({chosen.data for chosen in experiment.mixture.values()})
+    used = sorted({component.data for component in experiment.mixture.values()})
     built = {name: build(experiment.data[name], data_dir) for name in used if name not in experiment.latents}
     latents: dict[str, Latents | None] = {
         name: _latents(experiment.latents[name], excluded) for name in used if name in experiment.latents
@@ -120,7 +120,7 @@ def _latents(path: str, excluded: Collection[str]) -> Latents:
 
 def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
     """The encoders of those modalities that the mixture takes from a data set."""
-    taken = {m for chosen in experiment.mixture.values() if chosen.data == data for m in chosen.modalities}
+    taken = {m for component in experiment.mixture.values() if component.data == data for m in component.modalities}
     return {m: encoder for m, encoder in encoders_of(experiment.alignment).items() if m in taken}
 
 

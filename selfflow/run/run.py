@@ -75,9 +75,9 @@ class Run:
           UserError: if it is missing or damaged.
         """
         told = self._json("provenance.json")
-        sets = told.get("sets", {})
-        if not isinstance(sets, dict) or not all(isinstance(one, dict) for one in sets.values()):
-            raise UserError(f"{self.path}/provenance.json is damaged: sets holds no tables: restore it from a copy")
+        datasets = told.get("datasets", {})
+        if not isinstance(datasets, dict) or not all(isinstance(one, dict) for one in datasets.values()):
+            raise UserError(f"{self.path}/provenance.json is damaged: datasets holds no tables: restore it from a copy")
         return told
 
     def summary(self) -> dict[str, Any] | None:
@@ -116,7 +116,7 @@ class Run:
             found = load_autoencoder(self.experiment.autoencoders[modality], path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it from a copy of the run") from error
-        known = {told["autoencoders"].get(modality) for told in self.provenance()["sets"].values()} - {None}
+        known = {told["autoencoders"].get(modality) for told in self.provenance()["datasets"].values()} - {None}
         if found.identity not in known:
             raise UserError(f"{path} is {found.identity}, not {' or '.join(known)}: restore it from a copy of the run")
         return found
@@ -187,12 +187,12 @@ class Run:
             )
         return self._feeds[str(data_dir)]
 
-    def data(self, split: str = "test", set: str | None = None, data_dir: str | Path | None = None) -> "Clips":
-        """The clips of a set of the mixture, by default its first, in a split of its data.
+    def data(self, split: str = "test", component: str | None = None, data_dir: str | Path | None = None) -> "Clips":
+        """The clips of a component of the mixture, by default its first, in a split of its data.
 
         Args:
           split: of the data.
-          set: its name in the mixture.
+          component: its name in the mixture.
           data_dir: as for `feed`.
 
         Raises:
@@ -200,7 +200,7 @@ class Run:
         """
         from selfflow.run.data import Clips
 
-        return Clips(*self.feed(data_dir), split, set)
+        return Clips(*self.feed(data_dir), split, component)
 
     def sample(
         self,
@@ -221,7 +221,7 @@ class Run:
 
         Args:
           count: number of samples; sample i depends on the seed and i alone.
-          modalities: what to generate; by default the first set of the mixture.
+          modalities: what to generate; by default the first component of the mixture.
           context: what samples are conditioned on, as `--context` takes it, such as ("video=clip.mp4",).
           sampler: how; by default as the run says.
           label, caption: what samples are to be, where the run has such.
@@ -246,18 +246,18 @@ class Run:
 
     def held_out(
         self,
-        set: str,
+        component: str,
         splits: tuple[str, ...] = ("test", "validation", "train"),
         data_dir: str | Path | None = None,
     ) -> "Reader":
-        """Reads whole clips of a set, of the first split that has any: what samples are given.
+        """Reads whole clips of a component, of the first split that has any: what samples are given.
 
         Raises:
           UserError: as `feed`, or if no split has one.
         """
         from selfflow.run.data import held_out
 
-        return held_out(self.feed(data_dir)[0], set, splits)
+        return held_out(self.feed(data_dir)[0], component, splits)
 
     def _read(self, restore: Callable[[Checkpoints, State, int], State], step: int | None, mesh: Mesh | None) -> State:
         if not saved_steps(self.path):

@@ -16,7 +16,7 @@ from selfflow.data.media.read import read_clip, read_still
 from selfflow.errors import UserError
 from selfflow.modality import modality_of
 from selfflow.models.joint import Caption
-from selfflow.sampling.context_spec import check_trained, choose_set, merge_requests, parse_context
+from selfflow.sampling.context_spec import check_trained, choose_component, merge_requests, parse_context
 from selfflow.sampling.generate import Condition, Generator, Sampler, check_finite
 from selfflow.sampling.solvers import LAST_TAU
 
@@ -40,7 +40,7 @@ class SampleRequest:
     """What to draw from a run.
 
     Attributes:
-      modalities: to generate; with what is given they must be a set that the run was trained on. By default its first.
+      modalities: to generate; with the context they must be those of a component of the run. By default its first.
       context: as the flag `--context` takes it.
       sampler: by default the run's.
       label: class label; by default each sample draws one, and samples of a run without labels have none.
@@ -61,11 +61,11 @@ class RunSampler:
       run: an opened run, `selfflow.run.run.Run`.
       wanted: what to draw.
       weights: parameters of the model, such as the EMA, on the devices of the mesh.
-      reader: of the clips that are given where no file is named; asked for the name of the set, and only then.
+      reader: of the clips that are given where no file is named; asked for the name of the component, and only then.
       mesh: devices to spread samples over; by default the first alone.
 
     Attributes:
-      set: name of the set of the mixture; empty where weights were imported.
+      component: name of the component of the mixture; empty where weights were imported.
       modalities: its streams.
       media: shape and rate of each modality's media; empty where the run has no autoencoder.
 
@@ -82,25 +82,27 @@ class RunSampler:
         mesh: jax.sharding.Mesh | None = None,
     ):
         experiment = run.experiment
-        streams = {name: chosen.modalities for name, chosen in experiment.mixture.items()} or {"image": ("image",)}
+        streams = {name: component.modalities for name, component in experiment.mixture.items()} or {
+            "image": ("image",)
+        }
         known = tuple({m: None for names in streams.values() for m in names})
         for m in wanted.modalities:
             if m not in known:
                 raise UserError(f"--modality {m}: this run has {', '.join(known)}")
-        # A film can be given a picture, as its first frame, whatever sets of pictures the run knows.
+        # A film can be given a picture, as its first frame, whatever components of pictures the run knows.
         pictures = ("image",) if any(modality_of(m) == "video" for m in known) else ()
         requests = tuple(parse_context(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.context)
-        self.set, requests = choose_set(wanted.modalities, requests, streams)
-        self.modalities = {m: experiment.modalities(self.set)[m] for m in streams[self.set]}
+        self.component, requests = choose_component(wanted.modalities, requests, streams)
+        self.modalities = {m: experiment.modalities(self.component)[m] for m in streams[self.component]}
         check_trained(requests, self.modalities, experiment.schedule.given)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
         self._masks = merge_requests(requests, self.modalities)
-        told = experiment.media(self.set) if experiment.data else {}
+        told = experiment.media(self.component) if experiment.data else {}
         self.media = {m: media for m, media in told.items() if can_decode(experiment.autoencoders[m])}
         if not self.media and any(request.file for request in requests):
             raise UserError(f"--context: {run.source} has no autoencoder, so no file can be given to it")
         self._autoencoders = {m: run.autoencoder(m) for m in self.media}
-        self._reader = reader(self.set) if any(r.file is None for r in requests) else None
+        self._reader = reader(self.component) if any(r.file is None for r in requests) else None
         self._clean, self._damaged = self._from_files(), set()
         self._caption = _caption(experiment, wanted.caption)
         labels = experiment.model.labels
@@ -177,7 +179,9 @@ class RunSampler:
                         f"warning: a record that was to be given cannot be read, the next is: {reason}", file=sys.stderr
                     )
             else:
-                raise UserError(f"--context: no record of {self.set} can be read; `selfflow data verify` tells why")
+                raise UserError(
+                    f"--context: no record of {self.component} can be read; `selfflow data verify` tells why"
+                )
             found.append(sample)
         return found
 

@@ -111,7 +111,7 @@ def check_trained(
 
     Args:
       requests: all that is given to a sample.
-      modalities: those of the set.
+      modalities: those of the component.
       table: `schedule.given` of the run.
 
     Raises:
@@ -154,7 +154,7 @@ def merge_requests(
     return {m: mask for m, mask in together.items() if mask.any()}
 
 
-def choose_set(
+def choose_component(
     names: tuple[str, ...], requests: tuple[ContextRequest, ...], mixture: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, tuple[ContextRequest, ...]]:
     """The set of the mixture that is to be sampled, and the requests as they are meant in it.
@@ -162,7 +162,7 @@ def choose_set(
     Args:
       names: what is to be generated; by default what stands with what is given.
       requests: what is given; a picture that is given to a film is its first frame.
-      mixture: modalities of each set.
+      mixture: modalities of each component.
 
     Raises:
       UserError: if there is no such set.
@@ -170,16 +170,16 @@ def choose_set(
     held = lambda meant: {request.what for request in meant if request.case == "modality"}
     if names:
         meant = tuple(_picture_of_film(request, names) for request in requests)
-        return set_of((*names, *sorted(held(meant) - {*names})), mixture), meant
+        return component_of((*names, *sorted(held(meant) - {*names})), mixture), meant
     for translate in (lambda request, modalities: request, _picture_of_film):
         for name, modalities in mixture.items():
             meant = tuple(translate(request, modalities) for request in requests)
             if held(meant) <= {*modalities}:
                 return name, meant
-    return set_of(tuple(sorted(held(requests))), mixture), requests
+    return component_of(tuple(sorted(held(requests))), mixture), requests
 
 
-def set_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> str:
+def component_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> str:
     """The set of the mixture that has these modalities and no others.
 
     Raises:
@@ -188,9 +188,9 @@ def set_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> st
     for name, modalities in mixture.items():
         if set(modalities) == {*names}:
             return name
-    sets = "; ".join(f"{name}: {', '.join(modalities)}" for name, modalities in mixture.items())
+    components = "; ".join(f"{name}: {', '.join(modalities)}" for name, modalities in mixture.items())
     raise UserError(
-        f"--modality {','.join(names)}: this run was trained on other sets of modalities ({sets}); generate one of "
+        f"--modality {','.join(names)}: this run was trained on other components ({components}); generate one of "
         "them, or give a part of it with --context"
     )
 

@@ -34,7 +34,7 @@ from selfflow.training.sharding import pad_batch, shard_batch
 from selfflow.training.state import State, by_name
 from selfflow.training.step import key_of
 
-# Samples of each set that layers begin with and latents are normalised by, and the linear autoencoder is fitted on.
+# Samples of each component by which layers are initialised, latents normalised and the linear autoencoder fitted.
 _FITTED_ON = 512
 _TOGETHER = 32
 _SHOWN = 4
@@ -46,7 +46,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
     Raises:
       UserError: for what a user can correct in data or experiment.
     """
-    used = sorted({chosen.data for chosen in experiment.mixture.values()})
+    used = sorted({component.data for component in experiment.mixture.values()})
     built = primary_first(lambda: {name: build(experiment.data[name], data_dir) for name in used})
     excluded = frozenset(read_ids(experiment.exclude) if experiment.exclude else ())
     feed = MediaBatchSource(
@@ -60,7 +60,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         data_dir / INDEXES,
     )
     records = {name: [b.name, b.fingerprint, b.mapping, b.forgotten] for name, b in built.items()}
-    sets = {
+    datasets = {
         name: {
             "dataset": b.name,
             "licence": experiment.data[name].licence,
@@ -72,7 +72,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
     return Task(
         feed,
         hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()[:16],
-        sets,
+        datasets,
         {},
         None,
         lambda mesh, placed: _functions(experiment, feed, mesh, placed),
@@ -148,10 +148,10 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
     network = experiment.network
     params = jax.device_get(state.frozen["ema"])
     fitting = feed.held_out((), _FITTED_ON)
-    with Progress("normalise latents", len(fitting), unit="set") as shown:
+    with Progress("normalise latents", len(fitting), unit="component") as shown:
         moments = np.zeros((2, network.channels))
         encode = jax.jit(lambda x: network.encode(params, pad_causal(to_unit_range(x), network.causal_padding))[0])
-        for _, media in fitting.values():  # all sets count alike, however many positions they have
+        for _, media in fitting.values():  # all components count alike, however many positions they have
             parts = [np.asarray(encode(part), np.float64).reshape(-1, network.channels) for part in _parts(media)]
             positions = sum(map(len, parts))
             moments += np.sum([[z.sum(0), np.square(z).sum(0)] for z in parts], axis=0) / positions / len(fitting)
@@ -163,7 +163,7 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
     folder.mkdir(parents=True, exist_ok=True)
     rows, files = {}, [str(path)]
     held_out = feed.held_out(("test", "validation"), experiment.held_out)
-    with Progress("reconstruct", len(held_out), unit="set") as shown:
+    with Progress("reconstruct", len(held_out), unit="component") as shown:
         for name, (split, media) in held_out.items():
             (modality,) = experiment.mixture[name].modalities
             own = _plain(media, modality)
@@ -222,7 +222,7 @@ def _decoded(autoencoder: Autoencoder, media: np.ndarray) -> np.ndarray:
 def _print(summary: dict[str, Any], workdir: Path) -> None:
     print(f"\n{workdir}: {summary['steps']} steps done\n")
     print("Reconstruction, beside PCA of a latent at least as large")
-    print(f"  {'set':<12} {'split':<11} {'measure':<18} {'convolutional':>14} {'linear':>10} {'difference':>11}")
+    print(f"  {'component':<12} {'split':<11} {'measure':<18} {'convolutional':>14} {'linear':>10} {'difference':>11}")
     for name, row in summary["reconstruction"].items():
         for measure, value in row["convolutional"].items():
             linear = row.get("linear", {}).get(measure)

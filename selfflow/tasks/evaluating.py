@@ -27,12 +27,12 @@ _FITTED = 1024
 def select_extractors(
     features: tuple[str, ...], experiment: Experiment, name: str, world: PhysicsVerifier | None, watched: int = WATCHED
 ) -> EvaluationSetup:
-    """What samples of a set are looked at with; the run's own layer is to be given its weights.
+    """What samples of a component are looked at with; the run's own layer is to be given its weights.
 
     Args:
-      features: as `Evaluation.features` names them; those that look at nothing in the set are left out.
+      features: as `Evaluation.features` names them; those that look at nothing in the component are left out.
       experiment: of the run.
-      name: of the set.
+      name: of the component.
       world: the verifier, or None.
       watched: how many clips are looked at one by one.
 
@@ -96,7 +96,7 @@ def readable_records(records: Any, count: int | None = None) -> Iterator[dict[st
 def real_clips(
     experiment: Experiment, feed: BatchSource, built: Mapping[str, BuiltDataset], name: str, split: str
 ) -> RealClips:
-    """Real clips of a set in a split of its data."""
+    """Real clips of a component in a split of its data."""
     data = experiment.mixture[name].data
     media, latents = experiment.media(name), feed.latents[experiment.mixture[name].data]
     lengths = {m: shown.shape[0] if shown.rate else 0 for m, shown in media.items()}

@@ -49,7 +49,8 @@ def evaluate_run(
 
 
 def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict[str, dict[str, float]]:
-    """Flow loss of the EMA on held-out samples, one tau for all tokens, beside its linear baseline; by "set/modality"."""
+    """Flow loss of the EMA on held-out samples, one tau for all tokens, and its linear baseline; by
+    "component/modality"."""
     tau = experiment.schedule.tau
     objective = dataclasses.replace(
         experiment.objective(),
@@ -83,14 +84,14 @@ def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict
 
 
 def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, state: State) -> list[Path]:
-    """Draws samples of every set from the EMA and writes them beside real ones; returns the files."""
+    """Draws samples of every component from the EMA and writes them beside real ones; returns the files."""
     objective = experiment.objective()
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    with Progress("sample", len(experiment.mixture), unit="set") as shown:
-        for name, chosen in experiment.mixture.items():
-            modalities, latents = feed.modalities[name], feed.latents[chosen.data]
+    with Progress("sample", len(experiment.mixture), unit="component") as shown:
+        for name, component in experiment.mixture.items():
+            modalities, latents = feed.modalities[name], feed.latents[component.data]
             configs = {m: experiment.autoencoders[m] for m in modalities if can_decode(experiment.autoencoders[m])}
             if not configs:  # of latents whose autoencoder is not there
                 shown.advance()
@@ -110,21 +111,21 @@ def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, stat
             }
             sheet = folder / f"{name}.png"
             shown_parts = {
-                g: {m: v[: 4 if "image" not in chosen.modalities else count] for m, v in media.items()}
+                g: {m: v[: 4 if "image" not in component.modalities else count] for m, v in media.items()}
                 for g, media in parts.items()
             }
             rates = {m: media.rate for m, media in experiment.media(name).items()}
             title = f"{name}: data through the autoencoder, and samples"
             write_sheet(sheet, shown_parts, rates.get("audio", 0), title)
             files.append(sheet)
-            for i in range(count if "image" not in chosen.modalities else 0):  # the sheet shows stills as they are
+            for i in range(count if "image" not in component.modalities else 0):  # the sheet shows stills as they are
                 files += write_media(folder / f"{name}_{i:02d}", {m: x[i] for m, x in parts["sample"].items()}, rates)
             shown.advance()
     return files
 
 
 def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
-    """The newest cosines by "set/modality", from the metrics."""
+    """The newest cosines by "component/modality", from the metrics."""
     found: dict[str, dict[str, float]] = {}
     for row in read_metrics(workdir):
         for name, value in row.items():

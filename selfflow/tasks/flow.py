@@ -80,7 +80,7 @@ def _functions(experiment: Experiment, feed: BatchSource, mesh: Mesh, placed: St
         return diagnose(objective, state.params, state.frozen, batch, sample_keys(key, state.step, batch_size(batch)))
 
     def look(state: State) -> dict[str, jax.Array]:
-        # One batch of every set, always the same: the step's own would show one set, and other samples each time.
+        # A fixed batch of every component: that of the step would show one component, and other samples each time.
         return {
             f"{view}/{name}/{m}": value
             for name, batch in looked_at.items()

@@ -95,15 +95,15 @@ class SampleEvaluation:
 
 
 class _Look:
-    """What the first process sees of one set at one step."""
+    """What the first process sees of one component at one step."""
 
     def __init__(self, evaluation: SampleEvaluation, name: str, weights: Any, step: int):
         self._of, self._name, self._step = evaluation, name, step
         experiment = evaluation._experiment
-        chosen = experiment.mixture[name]
-        built = evaluation._built.get(chosen.data)
+        component = experiment.mixture[name]
+        built = evaluation._built.get(component.data)
         if name not in evaluation._worlds:
-            evaluation._worlds[name] = physics_verifier(experiment.data[chosen.data], chosen.modalities, built)
+            evaluation._worlds[name] = physics_verifier(experiment.data[component.data], component.modalities, built)
         looks: EvaluationSetup = evaluation._looks[name]._replace(world=evaluation._worlds[name])
         # One process looks, on one device: the others would be waited for in a computation over all.
         self._here = Devices().mesh(jax.local_devices()[:1])

@@ -26,7 +26,7 @@ class Task(NamedTuple):
 
     feed: Any
     data_hash: str
-    sets: dict[str, Any]
+    datasets: dict[str, Any]
     autoencoders: dict[str, Path]
     evaluate: Callable[[State, Path], dict[str, float]] | None
     functions: Callable[[Mesh, State], dict[str, Any]]

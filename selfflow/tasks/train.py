@@ -91,7 +91,7 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
     where = url_of(data_dir) or str(data_dir.absolute())
 
     def enter() -> None:
-        create_or_resume(workdir, experiment, task.data_hash, task.sets, task.autoencoders, where)
+        create_or_resume(workdir, experiment, task.data_hash, task.datasets, task.autoencoders, where)
         send_changes(workdir)  # from here on a bucket knows of a run, whatever of the rest gets there
 
     run_on_all(lambda: enter() if is_primary() else None)
@@ -106,7 +106,7 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
             print(sharding_table(state, shardings_of(state), experiment.objective().logical_axes()))
     batches = task.feed.batches(start, experiment.steps, rows)
     stream = iter(batches)
-    sizes = {name: chosen.batch_size for name, chosen in experiment.mixture.items()}
+    sizes = {name: component.batch_size for name, component in experiment.mixture.items()}
     log = None
     try:
         with jax.set_mesh(mesh), interruptible() as interruption:
@@ -114,7 +114,7 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
             if start < experiment.steps:
                 state = run_loop(
                     state,
-                    batches=((shard_batch(batch, mesh, sizes[facts["set"]]), facts) for batch, facts in stream),
+                    batches=((shard_batch(batch, mesh, sizes[facts["component"]]), facts) for batch, facts in stream),
                     ids=batches.ids,
                     start=start,
                     steps=experiment.steps,

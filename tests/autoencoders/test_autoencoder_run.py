@@ -60,7 +60,10 @@ def test_a_run_leaves_what_it_should(run, sound_run):
     folder, summary = run
     assert Run(folder).experiment == experiment().resolved() == read_experiment(folder / "experiment.json")
     rows = read_metrics(folder)
-    assert [row["step"] for row in rows] == list(range(1, 7)) and {row["set"] for row in rows} == {"films", "stills"}
+    assert [row["step"] for row in rows] == list(range(1, 7)) and {row["component"] for row in rows} == {
+        "films",
+        "stills",
+    }
     assert all(
         np.isfinite([row[n] for n in ("loss", "squared", "gradient", "kl", "gradient_norm")]).all() for row in rows
     )
@@ -76,7 +79,7 @@ def test_a_run_leaves_what_it_should(run, sound_run):
     sounds = sound_run[1]["reconstruction"]["sounds"]
     assert set(sounds["convolutional"]) == set(sounds["linear"]) == {"log_mel_distance", "snr_db"}
     told = json.loads((folder / "provenance.json").read_text())
-    assert told["sets"]["collisions"]["fingerprint"] and told["data"]
+    assert told["datasets"]["collisions"]["fingerprint"] and told["data"]
 
 
 def test_its_latents_have_unit_variance(run, data_dir):
@@ -90,7 +93,7 @@ def test_its_latents_have_unit_variance(run, data_dir):
         autoencoder = load_autoencoder(parse_autoencoder(f"convolutional={path}", modality), path)
         media = feed.held_out((), 512)[name][1]
         latents.append(autoencoder.encode(media[:, 0] if modality == "image" else media).reshape(-1, 8))
-    # Of both sets alike, though films have four times as many positions.
+    # Of both components alike, though films have four times as many positions.
     mean = np.mean([z.mean(0) for z in latents], axis=0)
     np.testing.assert_allclose(mean, 0, atol=1e-3)
     np.testing.assert_allclose(np.mean([np.square(z).mean(0) for z in latents], axis=0) - mean**2, 1, atol=2e-3)
@@ -139,8 +142,8 @@ def test_two_processes_begin_and_train_as_one_does(run, data_dir, tmp_path):
     assert [process.returncode for process in both] == [0, 0], "\n".join(told)
     alone = read_metrics(run[0])
     for row, other in zip(read_metrics(tmp_path / "both"), alone, strict=True):
-        assert row.keys() == other.keys() and row["set"] == other["set"]
-        for name in row.keys() - {*TIMINGS, "set"}:
+        assert row.keys() == other.keys() and row["component"] == other["component"]
+        for name in row.keys() - {*TIMINGS, "component"}:
             assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (row["step"], name)
     made = Run(tmp_path / "both").summary()["reconstruction"]["films"]["convolutional"]["psnr_db"]
     assert made == pytest.approx(run[1]["reconstruction"]["films"]["convolutional"]["psnr_db"], abs=0.01)

@@ -3,7 +3,7 @@ from selfflow.benchmark.sampling import SOLVERS, sampling_rates
 
 def test_every_solver_is_timed_beside_the_network(tiny_experiment):
     rates = sampling_rates(tiny_experiment.resolved(), rounds=1, samples=4)
-    assert [(rate.set, rate.solver) for rate in rates] == [
+    assert [(rate.component, rate.solver) for rate in rates] == [
         (s, solver) for s in ("joint", "image") for solver in SOLVERS
     ]
     assert [rate.evaluations for rate in rates] == [2, 3, 2] * 2

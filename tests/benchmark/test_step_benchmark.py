@@ -47,9 +47,9 @@ def test_what_the_shapes_demand_is_what_the_program_does(name, separation):
     experiment = load_experiment(TINY.parents[1] / "experiments" / f"{name}.py")
     experiment = dataclasses.replace(experiment, separation=separation).resolved()
     state = jax.eval_shape(experiment.init, jax.random.key(0))
-    for chosen in experiment.mixture:
-        counted = matmul_flops(experiment.step(), state, random_batch(experiment, chosen))
-        assert 0.997 * counted < model_flops(experiment, chosen) < counted
+    for component in experiment.mixture:
+        counted = matmul_flops(experiment.step(), state, random_batch(experiment, component))
+        assert 0.997 * counted < model_flops(experiment, component) < counted
 
 
 def test_modulation_for_every_token_gives_the_same_numbers(tiny_experiment, keys_B):
@@ -93,7 +93,7 @@ def test_a_batch_has_the_shapes_of_its_set(tiny_experiment):
 
 
 def test_the_mean_is_over_the_steps_of_the_mixture(tiny_experiment):
-    experiment = tiny_experiment.resolved()  # both sets with weight one half
+    experiment = tiny_experiment.resolved()  # both components with weight one half
     rates = [
         StepRate("joint", 3.0, 0.0, 100.0, 40, 30, 0.1, 1.5, None, 7, 1.0),
         StepRate("image", 1.0, 0.0, 500.0, 20, 10, 0.1, 1.25, None, 9, 2.0),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from selfflow.cli.probe import Options, _baseline, _check_sets, _place, _print, probe
+from selfflow.cli.probe import Options, _baseline, _check_components, _place, _print, probe
 from selfflow.errors import UserError
 from selfflow.representation.comparison import read_rows
 from tests.representation.test_probing import ROW
@@ -61,11 +61,11 @@ def test_runs_whose_first_sets_differ_are_asked_for_one_that_all_have():
     run = lambda name, *first: SimpleNamespace(
         source=name, experiment=SimpleNamespace(mixture={"own": SimpleNamespace(modalities=first)} if first else {})
     )
-    _check_sets([run("a", "video", "audio"), run("b", "audio", "video")])
-    with pytest.raises(UserError, match=r"\(own of a and own of b\): name a --set or --sources"):
-        _check_sets([run("a", "video", "audio"), run("b", "image")])
+    _check_components([run("a", "video", "audio"), run("b", "audio", "video")])
+    with pytest.raises(UserError, match=r"\(own of a and own of b\): name a --component or --sources"):
+        _check_components([run("a", "video", "audio"), run("b", "image")])
     with pytest.raises(UserError, match="none of imported"):
-        _check_sets([run("a", "image"), run("imported")])
+        _check_components([run("a", "image"), run("imported")])
 
 
 def test_another_question_has_a_file_of_its_own():
@@ -73,10 +73,10 @@ def test_another_question_has_a_file_of_its_own():
     assert str(place()) == "runs/a/probes/labels_logistic.csv" and place(baseline="b") == place()
     asked = [
         {"targets": "material,count"}, {"tau": "0.5"}, {"layers": "1,2"}, {"weights": "student"}, {"step": 9},
-        {"set": "x"}, {"sources": "video+audio"}, {"split": "shifted"}, {"probe": "knn"}, {"clips": 9},
+        {"component": "x"}, {"sources": "video+audio"}, {"split": "shifted"}, {"probe": "knn"}, {"clips": 9},
     ]  # fmt: skip
     assert len({place(), *(place(**one) for one in asked)}) == 1 + len(asked)
-    assert place(set="a/b", targets="material,count").name == "material_count_logistic_set=a-b.csv"
+    assert place(component="a/b", targets="material,count").name == "material_count_logistic_component=a-b.csv"
     assert place(("runs/a", "runs/b"), tau="0.1,0.3").parts[-3:] == (
         "runs",
         "probes",

@@ -51,7 +51,7 @@ def noise(*shape, seed=0):
 
 
 def experiment_of(tiny_experiment, source, autoencoders, **changed):
-    """The tiny experiment on latents of a folder, one set of the mixture for each modality."""
+    """The tiny experiment on latents of a folder, one component of the mixture for each modality."""
     patches = {"image": (2, 2), "video": (1, 2, 2), "audio": (1,)}
     return dataclasses.replace(
         tiny_experiment,

@@ -80,7 +80,7 @@ def write(
 def feed(folders: dict[str, Path], mixture: dict[str, Component], exclude=(), frames: int = 5, **more) -> BatchSource:
     """A feed whose clips last `frames` video frames."""
     lasting = {m: x.lasting(frames * (2 if m == "audio" else 1)) if x.period else x for m, x in MODALITIES.items()}
-    modalities = {name: {m: lasting[m] for m in chosen.modalities} for name, chosen in mixture.items()}
+    modalities = {name: {m: lasting[m] for m in component.modalities} for name, component in mixture.items()}
     return BatchSource({name: Latents(path, exclude) for name, path in folders.items()}, mixture, modalities, **more)
 
 

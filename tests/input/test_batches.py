@@ -28,7 +28,7 @@ def folders(tmp_path_factory):
 
 
 def seen(feed, start=0, steps=24, rows=None):
-    return [(facts["set"], numbers(batch)) for batch, facts in feed.batches(start, steps, rows)]
+    return [(facts["component"], numbers(batch)) for batch, facts in feed.batches(start, steps, rows)]
 
 
 def part(number, parts):
@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_the_next_sample_on_another_number_of_readers(folders
 
 
 def test_no_record_is_repeated_or_lost_in_an_epoch(folders):
-    """By ids: what the sets saw, whatever the mixture did between."""
+    """By ids: what the components saw, whatever the mixture did between."""
     found = seen(feed(folders, MIXTURE), steps=60)
     for name, records in (("joint", range(20)), ("stills", range(100, 112)), ("more", range(20))):
         drawn = [i for n, rows in found if n == name for i in rows]

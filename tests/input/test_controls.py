@@ -20,8 +20,8 @@ def folders(tmp_path_factory):
     return {"a": write(tmp_path_factory.mktemp("controls") / "a", [record(i, frames=8) for i in range(20)])}
 
 
-def batches(folders, chosen, **more):
-    return [batch for batch, _ in feed(folders, {"joint": chosen}, **more).batches(0, STEPS)]
+def batches(folders, component, **more):
+    return [batch for batch, _ in feed(folders, {"joint": component}, **more).batches(0, STEPS)]
 
 
 def sounds(found):
@@ -60,7 +60,7 @@ def test_a_delayed_sound_is_rolled_and_held_out_clips_are_not(folders):
     for a, b in zip(batches(folders, MATCHED), batches(folders, late), strict=True):
         np.testing.assert_array_equal(a["latents"]["video"], b["latents"]["video"])
         np.testing.assert_array_equal(np.roll(a["latents"]["audio"], 2, axis=1), b["latents"]["audio"])
-    plain, control = (feed(folders, {"joint": chosen}).held_out(("train",)) for chosen in (MATCHED, late))
+    plain, control = (feed(folders, {"joint": component}).held_out(("train",)) for component in (MATCHED, late))
     np.testing.assert_array_equal(plain["joint"][1]["latents"]["audio"], control["joint"][1]["latents"]["audio"])
 
 
@@ -96,9 +96,9 @@ def test_a_single_record_has_no_other(tmp_path):
 def test_an_unreadable_other_is_named(tmp_path):
     folder = write(tmp_path / "a", [record(i) for i in range(20)], per_shard=1)
     (folder / shard_name("train", 7, 20)).write_bytes(b"no record")
-    chosen = dataclasses.replace(MATCHED, shuffled=("audio",))
+    component = dataclasses.replace(MATCHED, shuffled=("audio",))
     from selfflow.input.options import LoaderOptions
 
-    made = feed({"a": folder}, {"joint": chosen}, loader=LoaderOptions(unreadable_share=0.2))
+    made = feed({"a": folder}, {"joint": component}, loader=LoaderOptions(unreadable_share=0.2))
     told = [name for _, facts in made.batches(0, STEPS) for name in facts.get("unreadable", ())]
     assert set(told) == {"made-7"} and len(told) >= 15  # as itself and as another's sound

@@ -120,9 +120,9 @@ def test_sha256sum_agrees(sit):
 def test_the_card_tells_what_the_run_tells(tiny_run, joint):
     card = (joint / "README.md").read_text()
     run = open_run(tiny_run)
-    (sets,) = run.provenance()["sets"].values()
+    (dataset,) = run.provenance()["datasets"].values()
     assert card.startswith("---\nlicense: apache-2.0\n") and 'datasets:\n- "collisions"\n---\n' in card
-    told = [sets["dataset"], sets["fingerprint"], sets["latents"], *sets["autoencoders"].values()]
+    told = [dataset["dataset"], dataset["fingerprint"], dataset["latents"], *dataset["autoencoders"].values()]
     told += [
         "steps | 12 of 12",
         "seed.noise | 0",
@@ -155,8 +155,8 @@ def test_what_weights_descend_from_keeps_its_licence(tiny_run, tmp_path):
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
     elsewhere = {"dataset": "films/1.0.0", "licence": "CC BY 4.0", "autoencoders": {}, "text": None}
     provenance["ancestors"] = [
-        {"run": "/home/someone/first:7", "sets": {"films": elsewhere}, "imported": None},
-        {"run": "/home/someone/older:9", "sets": {}, "imported": {"file": "/x/base.pt", "sha256": "0f"}},
+        {"run": "/home/someone/first:7", "datasets": {"films": elsewhere}, "imported": None},
+        {"run": "/home/someone/older:9", "datasets": {}, "imported": {"file": "/x/base.pt", "sha256": "0f"}},
     ]
     (tmp_path / "run" / "provenance.json").write_text(json.dumps(provenance))
     (tmp_path / "out").mkdir()
@@ -276,7 +276,7 @@ def test_a_run_that_is_damaged_is_not_exported(tiny_run, tmp_path):
     refused("provenance.json is missing or damaged", provenance="{")
     refused("provenance.json holds no JSON object", provenance="[]")
     refused(r"provenance.json is damaged \(KeyError: 'sessions'\)", provenance='{"data": "x"}')
-    refused("provenance.json is damaged", provenance='{"sets": {"x": {"autoencoders": 3}}}')
+    refused("provenance.json is damaged", provenance='{"datasets": {"x": {"autoencoders": 3}}}')
     refused("experiment.json is not valid JSON", experiment='{"steps": 3')
     refused(r"summary.json is damaged \(", summary='{"steps": 12, "flow_loss": 3}')
     run = open_run(tiny_run)

@@ -37,9 +37,9 @@ def means(x: np.ndarray, *block: int) -> np.ndarray:
     return x
 
 
-def feed(latents, frames: int = FRAMES, **chosen) -> BatchSource:
+def feed(latents, frames: int = FRAMES, **control) -> BatchSource:
     modalities = {m: x.lasting(frames) if x.period else x for m, x in MODALITIES.items()}
-    mixture = {"clips": Component(("video",), 1.0, 4, data="d", **chosen)}
+    mixture = {"clips": Component(("video",), 1.0, 4, data="d", **control)}
     shapes = {"clips": {"video": modalities["video"]}}
     return BatchSource({"d": latents}, mixture, shapes, features={"video": WIDTH, "image": WIDTH})
 
@@ -110,14 +110,14 @@ def test_hosts_make_the_same_and_other_features_another_folder(tmp_path, files):
     assert other.path != alone.path and latents_hash({"d": other}) != latents_hash({"d": alone})
 
 
-@pytest.mark.parametrize("chosen", [{}, {"delayed": {"video": 0.08}}, {"shuffled": ("video",)}])
-def test_targets_move_with_their_latents(tmp_path, files, chosen):
+@pytest.mark.parametrize("control", [{}, {"delayed": {"video": 0.08}}, {"shuffled": ("video",)}])
+def test_targets_move_with_their_latents(tmp_path, files, control):
     """Crops of four frames, drawn anew: the features of each token are those of the frames that it is made of."""
     found = encoded(tmp_path, files)
     latent = np.stack([found.source("train")[i]["video"] for i in range(4)])
     stored = np.stack([found.source("train")[i]["video.features"] for i in range(4)]).astype(np.float32)
     starts = set()
-    for batch, _ in feed(found, frames=4, **chosen).batches(0, 6):
+    for batch, _ in feed(found, frames=4, **control).batches(0, 6):
         assert batch["features"]["video"].shape == (4, 8, WIDTH)
         for x, target in zip(batch["latents"]["video"], batch["features"]["video"]):
             frames = [np.argwhere((latent == frame).all((2, 3, 4)))[0] for frame in x]

@@ -149,7 +149,11 @@ def test_an_experiment_with_it_reads_back(tiny_experiment):
     ("encoders", "more", "named"),
     [
         ({"video": VIDEO, "image": None}, {}, "alignment.encoders has no entry for audio, which mixture.joint uses"),
-        ({"video": VIDEO, "image": None, "audio": None, "depth": VIDEO}, {}, "encoders.depth: no set of the mixture"),
+        (
+            {"video": VIDEO, "image": None, "audio": None, "depth": VIDEO},
+            {},
+            "encoders.depth: no component of the mixture",
+        ),
         ({"video": None, "image": None, "audio": None}, {}, "alignment.encoders names no encoder at all"),
         (
             {"video": None, "image": None, "audio": EffNetLite0()},

@@ -159,7 +159,7 @@ def test_a_small_step_is_planned_for_four_chips(capsys):
     assert (
         0 < bounds["mfu"] <= 1
         and bounds["step_seconds"] > 0
-        and {one["set"] for one in bounds["sets"]} == {"joint", "image"}
+        and {one["component"] for one in bounds["components"]} == {"joint", "image"}
     )
 
 
@@ -191,7 +191,7 @@ def test_gradients_go_between_slices_and_little_else(tiny_experiment):
     size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(experiment.init, jax.random.key(0)).params))
     # Every chip passes on its quarter of the gradient, in bfloat16 but for what no dense layer holds.
     assert 0.5 * size / 4 * 2 < between < 2.5 * size / 4 * 2
-    assert plan.bounds.sets[0].seconds["dcn"] == pytest.approx(between / CHIPS["v5e"].dcn_bandwidth)
+    assert plan.bounds.components[0].seconds["dcn"] == pytest.approx(between / CHIPS["v5e"].dcn_bandwidth)
 
 
 @pytest.mark.tpu

@@ -30,12 +30,12 @@ def make_run(folder: Path, made: Experiment, ratio: float | None, losses: Any = 
     folder.mkdir(parents=True)
     session = {"selfflow": "0.1.0", "commit": "c0ffee", "dirty": True, "python": "3.11", "packages": {"jax": "0.10"}}
     session |= {"devices": ["cpu"], "command": ["/x/selfflow/__main__.py", "train", "gone.py", "--note", "a b"]}
-    sets = {"collisions": {"dataset": "collisions", "fingerprint": "f00d", "latents": "1a7e"}}
-    told = {"started_from": None, "data": "1a7e", "sets": sets, "sessions": [session]}
+    datasets = {"collisions": {"dataset": "collisions", "fingerprint": "f00d", "latents": "1a7e"}}
+    told = {"started_from": None, "data": "1a7e", "datasets": datasets, "sessions": [session]}
     (folder / "provenance.json").write_text(json.dumps(told))
     save_experiment(made, folder / "experiment.json")
     rows = [
-        {"step": step, "set": "joint", "flow_loss/video": losses(step), "cosine/projected/joint/video": 0.5}
+        {"step": step, "component": "joint", "flow_loss/video": losses(step), "cosine/projected/joint/video": 0.5}
         | {f"{kind}/{who}/joint/video": 2.0 for kind in ("norm", "rank") for who in ("student", "teacher")}
         for step in range(1, until + 1)
     ]

@@ -26,7 +26,7 @@ from tests.report.folders import STEPS, add_samples, experiment, make_run, make_
 
 _PACKAGES = json.dumps(
     {
-        "sets": {"collisions": {"dataset": "collisions", "fingerprint": "f00d"}},
+        "datasets": {"collisions": {"dataset": "collisions", "fingerprint": "f00d"}},
         "sessions": [{"packages": ["x"]}],
     }
 )
@@ -168,7 +168,14 @@ def test_the_probes_and_the_evaluations_of_a_run_are_found(tmp_path):
     table = {"chance": 0.25, "trained, block 1": 0.6, "trained, block 2": 0.5, "raw latents": 0.3}
     score = lambda x: {"material/both": {"validation": x, "test": x - 0.1}}
     (run / "summary.json").write_text(json.dumps(summary | {"probes": {k: score(v) for k, v in table.items()}}))
-    told = {"step": STEPS, "set": "joint", "samples": 8, "modality": "audio", "context": ["video"], "weights": "ema"}
+    told = {
+        "step": STEPS,
+        "component": "joint",
+        "samples": 8,
+        "modality": "audio",
+        "context": ["video"],
+        "weights": "ema",
+    }
     rows = {"samples": {"kid/FD-LogMel audio": 0.04, "kid/FD-layer2 audio": 3.0, "physics/time": 0.9}}
     rows["noise"] = {"kid/FD-LogMel audio": 0.2}
     (run / "evaluations").mkdir()
@@ -188,7 +195,7 @@ def test_the_probes_and_the_evaluations_of_a_run_are_found(tmp_path):
 def test_what_was_evaluated_with_other_features_stands_beside(tmp_path):
     run = make_run(tmp_path / "alone", experiment(3), 0.5)
     (run / "evaluations").mkdir()
-    told = {"step": STEPS, "set": "joint", "samples": 8, "modality": "audio", "weights": "ema"}
+    told = {"step": STEPS, "component": "joint", "samples": 8, "modality": "audio", "weights": "ema"}
     for name, rows in (("1", {"kid/FD-LogMel audio": 0.1, "physics/time": 0.9}), ("2", {"kid/FD-BirdNET audio": 0.2})):
         (run / "evaluations" / f"{name}.json").write_text(json.dumps(told | {"rows": {"samples": rows}}))
     os.utime(run / "evaluations" / "1.json", (1, 1))
@@ -212,7 +219,7 @@ def test_few_scores_of_many_members_are_exploratory(tmp_path):
     sweep = make_sweep(tmp_path / "s", {"a": PLAIN, "b": BETTER})
     for name in ("a_1", "a_2", "b_1", "b_2"):
         (sweep / name / "evaluations").mkdir()
-        told = {"step": STEPS, "set": "joint", "samples": 8, "weights": "ema"}
+        told = {"step": STEPS, "component": "joint", "samples": 8, "weights": "ema"}
         rows = {"rows": {"samples": {"kid/FD-LogMel audio": 0.1 + int(name[-1]) / 100}}}
         (sweep / name / "evaluations" / "a.json").write_text(json.dumps(told | rows))
     page, tables = report(sweep, tmp_path / "o")
@@ -317,7 +324,7 @@ def test_samples_stand_in_the_page_within_the_limit(tmp_path):
         ("a_1/metrics.jsonl", '{"step": 1}\n{"st', "a_1/metrics.jsonl is damaged after step 1 of 40"),
         ("a_1/metrics.jsonl", '{"step": 1}\n3\n', r"a_1/metrics.jsonl is damaged \(line 2 has no step\)"),
         ("a_1/provenance.json", "", "a_1/provenance.json is missing or damaged"),
-        ("a_1/provenance.json", '{"sets": []}', "a_1/provenance.json is damaged: sets holds no tables"),
+        ("a_1/provenance.json", '{"datasets": []}', "a_1/provenance.json is damaged: datasets holds no tables"),
         (
             "a_1/provenance.json",
             _PACKAGES,

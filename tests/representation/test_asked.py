@@ -145,7 +145,7 @@ def test_retrieval_that_cannot_be_is_refused(run):
     for queries in (0, -3):
         with pytest.raises(UserError, match=f"--retrieval is {queries}: give the number of films, at least 1"):
             retrieval_rows(run, queries)
-    with pytest.raises(UserError, match="set 'image' has no"):
-        retrieval_rows(run, 1, set="image")
+    with pytest.raises(UserError, match="component 'image' has no"):
+        retrieval_rows(run, 1, component="image")
     with pytest.raises(UserError, match="16 candidates need 8: give more clips, as of a larger split$"):
         retrieval_rows(run, 1)

@@ -220,7 +220,7 @@ def test_batches_of_a_run_are_read_one_by_one_and_without_torn_clips(monkeypatch
     with pytest.raises(UserError, match="none of 1 clips can be read"):
         list(module.health_of_run(run, Torn({"audio": np.ones((1, 2, 1))}), (0.5,)))
     clips.shapes = {"audio": (3, 1)}
-    with pytest.raises(UserError, match="is shorter than the set has them"):
+    with pytest.raises(UserError, match="is shorter than the component has them"):
         list(module.health_of_run(run, clips, (0.5,)))
     for wrong in ({"limit": 1}, {"batch_size": 0}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is .: it must be at least 2"):
@@ -242,7 +242,7 @@ def test_what_cannot_be_measured_is_refused(objective, params, ema, latents):
         ("teacher_tau is 0.6: give a level from 0 to 0.5", {"teacher_tau": 0.6}),
         ("no samples", {"data": []}),
         ("a batch of 1 sample", {"data": batches(latents, [1, 3])}),
-        ("give one set", {"data": [*batches(latents, [3]), {"video": latents["video"]}]}),
+        ("give one component", {"data": [*batches(latents, [3]), {"video": latents["video"]}]}),
         ("a batch holds text, and the model knows", {"data": [{"text": np.zeros((3, 2, 2))}]}),
         ("audio at tau 0.5 are not finite", {"data": batches(latents | {"audio": latents["audio"] * np.nan}, [3])}),
     ):

@@ -131,11 +131,11 @@ def test_the_mean_of_several_probes_has_no_setting():
         ({"layers": "1,99"}, "99"),
         ({"layers": "one"}, "--layers one: give numbers"),
         ({"tau": "2"}, "--tau"),
-        ({"sources": "video+smell"}, "smell is none of the set's video, audio"),
+        ({"sources": "video+smell"}, "smell is none of the component's video, audio"),
         ({"sources": "audio", "targets": "position"}, "target position: it is asked of tokens of one modality"),
         ({"split": "train"}, "probes are fitted to it"),
         ({"split": "rest"}, "split 'rest'"),
-        ({"set": "none"}, "set 'none'"),
+        ({"component": "none"}, "component 'none'"),
         ({"weights": "teacher"}, "there are ema, student and untrained"),
         ({"clips": 1}, "--clips is 1"),
         ({"step": 7}, "no checkpoint of step 7"),
@@ -206,7 +206,7 @@ def test_runs_that_differ_in_seeds_alone_are_one_method(run, tiny_run):
     assert arms_of([one, Named("runs/arm_2", longer)]) == ["arm_1", "arm_2"]
     with pytest.raises(UserError, match="runs/arm_1 and else/arm_1: rows go by the name of a run"):
         arms_of([one, Named("else/arm_1", seeds[1])])
-    two.provenance = lambda: {"sets": {"collisions": {"dataset": "collisions/other", "fingerprint": "0"}}}
+    two.provenance = lambda: {"datasets": {"collisions": {"dataset": "collisions/other", "fingerprint": "0"}}}
     with pytest.raises(UserError, match="arm_2 was trained on collisions/other and .*arm_1 on collisions"):
         arms_of([one, two])
 

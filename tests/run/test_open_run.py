@@ -50,7 +50,10 @@ def test_clips_are_what_the_set_has_of_a_split(run, data_dir):
     feed, built = prepare_data(run.experiment, data_dir)
     assert run.feed(data_dir)[0] is run.feed(str(data_dir))[0]
     reader, records = feed.reader("joint", "test"), built["collisions"].records("test")
-    assert (clips.set, clips.split, len(clips)) == ("joint", "test", 12) and set(clips.labels) >= {"count", "material"}
+    assert (clips.component, clips.split, len(clips)) == ("joint", "test", 12) and set(clips.labels) >= {
+        "count",
+        "material",
+    }
     for i in (0, 7):
         raw = clips.record(i)
         assert raw["id"] == clips.ids[i] == records[int(reader.records[i])]["id"]
@@ -59,7 +62,7 @@ def test_clips_are_what_the_set_has_of_a_split(run, data_dir):
         assert {m: x.shape for m, x in clips.latents(i).items()} == clips.shapes
         jax.tree.map(np.testing.assert_array_equal, clips.latents(i), expected)
     assert len(list(clips)) == 12
-    assert set(run.data("train", set="image", data_dir=data_dir).shapes) == {"image"}
+    assert set(run.data("train", component="image", data_dir=data_dir).shapes) == {"image"}
 
 
 def test_clips_that_cannot_be_read_are_counted_and_raw_data_may_be_elsewhere(run, data_dir, monkeypatch, capsys):
@@ -91,7 +94,7 @@ def test_clips_that_cannot_be_read_are_counted_and_raw_data_may_be_elsewhere(run
     "arguments, said",
     [
         (dict(split="tset"), "split 'tset': collisions has train, validation, test"),
-        (dict(set="smell"), "set 'smell': this run has joint, image"),
+        (dict(component="smell"), "component 'smell': this run has joint, image"),
     ],
 )
 def test_splits_and_sets_that_do_not_exist(run, data_dir, arguments, said):

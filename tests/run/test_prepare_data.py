@@ -61,7 +61,7 @@ def test_one_feed_for_all_data_sets(prepared, mixed):
     assert shapes == {"video": (10, 4, 4, 32)}
     seen = {}
     for batch, facts in feed.batches(0, 7):
-        seen[facts["set"]] = batch
+        seen[facts["component"]] = batch
     assert set(seen) == set(mixed.mixture)
     assert seen["short"]["latents"]["video"].shape == (4, 10, 4, 4, 32)
     assert "caption" in seen["collisions"] and "caption" in seen["digits"] and "caption" not in seen["atari"]
@@ -157,8 +157,8 @@ def test_it_trains_and_logs_what_could_not_be_read(prepared, mixed, tmp_path, da
     )
     train(experiment, tmp_path / "run", data_dir)
     rows = open_run(tmp_path / "run").metrics()
-    assert {row["set"] for row in rows} == {"atari", "digits"} and all(np.isfinite(row["loss"]) for row in rows)
-    assert rows[6]["set"] == "digits" and all(row["waiting"] >= 0 for row in rows)
+    assert {row["component"] for row in rows} == {"atari", "digits"} and all(np.isfinite(row["loss"]) for row in rows)
+    assert rows[6]["component"] == "digits" and all(row["waiting"] >= 0 for row in rows)
     (named,) = {i for row in rows for i in row.get("unreadable", [])}
     assert named.startswith("atari") and f"{named!r} in train-00000-of-00001.array_record" in capsys.readouterr().err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -188,7 +188,7 @@ def test_it_trains_and_logs_what_could_not_be_read(prepared, mixed, tmp_path, da
         ),
         (lambda e: {"latents": {"nobody": "x"}}, "latents.nobody: no such data set"),
         (lambda e: {"text": None}, "text and model.text go together"),
-        (lambda e: {"curriculum": (Stage(step=1, weights={"nobody": 1.0}),)}, "names the set nobody"),
+        (lambda e: {"curriculum": (Stage(step=1, weights={"nobody": 1.0}),)}, "names the component nobody"),
     ],
 )
 def test_experiments_that_cannot_be(mixed, change, message):

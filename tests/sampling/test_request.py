@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.sampling.context_spec import check_trained, choose_set, merge_requests, parse_context, set_of
+from selfflow.sampling.context_spec import check_trained, choose_component, component_of, merge_requests, parse_context
 
 KNOWN = ("video", "audio", "image")
 TABLE = {"modality": 0.1, "first_frame": 0.1, "prefix": 0.1, "inpaint_time": 0.1, "inpaint_region": 0.1}
@@ -88,19 +88,19 @@ def test_starting_from_noised_data_needs_no_training(pair):
 
 def test_the_set_is_what_is_generated_and_given():
     mixture = {"joint": ("video", "audio"), "still": ("image",)}
-    chosen = lambda names, *texts: choose_set(names, tuple(map(request_of, texts)), mixture)
+    chosen = lambda names, *texts: choose_component(names, tuple(map(request_of, texts)), mixture)
     assert chosen(("audio",), "video")[0] == chosen((), "video")[0] == chosen((), "prefix:1")[0] == "joint"
     assert chosen((), "image@0.5")[0] == "still"
     name, (request,) = chosen(("video", "audio"), "image=a.png")
     assert name == "joint" and request.what == "first_frame" and request.file == Path("a.png")
     with pytest.raises(UserError, match="not with noise"):
         chosen(("video", "audio"), "image@0.5=a.png")
-    name, (request,) = choose_set((), (request_of("image=a.png"),), {"joint": ("video", "audio")})
+    name, (request,) = choose_component((), (request_of("image=a.png"),), {"joint": ("video", "audio")})
     assert request.what == "first_frame"
 
 
 def test_sets_are_those_of_the_mixture():
     mixture = {"joint": ("video", "audio"), "still": ("image",)}
-    assert set_of(("audio", "video"), mixture) == "joint"
+    assert component_of(("audio", "video"), mixture) == "joint"
     with pytest.raises(UserError, match="joint: video, audio; still: image"):
-        set_of(("video",), mixture)
+        component_of(("video",), mixture)

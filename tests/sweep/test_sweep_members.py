@@ -183,7 +183,7 @@ def test_a_budget_of_flops_buys_cheaper_members_more_steps(tmp_path):
     assert budget_of(file) == Budget(flops=1e10)
     for planned in load_sweep(file, base, budget_of(file)).runs.values():
         experiment = planned.experiment.resolved()
-        step = sum(chosen.weight * model_flops(experiment, name) for name, chosen in experiment.mixture.items())
+        step = sum(component.weight * model_flops(experiment, name) for name, component in experiment.mixture.items())
         assert experiment.steps > 20 and planned.flops == pytest.approx(experiment.steps * step)
         assert planned.flops <= 1e10 < planned.flops + step
         assert experiment.ema_decay == pytest.approx(1 - 10 / experiment.steps)  # which follows from the steps
@@ -254,13 +254,13 @@ def test_budgets_that_make_no_sense_are_named(budget, message):
 
 
 def test_flops_follow_the_curriculum(tiny_experiment):
-    """Against the sum over the sets that a run's steps draw from, which is within a few steps of their shares."""
+    """Against the sum over the components that a run's steps draw from, which is within a few steps of their shares."""
     stages = (Stage(40, weights={"image": 1.0}), Stage(70, quality={"image": 0.1}), Stage(90, weights={"joint": 1.0}))
     experiment = dataclasses.replace(tiny_experiment, steps=120, curriculum=stages).resolved()
     costs = mean_flops(experiment)
     own = {name: model_flops(experiment, name) for name in experiment.mixture}
     plan = MixturePlan(experiment.mixture, stages, 120, seed=0)
-    drawn = [own[plan.components[plan[step][0]].set] for step in range(120)]
+    drawn = [own[plan.pools[plan[step][0]].component] for step in range(120)]
     for steps in (1, 39, 40, 41, 70, 90, 119, 120):
         assert flops_of(costs, steps) == pytest.approx(sum(drawn[:steps]), abs=2 * max(own.values()))
         assert steps_within(costs, flops_of(costs, steps)) == steps

@@ -22,7 +22,7 @@ def record_into(path: str) -> None:
         with open(path, "a") as file:
             for step, (batch, facts) in enumerate(plain(self), self._start + 1):
                 samples = [digest(x) for x in batch["latents"][min(batch["latents"])]]
-                file.write(json.dumps([step, facts["set"], samples]) + "\n")
+                file.write(json.dumps([step, facts["component"], samples]) + "\n")
                 file.flush()
                 yield batch, facts
 

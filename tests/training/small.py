@@ -84,7 +84,7 @@ def run(
     def batches():
         for step in itertools.count(start):
             before(step + 1)
-            yield batch(step, "loss" if step + 1 in bad else "", width), {"set": "line", "tokens": 4}
+            yield batch(step, "loss" if step + 1 in bad else "", width), {"component": "line", "tokens": 4}
 
     try:
         with interruptible() as interruption:

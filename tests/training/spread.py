@@ -36,7 +36,7 @@ def five_steps(devices: Devices, count: int, dtype: str, split_tokens: bool) -> 
     made = experiment()
     execution = Execution(unroll=1, attention="xla", split_tokens=split_tokens)
     model = dataclasses.replace(made.model, dtype=dtype, execution=execution)
-    mixture = {name: dataclasses.replace(chosen, batch_size=8) for name, chosen in made.mixture.items()}
+    mixture = {name: dataclasses.replace(component, batch_size=8) for name, component in made.mixture.items()}
     made = dataclasses.replace(made, model=model, mixture=mixture).resolved()
     objective, optimizer, mesh = made.objective(), made.optimizer.make(), devices.mesh(jax.devices()[:count])
     shapes = jax.eval_shape(made.init, jax.random.key(0))

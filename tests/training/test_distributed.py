@@ -47,8 +47,8 @@ def finished(processes: list[subprocess.Popen]) -> list[str]:
 def assert_same_numbers(found, expected) -> None:
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     for row, other in zip(found, expected):
-        assert row.keys() == other.keys() and row["set"] == other["set"]
-        for name in row.keys() - {*TIMINGS, "set"}:
+        assert row.keys() == other.keys() and row["component"] == other["component"]
+        for name in row.keys() - {*TIMINGS, "component"}:
             assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (row["step"], name)
 
 

@@ -33,7 +33,7 @@ def test_a_run_leaves_what_it_should(tiny_run, tiny_experiment):
     assert run.experiment == tiny_experiment.resolved()
     rows = run.metrics()
     assert [row["step"] for row in rows] == list(range(1, 13))
-    joint = next(row for row in rows if row["set"] == "joint")
+    joint = next(row for row in rows if row["component"] == "joint")
     for name in ("flow_loss/video", "alignment_cosine/audio", "gradient_norm", "tokens_per_second"):
         assert np.isfinite(joint[name]), name
     for name in ("cosine/direct/joint/audio", "cosine/centred/joint/video", "cosine/other_sample/image/image"):
@@ -73,13 +73,13 @@ def test_weights_are_those_of_the_state_and_leave_the_optimizer_on_disk(tiny_run
 
 
 def test_a_run_keeps_in_mind_what_it_was_trained_on(tiny_run, tiny_experiment, tmp_path):
-    (told,) = open_run(tiny_run).provenance()["sets"].values()
+    (told,) = open_run(tiny_run).provenance()["datasets"].values()
     assert told["dataset"].startswith("collisions/custom_") and told["licence"] == "Apache-2.0"
     assert set(told["autoencoders"]) == {"video", "audio", "image"} and len(told["fingerprint"]) == 16
     experiment = check_run(tmp_path, dataclasses.replace(tiny_experiment, init_from=str(tiny_run)))
     create_or_resume(tmp_path, experiment, "0", {}, {})
     (ancestor,) = open_run(tmp_path).provenance()["ancestors"]
-    assert ancestor == {"run": f"{tiny_run}:12", "sets": {"collisions": told}, "imported": None}
+    assert ancestor == {"run": f"{tiny_run}:12", "datasets": {"collisions": told}, "imported": None}
 
 
 def start(folder, data_dir, seen, *flags):
@@ -129,12 +129,12 @@ def _check_samples(seen, data_dir) -> None:
     assert len(lines) > 12  # steps after a checkpoint were done again
     last = {step: (name, samples) for step, name, samples in lines}
     whole = [
-        (facts["set"], [digest(x) for x in batch["latents"][min(batch["latents"])]])
+        (facts["component"], [digest(x) for x in batch["latents"][min(batch["latents"])]])
         for batch, facts in feed.batches(0, 12)
     ]
     assert [last[step] for step in range(1, 13)] == whole
-    for name, chosen in experiment.mixture.items():
-        source, m = feed.latents["collisions"].source("train"), min(chosen.modalities)
+    for name, component in experiment.mixture.items():
+        source, m = feed.latents["collisions"].source("train"), min(component.modalities)
         ids = {digest(source[i][m]): source.id(i) for i in range(len(source))}
         drawn = [ids[sample] for set_name, samples in last.values() if set_name == name for sample in samples]
         assert len(ids) == 24 and len(set(drawn[:24])) == len(drawn[:24]) > 4
@@ -225,4 +225,4 @@ def test_updates_that_are_not_finite_stop_the_run_and_name_their_samples(tiny_ex
         train(experiment, tmp_path / "run", data_dir)
     assert [row["skipped"] for row in read_metrics(tmp_path / "run")] == [0, 1, 1]
     named = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
-    assert [len(row["ids"]) == {"joint": 2, "image": 4}[row["set"]] for row in named] == [True, True]
+    assert [len(row["ids"]) == {"joint": 2, "image": 4}[row["component"]] for row in named] == [True, True]

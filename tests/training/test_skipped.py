@@ -82,7 +82,7 @@ def test_skipped_steps_are_written_down_with_their_samples(tmp_path, capsys):
     assert [row["step"] for row in rows if row["skipped"]] == [2, 7, 8] and len(rows) == 12
     assert rows[1]["loss"] is None and rows[1]["gradient_norm"] is None and rows[2]["loss"] > 0
     ids = lambda step: [f"{step - 1}-{i}" for i in range(4)]
-    assert skipped(tmp_path) == [{"step": step, "set": "line", "ids": ids(step)} for step in (2, 7, 8)]
+    assert skipped(tmp_path) == [{"step": step, "component": "line", "ids": ids(step)} for step in (2, 7, 8)]
     assert "3 skipped" in capsys.readouterr().err
 
 

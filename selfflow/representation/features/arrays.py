@@ -123,7 +123,7 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
 
 
 def readable_and_whole(clips: Any, numbers: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """As `readable_clips`, for those who need clips that are all as long as the set has them; warns of those left out.
+    """As `readable_clips`, but all clips must have the component's full length; warns of those left out.
 
     Raises:
       UserError: if a clip is shorter, or none can be read.
@@ -134,8 +134,8 @@ def readable_and_whole(clips: Any, numbers: Iterable[int]) -> Iterator[tuple[int
         for m, x in latents.items():
             if x.shape != clips.shapes[m]:
                 raise UserError(
-                    f"clip {clips.ids[i]!r} is shorter than the set has them ({m} {list(x.shape)}, and not "
-                    f"{list(clips.shapes[m])}): take a set or a split of whole clips"
+                    f"clip {clips.ids[i]!r} is shorter than the component has them ({m} {list(x.shape)}, and not "
+                    f"{list(clips.shapes[m])}): take a component or a split of whole clips"
                 )
         yield i, latents
     warn_left_out(clips, left_out)

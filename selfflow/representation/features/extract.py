@@ -73,7 +73,7 @@ def features(
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
-      data: a split of its data, whose first set is meant; or clips as `run.data` gives them, or `Arrays`.
+      data: a split of its data, whose first component is meant; or clips as `run.data` gives them, or `Arrays`.
       layers: blocks, counted from 1.
       tau: one noise level for all modalities, or {modality: level}.
       weights, step: which, as for `Run.model`.

@@ -42,7 +42,7 @@ class Probing:
     probe: ProbeName = "logistic"
     """For classes: logistic regression; linear, as in REPA and Self-Flow; knn, as in DINO; attentive, over all tokens,
     as in V-JEPA; few-shot, of 5 samples of each class, as in MSN. Numbers are read by ridge regression."""
-    set: str = ""
+    component: str = ""
     """The set of the mixture; by default the first."""
     split: str = "test"
     """The split that scores are of; probes are fitted on train, and their settings chosen on validation."""
@@ -129,7 +129,7 @@ def probe_run(
     wanted = "train", "validation", asked.split
     if data is not None and (missing := [split for split in wanted if split not in data]):
         raise UserError(f"data has {', '.join(data) or 'no split'}, and no {missing[0]}: give {', '.join(wanted)}")
-    of_run = lambda split: run.data(split, asked.set or None, data_dir)
+    of_run = lambda split: run.data(split, asked.component or None, data_dir)
     clips = {split: of_run(split) if data is None else data[split] for split in wanted}
     truth = {split: ProbeLabels(run, one) for split, one in clips.items()}
     targets = _targets(run, asked, truth)
@@ -233,7 +233,7 @@ def _sources(asked: tuple[str, ...], known: tuple[str, ...], targets: list[Targe
     found = [tuple(name.split("+")) for name in names]
     for source, name in zip(found, names):
         if unknown := [m for m in source if m not in known]:
-            raise UserError(f"--sources {name}: {unknown[0]} is none of the set's {', '.join(known)}")
+            raise UserError(f"--sources {name}: {unknown[0]} is none of the component's {', '.join(known)}")
     for target in targets:
         if not any(target.asked_of(source) for source in found):
             raise UserError(

@@ -75,11 +75,11 @@ def select_targets(run: Any, clips: Any, names: tuple[str, ...]) -> list[Target]
 
 def refuse_cropped(run: Any, clips: Any, what: str) -> None:
     """Raises `UserError`, beginning with `what`, if clips do not last as long as those whose truth Collisions tells."""
-    settings, seconds = _collisions(run, clips), run.experiment.mixture[clips.set].seconds
+    settings, seconds = _collisions(run, clips), run.experiment.mixture[clips.component].seconds
     if settings is not None and seconds not in (None, settings.seconds):
         raise UserError(
-            f"{what}: mixture.{clips.set}.seconds is {seconds:g}, and the truth is that of whole clips of "
-            f"{settings.seconds:g} s: take a set without seconds"
+            f"{what}: mixture.{clips.component}.seconds is {seconds:g}, and the truth is that of whole clips of "
+            f"{settings.seconds:g} s: take a component without seconds"
         )
 
 
@@ -177,7 +177,7 @@ class ProbeLabels:
 
 def _collisions(run: Any, clips: Any) -> Any:
     """The settings of Collisions, if the clips are of them."""
-    name = getattr(clips, "set", None)
+    name = getattr(clips, "component", None)
     if name is None:
         return None
     settings = run.experiment.data[run.experiment.mixture[name].data]
