@@ -50,15 +50,15 @@ class AdamW:
         if self.accumulate < 1 or (self.warmup_steps or 0) < 0:
             raise UserError("optimizer.accumulate must be at least 1 and optimizer.warmup_steps at least 0")
 
-    def resolved(self, steps: int, like: "AdamW | None" = None) -> "AdamW":
-        """The same with rate and lengths that follow from the run's length filled in, or taken from `like`."""
+    def resolved(self, steps: int, previous: "AdamW | None" = None) -> "AdamW":
+        """A copy with rate and lengths that follow from the number of steps filled in, or taken from `previous`."""
         rate, warmup, decay = self.learning_rate, self.warmup_steps, self.decay_steps
         if rate is None:
-            rate = like.learning_rate if like else learning_rate_for(steps)
+            rate = previous.learning_rate if previous else learning_rate_for(steps)
         if warmup is None:
-            warmup = like.warmup_steps if like else steps // 20
+            warmup = previous.warmup_steps if previous else steps // 20
         if decay is None and self.decay == "cosine":
-            decay = like.decay_steps if like else steps
+            decay = previous.decay_steps if previous else steps
         return dataclasses.replace(self, learning_rate=rate, warmup_steps=warmup, decay_steps=decay)
 
     def schedule(self) -> optax.Schedule:

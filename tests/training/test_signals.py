@@ -178,7 +178,7 @@ def test_a_run_that_is_stopped_twice_equals_an_uninterrupted_one(tiny_run, data_
         assert process.returncode == status, out
         before, at = at, open_run(folder).last_step()
         assert before < at < 12 and len(read_metrics(folder)) == at
-        assert f"stopped by {number.name} after step {at}: the same command goes on from step {at}, which is" in out
+        assert f"stopped by {number.name} after step {at}: the same command resumes from step {at}, which is" in out
     # These steps are left to do: two that interruptions leave, whatever the machine's pace.
     done = start([*command, "--profile.steps", "11:13"])
     out = done.communicate(timeout=240)[0]
