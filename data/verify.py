@@ -10,9 +10,8 @@ from selfflow.data.built import BuiltDataset, read_deleted
 from selfflow.data.shards import BadRecord
 from selfflow.data.stored import INFO, leftovers, read_splits
 from selfflow.errors import UserError
+from selfflow.media import medium_of
 
-_TYPES = {"video": np.uint8, "image": np.uint8, "audio": np.int16}
-_TIMED = ("video", "audio")
 OF_ANY_LENGTH = ("tfds", "latent_files")
 
 
@@ -188,8 +187,8 @@ def _faults(record: dict[str, Any], shapes: dict[str, tuple[int, ...]], kind: st
         media = record.get(m)
         if not present[m]:
             continue
-        free = int(kind in OF_ANY_LENGTH and m in _TIMED)
-        expected = np.float16 if kind == "latent_files" else _TYPES[m]
+        free = int(kind in OF_ANY_LENGTH and medium_of(m).has_time)
+        expected = np.float16 if kind == "latent_files" else medium_of(m).dtype
         if not isinstance(media, np.ndarray) or media.ndim != len(shape) or media.shape[free:] != shape[free:]:
             yield SHAPE, f"{m} has shape {getattr(media, 'shape', None)}, not {shape}"
         elif not media.size:

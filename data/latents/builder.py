@@ -20,6 +20,7 @@ from selfflow.data.latents.read import CAPTION, SUFFIXES, Unusable, samples
 from selfflow.data.report import FILE, Remark, Report, format_report
 from selfflow.data.writing import Config, RecordsBuilder, newest, quiet
 from selfflow.errors import UserError
+from selfflow.media import medium_of
 from selfflow.progress import Progress
 
 _SPLITS = ("train", "validation", "test")
@@ -40,7 +41,7 @@ class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
             return tfds.core.DatasetInfo(builder=self)
         zlib, features = tfds.features.Encoding.ZLIB, {}  # zeros cost next to nothing
         for m, stream in self.told.streams.items():
-            shape = stream.shape if m == "image" else (None, *stream.shape[1:])
+            shape = (None, *stream.shape[1:]) if medium_of(m).has_time else stream.shape
             for name in (m, f"{m}_std"):
                 features[name] = tfds.features.Tensor(shape=shape, dtype=np.float16, encoding=zlib)
         return tfds.core.DatasetInfo(

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from selfflow.errors import UserError
+from selfflow.media import medium_of
 
 MANIFEST = "latents.json"
-_AXES = {"image": 3, "video": 4, "audio": 2}
+_MODALITIES = ("image", "video", "audio")
 _FIELDS = {"autoencoder", "shape", "stride", "temporal_stride", "first_frame_alone", "frames_per_second", "sample_rate"}
 _FIELDS |= {"scale", "shift", "channels_first"}
 _EXAMPLE = '{"image": {"autoencoder": "sd-vae-ft-ema", "shape": [32, 32, 4], "stride": 8, "scale": 0.18215}}'
@@ -89,11 +90,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} does not exist; write one that tells of the latents, such as {_EXAMPLE}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict) or not found.keys() & _AXES.keys():
-        raise UserError(f"{path} tells of no {', '.join(_AXES)}; write one such as {_EXAMPLE}")
-    if unknown := sorted(found.keys() - _AXES.keys() - {"labels"}):
-        raise UserError(f"{path}: {unknown[0]} is not known; there are {', '.join(_AXES)} and labels")
-    told = {m: found[m] for m in _AXES if m in found}
+    if not isinstance(found, dict) or not found.keys() & set(_MODALITIES):
+        raise UserError(f"{path} tells of no {', '.join(_MODALITIES)}; write one such as {_EXAMPLE}")
+    if unknown := sorted(found.keys() - {*_MODALITIES, "labels"}):
+        raise UserError(f"{path}: {unknown[0]} is not known; there are {', '.join(_MODALITIES)} and labels")
+    told = {m: found[m] for m in _MODALITIES if m in found}
     return Manifest(
         {m: _stream(told[m], m, f"{path}: {m}") for m in told},
         told.get("video", {}).get("frames_per_second", 0.0),
@@ -106,16 +107,16 @@ def _stream(told: Any, m: str, who: str) -> Stream:
     _want(isinstance(told, dict), who, "is no table of fields")
     unknown = sorted(told.keys() - _FIELDS)
     _want(not unknown, who, f"has {unknown}, which is not known; there are {', '.join(sorted(_FIELDS))}")
-    needed = {"autoencoder", "shape"} | {
-        "image": {"stride"},
-        "video": {"stride", "frames_per_second"},
-        "audio": {"temporal_stride", "sample_rate"},
-    }[m]
+    medium = medium_of(m)
+    needed = {"autoencoder", "shape", "stride" if medium.is_visual else "temporal_stride"}
+    if medium.has_time:
+        needed.add(medium.rate_field)
     _want(needed <= told.keys(), who, f"lacks {', '.join(sorted(needed - told.keys()))}")
     _want(isinstance(told["autoencoder"], str) and told["autoencoder"], who, "has an autoencoder that is no name")
     shape = told["shape"]
-    fits = isinstance(shape, list) and len(shape) == _AXES[m] and all(_whole(n) for n in shape)
-    _want(fits, who, f"has shape {shape}: give {_AXES[m]} whole numbers above 0, channels last")
+    axes = len(medium.latent_axes)
+    fits = isinstance(shape, list) and len(shape) == axes and all(_whole(n) for n in shape)
+    _want(fits, who, f"has shape {shape}: give {axes} whole numbers above 0, channels last")
     for name in ("stride", "temporal_stride", "sample_rate"):
         _want(_whole(told.get(name, 1)), who, f"has {name} {told.get(name)!r}: give a whole number above 0")
     rate = told.get("frames_per_second", 1)
@@ -128,7 +129,7 @@ def _stream(told: Any, m: str, who: str) -> Stream:
     for name, value in numbers.items():
         _want(value is not None, who, f"has {name} {told.get(name)!r}: give a number, or {shape[-1]}, one per channel")
     _want(0.0 not in (numbers["scale"], *_listed(numbers["scale"])), who, "has a scale of 0")
-    stride = told["stride"] if m != "audio" else 0
+    stride = told["stride"] if medium.is_visual else 0
     return Stream(told["autoencoder"], tuple(shape), stride, hop, (hop - 1) * alone, **numbers, channels_first=first)
 
 
@@ -137,7 +138,7 @@ def _labels(told: Any, who: str) -> dict[str, int | list[str]]:
     for name, classes in told.items():
         named = isinstance(classes, list) and classes and all(isinstance(c, str) for c in classes)
         _want(named or _whole(classes), who, f"say {classes!r} of {name}: give the number or the names of its classes")
-        taken = {*_AXES, *(f"{m}_std" for m in _AXES), "id", "present", "quality", "caption"}
+        taken = {*_MODALITIES, *(f"{m}_std" for m in _MODALITIES), "id", "present", "quality", "caption"}
         _want(name not in taken and name.isidentifier(), who, f"have one called {name!r}: give it another name")
     return told
 

@@ -15,6 +15,7 @@ from selfflow.data.media.still import as_image, crop_square, rgb
 from selfflow.data.tfds import Tfds
 from selfflow.data.tfds.fields import Fields, choose, dtype_of
 from selfflow.errors import UserError
+from selfflow.media import medium_of
 
 
 class Decoder:
@@ -54,8 +55,9 @@ class Decoder:
             frame = round(settings.samples_per_frame)
             frames = min(len(media["video"]), len(media["audio"]) // frame)
             media["audio"] = media["audio"][: frames * frame] if frames else None
-        types = {"video": np.uint8, "audio": np.int16, "image": np.uint8}
-        record = {what: np.zeros(self._shapes[what], types[what]) if v is None else v for what, v in media.items()}
+        record = {}
+        for m, clip in media.items():
+            record[m] = np.zeros(self._shapes[m], medium_of(m).dtype) if clip is None else clip
         record |= {
             "id": self._id(stored, raw),
             "present": {what: value is not None for what, value in media.items()},

@@ -171,11 +171,6 @@ def _rms(x: Float[Array, "B ... D"]) -> Float[Array, "B ... 1"]:
     return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True) + 1e-8)
 
 
-def to_unit_range(media: Array) -> Float[Array, "B ..."]:
-    """uint8 or int16 media in [-1, 1]."""
-    return media.astype(jnp.float32) / 127.5 - 1 if media.dtype == jnp.uint8 else media.astype(jnp.float32) / 32768
-
-
 def pad_causal(x: Float[Array, "B T ..."], lead: int) -> Float[Array, "B lead+T ..."]:
     """Media after copies of their first frame."""
     return jnp.concatenate([jnp.repeat(x[:, :1], lead, axis=1), x], axis=1) if lead else x

@@ -16,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from selfflow.autoencoders.config import Convolutional
-from selfflow.autoencoders.convolutional import Network, Past, to_unit_range
-from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
+from selfflow.autoencoders.convolutional import Network, Past
+from selfflow.autoencoders.media import check_latents, check_media
 from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
+from selfflow.media import from_unit_range, images_only, medium_of, to_unit_range
 from selfflow.serialization import from_json, to_json
 from selfflow.weights import sha256_of
 
@@ -120,9 +121,9 @@ class ConvolutionalAutoencoder:
             )
         own = latents.shape[-self._axes(latents=True) :]
         z = latents.reshape(-1, *((1,) if self._still else ()), *own)
-        media = pixels if self.network.pictures else samples
+        medium = medium_of(self.config.modalities[0])
         piece = lambda clips, start, stop: np.float32(z[clips, start:stop]) * self._deviation + self._mean
-        finish = lambda made: (media(np.nan_to_num(made)),)
+        finish = lambda made: (from_unit_range(np.nan_to_num(made), medium),)
         size = int(np.prod(z.shape[2:-1])) * math.prod(self.network.cell) * (3 if self.network.pictures else 1)
         (made,) = self._streamed(self._decode, piece, len(z), z.shape[1], 1, size, finish)
         made, before = made[:, self.network.causal_padding :], latents.shape[: -len(own)]
@@ -240,10 +241,10 @@ def read_config(path: Path, modality: str) -> Convolutional:
       UserError: if it holds none, or one of others.
     """
     network, rate, _ = read(path, weights=False)
-    if network.pictures != (modality != "audio"):
+    if network.pictures != medium_of(modality).is_visual:
         has, wants = ("pictures", "sound") if network.pictures else ("sound", "pictures")
         raise UserError(f"{path} is an autoencoder of {has}: give one of {wants}")
-    stills = modality == "image"
+    stills = images_only([modality])
     stride = network.cell[1] if network.pictures else 0
     return Convolutional(network.channels, network.cell[0], stride, stills, path=str(path), sample_rate=rate)
 

@@ -15,9 +15,10 @@ from jaxtyping import Float
 from safetensors.numpy import load, save
 
 from selfflow.autoencoders.config import Diffusers
-from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
+from selfflow.autoencoders.media import check_latents, check_media
 from selfflow.data.shards import one_line
 from selfflow.errors import UserError
+from selfflow.media import MEDIA, from_unit_range, to_unit_range
 
 _BATCH = {"image": 8, "video": 1, "audio": 4}  # of media in one call
 
@@ -112,14 +113,14 @@ class DiffusersAutoencoder:
         made = np.concatenate(found)
         before = latents.shape[:-own]
         if kind == "audio":
-            sound = samples(made.mean(axis=-1))
+            sound = from_unit_range(made.mean(axis=-1), MEDIA["audio"])
             # A decoder may round lengths its own way; a latent frame is a hop.
             length = latents.shape[-2] * self.config.temporal_stride
             sound = np.pad(sound[:, :length], ((0, 0), (0, max(0, length - sound.shape[1]))))
             return sound.reshape(*before, length)
         if own == 3 and made.ndim == 5:
             made = made[:, 0]
-        return pixels(made).reshape(*before, *made.shape[1:])
+        return from_unit_range(made, MEDIA["image"]).reshape(*before, *made.shape[1:])
 
     @property
     def _own(self) -> int:
@@ -222,10 +223,10 @@ def axes_of(model: Any) -> int:
 
 def _as_torch(media: np.ndarray, model: Any) -> np.ndarray:
     """Media as the network takes them, channels first in [-1, 1]; mono sound in as many channels as it has."""
-    if media.dtype == np.int16:
-        channels = model.config.get("audio_channels", 1)
-        return np.repeat(media[:, None].astype(np.float32) / 32768, channels, axis=1)
-    x = np.moveaxis(media.astype(np.float32) / 127.5 - 1, -1, 1)
+    x = to_unit_range(media)
+    if axes_of(model) == 3:
+        return np.repeat(x[:, None], model.config.get("audio_channels", 1), axis=1)
+    x = np.moveaxis(x, -1, 1)
     return x[:, :, None] if axes_of(model) == 5 and x.ndim == 4 else np.ascontiguousarray(x)
 
 

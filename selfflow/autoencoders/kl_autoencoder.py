@@ -13,11 +13,12 @@ from jaxtyping import Array, Float, UInt8
 
 from selfflow.autoencoders import kl
 from selfflow.autoencoders.config import SDVAE, Flux2VAE, config_without_path
-from selfflow.autoencoders.media import check_latents, check_media, pixels
+from selfflow.autoencoders.media import check_latents, check_media
 from selfflow.data.shards import one_line
 from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
+from selfflow.media import MEDIA, from_unit_range, to_unit_range
 from selfflow.weights import read_weights, sha256_of
 
 _PICTURES, _PIXELS = 8, 2**20  # in one call, at most: what takes memory is some thousand bytes a pixel
@@ -83,7 +84,9 @@ class KLAutoencoder:
         z = np.asarray(latents, np.float32).reshape(-1, *latents.shape[-3:]) / self._scale + self._mean
         most = _together(*(size * self.config.stride for size in z.shape[1:3]))
         pictures = in_batches(lambda x: self._decode(self._params, x), z, most)
-        return pixels(np.nan_to_num(pictures)).reshape(*latents.shape[:-3], *pictures.shape[1:])
+        return from_unit_range(np.nan_to_num(pictures), MEDIA["image"]).reshape(
+            *latents.shape[:-3], *pictures.shape[1:]
+        )
 
 
 def _together(height: int, width: int) -> int:
@@ -92,7 +95,7 @@ def _together(height: int, width: int) -> int:
 
 
 def _encoded(params: dict[str, Any], pictures: UInt8[Array, "B H W 3"], groups: int, packed: bool) -> Array:
-    mean, deviation = kl.encode(params, pictures.astype(jnp.float32) / 127.5 - 1, groups)
+    mean, deviation = kl.encode(params, to_unit_range(pictures), groups)
     both = (kl.pack(mean), kl.pack(deviation)) if packed else (mean, deviation)
     return jnp.concatenate(both, axis=-1)
 

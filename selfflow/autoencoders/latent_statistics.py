@@ -1,34 +1,48 @@
-"""What is to be known of latents before a model is trained on them."""
+"""Statistics of latents that show whether a model can be trained on them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+_MIN_STD = 1e-12
+
 
 def channel_statistics(latents: Sequence[Float[np.ndarray, "... C"]]) -> dict[str, Float[np.ndarray, "C"]]:
-    """Mean, standard deviation, largest magnitude and excess kurtosis of each channel, over all of some latents.
+    """Mean, standard deviation, largest magnitude and excess kurtosis of each channel, over all latents.
 
-    Flow matching takes data for about as wide as its noise: a deviation far from 1 wastes its levels, a channel without
-    any is none, and heavy tails (a Gaussian's excess kurtosis is 0) are what a velocity is worst at.
+    Flow matching assumes data of about the scale of its noise, std 1. A channel with a std far from 1 wastes noise
+    levels, one with std 0 carries nothing, and heavy tails (a Gaussian has excess kurtosis 0) are hard for a velocity.
     """
-    rows = lambda x: np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     count = sum(x.size // x.shape[-1] for x in latents)
-    over = lambda f: sum(f(rows(x)).sum(axis=0) for x in latents) / count  # one after the other: they may be large
-    mean = over(lambda x: x)
-    deviation = np.sqrt(over(lambda x: (x - mean) ** 2))
-    fourth = over(lambda x: ((x - mean) / np.where(deviation > 1e-12, deviation, 1)) ** 4)
+
+    def mean_over_positions(f: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        # One latent after the other: in float64 all of them may not fit in memory.
+        return sum(f(_rows(x)).sum(axis=0) for x in latents) / count
+
+    mean = mean_over_positions(lambda x: x)
+    std = np.sqrt(mean_over_positions(lambda x: (x - mean) ** 2))
+    fourth = mean_over_positions(lambda x: ((x - mean) / np.where(std > _MIN_STD, std, 1)) ** 4)
     return {
         "mean": mean,
-        "std": deviation,
-        "largest": np.max([np.abs(rows(x)).max(axis=0) for x in latents], axis=0),
-        "kurtosis": np.where(deviation > 1e-12, fourth - 3, np.nan),
+        "std": std,
+        "largest": np.max([np.abs(_rows(x)).max(axis=0) for x in latents], axis=0),
+        "kurtosis": np.where(std > _MIN_STD, fourth - 3, np.nan),
     }
 
 
+def _rows(x: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "N C"]:
+    return np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+
+
 def difference(original: np.ndarray, decoded: np.ndarray) -> np.ndarray:
-    """What is lost: of uint8 pictures half of the difference around grey, of int16 sound all of it."""
-    lost = decoded.astype(np.int64) - original
-    if original.dtype == np.uint8:
-        return np.clip(127 + lost // 2, 0, 255).astype(np.uint8)
-    return np.clip(lost, -32768, 32767).astype(np.int16)
+    """decoded - original in the dtype of the media, to be shown as such media.
+
+    Of unsigned pixels it is half the difference around mid-grey, of signed samples the clipped difference.
+    """
+    if original.dtype.kind == "f":
+        return decoded - original
+    error, limits = decoded.astype(np.int64) - original, np.iinfo(original.dtype)
+    if limits.min == 0:
+        error = limits.max // 2 + error // 2
+    return np.clip(error, limits.min, limits.max).astype(original.dtype)

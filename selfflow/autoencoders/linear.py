@@ -10,9 +10,10 @@ import numpy as np
 import scipy.fft
 from safetensors.numpy import save
 
-from selfflow.autoencoders.media import check_latents, check_media, pixels, samples
+from selfflow.autoencoders.media import check_latents, check_media
 from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
+from selfflow.media import MEDIA, from_unit_range, to_unit_range
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class PatchPCA:
         self.latent_shape(media.shape)
         *lead, height, width, _ = media.shape
         p = self.patch
-        x = media.reshape(*lead, height // p, p, width // p, p, 3).astype(np.float32) / 127.5 - 1
+        x = to_unit_range(media.reshape(*lead, height // p, p, width // p, p, 3))
         return np.moveaxis(x, -4, -3).reshape(*lead, height // p, width // p, 3 * p * p)
 
     def media(self, frames: np.ndarray) -> np.ndarray:
@@ -59,7 +60,7 @@ class PatchPCA:
         *lead, rows, columns, _ = frames.shape
         p = self.patch
         x = np.moveaxis(frames.reshape(*lead, rows, columns, p, p, 3), -3, -4)
-        return pixels(x.reshape(*lead, rows * p, columns * p, 3))
+        return from_unit_range(x.reshape(*lead, rows * p, columns * p, 3), MEDIA["image"])
 
     @property
     def companded(self) -> bool:
@@ -104,13 +105,13 @@ class MdctPCA:
         Samples after the last whole hop are left out.
         """
         media = media[..., : media.shape[-1] // self.temporal_stride * self.temporal_stride]
-        blocks = media.reshape(*media.shape[:-1], -1, self.temporal_stride).astype(np.float32) / 32768
+        blocks = to_unit_range(media.reshape(*media.shape[:-1], -1, self.temporal_stride))
         return scipy.fft.dst(self._lap(blocks, -1), type=4, norm="ortho", axis=-1)
 
     def media(self, frames: np.ndarray) -> np.ndarray:
         """The inverse of `frames`, rounded to int16."""
         blocks = self._lap(scipy.fft.dst(frames, type=4, norm="ortho", axis=-1), 1)
-        return samples(blocks.reshape(*blocks.shape[:-2], -1))
+        return from_unit_range(blocks.reshape(*blocks.shape[:-2], -1), MEDIA["audio"])
 
     def _lap(self, blocks: np.ndarray, sign: int) -> np.ndarray:
         # An MDCT with a sine window is a rotation of the samples on both sides of each block boundary,

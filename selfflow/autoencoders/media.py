@@ -1,52 +1,41 @@
-"""Media as data sets have them, of numbers in [-1, 1]."""
+"""Checks of what autoencoders encode and decode."""
+
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int16, UInt8
 
 from selfflow.errors import UserError
-
-_AXES = {"image": ("H", "W", "3"), "video": ("T", "H", "W", "3"), "audio": ("samples",)}
-
-
-def check_media(media: np.ndarray, modality: str) -> None:
-    """That media are as data sets have them, and not nothing.
-
-    Raises:
-      UserError: if not.
-    """
-    axes, dtype = _AXES[modality], "int16" if modality == "audio" else "uint8"
-    fits = isinstance(media, np.ndarray) and media.dtype == dtype and media.ndim >= len(axes)
-    if not fits or (axes[-1] == "3" and media.shape[-1] != 3):
-        found = (
-            f"{media.dtype} of shape {media.shape}" if isinstance(media, np.ndarray) else f"a {type(media).__name__}"
-        )
-        raise UserError(f"media are {found}: give {dtype} [..., {', '.join(axes)}]")
-    _check_some(media)
+from selfflow.media import medium_of
 
 
-def check_latents(latents: np.ndarray, modality: str) -> None:
-    """That latents have the axes of a modality, and are not nothing.
+def check_media(media: Any, modality: str) -> None:
+    """Checks that raw media are an array [..., *axes] of the dtype and axes of their modality, and not empty.
 
     Raises:
-      UserError: if not.
+      UserError: if they are not.
     """
-    axes = ("T", "C") if modality == "audio" else (*_AXES[modality][:-1], "C")
+    medium = medium_of(modality)
+    if not medium.matches(media):
+        raise UserError(f"media are {_describe(media)}: give {medium.dtype} [..., {', '.join(medium.axes)}]")
+    _check_not_empty(media)
+
+
+def check_latents(latents: Any, modality: str) -> None:
+    """Checks that latents are an array [..., *axes] with the axes of their modality, and not empty.
+
+    Raises:
+      UserError: if they are not.
+    """
+    axes = medium_of(modality).latent_axes
     if not isinstance(latents, np.ndarray) or latents.ndim < len(axes):
-        found = f"have shape {latents.shape}" if isinstance(latents, np.ndarray) else f"are a {type(latents).__name__}"
-        raise UserError(f"latents {found}: give [..., {', '.join(axes)}]")
-    _check_some(latents)
+        raise UserError(f"latents are {_describe(latents)}: give [..., {', '.join(axes)}]")
+    _check_not_empty(latents)
 
 
-def _check_some(x: np.ndarray) -> None:
+def _describe(x: Any) -> str:
+    return f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
+
+
+def _check_not_empty(x: np.ndarray) -> None:
     if not x.size:
-        raise UserError(f"there is nothing to encode or decode: the array has shape {x.shape}")
-
-
-def pixels(x: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """uint8 of pictures in [-1, 1], rounded; what lies beyond is cut off."""
-    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def samples(x: Float[np.ndarray, "..."]) -> Int16[np.ndarray, "..."]:
-    """int16 of sound in [-1, 1], rounded; what lies beyond is cut off."""
-    return np.clip(np.rint(x * 32768), -32768, 32767).astype(np.int16)
+        raise UserError(f"the array has shape {x.shape} and no elements: give at least one clip")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from selfflow.errors import UserError
+from selfflow.media import MEDIA, from_unit_range, to_unit_range
 
 if TYPE_CHECKING:
     pass
@@ -54,7 +55,7 @@ class LogMel:
         if not media.size:
             return np.zeros((*media.shape[:-1], 0, self.bands), np.float32)
         sides = [(0, 0)] * (media.ndim - 1) + [(self.temporal_stride // 2, self.temporal_stride // 2)]
-        sound = np.pad(media.astype(np.float32) / 32768, sides)
+        sound = np.pad(to_unit_range(media), sides)
         power = librosa.feature.melspectrogram(y=sound, sr=self.sample_rate, n_mels=self.bands, **self._windows)
         return np.moveaxis(np.log(power + _FLOOR), -1, -2)
 
@@ -69,8 +70,8 @@ class LogMel:
         magnitude = np.sqrt(np.maximum(np.linalg.pinv(filters) @ power, 0))
         samples = frames.shape[-2] * self.temporal_stride
         sound = librosa.griffinlim(magnitude, random_state=0, length=samples + self.temporal_stride, **self._windows)
-        sound = sound[..., self.temporal_stride // 2 : self.temporal_stride // 2 + samples] * 32768
-        return np.clip(np.rint(np.nan_to_num(sound)), -32768, 32767).astype(np.int16)
+        sound = sound[..., self.temporal_stride // 2 : self.temporal_stride // 2 + samples]
+        return from_unit_range(np.nan_to_num(sound), MEDIA["audio"])
 
     @property
     def _windows(self) -> dict[str, int | bool]:

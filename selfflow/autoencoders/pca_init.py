@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.autoencoders.convolutional import Network, pad_causal, space_to_depth, to_unit_range
+from selfflow.autoencoders.convolutional import Network, pad_causal, space_to_depth
 from selfflow.encoders.convolution import Convolution
+from selfflow.media import to_unit_range
 
 _TOGETHER = 32
 _EMPTY = 1e-6  # of the largest variance: directions below it are said to hold nothing

@@ -16,12 +16,13 @@ import numpy as np
 
 from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.autoencoders.quality import psnr, snr
+from selfflow.autoencoders.quality import METRICS
 from selfflow.config.experiment import Experiment
 from selfflow.data.shards import one_line
 from selfflow.data.workers import cores, start_worker
 from selfflow.input.batches import BatchSource
 from selfflow.latents.pretrained_weights import find_weights
+from selfflow.media import medium_of
 from selfflow.progress import Progress
 
 _TORCH = {"sd_vae": "AutoencoderKL", "flux2_vae": "AutoencoderKLFlux2"}
@@ -87,7 +88,7 @@ def _rate(
 ) -> AutoencoderRate:
     media = _noise(m, (max(_CLIPS, autoencoder.batch_size), *shape))
     latents = autoencoder.encode(media)
-    units = len(media) * (1 if m == "image" else shape[0])
+    units = len(media) * (shape[0] if medium_of(m).has_time else 1)
     # Diffusers' are pinned in the type that they were named with.
     half = None
     if config.kind != "diffusers" and getattr(config, "dtype", "") == "float32":
@@ -116,7 +117,7 @@ def _rate(
     if half:
         coded = half.encode(media)
         error = float(np.sqrt(np.mean(np.square(coded - latents)) / np.mean(np.square(latents))))
-        made = (snr if m == "audio" else psnr)(autoencoder.decode(latents), half.decode(latents))
+        made = METRICS[medium_of(m).metrics[0]](autoencoder.decode(latents), half.decode(latents))
     return AutoencoderRate(
         m,
         autoencoder.identity,
@@ -129,15 +130,15 @@ def _rate(
         ratio("encode", "half"),
         error,
         made,
-        None if m == "image" else _memory(m, config, path, shape),
+        _memory(m, config, path, shape) if medium_of(m).has_time else None,
     )
 
 
 def _noise(m: str, shape: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(0)
-    if m == "audio":
-        return (3000 * rng.standard_normal(shape, np.float32)).astype(np.int16)
-    return rng.integers(0, 256, shape, np.uint8)
+    if medium_of(m).is_visual:
+        return rng.integers(0, 256, shape, np.uint8)
+    return (3000 * rng.standard_normal(shape, np.float32)).astype(np.int16)
 
 
 def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Callable, Callable] | None:

@@ -10,6 +10,7 @@ from selfflow.cli.parse import parse
 from selfflow.config.experiment import Experiment
 from selfflow.data.workers import cores
 from selfflow.errors import UserError
+from selfflow.media import medium_of
 
 _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 
@@ -178,7 +179,7 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
         print("  latents in it, and its PSNR beside float32, of sound the SNR, when it decodes")
         for r in rates:
             for length, more in r.memory or ():
-                unit = "samples" if r.modality == "audio" else "frames"
+                unit = medium_of(r.modality).unit
                 print(f"  memory, {r.modality}: a clip of {length:,} {unit} takes {more / 1e6:+,.0f} MB")
         if any(r.memory for r in rates):
             print("  beyond the clip, its latents and what comes back, and beyond the shortest")

@@ -123,7 +123,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _calibrate(run: "Run", built: dict[str, "BuiltDataset"], out: Path) -> None:
-    from selfflow.evaluation.collisions.calibrate import as_text, calibrate
+    from selfflow.evaluation.physics.calibrate import as_text, calibrate
     from selfflow.tasks.evaluating import physics_verifier, readable_records
 
     experiment = run.experiment

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 
-from selfflow.evaluation.collisions.verify import PASSES
 from selfflow.evaluation.compare import Comparison
 from selfflow.evaluation.gather import SampleAccumulator
+from selfflow.evaluation.physics.verify import PASSES
 
 
 def print_tables(

@@ -19,9 +19,7 @@ from selfflow.training.state import ema_decay_for
 @overload
 def resolve(experiment: Experiment, previous: Experiment | None = None) -> FlowSetup: ...
 @overload
-def resolve(
-    experiment: AutoencoderExperiment, previous: AutoencoderExperiment | None = None
-) -> AutoencoderSetup: ...
+def resolve(experiment: AutoencoderExperiment, previous: AutoencoderExperiment | None = None) -> AutoencoderSetup: ...
 def resolve(experiment, previous=None):
     """The setup of an experiment, whose derived fields are filled in.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.config.experiment import Experiment
 from selfflow.config.shapes import (
-    Media,
+    MediaSpec,
     all_streams,
     audio_rate,
     component_cuts,
@@ -101,7 +101,7 @@ class FlowSetup(Setup[Experiment]):
 
     objective: SelfFlowObjective
     modalities: dict[str, dict[str, Modality]]
-    media: dict[str, dict[str, Media]]
+    media: dict[str, dict[str, MediaSpec]]
 
     def check_devices(self, mesh: Mesh) -> None:
         """Raises `UserError` unless batches and parameters can be split over a mesh."""

@@ -9,12 +9,13 @@ from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
 from selfflow.input.media_batches import Cut
 from selfflow.input.mixture import Component
+from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.models.sit import SiTConfig
 
 
-class Media(NamedTuple):
-    """The media of a modality before they are encoded: their shape, and frames or samples a second; 0 for images."""
+class MediaSpec(NamedTuple):
+    """Shape of a clip of raw media, and its frames or samples a second; 0 for images."""
 
     shape: tuple[int, ...]
     rate: float
@@ -56,9 +57,7 @@ def component_streams(experiment: Experiment, name: str) -> dict[str, Modality]:
     component, data = experiment.mixture[name], experiment.dataset_of(name)
     for m in component.modalities:
         if m not in experiment.autoencoders:
-            raise UserError(
-                f"mixture.{name}.modalities names {m}, which has no autoencoder: add autoencoders.{m}"
-            )
+            raise UserError(f"mixture.{name}.modalities names {m}, which has no autoencoder: add autoencoders.{m}")
         if m not in data.media_shapes():
             raise UserError(f"mixture.{name}.modalities names {m}, which data.{component.data} does not have")
     streams = {}
@@ -68,7 +67,7 @@ def component_streams(experiment: Experiment, name: str) -> dict[str, Modality]:
     return streams
 
 
-def component_media(experiment: Experiment, name: str) -> dict[str, Media]:
+def component_media(experiment: Experiment, name: str) -> dict[str, MediaSpec]:
     """The media of a component by modality, in clips of its length."""
     component, data = experiment.mixture[name], experiment.dataset_of(name)
     return {m: _media(data, m, component, name) for m in component.modalities}
@@ -138,12 +137,12 @@ def audio_rate(experiment: AutoencoderExperiment) -> float:
     return rates.pop()
 
 
-def _media(data: Dataset, m: str, component: Component | None, name: str) -> Media:
+def _media(data: Dataset, m: str, component: Component | None, name: str) -> MediaSpec:
     shape = data.media_shapes()[m]
-    rate = {"video": lambda: data.frames_per_second, "audio": lambda: data.sample_rate}.get(m, lambda: 0)()
+    rate = medium_of(m).rate(data)
     if rate and component and component.seconds is not None:
         shape = (component.length(rate, m, name), *shape[1:])
-    return Media(shape, rate)
+    return MediaSpec(shape, rate)
 
 
 def _check_alike(m: str, streams: dict[str, Modality]) -> None:
@@ -169,24 +168,23 @@ def _cut(experiment: AutoencoderExperiment, name: str) -> Cut:
         raise UserError(f"{where}: {data.kind} has latents alone, and an autoencoder is trained on media")
     if m not in data.media_shapes():
         raise UserError(f"{where}.modalities names {m}, which {data.kind} does not have")
-    if (m != "audio") != network.pictures:
-        media = "images and video" if network.pictures else "audio"
-        raise UserError(f"{where}.modalities names {m}, but the strides of the network are those of {media}")
+    medium, media = medium_of(m), _media(data, m, component, name)
+    if medium.is_visual != network.pictures:
+        kind = "images and video" if network.pictures else "audio"
+        raise UserError(f"{where}.modalities names {m}, but the strides of the network are those of {kind}")
 
-    media = _media(data, m, component, name)
-    length = 1 if m == "image" else media.shape[0]
+    length = media.shape[0] if medium.has_time else 1
     stride, padding = network.cell[0], network.causal_padding
     if (length + padding) % stride or length < 1:
         fitting = max((length + padding) // stride, 1) * stride - padding
-        unit = "samples" if m == "audio" else "frames"
-        remedy = f"set seconds to {fitting / media.rate}" if media.rate else "remove this component"
+        remedy = f"set seconds to {fitting / media.rate}" if medium.has_time else "remove this component"
         raise UserError(
-            f"{where}: clips of {length} {unit} do not fit the network, whose latent frames are {stride} of "
+            f"{where}: clips of {length} {medium.unit} do not fit the network, whose latent frames are {stride} of "
             f"them{', the first 1' if padding else ''}: {remedy}"
         )
-    if m == "audio":
+    if not medium.is_visual:
         return Cut(length, 0, (length, 1))
     side = min(media.shape[-3:-1]) if experiment.side is None else experiment.side
     if side < 1 or side % network.cell[1]:
         raise UserError(f"side {side}: the network's strides of {network.cell[1]} do not divide it")
-    return Cut(0 if m == "image" else length, side, (length, side, side, 3))
+    return Cut(length if medium.has_time else 0, side, (length, side, side, 3))

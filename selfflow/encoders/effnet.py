@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, UInt8
 
 from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Weights, convolve, depthwise
-from selfflow.encoders.media import Medium, check_media
+from selfflow.encoders.media import check_media
 from selfflow.errors import UserError
 from selfflow.weights import read_weights, sha256_of
 
@@ -36,7 +36,7 @@ class EffNet:
     and nothing tells the order of frames; the features are then called EffNetMeanStd.
     """
 
-    def __init__(self, medium: Medium, path: Path | None = None):
+    def __init__(self, medium: str, path: Path | None = None):
         """Reads the weights, of the package unless a path is given.
 
         Raises:

@@ -1,7 +1,6 @@
 """Media as extractors take them: checks, and resizing as TensorFlow 1 did it."""
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +8,16 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from selfflow.errors import UserError
+from selfflow.media import MEDIA
 
 
 def check_media(media: np.ndarray, name: str, medium: str) -> None:
-    """Raises `UserError` unless media are uint8 pictures or films, or int16 sound, and there is at least one."""
-    dtype, shape = {
-        "image": (np.uint8, "[B, H, W, 3]"),
-        "video": (np.uint8, "[B, T, H, W, 3]"),
-        "audio": (np.int16, "[B, samples]"),
-    }[medium]
-    fits = media.dtype == dtype and media.ndim == shape.count(",") + 1 and 0 not in media.shape
-    if not fits or (medium != "audio" and media.shape[-1] != 3):
+    """Raises `UserError` unless media are a batch [B, *axes] of a medium, with at least one clip."""
+    expected = MEDIA[medium]
+    if not expected.matches(media) or media.ndim != len(expected.axes) + 1 or 0 in media.shape:
         raise UserError(
-            f"{name} takes {np.dtype(dtype)} {shape}, and got {media.dtype} {list(media.shape)}: check the samples"
+            f"{name} takes {expected.dtype} [B, {', '.join(expected.axes)}], and got {media.dtype} "
+            f"{list(media.shape)}: check the samples"
         )
 
 
@@ -45,8 +41,6 @@ def _interpolation(n: int, size: int) -> np.ndarray:
     np.add.at(matrix, (np.arange(size), high), position - low)
     return matrix.astype(np.float32)
 
-
-Medium = Literal["image", "video", "audio"]
 
 # Names of Frechet distances in the literature: each is defined on the features of one network with one set of weights.
 FID, FVD = "FID", "FVD"

@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from selfflow.encoders.media import Medium
 from selfflow.errors import UserError
 
 
@@ -27,7 +26,7 @@ class Extractor(Protocol):
     name: str
     identity: str
     distance: str
-    medium: Medium
+    medium: str
     width: int
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> np.ndarray:
@@ -41,7 +40,7 @@ class Extractor(Protocol):
 
 
 # Media of each kind; those that end with = take a file or a folder.
-_KINDS: dict[str, tuple[Medium, ...]] = {
+_KINDS: dict[str, tuple[str, ...]] = {
     "effnet": ("image", "video"),
     "inception=": ("image",),
     "i3d=": ("video",),
@@ -51,7 +50,7 @@ _KINDS: dict[str, tuple[Medium, ...]] = {
 }
 
 
-def media_of(spec: str) -> tuple[Medium, ...]:
+def media_of(spec: str) -> tuple[str, ...]:
     """What the extractor that a flag names can look at.
 
     Raises:

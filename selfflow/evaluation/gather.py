@@ -7,11 +7,11 @@ import numpy as np
 from selfflow.data.collisions import Collisions
 from selfflow.evaluation.accumulate import Accumulator
 from selfflow.evaluation.av_sync import synchrony
-from selfflow.evaluation.collisions.corruptions import random_partners
-from selfflow.evaluation.collisions.judges import MaterialClassifiers
-from selfflow.evaluation.collisions.verify import ClipAnalysis, PhysicsReport, measure_av_sync, score_clips, track_clip
 from selfflow.evaluation.extractors import Extractor
 from selfflow.evaluation.model_features import OwnLayer
+from selfflow.evaluation.physics.corruptions import random_partners
+from selfflow.evaluation.physics.materials import MaterialClassifiers
+from selfflow.evaluation.physics.verify import ClipAnalysis, PhysicsReport, measure_av_sync, score_clips, track_clip
 from selfflow.sampling.generate import check_finite
 
 # Clips whose tracks and sounds are kept for the checks, which look at many of them together.

@@ -24,6 +24,7 @@ from selfflow.input.mixture import Component, Stage
 from selfflow.input.options import LoaderOptions
 from selfflow.latents.encode import folder_name
 from selfflow.latents.store import ids_from, ids_to
+from selfflow.media import medium_of
 from selfflow.progress import Progress
 
 _FORMAT = 1  # raised when equal data sets come to have other indexes
@@ -168,7 +169,7 @@ class MediaReader:
         try:
             sample["media"] = self._cropped(self.source[record], record, rng)
         except BadRecord:
-            sample["media"] = np.zeros(self.cut.shape, np.int16 if self.modality == "audio" else np.uint8)
+            sample["media"] = np.zeros(self.cut.shape, medium_of(self.modality).dtype)
             sample["weight"] = np.float32(0)
         return sample
 
@@ -181,11 +182,8 @@ class MediaReader:
         return self.source.shard_of(record), "it can be read now"
 
     def _cropped(self, record: dict[str, Any], number: int, rng: np.random.Generator | None) -> np.ndarray:
-        x, cut = record[self.modality], self.cut
-        if self.modality == "audio":
-            x = x[:, None]
-        elif self.modality == "image":
-            x = x[None]
+        medium, cut = medium_of(self.modality), self.cut
+        x = medium.to_sequence(record[self.modality])
         if x.ndim != len(cut.shape) or not x.size:
             raise BadRecord(
                 self.source.shard_of(number), f"its {self.modality} has shape {record[self.modality].shape}"
@@ -194,7 +192,7 @@ class MediaReader:
         for axis, size in enumerate(sizes):
             if x.shape[axis] < size:  # silence, its last frame, or the edge of its pictures, goes on
                 missing = [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
-                x = np.pad(x, missing, mode="constant" if self.modality == "audio" else "edge")
+                x = np.pad(x, missing, mode="edge" if medium.is_visual else "constant")
             room = x.shape[axis] - size
             start = int(rng.integers(room + 1)) if rng is not None else (room // 2 if axis else 0)
             x = np.take(x, np.arange(start, start + size), axis)

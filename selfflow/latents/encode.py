@@ -37,6 +37,7 @@ from selfflow.latents.features import check_ids, encoder_metadata, identities_of
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, keep_copy, sample_records
 from selfflow.latents.precomputed import check_precomputed
 from selfflow.latents.store import MANIFEST, Latents
+from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
@@ -285,7 +286,7 @@ def _quality(built: BuiltDataset, fitted: Mapping[str, FittedAutoencoder]) -> di
         records = sample_records(built, split, m, _QUALITY_RECORDS, f.config.temporal_stride, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))
-            rate = getattr(built.settings, "sample_rate", 0)
+            rate = medium_of(m).rate(built.settings)
             found[m] = reconstruction_quality(f.autoencoder(), records, m, rate, materials)
     return found
 

@@ -24,6 +24,7 @@ from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.latents.features import encoded_features, stored_as
 from selfflow.latents.store import CAPTION, ids_to, shard_name
+from selfflow.media import medium_of
 from selfflow.modality import Modality
 
 _CAPTIONS_AT_ONCE = 256
@@ -196,7 +197,7 @@ def _moments(autoencoder: Autoencoder | None, m: str, records: dict[int, dict[st
     found: dict[int, Any] = {}
     for same in alike:
         try:
-            if media[same[0]].ndim == 1 and media[same[0]].shape[0] < autoencoder.config.temporal_stride:
+            if not medium_of(m).is_visual and len(media[same[0]]) < autoencoder.config.temporal_stride:
                 raise UserError(f"it lasts {media[same[0]].shape[0]} samples, less than a latent frame")
             if autoencoder.batch_size == 1:
                 found[same[0]] = autoencoder.encode_distribution(media[same[0]])

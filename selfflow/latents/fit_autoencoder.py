@@ -18,6 +18,7 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.latents.pretrained_weights import copy_path, copy_weights, weights_metadata
+from selfflow.media import medium_of
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
 from selfflow.storage.copies import fetch, publish
@@ -160,7 +161,7 @@ def sample_records(
             continue  # encoding counts and names it
         if modality not in record or not record["present"][modality] or record["id"] in exclude:
             continue
-        if record[modality].ndim == 1 and len(record[modality]) < temporal_stride:
+        if not medium_of(modality).is_visual and len(record[modality]) < temporal_stride:
             continue  # nor can it be encoded
         found.append({name: record[name] for name in (modality, "material") if name in record})
         size += record[modality].nbytes

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from selfflow.autoencoders.convolutional import Network, pad_causal, to_unit_range
+from selfflow.autoencoders.convolutional import Network, pad_causal
 from selfflow.errors import UserError
+from selfflow.media import to_unit_range
 
 _FLOOR = 1e-5  # of the power of a band; sound is in [-1, 1]
 

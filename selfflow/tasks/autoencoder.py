@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from selfflow.autoencoders.config import Autoencoder
-from selfflow.autoencoders.convolutional import pad_causal, to_unit_range
+from selfflow.autoencoders.convolutional import pad_causal
 from selfflow.autoencoders.convolutional_autoencoder import ConvolutionalAutoencoder, read_config, write
 from selfflow.autoencoders.latent_statistics import difference
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
@@ -25,6 +25,7 @@ from selfflow.data.built import build
 from selfflow.input.exclude import read_ids
 from selfflow.input.media_batches import MediaBatchSource
 from selfflow.latents.store import INDEXES
+from selfflow.media import images_only, medium_of, to_unit_range
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
 from selfflow.storage.paths import url_of
@@ -166,18 +167,18 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
     with Progress("reconstruct", len(held_out), unit="component") as shown:
         for name, (split, media) in held_out.items():
             (modality,) = experiment.mixture[name].modalities
-            own = _plain(media, modality)
+            own = medium_of(modality).from_sequence(media)
             trained = _loaded(path, modality)
-            linear = _linear(network, _plain(fitting[name][1], modality), modality)
+            linear = _linear(network, medium_of(modality).from_sequence(fitting[name][1]), modality)
             row: dict[str, Any] = {"split": split, "samples": len(own), "numbers": int(trained.encode(own[:1]).size)}
             made = _decoded(trained, own)
-            row["convolutional"] = reconstruction_metrics(own, made, experiment.rate)
+            row["convolutional"] = reconstruction_metrics(modality, own, made, experiment.rate)
             if linear is not None:
-                row["linear"] = reconstruction_metrics(own, _decoded(linear, own), experiment.rate)
+                row["linear"] = reconstruction_metrics(modality, own, _decoded(linear, own), experiment.rate)
                 row["linear_numbers"] = int(linear.encode(own[:1]).size)
             rows[name] = row
             files.append(str(folder / f"{name}.png"))
-            few = own[: _SHOWN if modality != "image" else 16]
+            few = own[: 16 if images_only([modality]) else _SHOWN]
             shown_parts = {"original": few, "decoded": made[: len(few)], "lost": difference(few, made[: len(few)])}
             sheet = {group: {modality: x} for group, x in shown_parts.items()}
             title = f"{name}: {split} split, through {row['numbers']} numbers each"
@@ -188,23 +189,19 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
     return summary
 
 
-def _plain(media: np.ndarray, modality: str) -> np.ndarray:
-    """Media as data sets have them."""
-    return media[:, 0] if modality == "image" else media[..., 0] if modality == "audio" else media
-
-
 def _loaded(path: Path, modality: str) -> ConvolutionalAutoencoder:
     return load_autoencoder(read_config(path, modality), path)
 
 
 def _linear(network: Any, media: np.ndarray, modality: str) -> LinearAutoencoder | None:
     """The linear autoencoder of a latent that is as large, or a little larger; None where there is no such."""
-    if modality == "audio":
+    medium = medium_of(modality)
+    if not medium.is_visual:
         hop = network.cell[0]
         if hop % 2 or network.channels > hop:
             return None
         return LinearAutoencoder.fit(MdctPCA(temporal_stride=hop, channels=network.channels), _parts(media))
-    stride, frames = network.cell[1], media.shape[1] if modality == "video" else 1
+    stride, frames = network.cell[1], media.shape[1] if medium.has_time else 1
     numbers = network.channels * ((frames + network.causal_padding) // network.cell[0])
     if -(-numbers // frames) > 3 * stride**2:
         return None  # as large as the pictures themselves

@@ -11,11 +11,11 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.catalogue import Dataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.evaluation.collisions.calibrate import fit_to
 from selfflow.evaluation.compare import Comparison, compare
 from selfflow.evaluation.extractors import Extractor, media_of, open_extractor
 from selfflow.evaluation.gather import WATCHED, EvaluationSetup, PhysicsVerifier, SampleAccumulator
 from selfflow.evaluation.model_features import OwnLayer
+from selfflow.evaluation.physics.calibrate import fit_to
 from selfflow.evaluation.real_clips import RealClips
 from selfflow.input.batches import BatchSource
 from selfflow.progress import Progress

@@ -13,6 +13,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.data.built import BuiltDataset
 from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
+from selfflow.media import images_only
 from selfflow.noise import UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.objectives.flow import linear_baseline
@@ -111,14 +112,14 @@ def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, stat
             }
             sheet = folder / f"{name}.png"
             shown_parts = {
-                g: {m: v[: 4 if "image" not in component.modalities else count] for m, v in media.items()}
+                g: {m: v[: count if images_only(modalities) else 4] for m, v in media.items()}
                 for g, media in parts.items()
             }
             rates = {m: media.rate for m, media in experiment.media(name).items()}
             title = f"{name}: data through the autoencoder, and samples"
             write_sheet(sheet, shown_parts, rates.get("audio", 0), title)
             files.append(sheet)
-            for i in range(count if "image" not in component.modalities else 0):  # the sheet shows stills as they are
+            for i in range(0 if images_only(modalities) else count):  # the sheet shows images as they are
                 files += write_media(folder / f"{name}_{i:02d}", {m: x[i] for m, x in parts["sample"].items()}, rates)
             shown.advance()
     return files

@@ -12,6 +12,7 @@ from selfflow.data.built import BuiltDataset
 from selfflow.errors import UserError
 from selfflow.evaluation.gather import WATCHED, EvaluationSetup, SampleAccumulator
 from selfflow.input.batches import BatchSource
+from selfflow.media import images_only
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.sampling.media_files import write_media, write_sheet
@@ -26,7 +27,7 @@ from selfflow.tasks.evaluating import (
 from selfflow.training.distributed import is_primary
 from selfflow.training.sharding import Devices, gather_to_one
 
-_STILLS_SHOWN = 16
+_IMAGES_SHOWN = 16
 
 
 class SampleEvaluation:
@@ -119,7 +120,7 @@ class _Look:
 
     def add(self, latents: dict[str, np.ndarray]) -> None:
         media = {m: self._clips.autoencoders[m].decode(x) for m, x in latents.items()}
-        room = max(self._of._experiment.evaluation.shown, _STILLS_SHOWN) - sum(map(_size, self._shown))
+        room = max(self._of._experiment.evaluation.shown, _IMAGES_SHOWN) - sum(map(_size, self._shown))
         if room > 0:
             self._shown.append({m: x[:room] for m, x in media.items()})
         try:
@@ -162,11 +163,11 @@ class _Look:
         folder.mkdir(parents=True, exist_ok=True)
         modalities = self._of._experiment.mixture[self._name].modalities
         media = {m: np.concatenate([part[m] for part in self._shown]) for m in modalities}
-        rates, stills = self._gathered.looks.rates, set(media) == {"image"}
+        rates, images = self._gathered.looks.rates, images_only(media)
         title = f"{self._name}, step {self._step}"
-        page = {"sample": {m: x[: _STILLS_SHOWN if stills else count] for m, x in media.items()}}
+        page = {"sample": {m: x[: _IMAGES_SHOWN if images else count] for m, x in media.items()}}
         write_sheet(folder / f"{self._name}.png", page, int(rates.get("audio", 0)), title)
-        for i in range(0 if stills else min(count, _size(media))):
+        for i in range(0 if images else min(count, _size(media))):
             write_media(folder / f"{self._name}_{i:02d}", {m: x[i] for m, x in media.items()}, rates)
 
 

@@ -9,11 +9,12 @@ import pytest
 
 from selfflow.autoencoders import convolutional_autoencoder as trained
 from selfflow.autoencoders.config import SDVAE, Convolutional
-from selfflow.autoencoders.convolutional import depth_to_space, pad_causal, space_to_depth, to_unit_range
+from selfflow.autoencoders.convolutional import depth_to_space, pad_causal, space_to_depth
 from selfflow.autoencoders.convolutional_autoencoder import read
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.errors import UserError
+from selfflow.media import to_unit_range
 from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
 

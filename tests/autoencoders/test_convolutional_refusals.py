@@ -37,7 +37,7 @@ def test_nothing_is_refused(films, sound):
             lambda a=autoencoder, x=media: a.encode_distribution(x),
             lambda a=autoencoder, z=np.zeros(latents): a.decode(z),
         ):
-            with pytest.raises(UserError, match="there is nothing to encode or decode"):
+            with pytest.raises(UserError, match="no elements"):
                 nothing()
 
 
@@ -55,7 +55,7 @@ def test_media_of_another_kind_are_refused(films, sound):
         (lambda: still.encode(np.zeros((8, 12, 3))), "media are float64"),
         (lambda: still.encode([[0]]), "media are a list"),
         (lambda: heard.encode(np.zeros(80)), "give int16 [..., samples]"),
-        (lambda: heard.decode(np.zeros(5)), "latents have shape (5,): give [..., T, C]"),
+        (lambda: heard.decode(np.zeros(5)), "latents are float64 of shape (5,): give [..., T, C]"),
         (lambda: film.decode([0]), "latents are a list: give [..., T, H, W, C]"),
     ):
         with pytest.raises(UserError) as raised:
@@ -67,7 +67,7 @@ def test_what_does_not_fit_is_named(films, sound, tmp_path):
     config = Convolutional(channels=6, temporal_stride=4, stride=4)
     for changed, path, message in (
         ({"channels": 7}, films, "its channels is 6, and that of the convolutional autoencoder 7"),
-        ({"temporal_stride": 2}, films, "its hop is 4, and that of the convolutional autoencoder 2"),
+        ({"temporal_stride": 2}, films, "its temporal_stride is 4, and that of the convolutional autoencoder 2"),
         ({"stride": 8}, films, "its stride is 4"),
         ({}, sound, "its channels is 5"),
         ({"channels": 5, "temporal_stride": 8, "stride": 0}, sound, "its sample_rate is 8000"),

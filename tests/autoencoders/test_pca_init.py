@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from selfflow.autoencoders.convolutional import Network, pad_causal, space_to_depth, to_unit_range
+from selfflow.autoencoders.convolutional import Network, pad_causal, space_to_depth
 from selfflow.autoencoders.pca_init import init_from_pca
+from selfflow.media import to_unit_range
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction
 
 

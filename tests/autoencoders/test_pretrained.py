@@ -93,7 +93,7 @@ def test_nothing_is_refused(sd_vae, flux2):
             lambda autoencoder=autoencoder: autoencoder.encode_distribution(np.zeros((0, 16, 16, 3), np.uint8)),
             lambda autoencoder=autoencoder, shape=shape: autoencoder.decode(np.zeros((0, *shape), np.float32)),
         ):
-            with pytest.raises(UserError, match=r"nothing to encode or decode: the array has shape \(0, "):
+            with pytest.raises(UserError, match=r"shape \(0, "):
                 call()
 
 

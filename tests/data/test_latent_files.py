@@ -154,7 +154,7 @@ def test_a_manifest_that_makes_no_sense_names_file_and_field(changed, says, tmp_
         ("[]", "tells of no image, video, audio"),
         ('{"labels": {}}', "tells of no image"),
         ('{"image": {"shape": [8, 6, 4]}}', "image lacks autoencoder, stride"),
-        ('{"audio": {"autoencoder": "a", "shape": [5, 4], "sample_rate": 8000}}', "audio lacks hop"),
+        ('{"audio": {"autoencoder": "a", "shape": [5, 4], "sample_rate": 8000}}', "audio lacks temporal_stride"),
         ('{"picture": {}, "image": {}}', "picture is not known"),
     ],
 )

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfflow.autoencoders.convolutional import pad_causal, to_unit_range
+from selfflow.autoencoders.convolutional import pad_causal
+from selfflow.media import to_unit_range
 from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, log_mels
 from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from selfflow.errors import UserError
+from selfflow.media import medium_of
 from selfflow.representation.features.extract import Features
 from selfflow.representation.figures.strips import Body, Strips
 from selfflow.representation.maps import (
@@ -32,16 +33,16 @@ def principal_figure(clips: Any, found: Features, i: int) -> Figure:
     record = clips.record(clips.ids.index(found.ids[i]))
     strips = Strips(len(record["video"]), seconds_of(clips.modalities))
     for m in found.grids:
-        if m == "video":
-            strips.pictures("film", record["video"])
-        elif m == "audio":
-            strips.sound("sound", record["audio"], len(record["audio"]) / seconds_of(clips.modalities))
+        if medium_of(m).preview == "strip":
+            strips.pictures(m, record[m])
+        elif medium_of(m).preview == "spectrogram":
+            strips.sound(m, record[m], len(record[m]) / seconds_of(clips.modalities))
         for layer, taps in found.layers.items():
             colours, shares = principal_colours(taps[m])
             label = f"block {layer}\n{shares.sum():.0%}"
-            if m == "video":
+            if medium_of(m).preview == "strip":
                 strips.video_tokens(label, colours[i], found.grids[m])
-            elif m == "audio":
+            elif medium_of(m).has_time:
                 strips.audio_tokens(label, colours[i])
     level = ", ".join(f"$\\tau$ of {m} {tau:g}" for m, tau in found.tau.items())
     return strips.figure(f"{found.ids[i]}: three components of tokens and their share of the variance, {level}")

@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from selfflow.media import medium_of
 from selfflow.representation.figures.strips import Strips
 from selfflow.representation.views import Drawn, Views
 
@@ -91,7 +92,7 @@ def _drawable(seen: Views) -> list[str]:
 
 
 def _media(strips: Strips, label: str, seen: Views, view: str, m: str, i: int) -> None:
-    if m == "video":
+    if medium_of(m).preview == "strip":
         strips.pictures(label, seen.media[view][m][i])
     else:
         strips.sound(label, seen.media[view][m][i], seen.rate[m])
@@ -100,7 +101,7 @@ def _media(strips: Strips, label: str, seen: Views, view: str, m: str, i: int) -
 def _tokens(
     strips: Strips, label: str, seen: Views, m: str, values: np.ndarray, limits=None, colours="viridis"
 ) -> None:
-    if m == "video":
+    if medium_of(m).preview == "strip":
         strips.video_tokens(label, values, seen.modalities[m].grid, limits, colours)
     else:
         strips.audio_tokens(label, values, limits, colours)

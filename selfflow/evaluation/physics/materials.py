@@ -7,7 +7,7 @@ import numpy as np
 
 from selfflow.data.collisions import Collisions
 from selfflow.errors import UserError
-from selfflow.evaluation.collisions.events import WALL, Event
+from selfflow.evaluation.physics.events import WALL, Event
 
 _BANDS = 32
 _LOWEST = 80.0

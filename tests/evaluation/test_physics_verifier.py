@@ -11,12 +11,12 @@ from selfflow.data.collisions import Collisions
 from selfflow.data.collisions.generate import draw_motion, record
 from selfflow.data.collisions.render import render_video
 from selfflow.errors import UserError
-from selfflow.evaluation.collisions import corruptions
-from selfflow.evaluation.collisions.calibrate import as_markdown, as_text, calibrate, fit_to, tracking_error
-from selfflow.evaluation.collisions.energy import energies, energy
-from selfflow.evaluation.collisions.judges import fit_material_classifiers
-from selfflow.evaluation.collisions.track import track
-from selfflow.evaluation.collisions.verify import PASSES, score_clips, track_clip, verify
+from selfflow.evaluation.physics import corruptions
+from selfflow.evaluation.physics.calibrate import as_markdown, as_text, calibrate, fit_to, tracking_error
+from selfflow.evaluation.physics.energy import energies, energy
+from selfflow.evaluation.physics.materials import fit_material_classifiers
+from selfflow.evaluation.physics.track import track
+from selfflow.evaluation.physics.verify import PASSES, score_clips, track_clip, verify
 
 SETTINGS = Collisions(seed=5)
 CLIPS, FITTED = 40, 140

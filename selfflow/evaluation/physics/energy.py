@@ -3,9 +3,9 @@
 import numpy as np
 
 from selfflow.data.collisions import Collisions
-from selfflow.evaluation.collisions.events import NOTHING, Event
-from selfflow.evaluation.collisions.motion import Lines
-from selfflow.evaluation.collisions.track import Tracks
+from selfflow.evaluation.physics.events import NOTHING, Event
+from selfflow.evaluation.physics.motion import Lines
+from selfflow.evaluation.physics.track import Tracks
 
 _UNSURE = 0.03
 

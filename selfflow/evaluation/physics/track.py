@@ -12,7 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from selfflow.data.collisions import Collisions
 from selfflow.data.collisions.render import BACKGROUND
 from selfflow.errors import UserError
-from selfflow.evaluation.collisions.segment import find_colours, segment
+from selfflow.evaluation.physics.segment import find_colours, segment
 
 _MOST_BODIES = 12
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from selfflow.data.collisions import Collisions
-from selfflow.evaluation.collisions.motion import Lines
-from selfflow.evaluation.collisions.track import Tracks
+from selfflow.evaluation.physics.motion import Lines
+from selfflow.evaluation.physics.track import Tracks
 
 WALL, NOTHING = -1, -2
 _WALL_SLACK, _BODY_SLACK = 3.0, 2.0

@@ -7,13 +7,13 @@ import numpy as np
 
 from selfflow.data.collisions import Collisions
 from selfflow.errors import UserError
-from selfflow.evaluation.collisions import energy, physics, sound
-from selfflow.evaluation.collisions.events import WALL, Event, find_events
-from selfflow.evaluation.collisions.judges import CLEAN, MaterialClassifiers, motion_features, sound_features
-from selfflow.evaluation.collisions.motion import Lines, fit_lines
-from selfflow.evaluation.collisions.track import Tracks, track
+from selfflow.evaluation.physics import attacks, checks, energy
+from selfflow.evaluation.physics.events import WALL, Event, find_events
+from selfflow.evaluation.physics.materials import CLEAN, MaterialClassifiers, motion_features, sound_features
+from selfflow.evaluation.physics.motion import Lines, fit_lines
+from selfflow.evaluation.physics.track import Tracks, track
 
-PASSES = physics.PASSES | {"synchrony": 0.6, "timbre": 0.5}
+PASSES = checks.PASSES | {"synchrony": 0.6, "timbre": 0.5}
 """The least score of a clip that passes, by check."""
 
 
@@ -110,7 +110,7 @@ def score_clips(
     if seen is not None:
         known = [None] * len(seen) if actions is None else actions
         looked = [analyse_clip(clip, settings, action) for clip, action in zip(seen, known)]
-        scores |= {check: np.array([each[check] for each in looked], float) for check in physics.PASSES}
+        scores |= {check: np.array([each[check] for each in looked], float) for check in checks.PASSES}
     if seen is not None and sounds is not None:
         scores["synchrony"] = np.array([measure_av_sync(clip, s, settings) for clip, s in zip(seen, sounds)], float)
     if len(materials) == 2:
@@ -132,11 +132,11 @@ def analyse_clip(seen: ClipAnalysis, settings: Collisions, action: np.ndarray | 
     """Scores of the checks that need no sound; with the record's `action` [T, 4] the push is known."""
     tracks, lines, events = seen
     return {
-        "bodies": physics.bodies(tracks),
-        "size": physics.size(tracks, settings.box),
-        "apart": physics.apart(tracks, settings.box),
-        "unbroken": physics.unbroken(tracks, lines, events, settings),
-        "causes": physics.causes(events, lines, settings),
+        "bodies": checks.bodies(tracks),
+        "size": checks.size(tracks, settings.box),
+        "apart": checks.apart(tracks, settings.box),
+        "unbroken": checks.unbroken(tracks, lines, events, settings),
+        "causes": checks.causes(events, lines, settings),
         "energy": energy.energy(tracks, lines, events, settings, action),
         "time": energy.direction(tracks, lines, events, settings, action),
     }
@@ -145,9 +145,9 @@ def analyse_clip(seen: ClipAnalysis, settings: Collisions, action: np.ndarray | 
 def measure_av_sync(seen: ClipAnalysis, clip: np.ndarray, settings: Collisions) -> float:
     """Synchrony of what is seen with a sound, int16 [S]: -1 to 1; nan with fewer than 3 contacts."""
     seconds = 1 / settings.frames_per_second
-    moved = sound.shaken(*seen, seconds)
-    onset = sound.onset_strength(clip, settings.sample_rate, len(moved), seconds)
-    return sound.synchrony(moved, onset, sound.contacts(seen.lines, seen.events))
+    moved = attacks.shaken(*seen, seconds)
+    onset = attacks.onset_strength(clip, settings.sample_rate, len(moved), seconds)
+    return attacks.synchrony(moved, onset, attacks.contacts(seen.lines, seen.events))
 
 
 def _ask(judge, features: list[np.ndarray]) -> np.ndarray:
@@ -185,8 +185,8 @@ def _loudness(seen: list[ClipAnalysis], sounds, heard: np.ndarray, settings: Col
     for clip, wave, label in zip(seen, sounds, heard):
         for event in clip.events if label >= 0 else ():
             # Two bodies that meet are two events and one contact.
-            if (event.touched == WALL or event.touched > event.body) and sound.isolated_attack(event, clip.events):
-                loud = sound.loudness(event, wave, settings.sample_rate, 1 / settings.frames_per_second)
+            if (event.touched == WALL or event.touched > event.body) and attacks.isolated_attack(event, clip.events):
+                loud = attacks.loudness(event, wave, settings.sample_rate, 1 / settings.frames_per_second)
                 impacts.setdefault(int(label), []).append((event.speed, loud))
     rows = []
     for pairs in impacts.values():

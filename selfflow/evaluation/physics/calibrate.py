@@ -9,10 +9,10 @@ import numpy as np
 from selfflow.data.collisions import SPLITS, Collisions
 from selfflow.data.collisions.generate import draw_motion
 from selfflow.errors import UserError
-from selfflow.evaluation.collisions import corruptions
-from selfflow.evaluation.collisions.judges import MaterialClassifiers, fit_material_classifiers
-from selfflow.evaluation.collisions.track import Tracks
-from selfflow.evaluation.collisions.verify import PASSES, Row, measure_av_sync, score_clips, track_clip
+from selfflow.evaluation.physics import corruptions
+from selfflow.evaluation.physics.materials import MaterialClassifiers, fit_material_classifiers
+from selfflow.evaluation.physics.track import Tracks
+from selfflow.evaluation.physics.verify import PASSES, Row, measure_av_sync, score_clips, track_clip
 from selfflow.progress import progress
 
 Through = Callable[[np.ndarray], np.ndarray]

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from selfflow.evaluation.collisions.events import NOTHING, Event
-from selfflow.evaluation.collisions.motion import Lines
-from selfflow.evaluation.collisions.track import Tracks
+from selfflow.evaluation.physics.events import NOTHING, Event
+from selfflow.evaluation.physics.motion import Lines
+from selfflow.evaluation.physics.track import Tracks
 
 _HOP = 0.005
 _MEMORY = 5

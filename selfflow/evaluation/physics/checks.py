@@ -6,9 +6,9 @@ A score is nan where the check has nothing to judge. `PASSES` says from where on
 import numpy as np
 
 from selfflow.data.collisions import Collisions
-from selfflow.evaluation.collisions.events import NOTHING, Event
-from selfflow.evaluation.collisions.motion import Lines
-from selfflow.evaluation.collisions.track import Tracks
+from selfflow.evaluation.physics.events import NOTHING, Event
+from selfflow.evaluation.physics.motion import Lines
+from selfflow.evaluation.physics.track import Tracks
 
 PASSES = {
     "bodies": 0.0,  # share of frames that show another number of bodies
