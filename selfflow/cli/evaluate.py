@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfflow.cli.parse import parse_run
-from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
@@ -18,6 +17,7 @@ from selfflow.serialization import to_json
 from selfflow.training.sharding import Devices
 
 if TYPE_CHECKING:
+    from selfflow.config.setup import FlowSetup
     from selfflow.data.built import BuiltDataset
     from selfflow.evaluation.gather import EvaluationSetup, SampleAccumulator
     from selfflow.input.batches import BatchSource
@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> None:
     free = options.out or unused_path(run.path / "evaluations" / f"{name}.json", told)
     out = claim_path(free, free, told)
     of = f"the {options.weights} of {run.source} at step {model.step}"
-    found = evaluate(run.experiment, feed, built, sampler, model.params, of, options)
+    found = evaluate(run.setup, feed, built, sampler, model.params, of, options)
     out.write_text(json.dumps(told | found, indent=1))
     print(f"\nAll numbers: {out}")
 
@@ -150,7 +150,7 @@ def _settings(options: Options) -> dict[str, Any]:
 
 
 def evaluate(
-    experiment: Experiment,
+    setup: "FlowSetup",
     feed: "BatchSource",
     built: dict[str, "BuiltDataset"],
     sampler: "RunSampler",
@@ -161,7 +161,7 @@ def evaluate(
     """Prints the tables of samples beside real clips and noise; returns their numbers by row, as JSON data.
 
     Args:
-      experiment, feed, built: of the run.
+      setup, feed, built: of the run.
       sampler: draws the samples.
       weights: parameters of the model, for its own layer.
       of: what tells these weights from others.
@@ -180,8 +180,9 @@ def evaluate(
     )
 
     name, n, size = sampler.component, options.samples, options.batch_size
+    experiment = setup.experiment
     data = experiment.mixture[name].data
-    looks = select_extractors(options.features, experiment, name, None)
+    looks = select_extractors(options.features, setup, name, None)
     if options.features and not (looks.extractors or looks.layer):
         raise UserError(f"--features {' '.join(options.features)}: none looks at {', '.join(sampler.modalities)}")
     # Of what is given whole, samples tell no more than the data does.
@@ -191,7 +192,7 @@ def evaluate(
     against = _reference(looks, options)
     # The judges and the rows of real clips have clips of their own, and none that they are held against.
     fitted = fitted_clips(built.get(data))
-    train, test = (real_clips(experiment, feed, built, name, split) for split in ("train", "test"))
+    train, test = (real_clips(setup, feed, built, name, split) for split in ("train", "test"))
     others, numbers = train.numbers(fitted), test.numbers()
     if not len(numbers):
         test, numbers, others = train, others[len(others) // 2 :], others[: len(others) // 2]

@@ -108,7 +108,7 @@ def learning(study: Study, rows: Mapping[str, list[dict[str, Any]]]) -> list[Pan
     # What training logs is the loss of each arm's own task, noise and attention included.
     own = any(name.startswith(_OWN_TASK) for name in differences(study))
     told = ", each arm with its own noise, attention or data: only its own course is to be read" if own else ""
-    costs = {label(m): mean_flops(m.run.experiment) for m in reversed(study.members) if m.run}
+    costs = {label(m): mean_flops(m.run.setup) for m in reversed(study.members) if m.run}
     panels = []
     for x in ("step", "FLOPs"):
         for name, some in lines.items():

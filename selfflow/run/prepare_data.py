@@ -9,6 +9,7 @@ from typing import Any
 
 from selfflow.autoencoders.config import AnyAutoencoder, can_decode, uses_pretrained
 from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset, build
 from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
@@ -20,6 +21,7 @@ from selfflow.latents.features import check_features, identities_of
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
+from selfflow.modality import Modality
 from selfflow.objectives.alignment import encoders_of
 from selfflow.storage.copies import fetch
 from selfflow.storage.paths import local
@@ -27,12 +29,12 @@ from selfflow.weights import sha256_of
 
 
 def prepare_data(
-    experiment: Experiment, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
+    setup: FlowSetup, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
 ) -> tuple[BatchSource, dict[str, BuiltDataset]] | None:
     """What the mixture of an experiment is read from, and its data sets.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       data_dir: cache folder of data sets, autoencoders and latents.
       share: which part of the encoding is this process's.
       own: a run's copies of its autoencoders, which it goes on with, whatever lies at their paths by now.
@@ -43,9 +45,9 @@ def prepare_data(
     Raises:
       UserError: for what a user can correct in data, latents or experiment.
     """
+    experiment, modalities = setup.experiment, setup.objective.modalities
     if own:
         experiment = _with_copies(experiment, own)
-    modalities = experiment.modalities()
     excluded = read_ids(experiment.exclude) if experiment.exclude else set()
     used = sorted({component.data for component in experiment.mixture.values()})
     built = {name: build(experiment.data[name], data_dir) for name in used if name not in experiment.latents}
@@ -68,7 +70,8 @@ def prepare_data(
         return None
     _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
-    return _feed(experiment, latents), {name: b for name, b in built.items() if b.settings.kind != "latent_files"}
+    raw = {name: b for name, b in built.items() if b.settings.kind != "latent_files"}
+    return _feed(experiment, setup.modalities, latents), raw
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:
@@ -124,7 +127,9 @@ def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
     return {m: encoder for m, encoder in encoders_of(experiment.alignment).items() if m in taken}
 
 
-def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
+def _feed(
+    experiment: Experiment, modalities: Mapping[str, Mapping[str, Modality]], latents: dict[str, Latents]
+) -> BatchSource:
     caption = None
     if experiment.text:
         caption = (experiment.text.tokens, experiment.model.text)
@@ -137,7 +142,7 @@ def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
     return BatchSource(
         latents,
         experiment.mixture,
-        {name: experiment.modalities(name) for name in experiment.mixture},
+        modalities,
         experiment.curriculum,
         experiment.label,
         experiment.model.labels,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
 from selfflow.data.catalogue import Dataset
 from selfflow.data.shards import BadRecord
@@ -25,13 +26,13 @@ _FITTED = 1024
 
 
 def select_extractors(
-    features: tuple[str, ...], experiment: Experiment, name: str, world: PhysicsVerifier | None, watched: int = WATCHED
+    features: tuple[str, ...], setup: FlowSetup, name: str, world: PhysicsVerifier | None, watched: int = WATCHED
 ) -> EvaluationSetup:
     """What samples of a component are looked at with; the run's own layer is to be given its weights.
 
     Args:
       features: as `Evaluation.features` names them; those that look at nothing in the component are left out.
-      experiment: of the run.
+      setup: of the run.
       name: of the component.
       world: the verifier, or None.
       watched: how many clips are looked at one by one.
@@ -39,8 +40,8 @@ def select_extractors(
     Raises:
       UserError: for features that there are not or that are named twice, or whose package or file is missing.
     """
-    modalities = experiment.modalities(name)
-    rates = {m: media.rate for m, media in experiment.media(name).items()}
+    experiment, modalities = setup.experiment, setup.modalities[name]
+    rates = {m: media.rate for m, media in setup.media[name].items()}
     extractors: dict[str, Extractor] = {}
     layer = None
     for spec in features:
@@ -49,7 +50,7 @@ def select_extractors(
             if layer is not None:
                 raise UserError(f"--features {' '.join(features)}: name one layer")
             block, null = _layer(experiment, number), experiment.model.labels
-            apply, tau = experiment.objective().apply, experiment.final_evaluation.probe_tau
+            apply, tau = setup.objective.apply, experiment.final_evaluation.probe_tau
             layer = OwnLayer(apply, modalities, block, tau, null, experiment.model.width)
             continue
         for m in (m for m in modalities if m in media_of(spec)):
@@ -94,11 +95,12 @@ def readable_records(records: Any, count: int | None = None) -> Iterator[dict[st
 
 
 def real_clips(
-    experiment: Experiment, feed: BatchSource, built: Mapping[str, BuiltDataset], name: str, split: str
+    setup: FlowSetup, feed: BatchSource, built: Mapping[str, BuiltDataset], name: str, split: str
 ) -> RealClips:
     """Real clips of a component in a split of its data."""
+    experiment, media = setup.experiment, setup.media[name]
     data = experiment.mixture[name].data
-    media, latents = experiment.media(name), feed.latents[experiment.mixture[name].data]
+    latents = feed.latents[data]
     lengths = {m: shown.shape[0] if shown.rate else 0 for m, shown in media.items()}
     autoencoders = {m: latents.autoencoder(m, experiment.autoencoders[m]) for m in media}
     return RealClips(feed, built.get(data), name, split, lengths, autoencoders)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
 from selfflow.errors import UserError
 from selfflow.evaluation.gather import WATCHED, EvaluationSetup, SampleAccumulator
@@ -40,10 +40,11 @@ class SampleEvaluation:
       UserError: for features that there are not, or whose package or file is missing.
     """
 
-    def __init__(self, experiment: Experiment, feed: BatchSource, built: dict[str, BuiltDataset], mesh: Any):
-        self._experiment, self._feed, self._built = experiment, feed, built
+    def __init__(self, setup: FlowSetup, feed: BatchSource, built: dict[str, BuiltDataset], mesh: Any):
+        experiment = setup.experiment
+        self._setup, self._experiment, self._feed, self._built = setup, experiment, feed, built
         mesh = mesh if mesh.size > 1 else None
-        objective, null = experiment.objective(), experiment.model.labels
+        objective, null = setup.objective, experiment.model.labels
         self._generators = {
             name: Generator(objective.apply, modalities, experiment.sampler, null, mesh=mesh)
             for name, modalities in feed.modalities.items()
@@ -52,7 +53,7 @@ class SampleEvaluation:
         watched = min(settings.samples, WATCHED)
         # Whatever is wrong with the features comes before the run begins; the world takes a minute and comes later.
         self._looks = (
-            {name: select_extractors(settings.features, experiment, name, None, watched) for name in self._generators}
+            {name: select_extractors(settings.features, setup, name, None, watched) for name in self._generators}
             if is_primary()
             else {}
         )
@@ -111,7 +112,7 @@ class _Look:
         if looks.layer:
             with jax.set_mesh(self._here):
                 looks = looks._replace(layer=looks.layer.of(jax.device_put(weights), f"step {step}"))
-        self._clips = real_clips(experiment, evaluation._feed, evaluation._built, name, "test")
+        self._clips = real_clips(evaluation._setup, evaluation._feed, evaluation._built, name, "test")
         if not len(self._clips.numbers()):
             self._clips = self._clips._replace(split="train")
         self._gathered = SampleAccumulator(looks, experiment.evaluation.samples)

@@ -38,7 +38,7 @@ def test_films_with_sound_their_latents_and_a_sheet(sample, tiny_run, capsys):
     assert "3 samples" in capsys.readouterr().out
     run = open_run(tiny_run)
     assert {m: x.shape for m, x in latents_of(folder).items()} == {
-        m: modality.latent for m, modality in run.experiment.modalities("joint").items()
+        m: modality.latent for m, modality in run.setup.modalities["joint"].items()
     }
     sound, rate = soundfile.read(folder / "00001.wav", dtype="int16")
     assert rate == 8000 and (sound == run.autoencoder("audio").decode(latents_of(folder, 1)["audio"])).all()
@@ -75,7 +75,7 @@ def test_a_film_from_the_data_keeps_and_gets_its_sound(sample, tiny_run, data_di
     folder = sample("--modality", "audio", "--context", "video")
     from selfflow.run.prepare_data import prepare_data
 
-    reader = prepare_data(open_run(tiny_run).experiment, data_dir)[0].reader("joint", "test")
+    reader = prepare_data(open_run(tiny_run).setup, data_dir)[0].reader("joint", "test")
     record = reader(int(reader.records[2]))["latents"]
     np.testing.assert_array_equal(latents_of(folder, 2)["video"], record["video"].astype(np.float32))
     assert np.abs(latents_of(folder, 2)["audio"] - record["audio"]).mean() > 0.1

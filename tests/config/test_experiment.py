@@ -7,6 +7,8 @@ import pytest
 from selfflow.autoencoders.mel import LogMel
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, is_fixed, load_experiment, load_module, read_experiment, save_experiment
+from selfflow.config.resolve import resolve
+from selfflow.config.shapes import all_streams
 from selfflow.errors import UserError
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
@@ -28,7 +30,7 @@ def experiment() -> Experiment:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_shipped_experiments_read_back_equal(path, tmp_path):
-    experiment = load_experiment(path, autoencoders=True).resolved()
+    experiment = resolve(load_experiment(path, autoencoders=True)).experiment
     save_experiment(experiment, tmp_path / "experiment.json")
     assert read_experiment(tmp_path / "experiment.json") == experiment
     command = "sweep" if hasattr(load_module(path), "sweep") else "train"
@@ -86,10 +88,10 @@ def test_changes_are_named_and_judged(experiment):
 
 def test_a_run_of_before_a_field_is_read_with_its_default(experiment, tmp_path):
     """As `experiment.json` of a run that began before there were limits and profiles."""
-    told = to_json(experiment.resolved())
+    told = to_json(resolve(experiment).experiment)
     del told["limits"], told["profile"]
     (tmp_path / "experiment.json").write_text(json.dumps(told))
-    assert read_experiment(tmp_path / "experiment.json") == experiment.resolved()
+    assert read_experiment(tmp_path / "experiment.json") == resolve(experiment).experiment
 
 
 def test_limits_and_profile_may_change_in_a_run(experiment):
@@ -97,11 +99,11 @@ def test_limits_and_profile_may_change_in_a_run(experiment):
     assert set(diff(experiment, other)) == {"limits.max_skipped_steps", "limits.hang_timeout", "profile.steps"}
     assert not any(is_fixed(name) for name in diff(experiment, other))
     with pytest.raises(UserError, match="profile.steps 399:402 goes beyond the 400 steps"):
-        dataclasses.replace(experiment, profile=Profile("399:402")).resolved()
+        resolve(dataclasses.replace(experiment, profile=Profile("399:402")))
 
 
 def test_modalities_share_the_clock_of_their_media(experiment):
-    found = experiment.modalities()
+    found = all_streams(experiment)
     assert found["video"].latent[0] * found["video"].period == found["audio"].latent[0] * found["audio"].period == 200
     assert isinstance(found["image"], Modality) and found["image"].period == 0
 
@@ -118,27 +120,27 @@ def test_modalities_share_the_clock_of_their_media(experiment):
 def test_delays_are_looked_at_before_there_is_a_run(experiment, seconds, message):
     late = lambda seconds: dataclasses.replace(experiment.mixture["joint"], delayed={"audio": seconds})
     with pytest.raises(UserError, match=f"mixture.joint.delayed.audio is {message}"):
-        dataclasses.replace(experiment, mixture=experiment.mixture | {"joint": late(seconds)}).resolved()
-    dataclasses.replace(experiment, mixture=experiment.mixture | {"joint": late(0.52)}).resolved()
+        resolve(dataclasses.replace(experiment, mixture=experiment.mixture | {"joint": late(seconds)}))
+    resolve(dataclasses.replace(experiment, mixture=experiment.mixture | {"joint": late(0.52)}))
 
 
 def test_mel_bands_are_of_the_rate_of_the_data(experiment):
     heard = lambda rate: dataclasses.replace(
         experiment, autoencoders=experiment.autoencoders | {"audio": LogMel(sample_rate=rate)}
     )
-    heard(8000).resolved()
+    resolve(heard(8000))
     with pytest.raises(UserError, match="autoencoders.audio.sample_rate is 16000, but collisions has 8000"):
-        heard(16000).resolved()
+        resolve(heard(16000))
 
 
 def test_derived_fields_follow_the_length_and_stay_when_a_run_is_taken_up(experiment):
-    short = dataclasses.replace(experiment, steps=100).resolved()
+    short = resolve(dataclasses.replace(experiment, steps=100)).experiment
     assert short.ema_decay == pytest.approx(0.9)
     assert short.optimizer.decay_steps == 100 and short.optimizer.warmup_steps == 5
     constant = dataclasses.replace(
         experiment, steps=100, optimizer=dataclasses.replace(experiment.optimizer, decay="constant")
     )
-    longer = dataclasses.replace(constant, steps=200).resolved(like=constant.resolved())
+    longer = resolve(dataclasses.replace(constant, steps=200), resolve(constant).experiment).experiment
     assert longer.ema_decay == short.ema_decay and longer.optimizer.warmup_steps == 5 and longer.steps == 200
     with pytest.raises(UserError, match="cosine rate reaches 0 at optimizer.decay_steps 100"):
-        dataclasses.replace(experiment, steps=200).resolved(like=short)
+        resolve(dataclasses.replace(experiment, steps=200), short)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from selfflow.config.resolve import resolve
 from selfflow.data.atari import Atari
 from selfflow.data.mnist5k import Mnist5k
 from selfflow.encoders.text import Text
@@ -28,30 +29,32 @@ def mixed(tiny_experiment, tmp_path_factory):
     encoder = write_bert(tmp_path_factory.mktemp("bert"))
     excluded = tmp_path_factory.mktemp("ids") / "ids.txt"
     excluded.write_text("train-000003\ntrain-000011\nnobody\n")
-    return dataclasses.replace(
-        tiny_experiment,
-        data=tiny_experiment.data
-        | {
-            "atari": Atari(train_clips=8, validation_clips=4, test_clips=4),
-            "mnist": Mnist5k(),
-        },
-        mixture={
-            "collisions": Component(("video", "audio"), 0.25, 4, data="collisions"),
-            "short": Component(("video",), 0.25, 4, data="collisions", seconds=0.8),
-            "atari": Component(("video", "audio"), 0.25, 2, data="atari"),
-            "digits": Component(("image",), 0.25, 8, data="mnist"),
-        },
-        curriculum=(Stage(step=6, weights={"digits": 1.0}),),
-        text=Text(encoder=str(encoder), tokens=8),
-        model=dataclasses.replace(tiny_experiment.model, text=12),
-        exclude=str(excluded),
-        steps=7,
-    ).resolved()
+    return resolve(
+        dataclasses.replace(
+            tiny_experiment,
+            data=tiny_experiment.data
+            | {
+                "atari": Atari(train_clips=8, validation_clips=4, test_clips=4),
+                "mnist": Mnist5k(),
+            },
+            mixture={
+                "collisions": Component(("video", "audio"), 0.25, 4, data="collisions"),
+                "short": Component(("video",), 0.25, 4, data="collisions", seconds=0.8),
+                "atari": Component(("video", "audio"), 0.25, 2, data="atari"),
+                "digits": Component(("image",), 0.25, 8, data="mnist"),
+            },
+            curriculum=(Stage(step=6, weights={"digits": 1.0}),),
+            text=Text(encoder=str(encoder), tokens=8),
+            model=dataclasses.replace(tiny_experiment.model, text=12),
+            exclude=str(excluded),
+            steps=7,
+        )
+    ).experiment
 
 
 @pytest.fixture(scope="module")
 def prepared(mixed, data_dir):
-    return prepare_data(mixed, data_dir)
+    return prepare_data(resolve(mixed), data_dir)
 
 
 def test_one_feed_for_all_data_sets(prepared, mixed):
@@ -89,7 +92,7 @@ def test_excluded_samples_are_in_no_reader(prepared, mixed, capsys, data_dir):
         reader = feed.reader("collisions", split)
         assert not {"train-000003", "train-000011"} & {reader.source.id(i) for i in reader.records}
     assert len(feed.reader("collisions", "train").records) == 22
-    prepare_data(mixed, data_dir)
+    prepare_data(resolve(mixed), data_dir)
     assert "2 of 3 ids are in the data and never read; not in the data: nobody" in capsys.readouterr().out
 
 
@@ -97,25 +100,24 @@ def test_the_hash_of_the_excluded_stands_in_the_experiment(mixed, tmp_path):
     assert len(mixed.exclude_hash) == 16 and from_json(to_json(mixed), type(mixed), "here") == mixed
     moved = tmp_path / "moved.txt"
     moved.write_text("nobody\n\ntrain-000011\r\ntrain-000003")
-    assert dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved().exclude_hash == mixed.exclude_hash
+    again = dataclasses.replace(mixed, exclude=str(moved), exclude_hash="")
+    assert resolve(again).experiment.exclude_hash == mixed.exclude_hash
     moved.write_text("nobody\n")
-    assert dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved().exclude_hash != mixed.exclude_hash
+    assert resolve(again).experiment.exclude_hash != mixed.exclude_hash
     for text, message in ((b"", "holds none"), (b"\xff\xfe", "is no UTF-8 text")):
         moved.write_bytes(text)
         with pytest.raises(UserError, match=message):
-            dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved()
+            resolve(again)
     with pytest.raises(UserError, match="nowhere cannot be read"):
-        dataclasses.replace(mixed, exclude="nowhere", exclude_hash="").resolved()
+        resolve(dataclasses.replace(mixed, exclude="nowhere", exclude_hash=""))
     with pytest.raises(UserError, match="exclude_hash is 1234, but that of the file"):
-        dataclasses.replace(mixed, exclude_hash="1234").resolved()
+        resolve(dataclasses.replace(mixed, exclude_hash="1234"))
 
 
 def test_latents_made_elsewhere_need_no_raw_data(prepared, mixed, tmp_path):
     feed, _ = prepared
-    elsewhere = dataclasses.replace(
-        mixed, latents={name: str(found.path) for name, found in feed.latents.items()}
-    ).resolved()
-    again, built = prepare_data(elsewhere, tmp_path)
+    elsewhere = dataclasses.replace(mixed, latents={name: str(found.path) for name, found in feed.latents.items()})
+    again, built = prepare_data(resolve(elsewhere), tmp_path)
     assert built == {} and not (tmp_path / "collisions").exists()
     assert latents_hash(again.latents) == latents_hash(feed.latents)
     for (a, _), (b, _) in zip(feed.batches(0, 3), again.batches(0, 3)):
@@ -125,9 +127,9 @@ def test_latents_made_elsewhere_need_no_raw_data(prepared, mixed, tmp_path):
         autoencoders=mixed.autoencoders | {"audio": dataclasses.replace(mixed.autoencoders["audio"], channels=64)},
     )
     with pytest.raises(UserError, match="its audio latents have another autoencoder"):
-        prepare_data(other, tmp_path)
+        prepare_data(resolve(other), tmp_path)
     with pytest.raises(UserError, match="holds no finished latents"):
-        prepare_data(dataclasses.replace(mixed, latents={"mnist": str(tmp_path)}), tmp_path)
+        prepare_data(resolve(dataclasses.replace(mixed, latents={"mnist": str(tmp_path)})), tmp_path)
 
 
 @pytest.mark.slow
@@ -193,10 +195,10 @@ def test_it_trains_and_logs_what_could_not_be_read(prepared, mixed, tmp_path, da
 )
 def test_experiments_that_cannot_be(mixed, change, message):
     with pytest.raises(UserError, match=message):
-        dataclasses.replace(mixed, **({"curriculum": ()} | change(mixed))).resolved()
+        resolve(dataclasses.replace(mixed, **({"curriculum": ()} | change(mixed))))
 
 
 def test_captions_of_another_width_are_refused(mixed, data_dir):
     wide = dataclasses.replace(mixed, model=dataclasses.replace(mixed.model, text=16))
     with pytest.raises(UserError, match="model.text is 16, but the captions of data.* have 12 channels"):
-        prepare_data(wide, data_dir)
+        prepare_data(resolve(wide), data_dir)

@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 
 import selfflow.models.joint  # noqa: E402
 from selfflow.benchmark.step import random_batch  # noqa: E402
+from selfflow.config.resolve import resolve  # noqa: E402
 from selfflow.models.attention import attention  # noqa: E402
 from selfflow.models.execution import Execution  # noqa: E402
 from selfflow.training.sharding import Devices, batch_sharding, state_shardings  # noqa: E402
@@ -37,18 +38,18 @@ def five_steps(devices: Devices, count: int, dtype: str, split_tokens: bool) -> 
     execution = Execution(unroll=1, attention="xla", split_tokens=split_tokens)
     model = dataclasses.replace(made.model, dtype=dtype, execution=execution)
     mixture = {name: dataclasses.replace(component, batch_size=8) for name, component in made.mixture.items()}
-    made = dataclasses.replace(made, model=model, mixture=mixture).resolved()
-    objective, optimizer, mesh = made.objective(), made.optimizer.make(), devices.mesh(jax.devices()[:count])
-    shapes = jax.eval_shape(made.init, jax.random.key(0))
+    setup = resolve(dataclasses.replace(made, model=model, mixture=mixture))
+    objective, optimizer, mesh = setup.objective, setup.optimizer(), devices.mesh(jax.devices()[:count])
+    shapes = jax.eval_shape(setup.init, jax.random.key(0))
     placed = state_shardings(objective, optimizer, shapes, devices, mesh)
     with jax.set_mesh(mesh):
-        state = jax.jit(made.init, out_shardings=placed)(jax.random.key(0))
+        state = jax.jit(setup.init, out_shardings=placed)(jax.random.key(0))
         wide = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
         # Off their first values: zeros would hide most of the network.
         state = state._replace(params=perturbed(state.params, 0, 0.05), frozen=perturbed(state.frozen, 1, 0.05))
         state = jax.device_put(wide(state), placed)
-        batch = jax.device_put(random_batch(made, "joint"), batch_sharding(mesh))
-        whole = jax.jit(made.step(), in_shardings=(placed, batch_sharding(mesh)), out_shardings=(placed, None))
+        batch = jax.device_put(random_batch(setup, "joint"), batch_sharding(mesh))
+        whole = jax.jit(setup.step(), in_shardings=(placed, batch_sharding(mesh)), out_shardings=(placed, None))
         losses = []
         for number in range(STEPS):
             state, metrics = whole(state, batch)

@@ -126,7 +126,9 @@ def test_metrics_of_before_that_hold_nan_are_read_and_made_json(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
 
 
-@pytest.mark.parametrize("field, value", [("max_skipped_steps", 0), ("hang_timeout", 0.0), ("hang_timeout", float("inf"))])
+@pytest.mark.parametrize(
+    "field, value", [("max_skipped_steps", 0), ("hang_timeout", 0.0), ("hang_timeout", float("inf"))]
+)
 def test_impossible_limits_are_named(field, value):
     with pytest.raises(UserError, match=f"limits.{field} is {value}"):
         Limits(**{field: value})
