@@ -1,33 +1,37 @@
-"""A data set that lies ready on disk."""
+"""A built data set on disk."""
 
 import hashlib
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from selfflow.data.dataset import Dataset
 from selfflow.data.records import Records
 from selfflow.data.stored import INFO
 from selfflow.errors import UserError
-from selfflow.serialization import to_json
 from selfflow.storage.copies import fetch, publish
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 DELETED = "forgotten.json"
 
 
 @dataclass(frozen=True)
 class BuiltDataset:
-    """What is known of a built data set without reading its records; travels to worker processes.
+    """A built data set; its records are read on demand, also in worker processes.
 
     Attributes:
-      settings: the dataclass that made it.
+      settings: its settings.
       name: NAME/CONFIG/VERSION, as TFDS writes it.
-      folder: where its shards lie.
+      folder: folder of its shards.
       splits: number of records of each split that has any.
-      metadata: what the builder noted, such as names of labels.
+      metadata: metadata of the builder, such as names of labels.
     """
 
-    settings: Any
+    settings: Dataset
     name: str
     folder: Path
     splits: dict[str, int]
@@ -39,68 +43,74 @@ class BuiltDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the records as they were built; stays the same when samples are forgotten."""
-        told = read_deleted(self.folder)
-        if told is not None:
-            return told["fingerprint"]
+        """Identity of the records as they were built; deleting samples does not change it."""
+        deletions = read_deleted(self.folder)
+        if deletions is not None:
+            return deletions["fingerprint"]
         return hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest()[:16]
 
     @property
     def forgotten(self) -> list[dict[str, Any]]:
-        """What was removed since, oldest first: number of samples, date, hash of the list of ids."""
+        """Deletions of samples since the build, oldest first: number of samples, date, hash of the list of ids."""
         return (read_deleted(self.folder) or {"forgotten": []})["forgotten"]
-
-    @property
-    def mapping(self) -> Any:
-        """Settings that decide how the same stored records are read; None where the name says it all."""
-        return to_json(self.settings) if self.settings.kind == "tfds" else None
 
 
 def read_deleted(folder: Path) -> dict[str, Any] | None:
-    """What `forgotten.json` says; None where there is none.
+    """The content of `forgotten.json`; None if the file does not exist.
 
     Raises:
-      UserError: if it is damaged.
+      UserError: the file is damaged.
     """
     path = folder / DELETED
     try:
-        told = json.loads(path.read_text())
-        told["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in told["forgotten"]]
-        return told
+        deletions = json.loads(path.read_text())
+        deletions["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in deletions["forgotten"]]
+        return deletions
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove {folder} and build again, then forget again") from error
 
 
-def build(settings: Any, data_dir: Path) -> BuiltDataset:
-    """Builds a data set, or finds it again.
+def load_builder(settings: Dataset, data_dir: Path) -> "tfds.core.DatasetBuilder":
+    """The prepared TFDS builder of a data set below `data_dir`; builds only what does not exist.
+
+    It comes from `build` in `data/KIND/builder.py`, which is imported here and nowhere else.
 
     Raises:
-      UserError: if its training split is empty, and whatever the builder refuses.
+      UserError: what the builder refuses.
+    """
+    module = importlib.import_module(f"selfflow.data.{settings.kind}.builder")
+    return module.build(settings, Path(data_dir))
+
+
+def build(settings: Dataset, data_dir: Path) -> BuiltDataset:
+    """Builds a data set, or opens it if it exists.
+
+    Raises:
+      UserError: its training split is empty, its description is damaged, and whatever the builder refuses.
     """
     from google.protobuf.json_format import ParseError
 
     fetch(data_dir, INFO)
     try:
-        builder = settings.build(data_dir)
-    except ParseError as error:  # TFDS does not say of which file
-        where = ", ".join(str(path) for path in (data_dir / settings.kind).rglob(INFO) if _broken(path))
-        raise UserError(f"{where or data_dir} is damaged: remove its folder and build again") from error
+        builder = load_builder(settings, data_dir)
+    except ParseError as error:  # TFDS does not name the file
+        damaged = [str(path) for path in (data_dir / settings.kind).rglob(INFO) if not _is_json(path)]
+        raise UserError(f"{', '.join(damaged) or data_dir} is damaged: remove its folder and build again") from error
     if not (Path(builder.data_dir) / INFO).exists():
         raise UserError(f"{builder.data_dir} has lost its dataset_info.json: remove this folder and build again")
     publish(Path(builder.data_dir), INFO)
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     if "train" not in splits:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")
-    return BuiltDataset(
-        settings, builder.info.full_name, Path(builder.data_dir), splits, dict(builder.info.metadata or {})
-    )
+    metadata = dict(builder.info.metadata or {})
+    return BuiltDataset(settings, builder.info.full_name, Path(builder.data_dir), splits, metadata)
 
 
-def _broken(path: Path) -> bool:
+def _is_json(path: Path) -> bool:
     try:
         json.loads(path.read_text())
     except ValueError:
-        return True
-    return False
+        return False
+    return True

@@ -1,27 +1,21 @@
 """The data sets by name, and their cards."""
 
 import importlib.resources
+import typing
 
 from selfflow.data.atari import Atari
 from selfflow.data.collisions import Collisions
+from selfflow.data.dataset import Dataset
 from selfflow.data.digits import Digits
-from selfflow.data.latents import LatentFiles
+from selfflow.data.latent_files import LatentFiles
 from selfflow.data.media import Media
 from selfflow.data.mnist5k import Mnist5k
 from selfflow.data.tfds import Tfds
 from selfflow.errors import UserError
 
-Dataset = Collisions | Media | Atari | Mnist5k | Digits | LatentFiles | Tfds
+AnyDataset = Collisions | Media | Atari | Mnist5k | Digits | LatentFiles | Tfds
 
-DATASETS: dict[str, type] = {
-    "collisions": Collisions,
-    "media": Media,
-    "atari": Atari,
-    "mnist5k": Mnist5k,
-    "digits": Digits,
-    "latents": LatentFiles,
-    "tfds": Tfds,
-}
+DATASETS: dict[str, type[Dataset]] = {settings.kind: settings for settings in typing.get_args(AnyDataset)}
 
 
 def card(name: str) -> str:

@@ -1,5 +1,4 @@
-"""A folder of the user's own as a data set: what lies in it, what it was when it was built, which file goes to which
-split."""
+"""Data sets made of a folder of the user's files: their settings, the files in the folder and the splits."""
 
 import hashlib
 import json
@@ -10,47 +9,52 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from selfflow.data.checks import require
+from selfflow.data.dataset import Dataset
 from selfflow.data.report import Remark
 from selfflow.errors import UserError
 
 
 @dataclass(frozen=True)
-class FolderSettings:
-    """What the settings of such data sets have in common."""
+class FolderSettings(Dataset):
+    """What the settings of data sets made of a folder have in common."""
 
     source: str = ""
     """The folder to read, with all folders below it; hidden files are ignored."""
     name: str = ""
-    """What to call the data set. With a name it is found again under that name wherever `source` lay; without
-    one it is known by the path of `source`."""
+    """Name of the data set. With a name, the data set is identified by it wherever `source` is; without one, by the
+    path of `source`."""
     validation_fraction: float = 0.05
-    """Share of the files that goes to the split `validation`."""
+    """Share of the files in the split `validation`."""
     test_fraction: float = 0.05
-    """Share of the files that goes to the split `test`."""
+    """Share of the files in the split `test`."""
     seed: int = 0
-    """Chooses which files go to which split."""
-    kind: ClassVar[str]
-    follows: ClassVar[Collection[str]] = ()  # from the contents of the folder
+    """Seed of the splits."""
+    derived: ClassVar[Collection[str]] = ()
+    """Fields that are filled in from the contents of the folder."""
 
     def check(self) -> None:
         """Raises UserError, which names the field, if a value makes no sense."""
-        for field in ("validation_fraction", "test_fraction"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{self.kind}.{field} is {getattr(self, field)}; it must be at least 0 and below 1")
+        for name in ("validation_fraction", "test_fraction"):
+            require(0 <= getattr(self, name) < 1, self, name, "must be at least 0 and below 1")
         if self.validation_fraction + self.test_fraction >= 1:
             raise UserError(
-                f"{self.kind}.validation_fraction + {self.kind}.test_fraction is 1 or more; leave some for train"
+                f"{self.kind}.validation_fraction + {self.kind}.test_fraction is 1 or more; leave a share for train"
             )
         if not (self.source or self.name):
             raise UserError(f"{self.kind}.source is empty; name the folder of your files, such as --source ~/files")
 
     def folder(self) -> str:
-        """The absolute path of `source`, or "" where there is none."""
+        """The absolute path of `source`, or "" if it is empty."""
         return os.path.abspath(os.path.expanduser(self.source)) if self.source else ""
 
+    def source_folder(self, data_dir: Path) -> str:
+        """The folder of the user's files."""
+        return self.source
+
     def key(self) -> str:
-        """A short hash of all that decides about the records, but for the contents of the folder."""
-        settings = {name: value for name, value in asdict(self).items() if name not in self.follows}
+        """A short hash of all settings that change a record. The contents of the folder have a hash of their own."""
+        settings = {name: value for name, value in asdict(self).items() if name not in self.derived}
         if self.name:
             del settings["source"]
         else:
@@ -60,7 +64,14 @@ class FolderSettings:
 
 @dataclass(frozen=True)
 class File:
-    """One file: where it lies, its path below the folder with slashes, its size in bytes and time in ns."""
+    """A file in the folder.
+
+    Attributes:
+      path: its path.
+      relative: its path below the folder, with slashes.
+      size: bytes.
+      modified: time of the last change, ns.
+    """
 
     path: Path
     relative: str
@@ -68,10 +79,10 @@ class File:
     modified: int
 
 
-def scan(settings: FolderSettings, without: tuple[Path, ...] = ()) -> tuple[list[File], list[Remark]]:
-    """All regular files of a data set's folder in the order of their paths, and remarks on what could not be looked at.
+def scan(settings: FolderSettings, excluded: tuple[Path, ...] = ()) -> tuple[list[File], list[Remark]]:
+    """All regular files of a data set's folder in the order of their paths, and remarks on what cannot be opened.
 
-    Hidden files and folders, and the folders in `without`, are passed over. Links are followed, each folder once.
+    Hidden files and folders, and the `excluded` folders, are left out. Links are followed, each folder once.
 
     Raises:
       UserError: the folder is missing, is not a folder, or cannot be listed.
@@ -81,20 +92,20 @@ def scan(settings: FolderSettings, without: tuple[Path, ...] = ()) -> tuple[list
         raise UserError(f"the folder {folder} does not exist; check {field}")
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; {field} must be the folder that holds your files")
-    passed = {os.path.realpath(path) for path in without}
-    if os.path.realpath(folder) in passed:
+    excluded_paths = {os.path.realpath(path) for path in excluded}
+    if os.path.realpath(folder) in excluded_paths:
         raise UserError(f"{folder} is where data sets are written; keep your files in another folder")
     files: list[File] = []
     remarks: list[Remark] = []
-    seen: set[tuple[int, int]] = set()
-    waiting = [(folder, "")]
-    while waiting:
-        current, prefix = waiting.pop()
+    visited: set[tuple[int, int]] = set()
+    pending = [(folder, "")]
+    while pending:
+        current, prefix = pending.pop()
         try:
             identity = current.stat()
-            if (identity.st_dev, identity.st_ino) in seen or os.path.realpath(current) in passed:
+            if (identity.st_dev, identity.st_ino) in visited or os.path.realpath(current) in excluded_paths:
                 continue
-            seen.add((identity.st_dev, identity.st_ino))
+            visited.add((identity.st_dev, identity.st_ino))
             names = sorted(os.listdir(current))
         except OSError as error:
             if not prefix:
@@ -111,7 +122,7 @@ def scan(settings: FolderSettings, without: tuple[Path, ...] = ()) -> tuple[list
                 remarks.append(Remark(_text(relative), "cannot be opened", error.strerror or ""))
                 continue
             if stat.S_ISDIR(status.st_mode):
-                waiting.append((path, relative + "/"))
+                pending.append((path, relative + "/"))
             elif stat.S_ISREG(status.st_mode):
                 files.append(File(path, _text(relative), status.st_size, status.st_mtime_ns))
             else:  # opening a named pipe would wait for ever
@@ -131,13 +142,13 @@ def position(relative: str, seed: int) -> float:
 
 
 def split_of(relative: str, seed: int, validation_fraction: float, test_fraction: float) -> str:
-    """The split of a file: `train`, `validation` or `test`. Other files have no influence on it."""
-    place = position(relative, seed)
-    if place < test_fraction:
+    """The split of a file: `train`, `validation` or `test`. It does not depend on other files."""
+    value = position(relative, seed)
+    if value < test_fraction:
         return "test"
-    return "validation" if place < test_fraction + validation_fraction else "train"
+    return "validation" if value < test_fraction + validation_fraction else "train"
 
 
 def _text(relative: str) -> str:
-    # a name that is not UTF-8 reaches Python with surrogates, which no record or JSON file can hold
+    # A name that is not UTF-8 reaches Python with surrogates, which no record or JSON file can hold.
     return os.fsencode(relative).decode("utf-8", "backslashreplace")

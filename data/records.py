@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfflow.data.features import read_features
+from selfflow.data.dataset import Dataset
 from selfflow.data.shards import BadRecord, ShardReader, one_line
 from selfflow.errors import UserError
 
@@ -27,7 +27,7 @@ class Records(Sequence):
       BadRecord: from `records[i]` and `raw(i)`, if record i cannot be read; others are not touched by that.
     """
 
-    def __init__(self, settings: Any, folder: Path, split: str):
+    def __init__(self, settings: Dataset, folder: Path, split: str):
         self._settings, self._folder, self._split = settings, Path(folder), split
         self._shards: ShardReader | None = None
         self._decode: Callable[[bytes], dict[str, Any]] | None = None
@@ -44,7 +44,7 @@ class Records(Sequence):
     def __getitem__(self, i: int) -> dict[str, Any]:
         raw = self.raw(i)
         if self._decode is None:
-            self._decode = _decoder(self._settings, self._folder)
+            self._decode = self._settings.decoder(self._folder)
         try:
             return self._decode(raw)
         except UserError:
@@ -87,15 +87,3 @@ class Records(Sequence):
         shards = SplitInfo(name=self._split, shard_lengths=lengths, num_bytes=0, filename_template=template)
         self._shards = ShardReader([Path(path) for path in shards.filepaths] if lengths else [], lengths)
         return self._shards
-
-
-def _decoder(settings: Any, folder: Path) -> Callable[[bytes], dict[str, Any]]:
-    if hasattr(settings, "decoder"):
-        return settings.decoder(folder)
-    features = read_features(folder)
-
-    def decode(raw: bytes) -> dict[str, Any]:
-        record = features.deserialize_example_np(raw)
-        return {name: value.decode() if isinstance(value, bytes) else value for name, value in record.items()}
-
-    return decode

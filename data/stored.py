@@ -1,7 +1,6 @@
 """How TFDS keeps a data set on disk: its description and the shards that it names."""
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,29 +79,3 @@ def leftovers(folder: Path) -> list[Path]:
     named = {path for split in read_splits(folder).values() for path in split.paths}
     strange = [path for path in folder.rglob("*") if "array_record" in path.name and path not in named]
     return sorted(strange + list(folder.parent.glob(f"incomplete.*_{folder.name}")))
-
-
-def write_safely(path: Path, text: str) -> None:
-    """Writes a file so that after a crash of the machine, too, it is either the old or the new one."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    replace_safely(partial, path)
-
-
-def replace_safely(partial: Path, path: Path) -> None:
-    """Renames a file, with its contents and its name on the disk when this returns."""
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Returns when a file or a folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

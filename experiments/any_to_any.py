@@ -34,7 +34,7 @@ def experiment() -> Experiment:
             tau={"video": UniformTau(shift=3.0)},
             mask_ratio={"image": 0.25, "video": 0.1, "audio": 0.5},
             draw="per_modality",
-            given={
+            context={
                 "modality": 0.25,
                 "first_frame": 0.05,
                 "prefix": 0.05,

@@ -13,7 +13,7 @@ from selfflow.autoencoders.convolutional import Network
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.collisions import Collisions
 from selfflow.input.mixture import Component
-from selfflow.objectives.autoencoding import Reconstruction
+from selfflow.objectives.reconstruction import ReconstructionLoss
 from selfflow.training.optimizer import AdamW
 
 
@@ -27,7 +27,7 @@ def experiment() -> AutoencoderExperiment:
             widths=(64, 320),
             windows=((7,), (1,)),
         ),
-        loss=Reconstruction(squared=1000.0, spectral=0.1, kl=1e-6),  # the mean square of audio is small
+        loss=ReconstructionLoss(squared=1000.0, spectral=0.1, kl=1e-6),  # the mean square of audio is small
         optimizer=AdamW(learning_rate=3e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
         steps=1000,
     )

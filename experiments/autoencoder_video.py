@@ -14,7 +14,7 @@ from selfflow.autoencoders.convolutional import Network
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.collisions import Collisions
 from selfflow.input.mixture import Component
-from selfflow.objectives.autoencoding import Reconstruction
+from selfflow.objectives.reconstruction import ReconstructionLoss
 from selfflow.training.optimizer import AdamW
 
 
@@ -31,7 +31,7 @@ def experiment() -> AutoencoderExperiment:
             widths=(24, 48, 96),
             windows=((1, 3, 3), (3, 1, 1)),
         ),
-        loss=Reconstruction(squared=1.0, gradient=0.1, kl=1e-6),
+        loss=ReconstructionLoss(squared=1.0, gradient=0.1, kl=1e-6),
         optimizer=AdamW(learning_rate=3e-3, beta2=0.99, warmup_steps=None, decay="cosine"),
         steps=1000,
     )

@@ -1,4 +1,4 @@
-"""Noise: how much of it each token gets, and how it is put in.
+"""Noise: the noise level of each token, and the corruption of clean tokens.
 
 tau in [0, 1] is the noise level of a token: 0 is data, 1 is noise, everywhere in this package.
 A corrupted token is x_tau = (1 - tau) x0 + tau eps, and the velocity to predict is eps - x0.
@@ -9,14 +9,14 @@ the batch it is in nor on how the batch is split.
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from selfflow.context import check_table, draw_context
 from selfflow.errors import UserError
-from selfflow.given import check_table, draw_given
 from selfflow.modality import Modality, modality_of
 
 
@@ -24,45 +24,45 @@ class Corruption(NamedTuple):
     """What turns clean tokens into noisy ones, per modality.
 
     Attributes:
-      levels: the distinct taus of a sample, [B, K]. With `given` the last level is 0.
+      levels: the distinct taus of a sample, [B, K]. With `context` the last level is 0.
       assignment: which level each token has, [B, N].
-      given: tokens held at tau = 0 for student and teacher and in no loss, [B, N]; a modality
-        without given tokens is absent.
+      context: tokens held at tau = 0 for student and teacher and in no loss, [B, N]; a modality
+        without context tokens is absent.
     """
 
     levels: dict[str, Float[Array, "B K"]]
     assignment: dict[str, Int[Array, "B N"]]
-    given: dict[str, Bool[Array, "B N"]]
+    context: dict[str, Bool[Array, "B N"]]
 
     def tau(self) -> dict[str, Float[Array, "B N"]]:
         """The noise level of every token."""
         return {m: jnp.take_along_axis(self.levels[m], self.assignment[m], axis=1) for m in self.levels}
 
-    def cleanest(self) -> "Corruption":
-        """All tokens of a modality at the lowest of its levels; given tokens stay at 0."""
+    def at_min_level(self) -> "Corruption":
+        """All tokens of a modality at the lowest of its levels; context tokens stay at 0."""
         levels, assignment = {}, {}
         for m, level_BK in self.levels.items():
-            if m in self.given:
+            if m in self.context:
                 lowest_B1 = level_BK[:, :-1].min(axis=1, keepdims=True)
                 levels[m] = jnp.concatenate([lowest_B1, jnp.zeros_like(lowest_B1)], axis=1)
-                assignment[m] = self.given[m].astype(jnp.int32)
+                assignment[m] = self.context[m].astype(jnp.int32)
             else:
                 levels[m] = level_BK.min(axis=1, keepdims=True)
                 assignment[m] = jnp.zeros_like(self.assignment[m])
-        return Corruption(levels, assignment, self.given)
+        return Corruption(levels, assignment, self.context)
 
-    def less(self, by: dict[str, Float[Array, "B K"]]) -> "Corruption":
-        """Every level lower by so much, and at least 0."""
+    def lowered_by(self, by: dict[str, Float[Array, "B K"]]) -> "Corruption":
+        """Every level minus `by`, at least 0."""
         return self._replace(levels={m: jnp.maximum(x_BK - by[m], 0) for m, x_BK in self.levels.items()})
 
-    def hold(self, given: dict[str, Bool[Array, "B N"]]) -> "Corruption":
-        """The same corruption with the `given` tokens at tau = 0."""
+    def with_context(self, context: dict[str, Bool[Array, "B N"]]) -> "Corruption":
+        """The same corruption with the `context` tokens at tau = 0."""
         levels, assignment = dict(self.levels), dict(self.assignment)
-        for m, given_BN in given.items():
+        for m, context_BN in context.items():
             count = levels[m].shape[1]
             levels[m] = jnp.pad(levels[m], ((0, 0), (0, 1)))
-            assignment[m] = jnp.where(given_BN, count, assignment[m])
-        return Corruption(levels, assignment, given)
+            assignment[m] = jnp.where(context_BN, count, assignment[m])
+        return Corruption(levels, assignment, context)
 
 
 def corrupt(
@@ -94,8 +94,8 @@ class UniformTau:
 
     kind: Literal["uniform"] = "uniform"
     shift: float = 1.0
-    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau) (arXiv 2403.03206); above 1 means more noise. Self-Flow likes
-    it higher than flow matching alone: for audio 1.0 against 0.75 in arXiv 2603.06507."""
+    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau) (arXiv 2403.03206); above 1 means more noise. For Self-Flow
+    the best value is higher than for flow matching alone: for audio 1.0 instead of 0.75 in arXiv 2603.06507."""
 
     def __post_init__(self):
         _check_shift(self.shift)
@@ -112,19 +112,19 @@ class LogitNormalTau:
     kind: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
     """Mean of the logit of tau."""
-    deviation: float = 1.0
+    std: float = 1.0
     """Standard deviation of the logit of tau."""
     shift: float = 1.0
     """sigma in tau' = sigma tau / (1 + (sigma - 1) tau); above 1 means more noise."""
 
     def __post_init__(self):
         _check_shift(self.shift)
-        if not 0 < self.deviation < float("inf"):
-            raise UserError(f"tau.deviation is {self.deviation}: give a number above 0")
+        if not 0 < self.std < float("inf"):
+            raise UserError(f"tau.std is {self.std}: give a number above 0")
 
     def quantile(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """The tau below which a fraction `u` of the distribution lies."""
-        return _shifted(jax.nn.sigmoid(self.mean + self.deviation * jax.scipy.special.ndtri(u)), self.shift)
+        return _shifted(jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(u)), self.shift)
 
 
 def _check_shift(shift: float) -> None:
@@ -141,38 +141,43 @@ class _Schedule:
     tau: dict[str, UniformTau | LogitNormalTau] = field(default_factory=dict)
     """p(tau) of each modality; uniform where it is not named."""
     draw: Literal["shared", "per_modality"] = "shared"
-    """Whether the modalities of a sample map one draw of uniforms through their p(tau), or draw their own; the paper's
-    joint sets leave it open."""
-    given: dict[str, float] = field(default_factory=dict)
-    """Probability of each case of given tokens that is trained, so that it can be sampled: modality, first_frame,
-    prefix, stretch, region. In the rest nothing is given."""
+    """Whether the modalities of a sample map one draw of uniforms through their p(tau), or draw their own; the paper
+    does not say."""
+    context: dict[str, float] = field(default_factory=dict)
+    """Probability of each case of context in training, which sampling may then use: modality, first_frame, prefix,
+    inpaint_time, inpaint_region. The remaining samples have no context."""
+
+    # Whether modalities may share a draw of uniforms; it has one number per level.
+    _may_share: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_table(self.given)
+        check_table(self.context)
 
-    def hold(self, corruption: Corruption, keys_B: Key[Array, "B"], modalities: dict[str, Modality]) -> Corruption:
-        """The same corruption with the tokens given that the table draws for each sample."""
-        if not self.given:
+    def with_context(
+        self, corruption: Corruption, keys_B: Key[Array, "B"], modalities: dict[str, Modality]
+    ) -> Corruption:
+        """A corruption with the context that is drawn for each sample, by the probabilities of `context`."""
+        if not self.context:
             return corruption
-        return corruption.hold(draw_given(keys_for(keys_B, "given"), self.given, modalities))
+        # The purpose keeps its first name: under another one every run would draw other tokens.
+        return corruption.with_context(draw_context(keys_for(keys_B, "given"), self.context, modalities))
 
-    def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int, shared: bool) -> Float[Array, "B count"]:
-        u_BK = self._uniforms(keys_B, "tau", modality, count, shared)
+    def intervals(self, keys_B: Key[Array, "B"], corruption: Corruption, high: float) -> dict[str, Float[Array, "B K"]]:
+        """A uniform number in [0, high) for each level of a corruption, by modality."""
+        intervals = {}
+        for m, level_BK in corruption.levels.items():
+            intervals[m] = high * self._uniforms(keys_B, "interval", m, level_BK.shape[1])
+        return intervals
+
+    def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int) -> Float[Array, "B count"]:
+        u_BK = self._uniforms(keys_B, "tau", modality, count)
         return self.tau.get(modality_of(modality), UniformTau()).quantile(u_BK)
 
-    def _uniforms(
-        self, keys_B: Key[Array, "B"], purpose: str, modality: str, count: int, shared: bool = True
-    ) -> Float[Array, "B count"]:
+    def _uniforms(self, keys_B: Key[Array, "B"], purpose: str, modality: str, count: int) -> Float[Array, "B count"]:
         """Numbers in [0, 1) of one purpose, drawn once for all modalities or for each."""
-        name = purpose if shared and self.draw == "shared" else f"{purpose} {modality}"
+        shared = self._may_share and self.draw == "shared"
+        name = purpose if shared else f"{purpose} {modality}"
         return jax.vmap(lambda key: jax.random.uniform(key, (count,)))(keys_for(keys_B, name))
-
-    def intervals(self, keys_B: Key[Array, "B"], corruption: Corruption, most: float) -> dict[str, Float[Array, "B K"]]:
-        """For each level of a corruption a number in [0, most), by modality."""
-        return {
-            m: most * self._uniforms(keys_B, "interval", m, x_BK.shape[1], not isinstance(self, Forcing))
-            for m, x_BK in corruption.levels.items()
-        }
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,7 @@ class UniformTimestep(_Schedule):
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, 1]; `layout` gives the number of tokens of each modality."""
-        levels = {m: self._taus(keys_B, m, 1, shared=True) for m in layout}
+        levels = {m: self._taus(keys_B, m, 1) for m in layout}
         assignment = {m: jnp.zeros((len(keys_B), n), jnp.int32) for m, n in layout.items()}
         return Corruption(levels, assignment, {})
 
@@ -191,10 +196,10 @@ class UniformTimestep(_Schedule):
 @dataclass(frozen=True)
 class _Masked(_Schedule):
     mask_ratio: dict[str, float] = field(default_factory=lambda: {"image": 0.25, "video": 0.1, "audio": 0.5})
-    """Part of a modality's tokens that is masked, at most 0.5 (arXiv 2603.06507)."""
+    """Fraction of a modality's tokens that are masked, at most 0.5 (arXiv 2603.06507)."""
     mask: Literal["exact", "bernoulli"] = "exact"
-    """Whether that part is an exact count in every sample, as in the code of arXiv 2607.02508, or each token is masked
-    with that probability, whatever the others are, as in the port gregoiremrr/self-flow-torch."""
+    """Whether that fraction is exact in every sample, as in the code of arXiv 2607.02508, or each token is masked
+    independently with that probability, as in the port gregoiremrr/self-flow-torch."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -203,7 +208,7 @@ class _Masked(_Schedule):
                 raise UserError(f"schedule.mask_ratio.{m} is {ratio}: give a number from 0 to 0.5")
 
     def masked(self, modality: str, tokens: int) -> int:
-        """How many of a modality's tokens are masked: in every sample, or where masks are Bernoulli's on average."""
+        """Number of a modality's tokens that are masked: in every sample, or on average for Bernoulli masks."""
         return round(self._ratio(modality) * tokens)
 
     def _ratio(self, modality: str) -> float:
@@ -213,12 +218,13 @@ class _Masked(_Schedule):
         return self.mask_ratio[name]
 
     def _mask(self, keys_B: Key[Array, "B"], modality: str, tokens: int) -> Int[Array, "B N"]:
+        """1 for masked tokens, 0 for the others."""
+        keys_B = keys_for(keys_B, f"mask {modality}")
         if self.mask == "bernoulli":
-            drawn_BN = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys_for(keys_B, f"mask {modality}"))
-            return (drawn_BN < self._ratio(modality)).astype(jnp.int32)
-        count = self.masked(modality, tokens)
-        shuffled_BN = jax.vmap(lambda key: jax.random.permutation(key, tokens))(keys_for(keys_B, f"mask {modality}"))
-        return (shuffled_BN < count).astype(jnp.int32)
+            u_BN = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys_B)
+            return (u_BN < self._ratio(modality)).astype(jnp.int32)
+        permutation_BN = jax.vmap(lambda key: jax.random.permutation(key, tokens))(keys_B)
+        return (permutation_BN < self.masked(modality, tokens)).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
@@ -230,8 +236,8 @@ class DualTimestep(_Masked):
 
     kind: Literal["dual"] = "dual"
     sorted: bool = False
-    """Whether s is the noisier of the two, so that masked tokens are, as in MAE; asked in issue 2 of the released code,
-    and answered with no: p(tau) is then the marginal of no token."""
+    """Whether s is the higher of the two, so that masked tokens are the noisier ones, as in MAE. The authors advise
+    against it (issue 2 of the released code): p(tau) is then the marginal of no token."""
     band: float | None = None
     """Draws s uniformly from [t - band, t], at least 0: with 0.2 an ablation of arXiv 2603.06507, about as bad there as
     no masking."""
@@ -245,40 +251,45 @@ class DualTimestep(_Masked):
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, 2] = (t, s); `layout` gives the number of tokens of each modality."""
-        levels = {m: self._taus(keys_B, m, 2, shared=True) for m in layout}
+        levels = {m: self._taus(keys_B, m, 2) for m in layout}
         if self.sorted:
             levels = {m: jnp.sort(x_B2, axis=1) for m, x_B2 in levels.items()}
         if self.band is not None:
-            for m, (t_B1, _) in ((m, jnp.split(x_B2, 2, axis=1)) for m, x_B2 in levels.items()):
+            for m in layout:
+                t_B1 = levels[m][:, :1]
                 s_B1 = jnp.maximum(t_B1 - self.band * self._uniforms(keys_B, "band", m, 1), 0)
                 levels[m] = jnp.concatenate([t_B1, s_B1], axis=1)
-        return Corruption(levels, {m: self._mask(keys_B, m, n) for m, n in layout.items()}, {})
+        assignment = {m: self._mask(keys_B, m, n) for m, n in layout.items()}
+        return Corruption(levels, assignment, {})
 
 
 @dataclass(frozen=True)
 class FullMasking(_Masked):
-    """A rival of dual timesteps: masked tokens are all noise (tau = 1), the others get t ~ p(tau)."""
+    """An alternative to dual timesteps: masked tokens are pure noise (tau = 1), the others get t ~ p(tau)."""
 
     kind: Literal["full_masking"] = "full_masking"
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, 2] = (t, 1); `layout` gives the number of tokens of each modality."""
-        levels = {m: self._taus(keys_B, m, 1, shared=True) for m in layout}
+        levels = {m: self._taus(keys_B, m, 1) for m in layout}
         levels = {m: jnp.pad(t_B1, ((0, 0), (0, 1)), constant_values=1.0) for m, t_B1 in levels.items()}
-        return Corruption(levels, {m: self._mask(keys_B, m, n) for m, n in layout.items()}, {})
+        assignment = {m: self._mask(keys_B, m, n) for m, n in layout.items()}
+        return Corruption(levels, assignment, {})
 
 
 @dataclass(frozen=True)
-class Forcing(_Schedule):
+class DiffusionForcing(_Schedule):
     """Diffusion forcing (arXiv 2407.01392): an own tau for every token."""
 
-    kind: Literal["forcing"] = "forcing"
+    kind: Literal["diffusion_forcing"] = "diffusion_forcing"
+
+    _may_share: ClassVar[bool] = False  # modalities differ in their number of tokens
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, N], one for each token; `layout` gives the number of tokens of each modality."""
-        levels = {m: self._taus(keys_B, m, n, shared=False) for m, n in layout.items()}
+        levels = {m: self._taus(keys_B, m, n) for m, n in layout.items()}
         assignment = {m: jnp.broadcast_to(jnp.arange(n), (len(keys_B), n)) for m, n in layout.items()}
         return Corruption(levels, assignment, {})
 
 
-Schedule = UniformTimestep | DualTimestep | FullMasking | Forcing
+Schedule = UniformTimestep | DualTimestep | FullMasking | DiffusionForcing

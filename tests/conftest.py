@@ -25,7 +25,7 @@ from selfflow.modality import Modality  # noqa: E402
 from selfflow.models.joint_config import JointConfig  # noqa: E402
 from selfflow.noise import DualTimestep  # noqa: E402
 from selfflow.objectives.alignment import SelfFlow  # noqa: E402
-from selfflow.objectives.selfflow import SelfFlowObjective  # noqa: E402
+from selfflow.objectives.self_flow import SelfFlowObjective  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TINY = Path(__file__).parent / "tiny.py"

@@ -6,8 +6,8 @@ from scipy import stats
 
 from selfflow.errors import UserError
 from selfflow.noise import (
+    DiffusionForcing,
     DualTimestep,
-    Forcing,
     FullMasking,
     LogitNormalTau,
     UniformTau,
@@ -32,7 +32,7 @@ def cdf(tau, x):
     x = x / (tau.shift - (tau.shift - 1) * x)
     if isinstance(tau, UniformTau):
         return x
-    return stats.norm.cdf((stats.logistic.ppf(x) - tau.mean) / tau.deviation)
+    return stats.norm.cdf((stats.logistic.ppf(x) - tau.mean) / tau.std)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.5])
@@ -41,10 +41,10 @@ def cdf(tau, x):
 )
 def test_dual_timesteps_keep_the_marginal_of_every_token(many, ratio, tau):
     schedule = DualTimestep(tau={"video": tau}, mask_ratio={"video": ratio, "audio": ratio})
-    found = jax.jit(lambda keys: schedule.sample(keys, LAYOUT).tau())(many)
+    taus = jax.jit(lambda keys: schedule.sample(keys, LAYOUT).tau())(many)
     for m, distribution in (("video", tau), ("audio", UniformTau())):
         for token in (0, LAYOUT[m] - 1):
-            p = stats.kstest(np.asarray(found[m])[:, token], lambda x: cdf(distribution, x)).pvalue
+            p = stats.kstest(np.asarray(taus[m])[:, token], lambda x: cdf(distribution, x)).pvalue
             assert p > SIGNIFICANT, (m, token, p)
 
 
@@ -86,37 +86,37 @@ def test_rivals(many):
     masked = FullMasking(mask_ratio={"video": 0.25}).sample(many, {"video": 20})
     tau = np.asarray(masked.tau()["video"])
     assert ((tau == 1).sum(axis=1) == 5).all()
-    assert (np.asarray(masked.cleanest().tau()["video"]) == tau.min(axis=1, keepdims=True)).all()
-    forced = np.asarray(Forcing().sample(many, {"video": 20}).tau()["video"])
+    assert (np.asarray(masked.at_min_level().tau()["video"]) == tau.min(axis=1, keepdims=True)).all()
+    forced = np.asarray(DiffusionForcing().sample(many, {"video": 20}).tau()["video"])
     assert stats.spearmanr(forced[:, 0], forced[:, 1]).pvalue > SIGNIFICANT
     assert stats.kstest(forced.ravel()[::7], "uniform").pvalue > SIGNIFICANT
     single = np.asarray(UniformTimestep().sample(many, {"video": 20}).tau()["video"])
     assert (single == single[:, :1]).all()
 
 
-@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), Forcing()])
+@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), DiffusionForcing()])
 def test_the_teacher_is_never_noisier_than_any_student_token_of_its_modality(many, schedule):
     corruption = schedule.sample(many, LAYOUT)
-    student, teacher = corruption.tau(), corruption.cleanest().tau()
+    student, teacher = corruption.tau(), corruption.at_min_level().tau()
     for m in LAYOUT:
         assert (np.asarray(teacher[m]) <= np.asarray(student[m]).min(axis=1, keepdims=True)).all()
         assert (np.asarray(teacher[m]) == np.asarray(corruption.levels[m]).min(axis=1, keepdims=True)).all()
 
 
-@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), Forcing()])
-def test_given_tokens_are_clean_for_both_networks_and_lower_nobody_else(many, schedule):
+@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), DiffusionForcing()])
+def test_context_tokens_are_clean_for_both_networks_and_lower_nobody_else(many, schedule):
     keys = many[:16]
-    given = {"video": jnp.zeros((16, 20), bool).at[:, :5].set(True)}
+    context = {"video": jnp.zeros((16, 20), bool).at[:, :5].set(True)}
     free = schedule.sample(keys, LAYOUT)
-    held = free.hold(given)
+    held = free.with_context(context)
     x = {m: jnp.ones((16, n, 3)) for m, n in LAYOUT.items()}
     eps = draw_eps(keys, x)
-    for corruption in (held, held.cleanest()):
+    for corruption in (held, held.at_min_level()):
         np.testing.assert_array_equal(corrupt(x, eps, corruption)["video"][:, :5], x["video"][:, :5])
     np.testing.assert_array_equal(held.tau()["video"][:, 5:], free.tau()["video"][:, 5:])
     np.testing.assert_array_equal(held.tau()["audio"], free.tau()["audio"])
-    # The zero of the given tokens is not mistaken for the lowest level of the others.
-    np.testing.assert_array_equal(held.cleanest().tau()["video"][:, 5:], free.cleanest().tau()["video"][:, 5:])
+    # The zero of the context is not mistaken for the lowest level of the others.
+    np.testing.assert_array_equal(held.at_min_level().tau()["video"][:, 5:], free.at_min_level().tau()["video"][:, 5:])
 
 
 def test_corruption_goes_from_data_to_noise():
@@ -177,10 +177,10 @@ def test_s_may_be_sorted_or_limited_to_a_band():
         lambda: DualTimestep(mask_ratio={"video": 0.6}),
         lambda: FullMasking(mask_ratio={"video": -0.1}),
         lambda: UniformTau(shift=0.0),
-        lambda: LogitNormalTau(deviation=0.0),
+        lambda: LogitNormalTau(std=0.0),
         lambda: DualTimestep(mask_ratio={}).sample(jax.random.split(jax.random.key(0), 2), LAYOUT),
     ],
 )
 def test_impossible_settings_are_named(make):
-    with pytest.raises(UserError, match="mask_ratio|shift|deviation|band"):
+    with pytest.raises(UserError, match="mask_ratio|shift|std|band"):
         make()

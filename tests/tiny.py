@@ -31,7 +31,7 @@ def experiment() -> Experiment:
             "image": Component(modalities=("image",), weight=0.5, batch_size=4),
         },
         model=JointConfig(width=32, heads=2, double_blocks=1, single_blocks=2, mlp_ratio=2.0, rotary=(4, 4, 4, 4)),
-        schedule=dataclasses.replace(quickstart.schedule, given={"modality": 0.2, "first_frame": 0.1, "prefix": 0.1}),
+        schedule=dataclasses.replace(quickstart.schedule, context={"modality": 0.2, "first_frame": 0.1, "prefix": 0.1}),
         alignment=SelfFlow(student_layer=1, teacher_layer=2),
         optimizer=dataclasses.replace(quickstart.optimizer, decay="constant"),  # so that a run can be made longer
         steps=12,

@@ -1,4 +1,4 @@
-"""Clips of episodes -> a TFDS data set."""
+"""Clips of episodes as a TFDS data set."""
 
 import dataclasses
 import importlib.metadata
@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from selfflow.data.atari import ACTION_NAMES, SPLITS, Atari
+from selfflow.data.atari import ACTION_NAMES, Atari
 from selfflow.data.atari.console import Console
 from selfflow.data.atari.episode import clips
 from selfflow.data.writing import Config, RecordsBuilder, prepare
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 
-_EMPTY_EPISODES = 8
+_MOST_EMPTY_EPISODES = 8
 
 
 class AtariBuilder(RecordsBuilder, skip_registration=True):
-    """Plays the game of `builder_config.settings`; use `Atari.build`."""
+    """Plays the game of `builder_config.settings`."""
 
     name = "atari"
     VERSION = tfds.core.Version("1.0.0")
@@ -32,20 +32,20 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
         def tensor(dtype: type, *shape: int) -> tfds.features.Tensor:
             return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
-        still = (settings.size, settings.size, 3)
+        image = (settings.size, settings.size, 3)
         scalar = tfds.features.Scalar
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"The game {settings.game} under a random policy: picture, sound, actions and score.",
+            description=f"The game {settings.game} under a random policy: video, audio, actions and score.",
             license=settings.licence,
             disable_shuffling=True,
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
-                    "video": tensor(np.uint8, settings.frames, *still),
+                    "video": tensor(np.uint8, settings.frames, *image),
                     "audio": tensor(np.int16, settings.samples),
-                    "image": tensor(np.uint8, *still),
-                    "present": {name: scalar(np.bool_) for name in ("video", "audio", "image")},
+                    "image": tensor(np.uint8, *image),
+                    "present": dict.fromkeys(("video", "audio", "image"), scalar(np.bool_)),
                     "quality": scalar(np.float32),
                     "action": tensor(np.int32, settings.frames),
                     "score": tensor(np.float32, settings.frames),
@@ -59,35 +59,45 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
         settings = self.builder_config.settings
         console = Console(settings.game)
         self.info.metadata["ale_py"] = importlib.metadata.version("ale-py")
-        sounding = 0
-        with Progress(f"building atari {settings.game}", sum(map(settings.clips, SPLITS)), unit="clips") as shown:
-            for split in SPLITS:
-                for made, record in enumerate(
-                    itertools.islice(_clips(settings, console, split), settings.clips(split))
-                ):
-                    sounding += record["present"]["audio"]
-                    shown.advance()
-                    yield split, {"id": f"atari-{settings.game}-{split}-{made:06d}", **record}
-        if not sounding:
+        with_audio = 0
+        total = sum(map(settings.clips, settings.splits))
+        with Progress(f"building atari {settings.game}", total, unit="clips") as progress:
+            for split in settings.splits:
+                records = itertools.islice(_endless_clips(settings, console, split), settings.clips(split))
+                for number, record in enumerate(records):
+                    with_audio += record["present"]["audio"]
+                    progress.advance()
+                    yield split, {"id": f"atari-{settings.game}-{split}-{number:06d}", **record}
+        if not with_audio:
             print(f"atari: {settings.game} made no sound; no clip has audio", file=sys.stderr)
 
 
-def _clips(settings: Atari, console: Console, split: str) -> Iterator[dict]:
+def _endless_clips(settings: Atari, console: Console, split: str) -> Iterator[dict]:
+    """The records of one episode after another.
+
+    Raises:
+      UserError: several episodes in a row end before a clip does.
+    """
     empty = 0
     for number in itertools.count():
-        made = 0
+        count = 0
         for record in clips(settings, console, split, number):
-            made += 1
+            count += 1
             yield record
-        empty = 0 if made else empty + 1
-        if empty == _EMPTY_EPISODES:
+        empty = 0 if count else empty + 1
+        if empty == _MOST_EMPTY_EPISODES:
             raise UserError(
-                f"atari.frames = {settings.frames}: {_EMPTY_EPISODES} episodes of {settings.game} on end were over "
-                f"before a clip of {settings.seconds:g} s was; lower frames or skip_seconds"
+                f"atari.frames = {settings.frames}: {empty} episodes of {settings.game} in a row ended before a clip "
+                f"of {settings.seconds:g} s did; lower frames or skip_seconds"
             )
 
 
 def build(settings: Atari, data_dir: Path) -> AtariBuilder:
-    """See `Atari.build`."""
+    """The TFDS builder below `data_dir`; plays the game first if the data set does not exist.
+
+    Raises:
+      UserError: ale-py is missing, it has no such game, the game needs two players or gives no clips, or `data_dir`
+        cannot be written.
+    """
     config = Config(name=settings.config_name, settings=settings)
     return prepare(lambda: AtariBuilder(data_dir=str(data_dir), config=config, file_format="array_record"))

@@ -1,4 +1,4 @@
-"""The console: which games there are, and playing one under a policy, frame by frame."""
+"""The emulated console, which plays a game frame by frame."""
 
 import difflib
 import importlib.util
@@ -9,14 +9,14 @@ import numpy as np
 from selfflow.errors import UserError
 
 SAMPLES_PER_FRAME = 512
-"""Of the console's sound, uint8 around 128, at 60 frames a second: 30 720 Hz."""
+"""Audio samples per frame, uint8 around 128: 30 720 Hz at 60 frames per second."""
 FIRE = 1
-# For two players only: ale-py knows the files but ends the process when they are loaded.
-_REFUSED = ("combat", "joust", "maze_craze", "warlords")
+# These need two players: ale-py has their files but ends the process when they are loaded.
+_TWO_PLAYERS = ("combat", "joust", "maze_craze", "warlords")
 
 
 class Console:
-    """A game that is played; starts switched off, see `start`.
+    """A game of ale-py; call `start` before playing.
 
     Raises:
       UserError: ale-py is missing, or has no such game, or not for one player.
@@ -24,12 +24,12 @@ class Console:
 
     def __init__(self, game: str):
         if importlib.util.find_spec("ale_py") is None:
-            raise UserError("atari: the games come with ale-py, which is missing: pip install 'selfflow[atari]'")
+            raise UserError("atari: the games are part of ale-py, which is missing: pip install 'selfflow[atari]'")
         import ale_py
         from ale_py import roms
 
-        games = sorted(set(roms.get_all_rom_ids()) - set(_REFUSED))
-        if game in _REFUSED:
+        games = sorted(set(roms.get_all_rom_ids()) - set(_TWO_PLAYERS))
+        if game in _TWO_PLAYERS:
             raise UserError(f"atari.game = {game!r}: it needs two players and cannot be played; choose another game")
         if game not in games:
             near = difflib.get_close_matches(game.lower().replace("-", "_"), games, cutoff=0.5)
@@ -40,7 +40,7 @@ class Console:
         self._ale: Any = None
 
     def start(self) -> None:
-        """Switches the console on: the same state every time, at the beginning of a game."""
+        """Switches the console on, always in the same state at the beginning of a game."""
         self._ale = self._new()
         self._ale.setInt("random_seed", 1)
         self._ale.setFloat("repeat_action_probability", 0.0)
@@ -50,26 +50,28 @@ class Console:
 
     @property
     def actions(self) -> list[int]:
-        """The actions that do something in this game, as numbers of ale-py."""
+        """The actions that have an effect in this game, as numbers of ale-py."""
         return [action.value for action in self._ale.getMinimalActionSet()]
 
     def act(self, action: int) -> tuple[np.ndarray, float]:
         """Plays the next sixtieth of a second.
 
         Returns:
-          Its sound, uint8 [512], and the points that it brought.
+          Its audio, uint8 [512], and the points that it scored.
         """
         points = self._ale.act(action)
         return self._ale.getAudio().copy(), float(points)
 
     def screen(self) -> np.ndarray:
-        """What is shown, uint8 [210 or so, 160, 3]."""
+        """The current frame, uint8 [210 or so, 160, 3]."""
         return self._ale.getScreenRGB()
 
     @property
     def lives(self) -> int:
+        """Lives that are left."""
         return self._ale.lives()
 
     @property
     def over(self) -> bool:
+        """Whether the game is over."""
         return self._ale.game_over()

@@ -1,125 +1,132 @@
-"""An episode of play -> clips whose picture and sound are on one clock, that of the console.
+"""Plays an episode and cuts it into clips whose video and audio share one clock, that of the console.
 
-Frame k of the console is drawn while the samples 512 k to 512 k + 511 of its sound are made. A clip starts at the
-beginning of such a frame: its frame i is the console's frame that is nearest to i / frames_per_second after it.
+Frame k of the console is drawn while the audio samples 512 k to 512 k + 511 are played. A clip starts at the beginning
+of such a frame: its frame i is the console's frame that is nearest to i / frames_per_second after it.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import soxr
 from PIL import Image
 from scipy.signal import lfilter
 
-from selfflow.data.atari import SOURCE_FRAMES_PER_SECOND, SPLITS, Atari
+from selfflow.data.atari import CONSOLE_FRAMES_PER_SECOND, Atari
 from selfflow.data.atari.console import FIRE, SAMPLES_PER_FRAME, Console
 
-SOURCE_RATE = SOURCE_FRAMES_PER_SECOND * SAMPLES_PER_FRAME
-# A television's sound has no direct current; the console's goes one way only, from 128 up.
+SOURCE_RATE = CONSOLE_FRAMES_PER_SECOND * SAMPLES_PER_FRAME
+# The console's samples are all at 128 or above. A high-pass filter removes their mean, as a television does.
 _CUTOFF = 20.0
 _FIRE_FRAMES = 6
 
 
 @dataclass
-class Played:
-    """What an episode gave, by frame of the console."""
+class Episode:
+    """Audio, actions, points and lives by frame of the console, and the frames that clips show."""
 
-    sound: list[np.ndarray] = field(default_factory=list)
+    audio: list[np.ndarray] = field(default_factory=list)
     actions: list[int] = field(default_factory=list)
     points: list[float] = field(default_factory=list)
     lives: list[int] = field(default_factory=list)
-    pictures: dict[int, np.ndarray] = field(default_factory=dict)
-    """uint8 [size, size, 3] of those frames that a clip shows."""
+    frames: dict[int, np.ndarray] = field(default_factory=dict)
+    """uint8 [size, size, 3] by number of the frame."""
 
 
-def offsets(settings: Atari) -> np.ndarray:
+def frame_offsets(settings: Atari) -> np.ndarray:
     """The console's frames that a clip shows, counted from its start, int [frames]."""
-    step = SOURCE_FRAMES_PER_SECOND / settings.frames_per_second
+    step = CONSOLE_FRAMES_PER_SECOND / settings.frames_per_second
     return np.floor(np.arange(settings.frames) * step + 0.5).astype(int)
 
 
-def starts(settings: Atari) -> np.ndarray:
+def clip_starts(settings: Atari) -> np.ndarray:
     """The console's frames at which the clips of an episode start, int [clips_per_episode].
 
-    They are those at which a sample of the resampled sound starts as well.
+    At each of them a sample of the resampled audio starts as well.
     """
-    unit = SOURCE_FRAMES_PER_SECOND // math.gcd(settings.sample_rate, SOURCE_FRAMES_PER_SECOND)
-    length = math.ceil(settings.seconds * SOURCE_FRAMES_PER_SECOND / unit - 1e-9) * unit
-    first = math.ceil(settings.skip_seconds * SOURCE_FRAMES_PER_SECOND / unit) * unit
+    unit = CONSOLE_FRAMES_PER_SECOND // math.gcd(settings.sample_rate, CONSOLE_FRAMES_PER_SECOND)
+    length = math.ceil(settings.seconds * CONSOLE_FRAMES_PER_SECOND / unit - 1e-9) * unit
+    first = math.ceil(settings.skip_seconds * CONSOLE_FRAMES_PER_SECOND / unit) * unit
     return first + length * np.arange(settings.clips_per_episode)
 
 
-def play(settings: Atari, console: Console, split: str, number: int, longest: int) -> Played:
+def play(settings: Atari, console: Console, split: str, number: int, longest: int) -> Episode:
     """Plays episode `number` of a split under the random policy, for `longest` frames or until the game is over.
 
     The policy decides right after a frame that a clip shows, so that one action holds from frame to frame of a clip.
     """
-    rng = np.random.default_rng([settings.seed, SPLITS.index(split), number])
-    shown = {int(k) for start in starts(settings) for k in start + offsets(settings)}
-    every = max(1, round(SOURCE_FRAMES_PER_SECOND / settings.frames_per_second))
+    rng = np.random.default_rng([settings.seed, settings.splits.index(split), number])
+    shown = set(np.add.outer(clip_starts(settings), frame_offsets(settings)).ravel().tolist())
     first = min(shown)
-    change = min(1.0, 1 / (settings.frames_per_second * settings.action_seconds))
+    # Before the first clip the policy decides as often as in a clip.
+    period = max(1, round(CONSOLE_FRAMES_PER_SECOND / settings.frames_per_second))
+    change_probability = min(1.0, 1 / (settings.frames_per_second * settings.action_seconds))
     console.start()
-    actions, lives, played = console.actions, console.lives, Played()
-    fire = FIRE in actions
-    action, before = int(rng.choice(actions)), None
+    actions, lives, episode = console.actions, console.lives, Episode()
+    action, previous_screen = int(rng.choice(actions)), None
     for k in range(longest):
-        if k - 1 in shown or k <= first and k % every == 0:
-            if fire and (k < _FIRE_FRAMES or console.lives < lives):  # many games wait for it to begin, or to go on
+        if k - 1 in shown or k <= first and k % period == 0:
+            # Many games wait for the fire button at the beginning and after the loss of a life.
+            if FIRE in actions and (k < _FIRE_FRAMES or console.lives < lives):
                 action, lives = FIRE, console.lives
-            elif rng.random() < change:
+            elif rng.random() < change_probability:
                 action = int(rng.choice(actions))
-        sound, points = console.act(action)
-        played.sound.append(sound)
-        played.actions.append(action)
-        played.points.append(points)
-        played.lives.append(console.lives)
+        audio, points = console.act(action)
+        episode.audio.append(audio)
+        episode.actions.append(action)
+        episode.points.append(points)
+        episode.lives.append(console.lives)
         if k in shown:
+            # The maximum of two frames, because games draw some objects in every second frame only.
             screen = console.screen()
-            played.pictures[k] = _picture(screen if before is None else np.maximum(before, screen), settings.size)
-        before = console.screen() if k + 1 in shown else None
+            screen = screen if previous_screen is None else np.maximum(previous_screen, screen)
+            episode.frames[k] = _resize(screen, settings.size)
+        previous_screen = console.screen() if k + 1 in shown else None
         if console.over:
             break
-    return played
+    return episode
 
 
-def clips(settings: Atari, console: Console, split: str, number: int) -> Iterator[dict]:
-    """The records of an episode's clips, without their ids; only clips that the game lasts for."""
-    begun, frames = starts(settings), offsets(settings)
-    length = math.ceil(settings.seconds * SOURCE_FRAMES_PER_SECOND - 1e-9)
-    played = play(settings, console, split, number, int(begun[-1]) + length + SOURCE_FRAMES_PER_SECOND // 10)
-    heard = resampled(np.concatenate(played.sound), settings.sample_rate)
-    for start in begun[begun + length < len(played.sound)]:
+def clips(settings: Atari, console: Console, split: str, number: int) -> Iterator[dict[str, Any]]:
+    """The records of an episode's clips, without their ids; only clips that end before the game does."""
+    starts, offsets = clip_starts(settings), frame_offsets(settings)
+    length = math.ceil(settings.seconds * CONSOLE_FRAMES_PER_SECOND - 1e-9)
+    longest = int(starts[-1]) + length + CONSOLE_FRAMES_PER_SECOND // 10
+    episode = play(settings, console, split, number, longest)
+    resampled = resample(np.concatenate(episode.audio), settings.sample_rate)
+    total_points = np.concatenate([[0.0], np.cumsum(episode.points), [sum(episode.points)]])
+    last = len(episode.actions) - 1
+    for start in starts[starts + length < len(episode.audio)]:
         start = int(start)
-        raw = np.concatenate(played.sound[start : start + length])
-        first = start * settings.sample_rate // SOURCE_FRAMES_PER_SECOND
+        source = np.concatenate(episode.audio[start : start + length])
+        first = start * settings.sample_rate // CONSOLE_FRAMES_PER_SECOND
         audio = np.zeros(settings.samples, np.int16)
-        if raw.min() != raw.max():
-            audio = np.rint(np.clip(heard[first : first + settings.samples], -1, 1) * 32767).astype(np.int16)
-        edges = start + np.append(frames, length)
-        after = edges[:-1] + 1  # what follows a frame: a record's action and score lead to its next frame
-        points = np.concatenate([[0.0], np.cumsum(played.points), [sum(played.points)]])
-        video = np.stack([played.pictures[start + k] for k in frames])
+        if source.min() != source.max():
+            audio = np.rint(np.clip(resampled[first : first + settings.samples], -1, 1) * 32767).astype(np.int16)
+        # Action and score of a record's frame are those that lead to its next frame.
+        boundaries = start + np.append(offsets, length) + 1
+        points = total_points[np.minimum(boundaries[1:], last + 2)] - total_points[boundaries[:-1]]
+        video = np.stack([episode.frames[start + k] for k in offsets])
         yield {
             "video": video,
             "audio": audio,
             "image": video[settings.frames // 2],
             "present": {"video": True, "audio": bool(audio.any()), "image": True},
             "quality": 1.0,
-            "action": np.array([played.actions[min(k, len(played.actions) - 1)] for k in after], np.int32),
-            "score": (points[np.minimum(edges[1:] + 1, len(points) - 1)] - points[after]).astype(np.float32),
-            "lives": played.lives[start],
+            "action": np.array(episode.actions, np.int32)[np.minimum(boundaries[:-1], last)],
+            "score": points.astype(np.float32),
+            "lives": episode.lives[start],
         }
 
 
-def resampled(sound: np.ndarray, sample_rate: int) -> np.ndarray:
-    """The console's sound, uint8 [n] at 30 720 Hz, without direct current as float32 at `sample_rate`, on time."""
+def resample(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """The console's audio, uint8 [n] at 30 720 Hz, high-pass filtered, as float32 at `sample_rate` without a delay."""
     pole = math.exp(-2 * math.pi * _CUTOFF / SOURCE_RATE)
-    moving = lfilter([1.0, -1.0], [1.0, -pole], (sound.astype(np.float64) - 128) / 128)
-    return soxr.resample(moving.astype(np.float32), SOURCE_RATE, sample_rate)
+    filtered = lfilter([1.0, -1.0], [1.0, -pole], (audio.astype(np.float64) - 128) / 128)
+    return soxr.resample(filtered.astype(np.float32), SOURCE_RATE, sample_rate)
 
 
-def _picture(screen: np.ndarray, size: int) -> np.ndarray:
+def _resize(screen: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(screen).resize((size, size), Image.Resampling.BICUBIC))

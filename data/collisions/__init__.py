@@ -1,27 +1,25 @@
-"""Collisions: rigid bodies seen from above that sound when they touch; an embedded data set for runs of minutes.
+"""Collisions: rigid bodies seen from above that make a sound when they touch; generated in minutes.
 
-Sight and sound share their causes: a contact changes velocities and rings the material. This module holds
-the settings and is light; simulation, rendering and TFDS are imported when a set is built.
+Video and audio share their causes: a contact changes velocities and excites the modes of the material. Importing the
+settings is cheap; simulation, rendering and TFDS belong to the builder.
 """
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from selfflow.data.checks import check_not_negative, check_positive, check_whole, is_number, require
+from selfflow.data.collisions.names import MATERIAL_NAMES, SHAPE_NAMES, SPLITS
+from selfflow.data.generated import GeneratedSettings, settings_hash
 
 if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
+    from selfflow.data.collisions.targets import CollisionsTargets
 
-MATERIAL_NAMES = ("felt", "wood", "stone", "steel")
-SHAPE_NAMES = ("circle", "square", "triangle")
-SPLITS = ("train", "validation", "test", "shifted")
+_RANGES = ("bodies", "radius", "shifted_bodies", "shifted_radius", "speed", "push_force")
 
 
 @dataclass(frozen=True)
 class Material:
-    """What a body is made of: how it bounces, how it slides and how it sounds."""
+    """Restitution, friction and modes of a body."""
 
     restitution: float = 0.5
     """Normal speed after a contact with a wall over the speed before it, 0 to 1; two bodies multiply theirs."""
@@ -34,19 +32,11 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Collisions:
-    """The settings of the Collisions data set; a changed setting is another data set on disk."""
+class Collisions(GeneratedSettings):
+    """The settings of the Collisions data set; changed settings are another data set."""
 
     kind: Literal["collisions"] = "collisions"
-    """Tells this data set from the others in an experiment file."""
-    frames: int = 25
-    """Frames of a clip; frame i shows the state at the start of its window, i / frames_per_second."""
-    frames_per_second: float = 12.5
-    """Frames per second; a clip lasts frames / frames_per_second seconds."""
-    size: int = 32
-    """Height and width of a frame, pixels; the box fills the frame."""
-    sample_rate: int = 8000
-    """Samples of sound per second; must give a whole number per frame."""
+    """Name of the data set."""
     train_clips: int = 4096
     """Clips of the split train."""
     validation_clips: int = 512
@@ -55,10 +45,8 @@ class Collisions:
     """Clips of the split test."""
     shifted_clips: int = 512
     """Clips of the split shifted: more and larger bodies than any clip of train."""
-    seed: int = 0
-    """Seed of the whole set; every clip draws from (seed, split, index), so that splits share none."""
     box: float = 64.0
-    """Side of the square box, units."""
+    """Side of the square box, which fills the frame, units."""
     bodies: tuple[int, int] = (1, 3)
     """Fewest and most bodies of a clip."""
     radius: tuple[float, float] = (6.0, 9.0)
@@ -88,7 +76,7 @@ class Collisions:
     partial_gains: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Relative amplitudes of the modes."""
     reference_radius: float = 7.5
-    """Radius at which a material's frequency holds; pitch goes with sqrt(reference_radius / radius)."""
+    """Radius at which a material's frequency holds; pitch scales with sqrt(reference_radius / radius)."""
     audible_impulse: float = 300.0
     """A contact with less impulse makes no sound and is not listed, units of area times units per second."""
     full_scale_impulse: float = 200_000.0
@@ -96,7 +84,7 @@ class Collisions:
     push_probability: float = 0.5
     """Share of the clips with a push."""
     push_seconds: float = 0.08
-    """Length of a push, seconds."""
+    """Duration of a push, seconds."""
     push_force: tuple[float, float] = (50_000.0, 200_000.0)
     """Least and largest force of a push, log-uniform, any direction; mass is area."""
     physics_rate: int = 1000
@@ -104,38 +92,69 @@ class Collisions:
     gravity: float = 0.0
     """Acceleration towards the bottom of the frame, units per second squared; lets single frames leak the material."""
     rotation: bool = False
-    """Whether bodies turn; off, their moment is infinite."""
+    """Whether bodies turn; without rotation their moment of inertia is infinite."""
     informative_impulse: float = 2_000.0
-    """Least momentum along the normal that the first contact of every clip must meet, whatever the material."""
+    """Least momentum along the normal in the first contact of every clip, whatever the material."""
     quiet_end: float = 0.4
     """That first contact comes at least this long before the end, seconds."""
     workers: int = 0
-    """Processes that generate; 0 takes every core it may use, at most 32. Does not change the records."""
+    """Worker processes of the builder; 0 takes every available core, at most 32. Does not change the records."""
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+    licence: ClassVar[str] = "Apache-2.0"
 
     def __post_init__(self):
-        from selfflow.data.collisions.check import check
+        super().__post_init__()
+        check_positive(self, *(f"{split}_clips" for split in SPLITS))
+        check_positive(self, "box", "reference_radius", "full_scale_impulse", "push_seconds", "physics_rate")
+        check_not_negative(self, "audible_impulse", "informative_impulse", "quiet_end", "workers")
+        check_whole(self, "physics_rate", "workers")
+        require(is_number(self.gravity), self, "gravity", "must be a finite number")
+        in_unit_interval = is_number(self.push_probability) and 0 <= self.push_probability <= 1
+        require(in_unit_interval, self, "push_probability", "must lie in 0 to 1")
+        self._check_ranges()
+        self._check_materials()
+        self._check_times()
 
-        check(self)
+    def _check_ranges(self) -> None:
+        for name in _RANGES:
+            bounds = getattr(self, name)
+            two = len(bounds) == 2 and all(map(is_number, bounds))
+            require(two, self, name, "must be two finite numbers, the least and the largest")
+            require(0 < bounds[0] <= bounds[1], self, name, "must be above 0, the least first")
+        for name, radius in (("bodies", "radius"), ("shifted_bodies", "shifted_radius")):
+            require(all(isinstance(bound, int) for bound in getattr(self, name)), self, name, "must be whole numbers")
+            diameter = 2 * getattr(self, radius)[1]
+            require(diameter < self.box, self, radius, f"must stay below half the box of {self.box:g}")
+        for name, known in (("drawn", MATERIAL_NAMES), ("shapes", SHAPE_NAMES)):
+            values = getattr(self, name)
+            require(len(values) > 0, self, name, f"must hold at least one of {', '.join(known)}")
+            for value in values:
+                require(value in known, self, name, f"{value!r} is unknown; choose from {', '.join(known)}")
 
-    @property
-    def seconds(self) -> float:
-        """Length of a clip."""
-        return self.frames / self.frames_per_second
+    def _check_materials(self) -> None:
+        require(self.materials in ("clip", "body"), self, "materials", "must be 'clip' or 'body'")
+        for name in MATERIAL_NAMES:
+            material = getattr(self, name)
+            for field in ("restitution", "friction", "frequency", "decay"):
+                require(is_number(getattr(material, field)), self, name, f"its {field} must be a finite number")
+            require(0 <= material.restitution <= 1, self, name, "its restitution must lie in 0 to 1")
+            require(material.friction >= 0, self, name, "its friction must not be negative")
+            require(material.frequency > 0, self, name, "its frequency must be above 0")
+            require(material.decay > 0, self, name, "its decay must be above 0")
+        as_many = len(self.partial_gains) == len(self.partials) > 0
+        require(as_many, self, "partial_gains", "must be as many as partials, one or more")
+        require(min(self.partial_gains) > 0, self, "partial_gains", "must be above 0")
+        require(min(self.partials) > 0, self, "partials", "must be above 0")
 
-    @property
-    def samples(self) -> int:
-        """Samples of sound in a clip."""
-        return round(self.seconds * self.sample_rate)
-
-    @property
-    def licence(self) -> str:
-        """Licence of the records."""
-        return "Apache-2.0"
-
-    def media_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the media of a record, by modality."""
-        still = (self.size, self.size, 3)
-        return {"video": (self.frames, *still), "audio": (self.samples,), "image": still}
+    def _check_times(self) -> None:
+        for name in ("sample_rate", "physics_rate"):
+            remedy = f"must be a multiple of frames_per_second = {self.frames_per_second:g}"
+            require(_is_whole(getattr(self, name) / self.frames_per_second), self, name, remedy)
+        remedy = f"must be a whole number of steps of 1/{self.physics_rate:g} s"
+        require(_is_whole(self.push_seconds * self.physics_rate), self, "push_seconds", remedy)
+        fits = self.push_seconds <= self.seconds
+        require(fits, self, "push_seconds", f"must not exceed the clip's {self.seconds:g} s")
+        require(self.quiet_end < self.seconds, self, "quiet_end", f"must stay below the clip's {self.seconds:g} s")
 
     @property
     def slots(self) -> int:
@@ -145,36 +164,21 @@ class Collisions:
     @property
     def config_name(self) -> str:
         """Name of the TFDS config: every setting that changes a record changes it."""
-        own, default = _digest(self), _digest(Collisions())
+        own, default = (settings_hash(settings, ignored=("workers",)) for settings in (self, Collisions()))
         return f"{'default' if own == default else 'custom'}_{own}"
 
-    def clips(self, split: str) -> int:
-        """Number of clips of `split`."""
-        return getattr(self, f"{split}_clips")
+    @property
+    def ground_truth(self) -> "CollisionsTargets":
+        """Shapes, contacts, positions and velocities of the bodies as probe targets."""
+        from selfflow.data.collisions.targets import CollisionsTargets
 
-    def build(self, data_dir: Path) -> "tfds.core.DatasetBuilder":
-        """Returns the TFDS builder of this set under `data_dir`; generates the set first if it is not there.
+        return CollisionsTargets(self.seconds, self.box, self.frames_per_second)
 
-        Read it with `builder.as_data_source("train")`.
-
-        Raises:
-          UserError: a setting cannot be, `data_dir` cannot be written, or a worker process died.
-        """
-        from selfflow.data.collisions.builder import build
-
-        return build(self, Path(data_dir))
+    @property
+    def verifier(self) -> str:
+        """The physics verifier tracks bodies along straight lines, so that it does not apply with gravity."""
+        return "" if self.gravity else "physics"
 
 
-def _digest(settings: Collisions) -> str:
-    values = dataclasses.asdict(settings)
-    del values["workers"]
-    return hashlib.sha256(json.dumps(_plain(values), sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _plain(value):
-    """`value` for the hash: equal settings give equal text, so 1 and 1.0, and lists and tuples, are one."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    return float(value) if isinstance(value, (int, float)) else value
+def _is_whole(value: float) -> bool:
+    return round(value) >= 1 and abs(value - round(value)) < 1e-6

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions
+from selfflow.data.collisions import Collisions
 from selfflow.data.collisions.generate import records
+from selfflow.data.collisions.names import MATERIAL_NAMES, SHAPE_NAMES, SPLITS
 from selfflow.data.workers import cores, start_worker
 from selfflow.data.writing import Config, RecordsBuilder, prepare
 from selfflow.errors import UserError

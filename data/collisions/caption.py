@@ -3,7 +3,7 @@
 import zlib
 from collections import Counter
 
-from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES
+from selfflow.data.collisions.names import MATERIAL_NAMES, SHAPE_NAMES
 from selfflow.data.collisions.scene import Body
 from selfflow.data.collisions.simulate import WALL, Motion
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, Collisions
+from selfflow.data.collisions import Collisions
 from selfflow.data.collisions.caption import caption
+from selfflow.data.collisions.names import MATERIAL_NAMES, SHAPE_NAMES
 from selfflow.data.collisions.render import render
 from selfflow.data.collisions.scene import Scene, draw_scene
 from selfflow.data.collisions.simulate import Motion, simulate

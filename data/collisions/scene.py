@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from selfflow.data.collisions import SHAPE_NAMES, SPLITS, Collisions
+from selfflow.data.collisions import Collisions
+from selfflow.data.collisions.names import SHAPE_NAMES, SPLITS
 from selfflow.errors import UserError
 
 _PLACEMENT_TRIES = 20_000

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pymunk
 
-from selfflow.data.collisions import MATERIAL_NAMES, Collisions, Material
+from selfflow.data.collisions import Collisions, Material
+from selfflow.data.collisions.names import MATERIAL_NAMES
 from selfflow.data.collisions.scene import Body, Scene
 from selfflow.errors import UserError
 

@@ -1,59 +1,75 @@
-"""What a probe is asked of a clip: the truth about it, as numbers."""
+"""Probe targets of Collisions, computed from the ground truth in its records."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from selfflow.data.collisions import SHAPE_NAMES
+from selfflow.data.collisions import kinematics
+from selfflow.data.collisions.names import SHAPE_NAMES
+from selfflow.data.dataset import ProbeTargets, TargetKind, TokenTargets
 from selfflow.modality import frames_of_tokens
 
 
-def clip_targets(record: Mapping) -> dict[str, int | float]:
-    """The clip's material (0 to 3; dynamic), count and shapes present (0 or 1 each; static), and audible contacts."""
-    shapes = np.asarray(record["shapes"])
-    targets = {"material": int(record["material"]), "count": int(record["count"])}
-    targets |= {f"shape/{name}": int((shapes == i).any()) for i, name in enumerate(SHAPE_NAMES)}
-    return targets | {"contacts": float(len(record["contacts"]["time"]))}
-
-
-class Bodies(NamedTuple):
-    """The video tokens of a clip that hold the centre of a body.
-
-    Attributes:
-      tokens: which, [M], counted in row-major order.
-      position: of that body from the token's centre (right, down) in units, [M, 2].
-      velocity: of that body (right, down) in units/s, [M, 2].
-    """
-
-    tokens: np.ndarray
-    position: np.ndarray
-    velocity: np.ndarray
-
-
-def bodies_in_tokens(record: Mapping, grid: tuple[int, int, int], box: float = 64.0) -> Bodies:
-    """The bodies whose centres lie in video tokens; of several in one token the one nearest to its centre.
+class CollisionsTargets(ProbeTargets):
+    """Which shapes a clip shows, how many contacts it has and when, and where bodies are and how they move.
 
     Args:
-      record: a clip.
-      grid: tokens along (frames, height, width). A token that spans several frames looks at its first.
-      box: side of the world in units.
+      seconds: duration of a clip.
+      box: side of the box, units.
+      frames_per_second: frames per second of the video.
     """
-    frames, height, width = grid
-    first, count = frames_of_tokens(len(record["positions"]), frames)[:-1], int(record["count"])
-    positions, velocities = (np.asarray(record[n], np.float32)[first, :count] for n in ("positions", "velocities"))
-    rows = (np.arange(height, dtype=np.float32) + 0.5) * box / height
-    columns = (np.arange(width, dtype=np.float32) + 0.5) * box / width
-    centres = np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1).reshape(-1, 2)
-    offsets = positions[:, None, :, :] - centres[None, :, None, :]
-    nearest = np.argmin(np.square(offsets).sum(-1), axis=-1)[:, :, None, None]
-    of_nearest = lambda values: np.take_along_axis(values, nearest, axis=2)[:, :, 0].reshape(-1, 2)
-    offset, velocity = of_nearest(offsets), of_nearest(np.broadcast_to(velocities[:, None], offsets.shape))
-    holds = np.flatnonzero(np.all(np.abs(offset) <= np.array([box / width, box / height]) / 2, axis=-1))
-    return Bodies(holds, offset[holds], velocity[holds])
 
+    kinds: Mapping[str, TargetKind] = MappingProxyType(
+        {"shape": "class", "contacts": "number", "contact": "time_step", "position": "token", "velocity": "token"}
+    )
+    features = ("material", "count", "shapes", "positions", "velocities", "contacts")
 
-def contacts_in_windows(record: Mapping, bounds: np.ndarray) -> np.ndarray:
-    """How many audible contacts fall into each of some windows, float32 [W], given by their bounds [W + 1] in s."""
-    window = np.searchsorted(bounds, np.asarray(record["contacts"]["time"], np.float64) + 1e-9, side="right") - 1
-    return np.bincount(window[window < len(bounds) - 1], minlength=len(bounds) - 1).astype(np.float32)
+    def __init__(self, seconds: float, box: float, frames_per_second: float):
+        self.seconds, self.box, self.frames_per_second = seconds, box, frames_per_second
+
+    def of_clip(self, record: Mapping[str, Any]) -> dict[str, int | float]:
+        """Material (0 to 3, seen in the motion only), count, `shape/NAME` (0 or 1), number of audible contacts."""
+        targets: dict[str, int | float] = {"material": int(record["material"]), "count": int(record["count"])}
+        for label, name in enumerate(SHAPE_NAMES):
+            targets[f"shape/{name}"] = int((np.asarray(record["shapes"]) == label).any())
+        return targets | {"contacts": float(len(record["contacts"]["time"]))}
+
+    def of_time_steps(self, record: Mapping[str, Any], bounds: np.ndarray) -> dict[str, np.ndarray]:
+        """`contact`: the number of audible contacts in each time step."""
+        times = np.asarray(record["contacts"]["time"], np.float64)
+        steps = np.searchsorted(bounds, times + 1e-9, side="right") - 1
+        count = len(bounds) - 1
+        return {"contact": np.bincount(steps[steps < count], minlength=count).astype(np.float32)}
+
+    def of_tokens(self, record: Mapping[str, Any], grid: tuple[int, int, int]) -> TokenTargets:
+        """For tokens that hold the centre of a body, of several bodies the one nearest to the centre of the token:
+        `position` of the body from there (right, down) in units, and its `velocity` in units/s, each [M, 2].
+
+        A token that spans several frames has the targets of its first.
+        """
+        frames, height, width = grid
+        count = int(record["count"])
+        first = frames_of_tokens(len(record["positions"]), frames)[:-1]
+        positions = np.asarray(record["positions"], np.float32)[first, :count]
+        velocities = np.asarray(record["velocities"], np.float32)[first, :count]
+        rows = (np.arange(height, dtype=np.float32) + 0.5) * self.box / height
+        columns = (np.arange(width, dtype=np.float32) + 0.5) * self.box / width
+        centres = np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1).reshape(-1, 2)
+        # From the centre of each token to each body, [frames, tokens, bodies, 2].
+        offsets = positions[:, None, :, :] - centres[None, :, None, :]
+        nearest = np.argmin(np.square(offsets).sum(-1), axis=-1)[:, :, None, None]
+
+        def of_nearest(values: np.ndarray) -> np.ndarray:
+            return np.take_along_axis(values, nearest, axis=2)[:, :, 0].reshape(-1, 2)
+
+        offset = of_nearest(offsets)
+        velocity = of_nearest(np.broadcast_to(velocities[:, None], offsets.shape))
+        half = np.array([self.box / width, self.box / height]) / 2
+        tokens = np.flatnonzero(np.all(np.abs(offset) <= half, axis=-1))
+        return TokenTargets(tokens, {"position": offset[tokens], "velocity": velocity[tokens]})
+
+    def oracle_features(self, record: Mapping[str, Any]) -> np.ndarray:
+        """Kinematic cues of the material, see `selfflow.data.collisions.kinematics`."""
+        return kinematics.features(record, self.frames_per_second)

@@ -1,12 +1,12 @@
-"""scikit-learn's digits -> a TFDS data set."""
+"""The digits of scikit-learn as a TFDS data set."""
 
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from selfflow.data import handwriting
 from selfflow.data.digits import Digits
+from selfflow.data.handwriting_builder import build_handwriting
 
 
 def read() -> tuple[np.ndarray, np.ndarray]:
@@ -18,6 +18,10 @@ def read() -> tuple[np.ndarray, np.ndarray]:
 
 
 def build(settings: Digits, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """See `Digits.build`."""
+    """The TFDS builder below `data_dir`; writes the data set first if it does not exist.
+
+    Raises:
+      UserError: `data_dir` cannot be written.
+    """
     description = "Handwritten digits of scikit-learn (UCI Optical Recognition of Handwritten Digits, test part)."
-    return handwriting.build(settings, data_dir, read, description)
+    return build_handwriting(settings, data_dir, read, description)

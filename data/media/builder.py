@@ -30,7 +30,7 @@ _SPLITS = ("train", "validation", "test")
 
 
 class MediaBuilder(RecordsBuilder, skip_registration=True):
-    """Clips of the user's own videos, sounds and images. `prepare` makes and fills it."""
+    """Clips of the user's own videos, sounds and images. `build` makes and fills it."""
 
     name = "media"
     VERSION = tfds.core.Version("1.0.0")
@@ -102,14 +102,14 @@ class MediaBuilder(RecordsBuilder, skip_registration=True):
         self._report.write(folder)
 
 
-def prepare(media: Media, data_dir: Path) -> MediaBuilder:
+def build(media: Media, data_dir: Path) -> MediaBuilder:
     """Returns the builder of the data set of `media` below `data_dir`; builds it and prints its report if need be."""
     media.check()
     if not media.source or not Path(media.folder()).exists():
         with quiet():
             return _builder(media, data_dir, newest(MediaBuilder, media, data_dir, FILE))
     folder = Path(media.folder())
-    files, remarks = scan(media, without=_outputs(folder, data_dir))
+    files, remarks = scan(media, excluded=_outputs(folder, data_dir))
     slug = re.sub(r"[^a-z0-9]+", "_", (media.name or folder.name).lower()).strip("_")[:40] or "media"
     name = f"{slug}-{media.key()}-{fingerprint(files)}"
     with quiet():

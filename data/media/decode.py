@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from selfflow.data.media import Media
-from selfflow.data.media.still import animation, as_image, is_animated, open_image
+from selfflow.data.media.image import animation, as_image, is_animated, open_image
 from selfflow.data.media.tracks import (
     LONGEST_HOLD,
     Picture,

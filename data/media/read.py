@@ -7,7 +7,7 @@ from PIL import UnidentifiedImageError
 
 from selfflow.data.media import Media
 from selfflow.data.media.decode import ROUNDING, Sound, clips, int16_of
-from selfflow.data.media.still import as_image, open_image
+from selfflow.data.media.image import as_image, open_image
 from selfflow.data.media.tracks import Unreadable, open_tracks, sound, sound_of_soundfile
 from selfflow.data.report import Notes
 from selfflow.errors import UserError

@@ -15,7 +15,7 @@ import soxr
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from selfflow.data.media.still import crop_square
+from selfflow.data.media.image import crop_square
 from selfflow.data.report import Notes
 
 # A picture that stands for longer is taken for a hole in the recording, or for broken timestamps.

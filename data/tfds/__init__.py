@@ -1,24 +1,27 @@
 """Tfds: any data set of TensorFlow Datasets, prepared as ArrayRecord, by its name. Importing this is cheap."""
 
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
+from selfflow.data.checks import check_not_negative, check_positive, check_whole
+from selfflow.data.dataset import Dataset
+from selfflow.data.tfds.fields import MEDIA_TYPES, Fields, select_fields
+from selfflow.data.tfds.locate import find_prepared, parse_name
 from selfflow.errors import UserError
+from selfflow.serialization import to_json
 
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
+DEFAULT_ROOT = Path("~/tensorflow_datasets")
+"""Where TFDS prepares data sets by default."""
 
 
 @dataclass(frozen=True)
-class Tfds:
-    """Which data set of TFDS, and how its fields become media. Fields are named by their dotted path."""
+class Tfds(Dataset):
+    """The name of a data set of TFDS, and how its fields become media. Fields are named by their dotted path."""
 
     kind: Literal["tfds"] = "tfds"
-    """Tells this data set from the others in an experiment file."""
+    """Name of the data set."""
     name: str = ""
     """The data set as TFDS writes it: NAME, NAME/CONFIG or NAME/CONFIG:VERSION; imagenet2012, ucf101/ucf101_1."""
     folder: str = ""
@@ -28,7 +31,7 @@ class Tfds:
     video: str = ""
     """Field of the video, a sequence of images or a tensor [T, H, W, C]."""
     audio: str = ""
-    """Field of the sound, a tensor [n] or [n, channels]."""
+    """Field of the audio, a tensor [n] or [n, channels]."""
     label: tuple[str, ...] = ()
     """Fields to keep as labels, whole numbers; by default all that are one."""
     caption: str = ""
@@ -42,89 +45,97 @@ class Tfds:
     frames_per_second: float = 12.5
     """Frames per second of the video."""
     source_frames_per_second: float = 0.0
-    """Frames per second at which the video was recorded; needed where there is video."""
+    """Frames per second at which the video was recorded; required for video."""
     sample_rate: int = 8000
-    """Samples per second of the sound, which is mixed down to one channel."""
+    """Samples per second of the audio, which is mixed down to one channel."""
     source_sample_rate: int = 0
-    """Samples per second at which the sound was recorded; by default what the field tells."""
+    """Samples per second at which the audio was recorded; by default that of the field."""
+    varying_length: ClassVar[bool] = True
 
     def __post_init__(self):
-        for field in ("size", "frames", "frames_per_second", "sample_rate"):
-            value = getattr(self, field)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-                raise UserError(f"tfds.{field} = {value!r}: must be above 0")
-            if field != "frames_per_second" and not isinstance(value, int):
-                raise UserError(f"tfds.{field} = {value!r}: must be a whole number")
-        for field in ("source_frames_per_second", "source_sample_rate"):
-            value = getattr(self, field)
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value >= 0):
-                raise UserError(f"tfds.{field} = {value!r}: must not be negative")
-
-    @property
-    def samples_per_frame(self) -> float:
-        """Samples of sound that belong to a frame; a whole number where there is video and sound."""
-        return self.sample_rate / self.frames_per_second
-
-    @property
-    def parts(self) -> tuple[str, str, str]:
-        """Name, config and version as `name` gives them; "" where it does not.
-
-        Raises:
-          UserError: `name` is empty, or not of that form.
-        """
-        match = re.fullmatch(r"([A-Za-z]\w*)(?:/([^/:]+))?(?::(\d+\.\d+\.\d+))?", self.name)
-        if match is None:
-            raise UserError(f"tfds.name = {self.name!r}: must be NAME, NAME/CONFIG or NAME/CONFIG:1.0.0")
-        return match[1], match[2] or "", match[3] or ""
+        check_positive(self, "size", "frames", "frames_per_second", "sample_rate")
+        check_whole(self, "size", "frames", "sample_rate")
+        check_not_negative(self, "source_frames_per_second", "source_sample_rate")
 
     @property
     def licence(self) -> str:
         """Licence of the records."""
         return f"that of {self.name} in the catalogue of TFDS"
 
-    def media_shapes(self, data_dir: Path | None = None) -> dict[str, tuple[int, ...]]:
+    @property
+    def id_prefix(self) -> str:
+        """The name of the data set, which decoding puts before the ids of its records."""
+        return f"{parse_name(self.name).name}-"
+
+    @property
+    def names_media(self) -> bool:
+        """Whether fields are named as media; otherwise the types of the fields choose."""
+        return bool(self.image or self.video or self.audio)
+
+    def fields(self, folder: Path) -> Fields:
+        """The fields of the data set prepared in `folder` that records are decoded from.
+
+        Raises:
+          UserError: a field does not exist or has another type, or `source_frames_per_second` is not set.
+        """
+        named = {option: getattr(self, option) for option in ("image", "video", "audio", "caption", "id")}
+        fields = select_fields(folder, named, self.label)
+        if "video" in fields.media and not self.source_frames_per_second:
+            raise UserError(
+                f"tfds.source_frames_per_second = 0: set the frames per second at which {fields.media['video']} was "
+                "recorded"
+            )
+        return fields
+
+    def media_shapes(self, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality, at the nominal length.
 
-        Where no field is named, the prepared data set is looked into: in `folder`, in `data_dir` if it is given, and
-        where TFDS prepares by default.
+        Where no field is named, the types of the fields choose: those of the data set prepared in `self.folder`, in
+        `folder`, or where TFDS prepares by default.
 
         Raises:
-          UserError: no field is named and the data set is not found.
+          UserError: no field is named and the data set is not prepared.
         """
-        named = {what for what in ("image", "video", "audio") if getattr(self, what)}
-        if not named:
-            from selfflow.data.tfds.fields import choose
-            from selfflow.data.tfds.locate import find
+        if self.names_media:
+            return self._shapes({modality for modality in MEDIA_TYPES if getattr(self, modality)})
+        prepared = self.find(DEFAULT_ROOT if folder is None else folder)
+        if prepared is None:
+            raise UserError(
+                f"tfds.image, video and audio are all empty and {self.name} is not prepared in "
+                f"{self.folder or folder or DEFAULT_ROOT}: name the fields, or set tfds.folder"
+            )
+        return self._shapes(set(self.fields(prepared).media))
 
-            found = find(self, Path("~/tensorflow_datasets") if data_dir is None else data_dir)
-            if found is None:
-                raise UserError(
-                    f"tfds.image, video and audio are all empty and {self.name} is not prepared in "
-                    f"{self.folder or data_dir or '~/tensorflow_datasets'}: name the fields, or set tfds.folder"
-                )
-            named = set(choose(self, found).media)
-        return self.shapes(named)
+    def find(self, data_dir: Path) -> Path | None:
+        """The folder of the prepared data set, in `self.folder` or `data_dir`; None if it is not prepared."""
+        roots = [self.folder, str(data_dir)] if self.folder else [str(data_dir)]
+        return find_prepared(parse_name(self.name), [Path(root).expanduser() for root in roots])
 
-    def shapes(self, modalities: set[str]) -> dict[str, tuple[int, ...]]:
-        """Nominal shapes of `modalities`."""
-        still = (self.size, self.size, 3)
-        samples = round(self.frames * self.samples_per_frame)
-        shapes = {"video": (self.frames, *still), "audio": (samples,), "image": still}
-        return {what: shape for what, shape in shapes.items() if what in modalities}
+    def _shapes(self, modalities: set[str]) -> dict[str, tuple[int, ...]]:
+        image = (self.size, self.size, 3)
+        samples = round(self.frames * (self.sample_rate / self.frames_per_second))
+        shapes = {"video": (self.frames, *image), "audio": (samples,), "image": image}
+        return {modality: shape for modality, shape in shapes.items() if modality in modalities}
+
+    def source_folder(self, data_dir: Path) -> str:
+        """The folder of what TFDS downloaded."""
+        return str(data_dir / "downloads")
 
     def decoder(self, folder: Path) -> Callable[[bytes], dict[str, Any]]:
-        """What turns the serialized records of the data set in `folder` into those of the common form."""
-        from selfflow.data.tfds.decode import Decoder
+        """A function from the serialized records of the prepared data set in `folder` to records."""
+        from selfflow.data.tfds.decode import Decoder, MediaFormat
 
-        return Decoder(self, folder)
+        fields = self.fields(folder)
+        media = MediaFormat(
+            self._shapes(set(fields.media)),
+            self.size,
+            self.frames_per_second,
+            self.source_frames_per_second,
+            self.sample_rate,
+            self.source_sample_rate,
+        )
+        return Decoder(folder, fields, media, self.id_prefix)
 
-    def build(self, data_dir: Path) -> "tfds.core.DatasetBuilder":
-        """Returns the TFDS builder of the prepared data set; prepares it under `data_dir` if it is nowhere.
-
-        Raises:
-          UserError: there is no such data set, it is prepared in another form, or it cannot be prepared here; the
-            message gives the command that prepares it.
-        """
-        from selfflow.data.tfds.builder import build
-
-        return build(self, Path(data_dir))
+    def decoding_options(self) -> dict[str, Any]:
+        """All settings, because the config of TFDS does not depend on them."""
+        return to_json(self)

@@ -11,31 +11,35 @@ from tensorflow_datasets.core.read_only_builder import ReadOnlyBuilder
 
 from selfflow.data.features import read_features
 from selfflow.data.tfds import Tfds
-from selfflow.data.tfds.fields import choose
-from selfflow.data.tfds.locate import FORMAT, find, format_of
+from selfflow.data.tfds.locate import FORMAT, format_of, parse_name
 from selfflow.data.writing import prepare, quiet
 from selfflow.errors import UserError
 
 
 class PreparedBuilder(ReadOnlyBuilder, skip_registration=True):
-    """A data set that lies ready; its Video and Audio fields are read as what is stored."""
+    """A prepared data set, whose Video and Audio features are read as they are stored."""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        told = self._info_proto
+        info = self._info_proto
         return tfds.core.DatasetInfo(
             builder=self,
-            description=told.description,
+            description=info.description,
             features=read_features(Path(self.data_dir)),
-            license=told.redistribution_info.license,
-            citation=told.citation,
-            disable_shuffling=told.disable_shuffling,
+            license=info.redistribution_info.license,
+            citation=info.citation,
+            disable_shuffling=info.disable_shuffling,
         )
 
 
 def build(settings: Tfds, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """See `Tfds.build`."""
+    """The TFDS builder of the prepared data set; prepares it below `data_dir` if it is not prepared anywhere.
+
+    Raises:
+      UserError: there is no such data set, it is prepared in another format, or it cannot be prepared here; the
+        message gives the command that prepares it.
+    """
     with quiet():
-        folder = find(settings, data_dir)
+        folder = settings.find(data_dir)
         if folder is None:
             folder = _prepare(settings, data_dir)
         if (form := format_of(folder)) != FORMAT:
@@ -43,7 +47,10 @@ def build(settings: Tfds, data_dir: Path) -> tfds.core.DatasetBuilder:
                 f"tfds.name = {settings.name!r}: {folder} is prepared as {form}, which only TensorFlow reads; prepare "
                 f"it in another folder, where TensorFlow is: {_command(settings, 'DIR')}, and set tfds.folder = DIR"
             )
-        choose(settings, folder, say=True)
+        fields = settings.fields(folder)
+        if not settings.names_media:
+            choice = ", ".join(f"{modality} = {path}" for modality, path in fields.media.items())
+            print(f"tfds: {settings.name}: {choice}", file=sys.stderr)
         return PreparedBuilder(builder_dir=str(folder))
 
 
@@ -62,12 +69,12 @@ def _prepare(settings: Tfds, data_dir: Path) -> Path:
             try:
                 return tfds.builder(settings.name, data_dir=str(data_dir))
             except tfds.core.DatasetNotFoundError:
-                _import(settings.parts[0])
+                _import(parse_name(settings.name).name)
                 return tfds.builder(settings.name, data_dir=str(data_dir))
         except tfds.core.DatasetNotFoundError as error:
             names = {path.stem for path in Path(tfds.__file__).parent.glob("url_checksums/*.txt")}
             names |= set(tfds.list_builders(with_community_datasets=False))
-            near = difflib.get_close_matches(settings.parts[0].lower(), names, cutoff=0.5)
+            near = difflib.get_close_matches(parse_name(settings.name).name.lower(), names, cutoff=0.5)
             raise UserError(
                 f"tfds.name = {settings.name!r}: TFDS has no such data set; try {', '.join(near) or 'mnist'}, "
                 f"or set tfds.folder to where it is prepared (it is not in {settings.folder or data_dir})"

@@ -1,28 +1,28 @@
-"""Which fields of a TFDS data set are the image, the video, the sound, the labels, the caption and the id."""
+"""Maps fields of a TFDS data set to image, video, audio, labels, caption and id."""
 
 import difflib
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfflow.data.features import Spec, content_of, read_specs, type_of
-from selfflow.data.tfds import Tfds
 from selfflow.errors import UserError
 
-MEDIA = ("video", "audio", "image")
-_RESERVED = (*MEDIA, "id", "present", "quality", "caption")
+MEDIA_TYPES = {"video": "Video", "audio": "Audio", "image": "Image"}
+"""Class of the TFDS feature that holds each modality."""
+_RESERVED = (*MEDIA_TYPES, "id", "present", "quality", "caption")
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Dotted paths of the fields that are used.
+    """Dotted paths of the fields that records are decoded from.
 
     Attributes:
       media: by modality.
       labels: by their name in a record.
-      caption: "" if none.
-      id: "" if none.
-      specs: every field of the data set, as features.json has it.
+      caption: "" for none.
+      id: "" for none.
+      specs: all fields of the data set, as features.json describes them.
     """
 
     media: dict[str, str]
@@ -33,70 +33,66 @@ class Fields:
 
     @property
     def used(self) -> set[str]:
+        """All paths that are read."""
         return {*self.media.values(), *self.labels.values(), self.caption, self.id} - {""}
 
 
-def choose(settings: Tfds, folder: Path, say: bool = False) -> Fields:
-    """The fields that `settings` names, or that their types tell.
+def select_fields(folder: Path, named: Mapping[str, str], labels: tuple[str, ...]) -> Fields:
+    """The named fields; without named media the first field of each media type.
 
     Args:
-      settings: of the data set.
-      folder: where it is prepared.
-      say: whether to tell on stderr what the types told.
+      folder: of the prepared data set.
+      named: paths of the fields `image`, `video`, `audio`, `caption` and `id`; "" for none.
+      labels: paths of the labels; () for all integer fields that serve nothing else.
 
     Raises:
-      UserError: a field is missing or of a type that cannot serve, or there are no media.
+      UserError: a field does not exist or has another type, or there are no media.
     """
     specs = read_specs(folder)
-    media = {what: getattr(settings, what) for what in MEDIA if getattr(settings, what)}
-    for what in ("image", "video", "audio", "caption", "id"):
-        _require(settings, what, getattr(settings, what), specs)
-    if not media:
-        types = {"video": "Video", "audio": "Audio", "image": "Image"}
-        for what, wanted in types.items():
-            path = next((path for path, spec in specs.items() if type_of(spec) == wanted), "")
-            if path:
-                media[what] = path
-        if not media:
-            listed = ", ".join(f"{path} ({type_of(spec)})" for path, spec in specs.items())
-            raise UserError(
-                f"tfds.image, video and audio are empty and no field of {settings.name} has such a type: {listed}"
-            )
-        if say:
-            print(f"tfds: {settings.name}: " + ", ".join(f"{w} = {p}" for w, p in media.items()), file=sys.stderr)
-    for label in settings.label:
-        _require(settings, "label", label, specs)
-        if not is_whole(specs[label]):
+    for option, path in named.items():
+        _check_exists(option, path, specs)
+    media = {modality: named[modality] for modality in MEDIA_TYPES if named[modality]} or _media_by_type(specs)
+    for label in labels:
+        _check_exists("label", label, specs)
+        if not is_integer(specs[label]):
             raise UserError(f"tfds.label = {label!r}: is {type_of(specs[label])}, not a whole number")
-    if "video" in media and not settings.source_frames_per_second:
-        raise UserError(
-            f"tfds.source_frames_per_second = 0: say how many frames a second {media['video']} was recorded at"
-        )
-    used = {*media.values(), settings.caption, settings.id}
-    paths = settings.label or [path for path, spec in specs.items() if is_whole(spec) and path not in used]
-    labels = {path.replace(".", "_"): path for path in paths}
+    other = {*media.values(), named["caption"], named["id"]}
+    paths = labels or [path for path, spec in specs.items() if is_integer(spec) and path not in other]
+    by_name = {path.replace(".", "_"): path for path in paths}
     for name in _RESERVED:
-        if name in labels and labels.pop(name) in settings.label:
-            raise UserError(f"tfds.label = {name!r}: this name is taken by a field of every record")
-    return Fields(media, labels, settings.caption, settings.id, specs)
+        if name in by_name and by_name.pop(name) in labels:
+            raise UserError(f"tfds.label = {name!r}: every record has a field of this name; choose another label")
+    return Fields(media, by_name, named["caption"], named["id"], specs)
 
 
-def is_whole(spec: Spec) -> bool:
-    """Whether a field is one whole number."""
+def _media_by_type(specs: dict[str, Spec]) -> dict[str, str]:
+    media = {}
+    for modality, feature in MEDIA_TYPES.items():
+        paths = [path for path, spec in specs.items() if type_of(spec) == feature]
+        if paths:
+            media[modality] = paths[0]
+    if not media:
+        types = ", ".join(f"{path} ({type_of(spec)})" for path, spec in specs.items())
+        raise UserError(f"tfds.image, video and audio are empty and no field has such a type: name one of {types}")
+    return media
+
+
+def is_integer(spec: Spec) -> bool:
+    """Whether a field is a scalar integer."""
     if type_of(spec) == "ClassLabel":
         return True
     tensor = spec.get("tensor", {})
-    one = type_of(spec) in ("Scalar", "Tensor") and not tensor.get("shape", {}).get("dimensions")
-    return one and str(tensor.get("dtype", "")).startswith(("int", "uint"))
+    scalar = type_of(spec) in ("Scalar", "Tensor") and not tensor.get("shape", {}).get("dimensions")
+    return scalar and str(tensor.get("dtype", "")).startswith(("int", "uint"))
 
 
 def dtype_of(spec: Spec) -> str:
-    """Type of the numbers of a field, or of the pictures in a sequence; "" if it has none."""
+    """Numeric type of a field, or of the images in a sequence; "" for other fields."""
     content = content_of(spec)
     return dtype_of(content["feature"]) if "feature" in content else str(content.get("dtype", ""))
 
 
-def _require(settings: Tfds, field: str, path: str, specs: dict[str, Spec]) -> None:
+def _check_exists(option: str, path: str, specs: dict[str, Spec]) -> None:
     if path and path not in specs:
         near = difflib.get_close_matches(path, specs, cutoff=0.4) or list(specs)
-        raise UserError(f"tfds.{field} = {path!r}: {settings.name} has no such field; try {', '.join(near)}")
+        raise UserError(f"tfds.{option} = {path!r}: the data set has no such field; try {', '.join(near)}")

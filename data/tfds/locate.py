@@ -1,49 +1,82 @@
-"""Where a prepared TFDS data set lies, found without importing TFDS."""
+"""Finds a prepared TFDS data set on disk, without importing TFDS."""
 
 import json
+import re
 from pathlib import Path
+from typing import NamedTuple
 
-from selfflow.data.tfds import Tfds
 from selfflow.errors import UserError
 
 FORMAT = "array_record"
 _INFO = "dataset_info.json"
 
 
-def find(settings: Tfds, data_dir: Path) -> Path | None:
-    """The folder of the prepared data set, in `settings.folder` or `data_dir`: ArrayRecord first, then the newest.
+class DatasetName(NamedTuple):
+    """Name, config and version of a TFDS data set; config and version are "" where they are not given."""
+
+    name: str
+    config: str
+    version: str
+
+
+def parse_name(text: str) -> DatasetName:
+    """Parses NAME, NAME/CONFIG or NAME/CONFIG:VERSION.
 
     Raises:
-      UserError: the name is not of its form, or several configs are prepared and the name does not choose.
+      UserError: the text has another form.
     """
-    name, config, version = settings.parts
-    found: list[Path] = []
-    for root in filter(None, (settings.folder, str(data_dir))):
-        root = Path(root).expanduser()
+    match = re.fullmatch(r"([A-Za-z]\w*)(?:/([^/:]+))?(?::(\d+\.\d+\.\d+))?", text)
+    if match is None:
+        raise UserError(f"tfds.name = {text!r}: must be NAME, NAME/CONFIG or NAME/CONFIG:1.0.0")
+    return DatasetName(match[1], match[2] or "", match[3] or "")
+
+
+def find_prepared(dataset: DatasetName, roots: list[Path]) -> Path | None:
+    """The folder of a prepared data set in the first of some data folders, ArrayRecord before other formats and newer
+    versions before older ones; None if there is none.
+
+    Args:
+      dataset: its name.
+      roots: data folders of TFDS, or the folder of the data set itself.
+
+    Raises:
+      UserError: several configs are prepared and the name does not choose one.
+    """
+    prepared: list[Path] = []
+    for root in roots:
         if (root / _INFO).exists():
-            found.append(root)
+            prepared.append(root)
             continue
-        at = root / name / config
-        if not config:
-            configs = sorted({path.parent.parent.name for path in at.glob(f"*/*/{_INFO}")})
-            if len(configs) > 1 and not list(at.glob(f"*/{_INFO}")):
+        folder = root / dataset.name / dataset.config
+        if not dataset.config and not list(folder.glob(f"*/{_INFO}")):
+            configs = sorted({path.parent.parent.name for path in folder.glob(f"*/*/{_INFO}")})
+            if len(configs) > 1:
                 raise UserError(
-                    f"tfds.name = {name!r}: several configs are prepared in {at}; choose {name}/{configs[0]} or other"
+                    f"tfds.name = {dataset.name!r}: several configs are prepared in {folder}; choose "
+                    f"{dataset.name}/{configs[0]} or another"
                 )
-            at = at / configs[0] if configs and not list(at.glob(f"*/{_INFO}")) else at
-        versions = [path.parent for path in at.glob(f"{version or '*'}/{_INFO}") if _number(path.parent)]
-        found += sorted(versions, key=_number, reverse=True)
-    return next((path for path in found if format_of(path) == FORMAT), found[0] if found else None)
+            folder = folder / configs[0] if configs else folder
+        versions = [path.parent for path in folder.glob(f"{dataset.version or '*'}/{_INFO}")]
+        prepared += sorted(filter(_version, versions), key=_version, reverse=True)
+    for folder in prepared:
+        if format_of(folder) == FORMAT:
+            return folder
+    return prepared[0] if prepared else None
 
 
 def format_of(folder: Path) -> str:
-    """The form of the files of a prepared data set, such as "array_record" or "tfrecord"."""
+    """The file format of a prepared data set, such as "array_record" or "tfrecord".
+
+    Raises:
+      UserError: its dataset_info.json is damaged.
+    """
     try:
         return json.loads((folder / _INFO).read_text()).get("fileFormat") or "tfrecord"
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / _INFO} cannot be read: prepare the data set again") from error
 
 
-def _number(folder: Path) -> tuple[int, ...]:
+def _version(folder: Path) -> tuple[int, ...]:
+    """The version that names a folder, as integers; () if it is no version."""
     parts = folder.name.split(".")
     return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else ()

@@ -20,7 +20,7 @@ Hardware: two CPU cores, 2 GB per run. Wall time: 6 to 8 minutes per run with tw
 from collections.abc import Iterable
 
 from selfflow.experiments.ablations.self_flow import experiment
-from selfflow.noise import Forcing, FullMasking, UniformTimestep
+from selfflow.noise import DiffusionForcing, FullMasking, UniformTimestep
 from selfflow.sweep import Member, axis, chain, seeds
 
 __all__ = ["experiment", "sweep"]
@@ -32,5 +32,5 @@ def sweep() -> Iterable[Member]:
         Member("sorted", {"schedule.sorted": True}),
         Member("band", {"schedule.band": 0.2}),
     ]
-    rivals = {"uniform": UniformTimestep(), "full_masking": FullMasking(), "forcing": Forcing()}
+    rivals = {"uniform": UniformTimestep(), "full_masking": FullMasking(), "forcing": DiffusionForcing()}
     return seeds(chain(dual, axis("schedule", rivals)), range(1, 4))

@@ -22,7 +22,8 @@ from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
 from selfflow.media import from_unit_range, images_only, medium_of, to_unit_range
 from selfflow.serialization import from_json, to_json
-from selfflow.weights import sha256_of
+from selfflow.storage.atomic import atomic_write
+from selfflow.weights.read import sha256_of
 
 _FORMAT = "selfflow-autoencoder-2"  # raised when the same weights come to mean another network
 _TOLD = "autoencoder"
@@ -227,11 +228,10 @@ def write(
     """
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in params.items()}
     tensors |= {"normalisation.mean": np.float32(mean), "normalisation.deviation": np.float32(deviation)}
-    partial_path = path.with_suffix(".partial")
     # One entry: several are written in an order that is drawn anew each time, and files are known by their hash.
     told = {"format": _FORMAT, "network": to_json(network), "sample_rate": rate}
-    partial_path.write_bytes(save(tensors, {_TOLD: json.dumps(told, sort_keys=True)}))
-    partial_path.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_bytes(save(tensors, {_TOLD: json.dumps(told, sort_keys=True)}))
 
 
 def read_config(path: Path, modality: str) -> Convolutional:

@@ -19,7 +19,7 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
-from selfflow.weights import read_weights, sha256_of
+from selfflow.weights.read import read_weights, sha256_of
 
 _PICTURES, _PIXELS = 8, 2**20  # in one call, at most: what takes memory is some thousand bytes a pixel
 _BN_EPS = 1e-4  # AutoencoderKLFlux2's batch_norm_eps

@@ -76,7 +76,7 @@ def _same(one: str | Path, other: str | Path) -> bool:
 
 
 def _precomputed(path: str, modality: str, asked: str) -> Precomputed:
-    from selfflow.data.latents import MANIFEST, read_manifest
+    from selfflow.data.latent_files.manifest import MANIFEST, read_manifest
 
     if not path:
         raise UserError(f"{asked}: name the folder of the latents, too: --autoencoder.{modality} precomputed=FOLDER")

@@ -1,4 +1,4 @@
-"""How fast autoencoders are on the device at hand, what bfloat16 costs them, and what memory long clips take."""
+"""Speed of autoencoders on this machine, their error in bfloat16, and their memory for long clips."""
 
 import dataclasses
 import importlib.util
@@ -26,8 +26,8 @@ from selfflow.media import medium_of
 from selfflow.progress import Progress
 
 _TORCH = {"sd_vae": "AutoencoderKL", "flux2_vae": "AutoencoderKLFlux2"}
-_CLIPS = 4  # that are encoded in a round, at least
-_TIMES = (1, 4, 16)  # as many elements of media as this, times `_LONG`
+_CLIPS = 4  # minimum number of clips per round
+_TIMES = (1, 4, 16)  # lengths of clips, in units of `_LONG` elements
 _LONG = 2**21
 
 
@@ -36,18 +36,18 @@ class AutoencoderRate:
     """One modality.
 
     Attributes:
-      modality: which.
+      modality: its name.
       identity: of its autoencoder.
       clips: in a round.
-      shape: of one of them.
-      encoded_per_second, decoded_per_second: pictures, frames or samples of sound, by the median round.
-      torch_encode_ratio, torch_decode_ratio: the time that diffusers takes on the same cores over ours; median of the
-        rounds, None where there is nothing to compare with.
-      bfloat16_encode_ratio: the time in float32 over that in bfloat16.
-      bfloat16_error: relative error of latents in bfloat16, root mean square.
-      bfloat16_decoded_db: PSNR, of sound SNR, of what bfloat16 makes of them beside float32.
+      shape: of one clip.
+      encoded_per_second, decoded_per_second: images, frames or audio samples, in the median round.
+      torch_encode_ratio, torch_decode_ratio: time of diffusers on the same cores divided by ours, median over rounds;
+        None without a reference.
+      bfloat16_encode_ratio: time in float32 divided by that in bfloat16.
+      bfloat16_error: relative root mean square error of latents in bfloat16.
+      bfloat16_decoded_db: PSNR, for audio SNR, of media decoded in bfloat16 against float32.
       memory: (frames or samples, bytes) of clips of several lengths: the peak while they are encoded and decoded,
-        beyond the clip, its latents and what comes back, and beyond what the shortest needs.
+        beyond the clip, its latents and its reconstruction, and beyond the peak of the shortest.
     """
 
     modality: str
@@ -65,12 +65,12 @@ class AutoencoderRate:
 
 
 def autoencoder_rates(setup: FlowSetup, feed: BatchSource, rounds: int) -> list[AutoencoderRate]:
-    """Times the autoencoder of each modality on noise of the shape that the mixture has it in.
+    """Times the autoencoder of each modality on noise of the shape in the mixture.
 
     Args:
       setup: of the experiment.
       feed: its data.
-      rounds: how often each is timed.
+      rounds: timed repetitions.
     """
     found = {}
     experiment = setup.experiment
@@ -90,7 +90,7 @@ def _rate(
     media = _noise(m, (max(_CLIPS, autoencoder.batch_size), *shape))
     latents = autoencoder.encode(media)
     units = len(media) * (shape[0] if medium_of(m).has_time else 1)
-    # Diffusers' are pinned in the type that they were named with.
+    # Autoencoders of diffusers are pinned to the dtype of their config.
     half = None
     if config.kind != "diffusers" and getattr(config, "dtype", "") == "float32":
         half = load_autoencoder(dataclasses.replace(config, dtype="bfloat16"), path)
@@ -143,7 +143,7 @@ def _noise(m: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Callable, Callable] | None:
-    """Encoding and decoding by diffusers, where it is installed and the weights lie in a folder of it."""
+    """Encoding and decoding by diffusers; None if it is not installed or the weights are not in its folder layout."""
     folder = find_weights(config).parent if config.kind in _TORCH and config.path else None
     if not folder or not (folder / "config.json").exists() or not importlib.util.find_spec("diffusers"):
         return None
@@ -173,7 +173,7 @@ def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Ca
 
 
 def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Each length in a process of its own, whose highest mark is its own."""
+    """Peak memory of each length, measured in a separate process."""
     hop, lead = config.temporal_stride, config.causal_padding
     each = int(np.prod(shape[1:]))
     lengths = [max(1, times * _LONG // each // hop) * hop - lead for times in _TIMES]
@@ -183,7 +183,7 @@ def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) 
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
                 try:
                     found.append(pool.submit(_peak, m, config, path, (length, *shape[1:])).result())
-                except (MemoryError, RuntimeError) as error:  # whatever it dies of where memory ends
+                except (MemoryError, RuntimeError) as error:  # out of memory shows in several ways
                     print(f"note: a clip of {length:,} does not fit in memory ({one_line(error)})", file=sys.stderr)
                     break
             shown.advance()

@@ -1,4 +1,4 @@
-"""How fast features are extracted to files on the device at hand, beside the bare forward pass."""
+"""Speed of feature extraction to files on this machine, compared with the bare forward pass."""
 
 import tempfile
 import time
@@ -20,7 +20,7 @@ _BATCHES = 16  # in a round
 
 @dataclass(frozen=True)
 class FeaturesRate:
-    """One set.
+    """One component.
 
     Attributes:
       component: its name in the mixture.

@@ -1,4 +1,4 @@
-"""How fast the input is: batches alone, and what a training step waits for them."""
+"""Speed of the input pipeline: batches alone, and the time that training steps wait for them."""
 
 import time
 from collections.abc import Iterator
@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 
 from selfflow.config.setup import FlowSetup
+from selfflow.data.collisions import Collisions
 from selfflow.input.batches import BatchSource
 
 
 class InputRate(NamedTuple):
-    """What the input pipeline alone delivers, in the mixture of the experiment."""
+    """Rate of the input pipeline alone, in the mixture of the experiment."""
 
     workers: int
     start_seconds: float
@@ -21,7 +22,7 @@ class InputRate(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """How long steps wait for their batch."""
+    """Time that steps wait for their batch."""
 
     steps: int
     step_seconds: float
@@ -29,13 +30,13 @@ class Waiting(NamedTuple):
 
 
 def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) -> InputRate:
-    """Reads batches and does nothing with them, for about `seconds`.
+    """Reads and discards batches for about `seconds`.
 
     Args:
-      feed: what is read.
-      workers: processes that read; 0 reads in threads.
-      seconds: how long to measure, after the first batch.
-      start: step to begin at.
+      feed: the batches.
+      workers: number of reading processes; 0 reads in threads.
+      seconds: duration of the measurement after the first batch.
+      start: first step.
     """
     feed = replace(feed, loader=replace(feed.loader, workers=workers))
     began = time.perf_counter()
@@ -43,7 +44,7 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
     next(stream)
     first = time.perf_counter()
     samples = tokens = 0
-    # What was read ahead before the clock started must not count: pass over it.
+    # Batches prefetched before the clock starts do not count.
     for _ in range(feed.loader.prefetch * max(1, workers)):
         next(stream)
     clock = time.perf_counter()
@@ -56,11 +57,11 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
 
 
 def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
-    """Trains for some steps, as a run does, and tells the share of their time that went by before the batch was there.
+    """Trains for some steps as a run does, and measures the share of time spent waiting for batches.
 
     Args:
       setup: of the experiment.
-      feed: what it reads.
+      feed: its batches.
       steps: how many to time, after every component was compiled.
     """
     experiment = setup.experiment
@@ -87,7 +88,7 @@ def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
 
 
 def _compile(step: Any, state: Any, stream: Iterator, components: set[str]) -> Any:
-    """Runs steps until every component was seen: each has a program of its own."""
+    """Runs steps until every component has been compiled; each has its own program."""
     while components:
         batch, facts = next(stream)
         if facts["component"] in components:
@@ -96,8 +97,8 @@ def _compile(step: Any, state: Any, stream: Iterator, components: set[str]) -> A
     return jax.block_until_ready(state)
 
 
-def frames_per_second_of_collisions(settings: Any, clips: int = 48) -> float:
-    """How many frames with their sound the Collisions data set simulates and draws a second, in this process alone."""
+def generation_rate(settings: Collisions, clips: int = 48) -> float:
+    """Frames with their audio that Collisions generates per second in one process."""
     from selfflow.data.collisions.generate import records
 
     records(settings, "train", 0, 2)  # imports and first calls

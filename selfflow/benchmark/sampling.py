@@ -1,4 +1,4 @@
-"""How fast samples are drawn on the device at hand, and what the sampling loop costs beside the network."""
+"""Speed of sampling on this machine, and the overhead of the sampling loop over the network."""
 
 import dataclasses
 import time
@@ -17,16 +17,17 @@ SOLVERS: tuple[str, ...] = get_args(Sampler.__annotations__["solver"])
 
 @dataclass(frozen=True)
 class SamplingRate:
-    """One set with one solver.
+    """One component with one solver.
 
     Attributes:
       component: its name in the mixture.
       solver: its name.
-      samples: drawn together.
-      evaluations: of the network, for each sample.
-      samples_per_second: by the median round, from a seed to latents on the host.
-      evaluations_per_second: of the network, for a single sample.
-      overhead: time of a round over that of as many bare calls of the compiled network, less 1; median of the rounds.
+      samples: batch size.
+      evaluations: of the network per sample.
+      samples_per_second: in the median round, from a seed to latents on the host.
+      evaluations_per_second: of the network for a single sample.
+      overhead: time of a round divided by that of as many bare calls of the compiled network, minus 1; median over
+        rounds.
     """
 
     component: str
@@ -39,12 +40,12 @@ class SamplingRate:
 
 
 def sampling_rates(setup: FlowSetup, rounds: int, samples: int | None = None) -> list[SamplingRate]:
-    """Times every solver on every component of the mixture, in turns with bare evaluations of the network.
+    """Times every solver on every component of the mixture, alternating with bare evaluations of the network.
 
     Args:
-      setup: of the experiment, whose sampler has the number of steps.
-      rounds: how often each is timed.
-      samples: drawn together; by default a batch of the component.
+      setup: of the experiment, whose sampler gives the number of steps.
+      rounds: timed repetitions.
+      samples: batch size; by default that of the component.
     """
     experiment = setup.experiment
     params = jax.jit(setup.objective.init)(jax.random.key(experiment.seed.init))["model"]
@@ -66,12 +67,15 @@ def _rates(setup: FlowSetup, params, name: str, rounds: int, count: int) -> list
     levels = {m: jnp.full((count, 1), 0.5) for m in modalities}
     assignment = {m: jnp.zeros((count, x.tokens), jnp.int32) for m, x in modalities.items()}
     label_B = jnp.full(count, null)
-    network = jax.jit(lambda params, x: objective.apply(params, x, levels, label_B, assignment).velocity)
+
+    @jax.jit
+    def network(params, x):
+        return objective.apply(params, x, levels, label_B, assignment).velocity
 
     def evaluate(times: int) -> float:
         began, x = time.perf_counter(), tokens
         for _ in range(times):
-            x = network(params, x)  # one waits for the other, as in a solver
+            x = network(params, x)  # each call depends on the one before, as in a solver
         jax.block_until_ready(x)
         return time.perf_counter() - began
 
@@ -83,13 +87,13 @@ def _rates(setup: FlowSetup, params, name: str, rounds: int, count: int) -> list
     evaluate(1)
     for solver in SOLVERS:
         draw(solver, 0)  # compiles
-    found = {solver: [] for solver in SOLVERS}
+    seconds: dict[str, list[tuple[float, float]]] = {solver: [] for solver in SOLVERS}
     for number in range(rounds):
         for solver, sampler in samplers.items():
-            found[solver].append((draw(solver, number + 1), evaluate(sampler.evaluations)))
+            seconds[solver].append((draw(solver, number + 1), evaluate(sampler.evaluations)))
     rates = []
     for solver, sampler in samplers.items():
-        drawn, bare = np.array(found[solver]).T
+        drawn, bare = np.array(seconds[solver]).T
         per_second = count / float(np.median(drawn))
         overhead = float(np.median(drawn / bare)) - 1
         evaluations = sampler.evaluations

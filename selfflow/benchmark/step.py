@@ -1,6 +1,6 @@
-"""How fast a training step is on the hardware at hand, and what share of it is arithmetic.
+"""Speed of a training step on this machine, and its share of the peak arithmetic rate.
 
-Batches are random numbers of the right shapes: no data set is needed.
+Batches are random numbers of the right shapes; no data set is needed.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.planning.compile import batch_shapes
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
@@ -33,15 +33,16 @@ class StepRate:
     Attributes:
       component: its name in the mixture.
       step_seconds: median over the rounds.
-      spread_seconds: distance between the quartiles.
-      tokens_per_second: media tokens of the batch over the median.
-      model_flops: operations that the shapes demand, forward, backward and teacher.
-      flops: operations of all matrix products of the program, from its jaxpr; more where it computes things again.
-      mfu: model_flops over what the measured matmul peak would do in the median.
-      alignment_ratio: median of the ratios to the same step without alignment, round by round; None without alignment.
-      per_token_ratio: likewise of the same step with modulation for every token to this one, where it was asked for.
+      spread_seconds: interquartile range.
+      tokens_per_second: media tokens of the batch divided by the median.
+      model_flops: operations from the shapes: forward, backward and teacher.
+      flops: operations of all matrix products of the program, from its jaxpr, recomputation included.
+      mfu: model_flops divided by the operations of the measured matmul peak in the median step time.
+      alignment_ratio: median over rounds of the time divided by that of the same step without alignment; None without
+        alignment.
+      per_token_ratio: the same for a step with modulation per token, divided by this one; None if not requested.
       peak_memory_bytes: arguments, results and temporaries of the compiled step.
-      compile_seconds: of the step as the experiment has it.
+      compile_seconds: compilation of the step of the experiment.
     """
 
     component: str
@@ -58,29 +59,29 @@ class StepRate:
 
 
 class PerToken(SelfFlowObjective):
-    """The same numbers by the released code's arithmetic: a SiT's modulation is computed for every token."""
+    """The arithmetic of the released code, with equal results: a SiT's modulation is computed for every token."""
 
     def apply(self, model_params, tokens, levels, label_B, assignment, **more):
         tau = {m: jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in levels}
-        return super().apply(model_params, tokens, tau, label_B, dict.fromkeys(tau), **more)
+        return super().apply(model_params, tokens, tau, label_B, None, **more)
 
 
 def step_rates(setup: FlowSetup, rounds: int, peak: float, per_token: bool = False) -> list[StepRate]:
     """Times the compiled step of every component of the mixture.
 
-    Steps of each kind alternate, so that all meet the same moments of a shared machine.
+    Steps of each kind alternate, so that load of a shared machine affects all of them.
 
     Args:
       setup: of the experiment.
       rounds: timed steps of each kind.
-      peak: floating-point operations a second, as `matmul_peak` measures them.
+      peak: floating-point operations per second, from `matmul_peak`.
       per_token: also time the step with a SiT's modulation computed for every token.
 
     Raises:
-      UserError: if `per_token` is asked of a joint transformer, whose modulation is shared by all blocks.
+      UserError: if `per_token` is set for a joint transformer, whose modulation is shared by all blocks.
     """
     if per_token and not isinstance(setup.experiment.model, SiTConfig):
-        raise UserError("per-token is about a SiT; a joint transformer computes its modulation once for all blocks")
+        raise UserError("per-token applies to a SiT; a joint transformer computes its modulation once for all blocks")
     return [_rate(setup, name, rounds, peak, per_token) for name in setup.experiment.mixture]
 
 
@@ -88,18 +89,24 @@ def _rate(setup: FlowSetup, name: str, rounds: int, peak: float, per_token: bool
     batch = random_batch(setup, name)
     objective = setup.objective
     arms = {"this": _Arm(setup, batch)}
-    if not isinstance(objective.alignment, NoAlignment):
+    if objective.alignment.student_taps:
         vanilla = dataclasses.replace(objective, alignment=NoAlignment())
         arms["vanilla"] = _Arm(dataclasses.replace(setup, objective=vanilla), batch)
     if per_token:
         arms["per_token"] = _Arm(dataclasses.replace(setup, objective=PerToken(**vars(objective))), batch)
-    rows = [{arm: made.seconds() for arm, made in arms.items()} for _ in range(rounds)]
-    times = {arm: np.array([row[arm] for row in rows]) for arm in arms}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for arm_name, arm in arms.items():
+            seconds[arm_name].append(arm.seconds())
+    times = {arm_name: np.array(values) for arm_name, values in seconds.items()}
     median = float(np.median(times["this"]))
     quartiles = np.quantile(times["this"], [0.25, 0.75])
-    ratio = lambda above, below: float(np.median(times[above] / times[below]))
+
+    def ratio(above: str, below: str) -> float:
+        return float(np.median(times[above] / times[below]))
+
     demanded = model_flops(setup, name)
-    # Kernels hide their products from the count: it is taken of the program that has none.
+    # Kernels hide their products from the count, so it uses plain attention.
     plain = dataclasses.replace(objective.model.execution, attention="xla")
     plain = dataclasses.replace(objective, model=dataclasses.replace(objective.model, execution=plain))
     state = jax.eval_shape(setup.init, jax.random.key(0))
@@ -120,7 +127,7 @@ def _rate(setup: FlowSetup, name: str, rounds: int, peak: float, per_token: bool
 
 
 class _Arm:
-    """A compiled step with a state of its own."""
+    """A compiled step with its own state."""
 
     def __init__(self, setup: FlowSetup, batch: dict[str, Any]):
         self._batch = jax.device_put(batch)
@@ -135,7 +142,7 @@ class _Arm:
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes
         )
-        self.seconds()  # the first call is not like the others
+        self.seconds()  # the first call includes one-time work
 
     def seconds(self) -> float:
         began = time.perf_counter()
@@ -144,20 +151,20 @@ class _Arm:
 
 
 def random_batch(setup: FlowSetup, name: str) -> dict[str, Any]:
-    """A batch of a component, as `Feed` makes them, of standard normal numbers."""
+    """A batch of a component with standard normal latents."""
     random = np.random.default_rng(0)
-    made = jax.tree.map(
+    batch = jax.tree.map(
         lambda x: np.ones(x.shape, bool) if x.dtype == bool else random.standard_normal(x.shape).astype(x.dtype),
         batch_shapes(setup, name),
     )
     labels = setup.experiment.model.labels
-    made["weight"][:] = 1
-    made["label"][:] = random.integers(0, labels, len(made["label"])) if labels else -1
-    return made
+    batch["weight"][:] = 1
+    batch["label"][:] = random.integers(0, labels, len(batch["label"])) if labels else -1
+    return batch
 
 
 def matmul_peak(dtype: str) -> float:
-    """Operations a second of a large plain matrix product, the best of some rounds."""
+    """Operations per second of a large plain matrix product, the best of several rounds."""
     size = _PEAK_SIZE.get(jax.default_backend(), 8192)
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)

@@ -156,7 +156,6 @@ def _autoencoders(setup: FlowSetup, options: Options, data_dir: Path) -> list[di
     import jax
 
     from selfflow.benchmark.autoencoders import autoencoder_rates
-    from selfflow.run.prepare_data import prepare_data
 
     feed, _ = prepare_data(setup, data_dir)
     rates = autoencoder_rates(setup, feed, options.rounds)
@@ -188,16 +187,16 @@ def _autoencoders(setup: FlowSetup, options: Options, data_dir: Path) -> list[di
 
 
 def _input(setup: FlowSetup, options: Options, data_dir: Path) -> dict[str, Any]:
-    from selfflow.benchmark.input import frames_per_second_of_collisions, input_rate, waiting
-    from selfflow.run.prepare_data import prepare_data
+    from selfflow.benchmark.input import generation_rate, input_rate, waiting
+    from selfflow.data.collisions import Collisions
 
     feed, _ = prepare_data(setup, data_dir)
     rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]
     waited = waiting(setup, feed, options.timed_steps)
     generated = {
-        name: frames_per_second_of_collisions(settings)
+        name: generation_rate(settings)
         for name, settings in setup.experiment.data.items()
-        if settings.kind == "collisions"
+        if isinstance(settings, Collisions)
     }
     if not options.json:
         print(f"\nReading batches and nothing else, {options.seconds:g} s a row, {cores()} cores:")

@@ -155,8 +155,7 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
     from selfflow.autoencoders.parse import parse_autoencoder
 
     chosen = {m: parse_autoencoder(text, m) for m, text in options.autoencoder.items() if text}
-    if settings.kind == "latent_files":
-        settings = settings.resolved()
+    settings = settings.resolved()
     built = _built(settings, data_dir)
     for split, count in built.splits.items():
         print(f"{split:<12} {count} records")
@@ -167,7 +166,7 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
         from selfflow.latents.encode import encode
         from selfflow.latents.fit_autoencoder import fit_autoencoder
 
-        shapes = settings.media_shapes(*([built.folder] if settings.kind == "tfds" else []))
+        shapes = settings.media_shapes(built.folder)
         for m in chosen:
             if m not in shapes:
                 raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and not {m}")
@@ -184,7 +183,7 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
 
     if options.count < 1:
         raise UserError(f"count is {options.count}: give at least 1")
-    if settings.kind == "latent_files":
+    if settings.holds_latents:
         raise UserError(
             "these are latents, of media that are not there: `selfflow encode EXPERIMENT --inspect` draws them"
         )
@@ -279,7 +278,7 @@ def _say_forgotten(done: "DeletionReport", ids: set[str], data_dir: Path) -> Non
             )
     print("\nwhat this cannot undo:")
     settings = done.built.settings
-    source = getattr(settings, "source", "") or (f"{data_dir / 'downloads'}" if settings.kind == "tfds" else "")
+    source = settings.source_folder(data_dir)
     if source:
         print(
             f"- the sources in {source}: delete the samples there, too; a data set that is built anew reads them again"

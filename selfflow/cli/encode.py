@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
     if options.inspect:
         from selfflow.latents.inspect import inspect
 
-        rates = {name: getattr(data, "sample_rate", 0) for name, data in experiment.data.items()}
+        rates = {name: data.sample_rate for name, data in experiment.data.items()}
         inspect(experiment.autoencoders, rates, feed.latents, built, options.out)
 
 

@@ -127,7 +127,7 @@ def _calibrate(run: "Run", built: dict[str, "BuiltDataset"], out: Path) -> None:
     from selfflow.tasks.evaluating import physics_verifier, readable_records
 
     experiment = run.experiment
-    name = next((n for n, found in built.items() if found.settings.kind == "collisions"), None)
+    name = next((n for n, found in built.items() if found.settings.verifier == "physics"), None)
     if name is None:
         raise UserError(f"--calibrate: {run.source} has no raw Collisions; they are what the verifier knows")
     settings = built[name].settings
@@ -180,6 +180,7 @@ def evaluate(
     )
 
     name, n, size = sampler.component, options.samples, options.batch_size
+    experiment = setup.experiment
     experiment = setup.experiment
     data = experiment.mixture[name].data
     looks = select_extractors(options.features, setup, name, None)

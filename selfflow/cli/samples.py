@@ -32,7 +32,7 @@ def write_samples(built: BuiltDataset, out: Path, count: int) -> None:
     if not any(chosen.values()):
         raise UserError(f"{built.folder}: no record of train can be read; `selfflow data verify` tells why")
     out.mkdir(parents=True, exist_ok=True)
-    rate, fps = (getattr(built.settings, name, 0) for name in ("sample_rate", "frames_per_second"))
+    rate, fps = built.settings.sample_rate, built.settings.frames_per_second
     files: list[Path] = []
     if stills := chosen["still"]:
         rows = [stills[i : i + _STILLS_IN_A_ROW] for i in range(0, len(stills), _STILLS_IN_A_ROW)]

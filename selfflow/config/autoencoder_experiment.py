@@ -5,7 +5,7 @@ from typing import Literal
 
 from selfflow.autoencoders.convolutional import Network
 from selfflow.config.training import TrainingConfig
-from selfflow.objectives.autoencoding import Reconstruction
+from selfflow.objectives.reconstruction import ReconstructionLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class AutoencoderExperiment(TrainingConfig):
     kind: Literal["autoencoder"] = "autoencoder"
     side: int | None = None
     """Side in pixels of the area that images and video are cropped to at random; by default that of the data."""
-    loss: Reconstruction = Reconstruction()
+    loss: ReconstructionLoss = ReconstructionLoss()
     """What is minimised."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; parameters, EMA and losses are float32."""

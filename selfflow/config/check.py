@@ -3,13 +3,12 @@
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import AutoencoderSetup, FlowSetup
 from selfflow.config.training import TrainingConfig
+from selfflow.context import CASES
 from selfflow.errors import UserError
-from selfflow.given import CASES
 from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
 from selfflow.modality import Modality, modality_of
 from selfflow.models.sit import SiTConfig
-from selfflow.objectives.alignment import ExternalEncoder, NoAlignment, encoders_of
 
 
 def check_components(experiment: TrainingConfig) -> None:
@@ -65,10 +64,8 @@ def check_flow(setup: FlowSetup) -> None:
         raise UserError(f"condition_drop is {experiment.condition_drop}: give a number from 0 to 1")
     _check_separation(experiment)
     _check_context(setup)
-    if not isinstance(experiment.alignment, NoAlignment):
-        experiment.alignment.check(experiment.model.depth)
-    if isinstance(experiment.alignment, ExternalEncoder):
-        _check_encoders(experiment)
+    components = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
+    experiment.alignment.check(experiment.model.depth, experiment.model.width, components)
 
 
 def check_autoencoder(setup: AutoencoderSetup) -> None:
@@ -121,8 +118,8 @@ def _check_separation(experiment: Experiment) -> None:
         )
     if experiment.schedule.mask != "exact":
         raise UserError("separation needs groups of one size: take schedule.mask exact, or remove separation")
-    if experiment.schedule.given:
-        raise UserError("schedule.given and separation exclude each other, for given tokens have no group: empty one")
+    if experiment.schedule.context:
+        raise UserError("schedule.context and separation exclude each other (context has no group): leave one empty")
 
 
 def _check_context(setup: FlowSetup) -> None:
@@ -136,33 +133,6 @@ def _check_context(setup: FlowSetup) -> None:
         "inpaint_time": any(stream.period for _, stream in streams),
         "inpaint_region": any(len(stream.grid) > 1 for _, stream in streams),
     }
-    for case, probability in setup.experiment.schedule.given.items():
+    for case, probability in setup.experiment.schedule.context.items():
         if probability and not possible[case]:
-            raise UserError(
-                f"schedule.given.{case} ({CASES[case]}): no component of the mixture can have it; remove it"
-            )
-
-
-def _check_encoders(experiment: Experiment) -> None:
-    """What is not aligned is said in the experiment: nothing of it falls back to plain flow matching by itself."""
-    named, encoders = experiment.alignment.encoders, encoders_of(experiment.alignment)
-    mixed = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
-    for m in named:
-        if m not in mixed:
-            raise UserError(
-                f"alignment.encoders.{m}: no component of the mixture has {m}, they have {', '.join(mixed)}: remove it"
-            )
-    for m, name in mixed.items():
-        if m not in named:
-            raise UserError(
-                f"alignment.encoders has no entry for {m}, which mixture.{name} uses: name an encoder, or None to "
-                "leave it unaligned"
-            )
-    if not encoders:
-        raise UserError("alignment.encoders names no encoder at all: name one, or take alignment NoAlignment()")
-    for m, encoder in encoders.items():
-        if not experiment.alignment.projector_depth and encoder.width != experiment.model.width:
-            raise UserError(
-                f"alignment.projector_depth is 0, and the encoder of {m} has {encoder.width} channels, the model "
-                f"{experiment.model.width}: give the projector a layer"
-            )
+            raise UserError(f"schedule.context.{case} ({CASES[case]}): no component has it; remove it")

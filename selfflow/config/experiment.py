@@ -10,7 +10,7 @@ from selfflow.evaluation.config import Evaluation
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
-from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import Alignment, SelfFlow
 from selfflow.sampling.generate import Sampler
 
@@ -50,7 +50,7 @@ class Experiment(TrainingConfig):
     """The transformer."""
     text: Text | None = None
     """The encoder of captions; None for a model without them."""
-    schedule: UniformTimestep | DualTimestep | FullMasking | Forcing = DualTimestep()
+    schedule: UniformTimestep | DualTimestep | FullMasking | DiffusionForcing = DualTimestep()
     """How noise levels are distributed over tokens."""
     alignment: Alignment = SelfFlow()
     """What the student's features are aligned with."""

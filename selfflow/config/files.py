@@ -13,6 +13,7 @@ from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
 from selfflow.serialization import dataclasses_in, from_json, to_json
+from selfflow.storage.atomic import atomic_write
 
 # What a run may be of: `AutoencoderExperiment` trains what makes latents, `Experiment` what they are for.
 AnyExperiment = Experiment | AutoencoderExperiment
@@ -122,9 +123,8 @@ def is_fixed(name: str) -> bool:
 
 def save_experiment(experiment: AnyExperiment, path: Path) -> None:
     """Writes `experiment.json`."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(to_json(experiment), indent=1))
-    partial.replace(path)
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(to_json(experiment), indent=1))
 
 
 def read_experiment(path: Path) -> AnyExperiment:

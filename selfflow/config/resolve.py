@@ -9,7 +9,6 @@ from selfflow.config.check import check_autoencoder, check_components, check_flo
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import AutoencoderSetup, FlowSetup, setup_of
 from selfflow.config.training import TrainingConfig
-from selfflow.data.catalogue import Dataset
 from selfflow.errors import UserError
 from selfflow.input.exclude import file_hash
 from selfflow.input.mixture import Component
@@ -36,8 +35,6 @@ def resolve(experiment, previous=None):
     if experiment.steps < 1:
         raise UserError(f"steps is {experiment.steps}: it must be at least 1")
     derived = _derived_fields(experiment, previous)
-    if isinstance(experiment, Experiment):
-        derived["data"] = _resolved_data(experiment, previous)
     experiment = dataclasses.replace(experiment, **derived)
     check_components(experiment)
     setup = setup_of(experiment)
@@ -62,7 +59,10 @@ def _derived_fields(experiment: TrainingConfig, previous: TrainingConfig | None)
         raise UserError(
             f"exclude_hash is {experiment.exclude_hash}, but that of the file {experiment.exclude} is {exclude_hash}"
         )
+    # A data set may read its media's shapes from a folder; a resumed run does not need the folder.
+    before = previous.data if previous else {}
     return {
+        "data": {name: data.resolved(before.get(name)) for name, data in experiment.data.items()},
         "ema_decay": ema_decay,
         "optimizer": experiment.optimizer.resolved(experiment.steps, previous.optimizer if previous else None),
         "init_from": init_from,
@@ -82,12 +82,3 @@ def _with_data(experiment: TrainingConfig, name: str) -> Component:
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(datasets)}"
         raise UserError(f"mixture.{name}.data names {data}, which is not in data{hint}")
     return dataclasses.replace(component, data=data)
-
-
-def _resolved_data(experiment: Experiment, previous: Experiment | None) -> dict[str, Dataset]:
-    """The data sets, with the media of folders of latents filled in, so that a run does not need the folder."""
-    before = previous.data if previous else {}
-    datasets = {}
-    for name, data in experiment.data.items():
-        datasets[name] = data.resolved(before.get(name)) if data.kind == "latent_files" else data
-    return datasets

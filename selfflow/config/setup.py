@@ -23,8 +23,9 @@ from selfflow.config.training import TrainingConfig
 from selfflow.input.media_batches import Cut
 from selfflow.modality import Modality
 from selfflow.models.attention import implementation_for
-from selfflow.objectives.autoencoding import AutoencodingObjective
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.reconstruction import ReconstructionObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
+from selfflow.training.objective import Objective
 from selfflow.training.sharding import check_batch, state_shardings
 from selfflow.training.state import State, init_state
 from selfflow.training.step import make_step
@@ -42,7 +43,7 @@ class Setup(Generic[E]):
     """
 
     experiment: E
-    objective: Any
+    objective: Objective
 
     def optimizer(self) -> optax.GradientTransformation:
         """The update rule; without data, where weights were imported, one without state."""
@@ -127,7 +128,7 @@ class AutoencoderSetup(Setup[AutoencoderExperiment]):
       cuts: the samples of each component.
     """
 
-    objective: AutoencodingObjective
+    objective: ReconstructionObjective
     cuts: dict[str, Cut]
 
 
@@ -143,7 +144,7 @@ def setup_of(experiment):
     """
     if isinstance(experiment, AutoencoderExperiment):
         cuts, rate = component_cuts(experiment), audio_rate(experiment)
-        objective = AutoencodingObjective(experiment.network, experiment.loss, rate, experiment.dtype)
+        objective = ReconstructionObjective(experiment.network, experiment.loss, rate, experiment.dtype)
         return AutoencoderSetup(experiment, objective, cuts)
     objective = SelfFlowObjective(
         experiment.model,

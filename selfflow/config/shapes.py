@@ -5,7 +5,7 @@ from typing import NamedTuple
 from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.config.experiment import Experiment
-from selfflow.data.catalogue import Dataset
+from selfflow.data.catalogue import AnyDataset
 from selfflow.errors import UserError
 from selfflow.input.media_batches import Cut
 from selfflow.input.mixture import Component
@@ -74,7 +74,7 @@ def component_media(experiment: Experiment, name: str) -> dict[str, MediaSpec]:
 
 
 def modality_stream(
-    data: Dataset,
+    data: AnyDataset,
     m: str,
     autoencoder: AnyAutoencoder,
     patch: tuple[int, ...],
@@ -137,7 +137,7 @@ def audio_rate(experiment: AutoencoderExperiment) -> float:
     return rates.pop()
 
 
-def _media(data: Dataset, m: str, component: Component | None, name: str) -> MediaSpec:
+def _media(data: AnyDataset, m: str, component: Component | None, name: str) -> MediaSpec:
     shape = data.media_shapes()[m]
     rate = medium_of(m).rate(data)
     if rate and component and component.seconds is not None:
@@ -164,7 +164,7 @@ def _cut(experiment: AutoencoderExperiment, name: str) -> Cut:
     if len(component.modalities) != 1:
         raise UserError(f"{where}.modalities is {component.modalities}: a component of an autoencoder has one modality")
     (m,) = component.modalities
-    if data.kind == "latent_files":
+    if data.holds_latents:
         raise UserError(f"{where}: {data.kind} has latents alone, and an autoencoder is trained on media")
     if m not in data.media_shapes():
         raise UserError(f"{where}.modalities names {m}, which {data.kind} does not have")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from selfflow.data.catalogue import Dataset
+from selfflow.data.catalogue import AnyDataset
 from selfflow.input.mixture import Component, Stage
 from selfflow.input.options import LoaderOptions
 from selfflow.training.loop import Cadence, Limits
@@ -19,7 +19,7 @@ class TrainingConfig:
     Fields with a default of None or an empty default may follow from others; `resolve` fills them in.
     """
 
-    data: dict[str, Dataset]
+    data: dict[str, AnyDataset]
     """The data sets, by the names that the components of the mixture use."""
     mixture: dict[str, Component]
     """The components of the mixture, by name; each batch holds one."""
@@ -51,6 +51,6 @@ class TrainingConfig:
     exclude_hash: str = ""
     """Hash of that file; follows from it."""
 
-    def dataset_of(self, component: str) -> Dataset:
+    def dataset_of(self, component: str) -> AnyDataset:
         """The data set of a component; the only one, if the component names none."""
         return self.data[self.mixture[component].data or next(iter(self.data))]

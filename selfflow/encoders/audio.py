@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from selfflow.encoders.media import check_media
 from selfflow.errors import UserError
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 _MEL_RATE, _BANDS = 16_000, 40
 _BIRD_RATE, _BIRD_SAMPLES = 48_000, 144_000

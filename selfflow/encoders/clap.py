@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from selfflow.encoders.audio import resampled
 from selfflow.errors import UserError
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 _NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
 _BATCH = 8

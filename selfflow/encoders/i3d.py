@@ -11,7 +11,7 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Convolution, Weights, average_pool, convolve, max_pool
 from selfflow.encoders.media import check_media, resize_like_tensorflow_1
 from selfflow.errors import UserError
-from selfflow.weights import read_weights, sha256_of
+from selfflow.weights.read import read_weights, sha256_of
 
 CLASSES = 400
 LEAST_FRAMES = 9  # of which two are left before the last pool, which averages two

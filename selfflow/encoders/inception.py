@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Convolution, Weights, average_pool, convolve, max_pool
 from selfflow.encoders.media import FID, check_media, resize_like_tensorflow_1
-from selfflow.weights import read_weights, sha256_of
+from selfflow.weights.read import read_weights, sha256_of
 
 # pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

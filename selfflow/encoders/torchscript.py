@@ -9,7 +9,7 @@ from jaxtyping import Float
 from selfflow.encoders.i3d import CLASSES, LEAST_FRAMES
 from selfflow.encoders.media import FVD, check_media
 from selfflow.errors import UserError
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 # i3d_torchscript.pt of StyleGAN-V (arXiv 2112.14683), made of the weights that FVD's reference implementation loads.
 SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"

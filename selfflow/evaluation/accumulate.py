@@ -1,6 +1,5 @@
 """Features of a set, gathered batch by batch: moments and the first few features, whatever the number of samples."""
 
-import os
 import zipfile
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -13,6 +12,7 @@ from selfflow.errors import UserError
 from selfflow.evaluation.distances import check_features
 from selfflow.evaluation.extractors import Extractor
 from selfflow.representation.moments import Moments
+from selfflow.storage.atomic import atomic_write
 
 
 class Accumulator:
@@ -99,13 +99,8 @@ class Accumulator:
         arrays |= {name: getattr(self, name) for name in ("samples", "keep", "count")}
         for name, moments in (("first", self.first), ("second", self.second)):
             arrays |= {f"{name}_{part}": getattr(moments, part) for part in ("count", "mean", "scatter")}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_write(path) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def _of(cls, arrays: dict[str, np.ndarray]) -> Self:

@@ -1,6 +1,5 @@
 """Samples as the evaluator of ADM reads them: one uint8 array [N, H, W, 3], arr_0 of a .npz."""
 
-import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from selfflow.errors import UserError
+from selfflow.storage.atomic import atomic_write
 
 
 def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
@@ -27,26 +27,21 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
         raise UserError(f"{path}: there is no folder {path.parent}; make it first")
     if count < 1:
         raise UserError(f"{path}: {count} pictures; give at least 1")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-            # Told in advance, because a zip past 2 GiB needs wider fields than one that stays below.
-            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-                shape, written = None, 0
-                for batch in batches:
-                    if shape is None:
-                        shape = _checked(path, batch).shape[1:]
-                        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-                        np.lib.format.write_array_header_1_0(file, header)
-                    if _checked(path, batch).shape[1:] != shape:
-                        raise UserError(f"{path}: a picture of {batch.shape[1:]} after pictures of {shape}")
-                    written += len(batch)
-                    file.write(np.ascontiguousarray(batch).data)
-                if written != count:
-                    raise UserError(f"{path}: {written} pictures came, and {count} were told; it is not written")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        # Told in advance, because a zip past 2 GiB needs wider fields than one that stays below.
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            shape, written = None, 0
+            for batch in batches:
+                if shape is None:
+                    shape = _checked(path, batch).shape[1:]
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+                    np.lib.format.write_array_header_1_0(file, header)
+                if _checked(path, batch).shape[1:] != shape:
+                    raise UserError(f"{path}: a picture of {batch.shape[1:]} after pictures of {shape}")
+                written += len(batch)
+                file.write(np.ascontiguousarray(batch).data)
+            if written != count:
+                raise UserError(f"{path}: {written} pictures came, and {count} were told; it is not written")
 
 
 def _checked(path: Path, batch: np.ndarray) -> np.ndarray:

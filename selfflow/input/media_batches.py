@@ -3,9 +3,7 @@
 import hashlib
 import json
 import math
-import os
 import sys
-import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +24,7 @@ from selfflow.latents.encode import folder_name
 from selfflow.latents.store import ids_from, ids_to
 from selfflow.media import medium_of
 from selfflow.progress import Progress
+from selfflow.storage.atomic import atomic_write
 
 _FORMAT = 1  # raised when equal data sets come to have other indexes
 _BYTES = 200e6  # of held-out media of a component
@@ -94,7 +93,7 @@ class MediaSource:
 
 
 def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.ndarray]:
-    told = [_FORMAT, built.fingerprint, built.forgotten, built.mapping]
+    told = [_FORMAT, built.fingerprint, built.forgotten, built.settings.decoding_options()]
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{folder_name(built.name)}-{split}-{digest}.safetensors"
     try:
@@ -107,11 +106,10 @@ def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.n
 
 
 def _keep(index: dict[str, np.ndarray], path: Path) -> None:
-    partial = path.with_suffix(f".partial-{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save(index))
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            partial.write_bytes(save(index))
     except OSError as error:  # it is made again the next time
         print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
 

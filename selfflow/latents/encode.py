@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import json
 import multiprocessing
-import os
 import re
 import sys
 import time
@@ -41,6 +40,7 @@ from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.copies import fetch, publish
 from selfflow.storage.paths import url_of
 
@@ -101,11 +101,11 @@ def encode(
       UserError: if too many records cannot be read, a worker process died, or an encoder lacks samples.
     """
     mine = {m: fitted[m] for m in sorted(fitted)}
-    if built.settings.kind == "latent_files":
+    if built.settings.holds_latents:
         check_precomputed(built, mine, modalities, encoders)
     identities = {m: f.identity for m, f in mine.items()} | {"text": text and cached_text_encoder(text).identity}
     identities |= {"features": identities_of(encoders)} if encoders else {}
-    key = json.dumps([_FORMAT, built.name, built.fingerprint, built.mapping, identities])
+    key = json.dumps([_FORMAT, built.name, built.fingerprint, built.settings.decoding_options(), identities])
     folder = data_dir / "latents" / f"{folder_name(built.name)}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if share.hosts > 1 and url_of(folder):
         raise UserError(
@@ -256,9 +256,8 @@ def _finish(shards: list[Shard], built: BuiltDataset, fitted, modalities, text, 
     for split in built.splits:
         parts = [s for s in shards if s.split == split]
         index, statistics = joined_indexes(parts, list(fitted))
-        partial = folder / f"{split}.index.partial-{os.getpid()}"
-        partial.write_bytes(save(index))
-        os.replace(partial, folder / f"{split}.index.safetensors")
+        with atomic_write(folder / f"{split}.index.safetensors") as partial:
+            partial.write_bytes(save(index))
         if split == "train":
             manifest["statistics"] = statistics
         if bad := [each for shard in parts for each in bad_records(shard)]:
@@ -269,9 +268,8 @@ def _finish(shards: list[Shard], built: BuiltDataset, fitted, modalities, text, 
     for m, f in fitted.items():
         if f.path:
             keep_copy(f.path, folder / f"autoencoder_{m}.safetensors")
-    partial = folder / f"{MANIFEST}.partial-{os.getpid()}"
-    partial.write_text(json.dumps(manifest, indent=1))
-    os.replace(partial, folder / MANIFEST)
+    with atomic_write(folder / MANIFEST) as partial:
+        partial.write_text(json.dumps(manifest, indent=1))
 
 
 def _text(text: Any) -> dict[str, Any]:
@@ -282,7 +280,7 @@ def _text(text: Any) -> dict[str, Any]:
 def _quality(built: BuiltDataset, fitted: Mapping[str, FittedAutoencoder]) -> dict[str, dict[str, float]]:
     split = "validation" if "validation" in built.splits else "train"
     found = {}
-    for m, f in fitted.items() if built.settings.kind != "latent_files" else ():
+    for m, f in () if built.settings.holds_latents else fitted.items():
         records = sample_records(built, split, m, _QUALITY_RECORDS, f.config.temporal_stride, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))

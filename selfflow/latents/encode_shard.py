@@ -2,8 +2,6 @@
 
 import fcntl
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +24,7 @@ from selfflow.latents.features import encoded_features, stored_as
 from selfflow.latents.store import CAPTION, ids_to, shard_name
 from selfflow.media import medium_of
 from selfflow.modality import Modality
+from selfflow.storage.atomic import atomic_write
 
 _CAPTIONS_AT_ONCE = 256
 
@@ -80,57 +79,55 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = lambda: None) -> li
     from array_record.python.array_record_module import ArrayRecordWriter
 
     records = shard.built.records(shard.split)
-    made_elsewhere = shard.built.settings.kind == "latent_files"
-    autoencoders = {m: None if made_elsewhere else _autoencoder(*where) for m, where in shard.autoencoders.items()}
+    precomputed = shard.built.settings.holds_latents
+    autoencoders = {m: None if precomputed else _autoencoder(*where) for m, where in shard.autoencoders.items()}
     rows: list[dict[str, Any]] = []
     moments = {m: [np.zeros(shard.modalities[m].latent[-1]) for _ in range(2)] + [0] for m in autoencoders}
     bad: list[tuple[int, str, str]] = []
-    partial = _partial(shard.path)
-    # Held while it is written, so that whoever clears up after killed processes knows that this one lives.
-    held = partial.open("w")
-    fcntl.flock(held, fcntl.LOCK_EX)
-    writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-    for start in range(shard.start, shard.stop, _CAPTIONS_AT_ONCE):
-        encoded = []
-        stop = min(start + _CAPTIONS_AT_ONCE, shard.stop)
-        for i, record, coded in _coded(records, range(start, stop), autoencoders):
-            try:
-                if isinstance(record, BadRecord):
-                    raise record
-                encoded.append(_encoded(record, coded, shard.modalities, shard.encoders))
-            except BadRecord as error:
-                bad.append((i, error.shard, error.reason))
-                encoded.append(({}, {"id": "", "quality": 0.0, "caption": ""}))
-            except _Unfit as error:
-                bad.append((i, records.shard_of(i), str(error)))
-                encoded.append(({}, {"id": record["id"], "quality": 0.0, "caption": ""}))
-            advance()
-        captions = _captions(shard.text, [row["caption"] for _, row in encoded])
-        for (latents, row), caption in zip(encoded, captions):
-            if caption is not None:
-                latents[CAPTION] = caption
-            row["caption"] = 0 if caption is None else len(caption)
-            for m, total in moments.items():
-                if m in latents:
-                    flat = latents[m].reshape(-1, latents[m].shape[-1]).astype(np.float64)
-                    total[0] += flat.sum(0)
-                    total[1] += np.square(flat).sum(0)
-                    total[2] += len(flat)
-                    if shard.modalities[m].period:
-                        row[f"frames/{m}"] = len(latents[m])
-                row[f"present/{m}"] = m in latents
-            rows.append(row)
-            writer.write(save(latents))
-    writer.close()
-    os.replace(partial, shard.path)
-    held.close()
+    with atomic_write(shard.path) as partial:
+        # Locked while it is written, so that `clear_partials` of another process leaves it alone.
+        lock = partial.open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        for start in range(shard.start, shard.stop, _CAPTIONS_AT_ONCE):
+            encoded = []
+            stop = min(start + _CAPTIONS_AT_ONCE, shard.stop)
+            for i, record, coded in _coded(records, range(start, stop), autoencoders):
+                try:
+                    if isinstance(record, BadRecord):
+                        raise record
+                    encoded.append(_encoded(record, coded, shard.modalities, shard.encoders))
+                except BadRecord as error:
+                    bad.append((i, error.shard, error.reason))
+                    encoded.append(({}, {"id": "", "quality": 0.0, "caption": ""}))
+                except _Unfit as error:
+                    bad.append((i, records.shard_of(i), str(error)))
+                    encoded.append(({}, {"id": record["id"], "quality": 0.0, "caption": ""}))
+                advance()
+            captions = _captions(shard.text, [row["caption"] for _, row in encoded])
+            for (latents, row), caption in zip(encoded, captions):
+                if caption is not None:
+                    latents[CAPTION] = caption
+                row["caption"] = 0 if caption is None else len(caption)
+                for m, total in moments.items():
+                    if m in latents:
+                        flat = latents[m].reshape(-1, latents[m].shape[-1]).astype(np.float64)
+                        total[0] += flat.sum(0)
+                        total[1] += np.square(flat).sum(0)
+                        total[2] += len(flat)
+                        if shard.modalities[m].period:
+                            row[f"frames/{m}"] = len(latents[m])
+                    row[f"present/{m}"] = m in latents
+                rows.append(row)
+                writer.write(save(latents))
+        writer.close()
+    lock.close()
     index = _table(rows)
     for m, (total, square, count) in moments.items():
         index |= {f"sum/{m}": total, f"square/{m}": square, f"count/{m}": np.array([count])}
-    partial = _partial(shard.index_path)
-    # Not save_file: it keeps its files from everybody else on a shared disk.
-    partial.write_bytes(save(index, metadata={"bad": json.dumps(bad)}))
-    os.replace(partial, shard.index_path)
+    with atomic_write(shard.index_path) as partial:
+        # Not save_file, which creates files that other users of a shared disk cannot read.
+        partial.write_bytes(save(index, metadata={"bad": json.dumps(bad)}))
     return bad
 
 
@@ -149,11 +146,6 @@ def bad_records(shard: Shard) -> list[tuple[int, str, str]]:
     """The records of a finished shard that could not be read, as `encode_shard` returned them."""
     with safe_open(shard.index_path, "numpy") as file:
         return [tuple(each) for each in json.loads(file.metadata()["bad"])]
-
-
-def _partial(path: Path) -> Path:
-    """A name for the time of writing that no other process has, on whichever host."""
-    return path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:12]}")
 
 
 class _Unfit(Exception):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from selfflow.latents.pretrained_weights import copy_path, copy_weights, weights
 from selfflow.media import medium_of
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.copies import fetch, publish
 
 _FORMAT = 2  # raised when equal settings come to mean other autoencoders
@@ -56,7 +58,9 @@ def fitted_path(
     """Where the autoencoder that `fit_autoencoder` makes of these arguments lies."""
     if uses_pretrained(config):
         return copy_path(modality, config, data_dir)
-    sets = sorted([built.name, built.fingerprint, json.dumps(built.mapping)] for built in data.values())
+    sets = sorted(
+        [built.name, built.fingerprint, json.dumps(built.settings.decoding_options())] for built in data.values()
+    )
     key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
@@ -80,18 +84,21 @@ def fit_autoencoder(
       UserError: if no training record has the modality, or weights are missing or of another model.
     """
     if isinstance(config, Precomputed):
-        if media := [b for b in data.values() if b.settings.kind != "latent_files"]:
+        media = [built for built in data.values() if not built.settings.holds_latents]
+        if media:
             raise UserError(
                 f"autoencoders.{modality} is given by its latents alone, and cannot encode {media[0].name}: name "
                 "another"
             )
         return FittedAutoencoder(config, None, config.identity, {})
     path = fitted_path(modality, config, data, exclude, data_dir)
-    if not uses_pretrained(config) and (latents := [b for b in data.values() if b.settings.kind == "latent_files"]):
+    latents = [built for built in data.values() if built.settings.holds_latents]
+    if latents and not uses_pretrained(config):
         made = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
             f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "
-            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} precomputed={latents[0].settings.source}"
+            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} "
+            f"precomputed={latents[0].settings.source}"
         )
     notes = path.with_suffix(".json")
     fetch(path.parent, notes.name, only=path.stem)
@@ -115,9 +122,8 @@ def fit_autoencoder(
                 )
             autoencoder = LinearAutoencoder.fit(config, _batches(records))
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".partial-{os.getpid()}")
-            autoencoder.save(partial)
-            os.replace(partial, path)
+            with atomic_write(path) as partial:
+                autoencoder.save(partial)
             weights_metadata(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
             shown.advance()
     publish(path.parent, notes.name, only=path.stem)
@@ -127,16 +133,12 @@ def fit_autoencoder(
 
 def keep_copy(source: Path, target: Path) -> None:
     """Copies the file of an autoencoder; a large one gets a second name instead, where the disk allows it."""
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    partial.unlink(missing_ok=True)
-    if source.stat().st_size > _LINKED:
-        try:
-            os.link(source, partial)
-        except OSError:
-            pass  # another disk, or one without links
-    if not partial.exists():
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with atomic_write(target) as partial:
+        if source.stat().st_size > _LINKED:
+            with suppress(OSError):  # another disk, or one without hard links
+                os.link(source, partial)
+        if not partial.exists():
+            shutil.copyfile(source, partial)
 
 
 def sample_records(

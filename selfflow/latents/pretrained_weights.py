@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
-from selfflow.weights import sha256_of
+from selfflow.storage.atomic import atomic_write
+from selfflow.weights.read import sha256_of
 
 _FORMAT = 2  # raised when equal settings come to mean other copies
 
@@ -51,21 +53,20 @@ def copy_weights(modality: str, config: AnyAutoencoder, path: Path, notes: Path)
     source = _source(modality, config)
     with Progress(f"copy the {modality} autoencoder", 1, unit="file") as shown:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # It keeps its suffix, by which weights are read.
-        partial = path.with_name(f"{path.stem}.partial-{os.getpid()}.safetensors")
-        shutil.copyfile(source, partial)
-        if _name_of_copy(modality, config, sha256_of(partial)) not in path.name:
-            partial.unlink()
-            raise UserError(
-                f"autoencoders.{modality}: {source} changed while it was copied: run the same command again"
-            )
-        try:
-            _check_told(config, source)
-            identity = load_autoencoder(config, partial).identity
-        except UserError as error:
-            partial.unlink()
-            raise UserError(f"autoencoders.{modality}: {str(error).replace(str(partial), str(source))}") from error
-        os.replace(partial, path)
+        # In a folder of its own, so that the copy can keep the suffix by which weights are read.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+            copy = Path(folder) / "weights.safetensors"
+            shutil.copyfile(source, copy)
+            if _name_of_copy(modality, config, sha256_of(copy)) not in path.name:
+                raise UserError(
+                    f"autoencoders.{modality}: {source} changed while it was copied: run the same command again"
+                )
+            try:
+                _check_told(config, source)
+                identity = load_autoencoder(config, copy).identity
+            except UserError as error:
+                raise UserError(f"autoencoders.{modality}: {str(error).replace(str(copy), str(source))}") from error
+            os.replace(copy, path)
         weights_metadata(notes, {"identity": identity, "fitted_on": {}, "copy_of": _copy_of(config)})
         shown.advance()
 
@@ -79,9 +80,8 @@ def find_weights(config: AnyAutoencoder) -> Path:
 
 def weights_metadata(notes: Path, told: dict[str, Any]) -> None:
     """Writes what is known of an autoencoder on disk."""
-    partial = notes.with_suffix(f".partial-{os.getpid()}")
-    partial.write_text(json.dumps(told))
-    os.replace(partial, notes)
+    with atomic_write(notes) as partial:
+        partial.write_text(json.dumps(told))
 
 
 def _check_told(config: AnyAutoencoder, source: Path) -> None:
@@ -151,11 +151,10 @@ def _pin(modality: str, config: Diffusers, path: Path, notes: Path) -> None:
 
     with Progress(f"look at the {modality} autoencoder", 1, unit="model") as shown:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{os.getpid()}")
-        try:
-            identity = pin_revision(config, partial)
-        except UserError as error:
-            raise UserError(f"autoencoders.{modality}: {error}") from error
-        os.replace(partial, path)
+        with atomic_write(path) as partial:
+            try:
+                identity = pin_revision(config, partial)
+            except UserError as error:
+                raise UserError(f"autoencoders.{modality}: {error}") from error
         weights_metadata(notes, {"identity": identity, "fitted_on": {}})
         shown.advance()

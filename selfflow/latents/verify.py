@@ -15,7 +15,7 @@ from selfflow.autoencoders.config import AnyAutoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
-from selfflow.data.verify import OF_ANY_LENGTH, UNFINISHED_FORGETTING, Contents, Kind, Problem, Unreadable, verify_data
+from selfflow.data.verify import UNFINISHED_FORGETTING, Contents, Kind, Problem, Unreadable, verify_data
 from selfflow.errors import UserError
 from selfflow.latents.encode import folder_name
 from selfflow.latents.features import encoder_fault, stored_as
@@ -181,7 +181,7 @@ def _verify_split(
         else:
             row = None if index is None else {name: column[i] for name, column in index.items()}
             shard = source.shard_of(i)
-            faults = _faults(stored, row, manifest, built.settings.kind in OF_ANY_LENGTH)
+            faults = _faults(stored, row, manifest, built.settings.varying_length)
             problems += [Problem(kind, shard, names[i], detail) for kind, detail in faults]
         advance()
     return problems + bad.problems()

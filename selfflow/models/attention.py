@@ -1,7 +1,7 @@
 """Attention, and the kernels that compute it: every block of every model attends through `attention`.
 
-What is computed is the same everywhere, softmax(q k^T / sqrt(H)) v over the keys that are seen, with the softmax in
-float32 or wider whatever the inputs are; which kernel computes it is a matter of the hardware.
+All kernels compute softmax(q k^T / sqrt(H)) v over the visible keys, with the softmax in float32 or wider; the hardware
+decides which kernel is used.
 """
 
 from functools import partial
@@ -29,32 +29,32 @@ def attention(
     implementation: Implementation = "xla",
     interpret: bool = False,
 ) -> Float[Array, "B N D"]:
-    """softmax(q k^T / sqrt(H)) v for all A heads, which are joined again: D = A H.
+    """softmax(q k^T / sqrt(H)) v for all A heads, concatenated: D = A H.
 
-    Every query attends to all keys that are seen, whether the query's own token is seen or not, and N may differ from
-    M. What an unseen key or value is, if it is finite, changes nothing, and no gradient reaches it. A sample should see
-    at least one key: one that sees none gets finite numbers that mean nothing.
+    Every query attends to all visible keys, whether the query's own token is visible or not, and N may differ from M.
+    Invisible keys and values, if finite, change no result, and no gradient reaches them. A sample should have at least
+    one visible key; without any, its results are finite and meaningless.
 
     The implementations agree up to rounding:
 
     - `xla` runs everywhere and holds all B A N M scores in memory.
     - `cudnn` is cuDNN's flash attention for NVIDIA GPUs, in bfloat16 or float16.
     - `splash` is Pallas' splash attention for TPUs. In bfloat16 it rounds q / sqrt(H), which `xla` does not.
-    - `auto` is `implementation_for` of the devices of the current mesh, or of the default backend without a mesh. Name
-      the implementation to lower for another platform than that.
+    - `auto` is `implementation_for` of the devices of the current mesh, or of the default backend without a mesh. To
+      lower for another platform, name the implementation.
 
     Neither kernel can be partitioned by the compiler. Under `jax.set_mesh` both run per device: the batch is split over
     the axes `data` and `fsdp`, heads over `tensor`, as far as the mesh has them.
 
     Args:
       q_BNAH, k_BMAH, v_BMAH: queries, keys and values, of one type.
-      seen_BM: keys that may be attended to; None for all.
-      implementation: what computes it.
+      seen_BM: visible keys; None for all.
+      implementation: the kernel.
       interpret: run splash's kernel in Pallas' interpreter, on any platform and very slowly: for tests. Without it,
-        splash compiles for a TPU or not at all.
+        splash compiles only for a TPU.
 
     Raises:
-      UserError: if cuDNN is asked for what it cannot do, or batch or heads do not divide by the mesh.
+      UserError: if cuDNN does not support the inputs, or batch or heads do not divide by the mesh.
     """
     if implementation not in get_args(Implementation):
         raise ValueError(f"attention {implementation!r}: it is one of {', '.join(get_args(Implementation))}")
@@ -75,9 +75,9 @@ def attention_weights(
     k_BMAH: Float[Array, "B M A H"],
     seen_BM: Bool[Array, "B M"] | None = None,
 ) -> Float[Array, "B A N M"]:
-    """softmax(q k^T / sqrt(H)) over the keys that are seen, float32: what `attention` multiplies the values by.
+    """softmax(q k^T / sqrt(H)) over the visible keys, float32: the factors of the values in `attention`.
 
-    For looking at; it holds all B A N M weights, whatever the implementation of attention is.
+    For analysis: it holds all B A N M weights in memory, whatever the implementation of attention is.
     """
     score_BANM = jnp.einsum("bnah,bmah->banm", q_BNAH.astype(jnp.float32), k_BMAH.astype(jnp.float32))
     where = None if seen_BM is None else seen_BM[:, None, None, :]
@@ -85,14 +85,14 @@ def attention_weights(
 
 
 def implementation_for(platform: str, dtype) -> Implementation:
-    """What `auto` stands for on a platform ("cpu", "gpu" or "tpu") for inputs of a type."""
+    """The implementation that `auto` selects on a platform ("cpu", "gpu" or "tpu") for inputs of a type."""
     if platform == "tpu":
         return "splash"
     return "cudnn" if platform == "gpu" and jnp.dtype(dtype) in _HALF else "xla"
 
 
 def _per_device(kernel: Callable, name: Implementation) -> Callable:
-    """`kernel(q, k, v[, seen])` on each device's own samples and heads; as it is where no mesh is set."""
+    """`kernel(q, k, v[, seen])` on each device's own samples and heads; `kernel` itself where no mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel
@@ -111,7 +111,7 @@ def _per_device(kernel: Callable, name: Implementation) -> Callable:
                 )
         spec = PartitionSpec(batch, None, heads, None)
         specs = (spec, spec, spec, PartitionSpec(batch, None))[: 1 + len(others)]
-        # Kernels do not say over which axes their outputs vary, so that there is nothing to check.
+        # Kernels do not declare over which axes their outputs vary, so there is nothing to check.
         return jax.shard_map(kernel, in_specs=specs, out_specs=spec, check_vma=False)(q_BNAH, *others)
 
     return sharded
@@ -126,7 +126,7 @@ def _xla(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax.A
         score_BANM = jnp.where(seen_B11M, score_BANM, jnp.finfo(score_BANM.dtype).min / 2)
     largest_BAN1 = jax.lax.stop_gradient(score_BANM.max(axis=-1, keepdims=True))
     weight_BANM = jnp.exp((score_BANM - largest_BAN1) * q_BNAH.shape[-1] ** -0.5)
-    # Divided by their sum after the product with the values: one pass less over all scores, forward and backward.
+    # Dividing by the sum after the product with the values saves one pass over all scores, forward and backward.
     total_BNA1 = weight_BANM.sum(axis=-1).swapaxes(1, 2)[..., None]
     return jnp.einsum("banm,bmah->bnah", weight_BANM, v_BMAH) / total_BNA1
 
@@ -142,25 +142,28 @@ def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax
     # sequences that are no multiple of its tiles (github.com/NVIDIA/cudnn-frontend, numbers 160 and 1072).
     seen_B = jnp.full(batch, keys, jnp.int32)
     if seen_BM is not None:
-        # cuDNN takes a mask as a bias of every score, with a gradient of its own; but the order of keys means nothing,
-        # so that it is enough to count them once those that are seen come first.
-        first = jax.vmap(lambda x, order: x.at[order].get(unique_indices=True, mode="promise_in_bounds"))
+        # cuDNN takes a mask as a bias of every score, with a gradient of its own. The order of keys does not matter, so
+        # that their number is enough once the visible ones come first.
+        reorder = jax.vmap(lambda x, order: x.at[order].get(unique_indices=True, mode="promise_in_bounds"))
         order_BM = jnp.argsort(~seen_BM, axis=1)
-        k_BMAH, v_BMAH = first(k_BMAH, order_BM), first(v_BMAH, order_BM)
+        k_BMAH, v_BMAH = reorder(k_BMAH, order_BM), reorder(v_BMAH, order_BM)
         # Over no key at all it gives NaN before version 9.25 (number 943 there).
         seen_B = jnp.maximum(seen_BM.sum(axis=1, dtype=jnp.int32), 1)
-    # It asks for even numbers of queries and keys, and for heads of a multiple of 8.
-    even = lambda x: jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, -size % 8)))
+
+    def pad(x: jax.Array) -> jax.Array:
+        # cuDNN needs even numbers of queries and keys, and heads of a multiple of 8.
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, -size % 8)))
+
     try:
         out_BNAH = jax.nn.dot_product_attention(
-            even(q_BNAH),
-            even(k_BMAH),
-            even(v_BMAH),
+            pad(q_BNAH),
+            pad(k_BMAH),
+            pad(v_BMAH),
             scale=size**-0.5,
             key_value_seq_lengths=seen_B,
             implementation="cudnn",
         )
-    except (NotImplementedError, RuntimeError) as error:  # heads larger than it knows; no cuDNN
+    except (NotImplementedError, RuntimeError) as error:  # heads that are too large; no cuDNN
         raise UserError(f"model.execution.attention 'cudnn': {error} Set model.execution.attention to 'xla'") from error
     return out_BNAH[:, : q_BNAH.shape[1], :, :size]
 
@@ -188,12 +191,15 @@ def _splash(
     )
     # In float32, since bfloat16 would round 1 / sqrt(H) itself and so change the temperature of all scores alike.
     q_BNAH = (q_BNAH.astype(jnp.float32) * size**-0.5).astype(q_BNAH.dtype)
-    heads_first = lambda x, padding: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))
+
+    def heads_first(x: jax.Array, padding: int) -> jax.Array:
+        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, padding), (0, 0)))
+
     qkv = heads_first(q_BNAH, padding_q), heads_first(k_BMAH, padding_k), heads_first(v_BMAH, padding_k)
     if seen_BM is None and not padding_k:
         out_BANH = jax.vmap(kernel)(*qkv)
     else:
-        # Tokens attend within their segment: all queries and the keys that are seen are 1, other keys are 0.
+        # Tokens attend within their segment: all queries and the visible keys are in segment 1, other keys in 0.
         seen_BM = jnp.ones(k_BMAH.shape[:2], bool) if seen_BM is None else seen_BM
         key_segment_BM = jnp.pad(seen_BM.astype(jnp.int32), ((0, 0), (0, padding_k)))
         segments = splash_attention.SegmentIds(jnp.ones(queries + padding_q, jnp.int32), key_segment_BM)
@@ -202,11 +208,13 @@ def _splash(
 
 
 def _block(length: int) -> int:
-    """The largest block of 128 to 512 tokens that pads a sequence by at most a quarter more than blocks of 128 would.
+    """The largest block of 128 to 512 tokens that pads a sequence to at most 1.25 times the length with blocks of 128.
 
-    The kernel takes multiples of 128, the lanes of a TPU. Each step over a block costs time before anything is
-    computed, so that larger blocks are worth some padding (MaxText takes 512 throughout); where the balance lies was
-    not measured.
+    The kernel takes multiples of 128, the lanes of a TPU. Each block has a fixed cost, so that larger blocks are worth
+    some padding (MaxText takes 512 throughout); the factor is a guess, not a measurement.
     """
-    padded = lambda block: length + -length % block
+
+    def padded(block: int) -> int:
+        return length + -length % block
+
     return max(block for block in (128, 256, 384, 512) if padded(block) <= 1.25 * padded(128))

@@ -1,17 +1,12 @@
 """The blocks of the joint transformer."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
+from selfflow.models.execution import Attend
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.layers import Dense, RMSNorm, layer_norm, rotate, swiglu
-
-# Queries, keys and values of all tokens [B, N, A, H] -> what they attend to [B, N, D].
-Attend = Callable[[Float[Array, "B N A H"], Float[Array, "B N A H"], Float[Array, "B N A H"]], Float[Array, "B N D"]]
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -1,31 +1,35 @@
-"""Depth: equal blocks as stacked parameters, and how they are run."""
+"""Depth: equal blocks as stacked parameters, and how they are run up to each tap."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from selfflow.errors import UserError
 from selfflow.models.attention import Implementation
 from selfflow.models.placement import BATCH_AXES, constrain, platform
 
 Carry = TypeVar("Carry")
+# Queries, keys and values of all tokens [B, N, A, H] -> what they attend to [B, N, D].
+Attend = Callable[[Float[Array, "B N A H"], Float[Array, "B N A H"], Float[Array, "B N A H"]], Float[Array, "B N D"]]
 
 _KEPT = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is run on the hardware at hand, and nothing of what it computes."""
+    """How a model is run on the hardware; it changes no result beyond rounding."""
 
     unroll: int | None = None
-    """Blocks in one turn of the loop over depth; compilation time grows with them. By default 1, and on a CPU, where
+    """Blocks per iteration of the loop over depth; compilation time grows with them. By default 1, and on a CPU, where
     a loop costs a third of the step, all blocks up to the next tap."""
     remat: Literal["none", "block", "dots"] = "none"
-    """What the backward pass computes again to save memory: nothing, whole blocks, or all of a block but the results of
-    its dense layers."""
+    """What the backward pass recomputes to save memory: nothing, whole blocks, or all of a block but the results of its
+    dense layers."""
     attention: Implementation = "auto"
     """The program that computes attention: `auto` takes `splash` on a TPU, `cudnn` on a GPU in half precision and `xla`
     elsewhere."""
@@ -58,6 +62,25 @@ def stack(block: type, config: Any, count: int, rngs: nnx.Rngs) -> nnx.Module:
     return make(rngs)
 
 
+def last_block(depth: int, stop_at: int | None, **layers: tuple[int, ...]) -> int:
+    """The last block that runs, counted from 1: `stop_at`, or `depth`.
+
+    Args:
+      depth: number of blocks.
+      stop_at: as a model's call takes it.
+      layers: blocks whose results are requested, by the name of the argument.
+
+    Raises:
+      ValueError: if one of them is not a block of the model, or lies above `stop_at`.
+    """
+    last = depth if stop_at is None else stop_at
+    requested = [block for blocks in layers.values() for block in blocks]
+    if last > depth or not all(1 <= block <= last for block in (*requested, last)):
+        arguments = ", ".join(f"{name} {blocks}" for name, blocks in layers.items())
+        raise ValueError(f"{arguments} and stop_at {stop_at}: this model has blocks 1 to {depth}")
+    return last
+
+
 def run_blocks(
     blocks: nnx.Module,
     start: int,
@@ -70,9 +93,9 @@ def run_blocks(
 
     Args:
       blocks: as `stack` makes them; the parameters of other blocks are never touched.
-      carry: what the first block gets.
-      call: (block, carry) -> what the next block gets.
-      execution: how.
+      carry: input of the first block.
+      call: (block, carry) -> input of the next block.
+      execution: how blocks are run.
     """
     graph, params = nnx.split(blocks)
     params = jax.tree.map(lambda p: p[start:stop], params)
@@ -82,8 +105,8 @@ def run_blocks(
 
     def body(carry: Carry, layer: Any) -> tuple[Carry, None]:
         tokens = "tensor" if execution.split_tokens else None
-        placed = jax.tree.map(lambda x_BND: constrain(x_BND, BATCH_AXES, tokens), call(nnx.merge(graph, layer), carry))
-        return placed, None
+        carry = call(nnx.merge(graph, layer), carry)
+        return jax.tree.map(lambda x_BND: constrain(x_BND, BATCH_AXES, tokens), carry), None
 
     if execution.remat != "none":
         # A loop's body cannot be merged with its own recomputation; unrolled blocks must be kept from it.
@@ -92,11 +115,82 @@ def run_blocks(
 
 
 def run_apart(blocks: nnx.Module, index: int, carry: Carry, call: Callable[[nnx.Module, Carry], Carry]) -> Carry:
-    """Applies one block of a stack, counted from 0, outside of any loop: `call` may keep what it sees of it.
+    """Applies one block of a stack outside of any loop, so that `call` may keep arrays from within it.
 
     Args:
       blocks, carry, call: as for `run_blocks`.
-      index: which.
+      index: which block, counted from 0.
     """
     graph, params = nnx.split(blocks)
     return call(nnx.merge(graph, jax.tree.map(lambda p: p[index], params)), carry)
+
+
+class Segments:
+    """The blocks of one forward pass, run in segments that end where something is returned.
+
+    Args:
+      execution: how blocks are run.
+      attend: attention of all blocks.
+      taps: blocks after which the residual stream is returned, counted from 1.
+      features_of: the residual stream of the media tokens -> features by modality.
+      attention_of: blocks whose attention weights are returned.
+      weights_of: (queries, keys) -> attention weights by modality; needed with `attention_of`.
+
+    Attributes:
+      features: of the taps that have run, {block: {modality: [B, N, D]}}.
+      weights: of the blocks of `attention_of` that have run.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        attend: Attend,
+        taps: tuple[int, ...],
+        features_of: Callable[[jax.Array], dict[str, jax.Array]],
+        attention_of: tuple[int, ...] = (),
+        weights_of: Callable[[jax.Array, jax.Array], Any] | None = None,
+    ):
+        self.features: dict[int, dict[str, jax.Array]] = {}
+        self.weights: dict[int, Any] = {}
+        self._execution, self._attend = execution, attend
+        self._taps, self._features_of = taps, features_of
+        self._attention_of, self._weights_of = attention_of, weights_of
+
+    def run(
+        self,
+        blocks: nnx.Module,
+        first: int,
+        last: int,
+        carry: Carry,
+        call: Callable[[nnx.Module, Carry, Attend], Carry],
+        media_of: Callable[[Carry], jax.Array] = lambda carry: carry,
+    ) -> Carry:
+        """Applies blocks `first` + 1 to `last` of the model, one after the other.
+
+        Args:
+          blocks: the stack that begins with block `first` + 1.
+          carry: input of that block.
+          call: (block, carry, attend) -> input of the next block.
+          media_of: the residual stream of the media tokens in a carry; by default all of it.
+
+        Returns:
+          The carry after block `last`.
+        """
+        # A block whose attention weights are returned is a segment of its own.
+        stops = {last, *self._taps, *self._attention_of, *(block - 1 for block in self._attention_of)}
+        start = first
+        for stop in sorted(stop for stop in stops if first < stop <= last):
+            if stop in self._attention_of:
+                attend = partial(self._attend_and_keep, stop)
+                carry = run_apart(blocks, start - first, carry, partial(call, attend=attend))
+            else:
+                whole = partial(call, attend=self._attend)
+                carry = run_blocks(blocks, start - first, stop - first, carry, whole, self._execution)
+            if stop in self._taps:
+                self.features[stop] = self._features_of(media_of(carry))
+            start = stop
+        return carry
+
+    def _attend_and_keep(self, block: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        self.weights[block] = self._weights_of(q, k)
+        return self._attend(q, k, v)

@@ -20,9 +20,9 @@ from selfflow.errors import UserError
 from selfflow.modality import Modality, modality_of
 from selfflow.models.attention import attention, attention_weights
 from selfflow.models.blocks import DoubleBlock, SingleBlock, modulate
-from selfflow.models.execution import run_apart, run_blocks, stack
+from selfflow.models.execution import Attend, Segments, last_block, stack
 from selfflow.models.joint_config import JointConfig
-from selfflow.models.layers import Dense, rotary_angles, select, sinusoids, widened
+from selfflow.models.layers import Dense, rotary_angles, select, sinusoids, to_float32
 from selfflow.models.separation import Groups, Order, separated_attention
 
 
@@ -34,10 +34,13 @@ class Caption(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a model returns: the velocity eps - x0 per modality (None after `stop_at`) and the taps.
+    """The result of a model's forward pass.
 
-    Where they were asked for, also the attention weights of blocks, of all heads A, by whose tokens attend and whose
-    are attended to: `attention[4]["audio"]["video"]`. Over "text" and all modalities they sum to 1.
+    Attributes:
+      velocity: eps - x0, per modality; None after `stop_at`.
+      taps: the residual stream after the blocks that were requested, {block: {modality: ...}}.
+      attention: attention weights of the blocks that were requested, of all heads A, by the modality of the queries and
+        of the keys: `attention[4]["audio"]["video"]`. Over "text" and all modalities they sum to 1.
     """
 
     velocity: dict[str, Float[Array, "B N P"]] | None
@@ -45,13 +48,32 @@ class Output(NamedTuple):
     attention: dict[int, dict[str, dict[str, Float[Array, "B A N M"]]]] = {}
 
 
+class _Sequence(NamedTuple):
+    """The embedded tokens of a batch, and what blocks need beside them.
+
+    Attributes:
+      text, media: the two streams.
+      media_level_BN: which of its sample's noise levels each media token has.
+      angles: rotary angles of all tokens, text first; of each sample if the order is its own.
+      attend: attention over all tokens, text first.
+      order: the order of the media tokens, if it is not that of the input.
+    """
+
+    text: Float[Array, "B L D"]
+    media: Float[Array, "B N D"]
+    media_level_BN: Int[Array, "B N"]
+    angles: Float[Array, "*B L+N H/2"]
+    attend: Attend
+    order: Order | None
+
+
 class JointTransformer(nnx.Module):
     """Noisy tokens of any set of modalities and their levels -> velocity and taps.
 
     Args:
       config: the shape.
-      modalities: those that it has projections for. Streams of one modality, such as `image` and `image:reference`,
-        share them, and differ in the offset of their coordinates.
+      modalities: the streams that it takes. Streams of one modality, such as `image` and `image:reference`, share their
+        projections, and differ in the offset of their coordinates.
       rngs: keys of the initialisation.
     """
 
@@ -60,8 +82,11 @@ class JointTransformer(nnx.Module):
         self.modalities = nnx.static(dict(modalities))
         width = config.width
         options = {"rngs": rngs, "dtype": config.dtype}
-        dense = lambda inputs, outputs, **more: Dense(inputs, outputs, ("embed", None), **options, **more)
         sizes = _token_sizes(modalities)
+
+        def dense(inputs: int, outputs: int, zero: bool = False) -> Dense:
+            return Dense(inputs, outputs, ("embed", None), zero=zero, **options)
+
         self.embed = nnx.Dict({m: Dense(size, width, (None, "embed"), **options) for m, size in sizes.items()})
         self.label_embedding = nnx.Param(
             nnx.initializers.normal(0.02)(rngs.params(), (config.labels + 1, width)), out_sharding=(None, None)
@@ -113,93 +138,104 @@ class JointTransformer(nnx.Module):
           An `Output`, with groups too in the order of the tokens.
 
         Raises:
-          ValueError: if a tap or `attention_of` is no block of the model, or lies above `stop_at`; weights are asked
-            for with groups; the model takes no captions, or not these scalars.
+          ValueError: if a tap or `attention_of` is not a block of the model, or lies above `stop_at`; `attention_of` is
+            combined with groups; the model takes no captions, or not these scalars.
         """
-        config, names = self.config, sorted(tokens)
-        last = config.depth if stop_at is None else stop_at
-        if not all(1 <= block <= last for block in (*taps, *attention_of, last)) or last > config.depth:
-            asked = f"taps {taps}, attention_of {attention_of} and stop_at {stop_at}"
-            raise ValueError(f"{asked}: this model has blocks 1 to {config.depth}")
+        last = last_block(self.config.depth, stop_at, taps=taps, attention_of=attention_of)
         if attention_of and groups is not None:
-            raise ValueError(f"attention_of {attention_of}: groups have no one matrix of weights; ask without them")
-        counts = {m: tokens[m].shape[1] for m in names}
-        media = jnp.concatenate([self.embed[modality_of(m)](tokens[m]) for m in names], axis=1)
-        text = self._text(label_B, caption)
-        text_count = text.shape[1]
-        seen_BN = _seen(caption, valid or {}, {m: tokens[m].shape[:2] for m in names})
-        angles = self._angles(counts, text_count)
-        level_BK, media_level = self._levels(names, levels, assignment, seen_BN)
-        attend = partial(attention, seen_BM=seen_BN, implementation=config.execution.attention)
-        order = None
-        if groups is not None:
-            order = Order(groups, names)
-            media, media_level = order.apply(media), order.apply(media_level)
-            angles = order.apply(jnp.broadcast_to(angles, (len(label_B), *angles.shape)), after=text_count)
-            attend = partial(
-                separated_attention,
-                seen_BN=None if seen_BN is None else order.apply(seen_BN, after=text_count),
-                groups=groups,
-                text=text_count,
-                implementation=config.execution.attention,
-            )
-        level = jnp.concatenate([jnp.zeros((len(label_B), text_count), jnp.int32), media_level], axis=1)
-        time_BKD = self._condition(level_BK, scalars or {})
+            raise ValueError(f"attention_of {attention_of}: groups have no one matrix of weights; leave groups out")
+        counts = {m: tokens[m].shape[1] for m in sorted(tokens)}
 
-        def modulation(layer: Dense, x_BKD: jax.Array, level_BN: jax.Array | None, count: int) -> tuple:
-            parts = jnp.split(layer(x_BKD), count, axis=-1)
-            if open_gates and count > 2:
-                parts = [jnp.ones_like(p) if i % 3 == 2 else p for i, p in enumerate(parts)]
-            return tuple(select(part, level_BN) for part in parts)
+        # All tokens in one sequence, and the noise levels of a sample in one row.
+        seen_BN = _seen(caption, valid or {}, {m: tokens[m].shape[:2] for m in counts})
+        level_BK, media_level_BN = self._levels(counts, levels, assignment, seen_BN)
+        sequence = self._sequence(tokens, counts, media_level_BN, label_B, caption, seen_BN, groups)
+        text_count = sequence.text.shape[1]
 
         def by_modality(media: jax.Array) -> dict[str, jax.Array]:
-            media = media if order is None else order.undo(media)
-            return dict(zip(names, jnp.split(media, list(accumulate(counts.values()))[:-1], axis=1)))
+            media = media if sequence.order is None else sequence.order.undo(media)
+            return _split(media, counts, axis=1)
 
-        weights: dict[int, dict[str, dict[str, jax.Array]]] = {}
+        def weights_of(q: jax.Array, k: jax.Array) -> dict[str, dict[str, jax.Array]]:
+            ranges = {"text": text_count, **counts}
+            rows = _split(attention_weights(q, k, seen_BN), ranges, axis=2)
+            return {m: _split(row, ranges, axis=3) for m, row in rows.items()}
 
-        def run(blocks: nnx.Module, before: int, start: int, stop: int, carry, call):
-            """Blocks `start` to `stop` of the model, of a stack that has `before` blocks before it."""
-            if stop not in attention_of:
-                whole = partial(call, attend=attend)
-                return run_blocks(blocks, start - before, stop - before, carry, whole, config.execution)
-
-            def attend_and_keep(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-                weights[stop] = _by_range(attention_weights(q, k, seen_BN), {"text": text_count, **counts})
-                return attend(q, k, v)
-
-            return run_apart(blocks, stop - 1 - before, carry, partial(call, attend=attend_and_keep))
-
-        found: dict[int, dict[str, jax.Array]] = {}
-        alone = {stop for block in attention_of for stop in (block - 1, block) if stop}
-        stops = sorted({*taps} | alone | {min(config.double_blocks, last), last})
-        streams = (
-            modulation(self.double_text, time_BKD[:, :1], None, 6),
-            modulation(self.double_media, time_BKD, media_level, 6),
-        )
-        block = 0
-        for stop in (s for s in stops if s <= config.double_blocks):
-            call = lambda layer, carry, attend: layer(*carry, streams, angles, attend)
-            text, media = run(self.double, 0, block, stop, (text, media), call)
-            block = stop
-            if block in taps:
-                found[block] = by_modality(media)
-        if last > config.double_blocks:
-            x = jnp.concatenate([text, media], axis=1)
-            shared = modulation(self.single_modulation, time_BKD, level, 3)
-            for stop in (s for s in stops if s > config.double_blocks):
-                call = lambda layer, x, attend: layer(x, shared, angles, attend)
-                x = run(self.single, config.double_blocks, block, stop, x, call)
-                block = stop
-                if block in taps:
-                    found[block] = by_modality(x[:, text_count:])
-            media = x[:, text_count:]
+        # The blocks, with taps and attention weights on the way.
+        condition_BKD = self._condition(level_BK, scalars or {})
+        segments = Segments(self.config.execution, sequence.attend, taps, by_modality, attention_of, weights_of)
+        media = self._run_blocks(segments, sequence, condition_BKD, last, open_gates)
         if stop_at is not None:
-            return Output(None, found, weights)
+            return Output(None, segments.features, segments.weights)
 
-        scale, shift = modulation(self.final_modulation, time_BKD, media_level, 2)
-        parts = by_modality(modulate(media, shift, scale))
-        return Output({m: widened(self.readout[modality_of(m)](x)) for m, x in parts.items()}, found, weights)
+        # The velocity of each modality.
+        scale, shift = _modulation(self.final_modulation, condition_BKD, sequence.media_level_BN, 2, open_gates=False)
+        velocity = {}
+        for m, x_BND in by_modality(modulate(media, shift, scale)).items():
+            velocity[m] = to_float32(self.readout[modality_of(m)](x_BND))
+        return Output(velocity, segments.features, segments.weights)
+
+    def _sequence(
+        self,
+        tokens: dict[str, jax.Array],
+        counts: dict[str, int],
+        media_level_BN: jax.Array,
+        label_B: jax.Array,
+        caption: Caption | None,
+        seen_BN: jax.Array | None,
+        groups: Groups | None,
+    ) -> _Sequence:
+        """Embeds all tokens; with groups, each group is one run of the media tokens."""
+        text = self._text(label_B, caption)
+        media = jnp.concatenate([self.embed[modality_of(m)](tokens[m]) for m in counts], axis=1)
+        text_count, implementation = text.shape[1], self.config.execution.attention
+        angles = self._angles(counts, text_count)
+        if groups is None:
+            attend = partial(attention, seen_BM=seen_BN, implementation=implementation)
+            return _Sequence(text, media, media_level_BN, angles, attend, None)
+        order = Order(groups, list(counts))
+        angles_BNH = jnp.broadcast_to(angles, (len(label_B), *angles.shape))
+        attend = partial(
+            separated_attention,
+            seen_BN=None if seen_BN is None else order.apply(seen_BN, after=text_count),
+            groups=groups,
+            text=text_count,
+            implementation=implementation,
+        )
+        media, media_level_BN = order.apply(media), order.apply(media_level_BN)
+        return _Sequence(text, media, media_level_BN, order.apply(angles_BNH, after=text_count), attend, order)
+
+    def _run_blocks(
+        self, segments: Segments, sequence: _Sequence, condition_BKD: jax.Array, last: int, open_gates: bool
+    ) -> Float[Array, "B N D"]:
+        """The media tokens after block `last`."""
+        text, media, text_count = sequence.text, sequence.media, sequence.text.shape[1]
+
+        # Double-stream blocks: text and media have weights, and so modulations, of their own.
+        stream_modulation = (
+            _modulation(self.double_text, condition_BKD[:, :1], None, 6, open_gates),
+            _modulation(self.double_media, condition_BKD, sequence.media_level_BN, 6, open_gates),
+        )
+
+        def double(block: DoubleBlock, streams: tuple[jax.Array, jax.Array], attend: Attend) -> tuple:
+            return block(*streams, stream_modulation, sequence.angles, attend)
+
+        doubles = min(self.config.double_blocks, last)
+        text, media = segments.run(self.double, 0, doubles, (text, media), double, lambda streams: streams[1])
+        if last == doubles:
+            return media
+
+        # Single-stream blocks: both in one stream.
+        text_level_BN = jnp.zeros((text.shape[0], text_count), jnp.int32)
+        level_BN = jnp.concatenate([text_level_BN, sequence.media_level_BN], axis=1)
+        modulation = _modulation(self.single_modulation, condition_BKD, level_BN, 3, open_gates)
+
+        def single(block: SingleBlock, x_BND: jax.Array, attend: Attend) -> jax.Array:
+            return block(x_BND, modulation, sequence.angles, attend)
+
+        x_BND = jnp.concatenate([text, media], axis=1)
+        x_BND = segments.run(self.single, doubles, last, x_BND, single, lambda x_BND: x_BND[:, text_count:])
+        return x_BND[:, text_count:]
 
     def _text(self, label_B: jax.Array, caption: Caption | None) -> Float[Array, "B L D"]:
         """The text stream: the label's token, then the caption's."""
@@ -207,16 +243,21 @@ class JointTransformer(nnx.Module):
         if caption is None:
             return text
         if not self.config.text:
-            raise ValueError("a caption was given, but model.text is 0: this model takes none")
+            raise ValueError("caption is present, but model.text is 0: this model takes none")
         return jnp.concatenate([text, self.text_embed(caption.embedding)], axis=1)
 
     def _levels(
-        self, names: list[str], levels: dict[str, jax.Array], assignment: dict[str, jax.Array], seen_BN
+        self,
+        counts: dict[str, int],
+        levels: dict[str, jax.Array],
+        assignment: dict[str, jax.Array],
+        seen_BN: jax.Array | None,
     ) -> tuple[Float[Array, "B K"], Int[Array, "B N"]]:
         """All levels of a sample in one row, the text's first, and which of them each media token has."""
+        names = list(counts)
         tau_BN = jnp.concatenate([jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in names], axis=1)
         valid_BN = jnp.ones_like(tau_BN) if seen_BN is None else seen_BN[:, -tau_BN.shape[1] :]
-        # A sample that could not be read may be nothing but padding: its mean is 0, not 0 / 0.
+        # An unreadable sample may be nothing but padding: its mean is 0, not 0 / 0.
         mean_tau_B1 = (tau_BN * valid_BN).sum(1, keepdims=True) / jnp.maximum(valid_BN.sum(1, keepdims=True), 1)
         text_tau_B1 = mean_tau_B1 * (self.config.text_tau == "mean")
         starts = accumulate((levels[m].shape[1] for m in names[:-1]), initial=1)
@@ -224,9 +265,10 @@ class JointTransformer(nnx.Module):
         return jnp.concatenate([text_tau_B1] + [levels[m] for m in names], axis=1), media_level
 
     def _condition(self, level_BK: jax.Array, scalars: dict[str, jax.Array]) -> Float[Array, "B K D"]:
-        """The embedding of each level, and of the scalars, which are those of the whole sample."""
-        if unknown := sorted(set(scalars) - set(self.config.scalars)):
-            raise ValueError(f"scalars {unknown} were given, but model.scalars is {self.config.scalars}")
+        """The embedding of each level, plus those of the scalars, which are the same for all levels of a sample."""
+        unknown = sorted(set(scalars) - set(self.config.scalars))
+        if unknown:
+            raise ValueError(f"scalars {unknown} are unknown: model.scalars is {self.config.scalars}")
         time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(level_BK))))
         for name, value_B in scalars.items():
             hidden_BD = jax.nn.silu(self.scalar_in[name](sinusoids(value_B)))
@@ -239,10 +281,19 @@ class JointTransformer(nnx.Module):
         return rotary_angles(jnp.concatenate([text, *media]), self.config.rotary, self.config.rotary_theta)
 
 
-def _by_range(weight_BANN: Float[Array, "B A N N"], counts: dict[str, int]) -> dict[str, dict[str, jax.Array]]:
-    """Attention weights by whose tokens attend and whose are attended to."""
-    split = lambda x, axis: zip(counts, jnp.split(x, list(accumulate(counts.values()))[:-1], axis=axis))
-    return {m: dict(split(rows, 3)) for m, rows in split(weight_BANN, 2)}
+def _modulation(
+    layer: Dense, x_BKD: jax.Array, level_BN: jax.Array | None, count: int, open_gates: bool
+) -> tuple[Float[Array, "B N D"], ...]:
+    """The `count` parts of a modulation, for each token; every third is a gate, which `open_gates` sets to 1."""
+    parts = jnp.split(layer(x_BKD), count, axis=-1)
+    if open_gates:
+        parts = [jnp.ones_like(part) if i % 3 == 2 else part for i, part in enumerate(parts)]
+    return tuple(select(part, level_BN) for part in parts)
+
+
+def _split(x: jax.Array, counts: dict[str, int], axis: int) -> dict[str, jax.Array]:
+    """x cut along an axis into runs of so many, by name."""
+    return dict(zip(counts, jnp.split(x, list(accumulate(counts.values()))[:-1], axis=axis)))
 
 
 def _token_sizes(modalities: dict[str, Modality]) -> dict[str, int]:
@@ -262,6 +313,10 @@ def _seen(caption: Caption | None, valid: dict[str, jax.Array], shapes: dict[str
     if caption is None and not valid:
         return None
     batch = next(iter(shapes.values()))[0]
-    # The label's token is always there: attention over nothing would be no number.
-    text = [jnp.ones((batch, 1), bool)] + ([] if caption is None else [caption.mask])
-    return jnp.concatenate(text + [valid.get(m, jnp.ones(shape, bool)) for m, shape in shapes.items()], axis=1)
+    # The label's token is always seen: attention over no token at all would be NaN.
+    parts = [jnp.ones((batch, 1), bool)]
+    if caption is not None:
+        parts.append(caption.mask)
+    for m, shape in shapes.items():
+        parts.append(valid.get(m, jnp.ones(shape, bool)))
+    return jnp.concatenate(parts, axis=1)

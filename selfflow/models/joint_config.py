@@ -1,4 +1,4 @@
-"""The shape of a joint transformer, and the sizes that have a name."""
+"""The shape of a joint transformer, and named sizes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ from selfflow.errors import UserError
 from selfflow.models.execution import Execution
 
 # width, heads, double-stream blocks, single-stream blocks. arXiv 2603.06507 gives the shape of its model of 625 M
-# parameters, and of the others the number of parameters alone: those shapes are ours, with heads of 72 channels as in
+# parameters, and only the number of parameters of the others: those shapes are ours, with heads of 72 channels as in
 # the published one and about two single-stream blocks for each double-stream block.
 SHAPES = {"290M": (864, 12, 6, 12), "420M": (1008, 14, 6, 12), "625M": (1152, 16, 7, 14), "1B": (1440, 20, 7, 15)}
 
@@ -24,11 +24,11 @@ class JointConfig:
     double_blocks: int = 7
     """Blocks in which text and media have weights of their own."""
     single_blocks: int = 14
-    """Blocks that treat text and media alike."""
+    """Blocks with the same weights for text and media."""
     mlp_ratio: float = 4.0
     """Hidden channels of the SwiGLU over the width."""
     rotary: tuple[int, int, int, int] = (18, 18, 18, 18)
-    """Channels of a head turned by the coordinates t, h, w and l; even numbers that add up to width / heads."""
+    """Channels of a head rotated by the coordinates t, h, w and l; even numbers that add up to width / heads."""
     rotary_theta: float = 2000.0
     """Base of the rotary frequencies."""
     labels: int = 0
@@ -39,12 +39,12 @@ class JointConfig:
     """Noise level that modulates the text stream: the mean over the media tokens, as in a port of arXiv 2603.06507, or
     0. Text carries no noise, and the paper does not say (issue 9 of the released code asks)."""
     scalars: tuple[str, ...] = ()
-    """Names of scalar conditions, such as a guidance scale, whose embeddings are added to that of tau. They start at
-    0: a run may start from the weights of one without them."""
+    """Names of scalar conditions, such as a guidance scale, whose embeddings are added to that of tau. The embeddings
+    are zero at first: a run may start from the weights of one without them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of computation; parameters are float32."""
     execution: Execution = Execution()
-    """How it is run."""
+    """How the model runs on the hardware."""
 
     def __post_init__(self):
         for name, least in (("width", 1), ("heads", 1), ("labels", 0), ("text", 0), ("mlp_ratio", 0.1)):
@@ -55,12 +55,12 @@ class JointConfig:
         head = self.width // self.heads
         if any(c % 2 or c < 0 for c in self.rotary) or sum(self.rotary) != head:
             raise UserError(
-                f"model.rotary {self.rotary}: four even numbers that add up to width / heads = {head} are needed"
+                f"model.rotary is {self.rotary}: give four even numbers that add up to width / heads = {head}"
             )
         if self.double_blocks < 1 or self.single_blocks < 1:
             raise UserError("model.double_blocks and model.single_blocks must be at least 1")
         if len(set(self.scalars)) < len(self.scalars) or "" in self.scalars:
-            raise UserError(f"model.scalars is {self.scalars}: give each a name of its own")
+            raise UserError(f"model.scalars is {self.scalars}: give each a distinct name")
 
     @classmethod
     def named(cls, name: str, **fields) -> "JointConfig":

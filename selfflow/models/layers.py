@@ -1,4 +1,4 @@
-"""The parts that transformers here are built of."""
+"""Layers and functions that both transformers share."""
 
 import math
 
@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-# Logical axes name what a parameter's axis stands for; the experiment's rules say where it is sharded.
+# Logical axes name what a parameter's axis stands for; the experiment's rules map them to axes of the mesh.
 Axes = tuple[str | None, str | None]
 
 
@@ -19,7 +19,7 @@ class Dense(nnx.Module):
       inputs, outputs: sizes of the last axis of x and of y.
       axes: logical axes of W [inputs, outputs]; b has the second.
       zero: start W at 0.
-      init: how W starts otherwise; Xavier's uniform unless given. b starts at 0.
+      init: initialisation of W otherwise; Xavier's uniform by default. b starts at 0.
     """
 
     def __init__(
@@ -41,15 +41,15 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         kernel = self.kernel[...].astype(self.dtype)
-        # Flat tokens: with leading axes the CPU's weight gradient is slow, and in bf16 a hundred times so.
+        # Flat tokens: with leading axes the weight gradient is slow on CPUs, and 100 times slower in bfloat16.
         y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def widened(x: jax.Array) -> jax.Array:
-    """`x` in float32, or as it is if it is wider: for statistics and losses."""
+def to_float32(x: jax.Array) -> jax.Array:
+    """`x` in float32, or unchanged if its type is wider: for statistics and losses."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -61,14 +61,14 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(size), out_sharding=(None,))
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        x32 = widened(x)
+        x32 = to_float32(x)
         rms = jnp.sqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
         return (x32 / rms * self.scale[...]).astype(x.dtype)
 
 
 def layer_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Mean 0 and variance 1 over the last axis, without parameters, in float32."""
-    x32 = widened(x)
+    x32 = to_float32(x)
     centred = x32 - x32.mean(axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
@@ -89,7 +89,7 @@ def sinusoids(tau: Float[Array, "..."], size: int = 256, scale: float = 1000.0) 
 
 
 def rotary_angles(coordinates: Float[Array, "N 4"], channels: tuple[int, ...], theta: float) -> Float[Array, "N H/2"]:
-    """Angles of rotary embedding; axis i of the coordinates turns `channels[i]` channels of a head."""
+    """Angles of the rotary embedding; axis i of the coordinates rotates `channels[i]` channels of a head."""
     angles = []
     for axis, count in enumerate(channels):
         frequency = theta ** (-np.arange(0, count, 2, dtype=np.float32) / max(count, 1))
@@ -98,19 +98,19 @@ def rotary_angles(coordinates: Float[Array, "N 4"], channels: tuple[int, ...], t
 
 
 def rotate(x: Float[Array, "B N A H"], angles: Float[Array, "*B N H/2"]) -> Float[Array, "B N A H"]:
-    """Turns each pair of neighbouring channels by its angle (arXiv 2104.09864), in float32.
+    """Rotates each pair of neighbouring channels by its angle (arXiv 2104.09864), in float32.
 
-    The angles are those of all samples, or each sample's own.
+    The angles are shared by all samples, or differ by sample.
     """
-    pairs = widened(x).reshape(*x.shape[:-1], -1, 2)
+    pairs = to_float32(x).reshape(*x.shape[:-1], -1, 2)
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     first, second = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    rotated = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
 
 
 def select(modulation: Float[Array, "B K C"], assignment: Int[Array, "B N"] | None) -> Float[Array, "B N C"]:
-    """The modulation of each token's level; None means one level for all, which broadcasts."""
+    """The modulation of each token's level; without an assignment, the one level of all tokens, which broadcasts."""
     if assignment is None:
         return modulation
     levels, tokens = modulation.shape[1], assignment.shape[1]

@@ -1,5 +1,5 @@
-"""What the current mesh of devices is, and where activations live on it: samples over `data` and `fsdp`, and on demand
-tokens over `tensor`."""
+"""The placement of activations on the current mesh: samples over `data` and `fsdp`, and optionally tokens over
+`tensor`."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def split_samples(x: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": that of the devices of the current mesh, or of the default backend where none is set.
+    """The platform of the current mesh's devices, or of the default backend without a mesh: "cpu", "gpu" or "tpu".
 
     The devices of a mesh need not be those of this host: a program for a TPU pod can be compiled without one.
     """
@@ -26,9 +26,9 @@ def platform() -> str:
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """`x` with its leading axes split over the given mesh axes; as it is where no mesh is set.
+    """`x` with its leading axes split over mesh axes; unchanged where no mesh is set.
 
-    The compiler would find a placement by itself, and in long programs not always the intended one. Sizes need not
+    The compiler would choose a placement by itself, and in long programs not always the intended one. Sizes need not
     divide: the last devices then hold less.
     """
     mesh = jax.sharding.get_abstract_mesh()

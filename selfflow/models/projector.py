@@ -1,4 +1,4 @@
-"""The student's head: its features on the way to what they are aligned with."""
+"""The student's projector: from its features to those of the alignment target."""
 
 import jax
 from flax import nnx
@@ -11,7 +11,7 @@ class Projector(nnx.Module):
     Args:
       width: D, channels of the features.
       depth: number of linear layers, at least 1; those between the first and the last are 2D wide.
-      outputs: channels of the target; D unless given.
+      outputs: channels of the target; D by default.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs, depth: int = 2, outputs: int | None = None):
@@ -19,9 +19,10 @@ class Projector(nnx.Module):
         names = ["embed", *["mlp"] * (depth - 1), "embed"]
         self.depth = depth
         for i in range(depth):
-            # Two axes of one name cannot lie on one axis of a mesh.
-            last = None if i == depth - 1 and sizes[depth] != width else names[i + 1]  # another's channels, any number
-            axes = (names[i], last if last != names[i] else None)
+            # The channels of another network may not divide by the mesh.
+            output = None if i == depth - 1 and sizes[depth] != width else names[i + 1]
+            # Two axes of one name cannot be on one axis of a mesh.
+            axes = (names[i], output if output != names[i] else None)
             linear = nnx.Linear(
                 sizes[i],
                 sizes[i + 1],
@@ -40,7 +41,7 @@ class Projector(nnx.Module):
 
 
 class Projectors(nnx.Module):
-    """A projector for each modality that is aligned, to the channels of its own encoder.
+    """A projector for each aligned modality, to the channels of its own target.
 
     Args:
       width: D, channels of the features.

@@ -1,8 +1,8 @@
-"""Attention Separation (arXiv 2607.02508): a token attends to tokens of its own group alone.
+"""Attention Separation (arXiv 2607.02508): a token attends only to tokens of its own group.
 
-The groups are the masked tokens of all modalities and the others. Their sizes are the same in every sample, so the
-tokens can be put in the order of their groups once, before the first block, and attention be computed for two slices:
-its cost falls with the squares of their sizes, and no mask is made.
+The groups are the masked tokens of all modalities, and all others. Their sizes are the same in every sample, so tokens
+are put in the order of their groups once, before the first block, and attention is computed for two slices: its cost
+falls with the squares of their sizes, and no mask is needed.
 """
 
 import math
@@ -23,7 +23,7 @@ class Separation:
 
     kind: Literal["groups"] = "groups"
     whole: float = 0.25
-    """Share of the samples that stay whole, an exact part of every batch; arXiv 2607.02508 tries 0 and 0.25."""
+    """Fraction of the samples that are not separated, exact in every batch; arXiv 2607.02508 tries 0 and 0.25."""
     teacher: bool = False
     """Whether the teacher's tokens are separated too, as in the code released with that paper."""
 
@@ -32,12 +32,12 @@ class Separation:
             raise UserError(f"separation.whole is {self.whole}: give a number from 0 to below 1")
 
     def check(self, batch_size: int, where: str) -> None:
-        """Raises `UserError` unless the share that stays whole is a number of samples."""
+        """Raises `UserError` unless the fraction is a whole number of samples."""
         whole = self.whole * batch_size
         if abs(whole - round(whole)) > 1e-6:
             raise UserError(
-                f"separation.whole {self.whole} of {where}, {batch_size} samples at a time, are {whole:g} samples: "
-                "change one, so that a whole number stays whole"
+                f"separation.whole {self.whole} of {where}, {batch_size} samples at a time, is {whole:g} samples: "
+                "change one of the two to make it an integer"
             )
 
 
@@ -47,9 +47,9 @@ class Groups:
 
     Attributes:
       group: 1 for the masked tokens of each modality, 0 for the others, [B, N].
-      masked: how many tokens of a sample are in group 1, over all modalities.
-      whole: how many samples of the batch are not separated: the first ones of each of gcd(B, whole) equal runs of
-        samples, so that a batch that is split over at most so many devices needs no exchange.
+      masked: number of tokens of a sample in group 1, over all modalities.
+      whole: number of samples of the batch that are not separated: the first ones of each of gcd(B, whole) equal runs
+        of samples, so that a batch that is split over at most so many devices needs no exchange.
     """
 
     group: dict[str, Int[Array, "B N"]]
@@ -62,7 +62,7 @@ class Order:
 
     Args:
       groups: the groups.
-      names: the order in which the modalities' tokens follow each other.
+      names: the modalities in the order of their tokens.
     """
 
     def __init__(self, groups: Groups, names: list[str]):
@@ -71,7 +71,7 @@ class Order:
         self._back_BN = jnp.argsort(self._order_BN, axis=1)
 
     def apply(self, x: Float[Array, "B N ..."], after: int = 0) -> Float[Array, "B N ..."]:
-        """Group 0 first, each group in its former order; the first `after` tokens, of the text, stay where they are."""
+        """Group 0 first, each group in its former order; the first `after` tokens, of the text, keep their places."""
         return jnp.concatenate([x[:, :after], _take(x[:, after:], self._order_BN)], axis=1)
 
     def undo(self, x: Float[Array, "B N ..."]) -> Float[Array, "B N ..."]:
@@ -92,15 +92,15 @@ def separated_attention(
     text: int,
     implementation: Implementation,
 ) -> Float[Array, "B N D"]:
-    """`attention` within groups: tokens stand as text, group 0, group 1.
+    """`attention` within groups; the order of tokens is text, group 0, group 1.
 
-    The first `text` tokens hold the condition. Both groups see them; they see each other alone, since through them one
-    group would reach the other. In samples that stay whole everything sees everything.
+    The first `text` tokens hold the condition. Both groups attend to them; they attend only to each other, since
+    through them one group would reach the other. In samples that are not separated all tokens attend to all.
     """
     batch, count = q.shape[:2]
     runs = math.gcd(batch, groups.whole)  # of `batch` where none is whole
-    first = groups.whole // runs
-    middle = count - groups.masked
+    first = groups.whole // runs  # samples of each run that are not separated
+    middle = count - groups.masked  # where group 1 starts
 
     def rows(x: jax.Array | None, part: slice) -> jax.Array | None:
         if x is None:
@@ -109,8 +109,10 @@ def separated_attention(
         return split.reshape(-1, *x.shape[1:])
 
     def attend(part: slice, queries: slice, keys: tuple[slice, ...]) -> jax.Array:
-        seen = lambda x: None if x is None else jnp.concatenate([rows(x, part)[:, s] for s in keys], axis=1)
-        return attention(rows(q, part)[:, queries], seen(k), seen(v), seen(seen_BN), implementation)
+        def visible(x: jax.Array | None) -> jax.Array | None:
+            return None if x is None else jnp.concatenate([rows(x, part)[:, s] for s in keys], axis=1)
+
+        return attention(rows(q, part)[:, queries], visible(k), visible(v), visible(seen_BN), implementation)
 
     everything, condition = slice(0, count), slice(0, text)
     parts = []
@@ -122,5 +124,5 @@ def separated_attention(
         if text:
             within.insert(0, attend(slice(first, None), condition, (condition,)))
         parts.append(jnp.concatenate(within, axis=1))
-    joined = jnp.concatenate([x.reshape(runs, -1, *x.shape[1:]) for x in parts], axis=1)
-    return joined.reshape(batch, count, -1)
+    out = jnp.concatenate([x.reshape(runs, -1, *x.shape[1:]) for x in parts], axis=1)
+    return out.reshape(batch, count, -1)

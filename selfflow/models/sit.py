@@ -1,27 +1,28 @@
 """SiT: the class-conditional image transformer of arXiv 2401.08740, with a noise level of its own for every token.
 
 The form, and to the bit the weights, are those that arXiv 2603.06507 released: adaLN-Zero blocks (arXiv 2212.09748),
-fixed sine-cosine positions, no normalisation of queries and keys. The released network was trained to see 1 - tau and
-to return x0 - eps. Both turns are taken here, in `SiT.__call__`: what goes in and comes out follows this project's
-convention (tau 0 is data, 1 is noise, the velocity is eps - x0), and the weights are the released ones as they are.
+fixed sine-cosine positions, no normalisation of queries and keys. The released network takes 1 - tau and returns
+x0 - eps. `SiT.__call__` converts both: its inputs and outputs follow this project's convention (tau 0 is data, 1 is
+noise, the velocity is eps - x0), and the weights are the released ones, unchanged.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from selfflow.errors import UserError
 from selfflow.modality import Modality
 from selfflow.models.attention import attention
-from selfflow.models.blocks import Attend, modulate
-from selfflow.models.execution import Execution, run_blocks, stack
-from selfflow.models.layers import Dense, select, sinusoids, widened
+from selfflow.models.blocks import modulate
+from selfflow.models.execution import Attend, Execution, Segments, last_block, stack
+from selfflow.models.joint import Caption, Output
+from selfflow.models.layers import Dense, select, sinusoids, to_float32
 from selfflow.models.projector import Projector
 from selfflow.models.separation import Groups, Order, separated_attention
 
@@ -52,11 +53,11 @@ class SiTConfig:
     labels: int = 1000
     """Number of class labels; one more learned row stands for no label."""
     learn_sigma: bool = False
-    """Whether the head has 2C output channels, of which the second C are not used: the released weights do."""
+    """Whether the head has 2C output channels, of which the second C are unused, as in the released weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of computation; parameters are float32."""
     execution: Execution = Execution()
-    """How it is run."""
+    """How the model runs on the hardware."""
 
     def __post_init__(self):
         sizes = (("width", 4), ("heads", 1), ("depth", 1), ("input_size", 1), ("channels", 1), ("labels", 0))
@@ -90,11 +91,13 @@ class SiTConfig:
         return cls(depth=depth, width=width, heads=heads, patch_size=int(patch), **fields)
 
     def check(self, modalities: dict[str, Modality], where: str) -> None:
-        """Raises `UserError` unless a component is one modality of the latents and patches that this shape is for."""
+        """Raises `UserError` unless the modalities are one, with the latents and patches of this shape."""
         latent, patch = (self.input_size, self.input_size, self.channels), (self.patch_size, self.patch_size)
         if [(m.latent, m.patch) for m in modalities.values()] != [(latent, patch)]:
-            found = ", ".join(f"{name} {m.latent} in patches {m.patch}" for name, m in modalities.items())
-            raise UserError(f"{where}: a SiT of this model takes one modality {latent} in patches {patch}, not {found}")
+            others = ", ".join(f"{name} {m.latent} in patches {m.patch}" for name, m in modalities.items())
+            raise UserError(
+                f"{where}: a SiT of this model takes one modality {latent} in patches {patch}, not {others}"
+            )
 
     @property
     def text(self) -> int:
@@ -110,13 +113,6 @@ class SiTConfig:
     def token_size(self) -> int:
         """P, the number of latent elements in one token."""
         return self.channels * self.patch_size**2
-
-
-class Output(NamedTuple):
-    """What a SiT returns: the velocity eps - x0 (None after `stop_at`) and the taps."""
-
-    velocity: Float[Array, "B N P"] | None
-    taps: dict[int, Float[Array, "B N D"]]
 
 
 class Block(nnx.Module):
@@ -157,13 +153,13 @@ class SiT(nnx.Module):
 
     Attributes:
       config: the shape.
-      projector: the student's head, which the model itself never calls; None unless asked for.
+      projector: the student's projector, which the model itself never calls; None by default.
 
     Args:
       config: the shape.
-      projector: whether to have one.
-      rngs: keys of the initialisation, which is SiT's own: Xavier's uniform, embeddings of deviation 0.02, gates and
-        head at 0.
+      projector: whether to create one.
+      rngs: keys of the initialisation, which is SiT's own: Xavier's uniform, embeddings with std 0.02, gates and head
+        at 0.
     """
 
     def __init__(self, config: SiTConfig, *, projector: bool = False, rngs: nnx.Rngs):
@@ -185,108 +181,118 @@ class SiT(nnx.Module):
 
     def __call__(
         self,
-        tokens_BNP: Float[Array, "B N P"],
-        tau: Float[Array, "B"] | Float[Array, "B K"],
+        tokens: dict[str, Float[Array, "B N P"]],
+        levels: dict[str, Float[Array, "B"] | Float[Array, "B K"]],
         label_B: Int[Array, "B"],
-        assignment_BN: Int[Array, "B N"] | None = None,
+        assignment: dict[str, Int[Array, "B N"]] | None = None,
         taps: tuple[int, ...] = (),
         stop_at: int | None = None,
         open_gates: bool = False,
+        caption: Caption | None = None,
+        valid: dict[str, Bool[Array, "B N"]] | None = None,
         groups: Groups | None = None,
     ) -> Output:
         """Predicts the velocity of every token.
+
+        The call is that of `JointTransformer`, for one modality without captions or padding.
 
         Float32 on a CPU repeats the released network to about 1e-5. Accelerators multiply float32 matrices in fewer
         bits unless `jax.default_matmul_precision("highest")` is set around the call.
 
         Args:
-          tokens_BNP: noisy tokens in row-major order, flattened as (channel, row, column); `Modality.to_tokens`.
-          tau: noise levels, 0 = data and 1 = noise: one for each sample [B], one for each token [B, N], or, with an
-            assignment, the levels of each sample [B, K].
+          tokens: noisy tokens of the modality in row-major order, flattened as (channel, row, column);
+            `Modality.to_tokens`.
+          levels: noise levels, 0 = data and 1 = noise: with an assignment the levels of each sample [B, K]; without,
+            one for each sample [B] or for each token [B, N].
           label_B: class labels; `config.labels` stands for no label.
-          assignment_BN: which of its sample's K levels each token has.
+          assignment: which of its sample's K levels each token has.
           taps: blocks after which the residual stream is returned.
           stop_at: return after this block, without a velocity; later weights are never touched.
           open_gates: take every gate of a block as 1, which makes an untrained network more than its embedding.
+          caption, valid: must be absent or empty.
           groups: two groups of tokens that do not see each other.
 
         Returns:
           An `Output`; the velocity is eps - x0, float32. With groups too tokens keep their order.
 
         Raises:
-          ValueError: if tokens or tau have another shape, a tap is no block of the model, or it lies above `stop_at`.
+          ValueError: if there are several modalities, captions or padding; tokens or levels have another shape; a tap
+            is not a block of the model, or lies above `stop_at`.
         """
+        if len(tokens) != 1 or caption is not None or valid:
+            raise ValueError(f"a SiT takes one modality without captions or padding, not {sorted(tokens)}")
         config = self.config
-        tau_BK = self._levels(tokens_BNP, tau, assignment_BN)
-        last = config.depth if stop_at is None else stop_at
-        if not all(1 <= block <= last for block in (*taps, last)) or last > config.depth:
-            raise ValueError(f"taps {taps} and stop_at {stop_at}: this model has blocks 1 to {config.depth}")
+        last = last_block(config.depth, stop_at, taps=taps)
+        (modality,) = tokens
+        tokens_BNP, assignment_BN = tokens[modality], None if assignment is None else assignment[modality]
+        level_BK = self._levels(tokens_BNP, levels[modality], assignment_BN)
+
+        # The condition of each level: noise level plus label.
         # The network's own time runs from noise to data, and is not scaled: hence 1 - tau here, and the sign below.
-        time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(1 - tau_BK, scale=1.0))))
+        time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(1 - level_BK, scale=1.0))))
         label_BD = self.label_embedding[...].astype(time_BKD.dtype)[label_B]
         condition_BKD = jax.nn.silu(time_BKD + label_BD[:, None])
+
         position_ND = position_embedding(config.input_size // config.patch_size, config.width)
         x_BND = self.embed(tokens_BNP)
         x_BND = x_BND + jnp.asarray(position_ND, x_BND.dtype)
+
+        # Separated groups are runs of tokens within the blocks, and return to their places in what is returned.
         attend, order = partial(attention, implementation=config.execution.attention), None
         if groups is not None:
-            order = Order(groups, list(groups.group))
+            order = Order(groups, [modality])
             x_BND = order.apply(x_BND)
             if assignment_BN is not None:
                 assignment_BN = order.apply(assignment_BN)
             elif condition_BKD.shape[1] > 1:
                 condition_BKD = order.apply(condition_BKD)
             attend = partial(
-                separated_attention,
-                seen_BN=None,
-                groups=groups,
-                text=0,
-                implementation=config.execution.attention,
+                separated_attention, seen_BN=None, groups=groups, text=0, implementation=config.execution.attention
             )
-        restored = lambda x: x if order is None else order.undo(x)
 
-        found: dict[int, jax.Array] = {}
-        start = 0
-        call = lambda block, x: block(x, condition_BKD, assignment_BN, attend, open_gates)
-        for stop in sorted({*taps, last}):
-            x_BND = run_blocks(self.blocks, start, stop, x_BND, call, config.execution)
-            start = stop
-            if stop in taps:
-                found[stop] = restored(x_BND)
+        def by_modality(x_BND: jax.Array) -> dict[str, jax.Array]:
+            return {modality: x_BND if order is None else order.undo(x_BND)}
+
+        def call(block: Block, x_BND: jax.Array, attend: Attend) -> jax.Array:
+            return block(x_BND, condition_BKD, assignment_BN, attend, open_gates)
+
+        segments = Segments(config.execution, attend, taps, by_modality)
+        x_BND = segments.run(self.blocks, 0, last, x_BND, call)
         if stop_at is not None:
-            return Output(None, found)
+            return Output(None, segments.features)
 
         shift, scale = (select(p, assignment_BN) for p in jnp.split(self.final_modulation(condition_BKD), 2, axis=-1))
-        out = restored(widened(self.readout(modulate(x_BND, shift, scale))))
-        return Output(-self._flattened(out), found)
+        out = by_modality(to_float32(self.readout(modulate(x_BND, shift, scale))))
+        return Output({m: -self._flattened(x_BNP) for m, x_BNP in out.items()}, segments.features)
 
-    def _levels(self, tokens_BNP: jax.Array, tau: jax.Array, assignment_BN: jax.Array | None) -> jax.Array:
+    def _levels(self, tokens_BNP: jax.Array, level: jax.Array, assignment_BN: jax.Array | None) -> Float[Array, "B K"]:
+        """The levels as [B, K], once the shapes are checked."""
         batch, count = tokens_BNP.shape[:2]
         if tokens_BNP.shape[1:] != (self.config.tokens, self.config.token_size):
             raise ValueError(
                 f"tokens of shape {tokens_BNP.shape}: this model takes "
                 f"[B, {self.config.tokens}, {self.config.token_size}]"
             )
-        tau_BK = tau[:, None] if tau.ndim == 1 else tau
-        if assignment_BN is None and tau_BK.shape not in ((batch, 1), (batch, count)):
+        level_BK = level[:, None] if level.ndim == 1 else level
+        if assignment_BN is None and level_BK.shape not in ((batch, 1), (batch, count)):
             raise ValueError(
-                f"tau of shape {tau.shape} without an assignment: give [{batch}], or one level for each token"
+                f"levels of shape {level.shape} without an assignment: give [{batch}], or one level for each token"
             )
         if assignment_BN is not None and assignment_BN.shape != (batch, count):
             raise ValueError(f"assignment of shape {assignment_BN.shape}: give [{batch}, {count}]")
-        return tau_BK
+        return level_BK
 
     def _flattened(self, out: jax.Array) -> jax.Array:
-        """The head's (row, column, channel) as a token's (channel, row, column), without the channels not used."""
+        """The head's (row, column, channel) as a token's (channel, row, column), without unused channels."""
         patch = self.config.patch_size
         split = out.reshape(*out.shape[:2], patch, patch, -1)[..., : self.config.channels]
         return split.transpose(0, 1, 4, 2, 3).reshape(*out.shape[:2], self.config.token_size)
 
 
 def position_embedding(grid: int, width: int) -> Float[np.ndarray, "N D"]:
-    """The fixed embedding of a token's place, float32: the column in the first half of the channels, then the row.
+    """The fixed embedding of a token's position, float32: the column in half of the channels, then the row.
 
-    Each half is [sin, cos] of place / 10000^(i / (D / 4)), i = 0 .. D / 4 - 1, computed in float64 (arXiv 2212.09748).
+    Each half is [sin, cos] of position / 10000^(i / (D / 4)), i = 0 .. D / 4 - 1, in float64 (arXiv 2212.09748).
 
     Args:
       grid: tokens along each axis.

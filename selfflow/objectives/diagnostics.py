@@ -1,4 +1,4 @@
-"""What a reader must see to trust the alignment loss: cosines that cannot be had for free, norms, ranks."""
+"""Diagnostics of the alignment loss: cosines against trivial baselines, norms and ranks of both sides."""
 
 from functools import partial
 from typing import Any
@@ -6,53 +6,54 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from selfflow.objectives.alignment import ExternalEncoder, cosine
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.alignment.base import cosine
+from selfflow.objectives.self_flow import SelfFlowObjective
 
 
 def diagnose(
     objective: SelfFlowObjective, params: Any, frozen: dict[str, Any], batch: dict[str, Any], keys_B: Key[Array, "B"]
 ) -> dict[str, Float[Array, ""]]:
-    """Alignment of one batch, looked at from several sides; empty without alignment.
+    """Diagnostics of the alignment on one batch; empty without alignment.
 
-    The teacher is whatever the target comes from: the EMA, a deeper block, or a frozen encoder.
+    Teacher means the source of the target: the EMA, a deeper block, or a frozen encoder.
 
-    Per modality M that is aligned:
-      `cosine/projected/M`: what the loss sees;
-      `cosine/direct/M`: without the projector; not of an encoder, whose channels are others;
+    Per aligned modality M:
+      `cosine/projected/M`: the cosine of the loss;
+      `cosine/direct/M`: without the projector; only where the target has the model's width;
       `cosine/centred/M`: projected, after subtracting from both the batch mean at each position;
       `cosine/other_sample/M`: projected, with the teacher of another sample: what position alone explains;
       `norm/student/M`, `norm/teacher/M`, `rank/student/M`, `rank/teacher/M`: feature norm and effective rank.
 
-    Tokens that are in no loss (given, padding, samples that could not be read) are in none of these either.
+    Tokens that are in no loss (context, padding, unreadable samples) are left out.
     """
     draw = objective.draw(keys_B, batch)
-    output, teacher, _ = objective.views(params, frozen["ema"], batch, keys_B, draw)
-    if teacher is None:
-        return {}
-    student = output.taps[objective.alignment.student_layer]
-    projected = objective.project(params, student)
+    terms = objective.terms(params, frozen, batch, keys_B, draw)
+    features = objective.alignment.student_features(terms.student)
     metrics = {}
-    for m in teacher:
-        counted_BN1 = (draw.weight[m] > 0)[..., None]
-        weighted = lambda values, m=m: jnp.sum(values * draw.weight[m])
+    for m, teacher in terms.target.items():
+        projected, student, weight_BN = terms.projected[m], features[m], draw.weight[m]
+        counted_BN1 = (weight_BN > 0)[..., None]
         centre = partial(_centre, counted_BN1=counted_BN1)
-        metrics[f"cosine/projected/{m}"] = weighted(cosine(projected[m], teacher[m]))
-        if not isinstance(objective.alignment, ExternalEncoder):  # whose channels are others, however many
-            metrics[f"cosine/direct/{m}"] = weighted(cosine(student[m], teacher[m]))
-        metrics[f"cosine/centred/{m}"] = weighted(cosine(centre(projected[m]), centre(teacher[m])))
-        other = draw.weight[m] * jnp.roll(counted_BN1[..., 0], 1, axis=0)  # where the other sample is no padding
-        against = cosine(projected[m], jnp.roll(teacher[m], 1, axis=0))
-        metrics[f"cosine/other_sample/{m}"] = jnp.sum(against * other) / jnp.maximum(other.sum(), 1e-12)
-        for who, features in (("student", student[m]), ("teacher", teacher[m])):
-            kept = jnp.where(counted_BN1, features.astype(jnp.float32), 0.0)  # zeros change no singular value
-            metrics[f"norm/{who}/{m}"] = weighted(jnp.linalg.norm(kept, axis=-1))
-            metrics[f"rank/{who}/{m}"] = effective_rank(kept.reshape(-1, kept.shape[-1]))
+
+        metrics[f"cosine/projected/{m}"] = jnp.sum(cosine(projected, teacher) * weight_BN)
+        if objective.alignment.target_channels is None:
+            metrics[f"cosine/direct/{m}"] = jnp.sum(cosine(student, teacher) * weight_BN)
+        metrics[f"cosine/centred/{m}"] = jnp.sum(cosine(centre(projected), centre(teacher)) * weight_BN)
+
+        # The next sample's token at the same position may be padding.
+        other_BN = weight_BN * jnp.roll(counted_BN1[..., 0], 1, axis=0)
+        against = cosine(projected, jnp.roll(teacher, 1, axis=0))
+        metrics[f"cosine/other_sample/{m}"] = jnp.sum(against * other_BN) / jnp.maximum(other_BN.sum(), 1e-12)
+
+        for side, x in (("student", student), ("teacher", teacher)):
+            counted = jnp.where(counted_BN1, x.astype(jnp.float32), 0.0)  # zeros change no singular value
+            metrics[f"norm/{side}/{m}"] = jnp.sum(jnp.linalg.norm(counted, axis=-1) * weight_BN)
+            metrics[f"rank/{side}/{m}"] = effective_rank(counted.reshape(-1, counted.shape[-1]))
     return metrics
 
 
 def _centre(x: Float[Array, "B N D"], counted_BN1: Bool[Array, "B N 1"]) -> Float[Array, "B N D"]:
-    """Minus the mean over the batch at each position, of the tokens that count."""
+    """x minus the batch mean at each position, over the tokens that count."""
     x = jnp.where(counted_BN1, x.astype(jnp.float32), 0.0)
     return x - x.sum(axis=0) / jnp.maximum(counted_BN1.sum(axis=0), 1)
 

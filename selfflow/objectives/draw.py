@@ -1,4 +1,4 @@
-"""What is drawn for a batch before anything is computed of it, and which of its tokens count."""
+"""All that is drawn for a batch before anything is computed, and the weight of each token."""
 
 from typing import Literal, NamedTuple
 
@@ -9,37 +9,39 @@ from selfflow.models.joint import Caption
 from selfflow.noise import Corruption
 
 
-class Draw(NamedTuple):
-    """All that is drawn for a batch, sample by sample, before it is split for gradient accumulation.
+class View(NamedTuple):
+    """What a network sees of a batch, beside the samples and their noise.
 
     Attributes:
-      corruption: levels, assignment and given tokens.
-      label: the condition that the student sees, [B]; dropped labels are already null.
-      caption: the other condition; dropped captions have an empty mask. None in sets without.
-      valid: tokens that are not padding, of the modalities that may be padded, [B, N].
-      weight: weight of each token in its modality's mean, [B, N]; sums to 1 over the whole batch,
-        so that the losses of its parts add up to the loss of the whole.
-      teacher: what the teacher sees.
-      aligned: as `weight`, of the tokens that count in the alignment loss.
-      gamma: weight of the alignment loss at this step, the same for all samples, [B].
+      corruption: levels, assignment and context.
+      label: class labels [B]; that of a dropped condition is null.
+      caption: embeddings and their mask, which is empty for a dropped condition; None in components without captions.
     """
 
     corruption: Corruption
     label: Int[Array, "B"]
     caption: Caption | None
+
+
+class Draw(NamedTuple):
+    """All that is drawn for a batch, sample by sample, before it is split for gradient accumulation.
+
+    Attributes:
+      student: what the student sees.
+      teacher: what the teacher sees; None where no teacher runs.
+      valid: tokens that are not padding, of the modalities that may be padded, [B, N].
+      weight: weight of each token in its modality's mean, [B, N]; sums to 1 over the whole batch,
+        so that the losses of its parts add up to the loss of the whole.
+      aligned: as `weight`, of the tokens that count in the alignment loss; empty without alignment.
+      gamma: weight of the alignment loss at this step, the same for all samples, [B].
+    """
+
+    student: View
+    teacher: View | None
     valid: dict[str, Bool[Array, "B N"]]
     weight: dict[str, Float[Array, "B N"]]
-    teacher: "TeacherView | None" = None
-    aligned: dict[str, Float[Array, "B N"]] = {}
-    gamma: Float[Array, "B"] | None = None
-
-
-class TeacherView(NamedTuple):
-    """What the teacher sees of a batch, beside the samples and their noise; as in `Draw`."""
-
-    corruption: Corruption
-    label: Int[Array, "B"]
-    caption: Caption | None
+    aligned: dict[str, Float[Array, "B N"]]
+    gamma: Float[Array, "B"]
 
 
 def token_weight(
@@ -48,27 +50,29 @@ def token_weight(
     weight_B: Float[Array, "B"],
     tokens: Literal["all", "noisier", "cleaner"] = "all",
 ) -> dict[str, Float[Array, "B N"]]:
-    """The samples' weights for tokens that are neither given nor padding, summing to 1 over the batch and modality.
+    """The samples' weights for tokens that are neither context nor padding, summing to 1 over batch and modality.
 
     Args:
       corruption: of the batch.
       valid: tokens that are not padding, of the modalities that may be padded.
-      weight_B: of the samples.
-      tokens: noisier or cleaner ones alone: those at the highest or at the lowest level of their sample and modality.
+      weight_B: weights of the samples.
+      tokens: which tokens count: all, or those at the highest or at the lowest level of their sample and modality.
     """
     weight, tau = {}, corruption.tau()
     for m, assignment_BN in corruption.assignment.items():
         counted_BN = jnp.broadcast_to(weight_B[:, None], assignment_BN.shape).astype(jnp.float32)
-        if m in corruption.given:
-            counted_BN *= ~corruption.given[m]
+        if m in corruption.context:
+            counted_BN *= ~corruption.context[m]
         if m in valid:
             counted_BN *= valid[m]
         if tokens != "all":
-            free_BN = ~corruption.given[m] if m in corruption.given else jnp.ones_like(assignment_BN, bool)
+            free_BN = jnp.ones_like(assignment_BN, bool)
+            if m in corruption.context:
+                free_BN = ~corruption.context[m]
             sign = 1 if tokens == "noisier" else -1
             extreme_B1 = jnp.max(sign * tau[m], axis=1, keepdims=True, initial=-jnp.inf, where=free_BN)
             counted_BN *= sign * tau[m] >= extreme_B1
-        # Where nothing counts the weights stay 0.
+        # Where no token counts the weights stay 0.
         total = counted_BN.sum()
         weight[m] = counted_BN / jnp.where(total > 0, total, 1.0)
     return weight

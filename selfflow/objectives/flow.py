@@ -1,4 +1,4 @@
-"""The flow-matching loss, and the linear baseline to read it by."""
+"""The flow-matching error, and the linear baseline that it is normalised by."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,18 +15,20 @@ def flow_error(
 
 
 def linear_baseline(tau: UniformTau | LogitNormalTau, std_C: Float[np.ndarray, "C"] | float = 1.0) -> float:
-    """The flow loss of the best per-channel linear guess; a model above it learned no structure.
+    """The flow loss of the best linear predictor per channel; a model above it has learned no structure.
 
-    For independent x0 of deviation s and eps of deviation 1, var(eps - x0) - cov(eps - x0, x_tau)^2 / var(x_tau) is
+    For independent x0 with standard deviation s and eps with 1, var(eps - x0) - cov(eps - x0, x_tau)^2 / var(x_tau) is
     s^2 / ((1 - tau)^2 s^2 + tau^2). Its mean over p(tau) and channels is pi / 2 for whitened latents and uniform tau.
 
     Args:
       tau: p(tau).
-      std_C: deviation of each latent channel in the data set: latents that were whitened over several data sets are
-        not white in each.
+      std_C: standard deviation of each latent channel in the data set: latents whitened over several data sets are not
+        white in each.
     """
     u = (np.arange(100_000) + 0.5) / 100_000
     t = np.asarray(tau.quantile(jnp.asarray(u)), np.float64)
-    variances, channels = np.unique(np.square(np.atleast_1d(std_C)).round(9), return_counts=True)
-    means = [np.mean(s2 / ((1 - t) ** 2 * s2 + t**2)) if s2 else 0.0 for s2 in variances]
-    return float(np.average(means, weights=channels))
+    variances, counts = np.unique(np.square(np.atleast_1d(std_C)).round(9), return_counts=True)
+    losses = []
+    for variance in variances:
+        losses.append(np.mean(variance / ((1 - t) ** 2 * variance + t**2)) if variance else 0.0)
+    return float(np.average(losses, weights=counts))

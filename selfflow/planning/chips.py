@@ -1,4 +1,4 @@
-"""The chips that a plan can be made for: what Google publishes of them, in one table."""
+"""TPU chips: the figures that Google publishes, in one table."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ class Chip:
     """One TPU chip.
 
     Attributes:
-      peak_flops: bfloat16 operations a second.
-      hbm_bytes: capacity of its memory, as it is advertised; the compiler keeps a part of it to itself.
-      hbm_bandwidth: bytes a second.
-      ici_bandwidth: bytes a second that it can receive from its neighbours in the slice, over all links together: half
-        of the published figure, which adds up both directions.
+      peak_flops: bfloat16 operations per second.
+      hbm_bytes: advertised memory capacity; the compiler reserves a part of it.
+      hbm_bandwidth: bytes per second.
+      ici_bandwidth: bytes per second received from neighbours in the slice, over all links: half of the published
+        figure, which adds both directions.
       torus_axes: axes of the torus, each with two links.
-      dcn_bandwidth: its share of its host's network, bytes a second in one direction; None where nothing is published.
-      source: where these stand.
+      dcn_bandwidth: share of the host's network, bytes per second in one direction; None if it is not published.
+      source: pages that publish the figures.
     """
 
     peak_flops: float
@@ -32,7 +32,7 @@ class Chip:
 _PAGES = "https://docs.cloud.google.com/tpu/docs"
 
 # v4: the page gives no bandwidth of the links; 6 links of 50 GB/s are from arXiv 2304.01433, table 4.
-# v5e: 6.4 Tb/s of a pod's 256 chips. v6e: its DCN stands on the page of tpu7x, which compares the generations.
+# v5e: 6.4 Tb/s for the 256 chips of a pod. v6e: its DCN figure is on the page of tpu7x, which compares generations.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, 3, None, f"{_PAGES}/v4, arXiv 2304.01433"),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 2, 6.4e12 / 8 / 256, f"{_PAGES}/v5e"),
@@ -50,12 +50,14 @@ def chip_of(topology: str) -> Chip:
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
-        known = ", ".join(one for chip in CHIPS for one in topologies_of(chip))
-        raise UserError(f"topology {topology!r}: there is no chip {name!r}; these are known: {known}")
+        known = ", ".join(topology for chip in CHIPS for topology in topologies_of(chip))
+        raise UserError(f"topology {topology!r}: no chip {name!r}; give one of {known}")
     return CHIPS[name]
 
 
 def topologies_of(name: str) -> tuple[str, ...]:
-    """Topologies of a chip that the compiler knows; there are larger ones."""
-    flat, deep = "2x2 2x4 4x4 4x8 8x8 8x16 16x16", "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x4 8x8x8"
-    return tuple(f"{name}:{shape}" for shape in (flat if CHIPS[name].torus_axes == 2 else deep).split())
+    """Common topologies of a chip; larger ones exist."""
+    shapes = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
+    if CHIPS[name].torus_axes == 3:
+        shapes = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x4 8x8x8"
+    return tuple(f"{name}:{shape}" for shape in shapes.split())

@@ -1,4 +1,4 @@
-"""The training step of an experiment, compiled for a slice of TPUs that need not be there."""
+"""The training step of an experiment, compiled ahead of time for a slice of TPUs; needs no TPU."""
 
 import os
 import re
@@ -12,11 +12,10 @@ from jax.sharding import Mesh
 
 from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
-from selfflow.objectives.alignment import encoders_of
 from selfflow.planning.chips import chip_of, topologies_of
 from selfflow.training.sharding import batch_sharding, device_bytes
 
-# libtpu looks for the TPU that it runs on, waits and complains, and lets one process alone hold it; here there is none.
+# libtpu searches for a local TPU, waits, warns, and locks it for one process; without a TPU all of that is disabled.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -35,9 +34,9 @@ class Compiled:
 
     Attributes:
       text: its HLO.
-      temporary_bytes: on a chip, activations included: all but the step's arguments and results.
-      program_bytes: the program's own code.
-      seconds: that tracing and compiling took.
+      temporary_bytes: per device, activations included: everything except the step's arguments and results.
+      program_bytes: size of the program's code.
+      seconds: spent on tracing and compilation.
     """
 
     text: str
@@ -48,12 +47,12 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Refused:
-    """A step that the compiler cannot fit into the memory of a device.
+    """A step that exceeds the memory of a device.
 
     Attributes:
-      used_bytes: what it would take.
-      limit_bytes: what the compiler may use.
-      seconds: that tracing and compiling took.
+      used_bytes: that it needs.
+      limit_bytes: available to the compiler.
+      seconds: spent on tracing and compilation.
     """
 
     used_bytes: float
@@ -62,11 +61,11 @@ class Refused:
 
 
 def slice_devices(topology: str, slices: int = 1) -> list[Any]:
-    """The devices of a slice, or of several, which need not exist.
+    """Descriptions of the devices of one or more slices; the devices need not exist.
 
     Args:
       topology: chip and shape, such as "v5e:16x16".
-      slices: equal slices, joined by the data-centre network.
+      slices: number of equal slices, connected by the data-centre network.
 
     Raises:
       UserError: if libtpu is not installed, or there is no such topology.
@@ -91,7 +90,7 @@ def slice_devices(topology: str, slices: int = 1) -> list[Any]:
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
         raise UserError(
-            f"topology {topology!r}: {reason.strip('. ')}; these are known: {', '.join(topologies_of(kind))}"
+            f"topology {topology!r}: {reason.strip('. ')}; give one of {', '.join(topologies_of(kind))}"
         ) from error
 
 
@@ -105,9 +104,8 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
     """
     began = time.perf_counter()
     placed = setup.shardings(mesh)
-    at = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    state = jax.tree.map(at, jax.eval_shape(setup.init, jax.random.key(0)), placed)
-    batch = jax.tree.map(lambda x: at(x, batch_sharding(mesh)), batch_shapes(setup, name))
+    state = jax.tree.map(_sharded, jax.eval_shape(setup.init, jax.random.key(0)), placed)
+    batch = jax.tree.map(lambda x: _sharded(x, batch_sharding(mesh)), batch_shapes(setup, name))
     step = jax.jit(setup.step(), donate_argnums=0, out_shardings=(placed, None))
     with jax.set_mesh(mesh):
         lowered = step.trace(state, batch).lower(lowering_platforms=(mesh.devices.flat[0].platform,))
@@ -125,6 +123,10 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
     )
 
 
+def _sharded(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
 _SIZE = r"([\d.]+)([KMGT]?)"
 _REFUSALS = (
     rf"Used {_SIZE} of {_SIZE} hbm",
@@ -134,18 +136,22 @@ _REFUSALS = (
 
 
 def _refusal(error: jax.errors.JaxRuntimeError, arguments: int, seconds: float) -> Refused:
-    """What the compiler says when it runs out of memory; any other of its errors is raised again."""
+    """Parses the compiler's out-of-memory error; any other error is raised again."""
     for form in _REFUSALS:
-        if found := re.search(form, str(error)):
-            parts = found.groups()
-            used, limit = (float(n) * 2 ** (10 * " KMGT".index(unit or " ")) for n, unit in (parts[:2], parts[2:]))
-            # One message tells of the temporaries alone.
+        match = re.search(form, str(error))
+        if match is not None:
+            used, limit = _bytes(match[1], match[2]), _bytes(match[3], match[4])
+            # One of the messages counts the temporaries alone.
             return Refused(used + arguments * ("temporaries" in form), limit, seconds)
     raise error
 
 
+def _bytes(number: str, unit: str) -> float:
+    return float(number) * 2 ** (10 * " KMGT".index(unit or " "))
+
+
 def coordinates(mesh: Mesh) -> np.ndarray:
-    """Where the devices of a mesh's first slice stand in the torus, by their number in the program: [devices, axes]."""
+    """Torus coordinates of the devices of a mesh's first slice, in the order of the program [devices, axes]."""
     first = getattr(mesh.devices.flat[0], "slice_index", None)
     return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])
 
@@ -154,7 +160,10 @@ def batch_shapes(setup: FlowSetup, name: str) -> dict[str, Any]:
     """Shapes and types of a batch of a component, as `Feed` makes them."""
     experiment, streams = setup.experiment, setup.modalities[name]
     size = experiment.mixture[name].batch_size
-    shaped = lambda dtype, *shape: jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
+
+    def shaped(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
+
     batch: dict[str, Any] = {
         "latents": {m: shaped(np.float16, *x.latent) for m, x in streams.items()},
         "weight": shaped(np.float32),
@@ -163,7 +172,7 @@ def batch_shapes(setup: FlowSetup, name: str) -> dict[str, Any]:
     if experiment.text:
         tokens = experiment.text.tokens
         batch["caption"] = shaped(np.float16, tokens, experiment.model.text), shaped(bool, tokens)
-    encoders = encoders_of(experiment.alignment)
+    encoders = experiment.alignment.target_encoders
     features = {m: shaped(np.float16, x.tokens, encoders[m].width) for m, x in streams.items() if m in encoders}
     if features:
         batch["features"] = features

@@ -1,4 +1,4 @@
-"""The nearest setting that fits, where an experiment does not: found by compiling, not by a rule of thumb."""
+"""The nearest setting that fits into memory, found by compilation."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ from selfflow.planning.compile import Refused, compile_step
 from selfflow.planning.plan import Plan
 
 _ATTEMPTS = 5  # compilations
-# What is left of the activations where blocks are computed again, about; and how far above the limit a reckoning must
-# lie for a candidate not to be compiled. Both decide about the time that the search takes, not about what is found fit.
+# Approximate share of activations that remains with rematerialisation, and the factor above the limit from which an
+# estimate excludes a candidate without compiling it. Both affect the time of the search, not whether a candidate fits.
 _LEFT_BY_REMAT, _SURELY = 0.35, 1.3
 
 
@@ -31,10 +31,10 @@ class _Change:
 def nearest_fit(
     setup: FlowSetup, name: str, plan: Plan, make_mesh: Callable[[Experiment], Mesh]
 ) -> tuple[FlowSetup, list[str]] | None:
-    """Tries changes, those first that cost least, until one fits: a few compilations at most.
+    """Tries changes in the order of their cost until one fits, with at most a few compilations.
 
-    Parameters over more devices cost nothing but traffic, blocks computed again a quarter more arithmetic, parts of a
-    batch some idle time; only a smaller batch, the last resort, changes what is computed.
+    Sharding parameters over more devices costs communication, rematerialisation a quarter more arithmetic, accumulation
+    some idle time; a smaller batch, the last resort, changes the training itself.
 
     Args:
       setup: of the experiment that does not fit.
@@ -43,7 +43,7 @@ def nearest_fit(
       make_mesh: the mesh of an experiment over the slice.
 
     Returns:
-      What fits, and the flags that make it; None where nothing did.
+      The setup that fits and the flags that give it; None if no candidate fits.
     """
     experiment, memory, attempts = setup.experiment, plan.memory, 0
     state = memory.parameters + memory.optimizer + memory.ema
@@ -58,7 +58,7 @@ def nearest_fit(
             mesh = make_mesh(candidate.experiment)
             candidate.check_devices(mesh)
         except UserError:
-            continue  # no such mesh, or the batch cannot be split over it
+            continue  # no such mesh, or the batch cannot be sharded over it
         if attempts == _ATTEMPTS:
             return None
         attempts += 1
@@ -68,7 +68,7 @@ def nearest_fit(
 
 
 def _changes(copies: int, experiment: Experiment) -> Iterator[_Change]:
-    """From what costs least to what costs most; `copies` of the parameters lie in a slice."""
+    """Changes from the cheapest to the most expensive; a slice holds `copies` of the parameters."""
     wider = [2**i for i in range(1, 12) if copies % 2**i == 0]
     most = max(wider, default=1)
     yield from (_Change(fsdp=factor) for factor in wider)
@@ -88,18 +88,19 @@ def _apply(experiment: Experiment, plan: Plan, change: _Change) -> Experiment:
     if change.remat:
         model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, remat="block"))
     optimizer = dataclasses.replace(optimizer, accumulate=optimizer.accumulate * change.accumulate)
-    smaller = lambda component: dataclasses.replace(component, batch_size=component.batch_size // change.batch)
-    mixture = {name: smaller(component) for name, component in experiment.mixture.items()}
+    mixture = {}
+    for name, component in experiment.mixture.items():
+        mixture[name] = dataclasses.replace(component, batch_size=component.batch_size // change.batch)
     return dataclasses.replace(experiment, devices=devices, optimizer=optimizer, model=model, mixture=mixture)
 
 
 def _flags(before: Experiment, after: Experiment) -> list[str]:
-    """The flags that make one experiment the other."""
-    found = {}
+    """The flags that turn one experiment into the other."""
+    fields = {}
     for axis in ("data", "fsdp", "tensor"):
-        found[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)
-    found["model.execution.remat"] = before.model.execution.remat, after.model.execution.remat
-    found["optimizer.accumulate"] = before.optimizer.accumulate, after.optimizer.accumulate
+        fields[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)
+    fields["model.execution.remat"] = before.model.execution.remat, after.model.execution.remat
+    fields["optimizer.accumulate"] = before.optimizer.accumulate, after.optimizer.accumulate
     for name, component in before.mixture.items():
-        found[f"mixture.{name}.batch-size"] = component.batch_size, after.mixture[name].batch_size
-    return [f"--{name} {new}" for name, (old, new) in found.items() if old != new]
+        fields[f"mixture.{name}.batch-size"] = component.batch_size, after.mixture[name].batch_size
+    return [f"--{name} {new}" for name, (old, new) in fields.items() if old != new]

@@ -1,4 +1,4 @@
-"""Floating-point operations of matrix products, counted from the program and not from a formula."""
+"""Floating-point operations of matrix products, counted from the traced program."""
 
 import math
 from collections.abc import Callable
@@ -10,15 +10,14 @@ import jax
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     """Operations (2 per multiply-add) of all matrix products in `function(*args)`.
 
-    Loop bodies count as often as they run; of the branches of a conditional the dearest counts.
-    Nothing is computed.
+    A loop body counts once per iteration, a conditional as its most expensive branch. Nothing is computed.
 
     Args:
       function: traceable by JAX.
       *args: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-      NotImplementedError: if a product stands inside a while loop, whose number of rounds is unknown.
+      NotImplementedError: if a product is inside a while loop, whose number of iterations is unknown.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -37,7 +36,7 @@ def _count(jaxpr: Any) -> int:
             total += max(_count(branch.jaxpr) for branch in params["branches"])
         elif name == "while":
             if _count(params["body_jaxpr"].jaxpr):
-                raise NotImplementedError("a matrix product in a while loop: its number of rounds is unknown")
+                raise NotImplementedError("a matrix product in a while loop, whose number of iterations is unknown")
         else:
             total += sum(_count(inner) for value in params.values() for inner in _jaxprs(value))
     return total

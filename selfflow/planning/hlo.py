@@ -1,8 +1,8 @@
-"""What a compiled program sends between chips, read from its HLO text.
+"""Communication of a compiled program, read from its HLO text.
 
-A TPU's compiler writes a loop's body once, without the number of its rounds; splits a collective that it hides behind
-other work into a chain of parts, each with a copy of it; writes a reduce-scatter as an all-reduce in a fusion; and has
-hosts transfer what passes between slices. All four are undone here.
+The TPU compiler writes a loop body once, without its trip count; splits a collective that overlaps with computation
+into a chain of parts, each of which contains a copy of it; writes a reduce-scatter as an all-reduce in a fusion; and
+lets hosts transfer data between slices. This module accounts for all four.
 """
 
 import math
@@ -30,12 +30,12 @@ class Collective:
 
     Attributes:
       kind: one of `KINDS`.
-      dtype: HLO's name of the type that is sent, such as bf16.
-      bytes: what a chip receives in one step, all rounds of the loop that it stands in; of an all-reduce, which
-        passes everything twice, twice.
-      count: how often it runs in a step.
-      groups: the partitions that exchange with each other; of a permute the pairs.
-      between_slices: whether it goes over the network between slices, and not over the links within one.
+      dtype: HLO's name of the type, such as bf16.
+      bytes: received by a chip in one step, over all iterations of the enclosing loop; an all-reduce counts twice,
+        since it passes everything twice.
+      count: executions per step.
+      groups: the partitions that exchange data; for a permute the pairs.
+      between_slices: whether it uses the network between slices instead of the links within one.
     """
 
     kind: str
@@ -60,10 +60,10 @@ def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]
     Args:
       text: the optimised HLO of a program for TPUs, `Compiled.as_text()`.
       partitions: devices of one slice.
-      slices: that the program runs on.
+      slices: number of slices that the program runs on.
 
     Raises:
-      NotImplementedError: if a transfer stands in a loop whose number of rounds cannot be read.
+      NotImplementedError: if a transfer is in a loop whose trip count cannot be read.
     """
     program = _computations(text)
     rounds = _rounds(program)
@@ -74,28 +74,30 @@ def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]
             if one is None or not rounds[name]:
                 continue
             if math.isnan(rounds[name]):
-                raise NotImplementedError(f"{instruction.name} stands in a loop whose number of rounds is unknown")
+                raise NotImplementedError(f"{instruction.name} is in a loop whose number of rounds is unknown")
             count = round(rounds[name])
             found.append(Collective(one.kind, one.dtype, count * one.bytes, count, one.groups, one.between_slices))
     return found
 
 
 def _computations(text: str) -> dict[str, list[_Instruction]]:
-    """Computations by name, those that are called before those that call them, as HLO has them."""
+    """Computations by name, callees before callers, as HLO orders them."""
     program: dict[str, list[_Instruction]] = {}
     current = None
     for line in text.splitlines():
-        if header := _COMPUTATION.match(line):
+        header = _COMPUTATION.match(line)
+        instruction = _INSTRUCTION.match(line)
+        if header:
             current = program.setdefault("ENTRY" if header[1] else header[2], [])
         elif line.rstrip() == "}":
             current = None
-        elif current is not None and (match := _INSTRUCTION.match(line)):
-            current.append(_Instruction(bool(match[1]), *match.groups()[1:]))
+        elif current is not None and instruction:
+            current.append(_Instruction(bool(instruction[1]), *instruction.groups()[1:]))
     return program
 
 
 def _rounds(program: dict[str, list[_Instruction]]) -> dict[str, float]:
-    """How often each computation runs in the whole program; not a number where that cannot be read."""
+    """Executions of each computation in the whole program; NaN if a trip count cannot be read."""
     rounds = dict.fromkeys(program, 0.0) | {"ENTRY": 1.0}
     for name in reversed(program):
         for instruction in program[name]:
@@ -107,7 +109,7 @@ def _rounds(program: dict[str, list[_Instruction]]) -> dict[str, float]:
 
 
 def _called(instruction: _Instruction) -> list[str]:
-    """Computations that an instruction runs; those that only reduce or compare two numbers are left out."""
+    """Computations that an instruction calls, without scalar reducers and comparators."""
     found = [name.strip(" %") for names in _CALLED.findall(instruction.rest) for name in names.split(",")]
     if instruction.opcode == "call":
         found += re.findall(r"to_apply=%?([\w.\-]+)", instruction.rest)
@@ -115,8 +117,9 @@ def _called(instruction: _Instruction) -> list[str]:
 
 
 def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: list[_Instruction]) -> float:
-    """Rounds of a loop that counts up by 1: the constant that its condition compares with, less where it begins."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
+    """Trip count of a loop that counts up by 1: the constant in its condition minus the counter's initial value."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if known:
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
     seen = list(program[condition])
@@ -132,7 +135,7 @@ def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: l
 
 
 def _beginning(loop: _Instruction, condition: list[_Instruction], around: list[_Instruction]) -> int:
-    """The counter's first value where it stands in the program as a constant; 0 otherwise, as JAX's loops have it."""
+    """The counter's initial value if it is a constant of the program; otherwise 0, as in JAX's loops."""
     by_name = {i.name: i for i in around}
     read = [re.search(r"index=(\d+)", i.rest) for i in condition if i.opcode == "get-tuple-element"]
     carried = by_name.get(_operands(loop)[0])
@@ -149,7 +152,7 @@ def _operands(instruction: _Instruction) -> list[str]:
 
 
 def _collective(instruction: _Instruction, computation: str, partitions: int, slices: int) -> Collective | None:
-    """One run of an instruction that sends something; None for others, and for what another instruction stands for."""
+    """One execution of a communicating instruction; None for others and for parts counted elsewhere."""
     if instruction.opcode == "send" and "xla_megascale_runtime" in instruction.rest:
         return _between_slices(instruction, slices)
     kind = instruction.opcode.removesuffix("-start")
@@ -159,12 +162,12 @@ def _collective(instruction: _Instruction, computation: str, partitions: int, sl
     members = len(groups[0]) if groups else 1
     arrays = _arrays(instruction.type)
     if instruction.opcode == "all-gather-start":
-        arrays = arrays[len(arrays) // 2 :]  # what goes in, then what comes out
+        arrays = arrays[len(arrays) // 2 :]  # operands come first, results second
     if instruction.opcode == "collective-permute-start":
         arrays = arrays[1:2]
     ring = (members - 1) / members
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
-        kind, share = "reduce-scatter", ring  # its type is that of the whole
+        kind, share = "reduce-scatter", ring  # its type is that of the unscattered array
     else:
         shares = {"all-gather": ring, "all-to-all": ring, "all-reduce": 2 * ring, "reduce-scatter": members - 1}
         share = shares.get(kind, 1)
@@ -174,11 +177,11 @@ def _collective(instruction: _Instruction, computation: str, partitions: int, sl
 
 
 def _between_slices(send: _Instruction, slices: int) -> Collective:
-    """What the host of a chip sends over the network for it: its part of a collective, already reduced in its slice."""
+    """A chip's part of a collective between slices, sent by its host after the reduction within the slice."""
     how = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
     kind = how[1].lower().replace("_", "-") if how else "collective-permute"
     dtype, size = _arrays(send.type)[0]
-    # Each slice needs what the S - 1 others hold; of a sum each passes on its part of the result too.
+    # Each slice needs the data of the S - 1 others; for a sum it also passes on its part of the result.
     share = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1}.get(kind, (slices - 1) / slices)
     return Collective(kind if kind in KINDS else "collective-permute", dtype, share * size, 1, (), True)
 
@@ -193,19 +196,22 @@ def _arrays(type_text: str) -> list[tuple[str, float]]:
 
 
 def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
-    """The groups of partitions, whichever way they are written."""
-    if match := _MESH.search(rest):
-        return _mesh_groups(*match.groups())
-    if match := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest):
-        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", match[1]))
-    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest):
-        members, count = _iota(match[3]), int(match[2])
+    """The groups of partitions, in any of the notations of HLO."""
+    mesh = _MESH.search(rest)
+    if mesh:
+        return _mesh_groups(*mesh.groups())
+    lists = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
+    if lists:
+        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", lists[1]))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest)
+    if iota:
+        members, count = _iota(iota[3]), int(iota[2])
         return tuple(tuple(members[i : i + count]) for i in range(0, len(members), count))
     return (tuple(range(partitions)),)
 
 
 def _mesh_groups(axes: str, devices: str | None, grouped: str) -> tuple[tuple[int, ...], ...]:
-    """`mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}`: groups along the named axes of a mesh of devices."""
+    """Groups along the named axes of a mesh: `mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}`."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     along = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", grouped)]
     ids = np.array(_iota(devices) if devices else range(math.prod(sizes.values()))).reshape(tuple(sizes.values()))
@@ -215,7 +221,7 @@ def _mesh_groups(axes: str, devices: str | None, grouped: str) -> tuple[tuple[in
 
 
 def _iota(text: str) -> list[int]:
-    """`[16,16]T(1,0)`: 0, 1, 2, ... in that shape, transposed, and flat again; or a plain list of numbers."""
+    """`[16,16]T(1,0)`: 0, 1, 2, ... in that shape, transposed and flattened; or a plain list of numbers."""
     match = _IOTA.search(text)
     if match is None:
         return [int(number) for number in re.findall(r"\d+", text)]

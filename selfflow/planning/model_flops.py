@@ -1,7 +1,7 @@
 """Floating-point operations that a training step demands, counted from the shapes of the model and its batch.
 
 Matrix products alone, 2 operations for each multiply-add; a backward pass is twice its forward pass (arXiv 2204.02311,
-appendix B), less the gradient of what the network is given. Nothing that is computed again, selected or padded is
+appendix B), less the gradient of the network's inputs. Nothing that is computed again, selected or padded is
 counted: what a program does beyond this number, as `flops.matmul_flops` counts it, is its own expense.
 """
 
@@ -12,47 +12,43 @@ import jax
 from selfflow.config.setup import FlowSetup
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.sit import SiTConfig
-from selfflow.objectives.alignment import SRA, NoAlignment, SelfFlow, encoders_of
+from selfflow.objectives.alignment.base import SampleShape
 
 
 def model_flops(setup: FlowSetup, name: str) -> int:
-    """Operations of one step on a component of the mixture: student forward and backward, projector, teacher.
+    """Operations of one step on a component of the mixture: student forward and backward, and those of the alignment.
 
     Args:
       setup: of the experiment.
       name: the component.
     """
-    experiment, streams = setup.experiment, setup.modalities[name]
-    model, batch = experiment.model, experiment.mixture[name].batch_size
-    tokens = {m: (stream.tokens, stream.token_size) for m, stream in streams.items()}
-    count = sum(n for n, _ in tokens.values())
+    experiment = setup.experiment
+    model, separation = experiment.model, experiment.separation
+    tokens = {m: (stream.tokens, stream.token_size) for m, stream in setup.modalities[name].items()}
+    counts = {m: n for m, (n, _) in tokens.items()}
+    count = sum(counts.values())
     key = jax.ShapeDtypeStruct((1,), jax.eval_shape(jax.random.key, 0).dtype)  # which takes no device
-    sample = lambda keys: experiment.schedule.sample(keys, {m: n for m, (n, _) in tokens.items()}).levels
-    held = bool(experiment.schedule.given)  # given tokens are one more level
-    levels = {m: x.shape[1] + held for m, x in jax.eval_shape(sample, key).items()}
+    corruption = jax.eval_shape(lambda keys: experiment.schedule.sample(keys, counts), key)
+    context = bool(experiment.schedule.context)
+    levels = {m: level_BK.shape[1] + context for m, level_BK in corruption.levels.items()}
+
+    # Pairs of tokens that attend to each other: all, or those of one group.
     text = 0 if isinstance(model, SiTConfig) else 1 + (experiment.text.tokens if experiment.text else 0)
-    together, apart = (text + count) ** 2, None
-    separation = experiment.separation
+    student_pairs = teacher_pairs = (text + count) ** 2
     if separation:
-        masked = sum(experiment.schedule.masked(m, n) for m, (n, _) in tokens.items())
-        groups = (masked, count - masked)
-        apart = separation.whole * together + (1 - separation.whole) * (text**2 + sum(g * (text + g) for g in groups))
-    student = _forward(model, tokens, levels, text, apart or together, model.depth) + _head(model, tokens, levels)
-    total = 3 * student - _inputs(model, tokens, levels, text)
-    alignment = experiment.alignment
-    if isinstance(alignment, SelfFlow | SRA):
-        seen = dict.fromkeys(levels, 1 + held) if alignment.teacher_view == "min" else levels
-        pairs = apart if separation and separation.teacher else together
-        total += _forward(model, tokens, seen, text, pairs, alignment.teacher_layer)
-    if not isinstance(alignment, NoAlignment) and (depth := alignment.projector_depth):
-        encoders, width = encoders_of(alignment), model.width
-        # The tokens that go through a projector, and to how many channels.
-        through = {m: (n, width) for m, (n, _) in tokens.items()}
-        if encoders:
-            through = {m: (through[m][0], encoder.width) for m, encoder in encoders.items() if m in tokens}
-        for n, outputs in through.values():
-            inner = 2 * width**2 + 4 * (depth - 2) * width**2 + 2 * width * outputs  # D to 2D, 2D to 2D, to the target
-            total += 3 * 2 * n * (inner if depth > 1 else width * outputs)
+        masked = sum(experiment.schedule.masked(m, n) for m, n in counts.items())
+        within = text**2 + sum(group * (text + group) for group in (masked, count - masked))
+        student_pairs = separation.whole * teacher_pairs + (1 - separation.whole) * within
+        if separation.teacher:
+            teacher_pairs = student_pairs
+
+    def teacher_forward(levels: dict[str, int], depth: int) -> float:
+        return _forward(model, tokens, levels, text, teacher_pairs, depth)
+
+    student = _forward(model, tokens, levels, text, student_pairs, model.depth) + _head(model, tokens, levels)
+    sample = SampleShape(model.width, counts, levels, context, teacher_forward)
+    total = 3 * student - _inputs(model, tokens, levels, text) + experiment.alignment.extra_flops(sample)
+    batch = experiment.mixture[name].batch_size
     return round(batch * total)
 
 

@@ -1,12 +1,14 @@
-"""What a run would take on a slice of TPUs: memory, arithmetic, traffic, and so the least time of a step.
+"""Requirements of a run on a slice of TPUs: memory, arithmetic and communication, and a lower bound of the step time.
 
-The step is compiled for the slice, and nothing runs. Times are bounds: each is what one resource needs if it is never
-idle, and a step that hides all others behind the slowest takes the longest of them.
+The step is compiled for the slice and not executed. Times are lower bounds: each is the time that one resource needs at
+full utilisation, and a step with perfect overlap takes the longest of them.
 """
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,11 +28,11 @@ class Memory:
     """Bytes on one chip.
 
     Attributes:
-      parameters, optimizer, ema, batch: of the step's arguments, from their shardings.
-      temporaries: the compiled step's, activations included; what is missing where it does not fit.
-      program: its code.
-      total: all of it.
-      limit: of the chip.
+      parameters, optimizer, ema, batch: the step's arguments, from their shardings.
+      temporaries: of the compiled step, activations included; the missing amount if it does not fit.
+      program: code of the step.
+      total: sum of the above.
+      limit: memory of the chip.
     """
 
     parameters: int
@@ -50,13 +52,13 @@ class ComponentPlan:
     Attributes:
       component: its name.
       share: of the steps.
-      compiled: whether its own step was compiled; the traffic of the others is taken from the one that was.
-      model_flops: operations of the whole step that the shapes demand.
-      flops: those of the program, with what it computes again.
-      seconds: what each resource needs: `compute`, `hbm`, `ici`, `dcn`.
+      compiled: whether its own step was compiled; otherwise the communication of the compiled one is used.
+      model_flops: operations of the whole step, from its shapes.
+      flops: operations of the program, recomputation included.
+      seconds: time that each resource needs: `compute`, `hbm`, `ici`, `dcn`.
       step_seconds: the longest of them.
-      transfer_seconds: of `ici` and `dcn` together.
-      batch_bytes: what the input delivers for it.
+      transfer_seconds: sum of `ici` and `dcn`.
+      batch_bytes: size of its batch.
     """
 
     component: str
@@ -72,18 +74,18 @@ class ComponentPlan:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The least that a step takes, of one that fits.
+    """Lower bounds of a step that fits.
 
     Attributes:
       components: each component of the mixture.
       traffic: bytes that a device receives in a step of the compiled set, by collective and type, within its slice.
-      traffic_between_slices: likewise over the network between slices.
+      traffic_between_slices: the same over the network between slices.
       step_seconds: mean over the mixture.
-      unhidden_seconds: likewise if no transfer is hidden behind arithmetic: the sum of both.
-      mfu: the model's operations over what the chips' peak would do in `step_seconds`.
+      unhidden_seconds: the same without overlap of communication and arithmetic: the sum of both.
+      mfu: the model's operations divided by those of the chips' peak in `step_seconds`.
       by: the resource that bounds most of that time.
-      input_bytes_per_second: of batches, for all hosts together and for each.
-      days: for all steps.
+      input_bytes_per_second: size of batches per second, for all hosts together and for each.
+      days: duration of all steps.
     """
 
     components: list[ComponentPlan]
@@ -100,15 +102,15 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on a slice, or on several.
+    """A run on one or more slices.
 
     Attributes:
-      fits: whether the compiler found room.
+      fits: whether the step fits into memory.
       component: the one that was compiled and takes most memory.
-      memory: of it.
-      excess_bytes: what is too much on a chip; 0 where it fits.
-      compile_seconds: of all compilations.
-      bounds: None where it does not fit.
+      memory: its memory.
+      excess_bytes: memory above the limit of a chip; 0 if it fits.
+      compile_seconds: duration of all compilations.
+      bounds: None if it does not fit.
     """
 
     topology: str
@@ -124,21 +126,21 @@ class Plan:
 
 
 def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool = False) -> Plan:
-    """Compiles the step and reads off what it takes.
+    """Compiles the step and derives its requirements.
 
     Args:
       setup: of the experiment.
-      topology: whose devices the mesh has.
-      mesh: of them.
+      topology: of the devices of the mesh.
+      mesh: the devices.
       every_component: compile a program for each component, and not for the one with most tokens alone.
     """
     experiment, chip = setup.experiment, chip_of(topology)
     heaviest = max(experiment.mixture, key=lambda name: _tokens(setup, name))
     names = list(experiment.mixture) if every_component else [heaviest]
     programs = {name: compile_step(setup, name, mesh) for name in names}
-    slice_of = lambda device: getattr(device, "slice_index", 0)
-    chips = len({(slice_of(d), *d.coords) for d in mesh.devices.flat})
-    hosts = len({(slice_of(d), d.process_index) for d in mesh.devices.flat})
+    # A chip may have several cores, each of which is a device.
+    chips = len({(_slice_of(device), *device.coords) for device in mesh.devices.flat})
+    hosts = len({(_slice_of(device), device.process_index) for device in mesh.devices.flat})
     memory = {n: _memory(setup, n, mesh, program, chip, mesh.size // chips) for n, program in programs.items()}
     refused = [name for name, program in programs.items() if isinstance(program, Refused)]
     largest = max(refused or programs, key=lambda name: memory[name].total)
@@ -165,9 +167,16 @@ def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool
     )
 
 
+def _slice_of(device: jax.Device) -> int:
+    return getattr(device, "slice_index", 0)
+
+
 def _bounds(steps: int, components: list[ComponentPlan], sent: list[Collective], peak: float, hosts: int) -> Bounds:
     """The mixture's, from those of its components and the traffic of one of them."""
-    mean = lambda value: sum(one.share * value(one) for one in components)
+
+    def mean(value: Callable[[ComponentPlan], float]) -> float:
+        return sum(one.share * value(one) for one in components)
+
     step_seconds = mean(lambda one: one.step_seconds)
     by: dict[str, float] = defaultdict(float)
     for one in components:
@@ -188,14 +197,17 @@ def _bounds(steps: int, components: list[ComponentPlan], sent: list[Collective],
 
 
 def _tokens(setup: FlowSetup, name: str) -> float:
-    """Tokens of a batch, by which activations grow; attention's kernel keeps a part of them padded to blocks of 128."""
+    """Tokens of a batch, which activations scale with; the attention kernel pads a part of them to blocks of 128."""
     count = sum(modality.tokens for modality in setup.modalities[name].values())
     return setup.experiment.mixture[name].batch_size * (count + (count + -count % 128 + 128) / 4)
 
 
 def _memory(setup: FlowSetup, name: str, mesh: Mesh, program: Compiled | Refused, chip: Chip, cores: int) -> Memory:
     shapes, placed = jax.eval_shape(setup.init, jax.random.key(0)), setup.shardings(mesh)
-    size = lambda x, s: cores * sum(map(device_bytes, jax.tree.leaves(x), jax.tree.leaves(s)))
+
+    def size(tree: Any, shardings: Any) -> int:
+        return cores * sum(map(device_bytes, jax.tree.leaves(tree), jax.tree.leaves(shardings)))
+
     batch = batch_shapes(setup, name)
     parts = (
         size(shapes.params, placed.params),
@@ -222,7 +234,7 @@ def _component_plan(
 ) -> ComponentPlan:
     cores = mesh.size // chips
     demanded, done = model_flops(setup, name), _program_flops(setup, name)
-    # All of the state is read and written, and what is kept for the backward pass written and read.
+    # The whole state is read and written; activations for the backward pass are written and read.
     kept = memory.temporaries if compiled else 0
     between = cores * sum(one.bytes for one in sent if one.between_slices)
     seconds = {
@@ -240,7 +252,7 @@ def _component_plan(
 
 
 def _program_flops(setup: FlowSetup, name: str) -> int:
-    """With what is computed again; kernels hide their products from the count, so that it is taken without them."""
+    """Operations with recomputation. Kernels hide their products from the count, so it uses plain attention."""
     model = setup.experiment.model
     plain = dataclasses.replace(model.execution, attention="xla", unroll=1)
     objective = dataclasses.replace(setup.objective, model=dataclasses.replace(model, execution=plain))
@@ -253,21 +265,21 @@ def _axis_bytes(sent: list[Collective], mesh: Mesh) -> list[float]:
     """Bytes that a device receives along each axis of the torus; a group over several axes uses the links of all."""
     places = coordinates(mesh)
     load = np.zeros(places.shape[1])
-    for one in sent:
-        if one.between_slices or not one.groups:
+    for collective in sent:
+        if collective.between_slices or not collective.groups:
             continue
         spanned = np.zeros(places.shape[1], bool)
-        for group in one.groups:
+        for group in collective.groups:
             spanned |= np.ptp(places[list(group)], axis=0) > 0
-        if spanned.any():  # or it stays between the cores of a chip
-            load[spanned] += one.bytes / spanned.sum()
+        if spanned.any():  # otherwise it stays within a chip
+            load[spanned] += collective.bytes / spanned.sum()
     return load.tolist()
 
 
 def _by_kind(sent: list[Collective], between_slices: bool) -> dict[str, float]:
     """Bytes by kind and type, such as "all-gather bf16"."""
-    found: dict[str, float] = defaultdict(float)
-    for one in sorted(sent, key=lambda one: KINDS.index(one.kind)):
-        if one.between_slices == between_slices:
-            found[f"{one.kind} {one.dtype}"] += one.bytes
-    return dict(found)
+    totals: dict[str, float] = defaultdict(float)
+    for collective in sorted(sent, key=lambda collective: KINDS.index(collective.kind)):
+        if collective.between_slices == between_slices:
+            totals[f"{collective.kind} {collective.dtype}"] += collective.bytes
+    return dict(totals)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from selfflow.errors import UserError
 from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.statistics import Interval, Paired, interval, paired
+from selfflow.storage.atomic import atomic_write
 
 
 class Method(NamedTuple):
@@ -102,13 +103,11 @@ def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Writes rows as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         for row in rows:
             writer.writerow(_shown(value) for value in row)
-    partial.replace(path)
 
 
 def read_rows(path: Path) -> list[Row]:

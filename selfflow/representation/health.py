@@ -108,9 +108,9 @@ def health(
         than 2 samples or of other modalities than the first, no batch at all, or features that are not finite.
     """
     layers = _checked(objective, taus, layers, teacher_tau)
-    own = getattr(objective.alignment, "student_layer", None)
-    # The projector of an encoder's features leads to these, and not to the teacher's.
-    headed = "projector" in params and not objective.encoders
+    own = next(iter(objective.alignment.student_taps), None)
+    # A projector to the channels of another network does not lead to the teacher's features.
+    headed = "projector" in params and objective.alignment.target_channels is None
     projected = layers.index(own) if own in layers and headed else None
     step = jax.jit(partial(_add, objective, layers, projected))
     key = jax.random.key(seed)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.data.collisions.targets import bodies_in_tokens
+from selfflow.data.dataset import ProbeTargets
 from selfflow.errors import UserError
 from selfflow.modality import frames_of_tokens
 from selfflow.models.joint_config import JointConfig
@@ -129,7 +129,7 @@ class Contact(NamedTuple):
 
 
 def contacts_as_tokens(
-    record: Any, grid: tuple[int, int, int], sounds: int, seconds: float, box: float = 64.0, far: float = 0.2
+    record: Any, grid: tuple[int, int, int], sounds: int, seconds: float, truth: ProbeTargets, far: float = 0.2
 ) -> list[Contact]:
     """The contacts of a clip of Collisions that fall between two times of the video grid.
 
@@ -138,7 +138,7 @@ def contacts_as_tokens(
       grid: video tokens along (time, height, width).
       sounds: number of audio tokens, which share the clip's time evenly.
       seconds: how long the clip lasts.
-      box: side of the world in units.
+      truth: ground truth of the data set, which locates bodies in tokens.
       far: audio tokens whose centre is at least so many seconds from every contact are quiet.
     """
     times = np.asarray(record["contacts"]["time"], np.float64)
@@ -155,7 +155,7 @@ def contacts_as_tokens(
         alone = {name: np.asarray(record[name])[:, list(bodies)] for name in ("positions", "velocities")}
         # One by one: of several bodies in a token only the nearest is told.
         one = lambda i: {name: values[:, i : i + 1] for name, values in alone.items()} | {"count": 1}
-        held = np.concatenate([bodies_in_tokens(one(i), grid, box).tokens for i in range(len(bodies))])
+        held = np.concatenate([truth.of_tokens(one(i), grid).tokens for i in range(len(bodies))])
         size = grid[1] * grid[2]
         tokens = np.arange(before * size, (before + 2) * size)
         place = float(time), bodies, sound, (before, before + 1)
@@ -201,7 +201,7 @@ def attention_on_bodies(
       UserError: as there, and if clips are no such clips, or have no contact.
     """
     numbers, layers = list(numbers), tuple(sorted(set(layers)))
-    grid, sounds, seconds, box = layout_of(run, clips)
+    grid, sounds, seconds, truth = layout_of(run, clips)
     rows = []
     for start in range(0, len(numbers), batch_size):
         some = numbers[start : start + batch_size]
@@ -210,7 +210,7 @@ def attention_on_bodies(
         to_video_LBANM = np.stack([found[layer]["audio"]["video"] for layer in layers])
         for i, number in enumerate(some):
             weight_LANM = to_video_LBANM[:, i]
-            for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, box):
+            for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, truth):
                 rows.append((number, *_shares(weight_LANM, contact)))
     if not rows:
         raise UserError(f"none of {len(numbers)} clips has a contact between two frames: give more clips")
@@ -218,20 +218,20 @@ def attention_on_bodies(
     return ContactAttention(clip, layers, on_bodies, elsewhere, tokens, on_moment, 2 / grid[0])
 
 
-def layout_of(run: Any, clips: Any) -> tuple[tuple[int, int, int], int, float, float]:
-    """The grid of video tokens, the number of audio tokens, the seconds of a clip, and the side of its box.
+def layout_of(run: Any, clips: Any) -> tuple[tuple[int, int, int], int, float, ProbeTargets]:
+    """The grid of video tokens, the number of audio tokens, the seconds of a clip, and its ground truth.
 
     Raises:
       UserError: if the clips are not of Collisions, with film and sound, or are cropped.
     """
     settings = run.experiment.data[run.experiment.mixture[clips.component].data]
-    if settings.kind != "collisions" or not {"video", "audio"} <= set(clips.modalities):
+    if settings.ground_truth is None or not {"video", "audio"} <= set(clips.modalities):
         raise UserError(
             f"component {clips.component!r}: bodies and their sounds are those of Collisions, as video and audio"
         )
     refuse_cropped(run, clips, "bodies and their sounds")
     video, audio = clips.modalities["video"], clips.modalities["audio"]
-    return video.grid, audio.tokens, seconds_of(clips.modalities), settings.box
+    return video.grid, audio.tokens, seconds_of(clips.modalities), settings.ground_truth
 
 
 def _shares(weight_LANM: np.ndarray, contact: Contact) -> tuple:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from selfflow.context import modality_context
 from selfflow.errors import UserError
-from selfflow.given import modality_given
 from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint import Output
 from selfflow.noise import Corruption, corrupt, draw_eps
@@ -125,7 +125,7 @@ def retrieve(
 
     A score is minus the mean of (v - (eps - x0))^2 over the elements of the sound, the levels and the noises; levels
     and noises are the same for all candidates and queries, so that differences are paired. The film's tokens are held
-    at tau = 0 and its label is none, as for given tokens in sampling. A sound that is easy to denoise whatever the film
+    at tau = 0 and its label is none, as for context in sampling. A sound that is easy to denoise whatever the film
     scores high for every query. One query is one forward pass of `candidates` samples at each level and noise.
 
     Candidates of a query are drawn from `settings.seed` and the number of its clip alone, without replacement.
@@ -204,9 +204,9 @@ def _scorer(
     @jax.jit
     def score(params, film, sounds):
         x = to_tokens(modalities, {FILM: jnp.repeat(film[None], len(sounds), axis=0), SOUND: sounds})
-        given = {
-            m: jnp.broadcast_to(held_N, x[m].shape[:2]) for m, held_N in modality_given(modalities, (FILM,)).items()
-        }
+        context = {}
+        for m, context_N in modality_context(modalities, (FILM,)).items():
+            context[m] = jnp.broadcast_to(context_N, x[m].shape[:2])
         label_B = jnp.full(len(sounds), null_label)
 
         def add(total_B, at):
@@ -215,7 +215,8 @@ def _scorer(
             eps_1 = draw_eps(jax.random.fold_in(key, number)[None], {SOUND: x[SOUND][:1]})[SOUND]
             eps = {FILM: jnp.zeros_like(x[FILM]), SOUND: jnp.broadcast_to(eps_1, x[SOUND].shape)}
             levels = {m: jnp.full((len(sounds), 1), tau) for m in x}
-            corruption = Corruption(levels, {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}, {}).hold(given)
+            assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
+            corruption = Corruption(levels, assignment, {}).with_context(context)
             noisy = corrupt(x, eps, corruption)
             velocity = apply(params, noisy, corruption.levels, label_B, corruption.assignment).velocity[SOUND]
             error_B = jnp.mean(jnp.square(velocity - (eps[SOUND] - x[SOUND])), axis=(1, 2))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.data.collisions import Collisions
+from selfflow.data.dataset import Dataset
 from selfflow.encoders.audio import log_mel
 from selfflow.modality import Modality
 from selfflow.progress import Progress
@@ -48,7 +48,7 @@ def probe_table(
     layers: tuple[int, ...],
     tau: float,
     null_label: int,
-    data: Collisions,
+    data: Dataset,
 ) -> dict[str, dict[str, Score]]:
     """Scores by row and column ("material/video").
 
@@ -68,16 +68,14 @@ def probe_table(
     Returns:
       Rows; the first is chance. A column whose target is the same for all clips is left out.
     """
-    from selfflow.data.collisions.kinematics import features as kinematics
-    from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets
-
-    targets = {s: [clip_targets(r) for r in clips[s].records] for s in _SPLITS}
+    truth = data.ground_truth
+    targets = {s: [truth.of_clip(r) for r in clips[s].records] for s in _SPLITS}
     grid = modalities["video"].grid
     places = {}
     for split in _SPLITS:
-        found = [bodies_in_tokens(r, grid, data.box) for r in clips[split].records[:_POSITION_CLIPS]]
+        found = [truth.of_tokens(r, grid) for r in clips[split].records[:_POSITION_CLIPS]]
         tokens = np.concatenate([i * modalities["video"].tokens + bodies.tokens for i, bodies in enumerate(found)])
-        places[split] = tokens, np.concatenate([bodies.position for bodies in found])
+        places[split] = tokens, np.concatenate([bodies.values["position"] for bodies in found])
 
     def classes(name: str) -> list[int]:
         """How many values each target of a column takes, in the split where it takes fewest."""
@@ -134,10 +132,10 @@ def probe_table(
             table[f"{name}, best block on validation"] = {
                 column: max((row[column] for row in rows), key=lambda s: s.validation) for column in rows[0]
             }
-        truth = per_clip(lambda r, z: kinematics(r, data.frames_per_second))
+        motion = per_clip(lambda r, z: truth.oracle_features(r))
         if ("material", "video") in columns:
             materials = [np.array([t["material"] for t in targets[s]]) for s in _SPLITS]
-            ceiling = tree_probe(*(Split(truth[s], y) for s, y in zip(_SPLITS, materials))).balanced
+            ceiling = tree_probe(*(Split(motion[s], y) for s, y in zip(_SPLITS, materials))).balanced
             table["true kinematics, boosted trees"] = {"material/video": ceiling}
         shown.advance()
     return table

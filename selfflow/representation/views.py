@@ -25,11 +25,11 @@ class Views(NamedTuple):
       media: what the autoencoders make of the latents, {"data", "student" or "teacher": {modality: [B, ...]}}: clean,
         at the student's mixed noise, at the teacher's cleaner level.
       rate: frames or samples of sound a second, by modality.
-      levels: the levels that were drawn for each clip, those of given tokens left out, {modality: [B, K]}.
+      levels: the levels that were drawn for each clip, that of the context left out, {modality: [B, K]}.
       tau, teacher_tau: the noise level of every token, {modality: [B, N]}.
       flow: mean over a token's elements of (v - (eps - x0))^2, {modality: [B, N]}.
       cosine: of the student's projected features and the teacher's, {modality: [B, N]}; empty without alignment.
-      given: tokens that are held at tau = 0 and count in no loss, {modality: [B, N]}.
+      context: tokens that are held at tau = 0 and count in no loss, {modality: [B, N]}.
       loss: L_flow and L_rep of each modality, means over the tokens of the batch that count, and "total", their
         weighted sum.
     """
@@ -44,12 +44,12 @@ class Views(NamedTuple):
     teacher_tau: dict[str, np.ndarray]
     flow: dict[str, np.ndarray]
     cosine: dict[str, np.ndarray]
-    given: dict[str, np.ndarray]
+    context: dict[str, np.ndarray]
     loss: dict[str, float]
 
 
 def views(
-    run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, given: bool = False, step: int | None = None
+    run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, context: bool = False, step: int | None = None
 ) -> Views:
     """Draws noise for some clips as training does, and runs student and teacher on them with the run's own weights.
 
@@ -58,7 +58,7 @@ def views(
       clips: as `run.data` gives them.
       numbers: which.
       seed: of all that is drawn.
-      given: whether tokens are given as often as the run's schedule has it; else none are.
+      context: whether context is drawn as by the run's schedule; else there is none.
       step: of the weights; by default the newest.
 
     Raises:
@@ -68,32 +68,34 @@ def views(
     numbers, objective, modalities = list(numbers), run.objective, dict(clips.modalities)
     seconds = seconds_of(modalities)
     latents, ids = whole_clips(clips, numbers)
-    if not given:
-        objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, given={}))
+    if not context:
+        objective = dataclasses.replace(objective, schedule=dataclasses.replace(objective.schedule, context={}))
     label = clips.labels.get(run.experiment.label, np.full(len(clips), -1))[numbers]
     batch = {"latents": latents, "label": label, "weight": np.ones(len(ids), np.float32)}
-    if objective.encoders.keys() & modalities.keys():
+    if objective.alignment.target_encoders.keys() & modalities.keys():
         features = [clips.features(i) for i in numbers]
         batch["features"] = {m: np.stack([each[m] for each in features]) for m in features[0]}
     keys_B = jax.random.split(jax.random.key(seed), len(ids))
     state = run.weights(step)
 
     @jax.jit
-    def computed(params, teacher, batch):
+    def computed(params, frozen, batch):
         draw = objective.draw(keys_B, batch, state.step)
-        student, aligned_with, target = objective.views(params, teacher, batch, keys_B, draw)
+        terms = objective.terms(params, frozen, batch, keys_B, draw)
         x = to_tokens(modalities, batch["latents"])
-        eps, cleaner = draw_eps(keys_B, x), draw.teacher.corruption if draw.teacher else draw.corruption.cleanest()
-        seen = {"data": x, "student": corrupt(x, eps, draw.corruption), "teacher": corrupt(x, eps, cleaner)}
-        error, distance = objective.errors(params, student, aligned_with, target, draw)
-        mean = lambda values, weight: {m: jnp.sum(values[m] * weight[m]) for m in values}
-        return draw, cleaner, seen, error, distance, mean(error, draw.weight), mean(distance, draw.aligned)
+        eps, corruption = draw_eps(keys_B, x), draw.student.corruption
+        cleaner = draw.teacher.corruption if draw.teacher else corruption.at_min_level()
+        noisy = {"data": x, "student": corrupt(x, eps, corruption), "teacher": corrupt(x, eps, cleaner)}
+        flow = {m: jnp.sum(error_BN * draw.weight[m]) for m, error_BN in terms.flow.items()}
+        aligned = {m: jnp.sum(error_BN * draw.aligned[m]) for m, error_BN in terms.aligned.items()}
+        return draw, cleaner, noisy, terms.flow, terms.aligned, flow, aligned
 
-    found = computed(state.params, state.frozen["ema"], batch)
-    draw, cleaner, seen, error, distance, flow, alignment = jax.device_get(found)
+    results = computed(state.params, state.frozen, batch)
+    draw, cleaner, noisy, flow_error, alignment_error, flow, alignment = jax.device_get(results)
+    corruption = draw.student.corruption
     decoded = {
         view: {m: run.autoencoder(m).decode(np.asarray(modalities[m].from_tokens(x[m]))) for m in x}
-        for view, x in seen.items()
+        for view, x in noisy.items()
     }
     return Views(
         ids,
@@ -101,15 +103,15 @@ def views(
         seconds,
         decoded,
         {m: x.shape[1] / seconds for m, x in decoded["data"].items()},
-        {m: x[:, : x.shape[1] - (m in draw.corruption.given)] for m, x in draw.corruption.levels.items()},
-        {m: np.asarray(x) for m, x in draw.corruption.tau().items()},
+        {m: x[:, : x.shape[1] - (m in corruption.context)] for m, x in corruption.levels.items()},
+        {m: np.asarray(x) for m, x in corruption.tau().items()},
         {m: np.asarray(x) for m, x in cleaner.tau().items()},
-        error,
-        {m: 1 - x for m, x in distance.items()},
-        {m: np.asarray(x) for m, x in draw.corruption.given.items()},
+        flow_error,
+        {m: 1 - x for m, x in alignment_error.items()},
+        {m: np.asarray(x) for m, x in corruption.context.items()},
         {f"flow/{m}": float(x) for m, x in flow.items()}
         | {f"alignment/{m}": float(x) for m, x in alignment.items()}
-        | {"total": float(_total(objective, flow, alignment, 0.0 if draw.gamma is None else draw.gamma[0]))},
+        | {"total": float(_total(objective, flow, alignment, draw.gamma[0]))},
     )
 
 
@@ -169,7 +171,7 @@ class Drawn(NamedTuple):
 
 
 def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bins: int = 25, seed: int = 0) -> Drawn:
-    """The noise levels that a schedule draws for the tokens of a modality, none of which are given.
+    """The noise levels that a schedule draws for the tokens of a modality, without context.
 
     Args:
       schedule: of the run, `selfflow.noise.Schedule`.
@@ -184,6 +186,6 @@ def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bin
     p = schedule.tau.get(modality_of(modality), UniformTau())
     quantiles = np.asarray(p.quantile((jnp.arange(200_000) + 0.5) / 200_000))
     density = np.histogram(quantiles, bins=bins, range=(0, 1), density=True)[0]
-    # The levels of other schedules are numbered too: under forcing 1 is that of the second token.
+    # The levels of other schedules are numbered too: under diffusion forcing 1 is that of the second token.
     masked = (np.asarray(corruption.assignment[modality]) == 1) & hasattr(schedule, "mask_ratio")
     return Drawn(np.asarray(taus), np.asarray(lowest), masked, density)

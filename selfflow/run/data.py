@@ -9,6 +9,7 @@ import numpy as np
 
 from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
+from selfflow.data.catalogue import DATASETS
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource, readable_clips, warn_left_out
@@ -107,7 +108,8 @@ class Clips:
         fields = {name.removeprefix("label/"): name for name in index if name.startswith("label/")}
         self.labels = {field: index[name][records].astype(np.int32) for field, name in fields.items()}
         self.identity = f"{latents.hash} {self.component} {split}"
-        self._of_latents = latents.manifest.get("settings", {}).get("kind") == "latent_files"
+        kind = latents.manifest.get("settings", {}).get("kind")
+        self._latents_only = kind in DATASETS and DATASETS[kind].holds_latents
         self._raw: Any = None
 
     def __len__(self) -> int:
@@ -156,7 +158,7 @@ class Clips:
           UserError: if the raw data is not there.
           BadRecord: if it cannot be read.
         """
-        if self._built is None and self._of_latents:
+        if self._built is None and self._latents_only:
             raise UserError(f"{self._data} has latents alone: there are no media of its clips")
         if self._built is None:
             raise UserError(

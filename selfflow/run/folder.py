@@ -25,6 +25,7 @@ from selfflow.latents.fit_autoencoder import keep_copy
 from selfflow.run.init_state import parse_run_step
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.run import Run
+from selfflow.storage.atomic import atomic_write
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.state import State
 
@@ -81,10 +82,10 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
     Args:
       folder: a folder that is there and empty.
       experiment: one without data.
-      weights: the trained parameters; the EMA starts as a copy of what it follows.
+      weights: the trained parameters; the EMA starts as a copy of them.
       origin: file that the weights came from, and its hash.
     """
-    frozen = {"ema": setup_of(experiment).objective.teacher_of(weights)}
+    frozen = setup_of(experiment).objective.init_frozen(weights, jax.random.key(experiment.seed.init))
     state = State(jnp.zeros((), jnp.int32), weights, frozen, optax.EmptyState())
     checkpoints = Checkpoints(folder)
     try:
@@ -97,10 +98,9 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
 
 
 def _make_run(folder: Path, experiment: Experiment, provenance: dict[str, Any]) -> None:
-    partial = folder / "provenance.partial"
-    partial.write_text(json.dumps(provenance, indent=1))
+    with atomic_write(folder / "provenance.json") as partial:
+        partial.write_text(json.dumps(provenance, indent=1))
     # The experiment comes last: a folder is a run once it is there.
-    partial.replace(folder / "provenance.json")
     save_experiment(experiment, folder / "experiment.json")
 
 
@@ -153,8 +153,10 @@ def check_run(folder: Path, experiment: AnyExperiment) -> Setup:
         more steps; if the folder holds something else.
     """
     if not (folder / "experiment.json").exists():
-        ours = (_LOCK, AUTOENCODERS, "provenance.json", "provenance.partial", "experiment.partial")
-        foreign = [path.name for path in folder.iterdir() if path.name not in ours] if folder.exists() else []
+        # A process that was killed before `experiment.json` was written leaves these, and temporary files.
+        expected = (_LOCK, AUTOENCODERS, "provenance.json")
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+        foreign = [name for name in names if name not in expected and ".partial-" not in name]
         if foreign:
             raise UserError(
                 f"{folder} is no run folder (no experiment.json) but holds {foreign[0]}: use another --workdir"

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from selfflow.config.setup import Setup
 from selfflow.errors import UserError
 from selfflow.run.run import Run
-from selfflow.training.state import State, dotted
+from selfflow.training.state import State, parameter_name
 from selfflow.training.step import key_of
 
 
@@ -45,7 +45,7 @@ def _start_from(source: str, state: State, mesh: Mesh) -> State:
     def merged(new_tree, old_tree, prefix):
         old = dict(jax.tree_util.tree_leaves_with_path(old_tree))
         return jax.tree_util.tree_map_with_path(
-            lambda at, new: take(prefix + dotted(at), new, old.get(at)),
+            lambda at, new: take(prefix + parameter_name(at), new, old.get(at)),
             new_tree,
         )
 

@@ -22,10 +22,9 @@ from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder,
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.modality import Modality
-from selfflow.objectives.alignment import encoders_of
 from selfflow.storage.copies import fetch
 from selfflow.storage.paths import local
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 
 def prepare_data(
@@ -70,8 +69,9 @@ def prepare_data(
         return None
     _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
-    raw = {name: b for name, b in built.items() if b.settings.kind != "latent_files"}
-    return _feed(experiment, setup.modalities, latents), raw
+    return _feed(experiment, setup.modalities, latents), {
+        name: b for name, b in built.items() if not b.settings.holds_latents
+    }
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:
@@ -124,7 +124,7 @@ def _latents(path: str, excluded: Collection[str]) -> Latents:
 def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
     """The encoders of those modalities that the mixture takes from a data set."""
     taken = {m for component in experiment.mixture.values() if component.data == data for m in component.modalities}
-    return {m: encoder for m, encoder in encoders_of(experiment.alignment).items() if m in taken}
+    return {m: encoder for m, encoder in experiment.alignment.target_encoders.items() if m in taken}
 
 
 def _feed(
@@ -147,7 +147,7 @@ def _feed(
         experiment.label,
         experiment.model.labels,
         caption,
-        {m: encoder.width for m, encoder in encoders_of(experiment.alignment).items()},
+        {m: encoder.width for m, encoder in experiment.alignment.target_encoders.items()},
         experiment.seed.data,
         experiment.loader,
     )

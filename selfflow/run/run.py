@@ -198,7 +198,6 @@ class Run:
         Raises:
           UserError: as `feed`; if there is no such set or split.
         """
-        from selfflow.run.data import Clips
 
         return Clips(*self.feed(data_dir), split, component)
 

@@ -95,7 +95,7 @@ class RunSampler:
         self.component, requests = choose_component(wanted.modalities, requests, streams)
         all_streams = run.setup.modalities.get(self.component) or run.objective.modalities
         self.modalities = {m: all_streams[m] for m in streams[self.component]}
-        check_trained(requests, self.modalities, experiment.schedule.given)
+        check_trained(requests, self.modalities, experiment.schedule.context)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
         self._masks = merge_requests(requests, self.modalities)
         told = run.setup.media.get(self.component, {})

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool
 
-from selfflow import given
+from selfflow import context
 from selfflow.errors import UserError
 from selfflow.modality import Modality, modality_of
 
@@ -27,7 +27,7 @@ class ContextRequest:
 
     Attributes:
       text: as it was written.
-      what: a modality, or another case of `given.CASES`.
+      what: a modality, or another case of `context.CASES`.
       numbers: where the case has any: seconds, or sides of a rectangle.
       level: the tau that a modality is given at: at 0 it is held; above, samples start from it.
       file: where it comes from; None for the run's data.
@@ -41,21 +41,22 @@ class ContextRequest:
 
     @property
     def case(self) -> str:
-        """The case of `given.CASES` that a run must have been trained for."""
+        """The case of `context.CASES` that a run must have been trained for."""
         return self.what if self.what in _SYNTAX else "modality"
 
     def masks(self, modalities: Mapping[str, Modality]) -> dict[str, Bool[np.ndarray, "N"]]:
         """Which tokens of each modality are given."""
         streams = dict(modalities)
         if self.case == "modality":
-            found = given.modality_given(streams, (self.what,))
+            found = context.modality_context(streams, (self.what,))
         elif self.case == "first_frame":
-            found = given.first_frame_given(streams)
+            found = context.first_frame_context(streams)
         elif self.case == "inpaint_region":
-            found = given.region_given(streams, *self.numbers)
+            found = context.inpaint_region_context(streams, *self.numbers)
+        elif self.case == "prefix":
+            found = context.prefix_context(streams, 100 * self.numbers[0])
         else:
-            hundredths = [100 * number for number in self.numbers]
-            found = (given.prefix_given if self.case == "prefix" else given.stretch_given)(streams, *hundredths)
+            found = context.inpaint_time_context(streams, *(100 * number for number in self.numbers))
         return {m: np.asarray(mask) for m, mask in found.items()}
 
 
@@ -112,7 +113,7 @@ def check_trained(
     Args:
       requests: all that is given to a sample.
       modalities: those of the component.
-      table: `schedule.given` of the run.
+      table: `schedule.context` of the run.
 
     Raises:
       UserError: naming the field that would have trained it; or if nothing is left to generate, or given by nothing.
@@ -122,8 +123,8 @@ def check_trained(
     for request in held:
         if not table.get(request.case):
             raise UserError(
-                f"--context {request.text}: this run was not trained for it: its schedule.given lacks {request.case} "
-                f"({given.CASES[request.case]}); train with it, as experiments/any_to_any.py does"
+                f"--context {request.text}: this run was not trained for it: its schedule.context lacks {request.case} "
+                f"({context.CASES[request.case]}); train with it, as experiments/any_to_any.py does"
             )
     if len(held) > 1 and cases != {"modality"}:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Samples of any set of modalities from a trained model, whatever part of them is given."""
+"""Samples of any set of modalities from a trained model, with any part of them as context."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Sampler:
     """sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid of taus; above 1 the steps are
     short near noise."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance towards label and caption; 1 is none. Given tokens stay given without them."""
+    """Scale of classifier-free guidance towards label and caption; 1 is none. Both velocities keep the context."""
     guidance_low: float = 0.0
     """Least tau at which guidance acts."""
     guidance_high: float = 1.0
@@ -66,14 +66,14 @@ class Condition(NamedTuple):
     Attributes:
       label: class labels, [B]; the number of classes stands for none.
       caption: embeddings and their mask, for models with captions.
-      clean: latents {modality: [B, ...]} of which tokens are given, or from which sampling starts.
-      given: tokens of them that are held at tau = 0, {modality: [B, N]}.
+      clean: latents {modality: [B, ...]} that hold the context, or from which sampling starts.
+      context: tokens of them that stay at tau = 0, {modality: [B, N]}.
     """
 
     label: np.ndarray
     caption: Caption | None = None
     clean: dict[str, np.ndarray] = {}
-    given: dict[str, np.ndarray] = {}
+    context: dict[str, np.ndarray] = {}
 
 
 @dataclass(frozen=True)
@@ -141,19 +141,20 @@ class Generator:
     def _solve(self, params: Any, eps: dict[str, jax.Array], seeds_B2: jax.Array, condition: Condition):
         sampler, taus = self.sampler, self.sampler.taus(self.start)
         clean = to_tokens(self.modalities, condition.clean)
-        given = {m: jnp.asarray(mask) for m, mask in condition.given.items()}
+        context = {m: jnp.asarray(mask) for m, mask in condition.context.items()}
         label_B, caption = jnp.asarray(condition.label), condition.caption
         no_caption = None if caption is None else caption._replace(mask=jnp.zeros_like(caption.mask))
         null = (jnp.full_like(label_B, self.null_label), no_caption)
 
         def hold(x: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            # Whatever a solver does to given tokens is undone, so that it need not know of them.
-            return {m: jnp.where(given[m][..., None], clean[m], x[m]) if m in given else x[m] for m in x}
+            # Solvers update all tokens alike; those of the context are set back here.
+            return {m: jnp.where(context[m][..., None], clean[m], x[m]) if m in context else x[m] for m in x}
 
         def velocity(x, tau, wanted):
             label_B, caption = wanted
             levels = {m: jnp.full((x[m].shape[0], 1), tau) for m in x}
-            corruption = Corruption(levels, {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}, {}).hold(given)
+            assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
+            corruption = Corruption(levels, assignment, {}).with_context(context)
             told = {} if caption is None else {"caption": caption}
             return self.apply(params, hold(x), corruption.levels, label_B, corruption.assignment, **told).velocity
 

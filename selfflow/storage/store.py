@@ -5,13 +5,13 @@ import errno
 import os
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from selfflow.errors import UserError
+from selfflow.storage.atomic import atomic_write
 
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
 _WAITS = (1, 2, 4, 8, 16, 32, 60, 60, 60)  # seconds between tries; each client tries several times on its own, too
@@ -86,16 +86,12 @@ def bring(url: str, path: Path, size: int) -> None:
       Short: less than `size` comes, several times.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:12]}")
-    try:
+    with atomic_write(path) as partial:
         for _ in range(3):
             _asked(url, lambda client: client.get_file(url, str(partial)), object_may_lack=True)
             if partial.stat().st_size == size:
-                os.replace(partial, path)
                 return
         raise Short(f"{url} has {size} bytes, but {partial.stat().st_size} come")
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def remove(urls: Iterable[str]) -> None:

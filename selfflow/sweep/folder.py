@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, is_fixed
 from selfflow.errors import UserError
 from selfflow.serialization import from_json, to_json
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import url
 from selfflow.storage.staging import locked
 from selfflow.sweep.load import Sweep, with_overrides
@@ -108,9 +108,8 @@ def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
         return
     with locked(folder / _LOCK):
         check_sweep(folder, description)
-        partial = folder / "sweep.partial"
-        partial.write_bytes(content)
-        os.replace(partial, folder / SWEEP)
+        with atomic_write(folder / SWEEP) as partial:
+            partial.write_bytes(content)
 
 
 def _read(folder: Path) -> bytes | None:

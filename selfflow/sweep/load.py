@@ -17,7 +17,7 @@ from selfflow.sweep.members import Budget, Member, overlapping
 from selfflow.training.seeds import Seeds
 
 # Names of files and folders in the folder of a sweep.
-_RESERVED = ("lock", "sweep.json", "sweep.lock", "sweep.partial", "report", "probes")
+_RESERVED = ("lock", "sweep.json", "sweep.lock", "report", "probes")
 
 
 class SweepRun(NamedTuple):

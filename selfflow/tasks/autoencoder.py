@@ -130,7 +130,7 @@ class AutoencoderTask(TrainingTask):
 
 
 def _data_hash(built: Mapping[str, BuiltDataset]) -> str:
-    records = {name: [b.name, b.fingerprint, b.mapping, b.forgotten] for name, b in built.items()}
+    records = {name: [b.name, b.fingerprint, b.settings.decoding_options(), b.forgotten] for name, b in built.items()}
     return hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ from selfflow.media import images_only, medium_of, to_unit_range
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
 from selfflow.storage.paths import url_of
-from selfflow.training.state import State, by_name
+from selfflow.training.state import State, flat_by_name
 
 FITTING_SAMPLES = 512
 """Samples of each component by which layers are initialised, latents normalised and the linear autoencoder fitted."""
@@ -94,7 +94,7 @@ def _write_normalised(path: Path, setup: AutoencoderSetup, fitting: dict[str, np
             progress.advance()
     std = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
     std = np.where(std > 1e-6, std, 1)
-    write(path, network, int(setup.objective.rate), by_name(params), moments[0], std)
+    write(path, network, int(setup.objective.rate), flat_by_name(params), moments[0], std)
 
 
 def _linear_autoencoder(network: Network, media: np.ndarray, modality: str) -> LinearAutoencoder | None:

@@ -9,7 +9,7 @@ import numpy as np
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
-from selfflow.data.catalogue import Dataset
+from selfflow.data.dataset import Dataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.evaluation.compare import Comparison, compare
@@ -74,8 +74,8 @@ def fitted_clips(built: BuiltDataset | None) -> int:
 
 
 def physics_verifier(data: Dataset, modalities: tuple[str, ...], built: BuiltDataset | None) -> PhysicsVerifier | None:
-    """The verifier of Collisions, with judges fitted to training clips; None for other data, or without raw data."""
-    if data.kind != "collisions" or data.gravity or built is None or "video" not in modalities:
+    """The physics verifier, with judges fitted to training clips; None for data without one, or without raw data."""
+    if data.verifier != "physics" or built is None or "video" not in modalities:
         return None
     if "audio" not in modalities or data.materials != "clip":
         return PhysicsVerifier(data, None)

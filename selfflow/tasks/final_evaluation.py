@@ -42,7 +42,7 @@ def evaluate_run(
     summary["ema_decay"] = experiment.ema_decay
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
-    probed = next((name for name, b in built.items() if b.settings.kind == "collisions"), None)
+    probed = next((name for name, b in built.items() if b.settings.ground_truth is not None), None)
     if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(setup.objective.modalities):
         table = _probe(setup, built[probed], feed.latents[probed], state)
         summary["probes"] = {row: {c: s._asdict() for c, s in scores.items()} for row, scores in table.items()}

@@ -91,9 +91,9 @@ class FlowTask(TrainingTask):
             left_out = sum(map(len, latents.manifest["unreadable"].values()))
             if left_out:
                 lines.append(f"  {data}: {left_out} records could not be encoded and are left out; see {latents.path}")
-        unaligned = [m for m, encoder in getattr(experiment.alignment, "encoders", {}).items() if encoder is None]
-        if unaligned:
-            lines.append(f"  {', '.join(unaligned)}: no encoder in alignment.encoders, not aligned")
+        if experiment.alignment.unaligned:
+            unaligned = ", ".join(experiment.alignment.unaligned)
+            lines.append(f"  {unaligned}: no encoder in alignment.encoders, not aligned")
         remainder = experiment.ema_decay**experiment.steps
         if remainder > math.exp(-5):
             lines.append(

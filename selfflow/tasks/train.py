@@ -16,6 +16,7 @@ from selfflow.config.setup import FlowSetup, Setup
 from selfflow.errors import UserError
 from selfflow.run.folder import check_run, create_or_resume, run_lock
 from selfflow.run.run import Run
+from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import url, url_of
 from selfflow.storage.runs import open_for_training, send_changes
 from selfflow.tasks.autoencoder import AutoencoderTask
@@ -70,9 +71,8 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
         if is_primary():
             summary = task.final_evaluation(weights)
             summary["minutes"] = round((time.monotonic() - started) / 60, 2)
-            partial = folder / "summary.json.partial"
-            partial.write_text(json.dumps(summary, indent=1))
-            partial.replace(folder / "summary.json")
+            with atomic_write(folder / "summary.json") as partial:
+                partial.write_text(json.dumps(summary, indent=1))
         barrier()
         return summary
 

@@ -19,7 +19,7 @@ from selfflow.storage.paths import url_of
 from selfflow.storage.runs import checkpoint_folder, saved_steps, send_changes
 from selfflow.storage.store import Missing, Short
 from selfflow.training.distributed import any_of_all, barrier, is_primary, run_on_all
-from selfflow.training.state import State, by_name
+from selfflow.training.state import State, flat_by_name
 
 
 class Damaged(UserError):
@@ -230,7 +230,7 @@ def _not_of_the_file(error: Exception) -> bool:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in by_name(tree).items()}
+    return {name: tuple(leaf.shape) for name, leaf in flat_by_name(tree).items()}
 
 
 def checksums(tree: Any) -> Any:
@@ -249,7 +249,7 @@ def checksums(tree: Any) -> Any:
 def fetch_checksums(tree: Any) -> dict[str, int]:
     """The checksum of each array of a tree, by its dotted name."""
     tree = tree._asdict() if isinstance(tree, State) else tree
-    found = jax.device_get(_SUMS(by_name(tree)))
+    found = jax.device_get(_SUMS(flat_by_name(tree)))
     return {name: int(np.asarray(value)) for name, value in found.items()}
 
 

@@ -7,6 +7,8 @@ import shutil
 import time
 from pathlib import Path
 
+from selfflow.storage.atomic import atomic_write
+
 EVALUATIONS = "evaluations"
 TIMINGS = ("seconds", "waiting", "tokens_per_second")
 
@@ -131,12 +133,8 @@ def _line(row: dict) -> str:
 def _cut(path: Path, step: int) -> list[dict]:
     """Takes the rows after a step out of a file, and returns the others."""
     rows = [row for row in _rows(path) if row["step"] <= step]
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        file.writelines(map(_line, rows))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with atomic_write(path, durable=True) as partial:
+        partial.write_text("".join(map(_line, rows)))
     return rows
 
 

@@ -1,7 +1,8 @@
 """Where arrays live: the mesh of devices, and the rules from logical to mesh axes.
 
-Parameters are sharded by their logical axes, and the EMA and the optimizer's moments exactly as they are (ZeRO-3,
-arXiv 1910.02054, over `fsdp`); batches by samples over `data` and `fsdp`. The compiler places the rest.
+Trained parameters and frozen trees are sharded by their logical axes, and the optimizer's moments exactly as the
+parameters (ZeRO-3, arXiv 1910.02054, over `fsdp`); batches by samples over `data` and `fsdp`. The compiler places the
+rest.
 """
 
 import math
@@ -16,7 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from selfflow.errors import UserError
 from selfflow.models.placement import BATCH_AXES
-from selfflow.training.state import State, by_name, dotted
+from selfflow.training.objective import Axes, Objective
+from selfflow.training.state import State, flat_by_name, parameter_name
 
 # What an axis of a parameter may stand for.
 LOGICAL_AXES = ("layers", "embed", "heads", "mlp")
@@ -34,7 +36,7 @@ class Devices:
     """Devices that heads and hidden channels are split over; -1 for the rest."""
     slices: int = 1
     """Slices joined by the data-centre network (DCN) that the copies of the parameters are spread over: every slice
-    holds as many of them, so that between slices nothing but gradients travels. Part of `data`, not beside it."""
+    holds as many of them, so that only gradients cross between slices. Part of `data`, not an axis beside it."""
     rules: dict[str, str] = field(default_factory=lambda: {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"})
     """The mesh axis of each logical axis of parameters; axes that are not named are not split."""
 
@@ -61,11 +63,11 @@ class Devices:
         """
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         fixed = math.prod(size for size in sizes.values() if size > 0)
-        told = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 0)
+        product = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 0)
         if -1 not in sizes.values() and fixed != count:
-            raise UserError(f"devices: {told} does not make {count} devices; set one of them to -1 for the rest")
+            raise UserError(f"devices: {product} does not make {count} devices; set one of them to -1 for the rest")
         if count % fixed:
-            raise UserError(f"devices: {told} does not divide the number of devices, {count}: change one of them")
+            raise UserError(f"devices: {product} does not divide the number of devices, {count}: change one of them")
         sizes = {name: size if size > 0 else count // fixed for name, size in sizes.items()}
         if sizes["data"] % self.slices:
             raise UserError(
@@ -77,7 +79,7 @@ class Devices:
     def mesh(self, devices: list[Any] | None = None) -> Mesh:
         """The mesh over the given devices, by default all of them; slices follow each other along `data`.
 
-        Devices that know of no slice, as those of a CPU, are cut into equal runs in their order.
+        Devices without a slice index, as those of a CPU, are cut into equal runs in their order.
 
         Raises:
           UserError: if the sizes do not make the devices, or the devices have another number of slices.
@@ -85,35 +87,38 @@ class Devices:
         devices = jax.devices() if devices is None else devices
         sizes = self.shape(len(devices))
         within = (sizes["data"] // self.slices, sizes["fsdp"], sizes["tensor"])
-        found: dict[int, list[Any]] = {}
+        by_index: dict[int, list[Any]] = {}
         for device in devices:
-            found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
-        if devices[0].platform != "tpu" and (len(found) == 1 or self.slices == 1):
+            by_index.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+        if devices[0].platform != "tpu" and (len(by_index) == 1 or self.slices == 1):
             slices = np.split(np.array(devices, object), self.slices)
         else:
-            slices = [found[index] for index in sorted(found)]
-        if len(slices) != self.slices or len({len(one) for one in slices}) > 1:
-            raise UserError(
-                f"devices.slices is {self.slices}, but the devices lie in slices of {list(map(len, slices))}"
-            )
-        make = lambda one: mesh_utils.create_device_mesh(within, list(one), allow_split_physical_axes=True)
-        return Mesh(np.concatenate([make(one) for one in slices]), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+            slices = [by_index[index] for index in sorted(by_index)]
+        counts = [len(members) for members in slices]
+        if len(slices) != self.slices or len(set(counts)) > 1:
+            raise UserError(f"devices.slices is {self.slices}, but the devices are in slices of {counts}")
+        meshes = []
+        for members in slices:
+            meshes.append(mesh_utils.create_device_mesh(within, list(members), allow_split_physical_axes=True))
+        return Mesh(np.concatenate(meshes), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
     def several(self) -> Mesh | None:
-        """The mesh over all devices, for what needs one only then: None where there is one device alone."""
+        """The mesh over all devices; None where there is only one."""
         mesh = self.mesh()
         return mesh if mesh.size > 1 else None
 
 
-def state_shardings(objective, optimizer: optax.GradientTransformation, state: State, devices: Devices, mesh: Mesh):
+def state_shardings(
+    objective: Objective, optimizer: optax.GradientTransformation, state: State, devices: Devices, mesh: Mesh
+) -> State:
     """The sharding of every array of a state.
 
     Args:
-      objective: has `logical_axes()`, the axes of each of its parameters by its dotted name.
+      objective: names the logical axes of its parameters and frozen trees.
       optimizer: its moments are sharded as the parameters.
       state: arrays, or their shapes.
-      devices: whose rules say where logical axes lie.
-      mesh: on which.
+      devices: the rules from logical to mesh axes.
+      mesh: the mesh.
 
     Returns:
       A `State` of `NamedSharding`s.
@@ -121,35 +126,43 @@ def state_shardings(objective, optimizer: optax.GradientTransformation, state: S
     Raises:
       UserError: if an axis of a parameter does not divide by its mesh axis.
     """
-    axes = objective.logical_axes()
-
-    def place(path, x) -> NamedSharding:
-        name = dotted(path)
-        return NamedSharding(mesh, _spec(name, x.shape, axes[name], devices.rules, mesh))
-
-    params = jax.tree_util.tree_map_with_path(place, state.params)
+    params = _tree_shardings(state.params, objective.logical_axes(), "", devices.rules, mesh)
+    frozen_axes, frozen = objective.frozen_axes(), {}
+    for name, tree in state.frozen.items():
+        frozen[name] = _tree_shardings(tree, frozen_axes[name], f"{name}.", devices.rules, mesh)
     everywhere = NamedSharding(mesh, PartitionSpec())
     moments = optax.tree.map_params(
         optimizer, lambda _, sharding: sharding, state.optimizer, params, transform_non_params=lambda _: everywhere
     )
-    return State(everywhere, params, {name: objective.teacher_of(params) for name in state.frozen}, moments)
+    return State(everywhere, params, frozen, moments)
+
+
+def _tree_shardings(tree: Any, axes: Axes, prefix: str, rules: dict[str, str], mesh: Mesh) -> Any:
+    """The sharding of each parameter of a tree; `prefix` precedes its name in errors."""
+
+    def sharding(path: tuple, x: Any) -> NamedSharding:
+        name = parameter_name(path)
+        return NamedSharding(mesh, _spec(prefix + name, x.shape, axes[name], rules, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def _spec(name: str, shape: tuple[int, ...], axes: tuple, rules: dict[str, str], mesh: Mesh) -> PartitionSpec:
-    found = []
+    spec = []
     for size, axis in zip(shape, axes, strict=True):
-        placed = rules.get(axis)
-        if placed is not None and size % mesh.shape[placed]:
+        mesh_axis = rules.get(axis)
+        if mesh_axis is not None and size % mesh.shape[mesh_axis]:
             raise UserError(
-                f"{name} of shape {shape} cannot be split over {mesh.shape[placed]} devices of devices.{placed} along "
-                f"its axis {axis}, which has {size}: change devices.{placed} or the model, or leave {axis} out of "
-                "devices.rules"
+                f"{name} of shape {shape} cannot be split over {mesh.shape[mesh_axis]} devices of devices.{mesh_axis} "
+                f"along its axis {axis}, which has {size}: change devices.{mesh_axis} or the model, or leave {axis} "
+                "out of devices.rules"
             )
-        # Of one device an axis is nobody's: equal shardings then compare as equal.
-        found.append(placed if placed is not None and mesh.shape[placed] > 1 else None)
-    if len(set(found) - {None}) < len(found) - found.count(None):
+        # A mesh axis of one device is left out: equal shardings then compare as equal.
+        spec.append(mesh_axis if mesh_axis is not None and mesh.shape[mesh_axis] > 1 else None)
+    named = [mesh_axis for mesh_axis in spec if mesh_axis is not None]
+    if len(set(named)) < len(named):
         raise UserError(f"devices.rules split {name} {axes} twice over one mesh axis: change one of them")
-    return PartitionSpec(*found)
+    return PartitionSpec(*spec)
 
 
 def shardings_of(state: State) -> State:
@@ -177,15 +190,15 @@ def local_rows(mesh: Mesh, size: int) -> np.ndarray:
 
     Together the processes hold all of them; two hold the same ones where `tensor` spans both.
     """
-    held = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
-    return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in held]))
+    slices = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in slices]))
 
 
 def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
     """A batch over the devices, its samples over `data` and `fsdp`.
 
     Args:
-      batch: all samples, alike in every process; where `size` is given, those of `local_rows` alone.
+      batch: all samples, the same in every process; with `size`, those of `local_rows` only.
       mesh: the devices.
       size: samples in the whole batch.
     """
@@ -194,9 +207,12 @@ def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
 
     def place(x: np.ndarray) -> jax.Array:
         if rows is None:
-            return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
-        here = lambda at: x[np.searchsorted(rows, np.arange(size)[at[0]])]
-        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, here)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        def local_part(index: tuple[slice, ...]) -> np.ndarray:
+            return x[np.searchsorted(rows, np.arange(size)[index[0]])]
+
+        return jax.make_array_from_callback((size, *x.shape[1:]), sharding, local_part)
 
     return jax.tree.map(place, batch)
 
@@ -222,21 +238,23 @@ def gather_to_one(tree: Any) -> Any:
 def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:
     """Each parameter's shape, logical axes, sharding and bytes on a device, and the sums over the whole state."""
     rows = [("parameter", "shape", "logical axes", "sharding", "MB a device")]
-    placed = by_name(shardings.params)
-    for name, x in by_name(state.params).items():
-        sharding = placed[name]
-        told = [", ".join(map(str, values)) for values in (x.shape, axes[name], sharding.spec)]
-        rows.append((name, *told, f"{device_bytes(x, sharding) / 1e6:.3f}"))
+    sharding_of = flat_by_name(shardings.params)
+    for name, x in flat_by_name(state.params).items():
+        sharding = sharding_of[name]
+        cells = [", ".join(map(str, values)) for values in (x.shape, axes[name], sharding.spec)]
+        rows.append((name, *cells, f"{device_bytes(x, sharding) / 1e6:.3f}"))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    for name, tree, placed in (
-        ("parameters", state.params, shardings.params),
-        ("EMA", state.frozen, shardings.frozen),
-        ("optimizer", state.optimizer, shardings.optimizer),
-    ):
-        leaves = list(zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True))
-        here, whole = sum(device_bytes(x, s) for x, s in leaves), sum(x.size * x.dtype.itemsize for x, _ in leaves)
-        lines.append(f"{name}: {here / 1e6:,.1f} MB a device of {whole / 1e6:,.1f} MB")
+
+    trees = [("parameters", state.params, shardings.params)]
+    trees += [(f"frozen {name}", tree, shardings.frozen[name]) for name, tree in state.frozen.items()]
+    trees.append(("optimizer", state.optimizer, shardings.optimizer))
+    for name, tree, tree_shardings in trees:
+        on_device = total = 0
+        for x, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(tree_shardings), strict=True):
+            on_device += device_bytes(x, sharding)
+            total += x.size * x.dtype.itemsize
+        lines.append(f"{name}: {on_device / 1e6:,.1f} MB a device of {total / 1e6:,.1f} MB")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
-"""What a run is made of between two steps, and the rule of the EMA."""
+"""The state of a run between two steps, and the rule of the EMA."""
 
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -7,16 +8,20 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
-from selfflow.models.layers import widened
+from selfflow.models.layers import to_float32
+from selfflow.training.objective import Objective
+
+# Folded into the key of the initialisation; a small number would repeat a key of `jax.random.split`.
+_FROZEN = zlib.crc32(b"frozen") & 0x7FFFFFFF
 
 
 class State(NamedTuple):
-    """All that training changes; random numbers follow from the step and the seeds.
+    """Everything that training changes; random numbers follow from the step and the seeds.
 
     Attributes:
       step: number of finished updates.
       params: trained parameters.
-      frozen: parameter trees that get no gradient; {"ema": ...}, float32.
+      frozen: parameter trees without gradient, by name; the objective owns them.
       optimizer: state of the optimizer.
     """
 
@@ -26,21 +31,21 @@ class State(NamedTuple):
     optimizer: optax.OptState
 
 
-def dotted(path: tuple) -> str:
-    """The name of a parameter from its path in a tree."""
+def parameter_name(path: tuple) -> str:
+    """The name of a parameter from its path in a tree: its keys, joined by dots."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def by_name(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by their dotted names."""
-    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+def flat_by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their names."""
+    return {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def init_state(objective, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> State:
-    """A fresh state; the EMA starts as a copy of what it follows."""
+def init_state(objective: Objective, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> State:
+    """The state at step 0."""
     params = objective.init(key)
-    ema = jax.tree.map(jnp.copy, objective.teacher_of(params))
-    return State(jnp.zeros((), jnp.int32), params, {"ema": ema}, optimizer.init(params))
+    frozen = objective.init_frozen(params, jax.random.fold_in(key, _FROZEN))
+    return State(jnp.zeros((), jnp.int32), params, frozen, optimizer.init(params))
 
 
 def ema_decay_for(steps: int) -> float:
@@ -51,6 +56,11 @@ def ema_decay_for(steps: int) -> float:
     return max(0.0, min(0.9999, 1 - 10 / steps))
 
 
+def init_ema(params: Any) -> Any:
+    """A copy of the parameters, in memory of its own."""
+    return jax.tree.map(jnp.copy, params)
+
+
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
     """decay ema + (1 - decay) params, in float32: in half precision nearly every update rounds away."""
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (widened(p) - e), ema, params)
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (to_float32(p) - e), ema, params)

@@ -5,7 +5,7 @@ import numpy as np
 
 from selfflow.autoencoders.convolutional import Network
 from selfflow.autoencoders.convolutional_autoencoder import write
-from selfflow.training.state import by_name
+from selfflow.training.state import flat_by_name
 from tests.conftest import perturbed
 
 FILMS = Network(6, ((1, 2, 2), (2, 2, 2), (2, 1, 1)), (5, 6, 7), ((1, 3, 3), (3, 1, 1)))
@@ -22,7 +22,7 @@ def written(network, path):
         path,
         network,
         0 if network.pictures else 8000,
-        by_name(jax.device_get(params_of(network))),
+        flat_by_name(jax.device_get(params_of(network))),
         0.1 * channels,
         0.5 + 0.1 * channels,
     )

@@ -9,7 +9,7 @@ from sklearn.decomposition import PCA
 from selfflow.autoencoders.convolutional import Network, pad_causal, space_to_depth
 from selfflow.autoencoders.pca_init import init_from_pca
 from selfflow.media import to_unit_range
-from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction
+from selfflow.objectives.reconstruction import ReconstructionLoss, ReconstructionObjective
 
 
 def smooth(count: int, frames: int, side: int, seed: int = 0) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_wider_levels_lose_nothing_and_learn_everywhere(widths):
     x = np.asarray(to_unit_range(jnp.asarray(films)))
     _, made = through(network, params, films)
     assert np.mean((made - x) ** 2) < 0.1 * x.var()
-    objective, keys = AutoencodingObjective(network, Reconstruction()), jax.random.split(jax.random.key(1), 6)
+    objective, keys = ReconstructionObjective(network, ReconstructionLoss()), jax.random.split(jax.random.key(1), 6)
     batch = {"media": jnp.asarray(films), "weight": jnp.ones(6)}
     draw = objective.draw(keys, batch)
     gradient = jax.jit(jax.grad(lambda p: objective.loss({"model": p}, None, batch, keys, draw)[0]))(params)

@@ -5,7 +5,7 @@ import dataclasses
 from selfflow.autoencoders.convolutional import Network
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.input.mixture import Component
-from selfflow.objectives.autoencoding import Reconstruction
+from selfflow.objectives.reconstruction import ReconstructionLoss
 from selfflow.training.loop import Cadence
 from selfflow.training.optimizer import AdamW
 from tests import tiny
@@ -19,7 +19,7 @@ def experiment() -> AutoencoderExperiment:
             "stills": Component(modalities=("image",), weight=0.5, batch_size=4),
         },
         network=Network(8, ((1, 4, 4), (4, 2, 2)), (8, 12), ((1, 3, 3), (3, 1, 1))),
-        loss=Reconstruction(gradient=0.1),
+        loss=ReconstructionLoss(gradient=0.1),
         optimizer=AdamW(learning_rate=2e-3),
         steps=6,
         cadence=Cadence(log_every=3, checkpoint_every=3),
@@ -33,5 +33,5 @@ def sound() -> AutoencoderExperiment:
         made,
         mixture={"sounds": Component(modalities=("audio",), batch_size=2, seconds=0.48)},
         network=Network(16, ((16,), (20,)), (8, 12), ((3,), (1,))),
-        loss=Reconstruction(spectral=0.1, windows=(64, 256), bands=8),
+        loss=ReconstructionLoss(spectral=0.1, windows=(64, 256), bands=8),
     )

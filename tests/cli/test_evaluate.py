@@ -93,7 +93,7 @@ def test_results_of_other_settings_are_not_replaced(evaluate, tmp_path):
         (["--features", "inception=nowhere.pth", "--modality", "image"], "nowhere.pth"),
         (["--samples", "1"], "--samples is 1"),
         (["--adm-npz", "a.npz"], "takes pictures"),
-        (["--context", "inpaint_region:0,0,1,0.5"], "schedule.given lacks inpaint_region"),
+        (["--context", "inpaint_region:0,0,1,0.5"], "schedule.context lacks inpaint_region"),
     ],
 )
 def test_what_cannot_be_evaluated(evaluate, flags, said):

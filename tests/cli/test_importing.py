@@ -25,7 +25,7 @@ from selfflow.sampling.generate import Condition, Generator, Sampler
 from tests.cli.test_commands import called
 from tests.cli.test_errors import run
 from tests.interop.released import HEADS, PT, SAFETENSORS, entries, recorded, write_entries
-from tests.test_torch_file import Runs
+from tests.weights.hostile import CallOnLoad
 
 # Fine-tunes a SiT of the recorded shape; its data is never built here.
 FINE_TUNE = """
@@ -182,7 +182,7 @@ def test_weights_of_another_shape_are_named(fine_tuned):
 
 
 def _evil(path: Path, marker: Path) -> Path:
-    program = pickle.dumps({"model": {"a": Runs(os.system, f"touch {marker}")}}, 2)
+    program = pickle.dumps({"model": {"a": CallOnLoad(os.system, f"touch {marker}")}}, 2)
     return write_entries(path, {"data.pkl": program, "byteorder": b"little"})
 
 
@@ -207,13 +207,13 @@ def _nan(path: Path) -> Path:
 @pytest.mark.parametrize(
     "name, make, said",
     [
-        ("none.pt", lambda path: path, "none.pt is no file"),
-        ("folder.pt", lambda path: path.mkdir() or path, "folder.pt is no file"),
+        ("none.pt", lambda path: path, "none.pt is not a file"),
+        ("folder.pt", lambda path: path.mkdir() or path, "folder.pt is not a file"),
         ("cut.pt", _cut, "cut.pt is damaged or cut short"),
         ("evil.pt", lambda path: _evil(path, path.with_name("ran")), "evil.pt asks for posix.system"),
         ("lie.safetensors", _lying, "lie.safetensors is damaged or cut short"),
         ("nan.safetensors", _nan, "nan.safetensors: x_embedder.proj.bias holds NaN"),
-        ("part.pt", lambda path: write_entries(path, entries() | {"data/0": b"ab"}), "part.pt: module.pos_embed says"),
+        ("part.pt", lambda path: write_entries(path, entries() | {"data/0": b"ab"}), "part.pt: module.pos_embed has"),
         ("weights.npz", lambda path: path.write_bytes(b"") or path, "weights.npz is neither"),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_file_that_is_no_sit_leaves_nothing(capsys, tmp_path, name, make, said
         (["--num-heads", "4", "--patch-size", "3"], "patch_size is 3"),
         (["--num-heads", "x"], "int"),
         (["--num-heads", "0"], "num_heads 0"),
-        ([], "of width 48 is none of the published SiTs, and weights do not tell their heads: --num-heads"),
+        ([], "has width 48, which no published SiT has"),
     ],
 )
 def test_flags_that_do_not_fit(capsys, tmp_path, flags, said):
@@ -245,7 +245,7 @@ def test_what_is_there_stays(capsys, tmp_path, imported):
     (mine / "notes.txt").write_text("mine")
     for out in (mine, mine / "notes.txt", imported):
         code, _, err = run(capsys, "import", PT, "--out", out, "--num-heads", HEADS)
-        assert code == 2 and f"--out {out} is there and not empty" in err
+        assert code == 2 and f"--out {out} exists" in err
     assert [path.name for path in mine.iterdir()] == ["notes.txt"] and not list(tmp_path.glob("*.partial"))
     (mine / "notes.txt").unlink()
     called(capsys, "import", PT, "--out", mine, "--num-heads", HEADS)  # an empty folder is taken
@@ -264,7 +264,7 @@ def test_a_killed_import_leaves_no_run(capsys, tmp_path):
     with pytest.raises(UserError, match="sit.partial is not a run folder"):
         open_run(tmp_path / "sit.partial")
     code, _, err = run(capsys, "import", PT, "--out", tmp_path / "sit", "--num-heads", HEADS)
-    assert code == 2 and "sit.partial is there: another command writes it, or was killed" in err
+    assert code == 2 and "sit.partial exists" in err
 
 
 def test_an_error_half_way_leaves_nothing(tmp_path, monkeypatch):

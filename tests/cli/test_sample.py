@@ -117,7 +117,7 @@ def test_a_short_film_is_continued(sample, tiny_run, tmp_path):
     [
         (["--modality", "smell"], "smell: this run has video, audio, image"),
         (["--modality", "video"], "trained on other components"),
-        (["--context", "inpaint_region:0,0,1,0.5"], "schedule.given lacks inpaint_region"),
+        (["--context", "inpaint_region:0,0,1,0.5"], "schedule.context lacks inpaint_region"),
         (["--context", "first_frame=nowhere.png"], "nowhere.png: no such file"),
         (["--count", "0"], "--count is 0"),
         (["--context", "video="], "no file is named"),

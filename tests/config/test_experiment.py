@@ -11,7 +11,7 @@ from selfflow.config.resolve import resolve
 from selfflow.config.shapes import all_streams
 from selfflow.errors import UserError
 from selfflow.modality import Modality
-from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.serialization import from_json, to_json
 from selfflow.sweep.load import load_sweep
@@ -45,7 +45,7 @@ def test_shipped_experiments_read_back_equal(path, tmp_path):
         UniformTimestep(tau={"video": LogitNormalTau(mean=0.5)}),
         DualTimestep(tau={"video": UniformTau(shift=2.0)}, draw="per_modality"),
         FullMasking(),
-        Forcing(),
+        DiffusionForcing(),
     ],
 )
 def test_every_member_of_a_union_reads_back(experiment, schedule):

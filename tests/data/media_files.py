@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from selfflow.data.built import load_builder
 from selfflow.data.media import Media
 from selfflow.data.media.decode import clips
 from selfflow.data.media.tracks import Unreadable
@@ -73,7 +74,7 @@ def reason(path, media=SMALL):
 
 
 def build(folder, data_dir, **settings):
-    return dataclasses.replace(SMALL, source=str(folder), **settings).build(data_dir)
+    return load_builder(dataclasses.replace(SMALL, source=str(folder), **settings), data_dir)
 
 
 def reasons(report, part):

@@ -13,7 +13,8 @@ from PIL import Image
 
 from selfflow.data.atari import ACTION_NAMES, Atari
 from selfflow.data.atari.console import Console
-from selfflow.data.atari.episode import clips, offsets, play, resampled, starts
+from selfflow.data.atari.episode import clip_starts, clips, frame_offsets, play, resample
+from selfflow.data.built import load_builder
 from selfflow.data.records import Records
 from selfflow.errors import UserError
 
@@ -24,7 +25,7 @@ SMALL = Atari(train_clips=6, validation_clips=2, test_clips=2, clips_per_episode
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    return Path(SMALL.build(tmp_path_factory.mktemp("atari")).data_dir)
+    return Path(load_builder(SMALL, tmp_path_factory.mktemp("atari")).data_dir)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_records(built):
 def test_pictures_sound_and_points_are_those_of_a_slow_simulation(built, resimulated):
     actions, screens, sounds, points, _ = resimulated
     records = Records(SMALL, built, "train")
-    for number, start in enumerate(starts(SMALL)):
+    for number, start in enumerate(clip_starts(SMALL)):
         record = records[number]
         shown = [start + round(i * 4.8) for i in range(25)]
         for i in (0, 1, 7, 12, 24):
@@ -111,10 +112,10 @@ def test_an_impulse_keeps_its_time():
     for at in (5000, 10_007, 30_720):
         sound = np.full(61440, 128, np.uint8)
         sound[at : at + 8] = 200
-        assert abs(np.argmax(np.abs(resampled(sound, 8000))) - (at + 3.5) * 8000 / 30720) <= 1
-    quiet = resampled(np.full(30720, 128, np.uint8), 8000)
+        assert abs(np.argmax(np.abs(resample(sound, 8000))) - (at + 3.5) * 8000 / 30720) <= 1
+    quiet = resample(np.full(30720, 128, np.uint8), 8000)
     tone = np.where(np.arange(61440) // 64 % 2, 220, 128).astype(np.uint8)
-    assert not quiet.any() and abs(resampled(tone, 8000)[8000:].mean()) < 1e-3, "no direct current"
+    assert not quiet.any() and abs(resample(tone, 8000)[8000:].mean()) < 1e-3, "no direct current"
 
 
 @pytest.mark.parametrize(
@@ -128,16 +129,16 @@ def test_an_impulse_keeps_its_time():
 )
 def test_clips_start_on_a_sample_and_have_their_length(settings):
     chosen = dataclasses.replace(SMALL, clips_per_episode=2, skip_seconds=0.5, **settings)
-    begun = starts(chosen)
+    begun = clip_starts(chosen)
     assert all(start * chosen.sample_rate % 60 == 0 for start in begun.tolist()) and begun[0] >= 30
-    assert begun[1] - begun[0] >= chosen.seconds * 60 and offsets(chosen)[0] == 0
+    assert begun[1] - begun[0] >= chosen.seconds * 60 and frame_offsets(chosen)[0] == 0
     made = list(clips(chosen, Console("pong"), "train", 1))
     assert [record["audio"].shape for record in made] == [(chosen.samples,)] * 2
     assert made[0]["video"].shape == chosen.media_shapes()["video"]
 
 
 def test_the_same_settings_give_the_same_clips_and_others_do_not(built, tmp_path):
-    again = Records(SMALL, SMALL.build(tmp_path).data_dir, "validation")
+    again = Records(SMALL, load_builder(SMALL, tmp_path).data_dir, "validation")
     first = Records(SMALL, built, "validation")
     for one, two in zip(first, again, strict=True):
         assert one["video"].tobytes() == two["video"].tobytes() and one["audio"].tobytes() == two["audio"].tobytes()
@@ -149,10 +150,10 @@ def test_the_same_settings_give_the_same_clips_and_others_do_not(built, tmp_path
 
 def test_a_built_set_is_read_without_the_package(built, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    again = SMALL.build(built.parents[2])
+    again = load_builder(SMALL, built.parents[2])
     assert Path(again.data_dir) == built and len(again.as_data_source("test")) == 2
     with pytest.raises(UserError, match=r"pip install 'selfflow\[atari\]'"):
-        dataclasses.replace(SMALL, seed=5).build(built.parents[2])
+        load_builder(dataclasses.replace(SMALL, seed=5), built.parents[2])
 
 
 def test_games_that_do_not_serve(tmp_path):
@@ -163,19 +164,19 @@ def test_games_that_do_not_serve(tmp_path):
         ("combat", "needs two players"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
-            Atari(game=game).build(tmp_path)
+            load_builder(Atari(game=game), tmp_path)
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.array_record*")) and {p.name for p in tmp_path.iterdir()} <= {
         "atari",
         "downloads",
     }
     with pytest.raises(UserError, match="atari.frames = 5000.*lower frames"):
-        Atari(game="klax", frames=5000, clips_per_episode=1).build(tmp_path)
+        load_builder(Atari(game="klax", frames=5000, clips_per_episode=1), tmp_path)
 
 
 def test_a_silent_game_and_empty_splits(tmp_path, capsys):
     settings = Atari(game="tetris", train_clips=2, validation_clips=0, test_clips=0)
-    builder = settings.build(tmp_path)
+    builder = load_builder(settings, tmp_path)
     assert "atari: tetris made no sound; no clip has audio" in capsys.readouterr().err
     assert list(builder.info.splits) == ["train"]
     record = Records(settings, builder.data_dir, "train")[0]
@@ -184,9 +185,9 @@ def test_a_silent_game_and_empty_splits(tmp_path, capsys):
 
 def test_settings_that_cannot_be():
     for wrong, message in [
-        ({"frames_per_second": 61.0}, "no more than 60"),
+        ({"frames_per_second": 61.0, "sample_rate": 6100}, "no more than 60"),
         ({"sample_rate": 8001, "frames": 22, "frames_per_second": 15.0}, "whole number; change one"),
-        ({"train_clips": 0}, "train needs a clip"),
+        ({"train_clips": 0}, "must be above 0"),
         ({"size": 0}, "atari.size = 0: must be above 0"),
         ({"test_clips": -1}, "must not be negative"),
         ({"frames": 2.5}, "must be a whole number"),
@@ -199,7 +200,7 @@ def test_settings_that_cannot_be():
 def test_importing_the_settings_is_cheap():
     code = (
         "import sys, json, selfflow.data.catalogue as c\n"
-        "[kind().media_shapes() for name, kind in c.DATASETS.items() if name not in ('tfds', 'latents')]\n"
+        "[kind().media_shapes() for name, kind in c.DATASETS.items() if name not in ('tfds', 'latent_files')]\n"
         "heavy = {'ale_py', 'av', 'PIL', 'tensorflow_datasets', 'soxr', 'numpy', 'jax', 'sklearn', 'mlxtend'}\n"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )

@@ -5,21 +5,20 @@ import typing
 
 import pytest
 
-from selfflow.data.catalogue import DATASETS, Dataset, card
+from selfflow.data.catalogue import DATASETS, AnyDataset, card
 from selfflow.data.media import Media
 from selfflow.errors import UserError
 
 
 def test_every_data_set_keeps_the_contract():
-    assert set(typing.get_args(Dataset)) == set(DATASETS.values())
+    assert set(typing.get_args(AnyDataset)) == set(DATASETS.values())
     told = {
         "tfds": {"name": "x", "image": "image", "video": "video", "audio": "audio"},
-        "latents": {"image": (32, 32, 3)},
+        "latent_files": {"image": (32, 32, 3)},
     }
     for name, kind in DATASETS.items():
         settings = kind(**told.get(name, {}))
-        # Encoded data sets lie in a folder of the name `latents` already.
-        assert settings.kind == {"latents": "latent_files"}.get(name, name)
+        assert settings.kind == name
         assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
         shapes = settings.media_shapes()
         assert settings.licence
@@ -40,7 +39,7 @@ def test_cards(name):
     text = card(name)
     assert text.startswith("# ") and len(text) > 500 and "icence" in text
     assert f"build {name}" in text or name == "collisions"
-    assert name in ("collisions", "latents") or ("| `id` |" in text and "`quality`" in text)
+    assert name in ("collisions", "latent_files") or ("| `id` |" in text and "`quality`" in text)
 
 
 def test_a_card_that_is_not_there():

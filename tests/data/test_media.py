@@ -16,9 +16,11 @@ import soundfile
 from PIL import Image
 
 from selfflow.data import writing
+from selfflow.data.built import load_builder
 from selfflow.data.folder import split_of
-from selfflow.data.media import Media, builder, format_report, read_report
+from selfflow.data.media import Media, builder
 from selfflow.data.media.decode import clips
+from selfflow.data.report import format_report, read_report
 from selfflow.errors import UserError
 from tests.data.media_files import SMALL, build, decode, quadrants, reasons, tone, write_video
 
@@ -150,13 +152,13 @@ def test_mistakes_of_the_user(folder, tmp_path):
         ({"source": str(tmp_path / "none")}, "none does not exist"),
         ({"source": str(folder / "picture.png")}, "picture.png is a file"),
         ({"source": ""}, "media.source is empty"),
-        ({"frames_per_second": 7.0, "frames": 10}, r"frames \* sample_rate / frames_per_second"),
-        ({"size": 0}, "media.size is 0"),
+        ({"frames_per_second": 7.0, "frames": 10}, "media.sample_rate = 8000: .* not a whole number"),
+        ({"size": 0}, "media.size = 0"),
         ({"hop_seconds": 0.0}, "media.hop_seconds"),
         ({"validation_fraction": 0.6, "test_fraction": 0.5}, "is 1 or more"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
-            dataclasses.replace(SMALL, **{"source": str(folder), **wrong}).build(out)
+            load_builder(dataclasses.replace(SMALL, **{"source": str(folder), **wrong}), out)
         assert "\n" not in str(caught.value)
     (tmp_path / "texts").mkdir()
     with pytest.raises(UserError, match="texts can be used.*it is empty"):
@@ -216,12 +218,14 @@ def test_a_killed_build_is_not_taken_for_a_data_set(folder, tmp_path):
     code = (
         "import sys, time, dataclasses\n"
         "from pathlib import Path\n"
+        "from selfflow.data.built import load_builder\n"
         "from selfflow.data.media import Media, builder\n"
         "real = builder._record\n"
         "def slow(*a):\n"
         "    print('one', flush=True, file=sys.stderr); time.sleep(0.3); return real(*a)\n"
         "builder._record = slow\n"
-        f"Media(**{dataclasses.asdict(dataclasses.replace(SMALL, source=str(folder)))!r}).build(Path({str(out)!r}))\n"
+        f"settings = Media(**{dataclasses.asdict(dataclasses.replace(SMALL, source=str(folder)))!r})\n"
+        f"load_builder(settings, Path({str(out)!r}))\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline().strip() == "one"
@@ -259,7 +263,7 @@ def test_a_real_clip(tmp_path):
     source = Path(package.origin).parent / "datasets" / "data" / "bigbuckbunny.mp4"
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / source.name).write_bytes(source.read_bytes())
-    ready = Media(source=str(tmp_path / "in")).build(tmp_path / "out")
+    ready = load_builder(Media(source=str(tmp_path / "in")), tmp_path / "out")
     records = sorted(ready.as_data_source("train"), key=lambda record: record["id"])
     assert [record["id"].decode().split("@")[1] for record in records] == ["0.000", "1.000", "2.000", "3.000"]
     for record in records:

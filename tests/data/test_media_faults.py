@@ -10,9 +10,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from selfflow.data.media import read_report
 from selfflow.data.media.decode import clips
-from selfflow.data.report import Notes
+from selfflow.data.report import Notes, read_report
 from tests.data.media_files import SMALL, build, decode, quadrants, reason, reasons, tone, write_video
 
 

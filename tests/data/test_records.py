@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from selfflow.data import writing
+from selfflow.data.built import load_builder
 from selfflow.data.collisions import Collisions
 from selfflow.data.digits import Digits
 from selfflow.data.records import Records
@@ -24,7 +25,7 @@ def built(tmp_path_factory) -> Path:
     """Digits in several shards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writing, "SHARD_BYTES", 160_000)
-        return Path(DIGITS.build(tmp_path_factory.mktemp("records")).data_dir)
+        return Path(load_builder(DIGITS, tmp_path_factory.mktemp("records")).data_dir)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def same(one, two) -> bool:
 
 def test_records_are_those_of_the_builder_in_the_common_form(tmp_path):
     settings = Collisions(train_clips=3, validation_clips=1, test_clips=1, shifted_clips=1, workers=1)
-    builder = settings.build(tmp_path)
+    builder = load_builder(settings, tmp_path)
     records, source = Records(settings, builder.data_dir, "train"), builder.as_data_source("train")
     assert len(records) == len(source) == 3
     for i in range(3):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from selfflow.data.built import load_builder
 from selfflow.data.features import read_specs
 from selfflow.data.records import Records
 from selfflow.data.shards import BadRecord
@@ -35,11 +36,11 @@ def zoo(tmp_path_factory) -> Path:
 
 
 def read(settings: Tfds, data_dir: Path, split: str = "train") -> Records:
-    return Records(settings, Path(settings.build(data_dir).data_dir), split)
+    return Records(settings, Path(load_builder(settings, data_dir).data_dir), split)
 
 
 def test_the_types_choose_the_image(zoo, capsys):
-    builder = SMALL.build(zoo)
+    builder = load_builder(SMALL, zoo)
     assert "tfds: small_zoo: image = picture" in capsys.readouterr().err
     assert {name: info.num_examples for name, info in builder.info.splits.items()} == COUNTS
     assert builder.info.full_name == "small_zoo/1.2.0" and SMALL.media_shapes(zoo) == {"image": (16, 16, 3)}
@@ -97,11 +98,12 @@ def test_video_and_audio_fields_are_read_without_tensorflow(zoo, tmp_path):
     folder = video_and_audio(zoo, tmp_path / "declared")
     code = (
         "import sys, pathlib\n"
+        "from selfflow.data.built import load_builder\n"
         "from selfflow.data.tfds import Tfds\nfrom selfflow.data.records import Records\n"
         f"settings, folder = {SAID!r}, pathlib.Path({str(folder)!r})\n"
         "assert settings.media_shapes(folder).keys() == {'video', 'audio', 'image'}\n"
         "assert 'tensorflow_datasets' not in sys.modules and 'numpy' not in sys.modules\n"
-        "builder = settings.build(folder)\n"
+        "builder = load_builder(settings, folder)\n"
         "record = Records(settings, builder.data_dir, 'test')[0]\n"
         "plain = builder.as_data_source('train')[0]\n"
         "print(record['video'].shape, record['audio'].dtype, len(plain['film']), 'tensorflow' in sys.modules)"
@@ -117,19 +119,19 @@ def test_video_and_audio_fields_are_read_without_tensorflow(zoo, tmp_path):
 
 def test_where_it_is_found(zoo, tmp_path):
     for folder in (zoo, zoo / "small_zoo" / "1.2.0"):
-        builder = dataclasses.replace(SMALL, folder=str(folder)).build(tmp_path / "elsewhere")
+        builder = load_builder(dataclasses.replace(SMALL, folder=str(folder)), tmp_path / "elsewhere")
         assert Path(builder.data_dir) == zoo / "small_zoo" / "1.2.0"
         assert dataclasses.replace(SMALL, folder=str(folder)).media_shapes() == {"image": (16, 16, 3)}
-    assert dataclasses.replace(SMALL, name="small_zoo:1.2.0").build(zoo).info.full_name == "small_zoo/1.2.0"
+    assert load_builder(dataclasses.replace(SMALL, name="small_zoo:1.2.0"), zoo).info.full_name == "small_zoo/1.2.0"
     newer = Path(shutil.copytree(zoo, tmp_path / "two"))
     shutil.copytree(newer / "small_zoo" / "1.2.0", newer / "small_zoo" / "1.10.0")
     text = (newer / "small_zoo" / "1.10.0" / "dataset_info.json").read_text()
     (newer / "small_zoo" / "1.10.0" / "dataset_info.json").write_text(text.replace("1.2.0", "1.10.0"))
-    assert Path(SMALL.build(newer).data_dir).name == "1.10.0", "versions are numbers"
+    assert Path(load_builder(SMALL, newer).data_dir).name == "1.10.0", "versions are numbers"
 
 
 def test_it_is_prepared_where_that_works(tmp_path):
-    builder = SMALL.build(tmp_path)  # its builder is known to TFDS in this process
+    builder = load_builder(SMALL, tmp_path)  # its builder is known to TFDS in this process
     assert len(Records(SMALL, builder.data_dir, "test")) == 2
     assert Path(builder.data_dir) == tmp_path / "small_zoo" / "1.2.0"
 
@@ -139,16 +141,16 @@ def test_what_cannot_be(zoo, tmp_path):
         ({"name": ""}, "tfds.name = '': must be NAME"),
         ({"name": "smal_zoo"}, "no such data set; try small_zoo"),
         ({"name": "small_zoo/blue"}, "cannot be prepared here.*tfds build small_zoo/blue --file_format=array_record"),
-        ({"image": "pictur"}, "tfds.image = 'pictur': small_zoo has no such field; try picture"),
+        ({"image": "pictur"}, "tfds.image = 'pictur': the data set has no such field; try picture"),
         ({"caption": "about.txt"}, "no such field; try about.text"),
         ({"label": ("weight",)}, "tfds.label = 'weight': is (Scalar|Tensor), not a whole number"),
-        ({"video": "film"}, "source_frames_per_second = 0: say"),
+        ({"video": "film"}, "source_frames_per_second = 0: set"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
-            dataclasses.replace(SMALL, **wrong).build(zoo)
+            load_builder(dataclasses.replace(SMALL, **wrong), zoo)
         assert "\n" not in str(caught.value)
     for wrong, message in [
-        ({"audio": "sound"}, "source_sample_rate = 0: the field sound does not tell its rate"),
+        ({"audio": "sound"}, "source_sample_rate = 0: the field sound has no sample rate"),
         ({"image": "weight"}, "tfds.image = 'weight': holds float32, not pixels"),
         ({"image": "about.text"}, "tfds.image = 'about.text': holds no numbers"),
         ({"audio": "about.texts", "source_sample_rate": 8000}, "tfds.audio = 'about.texts'"),
@@ -172,14 +174,14 @@ def test_other_forms_and_other_peoples_builders(zoo, tmp_path):
     (copy / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
     command = "tfds build small_zoo --file_format=array_record --data_dir=DIR"
     with pytest.raises(UserError, match=f"is prepared as tfrecord, which only TensorFlow reads.*{command}"):
-        SMALL.build(tmp_path / "records")
+        load_builder(SMALL, tmp_path / "records")
     (copy / "dataset_info.json").write_text("[")
     with pytest.raises(UserError, match="dataset_info.json cannot be read"):
-        SMALL.build(tmp_path / "records")
+        load_builder(SMALL, tmp_path / "records")
     (copy / "dataset_info.json").write_text(json.dumps(info))
     (copy / "features.json").write_text('{"type": "x", "content": {"picture": {"type": "Image"}}}')
     with pytest.raises(UserError, match="features.json does not tell the features.*TFDS 4.9"):
-        SMALL.build(tmp_path / "records")
+        load_builder(SMALL, tmp_path / "records")
 
     class NeedsMore(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
@@ -194,16 +196,16 @@ def test_other_forms_and_other_peoples_builders(zoo, tmp_path):
             yield 0, {"n": 0}
 
     with pytest.raises(UserError, match=r"cannot be prepared here \(no route\).*tfds build needs_more") as caught:
-        Tfds(name="needs_more").build(tmp_path / "more")
+        load_builder(Tfds(name="needs_more"), tmp_path / "more")
     assert "\n" not in str(caught.value) and not list((tmp_path / "more").rglob("*.array_record*"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="would download gigabytes")
 def test_what_needs_tensorflow_says_so(tmp_path):
     with pytest.raises(UserError, match="No module named 'tensorflow'.*tfds build ucf101/ucf101_1 --file_format"):
-        Tfds(name="ucf101/ucf101_1").build(tmp_path)
+        load_builder(Tfds(name="ucf101/ucf101_1"), tmp_path)
     with pytest.raises(UserError, match="no such data set; try ucf101"):
-        Tfds(name="ucf102").build(tmp_path)
+        load_builder(Tfds(name="ucf102"), tmp_path)
 
 
 def test_a_damaged_picture_is_a_bad_record(zoo, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from selfflow.data import writing
+from selfflow.data.built import load_builder
 from selfflow.data.digits import Digits
 from selfflow.data.records import Records
 from selfflow.errors import UserError
@@ -21,6 +22,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import selfflow.progress
+from selfflow.data.built import load_builder
 from selfflow.data.digits import Digits
 
 def with_pause(items, *rest, **more):
@@ -31,7 +33,7 @@ def with_pause(items, *rest, **more):
         yield item
 
 selfflow.progress.progress = with_pause
-builder = Digits(size=8).build(Path(sys.argv[1]))
+builder = load_builder(Digits(size=8), Path(sys.argv[1]))
 print(len(builder.as_data_source("train")), "tensorflow" in sys.modules, flush=True)
 """
 
@@ -54,7 +56,7 @@ def test_a_late_second_builder_waits_and_finds_the_set(tmp_path, capsys):
     first = start(tmp_path / "data", tmp_path / "script.py", 1.0)
     wait_for(first, "writing")
     begun = time.monotonic()
-    builder = SMALL.build(tmp_path / "data")
+    builder = load_builder(SMALL, tmp_path / "data")
     assert 0.2 < time.monotonic() - begun < 30 and "another process is building" in capsys.readouterr().err
     out, err = first.communicate(timeout=30)
     assert out.split() == ["1438", "False"], err
@@ -71,7 +73,7 @@ def test_a_killed_build_is_cleared_away_by_the_next(tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert list(config.glob("incomplete.*")), "nobody has cleaned up yet"
-    assert len(SMALL.build(folder).as_data_source("train")) == 1438
+    assert len(load_builder(SMALL, folder).as_data_source("train")) == 1438
     assert [path.name for path in config.iterdir()] == ["1.0.0"]
 
 
@@ -81,13 +83,13 @@ def test_without_locks_leftovers_stay_and_the_set_is_good(tmp_path, monkeypatch)
 
     (tmp_path / "digits" / "size_8" / "incomplete.ABC_1.0.0").mkdir(parents=True)
     monkeypatch.setattr(writing.fcntl, "flock", refuse)
-    assert len(SMALL.build(tmp_path).as_data_source("train")) == 1438
+    assert len(load_builder(SMALL, tmp_path).as_data_source("train")) == 1438
     assert (tmp_path / "digits" / "size_8" / "incomplete.ABC_1.0.0").exists()
 
 
 def test_many_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "SHARD_BYTES", 20_000)
-    builder = SMALL.build(tmp_path)
+    builder = load_builder(SMALL, tmp_path)
     info = builder.info.splits["train"]
     assert info.num_shards > 5 and sum(info.shard_lengths) == 1438
     records = Records(SMALL, builder.data_dir, "train")
@@ -99,8 +101,9 @@ def test_many_shards(tmp_path, monkeypatch):
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
     code = (
         "import resource, pathlib, selfflow.data.digits as d; from selfflow.errors import UserError\n"
+        "from selfflow.data.built import load_builder\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
-        f"try: d.Digits(size=64).build(pathlib.Path({str(tmp_path)!r}))\n"
+        f"try: load_builder(d.Digits(size=64), pathlib.Path({str(tmp_path)!r}))\n"
         "except UserError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -111,8 +114,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="data_dir.*choose another"):
-        SMALL.build(tmp_path / "file" / "inside")
+        load_builder(SMALL, tmp_path / "file" / "inside")
     if os.geteuid():
         (tmp_path / "closed").mkdir(mode=0o500)
         with pytest.raises(UserError, match="data_dir.*choose another"):
-            SMALL.build(tmp_path / "closed")
+            load_builder(SMALL, tmp_path / "closed")

@@ -124,8 +124,8 @@ def test_pictures_grow_as_they_did_in_tensorflow_1():
         ("logmel", "image", "logmel looks at audio, not at image; give effnet or inception=FILE"),
         ("effnet", "audio", "effnet looks at image and video, not at audio; give logmel or birdnet or clap=FOLDER"),
         ("inception=a.pth", "action", "not at action; no extractor does"),
-        ("inception=/no/such.pth", "image", "/no/such.pth is no file"),
-        ("i3d=/no/such.pt", "video", "/no/such.pt is no file"),
+        ("inception=/no/such.pth", "image", "/no/such.pth is not a file"),
+        ("i3d=/no/such.pt", "video", "/no/such.pt is not a file"),
         ("clap=/no/such", "audio", "(config.json is missing; give a folder|pip install 'selfflow.clap.')"),
     ],
 )

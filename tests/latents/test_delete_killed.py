@@ -20,6 +20,8 @@ from selfflow.latents.verify import latents_folders, verify_latents
 from tests.latents.home import copied
 from tests.latents.test_delete import IDS, searched
 
+pytestmark = pytest.mark.resilience
+
 
 def count_steps(kill_at: int) -> list[int]:
     """Counts what changes the disk from now on, and kills this process before step `kill_at`."""

@@ -239,7 +239,7 @@ def test_stochastic_autoencoders_leave_mean_and_deviation(prepared, tmp_path, mo
     plain = LinearAutoencoder.encode_distribution
     monkeypatch.setattr(
         LinearAutoencoder,
-        "moments",
+        "encode_distribution",
         # However they lie in memory: as those of torch, channels first.
         lambda self, x: tuple(map(np.asfortranarray, (plain(self, x)[0], np.tanh(plain(self, x)[0]) ** 2))),
     )

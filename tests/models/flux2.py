@@ -123,10 +123,10 @@ def ours(config: JointConfig, modality: Modality, params: dict, inputs: Weights)
     return {"velocity": out.velocity["video"]} | taps, {"tokens": tokens, "caption": caption}, weights
 
 
-def assert_near(found: dict, expected: dict, tolerance: float) -> None:
+def assert_near(actual: dict, expected: dict, tolerance: float) -> None:
     """Norm of the difference over that of what is expected, of every array of a tree."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected)):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected)):
         assert np.shape(a) == np.shape(b), jax.tree_util.keystr(path)
         error = np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
         assert error < tolerance, f"{jax.tree_util.keystr(path)}: relative error {error:.2g}"

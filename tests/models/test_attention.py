@@ -60,9 +60,9 @@ SHAPES = [(5, 5, 8, True), (130, 130, 64, False), (7, 130, 72, True), (130, 3, 8
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_value_and_gradients_are_those_of_the_formula(implementation, shape):
-    given = inputs(*shape)
-    for name, found, expected in zip("oqkv", compiled(implementation)(*given), reference(*given)):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    arguments = inputs(*shape)
+    for name, actual, expected in zip("oqkv", compiled(implementation)(*arguments), reference(*arguments)):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -77,10 +77,10 @@ def test_cudnn_is_asked_for_the_same(monkeypatch, masked, shape):
         return compute(q, k, v, scale=scale, key_value_seq_lengths=key_value_seq_lengths, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    given = inputs(*shape, masked, dtype=jnp.bfloat16)
-    for name, found, expected in zip("oqkv", compiled("cudnn")(*given), reference(*given)):
-        assert found.dtype == jnp.bfloat16
-        np.testing.assert_allclose(np.float32(found), expected, rtol=0.03, atol=0.03, err_msg=name)
+    arguments = inputs(*shape, masked, dtype=jnp.bfloat16)
+    for name, actual, expected in zip("oqkv", compiled("cudnn")(*arguments), reference(*arguments)):
+        assert actual.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.float32(actual), expected, rtol=0.03, atol=0.03, err_msg=name)
 
 
 def test_cudnn_is_never_given_a_sample_without_keys(monkeypatch):
@@ -134,10 +134,10 @@ def test_softmax_is_in_float32_for_bfloat16(implementation):
 
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_bfloat16_is_as_close_as_its_rounding(implementation):
-    given = inputs(130, 130, 72, True, dtype=jnp.bfloat16)
-    for name, found, expected in zip("oqkv", compiled(implementation)(*given), reference(*given)):
-        assert found.dtype == jnp.bfloat16
-        assert np.abs(np.float32(found) - expected).max() < 0.02 * np.abs(expected).max(), name
+    arguments = inputs(130, 130, 72, True, dtype=jnp.bfloat16)
+    for name, actual, expected in zip("oqkv", compiled(implementation)(*arguments), reference(*arguments)):
+        assert actual.dtype == jnp.bfloat16
+        assert np.abs(np.float32(actual) - expected).max() < 0.02 * np.abs(expected).max(), name
 
 
 def test_blocks_are_large_where_they_pad_little():
@@ -275,10 +275,10 @@ def on_hardware(platform: str) -> None:
         pytest.skip(f"no {platform}: JAX runs on {jax.default_backend()}, see JAX_PLATFORMS")
 
 
-def assert_equals_xla(implementation, given):
+def assert_equals_xla(implementation, arguments):
     """To the rounding of bfloat16."""
-    found, expected = (compiled(name, interpret=False)(*given) for name in (implementation, "xla"))
-    for name, a, b in zip("oqkv", found, expected):
+    actual, expected = (compiled(name, interpret=False)(*arguments) for name in (implementation, "xla"))
+    for name, a, b in zip("oqkv", actual, expected):
         a, b = np.float32(a), np.float32(b)
         assert np.abs(a - b).max() < 0.03 * np.abs(b).max(), name
 
@@ -294,10 +294,10 @@ def test_splash_equals_xla_on_a_tpu(shape):
 @pytest.mark.parametrize("shape", [(1025, 1025, 72, True), (1089, 1089, 64, False), (7, 130, 12, True)], ids=str)
 def test_cudnn_equals_xla_on_a_gpu(shape):
     on_hardware("gpu")
-    given = inputs(*shape, dtype=jnp.bfloat16)
-    assert_equals_xla("cudnn", given)
-    q, k, v, seen_BM, g = given
+    arguments = inputs(*shape, dtype=jnp.bfloat16)
+    assert_equals_xla("cudnn", arguments)
+    q, k, v, seen_BM, g = arguments
     blind = compiled("cudnn")(q, k, v, jnp.zeros(k.shape[:2], bool), g)
     assert all(bool(jnp.isfinite(x).all()) for x in blind)
     with jax.set_mesh(jax.make_mesh((1, 1), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)):
-        assert_equals_xla("auto", given)
+        assert_equals_xla("auto", arguments)

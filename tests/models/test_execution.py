@@ -37,8 +37,8 @@ def expected(objective, params, batch, keys_B):
 
 @pytest.mark.parametrize("unroll, remat", [(1, "none"), (1, "dots"), (2, "block")])
 def test_gradients_are_those_of_unrolled_blocks(objective, params, batch, keys_B, expected, unroll, remat):
-    found = jax.jit(gradient_of(run_as(objective, unroll=unroll, remat=remat), batch, keys_B))(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), found, expected)
+    actual = jax.jit(gradient_of(run_as(objective, unroll=unroll, remat=remat), batch, keys_B))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), actual, expected)
 
 
 def test_what_is_computed_again_costs_arithmetic(objective, params, batch, keys_B):
@@ -61,9 +61,9 @@ def test_a_loop_with_remat_keeps_less(objective, batch, keys_B):
 
 def test_the_program_of_a_loop_does_not_grow_with_depth(objective, batch, keys_B):
     def size(blocks, unroll):
-        made = deep(run_as(objective, unroll=unroll), blocks)
-        params = jax.eval_shape(made.init, jax.random.key(0))
-        return len(jax.jit(gradient_of(made, batch, keys_B)).lower(params).as_text())
+        variant = deep(run_as(objective, unroll=unroll), blocks)
+        params = jax.eval_shape(variant.init, jax.random.key(0))
+        return len(jax.jit(gradient_of(variant, batch, keys_B)).lower(params).as_text())
 
     # Not to the letter: numbers of two digits are longer than numbers of one.
     assert size(24, 1) < 1.02 * size(6, 1)

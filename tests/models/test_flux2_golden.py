@@ -17,20 +17,20 @@ def golden():
 
 
 @pytest.fixture(scope="module")
-def found(golden):
+def results(golden):
     return ours(CONFIG, VIDEO, transformer(golden["weight"], CONFIG, "video"), golden["input"])
 
 
-def test_blocks_and_velocity_are_flux2_s(found, golden):
-    outputs, to_inputs, _ = found
+def test_blocks_and_velocity_are_flux2_s(results, golden):
+    outputs, to_inputs, _ = results
     assert_near(outputs, golden["output"], TOLERANCE)
     assert_near(to_inputs, golden["input_gradient"], TOLERANCE)
 
 
-def test_gradients_to_weights_are_flux2_s(found, golden):
+def test_gradients_to_weights_are_flux2_s(results, golden):
     zeros = {name: np.zeros_like(weight) for name, weight in golden["weight"].items()}
     recorded_only = transformer(zeros | golden["weight_gradient"], CONFIG, "video")
-    pairs = zip(jax.tree.leaves(found[2]), jax.tree.leaves(recorded_only))
+    pairs = zip(jax.tree.leaves(results[2]), jax.tree.leaves(recorded_only))
     compared = [(np.where(there, ours_, 0), there) for ours_, there in pairs if there.any()]
     assert len(compared) == len(golden["weight_gradient"])
     assert_near(*map(list, zip(*compared)), TOLERANCE)

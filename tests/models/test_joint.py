@@ -40,10 +40,10 @@ def test_each_token_sees_its_own_tau(objective, params, inputs):
     flat = params["model"] | {
         name: jax.tree.map(jnp.zeros_like, params["model"][name])
         for name in ("double_text", "double_media", "single_modulation")
-    }  # all gates closed: blocks do nothing, the readout is modulated
+    }  # all gates closed: blocks are the identity, the readout is modulated
     velocity = lambda levels: objective.apply(flat, tokens, levels, label_B, c.assignment).velocity["video"]
-    moved = velocity(c.levels | {"video": c.levels["video"].at[:, 1].add(0.3)}) - velocity(c.levels)
-    changed = np.asarray(jnp.abs(moved).sum(-1) > 0)
+    effect = velocity(c.levels | {"video": c.levels["video"].at[:, 1].add(0.3)}) - velocity(c.levels)
+    changed = np.asarray(jnp.abs(effect).sum(-1) > 0)
     np.testing.assert_array_equal(changed, np.asarray(c.assignment["video"]) == 1)
 
 
@@ -110,7 +110,7 @@ def test_no_biases_and_shared_modulation(objective, params):
 def test_teacher_costs_only_its_own_layers(objective, params, inputs):
     """FLOPs by the jaxpr: the teacher's pass is the share of the blocks up to k, without a head."""
     tokens, c, label_B = inputs
-    teacher = c.cleanest()
+    teacher = c.at_min_level()
 
     def flops(config, **more):
         run = dataclasses.replace(objective, model=config)
@@ -215,13 +215,13 @@ def test_captions_are_attended_to_where_their_mask_says(captioned, inputs):
 
     gradient = jax.grad(lambda e: jnp.abs(video(e, caption.mask)).sum())(caption.embedding)
     np.testing.assert_array_equal(np.asarray(jnp.abs(gradient).sum(-1) > 0), np.asarray(caption.mask))
-    # Each position of a caption is told from the others.
+    # The positions of a caption are distinguished.
     swapped = caption.embedding[:, jnp.array([1, 0, 2, 3, 4])]
     assert jnp.abs(video(swapped, caption.mask) - video(*caption))[0].max() > 1e-4
 
 
 def test_a_dropped_caption_is_the_learned_null_alone(captioned, inputs):
-    """An empty mask and the null label give what no caption at all gives: one condition for nothing."""
+    """An empty mask with the null label equals no caption at all: there is one null condition."""
     objective, params, caption = captioned
     tokens, c, _ = inputs
     null_B = jnp.full(4, 3)

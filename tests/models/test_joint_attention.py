@@ -1,4 +1,4 @@
-"""Attention weights that are asked for: what they are, and that asking changes nothing."""
+"""Attention weights of requested blocks, and that requesting them changes no other result."""
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,8 @@ def call(objective, params, batch, keys_B):
     ratios = {"video": 0.3, "audio": 0.5}
     c = DualTimestep(mask_ratio=ratios).sample(keys_B, {m: x.shape[1] for m, x in tokens.items()})
 
-    def call(more=None, **asked):
-        return objective.apply(params["model"], tokens | (more or {}), c.levels, LABEL_B, c.assignment, **asked)
+    def call(more=None, **options):
+        return objective.apply(params["model"], tokens | (more or {}), c.levels, LABEL_B, c.assignment, **options)
 
     call.tokens, call.groups = tokens, Groups(c.assignment, 8, 1)
     return call
@@ -41,13 +41,13 @@ def test_weights_times_values_are_what_attention_gives(seen):
 
 
 def test_asking_changes_nothing_and_rows_sum_to_one(call):
-    plain, asked = call(taps=(2,)), call(taps=(2,), attention_of=(1, 2, 3, 5))
-    assert plain.attention == {} and sorted(asked.attention) == [1, 2, 3, 5]
+    plain, with_weights = call(taps=(2,)), call(taps=(2,), attention_of=(1, 2, 3, 5))
+    assert plain.attention == {} and sorted(with_weights.attention) == [1, 2, 3, 5]
     for m in plain.velocity:
-        np.testing.assert_allclose(asked.velocity[m], plain.velocity[m], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(asked.taps[2][m], plain.taps[2][m], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(with_weights.velocity[m], plain.velocity[m], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(with_weights.taps[2][m], plain.taps[2][m], rtol=1e-4, atol=1e-5)
     counts = {"text": 1} | {m: x.shape[1] for m, x in call.tokens.items()}
-    for by_query in asked.attention.values():
+    for by_query in with_weights.attention.values():
         assert set(by_query) == set(counts)
         for m, by_key in by_query.items():
             assert {key: x.shape for key, x in by_key.items()} == {k: (4, 2, counts[m], counts[k]) for k in counts}
@@ -59,19 +59,19 @@ def test_weights_are_those_that_the_block_attends_with(call, monkeypatch, block)
     """What goes into the block's own attention, kept by the way, gives the same weights and the same result."""
     import selfflow.models.joint as joint
 
-    kept = []
+    calls = []
 
     def recording(q, k, v, **more):
         out = attention(q, k, v, **more)
-        kept.append((q, k, v, out))
+        calls.append((q, k, v, out))
         return out
 
     monkeypatch.setattr(joint, "attention", recording)
     # A block that is run apart is not traced, so that its arrays are numbers.
-    found = call(attention_of=(block,), stop_at=block).attention[block]
-    q, k, v, out = next(entry for entry in reversed(kept) if not isinstance(entry[0], jax.core.Tracer))
+    weights = call(attention_of=(block,), stop_at=block).attention[block]
+    q, k, v, out = next(entry for entry in reversed(calls) if not isinstance(entry[0], jax.core.Tracer))
     names = ("text", "audio", "video")
-    weight_BANN = np.concatenate([np.concatenate([found[a][b] for b in names], axis=-1) for a in names], axis=-2)
+    weight_BANN = np.concatenate([np.concatenate([weights[a][b] for b in names], axis=-1) for a in names], axis=-2)
     np.testing.assert_allclose(weight_BANN, attention_weights(q, k), rtol=1e-5, atol=1e-6)
     attended = np.einsum("banm,bmah->bnah", weight_BANN, v).reshape(out.shape)
     np.testing.assert_allclose(attended, out, rtol=1e-4, atol=1e-5)
@@ -91,10 +91,12 @@ def test_weights_depend_on_whose_they_are(call):
     assert float(jnp.abs(of_weight[0]).max()) > 1e-6 and not jnp.abs(of_weight[1:]).any()  # of its own clip alone
 
 
-@pytest.mark.parametrize("asked, said", [({"attention_of": (6,)}, "blocks 1 to 5"), ({"attention_of": (0,)}, "blocks")])
-def test_blocks_that_there_are_not_are_named(call, asked, said):
-    with pytest.raises(ValueError, match=said):
-        call(**asked)
+@pytest.mark.parametrize(
+    "options, message", [({"attention_of": (6,)}, "blocks 1 to 5"), ({"attention_of": (0,)}, "blocks")]
+)
+def test_blocks_outside_the_model_are_named(call, options, message):
+    with pytest.raises(ValueError, match=message):
+        call(**options)
     with pytest.raises(ValueError, match="stop_at 2"):
         call(attention_of=(3,), stop_at=2)
 

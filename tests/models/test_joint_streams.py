@@ -21,27 +21,27 @@ from tests.conftest import perturbed
 def pair(objective, modalities):
     """The objective over two streams of images, and a batch of them."""
     shifted = dataclasses.replace(modalities["image"], offset=(0.0, 0.0, 8.0, 0.0))
-    made = dataclasses.replace(objective, modalities=modalities | {"image:reference": shifted})
+    variant = dataclasses.replace(objective, modalities=modalities | {"image:reference": shifted})
     random = np.random.default_rng(0)
     latents = {m: random.standard_normal((4, 4, 4, 3)).astype(np.float32) for m in ("image", "image:reference")}
-    return made, {"latents": latents, "label": np.zeros(4, int), "weight": np.ones(4, np.float32)}
+    return variant, {"latents": latents, "label": np.zeros(4, int), "weight": np.ones(4, np.float32)}
 
 
 def test_two_streams_of_one_modality_share_its_weights(pair, objective, keys_B):
-    made, batch = pair
+    variant, batch = pair
     shapes = lambda o: jax.tree.map(jnp.shape, jax.eval_shape(o.init, jax.random.key(0)))
-    assert shapes(made) == shapes(objective)
-    params = perturbed(jax.jit(made.init)(jax.random.key(0)))
+    assert shapes(variant) == shapes(objective)
+    params = perturbed(jax.jit(variant.init)(jax.random.key(0)))
 
     @jax.jit
     def loss(params):
-        draw = made.draw(keys_B, batch)
-        return made.loss(params, {"ema": params["model"]}, batch, keys_B, draw)
+        draw = variant.draw(keys_B, batch)
+        return variant.loss(params, {"ema": params["model"]}, batch, keys_B, draw)
 
     total, metrics = loss(params)
     assert {"flow_loss/image", "flow_loss/image:reference"} <= set(metrics) and np.isfinite(total)
-    draw = made.draw(keys_B, batch)
-    taus, masks = draw.corruption.levels, draw.corruption.assignment
+    draw = variant.draw(keys_B, batch)
+    taus, masks = draw.student.corruption.levels, draw.student.corruption.assignment
     np.testing.assert_array_equal(taus["image"], taus["image:reference"])  # one draw of uniforms, one p(tau)
     assert (masks["image"] != masks["image:reference"]).any()
     for m in masks:
@@ -49,15 +49,15 @@ def test_two_streams_of_one_modality_share_its_weights(pair, objective, keys_B):
 
 
 def test_streams_are_told_apart_by_their_coordinates_alone(pair, keys_B):
-    made, batch = pair
-    tokens = to_tokens(made.modalities, batch["latents"])
+    variant, batch = pair
+    tokens = to_tokens(variant.modalities, batch["latents"])
     c = DualTimestep().sample(keys_B, {m: 4 for m in tokens})
-    params = perturbed(jax.jit(made.init)(jax.random.key(0)))["model"]
+    params = perturbed(jax.jit(variant.init)(jax.random.key(0)))["model"]
     swap = lambda tree: {"image": tree["image:reference"], "image:reference": tree["image"]}
 
     def velocities(offset):
-        moved = dataclasses.replace(made.modalities["image"], offset=offset)
-        run = dataclasses.replace(made, modalities=made.modalities | {"image:reference": moved})
+        displaced = dataclasses.replace(variant.modalities["image"], offset=offset)
+        run = dataclasses.replace(variant, modalities=variant.modalities | {"image:reference": displaced})
         call = jax.jit(
             lambda tokens, levels, assignment: run.apply(params, tokens, levels, jnp.zeros(4, int), assignment).velocity
         )
@@ -75,20 +75,21 @@ def test_streams_of_one_modality_need_one_size_of_token(config, modalities):
 
 
 def test_an_offset_moves_coordinates(modalities):
-    moved = dataclasses.replace(modalities["video"], offset=(100.0, 0.0, 4.0, 1.0))
-    difference = moved.coordinates() - modalities["video"].coordinates()
+    displaced = dataclasses.replace(modalities["video"], offset=(100.0, 0.0, 4.0, 1.0))
+    difference = displaced.coordinates() - modalities["video"].coordinates()
     np.testing.assert_array_equal(difference, np.broadcast_to([100.0, 0.0, 4.0, 1.0], difference.shape))
 
 
 def test_scalars_start_as_nothing_and_then_matter(objective, batch, keys_B):
     tokens = to_tokens(objective.modalities, batch["latents"])
     c = DualTimestep().sample(keys_B, {m: x.shape[1] for m, x in tokens.items()})
-    made = dataclasses.replace(objective, model=dataclasses.replace(objective.model, scalars=("guidance", "step")))
-    bare, params = (jax.jit(o.init)(jax.random.key(0))["model"] for o in (objective, made))
+    variant = dataclasses.replace(objective, model=dataclasses.replace(objective.model, scalars=("guidance", "step")))
+    bare, params = (jax.jit(o.init)(jax.random.key(0))["model"] for o in (objective, variant))
     assert set(params) - set(bare) == {"scalar_in", "scalar_out"}  # absent means no parameters
 
     def video(params, **scalars):
-        return made.apply(params, tokens, c.levels, jnp.zeros(4, int), c.assignment, scalars=scalars).velocity["video"]
+        inputs = tokens, c.levels, jnp.zeros(4, int), c.assignment
+        return variant.apply(params, *inputs, scalars=scalars).velocity["video"]
 
     value_B = jnp.array([0.0, 1.0, 2.5, 7.0])
     params = perturbed(params) | {"scalar_out": params["scalar_out"]}

@@ -79,8 +79,8 @@ def test_the_joint_transformer_separated_equals_it_masked(objective, params, inp
         return out, gradient["double"]["media"]["qkv"]["kernel"]
 
     attend = masked_attention(group_BN, whole_B, text=1)
-    found, expected = both_ways(monkeypatch, selfflow.models.joint, call, Groups(c.assignment, masked, whole), attend)
-    close(found, expected)
+    actual, expected = both_ways(monkeypatch, selfflow.models.joint, call, Groups(c.assignment, masked, whole), attend)
+    close(actual, expected)
 
 
 def test_captions_and_padding_are_separated_too(objective, inputs, monkeypatch):
@@ -97,8 +97,8 @@ def test_captions_and_padding_are_separated_too(objective, inputs, monkeypatch):
         return objective.apply(params, tokens, c.levels, label_B, c.assignment, **more).velocity["video"]
 
     attend = masked_attention(group_BN, jnp.arange(4) < 1, text=4, seen_BN=seen_BN)
-    found, expected = both_ways(monkeypatch, selfflow.models.joint, call, Groups(c.assignment, masked, 1), attend)
-    close(found, expected)
+    actual, expected = both_ways(monkeypatch, selfflow.models.joint, call, Groups(c.assignment, masked, 1), attend)
+    close(actual, expected)
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -114,8 +114,8 @@ def test_the_sit_separated_equals_it_masked(keys_B, monkeypatch, per_token):
     )
     call = lambda groups: model(tokens, *noise, taps=(1, 2), groups=groups)
     attend = masked_attention(c.assignment["image"], jnp.arange(4) % 2 == 0, text=0)
-    found, expected = both_ways(monkeypatch, selfflow.models.sit, call, Groups(c.assignment, 4, 2), attend)
-    close(found, expected)
+    actual, expected = both_ways(monkeypatch, selfflow.models.sit, call, Groups(c.assignment, 4, 2), attend)
+    close(actual, expected)
 
 
 def test_no_number_crosses_between_groups(objective, params, inputs):
@@ -127,8 +127,8 @@ def test_no_number_crosses_between_groups(objective, params, inputs):
         seen = tokens | {"video": video}
         return objective.apply(params["model"], seen, c.levels, label_B, c.assignment, groups=groups).velocity
 
-    moved = (c.assignment["video"] == 1)[..., None] * 1.0
-    before, after = velocity(tokens["video"]), velocity(tokens["video"] + moved)
+    shift = (c.assignment["video"] == 1)[..., None] * 1.0
+    before, after = velocity(tokens["video"]), velocity(tokens["video"] + shift)
     for m in tokens:
         changed = np.asarray(jnp.abs(after[m] - before[m]).sum(-1) > 0)
         assert changed[[0, 2]].all()  # whole: everything sees everything
@@ -137,10 +137,10 @@ def test_no_number_crosses_between_groups(objective, params, inputs):
 
 def test_the_objective_separates_the_student_and_on_demand_the_teacher(objective, params, batch, keys_B):
     def outputs(separation):
-        made = dataclasses.replace(objective, separation=separation)
-        views = jax.jit(lambda: made.views(params, params["model"], batch, keys_B, made.draw(keys_B, batch)))
-        student, teacher, _ = views()
-        return student.velocity["video"], teacher["video"]
+        variant = dataclasses.replace(objective, separation=separation)
+        frozen = {"ema": params["model"]}
+        terms = jax.jit(lambda: variant.terms(params, frozen, batch, keys_B, variant.draw(keys_B, batch)))()
+        return terms.student.velocity["video"], terms.target["video"]
 
     plain, student, both = outputs(None), outputs(Separation(whole=0.5)), outputs(Separation(whole=0.5, teacher=True))
     # To what rounding leaves of features as large as these.
@@ -151,12 +151,13 @@ def test_the_objective_separates_the_student_and_on_demand_the_teacher(objective
     np.testing.assert_array_equal(same(plain[1], both[1]), [True, False, True, False])
 
 
-def test_given_tokens_have_no_group(objective, params, batch, keys_B):
-    made = dataclasses.replace(objective, separation=Separation())
-    draw = made.draw(keys_B, batch)
-    held = draw.corruption.hold({"audio": jnp.zeros((4, 5), bool).at[:, 0].set(True)})
-    with pytest.raises(ValueError, match="given"):
-        made.views(params, params["model"], batch, keys_B, draw._replace(corruption=held))
+def test_context_tokens_have_no_group(objective, params, batch, keys_B):
+    variant = dataclasses.replace(objective, separation=Separation())
+    draw = variant.draw(keys_B, batch)
+    corruption = draw.student.corruption.with_context({"audio": jnp.zeros((4, 5), bool).at[:, 0].set(True)})
+    draw = draw._replace(student=draw.student._replace(corruption=corruption))
+    with pytest.raises(ValueError, match="context"):
+        variant.terms(params, {"ema": params["model"]}, batch, keys_B, draw)
 
 
 @pytest.mark.parametrize(

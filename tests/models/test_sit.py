@@ -10,6 +10,7 @@ from flax import nnx
 from selfflow.errors import UserError
 from selfflow.models.attention import attention
 from selfflow.models.execution import Execution
+from selfflow.models.joint import Output
 from selfflow.models.sit import Block, SiT, SiTConfig, position_embedding
 from selfflow.planning.flops import matmul_flops
 
@@ -46,10 +47,18 @@ def params(config):
     return jax.tree.map(lambda x: jnp.asarray(0.3 * random.standard_normal(x.shape), jnp.float32), shapes)
 
 
-def run(config: SiTConfig, params, *args, **options):
-    """The model of these parameters, compiled."""
+def run(config: SiTConfig, params, tokens, levels, label_B, assignment=None, **options) -> Output:
+    """The model of these parameters, compiled, with the arrays of its one modality in and out."""
     graph = nnx.graphdef(abstract(config))
-    return jax.jit(lambda p, *args: nnx.merge(graph, nnx.State(p))(*args, **options))(params, *args)
+
+    def call(params, tokens, levels, label_B, assignment):
+        assignment = None if assignment is None else {"image": assignment}
+        model = nnx.merge(graph, nnx.State(params))
+        out = model({"image": tokens}, {"image": levels}, label_B, assignment, **options)
+        velocity = None if out.velocity is None else out.velocity["image"]
+        return Output(velocity, {block: features["image"] for block, features in out.taps.items()})
+
+    return jax.jit(call)(params, tokens, levels, label_B, assignment)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +103,8 @@ def test_each_token_sees_its_own_tau(config, params, inputs):
     tokens, levels, label_B, assignment = inputs
     closed = params | {"blocks": jax.tree.map(jnp.zeros_like, params["blocks"])}
     velocity = lambda levels: run(config, closed, tokens, levels, label_B, assignment).velocity
-    moved = velocity(levels.at[:, 1].add(0.3)) - velocity(levels)
-    np.testing.assert_array_equal(np.abs(moved).sum(-1) > 0, np.asarray(assignment) == 1)
+    effect = velocity(levels.at[:, 1].add(0.3)) - velocity(levels)
+    np.testing.assert_array_equal(np.abs(effect).sum(-1) > 0, np.asarray(assignment) == 1)
 
 
 @pytest.mark.parametrize("unroll", [None, 1])
@@ -144,8 +153,8 @@ def test_samples_are_apart_and_labels_matter(config, params, inputs):
     reached = np.abs(jax.grad(seen)(tokens)).sum(-1) > 0
     assert reached[0].all() and not reached[1:].any()
     other = run(config, params, tokens, levels, label_B.at[0].set(3), assignment).velocity
-    moved = np.abs(other - run(config, params, *inputs).velocity).sum((1, 2))
-    assert moved[0] > 0 and (moved[1:] == 0).all()
+    effect = np.abs(other - run(config, params, *inputs).velocity).sum((1, 2))
+    assert effect[0] > 0 and (effect[1:] == 0).all()
 
 
 def test_one_block_against_float64(config, params):
@@ -169,8 +178,8 @@ def test_one_block_against_float64(config, params):
     with nnx.use_eager_sharding(False):
         graph = nnx.graphdef(nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0))))
     block = nnx.merge(graph, nnx.State(jax.tree.map(lambda x: x[0], params["blocks"])))
-    found = block(jnp.float32(x)[None], jnp.float32(condition)[None], None, attention, False)[0]
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+    actual = block(jnp.float32(x)[None], jnp.float32(condition)[None], None, attention, False)[0]
+    np.testing.assert_allclose(actual, expected, atol=2e-5)
 
 
 def test_positions_tell_column_and_row():
@@ -224,8 +233,9 @@ def test_bfloat16_stays_close_and_keeps_parameters_in_float32(config, params, in
 def test_every_patch_size_runs(config, patch, tokens):
     sized = dataclasses.replace(config, patch_size=patch)
     x = jax.ShapeDtypeStruct((2, tokens, 3 * patch**2), jnp.float32)
-    out = nnx.eval_shape(lambda model, x: model(x, jnp.zeros(2), jnp.zeros(2, int)), abstract(sized), x)
-    assert (sized.tokens, out.velocity.shape) == (tokens, x.shape)
+    call = lambda model, x: model({"image": x}, {"image": jnp.zeros(2)}, jnp.zeros(2, int))
+    out = nnx.eval_shape(call, abstract(sized), x)
+    assert (sized.tokens, out.velocity["image"].shape) == (tokens, x.shape)
 
 
 @pytest.mark.parametrize(

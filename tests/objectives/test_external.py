@@ -1,4 +1,4 @@
-"""Alignment with a frozen encoder: what it is held against, what it reaches, and what is refused."""
+"""Alignment with a frozen encoder: its target, its gradients, and the settings that are refused."""
 
 import dataclasses
 
@@ -48,11 +48,11 @@ def size(tree) -> float:
 
 
 def test_gradients_reach_student_and_projector_and_nothing_else(external, trained, with_features, keys_B):
-    nothing = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), trained["model"])  # no teacher is asked
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), trained["model"])  # no teacher runs
 
     def of(params, features):
         batch = with_features | {"features": {"video": features}}
-        loss, metrics = loss_of(external, params, nothing, batch, keys_B)
+        loss, metrics = loss_of(external, params, broken, batch, keys_B)
         assert "alignment_cosine/audio" not in metrics
         return metrics["alignment_cosine/video"], loss
 
@@ -66,8 +66,8 @@ def test_gradients_reach_student_and_projector_and_nothing_else(external, traine
 
 def test_the_loss_is_that_of_the_cosine_by_hand(external, trained, with_features, keys_B):
     draw = external.draw(keys_B, with_features)
-    student, target, _ = external.views(trained, None, with_features, keys_B, draw)
-    x = np.asarray(student.taps[1]["video"], np.float64).reshape(-1, 16)
+    terms = external.terms(trained, {"ema": None}, with_features, keys_B, draw)
+    x = np.asarray(terms.student.taps[1]["video"], np.float64).reshape(-1, 16)
     linear = trained["projector"]["video"]
     for i in (1, 2, 3):
         x = x @ np.asarray(linear[f"linear{i}"]["kernel"]) + np.asarray(linear[f"linear{i}"]["bias"])
@@ -81,14 +81,14 @@ def test_the_loss_is_that_of_the_cosine_by_hand(external, trained, with_features
     np.testing.assert_allclose(loss - flow, 0.5 * (1 - cosines.mean()), rtol=1e-3)
 
 
-def test_given_tokens_padding_and_unread_samples_do_not_count(external, trained, with_features, keys_B):
+def test_context_padding_and_unread_samples_do_not_count(external, trained, with_features, keys_B):
     batch = with_features | {"frames": {"video": np.array([5, 3, 5, 5]), "audio": np.full(4, 10)}}
     batch |= {"weight": np.array([1, 1, 1, 0], np.float32)}
     draw = external.draw(keys_B, batch)
-    corruption = draw.corruption.hold({"video": jnp.zeros((4, 20), bool).at[0, :4].set(True)})
-    draw = draw._replace(
-        aligned=draw.aligned | {"video": draw.aligned["video"].at[0, :4].set(0)}, corruption=corruption
-    )
+    corruption = draw.student.corruption.with_context({"video": jnp.zeros((4, 20), bool).at[0, :4].set(True)})
+    student = draw.student._replace(corruption=corruption)
+    aligned = draw.aligned | {"video": draw.aligned["video"].at[0, :4].set(0)}
+    draw = draw._replace(student=student, aligned=aligned)
     cosine = lambda features: external.loss(
         trained, {"ema": None}, batch | {"features": {"video": features}}, keys_B, draw
     )[1]["alignment_cosine/video"]
@@ -105,23 +105,23 @@ def test_a_batch_without_features_is_no_batch_of_it(external, trained, batch, ke
 
 
 def test_diagnostics_leave_out_what_has_no_meaning(external, trained, with_features, keys_B):
-    found = diagnose(external, trained, {"ema": trained["model"]}, with_features, keys_B)
+    results = diagnose(external, trained, {"ema": trained["model"]}, with_features, keys_B)
     kinds = {"cosine/projected", "cosine/centred", "cosine/other_sample"}
     kinds |= {f"{what}/{who}" for what in ("norm", "rank") for who in ("student", "teacher")}
-    assert set(found) == {f"{kind}/video" for kind in kinds} and all(np.isfinite(x) for x in found.values())
+    assert set(results) == {f"{kind}/video" for kind in kinds} and all(np.isfinite(x) for x in results.values())
     features = with_features["features"]["video"].astype(np.float32)
-    np.testing.assert_allclose(found["norm/teacher/video"], np.linalg.norm(features, axis=-1).mean(), rtol=1e-4)
+    np.testing.assert_allclose(results["norm/teacher/video"], np.linalg.norm(features, axis=-1).mean(), rtol=1e-4)
     tables = health(external, trained, {"ema": trained["model"]}, [with_features["latents"]], (0.5,), layers=(1,))
     assert all(pair.projected is None for pair in tables.pairs)
 
 
 def test_projectors_have_axes_and_other_widths_of_their_own(external):
     encoders = {"video": VIDEO, "image": EffNetLite0()}
-    made = dataclasses.replace(external, alignment=dataclasses.replace(external.alignment, encoders=encoders))
-    params = jax.eval_shape(made.init, jax.random.key(0))["projector"]
+    variant = dataclasses.replace(external, alignment=dataclasses.replace(external.alignment, encoders=encoders))
+    params = jax.eval_shape(variant.init, jax.random.key(0))["projector"]
     assert params["image"]["linear3"]["kernel"].shape == (32, 112)
     assert params["video"]["linear3"]["kernel"].shape == (32, 5)
-    axes = {name: axes for name, axes in made.logical_axes().items() if name.startswith("projector")}
+    axes = {name: axes for name, axes in variant.logical_axes().items() if name.startswith("projector")}
     assert len(axes) == 12 and axes["projector.video.linear3.kernel"] == ("mlp", None)
     assert axes["projector.video.linear1.kernel"] == ("embed", "mlp")
 
@@ -147,25 +147,17 @@ def test_an_experiment_with_it_reads_back(tiny_experiment):
 
 
 @pytest.mark.parametrize(
-    ("encoders", "more", "named"),
+    ("encoders", "more", "message"),
     [
-        ({"video": VIDEO, "image": None}, {}, "alignment.encoders has no entry for audio, which mixture.joint uses"),
-        (
-            {"video": VIDEO, "image": None, "audio": None, "depth": VIDEO},
-            {},
-            "encoders.depth: no component of the mixture",
-        ),
-        ({"video": None, "image": None, "audio": None}, {}, "alignment.encoders names no encoder at all"),
-        (
-            {"video": None, "image": None, "audio": EffNetLite0()},
-            {},
-            "audio: efficientnet_lite0 looks at image and vid",
-        ),
-        ({"video": VIDEO, "image": None, "audio": None}, {"projector_depth": 0}, "encoder of video has 5 channels"),
+        ({"video": VIDEO, "image": None}, {}, "alignment.encoders has no entry for audio"),
+        ({"video": VIDEO, "image": None, "audio": None, "depth": VIDEO}, {}, "alignment.encoders.depth: "),
+        ({"video": None, "image": None, "audio": None}, {}, "alignment.encoders names no encoder"),
+        ({"video": None, "image": None, "audio": EffNetLite0()}, {}, "alignment.encoders.audio is efficientnet_lite0"),
+        ({"video": VIDEO, "image": None, "audio": None}, {"projector_depth": 0}, "alignment.projector_depth is 0"),
         ({"video": VIDEO, "image": None, "audio": None}, {"student_layer": 9}, "alignment.student_layer is 9"),
     ],
 )
-def test_encoders_that_make_no_sense_are_named(tiny_experiment, encoders, more, named):
-    with pytest.raises(UserError, match=named):
+def test_encoders_that_do_not_fit_are_named(tiny_experiment, encoders, more, message):
+    with pytest.raises(UserError, match=message):
         alignment = ExternalEncoder(**{"student_layer": 1, "encoders": encoders} | more)
         resolve(dataclasses.replace(tiny_experiment, alignment=alignment))

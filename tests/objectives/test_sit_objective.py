@@ -14,7 +14,7 @@ from selfflow.models.joint import Caption
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import SelfFlow
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from tests.conftest import TINY, perturbed
 
 
@@ -45,7 +45,7 @@ def test_student_and_teacher_are_the_same_network_at_two_views(made):
 
 def test_it_takes_one_modality_and_no_caption(made):
     objective, params, batch, keys_B = made
-    c = objective.draw(keys_B, batch).corruption
+    c = objective.draw(keys_B, batch).student.corruption
     x = np.zeros((4, 16, 12), np.float32)
     call = lambda tokens, **more: objective.apply(
         params["model"], tokens, c.levels, np.zeros(4, int), c.assignment, **more

@@ -92,7 +92,7 @@ def recorded_features() -> dict[str, np.ndarray]:
     """Features of drawn weights and, of EfficientNet, of the package's."""
     from selfflow.encoders.effnet import _packaged
     from selfflow.encoders.media import resize_like_tensorflow_1
-    from selfflow.weights import read_weights
+    from selfflow.weights.read import read_weights
 
     frames = np.asarray(resize_like_tensorflow_1(made.films(1, 9)[0], 224))[None]
     return {

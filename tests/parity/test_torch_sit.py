@@ -13,7 +13,7 @@ from selfflow.modality import Modality, to_tokens
 from selfflow.models.execution import Execution
 from selfflow.noise import DualTimestep, draw_eps
 from selfflow.objectives.alignment import SelfFlow
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.training.optimizer import AdamW
 from selfflow.training.state import State
 from selfflow.training.step import make_step, sample_keys
@@ -82,10 +82,10 @@ def drawn(torch_sit, objective, batch, step: int):
     draw, eps = objective.draw(keys_B, batch), draw_eps(keys_B, tokens)
     as_tensor = lambda x, kind=np.float32: torch_sit.torch.from_numpy(np.array(x, kind))
     noise = torch_sit.Noise(
-        as_tensor(draw.corruption.levels["image"]),
-        as_tensor(draw.corruption.assignment["image"], bool),
+        as_tensor(draw.student.corruption.levels["image"]),
+        as_tensor(draw.student.corruption.assignment["image"], bool),
         as_tensor(eps["image"]),
-        as_tensor(draw.label, np.int64),
+        as_tensor(draw.student.label, np.int64),
     )
     return as_tensor(tokens["image"]), noise, (keys_B, draw)
 

@@ -60,7 +60,7 @@ def seeds_of(ids):
     return jnp.array([int.from_bytes(sha256(i.encode()).digest()[:4], "big") for i in ids], jnp.uint32)
 
 
-def expected(run, latents, ids, tau, given=(), seed=0, frames=None):
+def expected(run, latents, ids, tau, context=(), seed=0, frames=None):
     """The taps of all blocks, token by token, said once more."""
     model = run.model("ema")
     streams = {m: model.modalities[m] for m in latents}
@@ -69,12 +69,12 @@ def expected(run, latents, ids, tau, given=(), seed=0, frames=None):
     eps, count = draw_eps(keys_B, x), len(ids)
     levels = {m: jnp.full((count, 1), tau[m]) for m in x}
     assignment = {m: jnp.zeros((count, x[m].shape[1]), int) for m in x}
-    for m in given:
+    for m in context:
         levels[m], assignment[m] = jnp.array([[tau[m], 0.0]] * count), assignment[m] + 1
-    noisy = {m: x[m] if m in given else (1 - tau[m]) * x[m] + tau[m] * eps[m] for m in x}
+    noisy = {m: x[m] if m in context else (1 - tau[m]) * x[m] + tau[m] * eps[m] for m in x}
     valid = {m: streams[m].valid_tokens(n) for m, n in (frames or {}).items()}
     apply = jax.jit(partial(run.objective.apply, taps=tuple(range(1, model.depth + 1))))
-    held = {m: jnp.ones(assignment[m].shape, bool) for m in given}
+    held = {m: jnp.ones(assignment[m].shape, bool) for m in context}
     again = corrupt(x, eps, Corruption(levels, assignment, held))
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), again, noisy)
     return apply(model.params, noisy, levels, jnp.full(count, model.null_label), assignment, valid=valid).taps
@@ -136,7 +136,7 @@ def test_what_changes_results_is_kept_apart(run, few, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "read_layer", look)
     changed = [dict(), dict(tau=0.2), dict(tau={"video": 0.1, "audio": 0.2}), dict(seed=1), dict(pool="tokens")]
-    changed += [dict(limit=3), dict(given="video"), dict(modalities="audio"), dict(weights="student"), dict(step=9)]
+    changed += [dict(limit=3), dict(context="video"), dict(modalities="audio"), dict(weights="student"), dict(step=9)]
     changed += [
         dict(weights="untrained"),
         dict(code="0"),
@@ -152,9 +152,9 @@ def test_what_changes_results_is_kept_apart(run, few, monkeypatch):
     assert len({*seen[: len(changed)]}) == len(changed) and {*seen[len(changed) :]} == {seen[0]}
 
 
-def test_given_modalities_are_held_without_noise_and_all_tokens_are_there(run, few):
-    found = features(run, few, tau=0.7, given=("video",), pool="tokens")
-    taps = expected(run, few._latents, few.ids, {"video": 0.7, "audio": 0.7}, given=("video",))
+def test_context_modalities_are_held_without_noise_and_all_tokens_are_there(run, few):
+    found = features(run, few, tau=0.7, context=("video",), pool="tokens")
+    taps = expected(run, few._latents, few.ids, {"video": 0.7, "audio": 0.7}, context=("video",))
     assert found.tau == {"video": 0.0, "audio": 0.7}
     for layer, tap in taps.items():
         for m, x_BND in tap.items():
@@ -270,8 +270,8 @@ def test_a_run_that_cannot_be_written_says_so(tiny_run, few, tmp_path):
         (dict(tau={"video": 0.1, "smell": 0.1}), "tau: 'smell' is no modality here; there are video, audio"),
         (dict(modalities=("video", "image")), "modalities: 'image' is none; there are video, audio"),
         (dict(modalities=()), "modalities is empty: name some of video, audio"),
-        (dict(given="action"), "given: 'action' is none; there are video, audio"),
-        (dict(modalities="video", given="audio"), "given: 'audio' is none; there are video"),
+        (dict(context="action"), "context: 'action' is none; there are video, audio"),
+        (dict(modalities="video", context="audio"), "context: 'audio' is none; there are video"),
         (dict(pool="max"), "pool 'max': there are mean and tokens"),
         (dict(limit=0), "limit is 0"),
         (dict(batch_size=0), "batch_size is 0"),

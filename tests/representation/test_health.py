@@ -16,7 +16,7 @@ from selfflow.models.joint_config import JointConfig
 from selfflow.noise import Corruption, UniformTimestep, draw_eps
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.diagnostics import diagnose, effective_rank
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.representation import health as module
 from selfflow.representation.features.arrays import Arrays
 from selfflow.representation.health import _grown, health
@@ -50,7 +50,7 @@ class OneTau:
         levels = {m: jnp.full((len(keys_B), 1), self.tau) for m in layout}
         return Corruption(levels, {m: jnp.zeros((len(keys_B), n), jnp.int32) for m, n in layout.items()}, {})
 
-    def hold(self, corruption, keys_B, modalities):
+    def with_context(self, corruption, keys_B, modalities):
         return corruption
 
 

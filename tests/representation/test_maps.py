@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from selfflow.data.collisions.targets import CollisionsTargets
 from selfflow.errors import UserError
 from selfflow.representation import maps
 from selfflow.representation.features.extract import features
@@ -16,6 +17,8 @@ from selfflow.representation.maps import (
     principal_colours,
 )
 from selfflow.run.run import open_run
+
+TRUTH = CollisionsTargets(2.0, 64.0, 12.5)
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +55,24 @@ def record(**changes):
 
 
 def test_a_contact_is_told_by_its_tokens():
-    (wall,) = contacts_as_tokens(record(), (4, 2, 2), 10, 2.0)
+    (wall,) = contacts_as_tokens(record(), (4, 2, 2), 10, 2.0, TRUTH)
     assert (wall.bodies, wall.sound, wall.frames) == ((0,), 3, (1, 2))
     # Tokens of a frame are top left, top right, bottom left, bottom right.
     np.testing.assert_array_equal(wall.tokens, np.arange(4, 12))
     np.testing.assert_array_equal(wall.tokens[wall.holds], [4, 9])
     np.testing.assert_array_equal(wall.quiet, [0, 1, 4, 5, 6, 7, 8, 9])  # centres at 0.1, 0.3, ... seconds
     two = {"time": np.array([0.1, 1.9]), "bodies": np.array([[0, 1], [1, -1]]), "impulse": np.ones(2)}
-    (pair,) = contacts_as_tokens(record(contacts=two), (4, 2, 2), 10, 2.0)  # behind the last frame nothing is seen
+    (pair,) = contacts_as_tokens(record(contacts=two), (4, 2, 2), 10, 2.0, TRUTH)  # nothing after the last frame
     assert pair.bodies == (0, 1) and set(pair.tokens[pair.holds]) == {0, 3, 4, 7}
     none = {"time": np.zeros(0), "bodies": np.zeros((0, 2), int), "impulse": np.zeros(0)}
-    assert contacts_as_tokens(record(contacts=none), (4, 2, 2), 10, 2.0) == []
+    assert contacts_as_tokens(record(contacts=none), (4, 2, 2), 10, 2.0, TRUTH) == []
 
 
 def test_bodies_in_one_token_both_count():
     positions = record()["positions"].copy()
     positions[:, 0], positions[:, 1] = [50, 50], [48, 48]
     pair = {"time": np.array([0.6]), "bodies": np.array([[0, 1]]), "impulse": np.ones(1)}
-    (found,) = contacts_as_tokens(record(positions=positions, contacts=pair), (4, 2, 2), 10, 2.0)
+    (found,) = contacts_as_tokens(record(positions=positions, contacts=pair), (4, 2, 2), 10, 2.0, TRUTH)
     assert set(found.tokens[found.holds]) == {7, 11}
 
 
@@ -113,15 +116,15 @@ def test_tokens_are_those_that_features_sees(run, monkeypatch):
 def test_shares_are_those_of_attention_that_is_known(run, monkeypatch, looks):
     """Attention that is even has the bodies' share of the tokens; one that looks at them from the contact, all."""
     clips = run.data("test")
-    grid, sounds, seconds, box = maps.layout_of(run, clips)
+    grid, sounds, seconds, truth = maps.layout_of(run, clips)
 
     def known(run, clips, numbers, layers, tau, **more):
         weight = np.full((len(numbers), 2, sounds, np.prod(grid)), 1.0 / (np.prod(grid) + 10))
         if looks == "at the bodies":
             for i, number in enumerate(numbers):
-                for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, box):
+                for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, truth):
                     weight[i, :, contact.sound] = 0
-                for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, box):
+                for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, truth):
                     weight[i][:, contact.sound, contact.tokens[contact.holds]] = 0.1
         return {layer: {"audio": {"video": weight}} for layer in layers}
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from selfflow.cli.probe import Options, probe
-from selfflow.data.collisions.targets import bodies_in_tokens, contacts_in_windows
 from selfflow.errors import UserError
 from selfflow.representation.comparison import compare_methods, interaction, read_rows, write_rows
 from selfflow.representation.features.extract import features
@@ -42,8 +41,9 @@ def test_what_can_be_asked(run, clips):
 def test_tokens_are_asked_of_their_bodies(run, clips):
     found = features(run, clips, 1, 0.1, modalities=("video",), pool="tokens", limit=3)
     (split,) = ProbeLabels(run, clips).of(Target("velocity", "token"), found, 1, ("video",))
-    expected = [bodies_in_tokens(clips.record(i), found.grids["video"]) for i in range(3)]
-    np.testing.assert_array_equal(split.y, np.concatenate([b.velocity for b in expected]))
+    truth = run.experiment.data["collisions"].ground_truth
+    expected = [truth.of_tokens(clips.record(i), found.grids["video"]) for i in range(3)]
+    np.testing.assert_array_equal(split.y, np.concatenate([b.values["velocity"] for b in expected]))
     np.testing.assert_array_equal(
         split.x, np.concatenate([found.layers[1]["video"][i][b.tokens] for i, b in enumerate(expected)])
     )
@@ -52,10 +52,11 @@ def test_tokens_are_asked_of_their_bodies(run, clips):
 
 def test_moments_are_asked_of_their_contacts(run, clips):
     found = features(run, clips, 1, 0.1, modalities=("audio",), pool="tokens", limit=2)
-    (split,) = ProbeLabels(run, clips).of(Target("contact", "moment"), found, 1, ("audio",))
+    (split,) = ProbeLabels(run, clips).of(Target("contact", "time_step"), found, 1, ("audio",))
     rows = found.grids["audio"][0]
-    bounds = np.arange(rows + 1) * run.experiment.data["collisions"].seconds / rows
-    np.testing.assert_array_equal(split.y[:rows, 0], contacts_in_windows(clips.record(0), bounds))
+    truth = run.experiment.data["collisions"].ground_truth
+    expected = truth.of_time_steps(clips.record(0), np.arange(rows + 1) * truth.seconds / rows)
+    np.testing.assert_array_equal(split.y[:rows, 0], expected["contact"])
     np.testing.assert_array_equal(split.x[:rows], found.layers[1]["audio"][0])
 
 

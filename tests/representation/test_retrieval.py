@@ -11,7 +11,7 @@ from selfflow.models.joint import Output
 from selfflow.models.joint_config import JointConfig
 from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.objectives.selfflow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.representation.retrieval import Retrieval, Retrieved, _candidates, _scorer, retrieve
 
 MODALITIES = {"video": Modality((2, 2, 2, 3), (1, 2, 2), period=8.0), "audio": Modality((4, 3), (2,), period=4.0)}

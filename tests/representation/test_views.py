@@ -7,7 +7,7 @@ import pytest
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
-from selfflow.noise import DualTimestep, Forcing, FullMasking, LogitNormalTau, UniformTimestep
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTimestep
 from selfflow.representation.views import drawn_taus, views
 from selfflow.run.run import open_run
 
@@ -19,7 +19,7 @@ def run(tiny_run):
 
 @pytest.fixture(scope="module")
 def seen(run):
-    return views(run, run.data("test"), [2, 5, 7], seed=4, given=True)
+    return views(run, run.data("test"), [2, 5, 7], seed=4, context=True)
 
 
 def test_the_loss_is_that_of_training(run, seen):
@@ -35,7 +35,7 @@ def test_the_loss_is_that_of_training(run, seen):
         counted = np.asarray(draw.weight[m])
         assert (seen.flow[m] * counted).sum() == pytest.approx(seen.loss[f"flow/{m}"], rel=1e-4)
         assert ((1 - seen.cosine[m]) * counted).sum() == pytest.approx(seen.loss[f"alignment/{m}"], rel=1e-4)
-        np.testing.assert_array_equal(seen.tau[m], draw.corruption.tau()[m])
+        np.testing.assert_array_equal(seen.tau[m], draw.student.corruption.tau()[m])
 
 
 def test_the_teacher_sees_the_lower_level_and_less_noise(run, seen):
@@ -43,7 +43,7 @@ def test_the_teacher_sees_the_lower_level_and_less_noise(run, seen):
     assert seen.ids == [clips.ids[i] for i in (2, 5, 7)] and seen.seconds == pytest.approx(2.0)
     for m, levels_BK in seen.levels.items():
         assert levels_BK.shape == (3, 2)
-        held = seen.given.get(m, np.zeros_like(seen.tau[m], bool))
+        held = seen.context.get(m, np.zeros_like(seen.tau[m], bool))
         lowest = np.where(held, 0, levels_BK.min(axis=1, keepdims=True))
         np.testing.assert_array_equal(seen.teacher_tau[m], lowest)
         of_levels = (seen.tau[m][..., None] == levels_BK[:, None]).any(-1)
@@ -53,7 +53,7 @@ def test_the_teacher_sees_the_lower_level_and_less_noise(run, seen):
     )
     assert 0 < away("teacher") < away("student")
     # Given tokens are the data.
-    for m, held in seen.given.items():
+    for m, held in seen.context.items():
         tokens = lambda view: to_tokens(seen.modalities, {m: run.autoencoder(m).encode(seen.media[view][m])})[m]
         if m == "video" and held.any():
             np.testing.assert_allclose(tokens("student")[held], tokens("data")[held], atol=0.2)
@@ -70,13 +70,13 @@ def test_marginals_are_p_of_tau_masked_or_not():
     np.testing.assert_array_equal(found.teacher_tau, found.tau.min(axis=1))
     full = drawn_taus(FullMasking(mask_ratio={"video": 0.25}), "video", 8, draws=10)
     assert full.masked.sum() == 20 and (full.tau[full.masked] == 1).all()
-    for schedule in (Forcing(), UniformTimestep()):
+    for schedule in (DiffusionForcing(), UniformTimestep()):
         assert not drawn_taus(schedule, "video", 8, draws=10).masked.any()
 
 
-def test_nothing_is_given_unless_it_is_asked_for(run, seen):
+def test_there_is_no_context_by_default(run, seen):
     found = views(run, run.data("test"), [2, 5, 7], seed=4)
-    assert found.given == {} and set(seen.given) == {"video", "audio"}
+    assert found.context == {} and set(seen.context) == {"video", "audio"}
     for m, levels_BK in found.levels.items():
         np.testing.assert_array_equal(levels_BK, seen.levels[m])
         assert ((found.tau[m][..., None] == levels_BK[:, None]).any(-1)).all()

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from selfflow.context import modality_context, prefix_context
 from selfflow.errors import UserError
-from selfflow.given import modality_given, prefix_given
 from selfflow.modality import to_tokens
 from selfflow.models.joint import Output
 from selfflow.sampling.generate import Condition, Generator, Sampler, sample_noise
@@ -77,25 +77,25 @@ def test_on_eight_devices_the_noise_is_the_same_to_the_bit_and_samples_agree(tmp
         np.testing.assert_array_equal(there["noise"], sample_noise(5, np.arange(3), "video", (7, 5)))
 
 
-def test_given_tokens_come_back_untouched_and_steer_the_others(generator, params, pair, batch):
+def test_context_tokens_come_back_untouched_and_steer_the_others(generator, params, pair, batch):
     clean = {m: x[:2] for m, x in batch["latents"].items()}
-    masks = {m: np.tile(mask, (2, 1)) for m, mask in modality_given(pair, ("video",)).items()}
+    masks = {m: np.tile(mask, (2, 1)) for m, mask in modality_context(pair, ("video",)).items()}
     draw = generator(solver="euler_maruyama")
-    made = draw(params["model"], Condition(NONE[:2], clean=clean, given=masks), seed=0)
+    made = draw(params["model"], Condition(NONE[:2], clean=clean, context=masks), seed=0)
     np.testing.assert_array_equal(made["video"], clean["video"])
-    other = draw(params["model"], Condition(NONE[:2], clean={m: -x for m, x in clean.items()}, given=masks), seed=0)
+    other = draw(params["model"], Condition(NONE[:2], clean={m: -x for m, x in clean.items()}, context=masks), seed=0)
     assert np.abs(made["audio"] - other["audio"]).max() > 1e-3
 
 
-def test_what_is_not_given_cannot_be_seen(generator, params, pair, batch):
+def test_tokens_outside_the_context_cannot_be_seen(generator, params, pair, batch):
     """The clean latents of tokens that are to be generated must not leak into the samples."""
     clean = {m: x[:2] for m, x in batch["latents"].items()}
-    masks = {m: np.tile(mask, (2, 1)) for m, mask in prefix_given(pair, 16.0).items()}
+    masks = {m: np.tile(mask, (2, 1)) for m, mask in prefix_context(pair, 16.0).items()}
     hidden = {m: np.tile(np.arange(x.shape[1]) * pair[m].period >= 16, (2, 1)) for m, x in clean.items()}
     changed = {m: np.where(hidden[m].reshape(2, -1, *[1] * (x.ndim - 2)), 9.0, x) for m, x in clean.items()}
     draw = generator()
-    first = draw(params["model"], Condition(NONE[:2], clean=clean, given=masks), seed=0)
-    second = draw(params["model"], Condition(NONE[:2], clean=changed, given=masks), seed=0)
+    first = draw(params["model"], Condition(NONE[:2], clean=clean, context=masks), seed=0)
+    second = draw(params["model"], Condition(NONE[:2], clean=changed, context=masks), seed=0)
     for m in first:
         np.testing.assert_array_equal(first[m], second[m])
         np.testing.assert_array_equal(
@@ -123,8 +123,8 @@ def test_starting_below_1_begins_from_the_noised_latents(pair, batch):
     np.testing.assert_allclose(seen[begun], 0.4 * to_tokens(pair, clean)["video"] + 0.6 * eps, atol=1e-5)
 
 
-def test_guidance_drops_the_label_and_keeps_what_is_given(pair, batch):
-    """Evaluations inside the interval come in twos, one of them with the null label; given tokens are clean in both."""
+def test_guidance_drops_the_label_and_keeps_the_context(pair, batch):
+    """Evaluations inside the interval are pairs, one of them with the null label; context tokens are clean in both."""
     calls = []
 
     def apply(params, x, levels, label, assignment):
@@ -132,9 +132,9 @@ def test_guidance_drops_the_label_and_keeps_what_is_given(pair, batch):
         return Output(jax.tree.map(jnp.zeros_like, x), {})
 
     clean = {m: x[:2] for m, x in batch["latents"].items()}
-    masks = {m: np.tile(mask, (2, 1)) for m, mask in modality_given(pair, ("audio",)).items()}
+    masks = {m: np.tile(mask, (2, 1)) for m, mask in modality_context(pair, ("audio",)).items()}
     sampler = Sampler(steps=10, guidance=3.0, guidance_low=0.25, guidance_high=0.75)
-    Generator(apply, pair, sampler, 3)(None, Condition(np.array([1, 1]), clean=clean, given=masks), seed=0)
+    Generator(apply, pair, sampler, 3)(None, Condition(np.array([1, 1]), clean=clean, context=masks), seed=0)
     jax.effects_barrier()
     assert len(calls) == 10 + 5
     null = [levels for levels, label, _ in calls if label[0] == 3]

@@ -60,9 +60,9 @@ def test_flags_that_say_nothing(text, said):
 @pytest.mark.parametrize(
     "texts, table, said",
     [
-        (["video"], {"prefix": 0.5}, "schedule.given lacks modality"),
-        (["prefix:0.1"], {"modality": 0.5}, "schedule.given lacks prefix"),
-        (["inpaint_region:0,0,1,1"], {}, "schedule.given lacks inpaint_region"),
+        (["video"], {"prefix": 0.5}, "schedule.context lacks modality"),
+        (["prefix:0.1"], {"modality": 0.5}, "schedule.context lacks prefix"),
+        (["inpaint_region:0,0,1,1"], {}, "schedule.context lacks inpaint_region"),
         (["video", "prefix:0.1"], TABLE, "one case in a sample"),
         (["video", "audio"], TABLE, "nothing is left"),
         (["prefix:9"], TABLE, "nothing is left"),

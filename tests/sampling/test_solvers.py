@@ -19,7 +19,12 @@ def sde_grid(steps):
 def velocity():
     """The recorded SiT as (x, tau, label) -> velocity."""
     graph, state = nnx.split(load_released_sit(SAFETENSORS, num_heads=HEADS)[0])
-    return lambda x, tau, label_B: nnx.merge(graph, state)(x, jnp.full(len(label_B), tau), label_B).velocity
+
+    def velocity(x, tau, label_B):
+        model = nnx.merge(graph, state)
+        return model({"image": x}, {"image": jnp.full(len(label_B), tau)}, label_B).velocity["image"]
+
+    return velocity
 
 
 def test_samples_are_the_original_s(velocity):

@@ -24,6 +24,8 @@ from selfflow.storage.runs import open_for_training, send_changes
 from selfflow.tasks.train import train
 from selfflow.training.metrics import TIMINGS, read_metrics
 
+pytestmark = pytest.mark.resilience
+
 # Where one protocol shows it all, the other is asked with -m slow.
 S3_FIRST = pytest.mark.parametrize("bucket", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
 GS_FIRST = pytest.mark.parametrize("bucket", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True)

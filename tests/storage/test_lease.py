@@ -13,6 +13,8 @@ from selfflow.errors import UserError
 from selfflow.storage import lease as leases
 from selfflow.storage.lease import leased
 
+pytestmark = pytest.mark.resilience
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):

@@ -18,6 +18,8 @@ from selfflow.storage.copies import fetch
 from selfflow.storage.paths import local
 from tests.input.made import feed, record, take, write
 
+pytestmark = pytest.mark.resilience
+
 # Where one protocol shows it all, the other is asked with -m slow.
 S3_FIRST = pytest.mark.parametrize("bucket", ["s3", pytest.param("gs", marks=pytest.mark.slow)], indirect=True)
 RECORDS = [record(i) for i in range(24)]  # six shards of four

@@ -11,6 +11,8 @@ from selfflow.errors import UserError
 from selfflow.storage import store as asked
 from selfflow.storage.paths import local, url, url_of
 
+pytestmark = pytest.mark.resilience
+
 
 def test_paths_are_urls_even_after_pathlib_has_collapsed_their_slashes(store, tmp_path):
     assert url("gs://b/runs/x/") == url(Path("gs://b/runs/x")) == "gs://b/runs/x"

@@ -23,6 +23,8 @@ from selfflow.sweep.launch import run_status, start_run
 from selfflow.sweep.load import with_overrides
 from selfflow.training.distributed import Processes
 
+pytestmark = pytest.mark.resilience
+
 TINY_SWEEP = f"""
 import importlib.util, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})

@@ -13,7 +13,7 @@ from selfflow.training.loop import Cadence, Limits, train
 from selfflow.training.metrics import MetricsLog
 from selfflow.training.profile import Profile, Trace
 from selfflow.training.signals import interruptible
-from selfflow.training.state import State, init_state
+from selfflow.training.state import State, init_ema, init_state, update_ema
 from selfflow.training.step import make_step
 
 WIDTH = 8
@@ -28,8 +28,11 @@ class Line:
     def init(self, key):
         return {"model": {"w": jax.random.normal(key, (self.width,)) / self.width}}
 
-    def teacher_of(self, params):
-        return params["model"]
+    def init_frozen(self, params, key):
+        return {"ema": init_ema(params["model"])}
+
+    def update_frozen(self, frozen, params, ema_decay):
+        return {"ema": update_ema(frozen["ema"], params["model"], ema_decay)}
 
     def draw(self, keys_B, batch, step):
         return jnp.zeros(len(keys_B))

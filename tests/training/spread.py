@@ -34,22 +34,24 @@ def wide_attention(q, k, v, *_, **__):
 
 
 def five_steps(devices: Devices, count: int, dtype: str, split_tokens: bool) -> dict:
-    made = experiment()
+    tiny_experiment = experiment()
     execution = Execution(unroll=1, attention="xla", split_tokens=split_tokens)
-    model = dataclasses.replace(made.model, dtype=dtype, execution=execution)
-    mixture = {name: dataclasses.replace(component, batch_size=8) for name, component in made.mixture.items()}
-    setup = resolve(dataclasses.replace(made, model=model, mixture=mixture))
+    model = dataclasses.replace(tiny_experiment.model, dtype=dtype, execution=execution)
+    mixture = {
+        name: dataclasses.replace(component, batch_size=8) for name, component in tiny_experiment.mixture.items()
+    }
+    setup = resolve(dataclasses.replace(tiny_experiment, model=model, mixture=mixture))
     objective, optimizer, mesh = setup.objective, setup.optimizer(), devices.mesh(jax.devices()[:count])
     shapes = jax.eval_shape(setup.init, jax.random.key(0))
-    placed = state_shardings(objective, optimizer, shapes, devices, mesh)
+    layout = state_shardings(objective, optimizer, shapes, devices, mesh)
     with jax.set_mesh(mesh):
-        state = jax.jit(setup.init, out_shardings=placed)(jax.random.key(0))
+        state = jax.jit(setup.init, out_shardings=layout)(jax.random.key(0))
         wide = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
         # Off their first values: zeros would hide most of the network.
         state = state._replace(params=perturbed(state.params, 0, 0.05), frozen=perturbed(state.frozen, 1, 0.05))
-        state = jax.device_put(wide(state), placed)
+        state = jax.device_put(wide(state), layout)
         batch = jax.device_put(random_batch(setup, "joint"), batch_sharding(mesh))
-        whole = jax.jit(setup.step(), in_shardings=(placed, batch_sharding(mesh)), out_shardings=(placed, None))
+        whole = jax.jit(setup.step(), in_shardings=(layout, batch_sharding(mesh)), out_shardings=(layout, None))
         losses = []
         for number in range(STEPS):
             state, metrics = whole(state, batch)
@@ -61,7 +63,7 @@ def five_steps(devices: Devices, count: int, dtype: str, split_tokens: bool) -> 
                         [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(state.optimizer) if x.ndim]
                     ),
                 )
-        assert jax.tree.map(lambda x: x.sharding, state.params) == placed.params
+        assert jax.tree.map(lambda x: x.sharding, state.params) == layout.params
     flat = lambda tree: np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
     return {
         "loss": np.array(losses),
@@ -78,8 +80,8 @@ def main(dtype: str, out: str, *meshes: str) -> None:
     expected = five_steps(Devices(data=1), 1, dtype, False)
     worst = {}
     for name in meshes:
-        found = five_steps(Devices(*map(int, name.split("x"))), 8, dtype, split_tokens=name == "4x1x2")
-        worst[name] = {k: float(np.linalg.norm(found[k] - x) / np.linalg.norm(x)) for k, x in expected.items()}
+        results = five_steps(Devices(*map(int, name.split("x"))), 8, dtype, split_tokens=name == "4x1x2")
+        worst[name] = {k: float(np.linalg.norm(results[k] - x) / np.linalg.norm(x)) for k, x in expected.items()}
     with open(out, "w") as file:
         json.dump(worst, file)
 

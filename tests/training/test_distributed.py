@@ -20,6 +20,8 @@ from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import TINY
 from tests.training.several import small
 
+pytestmark = pytest.mark.resilience
+
 ROOT = TINY.parents[1]
 
 

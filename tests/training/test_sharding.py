@@ -54,22 +54,22 @@ def abstract_mesh(**sizes) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), tuple(sizes))
 
 
-def test_every_state_lies_as_its_parameters_do():
+def test_ema_and_moments_are_sharded_as_their_parameters():
     setup = resolve(load_experiment(TINY.parents[1] / "experiments" / "quickstart.py"))
     objective, optimizer = setup.objective, setup.optimizer()
     shapes = jax.eval_shape(setup.init, jax.random.key(0))
     mesh = abstract_mesh(data=2, fsdp=2, tensor=2)
-    placed = state_shardings(objective, optimizer, shapes, Devices(), mesh)
-    assert placed.params["model"]["double"]["media"]["mlp_in"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
-    assert placed.params["model"]["double"]["media"]["mlp_out"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
-    assert placed.frozen["ema"] == placed.params["model"]
-    moments = placed.optimizer[1][0]
-    assert moments.mu == moments.nu == placed.params and moments.count.spec == PartitionSpec()
-    big = [x for x in jax.tree.leaves((shapes, placed)) if isinstance(x, jax.ShapeDtypeStruct)]
+    layout = state_shardings(objective, optimizer, shapes, Devices(), mesh)
+    assert layout.params["model"]["double"]["media"]["mlp_in"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert layout.params["model"]["double"]["media"]["mlp_out"]["kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
+    assert layout.frozen["ema"] == layout.params["model"]
+    moments = layout.optimizer[1][0]
+    assert moments.mu == moments.nu == layout.params and moments.count.spec == PartitionSpec()
+    big = [x for x in jax.tree.leaves((shapes, layout)) if isinstance(x, jax.ShapeDtypeStruct)]
     whole = sum(x.size * x.dtype.itemsize for x in big)
-    here = sum(device_bytes(x, s) for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(placed), strict=True))
-    assert whole / 4 < here < 0.35 * whole  # a quarter, and what has no axis to be split along
-    table = sharding_table(shapes, placed, objective.logical_axes())
+    on_device = sum(device_bytes(x, s) for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(layout), strict=True))
+    assert whole / 4 < on_device < 0.35 * whole  # a quarter, and what has no axis to be split along
+    table = sharding_table(shapes, layout, objective.logical_axes())
     assert "model.single.outputs.kernel" in table and "layers, mlp, embed" in table and "None, tensor, fsdp" in table
     assert "optimizer:" in table.splitlines()[-1]
 
@@ -113,8 +113,8 @@ def test_an_impossible_mesh_is_named(fields, message):
 def test_a_batch_is_placed_and_filled():
     mesh = Devices().mesh(jax.devices()[:1])
     batch = {"latents": {"image": np.arange(12.0).reshape(3, 4)}, "weight": np.ones(3, np.float32)}
-    placed = shard_batch(batch, mesh)
-    np.testing.assert_array_equal(placed["latents"]["image"], batch["latents"]["image"])
+    layout = shard_batch(batch, mesh)
+    np.testing.assert_array_equal(layout["latents"]["image"], batch["latents"]["image"])
     four = pad_batch(batch, abstract_mesh(data=2, fsdp=2, tensor=1))
     np.testing.assert_array_equal(four["weight"], [1, 1, 1, 0])
     np.testing.assert_array_equal(four["latents"]["image"][3], batch["latents"]["image"][2])
@@ -139,7 +139,7 @@ def test_devices_may_change_in_a_run():
 
 
 class Far:
-    """A device that knows its slice."""
+    """A device with a slice index."""
 
     platform, device_kind, process_index = "gpu", "far", 0
 
@@ -152,7 +152,7 @@ def test_slices_follow_each_other_along_data(slice_of):
     mesh = Devices(data=4, fsdp=2, slices=2).mesh([Far(i, slice_of(i)) for i in range(8)])
     assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1}
     halves = [{device.id for device in half.flat} for half in (mesh.devices[:2], mesh.devices[2:])]
-    # Where nothing tells, the first half of the devices is the first slice.
+    # Without an index, the first half of the devices is the first slice.
     expected = [{i for i in range(8) if (slice_of(i) if slice_of(0) is not None else i // 4) == s} for s in (0, 1)]
     assert halves == expected
 

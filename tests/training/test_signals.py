@@ -19,6 +19,8 @@ from tests.conftest import TINY
 from tests.training.small import run
 from tests.training.test_profile import traced
 
+pytestmark = pytest.mark.resilience
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_from_before_a_skipped_step_counts_it_once(tmp_path):
 
     with pytest.raises(OSError):
         run(tmp_path / "run", 12, bad=(2, 7, 8), before=fail)
-    assert [row["step"] for row in skipped(tmp_path / "run")] == [2, 7]  # of the last step nothing was fetched yet
+    assert [row["step"] for row in skipped(tmp_path / "run")] == [2, 7]  # metrics of the last step were not fetched yet
     end = run(tmp_path / "run", 12, bad=(2, 7, 8))
     whole = run(tmp_path / "whole", 12, bad=(2, 7, 8))
     assert skipped(tmp_path / "run") == skipped(tmp_path / "whole")

@@ -40,9 +40,9 @@ def test_ema_in_float32_matches_float64_over_1000_steps():
         p32 = p.astype(np.float32)
         reference = decay * reference + (1 - decay) * p32.astype(np.float64)
         ema = update(ema, p32)
-    moved = np.abs(reference - np.asarray(ema["w"], np.float64))
-    assert moved.max() < 5e-5
-    # The same in bfloat16 stands still: what the test would see of a wrong type.
+    distance = np.abs(reference - np.asarray(ema["w"], np.float64))
+    assert distance.max() < 5e-5
+    # The same in bfloat16 does not move: the test would fail for a wrong type.
     stuck = jnp.asarray(1.0, jnp.bfloat16)
     for _ in range(1000):
         stuck = (stuck + (1 - decay) * (2.0 - stuck)).astype(jnp.bfloat16)
@@ -80,9 +80,9 @@ def test_one_program_serves_all_seeds(objective, batch):
     five, six = (jax.jit(make_step(objective, optimizer, 0.9, seed)) for seed in (5, 6))
     text = five.lower(state, batch, key_of(5)).as_text()
     assert text == six.lower(state, batch, key_of(6)).as_text() != five.lower(state, batch).as_text()
-    (_, baked), (_, given), (_, other) = five(state, batch), six(state, batch, key_of(5)), six(state, batch, key_of(6))
-    assert float(given["loss"]) == pytest.approx(float(baked["loss"]), rel=1e-6)
-    assert float(other["loss"]) != pytest.approx(float(baked["loss"]), rel=1e-3)
+    default = float(five(state, batch)[1]["loss"])
+    assert float(six(state, batch, key_of(5))[1]["loss"]) == pytest.approx(default, rel=1e-6)
+    assert float(six(state, batch, key_of(6))[1]["loss"]) != pytest.approx(default, rel=1e-3)
 
 
 def test_a_model_learns_a_constant(objective, batch):
@@ -134,7 +134,7 @@ def test_cosine_must_end_after_the_warmup():
 
 
 @pytest.fixture
-def moved(objective, batch):
+def distance(objective, batch):
     """A state whose zero-initialised layers and teacher are no longer what they began as."""
     optimizer = AdamW(learning_rate=1e-3).make()
     state = init_state(objective, optimizer, jax.random.key(0))
@@ -142,14 +142,14 @@ def moved(objective, batch):
 
 
 @pytest.mark.slow
-def test_a_step_in_bfloat16_is_that_in_float32_to_its_rounding(objective, batch, moved):
+def test_a_step_in_bfloat16_is_that_in_float32_to_its_rounding(objective, batch, distance):
     """bfloat16 keeps 8 bits: results are off by up to 2^-9 each time, and a chain of some ten by a per cent."""
-    optimizer, state = moved
+    optimizer, state = distance
     half = dataclasses.replace(objective, model=dataclasses.replace(objective.model, dtype="bfloat16"))
-    (a, exact), (b, found) = (jax.jit(make_step(o, optimizer, 0.9, 5))(state, batch) for o in (objective, half))
+    (a, exact), (b, actual) = (jax.jit(make_step(o, optimizer, 0.9, 5))(state, batch) for o in (objective, half))
     for name in ("loss", "gradient_norm", "alignment_cosine/video", "flow_loss/audio"):
-        assert found[name].dtype == jnp.float32
-        assert found[name] == pytest.approx(float(exact[name]), rel=0.02, abs=0.005), name
+        assert actual[name].dtype == jnp.float32
+        assert actual[name] == pytest.approx(float(exact[name]), rel=0.02, abs=0.005), name
     assert {x.dtype for x in jax.tree.leaves((b.params, b.frozen, optax.tree.get(b.optimizer, "mu")))} == {
         jnp.dtype("float32")
     }
@@ -160,9 +160,9 @@ def test_a_step_in_bfloat16_is_that_in_float32_to_its_rounding(objective, batch,
     assert 2**-12 < error < 0.05  # neither float32 under another name, nor more than rounding
 
 
-def test_in_bfloat16_statistics_and_losses_are_float32(objective, batch, moved):
+def test_in_bfloat16_statistics_and_losses_are_float32(objective, batch, distance):
     """No exponential, root or maximum of the step's program, forward or backward, is taken of half precision."""
-    optimizer, state = moved
+    optimizer, state = distance
     half = dataclasses.replace(objective, model=dataclasses.replace(objective.model, dtype="bfloat16"))
     seen = set()
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from selfflow.data.collisions import SPLITS, Collisions
+from selfflow.data.collisions import Collisions
 from selfflow.data.collisions.generate import draw_motion
+from selfflow.data.collisions.names import SPLITS
 from selfflow.errors import UserError
 from selfflow.evaluation.physics import corruptions
 from selfflow.evaluation.physics.materials import MaterialClassifiers, fit_material_classifiers

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from selfflow.data.built import DELETED, BuiltDataset
-from selfflow.data.stored import read_splits, write_safely
+from selfflow.data.stored import read_splits
 from selfflow.errors import UserError
 from selfflow.latents.delete.plan import DeletionPlan, plan_deletion
 from selfflow.latents.delete.remove import (
@@ -29,6 +29,7 @@ from selfflow.latents.delete.search import find_remaining
 from selfflow.latents.encode import folder_name, locked
 from selfflow.latents.store import INDEXES, MANIFEST
 from selfflow.latents.verify import latents_folders
+from selfflow.storage.atomic import atomic_write
 
 Advance = Callable[[], None]
 
@@ -151,7 +152,8 @@ def fitted_to(built: BuiltDataset, data_dir: Path) -> list[Path]:
 
 
 def _note(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) -> None:
-    write_safely(folder / DELETED, json.dumps({"fingerprint": fingerprint, "forgotten": entries}, indent=1))
+    with atomic_write(folder / DELETED, durable=True) as partial:
+        partial.write_text(json.dumps({"fingerprint": fingerprint, "forgotten": entries}, indent=1))
 
 
 def _clean_notes(folder: Path, ids: set[str], remaining: set[str]) -> None:
@@ -172,4 +174,5 @@ def _clean_notes(folder: Path, ids: set[str], remaining: set[str]) -> None:
             return [cleaned(inner) for inner in value if not (isinstance(inner, dict) and inner.get("file") in gone)]
         return value
 
-    write_safely(path, json.dumps(cleaned(json.loads(path.read_text())), indent=1) + "\n")
+    with atomic_write(path, durable=True) as partial:
+        partial.write_text(json.dumps(cleaned(json.loads(path.read_text())), indent=1) + "\n")

@@ -17,14 +17,12 @@ from selfflow.data.stored import (
     next_template,
     read_info,
     read_splits,
-    replace_safely,
     shard_paths,
-    sync,
-    write_safely,
 )
 from selfflow.errors import UserError
 from selfflow.latents.store import FORGETTING, MANIFEST, shard_name
 from selfflow.latents.verify import foreign_files
+from selfflow.storage.atomic import atomic_write, sync
 
 _NEW = ".new"
 
@@ -103,21 +101,21 @@ def rewrite(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
     records = read_raw(old)
     if len(records) != len(keep):
         raise UserError(f"{old} holds {len(records)} records, not {len(keep)}: `selfflow data verify` tells what to do")
-    partial = new.with_name(f"{new.name}.partial-{os.getpid()}")
-    writer = ArrayRecordWriter(str(partial), options)
-    for record, wanted in zip(records, keep):
-        if wanted:
-            writer.write(record)
-    try:
-        writer.close()
-    except RuntimeError as error:
-        raise OSError(None, str(error).split(";")[0]) from error
-    replace_safely(partial, new)
+    with atomic_write(new, durable=True) as partial:
+        writer = ArrayRecordWriter(str(partial), options)
+        for record, wanted in zip(records, keep):
+            if wanted:
+                writer.write(record)
+        try:
+            writer.close()
+        except RuntimeError as error:
+            raise OSError(None, str(error).split(";")[0]) from error
 
 
 def switch_data(folder: Path, info: dict[str, Any]) -> None:
     """Makes the shards that `write_without` wrote those of the data set."""
-    write_safely(folder / INFO, json.dumps(info, indent=2))
+    with atomic_write(folder / INFO, durable=True) as partial:
+        partial.write_text(json.dumps(info, indent=2))
 
 
 def drop_replaced(folder: Path, replaced: list[str]) -> None:
@@ -185,7 +183,8 @@ def change_latents(change: Change) -> None:
         save_file(index, path.with_name(path.name + _NEW))
         sync(path.with_name(path.name + _NEW))
     told = manifest | {"shards": shards, "unreadable": unreadable, "forgotten": change.forgotten}
-    write_safely(folder / FORGETTING, json.dumps(told, indent=1))
+    with atomic_write(folder / FORGETTING, durable=True) as partial:
+        partial.write_text(json.dumps(told, indent=1))
     finish_latents(folder)
 
 

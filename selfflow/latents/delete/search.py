@@ -76,8 +76,8 @@ def find_remaining(
 
 
 def _in_record(built: BuiltDataset, name: str) -> str:
-    """What stands in a record of its id: some data sets put their own name before it."""
-    return name.removeprefix(f"{built.settings.parts[0]}-") if built.settings.kind == "tfds" else name
+    """The id as it is stored in the record, without what decoding puts before it."""
+    return name.removeprefix(built.settings.id_prefix)
 
 
 def _in_file(path: Path, pattern: re.Pattern[bytes], covers: list[bytes], overlap: int) -> bool:

@@ -36,7 +36,7 @@ class Features:
       ids: of the samples.
       labels: {field: int [n]}, as the data has them.
       layers: {layer: {modality: float32 [n, D], or [n, N, D]}}, memory-mapped and read-only.
-      tau: the noise level of each modality; 0 of those that were given.
+      tau: the noise level of each modality; 0 of the context.
       grids: tokens along each axis of a modality, whose product is N.
     """
 
@@ -55,7 +55,7 @@ def features(
     *,
     weights: Literal["ema", "student", "untrained"] = "ema",
     step: int | None = None,
-    given: Iterable[str] = (),
+    context: Iterable[str] = (),
     modalities: Iterable[str] | None = None,
     pool: Literal["mean", "tokens"] = "mean",
     limit: int | None = None,
@@ -77,7 +77,7 @@ def features(
       layers: blocks, counted from 1.
       tau: one noise level for all modalities, or {modality: level}.
       weights, step: which, as for `Run.model`.
-      given: modalities that are shown without noise, as given tokens are in training.
+      context: modalities that are shown without noise, as context tokens are in training.
       modalities: those that the network sees; by default all of the data.
       pool: the mean over the tokens of each modality, or all tokens; those of padding count in no mean, and are 0.
       limit: takes the first so many samples alone.
@@ -98,7 +98,7 @@ def features(
         raise UserError(f"pool {pool!r}: there are mean and tokens")
     model = run.model(weights, step, mesh)
     blocks = _blocks(layers, model.depth)
-    streams, held, levels = _seen(model.modalities, clips.shapes, modalities, given, tau)
+    streams, held, levels = _seen(model.modalities, clips.shapes, modalities, context, tau)
     count = len(clips) if limit is None else min(int(limit), len(clips))
     asked = {
         "code": code_hash(),
@@ -108,7 +108,7 @@ def features(
         "samples": count,
         "modalities": to_json(streams),
         "tau": levels,
-        "given": list(held),
+        "context": list(held),
         "pool": pool,
         "seed": int(seed) % 2**32,
     }
@@ -278,20 +278,20 @@ def _seen(
     known: dict[str, Modality],
     shapes: dict[str, tuple[int, ...]],
     modalities: Iterable[str] | None,
-    given: Iterable[str],
+    context: Iterable[str],
     tau: float | Mapping[str, float],
 ) -> tuple[dict[str, Modality], tuple[str, ...], dict[str, float]]:
-    """The streams that the network sees, those of them that are given, and the level of each, 0 of the given.
+    """The streams that the network sees, those of them that are context, and the level of each, 0 of the context.
 
     Args:
       known: streams of the model.
       shapes: of one latent of each modality of the data.
-      modalities, given, tau: as for `features`.
+      modalities, context, tau: as for `features`.
     """
     there = [m for m in shapes if m in known]
     names = there if modalities is None else _names(modalities)
-    held = _names(given)
-    for what, chosen, choices in (("modalities", names, there), ("given", held, names)):
+    held = _names(context)
+    for what, chosen, choices in (("modalities", names, there), ("context", held, names)):
         for m in chosen:
             if m not in choices:
                 raise UserError(f"{what}: {m!r} is none; there are {', '.join(choices) or 'none'}")

@@ -35,11 +35,11 @@ class Forward:
       pool: the mean over a modality's tokens, [B, D], or all tokens, [B, N, D]; those of padding count in no mean, and
         are 0 among all tokens.
       seed: sample i's noise depends on the seed and i alone.
-      given: modalities of which all tokens are held at tau = 0, as given tokens are (`Corruption.hold`).
+      context: modalities of which all tokens stay at tau = 0 (`Corruption.with_context`).
       mesh: devices that the samples of a batch are split over; by default the first one alone.
 
     Attributes:
-      modalities, layers: as they were given.
+      modalities, layers: as passed.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Forward:
         null_label: int,
         pool: Literal["mean", "tokens"] = "mean",
         seed: int = 0,
-        given: tuple[str, ...] = (),
+        context: tuple[str, ...] = (),
         mesh: Mesh | None = None,
     ):
         self.modalities, self.layers = modalities, tuple(layers)
         self._mesh, self._seed = mesh, np.uint32(seed % 2**32)
         levels = tau if isinstance(tau, Mapping) else dict.fromkeys(modalities, tau)
-        # Given modalities have one too: that of the level which none of their tokens is at.
+        # Context modalities have one too, at which none of their tokens is.
         self._tau = {m: np.float32(levels.get(m, 0.0)) for m in modalities}
         self._forward = partial(
             _taps,
@@ -66,7 +66,7 @@ class Forward:
             layers=self.layers,
             null_label=null_label,
             pool=pool,
-            given=tuple(given),
+            context=tuple(context),
         )
 
     def whole(self, count: int) -> int:
@@ -125,25 +125,27 @@ def corrupted_at(
     numbers_B: Any,
     tau: Mapping[str, Any],
     seed: Any,
-    given: tuple[str, ...] = (),
+    context: tuple[str, ...] = (),
 ) -> CorruptedTokens:
-    """All tokens of samples at the level of their modality, and those of given modalities at 0; arguments as above."""
+    """All tokens of samples at the level of their modality, those of context modalities at 0; arguments as above."""
     key, count = jax.random.key(seed), len(numbers_B)
     fitting = of_latents(modalities, latents)
     x = to_tokens(fitting, latents)
     keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers_B)
     levels = {m: jnp.full((count, 1), tau[m]) for m in x}
     assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
-    held = {m: jnp.ones(x[m].shape[:2], bool) for m in given}
-    corruption = Corruption(levels, assignment, {}).hold(held)
+    held = {m: jnp.ones(x[m].shape[:2], bool) for m in context}
+    corruption = Corruption(levels, assignment, {}).with_context(held)
     noisy = corrupt(x, draw_eps(keys_B, x), corruption)
     valid = {m: fitting[m].valid_tokens(frames_B) for m, frames_B in frames.items()}
     return CorruptedTokens(noisy, corruption.levels, corruption.assignment, valid)
 
 
-@partial(jax.jit, static_argnames=("apply", "modalities", "layers", "null_label", "pool", "given"))
-def _taps(params, latents, frames, numbers_B, tau, seed, *, apply, modalities, layers, null_label, pool, given) -> Taps:
-    noisy, levels, assignment, valid = corrupted_at(dict(modalities), latents, frames, numbers_B, tau, seed, given)
+@partial(jax.jit, static_argnames=("apply", "modalities", "layers", "null_label", "pool", "context"))
+def _taps(
+    params, latents, frames, numbers_B, tau, seed, *, apply, modalities, layers, null_label, pool, context
+) -> Taps:
+    noisy, levels, assignment, valid = corrupted_at(dict(modalities), latents, frames, numbers_B, tau, seed, context)
     told = {"valid": valid} if valid else {}
     label_B = jnp.full(len(numbers_B), null_label)
     taps = apply(params, noisy, levels, label_B, assignment, taps=layers, stop_at=max(layers), **told).taps

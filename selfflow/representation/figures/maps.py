@@ -64,16 +64,18 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
     Raises:
       UserError: as there.
     """
-    grid, sounds, seconds, box = layout_of(run, clips)
+    grid, sounds, seconds, truth = layout_of(run, clips)
     record = clips.record(number)
-    contacts = contacts_as_tokens(record, grid, sounds, seconds, box)
+    contacts = contacts_as_tokens(record, grid, sounds, seconds, truth)
     told = _contact(contacts, contact, clips.ids[number])
     found = attention_of_clips(run, clips, [number], layers, **more)
     frames = len(record["video"])
     first = max(0, min(told.frames[0] * frames // grid[0] - 4, frames - 10))
     strips = Strips(frames, seconds, columns=10, start=first, every=1)
     bodies = [
-        Body(frame, tuple(record["positions"][frame, body] / box), float(record["radii"][body]) / box, colour)
+        Body(
+            frame, tuple(record["positions"][frame, body] / truth.box), float(record["radii"][body]) / truth.box, colour
+        )
         for frame in range(frames)
         for body in range(int(record["count"]))
         for colour in ["tab:red" if body in told.bodies else "white"]

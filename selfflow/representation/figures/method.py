@@ -23,8 +23,8 @@ def corruption_figure(seen: Views, i: int) -> Figure:
         t_s = seen.levels[m][i]
         some = ", ".join(f"{value:.2f}" for value in t_s[:2]) + (", ..." if len(t_s) > 2 else "")
         names = "t, s" if len(t_s) == 2 else "levels"
-        given = int(seen.given[m][i].sum()) if m in seen.given else 0
-        held = f", {given} of {seen.modalities[m].tokens} tokens given" if given else ""
+        context = int(seen.context[m][i].sum()) if m in seen.context else 0
+        held = f", {context} of {seen.modalities[m].tokens} tokens context" if context else ""
         told.append(f"{m}: {names} = {some}, teacher at {t_s.min():.2f}{held}")
         _media(strips, f"{m}\n$x_0$", seen, "data", m, i)
         _media(strips, "student", seen, "student", m, i)
@@ -35,7 +35,7 @@ def corruption_figure(seen: Views, i: int) -> Figure:
 
 
 def loss_figure(seen: Views, i: int) -> Figure:
-    """Clip i, tau of every token of the student, its flow error and its cosine with the teacher, but of given tokens.
+    """Clip i: tau, flow error and cosine with the teacher of every token but those of the context.
 
     Args:
       seen: of some clips.
@@ -44,7 +44,7 @@ def loss_figure(seen: Views, i: int) -> Figure:
     strips = _strips(seen)
     for m in _drawable(seen):
         # Given tokens are in no loss.
-        counted = lambda values: np.where(seen.given[m][i], np.nan, values) if m in seen.given else values
+        counted = lambda values: np.where(seen.context[m][i], np.nan, values) if m in seen.context else values
         _media(strips, f"{m}\n$x_0$", seen, "data", m, i)
         _tokens(strips, "$\\tau$", seen, m, seen.tau[m][i], **_TAU)
         _tokens(strips, "flow error", seen, m, counted(seen.flow[m][i]), _limits(seen.flow[m]), "magma")

@@ -201,7 +201,7 @@ def _mean(scores: list[Score]) -> tuple[float, float]:
 
 def _kind(target: Target, asked: Probing) -> tuple:
     """What features a target needs: how they are pooled, and of how many clips of train, validation and test."""
-    if target.kind in ("moment", "token"):
+    if target.kind in ("time_step", "token"):
         return "tokens", asked.token_clips, asked.token_clips, asked.token_clips
     return "tokens" if asked.probe == "attentive" and target.kind == "class" else "mean", asked.clips, None, None
 

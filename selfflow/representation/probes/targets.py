@@ -2,47 +2,35 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from selfflow.data.collisions.targets import bodies_in_tokens, clip_targets, contacts_in_windows
+from selfflow.data.dataset import Dataset, TargetKind
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import frames_of_tokens
+from selfflow.representation.features.arrays import Arrays
 from selfflow.representation.features.extract import Features
 from selfflow.representation.probes.split import Split
 
-Kind = Literal["class", "number", "moment", "token"]
-
-# Of Collisions, whose records tell the whole truth; other data sets have their labels.
-_COLLISIONS: dict[str, Kind] = {
-    "shape": "class",
-    "contacts": "number",
-    "contact": "moment",
-    "position": "token",
-    "velocity": "token",
-}
-
 
 class Target(NamedTuple):
-    """What is asked.
+    """A probe target.
 
     Attributes:
-      name: a label of the data, or of Collisions shape (which shapes there are, the mean over the three), contacts (how
-        many are heard in a clip), contact (how many in the time of a token), position and velocity (of the body whose
-        centre a video token holds).
-      kind: a class or a number of each clip, a number of each moment, or numbers of each token.
+      name: a label of the data, or a target of the data set's ground truth.
+      kind: a class or a number of each clip, a number of each time step, or a vector of each token.
     """
 
     name: str
-    kind: Kind
+    kind: TargetKind
 
     def asked_of(self, source: tuple[str, ...]) -> bool:
         """Whether features of these modalities can be asked it: tokens are those of one."""
         if self.kind == "token":
             return source == ("video",)
-        return self.kind != "moment" or source in (("video",), ("audio",))
+        return self.kind != "time_step" or source in (("video",), ("audio",))
 
 
 def targets_of(run: Any, clips: Any) -> dict[str, Target]:
@@ -52,10 +40,11 @@ def targets_of(run: Any, clips: Any) -> dict[str, Target]:
       run: an opened run.
       clips: of its data, or `Arrays`.
     """
-    found: dict[str, Kind] = {field: "class" for field, values in clips.labels.items() if (values >= 0).any()}
-    if _collisions(run, clips) is not None:
-        found |= _COLLISIONS
-    return {name: Target(name, kind) for name, kind in found.items()}
+    kinds: dict[str, TargetKind] = {field: "class" for field, values in clips.labels.items() if (values >= 0).any()}
+    settings = _dataset(run, clips)
+    if settings is not None and settings.ground_truth is not None:
+        kinds |= settings.ground_truth.kinds
+    return {name: Target(name, kind) for name, kind in kinds.items()}
 
 
 def select_targets(run: Any, clips: Any, names: tuple[str, ...]) -> list[Target]:
@@ -74,12 +63,12 @@ def select_targets(run: Any, clips: Any, names: tuple[str, ...]) -> list[Target]
 
 
 def refuse_cropped(run: Any, clips: Any, what: str) -> None:
-    """Raises `UserError`, beginning with `what`, if clips do not last as long as those whose truth Collisions tells."""
-    settings, seconds = _collisions(run, clips), run.experiment.mixture[clips.component].seconds
-    if settings is not None and seconds not in (None, settings.seconds):
+    """Raises `UserError`, beginning with `what`, if clips are cropped: the ground truth is that of whole records."""
+    truth, seconds = _dataset(run, clips).ground_truth, run.experiment.mixture[clips.component].seconds
+    if truth is not None and seconds not in (None, truth.seconds):
         raise UserError(
             f"{what}: mixture.{clips.component}.seconds is {seconds:g}, and the truth is that of whole clips of "
-            f"{settings.seconds:g} s: take a component without seconds"
+            f"{truth.seconds:g} s: take a component without seconds"
         )
 
 
@@ -92,7 +81,7 @@ class ProbeLabels:
     """
 
     def __init__(self, run: Any, clips: Any):
-        self.clips, self._settings = clips, _collisions(run, clips)
+        self.clips, self._settings = clips, _dataset(run, clips)
         self._number = {name: i for i, name in enumerate(clips.ids)}
         self._records: dict[str, Mapping | None] = {}  # None of those that cannot be read
 
@@ -123,7 +112,7 @@ class ProbeLabels:
             x = np.concatenate([taps[m] for m in source], axis=1)
             return [Split(x[keep], y, ids[keep]) for y, keep in self._of_clips(target, found)]
         (m,) = source
-        of_each = self._moments if target.kind == "moment" else self._tokens
+        of_each = self._time_steps if target.kind == "time_step" else self._tokens
         records = self._read(found.ids)
         parts = [of_each(target, record, found, m, taps[m][i]) for i, record in enumerate(records) if record]
         ids = ids[[record is not None for record in records]]
@@ -137,19 +126,19 @@ class ProbeLabels:
             return [(y[y >= 0], y >= 0)]
         records = self._read(found.ids)
         there = np.array([record is not None for record in records])
-        told = [clip_targets(record) for record in records if record]
+        told = [self._settings.ground_truth.of_clip(record) for record in records if record]
         names = sorted(name for name in told[0] if name.split("/")[0] == target.name)
         return [(np.array([t[name] for t in told]), there) for name in names]
 
-    def _moments(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
-        rows, frames = found.grids[m][0], self._settings.frames
+    def _time_steps(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
+        rows, frames = found.grids[m][0], self._settings.media_shapes()["video"][0]
         bounds = frames_of_tokens(frames, rows) if m == "video" else np.arange(rows + 1) * frames / rows
-        contacts = contacts_in_windows(record, bounds / self._settings.frames_per_second)
-        return x_ND.reshape(rows, -1, x_ND.shape[-1]).mean(axis=1), contacts[:, None]
+        values = self._settings.ground_truth.of_time_steps(record, bounds / self._settings.frames_per_second)
+        return x_ND.reshape(rows, -1, x_ND.shape[-1]).mean(axis=1), values[target.name][:, None]
 
     def _tokens(self, target: Target, record: Mapping, found: Features, m: str, x_ND: np.ndarray):
-        bodies = bodies_in_tokens(record, found.grids[m], self._settings.box)
-        return x_ND[bodies.tokens], getattr(bodies, target.name)
+        tokens, values = self._settings.ground_truth.of_tokens(record, found.grids[m])
+        return x_ND[tokens], values[target.name]
 
     def _read(self, names: list[str]) -> list[Mapping | None]:
         """Those parts of raw records that targets are made of; None where one cannot be read."""
@@ -161,8 +150,8 @@ class ProbeLabels:
                 except BadRecord as error:
                     bad, why, self._records[name] = [*bad, name], why or str(error), None
                     continue
-                parts = ("material", "count", "shapes", "positions", "velocities", "contacts")
-                self._records[name] = {part: record[part] for part in parts}
+                features = self._settings.ground_truth.features
+                self._records[name] = {feature: record[feature] for feature in features}
         if bad:
             print(
                 f"warning: {len(bad)} raw records cannot be read, and nothing is asked of their clips, the first is "
@@ -175,10 +164,8 @@ class ProbeLabels:
         return found
 
 
-def _collisions(run: Any, clips: Any) -> Any:
-    """The settings of Collisions, if the clips are of them."""
-    name = getattr(clips, "component", None)
-    if name is None:
+def _dataset(run: Any, clips: Any) -> Dataset | None:
+    """The settings of the data set of clips; None for `Arrays`, which belong to none."""
+    if isinstance(clips, Arrays):
         return None
-    settings = run.experiment.data[run.experiment.mixture[name].data]
-    return settings if settings.kind == "collisions" else None
+    return run.experiment.data[run.experiment.mixture[clips.component].data]

@@ -1,4 +1,4 @@
-"""The heart: what depends on what, proved with gradients and with NaNs."""
+"""The objective: what depends on what, proved with gradients and with NaNs."""
 
 import dataclasses
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from selfflow.modality import to_tokens
-from selfflow.noise import DualTimestep, Forcing, FullMasking, UniformTimestep
-from selfflow.objectives.alignment import NoAlignment, SelfFlow, alignment_error, cosine
+from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, UniformTimestep, corrupt, draw_eps
+from selfflow.objectives.alignment import NoAlignment, SelfFlow
+from selfflow.objectives.alignment.base import cosine, feature_error
 from selfflow.objectives.diagnostics import diagnose
 from selfflow.objectives.draw import token_weight
 from tests.conftest import perturbed
@@ -67,73 +68,74 @@ def test_student_and_teacher_share_noise_label_and_positions(objective, params, 
     """At one level for all, with equal weights and equal layers, the two views are the same numbers."""
     same = dataclasses.replace(objective, schedule=UniformTimestep())
     draw = same.draw(keys_B, batch)
-    assert set(np.asarray(draw.label)) - {3} and 3 in np.asarray(draw.label)  # some labels dropped, some not
-    student, teacher, _ = same.views(params, params["model"], batch, keys_B, draw)
-    again = same.apply(params["model"], *_seen(same, batch, keys_B, draw), taps=(same.alignment.teacher_layer,))
+    label_B = np.asarray(draw.student.label)
+    assert set(label_B) - {3} and 3 in label_B  # some labels dropped, some not
+    teacher = same.terms(params, {"ema": params["model"]}, batch, keys_B, draw).target
+    again = same.apply(params["model"], *_inputs(same, batch, keys_B, draw), taps=(same.alignment.teacher_layer,))
     for m in batch["latents"]:
         np.testing.assert_allclose(teacher[m], again.taps[3][m], rtol=1e-5, atol=1e-5)
 
 
-def _seen(objective, batch, keys_B, draw):
-    from selfflow.noise import corrupt, draw_eps
-
+def _inputs(objective, batch, keys_B, draw):
+    """Inputs of the model in the student's forward pass."""
     x = to_tokens(objective.modalities, batch["latents"])
-    c = draw.corruption
-    return corrupt(x, draw_eps(keys_B, x), c), c.levels, draw.label, c.assignment
+    corruption = draw.student.corruption
+    noisy = corrupt(x, draw_eps(keys_B, x), corruption)
+    return noisy, corruption.levels, draw.student.label, corruption.assignment
 
 
-def test_target_is_noise_minus_data(objective, params, batch, keys_B):
+def test_velocity_to_predict_is_noise_minus_data(objective, params, batch, keys_B):
     draw = objective.draw(keys_B, batch)
-    _, _, target = objective.views(params, params["model"], batch, keys_B, draw)
-    from selfflow.noise import draw_eps
-
+    velocity = objective.terms(params, {"ema": params["model"]}, batch, keys_B, draw).velocity
     x = to_tokens(objective.modalities, batch["latents"])
     eps = draw_eps(keys_B, x)
-    np.testing.assert_array_equal(target["audio"], eps["audio"] - x["audio"])
+    np.testing.assert_array_equal(velocity["audio"], eps["audio"] - x["audio"])
 
 
-def _held(draw, corruption, batch):
-    """What is drawn, with another corruption."""
+def _with_corruption(draw, corruption, batch):
+    """The draw with another corruption."""
     weight = token_weight(corruption, {}, batch["weight"])
-    teacher = draw.teacher._replace(corruption=corruption.cleanest())
-    return draw._replace(corruption=corruption, weight=weight, aligned=weight, teacher=teacher)
+    student = draw.student._replace(corruption=corruption)
+    teacher = draw.teacher._replace(corruption=corruption.at_min_level())
+    return draw._replace(student=student, weight=weight, aligned=weight, teacher=teacher)
 
 
-def test_given_tokens_enter_no_loss(objective, params, batch, keys_B):
+def test_context_tokens_enter_no_loss(objective, params, batch, keys_B):
     free = objective.draw(keys_B, batch)
-    given = {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
-    corruption = free.corruption.hold(given)
-    draw = _held(free, corruption, batch)
+    context = {"video": jnp.zeros((4, 20), bool).at[:, :7].set(True)}
+    corruption = free.student.corruption.with_context(context)
+    draw = _with_corruption(free, corruption, batch)
 
     def per_token(shift):
-        # What is predicted for the given tokens does not matter: only what others see of them does.
-        student, teacher, target = objective.views(params, params["model"], batch, keys_B, draw)
-        error = jnp.square(student.velocity["video"] + shift - target["video"]).mean(-1)
+        # What is predicted for the context tokens does not matter: only what others see of them does.
+        terms = objective.terms(params, {"ema": params["model"]}, batch, keys_B, draw)
+        error = jnp.square(terms.student.velocity["video"] + shift - terms.velocity["video"]).mean(-1)
         return jnp.sum(error * draw.weight["video"])
 
     gradient = jax.grad(per_token)(jnp.zeros((4, 20, 1)))
     assert (gradient[:, :7] == 0).all() and (gradient[:, 7:] != 0).all()
     np.testing.assert_allclose(draw.weight["video"].sum(), 1.0, rtol=1e-6)
-    # The same of the whole loss, by what is true of the given tokens: their velocity's target enters through x0 alone,
-    # which they show to others, so the loss must not change where no other token can see it.
+    # The same of the whole loss: the velocity target of context tokens enters through x0 alone, which they show to
+    # others, so the loss must not change where no other token can see it.
     _, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert metrics["flow_count/video"].sum() == 4 * 13
-    nothing = jax.grad(
+    of_weight = jax.grad(
         lambda w: objective.loss(params, {"ema": params["model"]}, batch, keys_B, draw._replace(weight=w, aligned=w))[0]
     )
-    sensitivity = nothing(draw.weight)["video"]  # of the loss to each token's weight: flow and alignment of that token
+    # The derivative of the loss by each token's weight: flow and alignment error of that token.
+    sensitivity = of_weight(draw.weight)["video"]
     by_hand = loss_of(objective, params, params["model"], batch, keys_B, draw)[0]
-    others = {m: jnp.sum(nothing(draw.weight)[m] * draw.weight[m]) for m in draw.weight}
+    others = {m: jnp.sum(of_weight(draw.weight)[m] * draw.weight[m]) for m in draw.weight}
     np.testing.assert_allclose(sum(others.values()), by_hand, rtol=1e-5)
     assert (sensitivity[:, :7] > 0).all() and (draw.weight["video"][:, :7] == 0).all()
-    all_given = free.corruption.hold({"video": jnp.ones((4, 20), bool)})
-    draw = _held(free, all_given, batch)
+    all_context = free.student.corruption.with_context({"video": jnp.ones((4, 20), bool)})
+    draw = _with_corruption(free, all_context, batch)
     loss, metrics = loss_of(objective, params, params["model"], batch, keys_B, draw)
     assert np.isfinite(loss) and metrics["flow_loss/video"] == 0
 
 
-def test_a_sample_that_could_not_be_read_weighs_nothing(objective, params, batch, keys_B):
-    """Its slot stays: the loss is that of the others, and does not depend on what stands in it."""
+def test_an_unreadable_sample_weighs_nothing(objective, params, batch, keys_B):
+    """Its slot stays: the loss is that of the others, and does not depend on its contents."""
     ema = perturbed(params["model"], 1)
     without = batch | {"weight": np.array([1, 0, 1, 1], np.float32)}
     draw = objective.draw(keys_B, without)
@@ -161,12 +163,12 @@ def test_padding_enters_no_loss(objective, params, batch, keys_B):
     )
     other = padded | {"latents": {m: np.where(beyond(m, x), 9.0, x) for m, x in batch["latents"].items()}}
     np.testing.assert_allclose(loss_of(objective, params, ema, other, keys_B, draw)[0], loss, rtol=1e-5)
-    # Sample 3 is nothing but padding, as a record is that cannot be read: it must not make the rest no number.
+    # Sample 3 is all padding, as an unreadable record is: it must not turn the loss into NaN.
     gradient = jax.grad(lambda p: loss_of(objective, p, ema, padded, keys_B)[0])(params)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    found, again = (diagnose(objective, params, {"ema": ema}, b, keys_B) for b in (padded, other))
-    for name in found:
-        np.testing.assert_allclose(found[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    results, again = (diagnose(objective, params, {"ema": ema}, b, keys_B) for b in (padded, other))
+    for name in results:
+        np.testing.assert_allclose(results[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_label_and_caption_are_dropped_together(objective, batch):
@@ -174,10 +176,15 @@ def test_label_and_caption_are_dropped_together(objective, batch):
     keys_B = jax.random.split(jax.random.key(0), 400)
     many = {m: np.repeat(x[:1], 400, axis=0) for m, x in batch["latents"].items()}
     caption = (np.ones((400, 3, 6), np.float16), np.ones((400, 3), bool))
-    made = {"latents": many, "label": np.ones(400, np.int32), "weight": np.ones(400, np.float32), "caption": caption}
-    draw = objective.draw(keys_B, made)
-    dropped = np.asarray(draw.label) == 3
-    np.testing.assert_array_equal(dropped, ~np.asarray(draw.caption.mask).any(1))
+    repeated_batch = {
+        "latents": many,
+        "label": np.ones(400, np.int32),
+        "weight": np.ones(400, np.float32),
+        "caption": caption,
+    }
+    draw = objective.draw(keys_B, repeated_batch)
+    dropped = np.asarray(draw.student.label) == 3
+    np.testing.assert_array_equal(dropped, ~np.asarray(draw.student.caption.mask).any(1))
     assert 0.4 < dropped.mean() < 0.6  # condition_drop is one half
 
 
@@ -200,7 +207,7 @@ def test_buckets_of_tau_add_up_to_the_loss(objective, params, batch, keys_B):
         )
 
 
-@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), Forcing()])
+@pytest.mark.parametrize("schedule", [UniformTimestep(), DualTimestep(), FullMasking(), DiffusionForcing()])
 @pytest.mark.parametrize("alignment", [NoAlignment(), SelfFlow(student_layer=1, teacher_layer=3)])
 def test_every_schedule_goes_with_every_alignment(objective, batch, keys_B, schedule, alignment):
     objective = dataclasses.replace(objective, schedule=schedule, alignment=alignment)
@@ -219,14 +226,14 @@ def test_cosine_is_safe_and_right():
     assert np.isfinite(zero).all()
     # Half precision squares of 300 overflow; the cosine must not.
     half = jnp.full((1, 8), 300.0, jnp.float16)
-    assert alignment_error(half[None], half[None], jnp.ones((1, 1), bool)) == pytest.approx(0, abs=1e-6)
+    assert feature_error(half[None], half[None], jnp.ones((1, 1), bool)) == pytest.approx(0, abs=1e-6)
 
 
 def test_diagnostics_agree_with_the_loss(objective, params, batch, keys_B):
     ema = perturbed(params["model"], 1)
     _, metrics = loss_of(objective, params, ema, batch, keys_B)
-    found = diagnose(objective, params, {"ema": ema}, batch, keys_B)
+    results = diagnose(objective, params, {"ema": ema}, batch, keys_B)
     for m in ("video", "audio"):
-        np.testing.assert_allclose(found[f"cosine/projected/{m}"], metrics[f"alignment_cosine/{m}"], atol=1e-5)
-        assert 1 <= found[f"rank/student/{m}"] <= 16 + 1e-3
+        np.testing.assert_allclose(results[f"cosine/projected/{m}"], metrics[f"alignment_cosine/{m}"], atol=1e-5)
+        assert 1 <= results[f"rank/student/{m}"] <= 16 + 1e-3
     assert diagnose(dataclasses.replace(objective, alignment=NoAlignment()), params, {"ema": ema}, batch, keys_B) == {}

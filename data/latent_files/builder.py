@@ -14,9 +14,9 @@ import tensorflow_datasets as tfds
 
 from selfflow.data import writing
 from selfflow.data.folder import File, fingerprint, position, scan, split_of
-from selfflow.data.latents import LatentFiles
-from selfflow.data.latents.manifest import MANIFEST, Manifest, read_manifest
-from selfflow.data.latents.read import CAPTION, SUFFIXES, Unusable, samples
+from selfflow.data.latent_files import LatentFiles
+from selfflow.data.latent_files.manifest import MANIFEST, Manifest, read_manifest
+from selfflow.data.latent_files.read import CAPTION, SUFFIXES, Unusable, samples
 from selfflow.data.report import FILE, Remark, Report, format_report
 from selfflow.data.writing import Config, RecordsBuilder, newest, quiet
 from selfflow.errors import UserError
@@ -27,7 +27,7 @@ _SPLITS = ("train", "validation", "test")
 
 
 class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
-    """Latents that were made elsewhere. `prepare` makes and fills it."""
+    """Latents that were made elsewhere. `build` makes and fills it."""
 
     name = "latent_files"
     VERSION = tfds.core.Version("1.0.0")
@@ -140,7 +140,7 @@ class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
         self._report.write(folder)
 
 
-def prepare(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
+def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
     """Returns the builder of the data set below `data_dir`; builds it and prints its report if need be."""
     settings.check()
     folder = Path(settings.folder())

@@ -10,7 +10,7 @@ import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors may hold
 import numpy as np
 from safetensors import safe_open
 
-from selfflow.data.latents.manifest import Manifest, Stream
+from selfflow.data.latent_files.manifest import Manifest, Stream
 from selfflow.data.shards import one_line
 
 SUFFIXES = (".npz", ".safetensors")

@@ -1,4 +1,4 @@
-"""What a convolutional autoencoder minimises, term by term."""
+"""The loss of convolutional autoencoders, term by term."""
 
 import dataclasses
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from selfflow.autoencoders.convolutional import pad_causal
 from selfflow.media import to_unit_range
-from selfflow.objectives.autoencoding import AutoencodingObjective, Reconstruction, log_mels
+from selfflow.objectives.reconstruction import ReconstructionLoss, ReconstructionObjective, log_mels
 from tests.autoencoders.small_networks import FILMS, SOUND, film, params_of
 
 
 def test_the_loss_is_its_terms():
-    """Against numpy, of one sample; samples of weight 0 count for nothing."""
-    objective = AutoencodingObjective(FILMS, Reconstruction(squared=2.0, absolute=0.5, gradient=0.3, kl=1e-3))
+    """Against numpy, of one sample; samples of weight 0 have no effect."""
+    objective = ReconstructionObjective(FILMS, ReconstructionLoss(squared=2.0, absolute=0.5, gradient=0.3, kl=1e-3))
     params = {"model": params_of(FILMS)}
     media = film(9, count=3)
     batch = {"media": jnp.asarray(media), "weight": jnp.array([0.0, 1.0, 0.0])}
@@ -24,8 +24,8 @@ def test_the_loss_is_its_terms():
     x = np.asarray(to_unit_range(jnp.asarray(media[1:2])))
     mean, log_variance, _ = jax.jit(FILMS.encode)(params["model"], pad_causal(jnp.asarray(x), 3))
     z = mean + jnp.exp(0.5 * log_variance) * draw["noise"][1:2]
-    made = np.asarray(jax.jit(FILMS.decode)(params["model"], z)[0])[:, 3:]
-    error = made - x
+    decoded = np.asarray(jax.jit(FILMS.decode)(params["model"], z)[0])[:, 3:]
+    error = decoded - x
     expected = {
         "squared": np.mean(error**2),
         "absolute": np.mean(np.abs(error)),
@@ -43,7 +43,7 @@ def test_the_loss_is_its_terms():
 
 def test_it_trains_in_bfloat16():
     """The loss is near that in float32, and the gradient reaches the parameters in float32."""
-    full = AutoencodingObjective(FILMS, Reconstruction(gradient=0.3, kl=1e-3))
+    full = ReconstructionObjective(FILMS, ReconstructionLoss(gradient=0.3, kl=1e-3))
     half = dataclasses.replace(full, dtype="bfloat16")
     params, keys = {"model": params_of(FILMS)}, jax.random.split(jax.random.key(0), 2)
     batch = {"media": jnp.asarray(film(9)), "weight": jnp.ones(2)}
@@ -62,13 +62,13 @@ def test_spectrograms_are_librosas():
     import librosa
 
     sound = np.random.default_rng(0).standard_normal((2, 2000)).astype(np.float32) * 0.1
-    found = log_mels(jnp.asarray(sound), 256, 20, 8000)
+    mels = log_mels(jnp.asarray(sound), 256, 20, 8000)
     power = librosa.feature.melspectrogram(y=sound, sr=8000, n_fft=256, hop_length=64, n_mels=20, center=False)
-    np.testing.assert_allclose(found, np.log(np.moveaxis(power, -1, -2) + 1e-5), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(mels, np.log(np.moveaxis(power, -1, -2) + 1e-5), rtol=1e-3, atol=1e-3)
 
 
 def test_a_spectral_term_and_clips_shorter_than_its_windows():
-    objective = AutoencodingObjective(SOUND, Reconstruction(spectral=1.0, windows=(16, 64), bands=4), rate=8000)
+    objective = ReconstructionObjective(SOUND, ReconstructionLoss(spectral=1.0, windows=(16, 64), bands=4), rate=8000)
     params = {"model": params_of(SOUND)}
     for samples in (80, 32, 8):  # the last is shorter than every window
         media = np.random.default_rng(0).integers(-3000, 3000, (2, samples, 1)).astype(np.int16)

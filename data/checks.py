@@ -1,0 +1,55 @@
+"""Checks of settings, whose errors name the field, its value and what it must be. Importing this module is cheap."""
+
+import math
+from typing import Any
+
+from selfflow.data.dataset import Dataset
+from selfflow.errors import UserError
+
+
+def require(holds: bool, settings: Dataset, name: str, remedy: str) -> None:
+    """Raises a `UserError` about the field `name`, unless a condition holds."""
+    if not holds:
+        raise UserError(f"{settings.kind}.{name} = {getattr(settings, name)!r}: {remedy}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def check_positive(settings: Dataset, *names: str) -> None:
+    """Checks that fields are finite and above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        require(is_number(value), settings, name, "must be a finite number")
+        require(value > 0, settings, name, "must be above 0")
+
+
+def check_not_negative(settings: Dataset, *names: str) -> None:
+    """Checks that fields are finite and 0 or above."""
+    for name in names:
+        value = getattr(settings, name)
+        require(is_number(value), settings, name, "must be a finite number")
+        require(value >= 0, settings, name, "must not be negative")
+
+
+def check_whole(settings: Dataset, *names: str) -> None:
+    """Checks that fields are integers."""
+    for name in names:
+        require(isinstance(getattr(settings, name), int), settings, name, "must be a whole number")
+
+
+def whole_samples(settings: Dataset, frames: int) -> int:
+    """Audio samples of a clip of some frames.
+
+    Raises:
+      UserError: the clip does not last a whole number of samples.
+    """
+    samples = frames * settings.sample_rate / settings.frames_per_second
+    if abs(samples - round(samples)) > 1e-6:
+        raise UserError(
+            f"{settings.kind}.sample_rate = {settings.sample_rate}: {frames} frames at "
+            f"{settings.frames_per_second:g} Hz last {samples:.3f} samples, not a whole number; change one of the three"
+        )
+    return round(samples)

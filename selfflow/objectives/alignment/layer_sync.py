@@ -1,0 +1,45 @@
+"""LayerSync (arXiv 2510.12581)."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+
+from selfflow.models.joint import Output
+from selfflow.objectives.alignment.base import FeatureAlignment, Features, Forward, check_below, check_block
+from selfflow.objectives.draw import Draw
+
+
+@dataclass(frozen=True)
+class LayerSync(FeatureAlignment):
+    """A deeper layer of the student's own forward pass is the target, without gradient (arXiv 2510.12581).
+
+    No teacher runs and no projector is learned; an EMA is still kept to sample from. Weight and layers are those of the
+    code released with the paper, for SiT-XL/2.
+    """
+
+    kind: Literal["layer_sync"] = "layer_sync"
+    weight: float = 0.2
+    """gamma, the weight of the alignment loss beside the flow loss."""
+    student_layer: int = 8
+    """l: the student's features are taken after this block, counted from 1."""
+    projector_depth: int = 0
+    """Layers of the student's projector; the paper has none."""
+    teacher_layer: int = 16
+    """k: the block whose features are the target; l < k."""
+
+    @property
+    def student_taps(self) -> tuple[int, ...]:
+        return (self.student_layer, self.teacher_layer)
+
+    def check(self, depth: int, width: int, modalities: dict[str, str]) -> None:
+        """Raises `UserError` unless both blocks are the model's, the student's below the target's."""
+        super().check(depth, width, modalities)
+        check_block("teacher_layer", self.teacher_layer, depth)
+        check_below(self.student_layer, self.teacher_layer)
+
+    def target(
+        self, forward: Forward, frozen: dict[str, Any], student: Output, batch: dict[str, Any], draw: Draw
+    ) -> Features:
+        """The student's features after block k."""
+        return jax.lax.stop_gradient(student.taps[self.teacher_layer])

@@ -1,0 +1,168 @@
+"""Training of convolutional autoencoders: the reconstruction error of the media, and the KL divergence of the latents.
+
+Every term is a mean over a sample, so that weights mean the same whatever the media's size; the KL is per latent
+element (arXiv 2112.10752 sums it).
+"""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from selfflow.autoencoders.convolutional import Network, pad_causal
+from selfflow.errors import UserError
+from selfflow.media import to_unit_range
+from selfflow.training.objective import Axes
+from selfflow.training.state import flat_by_name, init_ema, update_ema
+
+_FLOOR = 1e-5  # added to the power of a mel band; waveforms are in [-1, 1]
+
+
+@dataclass(frozen=True)
+class ReconstructionLoss:
+    """Weights of the terms of the loss."""
+
+    squared: float = 1.0
+    """Mean squared error of pixels or audio samples, which are in [-1, 1]."""
+    absolute: float = 0.0
+    """Mean absolute error of pixels or audio samples."""
+    gradient: float = 0.0
+    """Mean absolute error of the differences between neighbouring pixels, and between frames."""
+    spectral: float = 0.0
+    """Mean absolute error of log-mel spectrograms, over `windows`: audio only (as in arXiv 2210.13438, which takes mel
+    spectra without the logarithm, too)."""
+    windows: tuple[int, ...] = (128, 256, 512)
+    """Samples in the windows of those spectrograms; the hop is a quarter of the window."""
+    bands: int = 40
+    """Mel bands of the widest window; narrower windows have proportionally fewer."""
+    kl: float = 1e-6
+    """Kullback-Leibler divergence of the latents' distribution from N(0, 1), per latent element."""
+
+    def __post_init__(self):
+        for name in ("squared", "absolute", "gradient", "spectral", "kl"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"loss.{name} is {getattr(self, name)}: give 0 or more")
+        if not self.squared and not self.absolute:
+            raise UserError("loss.squared and loss.absolute are both 0: give one of them a weight")
+        if self.spectral and (not self.windows or min(self.windows) < 8 or any(n % 4 for n in self.windows)):
+            raise UserError(f"loss.windows is {self.windows}: give multiples of 4, from 8 on")
+        if self.spectral and self.bands < 1:
+            raise UserError(f"loss.bands is {self.bands}: give at least 1")
+
+
+@dataclass(frozen=True)
+class ReconstructionObjective:
+    """Reconstruction through the bottleneck of an autoencoder.
+
+    Attributes:
+      network: its shape.
+      weights: of the terms.
+      rate: audio samples per second; 0 for images and video.
+      dtype: of the network's arithmetic.
+    """
+
+    network: Network
+    weights: ReconstructionLoss
+    rate: float = 0.0
+    dtype: str = "float32"
+
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Fresh trainable parameters: {"model": ...}."""
+        return {"model": self.network.init(key)}
+
+    def logical_axes(self) -> Axes:
+        """The logical axes of each parameter, by its name: the outputs of a layer inside a block are "embed"."""
+        axes = {}
+        for name, shape in flat_by_name(jax.eval_shape(self.init, jax.random.key(0))).items():
+            last = "embed" if ".blocks." in name and name.endswith("kernel") else None
+            axes[name] = (None,) * (shape.ndim - 1) + (last,)
+        return axes
+
+    def init_frozen(self, params: dict[str, Any], key: Key[Array, ""]) -> dict[str, Any]:
+        """{"ema": ...}, which follows all parameters."""
+        return {"ema": init_ema(params["model"])}
+
+    def frozen_axes(self) -> dict[str, Axes]:
+        """The EMA has the axes of the parameters."""
+        return {"ema": {name.removeprefix("model."): axes for name, axes in self.logical_axes().items()}}
+
+    def update_frozen(self, frozen: dict[str, Any], params: dict[str, Any], ema_decay: float) -> dict[str, Any]:
+        """One update of the EMA."""
+        return {"ema": update_ema(frozen["ema"], params["model"], ema_decay)}
+
+    def draw(self, keys_B: Key[Array, "B"], batch: dict[str, Any], step: Int[Array, ""] | int = 0) -> dict[str, Array]:
+        """`noise` of the latents [B, ...], and the `weight` of each sample [B], which sum to 1."""
+        del step
+        shape = self.latent_shape(batch["media"].shape[1:])
+        weight_B = jnp.asarray(batch["weight"], jnp.float32)
+        noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys_B)
+        return {"noise": noise, "weight": weight_B / jnp.maximum(weight_B.sum(), 1)}
+
+    def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the latent of one sample [T, H, W, 3] or [T, 1]."""
+        sizes = (media[0] + self.network.causal_padding, *media[1:-1])
+        return (*(size // n for size, n in zip(sizes, self.network.cell, strict=True)), self.network.channels)
+
+    def loss(
+        self, params: dict[str, Any], frozen: Any, batch: dict[str, Any], keys_B: Any, draw: dict[str, Array]
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """The weighted sum of the terms, and each of them.
+
+        Args:
+          params: as `init` returns them.
+          batch: `media`, uint8 [B, T, H, W, 3] or int16 [B, T, 1], and `weight` [B], 0 for unreadable samples.
+          draw: as `draw` returns it; of a part of a batch, that part of it.
+        """
+        del frozen, keys_B
+        x, cast = to_unit_range(batch["media"]), jax.tree.map(lambda p: p.astype(self.dtype), params["model"])
+        mean, log_variance, _ = self.network.encode(cast, pad_causal(x, self.network.causal_padding))
+        z = mean + jnp.exp(0.5 * log_variance) * draw["noise"]
+        decoded = self.network.decode(cast, z)[0][:, self.network.causal_padding :]
+
+        terms = self.terms(x, decoded)
+        terms["kl"] = _mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance))
+        metrics = {name: jnp.sum(draw["weight"] * term_B) for name, term_B in terms.items()}
+        return sum(getattr(self.weights, name) * value for name, value in metrics.items()), metrics
+
+    def terms(self, x: Float[Array, "B ..."], decoded: Float[Array, "B ..."]) -> dict[str, Float[Array, "B"]]:
+        """Each term of the reconstruction error, of media in [-1, 1]."""
+        error = decoded - x
+        terms = {"squared": _mean(jnp.square(error)), "absolute": _mean(jnp.abs(error))}
+        if self.network.pictures and self.weights.gradient:
+            axes = [axis for axis in (1, 2, 3) if x.shape[axis] > 1]
+            total_B = sum(_mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in axes)
+            terms["gradient"] = total_B / max(len(axes), 1)
+        if not self.network.pictures and self.weights.spectral:
+            terms["spectral"] = self._spectral(x, decoded)
+        return terms
+
+    def _spectral(self, x: Float[Array, "B S 1"], decoded: Float[Array, "B S 1"]) -> Float[Array, "B"]:
+        """Mean absolute error of log-mel spectrograms, over the windows that the clips are long enough for."""
+        windows = [n for n in self.weights.windows if n <= x.shape[1]]
+        total_B = jnp.zeros(x.shape[0])
+        for n in windows:
+            bands = max(1, self.weights.bands * n // max(self.weights.windows))
+            decoded_mels = log_mels(decoded[..., 0], n, bands, self.rate)
+            total_B = total_B + _mean(jnp.abs(decoded_mels - log_mels(x[..., 0], n, bands, self.rate)))
+        return total_B / max(len(windows), 1)
+
+
+def log_mels(waveform: Float[Array, "B S"], window: int, bands: int, rate: float) -> Float[Array, "B F M"]:
+    """Natural logarithm of the power in mel bands, in Hann windows with a hop of a quarter of their length."""
+    import librosa  # seconds to import
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a narrow window leaves low bands empty
+        filters = librosa.filters.mel(sr=rate, n_fft=window, n_mels=bands)
+    starts = np.arange(0, waveform.shape[1] - window + 1, window // 4)
+    frames = waveform[:, starts[:, None] + np.arange(window)] * np.hanning(window + 1)[:-1].astype(np.float32)
+    power = jnp.square(jnp.abs(jnp.fft.rfft(frames)))
+    return jnp.log(power @ filters.T + _FLOOR)
+
+
+def _mean(x: Float[Array, "B ..."]) -> Float[Array, "B"]:
+    return x.reshape(x.shape[0], -1).mean(axis=1)
