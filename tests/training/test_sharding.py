@@ -162,5 +162,5 @@ def test_slices_that_do_not_fit_are_named():
         Devices(fsdp=2, slices=3).shape(8)
     with pytest.raises(UserError, match="devices.slices is 0"):
         Devices(slices=0)
-    with pytest.raises(UserError, match=r"devices.slices is 2, but the devices lie in slices of \[2, 2, 2, 2\]"):
+    with pytest.raises(UserError, match=r"devices.slices is 2, but .* slices of \[2, 2, 2, 2\]"):
         Devices(slices=2).mesh([Far(i, i // 2) for i in range(8)])
