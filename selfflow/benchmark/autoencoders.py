@@ -149,7 +149,7 @@ def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Ca
         return None
     import torch
 
-    from selfflow.autoencoders.diffusers_adapter import load_model
+    from selfflow.autoencoders.diffusers_model import load_model
 
     torch.set_num_threads(cores())
     model, _ = load_model(_TORCH[config.kind], str(folder), "", config.dtype)

@@ -78,7 +78,7 @@ def check_autoencoder(setup: AutoencoderSetup) -> None:
             raise UserError(f"mixture.{name}: shuffled and delayed need several modalities; leave them out")
     if experiment.cadence.evaluate_every:
         raise UserError("cadence.evaluate_every evaluates samples, and an autoencoder has none: leave it out")
-    visual = experiment.network.pictures
+    visual = experiment.network.is_visual
     if visual and loss.spectral:
         raise UserError(f"loss.spectral is {loss.spectral}, but this network is for images and video: set it to 0")
     if not visual and loss.gradient:

@@ -129,7 +129,7 @@ def audio_rate(experiment: AutoencoderExperiment) -> float:
     Raises:
       UserError: if the data sets differ in it.
     """
-    if experiment.network.pictures:
+    if experiment.network.is_visual:
         return 0.0
     rates = {float(experiment.dataset_of(name).sample_rate) for name in experiment.mixture}
     if len(rates) > 1:
@@ -169,12 +169,12 @@ def _cut(experiment: AutoencoderExperiment, name: str) -> Cut:
     if m not in data.media_shapes():
         raise UserError(f"{where}.modalities names {m}, which {data.kind} does not have")
     medium, media = medium_of(m), _media(data, m, component, name)
-    if medium.is_visual != network.pictures:
-        kind = "images and video" if network.pictures else "audio"
+    if medium.is_visual != network.is_visual:
+        kind = "images and video" if network.is_visual else "audio"
         raise UserError(f"{where}.modalities names {m}, but the strides of the network are those of {kind}")
 
     length = media.shape[0] if medium.has_time else 1
-    stride, padding = network.cell[0], network.causal_padding
+    stride, padding = network.downsampling[0], network.causal_padding
     if (length + padding) % stride or length < 1:
         fitting = max((length + padding) // stride, 1) * stride - padding
         remedy = f"set seconds to {fitting / media.rate}" if medium.has_time else "remove this component"
@@ -185,6 +185,6 @@ def _cut(experiment: AutoencoderExperiment, name: str) -> Cut:
     if not medium.is_visual:
         return Cut(length, 0, (length, 1))
     side = min(media.shape[-3:-1]) if experiment.side is None else experiment.side
-    if side < 1 or side % network.cell[1]:
-        raise UserError(f"side {side}: the network's strides of {network.cell[1]} do not divide it")
+    if side < 1 or side % network.downsampling[1]:
+        raise UserError(f"side {side}: the network's strides of {network.downsampling[1]} do not divide it")
     return Cut(length if medium.has_time else 0, side, (length, side, side, 3))

@@ -9,9 +9,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from selfflow.autoencoders.config import SDVAE, AnyAutoencoder, Convolutional, Diffusers, Flux2VAE, config_without_path
+from selfflow.autoencoders.config import (
+    AUTOENCODER_FILE,
+    SDVAE,
+    AnyAutoencoder,
+    Convolutional,
+    Diffusers,
+    Flux2VAE,
+    config_without_path,
+)
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 from selfflow.serialization import to_json
@@ -87,9 +94,9 @@ def weights_metadata(notes: Path, told: dict[str, Any]) -> None:
 def _check_told(config: AnyAutoencoder, source: Path) -> None:
     """That settings are as a config.json beside the weights says."""
     if isinstance(config, SDVAE | Flux2VAE):
-        from selfflow.autoencoders.kl_autoencoder import config_beside  # brings JAX
+        from selfflow.autoencoders.kl_autoencoder import read_config_json  # imports JAX
 
-        for name, value in config_beside(config, source).items():
+        for name, value in read_config_json(config, source).items():
             if getattr(config, name) != value:
                 raise UserError(
                     f"the config.json beside {source} has {name} {value}, and the {config.kind} autoencoder "

@@ -108,8 +108,8 @@ class AutoencoderTask(TrainingTask):
 
     def start_message(self, state: State) -> str:
         network = self.setup.experiment.network
-        units = ("frames", "rows", "columns") if network.pictures else ("samples",)
-        sizes = [f"{size} {unit if size > 1 else unit[:-1]}" for size, unit in zip(network.cell, units)]
+        units = ("frames", "rows", "columns") if network.is_visual else ("samples",)
+        sizes = [f"{size} {unit if size > 1 else unit[:-1]}" for size, unit in zip(network.downsampling, units)]
         first = ", and the first frame alone" if network.causal_padding else ""
         position = f"a latent position of {network.channels} channels stands for {' x '.join(sizes)}{first}"
         return f"{super().start_message(state)}\n  {position}"

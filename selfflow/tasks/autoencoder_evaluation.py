@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from selfflow.autoencoders.config import Autoencoder
+from selfflow.autoencoders.config import AUTOENCODER_FILE, Autoencoder
 from selfflow.autoencoders.convolutional import Network, pad_causal
-from selfflow.autoencoders.convolutional_autoencoder import read_config, write
+from selfflow.autoencoders.convolutional_file import read_config, write
 from selfflow.autoencoders.latent_statistics import difference
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.quality import reconstruction_metrics
-from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.config.setup import AutoencoderSetup
 from selfflow.input.media_batches import MediaBatchSource
 from selfflow.media import images_only, medium_of, to_unit_range
@@ -101,12 +100,12 @@ def _linear_autoencoder(network: Network, media: np.ndarray, modality: str) -> L
     """PCA of a latent that is as large as the network's, or slightly larger; None if there is none."""
     medium = medium_of(modality)
     if not medium.is_visual:
-        stride = network.cell[0]
+        stride = network.downsampling[0]
         if stride % 2 or network.channels > stride:
             return None
         return LinearAutoencoder.fit(MdctPCA(temporal_stride=stride, channels=network.channels), _parts(media))
-    stride, frames = network.cell[1], media.shape[1] if medium.has_time else 1
-    numbers = network.channels * ((frames + network.causal_padding) // network.cell[0])
+    stride, frames = network.downsampling[1], media.shape[1] if medium.has_time else 1
+    numbers = network.channels * ((frames + network.causal_padding) // network.downsampling[0])
     channels = -(-numbers // frames)
     if channels > 3 * stride**2:
         return None  # as large as the frames themselves

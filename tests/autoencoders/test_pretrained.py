@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from selfflow.autoencoders import kl, kl_autoencoder
 from selfflow.autoencoders.config import SDVAE, Flux2VAE
+from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import NAMES, parse_autoencoder
 from selfflow.config.resolve import resolve
@@ -58,7 +59,7 @@ def loaded(config):
 
 
 def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
-    params = kl.read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
+    params = read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
     media = pictures(24, 32, count=3)
     expected, deviation = kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)
     autoencoder = loaded(sd_vae)
@@ -74,7 +75,7 @@ def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
 def test_latents_of_flux_2_are_packed_and_normalised(flux2):
     tensors = load_file(f"{flux2.path}/diffusion_pytorch_model.safetensors")
     tensors.pop("bn.num_batches_tracked")
-    params = kl.read_kl(Weights("vae", tensors, "FLUX.2"))
+    params = read_kl(Weights("vae", tensors, "FLUX.2"))
     media = pictures(16, 32)
     raw = np.asarray(kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)[0])
     autoencoder = loaded(flux2)
@@ -113,10 +114,10 @@ def test_large_pictures_pass_one_by_one(sd_vae, monkeypatch):
     autoencoder, media = loaded(sd_vae), pictures(16, 24, count=3)
     latents = autoencoder.encode(media)
     seen, plain = [], autoencoder._encode
-    monkeypatch.setattr(kl_autoencoder, "_PIXELS", 16 * 24 * 2 - 1)
+    monkeypatch.setattr(kl_autoencoder, "_MAX_PIXELS", 16 * 24 * 2 - 1)
     monkeypatch.setattr(autoencoder, "_encode", lambda params, x: (seen.append(len(x)), plain(params, x))[1])
     np.testing.assert_allclose(autoencoder.encode(media), latents, rtol=1e-4, atol=1e-5)
-    assert seen == [1, 1, 1] and kl_autoencoder._together(1024, 1024) == kl_autoencoder._together(4096, 4096) == 1
+    assert seen == [1, 1, 1] and kl_autoencoder._batch_limit(1024, 1024) == kl_autoencoder._batch_limit(4096, 4096) == 1
 
 
 def test_identity_is_of_weights_and_settings_and_not_of_the_place(sd_vae, tmp_path):
@@ -149,7 +150,7 @@ def test_weights_that_are_not_as_the_settings_say(sd_vae, flux2, tmp_path):
         with pytest.raises(UserError, match="safetensors") as raised:
             loaded(changed)
         assert message in str(raised.value)
-    with pytest.raises(UserError, match="stride of 4 pixels, which does not divide pictures of 30 x 32"):
+    with pytest.raises(UserError, match="stride of 4 pixels, which does not divide images of 30 x 32"):
         sd_vae.latent_shape((30, 32, 3))
 
 
@@ -215,7 +216,7 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
     other = tmp_path / "other.safetensors"  # of which that file need not tell
     assert parse_autoencoder(f"sd-vae={other}", "image") == SDVAE(path=str(other))
     for wrong, message in (
-        (json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}), "tells of an AutoencoderKLFlux2"),
+        (json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}), "AutoencoderKLFlux2"),
         (json.dumps({"latent_channels": 4}), "is damaged, or not that of an AutoencoderKL"),
         ("[", "is damaged"),
     ):
@@ -287,8 +288,8 @@ def test_names():
         ("sd-vae", "write --autoencoder.image sd-vae=PATH"),
         ("patch-pca=x", "patch-pca is fitted to the data and has no file"),
         ("", "no autoencoder ''; there are"),
-        ("sd-vae=gs://bucket/vae", "weights are read from disks: copy gs://bucket/vae to one"),
-        ("convolutional=gs://bucket/run", "weights are read from disks"),
+        ("sd-vae=gs://bucket/vae", "copy gs://bucket/vae"),
+        ("convolutional=gs://bucket/run", "copy gs://bucket/run"),
     ):
         with pytest.raises(UserError, match="--autoencoder.image") as raised:
             parse_autoencoder(text, "image")

@@ -98,7 +98,7 @@ def test_wan(wan, tmp_path):
     pictures_of = loaded(still, tmp_path)
     np.testing.assert_allclose(pictures_of.encode(media[:, 0]), mean[:, 0], rtol=1e-3, atol=1e-4)
     assert pictures_of.decode(mean[0, 0]).shape == (32, 48, 3)
-    with pytest.raises(UserError, match="stride of 16 pixels, which does not divide pictures of 24 x 48"):
+    with pytest.raises(UserError, match="stride of 16 pixels.*24 x 48"):
         autoencoder.encode(media[:, :, :24])
 
 
@@ -207,8 +207,8 @@ def test_any_class_that_encodes_and_decodes(tmp_path):
 def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
     good = parse_autoencoder(f"diffusers=AutoencoderKLWan:{wan[1]}", "video")
     for changed, message in (
-        ({"channels": 16}, "its channels is 48, and the setting 16"),
-        ({"temporal_stride": 1}, "its hop is 4, and the setting 1"),
+        ({"channels": 16}, "channels is 48, .* 16"),
+        ({"temporal_stride": 1}, "temporal_stride is 4, .* 1"),
         ({"name": "AutoencoderKLMochi"}, "diffusers cannot read|is no AutoencoderKLMochi"),
         ({"name": "UNet2DModel"}, "name of the diffusers autoencoder is 'UNet2DModel'"),
         ({"name": "AutoencoderOobleck"}, "diffusers cannot read|is no AutoencoderOobleck"),
@@ -236,8 +236,8 @@ def test_what_is_wrong_is_named(wan, oobleck, tmp_path):
     with torch.no_grad():
         next(model.parameters()).add_(1)
     model.save_pretrained(copied)
-    from selfflow.autoencoders.diffusers_adapter import _OPENED
+    from selfflow.autoencoders.diffusers_model import _LOADED
 
-    _OPENED.clear()
+    _LOADED.clear()
     with pytest.raises(UserError, match="give the autoencoder that made the latents"):
         pinned.autoencoder()

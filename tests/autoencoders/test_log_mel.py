@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from selfflow.autoencoders.linear import LinearAutoencoder, LogMel
+from selfflow.autoencoders.linear import LinearAutoencoder
+from selfflow.autoencoders.log_mel import LogMel
 from selfflow.errors import UserError
 
 CONFIG = LogMel(temporal_stride=400, bands=20)
@@ -68,7 +69,10 @@ def test_silence_and_what_no_recording_has(sounds):
 
 
 def test_settings_that_make_no_sense_are_refused():
-    for settings, message in (({"temporal_stride": 5}, "hop 5"), ({"bands": 0}, "bands 0: give at least 1")):
+    for settings, message in (
+        ({"temporal_stride": 5}, "temporal_stride 5"),
+        ({"bands": 0}, "bands 0: give at least 1"),
+    ):
         with pytest.raises(UserError, match=message):
             LogMel(**settings)
     with pytest.raises(UserError, match="does not divide"):
