@@ -10,7 +10,6 @@ import numpy as np
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.reader import Reader, class_labels
 from selfflow.latents.features import features_fault, features_key, token_features
 from selfflow.latents.store import CAPTION, LatentSource
 from selfflow.modality import Modality
