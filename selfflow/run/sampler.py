@@ -93,11 +93,12 @@ class RunSampler:
         pictures = ("image",) if any(modality_of(m) == "video" for m in known) else ()
         requests = tuple(parse_context(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.context)
         self.component, requests = choose_component(wanted.modalities, requests, streams)
-        self.modalities = {m: experiment.modalities(self.component)[m] for m in streams[self.component]}
+        all_streams = run.setup.modalities.get(self.component) or run.objective.modalities
+        self.modalities = {m: all_streams[m] for m in streams[self.component]}
         check_trained(requests, self.modalities, experiment.schedule.context)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
         self._masks = merge_requests(requests, self.modalities)
-        told = experiment.media(self.component) if experiment.data else {}
+        told = run.setup.media.get(self.component, {})
         self.media = {m: media for m, media in told.items() if can_decode(experiment.autoencoders[m])}
         if not self.media and any(request.file for request in requests):
             raise UserError(f"--context: {run.source} has no autoencoder, so no file can be given to it")

@@ -15,6 +15,7 @@ from selfflow.autoencoders.linear import PatchPCA
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.cli.data import main
+from selfflow.config.resolve import resolve
 from selfflow.data.built import BuiltDataset, build, load_builder
 from selfflow.data.latent_files import LatentFiles
 from selfflow.data.latent_files.manifest import read_manifest
@@ -71,7 +72,7 @@ def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experim
     source = written(tmp_path / "source", told, one={"image": one, "image.std": std, "of": 3, "foo": 1, "class": 2})
     save_file({"image": two.astype(ml_dtypes.bfloat16), "of": np.array([5, -1])}, source / "stack.safetensors")
     experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
-    feed, raw = prepare_data(experiment.resolved(), tmp_path / "data")
+    feed, raw = prepare_data(resolve(experiment), tmp_path / "data")
     assert raw == {}  # there are no media
     assert "arrays that latents.json does not describe were left out: class, foo" in capsys.readouterr().out
     source_of = feed.latents["mine"].open_split("train")
@@ -99,15 +100,15 @@ def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_pat
     source = written(tmp_path / "source", told, long={"video": noise(3, 4, 4, 5), "audio": noise(10, 7)},
                      short={"video": noise(2, 4, 4, 5), "audio": noise(6, 7)})  # fmt: skip
     configs = {m: parse_autoencoder(f"precomputed={source}", m) for m in ("video", "audio")}
-    experiment = experiment_of(tiny_experiment, source, configs).resolved()
-    assert experiment.data["mine"].media_shapes() == {"video": (9, 64, 64, 3), "audio": (20480,)}
-    streams = experiment.modalities()
+    setup = resolve(experiment_of(tiny_experiment, source, configs))
+    assert setup.experiment.data["mine"].media_shapes() == {"video": (9, 64, 64, 3), "audio": (20480,)}
+    streams = setup.objective.modalities
     assert streams["video"].period == pytest.approx(100 * 4 / 24)
     assert streams["audio"].period == pytest.approx(100 * 2048 / 44100)
     # The first latent frame holds one frame alone, so that it ends after one.
     of_film = streams["video"].coordinates()[:, 0]
     assert of_film[0] == pytest.approx(100 * (1 / 24 - 2 / 24), abs=1e-4)
-    feed, _ = prepare_data(experiment, tmp_path / "data")
+    feed, _ = prepare_data(setup, tmp_path / "data")
     index = feed.latents["mine"].open_split("train").index
     assert sorted(index["frames/video"]) == [2, 3] and sorted(index["frames/audio"]) == [6, 10]
 
@@ -115,14 +116,14 @@ def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_pat
 def test_a_run_needs_neither_the_folder_nor_latents_json(tiny_experiment, tmp_path):
     source = written(tmp_path / "source", {"image": IMAGE}, one={"image": noise(8, 6, 4)})
     experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
-    resolved = experiment.resolved()
+    resolved = resolve(experiment)
     feed, _ = prepare_data(resolved, tmp_path / "data")
     source.rename(tmp_path / "gone")
     again, _ = prepare_data(resolved, tmp_path / "data")
     assert again.latents["mine"].hash == feed.latents["mine"].hash
-    assert experiment.resolved(resolved) == resolved  # as a run that is taken up again
+    assert resolve(experiment, resolved.experiment) == resolved  # as a resumed run
     with pytest.raises(UserError, match="does not exist; the source must be the folder that holds latents.json"):
-        experiment.resolved()
+        resolve(experiment)
     source.mkdir()
     assert prepare_data(resolved, tmp_path / "data")[0].latents["mine"].hash == feed.latents["mine"].hash
 
@@ -254,7 +255,7 @@ def test_folders_are_splits(tmp_path):
 def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
     source = written(tmp_path / "source", {"image": IMAGE}, one={"image": noise(8, 6, 4)})
     refused = lambda config: prepare_data(
-        experiment_of(tiny_experiment, source, {"image": config}).resolved(), tmp_path / "data"
+        resolve(experiment_of(tiny_experiment, source, {"image": config})), tmp_path / "data"
     )
     with pytest.raises(UserError, match="fitted to media.*made by 'sd-vae-ft-ema': name that one"):
         refused(PatchPCA(patch=8, channels=4))
@@ -266,7 +267,7 @@ def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
         refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=8))
     with pytest.raises(UserError, match="--autoencoder.video NAME=PATH"):
         load_autoencoder(Precomputed(name="x"), tmp_path)
-    tiny = prepare_data(tiny_experiment.resolved(), data_dir)[1]
+    tiny = prepare_data(resolve(tiny_experiment), data_dir)[1]
     with pytest.raises(UserError, match="given by its latents alone, and cannot encode collisions"):
         fit_autoencoder("image", Precomputed(name="sd-vae-ft-ema", images_only=True), tiny, (), tmp_path / "data")
 
@@ -314,7 +315,7 @@ def test_encoding_ahead_keeps_the_clock(tiny_experiment, tmp_path, capsys):
         ]
     )
     experiment = experiment_of(tiny_experiment, source, {"audio": parse_autoencoder(f"precomputed={source}", "audio")})
-    feed, _ = prepare_data(experiment.resolved(), tmp_path / "data", EncodeShare(host=1, hosts=2))
+    feed, _ = prepare_data(resolve(experiment), tmp_path / "data", EncodeShare(host=1, hosts=2))
     assert str(feed.latents["mine"].path) in capsys.readouterr().out
     batch, _ = next(iter(feed.batches(0, 1)))
     assert batch["latents"]["audio"].shape == (2, 10, 7)
@@ -327,6 +328,6 @@ def test_frozen_encoders_need_features_in_a_file(tiny_experiment, tmp_path):
     external = ExternalEncoder(student_layer=1, encoders={"image": encoder})
     given = {"image": parse_autoencoder(f"precomputed={source}", "image")}
     feed, _ = prepare_data(
-        experiment_of(tiny_experiment, source, given, alignment=external).resolved(), tmp_path / "data"
+        resolve(experiment_of(tiny_experiment, source, given, alignment=external)), tmp_path / "data"
     )
     assert feed.latents["mine"].features
