@@ -12,7 +12,7 @@ import numpy as np
 
 from selfflow.autoencoders.config import can_decode
 from selfflow.data.media import Media
-from selfflow.data.media.read import read_clip, read_still
+from selfflow.data.media.read import read_clip, read_image
 from selfflow.errors import UserError
 from selfflow.modality import modality_of
 from selfflow.models.joint import Caption
@@ -214,13 +214,13 @@ class RunSampler:
         found = {}
         for m in names:
             if modality_of(m) == "image":
-                found[m] = read_still(file, self._side(m))
+                found[m] = read_image(file, self._side(m))
         timed = tuple(m for m in names if m not in found)
         if not timed:
             return found
         if case == "first_frame":
             (m,) = timed
-            frame = read_still(file, self._side(m))
+            frame = read_image(file, self._side(m))
             return found | {m: np.stack([frame] * self.media[m].shape[0])}
         whole = self._settings(timed, None)
         try:
