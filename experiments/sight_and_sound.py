@@ -42,7 +42,8 @@ Hardware: two CPU cores, 2 GB per run. Wall time: 9 minutes per run with two run
 import dataclasses
 from collections.abc import Iterable
 
-from selfflow.autoencoders.linear import LogMel, PatchPCA
+from selfflow.autoencoders.linear import PatchPCA
+from selfflow.autoencoders.log_mel import LogMel
 from selfflow.config.experiment import Experiment, FinalEvaluation
 from selfflow.data.collisions import Collisions, Material
 from selfflow.experiments import quickstart

@@ -1,8 +1,8 @@
-"""Which autoencoder makes the latents of a modality; cheap to import.
+"""Configs of autoencoders. Importing this module is cheap.
 
-Configs are frozen dataclasses with a `kind` that share the protocol `Config`; `load_autoencoder` reads the weights
-of one and returns an `Autoencoder`. Some are fitted to the data of an experiment, once (`fit`); the others have a `path` to
-pretrained weights. The path is not part of an autoencoder's identity, which is a hash of its weights.
+Configs are frozen dataclasses with a `kind` that follow the protocol `Config`; `load_autoencoder` reads the weights of
+one and returns an `Autoencoder`. Linear autoencoders are fitted once to the data of an experiment; the others have a
+`path` to pretrained weights. The path is not part of an autoencoder's identity, which is a hash of its weights.
 """
 
 from dataclasses import dataclass
@@ -11,21 +11,24 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
-from selfflow.autoencoders.mel import LogMel
-from selfflow.autoencoders.temporal_config import Convolutional, Diffusers, Precomputed, patch_grid_shape
-from selfflow.errors import UserError
+from selfflow.autoencoders.log_mel import LogMel
+from selfflow.errors import UserError, check_above_zero
 from selfflow.serialization import to_json
+
+AUTOENCODER_FILE = "autoencoder.safetensors"
+"""Name of the file that a run which trains a convolutional autoencoder writes into its folder."""
 
 
 class Autoencoder(Protocol):
     """Media <-> latents of about unit variance per channel.
 
-    Pictures are uint8 [..., H, W, 3], films [..., T, H, W, 3], sounds int16 [..., samples].
+    Raw media have the dtype and axes of `selfflow.media.MEDIA`: uint8 [..., H, W, 3] images, uint8 [..., T, H, W, 3]
+    videos, int16 [..., samples] audio. Leading axes are kept.
 
     Attributes:
-      config: its settings.
-      identity: kind, and hash of weights and settings: equal identities mean equal latents.
-      batch_size: how many records are best encoded in one call.
+      config: that it was loaded from.
+      identity: kind, and hash of weights and config: equal identities mean equal latents.
+      batch_size: records per call for which encoding is fastest.
     """
 
     config: "Config"
@@ -33,26 +36,27 @@ class Autoencoder(Protocol):
     batch_size: int
 
     def encode(self, media: np.ndarray) -> np.ndarray:
-        """float32 latents [..., C]; the mean, where they are drawn from a distribution."""
+        """float32 latents [..., C]; the mean, if they are a distribution."""
         ...
 
     def encode_distribution(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Mean and standard deviation of the latents; None for that of an autoencoder that is sure."""
+        """Mean and standard deviation of the latents; the latter is None if the autoencoder is deterministic."""
         ...
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Media of latents [..., C]."""
+        """Raw media of latents [..., C]."""
         ...
 
 
 class Config(Protocol):
-    """What settings of an autoencoder tell without its weights.
+    """What is known of an autoencoder without its weights.
 
     Attributes:
       kind: its name.
-      modalities: those that it is for.
-      hop: frames or samples of the media in one latent frame; 1 where each is encoded by itself.
-      lead: how many of those the first latent frame lacks: hop - 1 where a film's first frame stands alone.
+      modalities: that it can encode.
+      temporal_stride: frames or samples per latent frame; 1 if each frame is encoded by itself.
+      causal_padding: by how many of them the first latent frame is shorter; temporal_stride - 1 if the first frame of a
+        video has a latent frame of its own.
     """
 
     kind: str
@@ -64,31 +68,30 @@ class Config(Protocol):
         """Shape of the latents of media of a shape.
 
         Raises:
-          UserError: if its strides do not divide it.
+          UserError: if a stride does not divide it.
         """
         ...
 
 
-class _KL:
-    """What SD-VAE and FLUX.2's have in common: each picture, or frame of a film, is encoded by itself."""
+class _ImageConfig:
+    """Autoencoders of images, which encode each frame of a video by itself."""
 
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     temporal_stride: ClassVar[int] = 1
     causal_padding: ClassVar[int] = 0
 
     def __post_init__(self):
-        for name in ("channels", "stride", "groups", "scale"):
-            if not getattr(self, name, 1) > 0:
-                raise UserError(f"{name} of the {self.kind} autoencoder is {getattr(self, name)}: it must be above 0")
+        fields = [name for name in ("channels", "stride", "groups", "scale") if hasattr(self, name)]
+        check_above_zero(self, f"{self.kind} autoencoder: ", *fields)
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the latents of pictures [..., H, W, 3]."""
-        return patch_grid_shape(self, media)
+        """Shape of the latents of media [..., H, W, 3]."""
+        return _spatial_shape(self, media)
 
 
 @dataclass(frozen=True)
-class SDVAE(_KL):
-    """The autoencoder of Stable Diffusion (arXiv 2112.10752): diffusers' AutoencoderKL, its latents times a scale."""
+class SDVAE(_ImageConfig):
+    """The autoencoder of Stable Diffusion (arXiv 2112.10752): AutoencoderKL of diffusers, with scaled latents."""
 
     kind: Literal["sd_vae"] = "sd_vae"
     path: str = ""
@@ -98,19 +101,22 @@ class SDVAE(_KL):
     stride: int = 8
     """Pixels along the side of a latent position."""
     scale: float = 0.18215
-    """What latents are multiplied by for about unit variance; 0.13025 for SDXL."""
+    """Factor of the latents, for about unit variance; 0.13025 for SDXL."""
     shift: float = 0.0
-    """What is subtracted from them before; 0.1159 for FLUX.1."""
+    """Subtracted from the latents before scaling; 0.1159 for FLUX.1."""
     groups: int = 32
-    """Of the group normalisations."""
+    """Groups of the group normalisations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
 
 
 @dataclass(frozen=True)
-class Flux2VAE(_KL):
-    """The autoencoder of FLUX.2: diffusers' AutoencoderKLFlux2, in the space in which noise is added, 2 x 2 positions
-    packed to one and normalised by the statistics of its batch normalisation."""
+class Flux2VAE(_ImageConfig):
+    """The autoencoder of FLUX.2: AutoencoderKLFlux2 of diffusers.
+
+    Latents are in the space in which FLUX.2 adds noise: 2 x 2 positions packed into one, normalised by the running
+    statistics of a batch normalisation.
+    """
 
     kind: Literal["flux2_vae"] = "flux2_vae"
     path: str = ""
@@ -120,24 +126,164 @@ class Flux2VAE(_KL):
     stride: int = 16
     """Pixels along the side of a latent position, after packing."""
     groups: int = 32
-    """Of the group normalisations."""
+    """Groups of the group normalisations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic."""
 
 
+@dataclass(frozen=True)
+class TemporalConfig:
+    """Autoencoders whose latent frames may span several video frames, or audio samples."""
+
+    channels: int = 32
+    """Latent channels."""
+    temporal_stride: int = 1
+    """Frames or samples per latent frame."""
+    stride: int = 8
+    """Pixels along the side of a latent position; 0 for audio."""
+    images_only: bool = False
+    """Whether it encodes images, each a video of one frame, and no videos."""
+
+    def __post_init__(self):
+        name = f"the {self.kind} autoencoder"
+        for field in ("channels", "temporal_stride"):
+            if getattr(self, field) < 1:
+                raise UserError(f"{field} of {name} is {getattr(self, field)}: give at least 1")
+        if self.stride < 0 or (self.images_only and not self.stride):
+            raise UserError(f"stride of {name} is {self.stride}: give at least 1 for images and video, 0 for audio")
+        rate = getattr(self, "sample_rate", 0)
+        if rate < 0 or (self.stride and rate):
+            raise UserError(f"sample_rate of {name} is {rate}: give that of the audio, 0 for images and video")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The one modality that it encodes."""
+        if self.images_only:
+            return ("image",)
+        return ("video",) if self.stride else ("audio",)
+
+    @property
+    def causal_padding(self) -> int:
+        """Frames by which the first latent frame is shorter: it holds the first video frame alone."""
+        return self.temporal_stride - 1 if self.stride else 0
+
+    def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the latents of images [..., H, W, 3], videos [..., T, H, W, 3] or audio [..., samples]."""
+        if not self.stride:
+            return self._audio_shape(media)
+        *lead, height, width, channels = _spatial_shape(self, media)
+        if not self.images_only:
+            *lead, frames = lead
+            lead.append(self._latent_frames(frames))
+        return (*lead, height, width, channels)
+
+    def _audio_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
+        *lead, samples = media
+        if samples % self.temporal_stride:
+            raise UserError(
+                f"the {self.kind} autoencoder has latent frames of {self.temporal_stride} samples, which do not divide "
+                f"clips of {samples}: give them another length"
+            )
+        return (*lead, samples // self.temporal_stride, self.channels)
+
+    def _latent_frames(self, frames: int) -> int:
+        padded = frames + self.causal_padding
+        latent_frames = padded // self.temporal_stride
+        if padded % self.temporal_stride:
+            first = ", the first of 1" if self.causal_padding else ""
+            fitting = max(latent_frames, 1) * self.temporal_stride - self.causal_padding
+            raise UserError(
+                f"the {self.kind} autoencoder has latent frames of {self.temporal_stride} frames{first}: clips of "
+                f"{frames} frames do not fit; give them {fitting}"
+            )
+        return latent_frames
+
+
+@dataclass(frozen=True)
+class Convolutional(TemporalConfig):
+    """A causal convolutional KL autoencoder that is trained by `selfflow train experiments/autoencoder_video.py`."""
+
+    kind: Literal["convolutional"] = "convolutional"
+    path: str = ""
+    """The autoencoder.safetensors of its run. `--autoencoder.video convolutional=PATH`, a file or the folder of a run,
+    reads all other fields from it."""
+    sample_rate: int = 0
+    """Audio samples per second; 0 for images and video."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic."""
+
+
+@dataclass(frozen=True)
+class Diffusers(TemporalConfig):
+    """Any autoencoder of diffusers, run by its own torch code (extra `diffusers`).
+
+    For images, for video whose first frame has a latent frame of its own, such as Wan's AutoencoderKLWan, or for audio,
+    such as Stable Audio's AutoencoderOobleck.
+    """
+
+    kind: Literal["diffusers"] = "diffusers"
+    path: str = ""
+    """Its folder, or a name on the Hugging Face hub; only safetensors are read.
+    `--autoencoder.video diffusers=AutoencoderKLWan:PATH` reads all other fields from it."""
+    name: str = ""
+    """Its class in diffusers."""
+    subfolder: str = ""
+    """Its folder within a pipeline, such as vae."""
+    sample_rate: int = 0
+    """Audio samples per second; 0 for images and video."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the arithmetic."""
+
+
+@dataclass(frozen=True)
+class Precomputed(TemporalConfig):
+    """An autoencoder that is unavailable, of precomputed latents (`selfflow data build latents`).
+
+    It neither encodes nor decodes.
+    """
+
+    kind: Literal["precomputed"] = "precomputed"
+    name: str = ""
+    """As latents.json names it. `--autoencoder.image precomputed=FOLDER` reads all fields from there."""
+    first_frame_alone: bool = False
+    """Whether the first latent frame of a video holds its first frame alone."""
+
+    @property
+    def causal_padding(self) -> int:
+        """Frames by which the first latent frame is shorter."""
+        return (self.temporal_stride - 1) * self.first_frame_alone
+
+    @property
+    def identity(self) -> str:
+        """Its name."""
+        return f"precomputed: {self.name}"
+
+
 AnyAutoencoder = PatchPCA | MdctPCA | LogMel | SDVAE | Flux2VAE | Convolutional | Diffusers | Precomputed
+PRETRAINED = (SDVAE, Flux2VAE, Convolutional, Diffusers)
+
+
+def _spatial_shape(config: SDVAE | Flux2VAE | TemporalConfig, media: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of latents of frames [..., H, W, 3], by `stride` and `channels` of an autoencoder."""
+    *lead, height, width, _ = media
+    if height % config.stride or width % config.stride:
+        raise UserError(
+            f"the {config.kind} autoencoder has a stride of {config.stride} pixels, which does not divide images of "
+            f"{height} x {width}: give the data another size"
+        )
+    return (*lead, height // config.stride, width // config.stride, config.channels)
 
 
 def uses_pretrained(config: AnyAutoencoder) -> bool:
-    """Whether the weights are a user's, and not fitted to the data."""
-    return hasattr(config, "path")
+    """Whether the weights are the user's, and not fitted to the data."""
+    return isinstance(config, PRETRAINED)
 
 
 def can_decode(config: AnyAutoencoder | None) -> bool:
-    """Whether there is more of it than its latents."""
-    return getattr(config, "kind", None) != "precomputed"
+    """Whether the autoencoder itself is available, and not only its latents."""
+    return not isinstance(config, Precomputed)
 
 
 def config_without_path(config: AnyAutoencoder) -> dict[str, Any]:
-    """Settings as JSON data, without where weights lie."""
+    """A config as JSON data, without the path of the weights."""
     return {name: value for name, value in to_json(config).items() if name != "path"}

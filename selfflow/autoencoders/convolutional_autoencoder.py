@@ -1,46 +1,39 @@
-"""A convolutional autoencoder that was trained here, from its one file: weights, normalisation and shape."""
+"""A trained convolutional autoencoder, which encodes and decodes clips of any length in chunks."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from selfflow.autoencoders.config import Convolutional
-from selfflow.autoencoders.convolutional import Network, Past
+from selfflow.autoencoders.config import AUTOENCODER_FILE, Convolutional
+from selfflow.autoencoders.convolutional import Cache, Network
+from selfflow.autoencoders.convolutional_file import read
 from selfflow.autoencoders.media import check_latents, check_media
-from selfflow.autoencoders.temporal_config import AUTOENCODER_FILE
 from selfflow.errors import UserError
-from selfflow.media import from_unit_range, images_only, medium_of, to_unit_range
-from selfflow.serialization import from_json, to_json
-from selfflow.storage.atomic import atomic_write
-from selfflow.weights import sha256_of
+from selfflow.media import from_unit_range, medium_of, to_unit_range
+from selfflow.weights.read import sha256_of
 
-_FORMAT = "selfflow-autoencoder-2"  # raised when the same weights come to mean another network
-_TOLD = "autoencoder"
-_PIECE = 2**21  # elements of media in one call: what takes memory is some hundred times as much
+_CHUNK_ELEMENTS = 2**21  # of media in one call; activations take a few hundred times as many
 
 
 class ConvolutionalAutoencoder:
-    """Pictures and films, or sounds, <-> latents of unit variance; see `config.Autoencoder`.
+    """Raw media <-> latents of unit variance per channel; see `config.Autoencoder`.
 
-    Clips of whatever length pass through in pieces of one shape, each of which knows of the one before.
+    Clips of any length are processed in chunks of one shape, which share a compiled program.
 
     Args:
-      config: which.
-      path: its file, as `write` makes it, or the folder of its run.
+      config: of the autoencoder.
+      path: its file, as `convolutional_file.write` writes it, or the folder of its run.
 
     Raises:
-      UserError: if the file is damaged or of another kind, or `config` says what is not so.
+      UserError: if the file is damaged or of another kind, or a field of `config` differs from it.
     """
 
     batch_size = 16
@@ -49,230 +42,194 @@ class ConvolutionalAutoencoder:
         self.config = config
         path = path / AUTOENCODER_FILE if path.is_dir() else path
         self.network, rate, tensors = read(path)
-        network = self.network
-        for name, found, said in (
-            ("channels", network.channels, config.channels),
-            ("temporal_stride", network.cell[0], config.temporal_stride),
-            ("stride", network.cell[1] if network.pictures else 0, config.stride),
-            ("sample_rate", rate, config.sample_rate),
-        ):
-            if found != said:
-                raise UserError(
-                    f"{path}: its {name} is {found}, and that of the convolutional autoencoder {said}: set it, or "
-                    "let autoencoder_of (selfflow.autoencoders.parse) read the settings"
-                )
+        _check_config(config, self.network, rate, path)
         for name in ("normalisation.mean", "normalisation.deviation"):
-            if name not in tensors or tensors[name].shape != (network.channels,):
-                raise UserError(f"{path} lacks {name} of shape [{network.channels}]: write it again from its run")
-        self._mean, self._deviation = tensors.pop("normalisation.mean"), tensors.pop("normalisation.deviation")
-        shapes = jax.eval_shape(network.init, jax.random.key(0))
-        paths, structure = jax.tree_util.tree_flatten_with_path(shapes)
-        named = {jax.tree_util.keystr(at, simple=True, separator="."): x.shape for at, x in paths}
-        for name, shape in named.items():
-            if name not in tensors or tensors[name].shape != shape:
-                raise UserError(f"{path} lacks {name} of shape {list(shape)}: write it again from its run")
-        leaves = [jnp.asarray(tensors[name], config.dtype) for name in named]
-        self._params = jax.tree.unflatten(structure, leaves)
-        self.identity = f"convolutional-{sha256_of(path)[:12]}" + (
-            "" if config.dtype == "float32" else f"-{config.dtype}"
-        )
-        self._encode = jax.jit(partial(_encode, network))
-        self._decode = jax.jit(partial(_decode, network))
+            _check_tensor(tensors, name, (self.network.channels,), path)
+        self._mean, self._std = tensors.pop("normalisation.mean"), tensors.pop("normalisation.deviation")
+        self._params = _params(self.network, tensors, config.dtype, path)
+        suffix = "" if config.dtype == "float32" else f"-{config.dtype}"
+        self.identity = f"convolutional-{sha256_of(path)[:12]}{suffix}"
+        self._medium = medium_of(config.modalities[0])
+        self._encode = jax.jit(partial(_encode, self.network))
+        self._decode = jax.jit(partial(_decode, self.network))
 
     def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
         """The means of the latents."""
         return self.encode_distribution(media)[0]
 
     def encode_distribution(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
-        """Mean and standard deviation of the latents of media, whatever stands before their own axes.
+        """Mean and standard deviation of the latents of media; leading axes are kept.
 
         Frames or samples after the last whole latent frame are left out.
 
         Raises:
-          UserError: if the stride does not divide pictures, a clip is shorter than a latent frame, or media are other
-            than data sets have them.
+          UserError: if the stride does not divide height and width, a clip is shorter than a latent frame, or media
+            have another dtype or other axes.
         """
-        check_media(media, self.config.modalities[0])
-        if self.network.pictures:  # whatever the length
+        check_media(media, self._medium.name)
+        if self.network.is_visual:
+            # Checks height and width, whatever the length.
             dataclasses.replace(self.config, images_only=True).latent_shape(media.shape[-3:])
-        before = media.shape[: -self._axes(latents=False)]
-        x, hop = self._clips(media), self.network.cell[0]
-        whole = (x.shape[1] + self.network.causal_padding) // hop * hop
-        if not whole:
-            raise UserError(f"a clip of {x.shape[1]} samples is shorter than a latent frame, {hop} of them")
+        axes = len(self._medium.axes)
+        lead = media.shape[:-axes]
+        x = self._medium.to_sequence(media.reshape(-1, *media.shape[-axes:]))
+        stride, padding = self.network.downsampling[0], self.network.causal_padding
+        length = (x.shape[1] + padding) // stride * stride
+        if not length:
+            raise UserError(f"a clip of {x.shape[1]} samples is shorter than a latent frame, {stride} of them")
 
-        def normalised(mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return (mean - self._mean) / self._deviation, np.exp(0.5 * log_variance) / self._deviation
+        def read_chunk(clips: slice, start: int, stop: int) -> np.ndarray:
+            return _padded_frames(x[clips], padding, start, min(stop, length))
 
-        piece = lambda clips, start, stop: _led_in(x[clips], self.network.causal_padding, start, min(stop, whole))
-        mean, deviation = self._streamed(self._encode, piece, len(x), whole, hop, x[0, :1].size, normalised)
-        shape = (*before, *mean.shape[1 + self._still :])
-        return mean.reshape(shape), deviation.reshape(shape)
+        def normalise(mean: np.ndarray, log_variance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return (mean - self._mean) / self._std, np.exp(0.5 * log_variance) / self._std
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Media of latents.
+        source = _Source(read_chunk, len(x), length, stride, x[0, :1].size)
+        mean, std = self._map_chunks(self._encode, source, normalise)
+        shape = (*lead, *mean.shape[1 + self._is_image :])
+        return mean.reshape(shape), std.reshape(shape)
+
+    def decode(self, latents: Float[np.ndarray, "... C"]) -> np.ndarray:
+        """Raw media of latents; leading axes are kept.
 
         Raises:
-          UserError: if they have other axes or channels, or there are none.
+          UserError: if latents have other axes or channels, or are empty.
         """
-        check_latents(latents, self.config.modalities[0])
+        check_latents(latents, self._medium.name)
         if latents.shape[-1] != self.network.channels:
             raise UserError(
-                f"latents have {latents.shape[-1]} channels, and those of {self.identity} {self.network.channels}"
+                f"latents have {latents.shape[-1]} channels, and those of {self.identity} {self.network.channels}: "
+                "decode them by the autoencoder that encoded them"
             )
-        own = latents.shape[-self._axes(latents=True) :]
-        z = latents.reshape(-1, *((1,) if self._still else ()), *own)
-        medium = medium_of(self.config.modalities[0])
-        piece = lambda clips, start, stop: np.float32(z[clips, start:stop]) * self._deviation + self._mean
-        finish = lambda made: (from_unit_range(np.nan_to_num(made), medium),)
-        size = int(np.prod(z.shape[2:-1])) * math.prod(self.network.cell) * (3 if self.network.pictures else 1)
-        (made,) = self._streamed(self._decode, piece, len(z), z.shape[1], 1, size, finish)
-        made, before = made[:, self.network.causal_padding :], latents.shape[: -len(own)]
-        return made.reshape(*before, *(made.shape[1 + self._still :] if self.network.pictures else (-1,)))
+        axes = len(self._medium.latent_axes)
+        lead, shape = latents.shape[:-axes], latents.shape[-axes:]
+        # The latent of an image is that of a video of one frame.
+        z = latents.reshape(-1, *((1,) if self._is_image else ()), *shape)
+
+        def read_chunk(clips: slice, start: int, stop: int) -> np.ndarray:
+            return np.float32(z[clips, start:stop]) * self._std + self._mean
+
+        def to_media(x: np.ndarray) -> tuple[np.ndarray]:
+            return (from_unit_range(np.nan_to_num(x), self._medium),)
+
+        channels = 3 if self.network.is_visual else 1
+        elements = int(np.prod(z.shape[2:-1])) * math.prod(self.network.downsampling) * channels
+        (media,) = self._map_chunks(self._decode, _Source(read_chunk, len(z), z.shape[1], 1, elements), to_media)
+        media = self._medium.from_sequence(media[:, self.network.causal_padding :])
+        return media.reshape(*lead, *media.shape[1:])
 
     @property
-    def _still(self) -> bool:
-        return self.network.pictures and self.config.images_only
+    def _is_image(self) -> bool:
+        return not self._medium.has_time
 
-    def _axes(self, latents: bool) -> int:
-        """How many axes are a clip's own."""
-        if self.network.pictures:
-            return 3 if self.config.images_only else 4
-        return 2 if latents else 1
-
-    def _clips(self, media: np.ndarray) -> np.ndarray:
-        """Media as [B, T, H, W, 3] or [B, T, 1]."""
-        own = media.shape[-self._axes(latents=False) :]
-        return media.reshape(-1, *((1,) if self._still else ()), *own, *(() if self.network.pictures else (1,)))
-
-    def _streamed(
+    def _map_chunks(
         self,
-        network: Callable[[Any, Any, Past | None], tuple[tuple[jax.Array, ...], Past]],
-        piece: Callable[[slice, int, int], np.ndarray],
-        count: int,
-        length: int,
-        hop: int,
-        size: int,
+        network: Callable[[Any, Any, Cache | None], tuple[tuple[jax.Array, ...], Cache]],
+        source: "_Source",
         finish: Callable[..., tuple[np.ndarray, ...]],
     ) -> list[np.ndarray]:
-        """What a compiled function makes of clips in pieces, one after the other, each a whole number of `hop`s.
+        """Outputs of a compiled function of clips, chunk after chunk.
 
         Args:
-          network: (params, piece, past) -> (outputs, past).
-          piece: (clips, start, stop) -> input [B, T, ...], up to the clips' end.
-          count: clips.
-          length: of a clip.
-          hop: least length of a piece.
-          size: elements of media in a unit of that length.
-          finish: outputs of a piece -> what is kept of it.
+          network: (params, chunk, cache of the previous chunk) -> (outputs [B, T, ...], cache).
+          source: of the chunks.
+          finish: outputs of a chunk -> arrays [B, T, ...] to keep.
         """
-        clips = max(1, min(_rounded(count), self.batch_size, int(_PIECE // (size * hop))))
-        most = max(1, int(_PIECE // (size * hop * clips)))
-        step = min(most, _rounded(length // hop)) * hop
-        found: list[np.ndarray] = []
-        for first in range(0, count, clips):
-            some, past = slice(first, min(first + clips, count)), None
-            for start in range(0, length, step):
-                x = piece(some, start, start + step)
-                there = x.shape[1]
-                # Clips that are too few, and what fills up a last piece: it comes after everything and touches nothing.
-                x = np.pad(x, [(0, clips - len(x)), (0, step - there)] + [(0, 0)] * (x.ndim - 2))
-                outputs, past = network(self._params, x, past)
-                kept = finish(*(np.asarray(y)[: some.stop - first, : y.shape[1] * there // step] for y in outputs))
-                if not found:
-                    found = [np.empty((count, y.shape[1] * length // there, *y.shape[2:]), y.dtype) for y in kept]
-                for whole, y in zip(found, kept):
-                    at = start * whole.shape[1] // length
-                    whole[some, at : at + y.shape[1]] = y
-        return found
+        chunk_size = source.elements * source.unit
+        clips = max(1, min(_round_up(source.clips), self.batch_size, int(_CHUNK_ELEMENTS // chunk_size)))
+        units = max(1, int(_CHUNK_ELEMENTS // (chunk_size * clips)))
+        step = min(units, _round_up(source.length // source.unit)) * source.unit
+        results: list[np.ndarray] = []
+        for first in range(0, source.clips, clips):
+            rows, cache = slice(first, min(first + clips, source.clips)), None
+            for start in range(0, source.length, step):
+                x = source.read(rows, start, start + step)
+                length = x.shape[1]
+                # Missing clips and the end of the last chunk are zeros: they come last and influence nothing.
+                x = np.pad(x, [(0, clips - len(x)), (0, step - length)] + [(0, 0)] * (x.ndim - 2))
+                outputs, cache = network(self._params, x, cache)
+                valid = [np.asarray(y)[: rows.stop - first, : y.shape[1] * length // step] for y in outputs]
+                parts = finish(*valid)
+                if not results:
+                    for y in parts:
+                        shape = (source.clips, y.shape[1] * source.length // length, *y.shape[2:])
+                        results.append(np.empty(shape, y.dtype))
+                for result, y in zip(results, parts):
+                    at = start * result.shape[1] // source.length
+                    result[rows, at : at + y.shape[1]] = y
+        return results
 
 
-def _led_in(x: np.ndarray, lead: int, start: int, stop: int) -> np.ndarray:
-    """Frames `start` to `stop` of clips [B, T, ...] after `lead` copies of their first."""
-    inside = x[:, max(start - lead, 0) : stop - lead]
-    return np.concatenate([np.repeat(x[:, :1], lead - start, axis=1), inside], axis=1) if start < lead else inside
+class _Source(NamedTuple):
+    """Clips of one length that are read in chunks.
+
+    Attributes:
+      read: (clips, start, stop) -> chunk [B, T, ...], up to the end of the clips.
+      clips: their number.
+      length: of each.
+      unit: least length of a chunk; chunks are multiples of it.
+      elements: of media per step of the length and clip.
+    """
+
+    read: Callable[[slice, int, int], np.ndarray]
+    clips: int
+    length: int
+    unit: int
+    elements: int
 
 
-def _rounded(count: int) -> int:
-    """The next number of few: up to 8 all, beyond them four in each octave. Clips of any length then share programs."""
+def _padded_frames(x: np.ndarray, padding: int, start: int, stop: int) -> np.ndarray:
+    """Frames `start` to `stop` of clips [B, T, ...] with `padding` copies of their first frame before them."""
+    frames = x[:, max(start - padding, 0) : stop - padding]
+    if start >= padding:
+        return frames
+    return np.concatenate([np.repeat(x[:, :1], padding - start, axis=1), frames], axis=1)
+
+
+def _round_up(count: int) -> int:
+    """The next of few numbers, all up to 8 and four per octave above, so that clips of many lengths share programs."""
     step = 2 ** max(0, math.ceil(math.log2(count)) - 3)
     return -(-count // step) * step
 
 
-def _encode(network: Network, params: Any, media: jax.Array, past: Past | None) -> tuple[tuple[jax.Array, ...], Past]:
-    mean, log_variance, past = network.encode(params, to_unit_range(media), past)
-    return (mean, log_variance), past
+def _encode(
+    network: Network, params: Any, media: jax.Array, cache: Cache | None
+) -> tuple[tuple[jax.Array, ...], Cache]:
+    mean, log_variance, cache = network.encode(params, to_unit_range(media), cache)
+    return (mean, log_variance), cache
 
 
-def _decode(network: Network, params: Any, z: jax.Array, past: Past | None) -> tuple[tuple[jax.Array, ...], Past]:
-    made, past = network.decode(params, z, past)
-    return (made,), past
+def _decode(network: Network, params: Any, z: jax.Array, cache: Cache | None) -> tuple[tuple[jax.Array, ...], Cache]:
+    media, cache = network.decode(params, z, cache)
+    return (media,), cache
 
 
-def write(
-    path: Path,
-    network: Network,
-    rate: int,
-    params: dict[str, np.ndarray],
-    mean: np.ndarray,
-    deviation: np.ndarray,
-) -> None:
-    """Writes an autoencoder.
-
-    Args:
-      path: where to, .safetensors.
-      network: its shape.
-      rate: samples of sound a second; 0 for pictures.
-      params: by their dotted names.
-      mean, deviation: of each latent channel, which are subtracted and divided by.
-    """
-    tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in params.items()}
-    tensors |= {"normalisation.mean": np.float32(mean), "normalisation.deviation": np.float32(deviation)}
-    # One entry: several are written in an order that is drawn anew each time, and files are known by their hash.
-    told = {"format": _FORMAT, "network": to_json(network), "sample_rate": rate}
-    with atomic_write(path) as partial:
-        partial.write_bytes(save(tensors, {_TOLD: json.dumps(told, sort_keys=True)}))
+def _check_config(config: Convolutional, network: Network, rate: int, path: Path) -> None:
+    expected = {
+        "channels": network.channels,
+        "temporal_stride": network.downsampling[0],
+        "stride": network.downsampling[1] if network.is_visual else 0,
+        "sample_rate": rate,
+    }
+    for name, value in expected.items():
+        if getattr(config, name) != value:
+            raise UserError(
+                f"{path}: its {name} is {value}, and that of the convolutional autoencoder {getattr(config, name)}: "
+                "set it, or let selfflow.autoencoders.parse.parse_autoencoder read the fields"
+            )
 
 
-def read_config(path: Path, modality: str) -> Convolutional:
-    """The settings of the autoencoder in a file, for a modality.
-
-    Raises:
-      UserError: if it holds none, or one of others.
-    """
-    network, rate, _ = read(path, weights=False)
-    if network.pictures != medium_of(modality).is_visual:
-        has, wants = ("pictures", "sound") if network.pictures else ("sound", "pictures")
-        raise UserError(f"{path} is an autoencoder of {has}: give one of {wants}")
-    stills = images_only([modality])
-    stride = network.cell[1] if network.pictures else 0
-    return Convolutional(network.channels, network.cell[0], stride, stills, path=str(path), sample_rate=rate)
+def _check_tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], path: Path) -> None:
+    if name not in tensors or tensors[name].shape != shape:
+        raise UserError(f"{path} lacks {name} of shape {list(shape)}: write it again from its run")
 
 
-def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.ndarray]]:
-    """Shape, samples of sound a second, and tensors of the autoencoder in a file.
-
-    Raises:
-      UserError: if it is damaged, or holds something else, or a number that is not finite.
-    """
-    try:
-        with safe_open(path, "np") as file:
-            told = json.loads((file.metadata() or {}).get(_TOLD, "{}"))
-            if str(told.get("format")).startswith(_FORMAT.rstrip("0123456789")) and told["format"] != _FORMAT:
-                raise UserError(f"{path} was trained by another version of selfflow ({told['format']}): train it again")
-            if told.get("format") != _FORMAT:
-                raise UserError(
-                    f"{path} holds no autoencoder that was trained here (its format is {told.get('format')}): give the "
-                    "autoencoder.safetensors of a run of `selfflow train experiments/autoencoder_image.py`"
-                )
-            rate, network = int(told["sample_rate"]), from_json(told["network"], Network, str(path))
-            tensors = {name: file.get_tensor(name) for name in (file.keys() if weights else ())}
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is missing or damaged, or no autoencoder that was trained here ({error}): give that of a run of "
-            "`selfflow train experiments/autoencoder_image.py`, or of another that trains one"
-        ) from error
-    for name, x in tensors.items():
-        if not np.isfinite(x).all():
-            raise UserError(f"{path}: {name} holds NaN or infinity: train it again")
-    return network, rate, tensors
+def _params(network: Network, tensors: dict[str, np.ndarray], dtype: str, path: Path) -> dict[str, Any]:
+    """The parameter tree of a network, from tensors by dotted names."""
+    paths, structure = jax.tree_util.tree_flatten_with_path(jax.eval_shape(network.init, jax.random.key(0)))
+    leaves = []
+    for key_path, x in paths:
+        name = jax.tree_util.keystr(key_path, simple=True, separator=".")
+        _check_tensor(tensors, name, x.shape, path)
+        leaves.append(jnp.asarray(tensors[name], dtype))
+    return jax.tree.unflatten(structure, leaves)

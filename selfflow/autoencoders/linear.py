@@ -1,4 +1,4 @@
-"""Learned linear autoencoders, fitted in seconds: PCA over patches of pixels, MDCT frames or log-mels of sound."""
+"""Linear autoencoders, fitted in seconds: PCA of image patches or MDCT frames, and normalised log-mel bands."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,46 +8,56 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import scipy.fft
+from jaxtyping import Float
 from safetensors.numpy import save
 
+from selfflow.autoencoders.log_mel import LogMel
 from selfflow.autoencoders.media import check_latents, check_media
-from selfflow.autoencoders.mel import LogMel
 from selfflow.errors import UserError
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
 
 
 @dataclass(frozen=True)
 class PatchPCA:
-    """PCA over square patches of an image or of each frame of a video."""
+    """PCA of square patches of an image, or of each frame of a video."""
 
     kind: Literal["patch_pca"] = "patch_pca"
     patch: int = 4
     """Side of a patch in pixels."""
     channels: int = 16
-    """Latent channels kept, at most 3 patch^2; all of them lose nothing."""
+    """Latent channels, at most 3 patch^2; with all of them the autoencoder is lossless."""
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     temporal_stride: ClassVar[int] = 1
     causal_padding: ClassVar[int] = 0
+    companded: ClassVar[bool] = False
+    rotated: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not 1 <= self.channels <= 3 * self.patch**2:
+        components = 3 * self.patch**2
+        if not 1 <= self.channels <= components:
             raise UserError(
-                f"autoencoder channels {self.channels}: a patch of {self.patch} x {self.patch} pixels has "
-                f"{3 * self.patch**2} components; give 1 to {3 * self.patch**2}"
+                f"autoencoder channels {self.channels}: a patch of {self.patch} x {self.patch} pixels has {components} "
+                f"components; give 1 to {components}"
             )
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the latent of media [..., H, W, 3]."""
+        """Shape of the latents of media [..., H, W, 3].
+
+        Raises:
+          UserError: if the patch does not divide height and width.
+        """
         *lead, height, width, _ = media
         if height % self.patch or width % self.patch:
-            raise UserError(f"autoencoder patch {self.patch} does not divide pictures of {height} x {width}")
+            raise UserError(
+                f"autoencoder patch {self.patch} does not divide images of {height} x {width}: give another patch"
+            )
         return (*lead, height // self.patch, width // self.patch, self.channels)
 
-    def frames(self, media: np.ndarray) -> np.ndarray:
+    def frames(self, media: np.ndarray) -> Float[np.ndarray, "... rows columns D"]:
         """uint8 [..., H, W, 3] -> float32 patches [..., H / p, W / p, 3 p^2] in [-1, 1].
 
         Raises:
-          UserError: if a patch does not divide them.
+          UserError: if the patch does not divide height and width.
         """
         self.latent_shape(media.shape)
         *lead, height, width, _ = media.shape
@@ -62,47 +72,48 @@ class PatchPCA:
         x = np.moveaxis(frames.reshape(*lead, rows, columns, p, p, 3), -3, -4)
         return from_unit_range(x.reshape(*lead, rows * p, columns * p, 3), MEDIA["image"])
 
-    @property
-    def companded(self) -> bool:
-        """Whether latents pass through asinh before they are normalised."""
-        return False
-
-    @property
-    def rotated(self) -> bool:
-        """Whether latents are principal components of the frames, or the frames themselves."""
-        return True
-
 
 @dataclass(frozen=True)
 class MdctPCA:
-    """PCA over the coefficients of an orthonormal MDCT, companded by asinh: raw audio latents are heavy-tailed."""
+    """PCA of the coefficients of an orthonormal MDCT, companded by asinh, since audio is heavy-tailed."""
 
     kind: Literal["mdct_pca"] = "mdct_pca"
     temporal_stride: int = 320
     """Samples between latent frames, an even number; 320 at 8 kHz are 40 ms."""
     channels: int = 128
-    """Latent channels kept, at most `hop`."""
+    """Latent channels, at most `temporal_stride`."""
     modalities: ClassVar[tuple[str, ...]] = ("audio",)
     causal_padding: ClassVar[int] = 0
+    companded: ClassVar[bool] = True
+    rotated: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.temporal_stride < 2 or self.temporal_stride % 2:
-            raise UserError(f"autoencoder hop {self.temporal_stride}: give an even number of samples")
-        if not 1 <= self.channels <= self.temporal_stride:
+        stride = self.temporal_stride
+        if stride < 2 or stride % 2:
+            raise UserError(f"autoencoder temporal_stride {stride}: give an even number of samples")
+        if not 1 <= self.channels <= stride:
             raise UserError(
-                f"autoencoder channels {self.channels}: an MDCT of hop {self.temporal_stride} has 1 to {self.temporal_stride}"
+                f"autoencoder channels {self.channels}: an MDCT of temporal_stride {stride} has 1 to {stride}"
             )
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the latent of media [samples]."""
-        if media[-1] % self.temporal_stride:
-            raise UserError(f"autoencoder hop {self.temporal_stride} does not divide clips of {media[-1]} samples")
-        return (*media[:-1], media[-1] // self.temporal_stride, self.channels)
+        """Shape of the latents of media [..., samples].
 
-    def frames(self, media: np.ndarray) -> np.ndarray:
-        """int16 [..., samples] -> MDCT coefficients [..., samples / hop, hop] of the sound in [-1, 1].
+        Raises:
+          UserError: if the temporal stride does not divide the samples.
+        """
+        *lead, samples = media
+        if samples % self.temporal_stride:
+            raise UserError(
+                f"autoencoder temporal_stride {self.temporal_stride} does not divide clips of {samples} samples: give "
+                "another stride"
+            )
+        return (*lead, samples // self.temporal_stride, self.channels)
 
-        Samples after the last whole hop are left out.
+    def frames(self, media: np.ndarray) -> Float[np.ndarray, "... T D"]:
+        """int16 [..., samples] -> MDCT coefficients [..., samples / stride, stride] of the signal in [-1, 1].
+
+        Samples after the last whole stride are left out.
         """
         media = media[..., : media.shape[-1] // self.temporal_stride * self.temporal_stride]
         blocks = to_unit_range(media.reshape(*media.shape[:-1], -1, self.temporal_stride))
@@ -114,9 +125,9 @@ class MdctPCA:
         return from_unit_range(blocks.reshape(*blocks.shape[:-2], -1), MEDIA["audio"])
 
     def _lap(self, blocks: np.ndarray, sign: int) -> np.ndarray:
-        # An MDCT with a sine window is a rotation of the samples on both sides of each block boundary,
-        # then a DST-IV of each block; nothing is rotated at the two ends, so that the whole is
-        # orthonormal, has as many coefficients as samples, and frame i stands for block i.
+        # An MDCT with a sine window is a rotation of the samples on both sides of each block boundary, then a DST-IV
+        # of each block. Nothing is rotated at the two ends, so that the whole is orthonormal, has as many coefficients
+        # as samples, and frame i stands for block i.
         half = self.temporal_stride // 2
         angle = np.pi / (2 * self.temporal_stride) * (half + np.arange(half) + 0.5)
         inside, outside = np.sin(angle).astype(blocks.dtype), sign * np.cos(angle).astype(blocks.dtype)
@@ -126,107 +137,101 @@ class MdctPCA:
         out[..., :-1, : half - 1 : -1] = inside * before - outside * after
         return out
 
-    @property
-    def companded(self) -> bool:
-        """Whether latents pass through asinh before they are normalised."""
-        return True
 
-    @property
-    def rotated(self) -> bool:
-        """Whether latents are principal components of the frames, or the frames themselves."""
-        return True
+LinearConfig = PatchPCA | MdctPCA | LogMel
+"""Each has `frames` and its inverse `media`, and two constants:
 
-
-Linear = PatchPCA | MdctPCA | LogMel
+  companded: whether latents pass through asinh before they are normalised.
+  rotated: whether latents are principal components of the frames, or the frames themselves.
+"""
 
 
 class LinearAutoencoder:
-    """Media <-> latents of unit variance per channel.
+    """Raw media <-> latents of unit variance per channel.
 
     Attributes:
-      config: which transform.
-      together: records in one call; see `config.Autoencoder`.
-      arrays: `mean` [D], `basis` [D, C], `scale` [C] (unit variance before companding),
-        `shift` [C] and `deviation` [C] (normalisation after it).
+      config: the transform.
+      batch_size: as of `config.Autoencoder`.
+      arrays: `mean` [D], `basis` [D, C], `scale` [C] (unit variance before companding), `shift` [C] and `deviation` [C]
+        (normalisation after it).
     """
 
     batch_size = 1
 
-    def __init__(self, config: Linear, arrays: dict[str, np.ndarray]):
+    def __init__(self, config: LinearConfig, arrays: dict[str, np.ndarray]):
         self.config, self.arrays = config, arrays
 
     @classmethod
-    def fit(cls, config: Linear, media: Iterable[np.ndarray]) -> "LinearAutoencoder":
-        """Fits mean, principal axes and normalisation to media, given in batches.
+    def fit(cls, config: LinearConfig, media: Iterable[np.ndarray]) -> "LinearAutoencoder":
+        """Fits mean, principal axes and normalisation to media in batches.
 
         Args:
-          config: which transform.
-          media: batches [B, ...] of uint8 pictures or int16 sound.
+          config: the transform.
+          media: batches [B, ...] of uint8 images or videos, or int16 audio.
 
         Raises:
-          UserError: if there is no media, or none as long as a latent frame.
+          UserError: if there are no media, or none as long as a latent frame.
         """
         media = list(media)
 
-        # Batch by batch, in float64: the frames of all media at once are several times their size.
-        def flat(batch: np.ndarray) -> np.ndarray:
+        def rows(batch: np.ndarray) -> Float[np.ndarray, "N D"]:
+            # In float64 and batch by batch: the frames of all media at once are several times their size.
             frames = config.frames(batch)
             return frames.reshape(-1, frames.shape[-1]).astype(np.float64)
 
-        if not (count := sum(len(flat(batch)) for batch in media)):
+        count = sum(len(rows(batch)) for batch in media)
+        if not count:
             raise UserError(f"the training split has nothing to fit the {config.kind} autoencoder on")
-        mean = sum(flat(batch).sum(axis=0) for batch in media) / count
-        covariance = sum((x := flat(batch) - mean).T @ x for batch in media) / count
-        if config.rotated:
-            values, vectors = np.linalg.eigh(covariance)
-            basis, values = vectors[:, ::-1][:, : config.channels], values[::-1][: config.channels]
-            # eigh leaves the sign open: fix it, so that equal data give equal latents.
-            basis = basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])])
-        else:
-            values, basis = np.diag(covariance), np.eye(len(covariance))
-        deviation = np.sqrt(np.maximum(values, 0))
-        arrays = {"mean": mean, "basis": basis, "scale": _nonzero(deviation)}
-        arrays |= {"shift": np.zeros(len(deviation)), "deviation": np.ones(len(deviation))}
+        mean = sum(rows(batch).sum(axis=0) for batch in media) / count
+        covariance = 0
+        for batch in media:
+            x = rows(batch) - mean
+            covariance = covariance + x.T @ x
+        variance, basis = _principal_axes(config, covariance / count)
+        std = np.sqrt(np.maximum(variance, 0))
+        arrays = {"mean": mean, "basis": basis, "scale": _nonzero(std)}
+        arrays |= {"shift": np.zeros(len(std)), "deviation": np.ones(len(std))}
         fitted = cls(config, {name: np.ascontiguousarray(a, np.float32) for name, a in arrays.items()})
         if config.companded:
-            latents = np.concatenate([fitted._compress(flat(batch)) for batch in media])
+            # Companding changes mean and variance: latents are normalised again after it.
+            latents = np.concatenate([fitted._latents(rows(batch)) for batch in media])
             fitted.arrays["shift"] = latents.mean(axis=0).astype(np.float32)
             fitted.arrays["deviation"] = _nonzero(latents.std(axis=0)).astype(np.float32)
         return fitted
 
-    def _compress(self, frames: np.ndarray) -> np.ndarray:
+    def _latents(self, frames: np.ndarray) -> np.ndarray:
         z = (frames - self.arrays["mean"]) @ self.arrays["basis"] / self.arrays["scale"]
         z = np.arcsinh(z) if self.config.companded else z
         return (z - self.arrays["shift"]) / self.arrays["deviation"]
 
-    def encode(self, media: np.ndarray) -> np.ndarray:
+    def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
         """uint8 [..., H, W, 3] or int16 [..., samples] -> float32 latents [..., C].
 
         Raises:
-          UserError: if a patch does not divide pictures, or media are other than data sets have them.
+          UserError: if a patch does not divide images, or media have another dtype or other axes.
         """
         check_media(media, self.config.modalities[0])
-        return self._compress(self.config.frames(media)).astype(np.float32)
+        return self._latents(self.config.frames(media)).astype(np.float32)
 
-    def encode_distribution(self, media: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Mean and standard deviation of the latents of media; a linear autoencoder is sure, which None says."""
+    def encode_distribution(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], None]:
+        """The latents, and None for their standard deviation: a linear autoencoder is deterministic."""
         return self.encode(media), None
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Latents [..., C] -> uint8 pictures or int16 sound.
+    def decode(self, latents: Float[np.ndarray, "... C"]) -> np.ndarray:
+        """Latents -> uint8 images or videos, or int16 audio.
 
         Raises:
-          UserError: if there are none.
+          UserError: if latents have other axes or are empty.
         """
         check_latents(latents, self.config.modalities[0])
         z = np.asarray(latents, np.float32) * self.arrays["deviation"] + self.arrays["shift"]
-        # A model may ask for what no recording has: sinh of it must not overflow.
+        # A model may produce values that no recording has: their sinh must not overflow.
         z = np.sinh(np.clip(z, -20, 20)) if self.config.companded else z
         return self.config.media((z * self.arrays["scale"]) @ self.arrays["basis"].T + self.arrays["mean"])
 
     @property
     def identity(self) -> str:
-        """Kind and hash of the weights: equal identities mean equal latents."""
+        """Kind and hash of config and weights: equal identities mean equal latents."""
         digest = hashlib.sha256(repr(self.config).encode())
         for name in sorted(self.arrays):
             digest.update(self.arrays[name].tobytes())
@@ -237,6 +242,18 @@ class LinearAutoencoder:
         path.write_bytes(save(self.arrays))
 
 
-def _nonzero(deviation: np.ndarray) -> np.ndarray:
-    # Fewer samples than channels leave channels without variance: they stay 0 instead of becoming noise.
-    return np.where(deviation > 1e-6 * max(deviation.max(), 1e-12), deviation, 1.0)
+def _principal_axes(
+    config: LinearConfig, covariance: Float[np.ndarray, "D D"]
+) -> tuple[Float[np.ndarray, "C"], Float[np.ndarray, "D C"]]:
+    """Variances and axes of the latent channels, of largest variance first; the identity if they are not rotated."""
+    if not config.rotated:
+        return np.diag(covariance), np.eye(len(covariance))
+    values, vectors = np.linalg.eigh(covariance)
+    basis, values = vectors[:, ::-1][:, : config.channels], values[::-1][: config.channels]
+    # eigh leaves the sign of an axis open. Fixed, equal data give equal latents.
+    return values, basis * np.sign(basis[np.abs(basis).argmax(axis=0), np.arange(basis.shape[1])])
+
+
+def _nonzero(std: np.ndarray) -> np.ndarray:
+    # With fewer samples than channels some channels have no variance: they stay 0 instead of becoming noise.
+    return np.where(std > 1e-6 * max(std.max(), 1e-12), std, 1.0)

@@ -1,4 +1,4 @@
-"""Weights of an autoencoder, read as its settings say."""
+"""Loads autoencoders: one function maps a config to its implementation, so that configs import nothing heavy."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def load_autoencoder(config: AnyAutoencoder, path: Path) -> Autoencoder:
     """Reads the weights of an autoencoder.
 
     Args:
-      config: its settings.
-      path: the file or folder of its weights.
+      config: of the autoencoder.
+      path: file or folder of its weights.
 
     Raises:
       UserError: naming file and key, if weights are missing, damaged or of another model, or if a package that reads
@@ -40,8 +40,8 @@ def load_autoencoder(config: AnyAutoencoder, path: Path) -> Autoencoder:
             return DiffusersAutoencoder(config, path)
         case Precomputed():
             raise UserError(
-                f"{config.name} is given by its latents alone and cannot decode: name its weights, as with "
-                f"--autoencoder.{config.modalities[0]} NAME=PATH"
+                f"the autoencoder {config.name} is known by its latents alone and cannot decode: name its weights, as "
+                f"with --autoencoder.{config.modalities[0]} NAME=PATH"
             )
         case _:
             from safetensors.numpy import load_file

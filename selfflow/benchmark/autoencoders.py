@@ -17,7 +17,7 @@ import numpy as np
 from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.quality import METRICS
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.shards import one_line
 from selfflow.data.workers import cores, start_worker
 from selfflow.input.batches import BatchSource
@@ -64,18 +64,19 @@ class AutoencoderRate:
     memory: list[tuple[int, int]] | None
 
 
-def autoencoder_rates(experiment: Experiment, feed: BatchSource, rounds: int) -> list[AutoencoderRate]:
+def autoencoder_rates(setup: FlowSetup, feed: BatchSource, rounds: int) -> list[AutoencoderRate]:
     """Times the autoencoder of each modality on noise of the shape in the mixture.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       feed: its data.
       rounds: timed repetitions.
     """
     found = {}
+    experiment = setup.experiment
     for name, component in experiment.mixture.items():
         latents = feed.latents[component.data]
-        for m, media in experiment.media(name).items():
+        for m, media in setup.media[name].items():
             config = experiment.autoencoders[m]
             if m not in found and can_decode(config):
                 path = latents.autoencoder_path(m)
@@ -148,7 +149,7 @@ def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Ca
         return None
     import torch
 
-    from selfflow.autoencoders.diffusers_adapter import load_model
+    from selfflow.autoencoders.diffusers_model import load_model
 
     torch.set_num_threads(cores())
     model, _ = load_model(_TORCH[config.kind], str(folder), "", config.dtype)

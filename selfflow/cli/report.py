@@ -1,71 +1,65 @@
-"""`selfflow report`: a run or a sweep as one HTML page, with its figures as CSV."""
+"""`selfflow report`: a run or a sweep as one HTML page, with its numbers as CSV."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from selfflow.errors import UserError
-from selfflow.storage.paths import url
+from selfflow.errors import UserError, check_at_least
+from selfflow.storage.paths import bucket_url
 
 _EXAMPLE = "selfflow report runs/sight_and_sound --baseline shuffled"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What `selfflow report` is told."""
+    """Arguments of `selfflow report`."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """A run, the folder of a sweep, or several runs."""
     baseline: str = ""
-    """The arm that the others are held against; by default the first. Members that differ in their seeds alone are one
+    """The arm that the others are compared to; by default the first. Runs that differ only in their seeds form an
     arm."""
     probes: tuple[Path, ...] = ()
-    """CSV files of `selfflow probe`, besides those that lie with the runs."""
+    """CSV files of `selfflow probe`, besides those in the folders of the runs."""
     samples: int = 2
-    """Clips of each set of each arm."""
+    """Clips of each component of each arm."""
     megabytes: float = 16.0
-    """What all samples may take in the page; those that do not fit are counted in it."""
+    """Limit on the size of all samples in the page, which states how many are left out."""
     out: Path | None = None
-    """The folder to write into; by default `report` in the run or in the sweep, or beside several runs."""
+    """The folder to write to; by default `report` in the run or the sweep, or beside several runs."""
 
     def __post_init__(self):
         if not self.runs:
             raise UserError(f"name a run or the folder of a sweep; example: {_EXAMPLE}")
-        if self.samples < 0:
-            raise UserError(f"--samples is {self.samples}: it must not be below 0")
+        check_at_least(self, "--", samples=0)
         if not 0 <= self.megabytes < 1000:
-            raise UserError(f"--megabytes is {self.megabytes:g}: give a number from 0 to 1000")
+            raise UserError(f"--megabytes is {self.megabytes:g}, expected at least 0 and less than 1000")
 
 
 def main(arguments: list[str]) -> None:
     """Parses `RUN_OR_SWEEP [--baseline ARM] [--out DIR]` and writes the page."""
-    description = f"Write a run or a sweep as one HTML page, with its figures as CSV.\n\nexample: {_EXAMPLE}"
-    given = tyro.cli(Arguments, prog="selfflow report", description=description, args=arguments)
-    if given.out is None and any(map(url, given.runs)):
-        raise UserError("--out: name a local folder for the report of a run in a bucket")
-    if given.out is not None and url(given.out):
-        raise UserError(f"--out {url(given.out)}: write to a local folder, and copy it into the bucket")
-    from selfflow.report.measures import shown
+    description = f"Write a run or a sweep as one HTML page, with its numbers as CSV.\n\nexample: {_EXAMPLE}"
+    options = tyro.cli(Arguments, prog="selfflow report", description=description, args=arguments)
+    if options.out is None and any(map(bucket_url, options.runs)):
+        raise UserError("--out is missing: give a local folder for the report of a run in object storage")
+    if options.out is not None and bucket_url(options.out):
+        raise UserError(f"--out is {bucket_url(options.out)}: give a local folder, and copy it to object storage")
+    from selfflow.report.results import count_of, summarise
     from selfflow.report.study import open_study
     from selfflow.report.write import write_report
 
-    study = open_study(given.runs, given.baseline)
-    written = write_report(study, given.out or study.folder / "report", given.probes, given.samples, given.megabytes)
-    size = written.path.stat().st_size / 1e6
-    members, arms = _count(len(study.members), "member"), _count(len(study.arms), "arm")
-    print(f"{study.name}: {members} of {arms}, {len(study.done())} done")
-    held = [
-        (m, one) for m in written.measures for one in m.methods if one.difference and one.difference.low is not None
-    ]
-    if held:
-        clear = sum(shown(m, one) for m, one in held)
-        told = f"{clear} exclude 0" if clear else "each holds 0: a null result"
-        print(f"{len(held)} differences to {study.baseline} with a 95 % interval: {told} (no correction is made)")
-    for note in dict.fromkeys(written.notes):
+    study = open_study(options.runs, options.baseline)
+    folder = options.out or study.folder / "report"
+    report = write_report(study, folder, options.probes, options.samples, options.megabytes)
+    runs, arms = count_of(len(study.members), "run"), count_of(len(study.arms), "arm")
+    print(f"{study.name}: {runs} of {arms}, {len(study.done())} done")
+    summary = summarise(report.measures)
+    if summary.compared:
+        result = f"{summary.significant} exclude 0" if summary.significant else "each contains 0: a null result"
+        differences = count_of(summary.compared, "difference")
+        print(f"{differences} to {study.baseline} with a 95 % interval: {result} (no correction is made)")
+    for note in dict.fromkeys(report.notes):
         print(f"  left out: {note}")
-    print(f"{written.path} ({size:.1f} MB), and {', '.join(file.name for file in written.files)}")
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"
+    size = report.path.stat().st_size / 1e6
+    print(f"{report.path} ({size:.1f} MB), and {', '.join(file.name for file in report.files)}")

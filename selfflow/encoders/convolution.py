@@ -1,4 +1,4 @@
-"""Convolutions and pools of image and film networks, channels last, with weights as torch keeps them."""
+"""Convolutions and pools of image and video networks, channels last, with weights in torch's layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,23 +13,29 @@ from selfflow.errors import UserError
 
 
 class Convolution(NamedTuple):
-    """A convolution: kernel [*window, I, O] (depthwise: I = 1), bias [O]; a fixed normalisation after it is folded."""
+    """A convolution: kernel [*window, I, O] (depthwise: I = 1) and bias [O]."""
 
     kernel: Array
     bias: Array
 
 
 class Weights:
-    """Weights of a file by their keys, each of the shape that a network expects."""
+    """Weights of a file by their keys.
+
+    Args:
+      path: of the file, for messages.
+      weights: by key.
+      network: name of the network that they should be of.
+    """
 
     def __init__(self, path: Path, weights: Mapping[str, np.ndarray], network: str):
         self.path, self.weights, self.network = path, weights, network
 
     def take(self, key: str, *shape: int) -> np.ndarray:
-        """One tensor, as float64.
+        """A tensor as float64.
 
         Raises:
-          UserError: if the file has none of this key and shape.
+          UserError: if the file has no tensor of this key and shape.
         """
         if key not in self.weights:
             raise UserError(f"{self.path} lacks {key}: it holds no weights of {self.network}; give another file")
@@ -42,10 +48,10 @@ class Weights:
         return tensor.astype(np.float64)
 
     def convolution(self, key: str, norm: str, *shape: int, eps: float) -> Convolution:
-        """A convolution without bias, of torch's shape [O, I, *window], and the batch normalisation after it.
+        """A convolution of torch's shape [O, I, *window] without bias, with the batch normalisation after it folded in.
 
         Raises:
-          UserError: if something is missing or of another shape, or a variance is below 0.
+          UserError: if a tensor is missing or of another shape, or a variance is below 0.
         """
         kernel = self.take(f"{key}.weight", *shape)
         scale, shift, mean, variance = (
@@ -64,7 +70,7 @@ class Weights:
 
 
 def convolve(x: Float[Array, "B ..."], weights: Convolution, stride: int = 1, padding: str = "SAME"):
-    """The convolution of x [B, *space, I], [B, *space, O]; padding "SAME" is TensorFlow's, which may be uneven."""
+    """Convolves x [B, *space, I] into [B, *space, O]. Padding "SAME" is TensorFlow's, which may be uneven."""
     space = "DHW"[-(x.ndim - 2) :]
     y = jax.lax.conv_general_dilated(
         x,
@@ -78,8 +84,8 @@ def convolve(x: Float[Array, "B ..."], weights: Convolution, stride: int = 1, pa
 
 
 def depthwise(x_BHWC: Float[Array, "B H W C"], weights: Convolution, stride: int):
-    """The convolution of each channel alone, padded as TensorFlow's "SAME"."""
-    # As a sum of shifted maps, which XLA fuses: on CPUs some six times faster than its grouped convolution.
+    """Convolves each channel by itself, padded as TensorFlow's "SAME"."""
+    # A sum of shifted maps, which XLA fuses: on CPUs about six times faster than its grouped convolution.
     batch, *sides, channels = x_BHWC.shape
     window = weights.kernel.shape[0]
     outputs = [-(-side // stride) for side in sides]
@@ -95,11 +101,14 @@ def depthwise(x_BHWC: Float[Array, "B H W C"], weights: Convolution, stride: int
 
 
 def max_pool(x: Float[Array, "B ..."], window: tuple[int, ...], stride: tuple[int, ...], padding: str):
-    """The largest value in each window; what is padded never is."""
+    """The largest value in each window, padding excluded."""
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window, 1), (1, *stride, 1), padding)
 
 
 def average_pool(x: Float[Array, "B ..."], window: tuple[int, ...], padding: str):
-    """The mean of each window, moved by 1, over what is no padding."""
-    add = lambda values: jax.lax.reduce_window(values, 0.0, jax.lax.add, (1, *window, 1), (1,) * x.ndim, padding)
-    return add(x) / add(jnp.ones((1, *x.shape[1:-1], 1), x.dtype))
+    """The mean of each window at stride 1, padding excluded."""
+
+    def window_sum(values):
+        return jax.lax.reduce_window(values, 0.0, jax.lax.add, (1, *window, 1), (1,) * x.ndim, padding)
+
+    return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:-1], 1), x.dtype))

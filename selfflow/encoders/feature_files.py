@@ -1,4 +1,4 @@
-"""Features that the user has computed, by the ids of their samples."""
+"""Precomputed features, by the ids of their samples."""
 
 import hashlib
 from functools import lru_cache
@@ -10,21 +10,21 @@ from safetensors import SafetensorError, safe_open
 
 from selfflow.encoders.config import FeatureFiles
 from selfflow.errors import UserError
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 _OPEN_FILES = 64
 _FLOATS = ("F16", "BF16", "F32", "F64")
 
 
 class FeatureFileReader:
-    """Random access to the features of `FeatureFiles`; see `Frozen`.
+    """Random access to the features of `FeatureFiles`; see `config.FrozenEncoder`.
 
     Attributes:
-      ids: the file of each sample's features.
+      ids: the file that holds the features of each sample.
     """
 
-    def __init__(self, settings: FeatureFiles):
-        self.path = Path(settings.path).expanduser()
+    def __init__(self, config: FeatureFiles):
+        self.path = Path(config.path).expanduser()
         files = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]
         if not files or not files[0].is_file():
             raise UserError(
@@ -35,15 +35,16 @@ class FeatureFileReader:
         for file in files:
             for name in _opened(file).keys():
                 if name in self.ids:
-                    raise UserError(f"{self.path}: {name!r} stands in {self.ids[name].name} and {file.name}: keep one")
+                    raise UserError(f"{self.path}: {name!r} is in {self.ids[name].name} and in {file.name}: keep one")
                 self.ids[name] = file
             digest.update(f"{file.name if self.path.is_dir() else ''} {sha256_of(file)}\n".encode())
         self.identity = f"files-{digest.hexdigest()[:12]}"
         self._opened = lru_cache(maxsize=_OPEN_FILES)(_opened)  # a folder may hold more than may be open at once
 
     def __call__(self, media: np.ndarray, id: str) -> np.ndarray:
-        """Features of one sample, as the files have them; the media are not looked at."""
-        if (file := self.ids.get(id)) is None:
+        """Features of one sample as stored; media are ignored."""
+        file = self.ids.get(id)
+        if file is None:
             raise UserError(f"{self.path} lacks features of {id!r}: add them")
         try:
             tensor = self._opened(file)

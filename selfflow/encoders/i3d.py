@@ -1,4 +1,4 @@
-"""I3D (arXiv 1705.07750), trained on Kinetics-400, from a state dict as pytorch-i3d keeps it."""
+"""I3D (arXiv 1705.07750), trained on Kinetics-400, from a state dict in the layout of pytorch-i3d."""
 
 from pathlib import Path
 
@@ -11,10 +11,10 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Convolution, Weights, average_pool, convolve, max_pool
 from selfflow.encoders.media import check_media, resize_like_tensorflow_1
 from selfflow.errors import UserError
-from selfflow.weights import read_weights, sha256_of
+from selfflow.weights.read import read_weights, sha256_of
 
 CLASSES = 400
-LEAST_FRAMES = 9  # of which two are left before the last pool, which averages two
+MIN_FRAMES = 9  # two of them remain before the last pool, which averages two
 _EPS = 1e-3
 _BATCH = 4
 # Inputs, and outputs of the branches: 1x1, 1x1 -> 3x3, 1x1 -> 3x3, pool -> 1x1.
@@ -32,11 +32,17 @@ _MIXED = {
 
 
 class I3d:
-    """Films -> 400 logits, their mean over time, of which FVD is computed (arXiv 1812.01717).
+    """Videos -> 400 logits, their mean over time, on which FVD is defined (arXiv 1812.01717).
 
-    Frames are resized to 224 x 224 as TensorFlow 1 did it and scaled to 2 x / 255 - 1, as the reference implementation
-    of FVD does; they are taken as they come, at any frames a second. Published state dicts hold other weights than
-    FVD's (those of the first release) or conversions of FVD's that no hash is known of: a distance is called FD-I3D.
+    Frames are resized to 224 x 224 as in TensorFlow 1 and scaled to 2 x / 255 - 1, as in the reference implementation
+    of FVD, and used whatever their rate. Published state dicts hold other weights than FVD's (those of the first
+    release), or conversions of them of which no hash is known: a distance is called FD-I3D.
+
+    Args:
+      path: of a state dict, `.pt`, `.pth` or `.safetensors`, of which nothing is executed.
+
+    Raises:
+      UserError: if the file is missing or damaged, or holds other weights.
     """
 
     medium = "video"
@@ -45,11 +51,6 @@ class I3d:
     distance = "FD-I3D"
 
     def __init__(self, path: Path):
-        """Reads a state dict, `.pt`, `.pth` or `.safetensors`, of which nothing is run.
-
-        Raises:
-          UserError: if the file is missing or damaged, or holds other weights.
-        """
         weights = Weights(path, read_weights(path), "I3D on Kinetics-400")
         self.params = {
             name: weights.convolution(f"{name}.conv3d", f"{name}.bn", *shape, eps=_EPS)
@@ -60,14 +61,14 @@ class I3d:
         self.identity = f"{self.name}-{sha256_of(path)[:12]}"
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> Float[np.ndarray, "B 400"]:
-        """Features of uint8 films [B, T, H, W, 3].
+        """Features of uint8 videos [B, T, H, W, 3].
 
         Raises:
-          UserError: if films have fewer than 9 frames.
+          UserError: if videos have fewer than 9 frames.
         """
         check_media(media, self.name, "video")
-        if media.shape[1] < LEAST_FRAMES:
-            raise UserError(f"{self.name} takes films of {LEAST_FRAMES} frames at least, and got {media.shape[1]}")
+        if media.shape[1] < MIN_FRAMES:
+            raise UserError(f"{self.name} takes videos of at least {MIN_FRAMES} frames, and got {media.shape[1]}")
         return in_batches(self._features, media, _BATCH)
 
     def _features(self, x_BTHWC: UInt8[np.ndarray, "B T H W 3"]) -> Array:
@@ -77,7 +78,7 @@ class I3d:
 
 @jax.jit
 def forward(params: dict[str, Convolution], x_BTHWC: Float[Array, "B T 224 224 3"]) -> Float[Array, "B 400"]:
-    """Logits of films in 0..255, their mean over time."""
+    """Logits of videos in 0..255, their mean over time."""
 
     def unit(name: str, x, stride: int = 1):
         return jax.nn.relu(convolve(x, params[name], stride))
@@ -109,15 +110,15 @@ def forward(params: dict[str, Convolution], x_BTHWC: Float[Array, "B T 224 224 3
 
 
 def layout() -> dict[str, tuple[int, ...]]:
-    """Every normalised convolution by its name, with torch's shape [O, I, time, height, width]."""
+    """Shapes [O, I, time, height, width] in torch of all normalised convolutions, by name."""
     shapes = {
         "Conv3d_1a_7x7": (64, 3, 7, 7, 7),
         "Conv3d_2b_1x1": (64, 64, 1, 1, 1),
         "Conv3d_2c_3x3": (192, 64, 3, 3, 3),
     }
     for name, (inputs, b0, b1a, b1b, b2a, b2b, b3b) in _MIXED.items():
-        shapes |= {
-            f"{name}.{b}": (n, inputs, 1, 1, 1) for b, n in zip(("b0", "b1a", "b2a", "b3b"), (b0, b1a, b2a, b3b))
-        }
-        shapes |= {f"{name}.b1b": (b1b, b1a, 3, 3, 3), f"{name}.b2b": (b2b, b2a, 3, 3, 3)}
+        for branch, outputs in (("b0", b0), ("b1a", b1a), ("b2a", b2a), ("b3b", b3b)):
+            shapes[f"{name}.{branch}"] = (outputs, inputs, 1, 1, 1)
+        shapes[f"{name}.b1b"] = (b1b, b1a, 3, 3, 3)
+        shapes[f"{name}.b2b"] = (b2b, b2a, 3, 3, 3)
     return shapes

@@ -1,4 +1,4 @@
-"""FID's Inception v3: the network of inception-2015-12-05, as pytorch-fid and torch-fidelity keep its weights."""
+"""FID's Inception v3: the network of inception-2015-12-05, with the weights of pytorch-fid and torch-fidelity."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from selfflow.encoders.batching import in_batches
+from selfflow.encoders.config import FID
 from selfflow.encoders.convolution import Convolution, Weights, average_pool, convolve, max_pool
-from selfflow.encoders.media import FID, check_media, resize_like_tensorflow_1
-from selfflow.weights import read_weights, sha256_of
+from selfflow.encoders.media import check_media, resize_like_tensorflow_1
+from selfflow.weights.read import read_weights, sha256_of
 
 # pt_inception-2015-12-05-6726825d.pth of pytorch-fid, weights-inception-2015-12-05-6726825d.pth of torch-fidelity.
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -19,22 +20,23 @@ _BATCH = 32
 
 
 class Inception:
-    """Pictures -> 2 048 channels of the last pool, of which FID and KID are computed (arXiv 1706.08500, 1801.01401).
+    """Images -> 2 048 channels of the last pool, on which FID and KID are defined (arXiv 1706.08500, 1801.01401).
 
-    Pictures are resized to 299 x 299 as TensorFlow 1 did it and scaled to (x - 128) / 128, as torch-fidelity and the
-    evaluator of ADM do. Distances on them are called FID only with the published file, known by its hash; those of
-    other weights of this layout are FD-Inception.
+    Images are resized to 299 x 299 as in TensorFlow 1 and scaled to (x - 128) / 128, as in torch-fidelity and the
+    evaluator of ADM. A distance is called FID only with the published file, known by its hash; with other weights of
+    this layout it is FD-Inception.
+
+    Args:
+      path: of a state dict, `.pth` or `.safetensors`, of which nothing is executed.
+
+    Raises:
+      UserError: if the file is missing or damaged, or holds other weights.
     """
 
     medium = "image"
     width = 2048
 
     def __init__(self, path: Path):
-        """Reads a state dict, `.pth` or `.safetensors`, of which nothing is run.
-
-        Raises:
-          UserError: if the file is missing or damaged, or holds other weights.
-        """
         weights = Weights(path, read_weights(path), "FID's Inception")
         self.params = {
             name: weights.convolution(f"{name}.conv", f"{name}.bn", *shape, eps=_EPS)
@@ -46,7 +48,7 @@ class Inception:
         self.identity = f"{self.name}-{digest[:12]}"
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> Float[np.ndarray, "B 2048"]:
-        """Features of uint8 pictures [B, H, W, 3]."""
+        """Features of uint8 images [B, H, W, 3]."""
         check_media(media, self.name, "image")
         return in_batches(self._features, media, _BATCH)
 
@@ -56,7 +58,7 @@ class Inception:
 
 @jax.jit
 def forward(params: dict[str, Convolution], x_BHWC: Float[Array, "B 299 299 3"]) -> Float[Array, "B 2048"]:
-    """The last pool of pictures in 0..255."""
+    """The last pool of images in 0..255."""
 
     def unit(name: str, x, stride: int = 1, padding: str = "SAME"):
         return jax.nn.relu(convolve(x, params[name], stride, padding))
@@ -66,7 +68,7 @@ def forward(params: dict[str, Convolution], x_BHWC: Float[Array, "B 299 299 3"])
             x = unit(f"{name}.{each}", x)
         return x
 
-    def shrunk(x):
+    def downsample(x):
         return max_pool(x, (3, 3), (2, 2), "VALID")
 
     def mixed_5(name: str, x):
@@ -111,9 +113,9 @@ def forward(params: dict[str, Convolution], x_BHWC: Float[Array, "B 299 299 3"])
     x = (x_BHWC - 128) / 128
     x = unit("Conv2d_1a_3x3", x, 2, "VALID")
     x = unit("Conv2d_2a_3x3", x, padding="VALID")
-    x = shrunk(unit("Conv2d_2b_3x3", x))
+    x = downsample(unit("Conv2d_2b_3x3", x))
     x = unit("Conv2d_3b_1x1", x, padding="VALID")
-    x = shrunk(unit("Conv2d_4a_3x3", x, padding="VALID"))
+    x = downsample(unit("Conv2d_4a_3x3", x, padding="VALID"))
     for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
         x = mixed_5(name, x)
     double = row("Mixed_6a", x, "branch3x3dbl_1", "branch3x3dbl_2")
@@ -121,7 +123,7 @@ def forward(params: dict[str, Convolution], x_BHWC: Float[Array, "B 299 299 3"])
         [
             unit("Mixed_6a.branch3x3", x, 2, "VALID"),
             unit("Mixed_6a.branch3x3dbl_3", double, 2, "VALID"),
-            shrunk(x),
+            downsample(x),
         ],
         axis=-1,
     )
@@ -133,7 +135,7 @@ def forward(params: dict[str, Convolution], x_BHWC: Float[Array, "B 299 299 3"])
         [
             unit("Mixed_7a.branch3x3_2", single, 2, "VALID"),
             unit("Mixed_7a.branch7x7x3_4", sevens, 2, "VALID"),
-            shrunk(x),
+            downsample(x),
         ],
         axis=-1,
     )
@@ -144,7 +146,7 @@ def forward(params: dict[str, Convolution], x_BHWC: Float[Array, "B 299 299 3"])
 
 
 def layout() -> dict[str, tuple[int, ...]]:
-    """Every convolution by its name, with torch's shape [O, I, height, width]."""
+    """Shapes [O, I, height, width] in torch of all convolutions, by name."""
     shapes = {
         "Conv2d_1a_3x3": (32, 3, 3, 3),
         "Conv2d_2a_3x3": (32, 32, 3, 3),

@@ -11,26 +11,26 @@ if TYPE_CHECKING:
 
 
 @lru_cache(maxsize=8)
-def load_encoder(settings: Encoder) -> FrozenEncoder:
-    """The encoder of some settings, read once in a process.
+def load_encoder(config: Encoder) -> FrozenEncoder:
+    """The encoder of a config, read once per process.
 
     Raises:
       UserError: if a package is not installed, or files are missing, damaged or of another model.
     """
-    match settings:
+    match config:
         case EffNetLite0():
-            from selfflow.encoders.effnet_maps import EffNetMaps
+            from selfflow.encoders.effnet import EffNetEncoder
 
-            return EffNetMaps()
+            return EffNetEncoder()
         case VisionFolder():
-            from selfflow.encoders.vision import VisionMaps
+            from selfflow.encoders.vision_transformer import VisionTransformerEncoder
 
-            return VisionMaps(settings)
+            return VisionTransformerEncoder(config)
         case FeatureFiles():
             from selfflow.encoders.feature_files import FeatureFileReader
 
-            return FeatureFileReader(settings)
-    raise AssertionError(settings)
+            return FeatureFileReader(config)
+    raise AssertionError(config)
 
 
 @lru_cache(maxsize=1)

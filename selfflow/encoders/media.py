@@ -1,4 +1,4 @@
-"""Media as extractors take them: checks, and resizing as TensorFlow 1 did it."""
+"""Inputs of frozen networks: checks of raw media, and the resizing of TensorFlow 1."""
 
 from functools import partial
 
@@ -23,9 +23,10 @@ def check_media(media: np.ndarray, name: str, medium: str) -> None:
 
 @partial(jax.jit, static_argnames="size")
 def resize_like_tensorflow_1(x_BHWC: UInt8[Array, "B H W C"], size: int) -> Float[Array, "B size size C"]:
-    """Bilinear, with output pixel i at input position i * H / size, and nothing smoothed where it shrinks.
+    """Bilinear resizing without antialiasing, with output pixel i at input position i * H / size.
 
-    tf.image.resize_bilinear as FID and FVD were computed with; newer functions shift by half a pixel.
+    It is tf.image.resize_bilinear of TensorFlow 1, with which FID and FVD are computed; newer functions shift by half a
+    pixel.
     """
     height, width = (_interpolation(n, size) for n in x_BHWC.shape[1:3])
     with jax.default_matmul_precision("highest"):
@@ -40,7 +41,3 @@ def _interpolation(n: int, size: int) -> np.ndarray:
     np.add.at(matrix, (np.arange(size), low), 1 - (position - low))
     np.add.at(matrix, (np.arange(size), high), position - low)
     return matrix.astype(np.float32)
-
-
-# Names of Frechet distances in the literature: each is defined on the features of one network with one set of weights.
-FID, FVD = "FID", "FVD"

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.encoders.media import FID
+from selfflow.encoders.config import FID
 from selfflow.errors import UserError
 from selfflow.evaluation.distances import check_features
 from selfflow.evaluation.extractors import Extractor

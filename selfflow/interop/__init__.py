@@ -1,4 +1,4 @@
-"""Other people's backbone checkpoints and formats, in and out, and our own weights for others."""
+"""Released checkpoints, and exported weights that need no run."""
 
 from selfflow.interop.exported import Description, Exported, load_exported
 from selfflow.interop.released_sit import load_released_sit, released_sit_weights

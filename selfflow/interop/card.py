@@ -1,11 +1,11 @@
-"""The card of exported weights, made from the run: what they are, of what data, with what result, and how to load them.
+"""The model card of exported weights, as on the Hugging Face Hub: Markdown after a header in YAML.
 
-The form is that of model cards on the Hugging Face Hub: Markdown after a head in YAML.
+It is made from the run: model, data, training settings, results, licences, and how to load the weights.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,72 +18,79 @@ if TYPE_CHECKING:
     from selfflow.interop.exported import Description
     from selfflow.run.run import Run
 
-_SHOWN = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
-_FREE = "Apache-2.0"
-# Fields of an experiment that stand elsewhere in the card, or say where and how and not what was trained.
-_ELSEWHERE = set(
+_METRICS = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
+_OWN_LICENCE = "Apache-2.0"
+_UNKNOWN = "not recorded"
+# Fields of an experiment that are in another section of the card, or do not affect the weights.
+NOT_IN_TRAINING = set(
     "data autoencoders patch mixture model steps text seed devices cadence limits profile final_evaluation init_from "
     "loader exclude latents".split()
 )
-_UNKNOWN = "not told by the run"
 
 
-def card(run: "Run", told: "Description", provenance: dict[str, Any], parameters: dict[str, int]) -> str:
+def model_card(run: "Run", description: "Description", provenance: dict[str, Any], parameters: dict[str, int]) -> str:
     """The text of `README.md`.
 
     Args:
       run: the run.
-      told: what is exported of it.
-      provenance: what `run.provenance()` gives.
-      parameters: how many there are in the model, and in the projector.
+      description: of the exported weights.
+      provenance: from `run.provenance()`.
+      parameters: number of parameters of "model", and of "projector" if there is one.
 
     Raises:
-      UserError: if a file of the run lacks what it should tell.
+      UserError: if a file of the run lacks an entry.
     """
-    with told_by(run.path / "provenance.json"):
-        first = [_head(run, provenance), _about(run, told, provenance, parameters)]
+    with damage_in(run.path / "provenance.json"):
+        title = [_header(run, provenance), _title(run, description, provenance, parameters)]
         data = _data(run, provenance)
-        last = [_licence(run, provenance), _made_with(provenance)]
-    with told_by(run.path / "summary.json"):
-        results = _measured(run, told)
-    with told_by(run.path / "metrics.jsonl"):
-        results += _last_row(run, told)
-    results = results or [f"None: nothing was measured on the weights of step {told.step}."]
-    training = _training(run, told, imported=bool(provenance.get("imported")))
-    parts = [*first, _use(told), _model(told, parameters), data, training, "## Results", *results, *last]
-    return "\n\n".join(parts) + "\n"
+        end = [_licence(run, provenance), _made_with(provenance)]
+    with damage_in(run.path / "summary.json"):
+        results = _summary(run, description)
+    with damage_in(run.path / "metrics.jsonl"):
+        results += _metrics(run, description)
+    if not results:
+        results = [f"None: the weights of step {description.step} were not evaluated."]
+    training = _imported_training() if provenance.get("imported") else _training(run, description)
+    sections = [*title, _use(description), _model(description, parameters), data, training, "## Results", *results]
+    return "\n\n".join([*sections, *end]) + "\n"
 
 
 @contextmanager
-def told_by(path: Path) -> Iterator[None]:
-    """Turns what a file of the run lacks into a `UserError` that names it."""
+def damage_in(path: Path) -> Iterator[None]:
+    """Raises a `UserError` that names a file of the run if its content lacks an entry or has one of another type."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): restore it from a copy") from error
 
 
-def _head(run: "Run", provenance: dict[str, Any]) -> str:
-    data, licences = run.experiment.data, _licences(run, provenance)
-    lines = ["---", f"license: {'apache-2.0' if set(licences.values()) == {_FREE} else 'other'}"]
-    if set(licences.values()) != {_FREE}:
-        lines.append("license_name: see-the-card")
-    lines += ["library_name: selfflow", "tags:", "- self-flow", "- flow-matching", "- jax"]
-    names = sorted({re.sub(r"[^\w.-]+", "-", d.name or d.kind) for d in data.values()})
-    return "\n".join([*lines, *(["datasets:"] if names else []), *(f"- {json.dumps(name)}" for name in names), "---"])
-
-
-def _about(run: "Run", told: "Description", provenance: dict[str, Any], parameters: dict[str, int]) -> str:
-    kind = "SiT" if isinstance(told.model, SiTConfig) else "joint transformer"
-    text = f"A {kind} over {', '.join(told.modalities)} latents, {parameters['model']:,} parameters"
-    if imported := provenance.get("imported"):
-        text += f": imported from {_file(imported)}, and not trained since."
+def _header(run: "Run", provenance: dict[str, Any]) -> str:
+    lines = ["---"]
+    if set(_licences(run, provenance).values()) == {_OWN_LICENCE}:
+        lines.append("license: apache-2.0")
     else:
-        whose = "the EMA" if told.weights == "ema" else "the student, not its EMA"
-        text += f": {whose}, after step {told.step} of a run of {run.experiment.steps}."
+        lines += ["license: other", "license_name: see-the-card"]
+    lines += ["library_name: selfflow", "tags:", "- self-flow", "- flow-matching", "- jax"]
+    names = set()
+    for data in run.experiment.data.values():
+        names.add(re.sub(r"[^\w.-]+", "-", data.name or data.kind))
+    if names:
+        lines.append("datasets:")
+        lines += [f"- {json.dumps(name)}" for name in sorted(names)]
+    return "\n".join([*lines, "---"])
+
+
+def _title(run: "Run", description: "Description", provenance: dict[str, Any], parameters: dict[str, int]) -> str:
+    kind = "SiT" if isinstance(description.model, SiTConfig) else "joint transformer"
+    text = f"A {kind} over {', '.join(description.modalities)} latents, {parameters['model']:,} parameters"
+    imported = provenance.get("imported")
+    if imported:
+        text += f": imported from {_file_of(imported)}, without further training."
+    else:
+        weights = "the EMA" if description.weights == "ema" else "the student, not its EMA"
+        text += f": {weights}, after step {description.step} of a run of {run.experiment.steps}."
     paper = "[arXiv 2603.06507](https://arxiv.org/abs/2603.06507)"
-    text += f"\nMade with selfflow, which follows {paper}."
-    return f"# {_plain(run.path.resolve().name)}\n\n{text}"
+    return f"# {_plain(run.path.resolve().name)}\n\n{text}\nMade with selfflow, which implements {paper}."
 
 
 _INPUTS = """By modality: tokens [B, N, P]; levels [B, K], the noise levels of a sample; assignment [B, N], which of
@@ -94,147 +101,161 @@ _JOINT_KEYS = """The keys of the weights are the dotted names of the parameters 
 `selfflow.models.joint.JointTransformer`, after `model.`."""
 
 
-def _use(told: "Description") -> str:
-    keys = _SIT_KEYS.format(**to_json(told.model)) if isinstance(told.model, SiTConfig) else _JOINT_KEYS
+def _use(description: "Description") -> str:
+    keys = _JOINT_KEYS
+    if isinstance(description.model, SiTConfig):
+        keys = _SIT_KEYS.format(**to_json(description.model))
     return f"""## Use
 
 ```python
 from selfflow.interop import load_exported
-exported = load_exported("FOLDER")  # where these files are
+exported = load_exported("FOLDER")  # the folder of these files
 velocity = exported.model(tokens, levels, label, assignment).velocity
 ```
 
 {_INPUTS} {keys}
-Levels are 0 for data and 1 for noise, and the velocity is noise - data; label {told.model.labels} stands for no label.
-`exported.modalities[NAME].to_tokens` cuts latents [B, ...] into tokens, `from_tokens` puts them together.
-`load_exported` checks the files, and so does `sha256sum -c SHA256SUMS`."""
+Levels are 0 for data and 1 for noise; the velocity is noise - data; label {description.model.labels} means no label.
+`exported.modalities[NAME].to_tokens` turns latents [B, ...] into tokens, `from_tokens` tokens into latents.
+`load_exported` checks the files, as `sha256sum -c SHA256SUMS` does."""
 
 
-def _model(told: "Description", parameters: dict[str, int]) -> str:
-    projector = f"{parameters['projector']:,} parameters, the student's" if told.projector else "none"
-    fields = {name: value for name, value in to_json(told.model).items() if name != "execution"}
-    shape = _table(("field", "value"), [*fields.items(), ("projector", projector)])
-    streams = [
-        (
-            name,
-            list(m.latent),
-            list(m.patch),
-            m.tokens,
-            f"{10 * m.period:g} ms" if m.period else "-",
-            *_encoder(told, name),
-        )
-        for name, m in told.modalities.items()
-    ]
+def _model(description: "Description", parameters: dict[str, int]) -> str:
+    fields = to_json(description.model)
+    fields.pop("execution", None)
+    fields["projector"] = f"{parameters['projector']:,} parameters, the student's" if description.projector else "none"
     columns = ("modality", "latent", "patch", "tokens", "a latent frame", "autoencoder", "its identity")
-    text = f"\n\nCaptions: {_told(to_json(told.text.settings))}; {told.text.identity or _UNKNOWN}." if told.text else ""
-    return f"## Model\n\n{shape}\n\n{_table(columns, streams)}{text}"
-
-
-def _encoder(told: "Description", modality: str) -> tuple[str, str]:
-    encoder = told.autoencoders.get(modality)
-    return (_told(to_json(encoder.settings)), encoder.identity or _UNKNOWN) if encoder else (_UNKNOWN, _UNKNOWN)
+    rows = []
+    for name, modality in description.modalities.items():
+        frame = f"{10 * modality.period:g} ms" if modality.period else "-"
+        encoder = description.autoencoders.get(name)
+        settings = _format_setting(to_json(encoder.settings)) if encoder else _UNKNOWN
+        identity = encoder.identity if encoder else ""
+        shape = (list(modality.latent), list(modality.patch), modality.tokens)
+        rows.append((name, *shape, frame, settings, identity or _UNKNOWN))
+    parts = ["## Model", _table(("field", "value"), list(fields.items())), _table(columns, rows)]
+    if description.text:
+        settings = _format_setting(to_json(description.text.settings))
+        parts.append(f"Captions: {settings}; {description.text.identity or _UNKNOWN}.")
+    return "\n\n".join(parts)
 
 
 def _data(run: "Run", provenance: dict[str, Any]) -> str:
     datasets = provenance.get("datasets", {})
-    rows = [
-        (name, datasets.get(name, {}).get("dataset", data.kind), data.licence)
-        + tuple(datasets.get(name, {}).get(what, _UNKNOWN) for what in ("fingerprint", "latents"))
-        for name, data in run.experiment.data.items()
-    ]
-    table = _table(("data set", "which", "licence", "hash of its records", "hash of its latents"), rows)
-    if not rows:
-        table = "What the weights were trained on is not known here: they were imported."
-    elif provenance["data"]:
-        table += f"\n\nAll that the run read has the hash {provenance['data']}."
-    lines = [table]
+    rows = []
+    for name, data in run.experiment.data.items():
+        entry = datasets.get(name, {})
+        hashes = entry.get("fingerprint", _UNKNOWN), entry.get("latents", _UNKNOWN)
+        rows.append((name, entry.get("dataset", data.kind), data.licence, *hashes))
+    parts = ["## Data"]
+    if rows:
+        parts.append(_table(("data", "data set", "licence", "hash of its records", "hash of its latents"), rows))
+        if provenance["data"]:
+            parts.append(f"Hash of all data of the run: {provenance['data']}.")
+    else:
+        parts.append("The training data is not known: the weights were imported.")
     for ancestor in provenance.get("ancestors", []):
-        of = [f"trained on {each['dataset']} ({each['licence']})" for each in ancestor["datasets"].values()]
-        of += [f"imported from {_file(ancestor['imported'])}"] if ancestor["imported"] else []
-        lines.append(f"The weights descend from {_run(ancestor)}: {', '.join(of) or _UNKNOWN}.")
-    return "## Data\n\n" + "\n\n".join(lines)
+        sources = [f"trained on {entry['dataset']} ({entry['licence']})" for entry in ancestor["datasets"].values()]
+        if ancestor["imported"]:
+            sources.append(f"imported from {_file_of(ancestor['imported'])}")
+        parts.append(f"The weights descend from {_run_of(ancestor)}: {', '.join(sources) or _UNKNOWN}.")
+    return "\n\n".join(parts)
 
 
-def _training(run: "Run", told: "Description", *, imported: bool) -> str:
-    if imported:
-        return (
-            "## Training\n\nNot here. `experiment.json` describes the model; its other fields, optimizer, noise and "
-            "layers among them, are defaults and not what the weights were trained with."
-        )
+def _imported_training() -> str:
+    return (
+        "## Training\n\nNone in this run: the weights were imported. `experiment.json` describes the model; its other "
+        "fields, optimizer, noise and layers among them, are defaults and not the settings of the training."
+    )
+
+
+def _training(run: "Run", description: "Description") -> str:
     fields = to_json(run.experiment)
-    rows = [("steps", f"{told.step} of {fields['steps']}")]
+    rows = [("steps", f"{description.step} of {fields['steps']}")]
     rows += [(f"seed.{name}", value) for name, value in fields["seed"].items()]
-    rows += [
-        (name, _told(value))
-        for name, value in fields.items()
-        if name not in _ELSEWHERE and value not in ({}, [], "", None)
-    ]
-    rows += [(f"mixture.{name}", _told(chosen)) for name, chosen in fields["mixture"].items()]
-    return f"## Training\n\n{_table(('setting', 'value'), rows)}\n\nThe whole experiment stands in `experiment.json`."
+    for name, value in fields.items():
+        if name not in NOT_IN_TRAINING and value not in ({}, [], "", None):
+            rows.append((name, _format_setting(value)))
+    rows += [(f"mixture.{name}", _format_setting(component)) for name, component in fields["mixture"].items()]
+    return f"## Training\n\n{_table(('setting', 'value'), rows)}\n\nThe whole experiment is in `experiment.json`."
 
 
-def _measured(run: "Run", told: "Description") -> list[str]:
-    """What the run measured of these weights at its end."""
-    summary, parts = run.summary(), []
-    if not summary or summary["steps"] != told.step:
+def _summary(run: "Run", description: "Description") -> list[str]:
+    """Flow losses and probes of the final evaluation, if it is of these weights."""
+    summary = run.summary()
+    if not summary or summary["steps"] != description.step:
         return []
-    rows = [
-        (name, f"{v['loss']:.3f}", f"{v['linear_baseline']:.3f}", f"{v['normalised_loss']:.2f}", v["split"])
-        for name, v in summary["flow_loss"].items()
-    ]
+    rows = []
+    for name, loss in summary["flow_loss"].items():
+        numbers = f"{loss['loss']:.3f}", f"{loss['linear_baseline']:.3f}", f"{loss['normalised_loss']:.2f}"
+        rows.append((name, *numbers, loss["split"]))
     table = _table(("component / modality", "loss", "linear baseline", "normalised loss", "split"), rows)
-    parts.append(f"Flow loss of the EMA; the linear baseline is the best guess that knows no structure:\n\n{table}")
-    if probes := summary.get("probes"):
-        columns = list(dict.fromkeys(column for row in probes.values() for column in row))
-        cell = lambda row, column: f"{row[column]['test']:.2f}" if column in row else ""
-        rows = [(name, *(cell(row, column) for column in columns)) for name, row in probes.items()]
+    baseline = "the linear baseline is the loss of the best per-channel linear predictor"
+    parts = [f"Flow loss of the EMA; {baseline}:\n\n{table}"]
+    probes = summary.get("probes")
+    if probes:
         parts.append(
             "Linear probes on features of the EMA, test split; balanced accuracy, and R^2 for position and contacts:"
-            f"\n\n{_table(('features', *columns), rows)}"
+            f"\n\n{_probe_table(probes)}"
         )
     return parts
 
 
-def _last_row(run: "Run", told: "Description") -> list[str]:
-    """The training metrics of the step."""
-    row = next((row for row in reversed(run.metrics()) if row["step"] == told.step), None)
-    if row is None:
+def _probe_table(probes: dict[str, dict[str, dict[str, float]]]) -> str:
+    columns: dict[str, None] = {}
+    for scores in probes.values():
+        columns.update(dict.fromkeys(scores))
+    rows = []
+    for name, scores in probes.items():
+        rows.append((name, *(f"{scores[column]['test']:.2f}" if column in scores else "" for column in columns)))
+    return _table(("features", *columns), rows)
+
+
+def _metrics(run: "Run", description: "Description") -> list[str]:
+    """The training metrics of the step, if they were logged."""
+    rows = [row for row in run.metrics() if row["step"] == description.step]
+    if not rows:
         return []
-    shown = [name for name in row if name.startswith(_SHOWN) and "/tau_" not in name]
-    rows = [(name, "not finite" if row[name] is None else f"{row[name]:.4g}") for name in shown]
-    about = f"Metrics of the student in step {told.step}, on a batch of the component {_plain(row['component'])}"
-    return [f"{about}:\n\n{_table(('metric', 'value'), rows)}"]
+    row = rows[-1]
+    values = []
+    for name, value in row.items():
+        if name.startswith(_METRICS) and "/tau_" not in name:
+            values.append((name, "not finite" if value is None else f"{value:.4g}"))
+    batch = f"on a batch of the component {_plain(row['component'])}"
+    return [f"Metrics of the student in step {description.step}, {batch}:\n\n{_table(('metric', 'value'), values)}"]
 
 
 def _licence(run: "Run", provenance: dict[str, Any]) -> str:
-    licences = _licences(run, provenance)
-    lines = [f"- {_plain(name)}: {_plain(licence)}" for name, licence in licences.items()]
-    return "\n".join(
-        [
-            f"## Licence\n\nThe code that made these files is {_FREE}. For the weights count the licences of what they",
-            "were made from, and whoever passes them on answers for that:\n",
-            *lines,
-        ]
-    )
+    lines = [
+        f"## Licence\n\nThe code that made these files is under {_OWN_LICENCE}. The weights are subject to the",
+        "licences of their sources; whoever distributes the weights is responsible for them:\n",
+    ]
+    lines += [f"- {_plain(source)}: {_plain(licence)}" for source, licence in _licences(run, provenance).items()]
+    return "\n".join(lines)
 
 
 def _licences(run: "Run", provenance: dict[str, Any]) -> dict[str, str]:
-    """What the weights were made from, in this run and before it, and its licence."""
-    found = {name: data.licence for name, data in run.experiment.data.items()}
-    told = [provenance, *provenance.get("ancestors", [])]
-    for ancestor in told[1:]:
-        found |= {each["dataset"]: each["licence"] for each in ancestor["datasets"].values()}
+    """The licence of each source of the weights: data of this run and of its ancestors, and imported files."""
+    licences = {name: data.licence for name, data in run.experiment.data.items()}
+    ancestors = provenance.get("ancestors", [])
+    for ancestor in ancestors:
+        for entry in ancestor["datasets"].values():
+            licences[entry["dataset"]] = entry["licence"]
         if not ancestor["datasets"] and not ancestor["imported"]:
-            found[_run(ancestor)] = _UNKNOWN
-    imported = [each["imported"] for each in told if each.get("imported")]
-    return found | {_file(origin): "that of whoever made it; not known here" for origin in imported}
+            licences[_run_of(ancestor)] = _UNKNOWN
+    for entry in (provenance, *ancestors):
+        if entry.get("imported"):
+            licences[_file_of(entry["imported"])] = "that of its author, not known here"
+    return licences
 
 
 def _made_with(provenance: dict[str, Any]) -> str:
     last = provenance["sessions"][-1]
-    changed = {None: "", True: ", with changes that were not committed", False: ""}[last["dirty"]]
+    code = last["selfflow"]
+    if last["commit"]:
+        code += f", commit {last['commit']}"
+        code += ", with uncommitted changes" if last["dirty"] else ""
     rows = [
-        ("selfflow", f"{last['selfflow']}" + (f", commit {last['commit']}{changed}" if last["commit"] else "")),
+        ("selfflow", code),
         ("python", last["python"]),
         *last["packages"].items(),
         ("devices", ", ".join(last["devices"])),
@@ -243,25 +264,30 @@ def _made_with(provenance: dict[str, Any]) -> str:
     return f"## Made with\n\n{_table(('', ''), rows)}"
 
 
-def _run(ancestor: dict[str, Any]) -> str:
-    return f"the run {_plain(ancestor['run'].rstrip('/').rsplit('/', 1)[-1])}"  # not where it lay
+def _run_of(ancestor: dict[str, Any]) -> str:
+    """The name of a run, without the path to its folder."""
+    return f"the run {_plain(ancestor['run'].rstrip('/').rsplit('/', 1)[-1])}"
 
 
-def _file(origin: dict[str, Any]) -> str:
+def _file_of(origin: dict[str, Any]) -> str:
+    """The name of an imported file, without the path to its folder."""
     return f"{origin['file'].rsplit('/', 1)[-1]} (sha256 {origin['sha256']})"
 
 
-def _told(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     """JSON data of a setting on one line: its kind first, then its fields."""
     if not isinstance(value, dict):
         return str(value)
-    fields = [f"{name} {_told(v)}" for name, v in value.items() if name != "kind" and v not in ({}, "")]
-    return ", ".join([*([value["kind"]] if "kind" in value else []), *fields])
+    parts = [value["kind"]] if "kind" in value else []
+    for name, field in value.items():
+        if name != "kind" and field not in ({}, ""):
+            parts.append(f"{name} {_format_setting(field)}")
+    return ", ".join(parts)
 
 
-def _table(head: tuple[str, ...], rows: list[tuple]) -> str:
+def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
 
 
 def _plain(value: Any) -> str:

@@ -1,14 +1,14 @@
-"""Exported weights: a folder that needs no run and no experiment, written by `selfflow export`.
+"""Exported weights: a folder of `selfflow export` that depends on no run and no experiment.
 
-`model.safetensors` holds the weights, float32; `config.json` a `Description`; `experiment.json` the experiment of the
-run; `README.md` the card; `SHA256SUMS` the hashes of all but the card, which is there to be completed.
+`model.safetensors` holds the weights in float32, `config.json` a `Description`, `experiment.json` the experiment of the
+run, `README.md` the model card, and `SHA256SUMS` the hashes of all files but the card, which users edit.
 
-Two layouts of weights:
+There are two layouts of weights:
 
-- A SiT has that of the released checkpoint (`released_sit_weights`), projector included: `load_released_sit` reads it.
+- A SiT has that of the released checkpoint (`released_sit_weights`), with the projector: `load_released_sit` reads it.
 - A joint transformer has the dotted names of its parameters: `model.` and the path in
   `nnx.to_pure_dict(nnx.state(model))`, as in `model.double.media.qkv.kernel`, and `projector.linear1.kernel` and so on
-  for the student's head. Kernels are [inputs, outputs]; blocks of a kind are stacked along a first axis.
+  for the projector. Kernels are [inputs, outputs]; blocks of a kind are stacked along the first axis.
 """
 
 import json
@@ -34,52 +34,52 @@ from selfflow.models.projector import Projector
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.serialization import from_json
 from selfflow.training.state import flat_by_name
-from selfflow.weights import check_keys, read_weights, sha256_of
+from selfflow.weights.read import check_keys, read_weights, sha256_of
 
 WEIGHTS, CONFIG, SUMS = "model.safetensors", "config.json", "SHA256SUMS"
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What made the latents or the captions' embeddings that a model was trained on."""
+    """The encoder of the latents, or of the embeddings of captions, that a model was trained on."""
 
     settings: AnyAutoencoder | Text
-    """Its settings."""
+    """Its config."""
     identity: str
-    """Kind and hash of its weights, normalisation included; empty where the run does not tell."""
+    """Kind and hash of its weights and normalisation; empty if the run does not record it."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What `config.json` says: all that rebuilds a model, and what its inputs are."""
+    """The content of `config.json`: the shape of a model and of its inputs."""
 
     model: JointConfig | SiTConfig
-    """The shape."""
+    """Shape of the model."""
     modalities: dict[str, Modality]
-    """The latents that it takes, and how they are cut into tokens."""
+    """Shapes of latents and patches."""
     projector: bool
-    """Whether the student's head is there."""
+    """Whether the projector is included."""
     weights: Literal["ema", "student"]
-    """Which of the run's weights these are; the projector is always the student's."""
+    """Which weights of the run these are; the projector is always the student's."""
     step: int
-    """After how many updates."""
+    """Number of updates."""
     autoencoders: dict[str, Encoder]
-    """What makes the latents of each modality."""
+    """The encoder of the latents of each modality."""
     text: Encoder | None
-    """What makes the embeddings of captions."""
+    """The encoder of captions."""
     format: Literal["selfflow-1"] = "selfflow-1"
-    """Which form of folder this is."""
+    """Version of the format of the folder."""
 
 
 class Exported(NamedTuple):
     """A model from an exported folder.
 
     Attributes:
-      model: it computes as its config says; of a SiT `model.projector` is the projector, too.
-      config: its shape.
-      modalities: the latents that it takes; `modalities[name].to_tokens(latents)` cuts them.
-      projector: the student's head, or None.
-      description: all that `config.json` says.
+      model: the model; a SiT has the projector as `model.projector`, too.
+      config: shape of the model.
+      modalities: shapes of latents; `modalities[name].to_tokens(latents)` makes tokens of them.
+      projector: the student's projector, or None.
+      description: the content of `config.json`.
     """
 
     model: JointTransformer | SiT
@@ -90,29 +90,30 @@ class Exported(NamedTuple):
 
 
 def load_exported(folder: str | PathLike) -> Exported:
-    """Reads what `selfflow export` wrote, from `model.safetensors`, `config.json` and `SHA256SUMS` alone.
+    """Loads a folder of `selfflow export` from its `model.safetensors`, `config.json` and `SHA256SUMS`.
 
     Args:
       folder: the exported folder.
 
     Raises:
-      UserError: if a file is missing, damaged or not the one that was hashed, or weights are missing, too many, of
-        another shape, or not finite; the message names file and key.
+      UserError: if a file is missing, damaged or does not have its hash, or weights are missing, unknown, of another
+        shape, or not finite; the message names file and key.
     """
     folder = Path(folder)
     _verify(folder)
-    told, path = _read_description(folder / CONFIG), folder / WEIGHTS
+    description, path = _read_description(folder / CONFIG), folder / WEIGHTS
     weights = read_weights(path)
-    model, projector = (_sit_of if isinstance(told.model, SiTConfig) else _joint_of)(path, weights, told)
-    return Exported(model, told.model, told.modalities, projector, told)
+    build = _build_sit if isinstance(description.model, SiTConfig) else _build_joint
+    model, projector = build(path, weights, description)
+    return Exported(model, description.model, description.modalities, projector, description)
 
 
 def exported_layout(config: JointConfig | SiTConfig, params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters as they stand in `model.safetensors`.
+    """Parameters in the layout of `model.safetensors`.
 
     Args:
-      config: the shape.
-      params: {"model": ...}, and {"projector": ...} where there is one, as `SelfFlowObjective.init` makes them.
+      config: shape of the model.
+      params: "model", and "projector" if there is one, as in `SelfFlowObjective.init`.
 
     Returns:
       {key: float32 array}.
@@ -124,22 +125,26 @@ def exported_layout(config: JointConfig | SiTConfig, params: dict[str, Any]) -> 
 
 
 def _verify(folder: Path) -> None:
-    """Raises `UserError` unless the files that are read are those that were hashed."""
+    """Checks the hashes of the files that are read."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give one that `selfflow export` wrote")
+        raise UserError(f"{folder} is not a folder: give one that `selfflow export` wrote")
     path = folder / SUMS
     try:
         lines = path.read_text("ascii").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged ({error}): give a folder that `selfflow export` wrote") from None
-    known = dict(reversed(line.split("  ", 1)) for line in lines if re.fullmatch("[0-9a-f]{64}  .+", line))
+    hashes = {}
+    for line in lines:
+        if re.fullmatch("[0-9a-f]{64}  .+", line):
+            value, name = line.split("  ", 1)
+            hashes[name] = value
     for name in (WEIGHTS, CONFIG):
-        if name not in known:
+        if name not in hashes:
             raise UserError(f"{path} has no hash of {name}: it is damaged; copy the folder again")
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing: copy the folder again")
-        if sha256_of(folder / name) != known[name]:
-            raise UserError(f"{folder / name} is not the file that {SUMS} has the hash of: copy the folder again")
+        if sha256_of(folder / name) != hashes[name]:
+            raise UserError(f"{folder / name} does not have its hash in {SUMS}: copy the folder again")
 
 
 def _read_description(path: Path) -> Description:
@@ -150,46 +155,53 @@ def _read_description(path: Path) -> Description:
     return from_json(data, Description, str(path))
 
 
-def _sit_of(path: Path, weights: dict[str, np.ndarray], told: Description) -> tuple[SiT, Projector | None]:
-    """A SiT and its projector, of weights that are emptied on the way."""
-    config, where = told.model, path.with_name(CONFIG)
-    config.check(told.modalities, f"{where}: modalities")
-    # Before a model of any size is made: the weights tell most sizes, too.
-    found, projector = sit_config(path, weights, config.heads, config.patch_size)
+def _build_sit(path: Path, weights: dict[str, np.ndarray], description: Description) -> tuple[SiT, Projector | None]:
+    """A SiT and its projector. `weights` is emptied, so that memory holds them once."""
+    config, config_path = description.model, path.with_name(CONFIG)
+    config.check(description.modalities, f"{config_path}: modalities")
+    # Checked before a model of that size is built: weights have most sizes, too.
+    actual, projector = sit_config(path, weights, config.heads, config.patch_size)
     for name in ("width", "depth", "input_size", "channels", "labels", "learn_sigma"):
-        if getattr(config, name) != getattr(found, name):
-            raise UserError(
-                f"{where}: model.{name} is {getattr(config, name)}, but weights tell {getattr(found, name)}"
-            )
-    if not abs(config.mlp_ratio - found.mlp_ratio) * config.width <= 1:
-        raise UserError(f"{where}: model.mlp_ratio is {config.mlp_ratio}, but the weights tell {found.mlp_ratio}")
-    if projector != told.projector:
-        raise UserError(f"{where}: projector is {told.projector}, and {path.name} tells otherwise")
+        value, expected = getattr(config, name), getattr(actual, name)
+        if value != expected:
+            raise UserError(f"{config_path}: model.{name} is {value}, but that of the weights {expected}")
+    if not abs(config.mlp_ratio - actual.mlp_ratio) * config.width <= 1:
+        raise UserError(
+            f"{config_path}: model.mlp_ratio is {config.mlp_ratio}, but that of the weights {actual.mlp_ratio}"
+        )
+    if projector != description.projector:
+        raise UserError(f"{config_path}: projector is {description.projector}, but {projector} in {path.name}")
     model = sit_of(path, weights, config, projector)
     return model, model.projector
 
 
-def _joint_of(
-    path: Path, weights: dict[str, np.ndarray], told: Description
+def _build_joint(
+    path: Path, weights: dict[str, np.ndarray], description: Description
 ) -> tuple[JointTransformer, Projector | None]:
-    """A joint transformer and its projector, of weights that are emptied on the way."""
-    parts = {"model": lambda: JointTransformer(told.model, told.modalities, rngs=nnx.Rngs(0))}
-    if told.projector:
-        parts["projector"] = lambda: Projector(told.model.width, rngs=nnx.Rngs(0))
+    """A joint transformer and its projector. `weights` is emptied, so that memory holds them once."""
+    # Structures and shapes first, without arrays.
+    structures, states = {}, {}
     try:
         with nnx.use_eager_sharding(False):
-            split = {name: nnx.split(nnx.eval_shape(make)) for name, make in parts.items()}
+            model = nnx.eval_shape(
+                lambda: JointTransformer(description.model, description.modalities, rngs=nnx.Rngs(0))
+            )
+            structures["model"], states["model"] = nnx.split(model)
+            if description.projector:
+                projector = nnx.eval_shape(lambda: Projector(description.model.width, rngs=nnx.Rngs(0)))
+                structures["projector"], states["projector"] = nnx.split(projector)
     except (TypeError, ValueError, OverflowError, MemoryError) as error:  # sizes that no array can have
         raise UserError(f"{path.with_name(CONFIG)}: no model has such sizes ({type(error).__name__})") from error
-    shapes = {name: nnx.to_pure_dict(state) for name, (_, state) in split.items()}
+    shapes = {name: nnx.to_pure_dict(state) for name, state in states.items()}
     expected = flat_by_name(shapes)
-    check_keys(path, weights, expected, f"the model that {CONFIG} describes")
+    check_keys(path, weights, expected, f"the model of {CONFIG}")
     for key, leaf in expected.items():
         if weights[key].shape != leaf.shape:
-            raise UserError(f"{path}: {key} has shape {weights[key].shape}, and {CONFIG} tells {leaf.shape}")
+            raise UserError(f"{path}: {key} has shape {weights[key].shape}, but {leaf.shape} in {CONFIG}")
+    # `expected` lists the leaves in the order of the tree.
     values = iter([jnp.asarray(weights.pop(key), jnp.float32) for key in expected])
-    filled = jax.tree.map(lambda _: next(values), shapes)
-    for name, (_, state) in split.items():
-        nnx.replace_by_pure_dict(state, filled[name])
-    merged = {name: nnx.merge(graph, state) for name, (graph, state) in split.items()}
-    return merged["model"], merged.get("projector")
+    params = jax.tree.map(lambda _: next(values), shapes)
+    for name, state in states.items():
+        nnx.replace_by_pure_dict(state, params[name])
+    projector = nnx.merge(structures["projector"], states["projector"]) if description.projector else None
+    return nnx.merge(structures["model"], states["model"]), projector

@@ -11,7 +11,7 @@ from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.run.folder import import_run
 from selfflow.storage.new_folder import new_folder
-from selfflow.weights import sha256_of
+from selfflow.weights.read import sha256_of
 
 
 class ImportedRun(NamedTuple):

@@ -1,7 +1,7 @@
 """The released SiT of arXiv 2603.06507: its weights into `SiT`, and back.
 
-The layout is that of the authors' inference code. Weights change place and are transposed, and nothing else: the turns
-between their convention of time and ours are taken in `SiT.__call__`.
+The layout is that of the authors' inference code. Weights are renamed, stacked and transposed, and nothing else:
+`SiT.__call__` converts between its convention of time and that of this project.
 """
 
 import math
@@ -16,9 +16,9 @@ from flax import nnx
 
 from selfflow.errors import UserError
 from selfflow.models.sit import PATCH_SIZES, SHAPES, SiT, SiTConfig, position_embedding
-from selfflow.weights import check_keys, read_weights
+from selfflow.weights.read import check_keys, read_weights
 
-# Linear layers: their released names and ours.
+# Linear layers: released name and name in `SiT`.
 _OUTER = {
     "x_embedder.proj": "embed",
     "t_embedder.mlp.0": "time_in",
@@ -38,7 +38,13 @@ _LABELS = "y_embedder.embedding_table.weight"
 
 
 class _Place(NamedTuple):
-    """Where a released tensor stands in `nnx.to_pure_dict(nnx.state(model))`."""
+    """Where a released tensor is in `nnx.to_pure_dict(nnx.state(model))`.
+
+    Attributes:
+      path: keys of the parameter.
+      layer: index along the first axis of a stack; None if it is not stacked.
+      transposed: whether the released tensor is the transpose.
+    """
 
     path: tuple[str, ...]
     layer: int | None
@@ -48,22 +54,22 @@ class _Place(NamedTuple):
 def load_released_sit(path: str | PathLike, *, num_heads: int | None, patch_size: int = 2) -> tuple[SiT, SiTConfig]:
     """Reads the weights of a released SiT.
 
-    All other sizes are those of the weights. The model computes in float32; `model.projector` is the student's head,
-    or None where the file has none.
+    All other sizes are those of the weights. The model computes in float32; `model.projector` is the student's
+    projector, or None if the file has none.
 
     Args:
-      path: `.pt` (a dict of weights, itself or under `model` or `state_dict`; nothing in it is run) or `.safetensors`,
-        in float32, float16 or bfloat16; keys may begin with `module.`.
-      num_heads: attention heads, which weights do not show: 16 for XL; None for those of the published SiT of this
-        width.
-      patch_size: latent positions that a token spans along each axis.
+      path: `.pt` (a dict of weights, or one under `model` or `state_dict`; nothing in it is executed) or
+        `.safetensors`, in float32, float16 or bfloat16; keys may begin with `module.`.
+      num_heads: attention heads, which weights do not determine: 16 for XL; None for those of the published SiT of
+        this width.
+      patch_size: latent positions in a token along each axis.
 
     Returns:
       The model and its config.
 
     Raises:
-      UserError: if the file is damaged or of another format, holds anything but weights, lacks one or has one more, or
-        a shape, a value or the given sizes do not fit; the message names file and key.
+      UserError: if the file is damaged or of another format, has anything but weights, lacks one or has one more, or a
+        shape, a value or an argument does not fit; the message names file and key.
     """
     path = Path(path)
     weights = read_weights(path)
@@ -72,45 +78,46 @@ def load_released_sit(path: str | PathLike, *, num_heads: int | None, patch_size
 
 
 def sit_of(path: Path, weights: dict[str, np.ndarray], config: SiTConfig, projector: bool) -> SiT:
-    """A SiT of a known shape with weights in the released layout.
+    """A SiT of a given shape with weights in the released layout.
 
     Args:
-      path: the file that they were read from, for errors.
-      weights: {key: array}; emptied on the way, so that no more than one copy of the whole is held.
-      config: the shape.
-      projector: whether the student's head is among them.
+      path: of the file with the weights, for errors.
+      weights: {key: array}; emptied, so that memory holds them once.
+      config: shape of the model.
+      projector: whether the weights include the projector.
 
     Raises:
-      UserError: if one is missing, is too many or has another shape, or positions are not the computed ones.
+      UserError: if a weight is missing, unknown or of another shape, or the position embedding is not the fixed one.
     """
     graph, state = nnx.split(_abstract(config, projector))
     places = dict(_places(config, projector))
     check_keys(path, weights, {_POSITION, *places}, "a released SiT")
     _check_positions(path, weights.pop(_POSITION), config)
-    filled = nnx.to_pure_dict(state)
+    params = nnx.to_pure_dict(state)
+    # The released tensors of each parameter: one, or those of all layers.
     keys: dict[tuple[str, ...], list[str]] = {}
     for key, place in places.items():
-        shape = _at(filled, place.path).shape[0 if place.layer is None else 1 :]
-        told = shape[::-1] if place.transposed else shape
-        if weights[key].shape != told:
+        shape = _at(params, place.path).shape[0 if place.layer is None else 1 :]
+        expected = shape[::-1] if place.transposed else shape
+        if weights[key].shape != expected:
             raise UserError(
-                f"{path}: {key} has shape {weights[key].shape}, and the model's other sizes tell {told}: "
-                "they are of different models"
+                f"{path}: {key} has shape {weights[key].shape}, but {expected} by the sizes of other weights: give the "
+                "weights of one model"
             )
         keys.setdefault(place.path, []).append(key)
-    for (*parents, name), some in keys.items():
-        tensors = [weights.pop(key).T if places[key].transposed else weights.pop(key) for key in some]
-        whole = np.stack(tensors) if places[some[0]].layer is not None else tensors[0]
-        _at(filled, parents)[name] = jnp.asarray(whole, jnp.float32)
-    nnx.replace_by_pure_dict(state, filled)
+    for (*parents, name), keys_of_param in keys.items():
+        tensors = [weights.pop(key).T if places[key].transposed else weights.pop(key) for key in keys_of_param]
+        stacked = places[keys_of_param[0]].layer is not None
+        _at(params, parents)[name] = jnp.asarray(np.stack(tensors) if stacked else tensors[0], jnp.float32)
+    nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 
 
 def released_sit_weights(model: SiT) -> dict[str, np.ndarray]:
-    """The weights of a SiT in the released layout: what `load_released_sit` reads, to the bit.
+    """The weights of a SiT in the released layout, bit for bit those that `load_released_sit` reads.
 
     Args:
-      model: with a projector or without.
+      model: with or without a projector.
 
     Returns:
       {key: float32 array}, in the order of the keys.
@@ -119,7 +126,16 @@ def released_sit_weights(model: SiT) -> dict[str, np.ndarray]:
 
 
 def released_layout(state: dict[str, Any], config: SiTConfig, projector: bool) -> dict[str, np.ndarray]:
-    """The same from the parameters of a SiT, `nnx.to_pure_dict(nnx.state(model))`, without making one."""
+    """Parameters of a SiT in the released layout.
+
+    Args:
+      state: `nnx.to_pure_dict(nnx.state(model))`.
+      config: shape of the model.
+      projector: whether the parameters include the projector.
+
+    Returns:
+      {key: float32 array}, in the order of the keys.
+    """
     weights = {_POSITION: position_embedding(math.isqrt(config.tokens), config.width)[None]}
     fetched: dict[tuple[str, ...], np.ndarray] = {}
     for key, place in _places(config, projector):
@@ -131,49 +147,41 @@ def released_layout(state: dict[str, Any], config: SiTConfig, projector: bool) -
 
 
 def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int | None, patch: int) -> tuple[SiTConfig, bool]:
-    """The sizes that weights in the released layout tell, and whether there is a projector.
+    """The shape of weights in the released layout, and whether they include the projector.
+
+    Args:
+      path: of the file with the weights, for errors.
+      weights: {key: array}.
+      heads: attention heads; None for those of the published SiT of this width.
+      patch: latent positions in a token along each axis.
 
     Raises:
-      UserError: if they lack a tensor that tells one, or are not of a SiT with so many heads and such patches.
+      UserError: if a weight that determines the shape is missing, or the arguments do not fit the weights.
     """
-
-    def shape(key: str, axes: int) -> tuple[int, ...]:
-        if key not in weights:
-            raise UserError(f"{path} lacks {key}: give the weights of a released SiT")
-        if weights[key].ndim != axes or 0 in weights[key].shape:
-            raise UserError(f"{path}: {key} has shape {weights[key].shape}; give the weights of a released SiT")
-        return weights[key].shape
-
     if patch not in PATCH_SIZES:
-        raise UserError(f"patch_size is {patch}: it must be one of {PATCH_SIZES}")
-    _, tokens, _ = shape(_POSITION, 3)
-    width, token_size = shape("x_embedder.proj.weight", 2)
+        raise UserError(f"patch_size is {patch}, expected one of {PATCH_SIZES}")
+    _, tokens, _ = _shape(path, weights, _POSITION, 3)
+    width, token_size = _shape(path, weights, "x_embedder.proj.weight", 2)
     if math.isqrt(tokens) ** 2 != tokens:
-        raise UserError(f"{path}: {_POSITION} has {tokens} tokens, which form no square; only square latents are read")
+        raise UserError(
+            f"{path}: {_POSITION} has {tokens} tokens, expected a square number: give a SiT of square latents"
+        )
     if token_size % patch**2:
         raise UserError(
             f"{path}: x_embedder.proj.weight takes tokens of {token_size} elements, no multiple of patch_size {patch} "
             "squared; give the model's own patch_size"
         )
-    if heads is None:
-        published = {width: heads for _, width, heads in SHAPES.values()}
-        if width not in published:
-            raise UserError(
-                f"{path} of width {width} is none of the published SiTs, and weights do not tell their heads: "
-                "--num-heads"
-            )
-        heads = published[width]
-    if heads < 1 or width % heads or width % 4:
-        raise UserError(f"{path}: width {width} is not divided by 4 and by num_heads {heads}; give the model's own")
-    outputs = shape("final_layer.linear.weight", 2)[0]
+    heads = _heads(path, width, heads)
+    outputs, _ = _shape(path, weights, "final_layer.linear.weight", 2)
     if outputs not in (token_size, 2 * token_size):
         raise UserError(
-            f"{path}: final_layer.linear.weight has {outputs} rows, neither {token_size} nor {2 * token_size}: "
-            "it is of another model"
+            f"{path}: final_layer.linear.weight has {outputs} rows, expected {token_size} or {2 * token_size}: give "
+            "the weights of a released SiT"
         )
-    # Counted, not read off the highest number: a missing block is then named as such.
+    # Counted, not the highest index: a missing block is then named in the error.
     depth = max(1, len({key.split(".")[1] for key in weights if key.startswith("blocks.")}))
-    hidden, labels = shape("blocks.0.mlp.fc1.weight", 2)[0], shape(_LABELS, 2)[0] - 1
+    hidden, _ = _shape(path, weights, "blocks.0.mlp.fc1.weight", 2)
+    embeddings, _ = _shape(path, weights, _LABELS, 2)
     try:
         config = SiTConfig(
             width=width,
@@ -183,12 +191,35 @@ def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int | None, pa
             patch_size=patch,
             input_size=math.isqrt(tokens) * patch,
             channels=token_size // patch**2,
-            labels=labels,
+            labels=embeddings - 1,  # the last means no label
             learn_sigma=outputs == 2 * token_size,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return config, any(key.startswith("projector.") for key in weights)
+
+
+def _shape(path: Path, weights: dict[str, np.ndarray], key: str, axes: int) -> tuple[int, ...]:
+    if key not in weights:
+        raise UserError(f"{path} lacks {key}: give the weights of a released SiT")
+    shape = weights[key].shape
+    if len(shape) != axes or 0 in shape:
+        raise UserError(f"{path}: {key} has shape {shape}, expected {axes} axes: give the weights of a released SiT")
+    return shape
+
+
+def _heads(path: Path, width: int, heads: int | None) -> int:
+    if heads is None:
+        published = {width: heads for _, width, heads in SHAPES.values()}
+        if width not in published:
+            raise UserError(
+                f"{path} has width {width}, which no published SiT has, and weights do not determine the number of "
+                "heads: give --num-heads"
+            )
+        heads = published[width]
+    if heads < 1 or width % heads or width % 4:
+        raise UserError(f"{path}: width {width} is not a multiple of 4 and of num_heads {heads}; give the model's own")
+    return heads
 
 
 def _abstract(config: SiTConfig, projector: bool) -> SiT:
@@ -197,11 +228,11 @@ def _abstract(config: SiTConfig, projector: bool) -> SiT:
 
 
 def _places(config: SiTConfig, projector: bool) -> Iterator[tuple[str, _Place]]:
-    """Released keys and where they stand; the layers of a stack in order."""
+    """Released keys and their places; the layers of a stack in order."""
 
-    def linear(released: str, ours: tuple[str, ...], layer: int | None = None):
-        yield f"{released}.weight", _Place((*ours, "kernel"), layer, True)
-        yield f"{released}.bias", _Place((*ours, "bias"), layer, False)
+    def linear(released: str, path: tuple[str, ...], layer: int | None = None):
+        yield f"{released}.weight", _Place((*path, "kernel"), layer, True)
+        yield f"{released}.bias", _Place((*path, "bias"), layer, False)
 
     yield _LABELS, _Place(("label_embedding",), None, False)
     for released, name in _OUTER.items():
@@ -213,14 +244,14 @@ def _places(config: SiTConfig, projector: bool) -> Iterator[tuple[str, _Place]]:
         yield from linear(f"projector.{name}", ("projector", name))
 
 
-def _check_positions(path: Path, given: np.ndarray, config: SiTConfig) -> None:
+def _check_positions(path: Path, positions: np.ndarray, config: SiTConfig) -> None:
+    """Checks that the position embedding is the fixed one, which `SiT` computes."""
     expected = position_embedding(math.isqrt(config.tokens), config.width)[None]
-    # Positions are no parameter: they are computed. Half precision rounds them.
-    tolerance = 1e-5 if given.dtype == np.float32 else 5e-3
-    if given.shape != expected.shape or np.abs(given.astype(np.float32) - expected).max() > tolerance:
+    tolerance = 1e-5 if positions.dtype == np.float32 else 5e-3  # half precision rounds
+    if positions.shape != expected.shape or np.abs(positions.astype(np.float32) - expected).max() > tolerance:
         raise UserError(
-            f"{path}: {_POSITION} is not the sine-cosine embedding (column first, then row) of "
-            f"{config.tokens} tokens and width {config.width}; positions that were trained or scaled are not read"
+            f"{path}: {_POSITION} is not the sine-cosine embedding (column first, then row) of {config.tokens} tokens "
+            f"and width {config.width}; trained or scaled position embeddings are not supported"
         )
 
 

@@ -105,7 +105,7 @@ class ReconstructionObjective:
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latent of one sample [T, H, W, 3] or [T, 1]."""
         sizes = (media[0] + self.network.causal_padding, *media[1:-1])
-        return (*(size // n for size, n in zip(sizes, self.network.cell, strict=True)), self.network.channels)
+        return (*(size // n for size, n in zip(sizes, self.network.downsampling, strict=True)), self.network.channels)
 
     def loss(
         self, params: dict[str, Any], frozen: Any, batch: dict[str, Any], keys_B: Any, draw: dict[str, Array]
@@ -132,11 +132,11 @@ class ReconstructionObjective:
         """Each term of the reconstruction error, of media in [-1, 1]."""
         error = decoded - x
         terms = {"squared": _mean(jnp.square(error)), "absolute": _mean(jnp.abs(error))}
-        if self.network.pictures and self.weights.gradient:
+        if self.network.is_visual and self.weights.gradient:
             axes = [axis for axis in (1, 2, 3) if x.shape[axis] > 1]
             total_B = sum(_mean(jnp.abs(jnp.diff(error, axis=axis))) for axis in axes)
             terms["gradient"] = total_B / max(len(axes), 1)
-        if not self.network.pictures and self.weights.spectral:
+        if not self.network.is_visual and self.weights.spectral:
             terms["spectral"] = self._spectral(x, decoded)
         return terms
 

@@ -1,35 +1,34 @@
-"""What is compared: scores of members by arm and seed, each arm held against the baseline."""
+"""What a report compares: scores of finished runs by arm and seed, and their differences to the baseline."""
 
 import json
 import math
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from selfflow.errors import UserError
-from selfflow.report.probes import OWN, in_words, question_of
+from selfflow.evaluation.metrics import metric_of
+from selfflow.evaluation.metrics.metric import Metric
+from selfflow.report.probes import END_OF_RUN, ProbeKey, describe, key_of
 from selfflow.report.settings import differences, other_tasks
 from selfflow.report.study import Member, Study
 from selfflow.representation.comparison import Method, compare_to_baseline
 from selfflow.representation.probes.probe_run import Row, best
 
 FEW = 5  # seeds; an arm with fewer is exploratory
-_LOWER = ("kid", "frechet")
-_HIGHER = ("precision", "recall", "world", "synchrony")
-_NAMED = {"physics/audio_match_auc": "own sound, not another's: AUC", "synchrony": "onsets with motion: correlation"}
-_BESIDE = ("raw latents", "frame differences", "log-mel mean", "true kinematics, boosted trees")
+_SUMMARY_REFERENCES = ("raw latents", "frame differences", "log-mel mean", "true kinematics, boosted trees")
+_SAMPLE_REFERENCES = ("real clips", "real, decoded", "noise")
 
 
 class Measure(NamedTuple):
-    """One number of every member.
+    """One number of each finished run.
 
     Attributes:
-      group: the table that it stands in.
+      group: title of its table.
       name: of its column.
-      detail: what it is, in a line.
-      better: which way is better; empty where neither is, as between losses of two tasks.
-      methods: arms with their scores, in the order of the study; those that have none are left out.
-      beside: what it is to be held beside, such as chance, by name.
+      detail: definition, in a line.
+      better: the direction of better values; empty if there is none, as between losses of two tasks.
+      methods: arms with their scores, in the order of the study, without those that have none.
+      references: values to compare with, such as chance, by name.
     """
 
     group: str
@@ -37,197 +36,215 @@ class Measure(NamedTuple):
     detail: str
     better: Literal["lower", "higher", ""]
     methods: list[Method]
-    beside: dict[str, float]
+    references: dict[str, float]
 
 
 def verdict(measure: Measure, method: Method) -> str:
-    """What a difference to the baseline shows, in words; empty where there is none."""
-    found = method.difference
-    if found is None:
+    """What the difference of an arm to the baseline shows; empty if it has none."""
+    difference = method.difference
+    if difference is None:
         return ""
-    if found.low is None:
+    if difference.low is None:
         return "one seed: no interval"
-    if found.low == found.high:
-        return "no difference shown" if found.difference == 0 else "the same in every seed: no interval"
-    if found.low <= 0 <= found.high:
+    if difference.low == difference.high:
+        return "no difference shown" if difference.difference == 0 else "equal in every seed: no interval"
+    if difference.low <= 0 <= difference.high:
         return "no difference shown"
-    way = "lower" if found.high < 0 else "higher"
-    return f"{way} ({'better' if way == measure.better else 'worse'})" if measure.better else way
+    direction = "lower" if difference.high < 0 else "higher"
+    if not measure.better:
+        return direction
+    return f"{direction} ({'better' if direction == measure.better else 'worse'})"
 
 
-def exploratory(method: Method) -> bool:
-    """Whether a mean or its difference is of too few seeds for a headline."""
-    return (method.difference or method.mean).n < FEW  # of a difference fewer seeds than of its mean
+def is_exploratory(method: Method) -> bool:
+    """Whether the difference to the baseline, or without one the mean, has fewer than `FEW` seeds."""
+    return (method.difference or method.mean).n < FEW
 
 
-def shown(measure: Measure, method: Method) -> bool:
-    """Whether the interval of a difference excludes 0."""
+def excludes_zero(measure: Measure, method: Method) -> bool:
+    """Whether the interval of the difference to the baseline excludes 0."""
     return verdict(measure, method).startswith(("lower", "higher"))
 
 
 def measures(study: Study, rows: Iterable[Row]) -> tuple[list[Measure], list[str]]:
-    """All that is measured of the members that are done; and what was left out, and why.
+    """All measures of the finished runs, and notes about scores that are left out.
 
     Args:
       study: the runs.
-      rows: of their probes, as `probe_rows` gives them.
+      rows: of their probes, from `probe_rows`.
 
     Raises:
-      UserError: if a file of a member is damaged.
+      UserError: if a file of a run is damaged.
     """
     notes: list[str] = []
-    found = [*_probes(study, rows, notes), *_losses(study, notes), *_evaluations(study, notes)]
-    return found, notes
+    return [*_probes(study, list(rows), notes), *_losses(study, notes), *_evaluations(study, notes)], notes
 
 
-def _measure(
-    study: Study,
-    about: tuple[str, str, str, str],
-    scores: Iterable[tuple[Member, float | None]],
-    beside: dict[str, list[float]],
-    notes: list[str],
-) -> list[Measure]:
-    """A measure of the scores that are numbers; none where there is none."""
-    group, name, detail, better = about
+def _compare(
+    study: Study, measure: Measure, scores: Iterable[tuple[Member, float | None]], notes: list[str]
+) -> Iterable[Measure]:
+    """The measure with the methods of all scores that are finite; nothing if there are none."""
     by_arm: dict[str, dict[int, float]] = {}
     for member, score in scores:
         if score is None:
             continue
-        if not math.isfinite(score):
-            notes.append(f"{member.name}: its {group.lower()}, {name}, is {score}, and in no mean")
-            continue
-        by_arm.setdefault(member.arm, {})[member.seed] = score
-    if not by_arm:
-        return []
-    ordered = {arm: by_arm[arm] for arm in study.arms if arm in by_arm}
-    methods = compare_to_baseline(ordered, study.baseline)
-    means = {key: sum(values) / len(values) for key, values in beside.items() if values}
-    return [Measure(group, name, detail, better, methods, means)]
+        if math.isfinite(score):
+            by_arm.setdefault(member.arm, {})[member.seed] = score
+        else:
+            notes.append(f"{member.name}: {measure.group.lower()}, {measure.name} is {score} and in no mean")
+    if by_arm:
+        ordered = {arm: by_arm[arm] for arm in study.arms if arm in by_arm}
+        yield measure._replace(methods=compare_to_baseline(ordered, study.baseline))
 
 
 def _losses(study: Study, notes: list[str]) -> Iterable[Measure]:
-    """Flow losses of the EMA over their linear baselines, by set and modality."""
-    told = (
-        "flow loss of the EMA on held-out clips over its linear baseline, which the best guess without structure costs"
-    )
+    """Flow losses of the EMA, normalised by the linear baseline, by component and modality."""
     differing = differences(study)
-    for name in dict.fromkeys(key for member in study.done() for key in member.keys("flow_loss")):
+    names: dict[str, None] = {}
+    for member in study.done():
+        names.update(dict.fromkeys(member.keys("flow_loss")))
+    for name in names:
         scores = [(member, member.score("flow_loss", name, "normalised_loss")) for member in study.done()]
-        # Less of a loss is no better where it is the loss of an easier task.
+        detail = "flow loss of the EMA on held-out clips / flow loss of the best per-channel linear predictor"
+        # A lower loss is not better if the task is easier.
         tasks = other_tasks(differing, name.split("/")[0])
-        detail = f"{told}; each arm on its own task, for they differ in {', '.join(tasks)}" if tasks else told
-        about = ("Flow loss", name, detail, "" if tasks else "lower")
-        yield from _measure(study, about, scores, {"linear_baseline": [1.0]}, notes)
+        if tasks:
+            detail += f"; each arm on its own task, as they differ in {', '.join(tasks)}"
+        measure = Measure("Flow loss", name, detail, "" if tasks else "lower", [], {"linear baseline": 1.0})
+        yield from _compare(study, measure, scores, notes)
 
 
-def _probes(study: Study, rows: Iterable[Row], notes: list[str]) -> Iterable[Measure]:
-    """Probe scores, the layer and the tau chosen on validation for each run."""
+def _probes(study: Study, rows: list[Row], notes: list[str]) -> Iterable[Measure]:
+    """Probe scores; layer and tau are chosen on validation for each run."""
     members = {member.name: member for member in study.done()}
-    rows = list(rows)
-    for question in dict.fromkeys(map(question_of, rows)):
-        asked = [row for row in rows if question_of(row) == question]
-        of = {weights: _chosen([row for row in asked if row.weights == weights]) for weights in ("ema", "untrained")}
-        name = f"{question.target} from {question.source.replace('+', ' + ')}"
-        if not of["ema"]:
-            notes.append(f"{name}, {in_words(question)}: validation chose no layer of the EMA; see the probe curves")
-            continue
-        taus = sorted({row.tau for row in asked})
-        detail = f"{in_words(question)}; the layer chosen on validation, tau {', '.join(f'{tau:g}' for tau in taus)}"
-        if len({frozenset(row.tau for row in asked if row.run == run) for run in {row.run for row in asked}}) > 1:
-            detail += " (not of every run: validation chose from what there is)"
-        beside = {"chance": [row.chance for row in asked if row.chance > 0]}
-        column = f"{question.target}/{question.source.replace('video+audio', 'both')}"
-        if question.probe == OWN:
-            for kind in _BESIDE:
-                values = [member.score("probes", kind, column, "test") for member in members.values()]
-                beside[kind] = [value for value in values if value is not None]
-        beside["untrained network"] = [row.test for row in of["untrained"] if math.isfinite(row.test)]
-        scores = [(members[row.run], row.test) for row in of["ema"]]
-        yield from _measure(study, ("Probes", name, detail, "higher"), scores, beside, notes)
-
-
-def _chosen(rows: list[Row]) -> list[Row]:
-    """One row of each run: that which validation chose, or the only one there is."""
-    counts: dict[str, int] = {}
+    rows_by_key: dict[ProbeKey, list[Row]] = {}
     for row in rows:
-        counts[row.run] = counts.get(row.run, 0) + 1
-    return [*best([row for row in rows if not math.isnan(row.validation)])] or [
-        row for row in rows if counts[row.run] == 1
-    ]
+        rows_by_key.setdefault(key_of(row), []).append(row)
+    for key, rows_of_key in rows_by_key.items():
+        name = f"{key.target} from {key.source.replace('+', ' + ')}"
+        trained = _chosen(row for row in rows_of_key if row.weights == "ema")
+        untrained = _chosen(row for row in rows_of_key if row.weights == "untrained")
+        if not trained:
+            notes.append(f"{name}, {describe(key)}: validation chose no layer of the EMA; see the probe curves")
+            continue
+        references = {"chance": [row.chance for row in rows_of_key if row.chance > 0]}
+        if key.probe == END_OF_RUN:
+            column = f"{key.target}/{key.source.replace('video+audio', 'both')}"
+            for kind in _SUMMARY_REFERENCES:
+                values = [member.score("probes", kind, column, "test") for member in members.values()]
+                references[kind] = [value for value in values if value is not None]
+        references["untrained network"] = [row.test for row in untrained if math.isfinite(row.test)]
+        measure = Measure("Probes", name, _probe_detail(key, rows_of_key), "higher", [], _means(references))
+        yield from _compare(study, measure, [(members[row.run], row.test) for row in trained], notes)
+
+
+def _probe_detail(key: ProbeKey, rows: list[Row]) -> str:
+    taus_by_run: dict[str, set[float]] = {}
+    for row in rows:
+        taus_by_run.setdefault(row.run, set()).add(row.tau)
+    taus = sorted(set.union(*taus_by_run.values()))
+    detail = f"{describe(key)}; layer chosen on validation, tau {', '.join(f'{tau:g}' for tau in taus)}"
+    if any(taus_of_run != set(taus) for taus_of_run in taus_by_run.values()):
+        detail += " (not of every run: validation chose from those available)"
+    return detail
+
+
+def _chosen(rows: Iterable[Row]) -> list[Row]:
+    """One row of each run: the best on validation, or the only one if none was validated."""
+    rows = list(rows)
+    validated = [row for row in rows if not math.isnan(row.validation)]
+    if validated:
+        return list(best(validated))
+    runs = [row.run for row in rows]
+    return [row for row in rows if runs.count(row.run) == 1]
 
 
 def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
-    """Distances and rates of `selfflow evaluate`, at the last step of each member."""
-    found: dict[tuple, dict[str, dict[str, Any]]] = {}
-    for member in study.done():
-        for result in _evaluated(member, notes):
-            # Evaluated again with other features it has other numbers, which stand beside those of before.
-            known = found.setdefault(_kind(result), {}).setdefault(member.name, result)
-            for part in ("rows", "checked"):
-                for row, numbers in result.get(part, {}).items():
-                    known.setdefault(part, {}).setdefault(row, {}).update(numbers)
+    """Distances and rates of `selfflow evaluate`, at the last step of each run."""
     members = {member.name: member for member in study.done()}
+    results_by_kind: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for member in members.values():
+        for result in _results_of(member, notes):
+            # A later evaluation of the same kind with other features adds its numbers to the earlier ones.
+            merged = results_by_kind.setdefault(_kind(result), {}).setdefault(member.name, result)
+            for part in ("rows", "counts"):
+                for row, numbers in result.get(part, {}).items():
+                    merged.setdefault(part, {}).setdefault(row, {}).update(numbers)
     own_layer = False
-    for by_member in found.values():
-        first = next(iter(by_member.values()))
-        given = f", given {' '.join(map(str, first['context']))}" if first.get("context") else ""
-        about = f"{first['component']}: {first.get('modality') or 'all'}{given}"
-        names = dict.fromkeys(name for one in by_member.values() for name in one["rows"]["samples"])
+    for results in results_by_kind.values():
+        names: dict[str, None] = {}
+        for result in results.values():
+            names.update(dict.fromkeys(result["rows"]["samples"]))
         for name in names:
-            head, _, rest = name.partition("/")
-            if "layer" in rest:
-                own_layer = True  # the features of each run are others: no two runs can be compared
-                continue
-            if head not in (*_LOWER, *_HIGHER):
-                continue
-            checked = [one.get("checked", {}).get("samples", {}).get(rest) for one in by_member.values()]
-            applies = sorted({n for n in checked if isinstance(n, int)})
-            on = f", of {'-'.join(map(str, {applies[0]: 0, applies[-1]: 0}))} that it applies to" if applies else ""
-            detail = f"{about}; {first['samples']} samples of the {first['weights']}{on}"
-            looked = rest.removeprefix("FD-").replace("/", " ")
-            label = {"kid": f"KID {looked}", "frechet": f"FD {looked}", "world": f"law: {rest}"}.get(
-                head, f"{head} {looked}"
-            )
-            label = _NAMED.get(name, label)
-            scores = [(members[run], _number(one["rows"]["samples"].get(name))) for run, one in by_member.items()]
-            beside = {
-                row: [v for one in by_member.values() if (v := _number(one["rows"].get(row, {}).get(name))) is not None]
-                for row in ("real clips", "real, decoded", "noise")
-            }
-            better = "lower" if head in _LOWER else "higher"
-            yield from _measure(study, (f"Samples, {about}", label, detail, better), scores, beside, notes)
+            metric = metric_of(name)
+            if "layer" in name.partition("/")[2]:
+                own_layer = True
+            elif metric is not None:
+                scores = [
+                    (members[run], _number(result["rows"]["samples"].get(name))) for run, result in results.items()
+                ]
+                yield from _compare(study, _sample_measure(name, metric, list(results.values())), scores, notes)
     if own_layer:
-        notes.append("distances between features of a run's own layer compare no two runs, and stand in no table")
+        notes.append("distances between features of a run's own layer are not comparable between runs: in no table")
 
 
-def _evaluated(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
-    """What `RUN/evaluations` tells of the member's last step, oldest first."""
-    files = sorted((member.run.path / "evaluations").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    for path in files:
+def _sample_measure(name: str, metric: Metric, results: list[dict[str, Any]]) -> Measure:
+    """The measure of a number of samples, from all results that have it, without scores."""
+    first = results[0]
+    context = f", given {' '.join(map(str, first['context']))}" if first.get("context") else ""
+    samples = f"{first['component']}: {first.get('modality') or 'all'}{context}"
+    detail = f"{samples}; {metric.unit}; {first['samples']} samples of the {first['weights']}"
+    counts = [result.get("counts", {}).get("samples", {}).get(name) for result in results]
+    counts = sorted({count for count in counts if isinstance(count, int)})
+    if counts:
+        applicable = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+        detail += f"; applies to {applicable}"
+    references = {}
+    for row in _SAMPLE_REFERENCES:
+        values = [_number(result["rows"].get(row, {}).get(name)) for result in results]
+        references[row] = [value for value in values if value is not None]
+    return Measure(f"Samples, {samples}", _label(name, metric), detail, metric.better, [], _means(references))
+
+
+def _label(name: str, metric: Metric) -> str:
+    """Such as "KID LogMel audio", "physics: time" or "audio match"."""
+    part = name.removeprefix(metric.name).removeprefix("/")
+    if metric.needs == "features":
+        return f"{metric.title} {part.removeprefix('FD-').replace('/', ' ')}"
+    return f"{metric.title}: {part}" if part else metric.title
+
+
+def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
+    """The results in `RUN/evaluations` of the run's last step, oldest first."""
+    folder = member.run.path / "evaluations"
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
+        if path.name.startswith("calibration"):
+            continue  # of the verifier, without samples
         try:
             result = json.loads(path.read_text())
-            if path.name.startswith("calibration"):
-                continue  # of the verifier, and of no samples
             step = result["step"]
-            for row in (*result["rows"].values(), *result.get("checked", {}).values()):
+            for row in (*result["rows"].values(), *result.get("counts", {}).values()):
                 row.keys()
-            result["rows"]["samples"], result["component"], result["samples"], result["weights"]
+            for name in ("component", "samples", "weights"):
+                result[name]
+            result["rows"]["samples"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged ({error!r}): evaluate the run again, or take it away") from error
+            raise UserError(f"{path} is damaged ({error!r}): evaluate the run again, or remove the file") from error
         if step == member.summary["steps"]:
             yield result
         else:
-            notes.append(f"{_below(path, member)}: of step {step}, which is not the last step of {member.name}")
-
-
-def _below(path: Path, member: Member) -> str:
-    return f"{member.name}/{path.relative_to(member.run.path)}"
+            file = f"{member.name}/{path.relative_to(member.run.path)}"
+            notes.append(f"{file}: of step {step}, not the last step of {member.name}")
 
 
 def _kind(result: dict[str, Any]) -> tuple:
-    """What must be alike for numbers of samples to be compared; later ones of a kind take the place of earlier ones."""
-    fields = ("component", "modality", "context", "samples", "seed", "weights", "sampler", "against", "reference")
+    """The fields in which results must agree for their numbers to be comparable."""
+    fields = ("component", "modality", "context", "samples", "seed", "weights", "sampler", "reference_set", "reference")
     return tuple(json.dumps(result.get(field), sort_keys=True) for field in fields)
+
+
+def _means(values_by_name: Mapping[str, list[float]]) -> dict[str, float]:
+    return {name: sum(values) / len(values) for name, values in values_by_name.items() if values}
 
 
 def _number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""The probes of a study: the rows of `selfflow probe` that are found, and the table that runs end with."""
+"""The probe rows of a study: from the CSV files of `selfflow probe` and from the table in `summary.json`."""
 
 import csv
 import math
@@ -13,13 +13,13 @@ from selfflow.representation.comparison import read_rows
 from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.table import REGRESSED
 
+END_OF_RUN = "end-of-run"  # the name of the probe in `summary.json`
 _BLOCK = re.compile(r"(trained|untrained network), block (\d+)")
 _WEIGHTS = {"trained": "ema", "untrained network": "untrained"}
-OWN = "end-of-run"  # what stands as the probe of the table in summary.json
 
 
-class Question(NamedTuple):
-    """What a probe was asked: rows that are alike in this may be compared."""
+class ProbeKey(NamedTuple):
+    """The fields in which probe rows must agree for their scores to be comparable."""
 
     target: str
     source: str
@@ -29,61 +29,69 @@ class Question(NamedTuple):
     train_n: int
 
 
-def question_of(row: Row) -> Question:
-    """What the row answers."""
-    return Question(row.target, row.source, row.probe, row.metric, row.split, row.train_n)
+def key_of(row: Row) -> ProbeKey:
+    """The key of a row."""
+    return ProbeKey(row.target, row.source, row.probe, row.metric, row.split, row.train_n)
 
 
-def in_words(question: Question) -> str:
-    """A question in words."""
-    clips = f", {question.train_n} to fit" if question.train_n else ""
-    metric = question.metric.replace("_", " ").replace("r2", "R²")
-    return f"{metric} of the {question.probe} probe, {question.split} split{clips}"
+def describe(key: ProbeKey) -> str:
+    """Metric, probe and split in words."""
+    metric = key.metric.replace("_", " ").replace("r2", "R²")
+    clips = f", fitted on {key.train_n}" if key.train_n else ""
+    return f"{metric} of the {key.probe} probe, {key.split} split{clips}"
 
 
 def probe_rows(study: Study, files: Sequence[Path] = ()) -> tuple[list[Row], list[str]]:
-    """The probe rows of members that are done, their arms as methods; and what was left out, and why.
+    """The probe rows of finished runs, with arms as methods.
 
     Args:
       study: the runs.
       files: CSV files of `selfflow probe`, besides those in the folders of the study.
 
+    Returns:
+      The rows, and notes about rows that are left out.
+
     Raises:
-      UserError: if a file is damaged, or one of `files` is none of `selfflow probe`.
+      UserError: if a file is damaged, or one of `files` is not of `selfflow probe`.
     """
+    for path in files:
+        if not _has_probe_rows(path):
+            raise UserError(f"{path} has no rows of `selfflow probe`: give a file that its --csv wrote")
     done = {member.name: member for member in study.done()}
-    rows = {_identity(row): row for member in study.done() for row in _own_rows(member)}
-    if other := [path for path in files if not _of_probes(path)]:
-        raise UserError(f"{other[0]} holds no rows of `selfflow probe`: give a file that its --csv wrote")
+    # A later row replaces an earlier one of the same probe.
+    rows: dict[tuple, Row] = {}
+    for member in done.values():
+        for row in _summary_rows(member):
+            rows[_identity(row)] = row
     notes: list[str] = []
-    for path in [*_found(study), *files]:
-        foreign, old = set(), set()
+    for path in [*_files_of(study), *files]:
+        other_runs, other_steps = set(), set()
         for row in read_rows(path):
             member = done.get(row.run)
             if member is None:
-                foreign.add(row.run)
+                other_runs.add(row.run)
             elif row.weights != "untrained" and row.step != member.summary["steps"]:
-                old.add(f"{row.run} at step {row.step}")
+                other_steps.add(f"{row.run} at step {row.step}")
             else:
                 row = row._replace(method=member.arm, seed=member.seed)
                 rows[_identity(row)] = row
-        if foreign:
-            notes.append(f"{path}: rows of {', '.join(sorted(foreign))}, which is no member that is done")
-        if old:
-            notes.append(f"{path}: rows of {', '.join(sorted(old))}, which is not its last step")
+        if other_runs:
+            notes.append(f"{path}: rows of {', '.join(sorted(other_runs))}, not a finished run of this study")
+        if other_steps:
+            notes.append(f"{path}: rows of {', '.join(sorted(other_steps))}, not the last step of the run")
     return list(rows.values()), notes
 
 
-def _found(study: Study) -> list[Path]:
-    """Files of probe rows in the study's folder, below it, and in its runs."""
+def _files_of(study: Study) -> list[Path]:
+    """CSV files with probe rows in the folder of the study and in those of its runs."""
     folders = [member.run.path / "probes" for member in study.done()]
     if len(study.members) > 1:
         folders = [study.folder, study.folder / "probes", *folders]
-    return [path for folder in folders for path in sorted(folder.glob("*.csv")) if _of_probes(path)]
+    return [path for folder in folders for path in sorted(folder.glob("*.csv")) if _has_probe_rows(path)]
 
 
-def _of_probes(path: Path) -> bool:
-    """Whether a file begins as `selfflow probe` begins them; other tables may lie in a folder."""
+def _has_probe_rows(path: Path) -> bool:
+    """Whether a CSV file has the columns of `selfflow probe`; other tables may be in a folder."""
     try:
         with path.open(newline="", errors="replace") as file:
             return next(csv.reader(file), []) == list(Row._fields)
@@ -92,40 +100,43 @@ def _of_probes(path: Path) -> bool:
 
 
 def _identity(row: Row) -> tuple:
-    return (row.run, row.weights, question_of(row), row.tau, row.layer)
+    return (row.run, row.weights, key_of(row), row.tau, row.layer)
 
 
-def _own_rows(member: Member) -> Iterable[Row]:
-    """The table of `summary.json` as rows."""
+def _summary_rows(member: Member) -> Iterable[Row]:
+    """The probe table of `summary.json` as rows."""
     settings = member.run.experiment.final_evaluation
     for name in member.keys("probes"):
-        if not (match := _BLOCK.fullmatch(name)):
+        match = _BLOCK.fullmatch(name)
+        if not match:
             continue
         for column in member.keys("probes", name):
             target, _, source = column.partition("/")
-            scores = [member.score("probes", name, column, split) for split in ("validation", "test")]
-            if None in scores:
-                raise UserError(f"{member.run.path}/summary.json is damaged: probes.{name}.{column}: restore it")
-            chance = member.score("probes", "chance", column, "test") or 0.0
-            weights, nan = _WEIGHTS[match[1]], math.nan
+            validation = member.score("probes", name, column, "validation")
+            test = member.score("probes", name, column, "test")
+            if validation is None or test is None:
+                raise UserError(
+                    f"{member.run.path}/summary.json is damaged: probes.{name}.{column}: restore it from a copy"
+                )
             yield Row(
-                member.name,
-                member.arm,
-                member.seed,
-                member.summary["steps"],
-                weights,
-                target,
-                source.replace("both", "video+audio"),
-                settings.probe_tau,
-                int(match[2]),
-                OWN,
-                "r2" if target in REGRESSED else "balanced_accuracy",
-                nan,
-                *scores,
-                nan,
-                nan,
-                chance,
-                "test",
-                settings.probe_clips if target != "position" else 0,
-                0,
+                run=member.name,
+                method=member.arm,
+                seed=member.seed,
+                step=member.summary["steps"],
+                weights=_WEIGHTS[match[1]],
+                target=target,
+                source=source.replace("both", "video+audio"),
+                tau=settings.probe_tau,
+                layer=int(match[2]),
+                probe=END_OF_RUN,
+                metric="r2" if target in REGRESSED else "balanced_accuracy",
+                setting=math.nan,
+                validation=validation,
+                test=test,
+                low=math.nan,
+                high=math.nan,
+                chance=member.score("probes", "chance", column, "test") or 0.0,
+                split="test",
+                train_n=settings.probe_clips if target != "position" else 0,
+                test_n=0,
             )

@@ -1,4 +1,4 @@
-"""Samples of a study, small enough to stand inside a page: films with their sound, sounds, pictures."""
+"""Samples of a study, embedded in the page: videos with their audio, audio, images."""
 
 import base64
 import io
@@ -9,118 +9,139 @@ from typing import NamedTuple
 
 from selfflow.report.study import Member, Study
 
-_KINDS = {".mp4": "video/mp4", ".wav": "audio/wav", ".png": "image/png"}
+_TYPES = {".mp4": "video/mp4", ".wav": "audio/wav", ".png": "image/png"}
 _NUMBER = re.compile(r"(?:(.*)_)?(\d+)")
+_SHEET_WIDTH = 400  # an image that is wider is a sheet of several samples
 
 
 class Sample(NamedTuple):
-    """One film, sound or picture.
+    """One video, audio clip or image.
 
     Attributes:
-      member: whose.
-      title: the component or case, and its number.
-      kind: media type.
+      member: the run that drew it.
+      title: component or case, and number.
+      media_type: of the file.
       data: the file as a data URI.
-      poster: of a film its first frame, as a data URI; else empty.
-      size: width and height of films and pictures.
+      poster: first frame of a video as a data URI; else empty.
+      size: width and height of a video or image, in pixels.
     """
 
     member: Member
     title: str
-    kind: str
+    media_type: str
     data: str
     poster: str
     size: tuple[int, int]
 
+    @property
+    def is_sheet(self) -> bool:
+        """Whether this is an image of several samples."""
+        return self.media_type == "image/png" and self.size[0] > _SHEET_WIDTH
 
-def chosen_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sample], list[str]]:
-    """Samples of the first member of each arm that has any: as many of every arm, until the limit is reached.
+
+class _File(NamedTuple):
+    """A candidate; those of lower rank are embedded first."""
+
+    rank: int
+    member: Member
+    title: str
+    path: Path
+
+
+def select_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sample], list[str]]:
+    """Samples of the first run of each arm that has any: equally many of every arm, up to the limit of size.
 
     Args:
       study: the runs.
-      count: clips of each component or case of an arm, besides its sheets of all.
-      megabytes: what all of them may take in the page.
+      count: clips of each component or case of an arm, besides its sheets.
+      megabytes: limit on the size of all of them in the page.
 
     Returns:
-      Them, arm by arm, and what was left out, and why.
+      The samples, arm by arm, and notes about those that are left out.
     """
     notes: list[str] = []
-    wanted = [item for arm in study.arms for item in _of_arm(study.done(arm), arm, count, notes)]
-    taken: list[tuple[int, Sample]] = []
-    left, out = megabytes * 1e6, 0
-    for number, (_, member, title, path) in sorted(enumerate(wanted), key=lambda item: (item[1][0], item[0])):
-        encoded = 4 * -(-path.stat().st_size // 3)
+    files: list[_File] = []
+    for arm in study.arms:
+        files.extend(_files_of_arm(study.done(arm), arm, count, notes))
+    samples: dict[int, Sample] = {}
+    left, omitted = megabytes * 1e6, 0
+    for index in sorted(range(len(files)), key=lambda index: files[index].rank):
+        file = files[index]
+        encoded = 4 * -(-file.path.stat().st_size // 3)  # in base64
         if encoded > left:
-            out += 1
+            omitted += 1
             continue
-        sample = _read(member, title, path)
+        sample = _read(file)
         if sample is None:
-            notes.append(f"{path} cannot be read, and is left out")
+            notes.append(f"{file.path} cannot be read and is left out")
             continue
         left -= len(sample.data) + len(sample.poster)
-        taken.append((number, sample))
-    if out:
+        samples[index] = sample
+    if omitted:
         notes.append(
-            f"{out} of {len(wanted)} samples are left out: all shown take at most {megabytes:g} MB (--megabytes)"
+            f"{omitted} of {len(files)} samples are left out: those in the page take at most {megabytes:g} MB "
+            "(--megabytes)"
         )
-    return [sample for _, sample in sorted(taken, key=lambda item: item[0])], notes
+    return [samples[index] for index in sorted(samples)], notes
 
 
-def _of_arm(members: list[Member], arm: str, count: int, notes: list[str]) -> list[tuple[int, Member, str, Path]]:
-    """(what is shown first, whose, title, file) of an arm."""
+def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str]) -> list[_File]:
     for member in members:
-        folder = member.run.path / "samples" / f"step_{member.summary['steps']}"
-        if found := list(_files(folder, count)):
-            return [(order, member, title, path) for order, title, path in found]
+        files = list(_files_of_run(member, count))
+        if files:
+            return files
     if members:
         notes.append(f"{arm}: no samples of its last step")
     return []
 
 
-def _files(folder: Path, count: int) -> Iterable[tuple[int, str, Path]]:
-    """(what is shown first, title, file) of a folder of samples and of the cases below it."""
+def _files_of_run(member: Member, count: int) -> Iterable[_File]:
+    """The files in the folder of the last samples and in the folders of cases below it."""
+    folder = member.run.path / "samples" / f"step_{member.summary['steps']}"
     for path in sorted(folder.rglob("*"), key=lambda path: (path.parent != folder, path)):
-        if path.suffix not in _KINDS or not path.is_file():
+        if path.suffix not in _TYPES or not path.is_file():
             continue
-        case = [] if path.parent == folder else [str(path.parent.relative_to(folder))]
+        title = [] if path.parent == folder else [str(path.parent.relative_to(folder))]
         match = _NUMBER.fullmatch(path.stem)
-        if match is None:  # a sheet of many
-            yield 1, ", ".join([*case, path.stem]), path
+        if match is None:  # a sheet
+            yield _File(1, member, ", ".join([*title, path.stem]), path)
             continue
         if path.suffix == ".wav" and path.with_suffix(".mp4").exists():
-            continue  # the film has it
-        index = int(match[2])
-        if index < count:
-            yield 2 * index, ", ".join([*case, *filter(None, [match[1]]), str(index)]), path
+            continue  # the video contains it
+        component, index = match.groups()
+        if int(index) < count:
+            title += [component] if component else []
+            yield _File(2 * int(index), member, ", ".join([*title, str(int(index))]), path)
 
 
-def _read(member: Member, title: str, path: Path) -> Sample | None:
-    """A file as it stands in a page; None where it is damaged."""
+def _read(file: _File) -> Sample | None:
+    """The file as data URI; None if it is damaged."""
     import av
     from PIL import Image
 
-    poster, size = "", (0, 0)
+    path, poster, size = file.path, "", (0, 0)
     try:
         if path.suffix == ".mp4":
-            with av.open(str(path)) as film:
-                first = next(film.decode(video=0)).to_image()
-            poster, size = _uri("image/jpeg", _jpeg(first)), first.size
+            with av.open(str(path)) as video:
+                frame = next(video.decode(video=0)).to_image()
+            poster, size = _data_uri("image/jpeg", _jpeg(frame)), frame.size
         elif path.suffix == ".png":
-            with Image.open(path) as picture:
-                picture.load()
-                size = picture.size
+            with Image.open(path) as image:
+                image.load()
+                size = image.size
         elif path.read_bytes()[:4] != b"RIFF":
             return None
-        return Sample(member, title, _KINDS[path.suffix], _uri(_KINDS[path.suffix], path.read_bytes()), poster, size)
+        data = _data_uri(_TYPES[path.suffix], path.read_bytes())
+        return Sample(file.member, file.title, _TYPES[path.suffix], data, poster, size)
     except (OSError, av.FFmpegError, StopIteration, IndexError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 
 
-def _jpeg(picture) -> bytes:
-    written = io.BytesIO()
-    picture.save(written, "JPEG", quality=80)
-    return written.getvalue()
+def _jpeg(image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
-def _uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+def _data_uri(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

@@ -1,27 +1,28 @@
-"""What arms differ in, and how each member is made again."""
+"""The settings in which arms differ, and the code, packages, devices and data of each run."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from selfflow.config.files import diff
-from selfflow.report.study import Member, Study, sessions
+from selfflow.report.sessions import sessions
+from selfflow.report.study import Member, Study
 from selfflow.run.arms import differing_fields
 
-# Where these differ, held-out flow losses are of other clips, of other latents, or at other noise levels.
-_TASK = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
-_SHARES = ("weight", "batch_size")  # fields of a component that say how much of it is seen
+# If arms differ in these, their held-out flow losses are of other clips, of other latents, or at other noise levels.
+TASK_FIELDS = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
+_SHARES = ("weight", "batch_size")  # how often a component of the mixture is drawn
 
 
 class Origin(NamedTuple):
-    """What a member was made with, for those who make it again.
+    """Where a run comes from.
 
     Attributes:
-      member: which.
-      commits: of the code, one for each time that it was trained; "with changes" where the clone had some.
-      versions: of selfflow, Python and the packages, as the last time.
-      devices: as the last time.
-      data: records and latents that it was trained on.
-      started_from: the run whose weights it began with; empty for none.
+      member: the run.
+      commits: of the code, in the order of its sessions, with a note if the clone had uncommitted changes.
+      versions: of selfflow, Python and packages, in its last session.
+      devices: in its last session.
+      data: hashes of the records and latents that it was trained on.
+      started_from: the run whose weights it started from; empty for none.
     """
 
     member: Member
@@ -33,63 +34,74 @@ class Origin(NamedTuple):
 
 
 def differences(study: Study) -> dict[str, dict[str, Any]]:
-    """{field: {arm: value}} of the fields that arms differ in, seeds apart; None where an arm has no such field."""
-    first = {m.arm: m.run.experiment for m in reversed(study.members) if m.run is not None}
-    if len(first) < 2:
+    """{field: {arm: value}} of the fields in which arms differ, except seeds; None if an arm has no such field."""
+    experiments = {}
+    for member in study.members:
+        if member.run is not None:
+            experiments.setdefault(member.arm, member.run.experiment)
+    if len(experiments) < 2:
         return {}
-    arms = [arm for arm in study.arms if arm in first]
-    base = first[study.baseline if study.baseline in first else arms[0]]
-    found = {arm: diff(base, first[arm]) for arm in arms}
-    names = sorted({name for arm in arms for name in differing_fields(base, first[arm])})
-    values = {name: next(one[name][0] for one in found.values() if name in one) for name in names}
-    return {name: {arm: found[arm].get(name, (None, values[name]))[1] for arm in arms} for name in names}
+    arms = [arm for arm in study.arms if arm in experiments]
+    base = experiments[study.baseline if study.baseline in experiments else arms[0]]
+    base_values: dict[str, Any] = {}
+    arm_values: dict[str, dict[str, Any]] = {}
+    names: set[str] = set()
+    for arm in arms:
+        names.update(differing_fields(base, experiments[arm]))
+        arm_values[arm] = {}
+        for name, (old, new) in diff(base, experiments[arm]).items():
+            base_values[name] = old
+            arm_values[arm][name] = new
+    return {name: {arm: arm_values[arm].get(name, base_values[name]) for arm in arms} for name in sorted(names)}
 
 
 def other_tasks(differing: Iterable[str], name: str) -> list[str]:
-    """The fields among those that differ for which losses of arms on a component are losses of other tasks.
+    """The differing fields that change the task of a mixture component, so that losses of arms are not comparable.
 
     Args:
-      differing: fields, as `differences` names them.
-      name: the component of the mixture.
+      differing: names of fields, as in `differences`.
+      name: of the component.
     """
-    own = f"mixture.{name}."
-    return [
-        field
-        for field in differing
-        if field.startswith(_TASK) or (field.startswith(own) and field.removeprefix(own) not in _SHARES)
-    ]
+    component = f"mixture.{name}."
+    fields = []
+    for field in differing:
+        if field.startswith(component):
+            if field.removeprefix(component) not in _SHARES:
+                fields.append(field)
+        elif field.startswith(TASK_FIELDS):
+            fields.append(field)
+    return fields
 
 
 def origins(study: Study) -> list[Origin]:
-    """What each member that was begun was made with.
+    """The origin of each run that was started.
 
     Raises:
       UserError: if a `provenance.json` is missing or damaged.
     """
-    found = []
-    for member in study.members:
-        if member.run is None:
-            continue
-        provenance, all_sessions = member.run.provenance(), sessions(member.run)
-        last = all_sessions[-1] if all_sessions else {}
-        packages = last.get("packages") or {}
-        known = {"selfflow": last.get("selfflow"), "Python": last.get("python"), **packages}
-        datasets = provenance.get("datasets") or {}
-        data = [f"{s.get('dataset')} ({s.get('fingerprint')}), latents {s.get('latents')}" for s in datasets.values()]
-        devices = [str(device) for device in last.get("devices") or []]
-        found.append(
-            Origin(
-                member,
-                tuple(dict.fromkeys(_commit(session) for session in all_sessions)),
-                ", ".join(f"{name} {version}" for name, version in known.items() if version),
-                ", ".join(f"{devices.count(kind)} x {kind}" for kind in dict.fromkeys(devices)),
-                "; ".join(data),
-                str(provenance.get("started_from") or ""),
-            )
-        )
-    return found
+    return [_origin(member) for member in study.members if member.run is not None]
+
+
+def _origin(member: Member) -> Origin:
+    provenance, all_sessions = member.run.provenance(), sessions(member.run)
+    commits = [_commit(session) for session in all_sessions]
+    last = all_sessions[-1] if all_sessions else {}
+    packages = last.get("packages") or {}
+    versions = {"selfflow": last.get("selfflow"), "Python": last.get("python"), **packages}
+    devices = [str(device) for device in last.get("devices") or []]
+    data = []
+    for entry in (provenance.get("datasets") or {}).values():
+        data.append(f"{entry.get('dataset')} ({entry.get('fingerprint')}), latents {entry.get('latents')}")
+    return Origin(
+        member,
+        commits=tuple(dict.fromkeys(commits)),
+        versions=", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        devices=", ".join(f"{devices.count(device)} x {device}" for device in dict.fromkeys(devices)),
+        data="; ".join(data),
+        started_from=str(provenance.get("started_from") or ""),
+    )
 
 
 def _commit(session: dict[str, Any]) -> str:
-    commit = session.get("commit")
-    return f"{commit or 'no commit'}{' with changes' if session.get('dirty') else ''}"
+    commit = session.get("commit") or "no commit"
+    return f"{commit} with uncommitted changes" if session.get("dirty") else commit

@@ -1,6 +1,5 @@
-"""What a report is of: the members of a sweep, some runs, or one run, and how far each of them is."""
+"""The runs that a report covers: those of a sweep, several runs, or one, and the progress of each."""
 
-import ast
 import json
 import re
 import shlex
@@ -10,24 +9,25 @@ from typing import Any, NamedTuple
 
 from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
+from selfflow.report.sessions import command_of, docstring_of
 from selfflow.run.arms import arms_of, check_same_data, differing_fields
 from selfflow.run.run import Run, open_run
 from selfflow.serialization import to_json
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 from selfflow.sweep.folder import SWEEP
 
 
 class Member(NamedTuple):
-    """One run of a comparison.
+    """One run of a study, which may not have started yet.
 
     Attributes:
-      name: of its run folder.
-      arm: what members that differ in their seeds alone share.
-      seed: `seed.init`, by which it is paired with members of other arms.
-      run: as it was opened; None where there is none yet.
-      summary: what the run measured of itself at its end; None where it is not done, and the member is in no mean.
-      state: how far it is, in words.
-      command: what trains it, as it is typed.
+      name: of the run folder.
+      arm: name of the arm; runs that differ only in their seeds form one.
+      seed: `seed.init`, by which runs of two arms are paired.
+      run: the opened run; None before it starts.
+      summary: content of `summary.json`; None until the run is finished, and such a run is in no mean.
+      state: progress, for a table.
+      command: shell command that trains it.
     """
 
     name: str
@@ -40,59 +40,60 @@ class Member(NamedTuple):
 
     @property
     def done(self) -> bool:
-        """Whether it was trained to its end."""
+        """Whether the run was trained to its last step."""
         return self.summary is not None
 
     def score(self, name: str, *keys: str) -> float | None:
-        """A number of `summary.json`; None where it is not there.
+        """A number of `summary.json` by its path of keys; None if a key is missing.
 
         Raises:
-          UserError: if something else stands there.
+          UserError: if the value is not a number.
         """
-        found: Any = self.summary
+        value: Any = self.summary
         for key in (name, *keys):
-            if not isinstance(found, dict):
-                raise UserError(f"{self.run.path}/summary.json is damaged: {name} holds no table: restore it")
-            found = found.get(key)
-            if found is None:
+            if not isinstance(value, dict):
+                raise self._damaged(f"{name} is not a table")
+            value = value.get(key)
+            if value is None:
                 return None
-        if isinstance(found, bool) or not isinstance(found, int | float):
-            raise UserError(
-                f"{self.run.path}/summary.json is damaged: {'.'.join((name, *keys))} is no number: restore it"
-            )
-        return float(found)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._damaged(f"{'.'.join((name, *keys))} is {value!r}, expected a number")
+        return float(value)
 
     def keys(self, *names: str) -> list[str]:
-        """The names in a table of `summary.json`; none where it is not there.
+        """The keys of a table of `summary.json`; none if it is missing.
 
         Raises:
-          UserError: if something else stands there.
+          UserError: if the value is not a table.
         """
-        found: Any = self.summary
+        table: Any = self.summary
         for name in names:
-            found = found.get(name, {})
-            if not isinstance(found, dict):
-                raise UserError(f"{self.run.path}/summary.json is damaged: {name} holds no table: restore it")
-        return list(found)
+            table = table.get(name, {})
+            if not isinstance(table, dict):
+                raise self._damaged(f"{name} is not a table")
+        return list(table)
+
+    def _damaged(self, reason: str) -> UserError:
+        return UserError(f"{self.run.path}/summary.json is damaged: {reason}: restore it from a copy")
 
 
 class Study(NamedTuple):
-    """Runs that are reported of together.
+    """Runs that are reported together.
 
     Attributes:
       name: of the folder.
-      folder: where it lies, and the report beside it.
-      question: what it was made for; empty where nobody said.
-      asked_in: the file that the question stands in.
-      baseline: the arm that others are held against; empty where there is one arm.
-      members: in order.
-      notes: what was left out, and why.
+      folder: where the report goes by default.
+      question: docstring of the experiment file; empty if none is known.
+      question_source: that file.
+      baseline: the arm that the others are compared to; empty if there is one arm.
+      members: the runs, in order.
+      notes: omissions and their reasons.
     """
 
     name: str
     folder: Path
     question: str
-    asked_in: str
+    question_source: str
     baseline: str
     members: list[Member]
     notes: list[str]
@@ -100,10 +101,11 @@ class Study(NamedTuple):
     @property
     def arms(self) -> list[str]:
         """The arms, the baseline first."""
-        return list(dict.fromkeys([*filter(None, [self.baseline]), *(member.arm for member in self.members)]))
+        names = [self.baseline] if self.baseline else []
+        return list(dict.fromkeys([*names, *(member.arm for member in self.members)]))
 
     def done(self, arm: str = "") -> list[Member]:
-        """The members that were trained to their end, of one arm or of all."""
+        """The finished runs of one arm, or of all."""
         return [member for member in self.members if member.done and arm in ("", member.arm)]
 
 
@@ -111,167 +113,173 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
     """Opens a run, the folder of a sweep, or several runs.
 
     Args:
-      paths: one of these, or several runs.
-      baseline: the arm that others are held against; by default the first.
+      paths: one run or folder, or several runs.
+      baseline: the arm that the others are compared to; by default the first.
 
     Raises:
-      UserError: if a folder holds no run, or a file in it is damaged; if two runs are one arm's with one seed; if there
-        is no such arm.
+      UserError: if a folder has no run, a file in it is damaged, two runs of one arm have the same seed, or the
+        baseline is not an arm.
     """
-    folder, *others = paths
-    alone = Path(folder)
-    if others or url(folder) or (alone / "experiment.json").is_file():
-        study = _of_runs([open_run(path) for path in paths], alone if not others else alone.absolute().parent)
-    elif not alone.is_dir():
-        raise UserError(f"{folder} is no folder: give a run, the folder of a sweep, or several runs")
-    elif (alone / SWEEP).is_file():
-        study = _of_sweep(alone)
+    first, *others = paths
+    folder = Path(first)
+    if others or bucket_url(first) or (folder / "experiment.json").is_file():
+        study = _from_runs([open_run(path) for path in paths], folder if not others else folder.absolute().parent)
+    elif not folder.is_dir():
+        raise UserError(f"{first} is not a folder: give a run, the folder of a sweep, or several runs")
+    elif (folder / SWEEP).is_file():
+        study = _from_sweep(folder)
     else:
-        found = sorted((path.parent for path in alone.glob("*/experiment.json")), key=lambda path: _natural(path.name))
-        if not found:
-            raise UserError(f"{folder} holds no run (no experiment.json in it or one folder below): give another")
-        runs = [Run(path) for path in found]
-        flows = [run for run in runs if isinstance(run.experiment, Experiment)]
-        if not flows:
-            raise UserError(f"{folder} holds autoencoders alone, whose numbers are in their summary.json: give another")
-        study = _of_runs(flows, alone)
-        study.notes.extend(
-            f"{run.name}: trained an autoencoder, whose numbers are in its summary.json"
-            for run in runs
-            if run not in flows
-        )
+        study = _from_folder(folder)
     if baseline and baseline not in study.arms:
-        raise UserError(f"--baseline {baseline}: there are {', '.join(study.arms)}")
-    return study._replace(baseline=(baseline or study.arms[0]) if len(study.arms) > 1 else "")
+        raise UserError(f"--baseline is {baseline}, expected one of {', '.join(study.arms)}")
+    if len(study.arms) == 1:
+        return study
+    return study._replace(baseline=baseline or study.arms[0])
 
 
-def _of_runs(runs: list[Run], folder: Path) -> Study:
-    arms = arms_of(runs) if len(runs) > 1 else [run.name for run in runs]
-    members = [_member(run, arm, _command(run)) for run, arm in zip(runs, arms)]
-    question, asked_in = _docstring(runs[0])
-    return Study(folder.absolute().name if len(runs) > 1 else runs[0].name, folder, question, asked_in, "", members, [])
+def _from_folder(folder: Path) -> Study:
+    """All runs one level below a folder."""
+    paths = [path.parent for path in folder.glob("*/experiment.json")]
+    if not paths:
+        raise UserError(f"{folder} has no run (no experiment.json in it or one folder below): give another folder")
+    runs, notes = [], []
+    for path in sorted(paths, key=lambda path: _natural_order(path.name)):
+        run = Run(path)
+        if isinstance(run.experiment, Experiment):
+            runs.append(run)
+        else:
+            notes.append(f"{run.name}: trained an autoencoder; its metrics are in its summary.json")
+    if not runs:
+        raise UserError(f"{folder} has only runs of autoencoders, which have no report: see their summary.json")
+    return _from_runs(runs, folder)._replace(notes=notes)
 
 
-def _of_sweep(folder: Path) -> Study:
-    """A sweep as its `sweep.json` tells of it."""
-    told = _read_sweep(folder / SWEEP)
+def _from_runs(runs: list[Run], folder: Path) -> Study:
+    if len(runs) == 1:
+        name, arms = runs[0].name, [runs[0].name]
+    else:
+        name, arms = folder.absolute().name, arms_of(runs)
+    members = [_member(run, arm, command_of(run)) for run, arm in zip(runs, arms)]
+    question, source = docstring_of(runs[0])
+    return Study(name, folder, question, source, "", members, [])
+
+
+def _from_sweep(folder: Path) -> Study:
+    """The runs that `sweep.json` lists."""
+    sweep = _read_sweep(folder / SWEEP)
     members: list[Member] = []
-    for index, one in enumerate(told["members"]):
-        name, command = one["name"], shlex.join([*told["command"], "--index", str(index)])
-        if not (folder / name / "experiment.json").is_file():
-            members.append(Member(name, one["arm"], one["seed"], None, None, "not begun", command))
-            continue
-        members.append(_member(open_run(folder / name), one["arm"], command, one["steps"]))
+    for index, entry in enumerate(sweep["members"]):
+        name, arm = entry["name"], entry["arm"]
+        command = shlex.join([*sweep["command"], "--index", str(index)])
+        if (folder / name / "experiment.json").is_file():
+            members.append(_member(open_run(folder / name), arm, command, entry["steps"]))
+        else:
+            members.append(Member(name, arm, entry["seed"], None, None, "not started", command))
     _check_arms(members, folder)
-    known = {member.name for member in members}
-    strangers = sorted(path.parent.name for path in folder.glob("*/experiment.json") if path.parent.name not in known)
-    notes = [f"{', '.join(strangers)}: no member of this sweep, and left out"] if strangers else []
-    return Study(folder.absolute().name, folder, told["question"], told["file"], "", members, notes)
+    _check_data(members)
+
+    listed = {member.name for member in members}
+    others = sorted(path.parent.name for path in folder.glob("*/experiment.json") if path.parent.name not in listed)
+    notes = [f"{', '.join(others)}: not a run of this sweep"] if others else []
+    return Study(folder.absolute().name, folder, sweep["question"], sweep["file"], "", members, notes)
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:
-    """`sweep.json`, every field that is used checked."""
-    wrong = lambda why: UserError(f"{path} is damaged ({why}): run `selfflow sweep` again, which writes it")
+    """`sweep.json`, with the types of all fields that are used checked."""
+
+    def damaged(reason: object) -> UserError:
+        return UserError(f"{path} is damaged ({reason}): run `selfflow sweep` again, which writes it")
+
     try:
-        told = json.loads(path.read_text())
+        sweep = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise wrong(error) from error
-    fields = {"file": str, "question": str, "command": list, "members": list}
-    if not isinstance(told, dict) or (bad := [f for f, kind in fields.items() if not isinstance(told.get(f), kind)]):
-        raise wrong(f"no {bad[0]}" if isinstance(told, dict) else "no object")
-    if not told["members"] or not all(isinstance(word, str) for word in told["command"]):
-        raise wrong("no members" if not told["members"] else "a command that is no words")
-    fields = {"name": str, "arm": str, "seed": int, "steps": int}
-    for one in told["members"]:
-        bad = [f for f, kind in fields.items() if not isinstance(one, dict) or not isinstance(one.get(f), kind)]
-        if bad or not one["arm"] or not one["name"] or set(one["name"]) & set("/\\") or one["name"].startswith("."):
-            raise wrong(f"a member without {bad[0]}" if bad else f"a member called {one['name']!r} of {one['arm']!r}")
-    return told
+        raise damaged(error) from error
+    if not isinstance(sweep, dict):
+        raise damaged("not an object")
+    for field, kind in {"file": str, "question": str, "command": list, "members": list}.items():
+        if not isinstance(sweep.get(field), kind):
+            raise damaged(f"no {field}")
+    if not sweep["members"]:
+        raise damaged("no members")
+    if not all(isinstance(word, str) for word in sweep["command"]):
+        raise damaged("command is not a list of strings")
+    for entry in sweep["members"]:
+        for field, kind in {"name": str, "arm": str, "seed": int, "steps": int}.items():
+            if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
+                raise damaged(f"a member without {field}")
+        name = entry["name"]
+        # A name is joined to the folder: it must not lead out of it.
+        if not entry["arm"] or not name or "/" in name or "\\" in name or name.startswith("."):
+            raise damaged(f"a member with name {name!r} and arm {entry['arm']!r}")
+    return sweep
 
 
 def _check_arms(members: list[Member], folder: Path) -> None:
-    """Members of an arm differ in their seeds alone, or their mean tells nothing."""
-    seen: dict[tuple[str, int], str] = {}
-    first: dict[str, Member] = {}
+    """Checks that the runs of an arm differ only in their seeds, without which their mean has no meaning."""
+    by_seed: dict[tuple[str, int], str] = {}
+    first_of: dict[str, Member] = {}
     for member in members:
-        if (other := seen.setdefault((member.arm, member.seed), member.name)) != member.name:
+        other = by_seed.setdefault((member.arm, member.seed), member.name)
+        if other != member.name:
             raise UserError(
-                f"{folder}: {other} and {member.name} are both {member.arm} with seed.init {member.seed}: leave one out"
+                f"{folder}: {other} and {member.name} are both of arm {member.arm} with seed.init {member.seed}: move "
+                "one of them out of the folder"
             )
         if member.run is None:
             continue
-        one = first.setdefault(member.arm, member)
-        if differing := differing_fields(one.run.experiment, member.run.experiment):
+        first = first_of.setdefault(member.arm, member)
+        fields = differing_fields(first.run.experiment, member.run.experiment)
+        if fields:
             raise UserError(
-                f"{folder}: {one.name} and {member.name} are both {member.arm}, and differ in {differing[0]}: take one "
-                "of them out of the folder"
+                f"{folder}: {first.name} and {member.name} are both of arm {member.arm} and differ in {fields[0]}: "
+                "move one of them out of the folder"
             )
-    # Arms may differ in their data; where they do not, they are of the same records.
-    alike: dict[str, list[Run]] = {}
+
+
+def _check_data(members: list[Member]) -> None:
+    """Checks that runs with equal `data` were trained on the same records; arms may differ in their data."""
+    runs_by_data: dict[str, list[Run]] = {}
     for member in members:
         if member.run is not None:
-            alike.setdefault(json.dumps(to_json(member.run.experiment.data), sort_keys=True), []).append(member.run)
-    for runs in alike.values():
+            data = json.dumps(to_json(member.run.experiment.data), sort_keys=True)
+            runs_by_data.setdefault(data, []).append(member.run)
+    for runs in runs_by_data.values():
         check_same_data(runs)
 
 
 def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Member:
-    experiment, summary = run.experiment, run.summary()
-    steps = experiment.steps if steps is None else steps
-    about = lambda summary, state: Member(run.name, arm, experiment.seed.init, run, summary, state, command)
-    if summary is not None:
+    steps = run.experiment.steps if steps is None else steps
+    summary = run.summary()
+    if summary is None:
+        state = _unfinished_state(run, steps)
+    else:
         reached = summary.get("steps")
         if not isinstance(reached, int):
             raise UserError(f"{run.path}/summary.json is damaged: steps is {reached!r}: restore it from a copy")
         if reached >= steps:
-            return about(summary, f"done, {reached} steps")
-        return about(None, f"ended at step {reached} of {steps}")
+            state = f"done, {reached} steps"
+        else:
+            # More steps were asked for after it ended.
+            state, summary = f"ended at step {reached} of {steps}", None
+    return Member(run.name, arm, run.experiment.seed.init, run, summary, state, command)
+
+
+def _unfinished_state(run: Run, steps: int) -> str:
     if run.provenance().get("imported"):
-        return about(None, "weights were imported, and nothing was trained")
+        return "imported weights, not trained"
     rows = run.metrics()
     last = rows[-1].get("step", 0) if rows and isinstance(rows[-1], dict) else 0
     if not isinstance(last, int):
-        raise UserError(f"{run.path}/metrics.jsonl is damaged (step is {last!r}): restore it from a copy")
-    return about(None, f"not done: at step {last} of {steps}{', and its summary is missing' if last >= steps else ''}")
+        raise UserError(f"{run.path}/metrics.jsonl is damaged: step is {last!r}: restore it from a copy")
+    return f"not done: at step {last} of {steps}" + (", without a summary" if last >= steps else "")
 
 
-def _command(run: Run) -> str:
-    """What trained a run, as its first session was called."""
-    command = next((session["command"] for session in sessions(run) if session.get("command")), None)
-    if not command:
-        return ""
-    program, *rest = map(str, command)
-    return shlex.join(["selfflow" if program.endswith("__main__.py") else Path(program).name, *rest])
-
-
-def sessions(run: Run) -> list[dict[str, Any]]:
-    """What `provenance.json` tells of every time that the run was trained.
-
-    Raises:
-      UserError: if it is missing or damaged.
-    """
-    found = run.provenance().get("sessions", [])
-    if not isinstance(found, list) or not all(isinstance(session, dict) for session in found):
-        raise UserError(f"{run.path}/provenance.json is damaged: sessions holds no tables: restore it from a copy")
-    for name, kind in (("packages", dict), ("command", list), ("devices", list)):
-        if any(not isinstance(session.get(name) or kind(), kind) for session in found):
-            raise UserError(f"{run.path}/provenance.json is damaged: {name} of a session: restore it from a copy")
-    return found
-
-
-def _docstring(run: Run) -> tuple[str, str]:
-    """The docstring of the experiment file that trained a run, if it is still where it was, and the file."""
-    for session in sessions(run):
-        for word in session.get("command") or []:
-            path = Path(str(word))
-            if path.suffix == ".py" and path.name != "__main__.py" and path.is_file():
-                try:
-                    return ast.get_docstring(ast.parse(path.read_text())) or "", f"{path}, as it is now"
-                except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
-                    return "", ""  # a file that has become another since tells nothing of the run
-    return "", ""
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Names in the order in which people count: run_2 before run_10."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+def _natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts run_2 before run_10."""
+    key = []
+    for part in re.split(r"(\d+)", name):
+        if part.isdecimal():
+            key.append((0, int(part), ""))
+        elif part:
+            key.append((1, 0, part))
+    return key

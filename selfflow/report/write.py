@@ -1,15 +1,15 @@
-"""Writes the report of a study: the page, and its figures as CSV."""
+"""Writes the report of a study: the page, and its numbers as CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from selfflow.errors import UserError
-from selfflow.report.curves import health, layers, learning, logged
+from selfflow.report.curves import diagnostic_panels, loss_panels, probe_panels, read_metrics
 from selfflow.report.measures import Measure, measures
-from selfflow.report.page import page
+from selfflow.report.page import Content, render
 from selfflow.report.probes import probe_rows
-from selfflow.report.samples import chosen_samples
+from selfflow.report.samples import select_samples
 from selfflow.report.settings import differences, origins
 from selfflow.report.study import Study
 from selfflow.report.tables import write_tables
@@ -17,13 +17,13 @@ from selfflow.storage.atomic import atomic_write
 
 
 class Written(NamedTuple):
-    """A report that was written.
+    """A report on disk.
 
     Attributes:
-      path: the page.
+      path: of the page.
       files: the CSV files beside it.
-      measures: what it compares.
-      notes: what it leaves out, and why.
+      measures: comparisons of arms.
+      notes: omissions and their reasons.
     """
 
     path: Path
@@ -39,33 +39,38 @@ def write_report(
 
     Args:
       study: the runs.
-      folder: where to; is made.
-      probes: CSV files of `selfflow probe`, besides those that lie in the study.
-      samples: clips of each set of each arm.
-      megabytes: what all samples may take in the page.
+      folder: to write to; created if missing.
+      probes: CSV files of `selfflow probe`, besides those in the folders of the study.
+      samples: clips of each component of each arm.
+      megabytes: limit on the size of all samples in the page.
 
     Raises:
-      UserError: if a file of the study is damaged, or the folder cannot be written.
+      UserError: if a file of the study is damaged, or the folder cannot be created.
     """
-    rows, about_rows = probe_rows(study, probes)
-    found, about_measures = measures(study, rows)
-    metrics, about_metrics = logged(study)
-    panels = {
-        "learning": learning(study, metrics),
-        "probes": layers(study, rows),
-        "alignment": health(study, metrics),
-    }
-    media, about_media = chosen_samples(study, samples, megabytes)
-    unfinished = [f"{m.name}: {m.state}" for m in study.members if not m.done]
-    notes = [*study.notes, *unfinished, *about_rows, *about_measures, *about_metrics, *about_media]
-    differing, made = differences(study), origins(study)
+    content = _collect(study, probes, samples, megabytes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {folder} cannot be made ({error.strerror}): choose another folder") from error
-    files = write_tables(folder, study, found, panels, differing)
-    text = page(study, found, panels, media, differing, made, notes, [file.name for file in files])
+        raise UserError(f"--out {folder} cannot be created ({error.strerror}): choose another folder") from error
+    files = write_tables(folder, study, content.measures, content.panels, content.differing)
     path = folder / "report.html"
+    text = render(content, [file.name for file in files])
     with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="replace")
-    return Written(path, files, found, notes)
+    return Written(path, files, content.measures, content.notes)
+
+
+def _collect(study: Study, probes: Sequence[Path], samples: int, megabytes: float) -> Content:
+    rows, probe_notes = probe_rows(study, probes)
+    compared, measure_notes = measures(study, rows)
+    metrics, metric_notes = read_metrics(study)
+    media, sample_notes = select_samples(study, samples, megabytes)
+    panels = {
+        "learning": loss_panels(study, metrics),
+        "probes": probe_panels(study, rows),
+        "alignment": diagnostic_panels(study, metrics),
+    }
+    notes = [*study.notes]
+    notes += [f"{member.name}: {member.state}" for member in study.members if not member.done]
+    notes += [*probe_notes, *measure_notes, *metric_notes, *sample_notes]
+    return Content(study, compared, panels, media, differences(study), origins(study), notes)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from selfflow.autoencoders.convolutional import Network
-from selfflow.autoencoders.convolutional_autoencoder import write
+from selfflow.autoencoders.convolutional_file import write
 from selfflow.training.state import flat_by_name
 from tests.conftest import perturbed
 
@@ -21,7 +21,7 @@ def written(network, path):
     write(
         path,
         network,
-        0 if network.pictures else 8000,
+        0 if network.is_visual else 8000,
         flat_by_name(jax.device_get(params_of(network))),
         0.1 * channels,
         0.5 + 0.1 * channels,

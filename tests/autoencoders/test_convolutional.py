@@ -10,7 +10,7 @@ import pytest
 from selfflow.autoencoders import convolutional_autoencoder as trained
 from selfflow.autoencoders.config import SDVAE, Convolutional
 from selfflow.autoencoders.convolutional import depth_to_space, pad_causal, space_to_depth
-from selfflow.autoencoders.convolutional_autoencoder import read
+from selfflow.autoencoders.convolutional_file import read
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.errors import UserError
@@ -152,7 +152,7 @@ def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
     mean, clips = whole.encode(media), load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4), films)
     latents = clips.encode(film(21))
     decoded, made = whole.decode(mean), clips.decode(latents)
-    monkeypatch.setattr(trained, "_PIECE", 64)
+    monkeypatch.setattr(trained, "_CHUNK_ELEMENTS", 64)
     np.testing.assert_allclose(whole.encode(media), mean, rtol=1e-4, atol=1e-5)
     assert np.abs(whole.decode(mean).astype(int) - decoded).max() <= 1
     np.testing.assert_allclose(clips.encode(film(21)), latents, rtol=1e-4, atol=1e-5)
@@ -160,14 +160,14 @@ def test_long_clips_pass_in_pieces(sound, films, monkeypatch):
     calls = []
     plain = whole._encode
     monkeypatch.setattr(
-        whole, "_encode", lambda params, piece, past: (calls.append(piece.shape), plain(params, piece, past))[1]
+        whole, "_encode", lambda params, chunk, cache: (calls.append(chunk.shape), plain(params, chunk, cache))[1]
     )
     whole.encode(np.zeros(8000, np.int16))
     assert len(calls) > 10 and len(set(calls)) == 1
     monkeypatch.undo()
     calls.clear()
     monkeypatch.setattr(
-        whole, "_encode", lambda params, piece, past: (calls.append(piece.shape), plain(params, piece, past))[1]
+        whole, "_encode", lambda params, chunk, cache: (calls.append(chunk.shape), plain(params, chunk, cache))[1]
     )
     for frames in range(129, 193):
         assert whole.encode(media[:1, : 8 * 40].repeat(5, axis=1)[:, : 8 * frames]).shape == (1, frames, 5)
@@ -183,9 +183,9 @@ def test_by_name_its_settings_come_from_the_file(films, sound):
         path=str(sound), channels=5, temporal_stride=8, stride=0, sample_rate=8000
     )
     assert read(films, weights=False) == (FILMS, 0, {})
-    with pytest.raises(UserError, match="is an autoencoder of sound: give one of pictures"):
+    with pytest.raises(UserError, match="is an autoencoder of audio: give one of image"):
         parse_autoencoder(f"convolutional={sound}", "image")
-    with pytest.raises(UserError, match="is an autoencoder of pictures: give one of sound"):
+    with pytest.raises(UserError, match="is an autoencoder of images and video: give one of audio"):
         parse_autoencoder(f"convolutional={films}", "audio")
 
 

@@ -10,8 +10,11 @@ from safetensors.numpy import load_file, save_file
 
 from selfflow.autoencoders import kl, kl_autoencoder
 from selfflow.autoencoders.config import SDVAE, Flux2VAE
+from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import NAMES, parse_autoencoder
+from selfflow.config.resolve import resolve
+from selfflow.config.shapes import all_streams
 from selfflow.data.built import build
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
@@ -56,7 +59,7 @@ def loaded(config):
 
 
 def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
-    params = kl.read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
+    params = read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
     media = pictures(24, 32, count=3)
     expected, deviation = kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)
     autoencoder = loaded(sd_vae)
@@ -72,7 +75,7 @@ def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
 def test_latents_of_flux_2_are_packed_and_normalised(flux2):
     tensors = load_file(f"{flux2.path}/diffusion_pytorch_model.safetensors")
     tensors.pop("bn.num_batches_tracked")
-    params = kl.read_kl(Weights("vae", tensors, "FLUX.2"))
+    params = read_kl(Weights("vae", tensors, "FLUX.2"))
     media = pictures(16, 32)
     raw = np.asarray(kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)[0])
     autoencoder = loaded(flux2)
@@ -111,10 +114,10 @@ def test_large_pictures_pass_one_by_one(sd_vae, monkeypatch):
     autoencoder, media = loaded(sd_vae), pictures(16, 24, count=3)
     latents = autoencoder.encode(media)
     seen, plain = [], autoencoder._encode
-    monkeypatch.setattr(kl_autoencoder, "_PIXELS", 16 * 24 * 2 - 1)
+    monkeypatch.setattr(kl_autoencoder, "_MAX_PIXELS", 16 * 24 * 2 - 1)
     monkeypatch.setattr(autoencoder, "_encode", lambda params, x: (seen.append(len(x)), plain(params, x))[1])
     np.testing.assert_allclose(autoencoder.encode(media), latents, rtol=1e-4, atol=1e-5)
-    assert seen == [1, 1, 1] and kl_autoencoder._together(1024, 1024) == kl_autoencoder._together(4096, 4096) == 1
+    assert seen == [1, 1, 1] and kl_autoencoder._batch_limit(1024, 1024) == kl_autoencoder._batch_limit(4096, 4096) == 1
 
 
 def test_identity_is_of_weights_and_settings_and_not_of_the_place(sd_vae, tmp_path):
@@ -147,7 +150,7 @@ def test_weights_that_are_not_as_the_settings_say(sd_vae, flux2, tmp_path):
         with pytest.raises(UserError, match="safetensors") as raised:
             loaded(changed)
         assert message in str(raised.value)
-    with pytest.raises(UserError, match="stride of 4 pixels, which does not divide pictures of 30 x 32"):
+    with pytest.raises(UserError, match="stride of 4 pixels, which does not divide images of 30 x 32"):
         sd_vae.latent_shape((30, 32, 3))
 
 
@@ -213,7 +216,7 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
     other = tmp_path / "other.safetensors"  # of which that file need not tell
     assert parse_autoencoder(f"sd-vae={other}", "image") == SDVAE(path=str(other))
     for wrong, message in (
-        (json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}), "tells of an AutoencoderKLFlux2"),
+        (json.dumps(told | {"_class_name": "AutoencoderKLFlux2"}), "AutoencoderKLFlux2"),
         (json.dumps({"latent_channels": 4}), "is damaged, or not that of an AutoencoderKL"),
         ("[", "is damaged"),
     ):
@@ -228,46 +231,49 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
 def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_path):
     """Latents hold mean and deviation, the records that fit no stride are left out, and a run's feed draws."""
     video = dataclasses.replace(sd_vae, channels=4)
-    experiment = dataclasses.replace(
-        tiny_experiment,
-        autoencoders=tiny_experiment.autoencoders | {"image": sd_vae, "video": video},
-        patch=tiny_experiment.patch | {"image": (2, 2), "video": (1, 4, 4)},
-    ).resolved()
+    experiment = resolve(
+        dataclasses.replace(
+            tiny_experiment,
+            autoencoders=tiny_experiment.autoencoders | {"image": sd_vae, "video": video},
+            patch=tiny_experiment.patch | {"image": (2, 2), "video": (1, 4, 4)},
+        )
+    ).experiment
     assert from_json(to_json(experiment), type(experiment), "experiment.json") == experiment
     built = build(experiment.data["collisions"], data_dir)
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
-    latents = encode(built, fitted, experiment.modalities(), None, tmp_path, records_per_shard=20)
+    latents = encode(built, fitted, all_streams(experiment), None, tmp_path, records_per_shard=20)
     made = latents.manifest["modalities"]["image"]
     assert made["latent"] == [8, 8, 4] and "path" not in made["autoencoder"] and made["fitted_on"] == {}
-    source, record = latents.source("train"), built.records("train")[3]
+    source, record = latents.open_split("train"), built.records("train")[3]
     mean, std = fitted["image"].autoencoder().encode_distribution(record["image"][None])
     np.testing.assert_allclose(source[3]["image"], mean[0], atol=2e-3)
     np.testing.assert_allclose(source[3]["image.std"], std[0], rtol=2e-3, atol=2e-3)
     assert source[3]["video"].shape == (25, 8, 8, 4)
     assert latents.autoencoder("image", sd_vae).identity == made["identity"]
-    latents.check(experiment.autoencoders, experiment.modalities())
+    latents.check(experiment.autoencoders, all_streams(experiment))
     moved = dataclasses.replace(sd_vae, path="elsewhere.safetensors")
-    latents.check({"image": moved}, experiment.modalities())
+    latents.check({"image": moved}, all_streams(experiment))
     with pytest.raises(UserError, match="image latents have another autoencoder"):
-        latents.check({"image": dataclasses.replace(sd_vae, scale=1.0)}, experiment.modalities())
+        latents.check({"image": dataclasses.replace(sd_vae, scale=1.0)}, all_streams(experiment))
     with pytest.raises(UserError, match="autoencoders.audio is sd_vae, which is for image and video"):
         wrong = experiment.autoencoders | {"audio": sd_vae}
-        dataclasses.replace(experiment, autoencoders=wrong, patch=experiment.patch | {"audio": (4, 4)}).resolved()
+        resolve(dataclasses.replace(experiment, autoencoders=wrong, patch=experiment.patch | {"audio": (4, 4)}))
     # Whoever has the latents needs no weights, but is not given others than were named.
     elsewhere = dataclasses.replace(experiment, latents={"collisions": str(latents.path)})
     lost = elsewhere.autoencoders | {"image": moved}
-    feed, _ = prepare_data(dataclasses.replace(elsewhere, autoencoders=lost), tmp_path / "other")
+    feed, _ = prepare_data(resolve(dataclasses.replace(elsewhere, autoencoders=lost)), tmp_path / "other")
     others = tmp_path / "others.safetensors"
     tensors = load_file(sd_vae.path)
     tensors["encoder.conv_in.bias"][0] += 1
     save_file(tensors, others)
     trained_again = elsewhere.autoencoders | {"image": dataclasses.replace(sd_vae, path=str(others))}
+    setup = resolve(dataclasses.replace(elsewhere, autoencoders=trained_again))
     with pytest.raises(UserError, match="others.safetensors, but .* was made by other weights: leave the path empty"):
-        prepare_data(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other")
+        prepare_data(setup, tmp_path / "other")
     # A run goes on with its own copies.
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "image.safetensors").write_bytes(latents.autoencoder_path("image").read_bytes())
-    prepare_data(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other", own=tmp_path / "own")
+    prepare_data(setup, tmp_path / "other", own=tmp_path / "own")
     batch, facts = next(iter(feed.batches(0, 4)))
     assert np.isfinite(next(iter(batch["latents"].values()))).all()
 
@@ -282,8 +288,8 @@ def test_names():
         ("sd-vae", "write --autoencoder.image sd-vae=PATH"),
         ("patch-pca=x", "patch-pca is fitted to the data and has no file"),
         ("", "no autoencoder ''; there are"),
-        ("sd-vae=gs://bucket/vae", "weights are read from disks: copy gs://bucket/vae to one"),
-        ("convolutional=gs://bucket/run", "weights are read from disks"),
+        ("sd-vae=gs://bucket/vae", "copy gs://bucket/vae"),
+        ("convolutional=gs://bucket/run", "copy gs://bucket/run"),
     ):
         with pytest.raises(UserError, match="--autoencoder.image") as raised:
             parse_autoencoder(text, "image")

@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from selfflow.config.files import load_experiment
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.run.init_state import initial_state
 from selfflow.run.run import open_run
@@ -24,7 +25,7 @@ from selfflow.sampling.generate import Condition, Generator, Sampler
 from tests.cli.test_commands import called
 from tests.cli.test_errors import run
 from tests.interop.released import HEADS, PT, SAFETENSORS, entries, recorded, write_entries
-from tests.test_torch_file import Runs
+from tests.weights.hostile import CallOnLoad
 
 # Fine-tunes a SiT of the recorded shape; its data is never built here.
 FINE_TUNE = """
@@ -95,7 +96,7 @@ def test_the_run_computes_what_the_original_does_and_draws_samples(imported):
     for params in (state.frozen["ema"], state.params["model"]):
         velocity = apply(params, {"image": golden["x"]}, levels, jnp.asarray(golden["labels"]), assignment)
         np.testing.assert_allclose(velocity["image"], golden["velocity_uniform"], rtol=0, atol=1e-5)
-    modalities = opened.experiment.modalities()
+    modalities = opened.objective.modalities
     draw = Generator(opened.objective.apply, modalities, Sampler(steps=2), opened.experiment.model.labels)
     made = draw(state.frozen["ema"], Condition(np.array([3, 10])), seed=0)
     assert made["image"].shape == (2, 8, 8, 4) and np.isfinite(made["image"]).all()
@@ -122,8 +123,7 @@ def test_it_is_a_run_without_data_steps_and_optimizer(imported):
 
 
 def test_training_starts_from_it_with_its_projector(imported, fine_tuned, capsys):
-    experiment = fine_tuned.resolved()
-    state, old = initial_state(experiment), open_run(imported).weights()
+    state, old = initial_state(resolve(fine_tuned)), open_run(imported).weights()
     jax.tree.map(np.testing.assert_array_equal, (state.params, state.frozen), (old.params, old.frozen))
     assert "projector" in state.params and "new parameters" not in capsys.readouterr().out
     # The step takes over the memory of its state: none of it may be shared or borrowed.
@@ -152,7 +152,7 @@ def test_without_a_projector_training_gets_a_fresh_one_and_says_so(fine_tuned, t
     out, _ = called(capsys, "import", tmp_path / "bare.safetensors", "--out", tmp_path / "bare", "--num-heads", HEADS)
     assert "no projector" in out
     assert set(open_run(tmp_path / "bare").weights().params) == {"model"}
-    initial_state(dataclasses.replace(fine_tuned, init_from=f"{tmp_path}/bare:0").resolved())
+    initial_state(resolve(dataclasses.replace(fine_tuned, init_from=f"{tmp_path}/bare:0")))
     out = capsys.readouterr().out
     assert "new parameters, not in that run: projector.linear1.bias" in out and "model." not in out
 
@@ -178,11 +178,11 @@ def test_it_cannot_be_trained_on_itself(capsys, imported, tmp_path, data_dir):
 def test_weights_of_another_shape_are_named(fine_tuned):
     wider = dataclasses.replace(fine_tuned, model=dataclasses.replace(fine_tuned.model, labels=3))
     with pytest.raises(UserError, match=r"label_embedding has shape \(11, 48\) there and \(4, 48\) here"):
-        initial_state(wider.resolved())
+        initial_state(resolve(wider))
 
 
 def _evil(path: Path, marker: Path) -> Path:
-    program = pickle.dumps({"model": {"a": Runs(os.system, f"touch {marker}")}}, 2)
+    program = pickle.dumps({"model": {"a": CallOnLoad(os.system, f"touch {marker}")}}, 2)
     return write_entries(path, {"data.pkl": program, "byteorder": b"little"})
 
 
@@ -207,13 +207,13 @@ def _nan(path: Path) -> Path:
 @pytest.mark.parametrize(
     "name, make, said",
     [
-        ("none.pt", lambda path: path, "none.pt is no file"),
-        ("folder.pt", lambda path: path.mkdir() or path, "folder.pt is no file"),
+        ("none.pt", lambda path: path, "none.pt is not a file"),
+        ("folder.pt", lambda path: path.mkdir() or path, "folder.pt is not a file"),
         ("cut.pt", _cut, "cut.pt is damaged or cut short"),
         ("evil.pt", lambda path: _evil(path, path.with_name("ran")), "evil.pt asks for posix.system"),
         ("lie.safetensors", _lying, "lie.safetensors is damaged or cut short"),
         ("nan.safetensors", _nan, "nan.safetensors: x_embedder.proj.bias holds NaN"),
-        ("part.pt", lambda path: write_entries(path, entries() | {"data/0": b"ab"}), "part.pt: module.pos_embed says"),
+        ("part.pt", lambda path: write_entries(path, entries() | {"data/0": b"ab"}), "part.pt: module.pos_embed has"),
         ("weights.npz", lambda path: path.write_bytes(b"") or path, "weights.npz is neither"),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_file_that_is_no_sit_leaves_nothing(capsys, tmp_path, name, make, said
         (["--num-heads", "4", "--patch-size", "3"], "patch_size is 3"),
         (["--num-heads", "x"], "int"),
         (["--num-heads", "0"], "num_heads 0"),
-        ([], "of width 48 is none of the published SiTs, and weights do not tell their heads: --num-heads"),
+        ([], "has width 48, which no published SiT has"),
     ],
 )
 def test_flags_that_do_not_fit(capsys, tmp_path, flags, said):
@@ -245,7 +245,7 @@ def test_what_is_there_stays(capsys, tmp_path, imported):
     (mine / "notes.txt").write_text("mine")
     for out in (mine, mine / "notes.txt", imported):
         code, _, err = run(capsys, "import", PT, "--out", out, "--num-heads", HEADS)
-        assert code == 2 and f"--out {out} is there and not empty" in err
+        assert code == 2 and f"--out {out} exists" in err
     assert [path.name for path in mine.iterdir()] == ["notes.txt"] and not list(tmp_path.glob("*.partial"))
     (mine / "notes.txt").unlink()
     called(capsys, "import", PT, "--out", mine, "--num-heads", HEADS)  # an empty folder is taken
@@ -264,7 +264,7 @@ def test_a_killed_import_leaves_no_run(capsys, tmp_path):
     with pytest.raises(UserError, match="sit.partial is not a run folder"):
         open_run(tmp_path / "sit.partial")
     code, _, err = run(capsys, "import", PT, "--out", tmp_path / "sit", "--num-heads", HEADS)
-    assert code == 2 and "sit.partial is there: another command writes it, or was killed" in err
+    assert code == 2 and "sit.partial exists" in err
 
 
 def test_an_error_half_way_leaves_nothing(tmp_path, monkeypatch):
@@ -282,7 +282,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path, monkeypatch):
 def test_an_import_keeps_its_provenance_in_what_is_trained_from_it(imported, fine_tuned, tmp_path):
     from selfflow.run.folder import check_run, create_or_resume
 
-    experiment = check_run(tmp_path / "run", fine_tuned)
+    experiment = check_run(tmp_path / "run", fine_tuned).experiment
     (tmp_path / "run").mkdir()
     create_or_resume(tmp_path / "run", experiment, "0", {}, {})
     told = json.loads((tmp_path / "run" / "provenance.json").read_text())

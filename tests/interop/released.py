@@ -1,4 +1,4 @@
-"""The recorded SiT, and files made of it that are not as they should be."""
+"""The recorded SiT, and torch files made from its parts."""
 
 import json
 import pickle
@@ -36,12 +36,15 @@ def write_entries(path: Path, parts: dict[str, bytes], compression: int = zipfil
     return path
 
 
-def described(tensors: dict[str, tuple[str, int, tuple, tuple]]) -> bytes:
+def pickle_of(tensors: dict[str, tuple[str, int, tuple, tuple]]) -> bytes:
     """A pickle of float32 tensors: {key: (storage, elements of the storage, shape, strides)}."""
-    plain = lambda value: pickle.dumps(value, 2)[2:-1]  # without its first and last instruction
+
+    def push(value) -> bytes:
+        return pickle.dumps(value, 2)[2:-1]  # without PROTO and STOP
+
     program = b"\x80\x02}("
     for key, (storage, elements, shape, strides) in tensors.items():
-        stored = plain("storage") + b"ctorch\nFloatStorage\n" + plain(storage) + plain("cpu") + plain(elements)
-        program += plain(key) + b"ctorch._utils\n_rebuild_tensor_v2\n("
-        program += b"(" + stored + b"tQ" + plain(0) + plain(shape) + plain(strides) + b"\x89}tR"
+        stored = push("storage") + b"ctorch\nFloatStorage\n" + push(storage) + push("cpu") + push(elements)
+        program += push(key) + b"ctorch._utils\n_rebuild_tensor_v2\n("
+        program += b"(" + stored + b"tQ" + push(0) + push(shape) + push(strides) + b"\x89}tR"
     return program + b"u."

@@ -1,4 +1,4 @@
-"""Exported folders: what was exported comes back, and nothing else passes for it."""
+"""Exported folders: they load what was exported, and refuse every other file."""
 
 import dataclasses
 import hashlib
@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from selfflow.config.experiment import Experiment
 from selfflow.errors import UserError
 from selfflow.interop import load_exported, load_released_sit, released_sit_weights
+from selfflow.interop.card import NOT_IN_TRAINING
 from selfflow.interop.export import export
 from selfflow.run.run import open_run
 from tests.interop.released import HEADS, PT, SAFETENSORS, recorded
@@ -23,7 +25,7 @@ from tests.interop.released import HEADS, PT, SAFETENSORS, recorded
 
 @pytest.fixture(scope="module")
 def sit(tmp_path_factory) -> Path:
-    """An exported SiT, of a run that was imported and is gone."""
+    """An exported SiT, of an imported run that was removed."""
     from selfflow.cli.importing import main
 
     folder = tmp_path_factory.mktemp("sit")
@@ -42,21 +44,22 @@ def joint(tiny_run, tmp_path_factory) -> Path:
 
 
 def sign(folder: Path) -> None:
-    """Hashes what is there, as one who means harm could."""
+    """Hashes the files, as an attacker could."""
     names = ("model.safetensors", "config.json")
     lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
-def test_an_imported_sit_is_exported_as_the_file_that_it_was(sit):
-    """Also what `load_released_sit` reads."""
+def test_an_imported_sit_is_exported_as_the_original_file(sit):
+    """`load_released_sit` reads it, too."""
     assert (sit / "model.safetensors").read_bytes() == SAFETENSORS.read_bytes()
     model, config = load_released_sit(sit / "model.safetensors", num_heads=HEADS)
     exported = load_exported(sit)
     assert exported.config == config and list(exported.modalities) == ["image"]
     assert exported.modalities["image"].latent == (8, 8, 4) and exported.modalities["image"].patch == (2, 2)
-    ours, theirs = released_sit_weights(exported.model), released_sit_weights(model)
-    assert list(ours) == list(theirs) and all(ours[key].tobytes() == theirs[key].tobytes() for key in ours)
+    weights, expected = released_sit_weights(exported.model), released_sit_weights(model)
+    assert list(weights) == list(expected)
+    assert all(weights[key].tobytes() == expected[key].tobytes() for key in weights)
     golden = recorded()
     call = jax.jit(lambda x, tau, label: exported.model({"image": x}, {"image": tau}, label).velocity["image"])
     velocity = call(golden["x"], jnp.asarray(golden["tau_uniform"]), golden["labels"])
@@ -69,9 +72,9 @@ def test_a_joint_model_from_its_folder_alone_computes_what_the_run_does(tiny_run
     shutil.copytree(tiny_run, tmp_path / "run")
     run = open_run(tmp_path / "run")
     state, objective = run.restore(9), run.objective
-    called_with = _inputs(objective.modalities)
+    inputs = _inputs(objective.modalities)
     params = state.frozen["ema"] if weights == "ema" else state.params["model"]
-    expected = jax.jit(lambda *inputs: objective.apply(params, *inputs, taps=(1,)))(*called_with)
+    expected = jax.jit(lambda *inputs: objective.apply(params, *inputs, taps=(1,)))(*inputs)
     projected = objective.project(state.params, expected.taps[1])
     (tmp_path / "out").mkdir()
     export(run, tmp_path / "out", step=9, weights=weights)
@@ -81,9 +84,9 @@ def test_a_joint_model_from_its_folder_alone_computes_what_the_run_does(tiny_run
     exported = load_exported(tmp_path / "out")
     assert exported.config == run.experiment.model and exported.modalities == objective.modalities
     assert (exported.description.step, exported.description.weights) == (9, weights)
-    found = jax.jit(lambda *inputs: exported.model(*inputs, taps=(1,)))(*called_with)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    for m, features in found.taps[1].items():
+    output = jax.jit(lambda *inputs: exported.model(*inputs, taps=(1,)))(*inputs)
+    jax.tree.map(np.testing.assert_array_equal, output, expected)
+    for m, features in output.taps[1].items():
         np.testing.assert_array_equal(exported.projector(features), projected[m])
     encoders = exported.description.autoencoders
     assert encoders["audio"].settings == run.experiment.autoencoders["audio"]
@@ -117,53 +120,53 @@ def test_sha256sum_agrees(sit):
     assert done.stdout.split() == ["model.safetensors:", "OK", "config.json:", "OK", "experiment.json:", "OK"]
 
 
-def test_the_card_tells_what_the_run_tells(tiny_run, joint):
+def test_the_card_has_the_facts_of_the_run(tiny_run, joint):
     card = (joint / "README.md").read_text()
     run = open_run(tiny_run)
     (dataset,) = run.provenance()["datasets"].values()
     assert card.startswith("---\nlicense: apache-2.0\n") and 'datasets:\n- "collisions"\n---\n' in card
-    told = [dataset["dataset"], dataset["fingerprint"], dataset["latents"], *dataset["autoencoders"].values()]
-    told += [
+    facts = [dataset["dataset"], dataset["fingerprint"], dataset["latents"], *dataset["autoencoders"].values()]
+    facts += [
         "steps | 12 of 12",
         "seed.noise | 0",
         "learning_rate 0.002",
         "dual, draw shared",
         f"jax | {jax.__version__}",
     ]
-    told += ["collisions: Apache-2.0", 'load_exported("FOLDER")', "trained, block 3", "after step 12 of a run of 12"]
+    facts += ["collisions: Apache-2.0", 'load_exported("FOLDER")', "trained, block 3", "after step 12 of a run of 12"]
     loss = run.summary()["flow_loss"]["joint/video"]
-    told += [
+    facts += [
         f"joint/video | {loss['loss']:.3f} | {loss['linear_baseline']:.3f}",
         f"| loss | {run.metrics()[-1]['loss']:.4g} |",
     ]
-    assert [part for part in told if part not in card] == []
+    assert [fact for fact in facts if fact not in card] == []
     assert (joint / "experiment.json").read_bytes() == (tiny_run / "experiment.json").read_bytes()
 
 
-def test_results_are_those_of_the_step_or_none(tiny_run, sit, tmp_path):
+def test_results_are_of_the_exported_step(tiny_run, sit, tmp_path):
     export(open_run(tiny_run), tmp_path, step=9)
     card = (tmp_path / "README.md").read_text()
     assert "Flow loss of the EMA" not in card and "in step 9" in card
     card = (sit / "README.md").read_text()
-    assert "None: nothing was measured on the weights of step 0." in card and "license: other" in card
+    assert "None: the weights of step 0" in card and "license: other" in card
     assert f"imported from {PT.name} (sha256 {hashlib.sha256(PT.read_bytes()).hexdigest()})" in card
-    assert str(PT.parent) not in card  # where it lay is nobody's business
+    assert str(PT.parent) not in card  # the path is private
 
 
-def test_what_weights_descend_from_keeps_its_licence(tiny_run, tmp_path):
+def test_the_licences_of_ancestors_are_in_the_card(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run")
     provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    elsewhere = {"dataset": "films/1.0.0", "licence": "CC BY 4.0", "autoencoders": {}, "text": None}
+    dataset = {"dataset": "videos/1.0.0", "licence": "CC BY 4.0", "autoencoders": {}, "text": None}
     provenance["ancestors"] = [
-        {"run": "/home/someone/first:7", "datasets": {"films": elsewhere}, "imported": None},
+        {"run": "/home/someone/first:7", "datasets": {"videos": dataset}, "imported": None},
         {"run": "/home/someone/older:9", "datasets": {}, "imported": {"file": "/x/base.pt", "sha256": "0f"}},
     ]
     (tmp_path / "run" / "provenance.json").write_text(json.dumps(provenance))
     (tmp_path / "out").mkdir()
     export(open_run(tmp_path / "run"), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "license: other" in card and "descend from the run first:7: trained on films/1.0.0 (CC BY 4.0)" in card
-    assert "- films/1.0.0: CC BY 4.0" in card and "imported from base.pt" in card and "/home/someone" not in card
+    assert "license: other" in card and "descend from the run first:7: trained on videos/1.0.0 (CC BY 4.0)" in card
+    assert "- videos/1.0.0: CC BY 4.0" in card and "imported from base.pt" in card and "/home/someone" not in card
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "SHA256SUMS"])
@@ -173,12 +176,10 @@ def test_a_missing_or_changed_file_is_named(sit, tmp_path, name):
     for damaged in (None, b"", whole[: len(whole) // 3], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:], bytes(100)):
         shutil.copytree(sit, folder)
         (folder / name).unlink() if damaged is None else (folder / name).write_bytes(damaged)
-        with pytest.raises(
-            UserError, match=rf"copy/({name}|\S+ is not the file that SHA256SUMS|SHA256SUMS has no hash)"
-        ):
+        with pytest.raises(UserError, match=rf"copy/({name}|\S+ does not have its hash|SHA256SUMS has no hash)"):
             load_exported(folder)
         shutil.rmtree(folder)
-    with pytest.raises(UserError, match="copy is no folder"):
+    with pytest.raises(UserError, match="copy is not a folder"):
         load_exported(folder)
 
 
@@ -195,14 +196,14 @@ def _config(**changes):
     """Leaves of config.json by their dotted names; None takes one out."""
 
     def act(folder):
-        told = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
         for name, value in changes.items():
             *parents, last = name.split(".")
-            inner = told
+            inner = config
             for parent in parents:
                 inner = inner[parent]
             inner.pop(last) if value is None else inner.update({last: value})
-        (folder / "config.json").write_text(json.dumps(told))
+        (folder / "config.json").write_text(json.dumps(config))
 
     return act
 
@@ -214,7 +215,7 @@ BOTH = [
     (_config(format="selfflow-2"), "config.json: format is 'selfflow-2', expected one of 'selfflow-1'"),
     (_config(**{"model.heads": 0}), "config.json: model.heads is 0"),
     (_config(**{"model.kind": "unet"}), "config.json: model is"),
-    (_config(projector=False), "model.safetensors has projector.linear1.bias|projector is False, and model.saf"),
+    (_config(projector=False), "model.safetensors has projector.linear1.bias|projector is False"),
     (_config(**{"modalities.image.latent": [0, 8, 4]}), r"config.json: a latent of shape \(0, 8, 4\)"),
     (_config(**{"modalities.image.patch": [3, 3]}), r"config.json: patch \(3, 3\) does not divide"),
     (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json is damaged"),
@@ -228,17 +229,17 @@ JOINT = [
     (_tensors(lambda t: t.update({"model.extra": np.zeros(3, np.float32)})), "model.safetensors has model.extra"),
     (
         _tensors(lambda t: t.update({KEY: t[KEY][:, :, :-1].copy()})),
-        rf"{KEY} has shape \(2, 96, 31\), and .* \(2, 96, 32",
+        rf"{KEY} has shape \(2, 96, 31\), .* \(2, 96, 32",
     ),
     (_tensors(lambda t: t.update({KEY: t[KEY] * np.nan})), f"model.safetensors: {KEY} holds NaN or infinity"),
     (_tensors(lambda t: t.update({KEY: t[KEY].astype(np.int32)})), f"{KEY} is int32"),
-    (_config(**{"model.single_blocks": 1 << 40}), "model.single.* has shape .* tells"),
+    (_config(**{"model.single_blocks": 1 << 40}), "model.single.* has shape .* config.json"),
     (_config(**{"model.single_blocks": 1 << 63}), "config.json: no model has such sizes"),
 ]
 SIT = [
     (_tensors(lambda t: t.pop("blocks.2.attn.qkv.bias")), "model.safetensors lacks blocks.2.attn.qkv.bias"),
     (_tensors(lambda t: t.update({"pos_embed": -t["pos_embed"]})), "model.safetensors: pos_embed is not the sine"),
-    (_config(**{"model.depth": 1 << 40}), "config.json: model.depth is 1099511627776, but weights tell 4"),
+    (_config(**{"model.depth": 1 << 40}), "config.json: model.depth is 1099511627776, .* 4"),
     (_config(**{"model.labels": 9}), "config.json: model.labels is 9"),
     (_config(**{"model.mlp_ratio": 3.0}), "config.json: model.mlp_ratio is 3.0"),
     (_config(**{"model.input_size": 16}), "config.json: modalities: a SiT of this model takes one modality"),
@@ -247,15 +248,15 @@ SIT = [
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(
-    "which, change, said",
+    "which, change, error",
     [("joint", *each) for each in BOTH + JOINT] + [("sit", *each) for each in BOTH + SIT],
 )
-def test_a_folder_that_was_hashed_anew_is_still_refused_by_file_and_key(request, tmp_path, which, change, said):
+def test_a_folder_that_was_hashed_anew_is_still_refused_by_file_and_key(request, tmp_path, which, change, error):
     folder = tmp_path / "copy"
     shutil.copytree(request.getfixturevalue(which), folder)
     change(folder)
     sign(folder)
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError, match=error) as refused:
         load_exported(folder)
     assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
 
@@ -263,15 +264,16 @@ def test_a_folder_that_was_hashed_anew_is_still_refused_by_file_and_key(request,
 def test_a_run_that_is_damaged_is_not_exported(tiny_run, tmp_path):
     from selfflow.run.folder import import_run
 
-    def refused(said: str, **files: str) -> None:
+    def refused(error: str, **files: str) -> None:
         folder, out = tmp_path / "run", tmp_path / "out"
         shutil.copytree(tiny_run, folder)
         for name, text in files.items():
             (folder / f"{name}.json").write_text(text)
         out.mkdir()
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=error):
             export(open_run(folder), out)
-        shutil.rmtree(folder), shutil.rmtree(out)
+        shutil.rmtree(folder)
+        shutil.rmtree(out)
 
     refused("provenance.json is missing or damaged", provenance="{")
     refused("provenance.json holds no JSON object", provenance="[]")
@@ -282,7 +284,8 @@ def test_a_run_that_is_damaged_is_not_exported(tiny_run, tmp_path):
     run = open_run(tiny_run)
     params = run.weights().params
     params["model"]["time_in"]["kernel"] *= np.nan
-    (tmp_path / "run").mkdir(), (tmp_path / "out").mkdir()
+    for name in ("run", "out"):
+        (tmp_path / name).mkdir()
     origin = {"file": "x.pt", "bytes": 1, "sha256": "0"}
     import_run(tmp_path / "run", dataclasses.replace(run.experiment, steps=0), params, origin)
     with pytest.raises(UserError, match="model.time_in.kernel holds NaN or infinity"):
@@ -304,3 +307,8 @@ def test_the_three_lines_of_the_card_run(capsys, sit, tmp_path):
         [sys.executable, "-c", code + "print(velocity['image'].shape)"], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout == "(1, 16, 16)\n", done.stderr
+
+
+def test_fields_that_the_card_leaves_out_exist():
+    """A renamed field would be in two sections of the card."""
+    assert NOT_IN_TRAINING <= {field.name for field in dataclasses.fields(Experiment)}

@@ -12,7 +12,7 @@ from selfflow.interop import load_released_sit, released_sit_weights
 from selfflow.modality import Modality
 from tests.interop.released import HEADS, PT, SAFETENSORS, recorded, settings
 
-# What the original code was recorded with is float32; a wrong convention shows above 1e-4.
+# The original code was recorded in float32; a wrong convention gives errors above 1e-4.
 TOLERANCE = 1e-5
 
 
@@ -28,10 +28,11 @@ def weights() -> dict[str, np.ndarray]:
 
 def test_sizes_are_those_of_the_weights(loaded):
     model, config = loaded
-    told = settings()
-    assert (config.width, config.depth, config.heads) == (told["hidden_size"], told["depth"], told["num_heads"])
+    expected = settings()
+    assert config.width == expected["hidden_size"] and config.depth == expected["depth"]
+    assert config.heads == expected["num_heads"] and config.mlp_ratio == expected["mlp_ratio"]
     assert (config.input_size, config.patch_size, config.channels) == (8, 2, 4)
-    assert (config.labels, config.learn_sigma, config.mlp_ratio) == (told["num_classes"] - 1, True, told["mlp_ratio"])
+    assert config.labels == expected["num_classes"] - 1 and config.learn_sigma
     assert model.config == config and model.projector is not None
 
 
@@ -50,8 +51,8 @@ def test_velocity_taps_and_projection_are_the_original_s(loaded, tau, suffix):
         np.testing.assert_allclose(projected, golden["projected_student"], rtol=0, atol=TOLERANCE)
 
 
-def test_tokens_are_cut_as_the_model_expects():
-    """A token is (channel, row, column), tokens follow each other row by row."""
+def test_tokens_are_in_the_order_of_the_model():
+    """A token is (channel, row, column); tokens are in row-major order."""
     latent = np.arange(8 * 8 * 4).reshape(1, 8, 8, 4)
     token = Modality((8, 8, 4), (2, 2)).to_tokens(latent)[0, 5]
     np.testing.assert_array_equal(token.reshape(4, 2, 2), latent[0, 2:4, 2:4].transpose(2, 0, 1))
@@ -107,13 +108,13 @@ def replaced(key, change):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, error",
     [
-        (without("blocks.2.attn.qkv.bias"), "lacks blocks.2.attn.qkv.bias: give"),
+        (without("blocks.2.attn.qkv.bias"), "lacks blocks.2.attn.qkv.bias"),
         (without("pos_embed"), "lacks pos_embed"),
         (without("projector.linear2.bias"), "lacks projector.linear2.bias"),
         (without("y_embedder.embedding_table.weight"), "lacks y_embedder"),
-        (lambda w: w.update({"extra.bias": np.zeros(3, np.float32)}), "has extra.bias, which"),
+        (lambda w: w.update({"extra.bias": np.zeros(3, np.float32)}), "has extra.bias"),
         (lambda w: [w.pop(key) for key in list(w) if key.startswith("blocks.1.")], "lacks blocks.1.* and 9 more"),
         (lambda w: w.update({"blocks.9.attn.qkv.bias": np.zeros(144, np.float32)}), "lacks blocks.4.* and 9 more"),
         (
@@ -135,16 +136,16 @@ def replaced(key, change):
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")
-def test_what_is_no_released_sit_is_named(tmp_path, weights, change, said):
+def test_an_unfit_weight_is_named(tmp_path, weights, change, error):
     changed = dict(weights)
     change(changed)
     save_file(changed, tmp_path / "odd.safetensors")
-    with pytest.raises(UserError, match=f"odd.safetensors:? {said}"):
+    with pytest.raises(UserError, match=f"odd.safetensors:? {error}"):
         load_released_sit(tmp_path / "odd.safetensors", num_heads=HEADS)
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "arguments, error",
     [
         ({"num_heads": 5}, "num_heads 5"),
         ({"num_heads": 0}, "num_heads 0"),
@@ -152,9 +153,9 @@ def test_what_is_no_released_sit_is_named(tmp_path, weights, change, said):
         ({"num_heads": 4, "patch_size": 8}, "no multiple of patch_size 8"),
     ],
 )
-def test_sizes_that_do_not_fit_the_weights_are_named(given, said):
-    with pytest.raises(UserError, match=said):
-        load_released_sit(SAFETENSORS, **given)
+def test_sizes_that_do_not_fit_the_weights_are_named(arguments, error):
+    with pytest.raises(UserError, match=error):
+        load_released_sit(SAFETENSORS, **arguments)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
@@ -168,9 +169,9 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="cut.safetensors is damaged or cut short"):
             load_released_sit(path, num_heads=HEADS)
-    with pytest.raises(UserError, match="none.pt is no file"):
+    with pytest.raises(UserError, match="none.pt is not a file"):
         load_released_sit(tmp_path / "none.pt", num_heads=HEADS)
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         load_released_sit(tmp_path, num_heads=HEADS)
     shutil.copy(PT, tmp_path / "weights.npz")
     with pytest.raises(UserError, match="weights.npz is neither .safetensors nor .pt"):

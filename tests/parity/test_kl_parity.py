@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from selfflow.autoencoders import kl
+from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.encoders.convolution import Weights
-from tests.autoencoders.kl import pictures
+from tests.autoencoders.kl import images
 
 pytestmark = pytest.mark.parity
 
@@ -32,7 +33,7 @@ def near(a, b):
 
 def ours(model):
     weights = {n: x.numpy() for n, x in model.state_dict().items() if not n.endswith("num_batches_tracked")}
-    return kl.read_kl(Weights(Path("reference"), weights, "the reference"))
+    return read_kl(Weights(Path("reference"), weights, "the reference"))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 28), (4, 12)])
@@ -56,7 +57,7 @@ def test_kl(reference, changes, size):
 
     model = reference.autoencoder(AutoencoderKL, **changes)
     stride = 2 ** (len(model.config.block_out_channels) - 1)
-    media = pictures(*size)
+    media = images(*size)
     latents = reference.random_latents((2, size[0] // stride, size[1] // stride, model.config.latent_channels))
     found, params = reference.theirs(model, media, latents), ours(model)
     groups = model.config.norm_num_groups

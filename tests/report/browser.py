@@ -24,7 +24,7 @@ class Browser:
     """One page of a browser.
 
     Attributes:
-      errors: what the console said of errors, and what was asked of the network.
+      errors: error messages of the console, and requests to the network.
     """
 
     def __init__(self, commands: int, answers: int):
@@ -36,7 +36,7 @@ class Browser:
             self.ask(f"{domain}.enable")
 
     def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Opens a file from disk as wide as a screen, and waits until it is loaded."""
+        """Opens a file in a window of the given size, and waits until it is loaded."""
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
         )
@@ -46,10 +46,12 @@ class Browser:
         self.run("new Promise(done => document.readyState == 'complete' ? done() : addEventListener('load', done))")
 
     def run(self, script: str) -> Any:
-        """What an expression is, once it is settled."""
-        found = self.ask("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        """The value of an expression, after its promise is settled."""
+        result = self.ask(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
     def ask(self, method: str, seconds: float = 60, **parameters: Any) -> dict[str, Any]:
         """The answer to a command of the DevTools protocol."""
@@ -65,31 +67,33 @@ class Browser:
 
     def _next(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            assert select.select([self._answers], [], [], max(0, end - time.monotonic()))[0], "the browser says nothing"
+            assert select.select([self._answers], [], [], max(0, end - time.monotonic()))[0], (
+                "the browser does not answer"
+            )
             read = os.read(self._answers, 1 << 20)
-            assert read, "the browser is gone"
+            assert read, "the browser has exited"
             self._buffer += read
         first, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(first)
         self._note(message.get("method"), message.get("params", {}))
         return message
 
-    def _note(self, method: str | None, told: dict[str, Any]) -> None:
-        if method == "Log.entryAdded" and told["entry"]["level"] == "error":
-            self.errors.append(told["entry"]["text"])
-        if method == "Runtime.consoleAPICalled" and told["type"] == "error" or method == "Runtime.exceptionThrown":
-            self.errors.append(str(told))
-        if method == "Network.requestWillBeSent" and not told["request"]["url"].startswith(
+    def _note(self, method: str | None, event: dict[str, Any]) -> None:
+        if method == "Log.entryAdded" and event["entry"]["level"] == "error":
+            self.errors.append(event["entry"]["text"])
+        if method == "Runtime.consoleAPICalled" and event["type"] == "error" or method == "Runtime.exceptionThrown":
+            self.errors.append(str(event))
+        if method == "Network.requestWillBeSent" and not event["request"]["url"].startswith(
             ("file:", "data:", "about:")
         ):
-            self.errors.append(f"asks the network for {told['request']['url']}")
+            self.errors.append(f"requests {event['request']['url']}")
 
 
 @contextlib.contextmanager
 def browser(home: Path) -> Iterator[Browser]:
-    """A browser with its profile in a folder; it ends with the block."""
+    """A browser with its profile in a folder; it is stopped at the end of the block."""
     ends = [*os.pipe(), *os.pipe()]
-    # What the browser reads and writes has the numbers 3 and 4 there, and none of the four may have them here.
+    # The browser reads from descriptor 3 and writes to 4; none of the four may have these numbers in this process.
     read_there, write_here, read_here, write_there = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in ends)
     command = [sys.executable, "-c", _CONNECT, str(read_there), str(write_there), CHROMIUM, *_FLAGS]
     process = subprocess.Popen(

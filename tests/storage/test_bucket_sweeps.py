@@ -11,6 +11,8 @@ from selfflow.sweep.folder import describe, enter_sweep
 from selfflow.sweep.load import Sweep, SweepRun
 from selfflow.sweep.members import Budget, Member
 
+pytestmark = pytest.mark.resilience
+
 
 def told(experiment: Experiment, *names: str) -> dict:
     members = {name: SweepRun(Member(name, {}), experiment, 1e9) for name in names}

@@ -1,4 +1,4 @@
-"""Captions as embeddings of a frozen encoder; importing this brings neither JAX nor tokenizers."""
+"""Captions as embeddings of a frozen encoder. Imports neither JAX nor tokenizers."""
 
 from selfflow.encoders.text.config import Text
 

@@ -90,7 +90,7 @@ def forward(
     def dense(x, weights):
         return x @ weights["weight"].T + weights["bias"]
 
-    # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
+    # By default accelerators multiply float32 matrices in fewer bits.
     with jax.default_matmul_precision("highest"):
         embeddings = params["embeddings"]
         # A caption is one sentence: its tokens are all of type 0.

