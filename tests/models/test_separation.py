@@ -108,11 +108,9 @@ def test_the_sit_separated_equals_it_masked(keys_B, monkeypatch, per_token):
         graph, state = nnx.split(SiT(config, rngs=nnx.Rngs(0)))
     model = nnx.merge(graph, perturbed(state))
     c = DualTimestep(mask_ratio=RATIO).sample(keys_B, {"image": 16})
-    tokens = jax.random.normal(jax.random.key(2), (4, 16, 12))
-    noise = (
-        (c.tau()["image"], jnp.arange(4)) if per_token else (c.levels["image"], jnp.arange(4), c.assignment["image"])
-    )
-    call = lambda groups: model(tokens, *noise, taps=(1, 2), groups=groups)
+    tokens = {"image": jax.random.normal(jax.random.key(2), (4, 16, 12))}
+    levels, assignment = (c.tau(), None) if per_token else (c.levels, c.assignment)
+    call = lambda groups: model(tokens, levels, jnp.arange(4), assignment, taps=(1, 2), groups=groups)
     attend = masked_attention(c.assignment["image"], jnp.arange(4) % 2 == 0, text=0)
     actual, expected = both_ways(monkeypatch, selfflow.models.sit, call, Groups(c.assignment, 4, 2), attend)
     close(actual, expected)
