@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     path, options = parsed
-    from selfflow.cli.sample import claim_path, unused_path
+    from selfflow.cli.folders import claim_path, unused_path
     from selfflow.run.run import open_run
     from selfflow.run.sampler import RunSampler, SampleRequest
     from selfflow.storage.paths import url
@@ -185,7 +185,7 @@ def evaluate(
     if options.features and not (looks.extractors or looks.layer):
         raise UserError(f"--features {' '.join(options.features)}: none looks at {', '.join(sampler.modalities)}")
     # Of what is given whole, samples tell no more than the data does.
-    looks = looks._replace(extractors=tuple(e for e in looks.extractors if e.medium not in sampler.held_whole))
+    looks = looks._replace(extractors=tuple(e for e in looks.extractors if e.medium not in sampler.fully_conditioned))
     if looks.layer:
         looks = looks._replace(layer=looks.layer.of(weights, of))
     against = _reference(looks, options)
@@ -228,9 +228,9 @@ def evaluate(
     print(
         f"Real clips: {min(n, len(others))} others, of the {train.split} split; noise: what samples begin as, decoded."
     )
-    if sampler.held_whole:
+    if sampler.fully_conditioned:
         print(
-            f"The {' and '.join(sampler.held_whole)} of the samples is given: what is said of it alone is of the data."
+            f"The {' and '.join(sampler.fully_conditioned)} of the samples is given: what is said of it alone is of the data."
         )
     if n < 100:
         print(f"Distances of {n} samples are mostly noise: take hundreds.")
@@ -240,7 +240,7 @@ def evaluate(
     verdicts = {row: verdict for row, found in gathered.items() if (verdict := found.verdict())}
     return {
         "against": where,
-        "modality": ", ".join(m for m in sampler.modalities if m not in sampler.held_whole),
+        "modality": ", ".join(m for m in sampler.modalities if m not in sampler.fully_conditioned),
         "rows": {row: evaluation_numbers(gathered[row], compared[row]) for row in compared},
         "distances": {row: {f: dataclasses.asdict(c) for f, c in found.items()} for row, found in compared.items()},
         "checked": {row: {check: told.n for check, told in v.rows.items()} for row, v in verdicts.items()},

@@ -182,7 +182,7 @@ def _prove(experiment: AutoencoderExperiment, workdir: Path, feed: MediaBatchSou
             shown_parts = {"original": few, "decoded": made[: len(few)], "lost": difference(few, made[: len(few)])}
             sheet = {group: {modality: x} for group, x in shown_parts.items()}
             title = f"{name}: {split} split, through {row['numbers']} numbers each"
-            write_sheet(Path(files[-1]), sheet, int(experiment.rate), title)
+            write_sheet(Path(files[-1]), sheet, {modality: experiment.rate}, title)
             shown.advance()
     summary = {"steps": int(state.step), "reconstruction": rows, "autoencoder": str(path), "files": files}
     _print(summary, workdir)

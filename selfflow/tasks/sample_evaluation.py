@@ -166,7 +166,7 @@ class _Look:
         rates, images = self._gathered.looks.rates, images_only(media)
         title = f"{self._name}, step {self._step}"
         page = {"sample": {m: x[: _IMAGES_SHOWN if images else count] for m, x in media.items()}}
-        write_sheet(folder / f"{self._name}.png", page, int(rates.get("audio", 0)), title)
+        write_sheet(folder / f"{self._name}.png", page, rates, title)
         for i in range(0 if images else min(count, _size(media))):
             write_media(folder / f"{self._name}_{i:02d}", {m: x[i] for m, x in media.items()}, rates)
 
