@@ -35,7 +35,7 @@ NOT_FINITE = Kind("values that are not finite", _AGAIN)
 NO_ID = Kind("records without an id", _AGAIN)
 DUPLICATE = Kind("ids that stand twice", "make the ids of the source differ, then " + _AGAIN)
 EMPTY = Kind("empty splits", _AGAIN)
-UNFINISHED_FORGETTING = Kind("unfinished forgetting", "run `selfflow data forget` again with the same file of ids")
+UNFINISHED_FORGETTING = Kind("unfinished forgetting", "run `selfflow data delete` again with the same file of ids")
 LEFTOVER = Kind("leftovers of interrupted commands", "they are read by nothing and may be deleted", note=True)
 
 

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,6 +30,16 @@ from selfflow.objectives.self_flow import SelfFlowObjective  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TINY = Path(__file__).parent / "tiny.py"
+
+
+def mentions(*words) -> re.Pattern:
+    """Matches a message that has each of the words, in any order and not as a part of a longer word or number.
+
+    Words are the names and values of the case: fields, flags, files, arrays, numbers. A message can then be reworded
+    without touching a test. Only where two checks name the same things does a term of the field tell them apart.
+    """
+    each = " ".join(map(str, words)).split()
+    return re.compile(r"(?s)\A" + "".join(rf"(?=.*(?<!\w)(?<!\d\.){re.escape(word)}(?!\w)(?!\.\d))" for word in each))
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from tests.conftest import mentions
 from tests.interop.released import HEADS, PT, settings
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -51,7 +52,7 @@ def test_layers(tiny_run):
     small |= {"similar_clips": 12, "healthy_clips": 4, "healthy_batch": 4, "neighbours": 4}
     notebook = executed("layers", run_paths=[str(tiny_run)], **small)
     check(notebook, figures=6)
-    assert "tiny, untrained" in text(notebook)
+    assert mentions("tiny untrained").search(text(notebook))
 
 
 @pytest.mark.slow
@@ -59,19 +60,20 @@ def test_maps(tiny_run):
     small = {"layers": [1, 3], "component_clips": 4, "contact_clips": 6}
     notebook = executed("maps", run_path=str(tiny_run), **small)
     check(notebook, figures=3)
-    assert "share of tokens that hold the bodies" in text(notebook)
+    assert mentions("tokens bodies").search(text(notebook))
 
 
 @pytest.mark.slow
 def test_sight_and_sound(tiny_run, tmp_path):
     """From the files of the study, and with a run of it."""
-    assert "no runs" in text(executed("sight_and_sound", runs_path=str(tmp_path / "none")))
+    without = text(executed("sight_and_sound", runs_path=str(tmp_path / "none")))
+    assert mentions(tmp_path / "none", "no runs").search(without)
     (tmp_path / "matched_1").symlink_to(tiny_run)
     notebook = executed("sight_and_sound", runs_path=str(tmp_path))
     check(notebook, figures=4)
     primary = text(notebook).splitlines()[:2]
     assert [line.split()[0] for line in primary] == ["matched", "shuffled"] and "n = 5" in primary[1]
-    assert "difference" in primary[0] and "no runs" not in text(notebook)
+    assert "difference" in primary[0] and str(tmp_path) not in text(notebook)
 
 
 def test_released_checkpoint(tmp_path):
@@ -83,31 +85,30 @@ def test_released_checkpoint(tmp_path):
     digits = load_digits()
     size = settings()["input_size"]
     grey = np.repeat((digits.images[:96] * 15.9).astype(np.uint8), 2, axis=1).repeat(2, axis=2)
-    pictures = np.repeat(grey[..., None], 3, axis=-1)
-    autoencoder = LinearAutoencoder.fit(PatchPCA(patch=16 // size, channels=4), [pictures])
-    latents = autoencoder.encode(pictures)
+    images = np.repeat(grey[..., None], 3, axis=-1)
+    autoencoder = LinearAutoencoder.fit(PatchPCA(patch=16 // size, channels=4), [images])
+    latents = autoencoder.encode(images)
     assert latents.shape[1:] == (size, size, settings()["in_channels"])
     np.savez(tmp_path / "latents.npz", latents=latents, labels=digits.target[:96])
     paths = {"checkpoint": str(PT), "latents": str(tmp_path / "latents.npz"), "run_path": str(tmp_path / "sit")}
     notebook = executed("released_checkpoint", **paths, num_heads=HEADS, taus=[0.1], layers=[2, 3], probe="knn")
     check(notebook, figures=2)
-    assert "released: block" in text(notebook) and "untrained: block" in text(notebook)
+    assert mentions("released untrained block").search(text(notebook))
 
 
 def test_without_a_checkpoint_nothing_is_done(tmp_path):
     paths = {"checkpoint": str(tmp_path / "none.pt"), "latents": str(PT), "run_path": str(tmp_path / "sit")}
     notebook = executed("released_checkpoint", **paths)
     check(notebook, figures=0)
-    assert text(notebook).startswith(f"{tmp_path / 'none.pt'}: no such file") and not (tmp_path / "sit").exists()
+    assert mentions(tmp_path / "none.pt", "no file").search(text(notebook)) and not (tmp_path / "sit").exists()
 
 
-def test_a_missing_run_is_told_in_one_line(tmp_path):
-    with pytest.raises(CellExecutionError) as caught:
+def test_a_missing_run_is_named_in_one_line(tmp_path):
+    with pytest.raises(CellExecutionError) as error:
         executed("method", run_path=str(tmp_path / "none"))
-    told = caught.value.traceback.strip().splitlines()
-    assert "Traceback" not in caught.value.traceback and told[-1] == (
-        f"UserError: {tmp_path / 'none'} is not a run folder: it has no experiment.json"
-    )
+    assert "Traceback" not in error.value.traceback
+    line = error.value.traceback.strip().splitlines()[-1]
+    assert mentions("UserError", tmp_path / "none", "experiment.json").search(line)
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.py")), ids=lambda path: path.stem)

@@ -19,7 +19,7 @@ _COMMANDS = {
     "import": "make a run of the weights of a released SiT",
     "report": "write a run or a sweep as one HTML page",
     "export": "write a run's weights, with a card, for use without it",
-    "data": "list, build, show, verify data sets, and forget samples",
+    "data": "list, build, show and verify data sets, and delete samples",
 }
 # Where the file of a command is not called as the command: `import` is a keyword.
 _FILES = {"import": "importing"}

@@ -1,71 +1,76 @@
 """The tables of `selfflow evaluate`."""
 
-import math
-from collections.abc import Mapping
-
+from selfflow.evaluation import metrics
 from selfflow.evaluation.compare import Comparison
-from selfflow.evaluation.gather import SampleAccumulator
-from selfflow.evaluation.physics.verify import PASSES
+from selfflow.evaluation.metrics.metric import FeatureMetric, Metric, Value
+from selfflow.tasks.evaluate_samples import SAMPLES, SampleReport
 
 
-def print_tables(
-    gathered: Mapping[str, SampleAccumulator], compared: Mapping[str, Mapping[str, Comparison]], samples: str
-) -> None:
-    """Prints distances, the world's laws and synchrony of samples beside what they are held beside.
-
-    Args:
-      gathered: by row.
-      compared: by row, distances by the name of their features.
-      samples: which of the rows the samples are.
-    """
-    for name in compared[samples]:
-        _print_distances(name, {row: found[name] for row, found in compared.items()}, samples)
-    verdicts = {row: verdict for row, found in gathered.items() if (verdict := found.verdict())}
-    if verdicts:
-        print(
-            "\nThe world's laws (data/collisions/README.md): share of clips that pass, and how many a check applies to"
-        )
-        lines = {
-            check if check in PASSES else f"{check} (a correlation)": {
-                row: f"{told.value:.2f} ({told.n})" if (told := verdict.rows[check]).n else "-"
-                for row, verdict in verdicts.items()
-            }
-            for check in next(iter(verdicts.values())).rows
-        }
-        swapped = {row: found.swapped() for row, found in gathered.items()}
-        if any(swapped.values()):
-            lines["own sound, not another's (AUC)"] = {
-                row: f"{told.auc:.2f} ({told.n})" if told else "-" for row, told in swapped.items()
-            }
-        _print_rows([*verdicts], lines)
-    known = {row: [v for v in found.in_step if math.isfinite(v)] for row, found in gathered.items()}
-    if any(known.values()):
-        print("\nSynchrony of onset strength and motion: mean peak of their correlation, and clips that have both")
-        means = {row: f"{sum(v) / len(v):.2f} ({len(v)})" if v else "-" for row, v in known.items()}
-        _print_rows([*known], {"peak": means})
+def print_report(report: SampleReport) -> None:
+    """Prints all metrics of the samples next to those of real clips and noise: a table for each feature space, and one
+    for each other metric."""
+    for space in report.rows[SAMPLES].comparisons:
+        by_row = {row: of_row.comparisons[space] for row, of_row in report.rows.items()}
+        _print_feature_space(space, by_row)
+    for metric in metrics.METRICS:
+        if metric.needs != "features":
+            by_row = {row: _values_of(metric, of_row.values) for row, of_row in report.rows.items()}
+            if any(by_row.values()):
+                _print_metric(metric, by_row)
 
 
-def _print_distances(name: str, compared: dict[str, Comparison], samples: str) -> None:
-    shown = lambda value: "-" if value is None else f"{value:.3g}"
-    one = compared[samples]
-    distance = name.split()[0]
-    head = f"{distance} at n = {one.samples}"
-    headline = "" if one.headline is None else f"; headline: {'KID' if one.headline == 'kid' else distance}"
-    print(f"\n{name}{headline}")
-    print(f"  {'':<16} {'KID':>22} {head:>24} {'precision':>10} {'recall':>7}")
-    for row, c in compared.items():
-        kid = "-" if c.kid is None else f"{c.kid:.3g} +- {c.kid_error:.2g}"
-        print(f"  {row:<16} {kid:>22} {shown(c.frechet):>24} {shown(c.precision):>10} {shown(c.recall):>7}")
-    why = (
-        f" (it takes {2 * one.samples} clips, and there are {one.real})"
-        if one.frechet_real is None and one.real
-        else ""
-    )
-    print(f"  real against real, {distance} at the same n: {shown(one.frechet_real)}{why}")
+def _values_of(metric: Metric, values: dict[str, Value]) -> dict[str, Value]:
+    return {key: value for key, value in values.items() if metrics.metric_of(key) is metric}
 
 
-def _print_rows(columns: list[str], lines: dict[str, dict[str, str]]) -> None:
-    width = max(map(len, lines)) + 2
-    print(f"  {'':<{width}}" + "".join(f"{column:>16}" for column in columns))
-    for label, values in lines.items():
-        print(f"  {label:<{width}}" + "".join(f"{values.get(column, '-'):>16}" for column in columns))
+def _print_feature_space(space: str, comparisons: dict[str, Comparison]) -> None:
+    """One row for each set of samples, one column for each metric of features."""
+    columns = [metric for metric in metrics.METRICS if metric.needs == "features"]
+    cells = {row: [_cell(comparison.values.get(m.name)) for m in columns] for row, comparison in comparisons.items()}
+    of_samples = comparisons[SAMPLES]
+    headline = [metric.title for metric in columns if metric.name == of_samples.headline]
+    print(f"\n{space}, n = {of_samples.samples}{f'; headline: {headline[0]}' if headline else ''}")
+    print_table([_header(metric) for metric in columns], cells)
+    if of_samples.frechet_real is not None:
+        real = f"{of_samples.frechet_real:.3g}"
+    elif of_samples.real:
+        real = f"- (requires {2 * of_samples.samples} clips, the reference has {of_samples.real})"
+    else:
+        real = "-"
+    print(f"  FD of real clips from other real clips, same n: {real}")
+
+
+def _header(metric: FeatureMetric) -> str:
+    return f"{metric.title} ({metric.better})"
+
+
+def _cell(value: Value | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value.value:.3g}" if value.error is None else f"{value.value:.3g} +- {value.error:.2g}"
+
+
+def _print_metric(metric: Metric, by_row: dict[str, dict[str, Value]]) -> None:
+    """One line for each key of a metric, one column for each set of samples, with the number of clips."""
+    print(f"\n{metric.title}: {metric.unit}; {metric.better} is better; in brackets the number of clips")
+    keys = dict.fromkeys(key for values in by_row.values() for key in values)
+    cells = {}
+    for key in keys:
+        cells[key] = [_cell_with_count(values.get(key)) for values in by_row.values()]
+    print_table(list(by_row), cells)
+
+
+def _cell_with_count(value: Value | None) -> str:
+    if value is None or not value.count:
+        return "-"
+    return f"{value.value:.2f} ({value.count})"
+
+
+def print_table(header: list[str], rows: dict[str, list[str]]) -> None:
+    """Prints labelled rows with right-aligned columns, as wide as their widest cell."""
+    width = max(map(len, rows)) + 2
+    widths = [max(len(name), *(len(cells[i]) for cells in rows.values())) + 2 for i, name in enumerate(header)]
+    lines = {"": header, **rows}
+    for label, cells in lines.items():
+        aligned = [cell.rjust(column) for cell, column in zip(cells, widths)]
+        print(f"  {label:<{width}}" + "".join(aligned))

@@ -1,33 +1,40 @@
-"""A real set against a generated one, in numbers."""
+"""Metrics of generated samples, computed from what was accumulated of them and of real ones."""
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from selfflow.errors import UserError
-from selfflow.evaluation.accumulate import Accumulator, Statistics, check_same
-from selfflow.evaluation.distances import frechet, kid, precision_recall
+import numpy as np
 
-# Frechet distances of fewer samples tell more of the number of samples than of the sets (arXiv 1801.01401).
-ENOUGH = 10_000
-NEIGHBOURS = 3
+from selfflow.evaluation import metrics
+from selfflow.evaluation.accumulate import Accumulator, Statistics
+from selfflow.evaluation.distances import frechet
+from selfflow.evaluation.metrics.metric import FeaturePair, Value
+from selfflow.evaluation.samples import SampleAccumulator
+
+# Below this number a Frechet distance depends mostly on the number of samples (arXiv 1801.01401).
+MIN_FRECHET_SAMPLES = 10_000
+
+Reference = Mapping[str, Accumulator | Statistics]
+"""Features of real samples by the name of the feature space."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Distances of a generated set from a real one; None where the samples do not suffice for it.
+    """Distances of a generated set from a real one in one feature space.
 
     Attributes:
-      features: what a Frechet distance on these features is called, such as "FID" or "FD-EffNet".
+      features: name of the Frechet distance in this space, such as "FID" or "FD-EffNet".
       identity: of the extractor.
-      real, generated: samples seen; None for a reference that does not tell.
+      real, generated: samples; None for a reference of statistics.
       compared: samples (real, generated) in KID, precision and recall.
-      kid, kid_error: KID and its standard error.
-      precision, recall: with k = 3.
       samples: n of the Frechet distances.
-      frechet: of the first n generated samples from the first n real ones, or from a reference's statistics.
-      frechet_real: of the next n real samples from the first n: what a perfect model would reach. None for statistics.
-      headline: "kid" below 10 000 real or generated samples; "frechet" from there on, where n is 10 000 too; None where
-        that number is not to be had.
+      values: by the name of the metric; those that need more samples are left out.
+      frechet_real: Frechet distance of the next n real samples from the first n, which a perfect model would reach;
+        None with fewer samples, and for statistics.
+      headline: "kid" below 10 000 real or generated samples, "frechet" from there on, where n is 10 000 too; None if
+        that metric has no value.
     """
 
     features: str
@@ -35,64 +42,97 @@ class Comparison:
     real: int | None
     generated: int
     compared: tuple[int, int]
-    kid: float | None
-    kid_error: float | None
-    precision: float | None
-    recall: float | None
     samples: int
-    frechet: float | None
+    values: dict[str, Value]
     frechet_real: float | None
     headline: Literal["kid", "frechet"] | None
 
+    def to_json(self) -> dict[str, Any]:
+        """All but the values, as JSON data."""
+        fields = asdict(self)
+        del fields["values"]
+        return fields
+
 
 def compare(real: Accumulator | Statistics, generated: Accumulator) -> Comparison:
-    """Compares two sets; the Frechet distance is that of the n the generated set was gathered for, or None.
+    """Compares two sets in their feature space by all metrics of features.
 
     Raises:
-      UserError: if a set has fewer than two samples, or they hold features of different extractors, or were gathered
-        for Frechet distances of different n.
+      UserError: fewer than two samples in a set, features of different extractors, or different n.
     """
-    n = generated.samples
-    known = isinstance(real, Accumulator)
-    for what, each in (("real", real), ("generated", generated)):
-        if isinstance(each, Accumulator) and each.count < 2:
-            raise UserError(f"{what}: {each.count} samples, which are no set to compare; give more")
-    if known:
-        check_same(generated, real, "the real set")
-        if real.samples != n:
-            raise UserError(
-                f"Frechet distances of {real.samples} real and {n} generated samples depend on the numbers: "
-                "gather both for the same n"
-            )
-    kernel = manifold = distance = between = None
-    if known and min(len(real.kept), len(generated.kept)) > NEIGHBOURS:
-        kernel = kid(real.kept, generated.kept)
-        manifold = precision_recall(real.kept, generated.kept, NEIGHBOURS)
-    if generated.first.count == n:
-        mean, covariance = generated.first.mean, generated.first.covariance
-        if not known:
-            distance = frechet(real.mean, real.covariance, mean, covariance)
-        elif real.first.count == n:
-            distance = frechet(real.first.mean, real.first.covariance, mean, covariance)
-    if known and real.second.count == n:
+    pair = FeaturePair(real, generated)
+    values = {}
+    for metric in metrics.METRICS:
+        if metric.needs == "features":
+            value = metric.compute(pair)
+            if value is not None:
+                values[metric.name] = value
+
+    n, has_features = generated.samples, isinstance(real, Accumulator)
+    frechet_real = None
+    if has_features and real.second.count == n:
         first, second = real.first, real.second
-        between = frechet(first.mean, first.covariance, second.mean, second.covariance)
-    many = min(real.count if known else ENOUGH, generated.count, n) >= ENOUGH
-    headline = "frechet" if many else "kid"
-    if (distance if many else kernel) is None:
-        headline = None
+        frechet_real = frechet(first.mean, first.covariance, second.mean, second.covariance)
+    least = min(real.count if has_features else MIN_FRECHET_SAMPLES, generated.count, n)
+    headline = "frechet" if least >= MIN_FRECHET_SAMPLES else "kid"
     return Comparison(
         features=generated.features,
         identity=generated.identity,
-        real=real.count if known else None,
+        real=real.count if has_features else None,
         generated=generated.count,
-        compared=(len(real.kept) if known else 0, len(generated.kept)),
-        kid=kernel and kernel.value,
-        kid_error=kernel and kernel.error,
-        precision=manifold and manifold.precision,
-        recall=manifold and manifold.recall,
+        compared=(len(real.kept) if has_features else 0, len(generated.kept)),
         samples=n,
-        frechet=distance,
-        frechet_real=between,
-        headline=headline,
+        values=values,
+        frechet_real=frechet_real,
+        headline=headline if headline in values else None,
     )
+
+
+@dataclass(frozen=True)
+class SampleMetrics:
+    """All metrics of a set of samples.
+
+    Attributes:
+      values: by key, such as `kid/LogMel/audio` or `physics/bodies`.
+      comparisons: by the name of the feature space.
+    """
+
+    values: dict[str, Value]
+    comparisons: dict[str, Comparison]
+
+    def numbers(self) -> dict[str, float]:
+        """The finite values by key, and their standard errors: what JSON files and `metrics.jsonl` hold."""
+        numbers = {}
+        for key, value in self.values.items():
+            numbers[key] = value.value
+            if value.error is not None:
+                name, _, rest = key.partition("/")
+                numbers[f"{name}_error/{rest}"] = value.error
+        return {key: number for key, number in numbers.items() if math.isfinite(number)}
+
+    def counts(self) -> dict[str, int]:
+        """Clips that a value is computed from, by key, where not all samples count."""
+        return {key: value.count for key, value in self.values.items() if value.count is not None}
+
+
+def sample_metrics(reference: Reference, accumulated: SampleAccumulator) -> SampleMetrics:
+    """Computes `METRICS` of accumulated samples.
+
+    Args:
+      reference: features of real samples; feature spaces without a reference are left out.
+      accumulated: of the samples.
+    """
+    comparisons, values = {}, {}
+    for space, features in accumulated.features.items():
+        if space in reference:
+            comparisons[space] = compare(reference[space], features)
+            suffix = space.removeprefix("FD-").replace(" ", "/")
+            for name, value in comparisons[space].values.items():
+                values[f"{name}/{suffix}"] = value
+    for metric in metrics.METRICS:
+        if metric.needs == "clips" and accumulated.clips is not None and accumulated.clips.tracked:
+            values |= metric.compute(accumulated.clips)
+        elif metric.needs == "media" and metric.name in accumulated.per_clip:
+            known = [value for value in accumulated.per_clip[metric.name] if math.isfinite(value)]
+            values[metric.name] = Value(float(np.mean(known)) if known else math.nan, count=len(known))
+    return SampleMetrics(values, comparisons)

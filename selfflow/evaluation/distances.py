@@ -1,7 +1,6 @@
 """Distances between two sets of features [n, D]: KID, Frechet distance, precision and recall.
 
-They know nothing of where features come from. All is computed in float64, block by block: beyond the features
-themselves memory does not grow with n.
+Computed in float64, block by block: memory beyond the features themselves does not grow with n.
 """
 
 from collections.abc import Iterator
@@ -12,39 +11,39 @@ from jaxtyping import Float
 
 from selfflow.errors import UserError
 
-_BLOCK = 1024  # rows on either side of a block of kernels or distances: 8 MiB
+_BLOCK = 1024  # rows and columns of a block of kernels or distances: 8 MiB
 
 
 class Kid(NamedTuple):
-    """An estimate of the kernel distance, and its standard error."""
+    """Kernel distance and its standard error."""
 
     value: float
     error: float
 
 
 class PrecisionRecall(NamedTuple):
-    """The share of generated samples among the real ones, and of real samples among the generated ones."""
+    """Share of generated samples in the manifold of the real ones, and of real samples in that of the generated."""
 
     precision: float
     recall: float
 
 
 def kid(real: Float[np.ndarray, "m D"], generated: Float[np.ndarray, "n D"]) -> Kid:
-    """Squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (arXiv 1801.01401), unbiased.
+    """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (arXiv 1801.01401).
 
-    All pairs of all samples count: sum k(x, x') / m(m - 1) + sum k(y, y') / n(n - 1) - 2 sum k(x, y) / mn, with no
-    sample paired with itself. The mean over random subsets that torch-fidelity prints estimates the same quantity,
-    less precisely, and the standard deviation that it prints beside it is that of a subset of 1 000 samples, which
-    does not shrink as samples are added. Here the error is the standard error of the value itself: the two-sample
-    jackknife, (m - 1) / m sum (d_i - mean d)^2 over the estimates d_i without real sample i, plus the same over
-    generated samples. It holds for independent samples. On average it is not too small (Efron and Stein, 1981); where
-    both sets have one distribution, so that the distance is 0, it is about sqrt(2) too large.
+    Over all pairs of samples: sum k(x, x') / m(m - 1) + sum k(y, y') / n(n - 1) - 2 sum k(x, y) / mn, without pairs of
+    a sample with itself. torch-fidelity prints the mean over random subsets, a less precise estimate of the same
+    quantity, and the standard deviation of a subset of 1 000 samples, which does not shrink as samples are added. The
+    error here is the standard error of the value, by the two-sample jackknife: (m - 1) / m sum (d_i - mean d)^2 over
+    the estimates d_i without real sample i, plus the same over generated samples. It assumes independent samples. It
+    is not too small on average (Efron and Stein, 1981), and about sqrt(2) too large if both sets have the same
+    distribution.
 
     Returns:
-      The value, which may be below 0 where the distributions are close, and its standard error.
+      The value, which may be below 0 for similar distributions, and its standard error.
 
     Raises:
-      UserError: unless there are three samples in each set, of the same width, and all are finite.
+      UserError: fewer than three samples in a set, different widths, or values that are not finite.
     """
     _check(real, generated, 3)
     m, n = len(real), len(generated)
@@ -70,12 +69,12 @@ def frechet(
 ) -> float:
     """Squared Frechet distance of two Gaussians, |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (arXiv 1706.08500).
 
-    tr (A B)^(1/2) is the sum of the singular values of R^T S, where A = R R^T and B = S S^T, with eigenvalues that are
-    0 up to rounding left out of R and S. Nothing is added to a diagonal, so that covariances of few samples, or of
-    features that never change, give what the formula says.
+    tr (A B)^(1/2) is the sum of the singular values of R^T S, where A = R R^T and B = S S^T; eigenvalues that are 0 up
+    to rounding are left out of R and S. Nothing is added to the diagonals, so that singular covariances, as of few
+    samples or constant features, give the value of the formula.
 
     Raises:
-      UserError: if shapes disagree or a number is not finite.
+      UserError: if shapes disagree or a value is not finite.
     """
     a = [np.asarray(x, np.float64) for x in (mean_a, covariance_a)]
     b = [np.asarray(x, np.float64) for x in (mean_b, covariance_b)]
@@ -85,7 +84,7 @@ def frechet(
                 f"frechet: a mean of shape {mean.shape} with a covariance of shape {covariance.shape}: give [D], [D, D]"
             )
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise UserError("frechet: a mean or a covariance holds NaN or infinity; look at the features")
+            raise UserError("frechet: a mean or a covariance holds NaN or infinity; check the features")
     if a[0].shape != b[0].shape:
         raise UserError(f"frechet: features of {len(a[0])} channels against {len(b[0])}: use the same extractor")
     cross = np.linalg.svd(_root(a[1]).T @ _root(b[1]), compute_uv=False).sum()
@@ -95,17 +94,18 @@ def frechet(
 def precision_recall(
     real: Float[np.ndarray, "m D"], generated: Float[np.ndarray, "n D"], k: int = 3
 ) -> PrecisionRecall:
-    """Improved precision and recall (arXiv 1904.06991), as the evaluator of ADM (arXiv 2105.05233) counts them.
+    """Improved precision and recall (arXiv 1904.06991), as computed by the evaluator of ADM (arXiv 2105.05233).
 
-    A set's manifold is the union of balls around its samples, each of which reaches to the k-th nearest other sample.
-    Precision is the share of generated samples in the manifold of the real ones, recall the share of real samples in
-    that of the generated ones. Both depend on the numbers of samples: compare only what was computed with the same.
+    The manifold of a set is the union of balls around its samples, whose radius is the distance to the k-th nearest
+    other sample. Precision is the share of generated samples in the manifold of the real ones, recall the share of
+    real samples in that of the generated ones. Both depend on the numbers of samples: compare only values of the same
+    numbers.
 
     Raises:
-      UserError: unless there are more than k samples in each set, of the same width, and all are finite.
+      UserError: k samples or fewer in a set, different widths, or values that are not finite.
     """
     _check(real, generated, k + 1)
-    # Distances stay as they are, and are rounded less, near the origin.
+    # Centring does not change distances and reduces rounding.
     centre_D = real.mean(axis=0, dtype=np.float64)
     real_radii_m, generated_radii_n = _radii(real, centre_D, k), _radii(generated, centre_D, k)
     in_real_n, in_generated_m = np.zeros(len(generated), bool), np.zeros(len(real), bool)
@@ -118,18 +118,19 @@ def precision_recall(
 
 
 def check_features(features: np.ndarray, what: str) -> None:
-    """Raises `UserError` unless features are numbers [n, D], all finite.
+    """Raises `UserError` unless features are finite floats [n, D].
 
     Args:
       features: any array.
-      what: whose features they are, for the message.
+      what: name of the set, for the message.
     """
     if features.ndim != 2 or not features.shape[1] or features.dtype.kind != "f":
         raise UserError(f"{what}: features are {features.dtype} of shape {list(features.shape)}; give floats [n, D]")
-    if not (finite_n := np.isfinite(features).all(axis=1)).all():
+    finite_n = np.isfinite(features).all(axis=1)
+    if not finite_n.all():
         raise UserError(
             f"{what}: features of sample {int(np.argmin(finite_n))} hold NaN or infinity, and {int((~finite_n).sum())} "
-            f"of {len(features)} samples do; look at the samples, and at the numbers of the run"
+            f"of {len(features)} samples do; check the samples and the metrics of the run"
         )
 
 
@@ -137,7 +138,7 @@ def _check(real: np.ndarray, generated: np.ndarray, least: int) -> None:
     for what, features in (("real", real), ("generated", generated)):
         check_features(features, what)
         if len(features) < least:
-            raise UserError(f"{what}: {len(features)} samples, and at least {least} are needed; give more")
+            raise UserError(f"{what}: {len(features)} samples, but at least {least} are required; give more")
     if real.shape[1] != generated.shape[1]:
         raise UserError(
             f"real features have {real.shape[1]} channels and generated ones {generated.shape[1]}: "
@@ -152,7 +153,7 @@ def _blocks(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def _kernel_sums(a: np.ndarray, b: np.ndarray, within: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of k(a_i, b_j) over j and over i; within one set without i = j."""
+    """Sums of k(a_i, b_j) over j and over i, [len(a)] and [len(b)]; `within` one set without i = j."""
     over_b, over_a = np.zeros(len(a)), np.zeros(len(b))
     for rows, x in _blocks(a):
         for columns, y in _blocks(b):
@@ -165,13 +166,13 @@ def _kernel_sums(a: np.ndarray, b: np.ndarray, within: bool = False) -> tuple[np
 
 
 def _radii(features: np.ndarray, centre_D: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each sample to its k-th nearest other one."""
+    """Squared distance of each sample to its k-th nearest other one, [n]."""
     radii = np.empty(len(features))
     for rows, x in _blocks(features):
         nearest = np.empty((len(x), 0))
         for _, y in _blocks(features):
             nearest = np.hstack([nearest, _squared_distances(x - centre_D, y - centre_D)])
-            # The sample itself, at distance 0, is among its k + 1 nearest.
+            # The k + 1 nearest include the sample itself, at distance 0.
             if nearest.shape[1] > k + 1:
                 nearest = np.partition(nearest, k, axis=1)[:, : k + 1]
         radii[rows] = nearest.max(axis=1)
@@ -181,12 +182,12 @@ def _radii(features: np.ndarray, centre_D: np.ndarray, k: int) -> np.ndarray:
 def _squared_distances(x_md: np.ndarray, y_nd: np.ndarray) -> np.ndarray:
     norms_mn = np.sum(x_md**2, axis=1)[:, None] + np.sum(y_nd**2, axis=1)
     distances_mn = norms_mn - 2 * (x_md @ y_nd.T)
-    # What is left of equal vectors is rounding, and must not depend on where in a block they stood.
+    # Between equal vectors only rounding is left, which must not depend on their position in a block.
     return np.where(distances_mn > 1e-13 * norms_mn, distances_mn, 0.0)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
     """R [D, rank] with R R^T = covariance."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-    return vectors[:, kept] * np.sqrt(values[kept])
+    nonzero = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, nonzero] * np.sqrt(values[nonzero])

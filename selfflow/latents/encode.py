@@ -131,7 +131,7 @@ def encode(
     latents = Latents(folder, exclude)
     if latents.manifest["forgotten"] != built.forgotten:
         raise UserError(
-            f"{folder} was encoded before samples were forgotten: run `selfflow data forget` again for this data set"
+            f"{folder} was encoded before samples were forgotten: run `selfflow data delete` again for this data set"
         )
     return latents
 

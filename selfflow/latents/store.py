@@ -25,7 +25,7 @@ from selfflow.modality import Modality
 from selfflow.serialization import to_json
 
 MANIFEST = "manifest.json"
-FORGETTING = "manifest.forgetting"  # the next manifest, while `selfflow data forget` is at work
+FORGETTING = "manifest.forgetting"  # the next manifest, while `selfflow data delete` is at work
 CAPTION = "caption"
 
 
@@ -47,7 +47,7 @@ class Latents:
         self.path, self.exclude = path, np.array([i.encode() for i in exclude], bytes)
         self._sources: dict[str, LatentSource] = {}
         if (path / FORGETTING).exists():
-            raise UserError(f"{path}: forgetting samples was interrupted: run that `selfflow data forget` again")
+            raise UserError(f"{path}: forgetting samples was interrupted: run that `selfflow data delete` again")
         try:
             self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
         except (FileNotFoundError, NotADirectoryError) as error:

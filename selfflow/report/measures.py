@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from selfflow.errors import UserError
+from selfflow.evaluation.metrics import metric_of
+from selfflow.evaluation.metrics.metric import Metric
 from selfflow.report.probes import END_OF_RUN, ProbeKey, describe, key_of
 from selfflow.report.settings import differences, other_tasks
 from selfflow.report.study import Member, Study
@@ -13,12 +15,6 @@ from selfflow.representation.comparison import Method, compare_to_baseline
 from selfflow.representation.probes.probe_run import Row, best
 
 FEW = 5  # seeds; an arm with fewer is exploratory
-_LOWER = ("kid", "frechet")
-_HIGHER = ("precision", "recall", "physics", "synchrony")
-_LABELS = {
-    "physics/audio_match_auc": "own audio against another clip's: AUC",
-    "synchrony": "onsets with motion: correlation",
-}
 _SUMMARY_REFERENCES = ("raw latents", "frame differences", "log-mel mean", "true kinematics, boosted trees")
 _SAMPLE_REFERENCES = ("real clips", "real, decoded", "noise")
 
@@ -171,7 +167,7 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
         for result in _results_of(member, notes):
             # A later evaluation of the same kind with other features adds its numbers to the earlier ones.
             merged = results_by_kind.setdefault(_kind(result), {}).setdefault(member.name, result)
-            for part in ("rows", "checked"):
+            for part in ("rows", "counts"):
                 for row, numbers in result.get(part, {}).items():
                     merged.setdefault(part, {}).setdefault(row, {}).update(numbers)
     own_layer = False
@@ -180,39 +176,42 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
         for result in results.values():
             names.update(dict.fromkeys(result["rows"]["samples"]))
         for name in names:
-            head, _, rest = name.partition("/")
-            if "layer" in rest:
+            metric = metric_of(name)
+            if "layer" in name.partition("/")[2]:
                 own_layer = True
-            elif head in (*_LOWER, *_HIGHER):
+            elif metric is not None:
                 scores = [
                     (members[run], _number(result["rows"]["samples"].get(name))) for run, result in results.items()
                 ]
-                yield from _compare(study, _sample_measure(name, list(results.values())), scores, notes)
+                yield from _compare(study, _sample_measure(name, metric, list(results.values())), scores, notes)
     if own_layer:
         notes.append("distances between features of a run's own layer are not comparable between runs: in no table")
 
 
-def _sample_measure(name: str, results: list[dict[str, Any]]) -> Measure:
+def _sample_measure(name: str, metric: Metric, results: list[dict[str, Any]]) -> Measure:
     """The measure of a number of samples, from all results that have it, without scores."""
-    head, _, rest = name.partition("/")
     first = results[0]
     context = f", given {' '.join(map(str, first['context']))}" if first.get("context") else ""
     samples = f"{first['component']}: {first.get('modality') or 'all'}{context}"
-    detail = f"{samples}; {first['samples']} samples of the {first['weights']}"
-    counts = [result.get("checked", {}).get("samples", {}).get(rest) for result in results]
+    detail = f"{samples}; {metric.unit}; {first['samples']} samples of the {first['weights']}"
+    counts = [result.get("counts", {}).get("samples", {}).get(name) for result in results]
     counts = sorted({count for count in counts if isinstance(count, int)})
     if counts:
         applicable = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
         detail += f"; applies to {applicable}"
-    features = rest.removeprefix("FD-").replace("/", " ")
-    labels = {"kid": f"KID {features}", "frechet": f"FD {features}", "physics": f"physics: {rest}"}
     references = {}
     for row in _SAMPLE_REFERENCES:
         values = [_number(result["rows"].get(row, {}).get(name)) for result in results]
         references[row] = [value for value in values if value is not None]
-    label = _LABELS.get(name) or labels.get(head) or f"{head} {features}"
-    better = "lower" if head in _LOWER else "higher"
-    return Measure(f"Samples, {samples}", label, detail, better, [], _means(references))
+    return Measure(f"Samples, {samples}", _label(name, metric), detail, metric.better, [], _means(references))
+
+
+def _label(name: str, metric: Metric) -> str:
+    """Such as "KID LogMel audio", "physics: time" or "audio match"."""
+    part = name.removeprefix(metric.name).removeprefix("/")
+    if metric.needs == "features":
+        return f"{metric.title} {part.removeprefix('FD-').replace('/', ' ')}"
+    return f"{metric.title}: {part}" if part else metric.title
 
 
 def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
@@ -224,7 +223,7 @@ def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
         try:
             result = json.loads(path.read_text())
             step = result["step"]
-            for row in (*result["rows"].values(), *result.get("checked", {}).values()):
+            for row in (*result["rows"].values(), *result.get("counts", {}).values()):
                 row.keys()
             for name in ("component", "samples", "weights"):
                 result[name]
@@ -240,7 +239,7 @@ def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
 
 def _kind(result: dict[str, Any]) -> tuple:
     """The fields in which results must agree for their numbers to be comparable."""
-    fields = ("component", "modality", "context", "samples", "seed", "weights", "sampler", "against", "reference")
+    fields = ("component", "modality", "context", "samples", "seed", "weights", "sampler", "reference_set", "reference")
     return tuple(json.dumps(result.get(field), sort_keys=True) for field in fields)
 
 

@@ -1,175 +1,180 @@
-"""Evaluations of samples while a run trains."""
+"""Evaluation of samples during training."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from selfflow.config.experiment import Experiment
 from selfflow.data.built import BuiltDataset
 from selfflow.errors import UserError
-from selfflow.evaluation.gather import WATCHED, EvaluationSetup, SampleAccumulator
+from selfflow.evaluation.compare import SampleMetrics, sample_metrics
+from selfflow.evaluation.samples import MAX_CLIPS, batch_size
 from selfflow.input.batches import BatchSource
 from selfflow.media import images_only
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.sampling.media_files import write_media, write_sheet
-from selfflow.tasks.evaluating import (
-    comparisons,
-    evaluation_numbers,
-    physics_verifier,
-    real_clips,
-    reference_of,
-    select_extractors,
-)
+from selfflow.tasks.sample_evaluator import SampleEvaluator
 from selfflow.training.distributed import is_primary
 from selfflow.training.sharding import Devices, gather_to_one
+from selfflow.training.state import State
 
 _IMAGES_SHOWN = 16
+_REFERENCE_BATCH = 64
 
 
 class SampleEvaluation:
-    """Samples of the EMA: numbers for the metrics, pictures and sounds for the run folder.
+    """Metrics of samples of the EMA, and files of some of them, every `cadence.evaluate_every` steps.
 
-    Samples are numbered, and drawn from `seed.noise` and their numbers: nothing that training draws is touched, and all
-    evaluations draw the same noise. All processes draw together, and the first one looks.
+    Samples depend on `seed.noise` and their index alone: training draws the same noise with and without evaluations,
+    and all evaluations draw the same. All processes draw samples together; the primary process evaluates them.
+
+    Args:
+      experiment: of the run.
+      source: batches and latents of the run.
+      built: data sets with raw records, by name.
+      mesh: devices of the run.
 
     Raises:
-      UserError: for features that there are not, or whose package or file is missing.
+      UserError: unknown features, or a missing package or file.
     """
 
-    def __init__(self, experiment: Experiment, feed: BatchSource, built: dict[str, BuiltDataset], mesh: Any):
-        self._experiment, self._feed, self._built = experiment, feed, built
-        mesh = mesh if mesh.size > 1 else None
+    def __init__(self, experiment: Experiment, source: BatchSource, built: dict[str, BuiltDataset], mesh: Mesh):
+        self._experiment, settings = experiment, experiment.evaluation
+        several = mesh if mesh.size > 1 else None
         objective, null = experiment.objective(), experiment.model.labels
-        self._generators = {
-            name: Generator(objective.apply, modalities, experiment.sampler, null, mesh=mesh)
-            for name, modalities in feed.modalities.items()
-        }
-        settings = experiment.evaluation
-        watched = min(settings.samples, WATCHED)
-        # Whatever is wrong with the features comes before the run begins; the world takes a minute and comes later.
-        self._looks = (
-            {name: select_extractors(settings.features, experiment, name, None, watched) for name in self._generators}
-            if is_primary()
-            else {}
-        )
-        self._worlds: dict[str, Any] = {}
-        self._references: dict[str, dict[str, Any]] = {}
+        self._generators: dict[str, Generator] = {}
+        self._evaluators: dict[str, SampleEvaluator] = {}
+        for name, modalities in source.modalities.items():
+            self._generators[name] = Generator(objective.apply, modalities, experiment.sampler, null, mesh=several)
+            if is_primary():
+                max_clips = min(settings.samples, MAX_CLIPS)
+                self._evaluators[name] = SampleEvaluator(
+                    experiment, source, built, name, settings.features, settings.samples, max_clips
+                )
 
-    def __call__(self, state: Any, workdir: Path) -> dict[str, float]:
-        """Numbers by "samples/SET/NAME", of which only the first process has any; files go to the run folder."""
+    def __call__(self, state: State, workdir: Path) -> dict[str, float]:
+        """Evaluates the EMA of a state; files go to `evaluations/step_N` of the run folder.
+
+        Returns:
+          Numbers by `samples/COMPONENT/KEY`; empty in all processes but the primary.
+        """
         ema, step = state.frozen["ema"], int(state.step)
-        own = any(f.partition("=")[0] == "layer" for f in self._experiment.evaluation.features)
-        # By way of the host: an array that was spread over a mesh keeps it in mind.
-        weights = jax.device_get(gather_to_one(ema)) if own else None
-        found: dict[str, float] = {}
-        with Progress("evaluate", len(self._generators) * self._experiment.evaluation.samples, unit="sample") as shown:
+        needs_weights = any(f.partition("=")[0] == "layer" for f in self._experiment.evaluation.features)
+        # Through the host, because an array that was sharded over a mesh keeps the mesh.
+        weights = jax.device_get(gather_to_one(ema)) if needs_weights else None
+        numbers: dict[str, float] = {}
+        total = len(self._generators) * self._experiment.evaluation.samples
+        with Progress("evaluate", total, unit="sample") as shown:
             for name in self._generators:
-                look = _Look(self, name, weights, step) if is_primary() else None
+                evaluation = None
+                if is_primary():
+                    evaluation = _ComponentEvaluation(self._experiment, self._evaluators[name], name, weights, step)
                 for latents in self._draw(name, ema):
-                    if look:
-                        look.add(latents)
-                    shown.advance(len(next(iter(latents.values()))))
-                if look:
-                    numbers = look.finish(workdir)
-                    found |= {f"samples/{name}/{k}": v for k, v in numbers.items()}
-                    told = [
-                        f"{k} {v:.3g} +- {numbers[f'kid_error{k[3:]}']:.2g}"
-                        for k, v in numbers.items()
-                        if k[:4] == "kid/"
-                    ]
-                    print(f"step {step}, samples of {name}: {', '.join(told) or 'see the metrics'}", flush=True)
-        return found
+                    if evaluation:
+                        evaluation.add(latents)
+                    shown.advance(batch_size(latents))
+                if evaluation:
+                    evaluation.write_files(workdir / "evaluations" / f"step_{step}")
+                    metrics = evaluation.metrics()
+                    if metrics:
+                        numbers |= {f"samples/{name}/{key}": value for key, value in metrics.numbers().items()}
+                    print(f"step {step}, samples of {name}: {_summary(metrics)}", flush=True)
+        return numbers
 
-    def _draw(self, name: str, ema: Any):
+    def _draw(self, name: str, ema: Any) -> Iterator[dict[str, np.ndarray]]:
+        """Samples of a component in batches, as latents."""
         experiment = self._experiment
         count, size = experiment.evaluation.samples, experiment.mixture[name].batch_size
         labels = experiment.model.labels
         for start in range(0, count, size):
-            numbers = np.arange(start, start + size)
-            label_B = numbers % labels if labels else np.zeros(size, int)
-            latents = self._generators[name](ema, Condition(label_B), experiment.seed.noise, numbers)
+            # The last batch is as large as the others, so that there is one program.
+            indices = np.arange(start, start + size)
+            label_B = indices % labels if labels else np.zeros(size, int)
+            latents = self._generators[name](ema, Condition(label_B), experiment.seed.noise, indices)
             yield {m: x[: count - start] for m, x in latents.items()}
 
 
-class _Look:
-    """What the first process sees of one component at one step."""
+def _summary(metrics: SampleMetrics | None) -> str:
+    """The values that have a standard error, in one line."""
+    parts = []
+    if metrics:
+        for key, value in metrics.values.items():
+            if value.error is not None:
+                parts.append(f"{key} {value.value:.3g} +- {value.error:.2g}")
+    return ", ".join(parts) or "see the metrics"
 
-    def __init__(self, evaluation: SampleEvaluation, name: str, weights: Any, step: int):
-        self._of, self._name, self._step = evaluation, name, step
-        experiment = evaluation._experiment
-        component = experiment.mixture[name]
-        built = evaluation._built.get(component.data)
-        if name not in evaluation._worlds:
-            evaluation._worlds[name] = physics_verifier(experiment.data[component.data], component.modalities, built)
-        looks: EvaluationSetup = evaluation._looks[name]._replace(world=evaluation._worlds[name])
-        # One process looks, on one device: the others would be waited for in a computation over all.
-        self._here = Devices().mesh(jax.local_devices()[:1])
-        if looks.layer:
-            with jax.set_mesh(self._here):
-                looks = looks._replace(layer=looks.layer.of(jax.device_put(weights), f"step {step}"))
-        self._clips = real_clips(experiment, evaluation._feed, evaluation._built, name, "test")
-        if not len(self._clips.numbers()):
-            self._clips = self._clips._replace(split="train")
-        self._gathered = SampleAccumulator(looks, experiment.evaluation.samples)
+
+class _ComponentEvaluation:
+    """The evaluation of one component at one step, in the primary process.
+
+    Args:
+      experiment: of the run.
+      evaluator: of the component.
+      name: of the component.
+      weights: parameters of the model on the host, for the run's own features, or None.
+      step: of the run.
+    """
+
+    def __init__(self, experiment: Experiment, evaluator: SampleEvaluator, name: str, weights: Any, step: int):
+        self._experiment, self._evaluator, self._name, self._step = experiment, evaluator, name, step
+        # One process on one device: a computation over all devices would wait for the other processes.
+        self._mesh = Devices().mesh(jax.local_devices()[:1])
+        with jax.set_mesh(self._mesh):
+            if evaluator.setup.model_features:
+                evaluator.set_weights(jax.device_put(weights), f"step {step}")
+        self._clips = evaluator.clips("test")
+        if not len(self._clips.indices()):
+            self._clips = evaluator.clips("train")
+        self._accumulated = evaluator.accumulator()
         self._shown: list[dict[str, np.ndarray]] = []
         self._error: UserError | None = None
 
     def add(self, latents: dict[str, np.ndarray]) -> None:
+        """Adds a batch of samples."""
         media = {m: self._clips.autoencoders[m].decode(x) for m, x in latents.items()}
-        room = max(self._of._experiment.evaluation.shown, _IMAGES_SHOWN) - sum(map(_size, self._shown))
+        room = max(self._experiment.evaluation.shown, _IMAGES_SHOWN) - sum(map(batch_size, self._shown))
         if room > 0:
             self._shown.append({m: x[:room] for m, x in media.items()})
+        if self._error:
+            return
         try:
-            if not self._error:
-                with jax.set_mesh(self._here):
-                    self._gathered.add(latents, media)
-        except UserError as error:  # of samples that are no numbers, say: the run goes on
+            with jax.set_mesh(self._mesh):
+                self._accumulated.add(latents, media)
+        except UserError as error:  # such as latents that are not finite, which must not end the training
             self._error = error
 
-    def finish(self, workdir: Path) -> dict[str, float]:
-        self._show(workdir / "evaluations" / f"step_{self._step}")
+    def metrics(self) -> SampleMetrics | None:
+        """The metrics; None, with a warning, if they cannot be computed."""
         try:
             if self._error:
                 raise self._error
-            with jax.set_mesh(self._here):
-                return evaluation_numbers(self._gathered, comparisons(self._reference(), self._gathered))
+            with jax.set_mesh(self._mesh):
+                indices = self._clips.indices()[: 2 * self._evaluator.samples]
+                reference = self._evaluator.reference(self._clips, indices, _REFERENCE_BATCH)
+                return sample_metrics(reference, self._accumulated)
         except UserError as error:
-            told = f"warning: samples of {self._name} at step {self._step} could not be evaluated: {error}"
-            print(told, file=sys.stderr)
-            return {}
+            warning = f"samples of {self._name} at step {self._step} could not be evaluated: {error}"
+            print(f"warning: {warning}", file=sys.stderr)
+            return None
 
-    def _reference(self) -> dict[str, Any]:
-        """Features of real clips; those of the run's own layer are new at every step, for its weights are."""
-        n, looks = self._of._experiment.evaluation.samples, self._gathered.looks
-        numbers = self._clips.numbers()[: 2 * n]
-        known = self._of._references
-        if self._name not in known:
-            known[self._name] = {}
-            if looks.extractors:
-                known[self._name] = reference_of(self._clips, numbers, looks._replace(layer=None), n, 64).features
-        own = {}
-        if looks.layer:
-            own = reference_of(self._clips, numbers, looks._replace(extractors=()), n, 64).features
-        return known[self._name] | own
-
-    def _show(self, folder: Path) -> None:
-        count = self._of._experiment.evaluation.shown
+    def write_files(self, folder: Path) -> None:
+        """Writes a sheet of some samples, and video and audio files."""
+        count = self._experiment.evaluation.shown
         if not count:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        modalities = self._of._experiment.mixture[self._name].modalities
-        media = {m: np.concatenate([part[m] for part in self._shown]) for m in modalities}
-        rates, images = self._gathered.looks.rates, images_only(media)
+        modalities = self._experiment.mixture[self._name].modalities
+        media = {m: np.concatenate([batch[m] for batch in self._shown]) for m in modalities}
+        rates, on_sheet_alone = self._evaluator.setup.rates, images_only(media)
+        sheet = {m: x[: _IMAGES_SHOWN if on_sheet_alone else count] for m, x in media.items()}
         title = f"{self._name}, step {self._step}"
-        page = {"sample": {m: x[: _IMAGES_SHOWN if images else count] for m, x in media.items()}}
-        write_sheet(folder / f"{self._name}.png", page, rates, title)
-        for i in range(0 if images else min(count, _size(media))):
-            write_media(folder / f"{self._name}_{i:02d}", {m: x[i] for m, x in media.items()}, rates)
-
-
-def _size(batch: dict[str, np.ndarray]) -> int:
-    return len(next(iter(batch.values())))
+        write_sheet(folder / f"{self._name}.png", {"sample": sheet}, rates, title)
+        if not on_sheet_alone:
+            for i in range(min(count, batch_size(media))):
+                write_media(folder / f"{self._name}_{i:02d}", {m: x[i] for m, x in media.items()}, rates)

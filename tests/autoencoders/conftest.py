@@ -1,4 +1,4 @@
-"""Files of autoencoders that were not trained."""
+"""Files of autoencoders with random weights."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Small KL autoencoders with weights that follow from their names: what was recorded of them, and what they need."""
+"""Small KL autoencoders with weights that follow from their names, and recordings of them."""
 
 import zlib
 from pathlib import Path
@@ -18,7 +18,7 @@ CONFIG = {
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Weights of no special value, each drawn from its name: scales about 1, kernels of deviation 1 / sqrt(inputs)."""
+    """Random weights, each drawn from its name: scales about 1, kernels of std 1 / sqrt(inputs)."""
     found = {}
     for name, shape in shapes.items():
         noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
@@ -34,7 +34,7 @@ def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     return found
 
 
-def pictures(height: int, width: int, count: int = 2) -> np.ndarray:
+def images(height: int, width: int, count: int = 2) -> np.ndarray:
     """uint8 [count, height, width, 3]: waves of several lengths, and noise."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[:height, :width]

@@ -7,6 +7,7 @@ from selfflow.autoencoders.log_mel import LogMel
 from selfflow.autoencoders.quality import psnr, snr
 from selfflow.encoders.audio import log_mel
 from selfflow.errors import UserError
+from tests.conftest import mentions
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def video() -> np.ndarray:
 
 
 @pytest.fixture
-def sound() -> np.ndarray:
+def audio() -> np.ndarray:
     """Heavy-tailed: silence with decaying tones in it."""
     random, time = np.random.default_rng(0), np.arange(1600) / 8000
     clips = np.zeros((60, 1600))
@@ -50,7 +51,7 @@ def test_what_is_nothing_or_does_not_fit_is_refused(video, sound):
             LinearAutoencoder.fit(config, [media[:, : config.temporal_stride - 1]])
 
 
-def test_a_patch_is_a_patch_of_the_picture(video):
+def test_a_patch_is_a_patch_of_the_image(video):
     frames = PatchPCA(patch=4, channels=3).frames(video)
     patch = video[2, 1, 4:8, 0:4].astype(np.float32) / 127.5 - 1
     np.testing.assert_allclose(frames[2, 1, 1, 0], patch.ravel())
@@ -77,36 +78,36 @@ def test_mdct_agrees_with_its_definition():
     n, k = np.arange(2 * hop), np.arange(hop)
     basis = np.cos(np.pi / hop * (n[:, None] + 0.5 + hop / 2) * (k + 0.5)) * np.sqrt(2 / hop)
     window = np.sin(np.pi / (2 * hop) * (n + 0.5))
-    found = MdctPCA(temporal_stride=hop, channels=8).frames(x)
+    result = MdctPCA(temporal_stride=hop, channels=8).frames(x)
     for i in (1, 2, 3):  # away from the ends, where there is no neighbour to overlap with
         at = i * hop - hop // 2
         expected = (x[at : at + 2 * hop] / 32768 * window) @ basis
-        np.testing.assert_allclose(np.abs(found[i]), np.abs(expected), atol=1e-6)
+        np.testing.assert_allclose(np.abs(result[i]), np.abs(expected), atol=1e-6)
 
 
-def test_mdct_is_orthonormal_and_sound_comes_back_exactly(sound):
+def test_mdct_is_orthonormal_and_audio_is_restored_exactly(audio):
     config = MdctPCA(temporal_stride=320, channels=320)
-    frames = config.frames(sound)
+    frames = config.frames(audio)
     assert frames.shape == (60, 5, 320)
-    np.testing.assert_allclose((frames**2).sum(), np.sum((sound / 32768.0) ** 2), rtol=1e-5)
-    fitted = LinearAutoencoder.fit(config, [sound])
-    assert np.abs(fitted.decode(fitted.encode(sound)).astype(int) - sound).max() <= 1
+    np.testing.assert_allclose((frames**2).sum(), np.sum((audio / 32768.0) ** 2), rtol=1e-5)
+    fitted = LinearAutoencoder.fit(config, [audio])
+    assert np.abs(fitted.decode(fitted.encode(audio)).astype(int) - audio).max() <= 1
 
 
-def test_latents_are_normalised_and_companding_tames_their_tails(sound):
-    fitted = LinearAutoencoder.fit(MdctPCA(temporal_stride=320, channels=32), [sound])
-    z = fitted.encode(sound).reshape(-1, 32)
+def test_latents_are_normalised_and_companding_tames_their_tails(audio):
+    fitted = LinearAutoencoder.fit(MdctPCA(temporal_stride=320, channels=32), [audio])
+    z = fitted.encode(audio).reshape(-1, 32)
     np.testing.assert_allclose(z.mean(0), 0, atol=1e-3)
     np.testing.assert_allclose(z.std(0), 1, atol=1e-3)
-    raw = (fitted.config.frames(sound).reshape(-1, 320) - fitted.arrays["mean"]) @ fitted.arrays["basis"]
+    raw = (fitted.config.frames(audio).reshape(-1, 320) - fitted.arrays["mean"]) @ fitted.arrays["basis"]
     kurtosis = lambda x: np.mean((x - x.mean(0)) ** 4, 0) / x.var(0) ** 2
     assert np.median(kurtosis(z)) < 0.7 * np.median(kurtosis(raw))
 
 
-def test_more_channels_lose_less(video, sound):
+def test_more_channels_lose_less(video, audio):
     for config, media, measure in (
         (lambda c: PatchPCA(patch=4, channels=c), video, psnr),
-        (lambda c: MdctPCA(temporal_stride=320, channels=c), sound, snr),
+        (lambda c: MdctPCA(temporal_stride=320, channels=c), audio, snr),
     ):
         quality = []
         for channels in (4, 16, 40):
@@ -136,18 +137,18 @@ def test_silence_and_few_samples_stay_finite():
 
 
 @pytest.mark.parametrize(
-    "make",
+    "make, words",
     [
-        lambda: PatchPCA(patch=2, channels=13),
-        lambda: MdctPCA(temporal_stride=7),
-        lambda: MdctPCA(temporal_stride=320, channels=321),
-        lambda: PatchPCA(patch=5, channels=3).latent_shape((32, 32, 3)),
-        lambda: MdctPCA(temporal_stride=320, channels=3).latent_shape((1000,)),
-        lambda: LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), []),
+        (lambda: PatchPCA(patch=2, channels=13), "channels 13 2 x 2 12"),
+        (lambda: MdctPCA(temporal_stride=7), "hop 7"),
+        (lambda: MdctPCA(temporal_stride=320, channels=321), "channels 321 hop 320"),
+        (lambda: PatchPCA(patch=5, channels=3).latent_shape((32, 32, 3)), "patch 5 32 x 32"),
+        (lambda: MdctPCA(temporal_stride=320, channels=3).latent_shape((1000,)), "hop 320 1000"),
+        (lambda: LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), []), "patch_pca"),
     ],
 )
-def test_impossible_settings_are_named(make):
-    with pytest.raises(UserError, match="autoencoder"):
+def test_impossible_settings_are_named(make, words):
+    with pytest.raises(UserError, match=mentions("autoencoder", words)):
         make()
 
 

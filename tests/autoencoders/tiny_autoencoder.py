@@ -1,4 +1,4 @@
-"""An autoencoder of films and stills that is as small as it goes: what tests train."""
+"""The smallest autoencoder of videos and images, for tests that train."""
 
 import dataclasses
 
@@ -15,8 +15,8 @@ def experiment() -> AutoencoderExperiment:
     return AutoencoderExperiment(
         data=tiny.experiment().data,
         mixture={
-            "films": Component(modalities=("video",), weight=0.5, batch_size=2, seconds=0.72),
-            "stills": Component(modalities=("image",), weight=0.5, batch_size=4),
+            "videos": Component(modalities=("video",), weight=0.5, batch_size=2, seconds=0.72),
+            "images": Component(modalities=("image",), weight=0.5, batch_size=4),
         },
         network=Network(8, ((1, 4, 4), (4, 2, 2)), (8, 12), ((1, 3, 3), (3, 1, 1))),
         loss=ReconstructionLoss(gradient=0.1),
@@ -27,11 +27,11 @@ def experiment() -> AutoencoderExperiment:
     )
 
 
-def sound() -> AutoencoderExperiment:
+def audio_experiment() -> AutoencoderExperiment:
     made = experiment()
     return dataclasses.replace(
         made,
-        mixture={"sounds": Component(modalities=("audio",), batch_size=2, seconds=0.48)},
+        mixture={"audio": Component(modalities=("audio",), batch_size=2, seconds=0.48)},
         network=Network(16, ((16,), (20,)), (8, 12), ((3,), (1,))),
         loss=ReconstructionLoss(spectral=0.1, windows=(64, 256), bands=8),
     )

@@ -10,6 +10,7 @@ from selfflow.autoencoders.load import load_autoencoder
 from selfflow.benchmark import autoencoders as autoencoder_benchmark
 from selfflow.cli.benchmark import main
 from tests.autoencoders.small_networks import FILMS, SOUND, written
+from tests.conftest import mentions
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,18 +37,17 @@ def test_the_command(data_dir, capsys, monkeypatch, tmp_path):
     file = tmp_path / "tiny.py"
     file.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests.tiny import experiment\n")
     main([str(file), "--only", "autoencoders", "--rounds", "1", "--json", "--data-dir", str(data_dir)])
-    found = {row["modality"]: row for row in json.loads(capsys.readouterr().out)["autoencoders"]}
-    assert found.keys() == {"video", "audio", "image"}
-    assert found["image"]["memory"] is None and found["video"]["bfloat16_error"] is None
-    lengths, more = zip(*found["audio"]["memory"])
+    rows = {row["modality"]: row for row in json.loads(capsys.readouterr().out)["autoencoders"]}
+    assert rows.keys() == {"video", "audio", "image"}
+    assert rows["image"]["memory"] is None and rows["video"]["bfloat16_error"] is None
+    lengths, more = zip(*rows["audio"]["memory"])
     assert lengths[2] == pytest.approx(16 * lengths[0], rel=0.05) and more[0] == 0
     main([str(file), "--only", "autoencoders", "--rounds", "1", "--data-dir", str(data_dir)])
-    shown = capsys.readouterr().out
-    assert "patch_pca-" in shown and "memory, audio: a clip of" in shown
+    assert mentions("patch_pca memory audio clip").search(capsys.readouterr().out)
 
 
 @pytest.mark.slow
-def test_an_hour_of_sound_takes_no_more_memory_than_minutes(tmp_path):
+def test_an_hour_of_audio_takes_no_more_memory_than_minutes(tmp_path):
     path = written(SOUND, tmp_path / "autoencoder.safetensors")
     config = Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000)
     (first, _), *_, (last, more) = autoencoder_benchmark._memory("audio", config, path, (80,))

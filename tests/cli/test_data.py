@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from selfflow.cli import main
+from tests.cli.test_errors import refusal
+from tests.conftest import mentions
 
 SMALL = ["--train-clips", "6", "--validation-clips", "2", "--test-clips", "2", "--shifted-clips", "1", "--workers", "1"]
 
@@ -34,75 +36,72 @@ def test_help_and_mistakes(capsys):
     for arguments in (
         [],
         ["--help"],
-        *([action, "--help"] for action in ("list", "build", "show", "verify", "forget")),
+        *([action, "--help"] for action in ("list", "build", "show", "verify", "delete")),
     ):
         code, out, _ = run(capsys, *arguments)
         assert code == 0 and "example" in out and "selfflow data " in out
-    for action, flag in (("show", "--count"), ("forget", "--ids"), ("verify", "--train-clips")):
+    for action, flag in (("show", "--count"), ("delete", "--ids"), ("verify", "--train-clips")):
         code, out, _ = run(capsys, action, "collisions", "--help")
         assert code == 0 and flag in out and "example: selfflow data " + action in out and "--data-dir" in out
-    code, _, err = run(capsys, "verfy", "collisions")
-    assert code == 2 and "did you mean verify?" in err
-    code, _, err = run(capsys, "build", "colisions")
-    assert code == 2 and "did you mean collisions?" in err and len(err.splitlines()) == 1
-    code, _, err = run(capsys, "build", "media:films")
-    assert code == 2 and "no data set 'media:films'" in err
-    code, out, err = run(capsys, "forget", "collisions")
-    assert code == 2 and "--ids" in out + err
+    for arguments, words in (
+        (["verfy", "collisions"], "verfy verify"),
+        (["build", "colisions"], "colisions collisions"),
+        (["build", "media:other"], "media:other"),
+    ):
+        assert mentions(words).search(refusal(capsys, "data", *arguments))
+    code, out, err = run(capsys, "delete", "collisions")
+    assert code == 2 and mentions("--ids").search(out + err)
 
 
 def test_a_tfds_name_goes_to_its_settings(capsys, folder):
-    code, _, err = run(capsys, "verify", "tfds:no_such_set/of:1.0.0", "--data-dir", folder)
-    assert code == 2 and "tfds.name = 'no_such_set/of:1.0.0'" in err and "Traceback" not in err
+    line = refusal(capsys, "data", "verify", "tfds:no_such_set/of:1.0.0", "--data-dir", folder)
+    assert mentions("tfds.name no_such_set/of:1.0.0").search(line)
 
 
-def test_build_list_show_verify_and_forget(capsys, folder, tmp_path):
+def test_build_list_show_verify_and_delete(capsys, folder, tmp_path):
     code, out, _ = run(capsys, "list", "--data-dir", folder)
     assert code == 0 and all("not built" in line for line in out.splitlines()[:6])
     where = ["--data-dir", folder, *SMALL]
     code, out, _ = run(capsys, "build", "collisions", *where)
-    assert code == 0 and "train        6 records" in out and str(folder / "collisions") in out
+    assert code == 0 and mentions("train 6", folder / "collisions").search(out)
     code, out, _ = run(capsys, "list", "--data-dir", folder)
     (line,) = [line for line in out.splitlines() if line.startswith("collisions")]
-    assert "1 built" in line and "video, audio, image" in line and "rigid bodies" in line
+    assert mentions("1 built video audio image").search(line)
 
     code, out, _ = run(capsys, "show", "collisions", "--out", tmp_path / "samples", "--count", "1", *where)
-    files = {"stills.png", "films.png", "film-0.mp4", "film-0.wav"}
+    files = {"images.png", "clips.png", "video-with-audio-0.mp4", "video-with-audio-0.wav"}
     assert code == 0 and {path.name for path in (tmp_path / "samples").iterdir()} == files
-    assert "# Collisions" in out and "film 0: train-00000" in out and "material" in out and "4 files in" in out
-    code, _, err = run(capsys, "show", "collisions", "--count", "0", *where)
-    assert code == 2 and "count is 0" in err
+    assert mentions("# Collisions train-000000 material", *files).search(out)
+    line = refusal(capsys, "data", "show", "collisions", "--count", "0", *where)
+    assert mentions("count 0").search(line)
 
     code, out, _ = run(capsys, "verify", "collisions", *where)
-    assert code == 0 and "11 records, no problems" in out
+    assert code == 0 and mentions("11 records").search(out) and "remedy" not in out
     ids = tmp_path / "ids.txt"
     ids.write_text("train-000001\nnobody-000000\n")
-    code, out, _ = run(capsys, "forget", "collisions", "--ids", ids, *where)
-    assert code == 0 and "1 record removed (train 1)" in out and "verified absent" in out and "nobody-000000" in out
-    code, out, _ = run(capsys, "forget", "collisions", "--ids", ids, *where)
-    assert code == 0 and "nothing was left to do" in out
+    code, out, _ = run(capsys, "delete", "collisions", "--ids", ids, *where)
+    assert code == 0 and mentions("train 1 2 ids nobody-000000 absent").search(out)
+    code, out, _ = run(capsys, "delete", "collisions", "--ids", ids, *where)
+    assert code == 0 and mentions("2 ids absent").search(out) and "train 1" not in out
     ids.write_text("nobody-000000\n")
-    code, _, err = run(capsys, "forget", "collisions", "--ids", ids, *where)
-    assert code == 2 and "none of the 1 ids" in err
+    line = refusal(capsys, "data", "delete", "collisions", "--ids", ids, *where)
+    assert mentions("1 ids nobody-000000").search(line)
 
     (shard,) = folder.glob("collisions/*/*/*test*")
     shard.write_bytes(shard.read_bytes()[:-5000])
     code, out, _ = run(capsys, "verify", "collisions", *where)
-    assert (
-        code == 1 and "unreadable records (1):" in out and shard.name in out and f"remedy: remove {shard.parent}" in out
-    )
+    assert code == 1 and mentions("unreadable (1)", shard.name, "remedy", shard.parent).search(out)
 
 
 def test_verify_prints_at_most_twenty_lines_of_a_kind(capsys, folder):
     where = ["--data-dir", folder / "many", *SMALL, "--train-clips", "25"]
     run(capsys, "build", "collisions", *where)
     (features,) = folder.glob("many/collisions/*/*/features.json")
-    told = json.loads(features.read_text())
-    inner = told["featuresDict"]["features"]
-    inner["audio"]["tensor"]["dtype"] = "uint16"
-    features.write_text(json.dumps(told))
+    metadata = json.loads(features.read_text())
+    metadata["featuresDict"]["features"]["audio"]["tensor"]["dtype"] = "uint16"
+    features.write_text(json.dumps(metadata))
     code, out, _ = run(capsys, "verify", "collisions", *where)
-    assert code == 1 and "wrong shapes or types (30):" in out and "and 10 more" in out
+    assert code == 1 and mentions("types (30) 10").search(out)
     assert len([line for line in out.splitlines() if "uint16" in line]) == 20
 
 
@@ -119,13 +118,12 @@ def test_list_is_light(folder):
 def test_build_encodes_by_a_named_autoencoder(capsys, tmp_path):
     size = ["--size", "16", "--data-dir", tmp_path]
     code, out, _ = run(capsys, "build", "digits", *size, "--autoencoder.image", "patch-pca")
-    assert code == 0 and "image: patch_pca-" in out and "psnr_db" in out
+    assert code == 0 and mentions("image patch_pca psnr_db").search(out)
     (folder,) = (tmp_path / "latents").iterdir()
     assert json.loads((folder / "manifest.json").read_text())["modalities"]["image"]["latent"] == [4, 4, 16]
-    for m, name, message in (
-        ("video", "patch-pca", "--autoencoder.video: digits has image, and not video"),
-        ("image", "mdct-pca", "autoencoders.image is mdct_pca, which is for audio"),
-        ("image", "sd-vae", "write --autoencoder.image sd-vae=PATH"),
+    for m, name, words in (
+        ("video", "patch-pca", "--autoencoder.video digits image video"),
+        ("image", "mdct-pca", "autoencoders.image mdct_pca audio"),
+        ("image", "sd-vae", "--autoencoder.image sd-vae=PATH"),
     ):
-        code, _, err = run(capsys, "build", "digits", *size, f"--autoencoder.{m}", name)
-        assert code == 2 and message in err
+        assert mentions(words).search(refusal(capsys, "data", "build", "digits", *size, f"--autoencoder.{m}", name))

@@ -34,22 +34,22 @@ def test_samples_stand_beside_real_clips_and_noise(evaluate, capsys):
     for name in ("layer2/video+audio", "LogMel/audio"):
         assert rows["samples"][f"kid_error/{name}"] > 0
     assert rows["real clips"]["physics/bodies"] > rows["noise"]["physics/bodies"]
-    assert rows["real clips"]["synchrony"] > rows["noise"]["synchrony"]
+    assert rows["real clips"]["av_sync"] > rows["noise"]["av_sync"]
     said = capsys.readouterr().out
-    for line in ("headline: KID", "real against real", "The world's laws", "Synchrony of onset"):
+    for line in ("headline: KID", "other real clips", "physics/bodies", "av_sync"):
         assert line in said
 
 
 def test_pictures_for_the_evaluator_of_adm(evaluate, tmp_path):
     rows = evaluate("--modality", "image", "--features", "layer=1", "--adm-npz", tmp_path / "made.npz")
-    assert "kid/layer1/image" in rows["samples"] and "synchrony" not in rows["samples"]
+    assert "kid/layer1/image" in rows["samples"] and "av_sync" not in rows["samples"]
     with np.load(tmp_path / "made.npz") as made:
         assert made["arr_0"].shape == (6, 32, 32, 3) and made["arr_0"].dtype == np.uint8
 
 
 def test_the_sound_of_a_given_film(evaluate, capsys):
     rows = evaluate("--modality", "audio", "--context", "video", "--features", "logmel")
-    assert "given video" in capsys.readouterr().out
+    assert "context video" in capsys.readouterr().out
     assert rows["samples"]["physics/bodies"] > 0.5  # the films are real
 
 
@@ -79,7 +79,7 @@ def test_results_of_other_settings_are_not_replaced(evaluate, tmp_path):
     with pytest.raises(UserError, match="made with another weights .'ema', now 'student'."):
         evaluate(*flags, "--weights", "student")
     told = json.loads((tmp_path / "a.json").read_text())
-    assert told["distances"]["samples"]["FD-layer2 image"]["generated"] == 6 and "test split" in told["against"]
+    assert told["comparisons"]["samples"]["FD-layer2 image"]["generated"] == 6 and "test split" in told["reference_set"]
 
 
 @pytest.mark.parametrize(
@@ -88,11 +88,11 @@ def test_results_of_other_settings_are_not_replaced(evaluate, tmp_path):
         (["--features", "layer=9"], "blocks 1 to 3"),
         (["--features", "layer=1", "layer=2"], "name one layer"),
         (["--features", "logmel", "logmel"], "two of them give FD-LogMel audio"),
-        (["--features", "logmel", "--modality", "image"], "none looks at image"),
+        (["--features", "logmel", "--modality", "image"], "none applies to image"),
         (["--features", "logmell"], "did you mean logmel"),
         (["--features", "inception=nowhere.pth", "--modality", "image"], "nowhere.pth"),
         (["--samples", "1"], "--samples is 1"),
-        (["--adm-npz", "a.npz"], "takes pictures"),
+        (["--adm-npz", "a.npz"], "takes images"),
         (["--context", "inpaint_region:0,0,1,0.5"], "schedule.context lacks inpaint_region"),
     ],
 )

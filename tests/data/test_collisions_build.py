@@ -18,6 +18,7 @@ from selfflow.data.collisions import builder as builder_module
 from selfflow.data.collisions.generate import record
 from selfflow.data.collisions.names import MATERIAL_NAMES, SHAPE_NAMES, SPLITS
 from selfflow.errors import UserError
+from tests.conftest import mentions
 
 SMALL = Collisions(train_clips=40, validation_clips=8, test_clips=8, shifted_clips=8, workers=2)
 
@@ -82,8 +83,8 @@ def test_captions_tell_the_truth(built):
         for i, shape in enumerate(SHAPE_NAMES):
             number = int((row["shapes"] == i).sum())
             pushed = f"push on the {shape}" in text
-            told = text.replace(f"push on the {shape}", "")
-            assert (shape in told) == (number > 0) and (f"{shape}s" in told) == (number > 1), text
+            rest = text.replace(f"push on the {shape}", "")
+            assert (shape in rest) == (number > 0) and (f"{shape}s" in rest) == (number > 1), text
             assert not pushed or number > 0
         assert ("no push" in text) == (not row["action"].any())
         words = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
@@ -121,7 +122,7 @@ def test_a_changed_setting_is_another_folder():
     assert Collisions(**fields).config_name == Collisions().config_name
 
 
-def test_a_second_build_reads_what_is_there(built, monkeypatch):
+def test_a_second_build_reads_the_first(built, monkeypatch):
     def refuse(settings):
         raise AssertionError("generated again")
 
@@ -166,7 +167,7 @@ def test_a_dead_worker_is_a_clear_error_and_leaves_nothing(tmp_path, monkeypatch
     assert not list(tmp_path.rglob("*.array_record*")) and not list(tmp_path.rglob("dataset_info.json"))
 
 
-def test_what_a_worker_refuses_arrives_as_it_was_said(tmp_path):
+def test_the_error_of_a_worker_arrives_as_it_was_raised(tmp_path):
     crowded = dataclasses.replace(SMALL, bodies=(30, 30))
     with pytest.raises(UserError, match="30 bodies of radius .* do not fit"):
         load_builder(crowded, tmp_path)
@@ -213,8 +214,8 @@ def test_a_build_imports_no_tensorflow_and_prints_nothing_of_tfds(tmp_path):
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, script, tmp_path / "data", "40"], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["41", "False"]
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("building collisions: 43/43 clips")
+    (line,) = done.stderr.strip().splitlines()
+    assert mentions("collisions 43/43 clips").search(line)
 
 
 def test_a_folder_that_cannot_be_is_refused(tmp_path):

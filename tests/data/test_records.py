@@ -1,4 +1,4 @@
-"""Random access to built sets, and what becomes of damaged ones."""
+"""Random access to built data sets, and the detection of damaged ones."""
 
 import json
 import pickle
@@ -16,6 +16,7 @@ from selfflow.data.digits import Digits
 from selfflow.data.records import Records
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
+from tests.conftest import mentions
 
 DIGITS = Digits(size=8)
 
@@ -65,15 +66,15 @@ def test_records_travel_and_are_read_by_many_threads(built):
     assert records.shard_of(np.int64(1437)) == "digits-train.array_record-00002-of-00003"
 
 
-def test_a_split_that_is_not_there_and_one_that_is_empty(copy):
-    with pytest.raises(UserError, match="no split 'shifted'; choose from train, validation, test"):
+def test_a_split_that_does_not_exist_and_one_that_is_empty(copy):
+    with pytest.raises(UserError, match=mentions("split shifted train validation test")):
         len(Records(DIGITS, copy, "shifted"))
     info = json.loads((copy / "dataset_info.json").read_text())
     del info["splits"][2]["shardLengths"]
     (copy / "dataset_info.json").write_text(json.dumps(info))
     assert len(Records(DIGITS, copy, info["splits"][2]["name"])) == 0
     (copy / "dataset_info.json").write_text("{")
-    with pytest.raises(UserError, match="dataset_info.json does not tell of a data set.*build it again"):
+    with pytest.raises(UserError, match=mentions("dataset_info.json")):
         Records(DIGITS, copy, "train")[0]
 
 
@@ -85,14 +86,14 @@ def test_bad_records_travel_too():
 def test_a_missing_shard_leaves_the_others(copy):
     records = Records(DIGITS, copy, "train")
     (copy / "digits-train.array_record-00001-of-00003").unlink()
-    found = {}
+    shards = set()
     for i in range(len(records)):
         try:
             assert records[i]["id"]
-            found.setdefault(records.shard_of(i), 0)
+            shards.add(records.shard_of(i))
         except BadRecord as error:
-            assert error.shard == records.shard_of(i) and error.reason == "the file is missing"
-    assert sorted(found) == [f"digits-train.array_record-0000{k}-of-00003" for k in (0, 2)]
+            assert error.shard == records.shard_of(i) and mentions("missing").search(error.reason)
+    assert sorted(shards) == [f"digits-train.array_record-0000{k}-of-00003" for k in (0, 2)]
 
 
 def test_every_flipped_bit_is_found_or_harmless(copy):
@@ -132,7 +133,7 @@ def test_a_shard_cut_off_anywhere_is_found(copy):
     for length in [0, 1, 63, 64, len(intact) - 1, *np.linspace(100, len(intact) - 2, 60).astype(int)]:
         path.write_bytes(intact[:length])
         records = Records(DIGITS, copy, "train")
-        with pytest.raises(BadRecord, match="00001-of-00003: 0 of its .* records can be found"):
+        with pytest.raises(BadRecord, match=mentions("digits-train.array_record-00001-of-00003 0 480")):
             records[i]
         assert records[0]["id"] == "digits-00000"
 
@@ -141,5 +142,5 @@ def test_records_that_do_not_decode_are_bad_records(copy):
     features = json.loads((copy / "features.json").read_text())
     features["featuresDict"]["features"]["image"]["tensor"]["shape"]["dimensions"] = ["9", "8", "3"]
     (copy / "features.json").write_text(json.dumps(features))
-    with pytest.raises(BadRecord, match="record 3 cannot be decoded"):
+    with pytest.raises(BadRecord, match=mentions("digits-train.array_record-00000-of-00003 record 3")):
         Records(DIGITS, copy, "train")[3]

@@ -15,7 +15,7 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = {"many": (80, 80, 16), "few": (24, 24, 64), "scaled": (60, 60, 12), "unequal": (70, 40, 8)}
 
 
-def sets(case: str) -> tuple[np.ndarray, np.ndarray]:
+def feature_sets(case: str) -> tuple[np.ndarray, np.ndarray]:
     """Real and generated features, float64."""
     m, n, width = CASES[case]
     rng = np.random.default_rng(list(CASES).index(case))
@@ -27,7 +27,7 @@ def sets(case: str) -> tuple[np.ndarray, np.ndarray]:
     return real, generated
 
 
-def pictures(count: int, side: int = 32, seed: int = 0) -> np.ndarray:
+def images(count: int, side: int = 32, seed: int = 0) -> np.ndarray:
     """uint8 [count, side, side + 3, 3]: smooth shades and noise."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0 : 1 : side * 1j, 0 : 1 : (side + 3) * 1j]
@@ -37,12 +37,12 @@ def pictures(count: int, side: int = 32, seed: int = 0) -> np.ndarray:
     return (127.5 + 100 * shades.transpose(0, 2, 3, 1) + noise).clip(0, 255).astype(np.uint8)
 
 
-def films(count: int, frames: int, side: int = 32) -> np.ndarray:
+def videos(count: int, frames: int, side: int = 32) -> np.ndarray:
     """uint8 [count, frames, side, side + 3, 3]."""
-    return pictures(count * frames, side, seed=1).reshape(count, frames, side, side + 3, 3)
+    return images(count * frames, side, seed=1).reshape(count, frames, side, side + 3, 3)
 
 
-def sound(count: int, samples: int, rate: int, seed: int = 0) -> np.ndarray:
+def audio(count: int, samples: int, rate: int, seed: int = 0) -> np.ndarray:
     """int16 [count, samples]: tones that fade."""
     rng = np.random.default_rng(seed)
     seconds = np.arange(samples) / rate

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.evaluation import Accumulator, Statistics, load_reference
+from selfflow.evaluation.accumulate import Accumulator, Statistics, load_reference
 from selfflow.representation.moments import Moments
+from tests.conftest import mentions
 
 
 class Drawn:
-    """Stands for an extractor whose features are at hand."""
+    """The identity of an extractor whose features are drawn from a distribution."""
 
     name, medium = "Drawn", "image"
 
@@ -19,10 +20,10 @@ class Drawn:
 
 def gathered(features: np.ndarray, samples: int = 20, keep: int = 30, sizes=(7, 1, 0, 50)) -> Accumulator:
     """Features in batches of these sizes, and the rest."""
-    found = Accumulator(Drawn(features.shape[1]), samples, keep)
+    accumulator = Accumulator(Drawn(features.shape[1]), samples, keep)
     for part in np.split(features, np.cumsum(sizes)):
-        found.add(part)
-    return found
+        accumulator.add(part)
+    return accumulator
 
 
 @pytest.fixture
@@ -41,11 +42,11 @@ def test_moments_are_those_of_all_samples_whatever_the_batches(features):
 
 
 def test_a_set_is_cut_at_its_n_and_keeps_what_it_should(features):
-    found, exact = gathered(features), features.astype(np.float64)
-    np.testing.assert_allclose(found.first.covariance, np.cov(exact[:20], rowvar=False), rtol=1e-9)
-    np.testing.assert_allclose(found.second.covariance, np.cov(exact[20:40], rowvar=False), rtol=1e-9)
-    np.testing.assert_array_equal(found.kept, features[:30])
-    assert (found.first.count, found.second.count, found.count) == (20, 20, 90)
+    accumulator, exact = gathered(features), features.astype(np.float64)
+    np.testing.assert_allclose(accumulator.first.covariance, np.cov(exact[:20], rowvar=False), rtol=1e-9)
+    np.testing.assert_allclose(accumulator.second.covariance, np.cov(exact[20:40], rowvar=False), rtol=1e-9)
+    np.testing.assert_array_equal(accumulator.kept, features[:30])
+    assert (accumulator.first.count, accumulator.second.count, accumulator.count) == (20, 20, 90)
 
 
 def test_parts_join_as_their_samples_do(features):
@@ -55,7 +56,7 @@ def test_parts_join_as_their_samples_do(features):
     np.testing.assert_allclose(both.first.covariance, np.cov(firsts, rowvar=False), rtol=1e-9)
     np.testing.assert_array_equal(both.kept, np.concatenate([features[:15], features[45:60]]))
     assert (both.samples, both.keep, both.count, both.second.count) == (20, 30, 90, 20)
-    with pytest.raises(UserError, match="the other part was made with Drawn-2, and not with Drawn-1"):
+    with pytest.raises(UserError, match=mentions("Drawn-2 Drawn-1")):
         both.joined(Accumulator(Drawn(identity="Drawn-2"), 10))
 
 
@@ -64,10 +65,10 @@ def test_memory_does_not_grow_with_the_samples():
 
     def peak(batches: int) -> int:
         tracemalloc.start()
-        found = Accumulator(Drawn(32), samples=100, keep=200)
+        accumulator = Accumulator(Drawn(32), samples=100, keep=200)
         for _ in range(batches):
-            found.add(batch)
-        assert found.kept.shape == (200, 32)
+            accumulator.add(batch)
+        assert accumulator.kept.shape == (200, 32)
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return size
@@ -76,18 +77,18 @@ def test_memory_does_not_grow_with_the_samples():
     assert peak(400) < peak(8) + 20_000  # 400 batches are 3 MB
 
 
-def test_what_is_saved_is_read_back_and_named_when_it_does_not_suit(tmp_path, features):
+def test_a_saved_reference_is_read_back_and_refused_for_another_extractor(tmp_path, features):
     path = tmp_path / "real.npz"
-    found = gathered(features)
-    found.save(path)
+    saved = gathered(features)
+    saved.save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["real.npz"]
-    with pytest.raises(UserError, match="there is no folder .*none; make it first"):
-        found.save(tmp_path / "none" / "real.npz")
+    with pytest.raises(UserError, match=mentions("folder", tmp_path / "none")):
+        saved.save(tmp_path / "none" / "real.npz")
     read = load_reference(path, Drawn())
-    np.testing.assert_array_equal(read.kept, found.kept)
-    np.testing.assert_array_equal(read.second.scatter, found.second.scatter)
+    np.testing.assert_array_equal(read.kept, saved.kept)
+    np.testing.assert_array_equal(read.second.scatter, saved.second.scatter)
     assert (read.count, read.samples, read.features, read.identity) == (90, 20, "FD-Drawn", "Drawn-1")
-    with pytest.raises(UserError, match="real.npz was made with Drawn-1, and the features here are Other-2"):
+    with pytest.raises(UserError, match=mentions(path, "Drawn-1 Other-2")):
         load_reference(path, Drawn(identity="Other-2"))
 
 
@@ -97,28 +98,28 @@ def test_damaged_and_foreign_references_are_named(tmp_path, features):
     whole = path.read_bytes()
     for length in (0, 10, len(whole) // 2, len(whole) - 10):
         path.write_bytes(whole[:length])
-        with pytest.raises(UserError, match="real.npz is damaged"):
+        with pytest.raises(UserError, match=mentions(path, "damaged")):
             load_reference(path, Drawn())
     gathered(features).save(path)
     whole = dict(np.load(path))
-    lies = [{"samples": 1}, {"keep": 3}, {"count": 5}, {"kept": np.zeros((3, 4))}, {"kept": np.zeros(3)}]
-    lies += [{"first_scatter": np.full((5, 5), np.nan)}, {"first_mean": np.zeros(4)}, {"keep": "x"}]
-    for lie in lies:
-        np.savez(path, **whole | lie)
-        with pytest.raises(UserError, match="real.npz is damaged .*; make it again"):
+    wrong = [{"samples": 1}, {"keep": 3}, {"count": 5}, {"kept": np.zeros((3, 4))}, {"kept": np.zeros(3)}]
+    wrong += [{"first_scatter": np.full((5, 5), np.nan)}, {"first_mean": np.zeros(4)}, {"keep": "x"}]
+    for arrays in wrong:
+        np.savez(path, **whole | arrays)
+        with pytest.raises(UserError, match=mentions(path, "damaged")):
             load_reference(path, Drawn())
-    for arrays, said in [
-        ({"arr_0": np.zeros(3)}, "real.npz holds nothing, and neither mu and sigma nor features"),
-        ({"identity": np.array("Drawn-1")}, "real.npz is damaged"),
-        ({"identity": np.array([object()], object)}, "damaged, or no .npz of plain arrays"),
+    for arrays, words in [
+        ({"arr_0": np.zeros(3)}, "mu sigma"),
+        ({"identity": np.array("Drawn-1")}, "damaged kept"),
+        ({"identity": np.array([object()], object)}, "damaged .npz"),
     ]:
         np.savez(path, **arrays)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=mentions(path, words)):
             load_reference(path, Drawn())
-    with pytest.raises(UserError, match="absent.npz is no file"):
+    with pytest.raises(UserError, match=mentions(tmp_path / "absent.npz", "no file")):
         load_reference(tmp_path / "absent.npz", Drawn())
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(UserError, match="one.npy is damaged, or no .npz"):
+    with pytest.raises(UserError, match=mentions(tmp_path / "one.npy", "damaged .npz")):
         load_reference(tmp_path / "one.npy", Drawn())
 
 
@@ -131,26 +132,26 @@ def test_statistics_of_adm_are_for_fid_s_inception_alone(tmp_path, features):
     read = load_reference(path, inception)
     assert isinstance(read, Statistics)
     np.testing.assert_array_equal(read.covariance, statistics["sigma"])
-    with pytest.raises(UserError, match="mu and sigma of FID's Inception, and the features here are Drawn-1"):
+    with pytest.raises(UserError, match=mentions(path, "mu sigma Inception Drawn-1")):
         load_reference(path, Drawn())
-    with pytest.raises(UserError, match=r"mu has shape \[5\] .* has 6 channels"):
+    with pytest.raises(UserError, match=mentions(path, "mu [5] sigma [5, 5] 6 channels")):
         load_reference(path, Drawn(6, distance="FID"))
     np.savez(path, mu=statistics["mu"] * np.nan, sigma=statistics["sigma"])
-    with pytest.raises(UserError, match="NaN or infinity"):
+    with pytest.raises(UserError, match=mentions(path, "mu sigma NaN")):
         load_reference(path, inception)
 
 
 def test_features_that_do_not_fit_are_refused(features):
-    found = gathered(features)
-    with pytest.raises(UserError, match="FD-Drawn: features of 4 channels, and 5 were told"):
-        found.add(features[:, :4])
+    accumulator = gathered(features)
+    with pytest.raises(UserError, match=mentions("FD-Drawn 4 channels 5")):
+        accumulator.add(features[:, :4])
     broken = features[:3].copy()
     broken[2] = np.inf
-    with pytest.raises(UserError, match="samples from 90 on: features of sample 2 hold NaN or infinity"):
-        found.add(broken)
-    with pytest.raises(UserError, match="Frechet distances of 1 samples"):
+    with pytest.raises(UserError, match=mentions("FD-Drawn 90 sample 2 NaN")):
+        accumulator.add(broken)
+    with pytest.raises(UserError, match=mentions("Frechet 1 2")):
         Accumulator(Drawn(), 1)
-    with pytest.raises(UserError, match="0 features to keep"):
+    with pytest.raises(UserError, match=mentions("keep 0 1")):
         Accumulator(Drawn(), 2, 0)
-    with pytest.raises(UserError, match="a covariance of 1 samples"):
+    with pytest.raises(UserError, match=mentions("covariance 1 2")):
         gathered(features[:1]).first.covariance

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.evaluation import write_adm
+from selfflow.evaluation.adm import write_adm
 from tests.evaluation import made
 
 

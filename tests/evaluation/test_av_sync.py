@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
-from selfflow.evaluation.av_sync import motion_energy, onset_strength, synchrony
+from selfflow.evaluation.metrics.av_sync import motion_energy, onset_strength, synchrony
 
 FPS, RATE, FRAMES = 12.5, 8000, 50
 
@@ -54,7 +54,7 @@ def test_the_lag_is_how_much_later_the_sound_comes(events, frames):
 
 def test_lags_beyond_the_most_are_not_tried(events):
     rng = np.random.default_rng(3)
-    found = synchrony([flashing(e, rng) for e in events], [clicking(e, 0.4) for e in events], FPS, RATE, most_lag=0.2)
+    found = synchrony([flashing(e, rng) for e in events], [clicking(e, 0.4) for e in events], FPS, RATE, max_lag=0.2)
     assert (np.abs(found.lag) <= 0.2 + 1e-9).all()
 
 
@@ -81,7 +81,7 @@ def test_what_does_not_move_or_sound_is_nan_and_not_counted(events):
 
 def test_wrong_media_are_refused():
     video, sound = np.zeros((3, 4, 4, 3), np.uint8), np.zeros(1920, np.int16)
-    with pytest.raises(UserError, match="1 videos and 2 sounds"):
+    with pytest.raises(UserError, match="1 videos and 2 clips"):
         synchrony([video], [sound, sound], FPS, RATE)
     with pytest.raises(UserError, match=r"\[T, H, W, C\]"):
         synchrony([video[0]], [sound], FPS, RATE)

@@ -96,7 +96,7 @@ def test_what_is_no_set_is_refused_by_name(function):
     nan[5, 1] = np.nan
     for real, generated, said in [
         (good[:0], good, "real: 0 samples"),
-        (good, good[:1], "generated: 1 samples, and at least . are needed"),
+        (good, good[:1], "generated: 1 samples, but at least . are required"),
         (nan, good, "real: features of sample 5 hold NaN or infinity, and 1 of 8 samples do"),
         (good, good[:, :2], "real features have 3 channels and generated ones 2: use the same extractor"),
         (good, good.astype(int), "generated: features are int64"),

@@ -12,7 +12,9 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.effnet import EffNet
 from selfflow.encoders.media import resize_like_tensorflow_1
 from selfflow.errors import UserError
-from selfflow.evaluation import Accumulator, compare, open_extractor
+from selfflow.evaluation.accumulate import Accumulator
+from selfflow.evaluation.compare import compare
+from selfflow.evaluation.extractors import open_extractor
 from tests.evaluation import made
 
 RECORDED = np.load(made.GOLDENS / "evaluation_features.npz")
@@ -83,9 +85,11 @@ def test_effnet_tells_noise_and_blur_from_other_pictures():
     noise = np.random.default_rng(0).integers(0, 256, pictures[:32].shape, np.uint8)
     real, other = features(pictures[:64]), features(pictures[64:])
     close, far = compare(real, other), compare(real, features(noise))
-    assert far.kid - close.kid > 5 * np.hypot(far.kid_error, close.kid_error)
-    assert far.frechet > 2 * close.frechet and close.frechet < 2 * close.frechet_real
-    assert far.precision < 0.1 < close.precision
+    kids = far.values["kid"], close.values["kid"]
+    assert kids[0].value - kids[1].value > 5 * np.hypot(kids[0].error, kids[1].error)
+    distance = close.values["frechet"].value
+    assert far.values["frechet"].value > 2 * distance and distance < 2 * close.frechet_real
+    assert far.values["precision"].value < 0.1 < close.values["precision"].value
 
 
 def test_what_a_sample_gives_depends_on_no_other_sample():

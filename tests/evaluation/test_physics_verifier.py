@@ -12,10 +12,11 @@ from selfflow.data.collisions.generate import draw_motion, record
 from selfflow.data.collisions.render import render_video
 from selfflow.errors import UserError
 from selfflow.evaluation.physics import corruptions
-from selfflow.evaluation.physics.calibrate import as_markdown, as_text, calibrate, fit_to, tracking_error
+from selfflow.evaluation.physics.calibrate import as_markdown, as_text, calibrate, tracking_error
 from selfflow.evaluation.physics.energy import energies, energy
 from selfflow.evaluation.physics.materials import fit_material_classifiers
 from selfflow.evaluation.physics.track import track
+from selfflow.evaluation.physics.verifier import fit_classifiers
 from selfflow.evaluation.physics.verify import PASSES, score_clips, track_clip, verify
 
 SETTINGS = Collisions(seed=5)
@@ -34,7 +35,7 @@ def train():
 
 @pytest.fixture(scope="module")
 def judges(train):
-    return fit_to(train, SETTINGS)
+    return fit_classifiers(train, SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_shifted_and_swapped_sounds_are_noticed(calibration):
 )
 def test_each_check_flags_its_corruption(calibration, name, least, flagged):
     _, auc, n = calibration.auc[name]
-    real, wrong = calibration.noticed[name]
+    real, wrong = calibration.flagged[name]
     assert n >= 15 and auc >= least and wrong >= flagged and real <= 0.05
 
 
@@ -217,7 +218,7 @@ def test_checks_that_need_what_is_not_given_are_left_out(records, seen, judges):
     assert "synchrony" not in alone.rows and "kappa" not in alone.rows and alone.rows["energy"].n == 4
     assert set(alone.materials) == {"motion"} and np.isfinite(alone.score).all()
     heard = verify(None, sounds, SETTINGS, judges)
-    assert heard.rows == {} and np.isnan(heard.score).all() and heard.materials["sound"].shape == (4,)
+    assert heard.rows == {} and np.isnan(heard.score).all() and heard.materials["audio"].shape == (4,)
     np.testing.assert_array_equal(verify(np.stack(videos), sounds, SETTINGS).scores["energy"], alone.scores["energy"])
     few = [i for i, row in enumerate(records) if len(row["contacts"]["time"]) < 2]
     scores = score_clips([seen[i] for i in few], [records[i]["audio"] for i in few], SETTINGS).scores
@@ -261,7 +262,7 @@ def test_few_frames_leave_out_what_needs_more(records, judges, frames):
 def test_a_silent_clip_and_a_clip_that_stands_still(records, seen, judges):
     silent = score_clips(seen, np.zeros((CLIPS, 16000), np.int16), SETTINGS, judges)
     assert silent.rows["synchrony"].value == 0 and silent.rows["timbre"].value == 0
-    assert (silent.materials["sound"] == -1).all() and silent.rows["kappa"].n == 0
+    assert (silent.materials["audio"] == -1).all() and silent.rows["kappa"].n == 0
     still = verify([np.repeat(row["video"][:1], 25, axis=0) for row in records[:8]], None, SETTINGS, judges)
     assert still.rows["time"].n == 0 and (still.materials["motion"] == -1).all()
 

@@ -1,4 +1,4 @@
-"""A data set of a few pictures and films that lies in memory, its autoencoders, and features of it in a file."""
+"""A data set of a few images and videos in memory, its autoencoders, and features of it in a file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,24 +24,24 @@ class Settings:
     kind: str = "small"
 
 
-class Pictures(list):
+class InMemory(list):
     def shard_of(self, i: int) -> str:
         return "in-memory"
 
 
 @dataclass(frozen=True)
 class SmallSet(BuiltDataset):
-    """Four records with a picture of 16 x 16 and a film of six frames; the last one has no picture."""
+    """Four records with an image of 16 x 16 and a video of six frames; the last one has no image."""
 
-    def records(self, split: str) -> Pictures:
+    def records(self, split: str) -> InMemory:
         random = np.random.default_rng(len(split))
-        found = Pictures()
+        records = InMemory()
         for i in range(self.splits[split]):
             media = random.integers(0, 256, (1 + FRAMES, 16, 16, 3), np.uint8)
             present = {"image": i < 3, "video": True}
             media = {"image": media[0], "video": media[1:], "present": present}
-            found.append({"id": f"{split}/{i}", "quality": 1.0} | media)
-        return found
+            records.append({"id": f"{split}/{i}", "quality": 1.0} | media)
+        return records
 
     @property
     def fingerprint(self) -> str:
@@ -61,7 +61,7 @@ def small_set() -> SmallSet:
 
 
 def features_of(i: int, m: str) -> np.ndarray:
-    """The map of record i: [8, 8, E] of its picture, [12, 8, 8, E] of its film, twice as fine as the latents."""
+    """The map of record i: [8, 8, E] for the image, [12, 8, 8, E] for the video, twice as fine as the latents."""
     return np.random.default_rng([i, m == "video"]).standard_normal((12,) * (m == "video") + (8, 8, WIDTH), np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Controls: batches whose sound tells less of the sight, and in which nothing else is changed."""
+"""Controls: batches whose audio belongs less to the video, and in which nothing else is changed."""
 
 import dataclasses
 
@@ -8,6 +8,7 @@ import pytest
 from selfflow.errors import UserError
 from selfflow.input.mixture import Component
 from selfflow.latents.store import shard_name
+from tests.conftest import mentions
 from tests.input.made import feed, numbers, record, write
 
 MATCHED = Component(("video", "audio"), 1.0, 4, data="a")
@@ -24,28 +25,27 @@ def batches(folders, component, **more):
     return [batch for batch, _ in feed(folders, {"joint": component}, **more).batches(0, STEPS)]
 
 
-def sounds(found):
-    return [int(x.ravel()[0]) for batch in found for x in batch["latents"]["audio"]]
+def audio_numbers(stream):
+    return [int(x.ravel()[0]) for batch in stream for x in batch["latents"]["audio"]]
 
 
-def test_shuffled_sound_is_anothers_and_the_sight_is_the_same(folders):
+def test_shuffled_audio_is_of_another_record_and_the_video_is_the_same(folders):
     matched = batches(folders, MATCHED)
-    found = batches(folders, dataclasses.replace(MATCHED, shuffled=("audio",)))
-    for a, b in zip(matched, found, strict=True):
+    shuffled = batches(folders, dataclasses.replace(MATCHED, shuffled=("audio",)))
+    for a, b in zip(matched, shuffled, strict=True):
         np.testing.assert_array_equal(a["latents"]["video"], b["latents"]["video"])
     own = [i for batch in matched for i in numbers(batch)]
-    heard = sounds(found)
-    assert sounds(matched) == own and not any(a == b for a, b in zip(own, heard))
+    assert audio_numbers(matched) == own and not any(a == b for a, b in zip(own, audio_numbers(shuffled)))
 
 
-def test_shuffled_sounds_are_drawn_anew_in_each_epoch_and_as_often(folders):
+def test_shuffled_audio_is_drawn_anew_in_each_epoch_and_as_often(folders):
     matched = batches(folders, MATCHED)
-    heard = sounds(batches(folders, dataclasses.replace(MATCHED, shuffled=("audio",))))
+    others = audio_numbers(batches(folders, dataclasses.replace(MATCHED, shuffled=("audio",))))
     own = [i for batch in matched for i in numbers(batch)]
-    pairs = [dict(zip(own[k : k + 20], heard[k : k + 20])) for k in range(0, 200, 20)]
+    pairs = [dict(zip(own[k : k + 20], others[k : k + 20])) for k in range(0, 200, 20)]
     assert all(a != b for i, a in enumerate(pairs) for b in pairs[:i])
-    counts = np.bincount(heard, minlength=20)
-    assert counts.sum() == 200 and counts.min() >= 7 and counts.max() <= 13  # those that met themselves apart, 10
+    counts = np.bincount(others, minlength=20)
+    assert counts.sum() == 200 and counts.min() >= 7 and counts.max() <= 13  # 10 but for records drawn for themselves
 
 
 def test_shuffled_batches_are_the_same_from_any_start(folders):
@@ -55,7 +55,7 @@ def test_shuffled_batches_are_the_same_from_any_start(folders):
         np.testing.assert_array_equal(batch["latents"]["audio"], whole[7 + n])
 
 
-def test_a_delayed_sound_is_rolled_and_held_out_clips_are_not(folders):
+def test_delayed_audio_is_rolled_and_held_out_clips_are_not(folders):
     late = dataclasses.replace(MATCHED, delayed={"audio": 0.08})
     for a, b in zip(batches(folders, MATCHED), batches(folders, late), strict=True):
         np.testing.assert_array_equal(a["latents"]["video"], b["latents"]["video"])
@@ -64,7 +64,7 @@ def test_a_delayed_sound_is_rolled_and_held_out_clips_are_not(folders):
     np.testing.assert_array_equal(plain["joint"][1]["latents"]["audio"], control["joint"][1]["latents"]["audio"])
 
 
-def test_what_is_padded_stays_behind_a_delayed_sound(tmp_path):
+def test_padding_stays_behind_delayed_audio(tmp_path):
     folders = {"a": write(tmp_path / "a", [record(i, frames=4) for i in range(4)])}
     (batch, *_) = batches(folders, dataclasses.replace(MATCHED, delayed={"audio": 0.04}))
     assert (batch["frames"]["audio"] == 8).all()
@@ -74,12 +74,12 @@ def test_what_is_padded_stays_behind_a_delayed_sound(tmp_path):
 
 
 def test_delays_of_half_a_frame_are_refused(folders):
-    with pytest.raises(UserError, match=r"mixture.joint.delayed.audio is 0.05 s, 1.25 latent frames: .* of 0.04 s"):
+    with pytest.raises(UserError, match=mentions("mixture.joint.delayed.audio 0.05 1.25 0.04")):
         batches(folders, dataclasses.replace(MATCHED, delayed={"audio": 0.05}))
 
 
-def test_sound_changes_nothing_of_the_sight(folders):
-    """An arm without sound draws the films of one with it, in their order."""
+def test_audio_changes_nothing_of_the_video(folders):
+    """An arm without audio draws the same videos as one with it, in the same order."""
     matched, alone = batches(folders, MATCHED), batches(folders, dataclasses.replace(MATCHED, modalities=("video",)))
     for a, b in zip(matched, alone, strict=True):
         assert set(b["latents"]) == {"video"}
@@ -89,7 +89,7 @@ def test_sound_changes_nothing_of_the_sight(folders):
 def test_a_single_record_has_no_other(tmp_path):
     folders = {"a": write(tmp_path / "a", [record(0)])}
     assert len(batches(folders, MATCHED)) == STEPS
-    with pytest.raises(UserError, match="mixture.joint.shuffled: one record of the training split of a has video and"):
+    with pytest.raises(UserError, match=mentions("mixture.joint.shuffled one training split a video audio")):
         feed(folders, {"joint": dataclasses.replace(MATCHED, shuffled=("audio",))}).batches(0, STEPS)
 
 

@@ -41,13 +41,13 @@ def copied(home: tuple[BuiltDataset, Path], to: Path) -> tuple[BuiltDataset, Pat
 
 
 def media_of(built: BuiltDataset, latents: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Of each id the bytes of its sound, as they lie in a record, and those of its video's latents."""
-    found, encoded = {}, Latents(latents)
+    """For each id the bytes of its audio in the record, and those of its video latents."""
+    media, encoded = {}, Latents(latents)
     for split in built.splits:
         records, source = built.records(split), encoded.source(split)
         for i in range(len(records)):
-            found[records[i]["id"]] = (
+            media[records[i]["id"]] = (
                 records[i]["audio"].tobytes(),
                 np.ascontiguousarray(source[i]["video"]).tobytes(),
             )
-    return found
+    return media

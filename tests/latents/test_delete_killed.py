@@ -1,4 +1,4 @@
-"""A forgetting that is killed, at whatever moment, leaves the old state or one that the same command finishes."""
+"""A deletion that is killed, at any moment, leaves the old state or one that the same command finishes."""
 
 import os
 import pickle
@@ -17,6 +17,7 @@ from selfflow.errors import UserError
 from selfflow.latents.delete.delete import delete_samples
 from selfflow.latents.store import Latents
 from selfflow.latents.verify import latents_folders, verify_latents
+from tests.conftest import mentions
 from tests.latents.home import copied
 from tests.latents.test_delete import IDS, searched
 
@@ -57,7 +58,7 @@ def in_child(task) -> int:
 
 
 def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int, of: int) -> None:
-    """Kills a forgetting before every `of`-th of its steps, from `number` on; forks, so no threads may run yet."""
+    """Kills a deletion before every `of`-th of its steps, from `number` on; forks, so no threads may run yet."""
     killed, step = 0, number
     while True:
         home = root / str(step)
@@ -68,7 +69,7 @@ def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int
             delete_samples(built, IDS, home)
 
         def between():
-            # Whatever the moment, the data set is whole: the old or the new one.
+            # At every moment the data set is complete: the old or the new one.
             lengths = {split.name: sum(split.lengths) for split in read_splits(built.folder).values()}
             assert lengths["train"] in (24, 17)
             for split, length in lengths.items():
@@ -80,7 +81,7 @@ def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int
                 source = latents_there.source("train")
                 assert len([source[i] for i in range(len(source))]) in (24, 17)
             except UserError as error:
-                assert "run that `selfflow data forget` again" in str(error) and new
+                assert mentions(latents, "interrupted").search(str(error)) and new
             else:
                 # Old latents of a new data set are refused by `encode`.
                 assert len(source) == lengths["train"] or latents_there.manifest["forgotten"] != built.forgotten

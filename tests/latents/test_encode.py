@@ -1,4 +1,4 @@
-"""From built data sets to latents: whole, once, whoever is killed, and never another's."""
+"""From built data sets to latents: complete, once, whichever process is killed, and never those of another one."""
 
 import dataclasses
 import os
@@ -19,6 +19,7 @@ from selfflow.latents.encode import EncodeShare, encode
 from selfflow.latents.fit_autoencoder import fit_autoencoder
 from selfflow.latents.store import Latents, shard_name
 from selfflow.modality import Modality
+from tests.conftest import mentions
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +62,14 @@ def test_latents_are_the_encoded_records_in_order(prepared, latents):
     assert latents.manifest["shards"]["train"] == [5, 5, 5, 5, 4]
 
 
-def test_statistics_and_quality_stand_in_the_manifest(latents):
+def test_statistics_and_quality_are_in_the_manifest(latents):
     source = latents.source("train")
     for m in ("image", "video", "audio"):
         flat = np.concatenate([source[i][m].reshape(-1, source[i][m].shape[-1]) for i in range(len(source))])
-        found = latents.manifest["statistics"][m]
-        np.testing.assert_allclose(found["mean"], flat.astype(np.float64).mean(0), atol=1e-4)
-        np.testing.assert_allclose(found["std"], flat.astype(np.float64).std(0), rtol=1e-3, atol=1e-4)
-        assert found["positions"] == len(flat)
+        statistics = latents.manifest["statistics"][m]
+        np.testing.assert_allclose(statistics["mean"], flat.astype(np.float64).mean(0), atol=1e-4)
+        np.testing.assert_allclose(statistics["std"], flat.astype(np.float64).std(0), rtol=1e-3, atol=1e-4)
+        assert statistics["positions"] == len(flat)
     quality = latents.manifest["quality"]
     assert quality["video"]["psnr_db"] > 15 and {"snr_db", "log_mel_distance", "snr_db/steel"} <= set(quality["audio"])
 
@@ -83,12 +84,12 @@ def test_latents_are_encoded_once(prepared, latents, capsys):
 def test_processes_and_hosts_make_the_same_folder(prepared, latents, tmp_path):
     assert contents(encoded(prepared, tmp_path / "two", share=EncodeShare(processes=2))) == contents(latents)
     first = encoded(prepared, tmp_path / "hosts", share=EncodeShare(host=0, hosts=2))
-    assert first is None  # the other host's part is missing, and nobody takes the folder for whole
+    assert first is None  # the other host's part is missing, and the folder does not count as complete
     (folder,) = (tmp_path / "hosts" / "latents").iterdir()
-    with pytest.raises(UserError, match="holds no finished latents"):
+    with pytest.raises(UserError, match=mentions(folder, "manifest.json encode")):
         Latents(folder)
     assert contents(encoded(prepared, tmp_path / "hosts", share=EncodeShare(host=1, hosts=2))) == contents(latents)
-    with pytest.raises(UserError, match="host is 2 of 2 hosts"):
+    with pytest.raises(UserError, match=mentions("host 2 hosts")):
         EncodeShare(host=2, hosts=2)
 
 
@@ -155,7 +156,7 @@ def test_two_processes_at_once_make_one_folder(prepared, latents, data_dir, tmp_
         assert process.poll() is None
         time.sleep(0.01)
     mine = encoded(prepared, tmp_path)  # waits for the other
-    assert process.wait() == 0 and "another process is at it" in capfd.readouterr().err
+    assert process.wait() == 0 and mentions("another process").search(capfd.readouterr().err)
     assert contents(mine) == contents(latents)
 
 
@@ -178,10 +179,10 @@ def test_a_record_that_cannot_be_read_keeps_its_place(prepared, latents, tmp_pat
         "records",
         lambda self, split: Damaged(plain(self, split)) if split == "train" else plain(self, split),
     )
-    found = encoded(prepared, tmp_path)
-    assert found.manifest["unreadable"] == {"train": [[7, "collisions-train.array_record", "hash mismatch"]]}
-    assert "record 7 in collisions-train.array_record was left out: hash mismatch" in capsys.readouterr().err
-    source, whole = found.source("train"), latents.source("train")
+    partial = encoded(prepared, tmp_path)
+    assert partial.manifest["unreadable"] == {"train": [[7, "collisions-train.array_record", "hash mismatch"]]}
+    assert mentions("record 7 collisions-train.array_record hash mismatch").search(capsys.readouterr().err)
+    source, whole = partial.source("train"), latents.source("train")
     assert 7 not in source.having(("image",)) and len(source.having(("image",))) == 23 and source[7] == {}
     np.testing.assert_array_equal(source[8]["audio"], whole[8]["audio"])
 
@@ -189,9 +190,9 @@ def test_a_record_that_cannot_be_read_keeps_its_place(prepared, latents, tmp_pat
 def test_too_many_bad_records_stop_it(prepared, latents, tmp_path, monkeypatch):
     monkeypatch.setattr("selfflow.latents.encode_shard._encoded", _always_bad)
     for _ in range(2):  # the same command again finds them again
-        with pytest.raises(UserError, match="records of .* cannot be encoded, the last in shard-x .no good."):
+        with pytest.raises(UserError, match=mentions("50 collisions shard-x (no good)")):
             encoded(prepared, tmp_path)
-    monkeypatch.undo()  # the data was mended
+    monkeypatch.undo()  # the data was repaired
     assert contents(encoded(prepared, tmp_path)) == contents(latents)
 
 
@@ -234,7 +235,7 @@ def test_latents_that_are_not_finite_or_of_another_shape_are_left_out(prepared, 
     assert record == 2 and reason == "the latents of its image are not finite" and found.source("train").id(2)
 
 
-def test_stochastic_autoencoders_leave_mean_and_deviation(prepared, tmp_path, monkeypatch):
+def test_stochastic_autoencoders_leave_mean_and_std(prepared, tmp_path, monkeypatch):
     plain = LinearAutoencoder.encode_distribution
     monkeypatch.setattr(
         LinearAutoencoder,
@@ -253,15 +254,15 @@ def test_latents_of_another_autoencoder_resolution_or_rate_are_refused_by_name(l
     configs, modalities = tiny_experiment.autoencoders, tiny_experiment.modalities()
     latents.check(configs, modalities)
     latents.check(configs, modalities | {"video": modalities["video"].lasting(5)})  # another length is no other data
-    with pytest.raises(UserError, match="its image latents have another autoencoder: .*'patch': 8.*'patch': 4"):
-        latents.check(configs | {"image": PatchPCA(patch=4)}, modalities)
-    with pytest.raises(UserError, match="its audio latents have another autoencoder: .*mdct"):
-        latents.check(configs | {"audio": MdctPCA(temporal_stride=160)}, modalities)
-    with pytest.raises(UserError, match="its image latents have another resolution"):
-        latents.check(configs, modalities | {"image": Modality((8, 8, 32), (1, 1))})
     faster = dataclasses.replace(modalities["video"], period=4.0)
-    with pytest.raises(UserError, match="its video latents have another frame rate"):
-        latents.check(configs, modalities | {"video": faster})
+    for config, modality, words in (
+        ({"image": PatchPCA(patch=4)}, {}, "image autoencoder 'patch': 8 4"),
+        ({"audio": MdctPCA(temporal_stride=160)}, {}, "audio autoencoder 'hop': 320 160"),
+        ({}, {"image": Modality((8, 8, 32), (1, 1))}, "image [4, 4, 32] [8, 8, 32]"),
+        ({}, {"video": faster}, "video period 8.0 4.0"),
+    ):
+        with pytest.raises(UserError, match=mentions(latents.path, words)):
+            latents.check(configs | config, modalities | modality)
 
 
 def test_another_build_of_the_data_is_another_folder(prepared, latents, tmp_path):
@@ -288,23 +289,20 @@ def test_an_autoencoder_is_fitted_once_without_the_excluded(prepared, tiny_exper
 def test_a_damaged_folder_is_named(prepared, latents, tmp_path):
     import shutil
 
-    for name, message in (
-        ("manifest.json", "manifest.json is damaged"),
-        ("train.index.safetensors", "train.index.safetensors is missing or damaged"),
-        ("autoencoder_image.safetensors", "autoencoder_image.safetensors is missing or damaged"),
-    ):
+    for name in ("manifest.json", "train.index.safetensors", "autoencoder_image.safetensors"):
         folder = tmp_path / name
         shutil.copytree(latents.path, folder)
         (folder / name).write_bytes((folder / name).read_bytes()[:50])
-        with pytest.raises(UserError, match=message):
-            found = Latents(folder)
-            found.source("train")
-            found.autoencoder("image", prepared[1]["image"].config)
+        with pytest.raises(UserError, match=mentions(folder / name, "damaged")):
+            damaged = Latents(folder)
+            damaged.source("train")
+            damaged.autoencoder("image", prepared[1]["image"].config)
     swapped = tmp_path / "swapped"
     shutil.copytree(latents.path, swapped)
     other = LinearAutoencoder.fit(prepared[1]["image"].config, [np.zeros((2, 32, 32, 3), np.uint8)])
     other.save(swapped / "autoencoder_image.safetensors")
-    with pytest.raises(UserError, match="autoencoder_image.safetensors is patch_pca-.*, but the latents were made by"):
+    identities = other.identity, prepared[1]["image"].identity
+    with pytest.raises(UserError, match=mentions(swapped / "autoencoder_image.safetensors", *identities)):
         Latents(swapped).autoencoder("image", prepared[1]["image"].config)
 
 

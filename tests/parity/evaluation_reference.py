@@ -44,18 +44,18 @@ def tensors(weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return found | {name.replace("running_mean", "num_batches_tracked"): torch.tensor(1) for name in means}
 
 
-def inception(weights: dict[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
-    """torch-fidelity's 2 048 channels of uint8 pictures [B, H, W, 3]."""
+def inception(weights: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """torch-fidelity's 2 048 channels of uint8 images [B, H, W, 3]."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pth"
         torch.save(tensors(weights), path)
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path)).eval()
     with torch.inference_mode():
-        return network(torch.from_numpy(pictures).permute(0, 3, 1, 2))[0].numpy()
+        return network(torch.from_numpy(images).permute(0, 3, 1, 2))[0].numpy()
 
 
 def i3d(weights: dict[str, np.ndarray], scaled: np.ndarray) -> np.ndarray:
-    """400 logits of pytorch-i3d's network, as cd-fvd carries it, of films [B, T, 224, 224, 3] in -1..1."""
+    """400 logits of pytorch-i3d's network, as cd-fvd carries it, of videos [B, T, 224, 224, 3] in -1..1."""
     from cdfvd.third_party.i3d.pytorch_i3d import InceptionI3d
 
     network = InceptionI3d(400).eval()
@@ -67,14 +67,14 @@ def i3d(weights: dict[str, np.ndarray], scaled: np.ndarray) -> np.ndarray:
         return network(torch.from_numpy(scaled).permute(0, 4, 1, 2, 3)).numpy()
 
 
-def effnet(weights: dict[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
-    """The pooled map of 112 channels of efficientnet-lite-pytorch, of uint8 pictures [B, H, W, 3]."""
+def effnet(weights: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    """The pooled map of 112 channels of efficientnet-lite-pytorch, of uint8 images [B, H, W, 3]."""
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0").eval()
     lacking, unknown = network.load_state_dict(tensors(weights), strict=False)
     assert not unknown and not any(name.startswith(("_conv_stem", "_blocks.10.")) for name in lacking)
-    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float()
     x = torch.nn.functional.interpolate(x, (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
     with torch.inference_mode():
         x = network._swish(network._bn0(network._conv_stem((x - 127) / 128)))
@@ -85,7 +85,7 @@ def effnet(weights: dict[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
 
 def recorded_distances() -> dict[str, float]:
     """{case/number: value} for every case."""
-    return {f"{case}/{name}": v for case in made.CASES for name, v in distances(*made.sets(case)).items()}
+    return {f"{case}/{name}": v for case in made.CASES for name, v in distances(*made.feature_sets(case)).items()}
 
 
 def recorded_features() -> dict[str, np.ndarray]:
@@ -94,12 +94,12 @@ def recorded_features() -> dict[str, np.ndarray]:
     from selfflow.encoders.media import resize_like_tensorflow_1
     from selfflow.weights.read import read_weights
 
-    frames = np.asarray(resize_like_tensorflow_1(made.films(1, 9)[0], 224))[None]
+    frames = np.asarray(resize_like_tensorflow_1(made.videos(1, 9)[0], 224))[None]
     return {
-        "inception": inception(made.inception_weights(), made.pictures(2)),
+        "inception": inception(made.inception_weights(), made.images(2)),
         "i3d": i3d(made.i3d_weights(), 2 * frames / 255 - 1),
-        "effnet": effnet(made.effnet_weights(), made.pictures(2)),
-        "effnet/packaged": effnet(read_weights(_packaged()), made.pictures(2)),
+        "effnet": effnet(made.effnet_weights(), made.images(2)),
+        "effnet/packaged": effnet(read_weights(_packaged()), made.images(2)),
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers import __version__ as diffusers_version
 
-from tests.autoencoders.kl import CONFIG, GOLDEN, pictures, random_weights
+from tests.autoencoders.kl import CONFIG, GOLDEN, images, random_weights
 
 SIZE = (20, 28)  # odd numbers of latent positions, which FLUX.2 cannot pack
 PACKED = (24, 32)
@@ -30,7 +30,7 @@ def autoencoder(kind: type, **changes: Any) -> torch.nn.Module:
 
 @torch.no_grad()
 def theirs(model: torch.nn.Module, media: np.ndarray, latents: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean and deviation of pictures, and pictures of latents; channels last, nothing normalised."""
+    """Mean and std of images, and images of latents; channels last, nothing normalised."""
     last = lambda x: x.movedim(1, -1).numpy()
     first = lambda x: torch.from_numpy(x).movedim(-1, 1)
     found = model.encode(first(media.astype(np.float32) / 127.5 - 1)).latent_dist
@@ -42,7 +42,7 @@ def random_latents(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def main() -> None:
-    model, media = autoencoder(AutoencoderKL), pictures(*SIZE)
+    model, media = autoencoder(AutoencoderKL), images(*SIZE)
     latents = random_latents((2, SIZE[0] // 4, SIZE[1] // 4, 4))
     shapes = {name: list(x.shape) for name, x in model.state_dict().items()}
     arrays = theirs(model, media, latents) | {"media": media, "latents": latents}

@@ -10,8 +10,8 @@ from selfflow.encoders import torchscript
 from selfflow.encoders.effnet import EffNet
 from selfflow.encoders.media import resize_like_tensorflow_1
 from selfflow.errors import UserError
-from selfflow.evaluation import open_extractor
 from selfflow.evaluation.distances import frechet, kid, precision_recall
+from selfflow.evaluation.extractors import open_extractor
 from tests.evaluation import made
 
 pytestmark = pytest.mark.parity

@@ -9,7 +9,7 @@ import pytest
 from selfflow.autoencoders import kl
 from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.encoders.convolution import Weights
-from tests.autoencoders.kl import pictures
+from tests.autoencoders.kl import images
 
 pytestmark = pytest.mark.parity
 
@@ -57,7 +57,7 @@ def test_kl(reference, changes, size):
 
     model = reference.autoencoder(AutoencoderKL, **changes)
     stride = 2 ** (len(model.config.block_out_channels) - 1)
-    media = pictures(*size)
+    media = images(*size)
     latents = reference.random_latents((2, size[0] // stride, size[1] // stride, model.config.latent_channels))
     found, params = reference.theirs(model, media, latents), ours(model)
     groups = model.config.norm_num_groups

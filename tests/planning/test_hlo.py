@@ -3,6 +3,7 @@
 import pytest
 
 from selfflow.planning.hlo import collectives
+from tests.conftest import mentions
 
 # Two loops of 6 rounds, one of which begins at 2; a chain of two parts of one gather; a reduce-scatter in a fusion.
 PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=32
@@ -125,5 +126,5 @@ def test_a_mesh_of_transposed_devices_is_read():
 
 
 def test_a_loop_without_end_is_no_number():
-    with pytest.raises(NotImplementedError, match="collective-permute-start.1 .* number of rounds"):
+    with pytest.raises(NotImplementedError, match=mentions("collective-permute-start.1 rounds")):
         collectives(PROGRAM.replace("%last = s32[] constant(6)", "%last = s32[] parameter(1)"), 32)

@@ -22,13 +22,14 @@ from selfflow.planning.compile import Compiled, Refused, _refusal, compile_step,
 from selfflow.planning.hlo import collectives
 from selfflow.planning.plan import Memory, Plan, make_plan
 from selfflow.training.sharding import Devices
+from tests.conftest import mentions
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 # The cache of the tests takes a program for another machine, and cannot load it again on this one.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")
 
 
-def test_every_chip_has_its_figures_and_where_they_stand():
+def test_every_chip_has_its_figures_and_their_source():
     assert list(CHIPS) == ["v4", "v5e", "v5p", "v6e", "tpu7x"]
     for name, chip in CHIPS.items():
         assert chip_of(f"{name}:2x2") is chip and f"/tpu/docs/{name}" in chip.source
@@ -47,7 +48,7 @@ def test_an_unknown_chip_is_named_with_those_there_are():
 
 def test_without_libtpu_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(UserError, match=r"libtpu, which is not installed .* pip install 'selfflow\[tpu\]'"):
+    with pytest.raises(UserError, match=mentions("libtpu pip selfflow[tpu]")):
         slice_devices("v5e:2x2")
 
 

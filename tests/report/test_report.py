@@ -182,7 +182,7 @@ def test_the_probes_and_the_evaluations_of_a_run_are_in_the_report(tmp_path):
     rows["noise"] = {"kid/FD-LogMel audio": 0.2}
     (run / "evaluations").mkdir()
     (run / "evaluations" / "a.json").write_text(
-        json.dumps(result | {"rows": rows, "checked": {"samples": {"time": 5}}})
+        json.dumps(result | {"rows": rows, "counts": {"samples": {"physics/time": 5}}})
     )
     (run / "evaluations" / "b.json").write_text(json.dumps(result | {"rows": rows, "step": 20}))
     page, tables = report(run, tmp_path / "out")
@@ -351,7 +351,7 @@ def test_samples_are_embedded_up_to_the_limit(tmp_path):
         ("a_1/experiment.json", "{", "a_1/experiment.json is not valid JSON"),
         ("a_1/evaluations/x.json", '{"step": 40, "rows": 3}', "a_1/evaluations/x.json is damaged"),
         ("a_1/probes/x.csv", ",".join(Row._fields) + "\n1,2\n", "a_1/probes/x.csv .* no rows of `selfflow probe`"),
-        ("a_1/evaluations/x.json", '{"step": 40, "rows": {"samples": {}}, "checked": {"a": 3}}', "x.json is damaged"),
+        ("a_1/evaluations/x.json", '{"step": 40, "rows": {"samples": {}}, "counts": {"a": 3}}', "x.json is damaged"),
         ("sweep.json", "[", "sweep.json is damaged"),
         ("sweep.json", '{"file": "", "question": "", "command": []}', r"sweep.json is damaged \(no members\)"),
     ],

@@ -1,4 +1,4 @@
-"""Features of a run: the numbers, what they depend on, and what is kept on disk."""
+"""Features of a run: the values, their dependencies, and the files on disk."""
 
 import json
 import os
@@ -22,13 +22,14 @@ from selfflow.representation import features as module
 from selfflow.representation.features.arrays import Arrays
 from selfflow.representation.features.extract import features
 from selfflow.run.run import open_run
+from tests.conftest import mentions
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def run(tiny_run, tmp_path_factory):
-    """A copy of the tiny run, in which features may be kept, opened once."""
+    """A copy of the tiny run, in which features may be stored, opened once."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     shutil.copytree(tiny_run, folder)
     return open_run(folder)
@@ -41,7 +42,7 @@ def clips(run, data_dir):
 
 @pytest.fixture(scope="module")
 def all_layers(run, clips):
-    """The features that most tests hold others against, kept in the run."""
+    """The features that most tests compare with, stored in the run."""
     return features(run, clips, batch_size=4)
 
 
@@ -106,7 +107,7 @@ def test_a_sample_depends_on_its_id_and_not_on_the_limit_the_batch_or_its_place(
     assert np.abs(other_seed.layers[1]["video"] - all_layers.layers[1]["video"][:4]).max() > 1e-3
 
 
-def test_layers_that_are_there_are_not_computed_again_and_the_others_in_one_pass(run, clips, all_layers, monkeypatch):
+def test_stored_layers_are_not_computed_again_and_the_others_in_one_pass(run, clips, all_layers, monkeypatch):
     passes, extract = [], module.extract
     watched = lambda forward, *rest: passes.append(forward.layers) or extract(forward, *rest)
     monkeypatch.setattr(module, "extract", watched)
@@ -120,18 +121,18 @@ def test_layers_that_are_there_are_not_computed_again_and_the_others_in_one_pass
     found = features(run, clips, batch_size=4)
     assert passes == [(2, 3)]
     np.testing.assert_allclose(found.layers[2]["audio"], before, atol=1e-5)
-    told = json.loads((folder / "layer_002" / "told.json").read_text())
-    assert told["step"] == 12 and told["weights"] == "ema" and told["ids"] == clips.ids
-    assert told["asked"]["tau"] == {"video": 0.1, "audio": 0.1} and told["left_out"] == []
+    metadata = json.loads((folder / "layer_002" / "told.json").read_text())
+    assert metadata["step"] == 12 and metadata["weights"] == "ema" and metadata["ids"] == clips.ids
+    assert metadata["asked"]["tau"] == {"video": 0.1, "audio": 0.1} and metadata["left_out"] == []
 
 
-def test_what_changes_results_is_kept_apart(run, few, monkeypatch):
-    class Looked(Exception):
+def test_features_of_other_settings_are_stored_apart(run, few, monkeypatch):
+    class Computed(Exception):
         pass
 
     def look(folder, *rest):
         seen.append(folder.name)
-        raise Looked
+        raise Computed
 
     seen = []
     monkeypatch.setattr(module, "read_layer", look)
@@ -145,7 +146,7 @@ def test_what_changes_results_is_kept_apart(run, few, monkeypatch):
     alike = [dict(batch_size=2), dict(layers=1), dict(tau={"audio": 0.1, "video": 0.1}), dict(limit=4)]
     alike += [dict(modalities=("audio", "video"))]
     for arguments in changed + alike:
-        with pytest.raises(Looked), monkeypatch.context() as patched:
+        with pytest.raises(Computed), monkeypatch.context() as patched:
             if code := arguments.pop("code", None):
                 patched.setattr(module, "code_hash", lambda: code)
             features(run, arguments.pop("data", few), **arguments)
@@ -172,17 +173,17 @@ def test_of_one_modality_alone_the_network_sees_nothing_else(run, few):
 
 
 class Short(Arrays):
-    """Of which the second clip ends early."""
+    """Arrays whose second clip ends early."""
 
     def latents(self, i):
         kept = {"video": 10, "audio": 20} if i == 1 else {}
         return {m: x[: kept.get(m)] for m, x in super().latents(i).items()}
 
 
-def test_padding_counts_in_no_mean_and_nobody_sees_it(run, few):
+def test_padding_is_in_no_mean_and_masked_out_of_attention(run, few):
     short = Short(few._latents, few.ids)
     latents = {m: np.array(x) for m, x in few._latents.items()}
-    latents["video"][1, 10:] = 5.0  # whatever stands there
+    latents["video"][1, 10:] = 5.0  # any value
     latents["audio"][1, 20:] = 5.0
     frames = {"video": np.array([25, 10, 25, 25]), "audio": np.array([50, 20, 50, 50])}
     assert latents["video"].shape[1] == 25 and latents["audio"].shape[1] == 50
@@ -198,7 +199,7 @@ def test_padding_counts_in_no_mean_and_nobody_sees_it(run, few):
 
 
 class Damaged(Arrays):
-    """Of which two clips cannot be read."""
+    """Arrays two clips of which cannot be read."""
 
     def latents(self, i):
         if i in (1, 3):
@@ -206,35 +207,35 @@ class Damaged(Arrays):
         return super().latents(i)
 
 
-def test_what_cannot_be_read_is_left_out_and_counted_each_time(run, few, all_layers, capsys):
+def test_unreadable_clips_are_left_out_and_counted_each_time(run, few, all_layers, capsys):
     damaged = Damaged(few._latents, few.ids, few.labels)
-    for _ in range(2):  # computed, then kept
+    for _ in range(2):  # computed, then read from disk
         found = features(run, damaged, 1, batch_size=3)
         assert found.ids == [few.ids[0], few.ids[2]]
         np.testing.assert_array_equal(found.labels["count"], few.labels["count"][[0, 2]])
         np.testing.assert_allclose(found.layers[1]["video"], all_layers.layers[1]["video"][[0, 2]], atol=1e-5)
-        told = capsys.readouterr().err
-        assert told.count("warning: 2 clips cannot be read") == 1 and "record 1 is torn" in told
+        err = capsys.readouterr().err
+        assert err.count("warning") == 1 and mentions("2 clips record 1 is torn").search(err)
 
     class Torn(Damaged):
         def latents(self, i):
             return super().latents(1)
 
-    with pytest.raises(UserError, match="none of 4 clips can be read"):
+    with pytest.raises(UserError, match=mentions("none 4 clips")):
         features(run, Torn(few._latents), 1, tau=0.4)
 
 
-def test_numbers_that_are_none_are_named_and_leave_nothing(run, few):
+def test_features_that_are_not_finite_are_named_and_leave_nothing(run, few):
     latents = {m: np.array(x, np.float32) for m, x in few._latents.items()}
     latents["audio"][2, 0, 0] = np.nan
     broken = Arrays(latents, few.ids)
     before = {*run.path.rglob("layer_*")}
-    with pytest.raises(UserError, match=f"layer 1, (audio|video): the features of '{few.ids[2]}' hold NaN"):
+    with pytest.raises(UserError, match=mentions("layer 1 features", few.ids[2], "NaN")):
         features(run, broken)
     assert {*run.path.rglob("layer_*")} == before
 
 
-def test_an_interrupted_pass_leaves_nothing_that_is_taken_for_whole(run, few):
+def test_an_interrupted_pass_leaves_no_partial_layer(run, few):
     class Interrupting(Arrays):
         def latents(self, i):
             if i == 3 and stop:
@@ -251,15 +252,15 @@ def test_an_interrupted_pass_leaves_nothing_that_is_taken_for_whole(run, few):
     assert features(run, arrays, 1, tau=0.6, batch_size=2).layers[1]["video"].shape == (4, 32)
 
 
-def test_a_run_that_cannot_be_written_says_so(tiny_run, few, tmp_path):
+def test_a_run_that_cannot_be_written_is_named(tiny_run, few, tmp_path):
     shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("features"))
     (tmp_path / "run" / "features").write_text("no folder")
-    with pytest.raises(UserError, match="run/features/.* cannot be written there .*cache=False"):
+    with pytest.raises(UserError, match=mentions("Not a directory cache=False")):
         features(open_run(tmp_path / "run"), few)
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, words",
     [
         (dict(layers=(2, 7)), "layers: 7 is none; this model has blocks 1 to 3"),
         (dict(layers=()), "layers is empty: name some of 1 to 3"),
@@ -280,13 +281,13 @@ def test_a_run_that_cannot_be_written_says_so(tiny_run, few, tmp_path):
         (dict(step=5), "no checkpoint of step 5"),
     ],
 )
-def test_what_does_not_exist_is_refused_with_what_does(run, few, arguments, said):
-    with pytest.raises(UserError, match=said):
+def test_arguments_that_do_not_exist_are_refused_with_those_that_do(run, few, arguments, words):
+    with pytest.raises(UserError, match=mentions(words)):
         features(run, few, **arguments)
 
 
 def test_latents_of_another_shape_are_refused(run):
-    with pytest.raises(UserError, match="data: video: latents of shape"):
+    with pytest.raises(UserError, match=mentions("data video (25, 8, 4, 32) (25, 4, 4, 32)")):
         features(run, Arrays({"video": np.zeros((2, 25, 8, 4, 32), np.float32)}))
 
 

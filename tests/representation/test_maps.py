@@ -1,4 +1,4 @@
-"""Components of tokens, and attention from contacts to bodies, on clips whose answer is known."""
+"""Components of tokens, and attention from contacts to bodies, on clips with a known answer."""
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from selfflow.representation.maps import (
     principal_colours,
 )
 from selfflow.run.run import open_run
+from tests.conftest import mentions
 
 TRUTH = CollisionsTargets(2.0, 64.0, 12.5)
 
@@ -38,20 +39,20 @@ def test_components_are_those_of_all_clips_without_their_positions():
         inside = (colours[..., i] > 0) & (colours[..., i] < 1)
         assert abs(np.corrcoef(colours[..., i][inside], left[..., i][inside])[0, 1]) > 0.98
     assert shares[0] > 0.6 and shares.sum() == pytest.approx(1, abs=1e-4)
-    with pytest.raises(UserError, match="1 clip"):
+    with pytest.raises(UserError, match=mentions("principal_colours 1 clip")):
         principal_colours(x[:1])
-    with pytest.raises(UserError, match="all tokens are the same"):
+    with pytest.raises(UserError, match=mentions("principal_colours all tokens")):
         principal_colours(np.ones((2, 3, 4)))
 
 
 def record(**changes):
-    """4 frames of 64 x 64 units; body 0 goes from left to right along the top, body 1 stays at the bottom right."""
+    """4 frames of 64 x 64 units; body 0 moves from left to right along the top, body 1 rests at the bottom right."""
     positions = np.zeros((4, 4, 2), np.float32)
     positions[:, 0] = [[8, 8], [20, 8], [40, 8], [56, 8]]
     positions[:, 1] = [48, 48]
     contacts = {"time": np.array([0.6]), "bodies": np.array([[0, -1]]), "impulse": np.ones(1)}
-    told = {"positions": positions, "velocities": positions * 0, "count": 2, "contacts": contacts}
-    return told | changes
+    fields = {"positions": positions, "velocities": positions * 0, "count": 2, "contacts": contacts}
+    return fields | changes
 
 
 def test_a_contact_is_told_by_its_tokens():
@@ -92,7 +93,7 @@ def test_attention_is_that_of_the_block_on_the_noise_of_features(run):
 
 
 def test_tokens_are_those_that_features_sees(run, monkeypatch):
-    """The noise is that of `features`: the model is asked about the same tokens at the same levels."""
+    """The noise is that of `features`: the model gets the same tokens at the same levels."""
     clips, kept = run.data("test"), []
     real = run.model()
     out = real.apply
@@ -145,7 +146,7 @@ def test_shares_are_those_of_attention_that_is_known(run, monkeypatch, looks):
 
 
 def test_lines_heads_and_even_shares_are_means_over_the_same_clips():
-    """Clip 0 has two contacts and counts once; clip 2 has no quiet moment, and counts nowhere."""
+    """Clip 0 has two contacts and counts once; clip 2 has no time without contacts, and is not counted."""
     clip, share = np.array([0, 0, 1, 2]), np.array([0.2, 0.4, 0.7, 0.9])
     on_bodies = share[:, None, None] * np.array([[1.0, 1.0], [0.5, 1.5]])  # [C, L, A]
     elsewhere = np.where(clip == 2, np.nan, share / 2)[:, None, None] * np.ones((1, 2, 2))
@@ -157,22 +158,23 @@ def test_lines_heads_and_even_shares_are_means_over_the_same_clips():
         np.testing.assert_allclose(line, 0.5)
     np.testing.assert_allclose(even, 0.3)
     np.testing.assert_allclose(right.images[0].get_array(), np.array([[1.0, 0.5], [1.0, 1.5]]) * 0.5 / 0.3)
-    told = shares_table(found)
-    assert "3 contacts in 2 clips" in told and "hold the bodies: 0.300" in told
-    assert [line.split()[0:2] for line in told.splitlines()[3:]] == [["1", "0.500"], ["3", "0.500"]]
+    table = shares_table(found)
+    assert mentions("3 contacts 2 clips bodies 0.300").search(table)
+    assert [line.split()[0:2] for line in table.splitlines()[3:]] == [["1", "0.500"], ["3", "0.500"]]
 
 
-def test_without_quiet_moments_all_clips_count():
+def test_without_times_without_contacts_all_clips_count():
     ones = np.ones((2, 1, 1))
     found = ContactAttention(np.arange(2), (1,), 0.5 * ones, np.nan * ones, np.full(2, 0.1), 0.2 * ones, 0.25)
-    assert len(shares_figure(found, found).axes[0].lines) == 3 and "2 contacts in 2 clips" in shares_table(found)
+    assert len(shares_figure(found, found).axes[0].lines) == 3
+    assert mentions("2 contacts clips").search(shares_table(found))
 
 
-def test_what_there_is_not_is_named(run):
+def test_layers_clips_and_components_that_do_not_exist_are_named(run):
     clips = run.data("test")
-    with pytest.raises(UserError, match="blocks 1 to 3"):
+    with pytest.raises(UserError, match=mentions("layers (4,) 3")):
         attention_of_clips(run, clips, [0], (4,))
-    with pytest.raises(UserError, match="no clip 12"):
+    with pytest.raises(UserError, match=mentions("clip 12 test 0 11")):
         attention_of_clips(run, clips, [12], (1,))
-    with pytest.raises(UserError, match="image"):
+    with pytest.raises(UserError, match=mentions("set image video audio")):
         attention_on_bodies(run, run.data("test", "image"), [0], (1,))

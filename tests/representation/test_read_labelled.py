@@ -1,10 +1,11 @@
-"""Latents that a user brings: split, or refused by name."""
+"""Latents of a user: split, or refused by name."""
 
 import numpy as np
 import pytest
 
 from selfflow.errors import UserError
 from selfflow.representation.features.arrays import read_labelled
+from tests.conftest import mentions
 
 
 def test_samples_are_split_and_each_keeps_its_label(tmp_path):
@@ -27,20 +28,20 @@ GOOD = {"latents": np.zeros((8, 2, 2, 3), np.float32), "labels": np.zeros(8, int
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, words",
     [
-        ({"latents": np.zeros((8, 2, 2, 3), np.uint8)}, "latents are uint8"),
-        ({"latents": np.zeros(8, np.float32)}, "give floats"),
-        ({"labels": np.zeros(7, int)}, r"labels int64 \[7\]"),
-        ({"labels": np.zeros(8, np.float32)}, "integers"),
-        ({"labels": np.array(["a"] * 8, object)}, "Object arrays"),
-        ({"latents": np.full((8, 2, 2, 3), np.nan, np.float32)}, "NaN"),
-        ({"latents": np.zeros((2, 2, 2, 3), np.float32), "labels": np.zeros(2, int)}, "2 samples"),
+        ({"latents": np.zeros((8, 2, 2, 3), np.uint8)}, "latents uint8 [8, 2, 2, 3]"),
+        ({"latents": np.zeros(8, np.float32)}, "latents float32 [8] [n, ...]"),
+        ({"labels": np.zeros(7, int)}, "latents [8, 2, 2, 3] labels int64 [7]"),
+        ({"labels": np.zeros(8, np.float32)}, "labels float32 [8]"),
+        ({"labels": np.array(["a"] * 8, object)}, "labels Object arrays"),
+        ({"latents": np.full((8, 2, 2, 3), np.nan, np.float32)}, "latents NaN"),
+        ({"latents": np.zeros((2, 2, 2, 3), np.float32), "labels": np.zeros(2, int)}, "2 train validation test"),
     ],
 )
-def test_what_is_no_such_file_is_named(tmp_path, changes, said):
+def test_arrays_that_do_not_fit_are_named(tmp_path, changes, words):
     np.savez(tmp_path / "odd.npz", **GOOD | changes)
-    with pytest.raises(UserError, match=f"odd.npz.*{said}"):
+    with pytest.raises(UserError, match=mentions(tmp_path / "odd.npz", words)):
         read_labelled(tmp_path / "odd.npz")
 
 
@@ -54,7 +55,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         path = tmp_path / (f"{name}.npy" if name == "array" else f"{name}.npz")
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}.* holds no `latents`"):
+        with pytest.raises(UserError, match=mentions(path, "latents labels")):
             read_labelled(path)
-    with pytest.raises(UserError, match="none.npz holds no"):
+    with pytest.raises(UserError, match=mentions(tmp_path / "none.npz", "No such file")):
         read_labelled(tmp_path / "none.npz")

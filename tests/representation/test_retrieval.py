@@ -1,4 +1,4 @@
-"""Retrieval by networks whose answer is known, and by a real one: what scores depend on, and on what they do not."""
+"""Video-to-audio retrieval by networks with a known answer and by a real one, and the dependencies of its scores."""
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from selfflow.noise import UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.representation.retrieval import Retrieval, Retrieved, _candidates, _scorer, retrieve
+from tests.conftest import mentions
 
 MODALITIES = {"video": Modality((2, 2, 2, 3), (1, 2, 2), period=8.0), "audio": Modality((4, 3), (2,), period=4.0)}
 CLIPS, MATERIALS = 192, 3
@@ -21,32 +22,32 @@ MATERIAL = np.random.default_rng(1).integers(0, MATERIALS, CLIPS)
 
 
 def clips():
-    """Films of noise whose first element of each token is the material, and sounds that are a map of the film."""
+    """Videos of noise whose first element of each token is the material, and audio that is a map of the video."""
     random = np.random.default_rng(0)
     video = random.standard_normal((CLIPS, *MODALITIES["video"].latent)).astype(np.float32)
     video[..., 0] = MATERIAL[:, None, None, None]
-    return {"video": video, "audio": np.asarray(sound_of(video.reshape(CLIPS, -1))).reshape(CLIPS, 4, 3)}
+    return {"video": video, "audio": np.asarray(audio_of(video.reshape(CLIPS, -1))).reshape(CLIPS, 4, 3)}
 
 
-def sound_of(film_BP):
-    hidden = np.random.default_rng(2).standard_normal((film_BP.shape[-1], 12)) / 2
-    return jnp.tanh(film_BP @ hidden.astype(np.float32))
+def audio_of(video_BP):
+    hidden = np.random.default_rng(2).standard_normal((video_BP.shape[-1], 12)) / 2
+    return jnp.tanh(video_BP @ hidden.astype(np.float32))
 
 
 def tau_of(m, levels, assignment):
     return jnp.take_along_axis(levels[m], assignment[m], axis=1)
 
 
-def knowing(expected):
-    """A network that knows what latent sound to expect of a film [B, ...], which it must be shown clean."""
+def predicting(expected):
+    """A network that predicts the latent audio of a video [B, ...], which must be clean."""
 
     def apply(params, tokens, levels, label_B, assignment):
-        film = MODALITIES["video"].from_tokens(tokens["video"])
-        sound = to_tokens(MODALITIES, {"audio": expected(film)})["audio"]
+        video = MODALITIES["video"].from_tokens(tokens["video"])
+        audio = to_tokens(MODALITIES, {"audio": expected(video)})["audio"]
         tau_BN1 = tau_of("audio", levels, assignment)[..., None]
-        # Whatever noise the film had would show in the scores.
-        spoilt = 1 + tau_of("video", levels, assignment).sum() + (label_B != 7).sum()
-        return Output({"audio": spoilt * (tokens["audio"] - sound) / tau_BN1, "video": None}, {})
+        # Any noise of the video would show in the scores.
+        scale = 1 + tau_of("video", levels, assignment).sum() + (label_B != 7).sum()
+        return Output({"audio": scale * (tokens["audio"] - audio) / tau_BN1, "video": None}, {})
 
     return apply
 
@@ -59,38 +60,39 @@ def within_binomial(share, chance, n=CLIPS):
     return abs(share - chance) < 4 * np.sqrt(chance * (1 - chance) / n)
 
 
-def test_a_network_that_knows_the_map_finds_every_sound():
-    found = run(knowing(lambda film: sound_of(film.reshape(len(film), -1)).reshape(-1, 4, 3)))
-    told = found.summary()
-    assert (told.queries, told.top1, told.reciprocal_rank) == (CLIPS, 1, 1)
-    assert (told.top1_within_material, told.material) == (1, 1)
-    assert (told.top1_chance, told.top1_within_material_chance) == (1 / 16, 1 / 8)
-    assert told.reciprocal_rank_chance == pytest.approx(sum(1 / r for r in range(1, 17)) / 16)
-    # Of the true sound it knows all; another's error is that of the sounds, over tau: a mean over levels, by hand.
+def test_a_network_of_the_true_map_retrieves_all_audio():
+    found = run(predicting(lambda video: audio_of(video.reshape(len(video), -1)).reshape(-1, 4, 3)))
+    summary = found.summary()
+    assert (summary.queries, summary.top1, summary.reciprocal_rank) == (CLIPS, 1, 1)
+    assert (summary.top1_within_material, summary.material) == (1, 1)
+    assert (summary.top1_chance, summary.top1_within_material_chance) == (1 / 16, 1 / 8)
+    assert summary.reciprocal_rank_chance == pytest.approx(sum(1 / r for r in range(1, 17)) / 16)
+    # The error is 0 for the true audio; for other audio it is the difference over tau: a mean over levels, by hand.
     audio, query = clips()["audio"], found.candidates == found.queries[:, None]
     np.testing.assert_allclose(found.scores[query], 0, atol=1e-8)
     differences = np.square(audio[found.candidates] - audio[found.queries][:, None]).mean(axis=(2, 3))
     np.testing.assert_allclose(found.scores, -differences * np.mean([1 / 0.25, 1 / 0.81]), rtol=1e-3, atol=1e-5)
 
 
-def test_a_network_that_does_not_look_is_right_by_chance():
+def test_a_network_that_ignores_the_video_is_at_chance():
     blind = lambda params, tokens, levels, label_B, assignment: Output({"audio": jnp.tanh(tokens["audio"])}, {})
     equal = lambda params, tokens, levels, label_B, assignment: Output({"audio": 0 * tokens["audio"]}, {})
     silent = clips() | {"audio": np.zeros((CLIPS, 4, 3), np.float32)}  # all scores are equal
-    for told in (run(blind).summary(), run(equal, silent).summary()):
-        assert within_binomial(told.top1, told.top1_chance)
-        assert within_binomial(told.top1_within_material, told.top1_within_material_chance)
-        assert within_binomial(told.material, told.material_chance)
-        assert abs(told.reciprocal_rank - told.reciprocal_rank_chance) < 0.07
+    for summary in (run(blind).summary(), run(equal, silent).summary()):
+        assert within_binomial(summary.top1, summary.top1_chance)
+        assert within_binomial(summary.top1_within_material, summary.top1_within_material_chance)
+        assert within_binomial(summary.material, summary.material_chance)
+        assert abs(summary.reciprocal_rank - summary.reciprocal_rank_chance) < 0.07
 
 
-def test_a_network_that_knows_the_material_alone_finds_that():
+def test_a_network_of_the_material_alone_retrieves_the_material():
     tone = np.random.default_rng(5).standard_normal((MATERIALS, 4, 3)).astype(np.float32)
     noise = np.random.default_rng(6).standard_normal((CLIPS, 4, 3)).astype(np.float32)
     latents = clips() | {"audio": 3 * tone[MATERIAL] + 0.3 * noise}
-    told = run(knowing(lambda film: 3 * jnp.asarray(tone)[film[:, 0, 0, 0, 0].astype(int)]), latents).summary()
-    assert told.material == 1
-    assert within_binomial(told.top1, 1 / 8) and told.top1 == told.top1_within_material
+    network = predicting(lambda video: 3 * jnp.asarray(tone)[video[:, 0, 0, 0, 0].astype(int)])
+    summary = run(network, latents).summary()
+    assert summary.material == 1
+    assert within_binomial(summary.top1, 1 / 8) and summary.top1 == summary.top1_within_material
 
 
 def test_candidates_depend_on_seed_and_query_alone():
@@ -125,7 +127,7 @@ def test_ranks_are_counted_from_one_and_ties_go_by_order():
     }
 
 
-def test_scores_of_a_real_network_depend_on_its_film_and_not_on_the_company():
+def test_scores_of_a_real_network_depend_on_its_video_and_not_on_the_batch():
     objective = SelfFlowObjective(
         JointConfig(width=16, heads=2, double_blocks=1, single_blocks=1, mlp_ratio=2.0, rotary=(2, 2, 2, 2), labels=7),
         MODALITIES,
@@ -138,12 +140,12 @@ def test_scores_of_a_real_network_depend_on_its_film_and_not_on_the_company():
     draw = lambda x: 0.3 * random.standard_normal(x.shape).astype(np.float32)
     params = jax.tree.map(draw, jax.eval_shape(objective.init, jax.random.key(0)))["model"]
     score = _scorer(objective.apply, MODALITIES, 7, FEW)
-    films, sounds = clips()["video"], clips()["audio"]
-    base = score(params, films[0], sounds[[0, 1, 2, 3]])
-    np.testing.assert_allclose(score(params, films[0], sounds[[3, 2, 1, 0]])[::-1], base, rtol=1e-5)
-    np.testing.assert_allclose(score(params, films[0], sounds[[0, 9, 8, 7]])[0], base[0], rtol=1e-5)
-    assert np.ptp(score(params, films[0], sounds[[4, 4, 4, 4]])) < 1e-5  # one noise for all candidates
-    assert np.abs(score(params, films[1], sounds[[0, 1, 2, 3]]) - base).min() > 1e-4
+    videos, audio = clips()["video"], clips()["audio"]
+    base = score(params, videos[0], audio[[0, 1, 2, 3]])
+    np.testing.assert_allclose(score(params, videos[0], audio[[3, 2, 1, 0]])[::-1], base, rtol=1e-5)
+    np.testing.assert_allclose(score(params, videos[0], audio[[0, 9, 8, 7]])[0], base[0], rtol=1e-5)
+    assert np.ptp(score(params, videos[0], audio[[4, 4, 4, 4]])) < 1e-5  # one noise for all candidates
+    assert np.abs(score(params, videos[1], audio[[0, 1, 2, 3]]) - base).min() > 1e-4
     four = Retrieval(candidates=4, taus=FEW.taus, draws=1)
     ask = lambda queries: (
         retrieve(objective.apply, params, MODALITIES, 7, clips(), MATERIAL, four, np.asarray(queries)).scores
@@ -152,33 +154,39 @@ def test_scores_of_a_real_network_depend_on_its_film_and_not_on_the_company():
 
 
 @pytest.mark.parametrize(
-    "told, wrong",
+    "words, arguments",
     [
-        ("3 clips are of material 9, and 16 candidates need 8", {"material": np.r_[MATERIAL[:-3], 9, 9, 9]}),
-        ("4 clips are of other materials than 0", {"material": np.r_[np.zeros(CLIPS - 4, int), 1, 1, 1, 1]}),
-        ("without a label", {"material": np.r_[MATERIAL[:-1], -1]}),
-        ("without a label", {"material": MATERIAL.astype(float)}),
-        ("192 clips of video and 191 labels", {"material": MATERIAL[:-1]}),
-        ("queries go from 3 to 192", {"queries": np.array([3, 192])}),
-        ("queries are none", {"queries": np.array([], int)}),
-        ("audio is missing", {"latents": {"video": np.zeros((CLIPS, 2, 2, 2, 3))}}),
-        (
-            "beside the film of clip 2 has a score",
-            {"latents": clips() | {"video": np.full((CLIPS, 2, 2, 2, 3), np.nan)}},
-        ),
+        ("3 clips material 9 16 8", {"material": np.r_[MATERIAL[:-3], 9, 9, 9]}),
+        ("4 clips materials 0 16 8", {"material": np.r_[np.zeros(CLIPS - 4, int), 1, 1, 1, 1]}),
+        ("material label", {"material": np.r_[MATERIAL[:-1], -1]}),
+        ("material label", {"material": MATERIAL.astype(float)}),
+        ("192 clips video 191 labels", {"material": MATERIAL[:-1]}),
+        ("queries 3 192 0 191", {"queries": np.array([3, 192])}),
+        ("queries none", {"queries": np.array([], int)}),
+        ("video audio missing", {"latents": {"video": np.zeros((CLIPS, 2, 2, 2, 3))}}),
+        ("clip 2 score", {"latents": clips() | {"video": np.full((CLIPS, 2, 2, 2, 3), np.nan)}}),
     ],
 )
-def test_clips_that_cannot_be_told_apart_are_refused(told, wrong):
-    expect = knowing(lambda film: sound_of(film.reshape(len(film), -1)).reshape(-1, 4, 3))
-    with pytest.raises(UserError, match=told):
-        run(expect, **({"queries": np.arange(2, 5)} | wrong if "material" not in wrong else wrong))
+def test_clips_that_cannot_be_ranked_are_refused(words, arguments):
+    network = predicting(lambda video: audio_of(video.reshape(len(video), -1)).reshape(-1, 4, 3))
+    queries = {} if "material" in arguments else {"queries": np.arange(2, 5)}
+    with pytest.raises(UserError, match=mentions(words)):
+        run(network, **queries | arguments)
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"candidates": 7}, {"candidates": 2}, {"taus": ()}, {"taus": (0.0, 0.5)}, {"taus": (1.5,)}, {"draws": 0}]
-    + [{"seed": -1}, {"taus": (float("nan"),)}],
+    "field, value",
+    [
+        ("candidates", 7),
+        ("candidates", 2),
+        ("taus", ()),
+        ("taus", (0.0, 0.5)),
+        ("taus", (1.5,)),
+        ("taus", (float("nan"),)),
+        ("draws", 0),
+        ("seed", -1),
+    ],
 )
-def test_settings_that_cannot_be_are_refused(wrong):
-    with pytest.raises(UserError, match=f"retrieval.{next(iter(wrong))}"):
-        Retrieval(**wrong)
+def test_settings_that_cannot_be_are_refused(field, value):
+    with pytest.raises(UserError, match=mentions(f"retrieval.{field}", value)):
+        Retrieval(**{field: value})

@@ -6,6 +6,7 @@ import pytest
 from selfflow.errors import UserError
 from selfflow.representation.probes.ridge import STRENGTHS, ridge_probe
 from selfflow.representation.probes.split import Split
+from tests.conftest import mentions
 from tests.representation.test_probes import splits
 
 
@@ -81,22 +82,20 @@ def test_parts_make_the_same_whole_in_little_memory():
 
 def test_hostile_numbers_are_named():
     train, validation, test = splits(linear, (50, 50, 50))
-    with pytest.raises(UserError, match="validation: features of sample 3 hold NaN"):
-        broken = validation.x.copy()
-        broken[3, 1] = np.nan
-        ridge_probe(train, validation._replace(x=broken), test)
-    with pytest.raises(UserError, match="test: targets .* NaN or infinity"):
-        ridge_probe(train, validation, test._replace(y=np.full(50, np.inf)))
-    with pytest.raises(UserError, match="train: targets are <U1"):
-        ridge_probe(train._replace(y=np.full(50, "a")), validation, test)
-    with pytest.raises(UserError, match="test: targets are the same for all 50 samples"):
-        ridge_probe(train, validation, test._replace(y=np.full((50, 2), 3.3)))
-    with pytest.raises(UserError, match=r"validation: features and targets of widths \[9, 2\], and \[10, 2\] before"):
-        ridge_probe(train, validation._replace(x=validation.x[:, :9]), test)
-    with pytest.raises(UserError, match=r"test: .* \[10, 1\], and \[10, 2\] before"):
-        ridge_probe(train, validation, test._replace(y=test.y[:, 0]))
-    with pytest.raises(UserError, match="validation: no samples"):
-        ridge_probe(train, iter(()), test)
-    named = train._replace(ids=np.arange(50))
-    with pytest.raises(UserError, match="train and test share 1 samples, 49 among them"):
-        ridge_probe(iter([named]), validation, test._replace(ids=np.arange(49, 99)))
+    broken = validation.x.copy()
+    broken[3, 1] = np.nan
+    for changes, words in (
+        ({"validation": validation._replace(x=broken)}, "validation features sample 3 NaN 1 50"),
+        ({"test": test._replace(y=np.full(50, np.inf))}, "test targets float64 [50] infinity"),
+        ({"train": train._replace(y=np.full(50, "a"))}, "train targets <U1 [50]"),
+        ({"test": test._replace(y=np.full((50, 2), 3.3))}, "test targets 50 same"),
+        ({"validation": validation._replace(x=validation.x[:, :9])}, "validation [9, 2] [10, 2]"),
+        ({"test": test._replace(y=test.y[:, 0])}, "test [10, 1] [10, 2]"),
+        ({"validation": iter(())}, "validation no samples"),
+        (
+            {"train": iter([train._replace(ids=np.arange(50))]), "test": test._replace(ids=np.arange(49, 99))},
+            "train test 1 49",
+        ),
+    ):
+        with pytest.raises(UserError, match=mentions(words)):
+            ridge_probe(**{"train": train, "validation": validation, "test": test} | changes)

@@ -1,4 +1,4 @@
-"""A clip as rows on one time axis: what stands where."""
+"""A clip as rows on one time axis: the places of its media and features."""
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from selfflow.representation.figures.layers import probe_map, similarity_figure
 from selfflow.representation.figures.strips import Body, Strips
 from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.similarity import layer_similarity
+from tests.conftest import mentions
 
 
 @pytest.mark.parametrize(
@@ -50,22 +51,22 @@ def test_a_measure_of_all_layers_down_and_across():
     down, across = of({1: 1.0, 4: 2.0}, ["one"]), of({1: 10.0, 2: 20.0, 4: 30.0}, ["one"])
     found = layer_similarity((down, "a"), (across, "a"), lambda x, y: (x - y).item())
     np.testing.assert_array_equal(found, [[-9, -19, -29], [-8, -18, -28]])
-    with pytest.raises(UserError, match="sample 0 is 'one' and 'other'"):
+    with pytest.raises(UserError, match=mentions("sample 0 'one' 'other'")):
         layer_similarity((down, "a"), (of({1: 1.0}, ["other"]), "a"), None)
-    with pytest.raises(UserError, match="of 1 and 2 samples .*one holds more"):
+    with pytest.raises(UserError, match=mentions("features 1 2 samples")):
         layer_similarity((down, "a"), (of({1: 1.0}, ["one", "two"]), "a"), None)
 
 
-def test_panels_are_labelled_by_what_was_asked():
+def test_panels_are_labelled_by_run_target_and_source():
     random = np.random.default_rng(0)
     layers = {layer: {m: random.standard_normal((20, 5)) for m in ("video", "audio")} for layer in (1, 2, 3)}
     found = Features([str(i) for i in range(20)], {}, layers, {}, {})
     figure = similarity_figure({m: (found, m) for m in ("video", "audio")}, k=4)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles[:3] == [f"linear CKA: {pair}" for pair in ("video", "audio", "video and audio")]
-    told = ("r", "m", 0, 1, "ema", "count", "video")
+    of_run = ("r", "m", 0, 1, "ema", "count", "video")
     rows = [
-        Row(*told, tau, layer, "knn", "r2", 1, 0, tau + layer, 0, 0, 0, "test", 8, 4)
+        Row(*of_run, tau, layer, "knn", "r2", 1, 0, tau + layer, 0, 0, 0, "test", 8, 4)
         for tau in (0.1, 0.5)
         for layer in (1, 2)
     ]

@@ -10,6 +10,7 @@ from selfflow.modality import to_tokens
 from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTimestep
 from selfflow.representation.views import drawn_taus, views
 from selfflow.run.run import open_run
+from tests.conftest import mentions
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +83,10 @@ def test_there_is_no_context_by_default(run, seen):
         assert ((found.tau[m][..., None] == levels_BK[:, None]).any(-1)).all()
 
 
-def test_what_there_is_not_is_named(run, monkeypatch):
-    with pytest.raises(UserError, match="no clip 99: the test split has 0 to 11"):
+def test_clips_that_do_not_exist_or_cannot_be_read_are_named(run, monkeypatch):
+    with pytest.raises(UserError, match=mentions("clip 99 test 0 11")):
         views(run, run.data("test"), [0, 99])
-    with pytest.raises(UserError, match="need film or sound"):
+    with pytest.raises(UserError, match=mentions("set image")):
         views(run, run.data("test", "image"), [0, 1])
     clips = run.data("test")
 
@@ -93,5 +94,5 @@ def test_what_there_is_not_is_named(run, monkeypatch):
         raise BadRecord("test-00000.array_record", "torn")
 
     monkeypatch.setattr(clips, "latents", torn)
-    with pytest.raises(UserError, match=f"clip 3, '{clips.ids[3]}', cannot be read .*torn"):
+    with pytest.raises(UserError, match=mentions("clip 3", clips.ids[3], "test-00000.array_record torn")):
         views(run, clips, [3])

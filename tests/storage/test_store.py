@@ -10,6 +10,7 @@ import pytest
 from selfflow.errors import UserError
 from selfflow.storage import store as asked
 from selfflow.storage.paths import local, url, url_of
+from tests.conftest import mentions
 
 pytestmark = pytest.mark.resilience
 
@@ -34,7 +35,7 @@ def test_objects_go_in_and_out(store, bucket, tmp_path):
     asked.remove([f"{bucket}/a/small", f"{bucket}/a/never"])
     assert store.keys() == ["a/b/big"] and asked.read(f"{bucket}/a/small") is None
     assert asked.listing(f"{bucket}/a/b") == {"big": found["b/big"]} and asked.listing(f"{bucket}/other") == {}
-    with pytest.raises(asked.Missing, match="a/small is not there"):
+    with pytest.raises(asked.Missing, match=mentions(f"{bucket}/a/small")):
         asked.look(f"{bucket}/a/small")
 
 
@@ -45,7 +46,7 @@ def test_one_of_two_makes_an_object_that_must_be_fresh(store, bucket):
     assert store.read("lease") == b"mine"
 
 
-def test_a_store_that_answers_503_for_a_while_is_asked_again(store, bucket, tmp_path):
+def test_requests_are_repeated_while_a_store_answers_503(store, bucket, tmp_path):
     store.failures = 1
     assert asked.write(f"{bucket}/x", b"1")
     store.failures = 1
@@ -53,16 +54,16 @@ def test_a_store_that_answers_503_for_a_while_is_asked_again(store, bucket, tmp_
     assert (tmp_path / "x").read_bytes() == b"1" and store.failures == 0
 
 
-def test_a_store_that_stays_away_is_named_and_so_is_what_to_do(store, bucket, monkeypatch, capsys):
+def test_a_store_that_stays_unreachable_is_named_with_the_remedy(store, bucket, monkeypatch, capsys):
     class Client:
         def cat_file(self, url):
             raise TimeoutError("the wire is cut")
 
     monkeypatch.setattr(asked, "client_of", lambda url: Client())
     monkeypatch.setattr(asked, "_WAITS", (0.01, 0.02))
-    with pytest.raises(UserError, match=f"{bucket} has not answered for minutes .the wire is cut.*same command"):
+    with pytest.raises(UserError, match=mentions(bucket, "(the wire is cut) same command")):
         asked.read(f"{bucket}/x")
-    assert capsys.readouterr().err.count("trying again") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2  # one for each repetition
 
 
 def test_a_connection_that_breaks_in_the_middle_costs_nothing(store, bucket, tmp_path):
@@ -72,36 +73,36 @@ def test_a_connection_that_breaks_in_the_middle_costs_nothing(store, bucket, tmp
     assert store.broken == 0 and (tmp_path / "x").read_bytes() == content
 
 
-def test_less_than_the_size_never_takes_the_name(store, bucket, tmp_path):
+def test_a_truncated_download_never_takes_the_name(store, bucket, tmp_path):
     store.put("bucket/x", b"12345678")
     store.truncated["bucket/x"] = 5
-    with pytest.raises(asked.Short, match="has 8 bytes, but 5 come"):
+    with pytest.raises(asked.Short, match=mentions(f"{bucket}/x", "8 bytes 5")):
         asked.bring(f"{bucket}/x", tmp_path / "x", 8)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_refused_says_why(store, bucket, tmp_path):
+def test_missing_buckets_and_missing_rights_are_named(store, bucket, tmp_path):
     other = bucket.replace("bucket", "nowhere")
     for call in (lambda: asked.listing(f"{other}/x"), lambda: asked.write(f"{other}/x", b"")):
-        with pytest.raises(UserError, match=f"{other}: there is no such bucket: make it"):
+        with pytest.raises(UserError, match=mentions(other, "no bucket")):
             call()
     store.refused = True
     for call in (lambda: asked.listing(f"{bucket}/x"), lambda: asked.write(f"{bucket}/x", b"")):
-        with pytest.raises(UserError, match=f"{bucket} cannot be used .*: log in with an account that may"):
+        with pytest.raises(UserError, match=mentions(bucket, "account")):
             call()
 
 
-def test_without_credentials_or_a_client_it_says_what_to_do(store, tmp_path):
+def test_missing_credentials_and_a_missing_client_are_named(store, tmp_path):
     code = "from selfflow.cli import main; main()"
     command = [sys.executable, "-c", code, "export", "s3://bucket/run", "--out", str(tmp_path / "out")]
     environment = {k: v for k, v in os.environ.items() if k not in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     environment |= {"HOME": str(tmp_path), "AWS_CONFIG_FILE": str(tmp_path / "none")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "s3://bucket cannot be used (Unable to locate credentials): log in" in done.stderr
+    assert mentions("s3://bucket (Unable to locate credentials)").search(done.stderr)
     command[2] = f"import sys; sys.modules['s3fs'] = None; {code}"
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 2 and "pip install 'selfflow[s3]'" in done.stderr
+    assert done.returncode == 2 and mentions("pip selfflow[s3]").search(done.stderr)
 
 
 def test_local_paths_import_no_client():

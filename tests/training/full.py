@@ -30,23 +30,23 @@ def main(folder: Path, left: int) -> None:
         if step > 6:
             time.sleep(0.5)  # so that the save in the background has failed
 
-    told = {}
+    result = {}
     try:
         run(folder, 12, before=before, width=WIDTH)
     except Exception as error:
-        told |= {"said": _of_the_system(error), "step": reached[-1]}
+        result |= {"message": _of_the_system(error), "step": reached[-1]}
     filler.unlink()
     checkpoints = Checkpoints(folder)
-    told["saved"] = checkpoints.steps()
+    result["saved"] = checkpoints.steps()
     checkpoints.close()
     state = run(folder, 12, width=WIDTH)
     whole = run(folder.with_name("whole"), 12, width=WIDTH)
-    told |= {
+    result |= {
         "steps": int(state.step),
         "equal": bool(np.array_equal(state.params["model"]["w"], whole.params["model"]["w"])),
     }
-    print(json.dumps(told), flush=True)
-    os._exit(0)  # as the command does: threads that could not write would complain at length
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # as the command does: threads that could not write would print long warnings
 
 
 def fill(path: Path, left: int) -> None:

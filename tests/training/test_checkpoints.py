@@ -14,7 +14,7 @@ import pytest
 from selfflow.errors import UserError
 from selfflow.training.checkpoints import Checkpoints, checksums
 from selfflow.training.state import State
-from tests.conftest import TINY
+from tests.conftest import TINY, mentions
 
 
 def made(step: int) -> State:
@@ -81,12 +81,12 @@ def test_ten_damages_never_give_wrong_weights(saved, damage, capsys):
         step = int(state.step)
         assert_is(state, step)
         outcomes.append(step)
-        told = capsys.readouterr().out
-        assert ("going on from step 1" in told and "checkpoints/2" in told) == (step == 1), told
+        warning = mentions(copy / "checkpoints" / "2", "damaged-2 step 1")
+        assert bool(warning.search(capsys.readouterr().out)) == (step == 1)
         assert (copy / "checkpoints" / "damaged-2").exists() == (step == 1)
         shutil.rmtree(copy)
-        gc.collect()  # what TensorStore still has to say of it belongs to this test
-    assert outcomes.count(1) >= 3  # the damage is seen, not passed over
+        gc.collect()  # warnings of TensorStore about it belong to this test
+    assert outcomes.count(1) >= 3  # the damage is detected, not ignored
 
 
 @pytest.mark.parametrize("word", range(0, 16 * 24 * 4, 190))
@@ -103,7 +103,7 @@ def test_any_flipped_bit_changes_the_sum(word):
 def test_where_all_are_damaged_the_newest_is_named_and_nothing_moved(saved):
     for step in (1, 2):
         (saved / "checkpoints" / str(step) / "data" / "metadata").write_text("{}")
-    with pytest.raises(UserError, match=r"checkpoints/2 does not fit this experiment or is damaged .*position"):
+    with pytest.raises(UserError, match=mentions(saved / "checkpoints" / "2", "position")):
         restored(saved)
     assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["1", "2"]
 
@@ -111,7 +111,7 @@ def test_where_all_are_damaged_the_newest_is_named_and_nothing_moved(saved):
 @pytest.mark.parametrize(
     "error", [PermissionError(13, "not now"), OSError(5, "I/O error"), ValueError("RESOURCE_EXHAUSTED: no memory")]
 )
-def test_what_tells_nothing_against_a_checkpoint_puts_none_aside(saved, monkeypatch, error):
+def test_errors_that_are_not_of_the_checkpoint_put_none_aside(saved, monkeypatch, error):
     def fail(*_):
         raise error
 
@@ -121,8 +121,8 @@ def test_what_tells_nothing_against_a_checkpoint_puts_none_aside(saved, monkeypa
     assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["1", "2"]
 
 
-def test_a_run_goes_on_and_saves_the_damaged_step_again(saved):
-    """Twice, which leaves two damaged ones beside it."""
+def test_a_run_resumes_and_saves_the_damaged_step_again(saved):
+    """Twice, so that two damaged checkpoints remain beside it."""
     for time in range(2):
         (saved / "checkpoints" / "2" / "data" / "metadata").unlink()
         checkpoints = Checkpoints(saved)
@@ -135,7 +135,7 @@ def test_a_run_goes_on_and_saves_the_damaged_step_again(saved):
     assert names == ["1", "2", "damaged-2", "damaged-2-1"]
 
 
-def test_the_last_ones_are_kept_and_some_for_ever(tmp_path):
+def test_the_last_checkpoints_are_kept_and_some_forever(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep_last=2, keep_every=4)
     for step in range(1, 12):
         checkpoints.save(made(step), step)

@@ -17,7 +17,7 @@ from selfflow.run.run import open_run
 from selfflow.tasks.train import train
 from selfflow.training.distributed import Processes, check_agreed, primary_first, run_on_all
 from selfflow.training.metrics import TIMINGS, read_metrics
-from tests.conftest import TINY
+from tests.conftest import TINY, mentions
 from tests.training.several import small
 
 pytestmark = pytest.mark.resilience
@@ -41,9 +41,9 @@ def start(folder, data_dir, count: int, tensor: int = 1, evaluate_every: int = 0
 
 
 def finished(processes: list[subprocess.Popen]) -> list[str]:
-    told = [p.communicate(timeout=300)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0] * len(processes), "\n".join(told)
-    return told
+    outputs = [p.communicate(timeout=300)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), "\n".join(outputs)
+    return outputs
 
 
 def assert_same_numbers(found, expected) -> None:
@@ -65,8 +65,8 @@ def test_many_devices_evaluate_together(processes, devices, data_dir, tmp_path, 
     alone, both = (read_metrics(tmp_path / name) for name in ("alone", "both"))
     assert {row["step"] for row in both if "samples/joint/kid/layer2/video+audio" in row} == {5}
     # Checks of physics are passed or not: a last digit may decide.
-    unsure = lambda row: {name: value for name, value in row.items() if "/physics/" not in name}
-    assert_same_numbers([unsure(row) for row in both], [unsure(row) for row in alone])
+    without_physics = lambda row: {name: value for name, value in row.items() if "/physics/" not in name}
+    assert_same_numbers([without_physics(row) for row in both], [without_physics(row) for row in alone])
 
 
 @pytest.mark.slow
@@ -86,12 +86,12 @@ def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path
         time.sleep(0.01)
     for process in both:
         process.send_signal(signal.SIGKILL)
-    told = [p.communicate()[0] for p in both]
-    assert [p.returncode for p in both] == [-signal.SIGKILL] * 2, "\n".join(told)
+    outputs = [p.communicate()[0] for p in both]
+    assert [p.returncode for p in both] == [-signal.SIGKILL] * 2, "\n".join(outputs)
     assert 2 <= open_run(folder).last_step() < 8
     shutil.copytree(folder, alone)
-    told = finished(start(folder, data_dir, 2, tensor=2))
-    assert "8 steps, from step" in told[0] and "steps" not in told[1]
+    outputs = finished(start(folder, data_dir, 2, tensor=2))
+    assert "8 steps, from step" in outputs[0] and "steps" not in outputs[1]
     train(small(), alone, data_dir)
     expected = open_run(whole).restore()
     for found in (folder, alone):
@@ -114,8 +114,8 @@ def test_what_one_process_alone_finds_damaged_both_pass_over(tmp_path):
         subprocess.Popen(command + [str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for i in range(2)
     ]
-    told = finished(both)
-    assert "checkpoints/2 does not fit" in told[0] and "going on from step 1" in told[0], told
+    outputs = finished(both)
+    assert mentions(tmp_path / "checkpoints" / "2", "damaged-2 step 1").search(outputs[0]), outputs
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "damaged-2"]
 
 
@@ -162,25 +162,25 @@ barrier()
 
 
 def test_a_mistake_of_one_process_ends_all(data_dir, tmp_path):
-    """A folder that holds something else, which each of them sees: all say so and leave with status 2."""
+    """Every process sees that the folder holds other files: all print an error and exit."""
     (tmp_path / "thesis.tex").write_text("")
     both = start(tmp_path, data_dir, 2)
-    told = [p.communicate(timeout=120)[0] for p in both]
+    outputs = [p.communicate(timeout=120)[0] for p in both]
     assert all(p.returncode != 0 for p in both)
-    assert "process 0: " in told[0] and "holds thesis.tex" in told[0], told[0]
+    assert mentions("process 0", tmp_path, "thesis.tex").search(outputs[0]), outputs[0]
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    "fields, words",
     [
-        ({"coordinator": "10.0.0.1:1234"}, "go together"),
-        ({"processes": 2, "process": 1}, "go together"),
-        ({"coordinator": "10.0.0.1:1234", "processes": 2, "process": 2}, "process is 2 of 2 processes"),
-        ({"coordinator": "10.0.0.1", "processes": 2, "process": 0}, "give HOST:PORT"),
+        ({"coordinator": "10.0.0.1:1234"}, "coordinator, processes process"),
+        ({"processes": 2, "process": 1}, "coordinator, processes process"),
+        ({"coordinator": "10.0.0.1:1234", "processes": 2, "process": 2}, "process 2 processes"),
+        ({"coordinator": "10.0.0.1", "processes": 2, "process": 0}, "coordinator 10.0.0.1 HOST:PORT"),
     ],
 )
-def test_flags_that_make_no_sense_are_named(fields, message):
-    with pytest.raises(UserError, match=message):
+def test_flags_that_make_no_sense_are_named(fields, words):
+    with pytest.raises(UserError, match=mentions(words)):
         Processes(**fields)
 
 
@@ -198,19 +198,19 @@ def test_one_process_is_alone(monkeypatch):
 
 
 def meeting(surroundings: list[dict[str, str]], before: str = "") -> None:
-    """Processes that are told of nothing but the environment."""
+    """Processes that find each other by the environment alone."""
     command = [sys.executable, "-c", before + _MEET]
     both = [
         subprocess.Popen(
-            command, env=os.environ | told, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, env=os.environ | variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        for told in surroundings
+        for variables in surroundings
     ]
-    told = finished(both)
-    assert all("process 1: of one alone" in text for text in told), told
+    outputs = finished(both)
+    assert all("process 1: of one alone" in text for text in outputs), outputs
 
 
-def test_processes_find_each_other_as_slurm_tells_them():
+def test_processes_find_each_other_by_the_variables_of_slurm():
     """Two tasks of a step."""
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     slurm |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
@@ -218,8 +218,8 @@ def test_processes_find_each_other_as_slurm_tells_them():
 
 
 @pytest.mark.parametrize("slices", [1, 2])
-def test_processes_find_each_other_as_gke_tells_them(slices):
-    """Two hosts of a slice, or of a slice each; JAX is told that their CPUs are TPUs."""
+def test_processes_find_each_other_by_the_variables_of_gke(slices):
+    """Two hosts of a slice, or of a slice each; their CPUs pass for TPUs."""
     gke = {"TPU_SKIP_MDS_QUERY": "true", "JAX_COORDINATOR_PORT": str(free_port())}
     gke |= {"TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * (2 // slices)), "MEGASCALE_NUM_SLICES": str(slices)}
     gke |= {"MEGASCALE_COORDINATOR_ADDRESS": "localhost"}

@@ -22,7 +22,7 @@ from selfflow.training.sharding import (
     sharding_table,
     state_shardings,
 )
-from tests.conftest import TINY
+from tests.conftest import TINY, mentions
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def test_ema_and_moments_are_sharded_as_their_parameters():
 
 def test_a_parameter_that_does_not_divide_is_named():
     experiment = load_experiment(TINY.parents[1] / "experiments" / "quickstart.py").resolved()
-    with pytest.raises(UserError, match=r"model\.double\.media\.\w+\.kernel .* 3 devices of devices.fsdp .* embed"):
+    with pytest.raises(UserError, match=r"model\.double\.media\.\w+\.kernel\b.*\b3\b.*\bdevices\.fsdp\b.*\bembed\b"):
         shapes = jax.eval_shape(experiment.init, jax.random.key(0))
         mesh = abstract_mesh(data=1, fsdp=3, tensor=1)
         state_shardings(experiment.objective(), experiment.optimizer.make(), shapes, Devices(), mesh)
@@ -94,18 +94,18 @@ def test_the_rest_fills_the_mesh(fields, count, shape):
 
 
 @pytest.mark.parametrize(
-    "fields, message",
+    "fields, words",
     [
-        ({"fsdp": 3}, "fsdp 3 x tensor 1 does not divide the number of devices, 8"),
-        ({"data": 2, "fsdp": 2}, "does not make 8 devices"),
-        ({"rules": {"embd": "fsdp"}}, "devices.rules has 'embd'"),
-        ({"data": 0}, "devices.data is 0"),
-        ({"fsdp": -1}, "only one of data, fsdp and tensor"),
-        ({"rules": {"embed": "model"}}, "devices.rules.embed is 'model'"),
+        ({"fsdp": 3}, "devices fsdp 3 tensor 1 8"),
+        ({"data": 2, "fsdp": 2}, "devices data 2 fsdp 2 8"),
+        ({"rules": {"embd": "fsdp"}}, "devices.rules embd embed"),
+        ({"data": 0}, "devices.data 0"),
+        ({"fsdp": -1}, "devices data fsdp tensor -1"),
+        ({"rules": {"embed": "model"}}, "devices.rules.embed model fsdp"),
     ],
 )
-def test_an_impossible_mesh_is_named(fields, message):
-    with pytest.raises(UserError, match=message):
+def test_an_impossible_mesh_is_named(fields, words):
+    with pytest.raises(UserError, match=mentions(words)):
         Devices(**fields).shape(8)
 
 
@@ -118,14 +118,14 @@ def test_a_batch_is_placed_and_filled():
     np.testing.assert_array_equal(four["weight"], [1, 1, 1, 0])
     np.testing.assert_array_equal(four["latents"]["image"][3], batch["latents"]["image"][2])
     assert len(pad_batch(batch, mesh)["weight"]) == 3
-    with pytest.raises(UserError, match="mixture.image: 3 samples at a time cannot be split over 4 devices"):
+    with pytest.raises(UserError, match=mentions("mixture.image 3 4 devices.data devices.fsdp")):
         check_batch(abstract_mesh(data=2, fsdp=2, tensor=1), 3, "mixture.image")
 
 
 def test_an_axis_that_is_split_twice_is_named():
     experiment = load_experiment(TINY)
     twice = dataclasses.replace(experiment, devices=Devices(rules={"embed": "fsdp", "heads": "fsdp", "mlp": "tensor"}))
-    with pytest.raises(UserError, match=r"split model\.double\.media\.\w+\.kernel .* twice"):
+    with pytest.raises(UserError, match=r"\bdevices\.rules\b.* model\.double\.media\.\w+\.kernel\b.*\btwice\b"):
         twice.resolved().shardings(abstract_mesh(data=1, fsdp=2, tensor=1))
 
 
@@ -157,9 +157,9 @@ def test_slices_follow_each_other_along_data(slice_of):
 
 
 def test_slices_that_do_not_fit_are_named():
-    with pytest.raises(UserError, match="devices.slices 3 does not divide devices.data, which is 4 of 8 devices"):
+    with pytest.raises(UserError, match=mentions("devices.slices 3 devices.data 4 8")):
         Devices(fsdp=2, slices=3).shape(8)
-    with pytest.raises(UserError, match="devices.slices is 0"):
+    with pytest.raises(UserError, match=mentions("devices.slices 0")):
         Devices(slices=0)
-    with pytest.raises(UserError, match=r"devices.slices is 2, but the devices lie in slices of \[2, 2, 2, 2\]"):
+    with pytest.raises(UserError, match=mentions("devices.slices 2 [2, 2, 2, 2]")):
         Devices(slices=2).mesh([Far(i, i // 2) for i in range(8)])

@@ -1,1 +1,1 @@
-"""A verifier of Collisions clips that needs no human: bodies tracked from pixels, held against physics and sound."""
+"""The physics verifier of Collisions: scores generated clips by tracked bodies and audio, without a reference."""

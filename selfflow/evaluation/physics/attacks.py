@@ -1,4 +1,4 @@
-"""What is heard at contacts: attacks, held against the motion that should cause them."""
+"""Attacks in the audio of a clip, compared to the contacts that should cause them."""
 
 import numpy as np
 
@@ -6,65 +6,82 @@ from selfflow.evaluation.physics.events import NOTHING, Event
 from selfflow.evaluation.physics.motion import Lines
 from selfflow.evaluation.physics.track import Tracks
 
-_HOP = 0.005
-_MEMORY = 5
-_LEAST_CONTACTS = 3
+_HOP = 0.005  # s
+_MEMORY = 5  # hops
+_MIN_CONTACTS = 3
 
 
-def attacks(sound: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rises of the amplitude, 0 to 1 of full scale, and their times in seconds, each [n].
+def attacks(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rises of the amplitude and their times.
 
-    The envelope is the RMS of 10 ms every 5 ms. It rises by what it exceeds the largest of the last 25 ms by, so that
-    neither decay nor the beating of modes is a rise.
+    The envelope is the RMS of 10 ms every 5 ms. A rise is the excess of the envelope over its maximum of the last
+    25 ms, so that neither decay nor the beating of modes counts.
+
+    Args:
+      audio: int16 [S].
+      sample_rate: samples per second.
+
+    Returns:
+      Rises, 0 to 1 of full scale, and times in seconds, float64 [n] each.
     """
     hop = max(1, round(_HOP * sample_rate))
-    x = sound.astype(np.float64) / 32768
+    x = audio.astype(np.float64) / 32768
     count = len(x) // hop
     if count < 2:
         return np.zeros(0), np.zeros(0)
+
     power = np.square(x[: count * hop]).reshape(count, hop).mean(axis=1)
     envelope = np.sqrt((power[1:] + power[:-1]) / 2)
-    past = np.stack([np.pad(envelope, (k, 0))[: len(envelope)] for k in range(1, _MEMORY + 1)]).max(axis=0)
-    # The window of two hops that rises most begins at the attack or up to a hop before it.
+    past = np.zeros_like(envelope)
+    for lag in range(1, _MEMORY + 1):
+        past = np.maximum(past, np.pad(envelope, (lag, 0))[: len(envelope)])
+    # The window of two hops with the largest rise starts at the attack or up to one hop earlier.
     return np.maximum(envelope - past, 0.0), (np.arange(len(envelope)) + 0.5) * hop / sample_rate
 
 
-def onset_strength(sound: np.ndarray, sample_rate: int, frames: int, seconds: float) -> np.ndarray:
-    """Attacks around each frame, [T]: weight 1 at the frame's time, down to 0 at its neighbours'.
+def onset_strength(audio: np.ndarray, sample_rate: int, frames: int, seconds: float) -> np.ndarray:
+    """Attacks around each frame, float64 [T]: weight 1 at the time of the frame, 0 at that of its neighbours.
 
-    The second difference of places sees a contact between two frames with just these weights.
+    The second difference of positions weights a contact between two frames in the same way.
+
+    Args:
+      audio: int16 [S].
+      sample_rate: samples per second.
+      frames: T.
+      seconds: time between two frames.
     """
-    rise, time = attacks(sound, sample_rate)
-    place = time / seconds
-    low = np.floor(place).astype(int)
-    out = np.zeros(frames + 2)
-    for frame, weight in ((low, 1 - (place - low)), (low + 1, place - low)):
-        np.add.at(out, np.clip(frame, 0, frames + 1), rise * weight)
-    return out[:frames]
+    rise, time = attacks(audio, sample_rate)
+    position = time / seconds
+    before = np.floor(position).astype(int)
+    strength = np.zeros(frames + 2)
+    for frame, weight in ((before, 1 - (position - before)), (before + 1, position - before)):
+        np.add.at(strength, np.clip(frame, 0, frames + 1), rise * weight)
+    return strength[:frames]
 
 
-def shaken(tracks: Tracks, lines: Lines, events: list[Event], seconds: float) -> np.ndarray:
-    """Change of momentum around each frame, units^2 times units per second, summed over bodies, [T]; nan at both ends.
+def momentum_change(tracks: Tracks, lines: Lines, events: list[Event], seconds: float) -> np.ndarray:
+    """Change of momentum around each frame, summed over bodies, units^2 times units per second, float64 [T].
 
-    From second differences of places, but 0 within a line, where they are noise, and where a body is pushed.
+    Computed from second differences of positions. They count as 0 within a line, where they are noise, and at pushes.
+    NaN in the first and the last frame.
     """
-    out = np.full(len(tracks.count), np.nan)
-    if len(out) < 3 or not len(tracks.radii):
-        return out
+    total = np.full(len(tracks.count), np.nan)
+    if len(total) < 3 or not len(tracks.radii):
+        return total
     change = np.linalg.norm(np.diff(tracks.positions, n=2, axis=0), axis=-1) / seconds
-    met = _meets(lines, events)
-    change = np.where((met[:, 1:] | met[:, :-1]).T, change, 0.0) * tracks.masses
-    out[1:-1] = np.nansum(change, axis=1)
-    return out
+    at_contact = _contacts_by_body(lines, events)
+    change = np.where((at_contact[:, 1:] | at_contact[:, :-1]).T, change, 0.0) * tracks.masses
+    total[1:-1] = np.nansum(change, axis=1)
+    return total
 
 
-def contacts(lines: Lines, events: list[Event]) -> int:
-    """Times between two frames in which the velocity of some body changes and no push is to blame."""
-    return int(_meets(lines, events).any(axis=0).sum())
+def count_contacts(lines: Lines, events: list[Event]) -> int:
+    """Number of intervals between two frames in which the velocity of a body changes other than by a push."""
+    return int(_contacts_by_body(lines, events).any(axis=0).sum())
 
 
-def _meets(lines: Lines, events: list[Event]) -> np.ndarray:
-    """Whether a body's velocity changes between a frame and the next, but for pushes, [K, T - 1]."""
+def _contacts_by_body(lines: Lines, events: list[Event]) -> np.ndarray:
+    """Whether the velocity of a body changes between a frame and the next, other than by a push, bool [K, T - 1]."""
     changes = np.diff(lines.piece, axis=1) > 0
     for event in events:
         if event.touched == NOTHING:
@@ -72,31 +89,32 @@ def _meets(lines: Lines, events: list[Event]) -> np.ndarray:
     return changes
 
 
-def synchrony(shaken: np.ndarray, onset: np.ndarray, count: int) -> float:
-    """Correlation over frames of changes of momentum and attacks, of their roots, so that no one contact decides.
+def synchrony(change: np.ndarray, onset: np.ndarray, contacts: int) -> float:
+    """Correlation over frames of momentum changes [T] and onset strength [T], of their square roots.
 
-    nan for a `count` of fewer than 3 contacts; 0 where there is motion and silence.
+    The root keeps one loud contact from dominating. NaN with fewer than 3 contacts; 0 with motion but no audio.
     """
-    known = np.isfinite(shaken)
-    if count < _LEAST_CONTACTS or known.sum() < 3:
+    known = np.isfinite(change)
+    if contacts < _MIN_CONTACTS or known.sum() < 3:
         return np.nan
-    a, b = np.sqrt(shaken[known]), np.sqrt(onset[known])
+    a, b = np.sqrt(change[known]), np.sqrt(onset[known])
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size > 1e-12 else 0.0
 
 
-def loudness(event: Event, sound: np.ndarray, sample_rate: int, seconds: float) -> float:
+def loudness(event: Event, audio: np.ndarray, sample_rate: int, seconds: float) -> float:
     """The largest attack between the frames of an event, 0 to 1 of full scale."""
-    rise, time = attacks(sound, sample_rate)
-    # An attack shows within 10 ms of its contact.
+    rise, time = attacks(audio, sample_rate)
+    # An attack follows its contact within 10 ms.
     during = (time >= event.first * seconds) & (time < event.last * seconds + 0.01)
     return float(rise[during].max(initial=0.0))
 
 
-def isolated_attack(event: Event, events: list[Event]) -> bool:
-    """Whether an event lies between two frames and no third body meets anything at nearly that time."""
+def is_isolated(event: Event, events: list[Event]) -> bool:
+    """Whether an event lies between two frames, with no contact of a third body at nearly the same time."""
     if event.last > event.first + 1 or event.touched == NOTHING:
         return False
     near = [e for e in events if e.first <= event.last + 1 and e.last >= event.first - 1]
-    return {e.body for e in near} <= {event.body, event.touched} and sum(e.body == event.body for e in near) == 1
+    bodies = {e.body for e in near}
+    return bodies <= {event.body, event.touched} and sum(e.body == event.body for e in near) == 1

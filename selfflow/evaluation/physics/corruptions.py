@@ -1,6 +1,6 @@
-"""Clips that are wrong in a known way, to calibrate the verifier on: each of these it should tell from the real one.
+"""Corruptions of clips that the verifier should detect, for its calibration.
 
-Videos are drawn anew from the motion of a clip (`selfflow.data.collisions.generate.draw_motion`).
+Corrupted videos are rendered from the motion of a clip (`selfflow.data.collisions.generate.draw_motion`).
 """
 
 from collections.abc import Sequence
@@ -11,33 +11,33 @@ import numpy as np
 from selfflow.data.collisions.render import render_video
 from selfflow.data.collisions.simulate import Motion, simulate
 
-_LEAST_JUMP = 12.0
-_SMALLEST = 0.6
-_GRAVITY = 60.0
-_FAR = -1e3
+_MIN_JUMP = 12.0  # units
+_SMALLEST = 0.6  # of the radius
+_GRAVITY = 60.0  # units per second^2
+_OUTSIDE = -1e3
 
 
-def shift(sound: np.ndarray, samples: int) -> np.ndarray:
-    """Sound [S] late by `samples`, or early where negative; silence fills up."""
-    out = np.zeros_like(sound)
-    samples = int(np.clip(samples, -len(sound), len(sound)))
+def shift(audio: np.ndarray, samples: int) -> np.ndarray:
+    """Audio [S] delayed by `samples`, or advanced if negative; the rest is silent."""
+    shifted = np.zeros_like(audio)
+    samples = int(np.clip(samples, -len(audio), len(audio)))
     if samples >= 0:
-        out[samples:] = sound[: len(sound) - samples]
+        shifted[samples:] = audio[: len(audio) - samples]
     else:
-        out[:samples] = sound[-samples:]
-    return out
+        shifted[:samples] = audio[-samples:]
+    return shifted
 
 
 def random_partners(count: int, seed: int = 0) -> np.ndarray:
-    """For each of `count` clips another one, int [count]; -1 where there is no other."""
+    """Index of another clip for each of `count` clips, int [count]; -1 with a single clip."""
     if count < 2:
         return np.full(count, -1)
-    away = np.random.default_rng(seed).integers(1, count, size=count)
-    return (np.arange(count) + away) % count
+    offset = np.random.default_rng(seed).integers(1, count, size=count)
+    return (np.arange(count) + offset) % count
 
 
 def hard_partners(materials: Sequence[int], contacts: Sequence[int], seed: int = 0) -> np.ndarray:
-    """For each clip another one of the same material and number of audible contacts, int [n]; -1 where none is."""
+    """Index of another clip of the same material and number of audible contacts for each clip, int [n]; -1 for none."""
     order = np.random.default_rng(seed).permutation(len(materials))
     groups: dict[tuple[int, int], list[int]] = {}
     for i in order:
@@ -50,23 +50,22 @@ def hard_partners(materials: Sequence[int], contacts: Sequence[int], seed: int =
 
 
 def teleported(motion: Motion, rng: np.random.Generator) -> np.ndarray | None:
-    """From a frame in the middle on one body goes on at the other side of the box; None if none would jump far."""
+    """Mirrors the path of one body from a frame in the middle on; None if no body would jump far enough."""
     return _mirrored(motion, rng, copy=False)
 
 
 def duplicated(motion: Motion, rng: np.random.Generator) -> np.ndarray | None:
-    """From a frame in the middle on there is a second copy of one body, at the other side of the box."""
+    """Adds a mirrored copy of one body from a frame in the middle on; None if every copy would overlap the body."""
     return _mirrored(motion, rng, copy=True)
 
 
 def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarray | None:
-    # The mirror image moves in lines from wall to wall as the body does, so that only its arrival is wrong.
+    # A mirrored path is as plausible as the path itself, so that only its first frame is wrong.
     frames, number = motion.positions.shape[:2]
     frame, box = int(rng.integers(frames // 4, frames - frames // 4)), motion.scene.world.box
-    far = np.abs(box - 2 * motion.positions[frame])  # [bodies, axes]
-    # A copy that lies over the body would be no second one.
-    least = [2.5 * body.radius if copy else _LEAST_JUMP for body in motion.scene.bodies]
-    choices = np.argwhere(far >= np.array(least)[:, None])
+    jump = np.abs(box - 2 * motion.positions[frame])  # [bodies, axes]
+    min_jump = [2.5 * body.radius if copy else _MIN_JUMP for body in motion.scene.bodies]
+    choices = np.argwhere(jump >= np.array(min_jump)[:, None])
     if not len(choices):
         return None
     body, axis = choices[rng.integers(len(choices))]
@@ -74,7 +73,7 @@ def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarra
     mirrored[:, axis] = box - mirrored[:, axis]
     positions, angles, scene = motion.positions.copy(), motion.angles, motion.scene
     if copy:
-        mirrored[:frame] = _FAR
+        mirrored[:frame] = _OUTSIDE
         positions = np.concatenate([positions, mirrored[:, None]], axis=1)
         angles = np.concatenate([angles, angles[:, body : body + 1]], axis=1)
         scene = replace(scene, bodies=scene.bodies + (scene.bodies[body],))
@@ -84,7 +83,7 @@ def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarra
 
 
 def shrinking(motion: Motion, rng: np.random.Generator) -> np.ndarray:
-    """One body's radius falls to 0.6 of what it was over the clip."""
+    """The radius of one body decreases linearly to 0.6 of its value over the clip."""
     frames, scene = len(motion.positions), motion.scene
     body = int(rng.integers(len(scene.bodies)))
     world = replace(scene.world, frames=1, quiet_end=0.0, push_seconds=1 / scene.world.physics_rate)
@@ -92,16 +91,15 @@ def shrinking(motion: Motion, rng: np.random.Generator) -> np.ndarray:
     for i, scale in enumerate(np.linspace(1, _SMALLEST, frames)):
         bodies = list(scene.bodies)
         bodies[body] = replace(bodies[body], radius=bodies[body].radius * float(scale))
-        still = replace(scene, bodies=tuple(bodies), world=world)
+        scene_of_frame = replace(scene, bodies=tuple(bodies), world=world)
         one = slice(i, i + 1)
-        video.append(
-            render_video(replace(motion, scene=still, positions=motion.positions[one], angles=motion.angles[one]))
-        )
+        frame = replace(motion, scene=scene_of_frame, positions=motion.positions[one], angles=motion.angles[one])
+        video.append(render_video(frame))
     return np.concatenate(video)
 
 
 def passing(motion: Motion) -> np.ndarray | None:
-    """The bodies pass through each other, each as if it were alone; None if they would hardly overlap."""
+    """The bodies move as if each were alone; None if they would hardly overlap."""
     scene = motion.scene
     alone = []
     for i, body in enumerate(scene.bodies):
@@ -110,7 +108,7 @@ def passing(motion: Motion) -> np.ndarray | None:
     positions = np.concatenate(alone, axis=1)
     for i in range(len(scene.bodies)):
         for j in range(i):
-            # Circles of this size lie within any shape: a square's is 0.7 of its radius, a triangle's half.
+            # Circles of this size fit in any shape: that of a square has 0.7 of its radius, that of a triangle 0.5.
             near = 0.5 * (scene.bodies[i].radius + scene.bodies[j].radius)
             if (np.linalg.norm(positions[:, i] - positions[:, j], axis=1) < near).any():
                 return render_video(replace(motion, positions=positions))
@@ -118,6 +116,6 @@ def passing(motion: Motion) -> np.ndarray | None:
 
 
 def falling(motion: Motion) -> np.ndarray:
-    """The same scene in a world with gravity: velocities change with nothing near."""
+    """The same scene with gravity: velocities change without contacts."""
     world = replace(motion.scene.world, gravity=_GRAVITY)
     return render_video(simulate(replace(motion.scene, world=world)))

@@ -1,4 +1,4 @@
-"""Two judges of the material, one that only hears and one that only sees: do sound and motion tell the same?"""
+"""Two classifiers of the material, one of the audio and one of the motion, whose agreement is a check."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,117 +10,148 @@ from selfflow.errors import UserError
 from selfflow.evaluation.physics.events import WALL, Event
 
 _BANDS = 32
-_LOWEST = 80.0
-_KEPT = 3
+_LOWEST = 80.0  # Hz
+_HARDEST = 3
 _MISSING = -1.0
-_LEAST_SPEED = 8.0
-CLEAN = slice(-3, -1)
-"""The features of motion that count clean contacts."""
+_MIN_SPEED = 8.0  # units per second
+CONTACT_COUNTS = slice(-3, -1)
+"""The features of motion that count contacts: with walls, and of two bodies."""
 
 
 class MaterialClassifiers(NamedTuple):
-    """Fitted classifiers of the material (scikit-learn), of `sound_features` and of `motion_features`."""
+    """Fitted scikit-learn classifiers of the material: of `audio_features` and of `motion_features`."""
 
-    sound: object
+    audio: object
     motion: object
 
 
-def sound_features(sound: np.ndarray, sample_rate: int) -> np.ndarray:
-    """How the energy of int16 sound [S] is spread over pitch and how fast it fades, float64 [36].
+def audio_features(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Spectrum and decay of audio, float64 [36]: zeros for silence.
 
-    Log shares of bands from 80 Hz to half the sample rate, the log of their centre, and how much of the envelope is
-    still there 20, 60 and 150 ms later. Silence gives zeros.
+    Log energy shares of 32 bands from 80 Hz to half the sample rate, the log of their centroid, and the
+    autocorrelation of the envelope at 20, 60 and 150 ms.
+
+    Args:
+      audio: int16 [S].
+      sample_rate: samples per second.
     """
-    x = sound.astype(np.float64) / 32768
+    x = audio.astype(np.float64) / 32768
     size = min(1024, len(x))
     if size < 16 or not x.any():
         return np.zeros(_BANDS + 4)
+
     blocks = x[: len(x) // size * size].reshape(-1, size) * np.hanning(size)
     power = np.square(np.abs(np.fft.rfft(blocks, axis=1))).sum(axis=0)
-    pitch = np.fft.rfftfreq(size, 1 / sample_rate)
+    frequency = np.fft.rfftfreq(size, 1 / sample_rate)
     edges = np.geomspace(_LOWEST, sample_rate / 2, _BANDS + 1)
-    band = np.digitize(pitch, edges) - 1
+    band = np.digitize(frequency, edges) - 1
     inside = (band >= 0) & (band < _BANDS)
     shares = np.bincount(band[inside], power[inside], _BANDS)
     shares = shares / max(shares.sum(), 1e-12)
-    centre = np.log(max(shares @ np.sqrt(edges[1:] * edges[:-1]), 1.0))
+    centroid = np.log(max(shares @ np.sqrt(edges[1:] * edges[:-1]), 1.0))
+
     hop = max(1, round(0.01 * sample_rate))
     envelope = np.sqrt(np.square(x[: len(x) // hop * hop]).reshape(-1, hop).mean(axis=1))
     envelope = np.pad(envelope, (0, 15))
-    kept = [float(envelope[lag:] @ envelope[: len(envelope) - lag]) for lag in (0, 2, 6, 15)]
-    return np.concatenate([np.log(shares + 1e-3), [centre], np.array(kept[1:]) / max(kept[0], 1e-12)])
+    correlations = []
+    for lag in (0, 2, 6, 15):
+        correlations.append(float(envelope[lag:] @ envelope[: len(envelope) - lag]))
+    decay = np.array(correlations[1:]) / max(correlations[0], 1e-12)
+    return np.concatenate([np.log(shares + 1e-3), [centroid], decay])
+
+
+class _WallContact(NamedTuple):
+    """A contact with one wall. Ordered by speed."""
+
+    speed: float
+    """Along the normal, units per second."""
+    restitution: float
+    friction: float
+
+
+class _BodyContact(NamedTuple):
+    """A contact of two bodies. Ordered by speed."""
+
+    speed: float
+    """At which they approach, units per second."""
+    restitution: float
 
 
 def motion_features(events: list[Event]) -> np.ndarray:
-    """What tracked contacts tell of the material, float64 [15]; -1 where a clip has none of a kind.
+    """Restitution and friction of tracked contacts, float64 [15]; -1 where a clip has no such contact.
 
-    Of walls: restitution and friction of the hardest three contacts, the medians, and their number. Of two bodies:
-    the root of the ratio of relative speeds of the hardest three, the median, and their number. Then the median share
-    of speed that other contacts leave.
+    For walls: restitution and friction of the three hardest contacts, and the medians. For two bodies: restitution of
+    the three hardest contacts, and the median. Then the numbers of contacts with walls and of two bodies, and the
+    median ratio of speeds after and before all other events.
     """
-    walls, meetings, kept = [], [], []
+    walls, pairs, ratios = [], [], []
     for event in events:
-        speeds = np.linalg.norm(event.before), np.linalg.norm(event.after)
+        before, after = np.linalg.norm(event.before), np.linalg.norm(event.after)
         if event.last > event.first + 1:
-            if speeds[0] > _LEAST_SPEED:
-                kept.append(speeds[1] / speeds[0])
+            if before > _MIN_SPEED:
+                ratios.append(after / before)
         elif event.touched == WALL:
-            walls += _wall(event)
+            walls += _wall_contact(event)
         elif event.touched > event.body:
             partners = [e for e in events if e.body == event.touched and abs(e.first - event.first) <= 1]
             if len(partners) == 1 and partners[0].last == partners[0].first + 1:
-                meetings += _meeting(event.before - partners[0].before, event.after - partners[0].after)
-    walls, meetings = (sorted(found, reverse=True) for found in (walls, meetings))
-    column = lambda found, i: [entry[i] for entry in found]
+                pairs += _body_contact(event.before - partners[0].before, event.after - partners[0].after)
+    walls.sort(reverse=True)
+    pairs.sort(reverse=True)
     return np.array(
         [
-            *(_some(column(walls, 1)) + _some(column(walls, 2))),
-            *_some(column(meetings, 1)),
-            *(len(walls), len(meetings), np.median(kept) if kept else _MISSING),
+            *_hardest_and_median([contact.restitution for contact in walls]),
+            *_hardest_and_median([contact.friction for contact in walls]),
+            *_hardest_and_median([contact.restitution for contact in pairs]),
+            len(walls),
+            len(pairs),
+            np.median(ratios) if ratios else _MISSING,
         ]
     )
 
 
-def _wall(event: Event) -> list[tuple[float, float, float]]:
-    """(normal speed, restitution, friction) of a contact with one wall; none if that does not turn the velocity."""
+def _wall_contact(event: Event) -> list[_WallContact]:
+    """The contact, or nothing if the wall does not reverse the velocity or the contact is too slow."""
     change = np.abs(event.after - event.before)
     normal = int(change.argmax())  # friction is below 1
     speed = abs(event.before[normal])
-    if event.before[normal] * event.after[normal] > 0 or speed < _LEAST_SPEED:
+    if event.before[normal] * event.after[normal] > 0 or speed < _MIN_SPEED:
         return []
-    return [(speed, abs(event.after[normal]) / speed, change[1 - normal] / change[normal])]
+    return [_WallContact(speed, abs(event.after[normal]) / speed, change[1 - normal] / change[normal])]
 
 
-def _meeting(before: np.ndarray, after: np.ndarray) -> list[tuple[float, float]]:
-    """(closing speed, restitution of either body) of a contact of two, from relative velocities [2]."""
+def _body_contact(before: np.ndarray, after: np.ndarray) -> list[_BodyContact]:
+    """The contact of two bodies with relative velocities [2] before and after, or nothing if it is too slow."""
     change = after - before
     length = np.linalg.norm(change)
-    if length < _LEAST_SPEED:
+    if length < _MIN_SPEED:
         return []
     closing, parting = -before @ change / length, after @ change / length
-    if closing < _LEAST_SPEED or parting < 0:
+    if closing < _MIN_SPEED or parting < 0:
         return []
-    return [(closing, float(np.sqrt(parting / closing)))]
+    # Restitutions of two bodies multiply, and both bodies of a clip have the same.
+    return [_BodyContact(closing, float(np.sqrt(parting / closing)))]
 
 
-def _some(values: list[float]) -> list[float]:
-    """The first three, -1 where there are fewer, and the median."""
-    return (values + [_MISSING] * _KEPT)[:_KEPT] + [float(np.median(values)) if values else _MISSING]
+def _hardest_and_median(values: list[float]) -> list[float]:
+    """The first three values, -1 for missing ones, and the median of all."""
+    padded = (values + [_MISSING] * _HARDEST)[:_HARDEST]
+    return padded + [float(np.median(values)) if values else _MISSING]
 
 
 def fit_material_classifiers(
-    sounds: Sequence[np.ndarray], events: Sequence[list[Event]], materials, settings: Collisions
+    audio: Sequence[np.ndarray], events: Sequence[list[Event]], materials: Sequence[int], settings: Collisions
 ) -> MaterialClassifiers:
-    """Fits both judges to real clips, in seconds; the same clips give the same judges.
+    """Fits both classifiers to real clips, deterministically and in seconds.
 
     Args:
-      sounds: int16 [S] each.
-      events: of the same clips, as `see` finds them.
-      materials: their labels, int [n].
+      audio: int16 [S] each.
+      events: of the same clips, as `track_clip` finds them.
+      materials: labels, int [n].
       settings: of the data set.
 
     Raises:
-      UserError: the clips have no label, or only one.
+      UserError: the clips have no label, or all the same.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
@@ -128,15 +159,15 @@ def fit_material_classifiers(
     from sklearn.preprocessing import StandardScaler
     from threadpoolctl import threadpool_limits
 
-    materials = np.asarray(materials)
-    if len(set(materials.tolist())) < 2 or materials.min() < 0:
-        raise UserError('judges of the material need clips of two materials or more, and materials="clip"')
-    heard = np.stack([sound_features(sound, settings.sample_rate) for sound in sounds])
-    seen = np.stack([motion_features(found) for found in events])
-    seen[:, np.isnan(seen).all(axis=0)] = 0.0  # what no clip has: trees take no column of nothing
-    with threadpool_limits(1):  # such small fits wait for other threads most of the time
-        sound = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(heard, materials)
-        motion = HistGradientBoostingClassifier(
+    labels = np.asarray(materials)
+    if len(set(labels.tolist())) < 2 or labels.min() < 0:
+        raise UserError('material classifiers need clips of two materials or more, and materials="clip"')
+    of_audio = np.stack([audio_features(clip, settings.sample_rate) for clip in audio])
+    of_motion = np.stack([motion_features(clip) for clip in events])
+    of_motion[:, np.isnan(of_motion).all(axis=0)] = 0.0  # trees refuse a column without values
+    with threadpool_limits(1):  # threads of such small fits mostly wait for each other
+        from_audio = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(of_audio, labels)
+        from_motion = HistGradientBoostingClassifier(
             max_iter=80, max_leaf_nodes=12, min_samples_leaf=15, learning_rate=0.08, random_state=0
-        ).fit(seen, materials)
-    return MaterialClassifiers(sound, motion)
+        ).fit(of_motion, labels)
+    return MaterialClassifiers(from_audio, from_motion)

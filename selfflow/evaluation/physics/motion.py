@@ -1,54 +1,59 @@
-"""Straight lines through tracked places, and what changes between them."""
+"""Straight lines through tracked positions."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-LEAST_FRAMES = 3
-"""Frames of a line that tells a velocity. Differences of two frames mix what was before and after a contact."""
+MIN_FRAMES = 3
+"""Frames of a line that has a velocity. The difference of two frames mixes velocities before and after a contact."""
 
+# Cost of a line, and of a single point, in units of the squared noise.
 _LINE, _POINT = 18.0, 14.0
 
 
 class Lines(NamedTuple):
-    """Bodies as pieces of uniform motion, N bodies of T frames; velocities in units per second."""
+    """Pieces of uniform motion of N bodies over T frames; velocities in units per second."""
 
     piece: np.ndarray
-    """Number of the line that a frame belongs to, from 0 on, int [N, T]."""
+    """Index of the line that a frame belongs to, int [N, T]."""
     length: np.ndarray
-    """Frames on that line where the body is seen, int [N, T]."""
+    """Frames on that line where the body is visible, int [N, T]."""
     velocity: np.ndarray
-    """Slope of the line, float64 [N, T, 2]; nan on lines of fewer than LEAST_FRAMES frames."""
+    """Slope of the line, float64 [N, T, 2]; NaN on lines of fewer than `MIN_FRAMES` frames."""
     position: np.ndarray
-    """Places on the line, units, float64 [N, T, 2]; nan likewise."""
+    """Positions on the line, units, float64 [N, T, 2]; NaN likewise."""
     noise: np.ndarray
-    """Deviation of a coordinate from the lines, units, float64 [N]."""
+    """Standard deviation of a coordinate from the lines, units, float64 [N]."""
 
 
 def fit_lines(positions: np.ndarray, seconds: float, least_noise: float = 0.04) -> Lines:
-    """The fewest straight lines that explain the places of each body, by dynamic programming.
+    """The fewest straight lines that explain the positions of each body, by dynamic programming.
 
-    A contact between frames i and i + 1 ends a line at i and starts one at i + 1. Each line costs its squared
-    residuals over the noise's variance and a constant, as in the penalised segmentation of Killick et al.
-    (arXiv 1101.1438, without its pruning: there are few frames).
+    A contact between frames i and i + 1 ends a line at i and starts one at i + 1. The cost of a line is the sum of its
+    squared residuals over the variance of the noise, plus a constant, as in the penalised segmentation of Killick et
+    al. (arXiv 1101.1438, without its pruning: there are few frames).
 
     Args:
-      positions: [N, T, 2] in units; nan where a body is not seen.
+      positions: [N, T, 2] in units; NaN where a body is not visible.
       seconds: time between two frames.
       least_noise: standard deviation of the tracker on clean frames, units.
     """
     number, frames = positions.shape[:2]
-    seen = np.isfinite(positions).all(axis=-1)
+    visible = np.isfinite(positions).all(axis=-1)
     noise = _noise(positions, least_noise)
-    fit = _all_lines(np.where(seen[..., None], positions, 0.0), seen)
-    # A frame alone needs a place and no slope; else two frames would be as good a line as many.
-    cost = fit.rest / noise[:, None, None] ** 2 + np.where(fit.n > 1, _LINE, _POINT)
+    fit = _all_lines(np.where(visible[..., None], positions, 0.0), visible)
+    # A single frame has a position and no slope; otherwise two frames would be as good a line as many.
+    cost = fit.residual / noise[:, None, None] ** 2 + np.where(fit.n > 1, _LINE, _POINT)
+
+    # best[:, end] is the least cost of the frames before `end`, start[:, end] the first frame of their last line.
     best = np.zeros((number, frames + 1))
     start = np.zeros((number, frames + 1), int)
     for end in range(1, frames + 1):
         total = best[:, :end] + cost[:, :end, end - 1]
         start[:, end] = total.argmin(axis=1)
         best[:, end] = total.min(axis=1)
+
+    # Back from the end: the first and the last frame of the line of every frame.
     piece, first = np.zeros((number, frames), int), np.zeros((number, frames), int)
     last = np.zeros((number, frames), int)
     end, rows = np.full(number, frames), np.arange(number)
@@ -56,49 +61,55 @@ def fit_lines(positions: np.ndarray, seconds: float, least_noise: float = 0.04) 
         first[:, t], last[:, t] = start[rows, end], end - 1
         end = np.where(start[rows, end] == t, t, end)
     piece[:, 1:] = np.cumsum(first[:, 1:] != first[:, :-1], axis=1)
-    n, slope, middle, place = (part[rows[:, None], first, last] for part in fit[:4])
-    velocity, position = slope / seconds, place + slope * (np.arange(frames) - middle)[..., None]
-    velocity[n < LEAST_FRAMES] = position[n < LEAST_FRAMES] = np.nan
+    n, slope, time, mean = (part[rows[:, None], first, last] for part in fit[:4])
+    velocity, position = slope / seconds, mean + slope * (np.arange(frames) - time)[..., None]
+    velocity[n < MIN_FRAMES] = position[n < MIN_FRAMES] = np.nan
     return Lines(piece, n.astype(int), velocity, position, noise)
 
 
 class _Fits(NamedTuple):
-    """Lines through frames i to j, [N, i, j]: frames seen, slope per frame, mean time, mean place, residuals."""
+    """Least-squares lines through frames i to j of N bodies."""
 
     n: np.ndarray
+    """Frames in which the body is visible, [N, i, j]."""
     slope: np.ndarray
-    middle: np.ndarray
-    place: np.ndarray
-    rest: np.ndarray
+    """Units per frame, [N, i, j, 2]."""
+    time: np.ndarray
+    """Mean frame, [N, i, j]."""
+    mean: np.ndarray
+    """Mean position, [N, i, j, 2]."""
+    residual: np.ndarray
+    """Sum of squared residuals, [N, i, j]."""
 
 
-def _all_lines(x: np.ndarray, seen: np.ndarray) -> _Fits:
+def _all_lines(x: np.ndarray, visible: np.ndarray) -> _Fits:
     t = np.arange(x.shape[1], dtype=float)
 
     def sums(values: np.ndarray) -> np.ndarray:
-        """Of `values` [N, T, ...] over frames i to j."""
-        upto = np.cumsum(values, axis=1)
-        return upto[:, None] - (upto - values)[:, :, None]
+        """Sums of `values` [N, T, ...] over frames i to j, [N, i, j, ...]."""
+        cumulative = np.cumsum(values, axis=1)
+        return cumulative[:, None] - (cumulative - values)[:, :, None]
 
-    weight = seen.astype(float)
+    weight = visible.astype(float)
     n = sums(weight)
-    least_one = np.maximum(n, 1)
-    middle = sums(weight * t) / least_one
-    place = sums(x * weight[..., None]) / least_one[..., None]
-    spread = sums(weight * t**2) - n * middle**2
-    together = sums(x * (weight * t)[..., None]) - (n * middle)[..., None] * place
-    slope = np.where(spread[..., None] > 1e-9, together / np.maximum(spread, 1e-9)[..., None], 0.0)
-    rest = sums(np.square(x) * weight[..., None]) - n[..., None] * place**2 - slope * together
-    return _Fits(n, slope, middle, place, np.maximum(rest.sum(axis=-1), 0.0))
+    at_least_one = np.maximum(n, 1)
+    time = sums(weight * t) / at_least_one
+    mean = sums(x * weight[..., None]) / at_least_one[..., None]
+    variance = sums(weight * t**2) - n * time**2
+    covariance = sums(x * (weight * t)[..., None]) - (n * time)[..., None] * mean
+    slope = np.where(variance[..., None] > 1e-9, covariance / np.maximum(variance, 1e-9)[..., None], 0.0)
+    residual = sums(np.square(x) * weight[..., None]) - n[..., None] * mean**2 - slope * covariance
+    return _Fits(n, slope, time, mean, np.maximum(residual.sum(axis=-1), 0.0))
 
 
 def _noise(positions: np.ndarray, least: float) -> np.ndarray:
-    """Standard deviation of places about smooth motion, from second differences, most of which hold no contact."""
+    """Standard deviation of positions from smooth motion, [N], estimated from second differences, few of which hold a
+    contact."""
     if positions.shape[1] < 4 or not len(positions):
         return np.full(len(positions), least)
     bends = np.abs(np.diff(positions, n=2, axis=1)).reshape(len(positions), -1)
     known = np.isfinite(bends).any(axis=1)
-    middle = np.zeros(len(positions))
-    middle[known] = np.nanquantile(bends[known], 0.4, axis=1)
+    quantile = np.zeros(len(positions))
+    quantile[known] = np.nanquantile(bends[known], 0.4, axis=1)
     # The 0.4 quantile of |second difference| of white noise is 0.52 sqrt(6) standard deviations.
-    return np.clip(middle / (0.52 * 6**0.5), least, 8 * least)
+    return np.clip(quantile / (0.52 * 6**0.5), least, 8 * least)

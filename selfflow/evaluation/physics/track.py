@@ -1,7 +1,7 @@
-"""Bodies tracked from pixels alone.
+"""Tracking of bodies from pixels alone.
 
-The background is known and each body has one saturated colour, so that a pixel says which body covers it and how
-much of it: centres are means of places weighted by coverage and finer than a pixel.
+The background is known and each body has one saturated colour, so that the colour of a pixel gives the body that
+covers it and the covered share: centres are coverage-weighted means, accurate to a fraction of a pixel.
 """
 
 from typing import NamedTuple
@@ -14,193 +14,277 @@ from selfflow.data.collisions.render import BACKGROUND
 from selfflow.errors import UserError
 from selfflow.evaluation.physics.segment import find_colours, segment
 
-_MOST_BODIES = 12
+_MAX_BODIES = 12
 
 
 class Tracks(NamedTuple):
-    """What is seen of the K bodies of a clip; places in units, x right and y down."""
+    """The K tracked bodies of a clip; positions in units, x to the right and y down."""
 
     positions: np.ndarray
-    """Centres, float64 [T, K, 2]; nan where a body is not seen."""
+    """Centres, float64 [T, K, 2]; NaN where a body is not visible."""
     areas: np.ndarray
-    """Covered area, units^2, float64 [T, K]; nan where a body is not seen."""
+    """Covered area, units^2, float64 [T, K]; NaN where a body is not visible."""
     colours: np.ndarray
     """Red, green, blue, 0 to 1, float64 [K, 3]."""
     reach: np.ndarray
-    """How far a body reaches from its centre to the left, right, up and down, units, float64 [K, 4]."""
+    """Extent of a body from its centre to the left, right, up and down, units, float64 [K, 4]."""
     radii: np.ndarray
     """Radius of the circumscribed circle, units, float64 [K]."""
     count: np.ndarray
-    """Bodies seen in each frame, int [T]."""
+    """Bodies visible in each frame, int [T]."""
 
     @property
     def masses(self) -> np.ndarray:
-        """Mass of each body, the median of its area, units^2, float64 [K]; nan where it is never seen."""
-        seen = [areas[np.isfinite(areas)] for areas in self.areas.T]
-        return np.array([np.median(areas) if len(areas) else np.nan for areas in seen])
+        """Mass of each body, the median of its area, units^2, float64 [K]; NaN if it is never visible."""
+        masses = np.full(self.areas.shape[1], np.nan)
+        for body, areas in enumerate(self.areas.T):
+            visible = areas[np.isfinite(areas)]
+            if len(visible):
+                masses[body] = np.median(visible)
+        return masses
 
 
 class _Blobs(NamedTuple):
-    """Connected patches of one colour, all frames together."""
+    """The M connected patches of one colour in one frame, of all colours and frames."""
 
     frame: np.ndarray
+    """Int [M]."""
     colour: np.ndarray
-    area: np.ndarray  # pixels
-    centre: np.ndarray  # pixels
-    shade: np.ndarray  # red, green, blue over the background
+    """Index of the palette, int [M]."""
+    area: np.ndarray
+    """Pixels, float64 [M]."""
+    centre: np.ndarray
+    """Pixels, float64 [M, 2]."""
+    shade: np.ndarray
+    """Red, green, blue minus the background, float64 [M, 3]."""
+
+
+class _Path(NamedTuple):
+    """One body over the frames of a clip, in pixels."""
+
+    centre: np.ndarray
+    """Float64 [T, 2]; NaN where the body is not visible."""
+    area: np.ndarray
+    """Float64 [T]; NaN likewise."""
+    blob: np.ndarray
+    """Index of its blob in each frame, int [T]; -1 for none."""
 
 
 def track(video: np.ndarray, settings: Collisions) -> Tracks:
-    """Tracks the bodies of one clip; never fails on what shows no bodies, which gives K = 0.
+    """Tracks the bodies of one clip. A video that shows no bodies gives K = 0.
 
     Args:
       video: uint8 [T, H, W, 3]; the box of `settings` fills the frame.
       settings: of the data set.
 
     Raises:
-      UserError: `video` is no uint8 video of square frames.
+      UserError: `video` is not a uint8 video of square frames.
     """
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or video.shape[1] != video.shape[2]:
         raise UserError(f"video of {video.dtype} {list(video.shape)}: the verifier takes uint8 [T, size, size, 3]")
     frames, size = video.shape[:2]
     if not video.size:
-        return _none(frames)
+        return _no_tracks(frames)
     unit = settings.box / size
     light = video.astype(np.float32) / 255 - np.asarray(BACKGROUND, np.float32)
-    # What fills more of the frames than the most and largest bodies is noise or a blank.
-    most = 1.2 * max(settings.bodies[1], settings.shifted_bodies[1]) * np.pi
-    most *= max(settings.radius[1], settings.shifted_radius[1]) ** 2
-    palette = find_colours(light, most / settings.box**2)
+
+    # A larger lit share than that of the most and largest bodies is noise or a blank frame.
+    max_area = 1.2 * max(settings.bodies[1], settings.shifted_bodies[1]) * np.pi
+    max_area *= max(settings.radius[1], settings.shifted_radius[1]) ** 2
+    palette = find_colours(light, max_area / settings.box**2)
     if not len(palette):
-        return _none(frames)
-    # A ninth of the smallest triangle: bodies that shrink are followed down to this.
-    least = 0.15 * (settings.radius[0] / unit) ** 2
-    labels, cover = segment(light, palette, least)
+        return _no_tracks(frames)
+
+    # A ninth of the smallest triangle, so that shrinking bodies are tracked down to this size.
+    min_area = 0.15 * (settings.radius[0] / unit) ** 2
+    labels, cover = segment(light, palette, min_area)
     blobs = _measure(labels, cover, light)
-    large = blobs.area >= least
-    if not large.any() or large.sum() > frames * _MOST_BODIES:
-        return _none(frames)
-    bodies, extra = [], np.zeros(frames, int)
+    large = blobs.area >= min_area
+    if not large.any() or large.sum() > frames * _MAX_BODIES:
+        return _no_tracks(frames)
+
+    paths, surplus = [], np.zeros(frames, int)
     for colour in np.unique(blobs.colour[large]):
-        found, beyond = _link(blobs, np.flatnonzero(large & (blobs.colour == colour)), labels, cover, frames)
-        bodies += found
-        extra += beyond
-    centres, areas, members = (list(part) for part in zip(*bodies))
-    centres, areas = np.stack(centres, axis=1), np.stack(areas, axis=1)
-    reach, radii = _extent(labels, cover, members, centres)
-    colours = [np.median(blobs.shade[m[m >= 0]], axis=0) + BACKGROUND for m in members]
-    count = np.isfinite(areas).sum(axis=1) + extra
+        members = np.flatnonzero(large & (blobs.colour == colour))
+        linked, surplus_of_colour = _link(blobs, members, labels, cover, frames)
+        paths += linked
+        surplus += surplus_of_colour
+    centres = np.stack([path.centre for path in paths], axis=1)
+    areas = np.stack([path.area for path in paths], axis=1)
+    reach, radii = _extent(labels, cover, [path.blob for path in paths], centres)
+    colours = [np.median(blobs.shade[path.blob[path.blob >= 0]], axis=0) + BACKGROUND for path in paths]
+    count = np.isfinite(areas).sum(axis=1) + surplus
     return Tracks(centres * unit, areas * unit**2, np.array(colours), reach * unit, radii * unit, count)
 
 
-def _none(frames: int) -> Tracks:
-    shapes = (frames, 0, 2), (frames, 0), (0, 3), (0, 4), (0,)
-    return Tracks(*map(np.zeros, shapes), np.zeros(frames, int))
+def _no_tracks(frames: int) -> Tracks:
+    return Tracks(
+        positions=np.zeros((frames, 0, 2)),
+        areas=np.zeros((frames, 0)),
+        colours=np.zeros((0, 3)),
+        reach=np.zeros((0, 4)),
+        radii=np.zeros(0),
+        count=np.zeros(frames, int),
+    )
 
 
 def _measure(labels: np.ndarray, cover: np.ndarray, light: np.ndarray) -> _Blobs:
-    """Area, centre and shade of each patch; entry i is of label i + 1."""
+    """Area, centre and shade of each patch; entry i has label i + 1."""
     colour, frame, y, x = np.nonzero(labels)
     label, weight = labels[colour, frame, y, x] - 1, cover[colour, frame, y, x]
     count = label.max(initial=-1) + 1
-    total = lambda values: np.bincount(label, values, count)
+
+    def total(values: np.ndarray) -> np.ndarray:
+        """Sums over the pixels of each patch, [M]."""
+        return np.bincount(label, values, count)
+
     area = np.maximum(total(weight), 1e-9)
-    where = np.zeros((2, count), int)
-    where[:, label] = frame, colour
+    of_blob = np.zeros((2, count), int)
+    of_blob[:, label] = frame, colour
     centre = np.stack([total(weight * (x + 0.5)), total(weight * (y + 0.5))], axis=1) / area[:, None]
-    # Where a pixel is covered whole it shows the colour of the body.
-    whole = weight * (weight > 0.8)
-    shade = np.stack([total(whole * light[frame, y, x, c]) for c in range(3)], axis=1)
-    return _Blobs(where[0], where[1], area, centre, shade / np.maximum(total(whole), 1e-9)[:, None])
+    # Pixels that a body covers almost entirely show its colour.
+    inner = weight * (weight > 0.8)
+    shade = np.stack([total(inner * light[frame, y, x, c]) for c in range(3)], axis=1)
+    return _Blobs(of_blob[0], of_blob[1], area, centre, shade / np.maximum(total(inner), 1e-9)[:, None])
 
 
 def _link(
-    blobs: _Blobs, chosen: np.ndarray, labels: np.ndarray, cover: np.ndarray, frames: int
-) -> tuple[list, np.ndarray]:
-    """Bodies of one colour: ([(centres [T, 2], areas [T], blobs [T], -1 for none)], blobs beyond them [T])."""
-    by_frame = [chosen[blobs.frame[chosen] == t] for t in range(frames)]
-    seen = np.array([len(found) for found in by_frame])
-    # What is there for less than a fifth of the frames is no body, but counts where it is large enough for one.
-    number = int(np.sort(seen)[::-1][frames // 5]) or 1
+    blobs: _Blobs, members: np.ndarray, labels: np.ndarray, cover: np.ndarray, frames: int
+) -> tuple[list[_Path], np.ndarray]:
+    """Links the blobs of one colour over time.
+
+    Args:
+      blobs: of all colours.
+      members: indices of those of the colour.
+      labels, cover: as `segment` returns them.
+      frames: T.
+
+    Returns:
+      The bodies of this colour, and the number of further blobs in each frame, int [T].
+    """
+    by_frame = [members[blobs.frame[members] == t] for t in range(frames)]
+    counts = np.array([len(of_frame) for of_frame in by_frame])
+    # Blobs present in less than a fifth of the frames are no bodies; they are surplus if they are large enough.
+    number = int(np.sort(counts)[::-1][frames // 5]) or 1
     centres = np.full((number, frames, 2), np.nan)
-    areas, members = np.full((number, frames), np.nan), np.full((number, frames), -1)
-    extra = np.zeros(frames, int)
-    if seen.max() == 1:  # as nearly always: there is nothing to choose
-        at = blobs.frame[chosen]
-        centres[0, at], areas[0, at], members[0, at] = blobs.centre[chosen], blobs.area[chosen], chosen
-        return list(zip(centres, areas, members)), extra
-    full = np.flatnonzero(seen >= number)
+    areas, path_blobs = np.full((number, frames), np.nan), np.full((number, frames), -1)
+    surplus = np.zeros(frames, int)
+    if counts.max() == 1:  # by far the most frequent case: nothing to assign
+        at = blobs.frame[members]
+        centres[0, at], areas[0, at], path_blobs[0, at] = blobs.centre[members], blobs.area[members], members
+        return [_Path(*path) for path in zip(centres, areas, path_blobs)], surplus
+
+    # Start where all bodies are visible and the smallest of them is largest; track forwards and backwards from there.
+    full = np.flatnonzero(counts >= number)
     start = max(full, key=lambda t: np.sort(blobs.area[by_frame[t]])[-number])
     first = by_frame[start][np.argsort(-blobs.area[by_frame[start]])[:number]]
-    for path in (range(start, frames), range(start - 1, -1, -1)):
-        place, motion = blobs.centre[first].copy(), np.zeros((number, 2))
+    for order in (range(start, frames), range(start - 1, -1, -1)):
+        position, motion = blobs.centre[first].copy(), np.zeros((number, 2))
         typical, shade = blobs.area[first].copy(), blobs.shade[first]
-        for t in path:
-            found = by_frame[t]
-            expected = place + motion
-            if not len(found):
-                place = expected
+        for t in order:
+            candidates = by_frame[t]
+            expected = position + motion
+            if not len(candidates):
+                position = expected
                 continue
-            cost = np.linalg.norm(expected[:, None] - blobs.centre[found], axis=-1)
-            cost += 8 * np.abs(np.log(typical[:, None] / blobs.area[found]))
-            cost += 100 * np.linalg.norm(shade[:, None] - blobs.shade[found], axis=-1)
+
+            # Assign blobs to bodies by position, area and colour.
+            cost = np.linalg.norm(expected[:, None] - blobs.centre[candidates], axis=-1)
+            cost += 8 * np.abs(np.log(typical[:, None] / blobs.area[candidates]))
+            cost += 100 * np.linalg.norm(shade[:, None] - blobs.shade[candidates], axis=-1)
             rows, columns = linear_sum_assignment(cost)
-            here, now = expected.copy(), np.full(number, np.nan)
-            here[rows], now[rows] = blobs.centre[found[columns]], blobs.area[found[columns]]
-            members[rows, t] = found[columns]
-            extra[t] = np.sum(np.delete(blobs.area[found], columns) > 0.4 * typical.min())
+            centre, area = expected.copy(), np.full(number, np.nan)
+            centre[rows], area[rows] = blobs.centre[candidates[columns]], blobs.area[candidates[columns]]
+            path_blobs[rows, t] = candidates[columns]
+            surplus[t] = np.sum(np.delete(blobs.area[candidates], columns) > 0.4 * typical.min())
+
             missing = np.setdiff1d(np.arange(number), rows)
-            if len(missing):
-                _split(missing, expected, typical, found, blobs, labels, cover, (here, now, members[:, t]))
-            seen_now = np.isfinite(now)
-            centres[seen_now, t], areas[seen_now, t] = here[seen_now], now[seen_now]
-            motion = np.where(seen_now[:, None], here - place, motion)
-            place = here
-    return list(zip(centres, areas, members)), extra
+            in_frame = _Path(centre, area, path_blobs[:, t])
+            for body in missing:
+                _split(int(body), expected, typical, candidates, blobs, labels, cover, in_frame)
+            visible = np.isfinite(area)
+            centres[visible, t], areas[visible, t] = centre[visible], area[visible]
+            motion = np.where(visible[:, None], centre - position, motion)
+            position = centre
+    return [_Path(*path) for path in zip(centres, areas, path_blobs)], surplus
 
 
-def _split(missing, expected, typical, found, blobs, labels, cover, into) -> None:
-    """Bodies of one colour that touch make one patch: parts it among those that it is large enough for."""
-    here, now, member = into
-    for body in missing:
-        patch = found[np.linalg.norm(expected[body] - blobs.centre[found], axis=1).argmin()]
-        sharing = np.append(np.flatnonzero(member == patch), body)
-        if blobs.area[patch] < 0.75 * typical[sharing].sum():
-            continue
-        y, x = np.nonzero(labels[blobs.colour[patch], blobs.frame[patch]] == patch + 1)
-        weight = cover[blobs.colour[patch], blobs.frame[patch], y, x]
-        pixels, centre = np.stack([x, y], axis=1) + 0.5, expected[sharing]
-        for _ in range(10):
-            power = np.square(pixels[:, None] - centre).sum(axis=-1) - typical[sharing] / np.pi
-            mine = (power.argmin(axis=1)[:, None] == np.arange(len(sharing))) * weight[:, None]
-            part = mine.sum(axis=0)
-            middle = mine.T @ pixels / np.maximum(part, 1e-9)[:, None]
-            centre = np.where(part[:, None] > 0, middle, centre)
-        here[sharing], now[sharing], member[sharing] = centre, np.where(part > 0, part, np.nan), -1
+def _split(
+    body: int,
+    expected: np.ndarray,
+    typical: np.ndarray,
+    candidates: np.ndarray,
+    blobs: _Blobs,
+    labels: np.ndarray,
+    cover: np.ndarray,
+    in_frame: _Path,
+) -> None:
+    """Divides a blob between a missing body and the bodies assigned to it: touching bodies of one colour form one blob.
+
+    Nothing happens if the blob is too small for all of them.
+
+    Args:
+      body: without a blob in this frame.
+      expected: predicted centres, [K, 2].
+      typical: typical areas, [K].
+      candidates: blobs of the frame.
+      blobs, labels, cover: as for `_link`.
+      in_frame: centres [K, 2], areas [K] and blobs [K] of this frame, updated in place.
+    """
+    blob = candidates[np.linalg.norm(expected[body] - blobs.centre[candidates], axis=1).argmin()]
+    sharing = np.append(np.flatnonzero(in_frame.blob == blob), body)
+    if blobs.area[blob] < 0.75 * typical[sharing].sum():
+        return
+    y, x = np.nonzero(labels[blobs.colour[blob], blobs.frame[blob]] == blob + 1)
+    weight = cover[blobs.colour[blob], blobs.frame[blob], y, x]
+    pixels, centre = np.stack([x, y], axis=1) + 0.5, expected[sharing]
+
+    # Lloyd's algorithm on a power diagram, so that larger bodies get more pixels.
+    for _ in range(10):
+        power = np.square(pixels[:, None] - centre).sum(axis=-1) - typical[sharing] / np.pi
+        share = (power.argmin(axis=1)[:, None] == np.arange(len(sharing))) * weight[:, None]
+        area = share.sum(axis=0)
+        mean = share.T @ pixels / np.maximum(area, 1e-9)[:, None]
+        centre = np.where(area[:, None] > 0, mean, centre)
+    in_frame.centre[sharing] = centre
+    in_frame.area[sharing] = np.where(area > 0, area, np.nan)
+    in_frame.blob[sharing] = -1  # of several bodies
 
 
-def _extent(labels: np.ndarray, cover: np.ndarray, members: list, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _extent(
+    labels: np.ndarray, cover: np.ndarray, path_blobs: list[np.ndarray], centres: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Reach of bodies from their centres, [K, 4], and their radii, [K], in pixels: medians over frames."""
     frames, number, size = *centres.shape[:2], labels.shape[-1]
     owner = np.full(labels.max() + 1, -1)
-    for body, blobs in enumerate(members):
+    for body, blobs in enumerate(path_blobs):
         owner[blobs[blobs >= 0] + 1] = body
     colour, frame, y, x = np.nonzero(labels)
     body, weight = owner[labels[colour, frame, y, x]], cover[colour, frame, y, x]
-    body, frame, y, x, weight = (part[body >= 0] for part in (body, frame, y, x, weight))
-    seen = np.zeros((frames, number), bool)
-    seen[frame, body] = True
+    owned = body >= 0
+    body, frame, y, x, weight = body[owned], frame[owned], y[owned], x[owned], weight[owned]
+    visible = np.zeros((frames, number), bool)
+    visible[frame, body] = True
+
+    def median(values: np.ndarray) -> np.ndarray:
+        """Medians of values [T, K] over the frames in which a body is visible, [K]; 0 if there are none."""
+        medians = np.zeros(number)
+        for k in range(number):
+            if visible[:, k].any():
+                medians[k] = np.median(values[visible[:, k], k])
+        return medians
+
     reach = []
     edges = np.arange(size)
-    for axis, place in enumerate((x, y)):
+    for axis, coordinate in enumerate((x, y)):
         # The largest coverage in each column sums to the width, and to its parts on both sides of the centre.
         profile = np.zeros((frames, number, size), np.float32)
-        np.maximum.at(profile, (frame, body, place), weight)
+        np.maximum.at(profile, (frame, body, coordinate), weight)
         after = np.clip(edges + 1 - np.nan_to_num(centres[..., axis, None]), 0, 1)
         reach += [(profile * (1 - after)).sum(axis=-1), (profile * after).sum(axis=-1)]
     radius = np.zeros((frames, number))
-    away = np.stack([x, y], axis=1) + 0.5 - centres[frame, body]
+    offset = np.stack([x, y], axis=1) + 0.5 - centres[frame, body]
     inner = weight > 0.5
-    np.maximum.at(radius, (frame[inner], body[inner]), (np.linalg.norm(away, axis=1) + weight - 0.5)[inner])
-    middle = lambda values: np.array([np.median(v[s]) if s.any() else 0.0 for v, s in zip(values.T, seen.T)])
-    return np.stack([middle(side) for side in reach], axis=1), middle(radius)
+    distance = np.linalg.norm(offset, axis=1) + weight - 0.5
+    np.maximum.at(radius, (frame[inner], body[inner]), distance[inner])
+    return np.stack([median(side) for side in reach], axis=1), median(radius)

