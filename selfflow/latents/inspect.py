@@ -193,13 +193,13 @@ def _notes(statistics: dict[str, np.ndarray]) -> tuple[str, ...]:
     outside = int(np.sum((std >= 1e-6) & ((std < low) | (std > high))))
     if outside:
         notes.append(
-            f"{outside} of {len(std)} channels have a std outside of {low:g} to {high:g}, where the noise has 1: a noise "
-            "level removes less or more of them"
+            f"{outside} of {len(std)} channels have a std outside of {low:g} to {high:g}, where the noise has 1: a "
+            "noise level removes less or more of them"
         )
     heavy = int(np.sum(np.nan_to_num(kurtosis) > _MAX_KURTOSIS))
     if heavy:
         notes.append(
-            f"{heavy} of {len(std)} channels have an excess kurtosis above {_MAX_KURTOSIS:g}: rare large values, which a "
-            "velocity predicts badly"
+            f"{heavy} of {len(std)} channels have an excess kurtosis above {_MAX_KURTOSIS:g}: rare large values, which "
+            "a velocity predicts badly"
         )
     return tuple(notes)
