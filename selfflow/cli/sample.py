@@ -29,8 +29,8 @@ class Options:
     default the first."""
     context: tuple[str, ...] = ()
     """What samples are conditioned on: a modality (video), first_frame, prefix:SECONDS, inpaint_time:FROM,TO or
-    inpaint_region:LEFT,TOP,RIGHT,BOTTOM (to be generated), each from a file (video=clip.mp4) or else from the run's test
-    split; image@0.6 starts from an image with this much noise."""
+    inpaint_region:LEFT,TOP,RIGHT,BOTTOM (to be generated), each from a file (video=clip.mp4) or else from the run's
+    test split; image@0.6 starts from an image with this much noise."""
     count: int = 16
     """Number of samples."""
     seed: int = 0

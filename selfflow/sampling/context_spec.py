@@ -156,8 +156,8 @@ def _check_levels(requests: tuple[ContextRequest, ...], modalities: Mapping[str,
     generated = [m for m in modalities if m not in context_modalities]
     if levels and (len(set(levels.values())) > 1 or set(levels) != set(generated)):
         raise UserError(
-            f"--context {' '.join(request.text for request in requests)}: samples start at one noise level: give all of "
-            f"{', '.join(generated)} at the same, or none"
+            f"--context {' '.join(request.text for request in requests)}: samples start at one noise level: give all "
+            f"of {', '.join(generated)} at the same, or none"
         )
 
 

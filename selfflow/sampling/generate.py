@@ -27,8 +27,8 @@ class Sampler:
     steps: int = 50
     """Steps of the solver. Heun evaluates the model 2 steps - 1 times, the others once per step."""
     shift: float = 1.0
-    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid of taus; above 1 steps are short near
-    noise."""
+    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid of taus; above 1 steps are short
+    near noise."""
     guidance: float = 1.0
     """Scale of classifier-free guidance towards label and caption; 1 is none. Both velocities keep the context."""
     guidance_low: float = 0.0

@@ -68,7 +68,7 @@ def test_flags_that_say_nothing(text, said):
         (["prefix:9"], TABLE, "nothing is left"),
         (["prefix:0.01"], TABLE, "no token"),
         (["image"], TABLE, "no token"),
-        (["audio@0.5"], TABLE, "give all of video, audio at the same"),
+        (["audio@0.5"], TABLE, "of video, audio at the same"),
         (["audio@0.5", "video@0.4"], TABLE, "one noise level"),
     ],
 )
