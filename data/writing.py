@@ -7,7 +7,6 @@ and renamed when it is whole; a lock lets one process build it, so that others w
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -131,34 +130,6 @@ class RecordsBuilder(FileReaderBuilder, skip_registration=True):
 
 
 Builder = TypeVar("Builder", bound=tfds.core.DatasetBuilder)
-
-
-def newest(builder: type[RecordsBuilder], settings: Any, data_dir: Path, report: str) -> str:
-    """Name of the last config that was built with some settings from a folder that is gone, or under a name; says so.
-
-    Args:
-      builder: of the data set.
-      settings: which have a `source`, a `name` and a `key` that stands in the name of the config.
-      data_dir: folder of data sets.
-      report: file beside the shards that tells, under `built`, when that was.
-
-    Raises:
-      UserError: there is none.
-    """
-    found = []
-    for path in data_dir.glob(f"{builder.name}/*-{settings.key()}-*/{builder.VERSION}/{report}"):
-        found.append((json.loads(path.read_text())["built"], path.parent.parent.name))
-    wanted = settings.folder() or settings.name
-    if not found:
-        missing = f"the folder {wanted} does not exist" if settings.source else f"no data set {wanted!r} was built"
-        raise UserError(
-            f"{missing}, and {data_dir} holds no data set of it with these settings; check {settings.kind}.source"
-        )
-    built, name = max(found)
-    print(
-        f"{settings.kind}: {wanted} is not there; using the data set built from it at {built[:19]} UTC", file=sys.stderr
-    )
-    return name
 
 
 def _fill(builder: tfds.core.DatasetBuilder) -> None:

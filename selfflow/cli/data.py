@@ -1,9 +1,7 @@
 """`selfflow data list | build | show | verify | delete`: data sets on disk."""
 
-import difflib
 import sys
 from collections import defaultdict
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from selfflow.cli.folders import refuse_bucket
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least, did_you_mean
 from selfflow.storage.paths import data_folder
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ def main(arguments: list[str]) -> None:
         return
     action, *rest = arguments
     if action not in _ACTIONS:
-        raise UserError(f"no action {action!r}; {_suggestion(action, _ACTIONS)}; example: {_EXAMPLES['build']}")
+        raise UserError(f"no action {action!r}; {did_you_mean(action, _ACTIONS)}; example: {_EXAMPLES['build']}")
     if action == "list":
         from selfflow.cli.listing import list_data
 
@@ -108,7 +106,7 @@ def _parse(action: str, arguments: list[str]) -> tuple["Dataset", Any, Path]:
     name, *flags = arguments
     kind, _, within = name.partition(":")
     if kind not in DATASETS or (within and kind != "tfds"):
-        raise UserError(f"no data set {name!r}; {_suggestion(kind, DATASETS)}; example: {_EXAMPLES[action]}")
+        raise UserError(f"no data set {name!r}; {did_you_mean(kind, DATASETS)}; example: {_EXAMPLES[action]}")
     default = DATASETS[kind](name=within) if within else DATASETS[kind]()
     options = {
         "show": Show(Path(f"{(within or kind).replace('/', '-').replace(':', '-')}-samples")),
@@ -139,11 +137,6 @@ def _parse(action: str, arguments: list[str]) -> tuple["Dataset", Any, Path]:
     return settings, options, data_folder(data_dir)
 
 
-def _suggestion(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-
-
 def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
@@ -162,7 +155,7 @@ def _build(settings: "Dataset", options: Build, data_dir: Path) -> None:
         return
 
     from selfflow.cli.encode import print_latents
-    from selfflow.config.experiment import modality_stream
+    from selfflow.config.shapes import modality_stream
     from selfflow.latents.encode import encode
     from selfflow.latents.fit_autoencoder import fit_autoencoder
     from selfflow.media import medium_of
@@ -185,8 +178,7 @@ def _show(settings: "Dataset", options: Show, data_dir: Path) -> None:
     from selfflow.data.catalogue import card
     from selfflow.sampling.dataset_samples import write_dataset_samples
 
-    if options.count < 1:
-        raise UserError(f"count is {options.count}: give at least 1")
+    check_at_least(options, "--", count=1)
     if settings.holds_latents:
         raise UserError(
             f"{settings.kind} holds latents without media: `selfflow encode EXPERIMENT --inspect` decodes them"
@@ -223,10 +215,10 @@ def _verify(settings: "Dataset", options: NoOptions, data_dir: Path) -> None:
     from selfflow.latents.store import MANIFEST
     from selfflow.latents.verify import latents_folders, records_of, verify_latents
     from selfflow.progress import Progress
-    from selfflow.storage.copies import fetch
+    from selfflow.storage.mirror import fetch_folder
 
     built, contents = build(settings, data_dir), Contents()
-    fetch(data_dir / "latents", MANIFEST)
+    fetch_folder(data_dir / "latents", MANIFEST)
     total = sum(built.splits.values())
     with Progress("verify data set", total, unit="records") as progress:
         problems = verify_data(built, contents, progress.advance)
@@ -258,8 +250,8 @@ def _print_problems(part: str, records: int, problems: list["Problem"], folder: 
 
 def _delete(settings: "Dataset", options: Delete, data_dir: Path) -> None:
     from selfflow.data.built import build
-    from selfflow.input.exclude import read_ids
     from selfflow.latents.delete.delete import delete_samples
+    from selfflow.latents.ids import read_ids
     from selfflow.progress import Progress
 
     ids = read_ids(options.ids)

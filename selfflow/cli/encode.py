@@ -35,10 +35,12 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     experiment, options, data_dir = parsed
+    from selfflow.config.resolve import resolve
     from selfflow.run.prepare_data import prepare_data
 
-    experiment = experiment.resolved()
-    prepared = prepare_data(experiment, data_dir, options.share)
+    setup = resolve(experiment)
+    experiment = setup.experiment
+    prepared = prepare_data(setup, data_dir, options.share)
     if prepared is None:
         print("this host's share is encoded; the latents are complete once the other hosts have encoded theirs")
         return

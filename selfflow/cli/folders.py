@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from selfflow.errors import UserError
-from selfflow.storage.paths import url_of
+from selfflow.storage.paths import url_of_copy
 
 SETTINGS = "samples.json"
 """File in a folder of samples that holds the settings with which they were drawn."""
@@ -13,7 +13,7 @@ SETTINGS = "samples.json"
 
 def refuse_bucket(folder: Path, command: str) -> None:
     """Raises `UserError` if the data folder is the copy of one in a bucket, for a command that works on disks alone."""
-    bucket = url_of(folder)
+    bucket = url_of_copy(folder)
     if bucket:
         raise UserError(
             f"--data-dir {bucket}: `selfflow {command}` works on a local disk: copy the folder to one, and back "

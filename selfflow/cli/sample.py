@@ -7,10 +7,10 @@ from typing import Literal
 
 from selfflow.cli.folders import SETTINGS, claim_path, unused_path
 from selfflow.cli.parse import parse_run
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 from selfflow.training.sharding import Devices
 
 _EXAMPLE = "selfflow sample runs/any_to_any --modality audio --context video=clip.mp4 --count 8"
@@ -53,9 +53,7 @@ class Options:
     """Folder of the run's data, if context comes from it; by default where it was in training."""
 
     def __post_init__(self):
-        for name in ("count", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        check_at_least(self, "--", count=1, batch_size=1)
 
 
 def main(arguments: list[str]) -> None:
@@ -77,12 +75,12 @@ def main(arguments: list[str]) -> None:
 
     # Samples are in a folder of their settings, so that those of other settings do not mix.
     settings = {name: value for name, value in to_json(options).items() if name not in _NO_SETTINGS}
-    source = run.source if url(path) else str(run.path.resolve())
+    source = run.source if bucket_url(path) else str(run.path.resolve())
     component = sampler.component or "image"
     settings = {"run": source, "component": component, **settings, "step": model.step}
     folder = options.out
     if folder is None:
-        if url(path):
+        if bucket_url(path):
             raise UserError(f"{path} is in a bucket: name a local folder for the samples with --out")
         cases = "".join(f"_{text.partition('=')[0].replace(':', '-')}" for text in options.context)
         name = f"{component}{cases}_seed{options.seed}"

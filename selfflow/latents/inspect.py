@@ -101,8 +101,8 @@ def _inspect(
 def _sample_latents(latents: Latents, built: BuiltDataset | None, m: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Latents of a modality, of the validation split if there is one, and the media that they were encoded from."""
     split = "validation" if "validation" in latents.records else "train"
-    source, records = latents.source(split), built.records(split) if built else None
-    indices = source.having((m,))[:_MAX_RECORDS]
+    source, records = latents.open_split(split), built.records(split) if built else None
+    indices = source.indices_with((m,))[:_MAX_RECORDS]
     stored, originals, size = [], [], 0
     with Progress(f"inspect {m}", len(indices), unit="record") as progress:
         for i in indices:

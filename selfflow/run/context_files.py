@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfflow.data.media import Media
-from selfflow.data.media.read import read_clip, read_still
+from selfflow.data.media.read import read_clip, read_image
 from selfflow.errors import UserError
 from selfflow.media import medium_of
 from selfflow.modality import modality_of
 from selfflow.sampling.context_spec import ContextRequest
 
 if TYPE_CHECKING:
-    from selfflow.config.experiment import Media as MediaShape
+    from selfflow.config.shapes import MediaSpec
 
 
 def read_context(
-    request: ContextRequest, names: tuple[str, ...], media: Mapping[str, "MediaShape"]
+    request: ContextRequest, names: tuple[str, ...], media: Mapping[str, "MediaSpec"]
 ) -> dict[str, np.ndarray]:
     """Reads the file of a request.
 
@@ -35,13 +35,13 @@ def read_context(
     """
     images = tuple(m for m in names if not medium_of(m).has_time)
     timed = tuple(m for m in names if m not in images)
-    clips = {m: read_still(request.file, _side(m, media)) for m in images}
+    clips = {m: read_image(request.file, _side(m, media)) for m in images}
     if not timed:
         return clips
     if request.case == "first_frame":
         (m,) = timed
         # The other frames are generated, whatever they are here.
-        frame = read_still(request.file, _side(m, media))
+        frame = read_image(request.file, _side(m, media))
         return clips | {m: np.stack([frame] * media[m].shape[0])}
     try:
         return clips | read_clip(request.file, timed, _clip_settings(timed, media))
@@ -56,14 +56,14 @@ def read_context(
     return clips
 
 
-def _side(m: str, media: Mapping[str, "MediaShape"]) -> int:
+def _side(m: str, media: Mapping[str, "MediaSpec"]) -> int:
     height, width, _ = media[m].shape[-3:]
     if height != width:
         raise UserError(f"this run's {m} is {width} x {height}: only square images can be read from a file")
     return height
 
 
-def _clip_settings(timed: tuple[str, ...], media: Mapping[str, "MediaShape"], seconds: float | None = None) -> Media:
+def _clip_settings(timed: tuple[str, ...], media: Mapping[str, "MediaSpec"], seconds: float | None = None) -> Media:
     """Size, rates and length of a clip, at most `seconds` long."""
     by_modality = {modality_of(m): media[m] for m in timed}
     audio = by_modality.get("audio")

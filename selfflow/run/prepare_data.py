@@ -9,29 +9,32 @@ from typing import Any
 
 from selfflow.autoencoders.config import AnyAutoencoder, can_decode, uses_pretrained
 from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset, build
 from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
-from selfflow.input.exclude import read_ids
-from selfflow.latents.encode import EncodeShare, encode, wait_for
-from selfflow.latents.features import check_features, identities_of
+from selfflow.latents.encode import EncodeShare, encode
+from selfflow.latents.features import check_features, encoder_identities
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
+from selfflow.latents.ids import read_ids
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
-from selfflow.storage.copies import fetch
-from selfflow.storage.paths import local
+from selfflow.modality import Modality
+from selfflow.storage.lock import wait_for_file
+from selfflow.storage.mirror import fetch_folder
+from selfflow.storage.paths import local_path
 from selfflow.weights.read import sha256_of
 
 
 def prepare_data(
-    experiment: Experiment, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
+    setup: FlowSetup, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
 ) -> tuple[BatchSource, dict[str, BuiltDataset]] | None:
     """What the mixture of an experiment is read from, and its data sets.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       data_dir: cache folder of data sets, autoencoders and latents.
       share: which part of the encoding is this process's.
       own: a run's copies of its autoencoders, which it goes on with, whatever lies at their paths by now.
@@ -42,9 +45,9 @@ def prepare_data(
     Raises:
       UserError: for what a user can correct in data, latents or experiment.
     """
+    experiment, modalities = setup.experiment, setup.objective.modalities
     if own:
         experiment = _with_copies(experiment, own)
-    modalities = experiment.modalities()
     excluded = read_ids(experiment.exclude) if experiment.exclude else set()
     used = sorted({component.data for component in experiment.mixture.values()})
     built = {name: build(experiment.data[name], data_dir) for name in used if name not in experiment.latents}
@@ -53,7 +56,7 @@ def prepare_data(
     }
     identity = cached_text_encoder(experiment.text).identity if experiment.text and built else None
     encoders = {name: _encoders(experiment, name) for name in used}
-    known = identities_of({m: encoder for name in built for m, encoder in encoders[name].items()})
+    known = encoder_identities({m: encoder for name in built for m, encoder in encoders[name].items()})
     for name, found in latents.items():
         found.check(experiment.autoencoders, modalities, experiment.text, identity)
         check_features(found, encoders[name], known)
@@ -67,7 +70,9 @@ def prepare_data(
         return None
     _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
-    return _feed(experiment, latents), {name: b for name, b in built.items() if not b.settings.holds_latents}
+    return _feed(experiment, setup.modalities, latents), {
+        name: b for name, b in built.items() if not b.settings.holds_latents
+    }
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:
@@ -112,8 +117,8 @@ def _with_copies(experiment: Experiment, own: Path) -> Experiment:
 
 
 def _latents(path: str, excluded: Collection[str]) -> Latents:
-    folder = local(path)
-    fetch(folder, MANIFEST)
+    folder = local_path(path)
+    fetch_folder(folder, MANIFEST)
     return Latents(folder, excluded)
 
 
@@ -123,7 +128,9 @@ def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
     return {m: encoder for m, encoder in experiment.alignment.target_encoders.items() if m in taken}
 
 
-def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
+def _feed(
+    experiment: Experiment, modalities: Mapping[str, Mapping[str, Modality]], latents: dict[str, Latents]
+) -> BatchSource:
     caption = None
     if experiment.text:
         caption = (experiment.text.tokens, experiment.model.text)
@@ -136,7 +143,7 @@ def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
     return BatchSource(
         latents,
         experiment.mixture,
-        {name: experiment.modalities(name) for name in experiment.mixture},
+        modalities,
         experiment.curriculum,
         experiment.label,
         experiment.model.labels,
@@ -169,7 +176,7 @@ def _fit(
         elif having:
             if share.host and can_decode(config):
                 notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
-                wait_for(notes, f"it fits the {m} autoencoder")
+                wait_for_file(notes, f"it fits the {m} autoencoder")
             fitted[m] = fit_autoencoder(m, config, having, excluded, data_dir)
     return fitted
 
@@ -206,7 +213,7 @@ def _check_identities(latents: dict[str, Latents], encoders: dict[str, dict[str,
 def _say_excluded(path: str, excluded: Collection[str], latents: dict[str, Latents]) -> None:
     if not excluded:
         return
-    sources = [found.source(split) for found in latents.values() for split in found.records]
+    sources = [found.open_split(split) for found in latents.values() for split in found.records]
     known = {i.decode() for source in sources for i in source.index["id"][source.excluded]}
     missing = sorted(set(excluded) - known)
     shown = f"; not in the data: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}" if missing else ""

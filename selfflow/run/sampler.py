@@ -27,6 +27,7 @@ from selfflow.sampling.solvers import LAST_TAU
 
 if TYPE_CHECKING:
     from selfflow.config.experiment import Experiment
+    from selfflow.config.setup import FlowSetup
     from selfflow.input.reader import Reader
 
 
@@ -66,6 +67,7 @@ class SampleRequest:
 class SampledRun(Protocol):
     """What sampling needs of a run; `selfflow.run.run.Run` has it."""
 
+    setup: "FlowSetup"
     experiment: "Experiment"
     objective: Any
     source: str
@@ -115,12 +117,14 @@ class RunSampler:
             known += ("image",)
         context = tuple(parse_context(text, known) for text in request.context)
         self.component, self._context = choose_component(request.modalities, context, streams)
-        self.modalities = {m: experiment.modalities(self.component)[m] for m in streams[self.component]}
+        # Imported weights have no mixture, and the modalities of their objective.
+        modalities = run.setup.modalities.get(self.component) or run.objective.modalities
+        self.modalities = {m: modalities[m] for m in streams[self.component]}
         check_trained(self._context, self.modalities, experiment.schedule.context)
         self._masks = merge_requests(self._context, self.modalities)
 
         # Media, and clean latents of the context.
-        media = experiment.media(self.component) if experiment.data else {}
+        media = run.setup.media.get(self.component, {})
         self.media = {m: shape for m, shape in media.items() if can_decode(experiment.autoencoders[m])}
         if not self.media and any(r.file for r in self._context):
             raise UserError(f"--context: {run.source} has no autoencoder, which is needed to read a file")

@@ -1,6 +1,5 @@
 """Context of samples as `--context CASE[:NUMBERS][@TAU][=FILE]`: parsed, checked, and turned into masks of tokens."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from selfflow import context
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 from selfflow.media import medium_of
 from selfflow.modality import Modality, modality_of
 
@@ -79,9 +78,8 @@ def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
     spec, at, level = spec.partition("@")
     name, _, arguments = spec.partition(":")
     if name not in (*known, *_SYNTAX):
-        near = difflib.get_close_matches(name, (*known, *_SYNTAX), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"give {', '.join((*known, *_SYNTAX.values()))}"
-        raise UserError(f"--context {text}: {name!r} is neither a modality of this run nor a case; {hint}")
+        remedy = did_you_mean(name, (*known, *_SYNTAX))
+        raise UserError(f"--context {text}: {name!r} is neither a modality of this run nor a case; {remedy}")
     try:
         numbers = tuple(float(number) for number in arguments.split(",")) if arguments else ()
         tau = float(level) if at else 0.0

@@ -58,7 +58,7 @@ def assert_same_numbers(found, expected) -> None:
 @pytest.mark.parametrize("processes, devices", [(2, 1), (1, 4)])
 def test_many_devices_evaluate_together(processes, devices, data_dir, tmp_path, monkeypatch):
     """All draw the samples, one looks at them; the numbers are those of one device, and training is undisturbed."""
-    monkeypatch.setattr("selfflow.tasks.final_evaluation.evaluate_run", lambda *_: {})
+    monkeypatch.setattr("selfflow.tasks.flow.evaluate_run", lambda *_: {})
     train(small(evaluate_every=5), tmp_path / "alone", data_dir)
     monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
     finished(start(tmp_path / "both", data_dir, processes, tensor=2, evaluate_every=5))
@@ -75,7 +75,7 @@ def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path
 
     The two read a half of every batch each; when they go on, with heads and channels split between them, all of it.
     """
-    monkeypatch.setattr("selfflow.tasks.final_evaluation.evaluate_run", lambda *_: {})
+    monkeypatch.setattr("selfflow.tasks.flow.evaluate_run", lambda *_: {})
     folder, alone, whole = tmp_path / "run", tmp_path / "alone", tmp_path / "whole"
     train(small(), whole, data_dir)
     both = start(folder, data_dir, 2)
@@ -132,7 +132,7 @@ from selfflow.training.distributed import Processes, barrier, is_primary
 from selfflow.training.state import State
 
 address, folder, number = sys.argv[1:]
-Processes(address, 2, int(number)).join()
+Processes(address, 2, int(number)).connect()
 mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), ()))
 def made(step):
@@ -190,7 +190,7 @@ def test_one_process_is_alone(monkeypatch):
 
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    Processes().join()
+    Processes().connect()
     assert not jax.distributed.is_initialized()
     assert run_on_all(lambda: 3) == primary_first(lambda: 3) == check_agreed(3, "a number") == 3
     with pytest.raises(UserError, match="^as it is$"):
@@ -236,7 +236,7 @@ def test_a_lone_host_of_gke_is_alone(monkeypatch):
         "TPU_WORKER_HOSTNAMES": "localhost",
     }.items():
         monkeypatch.setenv(name, value)
-    Processes().join()
+    Processes().connect()
     assert not jax.distributed.is_initialized()
 
 
@@ -248,7 +248,7 @@ _MEET = """
 from selfflow.errors import UserError
 from selfflow.training.distributed import Processes, barrier, check_agreed, is_primary, run_on_all
 
-Processes().join()
+Processes().connect()
 assert check_agreed("alike", "what is alike") == "alike"
 def work():
     if not is_primary():

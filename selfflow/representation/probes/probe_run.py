@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.progress import Progress
 from selfflow.representation.features.extract import features
 from selfflow.representation.probes.attentive import attentive_probe
@@ -52,9 +52,7 @@ class Probing:
     """Clips of each split whose tokens are probed one by one."""
 
     def __post_init__(self):
-        for name in ("clips", "token_clips"):
-            if getattr(self, name) < 2:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 2")
+        check_at_least(self, "--", clips=2, token_clips=2)
         if not self.tau or not all(0 <= tau <= 1 for tau in self.tau):
             raise UserError(f"--tau is {self.tau}: give numbers from 0 to 1")
 
