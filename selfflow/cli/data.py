@@ -14,17 +14,19 @@ from selfflow.storage.paths import data_folder
 
 if TYPE_CHECKING:
     from selfflow.data.built import BuiltDataset
+    from selfflow.data.dataset import Dataset
     from selfflow.data.verify import Problem
     from selfflow.latents.delete.delete import DeletionReport
 
 _LINES_PER_GROUP = 20
+_SHOWN_SIBLINGS = 5
 
 _ACTIONS = {
-    "list": "the data sets, and what is built of each",
-    "build": "make a data set; what is already built is found again",
-    "show": "tell of a data set, and write samples to look at and listen to",
-    "verify": "read all of a data set and its latents, and say what is wrong",
-    "delete": "remove samples for good, from a data set and its latents",
+    "list": "print the data sets, and what is built of each",
+    "build": "build a data set; one that is built is not built again",
+    "show": "print the card of a data set and write samples",
+    "verify": "read all of a data set and its latents, and print the problems",
+    "delete": "delete samples for good, from a data set and its latents",
 }
 _EXAMPLES = {
     "list": "selfflow data list",
@@ -45,8 +47,8 @@ class Build:
     """Flags of `selfflow data build`."""
 
     autoencoder: dict[str, str] = field(default_factory=lambda: {"image": "", "video": "", "audio": ""})
-    """Also encode a modality by an autoencoder, NAME or NAME=PATH, such as sd-vae=sd-vae.safetensors. An experiment
-    with the same autoencoders finds the latents, and without further need of an experiment they can be copied."""
+    """Also encode a modality by an autoencoder, NAME or NAME=PATH, such as sd-vae=sd-vae.safetensors. Experiments with
+    the same autoencoders use these latents."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Show:
     out: Path
     """Folder for the samples."""
     count: int = 6
-    """Films, sounds and rows of stills to show."""
+    """Videos, audio clips and rows of images to write."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,15 @@ class Delete:
     """Flags of `selfflow data delete`."""
 
     ids: Path
-    """File with the ids of the samples to remove, one on each line."""
+    """File with the ids of the samples to delete, one on each line."""
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `ACTION [NAME] [--data-dir DIR] [--SETTING VALUE ...]` and does it."""
+    """Parses `ACTION [NAME] [--data-dir DIR] [--SETTING VALUE ...]` and runs the action."""
     if not arguments or arguments[0] in ("-h", "--help"):
         actions = "\n".join(f"  {name:<8} {text}" for name, text in _ACTIONS.items())
         print(f"usage: selfflow data ACTION [NAME] [--data-dir DIR] [--SETTING VALUE ...]\n\nactions:\n{actions}")
-        print(f"\nexample:\n  {_EXAMPLES['build']}\n\n`selfflow data ACTION --help` tells more.")
+        print(f"\nexample:\n  {_EXAMPLES['build']}\n\n`selfflow data ACTION --help` prints more.")
         return
     action, *rest = arguments
     if action not in _ACTIONS:
@@ -97,7 +99,7 @@ def main(arguments: list[str]) -> None:
     {"build": _build, "show": _show, "verify": _verify, "delete": _delete}[action](settings, options, data_dir)
 
 
-def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
+def _parse(action: str, arguments: list[str]) -> tuple["Dataset", Any, Path]:
     """Settings of the data set, options of the action, data folder."""
     from selfflow.data.catalogue import DATASETS
 
@@ -116,11 +118,11 @@ def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
         settings: Annotated[DATASETS[kind], tyro.conf.arg(name="")] = default,
         options: Annotated[type(options), tyro.conf.arg(name="")] = options,
         data_dir: Path | None = None,
-    ) -> tuple[Any, Any, Path | None]:
+    ) -> tuple["Dataset", Any, Path | None]:
         """Reads the flags.
 
         Args:
-          settings: its settings.
+          settings: of the data set.
           options: of the action.
           data_dir: folder for data sets and latents; by default $SELFFLOW_DATA or ~/.cache/selfflow.
         """
@@ -135,154 +137,179 @@ def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
     return settings, options, data_folder(data_dir)
 
 
-def _counted(count: int) -> str:
-    return f"{count} record{'s' * (count != 1)}"
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _built(settings: Any, data_dir: Path) -> "BuiltDataset":
+def _build(settings: "Dataset", options: Build, data_dir: Path) -> None:
+    from selfflow.autoencoders.parse import parse_autoencoder
     from selfflow.data.built import build
 
-    return build(settings, data_dir)
-
-
-def _build(settings: Any, options: Build, data_dir: Path) -> None:
-    from selfflow.autoencoders.parse import parse_autoencoder
-
-    chosen = {m: parse_autoencoder(text, m) for m, text in options.autoencoder.items() if text}
+    autoencoders = {m: parse_autoencoder(text, m) for m, text in options.autoencoder.items() if text}
     settings = settings.resolved()
-    built = _built(settings, data_dir)
+    built = build(settings, data_dir)
     for split, count in built.splits.items():
         print(f"{split:<12} {count} records")
     print(f"in {built.folder}")
-    if chosen:
-        from selfflow.cli.encode import say_latents
-        from selfflow.config.shapes import modality_stream
-        from selfflow.latents.encode import encode
-        from selfflow.latents.fit_autoencoder import fit_autoencoder
+    if not autoencoders:
+        return
 
-        shapes = settings.media_shapes(built.folder)
-        for m in chosen:
-            if m not in shapes:
-                raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and not {m}")
-        # How latents are cut into tokens is an experiment's matter.
-        whole = {"image": (1, 1), "video": (1, 1, 1), "audio": (1,)}
-        streams = {m: modality_stream(settings, m, config, whole[m]) for m, config in chosen.items()}
-        fitted = {m: fit_autoencoder(m, config, {settings.kind: built}, (), data_dir) for m, config in chosen.items()}
-        say_latents("latents", encode(built, fitted, streams, None, data_dir))
+    from selfflow.cli.encode import print_latents
+    from selfflow.config.shapes import modality_stream
+    from selfflow.latents.encode import encode
+    from selfflow.latents.fit_autoencoder import fit_autoencoder
+    from selfflow.media import medium_of
+
+    shapes = settings.media_shapes(built.folder)
+    streams, fitted = {}, {}
+    for m, config in autoencoders.items():
+        if m not in shapes:
+            raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and no {m}")
+        # Patches are an experiment's choice, and latents do not depend on them.
+        patch = (1,) * (len(medium_of(m).latent_axes) - 1)
+        streams[m] = modality_stream(settings, m, config, patch)
+    for m, config in autoencoders.items():
+        fitted[m] = fit_autoencoder(m, config, {settings.kind: built}, (), data_dir)
+    print_latents("latents", encode(built, fitted, streams, None, data_dir))
 
 
-def _show(settings: Any, options: Show, data_dir: Path) -> None:
-    from selfflow.cli.samples import write_samples
+def _show(settings: "Dataset", options: Show, data_dir: Path) -> None:
+    from selfflow.data.built import build
     from selfflow.data.catalogue import card
+    from selfflow.sampling.dataset_samples import write_dataset_samples
 
     check_at_least(options, "--", count=1)
     if settings.holds_latents:
         raise UserError(
-            "these are latents, of media that are not there: `selfflow encode EXPERIMENT --inspect` draws them"
+            f"{settings.kind} holds latents without media: `selfflow encode EXPERIMENT --inspect` decodes them"
         )
-    built = _built(settings, data_dir)
+    built = build(settings, data_dir)
     print(card(settings.kind).strip() + "\n")
     print(f"{built.name}: {', '.join(f'{split} {count}' for split, count in built.splits.items())} records")
     print(f"in {built.folder}\n")
-    write_samples(built, options.out, options.count)
+    samples = write_dataset_samples(built, options.out, options.count)
+    for kind, records in samples.records.items():
+        for i, record in enumerate(records):
+            print(f"{kind} {i}: {_describe(record, built)}")
+    names = ", ".join(path.name for path in samples.files)
+    print(f"\n{_plural(len(samples.files), 'file')} in {options.out}: {names}")
 
 
-def _verify(settings: Any, options: NoOptions, data_dir: Path) -> None:
+def _describe(record: dict[str, Any], built: "BuiltDataset") -> str:
+    """Id, labels and caption of a record; labels by name if the data set has names of them."""
+    from selfflow.data.verify import numbers_of
+
+    parts, labels = [record["id"]], numbers_of(record)
+    del labels["quality"]
+    for name, value in labels.items():
+        class_names = built.metadata.get(f"{name}s") or []
+        is_named = isinstance(class_names, list) and 0 <= value < len(class_names)
+        parts.append(f"{name} {value} ({class_names[value]})" if is_named else f"{name} {value}")
+    caption = f': "{record["caption"]}"' if record.get("caption") else ""
+    return ", ".join(parts) + caption
+
+
+def _verify(settings: "Dataset", options: NoOptions, data_dir: Path) -> None:
+    from selfflow.data.built import build
     from selfflow.data.verify import Contents, verify_data
     from selfflow.latents.store import MANIFEST
     from selfflow.latents.verify import latents_folders, records_of, verify_latents
     from selfflow.progress import Progress
     from selfflow.storage.mirror import fetch_folder
 
-    built, contents, wrong = _built(settings, data_dir), Contents(), 0
+    built, contents = build(settings, data_dir), Contents()
     fetch_folder(data_dir / "latents", MANIFEST)
     total = sum(built.splits.values())
-    with Progress("verify data set", total, unit="records") as shown:
-        problems = verify_data(built, contents, shown.advance)
-    wrong += _report(f"data set {built.name}", total, problems, built.folder)
+    with Progress("verify data set", total, unit="records") as progress:
+        problems = verify_data(built, contents, progress.advance)
+    count = _print_problems(f"data set {built.name}", total, problems, built.folder)
     for folder in latents_folders(data_dir, built.name):
-        with Progress("verify latents", records_of(folder), unit="records") as shown:
-            problems = verify_latents(folder, built, contents, shown.advance)
-        wrong += _report(f"latents {folder.name}", records_of(folder), problems, folder)
-    if wrong:
+        with Progress("verify latents", records_of(folder), unit="records") as progress:
+            problems = verify_latents(folder, built, contents, progress.advance)
+        count += _print_problems(f"latents {folder.name}", records_of(folder), problems, folder)
+    if count:
         sys.exit(1)
 
 
-def _report(part: str, records: int, problems: list["Problem"], folder: Path) -> int:
-    """Prints what was found in one part and returns the number of problems."""
+def _print_problems(part: str, records: int, problems: list["Problem"], folder: Path) -> int:
+    """Prints the problems of the data set or of a folder of latents, and returns their number without notes."""
     count = sum(not problem.kind.note for problem in problems)
-    found = f"{count} problem{'s' * (count != 1)}" if count else "no problems"
-    print(f"{part}: {_counted(records)}, {found}")
-    groups = defaultdict(list)
+    print(f"{part}: {_plural(records, 'record')}, {_plural(count, 'problem') if count else 'no problems'}")
+    by_kind = defaultdict(list)
     for problem in problems:
-        groups[problem.kind].append(problem)
-    for kind, some in groups.items():
-        print(f"  {'note: ' if kind.note else ''}{kind.name} ({len(some)}):")
-        for problem in some[:_LINES_PER_GROUP]:
+        by_kind[problem.kind].append(problem)
+    for kind, group in by_kind.items():
+        print(f"  {'note: ' if kind.note else ''}{kind.name} ({len(group)}):")
+        for problem in group[:_LINES_PER_GROUP]:
             print(f"    {problem}")
-        if len(some) > _LINES_PER_GROUP:
-            print(f"    and {len(some) - _LINES_PER_GROUP} more")
+        if len(group) > _LINES_PER_GROUP:
+            print(f"    and {len(group) - _LINES_PER_GROUP} more")
         print(f"    remedy: {kind.remedy.format(folder=folder)}")
     return count
 
 
-def _delete(settings: Any, options: Delete, data_dir: Path) -> None:
+def _delete(settings: "Dataset", options: Delete, data_dir: Path) -> None:
+    from selfflow.data.built import build
     from selfflow.latents.delete.delete import delete_samples
     from selfflow.latents.ids import read_ids
     from selfflow.progress import Progress
 
     ids = read_ids(options.ids)
-    built = _built(settings, data_dir)
-    with Progress("delete", 2 * sum(built.splits.values()), unit="records") as shown:
-        done = delete_samples(built, ids, data_dir, shown.advance)
-    _print_deletion(done, ids, data_dir)
-    if done.left:
+    built = build(settings, data_dir)
+    with Progress("delete", 2 * sum(built.splits.values()), unit="records") as progress:
+        report = delete_samples(built, ids, data_dir, progress.advance)
+    _print_deleted(report, ids)
+    _print_remaining(report, data_dir)
+    if report.left:
         sys.exit(1)
 
 
-def _print_deletion(done: "DeletionReport", ids: set[str], data_dir: Path) -> None:
-    if done.before:
-        state = "this was begun and interrupted; it is finished now" if done.resumed else "nothing was left to do"
-        print(f"deletion of these {len(ids)} ids, {done.before}: {state}")
-    count = sum(done.removed.values())
-    if count or not done.before:
-        parts = ", ".join(f"{split} {number}" for split, number in done.removed.items())
-        print(f"{done.built.name}: {_counted(count)} removed{f' ({parts})' if parts else ''}")
-    for name, number in done.latents.items():
-        print(f"latents {name}: {_counted(number)} removed; their statistics stay as they were")
-    for name in done.cleared:
-        print(f"latents {name}: unfinished; what was encoded so far is deleted and will be encoded again")
-    if done.missing:
-        print(f"{len(done.missing)} of {len(ids)} ids are not there:")
-        for name in done.missing:
+def _print_deleted(report: "DeletionReport", ids: set[str]) -> None:
+    if report.before:
+        state = "it was interrupted and is finished now" if report.resumed else "nothing was left to do"
+        print(f"deletion of these {len(ids)} ids, {report.before}: {state}")
+    count = sum(report.removed.values())
+    if count or not report.before:
+        splits = ", ".join(f"{split} {number}" for split, number in report.removed.items())
+        print(f"{report.built.name}: {_plural(count, 'record')} deleted{f' ({splits})' if splits else ''}")
+    for name, number in report.latents.items():
+        print(f"latents {name}: {_plural(number, 'record')} deleted; their statistics are unchanged")
+    for name in report.cleared:
+        print(f"latents {name}: incomplete; the shards so far are deleted and will be encoded again")
+    if report.missing:
+        print(f"{len(report.missing)} of {len(ids)} ids do not exist:")
+        for name in report.missing:
             print(f"  {name}")
-    if done.siblings:
-        shown = ", ".join(done.siblings[:5]) + (", ..." if len(done.siblings) > 5 else "")
-        print(f"other clips of the same files stay, and may show the same moments: {len(done.siblings)} ({shown})")
-    if done.left:
-        print("NOT absent: the ids still stand in")
-        for line in done.left:
-            print(f"  {line}")
-    else:
-        print("verified absent: no record, index or file of the data set and its latents holds any of the ids")
-        if short := [name for name in ids if len(name.encode()) < 8]:
-            print(
-                f"  ({len(short)} ids shorter than 8 bytes were compared with all ids, not searched for in all bytes)"
-            )
-    print("\nwhat this cannot undo:")
-    settings = done.built.settings
-    source = settings.source_folder(data_dir)
-    if source:
-        print(
-            f"- the sources in {source}: delete the samples there, too; a data set that is built anew reads them again"
+    if report.siblings:
+        shown = ", ".join(report.siblings[:_SHOWN_SIBLINGS]) + (
+            ", ..." if len(report.siblings) > _SHOWN_SIBLINGS else ""
         )
+        print(f"other clips of the same files remain, and may overlap: {len(report.siblings)} ({shown})")
+    if report.left:
+        print("NOT absent: the ids remain in")
+        for line in report.left:
+            print(f"  {line}")
+        return
+    print("verified absent: no record, index or file of the data set and its latents contains any of the ids")
+    # Short ids occur in unrelated bytes by chance.
+    short = [name for name in ids if len(name.encode()) < 8]
+    if short:
+        print(f"  ({len(short)} ids shorter than 8 bytes were compared with all ids, not searched for in all bytes)")
+
+
+def _print_remaining(report: "DeletionReport", data_dir: Path) -> None:
+    """Prints where the samples may remain outside of the data set and its latents."""
+    print("\nnot deleted:")
+    source = report.built.settings.source_folder(data_dir)
+    if source:
+        print(f"- the sources in {source}: delete the samples there, too; building the data set again reads them")
     else:
-        print(f"- deleting {done.built.folder} and building again makes these samples again")
-    print("- pictures and sounds that `data show` and runs wrote, ids in logs of runs, and the file of ids itself")
-    print("- other builds of this data set, latents and features that lie elsewhere, backups, what a disk still holds")
-    if done.fitted:
-        print("- autoencoders that were fitted on a few hundred records, these samples perhaps among them:")
-        for path in done.fitted:
+        print(f"- deleting {report.built.folder} and building again generates these samples again")
+    print("- images, video and audio that `data show` and runs wrote, ids in logs of runs, and the file of ids itself")
+    print("- other builds of this data set, latents and features elsewhere, backups, deleted blocks of the disk")
+    if report.fitted:
+        print("- autoencoders that were fitted to a few hundred records, which may include these samples:")
+        for path in report.fitted:
             print(f"    {path}")
-        print("  delete them (with their .json) and the latents of this data set, and both are made anew")
-    print("- runs that were trained before; those on these latents cannot go on")
+        print("  delete them (with their .json) and the latents of this data set: both are made again")
+    print("- runs that were trained before; those on these latents cannot resume")

@@ -1,4 +1,4 @@
-"""`selfflow encode`: the latents of an experiment, ahead of its training."""
+"""`selfflow encode`: encodes the data of an experiment ahead of its training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,10 @@ import tyro
 
 from selfflow.cli.parse import parse
 from selfflow.latents.encode import EncodeShare
+from selfflow.media import medium_of
 
 if TYPE_CHECKING:
+    from selfflow.latents.inspect import Inspection
     from selfflow.latents.store import Latents
 
 _EXAMPLE = "selfflow encode experiments/quickstart.py --processes 2"
@@ -17,12 +19,12 @@ _EXAMPLE = "selfflow encode experiments/quickstart.py --processes 2"
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `selfflow encode` that are no fields of the experiment."""
+    """Flags of `selfflow encode` besides the fields of the experiment."""
 
     out: Path
-    """Folder for what --inspect writes."""
+    """Folder for the files of --inspect."""
     inspect: bool = False
-    """Tell how each latent channel is distributed, how much is lost, and draw it: originals, what comes back, and the
+    """Print statistics of each latent channel and reconstruction errors, and draw originals, decoded clips and their
     difference."""
     share: Annotated[EncodeShare, tyro.conf.arg(name="")] = EncodeShare()
 
@@ -37,30 +39,61 @@ def main(arguments: list[str]) -> None:
     from selfflow.run.prepare_data import prepare_data
 
     setup = resolve(experiment)
+    experiment = setup.experiment
     prepared = prepare_data(setup, data_dir, options.share)
     if prepared is None:
-        print("this host's part is done; the latents are ready when the other hosts have done theirs")
+        print("this host's share is encoded; the latents are complete once the other hosts have encoded theirs")
         return
-    feed, built = prepared
-    for name, latents in feed.latents.items():
-        say_latents(name, latents)
+    source, built = prepared
+    for name, latents in source.latents.items():
+        print_latents(name, latents)
     if options.inspect:
-        from selfflow.latents.inspect import inspect
+        from selfflow.latents.inspect import inspect_latents
 
-        rates = {name: data.sample_rate for name, data in experiment.data.items()}
-        inspect(experiment.autoencoders, rates, feed.latents, built, options.out)
+        rates = {}
+        for name, data in experiment.data.items():
+            rates[name] = {m: medium_of(m).rate(data) for m in experiment.autoencoders}
+        print(f"\n{'latents':<24} {'std of a channel':>18} {'kurtosis, most':>15} {'largest':>8}   reconstruction")
+        inspections = []
+        for inspection in inspect_latents(experiment.autoencoders, source.latents, built, rates, options.out):
+            _print_row(inspection)
+            inspections.append(inspection)
+        for inspection in inspections:
+            for note in inspection.notes:
+                print(f"note: {inspection.name} {inspection.modality}: {note}")
+        files = [file for inspection in inspections for file in inspection.files]
+        print(f"\n{len(files)} files in {options.out}:")
+        for file in files:
+            print(f"  {file}")
 
 
-def say_latents(name: str, latents: "Latents") -> None:
-    """Prints what a folder of latents holds."""
+def print_latents(name: str, latents: "Latents") -> None:
+    """Prints the contents of a folder of latents."""
     print(f"{name}: {', '.join(f'{split} {count}' for split, count in latents.records.items())} records")
-    for m, made in latents.manifest["modalities"].items():
-        quality = latents.manifest["quality"].get(m, {})
-        spread = latents.manifest["statistics"][m]["std"]
-        told = [made["identity"], *(f"{key} {value:.1f}" for key, value in quality.items())]
-        print(f"  {m}: {', '.join(told)}, std of a channel {min(spread):.2f} to {max(spread):.2f}")
+    for m, metadata in latents.manifest["modalities"].items():
+        std = latents.manifest["statistics"][m]["std"]
+        parts = [metadata["identity"]]
+        parts += [f"{metric} {value:.1f}" for metric, value in latents.manifest["quality"].get(m, {}).items()]
+        print(f"  {m}: {', '.join(parts)}, std of a channel {min(std):.2f} to {max(std):.2f}")
     for m, identity in latents.features.items():
         print(f"  {m}: features of {identity}, {latents.manifest['features'][m]['width']} channels")
-    for split, bad in latents.manifest["unreadable"].items():
-        print(f"  {split}: {len(bad)} records could not be encoded")
+    for split, records in latents.manifest["unreadable"].items():
+        print(f"  {split}: {len(records)} records could not be encoded")
     print(f"  in {latents.path}")
+
+
+def _print_row(inspection: "Inspection") -> None:
+    title = f"{inspection.name} {inspection.modality}"
+    if inspection.statistics is None:
+        print(f"{title:<24} no readable record has it")
+        return
+    if inspection.reconstruction is not None:
+        reconstruction = ", ".join(f"{name} {value:.2f}" for name, value in inspection.reconstruction.items())
+    else:
+        reconstruction = "no raw data" if inspection.can_decode else "no autoencoder that decodes"
+    std, kurtosis = inspection.statistics["std"], inspection.statistics["kurtosis"]
+    largest = inspection.statistics["largest"].max()
+    # Channels that are constant have no kurtosis.
+    finite = kurtosis[kurtosis == kurtosis]
+    heaviest = f"{finite.max():.1f}" if finite.size else "-"
+    print(f"{title:<24} {f'{std.min():.2f} to {std.max():.2f}':>18} {heaviest:>15} {largest:>8.1f}   {reconstruction}")

@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> None:
 
 def _evaluate(run: "Run", location: str, options: Options) -> None:
     from selfflow.cli.evaluation_tables import print_report
-    from selfflow.cli.sample import claim_path, unused_path
+    from selfflow.cli.folders import claim_path, unused_path
     from selfflow.run.sampler import RunSampler, SampleRequest
     from selfflow.tasks.evaluate_samples import evaluate_samples
     from selfflow.tasks.sample_evaluator import SampleEvaluator
@@ -142,7 +142,7 @@ def _evaluate(run: "Run", location: str, options: Options) -> None:
 
 
 def _print_header(report: "SampleReport", sampler: "RunSampler", options: Options) -> None:
-    n, conditioned = options.samples, sampler.held_whole
+    n, conditioned = options.samples, sampler.fully_conditioned
     case = f", context {' '.join(options.context)}" if options.context else ""
     modalities = ", ".join(sampler.modalities)
     print(f"\n{sampler.component} ({modalities}){case}: {n} samples, reference {report.reference}")
@@ -173,7 +173,7 @@ def _results(report: "SampleReport", sampler: "RunSampler") -> dict[str, Any]:
         counts[row] = metrics.counts()
     return {
         "reference_set": report.reference,
-        "modality": ", ".join(m for m in sampler.modalities if m not in sampler.held_whole),
+        "modality": ", ".join(m for m in sampler.modalities if m not in sampler.fully_conditioned),
         "rows": numbers,
         "comparisons": spaces,
         "counts": counts,

@@ -1,4 +1,4 @@
-"""`selfflow export`: the weights of a run as a folder that needs the run no longer."""
+"""`selfflow export`: writes the weights of a run into a folder that does not depend on the run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,32 +13,33 @@ _EXAMPLE = "selfflow export runs/quickstart --out quickstart-weights"
 
 @dataclass(frozen=True)
 class Arguments:
-    """What `selfflow export` is told."""
+    """Arguments of `selfflow export`."""
 
     run: tyro.conf.Positional[Path]
     """The run folder."""
     out: Path
-    """The folder to make; it must not be there yet, or be empty."""
+    """The folder to write; it must not exist yet, or be empty."""
     step: int | None = None
-    """Which checkpoint; by default the newest."""
+    """Checkpoint; by default the newest."""
     weights: Literal["ema", "student"] = "ema"
-    """The EMA, from which samples are drawn and features taken, or the student."""
+    """The EMA, which samples and features are drawn from, or the student."""
 
 
 def main(arguments: list[str]) -> None:
     """Parses `RUN --out DIR [--step N] [--weights ema|student]` and writes the folder."""
     description = f"Write a run's weights, config and card into a folder of their own.\n\nexample: {_EXAMPLE}"
-    given = tyro.cli(Arguments, prog="selfflow export", description=description, args=arguments)
+    options = tyro.cli(Arguments, prog="selfflow export", description=description, args=arguments)
     from selfflow.interop.export import export
     from selfflow.run.run import open_run
 
-    run = open_run(given.run)
-    with new_folder(given.out) as folder:
-        print(f"reading {given.run}, writing {given.out}", flush=True)
-        told = export(run, folder, step=given.step, weights=given.weights)
-    print(f"\n{given.out}: {'the EMA' if told.weights == 'ema' else 'the student'} of {given.run} at step {told.step}")
-    for path in sorted(given.out.iterdir()):
+    run = open_run(options.run)
+    with new_folder(options.out) as folder:
+        print(f"reading {options.run}, writing {options.out}", flush=True)
+        exported = export(run, folder, step=options.step, weights=options.weights)
+    weights = "the EMA" if exported.weights == "ema" else "the student"
+    print(f"\n{options.out}: {weights} of {options.run} at step {exported.step}")
+    for path in sorted(options.out.iterdir()):
         print(f"  {path.name:<18} {path.stat().st_size:>13,} bytes")
-    print("README.md is a card made from the run: complete it before you pass the folder on, with experiment.json,")
-    print("which is copied as it is. To load the model in Python:")
-    print(f"  selfflow.interop.load_exported({str(given.out)!r}).model")
+    print("README.md is a card made from the run: complete it before you publish the folder, with experiment.json,")
+    print("which is copied unchanged. To load the model in Python:")
+    print(f"  selfflow.interop.load_exported({str(options.out)!r}).model")

@@ -1,14 +1,68 @@
 """Folders that commands read and write."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from selfflow.errors import UserError
 from selfflow.storage.paths import url_of_copy
 
+SETTINGS = "samples.json"
+"""File in a folder of samples that holds the settings with which they were drawn."""
+
 
 def refuse_bucket(folder: Path, command: str) -> None:
-    """Raises `UserError` where the data folder is the copy of one in a bucket, for a command that does not go there."""
-    if where := url_of_copy(folder):
+    """Raises `UserError` if the data folder is the copy of one in a bucket, for a command that works on disks alone."""
+    bucket = url_of_copy(folder)
+    if bucket:
         raise UserError(
-            f"--data-dir {where}: `selfflow {command}` works on a disk alone: copy the folder here, and back afterwards"
+            f"--data-dir {bucket}: `selfflow {command}` works on a local disk: copy the folder to one, and back "
+            "afterwards"
         )
+
+
+def unused_path(path: Path, settings: dict[str, Any]) -> Path:
+    """The first of path, path-2, path-3, ... that does not exist, or was written with the same settings.
+
+    Args:
+      path: a folder, which holds its settings as `SETTINGS`, or a JSON file with them.
+      settings: as JSON data.
+
+    Raises:
+      UserError: if there are 1 000 of other settings.
+    """
+    for number in range(1, 1000):
+        candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+        file = candidate if candidate.suffix else candidate / SETTINGS
+        if not candidate.exists() or not _differences(file, settings):
+            return candidate
+    raise UserError(f"{path} and 999 others exist: choose another --out")
+
+
+def claim_path(path: Path, settings_file: Path, settings: dict[str, Any]) -> Path:
+    """Checks that a path holds nothing of other settings, and makes its parent folder.
+
+    Args:
+      path: a file or a folder to write.
+      settings_file: that holds its settings.
+      settings: as JSON data.
+
+    Raises:
+      UserError: naming a setting that differs.
+    """
+    exists = path.exists() and (path.is_file() or any(path.iterdir()))
+    differences = _differences(settings_file, settings) if exists else {}
+    if differences:
+        name, (before, now) = next(iter(differences.items()))
+        raise UserError(f"--out {path} exists, with another {name} ({before!r}, now {now!r}): choose another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _differences(file: Path, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ from those in a file, as (there, now)."""
+    try:
+        before = json.loads(file.read_text())
+    except (OSError, ValueError):
+        before = {}
+    return {name: (before.get(name), value) for name, value in settings.items() if before.get(name) != value}

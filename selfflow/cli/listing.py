@@ -11,11 +11,12 @@ from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
 from selfflow.storage.paths import data_folder
 
+# Folders beside those of data sets.
 _NO_DATA_SETS = ("latents", "autoencoders", "compiled", "indexes", "downloads", "buckets", "staged", "locks")
 
 
 def list_data(arguments: list[str], example: str) -> None:
-    """Parses `[--data-dir DIR]` and prints a line for each data set, without importing what builds them."""
+    """Parses `[--data-dir DIR]` and prints a line for each data set, without importing its builder."""
 
     def parsed(data_dir: Path | None = None) -> Path:
         """Lists the data sets.
@@ -33,19 +34,20 @@ def list_data(arguments: list[str], example: str) -> None:
         try:
             modalities = ", ".join(kind().media_shapes())
         except UserError:
-            modalities = "what it has"
+            modalities = "by its source"
         missing = bool(kind.package) and importlib.util.find_spec(kind.package) is None
         text = _description(name) + (f" (needs pip install 'selfflow[{kind.extra}]')" if missing else "")
         print(f"{name:<12} {modalities:<20} {_amount([folder / name]):<18} {text}")
         if name == "tfds":
             for other in others:
-                if amount := _amount([folder / other], ""):
+                amount = _amount([folder / other], "")
+                if amount:
                     print(f"  tfds:{other:<24} {amount:<18}")
-    print(f"\nbuilt in {folder}; `selfflow data show NAME` tells more and writes samples")
+    print(f"\nbuilt in {folder}; `selfflow data show NAME` prints the card and writes samples")
 
 
 def _description(name: str) -> str:
-    """A data set in one line: what stands in the title of its card, or the beginning of its first sentence."""
+    """A data set in one line: the title of its card, or the beginning of its first sentence."""
     try:
         title, _, body = card(name).partition("\n")
     except FileNotFoundError:
@@ -59,9 +61,13 @@ def _description(name: str) -> str:
 
 def _amount(folders: list[Path], nothing: str = "not built") -> str:
     """How many configurations are built in some folders, and how large they are."""
-    infos = [path for folder in folders for path in folder.rglob("dataset_info.json") if "incomplete." not in str(path)]
-    size = sum(file.stat().st_size for info in infos for file in info.parent.rglob("*") if file.is_file())
-    return f"{len(infos)} built, {_size(size)}" if infos else nothing
+    count, size = 0, 0
+    for folder in folders:
+        for info in folder.rglob("dataset_info.json"):
+            if "incomplete." not in str(info):
+                count += 1
+                size += sum(file.stat().st_size for file in info.parent.rglob("*") if file.is_file())
+    return f"{count} built, {_size(size)}" if count else nothing
 
 
 def _size(count: float) -> str:

@@ -1,40 +1,65 @@
-"""`selfflow encode EXPERIMENT --inspect`: are these latents fit to train on, and what do they lose?"""
+"""Inspection of latents before training: statistics of each channel, and what reconstruction loses."""
 
 import csv
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from selfflow.autoencoders.config import AnyAutoencoder, can_decode
+from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, can_decode
 from selfflow.autoencoders.latent_statistics import channel_statistics, difference
 from selfflow.autoencoders.quality import reconstruction_metrics
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.latents.store import Latents
+from selfflow.media import medium_of
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
 
-_RECORDS, _BYTES = 128, 200e6  # of a modality, with its raw media
-_SHOWN = {"image": 16, "video": 4, "audio": 4}
-_WIDE, _HEAVY = (0.5, 2.0), 10.0  # deviations and kurtosis beyond which a line says so
+_MAX_RECORDS, _MAX_BYTES = 128, 200e6  # of a modality, with its raw media
+_IMAGES_SHOWN, _CLIPS_SHOWN = 16, 4
+# Stds and kurtosis outside of which there is a note.
+_STD_RANGE, _MAX_KURTOSIS = (0.5, 2.0), 10.0
 
 
-def inspect(
-    autoencoders: dict[str, AnyAutoencoder],
-    rates: dict[str, int],
-    latents: dict[str, Latents],
-    built: dict[str, BuiltDataset],
+class Inspection(NamedTuple):
+    """The latents of one modality of a data set.
+
+    Attributes:
+      name: of the data set.
+      modality: of the latents.
+      statistics: of each channel, as `channel_statistics`; None if no record is readable.
+      reconstruction: errors by name; None without an autoencoder that decodes, or without raw data.
+      can_decode: whether there is an autoencoder that decodes.
+      notes: what may harm training.
+      files: that were written.
+    """
+
+    name: str
+    modality: str
+    statistics: dict[str, np.ndarray] | None
+    reconstruction: dict[str, float] | None = None
+    can_decode: bool = False
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+def inspect_latents(
+    autoencoders: Mapping[str, AnyAutoencoder],
+    latents: Mapping[str, Latents],
+    built: Mapping[str, BuiltDataset],
+    rates: Mapping[str, Mapping[str, float]],
     out: Path,
-) -> None:
-    """Prints and writes statistics of each latent channel, reconstruction, and figures of the reconstruction error.
+) -> Iterator[Inspection]:
+    """Inspects each modality of each data set.
 
     Args:
-      autoencoders: their settings, by modality.
-      rates: audio samples per second of each data set, 0 without audio.
+      autoencoders: configs by modality.
       latents: by data set.
-      built: the data sets whose raw data is there.
+      built: the data sets whose raw data is available.
+      rates: steps per second of each data set by modality.
       out: folder for `DATA_MODALITY.csv`, `DATA_MODALITY_channels.png` and `DATA_MODALITY.png`.
 
     Raises:
@@ -44,88 +69,101 @@ def inspect(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): choose another") from error
-    print(f"\n{'latents':<24} {'std of a channel':>18} {'kurtosis, most':>15} {'largest':>8}   reconstruction")
-    files, remarks = [], []
-    for name, found in latents.items():
-        for m in found.manifest["modalities"]:
-            if m not in autoencoders:
-                continue
-            stored, originals = _some(found, built.get(name), m)
-            if not stored:
-                print(f"{name + ' ' + m:<24} no record that can be read has it")
-                continue
-            statistics = channel_statistics(stored)
-            stem = out / f"{name}_{m}"
-            beside = lambda ending, stem=stem: stem.with_name(stem.name + ending)
-            files += [_table(beside(".csv"), statistics), _bars(beside("_channels.png"), f"{name}: {m}", statistics)]
-            rate = rates[name]
-            lost = "no autoencoder to decode by"
-            if can_decode(config := autoencoders[m]):
-                lost, drawn = _reconstruction(found.autoencoder(m, config), stored, originals, m, rate)
-                write_sheet(beside(".png"), drawn, rate, f"{name}: {m}")
-                files.append(beside(".png"))
-            spread, tails = statistics["std"], statistics["kurtosis"]
-            heaviest = f"{np.nanmax(tails):.1f}" if np.isfinite(tails).any() else "-"
-            print(
-                f"{name + ' ' + m:<24} {f'{spread.min():.2f} to {spread.max():.2f}':>18} {heaviest:>15} "
-                f"{statistics['largest'].max():>8.1f}   {lost}"
-            )
-            remarks += _remarks(f"{name} {m}", statistics)
-    for remark in remarks:
-        print(f"note: {remark}")
-    print(f"\n{len(files)} files in {out}:")
-    for file in files:
-        print(f"  {file}")
+    for name, source in latents.items():
+        for m in source.manifest["modalities"]:
+            if m in autoencoders:
+                yield _inspect(name, source, built.get(name), m, autoencoders[m], rates[name].get(m, 0), out)
 
 
-def _some(latents: Latents, built: BuiltDataset | None, m: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Latents of a modality, of the validation split where there is one, and the media that they were made of."""
+def _inspect(
+    name: str,
+    latents: Latents,
+    built: BuiltDataset | None,
+    m: str,
+    config: AnyAutoencoder,
+    rate: float,
+    out: Path,
+) -> Inspection:
+    stored, originals = _sample_latents(latents, built, m)
+    if not stored:
+        return Inspection(name, m, None)
+    statistics = channel_statistics(stored)
+    files = [out / f"{name}_{m}.csv", out / f"{name}_{m}_channels.png"]
+    _write_table(files[0], statistics)
+    _draw_channels(files[1], f"{name}: {m}", statistics)
+    metrics = None
+    if can_decode(config):
+        files.append(out / f"{name}_{m}.png")
+        metrics = _reconstruct(files[-1], f"{name}: {m}", latents.autoencoder(m, config), stored, originals, m, rate)
+    return Inspection(name, m, statistics, metrics, can_decode(config), _notes(statistics), tuple(files))
+
+
+def _sample_latents(latents: Latents, built: BuiltDataset | None, m: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Latents of a modality, of the validation split if there is one, and the media that they were encoded from."""
     split = "validation" if "validation" in latents.records else "train"
     source, records = latents.open_split(split), built.records(split) if built else None
-    chosen = source.indices_with((m,))[:_RECORDS]
-    stored, originals = [], []
-    with Progress(f"look at {m}", len(chosen), unit="record") as shown:
-        for i in chosen:
+    indices = source.indices_with((m,))[:_MAX_RECORDS]
+    stored, originals, size = [], [], 0
+    with Progress(f"inspect {m}", len(indices), unit="record") as progress:
+        for i in indices:
             try:
                 latent, record = source[int(i)][m].astype(np.float32), records[int(i)] if records else None
             except BadRecord:
                 continue  # encoding counted and named it
             stored.append(latent)
+            size += latent.nbytes
             if record is not None:
                 originals.append(record[m])
-            shown.advance()
-            if sum(x.nbytes for x in stored + originals) > _BYTES and len(stored) >= _SHOWN[m]:
+                size += record[m].nbytes
+            progress.advance()
+            if size > _MAX_BYTES and len(stored) >= _shown(m):
                 break
     return stored, originals
 
 
-def _reconstruction(autoencoder: Any, stored: list, originals: list, m: str, rate: int) -> tuple[str, dict[str, Any]]:
-    """What is lost, in words, and what is to be drawn."""
-    shown = _SHOWN[m]
+def _shown(m: str) -> int:
+    return _CLIPS_SHOWN if medium_of(m).has_time else _IMAGES_SHOWN
+
+
+def _reconstruct(
+    path: Path,
+    title: str,
+    autoencoder: Autoencoder,
+    stored: list[np.ndarray],
+    originals: list[np.ndarray],
+    m: str,
+    rate: float,
+) -> dict[str, float] | None:
+    """Draws decoded clips, beside the originals if there are any, and returns the errors of all clips."""
+    shown = _shown(m)
     decoded = [autoencoder.decode(x) for x in (stored if originals else stored[:shown])]
-    length = min(len(x) for x in decoded[:shown])  # clips may be of several lengths: one sheet has one
-    cut = (lambda x: x) if m == "image" else (lambda x: x[:length])
-    few = np.stack([cut(x) for x in decoded[:shown]])
     if not originals:
-        return "(the raw data is not there)", {"decoded": {m: few}}
+        write_sheet(path, {"decoded": {m: _stack(decoded[:shown], m)}}, {m: rate}, title)
+        return None
+    # Frames or samples after the last whole latent frame are not encoded.
     originals = [a[: len(b)] for a, b in zip(originals, decoded)]
-    true = np.stack([cut(x) for x in originals[:shown]])
-    drawn = {"original": {m: true}, "decoded": {m: few}, "lost": {m: difference(true, few)}}
-    lost = reconstruction_metrics(originals, decoded, rate)
-    if m != "audio":
-        return f"PSNR {lost['psnr_db']:.1f} dB", drawn
-    return f"SNR {lost['snr_db']:.1f} dB, log-mel distance {lost['log_mel_distance']:.2f}", drawn
+    original, reconstruction = _stack(originals[:shown], m), _stack(decoded[:shown], m)
+    groups = {"original": original, "decoded": reconstruction, "difference": difference(original, reconstruction)}
+    write_sheet(path, {group: {m: clips} for group, clips in groups.items()}, {m: rate}, title)
+    return reconstruction_metrics(m, originals, decoded, rate)
 
 
-def _table(path: Path, statistics: dict[str, np.ndarray]) -> Path:
+def _stack(clips: list[np.ndarray], m: str) -> np.ndarray:
+    """Clips [B, ...], cut to the length of the shortest: those of a data set may differ."""
+    if medium_of(m).has_time:
+        length = min(len(x) for x in clips)
+        clips = [x[:length] for x in clips]
+    return np.stack(clips)
+
+
+def _write_table(path: Path, statistics: dict[str, np.ndarray]) -> None:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["channel", *statistics])
         rows.writerows([i, *(f"{x:.6g}" for x in values)] for i, values in enumerate(zip(*statistics.values())))
-    return path
 
 
-def _bars(path: Path, title: str, statistics: dict[str, np.ndarray]) -> Path:
+def _draw_channels(path: Path, title: str, statistics: dict[str, np.ndarray]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,29 +176,30 @@ def _bars(path: Path, title: str, statistics: dict[str, np.ndarray]) -> Path:
     upper.errorbar(channels, statistics["mean"], statistics["std"], fmt=".", linewidth=1, color="tab:blue")
     for level in (-1, 1):
         upper.axhline(level, color="0.7", linewidth=0.8)
-    upper.set_ylabel("mean and deviation")
+    upper.set_ylabel("mean and std")
     lower.bar(channels, statistics["kurtosis"], color="tab:orange")
     lower.set_ylabel("excess kurtosis")
-    lower.set_xlabel("channel (grey lines: deviation 1, as that of the noise)")
+    lower.set_xlabel("channel (grey lines: std 1, that of the noise)")
     figure.savefig(path, dpi=110)
-    return path
 
 
-def _remarks(what: str, statistics: dict[str, np.ndarray]) -> list[str]:
-    spread, tails, found = statistics["std"], statistics["kurtosis"], []
-    empty = int(np.sum(spread < 1e-6))
-    if empty:
-        found.append(f"{what}: {empty} of {len(spread)} channels never vary: fewer channels would do")
-    odd = int(np.sum((spread >= 1e-6) & ((spread < _WIDE[0]) | (spread > _WIDE[1]))))
-    if odd:
-        found.append(
-            f"{what}: {odd} of {len(spread)} channels have a deviation outside {_WIDE[0]:g} to {_WIDE[1]:g}, where "
-            "noise has 1: noise levels mean something else to each"
+def _notes(statistics: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """What may harm training."""
+    std, kurtosis, notes = statistics["std"], statistics["kurtosis"], []
+    low, high = _STD_RANGE
+    constant = int(np.sum(std < 1e-6))
+    if constant:
+        notes.append(f"{constant} of {len(std)} channels are constant: fewer channels would do")
+    outside = int(np.sum((std >= 1e-6) & ((std < low) | (std > high))))
+    if outside:
+        notes.append(
+            f"{outside} of {len(std)} channels have a std outside of {low:g} to {high:g}, where the noise has 1: a "
+            "noise level removes less or more of them"
         )
-    heavy = int(np.sum(np.nan_to_num(tails) > _HEAVY))
+    heavy = int(np.sum(np.nan_to_num(kurtosis) > _MAX_KURTOSIS))
     if heavy:
-        found.append(
-            f"{what}: {heavy} of {len(spread)} channels have an excess kurtosis above {_HEAVY:g}: rare large values "
-            "among many small ones, which a velocity is bad at"
+        notes.append(
+            f"{heavy} of {len(std)} channels have an excess kurtosis above {_MAX_KURTOSIS:g}: rare large values, which "
+            "a velocity predicts badly"
         )
-    return found
+    return tuple(notes)

@@ -1,4 +1,4 @@
-"""What the user gives a sample: `--context CASE[:NUMBERS][=FILE]`, read, checked, and made into a mask."""
+"""Context of samples as `--context CASE[:NUMBERS][@TAU][=FILE]`: parsed, checked, and turned into masks of tokens."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,13 +9,14 @@ from jaxtyping import Bool
 
 from selfflow import context
 from selfflow.errors import UserError, did_you_mean
+from selfflow.media import medium_of
 from selfflow.modality import Modality, modality_of
 
 _SYNTAX = {
     "first_frame": "first_frame",
     "prefix": "prefix:SECONDS",
-    "inpaint_time": "inpaint_time:FROM,TO (seconds, of what is missing)",
-    "inpaint_region": "inpaint_region:LEFT,TOP,RIGHT,BOTTOM (0 to 1, of what is missing)",
+    "inpaint_time": "inpaint_time:FROM,TO (seconds, to be generated)",
+    "inpaint_region": "inpaint_region:LEFT,TOP,RIGHT,BOTTOM (0 to 1, to be generated)",
 }
 _NUMBERS = {"first_frame": 0, "prefix": 1, "inpaint_time": 2, "inpaint_region": 4}
 
@@ -25,15 +26,15 @@ class ContextRequest:
     """One `--context`.
 
     Attributes:
-      text: as it was written.
-      what: a modality, or another case of `context.CASES`.
-      numbers: where the case has any: seconds, or sides of a rectangle.
-      level: the tau that a modality is given at: at 0 it is held; above, samples start from it.
-      file: where it comes from; None for the run's data.
+      text: of the flag.
+      name: a modality, or a case of `context.CASES` other than "modality".
+      numbers: of the case: seconds, or sides of a rectangle.
+      level: tau of a whole modality. At 0 it is context, above 0 samples start from it.
+      file: that the context comes from; None for the run's data.
     """
 
     text: str
-    what: str
+    name: str
     numbers: tuple[float, ...] = ()
     level: float = 0.0
     file: Path | None = None
@@ -41,145 +42,164 @@ class ContextRequest:
     @property
     def case(self) -> str:
         """The case of `context.CASES` that a run must have been trained for."""
-        return self.what if self.what in _SYNTAX else "modality"
+        return self.name if self.name in _SYNTAX else "modality"
 
     def masks(self, modalities: Mapping[str, Modality]) -> dict[str, Bool[np.ndarray, "N"]]:
-        """Which tokens of each modality are given."""
+        """Which tokens of each modality are context."""
         streams = dict(modalities)
-        if self.case == "modality":
-            found = context.modality_context(streams, (self.what,))
-        elif self.case == "first_frame":
-            found = context.first_frame_context(streams)
-        elif self.case == "inpaint_region":
-            found = context.inpaint_region_context(streams, *self.numbers)
-        elif self.case == "prefix":
-            found = context.prefix_context(streams, 100 * self.numbers[0])
-        else:
-            found = context.inpaint_time_context(streams, *(100 * number for number in self.numbers))
-        return {m: np.asarray(mask) for m, mask in found.items()}
+        match self.case:
+            case "modality":
+                masks = context.modality_context(streams, (self.name,))
+            case "first_frame":
+                masks = context.first_frame_context(streams)
+            case "inpaint_region":
+                masks = context.inpaint_region_context(streams, *self.numbers)
+            # Times of tokens are in units of 10 ms.
+            case "prefix":
+                masks = context.prefix_context(streams, 100 * self.numbers[0])
+            case _:
+                masks = context.inpaint_time_context(streams, *(100 * number for number in self.numbers))
+        return {m: np.asarray(mask) for m, mask in masks.items()}
 
 
 def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
-    """Reads CASE[:NUMBERS][@TAU][=FILE], where CASE is a modality of `known`, first_frame, prefix, stretch or region.
+    """Parses CASE[:NUMBERS][@TAU][=FILE].
+
+    Args:
+      text: of the flag.
+      known: modalities that CASE may be, besides first_frame, prefix, inpaint_time and inpaint_region.
 
     Raises:
-      UserError: if it is none of these, or the numbers are not those of the case.
+      UserError: if CASE is none of these, or does not have these numbers.
     """
     spec, equals, file = text.partition("=")
     if equals and not file:
         raise UserError(f"--context {text}: no file is named after the =")
     spec, at, level = spec.partition("@")
-    what, _, arguments = spec.partition(":")
-    if what not in (*known, *_SYNTAX):
-        remedy = did_you_mean(what, (*known, *_SYNTAX))
-        raise UserError(f"--context {text}: {what!r} is no modality of this run and no case; {remedy}")
+    name, _, arguments = spec.partition(":")
+    if name not in (*known, *_SYNTAX):
+        remedy = did_you_mean(name, (*known, *_SYNTAX))
+        raise UserError(f"--context {text}: {name!r} is neither a modality of this run nor a case; {remedy}")
     try:
         numbers = tuple(float(number) for number in arguments.split(",")) if arguments else ()
         tau = float(level) if at else 0.0
     except ValueError:
-        raise UserError(f"--context {text}: {arguments or level!r} is no number") from None
-    request = ContextRequest(text, what, numbers, tau, Path(file).expanduser() if file else None)
+        raise UserError(f"--context {text}: {arguments or level!r} is not a number") from None
+    request = ContextRequest(text, name, numbers, tau, Path(file).expanduser() if file else None)
     _check(request)
     return request
 
 
 def _check(request: ContextRequest) -> None:
-    text, numbers = request.text, request.numbers
-    if len(numbers) != _NUMBERS.get(request.what, 0):
-        raise UserError(f"--context {text}: write {_SYNTAX.get(request.what, request.what)}")
-    if request.what == "prefix" and not numbers[0] > 0:
-        raise UserError(f"--context {text}: the seconds must be above 0")
-    if request.what == "inpaint_time" and not 0 <= numbers[0] < numbers[1]:
-        raise UserError(f"--context {text}: FROM must lie below TO, both in seconds from the start")
-    if request.what == "inpaint_region" and not (
-        0 <= numbers[0] < numbers[2] <= 1 and 0 <= numbers[1] < numbers[3] <= 1
-    ):
-        raise UserError(
-            f"--context {text}: the sides are parts of width and height, 0 to 1, LEFT < RIGHT, TOP < BOTTOM"
-        )
+    flag, numbers = f"--context {request.text}", request.numbers
+    if len(numbers) != _NUMBERS.get(request.name, 0):
+        raise UserError(f"{flag}: write {_SYNTAX.get(request.name, request.name)}")
+    match request.name, numbers:
+        case "prefix", (seconds,) if not seconds > 0:
+            raise UserError(f"{flag}: the seconds must be above 0")
+        case "inpaint_time", (start, end) if not 0 <= start < end:
+            raise UserError(f"{flag}: FROM must be below TO, both in seconds from the start")
+        case "inpaint_region", (left, top, right, bottom) if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise UserError(
+                f"{flag}: the sides are fractions of width and height, 0 to 1, with LEFT < RIGHT and TOP < BOTTOM"
+            )
     if request.level and request.case != "modality":
-        raise UserError(f"--context {text}: only a whole modality can be given at a noise level")
+        raise UserError(f"{flag}: only a whole modality can have a noise level")
     if not 0 <= request.level < 1:
-        raise UserError(f"--context {text}: the noise level must be at least 0 and below 1; at 1 nothing is given")
+        raise UserError(f"{flag}: the noise level must be at least 0 and below 1; at 1 it is noise alone")
 
 
 def check_trained(
-    requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality], table: dict[str, float]
+    requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality], probabilities: Mapping[str, float]
 ) -> None:
-    """Refuses what a run was not trained to be given.
+    """Checks that a run was trained for some context, and that it leaves something to generate.
 
     Args:
-      requests: all that is given to a sample.
-      modalities: those of the component.
-      table: `schedule.context` of the run.
+      requests: all of a sample.
+      modalities: of the component.
+      probabilities: of each case, `schedule.context` of the run.
 
     Raises:
-      UserError: naming the field that would have trained it; or if nothing is left to generate, or given by nothing.
+      UserError: naming the field that would have trained it; or if nothing is left to generate, or no token is context.
     """
-    held = [request for request in requests if not request.level]
-    cases = {request.case for request in held}
-    for request in held:
-        if not table.get(request.case):
+    clean = tuple(request for request in requests if not request.level)
+    texts = " ".join(request.text for request in clean)
+    for request in clean:
+        if not probabilities.get(request.case):
             raise UserError(
                 f"--context {request.text}: this run was not trained for it: its schedule.context lacks {request.case} "
                 f"({context.CASES[request.case]}); train with it, as experiments/any_to_any.py does"
             )
-    if len(held) > 1 and cases != {"modality"}:
+    if len(clean) > 1 and any(request.case != "modality" for request in clean):
         raise UserError(
-            f"--context {' '.join(r.text for r in held)}: a run is trained for one case in a sample, or for some "
-            "modalities whole, and not for both together; give one of them"
+            f"--context {texts}: a run is trained for one case in a sample, or for some whole modalities, and not for "
+            "both at once; give one of them"
         )
-    levels = {r.what: r.level for r in requests if r.level}
-    started = [m for m in modalities if m not in {r.what for r in held}]
-    if levels and (len(set(levels.values())) > 1 or set(levels) != set(started)):
+    _check_levels(requests, modalities)
+    if not clean:
+        return
+    masks = merge_requests(clean, modalities)
+    if not masks:
         raise UserError(
-            f"--context {' '.join(r.text for r in requests)}: samples start at one noise level: give all of "
-            f"{', '.join(started)} at the same, or none"
+            f"--context {clean[0].text}: no token of {', '.join(modalities)} is part of it: give a larger part"
         )
-    if held:
-        masks = merge_requests(tuple(held), modalities)
-        if not masks:
-            raise UserError(f"--context {held[0].text}: no token of {', '.join(modalities)} lies in it")
-        if all(m in masks and masks[m].all() for m in modalities):
-            raise UserError(f"--context {' '.join(r.text for r in held)}: nothing is left to generate")
+    if all(m in masks and masks[m].all() for m in modalities):
+        raise UserError(f"--context {texts}: nothing is left to generate: give less context")
+
+
+def _check_levels(requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality]) -> None:
+    """Checks that all modalities which are generated start at one noise level."""
+    levels = {request.name: request.level for request in requests if request.level}
+    context_modalities = {request.name for request in requests if not request.level}
+    generated = [m for m in modalities if m not in context_modalities]
+    if levels and (len(set(levels.values())) > 1 or set(levels) != set(generated)):
+        raise UserError(
+            f"--context {' '.join(request.text for request in requests)}: samples start at one noise level: give all "
+            f"of {', '.join(generated)} at the same, or none"
+        )
 
 
 def merge_requests(
     requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality]
 ) -> dict[str, Bool[np.ndarray, "N"]]:
-    """The tokens that any of the requests holds, by modality; modalities without are left out."""
+    """The tokens that are context by any of the requests, of the modalities that have such tokens."""
     masks = [request.masks(modalities) for request in requests if not request.level]
-    together = {m: np.any([mask[m] for mask in masks], axis=0) for m in modalities} if masks else {}
-    return {m: mask for m, mask in together.items() if mask.any()}
+    if not masks:
+        return {}
+    merged = {m: np.any([mask[m] for mask in masks], axis=0) for m in modalities}
+    return {m: mask for m, mask in merged.items() if mask.any()}
 
 
 def choose_component(
     names: tuple[str, ...], requests: tuple[ContextRequest, ...], mixture: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, tuple[ContextRequest, ...]]:
-    """The set of the mixture that is to be sampled, and the requests as they are meant in it.
+    """The component of the mixture to sample, and the requests as they apply to it.
+
+    An image as context of a component that has video and no images is the first frame of the video.
 
     Args:
-      names: what is to be generated; by default what stands with what is given.
-      requests: what is given; a picture that is given to a film is its first frame.
+      names: modalities to generate; by default all of the first component that has the context.
+      requests: of the context.
       mixture: modalities of each component.
 
     Raises:
-      UserError: if there is no such set.
+      UserError: if there is no such component.
     """
-    held = lambda meant: {request.what for request in meant if request.case == "modality"}
     if names:
-        meant = tuple(_picture_of_film(request, names) for request in requests)
-        return component_of((*names, *sorted(held(meant) - {*names})), mixture), meant
-    for translate in (lambda request, modalities: request, _picture_of_film):
-        for name, modalities in mixture.items():
-            meant = tuple(translate(request, modalities) for request in requests)
-            if held(meant) <= {*modalities}:
-                return name, meant
-    return component_of(tuple(sorted(held(requests))), mixture), requests
+        requests = tuple(_as_first_frame(request, names) for request in requests)
+        return component_of((*names, *sorted(_whole_modalities(requests) - {*names})), mixture), requests
+    for name, modalities in mixture.items():
+        if _whole_modalities(requests) <= {*modalities}:
+            return name, requests
+    for name, modalities in mixture.items():
+        translated = tuple(_as_first_frame(request, modalities) for request in requests)
+        if _whole_modalities(translated) <= {*modalities}:
+            return name, translated
+    return component_of(tuple(sorted(_whole_modalities(requests))), mixture), requests
 
 
 def component_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> str:
-    """The set of the mixture that has these modalities and no others.
+    """The component of the mixture that has these modalities and no others.
 
     Raises:
       UserError: if there is none.
@@ -189,14 +209,21 @@ def component_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]])
             return name
     components = "; ".join(f"{name}: {', '.join(modalities)}" for name, modalities in mixture.items())
     raise UserError(
-        f"--modality {','.join(names)}: this run was trained on other components ({components}); generate one of "
-        "them, or give a part of it with --context"
+        f"--modality {','.join(names)}: this run was trained on other components ({components}); generate one of them, "
+        "or give a part of it with --context"
     )
 
 
-def _picture_of_film(request: ContextRequest, modalities: tuple[str, ...]) -> ContextRequest:
-    if request.what == "image" and "image" not in modalities and any(modality_of(m) == "video" for m in modalities):
-        if request.level:
-            raise UserError(f"--context {request.text}: a film is given its first frame as it is, and not with noise")
-        return ContextRequest(request.text, "first_frame", (), 0.0, request.file)
-    return request
+def _whole_modalities(requests: tuple[ContextRequest, ...]) -> set[str]:
+    return {request.name for request in requests if request.case == "modality"}
+
+
+def _as_first_frame(request: ContextRequest, modalities: tuple[str, ...]) -> ContextRequest:
+    """An image as the first frame of a video, among modalities with video and without images."""
+    is_image = request.case == "modality" and not medium_of(request.name).has_time
+    has_video = any(modality_of(m) == "video" for m in modalities)
+    if not is_image or request.name in modalities or not has_video:
+        return request
+    if request.level:
+        raise UserError(f"--context {request.text}: the first frame of a video is clean: leave out the noise level")
+    return ContextRequest(request.text, "first_frame", (), 0.0, request.file)

@@ -25,16 +25,16 @@ class Sampler:
     solver: Literal["euler", "heun", "euler_maruyama"] = "euler"
     """Euler and Heun integrate the ODE, Euler-Maruyama the SDE with the same marginals."""
     steps: int = 50
-    """Steps of the solver. Heun evaluates the model 2 steps - 1 times, the others once a step."""
+    """Steps of the solver. Heun evaluates the model 2 steps - 1 times, the others once per step."""
     shift: float = 1.0
-    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid of taus; above 1 the steps are
-    short near noise."""
+    """sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid of taus; above 1 steps are short
+    near noise."""
     guidance: float = 1.0
     """Scale of classifier-free guidance towards label and caption; 1 is none. Both velocities keep the context."""
     guidance_low: float = 0.0
-    """Least tau at which guidance acts."""
+    """Lowest tau at which guidance acts."""
     guidance_high: float = 1.0
-    """Largest tau at which guidance acts."""
+    """Highest tau at which guidance acts."""
 
     def __post_init__(self):
         least = 2 if self.solver == "euler_maruyama" else 1
@@ -50,7 +50,7 @@ class Sampler:
 
     @property
     def evaluations(self) -> int:
-        """How often the model is evaluated, guidance apart."""
+        """Evaluations of the model per sample, without those of guidance."""
         return 2 * self.steps - 1 if self.solver == "heun" else self.steps
 
     def taus(self, start: float = 1.0) -> np.ndarray:
@@ -59,7 +59,7 @@ class Sampler:
 
 
 class Condition(NamedTuple):
-    """What samples are to be, whatever their noise; every array has a leading axis of samples.
+    """What samples are conditioned on; every array has a leading axis of samples.
 
     Attributes:
       label: class labels, [B]; the number of classes stands for none.
@@ -80,12 +80,12 @@ class Generator:
 
     Attributes:
       apply: model as (params, tokens, levels, label, assignment, caption=) -> `Output`.
-      modalities: what to generate together, by name.
-      sampler: how.
+      modalities: to generate together, by name.
+      sampler: settings of the solver.
       null_label: the label that stands for none.
-      start: where to begin; below 1 samples start from `Condition.clean` with that much noise (SDEdit,
+      start: tau at which the solver starts. Below 1 samples start from `Condition.clean` with that much noise (SDEdit,
         arXiv 2108.01073).
-      mesh: devices that the samples of a call are spread over; by default the first one alone.
+      mesh: devices over which samples are sharded; by default the first device alone.
     """
 
     apply: Callable[..., Output]
@@ -105,7 +105,7 @@ class Generator:
 
         Args:
           params: parameters of the model, on the devices of the mesh.
-          condition: what to generate.
+          condition: of each sample.
           seed: of the noise.
           numbers: of the samples; by default 0, 1, 2, ...
 
@@ -122,16 +122,16 @@ class Generator:
         if self.mesh is None:
             out = self._run()(params, *inputs)
         else:
-            # Samples beyond those that were asked for make a whole number for each device.
+            # Padded to a multiple of the devices.
             missing = -count % (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
-            whole = jax.tree.map(lambda x: np.concatenate([x] + [x[:1]] * missing), inputs)
+            padded = jax.tree.map(lambda x: np.concatenate([x] + [x[:1]] * missing), inputs)
             with jax.set_mesh(self.mesh):
-                out = self._run()(params, *jax.tree.map(partial(split_samples, mesh=self.mesh), whole))
+                out = self._run()(params, *jax.tree.map(partial(split_samples, mesh=self.mesh), padded))
         return jax.tree.map(lambda x: np.asarray(jax.device_get(x))[:count], out)
 
     def _run(self) -> Callable[..., dict[str, jax.Array]]:
         if "run" not in self._compiled:
-            # Every process gets all samples: of those that others hold it could read nothing.
+            # Replicated, so that every process can read all samples.
             out = None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
             self._compiled["run"] = jax.jit(self._solve, out_shardings=out)
         return self._compiled["run"]
@@ -144,21 +144,23 @@ class Generator:
         no_caption = None if caption is None else caption._replace(mask=jnp.zeros_like(caption.mask))
         null = (jnp.full_like(label_B, self.null_label), no_caption)
 
-        def hold(x: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def with_context(x: dict[str, jax.Array]) -> dict[str, jax.Array]:
             # Solvers update all tokens alike; those of the context are set back here.
             return {m: jnp.where(context[m][..., None], clean[m], x[m]) if m in context else x[m] for m in x}
 
-        def velocity(x, tau, wanted):
-            label_B, caption = wanted
+        def velocity(x, tau, labels):
+            label_B, caption = labels
             levels = {m: jnp.full((x[m].shape[0], 1), tau) for m in x}
             assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
             corruption = Corruption(levels, assignment, {}).with_context(context)
-            told = {} if caption is None else {"caption": caption}
-            return self.apply(params, hold(x), corruption.levels, label_B, corruption.assignment, **told).velocity
+            captions = {} if caption is None else {"caption": caption}
+            x = with_context(x)
+            return self.apply(params, x, corruption.levels, label_B, corruption.assignment, **captions).velocity
 
-        toward = lambda x, tau: velocity(x, tau, (label_B, caption))
-        if sampler.guidance != 1:
-            toward = guided(
+        if sampler.guidance == 1:
+            solved = partial(velocity, labels=(label_B, caption))
+        else:
+            solved = guided(
                 velocity, (label_B, caption), null, sampler.guidance, sampler.guidance_low, sampler.guidance_high
             )
         x = eps
@@ -166,22 +168,22 @@ class Generator:
             x = {m: (1 - self.start) * clean[m] + self.start * eps[m] if m in clean else eps[m] for m in eps}
         if sampler.solver == "euler_maruyama":
             keys_B = keys_for(jax.vmap(_sample_key)(seeds_B2), "solver")
-            x = euler_maruyama(toward, x, taus, keys_B=keys_B)
+            x = euler_maruyama(solved, x, taus, keys_B=keys_B)
         else:
-            x = {"euler": euler, "heun": heun}[sampler.solver](toward, x, taus)
-        return {m: self.modalities[m].from_tokens(tokens_BNP) for m, tokens_BNP in hold(x).items()}
+            x = {"euler": euler, "heun": heun}[sampler.solver](solved, x, taus)
+        return {m: self.modalities[m].from_tokens(tokens_BNP) for m, tokens_BNP in with_context(x).items()}
 
 
 def sample_noise(seed: int, numbers: np.ndarray, modality: str, shape: tuple[int, int]) -> np.ndarray:
-    """The noise that samples start from, float32 [B, N, P]; that of sample i depends on `seed` and i alone.
+    """The noise from which samples start, float32 [B, N, P]; that of sample i depends on `seed` and i alone.
 
-    Each sample's is drawn by itself, by one program, so that not a bit of it depends on the others or on the devices.
+    Each sample's noise is drawn by one program by itself, so that no bit of it depends on the batch or the devices.
     """
     return np.stack([np.asarray(_noise(_seed_of(seed, number), modality, shape)) for number in numbers])
 
 
 def check_finite(latents: dict[str, np.ndarray], numbers: np.ndarray) -> None:
-    """Raises `UserError`, naming a sample, where latents [B, ...] of these samples hold NaN or infinity."""
+    """Raises `UserError`, naming a sample, if latents [B, ...] of samples `numbers` hold NaN or infinity."""
     for m, x in latents.items():
         bad_B = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
         if bad_B.any():

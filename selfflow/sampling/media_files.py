@@ -1,22 +1,32 @@
-"""Samples as files that people look at and listen to."""
+"""Media as files: videos, audio, images, and sheets that show many clips on one page."""
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from selfflow.media import Medium, images_only, medium_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _COLUMNS = 16
+_STRIP_FRAMES = 12
+# Sizes on a sheet in inches.
+_WIDTH, _ROW_HEIGHT, _PLOT_HEIGHT = 10.4, 1.3, 0.7
 
 
-def write_video(path: Path, frames: np.ndarray, fps: float, sound: np.ndarray | None, rate: int) -> None:
-    """Writes an mp4, enlarged so that single pixels can be seen, with its sound if there is any.
+def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | None, rate: float) -> None:
+    """Writes an mp4, enlarged to at least 256 pixels of width, with its audio if it has any.
 
     Args:
-      path: the file.
+      path: of the file.
       frames: uint8 [T, H, W, 3].
-      fps: frames a second.
-      sound: int16 [samples] that starts with the first frame, or None.
-      rate: samples a second.
+      fps: frames per second.
+      audio: int16 [samples] that starts with the first frame, or None.
+      rate: samples per second.
     """
     from fractions import Fraction
 
@@ -28,126 +38,167 @@ def write_video(path: Path, frames: np.ndarray, fps: float, sound: np.ndarray | 
         video = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
         video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         video.options = {"crf": "18"}
-        audio = None if sound is None else container.add_stream("aac", rate=rate, layout="mono")
+        track = None if audio is None else container.add_stream("aac", rate=int(rate), layout="mono")
         for frame in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        # An encoder without a frame returns the packets that it holds back.
         container.mux(video.encode())
-        if audio is not None:
-            block = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
-            block.sample_rate = rate
-            container.mux(audio.encode(block))
-            container.mux(audio.encode())
+        if track is not None:
+            block = av.AudioFrame.from_ndarray(audio[None], format="s16", layout="mono")
+            block.sample_rate = int(rate)
+            container.mux(track.encode(block))
+            container.mux(track.encode())
 
 
-def write_audio(path: Path, sound: np.ndarray, rate: int) -> None:
+def write_audio(path: Path, audio: np.ndarray, rate: float) -> None:
     """Writes int16 [samples] as a wav."""
     import soundfile
 
-    soundfile.write(path, sound, rate)
+    soundfile.write(path, audio, int(rate))
 
 
-def write_media(stem: Path, media: dict[str, np.ndarray], rates: dict[str, float]) -> list[Path]:
-    """Writes one sample: a film with its sound as mp4, a sound as wav, a picture as png; returns the files.
+def write_media(stem: Path, media: Mapping[str, np.ndarray], rates: Mapping[str, float]) -> list[Path]:
+    """Writes one sample, a file for each modality; a video has the sample's audio as its track. Returns the files.
 
     Args:
-      stem: path of the files without their endings.
-      media: {modality: uint8 [(T,) H, W, 3] or int16 [samples]}.
-      rates: frames or samples a second, by modality.
+      stem: path of the files without their suffixes.
+      media: {modality: one clip}.
+      rates: frames or samples per second, by modality.
     """
-    from PIL import Image
-
     files = []
-    if "video" in media:
-        files.append(stem.with_suffix(".mp4"))
-        write_video(files[-1], media["video"], rates["video"], media.get("audio"), rates.get("audio", 0))
-    if "audio" in media:
-        files.append(stem.with_suffix(".wav"))
-        write_audio(files[-1], media["audio"], rates["audio"])
-    if "image" in media:
-        files.append(stem.with_suffix(".png"))
-        Image.fromarray(media["image"]).save(files[-1])
+    for m, clip in media.items():
+        path = stem.with_suffix(medium_of(m).suffix)
+        match path.suffix:
+            case ".mp4":
+                write_video(path, clip, rates[m], media.get("audio"), rates.get("audio", 0))
+            case ".wav":
+                write_audio(path, clip, rates[m])
+            case ".png":
+                from PIL import Image
+
+                Image.fromarray(clip).save(path)
+            case ".npy":
+                np.save(path, clip)
+        files.append(path)
     return files
 
 
-def write_sheet(
-    path: Path, parts: dict[str, dict[str, np.ndarray]], rate: int, title: str, given: tuple[str, ...] = ()
-) -> None:
-    """Draws groups of samples on one page: pictures, films as strips of frames, sound as spectrograms.
+class _Row(NamedTuple):
+    """A row of a sheet: a grid of images, or one clip.
 
-    Where film and sound belong together the spectrogram stands under its strip, on the same time axis.
+    Attributes:
+      label: left of the row.
+      medium: which decides on the preview.
+      values: of the preview: uint8 pixels [H, W, 3] of a grid or strip, else the clip.
+      max_height: in inches, so that few images are not enlarged to the width of the sheet.
+      rate: of the clip.
+    """
+
+    label: str
+    medium: Medium
+    values: np.ndarray
+    max_height: float
+    rate: float
+
+    @property
+    def height(self) -> float:
+        """In inches."""
+        if not self.medium.is_visual:
+            return self.max_height
+        return min(self.max_height, 1.09 * _WIDTH * self.values.shape[0] / self.values.shape[1])
+
+    def draw(self, axis: "Axes") -> None:
+        match self.medium.preview:
+            case "spectrogram":
+                draw_spectrogram(axis, self.values, self.rate)
+            case "curves":
+                axis.plot(np.arange(len(self.values)) / self.rate, self.values, linewidth=1)
+                axis.tick_params(labelsize=6)
+            case _:
+                axis.imshow(self.values, interpolation="nearest", aspect="equal")
+                axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_ylabel(self.label, fontsize=7)
+
+
+def write_sheet(
+    path: Path,
+    groups: Mapping[str, Mapping[str, np.ndarray | Sequence[np.ndarray]]],
+    rates: Mapping[str, float],
+    title: str,
+    context: Sequence[str] = (),
+) -> None:
+    """Draws groups of clips on one page: images in a grid, videos as strips of frames, audio as spectrograms.
+
+    The audio of a video is drawn below its strip, on the same time axis.
 
     Args:
-      path: the png.
-      parts: {group, such as "samples": {modality: uint8 pictures [B, (T,) H, W, 3] or int16 sound [B, samples]}}.
-      rate: samples a second of the sound.
+      path: of the png.
+      groups: {group, such as "sample": {modality: clips [B, ...]}}.
+      rates: frames or samples per second, by modality.
       title: of the page.
-      given: modalities that are labelled as given, and not by their group.
+      context: modalities that are labelled as context instead of by their group.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    width, rows = 10.4, []
-    for group, media in parts.items():
-        if set(media) == {"image"}:
-            rows.append((f"{group}\nimage", "image", media["image"]))
+    rows = []
+    for group, media in groups.items():
+        if images_only(media) and len(media) == 1:
+            ((m, images),) = media.items()
+            rows.append(_row(f"{group}\n{m}", m, np.asarray(images), rates))
             continue
         for i in range(len(next(iter(media.values())))):
-            rows += [
-                (f"{'given' if m in given else group} {i}\n{m}", m, values[i : i + 1] if m == "image" else values[i])
-                for m, values in media.items()
-            ]
-    # Few pictures are not blown up to the width of the page.
-    most = [
-        0.7 if m == "audio" else 1.3 * (math.ceil(len(values) / _COLUMNS) if m == "image" else 1)
-        for _, m, values in rows
-    ]
-    drawn = {"audio": lambda values: values, "image": _grid}
-    rows = [(label, m, drawn.get(m, _strip)(values)) for label, m, values in rows]
-    heights = [
-        limit if m == "audio" else min(limit, 1.09 * width * x.shape[0] / x.shape[1])
-        for limit, (_, m, x) in zip(most, rows)
-    ]
-    figure = Figure(figsize=(width + 0.6, sum(heights) + 0.12 * len(rows) + 0.4), layout="constrained")
+            for m, clips in media.items():
+                label = f"{'context' if m in context else group} {i}\n{m}"
+                rows.append(_row(label, m, clips[i] if medium_of(m).has_time else clips[i : i + 1], rates))
+    heights = [row.height for row in rows]
+    figure = Figure(figsize=(_WIDTH + 0.6, sum(heights) + 0.12 * len(rows) + 0.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (label, m, values) in zip(axes, rows):
-        if m == "audio":
-            draw_spectrogram(axis, values, rate)
-        else:
-            axis.imshow(values, interpolation="nearest", aspect="equal")
-            axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_ylabel(label, fontsize=7)
+    for axis, row in zip(axes, rows):
+        row.draw(axis)
     figure.savefig(path, dpi=110)
 
 
-def _grid(pictures: np.ndarray) -> np.ndarray:
+def _row(label: str, m: str, values: np.ndarray, rates: Mapping[str, float]) -> _Row:
+    """A row of images [B, H, W, 3], or of one clip of another medium."""
+    medium = medium_of(m)
+    match medium.preview:
+        case "grid":
+            return _Row(label, medium, _grid(values), _ROW_HEIGHT * math.ceil(len(values) / _COLUMNS), 0)
+        case "strip":
+            return _Row(label, medium, _strip(values), _ROW_HEIGHT, rates.get(m, 0))
+        case _:
+            return _Row(label, medium, values, _PLOT_HEIGHT, rates[m])
+
+
+def _grid(images: np.ndarray) -> np.ndarray:
     """uint8 [B, H, W, 3] -> all of them in rows, framed in white."""
-    columns = min(_COLUMNS, len(pictures))
-    framed = np.pad(pictures, ((0, -len(pictures) % columns), (1, 1), (1, 1), (0, 0)), constant_values=255)
-    framed[len(pictures) :] = 255
+    columns = min(_COLUMNS, len(images))
+    framed = np.pad(images, ((0, -len(images) % columns), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    framed[len(images) :] = 255
     rows = framed.reshape(-1, columns, *framed.shape[1:])
     return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
 
 
-def _strip(pictures: np.ndarray) -> np.ndarray:
-    """uint8 [T, H, W, 3] -> about a dozen of them side by side, framed in white."""
-    chosen = pictures[:: max(1, len(pictures) // 12)]
-    return np.concatenate(list(np.pad(chosen, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)), axis=1)
+def _strip(frames: np.ndarray) -> np.ndarray:
+    """uint8 [T, H, W, 3] -> about a dozen frames side by side, framed in white."""
+    shown = frames[:: max(1, len(frames) // _STRIP_FRAMES)]
+    return np.concatenate(list(np.pad(shown, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)), axis=1)
 
 
-def draw_spectrogram(axis, sound: np.ndarray, rate: float) -> None:
+def draw_spectrogram(axis: "Axes", audio: np.ndarray, rate: float) -> None:
     """Draws int16 [samples] on matplotlib axes: seconds against kHz, decibels as brightness."""
     import librosa
 
-    size, hop = 256, 64
-    power = np.abs(librosa.stft(sound.astype(np.float32) / 32768, n_fft=size, hop_length=hop)) ** 2
-    decibel = 10 * np.log10(np.maximum(power, 1e-6))
-    seconds = len(sound) / rate
+    power = np.abs(librosa.stft(audio.astype(np.float32) / 32768, n_fft=256, hop_length=64)) ** 2
+    decibels = 10 * np.log10(np.maximum(power, 1e-6))
+    seconds = len(audio) / rate
     axis.imshow(
-        decibel, origin="lower", aspect="auto", vmin=-55, vmax=15, cmap="magma", extent=(0, seconds, 0, rate / 2000)
+        decibels, origin="lower", aspect="auto", vmin=-55, vmax=15, cmap="magma", extent=(0, seconds, 0, rate / 2000)
     )
     axis.set_xlim(0, seconds)
     axis.tick_params(labelsize=6)

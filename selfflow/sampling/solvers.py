@@ -1,6 +1,6 @@
-"""From noise to data along the velocity.
+"""Solvers of the ODE and the SDE from noise to data, given a velocity.
 
-Every solver walks down a grid of taus in one loop that holds the model once, whatever the number of steps.
+Every solver is one loop over a grid of falling taus, which holds the model once, whatever the number of steps.
 """
 
 from collections.abc import Callable
@@ -15,31 +15,34 @@ Tokens = TypeVar("Tokens")
 Condition = TypeVar("Condition")
 Velocity = Callable[[Tokens, Float[Array, ""]], Tokens]
 
-# Where Euler-Maruyama takes its last step: at tau = 0 the score has no value.
+# tau of the last step of Euler-Maruyama: at tau = 0 the score is undefined.
 LAST_TAU = 0.04
 
 
 def time_grid(steps: int, shift: float = 1.0, start: float = 1.0, last: float | None = None) -> np.ndarray:
-    """The taus that a solver visits, from `start` down to 0, in float64 [steps + 1].
+    """The grid of taus from `start` down to 0, in float64 [steps + 1].
 
     Args:
       steps: number of steps.
-      shift: sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid; above 1 the steps are short
-        near noise (arXiv 2403.03206, section 5.3.2).
-      start: where to begin; 1 is noise.
-      last: the tau of the last step, if it is not to follow from the others: these are then spaced from `start` to it.
+      shift: sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid; above 1 steps are short near
+        noise (arXiv 2403.03206, section 5.3.2).
+      start: first tau; 1 is noise.
+      last: the tau of the last step, if it is fixed: the steps before are then spaced from `start` to it.
 
     Raises:
-      ValueError: if these make no grid.
+      ValueError: if there is no such grid.
     """
     if steps < 1 or shift <= 0 or not 0 < start <= 1 or (last is not None and (steps < 2 or not 0 < last < start)):
         raise ValueError(f"no grid has steps {steps}, shift {shift}, start {start} and last {last}")
-    uniform = lambda tau: tau / (shift - (shift - 1) * tau)
+
+    def inverse(tau: float) -> float:
+        return tau / (shift - (shift - 1) * tau)
+
     if last is None:
-        even = np.linspace(uniform(start), 0.0, steps + 1)
+        uniform = np.linspace(inverse(start), 0.0, steps + 1)
     else:
-        even = np.append(np.linspace(uniform(start), uniform(last), steps), 0.0)
-    return shift * even / (1 + (shift - 1) * even)
+        uniform = np.append(np.linspace(inverse(start), inverse(last), steps), 0.0)
+    return shift * uniform / (1 + (shift - 1) * uniform)
 
 
 def euler(velocity: Velocity, noise: Tokens, taus: np.ndarray) -> Tokens:
@@ -64,13 +67,13 @@ def euler(velocity: Velocity, noise: Tokens, taus: np.ndarray) -> Tokens:
 def heun(velocity: Velocity, noise: Tokens, taus: np.ndarray) -> Tokens:
     """Integrates dx / dtau = v(x, tau) by Heun's method of second order, with a last step of Euler.
 
-    A step evaluates the velocity at its two ends and goes along their mean; the last one, whose end is tau = 0,
-    once (arXiv 2206.00364, algorithm 1): 2 steps - 1 evaluations.
+    A step evaluates the velocity at its two ends and moves along their mean; the last one, which ends at tau = 0,
+    evaluates it once (arXiv 2206.00364, algorithm 1): 2 steps - 1 evaluations.
 
     Args, returns: as `euler`.
     """
     steps = len(taus) - 1
-    # One turn of the loop is one evaluation, at the start of a step or at its end, so that the model stands in it once.
+    # One iteration is one evaluation, at the start or the end of a step, so that the loop holds the model once.
     second = np.tile([False, True], steps)[:-1]
     step = np.repeat(np.arange(steps), 2)[:-1]
 
@@ -111,8 +114,8 @@ def euler_maruyama(
       x at the last tau.
 
     Raises:
-      ValueError: if there are fewer than 2 steps, not one of `noises` and `keys_B` is given, or `noises` are of another
-        number of steps.
+      ValueError: if there are fewer than 2 steps, if both or none of `noises` and `keys_B` are given, or if `noises`
+        have another number of steps.
     """
     steps = len(taus) - 1
     if steps < 2:
@@ -126,14 +129,17 @@ def euler_maruyama(
 
     def draw(i, x):
         if noises is not None:
-            # The last step has none: whichever stands here is multiplied by 0.
+            # The last step has no noise: any value here is multiplied by 0.
             return jax.tree.map(lambda z: jnp.asarray(z)[jnp.minimum(i, noisy - 1)], noises)
         return _normal(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys_B), x)
 
     def step(x, at):
         i, tau, size, noise_scale = at
-        # tau s = -(x + (1 - tau) v): no division, whatever tau is.
-        move = lambda a, v, z: a - (a + (2 - tau) * v) * size + noise_scale * z
+
+        def move(a, v, z):
+            # By tau s = -(x + (1 - tau) v) there is no division by tau.
+            return a - (a + (2 - tau) * v) * size + noise_scale * z
+
         return jax.tree.map(move, x, velocity(x, tau), draw(i, x)), None
 
     size = -np.diff(taus)
@@ -147,10 +153,14 @@ def _float32(*arrays: np.ndarray) -> tuple[Float[Array, "steps"], ...]:
 
 def _normal(keys_B: Key[Array, "B"], x: Tokens) -> Tokens:
     leaves, structure = jax.tree.flatten(x)
-    draw = lambda number, leaf: jax.vmap(
-        lambda key: jax.random.normal(jax.random.fold_in(key, number), leaf.shape[1:], leaf.dtype)
-    )(keys_B)
-    return jax.tree.unflatten(structure, [draw(number, leaf) for number, leaf in enumerate(leaves)])
+    noise = []
+    for number, leaf in enumerate(leaves):
+
+        def draw(key, number=number, leaf=leaf):
+            return jax.random.normal(jax.random.fold_in(key, number), leaf.shape[1:], leaf.dtype)
+
+        noise.append(jax.vmap(draw)(keys_B))
+    return jax.tree.unflatten(structure, noise)
 
 
 def guided(
@@ -168,21 +178,21 @@ def guided(
 
     Args:
       velocity: (x, tau, condition) -> predicted eps - x0, of the structure of x.
-      condition: what to sample, such as labels [B].
-      null: the condition that stands for none, of the same form.
+      condition: such as labels [B].
+      null: the condition that stands for none, of the same structure.
       scale: 1 is no guidance, 0 no condition.
       low, high: ends of the interval.
 
     Returns:
-      (x, tau) -> velocity, as solvers take it; tau is a scalar.
+      (x, tau) -> velocity, for solvers; tau is a scalar.
     """
 
     def call(x, tau):
-        toward = velocity(x, tau, condition)
+        conditional = velocity(x, tau, condition)
 
-        def guide(x, toward):
-            return jax.tree.map(lambda away, v: away + scale * (v - away), velocity(x, tau, null), toward)
+        def guide(x, conditional):
+            return jax.tree.map(lambda v_null, v: v_null + scale * (v - v_null), velocity(x, tau, null), conditional)
 
-        return jax.lax.cond((tau >= low) & (tau <= high), guide, lambda x, toward: toward, x, toward)
+        return jax.lax.cond((tau >= low) & (tau <= high), guide, lambda x, conditional: conditional, x, conditional)
 
     return call

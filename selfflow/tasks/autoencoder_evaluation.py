@@ -67,7 +67,7 @@ def evaluate_autoencoder(
             rows[name] = row
             files.append(str(sheets / f"{name}.png"))
             title = f"{name}: {split} split, through {row['numbers']} numbers each"
-            _write_sheet(Path(files[-1]), modality, original, decoded, int(rate), title)
+            _write_sheet(Path(files[-1]), modality, original, decoded, rate, title)
             progress.advance()
     summary = {"steps": int(state.step), "reconstruction": rows, "autoencoder": str(path), "files": files}
     _print(summary, folder)
@@ -120,11 +120,11 @@ def _reconstruct(autoencoder: Autoencoder, media: np.ndarray) -> np.ndarray:
     return np.concatenate([autoencoder.decode(autoencoder.encode(part)) for part in _parts(media)])
 
 
-def _write_sheet(path: Path, modality: str, original: np.ndarray, decoded: np.ndarray, rate: int, title: str) -> None:
+def _write_sheet(path: Path, modality: str, original: np.ndarray, decoded: np.ndarray, rate: float, title: str) -> None:
     count = _IMAGES_SHOWN if images_only([modality]) else _CLIPS_SHOWN
     original, decoded = original[:count], decoded[:count]
     groups = {"original": original, "decoded": decoded, "lost": difference(original, decoded)}
-    write_sheet(path, {group: {modality: x} for group, x in groups.items()}, rate, title)
+    write_sheet(path, {group: {modality: x} for group, x in groups.items()}, {modality: rate}, title)
 
 
 def _print(summary: dict[str, Any], folder: Path) -> None:

@@ -72,7 +72,7 @@ def evaluate_samples(
       UserError: for flags that do not fit, before anything is drawn.
     """
     n = evaluator.samples
-    evaluator.exclude(sampler.held_whole)
+    evaluator.exclude(sampler.fully_conditioned)
     from_file = _load_reference(evaluator, reference, save_reference)
 
     # The clips of the rows are neither in the reference nor among those that the material classifiers are fitted to.

@@ -119,7 +119,7 @@ def write_samples(setup: FlowSetup, workdir: Path, feed: BatchSource, state: Sta
             }
             rates = {m: media.rate for m, media in setup.media[name].items()}
             title = f"{name}: data through the autoencoder, and samples"
-            write_sheet(sheet, shown_parts, rates.get("audio", 0), title)
+            write_sheet(sheet, shown_parts, rates, title)
             files.append(sheet)
             for i in range(0 if images_only(modalities) else count):  # the sheet shows images as they are
                 files += write_media(folder / f"{name}_{i:02d}", {m: x[i] for m, x in parts["sample"].items()}, rates)

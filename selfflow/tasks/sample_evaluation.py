@@ -176,7 +176,7 @@ class _ComponentEvaluation:
         rates, on_sheet_alone = self._evaluator.setup.rates, images_only(media)
         sheet = {m: x[: _IMAGES_SHOWN if on_sheet_alone else count] for m, x in media.items()}
         title = f"{self._name}, step {self._step}"
-        write_sheet(folder / f"{self._name}.png", {"sample": sheet}, int(rates.get("audio", 0)), title)
+        write_sheet(folder / f"{self._name}.png", {"sample": sheet}, rates, title)
         if not on_sheet_alone:
             for i in range(min(count, batch_size(media))):
                 write_media(folder / f"{self._name}_{i:02d}", {m: x[i] for m, x in media.items()}, rates)

@@ -31,8 +31,8 @@ def test_encode_prints_records_and_quality_of_its_latents_and_finds_them_again(c
     again, progress = called(capsys, "encode", TINY, "--data-dir", tmp_path, "--processes", "2")
     assert again == first and "encode" not in progress
     table, _ = called(capsys, "encode", TINY, "--data-dir", tmp_path, "--inspect", "--out", tmp_path / "inspected")
-    assert re.search(r"collisions audio .*SNR\W+[\d.]+ dB.*log-mel\D+[\d.]+", table)
-    assert re.search(r"collisions video .*PSNR\W+[\d.]+ dB", table)
+    assert re.search(r"collisions audio .*snr_db\W+[\d.]+.*log_mel_distance\W+[\d.]+", table)
+    assert re.search(r"collisions video .*psnr_db\W+[\d.]+", table)
     files = {f"collisions_{m}{end}" for m in ("image", "video", "audio") for end in (".csv", ".png", "_channels.png")}
     assert {path.name for path in (tmp_path / "inspected").iterdir() if path.stat().st_size} == files
     rows = (tmp_path / "inspected" / "collisions_video.csv").read_text().splitlines()

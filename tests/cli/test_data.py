@@ -69,7 +69,7 @@ def test_build_list_show_verify_and_delete(capsys, folder, tmp_path):
     assert mentions("1 built video audio image").search(line)
 
     code, out, _ = run(capsys, "show", "collisions", "--out", tmp_path / "samples", "--count", "1", *where)
-    files = {"stills.png", "films.png", "film-0.mp4", "film-0.wav"}
+    files = {"images.png", "clips.png", "video-with-audio-0.mp4", "video-with-audio-0.wav"}
     assert code == 0 and {path.name for path in (tmp_path / "samples").iterdir()} == files
     assert mentions("# Collisions train-000000 material", *files).search(out)
     line = refusal(capsys, "data", "show", "collisions", "--count", "0", *where)

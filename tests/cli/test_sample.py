@@ -123,7 +123,7 @@ def test_a_short_video_is_continued(sample, tiny_run, tmp_path):
         (["--context", "first_frame=nowhere.png"], "nowhere.png: no such file"),
         (["--count", "0"], "--count is 0"),
         (["--context", "video="], "no file is named"),
-        (["--context", "image@0.5=a.png", "--modality", "video,audio"], "not with noise"),
+        (["--context", "image@0.5=a.png", "--modality", "video,audio"], "noise level"),
         (["--context", "image@0.03", "--sampler.solver", "euler_maruyama"], "euler_maruyama starts above"),
         (["--label", "3"], "--label 3: this run has no labels"),
         (["--caption", "a circle"], "without captions"),

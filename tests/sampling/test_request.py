@@ -21,7 +21,7 @@ def request_of(text):
 
 def test_what_a_flag_says():
     request = request_of("video=a=b:c@d.mp4")
-    assert (request.what, request.case, request.file, request.level) == ("video", "modality", Path("a=b:c@d.mp4"), 0)
+    assert (request.name, request.case, request.file, request.level) == ("video", "modality", Path("a=b:c@d.mp4"), 0)
     request = request_of("inpaint_region:0,0.25,0.5,1")
     assert request.case == "inpaint_region" and request.numbers == (0, 0.25, 0.5, 1) and request.file is None
     assert request_of("image@0.6=x.png").level == 0.6
@@ -42,9 +42,9 @@ def test_masks_are_those_of_the_case(pair):
         ("vidoe", "did you mean video"),
         ("everything", "prefix:SECONDS"),
         ("prefix", "write prefix:SECONDS"),
-        ("prefix:x", "'x' is no number"),
+        ("prefix:x", "'x' is not a number"),
         ("prefix:0", "above 0"),
-        ("inpaint_time:2,1", "FROM must lie below TO"),
+        ("inpaint_time:2,1", "FROM must be below TO"),
         ("inpaint_region:0,0,1", "LEFT,TOP,RIGHT,BOTTOM"),
         ("inpaint_region:0.5,0,0.2,1", "LEFT < RIGHT"),
         ("video:3", "write video"),
@@ -68,7 +68,7 @@ def test_flags_that_say_nothing(text, said):
         (["prefix:9"], TABLE, "nothing is left"),
         (["prefix:0.01"], TABLE, "no token"),
         (["image"], TABLE, "no token"),
-        (["audio@0.5"], TABLE, "give all of video, audio at the same"),
+        (["audio@0.5"], TABLE, "of video, audio at the same"),
         (["audio@0.5", "video@0.4"], TABLE, "one noise level"),
     ],
 )
@@ -92,11 +92,11 @@ def test_the_set_is_what_is_generated_and_given():
     assert chosen(("audio",), "video")[0] == chosen((), "video")[0] == chosen((), "prefix:1")[0] == "joint"
     assert chosen((), "image@0.5")[0] == "still"
     name, (request,) = chosen(("video", "audio"), "image=a.png")
-    assert name == "joint" and request.what == "first_frame" and request.file == Path("a.png")
-    with pytest.raises(UserError, match="not with noise"):
+    assert name == "joint" and request.name == "first_frame" and request.file == Path("a.png")
+    with pytest.raises(UserError, match="noise level"):
         chosen(("video", "audio"), "image@0.5=a.png")
     name, (request,) = choose_component((), (request_of("image=a.png"),), {"joint": ("video", "audio")})
-    assert request.what == "first_frame"
+    assert request.name == "first_frame"
 
 
 def test_sets_are_those_of_the_mixture():

@@ -48,8 +48,13 @@ def test_files_can_be_read_back(tmp_path):
     write_audio(tmp_path / "a.wav", sound, 8000)
     back, rate = soundfile.read(tmp_path / "a.wav", dtype="int16")
     assert rate == 8000 and (back == sound).all()
-    write_sheet(tmp_path / "a.png", {"data": {"video": frames[None], "audio": sound[None]}}, 8000, "both")
-    write_sheet(tmp_path / "b.png", {"data": {"image": frames[:4]}, "sample": {"image": frames[:4]}}, 8000, "stills")
+    write_sheet(
+        tmp_path / "a.png",
+        {"data": {"video": frames[None], "audio": sound[None]}},
+        {"video": 12.5, "audio": 8000},
+        "both",
+    )
+    write_sheet(tmp_path / "b.png", {"data": {"image": frames[:4]}, "sample": {"image": frames[:4]}}, {}, "images")
     from PIL import Image
 
     page = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3)

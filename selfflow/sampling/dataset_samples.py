@@ -1,0 +1,102 @@
+"""Samples of a data set as files: sheets of images and of clips, and each clip as video or audio."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from selfflow.data.built import BuiltDataset
+from selfflow.data.shards import BadRecord
+from selfflow.errors import UserError
+from selfflow.sampling.media_files import write_media, write_sheet
+
+_IMAGES_PER_ROW = 8
+_MAX_RECORDS = 2000  # searched for samples of each kind
+# Modalities of a clip, by what it is called.
+_CLIPS = {"video with audio": ("video", "audio"), "video": ("video",), "audio": ("audio",)}
+
+
+class DatasetSamples(NamedTuple):
+    """Samples that were written.
+
+    Attributes:
+      records: by what they are called, such as "video with audio", in the order of the data set.
+      files: in the order in which a reader opens them.
+    """
+
+    records: dict[str, list[dict[str, Any]]]
+    files: list[Path]
+
+
+def write_dataset_samples(built: BuiltDataset, out: Path, count: int) -> DatasetSamples:
+    """Writes samples of the train split.
+
+    Args:
+      built: the data set.
+      out: folder for the files, which is made.
+      count: videos with audio, videos without, audio clips, and rows of images.
+
+    Raises:
+      UserError: if no record is readable.
+    """
+    records = _sample_records(built, dict.fromkeys(_CLIPS, count) | {"image": count * _IMAGES_PER_ROW})
+    if not any(records.values()):
+        raise UserError(f"{built.folder}: no record of train is readable: run `selfflow data verify`")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = built.settings
+    rates = {"video": settings.frames_per_second, "audio": settings.sample_rate}
+    files: list[Path] = []
+    if any(records[kind] for kind in _CLIPS):
+        files.append(out / "clips.png")
+        _write_clip_sheet(files[-1], records, rates, built.name)
+    if records["image"]:
+        files.append(out / "images.png")
+        images = [record["image"] for record in records["image"]]
+        write_sheet(files[-1], _image_rows(images), rates, f"{built.name}: images of train")
+    for kind, modalities in _CLIPS.items():
+        for i, record in enumerate(records[kind]):
+            stem = out / f"{kind.replace(' ', '-')}-{i}"
+            files += write_media(stem, {m: record[m] for m in modalities}, rates)
+    return DatasetSamples(records, files)
+
+
+def _write_clip_sheet(path: Path, records: dict[str, list[dict[str, Any]]], rates: dict[str, float], name: str) -> None:
+    groups = {}
+    for kind, modalities in _CLIPS.items():
+        if records[kind]:
+            groups[kind] = {m: [record[m] for record in records[kind]] for m in modalities}
+    write_sheet(path, groups, rates, f"{name}: {', '.join(groups)} of train")
+
+
+def _image_rows(images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Groups of a sheet, each one row of images. The last is padded with white, so that all have the same size."""
+    blank = np.full_like(images[0], 255)
+    groups = {}
+    for start in range(0, len(images), _IMAGES_PER_ROW):
+        row = images[start : start + _IMAGES_PER_ROW]
+        padded = row + [blank] * (_IMAGES_PER_ROW - len(row))
+        groups[f"images\n{start}-{start + len(row) - 1}\n"] = {"image": np.stack(padded)}
+    return groups
+
+
+def _sample_records(built: BuiltDataset, counts: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+    """Records of each kind from all over the train split, in its order."""
+    records, samples = built.records("train"), {kind: {} for kind in counts}
+    for i in np.random.default_rng(0).permutation(len(records))[:_MAX_RECORDS]:
+        try:
+            record = records[int(i)]
+        except BadRecord:
+            continue
+        for kind in _kinds(record["present"]):
+            if len(samples[kind]) < counts[kind]:
+                samples[kind][int(i)] = record
+        if all(len(samples[kind]) == counts[kind] for kind in counts):
+            break
+    return {kind: [by_index[i] for i in sorted(by_index)] for kind, by_index in samples.items()}
+
+
+def _kinds(present: dict[str, bool]) -> list[str]:
+    """What a record is a sample of: a clip of one kind, and an image."""
+    timed = tuple(m for m in ("video", "audio") if present.get(m))
+    kinds = [kind for kind, modalities in _CLIPS.items() if modalities == timed]
+    return kinds + (["image"] if present.get("image") else [])
