@@ -11,12 +11,12 @@ from selfflow.data.dataset import Dataset
 from selfflow.data.records import Records
 from selfflow.data.stored import INFO
 from selfflow.errors import UserError
-from selfflow.storage.copies import fetch, publish
+from selfflow.storage.mirror import fetch_folder, publish_folder
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-DELETED = "forgotten.json"
+DELETED = "deleted.json"
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class BuiltDataset:
         return hashlib.sha256((self.folder / INFO).read_bytes()).hexdigest()[:16]
 
     @property
-    def forgotten(self) -> list[dict[str, Any]]:
+    def deleted(self) -> list[dict[str, Any]]:
         """Deletions of samples since the build, oldest first: number of samples, date, hash of the list of ids."""
-        return (read_deleted(self.folder) or {"forgotten": []})["forgotten"]
+        return (read_deleted(self.folder) or {"deleted": []})["deleted"]
 
 
 def read_deleted(folder: Path) -> dict[str, Any] | None:
-    """The content of `forgotten.json`; None if the file does not exist.
+    """The content of `deleted.json`; None if the file does not exist.
 
     Raises:
       UserError: the file is damaged.
@@ -64,7 +64,7 @@ def read_deleted(folder: Path) -> dict[str, Any] | None:
     path = folder / DELETED
     try:
         deletions = json.loads(path.read_text())
-        deletions["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in deletions["forgotten"]]
+        deletions["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in deletions["deleted"]]
         return deletions
     except FileNotFoundError:
         return None
@@ -92,7 +92,7 @@ def build(settings: Dataset, data_dir: Path) -> BuiltDataset:
     """
     from google.protobuf.json_format import ParseError
 
-    fetch(data_dir, INFO)
+    fetch_folder(data_dir, INFO)
     try:
         builder = load_builder(settings, data_dir)
     except ParseError as error:  # TFDS does not name the file
@@ -100,7 +100,7 @@ def build(settings: Dataset, data_dir: Path) -> BuiltDataset:
         raise UserError(f"{', '.join(damaged) or data_dir} is damaged: remove its folder and build again") from error
     if not (Path(builder.data_dir) / INFO).exists():
         raise UserError(f"{builder.data_dir} has lost its dataset_info.json: remove this folder and build again")
-    publish(Path(builder.data_dir), INFO)
+    publish_folder(Path(builder.data_dir), INFO)
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     if "train" not in splits:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")

@@ -1,7 +1,6 @@
 """Data sets made of a folder of the user's files: their settings, the files in the folder and the splits."""
 
 import hashlib
-import json
 import os
 import stat
 from collections.abc import Collection
@@ -13,6 +12,7 @@ from selfflow.data.checks import require
 from selfflow.data.dataset import Dataset
 from selfflow.data.report import Remark
 from selfflow.errors import UserError
+from selfflow.serialization import digest
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FolderSettings(Dataset):
             del settings["source"]
         else:
             settings["source"] = self.folder()
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        return digest(settings, 8)  # JSON escapes bytes of paths that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def scan(settings: FolderSettings, excluded: tuple[Path, ...] = ()) -> tuple[lis
 def fingerprint(files: list[File]) -> str:
     """A short hash of the paths, sizes and times of `files`."""
     lines = "".join(f"{file.relative}\0{file.size}\0{file.modified}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()[:8]
+    return digest(lines, 8)
 
 
 def position(relative: str, seed: int) -> float:

@@ -1,8 +1,6 @@
 """What the settings of generated data sets have in common. Importing this module is cheap."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any, ClassVar
 
 from selfflow.data.checks import check_not_negative, check_positive, check_whole, whole_samples
 from selfflow.data.dataset import Dataset
+from selfflow.serialization import digest
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class GeneratedSettings(Dataset):
 def settings_hash(settings: GeneratedSettings, ignored: Collection[str] = ()) -> str:
     """A hash of all settings that change a record; equal values of other types, such as 1 and 1.0, are equal here."""
     values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored}
-    return hashlib.sha256(json.dumps(_canonical(values), sort_keys=True).encode()).hexdigest()[:10]
+    return digest(_canonical(values), 10)
 
 
 def _canonical(value: Any) -> Any:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from selfflow.storage.object_store import IncompleteObject, MissingObject
 from selfflow.storage.staging import staged
-from selfflow.storage.store import Missing, Short
 
 
 class BadRecord(Exception):
@@ -82,7 +82,7 @@ class ShardReader(Sequence):
         try:
             with staged(path) as file:
                 reader = self._opened(shard, file)
-        except (Missing, Short) as error:
+        except (MissingObject, IncompleteObject) as error:
             raise BadRecord(path.name, one_line(error)) from error
         with self._lock:
             return self._readers.setdefault(shard, (file, reader))[1]

@@ -35,7 +35,7 @@ NOT_FINITE = Kind("values that are not finite", _AGAIN)
 NO_ID = Kind("records without an id", _AGAIN)
 DUPLICATE = Kind("ids that stand twice", "make the ids of the source differ, then " + _AGAIN)
 EMPTY = Kind("empty splits", _AGAIN)
-UNFINISHED_FORGETTING = Kind("unfinished forgetting", "run `selfflow data forget` again with the same file of ids")
+UNFINISHED_DELETION = Kind("unfinished deletion", "run `selfflow data delete` again with the same file of ids")
 LEFTOVER = Kind("leftovers of interrupted commands", "they are read by nothing and may be deleted", note=True)
 
 
@@ -90,13 +90,13 @@ def verify_data(
     try:
         stored = read_splits(built.folder)
         shapes = _shapes(built)
-        forgotten = read_deleted(built.folder) or {"forgotten": []}
+        deleted = read_deleted(built.folder) or {"deleted": []}
     except UserError as error:
         return [Problem(DESCRIPTION, INFO, "", str(error))]
-    for entry in forgotten["forgotten"]:
+    for entry in deleted["deleted"]:
         if entry.get("unfinished"):
-            detail = f"the forgetting of {entry['count']} samples, begun at {entry['when']}, was interrupted"
-            problems.append(Problem(UNFINISHED_FORGETTING, "forgotten.json", "", detail))
+            detail = f"the deletion of {entry['count']} samples, begun at {entry['when']}, was interrupted"
+            problems.append(Problem(UNFINISHED_DELETION, "deleted.json", "", detail))
     seen: dict[str, str] = {}
     for name, split in stored.items():
         if not sum(split.lengths):

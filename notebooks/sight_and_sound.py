@@ -57,7 +57,7 @@ material = {"target": "material", "source": "video", "split": "test", "tau": 0.1
 matched_and_shuffled = [row for row in select_rows(rows, **material) if row.method in ("matched", "shuffled")]
 primary = compare_methods(best(matched_and_shuffled), "shuffled")
 for method in primary:
-    print(method.told())
+    print(method.summary())
 
 # %%
 comparison_figure({"material from video\nbalanced accuracy": primary})
@@ -91,7 +91,7 @@ comparison_figure(answers)
 for title, methods in answers.items():
     print(title.replace("\n", ", "))
     for method in methods:
-        print("  " + method.told())
+        print("  " + method.summary())
 
 # %% [markdown]
 # **Does alignment add to it?** The gain from matched audio with the alignment loss, minus the gain without it, over the
@@ -99,7 +99,7 @@ for title, methods in answers.items():
 
 # %%
 arms = ("matched", "shuffled"), ("matched_unaligned", "shuffled_unaligned")
-print(interaction(compare_methods(best(select_rows(rows, **material))), *arms).told())
+print(interaction(compare_methods(best(select_rows(rows, **material))), *arms).summary())
 
 # %% [markdown]
 # **Does a video retrieve its audio?** Among 16 audio clips, half of them of its material, ranked by minus the flow loss
@@ -112,7 +112,7 @@ print(interaction(compare_methods(best(select_rows(rows, **material))), *arms).t
 for target in ("audio", "audio's material"):
     print(target)
     for method in compare_methods(select_rows(rows, target=target, split="test"), "shuffled"):
-        print("  " + method.told())
+        print("  " + method.summary())
 
 # %% [markdown]
 # ## The runs

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal, else a line every few seconds."""
 
 import os
 import sys
@@ -14,12 +14,18 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """Counts work items and shows how many are done, at what rate, and how long the rest will take.
+    """Counts work items and shows their number, rate and remaining time.
 
     Use as a context manager; call `advance()` after each item, or `advance(note="loss 1.23")`.
 
+    Args:
+      description: what is done.
+      total: number of items, if it is known.
+      done: items that were done before.
+      unit: of items.
+
     Attributes:
-      silent: shows nothing in this process; of several that work together one shows all.
+      silent: whether to print nothing in this process; set in all but one of several processes.
     """
 
     silent = False
@@ -27,7 +33,7 @@ class Progress:
     def __init__(self, description: str, total: int | None = None, done: int = 0, unit: str = "it"):
         self._description, self._total, self._unit = description, total, unit
         self._count = self._first = done
-        self._note, self._told = "", None
+        self._note, self._printed = "", None
         self._start = self._last_line = time.monotonic()
         self._bar = None
         if not self.silent and sys.stderr.isatty() and os.get_terminal_size(sys.stderr.fileno()).columns:
@@ -44,7 +50,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        self._last_line, self._told = time.monotonic(), self._count
+        self._last_line, self._printed = time.monotonic(), self._count
         elapsed = self._last_line - self._start
         rate = (self._count - self._first) / max(elapsed, 1e-9)
         text = f"{self._description}: {self._count}"
@@ -61,12 +67,12 @@ class Progress:
     def __exit__(self, *exception) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif not self.silent and self._count != self._told:
+        elif not self.silent and self._count != self._printed:
             self._line()
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Iterates over `items` and shows the progress; `total` is taken from `len(items)` where there is one."""
+    """Iterates over `items` and shows the progress; `total` is by default `len(items)`, if they have a length."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     with Progress(description, total, unit=unit) as shown:

@@ -1,12 +1,13 @@
-"""Trees of frozen dataclasses as JSON, and back, every field checked against its type."""
+"""Trees of frozen dataclasses as JSON and back, every field checked against its type; hashes of JSON data."""
 
 import dataclasses
-import difflib
+import hashlib
+import json
 import types
 import typing
 from typing import Any, Literal
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 
 def to_json(value: Any) -> Any:
@@ -19,7 +20,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(data: Any, kind: Any, where: str, name: str = "") -> Any:
-    """Reads what `to_json` wrote, and checks every field against its type.
+    """The inverse of `to_json`, which checks every field against its type.
 
     Args:
       data: JSON data.
@@ -28,68 +29,78 @@ def from_json(data: Any, kind: Any, where: str, name: str = "") -> Any:
       name: dotted name of the field, for errors.
 
     Raises:
-      UserError: naming the file, the field, what stands there and what should.
+      UserError: naming the file, the field, its value and the expected type.
     """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
-    whole = name or f"the {_type_name(kind).lower()}"
-    wrong = UserError(f"{where}: {whole} is {data!r}, expected {_type_name(kind)}")
+    error = UserError(f"{where}: {_field(kind, name)} is {data!r}, expected {_type_name(kind)}")
     if origin in (typing.Union, types.UnionType):
-        return from_json(data, _member(data, args, wrong), where, name)
+        return from_json(data, _union_member(data, args, error), where, name)
     if dataclasses.is_dataclass(kind):
         if not isinstance(data, dict):
-            raise wrong
-        hints = typing.get_type_hints(kind)
-        known = [f.name for f in dataclasses.fields(kind)]
-        for key in data:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"{where}: unknown field {f'{name}.{key}'.lstrip('.')}{hint}")
-        values = {k: from_json(v, hints[k], where, f"{name}.{k}".lstrip(".")) for k, v in data.items()}
-        try:
-            return kind(**values)
-        except TypeError as error:
-            raise UserError(f"{where}: {whole}: {error}") from error
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
+            raise error
+        return _read_dataclass(data, kind, where, name)
     if origin is Literal:
         if data not in args:
-            raise wrong
+            raise error
         return data
     if origin is dict:
         if not isinstance(data, dict):
-            raise wrong
-        return {k: from_json(v, args[1], where, f"{name}.{k}") for k, v in data.items()}
+            raise error
+        return {key: from_json(value, args[1], where, f"{name}.{key}") for key, value in data.items()}
     if origin is tuple:
-        each = args[:1] * len(data) if len(args) == 2 and args[1] is Ellipsis and isinstance(data, list) else args
-        if not isinstance(data, list) or len(each) != len(data):
-            raise wrong
-        return tuple(from_json(v, k, where, f"{name}[{i}]") for i, (v, k) in enumerate(zip(data, each)))
+        if not isinstance(data, list):
+            raise error
+        # tuple[X, ...] has any length, tuple[X, Y] that of its arguments.
+        kinds = args[:1] * len(data) if len(args) == 2 and args[1] is Ellipsis else args
+        if len(kinds) != len(data):
+            raise error
+        return tuple(from_json(value, k, where, f"{name}[{i}]") for i, (value, k) in enumerate(zip(data, kinds)))
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
-    if kind is types.NoneType:
-        kind = type(None)
+    # bool is a subclass of int.
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise wrong
+        raise error
     return data
 
 
-def _member(data: Any, members: tuple, wrong: UserError) -> Any:
-    """The member of a union that JSON data belongs to, by `kind` or by type."""
+def _read_dataclass(data: dict[str, Any], kind: type, where: str, name: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    known = [field.name for field in dataclasses.fields(kind)]
+    values = {}
+    for key in data:
+        field = f"{name}.{key}".lstrip(".")
+        if key not in known:
+            raise UserError(f"{where}: unknown field {field}; {did_you_mean(key, known)}")
+    for key, value in data.items():
+        values[key] = from_json(value, hints[key], where, f"{name}.{key}".lstrip("."))
+    try:
+        return kind(**values)
+    except TypeError as error:  # a field without a default is missing
+        raise UserError(f"{where}: {_field(kind, name)}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _union_member(data: Any, members: tuple, error: UserError) -> Any:
+    """The member of a union that JSON data belongs to: a dataclass by its field `kind`, None, or the one other type."""
     if isinstance(data, dict):
         for member in members:
-            kinds = (
-                typing.get_args(typing.get_type_hints(member).get("kind")) if dataclasses.is_dataclass(member) else ()
-            )
-            if data.get("kind") in kinds:
-                return member
-        raise wrong
+            if dataclasses.is_dataclass(member):
+                kinds = typing.get_args(typing.get_type_hints(member).get("kind"))
+                if data.get("kind") in kinds:
+                    return member
+        raise error
     if data is None and types.NoneType in members:
         return types.NoneType
-    plain = [m for m in members if m is not types.NoneType and not dataclasses.is_dataclass(m)]
+    plain = [member for member in members if member is not types.NoneType and not dataclasses.is_dataclass(member)]
     if len(plain) != 1:
-        raise wrong
+        raise error
     return plain[0]
+
+
+def _field(kind: Any, name: str) -> str:
+    """Name of a field in messages; the root has none, and is called by its type."""
+    return name or f"the {_type_name(kind).lower()}"
 
 
 def _type_name(kind: Any) -> str:
@@ -101,8 +112,19 @@ def _type_name(kind: Any) -> str:
 
 
 def dataclasses_in(kind: Any) -> set[type]:
-    """All dataclasses that a type is built of, itself included."""
+    """All dataclasses that occur in a type, itself included."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         return {kind}.union(*(dataclasses_in(hints[f.name]) for f in dataclasses.fields(kind)))
     return set().union(*(dataclasses_in(a) for a in typing.get_args(kind)))
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """The first hexadecimal digits of the SHA-256 of JSON data.
+
+    Args:
+      value: JSON data, in which the order of keys makes no difference; or text, which is hashed as UTF-8.
+      length: number of digits; two values out of n are equal by chance with probability about n^2 / 2 / 16^length.
+    """
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]

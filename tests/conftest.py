@@ -4,8 +4,8 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import re
+import shutil
 import tempfile
 from pathlib import Path
 

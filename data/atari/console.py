@@ -1,12 +1,11 @@
 """The emulated console, which plays a game frame by frame."""
 
-import difflib
 import importlib.util
 from typing import Any
 
 import numpy as np
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 SAMPLES_PER_FRAME = 512
 """Audio samples per frame, uint8 around 128: 30 720 Hz at 60 frames per second."""
@@ -32,8 +31,7 @@ class Console:
         if game in _TWO_PLAYERS:
             raise UserError(f"atari.game = {game!r}: it needs two players and cannot be played; choose another game")
         if game not in games:
-            near = difflib.get_close_matches(game.lower().replace("-", "_"), games, cutoff=0.5)
-            raise UserError(f"atari.game = {game!r}: there is no such game; try {', '.join(near) or 'pong'}")
+            raise UserError(f"atari.game = {game!r}: no such game; {did_you_mean(game.replace('-', '_'), games)}")
         self._rom = str(roms.get_rom_path(game))
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
         self._new = ale_py.ALEInterface

@@ -1,7 +1,6 @@
 """Opens a prepared TFDS data set without TensorFlow, and prepares it where that can be done."""
 
 import contextlib
-import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from selfflow.data.features import read_features
 from selfflow.data.tfds import Tfds
 from selfflow.data.tfds.locate import FORMAT, format_of, parse_name
 from selfflow.data.writing import prepare, quiet
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 
 class PreparedBuilder(ReadOnlyBuilder, skip_registration=True):
@@ -74,10 +73,10 @@ def _prepare(settings: Tfds, data_dir: Path) -> Path:
         except tfds.core.DatasetNotFoundError as error:
             names = {path.stem for path in Path(tfds.__file__).parent.glob("url_checksums/*.txt")}
             names |= set(tfds.list_builders(with_community_datasets=False))
-            near = difflib.get_close_matches(parse_name(settings.name).name.lower(), names, cutoff=0.5)
+            remedy = did_you_mean(parse_name(settings.name).name, sorted(names))
             raise UserError(
-                f"tfds.name = {settings.name!r}: TFDS has no such data set; try {', '.join(near) or 'mnist'}, "
-                f"or set tfds.folder to where it is prepared (it is not in {settings.folder or data_dir})"
+                f"tfds.name = {settings.name!r}: TFDS has no such data set; {remedy} "
+                f"Or set tfds.folder to where it is prepared (it is not in {settings.folder or data_dir})"
             ) from error
         except Exception as error:  # an unknown config or version, a builder that needs TensorFlow to be made
             raise refusal(error) from error

@@ -1,12 +1,11 @@
 """Maps fields of a TFDS data set to image, video, audio, labels, caption and id."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from selfflow.data.features import Spec, content_of, read_specs, type_of
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 MEDIA_TYPES = {"video": "Video", "audio": "Audio", "image": "Image"}
 """Class of the TFDS feature that holds each modality."""
@@ -94,5 +93,4 @@ def dtype_of(spec: Spec) -> str:
 
 def _check_exists(option: str, path: str, specs: dict[str, Spec]) -> None:
     if path and path not in specs:
-        near = difflib.get_close_matches(path, specs, cutoff=0.4) or list(specs)
-        raise UserError(f"tfds.{option} = {path!r}: the data set has no such field; try {', '.join(near)}")
+        raise UserError(f"tfds.{option} = {path!r}: the data set has no such field; {did_you_mean(path, specs)}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.autoencoders.log_mel import LogMel
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_above_zero
 from selfflow.serialization import to_json
 
 AUTOENCODER_FILE = "autoencoder.safetensors"
@@ -81,9 +81,8 @@ class _ImageConfig:
     causal_padding: ClassVar[int] = 0
 
     def __post_init__(self):
-        for name in ("channels", "stride", "groups", "scale"):
-            if not getattr(self, name, 1) > 0:
-                raise UserError(f"{name} of the {self.kind} autoencoder is {getattr(self, name)}: it must be above 0")
+        fields = [name for name in ("channels", "stride", "groups", "scale") if hasattr(self, name)]
+        check_above_zero(self, f"{self.kind} autoencoder: ", *fields)
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of media [..., H, W, 3]."""

@@ -1,6 +1,5 @@
 """AutoencoderKL of diffusers in JAX, of images and of the frames of videos, with pretrained weights."""
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from selfflow.encoders.batching import in_batches
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
+from selfflow.serialization import digest
 from selfflow.weights.read import read_weights, sha256_of
 
 # Limits of one call: activations take some thousand bytes per pixel.
@@ -50,8 +50,7 @@ class KLAutoencoder:
         params = read_kl(weights)
         _check_sizes(config, params, path, 4 if packed else 1)
         self._params = jax.tree.map(lambda x: x.astype(config.dtype), params)
-        digest = hashlib.sha256(f"{config_without_path(config)} {sha256_of(path)}".encode()).hexdigest()
-        self.identity = f"{config.kind}-{digest[:12]}"
+        self.identity = f"{config.kind}-{digest(f'{config_without_path(config)} {sha256_of(path)}', 12)}"
         self._encode = jax.jit(partial(_encode, groups=config.groups, packed=packed))
         self._decode = jax.jit(partial(_decode, groups=config.groups, packed=packed))
 

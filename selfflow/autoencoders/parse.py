@@ -1,7 +1,6 @@
 """Autoencoders by name and path, as in `--autoencoder.image sd-vae=PATH`."""
 
 import dataclasses
-import difflib
 import typing
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from selfflow.autoencoders.config import (
     Flux2VAE,
     Precomputed,
 )
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 NAMES = {config.kind.replace("_", "-"): config for config in typing.get_args(AnyAutoencoder)}
 
@@ -36,9 +35,7 @@ def parse_autoencoder(text: str, modality: str, previous: AnyAutoencoder | None 
     name, equals, path = text.partition("=")
     config = NAMES.get(name.replace("_", "-"))
     if config is None:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
-        raise UserError(f"{flag} {text}: no autoencoder {name!r}; {hint}")
+        raise UserError(f"{flag} {text}: no autoencoder {name!r}; {did_you_mean(name, NAMES)}")
     if config is Precomputed:
         return _precomputed(path, modality, f"{flag} {text}")
     if not issubclass(config, PRETRAINED):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from selfflow.cli.parse import parse
 from selfflow.config.experiment import Experiment
 from selfflow.data.workers import cores
-from selfflow.errors import UserError
+from selfflow.errors import check_above_zero
 from selfflow.media import medium_of
 
 _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
@@ -38,9 +38,7 @@ class Options:
     """Print one JSON object and no table."""
 
     def __post_init__(self):
-        for name in ("rounds", "seconds", "timed_steps"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name.replace('_', '-')} is {getattr(self, name)}: it must be above 0")
+        check_above_zero(self, "--", "rounds", "seconds", "timed_steps")
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,5 @@
-"""`selfflow data list | build | show | verify | forget`: data sets on disk."""
+"""`selfflow data list | build | show | verify | delete`: data sets on disk."""
 
-import difflib
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from selfflow.cli.folders import refuse_bucket
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least, did_you_mean
 from selfflow.storage.paths import data_folder
 
 if TYPE_CHECKING:
@@ -25,14 +24,14 @@ _ACTIONS = {
     "build": "make a data set; what is already built is found again",
     "show": "tell of a data set, and write samples to look at and listen to",
     "verify": "read all of a data set and its latents, and say what is wrong",
-    "forget": "remove samples for good, from a data set and its latents",
+    "delete": "remove samples for good, from a data set and its latents",
 }
 _EXAMPLES = {
     "list": "selfflow data list",
     "build": "selfflow data build media --source ~/videos",
     "show": "selfflow data show collisions --count 3",
     "verify": "selfflow data verify collisions",
-    "forget": "selfflow data forget media --source ~/videos --ids withdrawn.txt",
+    "delete": "selfflow data delete media --source ~/videos --ids withdrawn.txt",
 }
 
 
@@ -61,8 +60,8 @@ class Show:
 
 
 @dataclass(frozen=True)
-class Forget:
-    """Flags of `selfflow data forget`."""
+class Delete:
+    """Flags of `selfflow data delete`."""
 
     ids: Path
     """File with the ids of the samples to remove, one on each line."""
@@ -77,7 +76,7 @@ def main(arguments: list[str]) -> None:
         return
     action, *rest = arguments
     if action not in _ACTIONS:
-        raise UserError(f"no action {action!r}; {_suggestion(action, _ACTIONS)}; example: {_EXAMPLES['build']}")
+        raise UserError(f"no action {action!r}; {did_you_mean(action, _ACTIONS)}; example: {_EXAMPLES['build']}")
     if action == "list":
         from selfflow.cli.listing import list_data
 
@@ -93,9 +92,9 @@ def main(arguments: list[str]) -> None:
             sys.exit(2)
         return
     settings, options, data_dir = _parse(action, rest)
-    if action == "forget":
-        refuse_bucket(data_dir, "data forget")
-    {"build": _build, "show": _show, "verify": _verify, "forget": _forget}[action](settings, options, data_dir)
+    if action == "delete":
+        refuse_bucket(data_dir, "data delete")
+    {"build": _build, "show": _show, "verify": _verify, "delete": _delete}[action](settings, options, data_dir)
 
 
 def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
@@ -105,11 +104,11 @@ def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
     name, *flags = arguments
     kind, _, within = name.partition(":")
     if kind not in DATASETS or (within and kind != "tfds"):
-        raise UserError(f"no data set {name!r}; {_suggestion(kind, DATASETS)}; example: {_EXAMPLES[action]}")
+        raise UserError(f"no data set {name!r}; {did_you_mean(kind, DATASETS)}; example: {_EXAMPLES[action]}")
     default = DATASETS[kind](name=within) if within else DATASETS[kind]()
     options = {
         "show": Show(Path(f"{(within or kind).replace('/', '-').replace(':', '-')}-samples")),
-        "forget": Forget(tyro.MISSING),
+        "delete": Delete(tyro.MISSING),
         "build": Build(),
     }.get(action, NoOptions())
 
@@ -134,11 +133,6 @@ def _parse(action: str, arguments: list[str]) -> tuple[Any, Any, Path]:
         args=flags,
     )
     return settings, options, data_folder(data_dir)
-
-
-def _suggestion(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
 
 def _counted(count: int) -> str:
@@ -181,8 +175,7 @@ def _show(settings: Any, options: Show, data_dir: Path) -> None:
     from selfflow.cli.samples import write_samples
     from selfflow.data.catalogue import card
 
-    if options.count < 1:
-        raise UserError(f"count is {options.count}: give at least 1")
+    check_at_least(options, "--", count=1)
     if settings.holds_latents:
         raise UserError(
             "these are latents, of media that are not there: `selfflow encode EXPERIMENT --inspect` draws them"
@@ -199,10 +192,10 @@ def _verify(settings: Any, options: NoOptions, data_dir: Path) -> None:
     from selfflow.latents.store import MANIFEST
     from selfflow.latents.verify import latents_folders, records_of, verify_latents
     from selfflow.progress import Progress
-    from selfflow.storage.copies import fetch
+    from selfflow.storage.mirror import fetch_folder
 
     built, contents, wrong = _built(settings, data_dir), Contents(), 0
-    fetch(data_dir / "latents", MANIFEST)
+    fetch_folder(data_dir / "latents", MANIFEST)
     total = sum(built.splits.values())
     with Progress("verify data set", total, unit="records") as shown:
         problems = verify_data(built, contents, shown.advance)
@@ -233,24 +226,24 @@ def _report(part: str, records: int, problems: list["Problem"], folder: Path) ->
     return count
 
 
-def _forget(settings: Any, options: Forget, data_dir: Path) -> None:
-    from selfflow.input.exclude import read_ids
+def _delete(settings: Any, options: Delete, data_dir: Path) -> None:
     from selfflow.latents.delete.delete import delete_samples
+    from selfflow.latents.ids import read_ids
     from selfflow.progress import Progress
 
     ids = read_ids(options.ids)
     built = _built(settings, data_dir)
-    with Progress("forget", 2 * sum(built.splits.values()), unit="records") as shown:
+    with Progress("delete", 2 * sum(built.splits.values()), unit="records") as shown:
         done = delete_samples(built, ids, data_dir, shown.advance)
-    _say_forgotten(done, ids, data_dir)
+    _print_deletion(done, ids, data_dir)
     if done.left:
         sys.exit(1)
 
 
-def _say_forgotten(done: "DeletionReport", ids: set[str], data_dir: Path) -> None:
+def _print_deletion(done: "DeletionReport", ids: set[str], data_dir: Path) -> None:
     if done.before:
         state = "this was begun and interrupted; it is finished now" if done.resumed else "nothing was left to do"
-        print(f"forgetting these {len(ids)} ids, {done.before}: {state}")
+        print(f"deletion of these {len(ids)} ids, {done.before}: {state}")
     count = sum(done.removed.values())
     if count or not done.before:
         parts = ", ".join(f"{split} {number}" for split, number in done.removed.items())

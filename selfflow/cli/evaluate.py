@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selfflow.cli.parse import parse_run
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
 from selfflow.training.sharding import Devices
@@ -61,9 +61,7 @@ class Options:
     """Folder of the run's data; by default that of its training."""
 
     def __post_init__(self):
-        for name, least in (("samples", 4), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least {least}")
+        check_at_least(self, "--", samples=4, batch_size=1)
 
 
 def main(arguments: list[str]) -> None:
@@ -78,17 +76,17 @@ def main(arguments: list[str]) -> None:
         return
     path, options = parsed
     from selfflow.run.run import open_run
-    from selfflow.storage.paths import url
+    from selfflow.storage.paths import bucket_url
 
     run = open_run(path)
     if not run.experiment.data:
         raise UserError(f"{path} has no data to compare samples with: its weights were imported")
-    if url(path) and not (options.out or options.calibrate):
+    if bucket_url(path) and not (options.out or options.calibrate):
         raise UserError(f"{path} is in object storage: name a local file for the results with --out")
     if options.calibrate:
         _calibrate(run, options)
     else:
-        _evaluate(run, str(run.source) if url(path) else str(run.path.resolve()), options)
+        _evaluate(run, str(run.source) if bucket_url(path) else str(run.path.resolve()), options)
 
 
 def _evaluate(run: "Run", location: str, options: Options) -> None:

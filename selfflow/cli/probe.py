@@ -160,9 +160,9 @@ def _baseline(name: str, labels: list[str]) -> str:
 
 def _place(paths: list[str], options: Options) -> Path:
     """Where the rows go where nothing is said: what is asked is in its name, so that no question takes another's."""
-    from selfflow.storage.paths import url
+    from selfflow.storage.paths import bucket_url
 
-    if any(url(path) for path in paths):
+    if any(bucket_url(path) for path in paths):
         raise UserError("--csv: name a local file for the rows of a run in a bucket")
     folder = Path(paths[0]) if len(paths) == 1 else Path(paths[0]).absolute().parent
     parts = [options.targets.replace(",", "_") or "labels", options.probe]
@@ -219,9 +219,9 @@ def _compare(rows: list["Row"], baseline: str) -> None:
     told = "  in brackets: 95 %, Student's t over training seeds"
     if baseline and baseline not in {row.method for row in rows}:
         for method in compare_methods(rows):
-            print(f"  {method._replace(difference=None).told()}")
+            print(f"  {method._replace(difference=None).summary()}")
         print(f"{told}; {baseline} was not asked this, and nothing is held against it")
         return
     for method in compare_methods(rows, baseline):
-        print(f"  {method.told()}")
+        print(f"  {method.summary()}")
     print(f"{told}; differences to {baseline or rows[0].method}, by seed")

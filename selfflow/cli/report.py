@@ -5,8 +5,8 @@ from pathlib import Path
 
 import tyro
 
-from selfflow.errors import UserError
-from selfflow.storage.paths import url
+from selfflow.errors import UserError, check_at_least
+from selfflow.storage.paths import bucket_url
 
 _EXAMPLE = "selfflow report runs/sight_and_sound --baseline shuffled"
 
@@ -32,8 +32,7 @@ class Arguments:
     def __post_init__(self):
         if not self.runs:
             raise UserError(f"name a run or the folder of a sweep; example: {_EXAMPLE}")
-        if self.samples < 0:
-            raise UserError(f"--samples is {self.samples}, expected at least 0")
+        check_at_least(self, "--", samples=0)
         if not 0 <= self.megabytes < 1000:
             raise UserError(f"--megabytes is {self.megabytes:g}, expected at least 0 and less than 1000")
 
@@ -42,10 +41,10 @@ def main(arguments: list[str]) -> None:
     """Parses `RUN_OR_SWEEP [--baseline ARM] [--out DIR]` and writes the page."""
     description = f"Write a run or a sweep as one HTML page, with its numbers as CSV.\n\nexample: {_EXAMPLE}"
     options = tyro.cli(Arguments, prog="selfflow report", description=description, args=arguments)
-    if options.out is None and any(map(url, options.runs)):
+    if options.out is None and any(map(bucket_url, options.runs)):
         raise UserError("--out is missing: give a local folder for the report of a run in object storage")
-    if options.out is not None and url(options.out):
-        raise UserError(f"--out is {url(options.out)}: give a local folder, and copy it to object storage")
+    if options.out is not None and bucket_url(options.out):
+        raise UserError(f"--out is {bucket_url(options.out)}: give a local folder, and copy it to object storage")
     from selfflow.report.results import count_of, summarise
     from selfflow.report.study import open_study
     from selfflow.report.write import write_report

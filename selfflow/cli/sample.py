@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfflow.cli.parse import parse_run
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.progress import Progress
 from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
 from selfflow.storage.atomic import atomic_write
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 from selfflow.training.sharding import Devices
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ class Options:
     """Where the data of the run is, if something of it is given; by default where it was when the run was trained."""
 
     def __post_init__(self):
-        for name in ("count", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 1")
+        check_at_least(self, "--", count=1, batch_size=1)
 
 
 def main(arguments: list[str]) -> None:
@@ -84,7 +82,7 @@ def main(arguments: list[str]) -> None:
     told = to_json(options)
     for name in ("modality", "count", "batch_size", "devices", "out", "data_dir"):
         del told[name]
-    where = run.source if url(path) else str(run.path.resolve())
+    where = run.source if bucket_url(path) else str(run.path.resolve())
     told = {"run": where, "component": sampler.component or "image", **told, "step": model.step}
     name = f"{sampler.component or 'image'}{case}_seed{options.seed}"
     folder = options.out or unused_path(_below(run, path) / f"step_{model.step}" / name, told)
@@ -97,7 +95,7 @@ _TOLD, _SHEET = "samples.json", "sheet.png"
 
 
 def _below(run: "Run", path: str) -> Path:
-    if url(path):
+    if bucket_url(path):
         raise UserError(f"{path} is in a bucket: name a local folder for the samples with --out")
     return run.path / "samples"
 

@@ -9,8 +9,8 @@ import jax
 import tyro
 
 from selfflow.cli.parse import parse
-from selfflow.errors import UserError
-from selfflow.storage.paths import url
+from selfflow.errors import UserError, check_at_least
+from selfflow.storage.paths import bucket_url
 from selfflow.sweep.folder import check_sweep, describe, enter_sweep
 from selfflow.sweep.load import SweepRun, budget_of, load_sweep
 from selfflow.sweep.members import Budget
@@ -37,8 +37,7 @@ class Options:
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     def __post_init__(self):
-        if self.jobs < 1:
-            raise UserError(f"--jobs is {self.jobs}: it must be at least 1")
+        check_at_least(self, "--", jobs=1)
         if self.processes.coordinator and self.index is None:
             raise UserError("--coordinator is for one run on several processes: name it with --index")
 
@@ -56,14 +55,14 @@ def main(arguments: list[str]) -> None:
     folder, budget = options.workdir, options.budget
     if budget and any(argument.partition("=")[0] == "--steps" for argument in arguments):
         raise UserError("--steps and a budget contradict: give --budget.steps alone, or --budget.flops")
-    if options.index is None and url(folder):
+    if options.index is None and bucket_url(folder):
         raise UserError(
-            f"--workdir {url(folder)}: runs are trained into a bucket one by one, with --index; name a local folder"
+            f"--workdir {bucket_url(folder)}: train runs into a bucket one by one with --index, or name a local folder"
         )
     if options.index is None:
         jax.config.update("jax_platforms", "cpu")  # the devices are for the processes of the runs
     else:
-        options.processes.join()
+        options.processes.connect()
 
     sweep = load_sweep(arguments[0], base, budget)
     description = describe(sweep, arguments)
@@ -84,7 +83,7 @@ def _train_one(sweep_run: SweepRun, run: Path, data_dir: Path) -> None:
     from selfflow.sweep.launch import run_status
     from selfflow.tasks.train import train
 
-    if not url(run) and run_status(run, sweep_run.experiment) == "done":
+    if not bucket_url(run) and run_status(run, sweep_run.experiment) == "done":
         print(f"{run}: done")
     else:
         train(sweep_run.experiment, run, data_dir)

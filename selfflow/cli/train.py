@@ -27,5 +27,5 @@ def main(arguments: list[str]) -> None:
     parsed = parse("train", arguments, _EXAMPLE, lambda file: Options(Path("runs") / file.stem), autoencoders=True)
     if parsed is not None:
         experiment, options, data_dir = parsed
-        options.processes.join()
+        options.processes.connect()
         train(experiment, options.workdir, data_dir)

@@ -12,10 +12,10 @@ from selfflow.autoencoders.convolutional import Network
 from selfflow.config.check import check_length
 from selfflow.data.catalogue import AnyDataset
 from selfflow.errors import UserError
-from selfflow.input.exclude import file_hash
+from selfflow.input.batches import LoaderOptions
 from selfflow.input.media_batches import Cut
 from selfflow.input.mixture import Component, Stage, check_mixture
-from selfflow.input.options import LoaderOptions
+from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.media import medium_of
 from selfflow.objectives.reconstruction import ReconstructionLoss, ReconstructionObjective
 from selfflow.training.loop import Cadence, Limits
@@ -181,7 +181,7 @@ class AutoencoderExperiment:
                 raise UserError(f"mixture.{name}: shuffled and delayed are of several modalities; leave them out")
             mixture[name] = dataclasses.replace(component, data=data)
         check_mixture(mixture, self.curriculum)
-        exclude_hash = file_hash(self.exclude) if self.exclude else ""
+        exclude_hash = hash_ids(read_ids(self.exclude)) if self.exclude else ""
         if self.exclude_hash not in ("", exclude_hash):
             raise UserError(f"exclude_hash is {self.exclude_hash}, but that of {self.exclude} is {exclude_hash}")
         init_from = self.init_from

@@ -81,7 +81,7 @@ def check_experiment(experiment: "Experiment") -> None:
 
 def check_length(experiment: Any) -> None:
     """Raises `UserError` unless what is traced and the learning rate fit the length of the run."""
-    traced = experiment.profile.wanted()
+    traced = experiment.profile.step_range()
     if traced and traced[-1] > experiment.steps:
         raise UserError(
             f"profile.steps {experiment.profile.steps} goes beyond the {experiment.steps} steps of the run: trace "

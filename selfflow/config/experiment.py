@@ -1,7 +1,6 @@
 """The dataclass tree that says everything about a run."""
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,11 +13,11 @@ from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.config.check import check_experiment
 from selfflow.data.catalogue import AnyDataset
 from selfflow.encoders.text import Text
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 from selfflow.evaluation.config import Evaluation
-from selfflow.input.exclude import file_hash
+from selfflow.input.batches import LoaderOptions
 from selfflow.input.mixture import Component, Stage
-from selfflow.input.options import LoaderOptions
+from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.models.attention import implementation_for
@@ -244,7 +243,7 @@ class Experiment:
         init_from = self.init_from
         if like and init_from and like.init_from.startswith(f"{init_from}:"):
             init_from = like.init_from  # the step that RUN meant when the run began
-        exclude_hash = file_hash(self.exclude) if self.exclude else ""
+        exclude_hash = hash_ids(read_ids(self.exclude)) if self.exclude else ""
         if self.exclude_hash not in ("", exclude_hash):
             raise UserError(
                 f"exclude_hash is {self.exclude_hash}, but that of the file {self.exclude} is {exclude_hash}"
@@ -271,9 +270,7 @@ class Experiment:
             raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(self.data)}")
         data = component.data or next(iter(self.data))
         if data not in self.data:
-            near = difflib.get_close_matches(data, self.data, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(self.data)}"
-            raise UserError(f"mixture.{name}.data names {data}, which is not in data{hint}")
+            raise UserError(f"mixture.{name}.data names {data}, which is not in data; {did_you_mean(data, self.data)}")
         return dataclasses.replace(component, data=data)
 
 

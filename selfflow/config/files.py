@@ -1,7 +1,6 @@
 """Experiments in files: Python that makes one, JSON that keeps one, and what differs between two."""
 
 import dataclasses
-import difflib
 import importlib.util
 import json
 from fnmatch import fnmatch
@@ -11,7 +10,7 @@ from typing import Any
 
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.config.experiment import Experiment
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 from selfflow.serialization import dataclasses_in, from_json, to_json
 from selfflow.storage.atomic import atomic_write
 
@@ -54,8 +53,8 @@ def load_module(path: str | Path) -> ModuleType:
     if (path / "experiment.json").is_file():
         raise UserError(f"{path} is a run folder: give an experiment file, with --init-from {path} for its weights")
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
-        raise UserError(f"no experiment file {path}" + (f"; did you mean {path.parent / near[0]}?" if near else ""))
+        names = [str(p) for p in path.parent.glob("*.py")]
+        raise UserError(f"no experiment file {path}; {did_you_mean(str(path), names)}")
     spec = importlib.util.spec_from_file_location(f"selfflow_experiment_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -80,8 +79,8 @@ def _with_suggestion(message: str) -> str:
         return message
     typo, owner = message.split("'")[1], message.split(".")[0]
     classes = [c for c in dataclasses_in(AnyExperiment) if c.__name__ == owner]
-    near = difflib.get_close_matches(typo, [f.name for c in classes for f in dataclasses.fields(c)], n=1)
-    return message.replace(".__init__()", "") + (f"; did you mean {near[0]!r}?" if near else "")
+    fields = [field.name for found in classes for field in dataclasses.fields(found)]
+    return f"{message.replace('.__init__()', '')}; {did_you_mean(typo, fields)}"
 
 
 # Fields that say how and how long a run computes, not what: these may change while it runs.

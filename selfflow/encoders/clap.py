@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from selfflow.encoders.audio import resample
 from selfflow.errors import UserError
+from selfflow.serialization import digest
 from selfflow.weights.read import sha256_of
 
 _NEEDED = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -62,7 +63,7 @@ class Clap:
         self.model = model.float().eval().to(self.device)
         self.width = model.config.projection_dim
         settings = "".join(sha256_of(folder / name) for name in _NEEDED[:2])
-        self.identity = f"{self.name}-{sha256_of(folder / _NEEDED[2])[:12]}-{_digest(settings)}"
+        self.identity = f"{self.name}-{sha256_of(folder / _NEEDED[2])[:12]}-{digest(settings, 8)}"
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> Float[np.ndarray, "B D"]:
         """Features of int16 audio [B, samples] at `rate` samples per second."""
@@ -82,12 +83,6 @@ class Clap:
             features = getattr(features, "pooler_output", features)
             embeddings.append(features.float().cpu().numpy())
         return np.concatenate(embeddings)
-
-
-def _digest(text: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _line(error: Exception) -> str:

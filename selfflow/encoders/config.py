@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from selfflow.errors import UserError
+from selfflow.errors import check_at_least
 
 # Frechet distances of the literature. Each is defined by one network with one set of weights.
 FID, FVD = "FID", "FVD"
@@ -64,9 +64,7 @@ class VisionFolder:
     media: ClassVar[tuple[str, ...]] = ("image", "video")
 
     def __post_init__(self):
-        for name in ("width", "side"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} of the encoder {self.path} is {getattr(self, name)}: give at least 1")
+        check_at_least(self, f"encoder {self.path}: ", width=1, side=1)
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,7 @@ class FeatureFiles:
     media: ClassVar[tuple[str, ...]] = ()  # any
 
     def __post_init__(self):
-        if self.width < 1:
-            raise UserError(f"width of the features in {self.path} is {self.width}: give at least 1")
+        check_at_least(self, f"features in {self.path}: ", width=1)
 
 
 Encoder = EffNetLite0 | VisionFolder | FeatureFiles

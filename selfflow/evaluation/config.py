@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from selfflow.errors import UserError
+from selfflow.errors import check_at_least
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,4 @@ class Evaluation:
     birdnet, inception=FILE, i3d=FILE, clap=FOLDER. Each is asked of the media that it looks at."""
 
     def __post_init__(self):
-        for name, least in (("samples", 4), ("shown", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"evaluation.{name} is {getattr(self, name)}: it must be at least {least}")
+        check_at_least(self, "evaluation.", samples=4, shown=0)

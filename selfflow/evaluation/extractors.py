@@ -3,13 +3,12 @@
 Importing this brings neither JAX nor torch.
 """
 
-import difflib
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 
 
 class Extractor(Protocol):
@@ -113,9 +112,8 @@ def open_extractor(spec: str, medium: str) -> Extractor:
 def _remedy(kind: str) -> str:
     known = {name.rstrip("="): name for name in _KINDS}
     if (name := known.get(kind.lower())) is None:
-        near = difflib.get_close_matches(kind.lower(), known, 1)
-        hint = f"did you mean {_shown(known[near[0]])}? There are" if near else "there are"
-        return f"no such extractor; {hint} {', '.join(map(_shown, _KINDS))}, and layer or layer=K of a run"
+        names = ", ".join(map(_shown, _KINDS))
+        return f"no such extractor; {did_you_mean(kind, known)} ({names}, and layer or layer=K of a run)"
     if name.endswith("="):
         return f"{kind} takes a path: {_shown(name)}"
     return f"give {name} alone"

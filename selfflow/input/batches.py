@@ -1,40 +1,97 @@
-"""Batches from latents: a pure function of seed, step and mixture, whoever reads them and from wherever on."""
+"""Batches from latents: a pure function of seed, step and mixture; readers and start make no difference."""
 
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from selfflow.data.shards import BadRecord
 from selfflow.data.workers import start_reader
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least, check_fraction
 from selfflow.input.controls import delays, shuffled
 from selfflow.input.mixture import Component, MixturePlan, Pool, Stage
-from selfflow.input.options import LoaderOptions
-from selfflow.input.reader import Reader, labels_of
+from selfflow.input.reader import Reader, class_labels
 from selfflow.latents.store import Latents
 from selfflow.modality import Modality
 
-# Which rows of a batch of a size one process reads.
+# Batch size -> numbers of the rows of a batch that this process reads.
 Rows = Callable[[int], np.ndarray]
 
 
 @dataclass(frozen=True)
+class LoaderOptions:
+    """How batches are read; does not change their content, and may differ when a run is resumed."""
+
+    workers: int = 0
+    """Processes that read; 0 reads in threads of this one, which is enough for latents on a local disk."""
+    threads: int = 2
+    """Threads of each process that reads."""
+    prefetch: int = 4
+    """Batches that are read ahead."""
+    unreadable_share: float = 0.01
+    """Stop when more than this share of a component's records was unreadable since the start of the process; until then
+    such records have weight 0."""
+
+    def __post_init__(self):
+        check_at_least(self, "loader.", workers=0, threads=1, prefetch=1)
+        check_fraction(self, "loader.", "unreadable_share")
+
+
+class SampleReader(Protocol):
+    """Reads records of one component as samples, in worker processes; a frozen dataclass.
+
+    Attributes:
+      source: random access to a split, with `shard_of(i)`, `id(i)`, `folder` and `remedy`.
+      records: numbers of the records that the component uses.
+      modalities: of its samples; empty if they are raw media.
+      delayed: latent frames by which modalities are late.
+    """
+
+    source: Any
+    records: np.ndarray
+    modalities: Mapping[str, Modality]
+    delayed: Mapping[str, int]
+
+    def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """The sample of a record."""
+        ...
+
+    def why(self, record: int) -> tuple[str, str]:
+        """(shard, reason) of an unreadable record."""
+        ...
+
+
+class Source(Protocol):
+    """What `Batches` draws from: `BatchSource`, or `MediaBatchSource` of raw media."""
+
+    latents: Mapping[str, Latents]
+    mixture: Mapping[str, Component]
+    modalities: Mapping[str, Mapping[str, Any]]
+    curriculum: tuple[Stage, ...]
+    label: str
+    seed: int
+    loader: LoaderOptions
+
+    def reader(self, name: str, split: str, quality: float = 0.0) -> SampleReader:
+        """Reads the records of a component of at least this quality, from a split of its data set."""
+        ...
+
+
+@dataclass(frozen=True)
 class BatchSource:
-    """What all components of a mixture are read from.
+    """The latents and settings that batches are drawn from.
 
     Attributes:
       latents: by data set.
       mixture: components by name, each with its data set.
-      modalities: per component the modalities as they stand in its batches.
+      modalities: of each component, as they are in its batches.
       curriculum: changes of the mixture.
       label: field with the class label, or "" for none.
-      classes: number of classes that the model knows.
-      caption: (L, C) of the captions' embeddings, or None where the model takes none.
-      features: channels of the features of frozen encoders, by modality, where they are the target.
+      classes: number of classes of the model.
+      caption: (L, C) of the captions' embeddings, or None if the model takes none.
+      features: channels of the features of frozen encoders, by modality, if they are the target of alignment.
       seed: `seed.data` of the experiment.
       loader: how records are read.
     """
@@ -54,93 +111,97 @@ class BatchSource:
         """The batches of steps `start` to `steps`.
 
         Args:
-          start: number of batches to pass over, at no cost.
+          start: number of batches to skip, at no cost.
           steps: length of the run.
-          rows: size of a batch -> the rows of it that this process reads; by default all.
+          rows: batch size -> numbers of the rows that this process reads; by default all.
 
         Raises:
           UserError: if a component has no record, or a label is none of the classes.
         """
         return Batches(self, start, steps, rows)
 
-    def reader(self, name: str, split: str, quality: float = 0.0) -> "Reader":
-        """Reads the records of a component of the mixture, from a split of its data set."""
+    def reader(self, name: str, split: str, quality: float = 0.0) -> Reader:
+        """Reads the records of a component of at least this quality, from a split of its data set."""
         component = self.mixture[name]
-        source = self.latents[component.data].source(split)
-        records = source.having(component.modalities, quality)
-        labels = labels_of(source, self.label, self.classes)
+        source = self.latents[component.data].open_split(split)
+        records = source.indices_with(component.modalities, quality)
+        labels = class_labels(source, self.label, self.classes)
         modalities = {m: self.modalities[name][m] for m in component.modalities}
-        # Whether a component is ever padded decides about the shape of its batches: look at all of its records.
-        whole = source.having(component.modalities)
-        padded = tuple(
-            m for m, x in modalities.items() if x.period and (source.index[f"frames/{m}"][whole] < x.latent[0]).any()
-        )
-        caption = self.caption if len(whole) and (source.index["caption"][whole] > 0).any() else None
+        # All batches of a component have the same arrays, whatever its curriculum: consider records of any quality.
+        of_any_quality = source.indices_with(component.modalities)
+        padded = []
+        for m, modality in modalities.items():
+            if modality.period and (source.index[f"frames/{m}"][of_any_quality] < modality.latent[0]).any():
+                padded.append(m)
+        has_captions = len(of_any_quality) and (source.index["caption"][of_any_quality] > 0).any()
+        caption = self.caption if has_captions else None
         features = {m: self.features[m] for m in modalities if m in self.features}
-        return Reader(source, records, labels, modalities, padded, caption, features)
+        return Reader(source, records, labels, modalities, tuple(padded), caption, features)
 
     def held_out(self, splits: tuple[str, ...], size: int | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
-        """One unlabelled batch of each component, always the same, without captions: {component: (split, batch)}.
+        """A fixed batch of each component without labels and captions: {component: (split, batch)}.
 
         Args:
-          splits: where to look, in this order; a component takes the first split that has it, in the end train.
-          size: samples in a batch, if there are so many; by default those of the component.
+          splits: splits to try in this order, and train after them; the first that has the component is used.
+          size: samples in a batch, if there are so many; by default the batch size of the component.
         """
-        found = {}
+        batches = {}
         for name, component in self.mixture.items():
-            for split in (s for s in (*splits, "train") if s in self.latents[component.data].records):
+            for split in (*splits, "train"):
+                if split not in self.latents[component.data].records:
+                    continue
                 reader = self.reader(name, split)
                 if len(reader.records):
                     samples = [reader(int(i)) for i in reader.records[: size or component.batch_size]]
                     batch = _stacked(samples)
                     batch["label"] = np.full(len(samples), -1, np.int32)
-                    batch.pop("caption", None), batch.pop("record")
-                    found[name] = split, batch
+                    batch.pop("caption", None)
+                    batch.pop("record")
+                    batches[name] = split, batch
                     break
-        return found
+        return batches
 
 
 class Batches:
-    """Iterates over (batch, facts); see `Feed.batches`.
+    """Iterates over (batch, facts); see `BatchSource.batches`.
 
-    A batch is {"latents", "label", "weight"} and, where a component has them, "frames", "features" and "caption", as
-    `SelfFlowObjective.draw` takes it. Facts are {"component", "tokens"}, the tokens of the whole batch, and the ids of
-    those records that were to be read here and could not be.
+    A batch is {"latents", "label", "weight"} and, if a component has them, "frames", "features" and "caption", as
+    `SelfFlowObjective.draw` takes it. Facts are {"component", "tokens"}, the tokens of the whole batch, and under
+    "unreadable" the ids of unreadable records among the rows that were read here.
     """
 
-    def __init__(self, feed: BatchSource, start: int, steps: int, rows: Rows | None = None):
-        self._feed, self._start = feed, start
+    def __init__(self, source: Source, start: int, steps: int, rows: Rows | None = None):
+        self._source, self._start = source, start
         self._check_label()
-        self.plan = MixturePlan(feed.mixture, feed.curriculum, steps, feed.seed)
+        self.plan = MixturePlan(source.mixture, source.curriculum, steps, source.seed)
         self._readers = [self._reader(pool) for pool in self.plan.pools]
         self._rows = rows
-        self._told: set[tuple[str, str]] = set()
-        self._bad: dict[str, set[int]] = {name: set() for name in feed.mixture}
+        self._warned: set[tuple[str, str]] = set()  # (component, shard)
+        self._unreadable: dict[str, set[int]] = {name: set() for name in source.mixture}
         self._sizes = {pool.component: 0 for pool in self.plan.pools}
         for pool, reader in zip(self.plan.pools, self._readers):
             self._sizes[pool.component] = max(self._sizes[pool.component], len(reader.records))
 
     def _check_label(self) -> None:
-        label, known = self._feed.label, set()
-        for latents in self._feed.latents.values():
-            known |= {name for name in latents.source("train").index if name.startswith("label/")}
+        label, known = self._source.label, set()
+        for latents in self._source.latents.values():
+            known |= {name for name in latents.open_split("train").index if name.startswith("label/")}
         if label and f"label/{label}" not in known:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
             raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
 
-    def _reader(self, pool: Pool) -> Reader:
-        reader = self._feed.reader(pool.component, "train", pool.quality)
-        component = self._feed.mixture[pool.component]
-        floor = f" of quality {pool.quality:g} or more" if pool.quality > 0 else ""
+    def _reader(self, pool: Pool) -> SampleReader:
+        reader = self._source.reader(pool.component, "train", pool.quality)
+        component = self._source.mixture[pool.component]
+        records = f"record of quality {pool.quality:g} or more" if pool.quality > 0 else "record"
+        where = f"of the training split of {component.data} has {' and '.join(component.modalities)} together"
         if not len(reader.records):
             raise UserError(
-                f"mixture.{pool.component}: no record{floor} of the training split of {component.data} has "
-                f"{' and '.join(component.modalities)} together; remove the component or give it other modalities"
+                f"mixture.{pool.component}: no {records} {where}; remove the component or give it other modalities"
             )
         if component.shuffled and len(reader.records) < 2:
             raise UserError(
-                f"mixture.{pool.component}.shuffled: one record{floor} of the training split of {component.data} has "
-                f"{' and '.join(component.modalities)} together, and no other; empty it or give more data"
+                f"mixture.{pool.component}.shuffled: only one {records} {where}; empty it or give more data"
             )
         return reader
 
@@ -150,8 +211,8 @@ class Batches:
 
         pools = []
         for number, (pool, reader) in enumerate(zip(self.plan.pools, self._readers)):
-            size = self._feed.mixture[pool.component].batch_size
-            records, component = self._records(number), self._feed.mixture[pool.component]
+            component = self._source.mixture[pool.component]
+            size, records = component.batch_size, self._records(number)
             reader = replace(reader, delayed=delays(component, reader.modalities, f"mixture.{pool.component}"))
             samples = records.random_map(reader)
             if component.shuffled:
@@ -163,27 +224,27 @@ class Batches:
         return grain.MapDataset.select_from_datasets(pools, self.plan)
 
     def _records(self, number: int, purpose: str = ""):
-        """The grain.MapDataset of the records that a pool draws, in their order, or in that of another purpose."""
+        """The grain.MapDataset of the records that a pool draws, in their order; each purpose has its own order."""
         import grain
 
         pool, reader = self.plan.pools[number], self._readers[number]
-        size = self._feed.mixture[pool.component].batch_size
-        seed = self._feed.seed ^ zlib.crc32((pool.component + purpose).encode())
+        size = self._source.mixture[pool.component].batch_size
+        seed = self._source.seed ^ zlib.crc32((pool.component + purpose).encode())
         # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
         epochs = self.plan.batches(number) * size // len(reader.records) + 1
         return grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)
 
     def ids(self, step: int) -> list[str]:
-        """The ids of the samples in the batch of step `step`, counted from 0, whoever reads them; reads nothing."""
+        """Ids of the samples of step `step`, counted from 0, in all processes; reads no record."""
         number, batch = self.plan[step]
-        size, records = self._feed.mixture[self.plan.pools[number].component].batch_size, self._records(number)
+        size, records = self._source.mixture[self.plan.pools[number].component].batch_size, self._records(number)
         source = self._readers[number].source
         return [source.id(int(records[i])) for i in range(batch * size, (batch + 1) * size)]
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         import grain
 
-        loader = self._feed.loader
+        loader = self._source.loader
         options = grain.ReadOptions(num_threads=loader.threads, prefetch_buffer_size=loader.prefetch)
         dataset = self.dataset()[self._start :].to_iter_dataset(options)
         if loader.workers:
@@ -204,39 +265,52 @@ class Batches:
         number = self.plan[step][0]
         name = self.plan.pools[number].component
         records = batch.pop("record")
-        size = self._feed.mixture[name].batch_size
-        facts = {"component": name, "tokens": size * sum(x.tokens for x in self._feed.modalities[name].values())}
-        bad = records[batch["weight"] == 0]
-        if len(bad):
-            facts["unreadable"] = self._count(name, self._readers[number], bad)
+        size = self._source.mixture[name].batch_size
+        facts = {"component": name, "tokens": size * sum(x.tokens for x in self._source.modalities[name].values())}
+        unreadable = records[batch["weight"] == 0]
+        if len(unreadable):
+            facts["unreadable"] = self._count_unreadable(name, self._readers[number], unreadable)
         return facts
 
-    def _count(self, name: str, reader: Reader, bad: np.ndarray) -> list[str]:
-        known, size = self._bad[name], self._feed.mixture[name].batch_size
-        read_here = 1.0 if self._rows is None else len(self._rows(size)) / size
-        for record in (int(i) for i in bad if int(i) not in known):
+    def _count_unreadable(self, name: str, reader: SampleReader, records: np.ndarray) -> list[str]:
+        """Counts unreadable records of a component, with a warning for each shard, and returns their ids.
+
+        Raises:
+          UserError: if they are too many.
+        """
+        known, size = self._unreadable[name], self._source.mixture[name].batch_size
+        share_read_here = 1.0 if self._rows is None else len(self._rows(size)) / size
+        for record in map(int, records):
+            if record in known:
+                continue
             known.add(record)
             shard = reader.source.shard_of(record)
-            if (name, shard) in self._told:
-                continue
-            self._told.add((name, shard))
-            reason = reader.why(record)[1]
-            where = f"{self._feed.mixture[name].data}: {reader.source.id(record)!r} in {shard}"
-            more = "others of this file stand in metrics.jsonl alone" if read_here == 1 else "others are not told"
-            print(f"warning: {where} cannot be read and weighs nothing: {reason}; {more}", file=sys.stderr)
-        share, limit = len(known) / self._sizes[name] / read_here, self._feed.loader.unreadable_share
+            if (name, shard) not in self._warned:
+                self._warned.add((name, shard))
+                self._warn(name, reader, record, shard, share_read_here)
+        share, limit = len(known) / self._sizes[name] / share_read_here, self._source.loader.unreadable_share
         if share > limit:
-            shard, reason = reader.why(int(bad[-1]))
+            shard, reason = reader.why(int(records[-1]))
             raise UserError(
-                f"mixture.{name}: {len(known)} of {self._sizes[name]} records of {self._feed.mixture[name].data} "
+                f"mixture.{name}: {len(known)} of {self._sizes[name]} records of {self._source.mixture[name].data} "
                 f"cannot be read (loader.unreadable_share is {limit:g}), the last in {reader.source.folder / shard} "
                 f"({reason}): {reader.source.remedy}"
             )
-        return [reader.source.id(int(i)) for i in bad]
+        return [reader.source.id(int(i)) for i in records]
+
+    def _warn(self, name: str, reader: SampleReader, record: int, shard: str, share_read_here: float) -> None:
+        where = f"{self._source.mixture[name].data}: {reader.source.id(record)!r} in {shard}"
+        # A process that reads all rows also writes the metrics.
+        more = "listed only in metrics.jsonl" if share_read_here == 1 else "not listed"
+        print(
+            f"warning: {where} cannot be read and has weight 0: {reader.why(record)[1]}; further records of this file "
+            f"are {more}",
+            file=sys.stderr,
+        )
 
 
 class _RowsOf:
-    """Some rows of each batch of `size` samples, one batch after the other, as Grain reads a source."""
+    """Given rows of each batch of `size` samples, one batch after the other, as a source of Grain."""
 
     def __init__(self, samples: Any, rows: np.ndarray, size: int):
         self._samples, self._rows, self._size = samples, rows, size
@@ -250,41 +324,7 @@ class _RowsOf:
 
 
 def _stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples as one batch: arrays get a leading axis."""
     import jax
 
     return jax.tree.map(lambda *parts: np.stack(parts), *samples)
-
-
-def readable_clips(
-    clips: Any, numbers: Iterable[int], left_out: list[int]
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """(i, latents) of those clips of these numbers that can be read.
-
-    Args:
-      clips: has `latents(i)`, as `Arrays` and a run's clips.
-      numbers: which.
-      left_out: to which the others are added.
-    """
-    for i in numbers:
-        try:
-            latents = clips.latents(i)
-        except BadRecord:
-            left_out.append(i)
-            continue
-        yield i, latents
-
-
-def warn_left_out(clips: Any, left_out: list[int]) -> None:
-    """Says on stderr how many clips were left out, and of the first why; nothing where none was."""
-    if not left_out:
-        return
-    first, reason = left_out[0], "it can be read now"
-    try:
-        clips.latents(first)
-    except BadRecord as error:
-        reason = str(error)
-    print(
-        f"warning: {len(left_out)} clips cannot be read and are left out, the first is {clips.ids[first]!r} "
-        f"({reason}); `selfflow data verify` tells of all",
-        file=sys.stderr,
-    )

@@ -1,38 +1,33 @@
-"""Batches of raw media, for autoencoders to train on: clips cropped in time and area, in the order of `Batches`."""
+"""Batches of raw media that autoencoders train on: clips cropped in time and area, in the order of `Batches`."""
 
-import hashlib
-import json
 import math
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from selfflow.data.built import BuiltDataset
-from selfflow.data.features import read_features, read_specs
-from selfflow.data.shards import BadRecord, one_line
+from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.batches import Batches, Rows
+from selfflow.input.batches import Batches, LoaderOptions, Rows
+from selfflow.input.media_index import media_index
 from selfflow.input.mixture import Component, Stage
-from selfflow.input.options import LoaderOptions
-from selfflow.latents.encode import folder_name
-from selfflow.latents.store import ids_from, ids_to
 from selfflow.media import medium_of
-from selfflow.progress import Progress
-from selfflow.storage.atomic import atomic_write
 
-_FORMAT = 1  # raised when equal data sets come to have other indexes
-_BYTES = 200e6  # of held-out media of a component
+_HELD_OUT_BYTES = 200e6  # of a component
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Shape of a component's samples: length in frames or samples, 0 for an image, and side of the cropped area."""
+    """Shape of a component's samples.
+
+    Attributes:
+      length: frames or samples; 0 for an image.
+      side: of the cropped area, pixels; 0 for audio.
+      shape: of a sample, with a time and a channel axis.
+    """
 
     length: int
     side: int
@@ -40,36 +35,37 @@ class Cut:
 
     @property
     def tokens(self) -> int:
-        """Frames or samples of a sample, which the speed of a run is counted in."""
+        """Frames or samples, the unit in which the speed of a run is measured."""
         return max(self.length, 1)
 
     @property
     def nbytes(self) -> int:
-        """How large a sample is."""
+        """Bytes of a sample."""
         return math.prod(self.shape) * (1 if self.side else 2)
 
 
 class MediaSource:
-    """The records of a split as `Batches` asks for them; records travel to worker processes.
+    """Random access to the records of a split, in worker processes.
 
     Args:
       built: the data set.
-      split: of it.
+      split: which split.
       excluded: ids that are never read.
-      indexes: folder in which is kept which record has what: to find that out takes a look at all of them.
+      indexes: folder of the cached indexes.
     """
 
     def __init__(self, built: BuiltDataset, split: str, excluded: Collection[str], indexes: Path):
         self.folder, self._records = built.folder, built.records(split)
-        self.index = _kept_index(built, split, indexes)
+        self.index = media_index(built, split, indexes)
         self._excluded = np.isin(self.index["id"], np.array([i.encode() for i in sorted(excluded)], bytes))
 
     @property
     def remedy(self) -> str:
-        """What to do about records that cannot be read."""
+        """What to do about unreadable records."""
         return "`selfflow data verify` lists them; build the data set again"
 
     def __getstate__(self) -> dict[str, Any]:
+        # Worker processes read records by number: they need no index, which may be large.
         return self.__dict__ | {"index": {}, "_excluded": None}
 
     def __len__(self) -> int:
@@ -78,8 +74,8 @@ class MediaSource:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self._records[i]
 
-    def having(self, modality: str, quality: float = 0.0) -> np.ndarray:
-        """The records in which a modality is present, of at least this quality, without the excluded."""
+    def indices_with(self, modality: str, quality: float = 0.0) -> np.ndarray:
+        """Numbers of the records that have a modality and at least this quality, without the excluded."""
         present = self.index.get(f"present/{modality}", np.zeros(len(self), bool))
         return np.flatnonzero(present & (self.index["quality"] >= quality) & ~self._excluded)
 
@@ -92,76 +88,30 @@ class MediaSource:
         return self.index["id"][i].decode(errors="replace")
 
 
-def _kept_index(built: BuiltDataset, split: str, folder: Path) -> dict[str, np.ndarray]:
-    told = [_FORMAT, built.fingerprint, built.forgotten, built.settings.decoding_options()]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-    path = folder / f"{folder_name(built.name)}-{split}-{digest}.safetensors"
-    try:
-        index = load_file(path)
-    except (OSError, SafetensorError):
-        index, whole = _index(built, split)
-        if whole:  # else the records that cannot be read may be mended by the next time
-            _keep(index, path)
-    return index | {"id": ids_from(index["id"])}
-
-
-def _keep(index: dict[str, np.ndarray], path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            partial.write_bytes(save(index))
-    except OSError as error:  # it is made again the next time
-        print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)
-
-
-def _index(built: BuiltDataset, split: str) -> tuple[dict[str, np.ndarray], bool]:
-    """Id, quality and what is present of each record, of one that cannot be read nothing; whether all can be read."""
-    records, rows, whole = built.records(split), [], True
-    small = None
-    if not hasattr(built.settings, "decoder"):
-        wanted = [name for name in read_specs(built.folder) if name in ("id", "quality") or name.startswith("present.")]
-        small = read_features(built.folder, only=wanted)
-    with Progress(f"index {built.name.split('/')[0]} {split}", len(records), unit="record") as shown:
-        for i in range(len(records)):
-            try:
-                record = _told(small, records.raw(i), records.shard_of(i)) if small else records[i]
-            except BadRecord:
-                record, whole = {"id": "", "quality": 0.0, "present": {}}, False
-            name = record["id"]
-            present = {m: bool(there) for m, there in record["present"].items()}
-            rows.append((name.decode() if isinstance(name, bytes) else name, float(record["quality"]), present))
-            shown.advance()
-    modalities = {m for *_, present in rows for m in present}
-    return {
-        "id": ids_to([name for name, *_ in rows]),
-        "quality": np.array([quality for _, quality, _ in rows], np.float32),
-        **{f"present/{m}": np.array([present.get(m, False) for *_, present in rows], bool) for m in modalities},
-    }, whole
-
-
-def _told(small: Any, raw: bytes, shard: str) -> dict[str, Any]:
-    try:
-        return small.deserialize_example_np(raw)
-    except Exception as error:  # whatever the bytes are, what they do to a decoder is about this record
-        raise BadRecord(shard, one_line(error)) from error
-
-
 @dataclass(frozen=True)
 class MediaReader:
-    """One record of a component as a sample of a batch; travels to worker processes."""
+    """Reads records of a component as samples, in worker processes; see `batches.SampleReader`.
+
+    Attributes:
+      source: the records.
+      records: numbers of the records that the component uses.
+      modality: of the media.
+      cut: shape of a sample.
+      delayed: always empty.
+    """
 
     source: MediaSource
     records: np.ndarray
     modality: str
     cut: Cut
-    delayed: Mapping[str, int] = field(default_factory=dict)  # none: `Batches` asks
+    delayed: Mapping[str, int] = field(default_factory=dict)
 
-    modalities = {}  # nothing of a sample is a latent
+    modalities = {}  # samples hold no latents
 
     def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """The sample of a record, {"media", "weight", "record"}; without `rng` it is cut from the start and the middle.
+        """The sample of a record, {"media", "weight", "record"}; without `rng` a crop from the start and the centre.
 
-        A record that cannot be read keeps its place: it is all zeros and its weight is 0.
+        An unreadable record becomes a sample of zeros with weight 0.
         """
         sample = {"record": np.int64(record), "weight": np.float32(1)}
         try:
@@ -172,7 +122,7 @@ class MediaReader:
         return sample
 
     def why(self, record: int) -> tuple[str, str]:
-        """(shard, reason) of a record that cannot be read."""
+        """(shard, reason) of an unreadable record."""
         try:
             self._cropped(self.source[record], record, None)
         except BadRecord as error:
@@ -186,27 +136,35 @@ class MediaReader:
             raise BadRecord(
                 self.source.shard_of(number), f"its {self.modality} has shape {record[self.modality].shape}"
             )
-        sizes = cut.shape[: -1 if x.ndim > 2 else 1]
-        for axis, size in enumerate(sizes):
-            if x.shape[axis] < size:  # silence, its last frame, or the edge of its pictures, goes on
-                missing = [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+        cropped_axes = cut.shape[: -1 if x.ndim > 2 else 1]
+        for axis, size in enumerate(cropped_axes):
+            if x.shape[axis] < size:
+                # Too short: repeat the last frame or the border of frames, or append silence.
+                missing = [(0, 0)] * x.ndim
+                missing[axis] = (0, size - x.shape[axis])
                 x = np.pad(x, missing, mode="edge" if medium.is_visual else "constant")
             room = x.shape[axis] - size
-            start = int(rng.integers(room + 1)) if rng is not None else (room // 2 if axis else 0)
+            if rng is not None:
+                start = int(rng.integers(room + 1))
+            else:
+                start = room // 2 if axis else 0
             x = np.take(x, np.arange(start, start + size), axis)
         return x
 
 
 @dataclass(frozen=True)
 class MediaBatchSource:
-    """What all components of a mixture are read from; see `batches.Feed`.
+    """The data sets and settings that batches of raw media are drawn from; see `batches.Source`.
 
     Attributes:
-      built: data sets.
+      built: data sets by name.
       mixture: components by name, each of one modality, with its data set.
-      cuts: what the samples of each component look like.
+      cuts: shape of the samples of each component.
+      curriculum: changes of the mixture.
       excluded: ids of samples that are never read.
-      indexes: folder in which indexes are kept.
+      seed: `seed.data` of the experiment.
+      loader: how records are read.
+      indexes: folder of the cached indexes.
     """
 
     built: dict[str, BuiltDataset]
@@ -217,58 +175,63 @@ class MediaBatchSource:
     seed: int = 0
     loader: LoaderOptions = LoaderOptions()
     indexes: Path = Path()
-    opened: dict[tuple[str, str], MediaSource] = field(default_factory=dict, repr=False, compare=False)
+    _sources: dict[tuple[str, str], MediaSource] = field(default_factory=dict, repr=False, compare=False)
 
-    # `Batches` looks for labels in latents, and counts the tokens of modalities.
+    # Media have no labels, and no latents in which `Batches` would look for them.
     label = ""
     latents = {}
 
     @property
     def modalities(self) -> dict[str, dict[str, Cut]]:
-        """The one modality of each component, which tells its `tokens`."""
+        """The one modality of each component, from which `Batches` takes the number of `tokens`."""
         return {name: {component.modalities[0]: self.cuts[name]} for name, component in self.mixture.items()}
 
     def batches(self, start: int, steps: int, rows: Rows | None = None) -> Batches:
-        """The batches of steps `start` to `steps`, as `Feed.batches` gives them: {"media", "weight"}."""
+        """The batches {"media", "weight"} of steps `start` to `steps`; see `BatchSource.batches`."""
         return Batches(self, start, steps, rows)
 
     def reader(self, name: str, split: str, quality: float = 0.0) -> MediaReader:
-        """Reads the records of a component of the mixture, from a split of its data set."""
+        """Reads the records of a component of at least this quality, from a split of its data set."""
         component = self.mixture[name]
-        if (component.data, split) not in self.opened:  # it takes a look at all records
-            self.opened[component.data, split] = MediaSource(
-                self.built[component.data], split, self.excluded, self.indexes
-            )
-        source, (modality,) = self.opened[component.data, split], component.modalities
-        return MediaReader(source, source.having(modality, quality), modality, self.cuts[name])
+        key = component.data, split
+        if key not in self._sources:  # opening one may take a pass over all records
+            self._sources[key] = MediaSource(self.built[component.data], split, self.excluded, self.indexes)
+        (modality,) = component.modalities
+        source = self._sources[key]
+        return MediaReader(source, source.indices_with(modality, quality), modality, self.cuts[name])
 
     def held_out(self, splits: tuple[str, ...], size: int) -> dict[str, tuple[str, np.ndarray]]:
-        """Media of each component, {component: (split, [B, ...])}; the first split that has any, in the end train.
-
-        They are always the same, and cropped at random as what is trained on.
+        """Media of each component, {component: (split, [B, ...])}: always the same, and cropped at random.
 
         Args:
-          splits: where to look, in this order.
-          size: samples, if there are so many, and of large ones fewer.
+          splits: splits to try in this order, and train after them; the first that has the component is used.
+          size: number of samples, if there are so many; fewer of large ones.
 
         Raises:
-          UserError: if a component has no record that can be read.
+          UserError: if a component has no readable record.
         """
-        found = {}
+        media = {}
         for name, component in self.mixture.items():
-            for split in (s for s in (*splits, "train") if s in self.built[component.data].splits):
-                reader = self.reader(name, split, component.quality)
-                most, samples = max(1, min(size, int(_BYTES // reader.cut.nbytes))), []
-                for i in np.random.default_rng(0).permutation(reader.records):
-                    if len(samples) == most:
-                        break
-                    if (sample := reader(int(i), np.random.default_rng(int(i))))["weight"]:
-                        samples.append(sample)
+            for split in (*splits, "train"):
+                if split not in self.built[component.data].splits:
+                    continue
+                samples = self._fixed_samples(self.reader(name, split, component.quality), size)
                 if samples:
-                    found[name] = split, np.stack([sample["media"] for sample in samples])
+                    media[name] = split, np.stack(samples)
                     break
             else:
                 raise UserError(
                     f"mixture.{name}: no record of {component.data} can be read: run `selfflow data verify`"
                 )
-        return found
+        return media
+
+    def _fixed_samples(self, reader: MediaReader, size: int) -> list[np.ndarray]:
+        """Media of up to `size` readable records; each is cropped by its own number."""
+        count, samples = max(1, min(size, int(_HELD_OUT_BYTES // reader.cut.nbytes))), []
+        for i in np.random.default_rng(0).permutation(reader.records):
+            if len(samples) == count:
+                break
+            sample = reader(int(i), np.random.default_rng(int(i)))
+            if sample["weight"]:
+                samples.append(sample["media"])
+        return samples

@@ -1,5 +1,6 @@
-"""The mixture: which set of modalities a batch holds, and which records of which data set."""
+"""The mixture of training data: which component each batch holds, and which of its records."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,42 +12,44 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Component:
-    """Modalities that stand together in a batch."""
+    """One entry of the mixture: modalities of a data set that form a batch together."""
 
     modalities: tuple[str, ...] = ("image",)
-    """Those in one sequence."""
+    """Modalities in one sequence."""
     weight: float = 1.0
     """Share of the steps; those of all components sum to 1."""
     batch_size: int = 64
     """Samples in a batch."""
     data: str = ""
-    """The data set that it is drawn from; may be left out where there is one."""
+    """Name of the data set; may be left out if there is one."""
     seconds: float | None = None
-    """Length of its clips; longer records are cropped at a random place, or at their beginning where the autoencoder
-    lets a film's first frame stand alone; shorter ones are padded. By default that of the data set."""
+    """Length of its clips; longer records are cropped at a random place, or at their beginning if the autoencoder
+    encodes the first frame of a video by itself; shorter ones are padded. By default that of the data set."""
     quality: float = 0.0
-    """Records of a lower `quality` are left out."""
+    """Least `quality` of its records."""
     shuffled: tuple[str, ...] = ()
     """Modalities taken from another record of the component, drawn anew in each epoch: a control that keeps the
     distribution of each modality and removes the dependence between them."""
     delayed: dict[str, float] = field(default_factory=dict)
-    """Seconds by which a modality comes too late in training, its end standing at its beginning: a control, in which
-    what it tells of the others is kept and when it tells it is not."""
+    """Seconds by which a modality is late in training; its end is moved to its beginning: a control that keeps the
+    content of the modalities and removes their synchrony."""
 
     def length(self, rate: float, m: str, name: str) -> int:
         """Frames or samples of a modality in the `seconds` of its clips.
 
         Args:
-          rate: of them in a second.
+          rate: frames or samples per second.
           m: the modality.
           name: of the component.
 
         Raises:
-          UserError: if they are not whole.
+          UserError: if it is not a whole number.
         """
         length = self.seconds * rate
         if abs(length - round(length)) > 1e-6 or length < 1:
-            raise UserError(f"mixture.{name}.seconds {self.seconds} are {length:g} {m} frames or samples, not a whole")
+            raise UserError(
+                f"mixture.{name}.seconds {self.seconds} are {length:g} {m} frames or samples: give a whole number"
+            )
         return round(length)
 
 
@@ -55,15 +58,15 @@ class Stage:
     """A change of the mixture at a step: part of a curriculum."""
 
     step: int
-    """Number of steps that are done before it begins."""
+    """Number of steps before it."""
     weights: dict[str, float] = field(default_factory=dict)
-    """Shares of all components from then on; empty leaves them as they were. A component that is not named gets 0."""
+    """Shares of all components from then on; empty keeps the previous ones. Components that are not named get 0."""
     quality: dict[str, float] = field(default_factory=dict)
     """Least quality of the records of some components from then on."""
 
 
-def check_mixture(mixture: dict[str, Component], curriculum: tuple[Stage, ...]) -> None:
-    """Raises `UserError`, naming the field, for weights or stages that make no sense."""
+def check_mixture(mixture: Mapping[str, Component], curriculum: tuple[Stage, ...]) -> None:
+    """Raises `UserError`, naming the field, for invalid weights or stages."""
     if not mixture:
         raise UserError("mixture is empty: name at least one component")
     _check_weights({name: component.weight for name, component in mixture.items()}, "mixture.*.weight")
@@ -83,7 +86,7 @@ def check_mixture(mixture: dict[str, Component], curriculum: tuple[Stage, ...]) 
             _check_weights(stage.weights, f"{where}.weights")
 
 
-def _check_weights(weights: dict[str, float], where: str) -> None:
+def _check_weights(weights: Mapping[str, float], where: str) -> None:
     for name, weight in weights.items():
         if not weight >= 0:
             raise UserError(f"{where.replace('*', name)} of component {name} is {weight}: it must not be negative")
@@ -95,7 +98,7 @@ def _check_weights(weights: dict[str, float], where: str) -> None:
 
 @dataclass(frozen=True)
 class Pool:
-    """The records that a component draws from while its floor on quality holds."""
+    """The records of a component of at least some quality."""
 
     component: str
     quality: float
@@ -104,36 +107,42 @@ class Pool:
 class MixturePlan:
     """Which pool of records each step draws its batch from, and which of that pool's batches.
 
-    Step n takes the component in whose interval of [0, 1) the fractional part of u + n / golden ratio falls: after any
-    number of steps each component's count is within a few of its exact share, and no state is needed to know step n. A
-    component goes on where it stopped, whatever the weights were meanwhile, so that no record is passed over.
+    Step n draws from the component in whose interval of [0, 1) the fractional part of u + n / golden ratio falls.
+    After any number of steps the count of each component is within a few of its exact share, and step n is known
+    without the steps before it. A pool continues where it stopped, whatever the weights were meanwhile, so that no
+    record is skipped.
 
     Args:
       mixture: components by name.
       curriculum: changes of the mixture.
-      steps: steps of the run; more of them change nothing in the first ones.
+      steps: steps of the run; the first steps do not depend on their number.
       seed: `seed.data` of the experiment.
+
+    Attributes:
+      pools: all pools that any step draws from.
     """
 
-    def __init__(self, mixture: dict[str, Component], curriculum: tuple[Stage, ...], steps: int, seed: int):
+    def __init__(self, mixture: Mapping[str, Component], curriculum: tuple[Stage, ...], steps: int, seed: int):
         weights = {name: component.weight for name, component in mixture.items()}
         quality = {name: component.quality for name, component in mixture.items()}
         place = (np.random.default_rng(seed).random() + np.arange(steps) * _GOLDEN) % 1.0
         self.pools: list[Pool] = []
-        self._pool = np.zeros(steps, np.int32)
-        bounds = [stage.step for stage in curriculum] + [steps]
+        self._pool = np.zeros(steps, np.int32)  # number of the pool, by step
+        ends = [stage.step for stage in curriculum] + [steps]
         start = 0
-        for stop, stage in zip(bounds, (None, *curriculum)):
+        for end, stage in zip(ends, (None, *curriculum)):
             if stage is not None:
-                weights = {name: stage.weights.get(name, 0.0) for name in mixture} if stage.weights else weights
                 quality = quality | stage.quality
-            drawn = [name for name in mixture if weights[name] > 0]
-            numbers = [self._number(Pool(name, quality[name])) for name in drawn]
-            edges = np.cumsum([weights[name] for name in drawn])[:-1]
-            part = slice(start, min(stop, steps))
-            self._pool[part] = np.array(numbers)[np.searchsorted(edges, place[part], side="right")]
-            start = stop
-        self._batch = np.zeros(steps, np.int64)
+                if stage.weights:
+                    weights = {name: stage.weights.get(name, 0.0) for name in mixture}
+            names = [name for name in mixture if weights[name] > 0]
+            numbers = [self._number(Pool(name, quality[name])) for name in names]
+            edges = np.cumsum([weights[name] for name in names])[:-1]
+            steps_of_stage = slice(start, min(end, steps))
+            intervals = np.searchsorted(edges, place[steps_of_stage], side="right")
+            self._pool[steps_of_stage] = np.array(numbers)[intervals]
+            start = end
+        self._batch = np.zeros(steps, np.int64)  # number of the batch within its pool, by step
         for number in range(len(self.pools)):
             steps_of_pool = self._pool == number
             self._batch[steps_of_pool] = np.arange(steps_of_pool.sum())
@@ -144,12 +153,12 @@ class MixturePlan:
         return self.pools.index(pool)
 
     def batches(self, pool: int) -> int:
-        """How many batches all steps together draw from a pool."""
+        """Number of batches that all steps together draw from a pool."""
         return int((self._pool == pool).sum())
 
     def __len__(self) -> int:
         return len(self._pool)
 
     def __getitem__(self, step: int) -> tuple[int, int]:
-        """(pool, batch of that pool) of step `step`, counted from 0."""
+        """(number of the pool, batch of that pool) of step `step`, counted from 0."""
         return int(self._pool[step]), int(self._batch[step])

@@ -1,22 +1,48 @@
-"""One stored record as one sample of a batch: cropped, padded, drawn from its distribution, or left out."""
+"""One stored record as one sample of a batch: cropped, padded, drawn from its distribution, or given weight 0."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.latents.features import encoder_fault, stored_as, token_features
+from selfflow.latents.features import features_fault, features_key, token_features
 from selfflow.latents.store import CAPTION, LatentSource
 from selfflow.modality import Modality
 
 
+class _Clip(NamedTuple):
+    """A cropped clip.
+
+    Attributes:
+      latents: by modality.
+      frames: number of latent frames before padding, of padded modalities.
+      features: targets of the tokens, by modality.
+    """
+
+    latents: dict[str, np.ndarray]
+    frames: dict[str, np.int32]
+    features: dict[str, np.ndarray]
+
+
 @dataclass(frozen=True)
 class Reader:
-    """One record of a component as a sample of a batch; travels to worker processes."""
+    """Reads records of a component as samples, in worker processes.
+
+    Attributes:
+      source: the stored records.
+      records: numbers of the records that the component uses.
+      labels: class of every record; -1 for none.
+      modalities: streams of a sample.
+      padded: modalities of which some records are shorter than a sample.
+      caption: (L, C) of the caption's embedding, or None.
+      features: channels of the features that are read, by modality.
+      delayed: latent frames by which modalities are late.
+    """
 
     source: LatentSource
     records: np.ndarray
@@ -24,109 +50,121 @@ class Reader:
     modalities: dict[str, Modality]
     padded: tuple[str, ...]
     caption: tuple[int, int] | None
-    features: dict[str, int] = field(default_factory=dict)  # channels of the features that are wanted
-    delayed: dict[str, int] = field(default_factory=dict)  # latent frames
+    features: dict[str, int] = field(default_factory=dict)
+    delayed: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """The sample of a record; without `rng` clips begin at their start and latents are their mean.
+        """The sample of a record; without `rng` clips are cropped at their start and latents are their mean.
 
-        A record that cannot be read keeps its place: it is all zeros and its weight is 0.
+        An unreadable record becomes a sample of zeros with weight 0.
         """
         sample: dict[str, Any] = {"label": np.int32(self.labels[record]), "record": np.int64(record)}
         try:
             stored = self.source[record]
-            latents, frames, features = self._clip(stored, self.source.shard_of(record), rng)
+            clip = self._clip(stored, self.source.shard_of(record), rng)
             sample["weight"] = np.float32(1)
         except BadRecord:
-            stored = {}
-            latents = {m: np.zeros(x.latent, np.float16) for m, x in self.modalities.items()}
-            frames = dict.fromkeys(self.padded, np.int32(0))
-            features = {m: np.zeros((self.modalities[m].tokens, e), np.float16) for m, e in self.features.items()}
+            stored, clip = {}, self._empty_clip()
             sample["weight"] = np.float32(0)
-        sample["latents"] = latents
+        sample["latents"] = clip.latents
         if self.padded:
-            sample["frames"] = frames
+            sample["frames"] = clip.frames
         if self.features:
-            sample["features"] = features
+            sample["features"] = clip.features
         if self.caption:
             sample["caption"] = padded_caption(stored.get(CAPTION), *self.caption)
         return sample
 
     def why(self, record: int) -> tuple[str, str]:
-        """(shard, reason) of a record that cannot be read."""
+        """(shard, reason) of an unreadable record."""
         try:
             self._clip(self.source[record], self.source.shard_of(record), np.random.default_rng(0))
         except BadRecord as error:
             return error.shard, error.reason
         return self.source.shard_of(record), "it can be read now"
 
-    def _clip(
-        self, stored: dict[str, np.ndarray], shard: str, rng: np.random.Generator | None
-    ) -> tuple[dict[str, np.ndarray], dict[str, np.int32], dict[str, np.ndarray]]:
+    def _empty_clip(self) -> _Clip:
+        latents = {m: np.zeros(modality.latent, np.float16) for m, modality in self.modalities.items()}
+        frames = dict.fromkeys(self.padded, np.int32(0))
+        features = {m: np.zeros((self.modalities[m].tokens, e), np.float16) for m, e in self.features.items()}
+        return _Clip(latents, frames, features)
+
+    def _clip(self, stored: dict[str, np.ndarray], shard: str, rng: np.random.Generator | None) -> _Clip:
+        """Draws, crops and pads the latents of a record.
+
+        Raises:
+          BadRecord: if arrays are missing, have other shapes than expected or are not finite.
+        """
         latents, frames, features = {}, {}, {}
-        for m, modality in self.modalities.items():
-            latent = stored.get(m)
-            timed = bool(modality.period)
-            if latent is None or latent.ndim != len(modality.latent) or latent.shape[timed:] != modality.latent[timed:]:
-                shape = None if latent is None else latent.shape
-                raise BadRecord(shard, f"{m} has shape {shape}, expected {modality.latent}")
-            if rng is not None and f"{m}.std" in stored:
-                if stored[f"{m}.std"].shape != latent.shape:
-                    raise BadRecord(shard, f"the deviation of its {m} has another shape than the mean")
-                noise = rng.standard_normal(latent.shape, np.float32)
-                latent = (latent + stored[f"{m}.std"] * noise).astype(np.float16)
-            if not np.isfinite(latent).all():
-                raise BadRecord(shard, f"the latents of its {m} are not finite")
-            latents[m] = latent
+        for m in self.modalities:
+            latents[m] = self._latent(stored, m, shard, rng)
             if m in self.features:
-                features[m] = self._checked(stored, m, shard)
+                features[m] = self._stored_features(stored, m, shard)
         starts = self._starts(latents, rng)
         for m, modality in self.modalities.items():
             if modality.period:
-                lasts = min(len(latents[m]) - starts[m], modality.latent[0])
+                length = min(len(latents[m]) - starts[m], modality.latent[0])
                 if m in self.padded:
-                    frames[m] = np.int32(lasts)
-                elif lasts < modality.latent[0]:
-                    raise BadRecord(shard, f"its {m} lasts {lasts} frames, and the index says more")
-                latents[m] = self._cut(latents[m], m, starts[m])
+                    frames[m] = np.int32(length)
+                elif length < modality.latent[0]:
+                    raise BadRecord(shard, f"its {m} has {length} frames, fewer than the index says")
+                latents[m] = self._crop(latents[m], m, starts[m])
             if m in features:
-                cut = self._cut(features[m], m, starts[m]) if modality.period else features[m]
-                features[m] = token_features(cut, modality)
-        return latents, frames, features
+                cropped = self._crop(features[m], m, starts[m]) if modality.period else features[m]
+                features[m] = token_features(cropped, modality)
+        return _Clip(latents, frames, features)
 
-    def _checked(self, stored: dict[str, np.ndarray], m: str, shard: str) -> np.ndarray:
-        """The stored features of a modality."""
-        modality, features = self.modalities[m], stored.get(stored_as(m))
-        if fault := encoder_fault(stored, m, bool(modality.period), self.features[m]):
+    def _latent(self, stored: dict[str, np.ndarray], m: str, shard: str, rng: np.random.Generator | None) -> np.ndarray:
+        """The latent of a modality, drawn from its distribution if the autoencoder is stochastic."""
+        latent, modality = stored.get(m), self.modalities[m]
+        timed = bool(modality.period)
+        if latent is None or latent.ndim != len(modality.latent) or latent.shape[timed:] != modality.latent[timed:]:
+            shape = None if latent is None else latent.shape
+            raise BadRecord(shard, f"{m} has shape {shape}, expected {modality.latent}")
+        if rng is not None and f"{m}.std" in stored:
+            if stored[f"{m}.std"].shape != latent.shape:
+                raise BadRecord(shard, f"the standard deviation of its {m} has another shape than the mean")
+            noise = rng.standard_normal(latent.shape, np.float32)
+            latent = (latent + stored[f"{m}.std"] * noise).astype(np.float16)
+        if not np.isfinite(latent).all():
+            raise BadRecord(shard, f"the latents of its {m} are not finite")
+        return latent
+
+    def _stored_features(self, stored: dict[str, np.ndarray], m: str, shard: str) -> np.ndarray:
+        """The features of a modality as they are stored."""
+        fault = features_fault(stored, m, bool(self.modalities[m].period), self.features[m])
+        if fault:
             raise BadRecord(shard, fault)
+        features = stored[features_key(m)]
         if not np.isfinite(features).all():
-            raise BadRecord(shard, f"{stored_as(m)} are not finite")
+            raise BadRecord(shard, f"{features_key(m)} are not finite")
         return features
 
-    def _cut(self, x: np.ndarray, m: str, start: int) -> np.ndarray:
-        """The frames of a clip, as many as its latents have, late where they are delayed, then padding."""
+    def _crop(self, x: np.ndarray, m: str, start: int) -> np.ndarray:
+        """The frames [T, ...] of a clip from `start` on: delayed if the modality is, then padded with zeros."""
         frames = self.modalities[m].latent[0]
         clip = x[start : start + frames]
         missing = frames - len(clip)
         if m in self.delayed:
-            clip = np.roll(clip, self.delayed[m], axis=0)  # what is padded stays at the end
+            clip = np.roll(clip, self.delayed[m], axis=0)  # before padding, which stays at the end
         return np.pad(clip, [(0, missing)] + [(0, 0)] * (clip.ndim - 1)) if missing else clip
 
-    def _starts(self, latents: dict[str, np.ndarray], rng) -> dict[str, int]:
-        """First frame of each modality of a crop: one moment for all, drawn among those that fall on whole frames.
+    def _starts(self, latents: dict[str, np.ndarray], rng: np.random.Generator | None) -> dict[str, int]:
+        """First frame of each timed modality: the same time for all, drawn among those at which all frames start.
 
-        Where a film's first latent frame stands alone, the beginning: no other latent frame could stand there.
+        If an autoencoder encodes the first frame of a video by itself, clips start at 0: no other latent frame stands
+        for a single frame.
         """
-        timed = {m: x for m, x in self.modalities.items() if x.period}
-        room = {m: len(latents[m]) - x.latent[0] for m, x in timed.items()}
-        alone = any(x.offset[0] < 0 for x in timed.values())
-        if rng is None or alone or not any(r > 0 for r in room.values()):
+        timed = {m: modality for m, modality in self.modalities.items() if modality.period}
+        room = {m: len(latents[m]) - modality.latent[0] for m, modality in timed.items()}
+        first_frame_alone = any(modality.offset[0] < 0 for modality in timed.values())
+        if rng is None or first_frame_alone or not any(frames > 0 for frames in room.values()):
             return dict.fromkeys(timed, 0)
-        periods = {m: Fraction(x.period).limit_denominator(10_000) for m, x in timed.items()}
+        periods = {m: Fraction(modality.period).limit_denominator(10_000) for m, modality in timed.items()}
         common = _least_common_multiple(list(periods.values()))
-        moments = int(min(max(room[m], 0) * periods[m] / common for m in timed))
-        moment = int(rng.integers(moments + 1)) * common
-        return {m: int(moment / periods[m]) for m in timed}
+        choices = int(min(max(room[m], 0) * periods[m] / common for m in timed))
+        time = int(rng.integers(choices + 1)) * common
+        return {m: int(time / periods[m]) for m in timed}
 
 
 def _least_common_multiple(numbers: list[Fraction]) -> Fraction:
@@ -135,7 +173,7 @@ def _least_common_multiple(numbers: list[Fraction]) -> Fraction:
 
 
 def padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings [l, C], or none, as [L, C] of a fixed length, and which of them are there, [L]."""
+    """An embedding [l, C], or none, padded or cut to [L, C], and which tokens are not padding, bool [L]."""
     embedding = np.zeros((tokens, width), np.float16)
     count = 0 if stored is None else min(len(stored), tokens)
     if count:
@@ -143,8 +181,13 @@ def padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[
     return embedding, np.arange(tokens) < count
 
 
-def labels_of(source: LatentSource, label: str, classes: int) -> np.ndarray:
-    """The class label of every record, int32; -1 for none.
+def class_labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
+    """The class label of every record, int32 [n]; -1 for none.
+
+    Args:
+      source: the records.
+      label: field with the label, or "".
+      classes: number of classes.
 
     Raises:
       UserError: if a label is none of the classes.
@@ -154,6 +197,6 @@ def labels_of(source: LatentSource, label: str, classes: int) -> np.ndarray:
     labels = source.index[f"label/{label}"].astype(np.int32)
     if labels.max() >= classes:
         raise UserError(
-            f"label {label!r} goes up to {labels.max()}, so model.labels must be at least {labels.max() + 1}"
+            f"label {label!r} has values up to {labels.max()}: model.labels must be at least {labels.max() + 1}"
         )
     return labels

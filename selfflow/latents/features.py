@@ -1,9 +1,10 @@
-"""Features of frozen encoders beside the latents: what of them is stored, and how it becomes a target of tokens.
+"""Features of frozen encoders beside the latents: what is stored of them, and how targets of tokens are computed.
 
-A token's target is the mean of the encoder's map over the area of the token and over its time. Areas need not be those
-of whole cells: a cell counts with the share of it that lies within. Means over parts of equal size make the mean over
-the whole, so that what is stored may be coarser than the map, as long as it is finer than tokens: features are kept for
-each latent frame, and within it nowhere finer than the latent itself. Patches may then change, and clips be cropped.
+The target of a token is the mean of the encoder's feature map over the area and time of the token. Areas need not
+consist of whole cells of the map: a cell is weighted by its share within the area. Means over parts of equal size
+average to the mean over the whole, so stored features may be coarser than the map, as long as they are finer than
+tokens: they are stored for each latent frame, and within it at most at the resolution of the latent. Patch sizes may
+then change, and clips may be cropped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,46 +24,46 @@ from selfflow.progress import Progress
 from selfflow.serialization import to_json
 
 
-def stored_as(m: str) -> str:
-    """Under which name the features of a modality stand in a record of latents."""
+def features_key(m: str) -> str:
+    """Name of the features of a modality in a record of latents."""
     return f"{m}.features"
 
 
-def overlaps(size: int, parts: int) -> Float[np.ndarray, "parts size"]:
-    """What share of each of `parts` equal parts of an axis lies in each of its `size` equal cells; rows sum to 1."""
-    # In units of 1 / (size * parts) of the axis all bounds are whole numbers.
+def overlap_shares(size: int, parts: int) -> Float[np.ndarray, "parts size"]:
+    """Shares of `size` equal cells of an axis in each of `parts` equal parts of it; rows sum to 1."""
+    # In units of 1 / (size * parts) of the axis all bounds are integers.
     part, cell = np.arange(parts)[:, None] * size, np.arange(size)[None] * parts
     shared = np.minimum(part + size, cell + parts) - np.maximum(part, cell)
     return (np.maximum(shared, 0) / size).astype(np.float32)
 
 
-def averaged(features: Float[np.ndarray, "... E"], grid: tuple[int, ...]) -> Float[np.ndarray, "... E"]:
-    """Means over the cells of a coarser or finer grid that covers the same: [*axes, E] -> float32 [*grid, E]."""
+def mean_over_grid(features: Float[np.ndarray, "... E"], grid: tuple[int, ...]) -> Float[np.ndarray, "... E"]:
+    """Means over the cells of another grid over the same axes: [*axes, E] -> float32 [*grid, E]."""
     features = np.asarray(features, np.float32)
     for axis, parts in enumerate(grid):
         if features.shape[axis] != parts:
-            mean = np.tensordot(overlaps(features.shape[axis], parts), features, (1, axis))
+            mean = np.tensordot(overlap_shares(features.shape[axis], parts), features, (1, axis))
             features = np.moveaxis(mean, 0, axis)
     return features
 
 
 def token_features(features: Float[np.ndarray, "... E"], modality: Modality) -> Float[np.ndarray, "N E"]:
-    """The target of each token, float16, of features that cover the tokens' clip or picture."""
-    return averaged(features, modality.grid).reshape(modality.tokens, -1).astype(np.float16)
+    """The target of each token, float16, from features of the clip or image that the tokens are of."""
+    return mean_over_grid(features, modality.grid).reshape(modality.tokens, -1).astype(np.float16)
 
 
-def encoded_features(
+def encode_features(
     encoder: Encoder, m: str, media: np.ndarray, id: str, latent: tuple[int, ...], modality: Modality
 ) -> Float[np.ndarray, "... E"]:
-    """What is stored of a sample's features, float16.
+    """The features of a sample as they are stored, float16.
 
     Args:
-      encoder: settings of the encoder.
+      encoder: config of the encoder.
       m: the modality.
       media: the sample, before it was encoded.
       id: of the sample.
       latent: shape of its latent.
-      modality: its stream; where a first latent frame stands for less than the others, so does its mean.
+      modality: its stream; a first latent frame that spans less time than the others is averaged over that time.
 
     Raises:
       UserError: naming encoder and sample, if the features have another shape, or are not finite in float16.
@@ -75,39 +76,47 @@ def encoded_features(
     grid = [min(size, most) for size, most in zip(features.shape, latent[:-1])]
     if modality.period:
         grid[0] = latent[0]
-        # What the first latent frame lacks is as if its first features had lasted so long.
-        lasting = latent[0] * modality.period + modality.offset[0]
-        lacking = round(-modality.offset[0] * len(features) / lasting)
-        features = np.concatenate([np.repeat(features[:1], lacking, axis=0), features])
-    with np.errstate(over="ignore"):
-        # In this order: safetensors write the bytes as they lie in memory.
-        kept = averaged(features, tuple(grid)).astype(np.float16, order="C")
-    if not np.isfinite(kept).all():
+        # A shorter first latent frame: repeat the first features so that all latent frames span equal times.
+        duration = latent[0] * modality.period + modality.offset[0]
+        repeats = round(-modality.offset[0] * len(features) / duration)
+        features = np.concatenate([np.repeat(features[:1], repeats, axis=0), features])
+    with np.errstate(over="ignore"):  # overflow is infinite, and refused below
+        # C order, because safetensors stores the bytes as they lie in memory.
+        stored = mean_over_grid(features, tuple(grid)).astype(np.float16, order="C")
+    if not np.isfinite(stored).all():
         raise UserError(f"{who} are not finite in float16; give others")
-    return kept
+    return stored
 
 
-def check_ids(built: BuiltDataset, encoders: Mapping[str, Encoder]) -> None:
-    """Raises `UserError`, naming the first and how many there are, where an encoder lacks samples of a data set."""
-    asked = {m: ids for m, encoder in encoders.items() if (ids := load_encoder(encoder).ids) is not None}
-    if not asked:
+def check_encoder_ids(built: BuiltDataset, encoders: Mapping[str, Encoder]) -> None:
+    """Checks that encoders that are files of features have those of all samples of a data set.
+
+    Raises:
+      UserError: naming the first missing sample and their number.
+    """
+    known = {}
+    for m, encoder in encoders.items():
+        ids = load_encoder(encoder).ids
+        if ids is not None:
+            known[m] = ids
+    if not known:
         return
-    missing: dict[str, list[str]] = {m: [] for m in asked}
-    having = dict.fromkeys(asked, 0)
-    with Progress(
-        f"look for features of {built.name.split('/')[0]}", sum(built.splits.values()), unit="record"
-    ) as shown:
+    missing: dict[str, list[str]] = {m: [] for m in known}
+    present = dict.fromkeys(known, 0)
+    name = built.name.split("/")[0]
+    with Progress(f"look for features of {name}", sum(built.splits.values()), unit="record") as shown:
         for split in built.splits:
             for record in _readable(built, split, shown.advance):
-                for m, ids in asked.items():
+                for m, ids in known.items():
                     if m in record and record["present"][m]:
-                        having[m] += 1
-                        missing[m] += [record["id"]] * (record["id"] not in ids)
-    for m, lacking in missing.items():
-        if lacking:
+                        present[m] += 1
+                        if record["id"] not in ids:
+                            missing[m].append(record["id"])
+    for m, ids in missing.items():
+        if ids:
             raise UserError(
-                f"alignment.encoders.{m}: {encoders[m].path} lacks features of {len(lacking)} of {having[m]} samples "
-                f"of {built.name}, the first {lacking[0]!r}: add them"
+                f"alignment.encoders.{m}: {encoders[m].path} lacks features of {len(ids)} of {present[m]} samples "
+                f"of {built.name}, the first {ids[0]!r}: add them"
             )
 
 
@@ -117,17 +126,17 @@ def _readable(built: BuiltDataset, split: str, advance: Callable[[], None]) -> I
         try:
             yield records[i]
         except BadRecord:
-            pass  # it will be left out
+            pass  # encoding counts and names it
         advance()
 
 
-def identities_of(encoders: Mapping[str, Encoder]) -> dict[str, str]:
-    """What tells the features of some encoders from others, by modality."""
+def encoder_identities(encoders: Mapping[str, Encoder]) -> dict[str, str]:
+    """Identity of each encoder: equal identities mean equal features."""
     return {m: load_encoder(encoder).identity for m, encoder in sorted(encoders.items())}
 
 
 def encoder_metadata(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
-    """What a manifest says of features."""
+    """The entry `features` of a manifest."""
     return {
         m: {"identity": load_encoder(encoder).identity, "settings": to_json(encoder), "width": encoder.width}
         for m, encoder in encoders.items()
@@ -135,37 +144,48 @@ def encoder_metadata(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
 
 
 def check_features(latents: Latents, encoders: Mapping[str, Encoder], identities: Mapping[str, str]) -> None:
-    """Raises `UserError` unless latents from elsewhere hold the features that an experiment asks for.
+    """Checks that latents that were encoded elsewhere hold the features that an experiment needs.
 
     Args:
       latents: the folder.
-      encoders: of the modalities that are asked of it.
-      identities: of those encoders that are there.
+      encoders: of the modalities whose features are needed.
+      identities: of those encoders that are on this machine.
+
+    Raises:
+      UserError: naming what is missing or differs.
     """
-    made = latents.manifest.get("features", {})
+    entries = latents.manifest.get("features", {})
     for m, encoder in encoders.items():
-        if m not in made:
+        if m not in entries:
             raise UserError(
-                f"{latents.path} holds no features of {m}, which alignment.encoders asks for: encode again with this "
+                f"{latents.path} holds no features of {m}, which alignment.encoders needs: encode again with this "
                 "experiment where the raw data is, or set it to None"
             )
-        theirs = made[m]["identity"], made[m]["settings"]["kind"], made[m]["width"]
-        ours = identities.get(m, theirs[0]), encoder.kind, encoder.width
-        if theirs != ours:
+        stored = entries[m]["identity"], entries[m]["settings"]["kind"], entries[m]["width"]
+        expected = identities.get(m, stored[0]), encoder.kind, encoder.width
+        if stored != expected:
             raise UserError(
-                f"{latents.path}: its features of {m} are of {theirs[0]} ({theirs[1]}, {theirs[2]} channels), those of "
-                f"alignment.encoders.{m} of {ours[0]} ({ours[1]}, {ours[2]} channels): encode again or change the "
-                "experiment"
+                f"{latents.path}: its features of {m} are of {stored[0]} ({stored[1]}, {stored[2]} channels), those of "
+                f"alignment.encoders.{m} of {expected[0]} ({expected[1]}, {expected[2]} channels): encode again or "
+                "change the experiment"
             )
 
 
-def encoder_fault(stored: Mapping[str, np.ndarray], m: str, timed: bool, width: int) -> str:
-    """What is wrong with the shape of a modality's features, in a record that has its latents; empty: nothing."""
-    features, latent = stored.get(stored_as(m)), stored[m]
+def features_fault(stored: Mapping[str, np.ndarray], m: str, timed: bool, width: int) -> str:
+    """What is wrong with the shape of a modality's features in a record with its latents; "" if nothing is.
+
+    Args:
+      stored: arrays of the record.
+      m: the modality.
+      timed: whether the first axis is time.
+      width: number of channels of the encoder.
+    """
+    key = features_key(m)
+    features, latent = stored.get(key), stored[m]
     if features is None:
-        return f"{stored_as(m)} is missing"
+        return f"{key} is missing"
     if features.ndim != latent.ndim or features.shape[-1] != width or not features.size:
-        return f"{stored_as(m)} has shape {features.shape}, {m} has {latent.shape} and its encoder {width} channels"
+        return f"{key} has shape {features.shape}, {m} has {latent.shape} and its encoder {width} channels"
     if timed and len(features) != len(latent):
-        return f"{stored_as(m)} has {len(features)} frames, {m} has {len(latent)}"
+        return f"{key} has {len(features)} frames, {m} has {len(latent)}"
     return ""

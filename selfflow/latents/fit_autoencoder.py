@@ -1,8 +1,8 @@
-"""The autoencoders of an experiment on disk: fitted to its data once, or copied from where the user has them."""
+"""The autoencoders of an experiment on disk: fitted to its data, copied from weights of the user, or precomputed."""
 
-import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -17,19 +17,21 @@ from selfflow.autoencoders.linear import LinearAutoencoder
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
+from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
-from selfflow.latents.pretrained_weights import copy_path, copy_weights, weights_metadata
+from selfflow.latents.pretrained_weights import copy_path, copy_weights, write_metadata
 from selfflow.media import medium_of
+from selfflow.modality import Modality
 from selfflow.progress import Progress
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
-from selfflow.storage.copies import fetch, publish
+from selfflow.storage.mirror import fetch_folder, publish_folder
 
 _FORMAT = 2  # raised when equal settings come to mean other autoencoders
 _RECORDS = 512
-_BYTES = 200e6  # of raw media; long or large clips are fitted on fewer of them
+_BYTES = 200e6  # of raw media; fewer records are used if clips are long or large
 _CHUNK = 64
-_LINKED = 16e6  # bytes
+_LINKED_BYTES = 16e6  # files from this size on are hard-linked rather than copied
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,10 @@ class FittedAutoencoder:
     """An autoencoder on disk.
 
     Attributes:
-      config: which.
-      path: its weights; None where only its latents are there.
+      config: its config.
+      path: its weights; None if only latents that it encoded are on this machine.
       identity: kind and hash of the weights.
-      fitted_on: records of each data set that it was fitted on here, by name and fingerprint.
+      fitted_on: number of records of each data set that it was fitted to, by name and fingerprint.
     """
 
     config: AnyAutoencoder
@@ -49,36 +51,36 @@ class FittedAutoencoder:
     fitted_on: dict[str, int]
 
     def autoencoder(self) -> Autoencoder:
+        """Loads the autoencoder."""
         return load_autoencoder(self.config, self.path)
 
 
 def fitted_path(
     modality: str, config: AnyAutoencoder, data: Mapping[str, BuiltDataset], exclude: Collection[str], data_dir: Path
 ) -> Path:
-    """Where the autoencoder that `fit_autoencoder` makes of these arguments lies."""
+    """Path of the autoencoder that `fit_autoencoder` returns for these arguments."""
     if uses_pretrained(config):
         return copy_path(modality, config, data_dir)
-    sets = sorted(
-        [built.name, built.fingerprint, json.dumps(built.settings.decoding_options())] for built in data.values()
-    )
-    key = json.dumps([_FORMAT, modality, to_json(config), sets, sorted(exclude)])
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
+    datasets = []
+    for built in data.values():
+        datasets.append([built.name, built.fingerprint, json.dumps(built.settings.decoding_options())])
+    key = digest(json.dumps([_FORMAT, modality, to_json(config), sorted(datasets), sorted(exclude)]), 12)
+    return data_dir / "autoencoders" / f"{modality}-{config.kind}-{key}.safetensors"
 
 
 def fit_autoencoder(
     modality: str, config: AnyAutoencoder, data: Mapping[str, BuiltDataset], exclude: Collection[str], data_dir: Path
 ) -> FittedAutoencoder:
-    """Fits an autoencoder to a few hundred training records, evenly from all data sets; finds it if it was fitted.
+    """Fits a linear autoencoder to a few hundred training records, in equal parts from all data sets.
 
-    One that has weights already is copied, and needs its file no more.
+    An autoencoder that was fitted before is reused. A pretrained one is copied, after which its file is not needed.
 
     Args:
-      modality: which.
-      config: which.
-      data: the data sets that have it.
+      modality: which modality it is for.
+      config: of the autoencoder.
+      data: the data sets that have the modality.
       exclude: ids of samples to leave out.
-      data_dir: cache folder; it goes to `data_dir/autoencoders`.
+      data_dir: cache folder; it is written to `data_dir/autoencoders`.
 
     Raises:
       UserError: if no training record has the modality, or weights are missing or of another model.
@@ -87,54 +89,124 @@ def fit_autoencoder(
         media = [built for built in data.values() if not built.settings.holds_latents]
         if media:
             raise UserError(
-                f"autoencoders.{modality} is given by its latents alone, and cannot encode {media[0].name}: name "
+                f"autoencoders.{modality} is known by its latents alone, and cannot encode {media[0].name}: name "
                 "another"
             )
         return FittedAutoencoder(config, None, config.identity, {})
     path = fitted_path(modality, config, data, exclude, data_dir)
     latents = [built for built in data.values() if built.settings.holds_latents]
     if latents and not uses_pretrained(config):
-        made = latents[0].metadata["latents"][modality]["autoencoder"]
+        name = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
             f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "
-            f"alone, made by {made!r}: name that one, or --autoencoder.{modality} "
+            f"alone, made by {name!r}: name that one, or --autoencoder.{modality} "
             f"precomputed={latents[0].settings.source}"
         )
-    notes = path.with_suffix(".json")
-    fetch(path.parent, notes.name, only=path.stem)
+    metadata_path = path.with_suffix(".json")
+    fetch_folder(path.parent, metadata_path.name, only=path.stem)
     if uses_pretrained(config):
-        copy_weights(modality, config, path, notes)
-    elif not notes.exists():
+        copy_weights(modality, config, path, metadata_path)
+    elif not metadata_path.exists():
         with Progress(f"fit the {modality} autoencoder", 1, unit="fit") as shown:
-            per_set = _RECORDS // len(data)
-            records, fitted_on = [], {}
-            for built in data.values():
-                found = sample_records(
-                    built, "train", modality, per_set, config.temporal_stride, exclude, _BYTES / len(data)
-                )
-                fitted_on[f"{built.name} {built.fingerprint}"] = len(found)
-                records += [record[modality] for record in found]
-            if not records:
-                names = ", ".join(b.name for b in data.values())
-                raise UserError(
-                    f"autoencoders.{modality}: no record of the training split of {names} has {modality}, or none that "
-                    "fills a latent frame"
-                )
-            autoencoder = LinearAutoencoder.fit(config, _batches(records))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as partial:
-                autoencoder.save(partial)
-            weights_metadata(notes, {"identity": autoencoder.identity, "fitted_on": fitted_on})
+            _fit(modality, config, data, exclude, path, metadata_path)
             shown.advance()
-    publish(path.parent, notes.name, only=path.stem)
-    known = json.loads(notes.read_text())
-    return FittedAutoencoder(config, path, known["identity"], known["fitted_on"])
+    publish_folder(path.parent, metadata_path.name, only=path.stem)
+    metadata = json.loads(metadata_path.read_text())
+    return FittedAutoencoder(config, path, metadata["identity"], metadata["fitted_on"])
 
 
-def keep_copy(source: Path, target: Path) -> None:
-    """Copies the file of an autoencoder; a large one gets a second name instead, where the disk allows it."""
+def _fit(
+    modality: str,
+    config: AnyAutoencoder,
+    data: Mapping[str, BuiltDataset],
+    exclude: Collection[str],
+    path: Path,
+    metadata_path: Path,
+) -> None:
+    """Fits a linear autoencoder and writes it."""
+    media, fitted_on = [], {}
+    for built in data.values():
+        count, largest = _RECORDS // len(data), _BYTES / len(data)
+        records = sample_records(built, "train", modality, count, config.temporal_stride, exclude, largest)
+        fitted_on[f"{built.name} {built.fingerprint}"] = len(records)
+        media += [record[modality] for record in records]
+    if not media:
+        names = ", ".join(built.name for built in data.values())
+        raise UserError(
+            f"autoencoders.{modality}: no record of the training split of {names} has {modality}, or none that fills a "
+            "latent frame"
+        )
+    autoencoder = LinearAutoencoder.fit(config, _batches(media))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        autoencoder.save(partial)
+    write_metadata(metadata_path, {"identity": autoencoder.identity, "fitted_on": fitted_on})
+
+
+def check_precomputed(
+    built: BuiltDataset,
+    fitted: Mapping[str, FittedAutoencoder],
+    modalities: Mapping[str, Modality],
+    encoders: Mapping[str, Encoder],
+) -> None:
+    """Checks that a data set of latents was encoded by the autoencoders that an experiment names.
+
+    Args:
+      built: the data set, whose records are latents.
+      fitted: the autoencoder of each modality.
+      modalities: the expected latents.
+      encoders: frozen encoders whose features are needed.
+
+    Raises:
+      UserError: naming the autoencoder, shape or encoder that does not fit.
+    """
+    for m, autoencoder in fitted.items():
+        entry = built.metadata["latents"][m]
+        who, name = f"autoencoders.{m}", entry["autoencoder"]
+        if autoencoder.path and not _is_named(name, autoencoder):
+            raise UserError(
+                f"{who} is {autoencoder.identity}, but {built.settings.source} says that its {m} latents were made by "
+                f"{name!r}: name that one, or correct latents.json"
+            )
+        if not autoencoder.path and autoencoder.config.name != name:
+            raise UserError(
+                f"{who}.name is {autoencoder.config.name!r}, but the latents were made by {name!r}: use that name"
+            )
+        if list(modalities[m].latent) != list(entry["shape"]):
+            raise UserError(
+                f"{who} makes latents of shape {list(modalities[m].latent)}, and those of {built.settings.source} have "
+                f"{entry['shape']}: correct the stride and hop in latents.json, or name the autoencoder that made them"
+            )
+    for m, encoder in encoders.items():
+        if encoder.kind != "feature_files":
+            raise UserError(
+                f"alignment.encoders.{m} is {encoder.kind}, which needs the {m} itself, and {built.name} has latents "
+                "alone: name a file of features"
+            )
+
+
+def _is_named(name: str, autoencoder: FittedAutoencoder) -> bool:
+    """Whether `name` in latents.json denotes an autoencoder: its identity, or text that starts with its kind or name.
+
+    A name that has the form of an identity must be the identity.
+    """
+    if name == autoencoder.identity:
+        return True
+    if re.fullmatch(r"[A-Za-z0-9_]+-[0-9a-f]{12}(-\w+)?", name):
+        return False
+    names = (autoencoder.config.kind, getattr(autoencoder.config, "name", ""))
+    return _simplified(name).startswith(tuple(_simplified(known) for known in names if known))
+
+
+def _simplified(text: str) -> str:
+    """Lower-case letters and digits of a name, so that `SD-VAE` and `sd_vae` are equal."""
+    return re.sub("[^a-z0-9]", "", text.lower())
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Copies the file of an autoencoder; a large one is hard-linked if the disk allows it."""
     with atomic_write(target) as partial:
-        if source.stat().st_size > _LINKED:
+        if source.stat().st_size > _LINKED_BYTES:
             with suppress(OSError):  # another disk, or one without hard links
                 os.link(source, partial)
         if not partial.exists():
@@ -150,12 +222,23 @@ def sample_records(
     exclude: Collection[str] = (),
     largest: float = float("inf"),
 ) -> list[dict[str, Any]]:
-    """Up to `count` records that have a modality, from all over a split, of at most `largest` bytes of it together.
+    """Up to `count` random records of a split that have a modality, always the same ones.
 
-    Of each record the modality and its material, if it has one. At least `_CHUNK` are taken, however large; records
-    that cannot be read, and sounds of less than `temporal_stride` samples, are passed over.
+    Records that cannot be read, and audio of fewer than `temporal_stride` samples, are left out.
+
+    Args:
+      built: the data set.
+      split: which split.
+      modality: which modality.
+      count: number of records, if there are so many.
+      temporal_stride: frames or samples of one latent frame.
+      exclude: ids to leave out.
+      largest: bytes of the modality after which sampling stops, though not before `_CHUNK` records.
+
+    Returns:
+      Of each record the modality, and its material if it has one.
     """
-    records, found, size = built.records(split), [], 0
+    records, samples, size = built.records(split), [], 0
     for i in np.random.default_rng(0).permutation(len(records)):
         try:
             record = records[int(i)]
@@ -164,17 +247,21 @@ def sample_records(
         if modality not in record or not record["present"][modality] or record["id"] in exclude:
             continue
         if not medium_of(modality).is_visual and len(record[modality]) < temporal_stride:
-            continue  # nor can it be encoded
-        found.append({name: record[name] for name in (modality, "material") if name in record})
+            continue  # too short to be encoded
+        samples.append({name: record[name] for name in (modality, "material") if name in record})
         size += record[modality].nbytes
-        if len(found) == count or (size >= largest and len(found) >= _CHUNK):
+        if len(samples) == count or (size >= largest and len(samples) >= _CHUNK):
             break
-    return found
+    return samples
 
 
 def _batches(media: list[np.ndarray]) -> list[np.ndarray]:
-    """Media [...] stacked to [B, ...], those of equal shape together."""
+    """Media [...] stacked to [B, ...], in batches of equal shape."""
     by_shape: dict[tuple, list[np.ndarray]] = {}
     for item in media:
         by_shape.setdefault(item.shape, []).append(item)
-    return [np.stack(same[i : i + _CHUNK]) for same in by_shape.values() for i in range(0, len(same), _CHUNK)]
+    batches = []
+    for same in by_shape.values():
+        for start in range(0, len(same), _CHUNK):
+            batches.append(np.stack(same[start : start + _CHUNK]))
+    return batches

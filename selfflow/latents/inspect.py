@@ -81,8 +81,8 @@ def inspect(
 def _some(latents: Latents, built: BuiltDataset | None, m: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Latents of a modality, of the validation split where there is one, and the media that they were made of."""
     split = "validation" if "validation" in latents.records else "train"
-    source, records = latents.source(split), built.records(split) if built else None
-    chosen = source.having((m,))[:_RECORDS]
+    source, records = latents.open_split(split), built.records(split) if built else None
+    chosen = source.indices_with((m,))[:_RECORDS]
     stored, originals = [], []
     with Progress(f"look at {m}", len(chosen), unit="record") as shown:
         for i in chosen:

@@ -1,6 +1,5 @@
-"""Weights of autoencoders that a user brings: copied to the data folder once, and known by their hash."""
+"""Weights of autoencoders that the user supplies: copied to the data folder once, and identified by their hash."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from selfflow.autoencoders.config import (
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.errors import UserError
 from selfflow.progress import Progress
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
 from selfflow.weights.read import sha256_of
 
@@ -29,33 +28,40 @@ _FORMAT = 2  # raised when equal settings come to mean other copies
 
 
 def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
-    """Where `copy_weights` copies weights to, or where their copy lies if they are gone.
+    """Path of the copy that `copy_weights` makes, or of an earlier copy if the weights are gone.
 
     Raises:
-      UserError: if there are neither.
+      UserError: if neither exists.
     """
     if isinstance(config, Diffusers):
-        key = json.dumps([_FORMAT, modality, to_json(config)])
-        digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    elif not config.path or not (source := find_weights(config)).exists():
-        return _copied_before(modality, config, data_dir)
+        key = digest(json.dumps([_FORMAT, modality, to_json(config)]), 12)
     else:
-        # Not by its path: an autoencoder that was trained again is another, and runs go on with the one they know.
+        source = find_weights(config)
+        if not config.path or not source.exists():
+            return _earlier_copy(modality, config, data_dir)
+        # Identified by content, not by path: after another training the same path holds another autoencoder, and runs
+        # keep the one that they started with.
         status = source.stat()
-        digest = _name_of_copy(modality, config, _digest(source, status.st_size, status.st_mtime_ns))
-    return data_dir / "autoencoders" / f"{modality}-{config.kind}-{digest}.safetensors"
+        key = _copy_key(modality, config, _cached_sha256(source, status.st_size, status.st_mtime_ns))
+    return data_dir / "autoencoders" / f"{modality}-{config.kind}-{key}.safetensors"
 
 
-def copy_weights(modality: str, config: AnyAutoencoder, path: Path, notes: Path) -> None:
-    """Brings a user's weights to `path`, if they are not there, and notes beside them what they are.
+def copy_weights(modality: str, config: AnyAutoencoder, path: Path, metadata_path: Path) -> None:
+    """Copies user-supplied weights and records their identity; does nothing if both files exist.
+
+    Args:
+      modality: which modality they are for.
+      config: of the autoencoder.
+      path: of the copy, from `copy_path`.
+      metadata_path: of the JSON file beside it.
 
     Raises:
-      UserError: if they are missing, damaged or of another model.
+      UserError: if the weights are missing, damaged or of another model.
     """
-    if isinstance(config, Diffusers):
-        _pin(modality, config, path, notes)
+    if path.exists() and metadata_path.exists():
         return
-    if path.exists() and notes.exists():
+    if isinstance(config, Diffusers):
+        _pin(modality, config, path, metadata_path)
         return
     source = _source(modality, config)
     with Progress(f"copy the {modality} autoencoder", 1, unit="file") as shown:
@@ -64,35 +70,35 @@ def copy_weights(modality: str, config: AnyAutoencoder, path: Path, notes: Path)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
             copy = Path(folder) / "weights.safetensors"
             shutil.copyfile(source, copy)
-            if _name_of_copy(modality, config, sha256_of(copy)) not in path.name:
+            if _copy_key(modality, config, sha256_of(copy)) not in path.name:
                 raise UserError(
                     f"autoencoders.{modality}: {source} changed while it was copied: run the same command again"
                 )
             try:
-                _check_told(config, source)
+                _check_config(config, source)
                 identity = load_autoencoder(config, copy).identity
             except UserError as error:
                 raise UserError(f"autoencoders.{modality}: {str(error).replace(str(copy), str(source))}") from error
             os.replace(copy, path)
-        weights_metadata(notes, {"identity": identity, "fitted_on": {}, "copy_of": _copy_of(config)})
+        write_metadata(metadata_path, {"identity": identity, "fitted_on": {}, "copy_of": _origin(config)})
         shown.advance()
 
 
 def find_weights(config: AnyAutoencoder) -> Path:
-    """The file that the path of an autoencoder stands for."""
+    """The file of weights that the path of an autoencoder, a file or a folder, refers to."""
     path = Path(config.path).expanduser()
     name = AUTOENCODER_FILE if isinstance(config, Convolutional) else "diffusion_pytorch_model.safetensors"
     return path / name if path.is_dir() else path
 
 
-def weights_metadata(notes: Path, told: dict[str, Any]) -> None:
-    """Writes what is known of an autoencoder on disk."""
-    with atomic_write(notes) as partial:
-        partial.write_text(json.dumps(told))
+def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
+    """Writes the JSON file beside an autoencoder."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(metadata))
 
 
-def _check_told(config: AnyAutoencoder, source: Path) -> None:
-    """That settings are as a config.json beside the weights says."""
+def _check_config(config: AnyAutoencoder, source: Path) -> None:
+    """Checks that settings agree with a config.json beside the weights."""
     if isinstance(config, SDVAE | Flux2VAE):
         from selfflow.autoencoders.kl_autoencoder import read_config_json  # imports JAX
 
@@ -107,31 +113,31 @@ def _check_told(config: AnyAutoencoder, source: Path) -> None:
 def _source(modality: str, config: AnyAutoencoder) -> Path:
     source = find_weights(config)
     if not config.path or source.suffix != ".safetensors":
-        raise UserError(_no_weights(modality, config))
+        raise UserError(_missing_weights(modality, config))
     return source
 
 
-def _copied_before(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
-    """The newest copy of weights that were at the path of these settings, and are there no more."""
-    folder, found = data_dir / "autoencoders", []
-    for path in folder.glob(f"{modality}-{config.kind}-*.json"):
+def _earlier_copy(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
+    """The newest copy of weights that were at the path of this config and no longer exist."""
+    copies = []
+    for path in (data_dir / "autoencoders").glob(f"{modality}-{config.kind}-*.json"):
         try:
-            told = json.loads(path.read_text())
+            metadata = json.loads(path.read_text())
         except (OSError, ValueError):
-            continue  # damaged: the others may do
-        if told.get("copy_of") == _copy_of(config):
-            found.append((path.stat().st_mtime, path.with_suffix(".safetensors")))
-    if not found:
-        raise UserError(_no_weights(modality, config))
-    return max(found)[1]
+            continue  # damaged: another copy may be intact
+        if metadata.get("copy_of") == _origin(config):
+            copies.append((path.stat().st_mtime, path.with_suffix(".safetensors")))
+    if not copies:
+        raise UserError(_missing_weights(modality, config))
+    return max(copies)[1]
 
 
-def _copy_of(config: AnyAutoencoder) -> dict[str, Any]:
-    """What a copy is known by where the weights themselves are gone."""
+def _origin(config: AnyAutoencoder) -> dict[str, Any]:
+    """Identifies a copy once the weights that it was made of are gone."""
     return config_without_path(config) | {"path": str(Path(config.path).expanduser().absolute())}
 
 
-def _no_weights(modality: str, config: AnyAutoencoder) -> str:
+def _missing_weights(modality: str, config: AnyAutoencoder) -> str:
     if isinstance(config, Convolutional):
         remedy = f"give the folder of a run, such as of `selfflow train experiments/autoencoder_{modality}.py`"
     else:
@@ -139,22 +145,19 @@ def _no_weights(modality: str, config: AnyAutoencoder) -> str:
     return f"autoencoders.{modality}.path is {config.path!r}: {remedy}"
 
 
-def _name_of_copy(modality: str, config: AnyAutoencoder, weights: str) -> str:
-    return hashlib.sha256(json.dumps([_FORMAT, modality, config_without_path(config), weights]).encode()).hexdigest()[
-        :12
-    ]
+def _copy_key(modality: str, config: AnyAutoencoder, sha256: str) -> str:
+    return digest(json.dumps([_FORMAT, modality, config_without_path(config), sha256]), 12)
 
 
 @lru_cache(maxsize=16)
-def _digest(path: Path, size: int, modified: int) -> str:
+def _cached_sha256(path: Path, size: int, modified: int) -> str:
+    """Hash of a file; size and time of modification are part of the key of the cache."""
     return sha256_of(path)
 
 
-def _pin(modality: str, config: Diffusers, path: Path, notes: Path) -> None:
-    """Keeps in mind which autoencoder of diffusers it is; its weights stay where they are."""
-    if path.exists() and notes.exists():
-        return
-    from selfflow.autoencoders.diffusers_adapter import pin_revision  # brings torch
+def _pin(modality: str, config: Diffusers, path: Path, metadata_path: Path) -> None:
+    """Records the revision of an autoencoder of diffusers, whose weights stay in the cache of Hugging Face."""
+    from selfflow.autoencoders.diffusers_adapter import pin_revision  # imports torch
 
     with Progress(f"look at the {modality} autoencoder", 1, unit="model") as shown:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,5 +166,5 @@ def _pin(modality: str, config: Diffusers, path: Path, notes: Path) -> None:
                 identity = pin_revision(config, partial)
             except UserError as error:
                 raise UserError(f"autoencoders.{modality}: {error}") from error
-        weights_metadata(notes, {"identity": identity, "fitted_on": {}})
+        write_metadata(metadata_path, {"identity": identity, "fitted_on": {}})
         shown.advance()

@@ -1,13 +1,12 @@
-"""Latents on disk: every record of a data set encoded once, beside the autoencoders that did it.
+"""Latents on disk: every record of a data set encoded once, beside the autoencoders that encoded it.
 
 A folder of latents holds `manifest.json` (written last: without it the folder is unfinished), the autoencoders, and
 for each split `SPLIT-00000-of-00003.array_record`, ... and `SPLIT.index.safetensors`. A record is a safetensors blob:
-per modality M present in it M [...], float16, and `M.std` where the autoencoder is stochastic; `M.features` [..., E] of
-a frozen encoder where one was asked for; `caption` [l, C] where there is one. A folder can be moved: it needs nothing
-but itself.
+per modality M present in it M [...], float16, and `M.std` if the autoencoder is stochastic; `M.features` [..., E] of
+a frozen encoder if alignment uses one; `caption` [l, C] if the record has a caption. A folder is self-contained and
+can be moved.
 """
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -20,12 +19,15 @@ from safetensors.numpy import load, load_file
 from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, config_without_path
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.data.shards import BadRecord, ShardReader
+from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError
+from selfflow.latents.ids import decode_ids
 from selfflow.modality import Modality
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 
 MANIFEST = "manifest.json"
-FORGETTING = "manifest.forgetting"  # the next manifest, while `selfflow data forget` is at work
+NEXT_MANIFEST = "manifest.next"  # the manifest to come while `selfflow data delete` is at work
+INDEX_FOLDER = "indexes"  # in the cache folder: indexes of data sets that autoencoders train on
 CAPTION = "caption"
 
 
@@ -45,9 +47,9 @@ class Latents:
 
     def __init__(self, path: Path, exclude: Collection[str] = ()):
         self.path, self.exclude = path, np.array([i.encode() for i in exclude], bytes)
-        self._sources: dict[str, LatentSource] = {}
-        if (path / FORGETTING).exists():
-            raise UserError(f"{path}: forgetting samples was interrupted: run that `selfflow data forget` again")
+        self._splits: dict[str, LatentSource] = {}
+        if (path / NEXT_MANIFEST).exists():
+            raise UserError(f"{path}: a deletion of samples was interrupted: run that `selfflow data delete` again")
         try:
             self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -57,15 +59,14 @@ class Latents:
 
     @property
     def hash(self) -> str:
-        """Identity of these latents: of the data set, its records and what encoded them; features have their own."""
-        parts = ("dataset", "fingerprint", "shards", "modalities", "text", "forgotten")
-        identity = {name: self.manifest[name] for name in parts}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        """Identity of the data set, its records and the networks that encoded them; features have their own."""
+        parts = ("dataset", "fingerprint", "shards", "modalities", "text", "deleted")
+        return digest({name: self.manifest[name] for name in parts})
 
     @property
     def features(self) -> dict[str, str]:
-        """Identity of the features that stand beside the latents of a modality."""
-        return {m: made["identity"] for m, made in self.manifest.get("features", {}).items()}
+        """Identity of the features that are stored beside the latents of a modality."""
+        return {m: entry["identity"] for m, entry in self.manifest.get("features", {}).items()}
 
     @property
     def records(self) -> dict[str, int]:
@@ -73,89 +74,93 @@ class Latents:
         return {split: sum(lengths) for split, lengths in self.manifest["shards"].items()}
 
     def index(self, split: str) -> dict[str, np.ndarray]:
-        """Per record of a split: `id` (bytes), `quality`, `present/M`, `frames/M`, `label/F`, `caption` (length)."""
+        """Columns [n] of a split: `id` (bytes), `quality`, `present/M`, `frames/M`, `label/F`, `caption` (length)."""
         path = self.path / f"{split}.index.safetensors"
         try:
             index = load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): remove {self.path} and encode again") from error
-        index["id"] = ids_from(index["id"])
+        index["id"] = decode_ids(index["id"])
         return index
 
-    def source(self, split: str) -> "LatentSource":
+    def open_split(self, split: str) -> "LatentSource":
         """Random access to the latents of a split; opened once."""
-        if split in self._sources:
-            return self._sources[split]
-        index = self.index(split)
-        lengths = self.manifest["shards"][split]
-        if len(index["id"]) != sum(lengths):
-            raise UserError(f"{self.path / split}: index and shards differ in length: remove {self.path}, encode again")
-        excluded = np.isin(index["id"], self.exclude)
-        self._sources[split] = LatentSource(self.path, split, lengths, index, excluded)
-        return self._sources[split]
+        if split not in self._splits:
+            index = self.index(split)
+            lengths = self.manifest["shards"][split]
+            if len(index["id"]) != sum(lengths):
+                raise UserError(
+                    f"{self.path / split}: index and shards differ in length: remove {self.path}, encode again"
+                )
+            excluded = np.isin(index["id"], self.exclude)
+            self._splits[split] = LatentSource(self.path, split, lengths, index, excluded)
+        return self._splits[split]
 
     def autoencoder_path(self, modality: str) -> Path | None:
-        """File of the autoencoder of a modality; None of one that is given by its latents alone."""
+        """File of the autoencoder of a modality; None for latents that were computed elsewhere without one."""
         if self.manifest["modalities"][modality]["autoencoder"]["kind"] == "precomputed":
             return None
         return self.path / f"autoencoder_{modality}.safetensors"
 
     def autoencoder(self, modality: str, config: AnyAutoencoder) -> Autoencoder:
-        """The autoencoder that made the latents of a modality."""
+        """The autoencoder that encoded a modality."""
         path = self.autoencoder_path(modality) or self.path
         try:
-            loaded = load_autoencoder(config, path)
+            autoencoder = load_autoencoder(config, path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): remove {self.path} and encode again") from error
-        if loaded.identity != self.manifest["modalities"][modality]["identity"]:
+        identity = self.manifest["modalities"][modality]["identity"]
+        if autoencoder.identity != identity:
             raise UserError(
-                f"{path} is {loaded.identity}, but the latents were made by "
-                f"{self.manifest['modalities'][modality]['identity']}: remove {self.path} and encode again"
+                f"{path} is {autoencoder.identity}, but the latents were made by {identity}: remove {self.path} and "
+                "encode again"
             )
-        return loaded
+        return autoencoder
 
     def check(
         self,
         configs: Mapping[str, AnyAutoencoder],
         modalities: Mapping[str, Modality],
-        text: Any = None,
+        text: Text | None = None,
         identity: str | None = None,
     ) -> None:
-        """Raises `UserError`, which names what differs, unless these latents are what an experiment asks for.
+        """Checks that these latents are those of an experiment.
 
         Args:
           configs: autoencoder of each modality.
           modalities: shapes and periods of the latents.
-          text: settings of the caption encoder, or None where captions are not wanted.
-          identity: of that encoder; None where it is not there and the captions were encoded elsewhere.
+          text: config of the caption encoder, or None if the experiment has no captions.
+          identity: of that encoder; None if it is not on this machine and the captions were encoded elsewhere.
+
+        Raises:
+          UserError: naming what differs.
         """
         for m, config in configs.items():
-            made = self.manifest["modalities"].get(m)
-            if made is None:
-                continue  # a mixture that needs it will say that no record has it
-            timed = bool(modalities[m].period)  # clips may have other lengths
-            for what, theirs, ours in (
-                ("autoencoder", made["autoencoder"], config_without_path(config)),
-                ("resolution", made["latent"][timed:], list(modalities[m].latent[timed:])),
-                ("frame rate (period in 10 ms)", made["period"], modalities[m].period),
-            ):
-                if theirs != ours:
-                    raise UserError(
-                        f"{self.path}: its {m} latents have another {what}: {theirs} there, {ours} in the experiment; "
-                        "encode again or change the experiment"
-                    )
-        made = self.manifest["text"] or {"settings": None, "identity": None}
-        if text is not None and (
-            (made["settings"] or {}).get("tokens") != text.tokens or identity not in (None, made["identity"])
-        ):
+            entry = self.manifest["modalities"].get(m)
+            if entry is None:
+                continue  # a mixture that uses it is refused, as no record has it
+            timed = bool(modalities[m].period)  # the length of clips may differ
+            self._check_equal(m, "autoencoder", entry["autoencoder"], config_without_path(config))
+            self._check_equal(m, "resolution", entry["latent"][timed:], list(modalities[m].latent[timed:]))
+            self._check_equal(m, "frame rate (period in 10 ms)", entry["period"], modalities[m].period)
+        entry = self.manifest["text"] or {"settings": None, "identity": None}
+        tokens = (entry["settings"] or {}).get("tokens")
+        if text is not None and (tokens != text.tokens or identity not in (None, entry["identity"])):
             raise UserError(
-                f"{self.path}: its captions were encoded by {made['identity']} ({made['settings']}), the experiment's "
-                f"text is {identity or ''} ({to_json(text)}); encode again or change the experiment"
+                f"{self.path}: its captions were encoded by {entry['identity']} ({entry['settings']}), the "
+                f"experiment's text is {identity or ''} ({to_json(text)}); encode again or change the experiment"
+            )
+
+    def _check_equal(self, m: str, what: str, stored: Any, expected: Any) -> None:
+        if stored != expected:
+            raise UserError(
+                f"{self.path}: its {m} latents have another {what}: {stored} there, {expected} in the experiment; "
+                "encode again or change the experiment"
             )
 
 
 class LatentSource:
-    """Random access to one split: `source[i]` is {name: array} of what record i holds.
+    """Random access to one split: `source[i]` is {name: array} of record i.
 
     Raises:
       BadRecord: from `source[i]`, if the record cannot be read.
@@ -176,11 +181,11 @@ class LatentSource:
 
     @property
     def remedy(self) -> str:
-        """What to do about records that cannot be read."""
+        """What to do about unreadable records."""
         return f"remove {self.folder} and encode again, or copy it again"
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes read records that were chosen already: they need no index, which may be large.
+        # Worker processes read records by number: they need no index, which may be large.
         return self.__dict__ | {"index": {}, "excluded": None}
 
     def __len__(self) -> int:
@@ -194,11 +199,11 @@ class LatentSource:
         raw = self._shards[i]
         try:
             return load(raw)
-        except Exception as error:  # whatever the bytes are, what they do to a decoder is about this record
+        except Exception as error:  # damaged bytes make the decoder raise errors of many kinds
             raise BadRecord(self.shard_of(i), f"record {i} cannot be decoded: {error}".splitlines()[0]) from error
 
-    def having(self, modalities: tuple[str, ...], quality: float = 0.0) -> np.ndarray:
-        """The records in which all of `modalities` are present, of at least this quality, without the excluded."""
+    def indices_with(self, modalities: tuple[str, ...], quality: float = 0.0) -> np.ndarray:
+        """Numbers of the records that have all of `modalities` and at least this quality, without the excluded."""
         present = [self.index.get(f"present/{m}", np.zeros(len(self), bool)) for m in modalities]
         return np.flatnonzero(np.logical_and.reduce(present) & (self.index["quality"] >= quality) & ~self.excluded)
 
@@ -208,19 +213,5 @@ class LatentSource:
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """File name of a shard, as TFDS counts them."""
+    """File name of a shard, in the numbering of TFDS."""
     return f"{split}-{number:05d}-of-{count:05d}.array_record"
-
-
-def ids_to(ids: list[str]) -> np.ndarray:
-    """Ids as uint8 [n, longest], filled up with zeros: safetensors holds no text."""
-    encoded = np.array([i.encode() for i in ids], bytes)
-    return encoded.view(np.uint8).reshape(len(ids), encoded.itemsize)
-
-
-def ids_from(array: np.ndarray) -> np.ndarray:
-    """The inverse of `ids_to`: bytes [n]."""
-    return np.ascontiguousarray(array).view(f"S{array.shape[1]}").reshape(-1)
-
-
-INDEXES = "indexes"

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.models.attention import Implementation
 from selfflow.models.placement import BATCH_AXES, constrain, platform
 
@@ -38,8 +38,7 @@ class Execution:
     are within them: less memory where tokens are many (arXiv 2205.05198)."""
 
     def __post_init__(self):
-        if self.unroll is not None and self.unroll < 1:
-            raise UserError(f"model.execution.unroll is {self.unroll}: it must be at least 1")
+        check_at_least(self, "model.execution.", unroll=1)
 
     def check(self, platform: str) -> None:
         """Raises `UserError` if a platform ("cpu", "gpu" or "tpu") does not have this attention."""

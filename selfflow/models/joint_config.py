@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.models.execution import Execution
 
 # width, heads, double-stream blocks, single-stream blocks. arXiv 2603.06507 gives the shape of its model of 625 M
@@ -47,9 +47,7 @@ class JointConfig:
     """How the model runs on the hardware."""
 
     def __post_init__(self):
-        for name, least in (("width", 1), ("heads", 1), ("labels", 0), ("text", 0), ("mlp_ratio", 0.1)):
-            if getattr(self, name) < least:
-                raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
+        check_at_least(self, "model.", width=1, heads=1, labels=0, text=0, mlp_ratio=0.1)
         if self.width % self.heads:
             raise UserError(f"model.width {self.width} is not a multiple of model.heads {self.heads}")
         head = self.width // self.heads
@@ -57,8 +55,7 @@ class JointConfig:
             raise UserError(
                 f"model.rotary is {self.rotary}: give four even numbers that add up to width / heads = {head}"
             )
-        if self.double_blocks < 1 or self.single_blocks < 1:
-            raise UserError("model.double_blocks and model.single_blocks must be at least 1")
+        check_at_least(self, "model.", double_blocks=1, single_blocks=1)
         if len(set(self.scalars)) < len(self.scalars) or "" in self.scalars:
             raise UserError(f"model.scalars is {self.scalars}: give each a distinct name")
 

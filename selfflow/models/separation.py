@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_fraction
 from selfflow.models.attention import Implementation, attention
 
 
@@ -28,8 +28,7 @@ class Separation:
     """Whether the teacher's tokens are separated too, as in the code released with that paper."""
 
     def __post_init__(self):
-        if not 0 <= self.whole < 1:
-            raise UserError(f"separation.whole is {self.whole}: give a number from 0 to below 1")
+        check_fraction(self, "separation.", "whole", below_one=True)
 
     def check(self, batch_size: int, where: str) -> None:
         """Raises `UserError` unless the fraction is a whole number of samples."""

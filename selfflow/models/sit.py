@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.modality import Modality
 from selfflow.models.attention import attention
 from selfflow.models.blocks import modulate
@@ -60,10 +60,7 @@ class SiTConfig:
     """How the model runs on the hardware."""
 
     def __post_init__(self):
-        sizes = (("width", 4), ("heads", 1), ("depth", 1), ("input_size", 1), ("channels", 1), ("labels", 0))
-        for name, least in (*sizes, ("mlp_ratio", 0.1)):
-            if getattr(self, name) < least:
-                raise UserError(f"model.{name} is {getattr(self, name)}: it must be at least {least}")
+        check_at_least(self, "model.", width=4, heads=1, depth=1, input_size=1, channels=1, labels=0, mlp_ratio=0.1)
         if self.width % self.heads or self.width % 4:
             raise UserError(f"model.width {self.width} is not a multiple of 4 and of model.heads {self.heads}")
         if self.patch_size not in PATCH_SIZES:

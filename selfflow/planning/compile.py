@@ -157,7 +157,7 @@ def coordinates(mesh: Mesh) -> np.ndarray:
 
 
 def batch_shapes(experiment: Experiment, name: str) -> dict[str, Any]:
-    """Shapes and types of a batch of a component, as `Feed` makes them."""
+    """Shapes and types of a batch of a component, as `BatchSource` yields them."""
     size = experiment.mixture[name].batch_size
 
     def shaped(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:

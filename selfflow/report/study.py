@@ -13,7 +13,7 @@ from selfflow.report.sessions import command_of, docstring_of
 from selfflow.run.arms import arms_of, check_same_data, differing_fields
 from selfflow.run.run import Run, open_run
 from selfflow.serialization import to_json
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 from selfflow.sweep.folder import SWEEP
 
 
@@ -122,7 +122,7 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
     """
     first, *others = paths
     folder = Path(first)
-    if others or url(first) or (folder / "experiment.json").is_file():
+    if others or bucket_url(first) or (folder / "experiment.json").is_file():
         study = _from_runs([open_run(path) for path in paths], folder if not others else folder.absolute().parent)
     elif not folder.is_dir():
         raise UserError(f"{first} is not a folder: give a run, the folder of a sweep, or several runs")

@@ -1,4 +1,4 @@
-"""Runs held against each other: methods by their seeds, with intervals over seeds, and rows as CSV."""
+"""Comparison of methods over training seeds, with intervals, and probe rows as CSV."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from selfflow.storage.atomic import atomic_write
 
 
 class Method(NamedTuple):
-    """What a method scores over its seeds, and how much more than the one it is held against.
+    """Scores of a method over its seeds, and its difference from the baseline.
 
     Attributes:
       name: of the method.
@@ -26,10 +26,10 @@ class Method(NamedTuple):
     mean: Interval
     difference: Paired | None
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """One line of a table: its name, its mean, its difference."""
-        difference = "" if self.difference is None else f"   difference {self.difference.told()}"
-        return f"{self.name:<20} {self.mean.told()}{difference}"
+        difference = "" if self.difference is None else f"   difference {self.difference.summary()}"
+        return f"{self.name:<20} {self.mean.summary()}{difference}"
 
 
 def select_rows(rows: Iterable[Row], **fields: Any) -> list[Row]:
@@ -42,7 +42,7 @@ def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
 
     Args:
       rows: of all runs.
-      baseline: method that the others are held against; by default the first.
+      baseline: method that the others are compared with; by default the first.
 
     Raises:
       UserError: if a method has two runs of one seed, or the baseline is none of them.
@@ -60,11 +60,11 @@ def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
 
 
 def compare_to_baseline(scores: Mapping[str, Mapping[int, float]], baseline: str) -> list[Method]:
-    """Methods by their scores, each held against one of them.
+    """Methods by their scores, each compared with one of them.
 
     Args:
       scores: by method and seed; finite.
-      baseline: the method that the others are held against; where it has no scores, no method has a difference.
+      baseline: the method that the others are compared with; without scores of it no method has a difference.
     """
     against = scores.get(baseline, {})
     return [
@@ -90,9 +90,10 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
         {seed: scores[a][seed] - scores[b][seed] for seed in scores[a].keys() & scores[b].keys()}
         for a, b in (there, here)
     ]
-    if (found := _paired(*differences)) is None:
+    difference = _paired(*differences)
+    if difference is None:
         raise UserError(f"interaction of {', '.join((*here, *there))}: they have no seed in common")
-    return found
+    return difference
 
 
 def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:

@@ -1,7 +1,7 @@
 """How healthy features are, block by block and noise level by noise level: norms, effective rank, alignment.
 
 The same quantities as `objectives/diagnostics.py` has in training, there for the one pair of blocks that is aligned and
-under the schedule that is trained; here for all pairs and at given levels.
+under the schedule that is trained; here for all pairs of blocks and at chosen levels.
 """
 
 from collections.abc import Iterable, Iterator
@@ -137,15 +137,15 @@ def health(
         count += size
     if names is None:
         raise UserError("there are no samples: give at least one batch")
-    found = Health([], [])
+    rows = Health([], [])
     for m in names:
         for tau in taus:
             totals = jax.device_get(sums[tau][m])
             if not np.isfinite(np.concatenate([np.ravel(x) for x in totals.values()])).all():
                 raise UserError(f"features of {m} at tau {tau:g} are not finite: look at the latents and the weights")
             at = (m, tau, tau if teacher_tau is None else teacher_tau)
-            _append(found, at, layers, projected, totals, count)
-    return found
+            _append(rows, at, layers, projected, totals, count)
+    return rows
 
 
 def health_of_run(
@@ -181,11 +181,14 @@ def health_of_run(
 
 def _batches(clips: Any, limit: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Whole batches of the first clips, read one after the other; one of all of them where they make no whole one."""
-    found = readable_and_whole(clips, range(min(limit, len(clips))))
+    readable = readable_and_whole(clips, range(min(limit, len(clips))))
     first = True
-    while some := [latents for _, latents in islice(found, batch_size)]:
-        if first or len(some) == batch_size:
-            yield {m: np.stack([latents[m] for latents in some]) for m in some[0]}
+    while True:
+        batch = [latents for _, latents in islice(readable, batch_size)]
+        if not batch:
+            return
+        if first or len(batch) == batch_size:
+            yield {m: np.stack([latents[m] for latents in batch]) for m in batch[0]}
         first = False
 
 
@@ -239,7 +242,10 @@ def _add(objective, layers, projected, sums, params, ema, batch, levels_2, key, 
 
 def _cosines(a_LBND: Float[Array, "L B N D"], b_KBND: Float[Array, "K B N D"]) -> Float[Array, "L K"]:
     """Cosines of every pair of blocks, summed over samples, a mean over tokens."""
-    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
+    def unit(x: Array) -> Array:
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
     # At full precision: an accelerator's default would round the factors to some 3 digits.
     product = jnp.einsum("lbnd,kbnd->lk", unit(a_LBND), unit(b_KBND), precision=jax.lax.Precision.HIGHEST)
     return product / a_LBND.shape[2]
@@ -257,7 +263,7 @@ def _grown(r_DD: Float[Array, "D D"], rows_MD: Float[Array, "M D"]) -> Float[Arr
     return jnp.linalg.qr(jnp.concatenate([r_DD, rows_MD]), mode="r")
 
 
-def _append(found: Health, at: tuple, layers, projected, sums: dict[str, np.ndarray], count: int) -> None:
+def _append(health: Health, at: tuple, layers, projected, sums: dict[str, np.ndarray], count: int) -> None:
     kinds = ("", "_centred", "_other_sample")
     for i, layer in enumerate(layers):
         for j, teacher_layer in enumerate(layers):
@@ -265,8 +271,8 @@ def _append(found: Health, at: tuple, layers, projected, sums: dict[str, np.ndar
             through = [None] * 3
             if i == projected:
                 through = [float(sums[f"projected{kind}"][0, j]) / count for kind in kinds]
-            found.pairs.append(PairHealth(*at, layer, teacher_layer, *direct, *through))
+            health.pairs.append(PairHealth(*at, layer, teacher_layer, *direct, *through))
     ranks = {who: [float(effective_rank(jnp.asarray(r))) for r in sums[f"{who}_r"]] for who in ("student", "teacher")}
     for i, layer in enumerate(layers):
         norms = [float(sums[f"{who}_norm"][i]) / count for who in ("student", "teacher")]
-        found.layers.append(LayerHealth(*at, layer, *norms, ranks["student"][i], ranks["teacher"][i]))
+        health.layers.append(LayerHealth(*at, layer, *norms, ranks["student"][i], ranks["teacher"][i]))

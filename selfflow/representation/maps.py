@@ -25,7 +25,7 @@ Attention = dict[int, dict[str, dict[str, Float[np.ndarray, "B A N M"]]]]
 def principal_colours(
     features_nND: Float[np.ndarray, "n N D"], components: int = 3
 ) -> tuple[Float[np.ndarray, "n N components"], Float[np.ndarray, "components"]]:
-    """The first principal components of the tokens of some clips, as numbers from 0 to 1, to be drawn as colours.
+    """The first principal components of the tokens of clips, scaled to [0, 1] for use as colours.
 
     Components are those of all tokens of all clips together, so that a colour means the same in each, after the mean
     over clips is taken out at each position: else they may tell where a token stands, which all clips share. The 2nd
@@ -69,7 +69,7 @@ def attention_of_clips(
     step: int | None = None,
     seed: int = 0,
 ) -> Attention:
-    """Attention weights of some blocks on some clips, without a label, all tokens at one noise level.
+    """Attention weights of blocks on clips, without a label, with all tokens at one noise level.
 
     The noise of a clip is that which `features` gives it.
 
@@ -87,15 +87,16 @@ def attention_of_clips(
     """
     model, layers = run.model(weights, step), tuple(sorted(set(layers)))
     if not isinstance(run.experiment.model, JointConfig):
-        raise UserError(f"{run.source} has a SiT: attention between modalities is asked of a joint transformer")
+        raise UserError(f"{run.source} has a SiT: attention between modalities needs a joint transformer")
     if not layers or not 1 <= layers[0] <= layers[-1] <= model.depth:
-        raise UserError(f"layers {layers}: this model has blocks 1 to {model.depth}; name some")
+        raise UserError(f"layers {layers}: this model has blocks 1 to {model.depth}; give a subset")
     latents, ids = whole_clips(clips, numbers)
     modalities = tuple(clips.modalities.items())
     numbers_B = np.array([seed_of(name) for name in ids], np.uint32)
-    asked = {"apply": model.apply, "modalities": modalities, "layers": layers, "null_label": model.null_label}
-    found = _attention(model.params, latents, numbers_B, np.float32(tau), np.uint32(seed % 2**32), **asked)
-    return jax.device_get(found)
+    settings = {"apply": model.apply, "modalities": modalities, "layers": layers, "null_label": model.null_label}
+    return jax.device_get(
+        _attention(model.params, latents, numbers_B, np.float32(tau), np.uint32(seed % 2**32), **settings)
+    )
 
 
 @partial(jax.jit, static_argnames=("apply", "modalities", "layers", "null_label"))
@@ -145,7 +146,7 @@ def contacts_as_tokens(
     middles = (np.arange(sounds) + 0.5) * seconds / sounds
     bounds = frames_of_tokens(len(record["positions"]), grid[0]) * seconds / len(record["positions"])
     near = np.abs(middles[:, None] - times[None]).min(axis=1, initial=np.inf) < far
-    found = []
+    contacts = []
     for time, pair in zip(times, np.asarray(record["contacts"]["bodies"])):
         before = int(np.searchsorted(bounds, time + 1e-9, side="right")) - 1
         sound = int(time / seconds * sounds)
@@ -153,14 +154,14 @@ def contacts_as_tokens(
             continue
         bodies = tuple(int(body) for body in pair if body >= 0)  # below 0 is the wall
         alone = {name: np.asarray(record[name])[:, list(bodies)] for name in ("positions", "velocities")}
-        # One by one: of several bodies in a token only the nearest is told.
+        # One by one: for several bodies in a token only the nearest is recorded.
         one = lambda i: {name: values[:, i : i + 1] for name, values in alone.items()} | {"count": 1}
-        held = np.concatenate([truth.of_tokens(one(i), grid).tokens for i in range(len(bodies))])
+        body_tokens = np.concatenate([truth.of_tokens(one(i), grid).tokens for i in range(len(bodies))])
         size = grid[1] * grid[2]
         tokens = np.arange(before * size, (before + 2) * size)
         place = float(time), bodies, sound, (before, before + 1)
-        found.append(Contact(*place, tokens, np.isin(tokens, held), np.flatnonzero(~near)))
-    return found
+        contacts.append(Contact(*place, tokens, np.isin(tokens, body_tokens), np.flatnonzero(~near)))
+    return contacts
 
 
 class ContactAttention(NamedTuple):
@@ -190,10 +191,10 @@ class ContactAttention(NamedTuple):
 def attention_on_bodies(
     run: Any, clips: Any, numbers: Iterable[int], layers: Iterable[int], tau: float = 0.1, batch_size: int = 32, **more
 ) -> ContactAttention:
-    """How much more sounds look at the bodies that made them than at other tokens of the same frames.
+    """Attention from audio to the bodies in contact, compared with other tokens of the same frames.
 
     Args:
-      run, clips, numbers, layers, tau: as for `attention_of_clips`; the clips are of Collisions, with film and sound.
+      run, clips, numbers, layers, tau: as for `attention_of_clips`; the clips are of Collisions, with video and audio.
       batch_size: clips at once.
       **more: `weights`, `step` and `seed`, as there.
 
@@ -204,11 +205,11 @@ def attention_on_bodies(
     grid, sounds, seconds, truth = layout_of(run, clips)
     rows = []
     for start in range(0, len(numbers), batch_size):
-        some = numbers[start : start + batch_size]
-        filled = some + some[:1] * (min(batch_size, len(numbers)) - len(some))  # one shape to compile
-        found = attention_of_clips(run, clips, filled, layers, tau, **more)
-        to_video_LBANM = np.stack([found[layer]["audio"]["video"] for layer in layers])
-        for i, number in enumerate(some):
+        batch = numbers[start : start + batch_size]
+        filled = batch + batch[:1] * (min(batch_size, len(numbers)) - len(batch))  # one shape to compile
+        attention = attention_of_clips(run, clips, filled, layers, tau, **more)
+        to_video_LBANM = np.stack([attention[layer]["audio"]["video"] for layer in layers])
+        for i, number in enumerate(batch):
             weight_LANM = to_video_LBANM[:, i]
             for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, truth):
                 rows.append((number, *_shares(weight_LANM, contact)))
@@ -222,7 +223,7 @@ def layout_of(run: Any, clips: Any) -> tuple[tuple[int, int, int], int, float, P
     """The grid of video tokens, the number of audio tokens, the seconds of a clip, and its ground truth.
 
     Raises:
-      UserError: if the clips are not of Collisions, with film and sound, or are cropped.
+      UserError: if the clips are not of Collisions, lack video or audio, or are cropped.
     """
     settings = run.experiment.data[run.experiment.mixture[clips.component].data]
     if settings.ground_truth is None or not {"video", "audio"} <= set(clips.modalities):

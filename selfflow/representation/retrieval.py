@@ -1,7 +1,7 @@
-"""Which sound belongs to a film: the network's own loss, asked of several sounds.
+"""Video-to-audio retrieval by conditional flow loss.
 
-A sound that the network expects from the film is denoised with less error than another. So the sounds of several clips
-are put beside the clean film of one, and the flow loss of each ranks them.
+Audio that the network expects for a video is denoised with a lower error than other audio. The audio of several clips
+is therefore combined with the clean video of one, and its flow loss ranks it.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from selfflow.context import modality_context
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint import Output
 from selfflow.noise import Corruption, corrupt, draw_eps
@@ -22,52 +22,49 @@ from selfflow.progress import Progress
 from selfflow.representation.features.arrays import readable_and_whole
 from selfflow.representation.probes.probe_run import Row
 
-FILM, SOUND = "video", "audio"
-_FEWEST = 128  # clips that sounds are chosen from: of 4 materials some 32 each, where 8 are needed
+VIDEO, AUDIO = "video", "audio"
+_FEWEST = 128  # clips that candidates are drawn from: about 32 of each of 4 materials, of which 8 are needed
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How sounds are retrieved."""
+    """Settings of the retrieval."""
 
     candidates: int = 16
-    """Sounds to choose from: the true one and others of the same material, and as many of other materials."""
+    """Audio candidates: the true one and others of the same material, and as many of other materials."""
     taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
-    """Noise levels of the sounds at which the loss is taken."""
+    """Noise levels of the candidates at which the loss is evaluated."""
     draws: int = 4
-    """Noises at each level."""
+    """Noise draws at each level."""
     seed: int = 0
-    """Of the noises, and of who is a candidate for whom."""
+    """Seed of the noise and of the choice of candidates."""
 
     def __post_init__(self):
         if self.candidates < 4 or self.candidates % 2:
             raise UserError(f"retrieval.candidates is {self.candidates}: give an even number from 4 on")
         if not self.taus or not all(0 < tau <= 1 for tau in self.taus):
             raise UserError(f"retrieval.taus is {self.taus}: give levels above 0, where there is noise, up to 1")
-        if self.draws < 1:
-            raise UserError(f"retrieval.draws is {self.draws}: give at least 1")
-        if self.seed < 0:
-            raise UserError(f"retrieval.seed is {self.seed}: it must not be negative")
+        check_at_least(self, "retrieval.", draws=1, seed=0)
 
 
 class Retrieved(NamedTuple):
-    """What was found for Q films, each among M sounds."""
+    """Ranks for Q videos, each among M audio candidates."""
 
     queries: Int[np.ndarray, "Q"]
-    """Numbers of the clips whose films were asked for."""
+    """Numbers of the query clips."""
     candidates: Int[np.ndarray, "Q M"]
-    """Numbers of the clips whose sounds stood to choose, in random order."""
+    """Numbers of the candidate clips, in random order."""
     scores: Float[np.ndarray, "Q M"]
     """Minus the flow loss of each."""
     same_material: Bool[np.ndarray, "Q M"]
-    """Which are of the film's material."""
+    """Candidates of the video's material."""
 
     def ranks(self) -> Int[np.ndarray, "Q"]:
-        """Rank of the true sound among all candidates, from 1. Of equal scores the first is the better."""
+        """Rank of the true audio among all candidates, from 1. Of equal scores the first is the better."""
         return self._ranks(np.ones_like(self.same_material))
 
     def ranks_within_material(self) -> Int[np.ndarray, "Q"]:
-        """Rank of the true sound among the candidates of the film's material alone, from 1."""
+        """Rank of the true audio among the candidates of the video's material alone, from 1."""
         return self._ranks(self.same_material)
 
     def summary(self) -> "Summary":
@@ -94,20 +91,20 @@ class Retrieved(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """How well sounds were retrieved, and what choosing at random gives."""
+    """How well candidates were retrieved, and what choosing at random gives."""
 
     queries: int
     top1: float
-    """Share of the films whose own sound came first."""
+    """Share of the videos whose own audio came first."""
     top1_chance: float
     reciprocal_rank: float
-    """Mean of 1 / rank of the own sound."""
+    """Mean of 1 / rank of the own audio."""
     reciprocal_rank_chance: float
     top1_within_material: float
-    """Share of the films whose own sound came first among those of its material."""
+    """Share of the videos whose own audio came first among those of its material."""
     top1_within_material_chance: float
     material: float
-    """Share of the films for which a sound of their material came first."""
+    """Share of the videos for which audio of their material came first."""
     material_chance: float
 
 
@@ -121,11 +118,11 @@ def retrieve(
     settings: Retrieval,
     queries: Int[np.ndarray, "Q"] | None = None,
 ) -> Retrieved:
-    """Scores candidate sounds by minus the conditional flow loss of each, given the clean film of a query.
+    """Scores candidate candidates by minus the conditional flow loss of each, given the clean video of a query.
 
-    A score is minus the mean of (v - (eps - x0))^2 over the elements of the sound, the levels and the noises; levels
-    and noises are the same for all candidates and queries, so that differences are paired. The film's tokens are held
-    at tau = 0 and its label is none, as for context in sampling. A sound that is easy to denoise whatever the film
+    A score is minus the mean of (v - (eps - x0))^2 over the elements of the audio, the levels and the noises; levels
+    and noises are the same for all candidates and queries, so that differences are paired. The video's tokens are kept
+    at tau = 0 and its label is none, as for context in sampling. A audio that is easy to denoise whatever the video
     scores high for every query. One query is one forward pass of `candidates` samples at each level and noise.
 
     Candidates of a query are drawn from `settings.seed` and the number of its clip alone, without replacement.
@@ -146,17 +143,17 @@ def retrieve(
     """
     material, queries = np.asarray(material), np.arange(len(material)) if queries is None else np.asarray(queries)
     _check(modalities, latents, material, queries, settings.candidates)
-    modalities = {m: modalities[m] for m in (FILM, SOUND)}
+    modalities = {m: modalities[m] for m in (VIDEO, AUDIO)}
     score = _scorer(apply, modalities, null_label, settings)
     candidates = np.stack([_candidates(material, int(query), settings) for query in queries])
     scores = np.empty(candidates.shape)
-    with Progress("retrieve", len(queries), unit="film") as shown:
+    with Progress("retrieve", len(queries), unit="video") as shown:
         for row, (query, chosen) in enumerate(zip(queries, candidates)):
-            scores[row] = score(params, latents[FILM][query], latents[SOUND][chosen])
+            scores[row] = score(params, latents[VIDEO][query], latents[AUDIO][chosen])
             if not np.isfinite(scores[row]).all():
                 wrong = chosen[int(np.argmin(np.isfinite(scores[row])))]
                 raise UserError(
-                    f"the sound of clip {wrong} beside the film of clip {query} has a score that is no number: look at "
+                    f"the audio of clip {wrong} with the video of clip {query} has a score that is not finite: look at "
                     "their latents and at the weights"
                 )
             shown.advance()
@@ -164,15 +161,15 @@ def retrieve(
 
 
 def _check(modalities, latents, material, queries, size: int) -> None:
-    for m in (FILM, SOUND):
+    for m in (VIDEO, AUDIO):
         if m not in modalities or m not in latents:
-            raise UserError(f"retrieval needs {FILM} and {SOUND}: {m} is missing; take a component that holds both")
+            raise UserError(f"retrieval needs {VIDEO} and {AUDIO}: {m} is missing; take a component that holds both")
         if len(latents[m]) != len(material):
             raise UserError(f"{len(latents[m])} clips of {m} and {len(material)} labels: give one label for each clip")
     if material.ndim != 1 or material.dtype.kind not in "iu" or (material < 0).any():
         raise UserError("material holds clips without a label: retrieval needs clips of one material each, 0 or above")
     if queries.ndim != 1 or not len(queries) or queries.dtype.kind not in "iu":
-        raise UserError("queries are none: give the numbers of some clips")
+        raise UserError("queries is empty: give numbers of clips")
     if queries.min() < 0 or queries.max() >= len(material):
         raise UserError(f"queries go from {queries.min()} to {queries.max()}, and clips from 0 to {len(material) - 1}")
     half = size // 2
@@ -202,31 +199,31 @@ def _scorer(
     key = jax.random.key(settings.seed)
 
     @jax.jit
-    def score(params, film, sounds):
-        x = to_tokens(modalities, {FILM: jnp.repeat(film[None], len(sounds), axis=0), SOUND: sounds})
+    def score(params, video, candidates):
+        x = to_tokens(modalities, {VIDEO: jnp.repeat(video[None], len(candidates), axis=0), AUDIO: candidates})
         context = {}
-        for m, context_N in modality_context(modalities, (FILM,)).items():
+        for m, context_N in modality_context(modalities, (VIDEO,)).items():
             context[m] = jnp.broadcast_to(context_N, x[m].shape[:2])
-        label_B = jnp.full(len(sounds), null_label)
+        label_B = jnp.full(len(candidates), null_label)
 
         def add(total_B, at):
             tau, number = at
             # One noise for all candidates, and, drawn by its number, for all queries.
-            eps_1 = draw_eps(jax.random.fold_in(key, number)[None], {SOUND: x[SOUND][:1]})[SOUND]
-            eps = {FILM: jnp.zeros_like(x[FILM]), SOUND: jnp.broadcast_to(eps_1, x[SOUND].shape)}
-            levels = {m: jnp.full((len(sounds), 1), tau) for m in x}
+            eps_1 = draw_eps(jax.random.fold_in(key, number)[None], {AUDIO: x[AUDIO][:1]})[AUDIO]
+            eps = {VIDEO: jnp.zeros_like(x[VIDEO]), AUDIO: jnp.broadcast_to(eps_1, x[AUDIO].shape)}
+            levels = {m: jnp.full((len(candidates), 1), tau) for m in x}
             assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
             corruption = Corruption(levels, assignment, {}).with_context(context)
             noisy = corrupt(x, eps, corruption)
-            velocity = apply(params, noisy, corruption.levels, label_B, corruption.assignment).velocity[SOUND]
-            error_B = jnp.mean(jnp.square(velocity - (eps[SOUND] - x[SOUND])), axis=(1, 2))
+            velocity = apply(params, noisy, corruption.levels, label_B, corruption.assignment).velocity[AUDIO]
+            error_B = jnp.mean(jnp.square(velocity - (eps[AUDIO] - x[AUDIO])), axis=(1, 2))
             return total_B + error_B, None
 
         at = (jnp.asarray(taus), jnp.arange(len(taus)))
-        total_B, _ = jax.lax.scan(add, jnp.zeros(len(sounds)), at)
+        total_B, _ = jax.lax.scan(add, jnp.zeros(len(candidates)), at)
         return -total_B / len(taus)
 
-    return lambda params, film, sounds: np.asarray(score(params, film, sounds))
+    return lambda params, video, candidates: np.asarray(score(params, video, candidates))
 
 
 def retrieval_rows(
@@ -240,36 +237,36 @@ def retrieval_rows(
     split: str = "test",
     data_dir: Any = None,
 ) -> list[Row]:
-    """Whether films find their own sounds among 16, half of them of their material (see `retrieval`), as two rows.
+    """Whether videos find their own candidates among 16, half of them of their material (see `retrieval`), as two rows.
 
     Candidates come from the first 8 clips for each query, and from 128 at least; clips that cannot be read are left
-    out. Target `audio` is the share of films whose own sound came first, `audio's material` of those for which one of
+    out. Target `audio` is the share of videos whose own audio came first, `audio's material` of those for which one of
     their material did; layer and tau are those of no one.
 
     Args:
       run: an opened run.
-      queries: how many films.
-      component: of film and sound; by default the first such.
+      queries: how many videos.
+      component: of video and audio; by default the first such.
       method, weights, step, split, data_dir: as for `probe_run`.
 
     Raises:
-      UserError: if no component has film and sound, clips have no material, one is shorter than the others, or none can
+      UserError: if no component has video and audio, clips have no material or differ in length, or none can
         be read; and as `retrieve`.
     """
     if queries < 1:
-        raise UserError(f"--retrieval is {queries}: give the number of films, at least 1")
+        raise UserError(f"--retrieval is {queries}: give the number of videos, at least 1")
     name = component or next(
         (n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None
     )
     if name is None:
-        raise UserError(f"{run.source} was trained on no component of video and audio: no film finds a sound")
+        raise UserError(f"{run.source} was trained on no component of video and audio: retrieval needs both")
     clips, model = run.data(split, name, data_dir), run.model(weights, step)
     if "material" not in clips.labels:
         raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
     if missing := [m for m in ("video", "audio") if m not in clips.modalities]:
-        raise UserError(f"component {name!r} has no {missing[0]}: films find sounds in a component of video and audio")
+        raise UserError(f"component {name!r} has no {missing[0]}: retrieval needs a component of video and audio")
     numbers, latents = zip(*readable_and_whole(clips, range(min(len(clips), max(_FEWEST, 8 * queries)))))
-    found = retrieve(
+    summary = retrieve(
         model.apply,
         model.params,
         clips.modalities,
@@ -282,7 +279,11 @@ def retrieval_rows(
     whose = (run.name, method or run.name, run.experiment.seed.init, model.step, weights)
     nan = float("nan")
     how = ("video+audio", nan, 0, "flow loss", "top1", nan, nan)
-    told = (("audio", found.top1, found.top1_chance), ("audio's material", found.material, found.material_chance))
+    scores = (
+        ("audio", summary.top1, summary.top1_chance),
+        ("audio's material", summary.material, summary.material_chance),
+    )
     return [
-        Row(*whose, target, *how, score, nan, nan, chance, split, 0, found.queries) for target, score, chance in told
+        Row(*whose, target, *how, score, nan, nan, chance, split, 0, summary.queries)
+        for target, score, chance in scores
     ]

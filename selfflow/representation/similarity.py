@@ -124,7 +124,7 @@ def layer_similarity(
 
 
 def _checked(a: np.ndarray, b: np.ndarray, least: int) -> list[np.ndarray]:
-    found = []
+    arrays = []
     for which, features in (("first", a), ("second", b)):
         if features.ndim != 2 or not features.shape[1] or features.dtype.kind not in "fiu":
             raise UserError(
@@ -137,15 +137,15 @@ def _checked(a: np.ndarray, b: np.ndarray, least: int) -> list[np.ndarray]:
                 f"{int((~finite_n).sum())} of {len(x)} samples do; look at the numbers of the run"
             )
         # A scale that keeps squares of squares finite; similarity does not depend on it.
-        found.append(x / (np.abs(x).max(initial=0.0) or 1.0))
+        arrays.append(x / (np.abs(x).max(initial=0.0) or 1.0))
     if len(a) != len(b):
         raise UserError(f"{len(a)} samples in the first features and {len(b)} in the second: give the same samples")
     if len(a) < least:
         raise UserError(f"{len(a)} samples, and at least {least} are needed: give more, or fewer neighbours")
-    for which, x in zip(("first", "second"), found):
+    for which, x in zip(("first", "second"), arrays):
         if np.linalg.norm(_centred(x)) <= _ROUNDING * np.linalg.norm(x):
             raise UserError(f"{which} features are the same for all {len(x)} samples: likeness of nothing has no value")
-    return found
+    return arrays
 
 
 def _least(k: int) -> int:
@@ -177,7 +177,7 @@ def _normalised(across: float, within_a: float, within_b: float) -> float:
 def _neighbours(x: Float[np.ndarray, "n D"], k: int) -> Int[np.ndarray, "n*k"]:
     """Pairs i n + j of each sample i and its k nearest others j, sorted; of equally near ones the first."""
     n = len(x)
-    found = []
+    pairs = []
     for start in range(0, n, _BLOCK):
         similar = x[start : start + _BLOCK] @ x.T
         rows = np.arange(len(similar))
@@ -188,8 +188,8 @@ def _neighbours(x: Float[np.ndarray, "n D"], k: int) -> Int[np.ndarray, "n*k"]:
             last = np.flatnonzero(equal[row])
             near[row, last[len(last) - (near[row].sum() - k) :]] = False
         i, j = np.nonzero(near)
-        found.append((start + i) * n + j)
-    return np.concatenate(found)
+        pairs.append((start + i) * n + j)
+    return np.concatenate(pairs)
 
 
 def _shared(pairs_a: Int[np.ndarray, "p"], pairs_b: Int[np.ndarray, "q"]) -> Int[np.ndarray, "r"]:
@@ -199,7 +199,10 @@ def _shared(pairs_a: Int[np.ndarray, "p"], pairs_b: Int[np.ndarray, "q"]) -> Int
 def _of_paper(x: np.ndarray, y: np.ndarray, pairs: Int[np.ndarray, "p"]) -> float:
     i, j = np.divmod(pairs, len(x))
     # <x_i, x_j> - mean_l <x_i, x_l>
-    above = lambda z: _products(z, i, z - z.mean(axis=0), j)
+
+    def above(z: np.ndarray) -> np.ndarray:
+        return _products(z, i, z - z.mean(axis=0), j)
+
     return float(np.sum(above(x) * above(y)))
 
 
@@ -219,8 +222,8 @@ def _products(x: np.ndarray, i: np.ndarray, y: np.ndarray, j: np.ndarray) -> Flo
     """<x_i, y_j> of every pair."""
     out = np.empty(len(i))
     for start in range(0, len(i), _BLOCK):
-        some = slice(start, start + _BLOCK)
-        out[some] = np.einsum("pd,pd->p", x[i[some]], y[j[some]])
+        block = slice(start, start + _BLOCK)
+        out[block] = np.einsum("pd,pd->p", x[i[block]], y[j[block]])
     return out
 
 

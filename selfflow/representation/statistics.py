@@ -18,7 +18,7 @@ class Interval(NamedTuple):
     high: float | None
     n: int
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """For a table: 0.512 [0.490, 0.534], n = 5."""
         return f"{_told(self.estimate, self.low, self.high)}, n = {self.n}"
 
@@ -35,7 +35,7 @@ class Paired(NamedTuple):
     p: float | None
     n: int
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """For a table: +0.051 [+0.032, +0.070], p = 0.0012, n = 5."""
         p = "" if self.p is None else f", p = {self.p:.2g}"
         return f"{_told(self.difference, self.low, self.high, '+')}{p}, n = {self.n}"
@@ -86,7 +86,7 @@ class Resampled(NamedTuple):
     high: float
     n: int
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """For a table: 0.512 [0.490, 0.534] over 1024 test samples of this run."""
         return f"{_told(*self[:3])} over {self.n} test samples of this run"
 

@@ -29,7 +29,7 @@ class Views(NamedTuple):
       tau, teacher_tau: the noise level of every token, {modality: [B, N]}.
       flow: mean over a token's elements of (v - (eps - x0))^2, {modality: [B, N]}.
       cosine: of the student's projected features and the teacher's, {modality: [B, N]}; empty without alignment.
-      context: tokens that are held at tau = 0 and count in no loss, {modality: [B, N]}.
+      context: tokens at tau = 0 that are in no loss, {modality: [B, N]}.
       loss: L_flow and L_rep of each modality, means over the tokens of the batch that count, and "total", their
         weighted sum.
     """
@@ -51,7 +51,7 @@ class Views(NamedTuple):
 def views(
     run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, context: bool = False, step: int | None = None
 ) -> Views:
-    """Draws noise for some clips as training does, and runs student and teacher on them with the run's own weights.
+    """Draws noise for clips as training does, and runs student and teacher on them with the run's own weights.
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
@@ -63,7 +63,7 @@ def views(
 
     Raises:
       UserError: if there is no such clip, one cannot be read, is shorter than the component has them, or has neither
-        film nor sound.
+        video nor audio.
     """
     numbers, objective, modalities = list(numbers), run.objective, dict(clips.modalities)
     seconds = seconds_of(modalities)
@@ -121,7 +121,7 @@ def _total(objective: Any, flow: dict[str, float], alignment: dict[str, float], 
 
 
 def whole_clips(clips: Any, numbers: Iterable[int]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Latents of some clips in one array for each modality, and their ids.
+    """Latents of clips in one array for each modality, and their ids.
 
     Raises:
       UserError: if there is no such clip, or one cannot be read, or is shorter than the component has them.
@@ -129,17 +129,17 @@ def whole_clips(clips: Any, numbers: Iterable[int]) -> tuple[dict[str, np.ndarra
     numbers = list(numbers)
     if unknown := [i for i in numbers if not 0 <= i < len(clips)]:
         raise UserError(f"there is no clip {unknown[0]}: the {clips.split} split has 0 to {len(clips) - 1}")
-    found = []
+    latents_of_clips = []
     for i in numbers:
         try:
-            found.append(clips.latents(i))
+            latents_of_clips.append(clips.latents(i))
         except BadRecord as error:
             raise UserError(f"clip {i}, {clips.ids[i]!r}, cannot be read ({error}): take another") from error
-    for i, latents in zip(numbers, found):
+    for i, latents in zip(numbers, latents_of_clips):
         for m, x in latents.items():
             if x.shape != clips.shapes[m]:
                 raise UserError(f"clip {i} is shorter than the component has them ({m} {x.shape}): take another")
-    return {m: np.stack([x[m] for x in found]) for m in clips.shapes}, [clips.ids[i] for i in numbers]
+    return {m: np.stack([x[m] for x in latents_of_clips]) for m in clips.shapes}, [clips.ids[i] for i in numbers]
 
 
 def seconds_of(modalities: dict[str, Modality]) -> float:
@@ -150,7 +150,7 @@ def seconds_of(modalities: dict[str, Modality]) -> float:
     """
     lengths = [(x.latent[0] * x.period + x.offset[0]) / 100 for x in modalities.values() if x.period]
     if not lengths:
-        raise UserError(f"set of {', '.join(modalities)}: figures of clips need film or sound; take another component")
+        raise UserError(f"set of {', '.join(modalities)}: figures of clips need video or audio; take another component")
     return max(lengths)
 
 

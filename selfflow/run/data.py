@@ -12,10 +12,11 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.catalogue import DATASETS
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
-from selfflow.input.batches import BatchSource, readable_clips, warn_left_out
+from selfflow.input.batches import BatchSource
+from selfflow.input.clips import readable_clips, warn_left_out
 from selfflow.input.reader import Reader
 from selfflow.run.prepare_data import latents_hash, prepare_data
-from selfflow.storage.paths import data_folder, url
+from selfflow.storage.paths import bucket_url, data_folder
 
 
 def batch_source_of(
@@ -41,7 +42,7 @@ def batch_source_of(
         raise UserError(f"{source} has no data: its weights were imported; give arrays of latents instead")
     # Where the run's data was, if it still is there.
     told = provenance()["sessions"][-1].get("data_dir", "")
-    known = Path(told) if told and (url(told) or Path(told).is_dir()) else None
+    known = Path(told) if told and (bucket_url(told) or Path(told).is_dir()) else None
     feed, built = prepare_data(experiment, data_folder(data_dir or known), own=own)
     found, trained = latents_hash(feed.latents), provenance()["data"]
     if found != trained:

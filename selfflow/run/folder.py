@@ -19,7 +19,7 @@ import optax
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import AnyExperiment, diff, is_fixed, save_experiment
 from selfflow.errors import UserError
-from selfflow.latents.fit_autoencoder import keep_copy
+from selfflow.latents.fit_autoencoder import link_or_copy
 from selfflow.run.init_state import parse_run_step
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.run import Run
@@ -70,7 +70,7 @@ def create_or_resume(
         kept = folder / AUTOENCODERS / f"{m}.safetensors"
         if not kept.exists():
             kept.parent.mkdir(exist_ok=True)
-            keep_copy(file, kept)
+            link_or_copy(file, kept)
     _make_run(folder, experiment, provenance)
 
 

@@ -1,7 +1,5 @@
 """The network of a run with some weights."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +12,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.modality import Modality
 from selfflow.models.joint import Output
 from selfflow.objectives.self_flow import SelfFlowObjective
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 from selfflow.training.checkpoints import fetch_checksums
 from selfflow.training.state import State
 
@@ -72,5 +70,5 @@ def model_of(
         config.labels,
         config.depth,
         int(state.step) if trained else 0,
-        hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16],
+        digest(facts),
     )

@@ -1,8 +1,6 @@
 """From an experiment to what its run reads: builds, fits and encodes what is not there yet."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,16 @@ from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
-from selfflow.input.exclude import read_ids
-from selfflow.latents.encode import EncodeShare, encode, wait_for
-from selfflow.latents.features import check_features, identities_of
+from selfflow.latents.encode import EncodeShare, encode
+from selfflow.latents.features import check_features, encoder_identities
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
+from selfflow.latents.ids import read_ids
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
-from selfflow.storage.copies import fetch
-from selfflow.storage.paths import local
+from selfflow.serialization import digest
+from selfflow.storage.lock import wait_for_file
+from selfflow.storage.mirror import fetch_folder
+from selfflow.storage.paths import local_path
 from selfflow.weights.read import sha256_of
 
 
@@ -53,7 +53,7 @@ def prepare_data(
     }
     identity = cached_text_encoder(experiment.text).identity if experiment.text and built else None
     encoders = {name: _encoders(experiment, name) for name in used}
-    known = identities_of({m: encoder for name in built for m, encoder in encoders[name].items()})
+    known = encoder_identities({m: encoder for name in built for m, encoder in encoders[name].items()})
     for name, found in latents.items():
         found.check(experiment.autoencoders, modalities, experiment.text, identity)
         check_features(found, encoders[name], known)
@@ -77,7 +77,7 @@ def latents_hash(latents: Mapping[str, Latents]) -> str:
     if len(hashes) == 1 and not features:
         return next(iter(hashes.values()))
     told = [hashes, features] if features else hashes
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(told)
 
 
 def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
@@ -112,8 +112,8 @@ def _with_copies(experiment: Experiment, own: Path) -> Experiment:
 
 
 def _latents(path: str, excluded: Collection[str]) -> Latents:
-    folder = local(path)
-    fetch(folder, MANIFEST)
+    folder = local_path(path)
+    fetch_folder(folder, MANIFEST)
     return Latents(folder, excluded)
 
 
@@ -169,7 +169,7 @@ def _fit(
         elif having:
             if share.host and can_decode(config):
                 notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
-                wait_for(notes, f"it fits the {m} autoencoder")
+                wait_for_file(notes, f"fit the {m} autoencoder")
             fitted[m] = fit_autoencoder(m, config, having, excluded, data_dir)
     return fitted
 
@@ -206,7 +206,7 @@ def _check_identities(latents: dict[str, Latents], encoders: dict[str, dict[str,
 def _say_excluded(path: str, excluded: Collection[str], latents: dict[str, Latents]) -> None:
     if not excluded:
         return
-    sources = [found.source(split) for found in latents.values() for split in found.records]
+    sources = [found.open_split(split) for found in latents.values() for split in found.records]
     known = {i.decode() for source in sources for i in source.index["id"][source.excluded]}
     missing = sorted(set(excluded) - known)
     shown = f"; not in the data: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}" if missing else ""

@@ -19,7 +19,7 @@ from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.run.model import Model, model_of
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.sampling.generate import Sampler
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 from selfflow.storage.runs import local_copy, saved_steps
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import read_metrics
@@ -47,7 +47,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.source = local_copy(path), url(path) or str(path)
+        self.path, self.source = local_copy(path), bucket_url(path) or str(path)
         if not (self.path / "experiment.json").is_file():
             raise UserError(f"{self.source} is not a run folder: it has no experiment.json")
         self.experiment: Experiment = read_experiment(self.path / "experiment.json")

@@ -1,6 +1,5 @@
 """What the user gives a sample: `--context CASE[:NUMBERS][=FILE]`, read, checked, and made into a mask."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from selfflow import context
-from selfflow.errors import UserError
+from selfflow.errors import UserError, did_you_mean
 from selfflow.modality import Modality, modality_of
 
 _SYNTAX = {
@@ -72,9 +71,8 @@ def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
     spec, at, level = spec.partition("@")
     what, _, arguments = spec.partition(":")
     if what not in (*known, *_SYNTAX):
-        near = difflib.get_close_matches(what, (*known, *_SYNTAX), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"give {', '.join((*known, *_SYNTAX.values()))}"
-        raise UserError(f"--context {text}: {what!r} is no modality of this run and no case; {hint}")
+        remedy = did_you_mean(what, (*known, *_SYNTAX))
+        raise UserError(f"--context {text}: {what!r} is no modality of this run and no case; {remedy}")
     try:
         numbers = tuple(float(number) for number in arguments.split(",")) if arguments else ()
         tau = float(level) if at else 0.0

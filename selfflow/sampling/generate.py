@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_above_zero, check_at_least
 from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint import Caption, Output
 from selfflow.models.placement import split_samples
@@ -40,10 +40,8 @@ class Sampler:
         least = 2 if self.solver == "euler_maruyama" else 1
         if self.steps < least:
             raise UserError(f"sampler.steps is {self.steps}: {self.solver} needs at least {least}")
-        if not self.shift > 0:
-            raise UserError(f"sampler.shift is {self.shift}: it must be above 0")
-        if not self.guidance >= 0:
-            raise UserError(f"sampler.guidance is {self.guidance}: it must not be negative; 1 is none")
+        check_above_zero(self, "sampler.", "shift")
+        check_at_least(self, "sampler.", guidance=0)
         if not 0 <= self.guidance_low <= self.guidance_high <= 1:
             raise UserError(
                 f"sampler.guidance_low is {self.guidance_low} and guidance_high {self.guidance_high}: give an interval "

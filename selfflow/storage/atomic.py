@@ -31,10 +31,10 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
         if durable:
             sync(path.parent)
-    except BaseException:
+    finally:
+        # It still exists after an error, and if it was a hard link to `path`, which renaming leaves alone.
         with suppress(OSError):
             partial.unlink()
-        raise
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Who trains into a run in a bucket: an object that its holder renews, since no lock of a disk reaches other hosts."""
+"""Exclusive access to a run in a bucket: an object that its holder renews, as file locks do not reach other hosts."""
 
 import json
 import os
@@ -13,81 +13,89 @@ from pathlib import Path
 from typing import Any
 
 from selfflow.errors import UserError
-from selfflow.storage.store import read, remove, write
+from selfflow.storage.object_store import delete_objects, read_object, write_object
 
-_RENEWED = 20.0  # seconds between renewals
-_DEAD = 100.0  # seconds without one after which the holder is taken to be gone
+_RENEWAL_SECONDS = 20.0
+_EXPIRY_SECONDS = 100.0  # without a renewal the holder is taken for dead
 
 
 class Lease:
-    """A lease that is held; `check` tells whether it still is."""
+    """A lease of this process on the object `url`."""
 
     def __init__(self, url: str):
-        self._url, self._told = url, _about_this_process()
-        self._lost: str | None = None
+        self._url, self._holder = url, _this_process()
+        self._successor: str | None = None  # the process that has taken the lease over
         self._ended, self._writing = threading.Event(), threading.Lock()
 
     def check(self) -> None:
         """Raises `UserError` if another process has taken the lease over."""
-        if self._lost is None:
-            found = _parsed(read(self._url))
-            if found is not None and found.get("holder") != self._told["holder"]:
-                self._lost = f"{found.get('host')}, process {found.get('pid')}"
-        if self._lost is not None:
+        if self._successor is None:
+            content = _parse(read_object(self._url))
+            if content is not None and content.get("holder") != self._holder["holder"]:
+                self._successor = f"{content.get('host')}, process {content.get('pid')}"
+        if self._successor is not None:
             raise UserError(
-                f"{self._url}: {self._lost}, trains into this run now, since this process could not renew its lease: "
-                "it stops here"
+                f"{self._url}: {self._successor}, trains into this run now, since this process could not renew its "
+                "lease: it stops here"
             )
 
     def renew(self) -> None:
-        """Writes the lease anew, unless it was taken over or given back."""
+        """Writes the lease again, unless it was taken over or released."""
         with self._writing:
             if not self._ended.is_set():
                 self.check()
-                self._told["renewed"] = time.time()
-                write(self._url, json.dumps(self._told).encode())
+                self._holder["renewed"] = time.time()
+                write_object(self._url, json.dumps(self._holder).encode())
 
     def keep(self) -> None:
-        """Renews the lease until it is given back; what goes wrong shows at the next `check`."""
-        while not self._ended.wait(_RENEWED):
+        """Renews the lease until it is released; a lost lease raises at the next `check`."""
+        while not self._ended.wait(_RENEWAL_SECONDS):
             try:
                 self.renew()
-            except Exception as error:  # whatever it was, without a renewal another process takes this run over
+            except Exception as error:  # of whatever kind: without a renewal another process takes this run over
                 print(f"warning: {error}", file=sys.stderr)
-                if self._lost is not None:
+                if self._successor is not None:
                     return
 
-    def take(self) -> None:
-        """Takes the lease; one whose holder is gone is taken over, which is told.
+    def acquire(self) -> None:
+        """Creates the lease; one whose holder is dead is taken over, with a line on stderr.
 
         Raises:
           UserError: if another process holds it.
         """
-        if write(self._url, json.dumps(self._told).encode(), fresh=True):
+        content = json.dumps(self._holder).encode()
+        if write_object(self._url, content, fresh=True):
             return
-        seen, since = read(self._url), time.monotonic()
-        while seen is not None and not _ended_here(seen) and time.monotonic() - since < _DEAD:
-            if since + 1 > time.monotonic():
-                print(f"{_described(self._url, seen)}: watching whether it lives", file=sys.stderr, flush=True)
-            time.sleep(min(2.0, _DEAD / 10))
-            now = read(self._url)
-            if now is not None and now != seen:
-                raise UserError(f"{_described(self._url, now)}: wait for it, or use another --workdir")
-            seen = now
-        if seen is not None:
-            print(f"{_described(self._url, seen)} and is gone: taking over", file=sys.stderr, flush=True)
-            if read(self._url) == seen:
-                remove([self._url])
-        if not write(self._url, json.dumps(self._told).encode(), fresh=True):
+        previous = self._wait_for_expiry()
+        if previous is not None:
+            print(f"{_describe(self._url, previous)} and is gone: taking over", file=sys.stderr, flush=True)
+            if read_object(self._url) == previous:
+                delete_objects([self._url])
+        if not write_object(self._url, content, fresh=True):
             raise UserError(f"{self._url}: another process was faster: wait for it, or use another --workdir")
 
-    def give_back(self) -> None:
+    def _wait_for_expiry(self) -> bytes | None:
+        """The content of a lease that has expired; None if it was released meanwhile."""
+        content, since = read_object(self._url), time.monotonic()
+        announced = False
+        while content is not None and not _ended_here(content) and time.monotonic() - since < _EXPIRY_SECONDS:
+            if not announced:
+                print(f"{_describe(self._url, content)}: waiting for its next renewal", file=sys.stderr, flush=True)
+                announced = True
+            time.sleep(min(2.0, _EXPIRY_SECONDS / 10))
+            now = read_object(self._url)
+            if now is not None and now != content:
+                raise UserError(f"{_describe(self._url, now)}: wait for it, or use another --workdir")
+            content = now
+        return content
+
+    def release(self) -> None:
         """Ends the lease, unless it was taken over."""
         with self._writing:
             self._ended.set()
-            found = _parsed(read(self._url))
-            if found is not None and found.get("holder") == self._told["holder"]:
-                remove([self._url])
+            content = _parse(read_object(self._url))
+            if content is not None and content.get("holder") == self._holder["holder"]:
+                delete_objects([self._url])
 
 
 @contextmanager
@@ -98,33 +106,40 @@ def leased(url: str) -> Iterator[Lease]:
       UserError: if another process holds it.
     """
     lease = Lease(url)
-    lease.take()
+    lease.acquire()
     threading.Thread(target=lease.keep, daemon=True).start()
     try:
         yield lease
     finally:
-        lease.give_back()
+        lease.release()
 
 
-def _about_this_process() -> dict[str, Any]:
-    told = {"holder": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "where": _where()}
-    return told | {"renewed": time.time()}
+def _this_process() -> dict[str, Any]:
+    """Content of a lease of this process."""
+    return {
+        "holder": uuid.uuid4().hex,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "where": _namespace(),
+        "renewed": time.time(),
+    }
 
 
-def _where() -> str:
-    """Names what the number of a process is unique in: this start of this machine, or a container on it."""
+def _namespace() -> str:
+    """Identity of what process ids are unique in: a boot of this machine, or a container on it."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return uuid.uuid4().hex  # not to be told apart: nobody is taken to have ended here
+        return uuid.uuid4().hex  # unknown: no process is taken to have ended here
 
 
 def _ended_here(content: bytes) -> bool:
-    told = _parsed(content)
-    if told is None or told.get("where") != _where():
+    """Whether the holder was a process of this machine that has ended: then nobody need wait."""
+    holder = _parse(content)
+    if holder is None or holder.get("where") != _namespace():
         return False
     try:
-        os.kill(int(told["pid"]), 0)
+        os.kill(int(holder["pid"]), 0)
     except ProcessLookupError:
         return True
     except (PermissionError, KeyError, ValueError):
@@ -132,15 +147,18 @@ def _ended_here(content: bytes) -> bool:
     return False
 
 
-def _parsed(content: bytes | None) -> dict[str, Any] | None:
+def _parse(content: bytes | None) -> dict[str, Any] | None:
+    """The fields of a lease; None if there is none, empty if it is damaged."""
+    if content is None:
+        return None
     try:
-        told = json.loads(content) if content is not None else None
+        holder = json.loads(content)
     except ValueError:
         return {}
-    return told if told is None or isinstance(told, dict) else {}
+    return holder if holder is None or isinstance(holder, dict) else {}
 
 
-def _described(url: str, content: bytes) -> str:
-    told = _parsed(content) or {}
-    renewed = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(told.get("renewed", 0)))
-    return f"{url}: {told.get('host')}, process {told.get('pid')}, trains into this run (renewed {renewed})"
+def _describe(url: str, content: bytes) -> str:
+    holder = _parse(content) or {}
+    renewed = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.get("renewed", 0)))
+    return f"{url}: {holder.get('host')}, process {holder.get('pid')}, trains into this run (renewed {renewed})"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfflow.errors import UserError
-from selfflow.storage.paths import url
+from selfflow.storage.paths import bucket_url
 
 
 @contextmanager
@@ -16,8 +16,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
       UserError: if `out` exists and is not an empty folder, or if another command writes it or was killed doing so.
     """
-    if url(out):
-        raise UserError(f"--out {url(out)}: write to a local folder and copy it into the bucket")
+    if bucket_url(out):
+        raise UserError(f"--out {bucket_url(out)}: write to a local folder and copy it into the bucket")
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not empty: choose another folder or remove it")

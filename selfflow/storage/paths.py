@@ -1,4 +1,4 @@
-"""`gs://` and `s3://` paths, and where the local copies of what they name lie; knows no client of any bucket."""
+"""`gs://` and `s3://` paths and their local copies; imports no client of an object store."""
 
 import atexit
 import glob
@@ -10,28 +10,31 @@ from functools import lru_cache
 from pathlib import Path
 
 
-def url(path: str | Path) -> str | None:
-    """The URL that a path means, such as "gs://bucket/folder"; None for a local path.
+def bucket_url(path: str | Path) -> str | None:
+    """The URL of a path in a bucket, such as "gs://bucket/folder"; None for a local path.
 
-    pathlib has made `gs:/bucket` of `gs://bucket`, and flags are parsed to paths: that is the same here.
+    pathlib collapses `gs://bucket` to `gs:/bucket`, and flags are parsed to paths: both forms are accepted.
     """
-    found = re.fullmatch("(gs|s3):/+([^/]+)/*(.*?)/*", str(path))
-    return f"{found[1]}://{found[2]}" + (f"/{found[3]}" if found[3] else "") if found else None
+    match = re.fullmatch("(gs|s3):/+([^/]+)/*(.*?)/*", str(path))
+    if match is None:
+        return None
+    scheme, bucket, name = match.groups()
+    return f"{scheme}://{bucket}/{name}" if name else f"{scheme}://{bucket}"
 
 
-def local(path: str | Path, who: str = "own") -> Path:
-    """A local path as it is, its `~` filled in; for a URL the folder of its local copy.
+def local_path(path: str | Path, owner: str = "own") -> Path:
+    """A local path with `~` expanded; for a URL the folder of its local copy.
 
     Args:
-      path: either.
-      who: "own" for the copy that is written to; others have copies of their own beside it.
+      path: local path or URL.
+      owner: "own" for the copy that is written to; readers have copies of their own, see `reader_name`.
     """
-    where = url(path)
-    return _copies() / who / where.replace("://", "/") if where else Path(path).expanduser()
+    url = bucket_url(path)
+    return _copies() / owner / url.replace("://", "/") if url else Path(path).expanduser()
 
 
-def url_of(path: Path) -> str | None:
-    """The URL that a local copy is of; None for what lies elsewhere."""
+def url_of_copy(path: Path) -> str | None:
+    """The URL that a local copy mirrors; None for other local paths."""
     try:
         _, scheme, *rest = path.absolute().relative_to(_copies()).parts
     except ValueError:
@@ -39,13 +42,13 @@ def url_of(path: Path) -> str | None:
     return f"{scheme}://{'/'.join(rest)}" if rest else None
 
 
-def reader() -> str:
-    """Whose the copies are that this process reads and nobody writes to."""
+def reader_name() -> str:
+    """Name of the folder of read-only copies of this process."""
     return f"read-{socket.gethostname()}-{os.getpid()}"
 
 
-def clear_up() -> None:
-    """Removes the copies of readers that have ended, and sees to it that those of this process go with it."""
+def remove_stale_copies() -> None:
+    """Removes the copies of readers that have ended, and registers those of this process for removal at its exit."""
     for other in _copies().glob(f"read-{glob.escape(socket.gethostname())}-*"):
         try:
             os.kill(int(other.name.rpartition("-")[2]), 0)
@@ -58,24 +61,24 @@ def clear_up() -> None:
 
 
 def _remove_own() -> None:
-    shutil.rmtree(_copies() / reader(), ignore_errors=True)
+    shutil.rmtree(_copies() / reader_name(), ignore_errors=True)
 
 
-def cache() -> Path:
-    """Where copies are kept: `$SELFFLOW_CACHE`, else `~/.cache/selfflow`."""
+def cache_folder() -> Path:
+    """Folder of local copies: `$SELFFLOW_CACHE`, else `~/.cache/selfflow`."""
     return _resolved(os.environ.get("SELFFLOW_CACHE") or "~/.cache/selfflow")
 
 
-def data_folder(chosen: str | Path | None) -> Path:
-    """Where data sets and latents are kept: the chosen folder, else $SELFFLOW_DATA, else ~/.cache/selfflow.
+def data_folder(folder: str | Path | None) -> Path:
+    """Folder of data sets and latents: `folder`, else $SELFFLOW_DATA, else ~/.cache/selfflow.
 
-    Of a folder in a bucket it is the local copy.
+    For a folder in a bucket, its local copy.
     """
-    return local(chosen or os.environ.get("SELFFLOW_DATA") or "~/.cache/selfflow")
+    return local_path(folder or os.environ.get("SELFFLOW_DATA") or "~/.cache/selfflow")
 
 
 def _copies() -> Path:
-    return cache() / "buckets"
+    return cache_folder() / "buckets"
 
 
 @lru_cache(maxsize=4)

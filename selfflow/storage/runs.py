@@ -1,132 +1,165 @@
-"""Run folders in buckets: a local copy is worked on; all but checkpoints goes up from it when something is saved."""
+"""Run folders in buckets: training works on a local copy whose changes are uploaded whenever something is saved.
+
+Checkpoints are exempt: Orbax writes them to `gs://` by itself, and `CheckpointUploads` sends them to `s3://`.
+"""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from selfflow.storage.paths import clear_up, local, reader, url, url_of
+from selfflow.errors import UserError
+from selfflow.storage.paths import bucket_url, local_path, reader_name, remove_stale_copies, url_of_copy
+
+if TYPE_CHECKING:
+    from selfflow.storage.lease import Lease
 
 CHECKPOINTS = "checkpoints"
-# What a checkpoint has in a bucket once it is whole: Orbax's own there, and there what `Uploads` sends last.
+# The object that marks a complete checkpoint, by scheme: Orbax's own, and the one that `CheckpointUploads` sends last.
 MARKS = {"gs": "commit_success.txt", "s3": "_CHECKPOINT_METADATA"}
 _LEASE = "lease.json"
 _LAST = "experiment.json"  # which makes a folder a run
 
-_sent: dict[Path, dict[str, tuple[int, int]]] = {}
+_uploaded: dict[Path, dict[str, tuple[int, int]]] = {}
 _leases: dict[Path, "Lease"] = {}
 
 
 def local_copy(path: str | Path) -> Path:
-    """The folder of a run that is only read; of one in a bucket a copy, as it is now, which goes with the process.
+    """Local read-only folder of a run.
 
-    It lacks the checkpoints, which are fetched when they are asked for.
+    For a run in a bucket, a snapshot without checkpoints, which are downloaded when they are restored; it is removed
+    when the process exits.
     """
-    where = url(path)
-    if where is None:
+    url = bucket_url(path)
+    if url is None:
         return Path(path)
-    folder = local(path, reader())
-    clear_up()
-    _bring_all(where, folder, without=f"{CHECKPOINTS}/ tensorboard/".split())
+    folder = local_path(path, reader_name())
+    remove_stale_copies()
+    _download_all(url, folder, without=[f"{CHECKPOINTS}/", "tensorboard/"])
     return folder
 
 
 @contextmanager
 def open_for_training(path: str | Path, writes: bool = True) -> Iterator[Path]:
-    """The folder to train in; of one in a bucket a copy, and in the end everything is in the bucket.
+    """Local folder to train in; for a run in a bucket a copy, whose changes are in the bucket on exit.
 
-    What a killed process left in the copy goes away: the bucket tells what the run is.
+    What a killed process left in the copy is removed: the bucket is authoritative.
 
     Args:
       path: the run folder.
-      writes: whether this process does; the others of a run have copies to read.
+      writes: whether this process writes; the other processes of a run have read-only copies.
 
     Raises:
       UserError: if another process trains into this run.
     """
-    where = url(path)
-    if where is None or not writes:
+    url = bucket_url(path)
+    if url is None or not writes:
         yield local_copy(path)
         return
     from selfflow.storage.lease import leased
 
-    folder = local(path)
-    with leased(f"{where}/{_LEASE}") as lease:
+    folder = local_path(path)
+    with leased(f"{url}/{_LEASE}") as lease:
         shutil.rmtree(folder, ignore_errors=True)
-        _bring_all(where, folder, without=[f"{CHECKPOINTS}/"])
-        _sent[folder], _leases[folder] = _files(folder), lease
+        _download_all(url, folder, without=[f"{CHECKPOINTS}/"])
+        _uploaded[folder], _leases[folder] = _files(folder), lease
         try:
             yield folder
         finally:
             try:
-                send_changes(folder)
+                upload_changes(folder)
             finally:
                 del _leases[folder]
 
 
-def send_changes(folder: Path) -> None:
-    """Sends what has changed in a run folder since it was last sent; where it is no copy, does nothing.
+def upload_changes(folder: Path) -> None:
+    """Uploads what has changed in a run folder since the last call; does nothing for a local run.
 
     Raises:
       UserError: if another process has taken the run over.
     """
     if folder not in _leases:
         return
-    from selfflow.storage.store import remove, send
+    from selfflow.storage.object_store import delete_objects, upload
 
     _leases[folder].check()
-    where, before, now = url_of(folder), _sent[folder], _files(folder)
+    url, before, now = url_of_copy(folder), _uploaded[folder], _files(folder)
     for name in sorted(now, key=lambda name: (name == _LAST, name)):
         if before.get(name) != now[name]:
-            send(folder / name, f"{where}/{name}")
+            upload(folder / name, f"{url}/{name}")
             before[name] = now[name]
-    gone = [name for name in before if name not in now]
-    remove(f"{where}/{name}" for name in gone)
-    for name in gone:
+    removed = [name for name in before if name not in now]
+    delete_objects(f"{url}/{name}" for name in removed)
+    for name in removed:
         del before[name]
 
 
 def checkpoint_folder(folder: Path) -> Path:
-    """Where Orbax is to write the checkpoints of a run: absolute; `gs://` it writes to itself."""
-    where = url_of(folder)
-    if where is None or not where.startswith("gs://"):
+    """Absolute folder that Orbax writes the checkpoints of a run to: `gs://` for a run there, else a local one."""
+    url = url_of_copy(folder)
+    if url is None or not url.startswith("gs://"):
         return (folder / CHECKPOINTS).resolve()
     from etils import epath
 
-    from selfflow.storage.store import client_of
+    from selfflow.storage.object_store import client_of
 
-    client_of(where)  # which names the extra if it is missing, and has the listings of all clients made anew
-    return epath.Path(f"{where}/{CHECKPOINTS}")
+    client_of(url)  # names the extra if its package is missing, and turns off the listings cache of all clients
+    return epath.Path(f"{url}/{CHECKPOINTS}")
+
+
+@contextmanager
+def bucket_errors(folder: Path) -> Iterator[None]:
+    """Explains errors of Orbax on the checkpoints of a run in `gs://`, which it writes by itself.
+
+    Raises:
+      UserError: naming the bucket and the permissions that are needed.
+    """
+    try:
+        yield
+    except Exception as error:
+        url = url_of_copy(folder)
+        if url is None or not url.startswith("gs://"):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(
+            f"{url}/{CHECKPOINTS} cannot be written or listed ({reason}): the account needs the permission to, and "
+            "storage.buckets.get on the bucket itself; then run the same command again"
+        ) from error
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The steps of which a run has a whole checkpoint, be it in its bucket."""
-    where = url_of(folder)
-    if where is None:
+    """Steps of the complete checkpoints of a run, those in its bucket included, in ascending order."""
+    url = url_of_copy(folder)
+    if url is None:
         return sorted(int(path.name) for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit())
-    from selfflow.storage.store import listing
+    from selfflow.storage.object_store import list_objects
 
-    mark = MARKS[where.partition(":")[0]]
-    names = (name.partition("/") for name in listing(f"{where}/{CHECKPOINTS}"))
-    return sorted(int(step) for step, _, rest in names if step.isdigit() and rest == mark)
+    mark = MARKS[url.partition(":")[0]]
+    steps = []
+    for name in list_objects(f"{url}/{CHECKPOINTS}"):
+        step, _, rest = name.partition("/")
+        if step.isdigit() and rest == mark:
+            steps.append(int(step))
+    return sorted(steps)
 
 
-def _bring_all(where: str, folder: Path, without: list[str]) -> None:
-    """Fetches a run, but for some of its folders."""
-    from selfflow.storage.store import bring, listing
+def _download_all(url: str, folder: Path, without: list[str]) -> None:
+    """Downloads a run except for the folders of these prefixes."""
+    from selfflow.storage.object_store import download, list_objects
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, found in listing(where).items():
+    for name, info in list_objects(url).items():
         if name != _LEASE and not name.startswith(tuple(without)):
-            bring(f"{where}/{name}", folder / name, found.size)
+            download(f"{url}/{name}", folder / name, info.size)
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file that goes to the bucket, by its path in the folder."""
-    found = {}
+    """Size and modification time of every file that is uploaded, by its path in the folder."""
+    files = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
         if path.is_file() and not name.startswith(f"{CHECKPOINTS}/") and ".partial" not in name and name != "lock":
             status = path.stat()
-            found[name] = status.st_size, status.st_mtime_ns
-    return found
+            files[name] = status.st_size, status.st_mtime_ns
+    return files

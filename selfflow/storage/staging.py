@@ -1,7 +1,6 @@
-"""Shards of records from a bucket: fetched whole when they are first read, kept on the local disk up to a limit."""
+"""Shards of records from a bucket: downloaded whole at first use, cached on the local disk up to a limit."""
 
 import fcntl
-import hashlib
 import os
 import re
 import sys
@@ -11,37 +10,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selfflow.errors import UserError
-from selfflow.storage.paths import cache, url_of
+from selfflow.serialization import digest
+from selfflow.storage.lock import locked
+from selfflow.storage.paths import cache_folder, url_of_copy
 
-_BEGAN = time.time()
+_PROCESS_START = time.time()
 _NAME = re.compile(r"[0-9a-f]{32}-([0-9]+)(\.partial)?")
-_told: list[bool] = []
+_warned: list[bool] = []
 
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """The file itself, or where the object lies that it is the local copy of; it stays there until the context ends.
+    """Yields a local file with the content of `path`, which may be the local copy of an object; it stays until exit.
 
-    Safe with other threads and processes: one fetches, the others wait for it. Who has opened the file may read on
-    after it has made room for others, and should look whether it has, since the disk is free only when it is closed.
+    Safe with other threads and processes: one downloads, the others wait. A reader that has opened the file may read
+    on after it was evicted, and should check for that, since the disk space is free only once it is closed.
 
     Raises:
       UserError: if the object is larger than the limit, or the bucket does not answer.
-      store.Missing, store.Short: if the object is not there, or less of it comes than its size says.
+      object_store.MissingObject, object_store.IncompleteObject: if the object does not exist, or is shorter than its
+        size says.
     """
-    url = None if path.exists() else url_of(path)
+    url = None if path.exists() else url_of_copy(path)
     if url is None:
         yield path
         return
-    from selfflow.storage.store import bring, look
+    from selfflow.storage.object_store import download, object_info
 
-    found = look(url)
-    file = _file(url, found.tag, found.size)
+    info = object_info(url)
+    file = _file(url, info.tag, info.size)
     with locked(_lock_of(file)):
         if not file.exists():
-            partial = _reserve(file, found.size)
+            partial = _reserve(file, info.size)
             try:
-                bring(url, partial, found.size)
+                download(url, partial, info.size)
                 os.replace(partial, file)
             finally:
                 partial.unlink(missing_ok=True)
@@ -50,10 +52,10 @@ def staged(path: Path) -> Iterator[Path]:
 
 
 def adopt(path: Path, tag: str) -> None:
-    """Keeps a shard that was just sent to its bucket as if it had been fetched."""
+    """Moves a shard that was just uploaded into the cache, as if it had been downloaded."""
     size = path.stat().st_size
-    if size <= limit():
-        file = _file(url_of(path), tag, size)
+    if size <= byte_limit():
+        file = _file(url_of_copy(path), tag, size)
         with locked(_lock_of(file)):
             partial = _reserve(file, size)
             os.replace(path, file)
@@ -61,70 +63,73 @@ def adopt(path: Path, tag: str) -> None:
     path.unlink(missing_ok=True)
 
 
-def limit() -> int:
+def byte_limit() -> int:
     """Bytes that staged shards may take: `$SELFFLOW_STAGED_GB`, by default 50 GB.
 
     Raises:
       UserError: if it is no positive number.
     """
-    told = os.environ.get("SELFFLOW_STAGED_GB", "50")
+    gigabytes = os.environ.get("SELFFLOW_STAGED_GB", "50")
     try:
-        size = float(told) * 1e9
+        size = float(gigabytes) * 1e9
     except ValueError:
         size = 0
     if not 0 < size < float("inf"):
-        raise UserError(f"SELFFLOW_STAGED_GB is {told!r}: give the gigabytes that shards from buckets may take")
+        raise UserError(f"SELFFLOW_STAGED_GB is {gigabytes!r}: give the gigabytes that shards from buckets may take")
     return int(size)
 
 
 def _reserve(file: Path, size: int) -> Path:
-    """Makes room for a file and takes it: an empty file whose name tells the size."""
-    if size > limit():
-        raise UserError(f"a shard has {size / 1e9:.3g} GB, more than SELFFLOW_STAGED_GB ({limit() / 1e9:.3g}) allows")
+    """Makes room for a file and reserves it by an empty file whose name holds the size."""
+    if size > byte_limit():
+        raise UserError(
+            f"a shard has {size / 1e9:.3g} GB, more than SELFFLOW_STAGED_GB ({byte_limit() / 1e9:.3g}) allows"
+        )
     while True:
         with locked(_folder() / "lock"):
             if _make_room(size):
                 partial = file.with_name(f"{file.name}.partial")
                 partial.touch()
                 return partial
-        time.sleep(0.05)  # others fetch as much as the limit allows: theirs can go once they have it
+        time.sleep(0.05)  # others download as much as the limit allows: their shards can be evicted afterwards
 
 
 def _make_room(size: int) -> bool:
-    """Whether `size` more bytes fit, after what was read longest ago has gone."""
+    """Evicts the least recently used shards; returns whether `size` more bytes fit."""
     files = [path for path in _folder().iterdir() if _NAME.fullmatch(path.name)]
-    free = limit() - sum(_size(path) for path in files)
-    for read, path in sorted((_read_last(path), path) for path in files):
+    free = byte_limit() - sum(_size(path) for path in files)
+    for last_use, path in sorted((_last_use(path), path) for path in files):
         if free >= size:
             break
         with _lock_of(path).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                continue  # it is being fetched or opened
-            if path.suffix != ".partial" and read > _BEGAN and not _told:
-                _told.append(True)
+                continue  # it is being downloaded or opened
+            # A shard that this run has read already will be downloaded again in the next epoch.
+            if path.suffix != ".partial" and last_use > _PROCESS_START and not _warned:
+                _warned.append(True)
                 print(
-                    f"warning: the shards that are read take more than {limit() / 1e9:.3g} GB, and are fetched from "
-                    "their bucket again and again: set SELFFLOW_STAGED_GB to more",
+                    f"warning: the shards of this run take more than {byte_limit() / 1e9:.3g} GB and are downloaded "
+                    "again and again: set SELFFLOW_STAGED_GB to more",
                     file=sys.stderr,
                 )
-            for part in _folder().glob(f"{path.name}.partial-*"):  # of a process that was killed
-                part.unlink(missing_ok=True)
+            for leftover in _folder().glob(f"{path.name}.partial-*"):  # of a killed process
+                leftover.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             free += _size(path)
     return free >= size
 
 
 def _size(path: Path) -> int:
-    """What a file holds, or will hold when it has been fetched."""
+    """Bytes of a file, or of the file that a reservation is for."""
     return int(_NAME.fullmatch(path.name)[1])
 
 
-def _read_last(path: Path) -> float:
+def _last_use(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # it has been fetched meanwhile, and lost its `.partial`, or has gone
+    except FileNotFoundError:  # its download has ended and the reservation was renamed, or it was evicted
         return time.time()
 
 
@@ -133,18 +138,9 @@ def _lock_of(path: Path) -> Path:
 
 
 def _file(url: str, tag: str, size: int) -> Path:
-    """Named by what it holds, so that an object that was replaced is never taken for the one before."""
-    return _folder() / f"{hashlib.sha256(f'{url} {tag}'.encode()).hexdigest()[:32]}-{size}"
+    """Named after the content, so that an object that was replaced is never taken for its predecessor."""
+    return _folder() / f"{digest(f'{url} {tag}', 32)}-{size}"
 
 
 def _folder() -> Path:
-    return cache() / "staged"
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file, which is made; waits for whoever holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return cache_folder() / "staged"

@@ -10,8 +10,8 @@ from selfflow.config.files import diff, is_fixed
 from selfflow.errors import UserError
 from selfflow.serialization import from_json, to_json
 from selfflow.storage.atomic import atomic_write
-from selfflow.storage.paths import url
-from selfflow.storage.staging import locked
+from selfflow.storage.lock import locked
+from selfflow.storage.paths import bucket_url
 from selfflow.sweep.load import Sweep, with_overrides
 
 SWEEP = "sweep.json"
@@ -60,12 +60,12 @@ def check_sweep(folder: Path, description: dict[str, Any]) -> None:
       folder: on a disk or in a bucket; it need not exist.
       description: of `describe`.
     """
-    if not url(folder) and (folder / "experiment.json").exists():
+    if not bucket_url(folder) and (folder / "experiment.json").exists():
         raise UserError(f"--workdir {folder} is a run folder: give the sweep a folder of its own")
     content = _read(folder)
     if content is None:
         return
-    path = f"{url(folder) or folder}/{SWEEP}"
+    path = f"{bucket_url(folder) or folder}/{SWEEP}"
     try:
         before = json.loads(content)
         old = _experiments(before, path)
@@ -75,7 +75,7 @@ def check_sweep(folder: Path, description: dict[str, Any]) -> None:
             "experiment.json"
         ) from error
     new = _experiments(description, path)
-    another = f"{url(folder) or folder} holds another sweep, of {before.get('file')}"
+    another = f"{bucket_url(folder) or folder} holds another sweep, of {before.get('file')}"
     for name in old:
         if name not in new:
             raise UserError(f"{another}: it has the run {name}, which is missing now: use another --workdir")
@@ -98,13 +98,15 @@ def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
       UserError: as `check_sweep`.
     """
     content = json.dumps(description, indent=1).encode()
-    where = url(folder)
+    where = bucket_url(folder)
     if where:
-        from selfflow.storage.store import write
+        from selfflow.storage.object_store import write_object
 
-        if not write(f"{where}/{SWEEP}", content, fresh=True):  # a store has no locks: the first to create it wins
+        if not write_object(
+            f"{where}/{SWEEP}", content, fresh=True
+        ):  # a store has no locks: the first to create it wins
             check_sweep(folder, description)
-            write(f"{where}/{SWEEP}", content)
+            write_object(f"{where}/{SWEEP}", content)
         return
     with locked(folder / _LOCK):
         check_sweep(folder, description)
@@ -113,11 +115,11 @@ def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
 
 
 def _read(folder: Path) -> bytes | None:
-    where = url(folder)
+    where = bucket_url(folder)
     if where:
-        from selfflow.storage.store import read
+        from selfflow.storage.object_store import read_object
 
-        return read(f"{where}/{SWEEP}")
+        return read_object(f"{where}/{SWEEP}")
     try:
         return (folder / SWEEP).read_bytes()
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 
 __all__ = ["Budget", "Member", "axis", "chain", "product", "seeds", "zipped"]
 
@@ -50,8 +50,7 @@ class Budget:
                 f"budget has steps {self.steps} and flops {self.flops:g}: give one of them, and None for the other, as "
                 "in --budget.flops None where the file has FLOPs"
             )
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"budget.steps is {self.steps}: it must be at least 1")
+        check_at_least(self, "budget.", steps=1)
         if self.flops is not None and not 0 < self.flops < math.inf:
             raise UserError(f"budget.flops is {self.flops}: give a number above 0")
 

@@ -1,7 +1,5 @@
 """What an autoencoder brings to `selfflow train`."""
 
-import hashlib
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,14 @@ from selfflow.autoencoders.pca_init import init_from_pca
 from selfflow.autoencoders.quality import reconstruction_metrics
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.data.built import build
-from selfflow.input.exclude import read_ids
 from selfflow.input.media_batches import MediaBatchSource
-from selfflow.latents.store import INDEXES
+from selfflow.latents.ids import read_ids
+from selfflow.latents.store import INDEX_FOLDER
 from selfflow.media import images_only, medium_of, to_unit_range
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
-from selfflow.storage.paths import url_of
+from selfflow.serialization import digest
+from selfflow.storage.paths import url_of_copy
 from selfflow.tasks.task import Task, scalar_metrics
 from selfflow.training.distributed import broadcast, primary_first
 from selfflow.training.sharding import pad_batch, shard_batch
@@ -58,9 +57,9 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
         excluded,
         experiment.seed.data,
         experiment.loader,
-        data_dir / INDEXES,
+        data_dir / INDEX_FOLDER,
     )
-    records = {name: [b.name, b.fingerprint, b.settings.decoding_options(), b.forgotten] for name, b in built.items()}
+    records = {name: [b.name, b.fingerprint, b.settings.decoding_options(), b.deleted] for name, b in built.items()}
     datasets = {
         name: {
             "dataset": b.name,
@@ -72,7 +71,7 @@ def autoencoder_task(experiment: AutoencoderExperiment, data_dir: Path) -> Task:
     }
     return Task(
         feed,
-        hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()[:16],
+        digest(records),
         datasets,
         {},
         None,
@@ -101,7 +100,7 @@ def _begin(experiment: AutoencoderExperiment, feed: MediaBatchSource, state: Sta
 def _say(experiment: AutoencoderExperiment, workdir: Path, start: int, state: State) -> None:
     count, network = sum(x.size for x in jax.tree.leaves(state.params)), experiment.network
     print(
-        f"{url_of(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
+        f"{url_of_copy(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
         + (f", from step {start}" if start else "")
     )
     names = ("frames", "rows", "columns") if network.is_visual else ("samples",)
@@ -229,7 +228,7 @@ def _print(summary: dict[str, Any], workdir: Path) -> None:
             print(f"    note: {name} has no split test or validation; this is media that it was trained on")
         more = f", the linear one {row['linear_numbers']}" if "linear" in row else ""
         print(f"    of {row['samples']} samples, each through {row['numbers']} numbers{more}")
-    where = lambda file: url_of(Path(file)) or file
+    where = lambda file: url_of_copy(Path(file)) or file
     print(f"\nThe autoencoder is {where(summary['autoencoder'])}; an experiment takes it by")
     print("  --autoencoder.MODALITY convolutional=" + summary["autoencoder"])
     for file in summary["files"][1:]:

@@ -15,7 +15,7 @@ from selfflow.input.batches import BatchSource
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.prepare_data import autoencoder_files, dataset_provenance, latents_hash, prepare_data
 from selfflow.run.run import Run
-from selfflow.storage.paths import url_of
+from selfflow.storage.paths import url_of_copy
 from selfflow.tasks.final_evaluation import evaluate_run
 from selfflow.tasks.task import Task, scalar_metrics
 from selfflow.training.distributed import primary_first, run_on_all
@@ -117,7 +117,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 def _say_start(experiment: Experiment, workdir: Path, start: int, state: State, feed: BatchSource) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
     print(
-        f"{url_of(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
+        f"{url_of_copy(workdir) or workdir}: {count / 1e6:.1f} M parameters, {experiment.steps} steps"
         + (f", from step {start}" if start else "")
     )
     for data, latents in feed.latents.items():

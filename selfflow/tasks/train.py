@@ -15,7 +15,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.config.files import AnyExperiment
 from selfflow.errors import UserError
 from selfflow.storage.atomic import atomic_write
-from selfflow.storage.paths import url, url_of
+from selfflow.storage.paths import bucket_url, url_of_copy
 from selfflow.training.distributed import barrier, check_agreed, is_multiprocess, is_primary, run_on_all
 
 if TYPE_CHECKING:
@@ -48,14 +48,14 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
             experiment.model.execution.check(jax.default_backend())
         check_run(workdir, experiment).check_devices(experiment.devices.mesh())
 
-    where = url(workdir) or ""
+    where = bucket_url(workdir) or ""
     if is_multiprocess() and where.startswith("s3://"):
         raise UserError(
             f"--workdir {where}: several processes save checkpoints together on gs:// and on a disk that they share, "
             "and not on s3://"
         )
-    if where and f"{url_of(data_dir)}/".startswith(f"{where}/"):
-        raise UserError(f"--data-dir {url_of(data_dir)} lies in --workdir {where}: give one outside of the run")
+    if where and f"{url_of_copy(data_dir)}/".startswith(f"{where}/"):
+        raise UserError(f"--data-dir {url_of_copy(data_dir)} lies in --workdir {where}: give one outside of the run")
     with ExitStack() as held:
         workdir = run_on_all(lambda: held.enter_context(open_for_training(workdir, writes=is_primary())))
         run_on_all(look)
@@ -67,7 +67,7 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
     from selfflow.run.folder import check_run, create_or_resume
     from selfflow.run.init_state import initial_state
     from selfflow.run.run import Run, abstract_state
-    from selfflow.storage.runs import send_changes
+    from selfflow.storage.runs import upload_changes
     from selfflow.training.checkpoints import Checkpoints
     from selfflow.training.loop import train as run_loop
     from selfflow.training.metrics import MetricsLog
@@ -89,11 +89,11 @@ def _train_alone(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> di
     state = None if last else initial_state(experiment, mesh)
     if state is not None and task.begin and not experiment.init_from:
         state = task.begin(state)
-    where = url_of(data_dir) or str(data_dir.absolute())
+    where = url_of_copy(data_dir) or str(data_dir.absolute())
 
     def enter() -> None:
         create_or_resume(workdir, experiment, task.data_hash, task.datasets, task.autoencoders, where)
-        send_changes(workdir)  # from here on a bucket knows of a run, whatever of the rest gets there
+        upload_changes(workdir)  # from here on a bucket knows of a run, whatever of the rest gets there
 
     run_on_all(lambda: enter() if is_primary() else None)
 

@@ -1,13 +1,11 @@
-"""Checkpoints of a run: state and data position, written by Orbax in the background and checked when read."""
+"""Checkpoints of a run: state and data position, written by Orbax in the background and verified on reading."""
 
 import json
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from itertools import count
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,74 +13,90 @@ import numpy as np
 import optax
 
 from selfflow.errors import UserError
-from selfflow.storage.paths import url_of
-from selfflow.storage.runs import checkpoint_folder, saved_steps, send_changes
-from selfflow.storage.store import Missing, Short
-from selfflow.training.distributed import any_of_all, barrier, is_primary, run_on_all
+from selfflow.storage.object_store import IncompleteObject, MissingObject
+from selfflow.storage.paths import url_of_copy
+from selfflow.storage.runs import bucket_errors, checkpoint_folder, saved_steps, upload_changes
+from selfflow.training.distributed import barrier, first_message, is_primary, run_on_all
 from selfflow.training.state import State, flat_by_name
 
 
 class Damaged(UserError):
-    """A checkpoint that cannot be what was saved, or was saved by another experiment; an older one may do."""
+    """A checkpoint that differs from what was saved, or belongs to another experiment; an older one may be intact."""
+
+
+class _Stored(NamedTuple):
+    """Content of a checkpoint.
+
+    Attributes:
+      fields: of a `State`, by name.
+      position: number of batches that the run had consumed.
+      checksums: of each array, by its dotted name.
+      damage: why it cannot be read; then the other attributes are empty.
+    """
+
+    fields: dict[str, Any]
+    position: int
+    checksums: dict[str, int]
+    damage: str = ""
 
 
 class Checkpoints:
-    """The checkpoints under a run folder.
+    """The checkpoints in a run folder.
 
     Args:
       folder: the run folder.
       keep_last: how many of the newest to keep.
-      keep_every: keep those of all multiples of this step, too.
+      keep_every: also keeps the checkpoints of all multiples of this step.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None):
-        import orbax.checkpoint as ocp  # a second; commands that only read metrics need not wait
+        import orbax.checkpoint as ocp  # takes a second, which commands that only read metrics need not wait
 
-        # Orbax logs each array's failure at length and then raises it, and half a checkpoint that a kill left behind
-        # is a warning to it; here the error is told once, and the half is what resuming is for.
+        # Orbax logs the failure of each array and then raises it, and warns of partial checkpoints, which are what a
+        # killed run leaves and what resuming handles.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp = ocp
         self.path, self._folder = folder / "checkpoints", folder
-        self._path, where = checkpoint_folder(folder), url_of(folder)
-        self._named = f"{where or folder}/checkpoints"
+        self._path, url = checkpoint_folder(folder), url_of_copy(folder)
+        self._name = f"{url or folder}/checkpoints"  # in messages
         self._uploads = None
-        if where is not None and where.startswith("s3://"):
-            from selfflow.storage.uploads import Uploads
+        if url is not None and url.startswith("s3://"):
+            from selfflow.storage.checkpoint_uploads import CheckpointUploads
 
-            self._uploads = Uploads(folder, where, keep_last, keep_every)
+            self._uploads = CheckpointUploads(folder, url, keep_last, keep_every)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every, enable_async_checkpointing=True
         )
-        with self._reached():
+        with bucket_errors(folder):
             self._manager = ocp.CheckpointManager(self._path, options=options, item_names=("state", "data"))
 
     def latest(self) -> int | None:
-        """The newest step that was saved whole, or None."""
+        """The newest complete step, or None."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """All saved steps."""
+        """All complete steps, in ascending order."""
         return saved_steps(self._folder) if self._uploads else sorted(self._manager.all_steps())
 
     def save(self, state: State, step: int) -> None:
         """Starts saving; the data position of a run is its step."""
         ocp = self._ocp
         if self._uploads:
-            self.wait()  # a disk that is faster than the way to the bucket must not run full
-        send_changes(self._folder)
-        told = {"position": step, "checksums": fetch_checksums(state)}
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(told))
-        with self._reached():
+            self.wait()  # otherwise a disk that is faster than the network would fill up
+        upload_changes(self._folder)
+        metadata = {"position": step, "checksums": fetch_checksums(state)}
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(metadata))
+        with bucket_errors(self._folder):
             self._manager.save(step, args=args, force=True)
 
     def restore_newest(self, abstract: State) -> State:
-        """Reads the newest checkpoint that is undamaged, into the shapes and shardings of `abstract`.
+        """Reads the newest intact checkpoint into the shapes and shardings of `abstract`.
 
-        Damaged ones that are newer are named, and put aside as `damaged-STEP` once an older one was read.
+        Newer damaged ones are reported, and renamed to `damaged-STEP` once an older one has been read.
 
         Raises:
-          UserError: if none is undamaged, or there is none, or one cannot be read for now.
+          UserError: if there is no intact checkpoint, or one cannot be read at the moment.
         """
         damaged: list[tuple[int, Damaged]] = []
         for step in reversed(self.steps()):
@@ -91,128 +105,120 @@ class Checkpoints:
             except Damaged as error:
                 damaged.append((step, error))
                 continue
-            for bad, error in damaged:
+            for damaged_step, error in damaged:
                 if is_primary():
-                    aside = next(
-                        p for i in count() if not (p := self._path / f"damaged-{bad}{i and f'-{i}' or ''}").exists()
-                    )
-                    if (self._path / str(bad)).exists():  # of one in a bucket there may be no copy
-                        (self._path / str(bad)).rename(aside)
-                    if self._uploads:
-                        self._uploads.put_aside(bad, aside.name)
-                    print(f"warning: {error}. It was put aside as {aside.name}; going on from step {step}")
+                    name = self._set_aside(damaged_step)
+                    print(f"warning: {error}. It was renamed to {name}; resuming from step {step}")
             if damaged:
                 barrier()
                 self._manager.reload()
             return state
-        raise damaged[0][1] if damaged else UserError(f"{self._named} holds no checkpoint that was saved whole")
+        raise damaged[0][1] if damaged else UserError(f"{self._name} holds no complete checkpoint")
+
+    def _set_aside(self, step: int) -> str:
+        """Renames a damaged checkpoint, and returns its new name."""
+        name, number = f"damaged-{step}", 0
+        while (self._path / name).exists():
+            number += 1
+            name = f"damaged-{step}-{number}"
+        if (self._path / str(step)).exists():  # a checkpoint in a bucket may have no local copy
+            (self._path / str(step)).rename(self._path / name)
+        if self._uploads:
+            self._uploads.set_aside(step, name)
+        return name
 
     def restore(self, abstract: State, step: int) -> State:
         """Reads a checkpoint into the shapes and shardings of `abstract`.
 
         Raises:
-          Damaged: if the checkpoint holds other parameters, or another step than it says, or a bit of an array is
-            not as it was saved.
+          Damaged: if it holds other parameters or another step, or an array differs from what was saved in any bit.
         """
-        state, position = self._read(abstract._asdict(), step)
-        counts = [int(x) for x in jax.tree.leaves(state["optimizer"]) if x.ndim == 0]
-        if position != step or any(count != step for count in counts):
-            raise self._damaged(step, f"data position {position}, optimizer counts {counts}")
-        return State(**state)
+        stored = self._read(abstract._asdict(), step)
+        counts = [int(x) for x in jax.tree.leaves(stored.fields["optimizer"]) if x.ndim == 0]
+        if stored.position != step or any(count != step for count in counts):
+            raise self._damaged(step, f"data position {stored.position}, optimizer counts {counts}")
+        return State(**stored.fields)
 
     def restore_weights(self, abstract: State, step: int) -> State:
-        """Reads a checkpoint without the optimizer's state, which stays on disk; its place is `optax.EmptyState()`.
+        """Reads a checkpoint without the state of the optimizer, in whose place is `optax.EmptyState()`.
 
         Raises:
           Damaged: as `restore`.
         """
         wanted = {name: getattr(abstract, name) for name in ("step", "params", "frozen")}
-        return State(**self._read(wanted, step)[0], optimizer=optax.EmptyState())
+        return State(**self._read(wanted, step).fields, optimizer=optax.EmptyState())
 
-    def _read(self, wanted: dict[str, Any], step: int) -> tuple[dict[str, Any], int]:
-        """Fields of a state, and the data position; in all processes, each of which reads its own parts."""
-        restored, told, reason = run_on_all(lambda: self._try(wanted, step))
-        # Of damage all must know before they compute something together.
-        if reason := any_of_all(reason):
+    def _read(self, wanted: dict[str, Any], step: int) -> _Stored:
+        """Fields of a state with their metadata, verified; runs in all processes, each of which reads its shards."""
+        stored = run_on_all(lambda: self._try_read(wanted, step))
+        # All processes must know of damage before they compute checksums together.
+        damage = first_message(stored.damage)
+        if damage:
             raise Damaged(
-                f"{self._named}/{step} does not fit this experiment or is damaged ({reason}): take an older one, or a "
+                f"{self._name}/{step} does not fit this experiment or is damaged ({damage}): take an older one, or a "
                 "copy of it"
             )
-        if int(restored["step"]) != step:
-            raise self._damaged(step, f"it holds step {int(restored['step'])}")
-        for name, found in fetch_checksums(restored).items():
-            if told["checksums"].get(name) != found:
-                raise self._damaged(step, f"the checksum of {name} is {found}, and was {told['checksums'].get(name)}")
-        return restored, told["position"]
+        if int(stored.fields["step"]) != step:
+            raise self._damaged(step, f"it holds step {int(stored.fields['step'])}")
+        for name, checksum in fetch_checksums(stored.fields).items():
+            expected = stored.checksums.get(name)
+            if checksum != expected:
+                raise self._damaged(step, f"the checksum of {name} is {checksum}, and was {expected}")
+        return stored
 
-    def _try(self, wanted: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any], str]:
-        """Fields of a state, what is told of them, and "" or what is damaged.
+    def _try_read(self, wanted: dict[str, Any], step: int) -> _Stored:
+        """Reads the files of a checkpoint; damage is returned, not raised.
 
-        Orbax' handler is called without its manager, whose barriers would leave the other processes waiting for one
-        that met a damaged file.
+        Orbax' handler is called without its manager, whose barriers would block the other processes if one of them
+        fails on a damaged file.
         """
         try:
-            return *self._files(wanted, step), ""
+            return self._read_files(wanted, step)
         except Exception as error:  # Orbax and TensorStore raise plain Exceptions of many kinds
-            if _not_of_the_file(error):
+            if _is_environment_error(error):
                 raise
-            return {}, {}, (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            return _Stored({}, 0, {}, (str(error).strip().splitlines() or [type(error).__name__])[0][:200])
 
-    def _files(self, wanted: dict[str, Any], step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _read_files(self, wanted: dict[str, Any], step: int) -> _Stored:
         ocp, path = self._ocp, self._path / str(step)
         if self._uploads and self._uploads.fetch(step):
             self._manager.reload()
         with closing(ocp.PyTreeCheckpointHandler()) as handler:
-            # A partial restore passes over what either side lacks: that is compared here.
-            stored = handler.metadata(path / "state").tree
-            there, here = _shapes({name: stored.get(name) for name in wanted}), _shapes(wanted)
-            for name in sorted(there | here):
-                if there.get(name) != here.get(name):
-                    raise ValueError(f"{name} has shape {there.get(name)} there and {here.get(name)} here")
+            # A partial restore ignores what either side lacks, so names and shapes are compared here.
+            tree = handler.metadata(path / "state").tree
+            saved, expected = _shapes({name: tree.get(name) for name in wanted}), _shapes(wanted)
+            for name in sorted(saved | expected):
+                if saved.get(name) != expected.get(name):
+                    raise ValueError(f"{name} has shape {saved.get(name)}, expected {expected.get(name)}")
             args = ocp.args.PyTreeRestore(
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             )
-            restored = handler.restore(path / "state", args=args)
-            told = json.loads((path / "data" / "metadata").read_text())
-            return restored, {"position": int(told["position"]), "checksums": dict(told["checksums"])}
+            fields = handler.restore(path / "state", args=args)
+            metadata = json.loads((path / "data" / "metadata").read_text())
+            return _Stored(fields, int(metadata["position"]), dict(metadata["checksums"]))
 
     def _damaged(self, step: int, reason: str) -> Damaged:
-        return Damaged(f"{self._named}/{step} is damaged ({reason}): take an older one, or a copy of it")
-
-    @contextmanager
-    def _reached(self) -> Iterator[None]:
-        """Says of what Orbax raises that a bucket is meant, where it writes to one."""
-        try:
-            yield
-        except Exception as error:
-            where = url_of(self._folder)
-            if where is None or self._uploads:
-                raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UserError(
-                f"{where}/checkpoints cannot be written or listed ({reason}): the account must be allowed to, and to "
-                "ask for the bucket itself (storage.buckets.get); the same command takes up what is finished"
-            ) from error
+        return Damaged(f"{self._name}/{step} is damaged ({reason}): take an older one, or a copy of it")
 
     def check(self) -> None:
-        """Raises what went wrong with a save in the background, if anything did; waits for none that goes on."""
-        with self._reached():
+        """Raises the error of a background save that has failed; does not wait for those in progress."""
+        with bucket_errors(self._folder):
             self._manager.check_for_errors()
-            # Which the manager's own thread may have asked first, and then keeps the error until it is waited for.
+            # The manager's own thread may have consumed the error, which then shows only on waiting.
             if not self._manager.is_saving_in_progress():
                 self._manager.wait_until_finished()
         if self._uploads:
-            self._uploads.follow()
+            self._uploads.start_new()
 
     def wait(self) -> None:
-        """Returns once every started save is on disk; raises what went wrong in the background."""
-        with self._reached():
+        """Blocks until every started save is complete; raises errors of background saves."""
+        with bucket_errors(self._folder):
             self._manager.wait_until_finished()
         if self._uploads:
             self._uploads.wait()
 
     def close(self) -> None:
-        """Waits and frees the manager's threads."""
+        """Waits, then ends the background threads."""
         self._manager.close()
         if self._uploads:
             try:
@@ -221,12 +227,12 @@ class Checkpoints:
                 self._uploads.close()
 
 
-def _not_of_the_file(error: Exception) -> bool:
-    """Whether an error tells of the machine, the network or the account, and nothing against a checkpoint."""
-    if isinstance(error, FileNotFoundError | Missing | Short):
+def _is_environment_error(error: Exception) -> bool:
+    """Whether an error is due to machine, network or account rather than to the checkpoint."""
+    if isinstance(error, FileNotFoundError | MissingObject | IncompleteObject):
         return False
-    passing = "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|ABORTED|CANCELLED"
-    return isinstance(error, OSError | MemoryError | UserError) or re.search(passing, str(error)) is not None
+    status = "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|ABORTED|CANCELLED"
+    return isinstance(error, OSError | MemoryError | UserError) or re.search(status, str(error)) is not None
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -236,21 +242,21 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def checksums(tree: Any) -> Any:
     """The sum of each array's bits modulo 2^32, in words of the size of its elements: uint32 [].
 
-    It does not depend on how an array is sharded, and any single flipped bit changes it.
+    It is independent of the sharding, and any single flipped bit changes it.
     """
 
-    def summed(x: jax.Array) -> jax.Array:
+    def checksum(x: jax.Array) -> jax.Array:
         words = jax.lax.bitcast_convert_type(x, {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32))
         return jnp.sum(words, dtype=jnp.uint32)
 
-    return jax.tree.map(summed, tree)
+    return jax.tree.map(checksum, tree)
+
+
+_CHECKSUMS = jax.jit(checksums)
 
 
 def fetch_checksums(tree: Any) -> dict[str, int]:
     """The checksum of each array of a tree, by its dotted name."""
     tree = tree._asdict() if isinstance(tree, State) else tree
-    found = jax.device_get(_SUMS(flat_by_name(tree)))
-    return {name: int(np.asarray(value)) for name, value in found.items()}
-
-
-_SUMS = jax.jit(checksums)
+    sums = jax.device_get(_CHECKSUMS(flat_by_name(tree)))
+    return {name: int(np.asarray(value)) for name, value in sums.items()}

@@ -1,4 +1,4 @@
-"""A run on several processes: how they find each other, and how they stay together."""
+"""Runs on several processes: connecting them, barriers, and messages between them."""
 
 import importlib.util
 import os
@@ -17,39 +17,39 @@ from selfflow.progress import Progress
 
 T = TypeVar("T")
 
-_PATIENCE = 7 * 24 * 3600  # seconds that processes wait for each other: for data to be encoded, say
+_BARRIER_SECONDS = 7 * 24 * 3600  # long, as the other processes wait while one of them encodes data
 _MESSAGE_BYTES = 2048
-_GRACE = 2.0
-_number = count()
+_GRACE_SECONDS = 2.0
+_barrier_number = count()
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Flags of a run on several processes, for where its surroundings (Cloud TPU, GKE, Slurm, Open MPI) do not tell."""
+    """Flags of a run on several processes; not needed on Cloud TPU, GKE, Slurm and Open MPI, which are detected."""
 
     coordinator: str = ""
-    """HOST:PORT of process 0, which the others reach it by."""
+    """HOST:PORT of process 0, at which the others reach it."""
     processes: int | None = None
     """Number of processes."""
     process: int | None = None
     """Number of this one, from 0."""
 
     def __post_init__(self):
-        given = [bool(self.coordinator), self.processes is not None, self.process is not None]
-        if any(given) and not all(given):
+        flags = [bool(self.coordinator), self.processes is not None, self.process is not None]
+        if any(flags) and not all(flags):
             raise UserError("coordinator, processes and process go together: give all three, or none of them")
-        if all(given) and not (self.processes >= 1 and 0 <= self.process < self.processes):
+        if all(flags) and not (self.processes >= 1 and 0 <= self.process < self.processes):
             raise UserError(f"process is {self.process} of {self.processes} processes: they are counted from 0")
         if self.coordinator and not self.coordinator.rpartition(":")[2].isdigit():
             raise UserError(f"coordinator is {self.coordinator!r}: give HOST:PORT")
 
-    def join(self) -> None:
-        """Connects this process with the others, if there are any; to be called before any device is touched.
+    def connect(self) -> None:
+        """Connects this process to the others, if there are any; must be called before any device is used.
 
         Raises:
           UserError: if they cannot be reached.
         """
-        if not self.coordinator and not _surrounded():
+        if not self.coordinator and not _launched_together():
             return
         try:
             if self.coordinator:
@@ -58,24 +58,24 @@ class Processes:
                 jax.distributed.initialize()
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            where = self.coordinator or "as the environment tells them"
+            where = self.coordinator or "from the environment"
             raise UserError(
-                f"the processes of this run ({where}) do not find each other ({reason}): start all of them with "
+                f"the processes of this run ({where}) cannot connect ({reason}): start all of them with "
                 "--coordinator HOST:PORT --processes N --process I"
             ) from error
         Progress.silent = not is_primary()
 
 
-def _surrounded() -> bool:
-    """Whether the environment tells of several processes, or this is a TPU host, which may be one of several."""
+def _launched_together() -> bool:
+    """Whether a launcher has started several processes, or this is a TPU host, which may be one of several."""
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if int(os.environ.get(name) or 1) > 1:
             return True
-    # GKE names the hosts of a slice, and the slices where there are more; its lone hosts are called localhost.
+    # GKE lists the hosts of a slice, and the number of slices if there are several; a lone host is called localhost.
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES") or ""
     if "," in hosts or int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
         return True
-    # JAX sets the variable where there is no TPU, and GKE always; on a lone TPU host the processes are one.
+    # JAX sets the variable where there is no TPU, and GKE always; on a lone TPU host there is one process.
     return importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
@@ -84,35 +84,38 @@ def is_multiprocess() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def abort(status: int) -> None:
-    """Ends a process of several at once, after an error that the others may not share.
-
-    Python's way out would wait for all of them, and they would wait for this one.
-    """
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.flush()
-    if is_primary():
-        time.sleep(_GRACE)  # the others end with the coordinator, which is here: let them say what they have to say
-    os._exit(status)
-
-
 def is_primary() -> bool:
-    """Whether this is process 0, which alone writes metrics and speaks."""
+    """Whether this is process 0, which alone writes metrics and prints."""
     return jax.process_index() == 0
 
 
+def abort(status: int) -> None:
+    """Ends this process at once, after an error that the other processes may not have.
+
+    A regular exit of Python would wait for the others, and they for this one.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    if is_primary():
+        # The coordinator runs in this process, and the others end with it: let them print their errors first.
+        time.sleep(_GRACE_SECONDS)
+    os._exit(status)
+
+
 def barrier() -> None:
-    """Returns once all processes have come here."""
+    """Blocks until all processes have reached this call."""
     if is_multiprocess():
         from orbax.checkpoint import multihost
 
-        # At a barrier of the coordinator: one over devices would give up on a slow process after half a minute on CPUs.
+        # A barrier of the coordinator: one over devices would time out on a slow process after 30 seconds on CPUs.
         everyone = set(range(jax.process_count()))
-        multihost.sync_global_processes(f"selfflow-{next(_number)}", timeout=_PATIENCE, processes=everyone)
+        name = f"selfflow-{next(_barrier_number)}"
+        multihost.sync_global_processes(name, timeout=_BARRIER_SECONDS, processes=everyone)
 
 
 def run_on_all(work: Callable[[], T]) -> T:
-    """Does `work` in every process; a `UserError` in any of them is raised in all."""
+    """Calls `work` in every process; a `UserError` in any of them is raised in all."""
     result, message = None, ""
     try:
         result = work()
@@ -120,27 +123,30 @@ def run_on_all(work: Callable[[], T]) -> T:
         if not is_multiprocess():
             raise
         message = str(error)
-    for number, text in enumerate(_of_all(message)):
+    for number, text in enumerate(_gather_text(message)):
         if text:
             raise UserError(f"process {number}: {text}")
     return result
 
 
-def any_of_all(message: str) -> str:
-    """The first message that is not empty, of all processes."""
-    return next(filter(None, _of_all(message)), "")
+def first_message(message: str) -> str:
+    """The first message of all processes that is not empty, or ""."""
+    for text in _gather_text(message):
+        if text:
+            return text
+    return ""
 
 
 def primary_first(work: Callable[[], T]) -> T:
-    """Does `work` in process 0 and then in all others, which find what it left on a disk that they share."""
+    """Calls `work` in process 0 and then in all others, which can use the files it wrote on a shared disk."""
     if not is_multiprocess():
         return work()
-    done = run_on_all(lambda: work() if is_primary() else None)
-    return run_on_all(lambda: done if is_primary() else work())
+    result = run_on_all(lambda: work() if is_primary() else None)
+    return run_on_all(lambda: result if is_primary() else work())
 
 
 def broadcast(tree: T) -> T:
-    """A tree of arrays as process 0 has it."""
+    """The arrays of process 0, in all processes."""
     if not is_multiprocess():
         return tree
     from jax.experimental import multihost_utils
@@ -150,21 +156,22 @@ def broadcast(tree: T) -> T:
 
 
 def check_agreed(value: T, what: str) -> T:
-    """`value`, which all processes must have alike.
+    """Returns `value`, which must be the same in all processes.
 
     Raises:
-      UserError: if they do not.
+      UserError: if it is not.
     """
-    if len(found := set(_of_all(repr(value)))) > 1:
-        told = " and ".join(sorted(found)[:2])
+    values = sorted(set(_gather_text(repr(value))))
+    if len(values) > 1:
         raise UserError(
-            f"the processes differ in {what} ({told}): give all of them the same experiment, --workdir and --data-dir"
+            f"the processes differ in {what} ({' and '.join(values[:2])}): give all of them the same experiment, "
+            "--workdir and --data-dir"
         )
     return value
 
 
-def _of_all(text: str) -> list[str]:
-    """What every process says, process 0 first."""
+def _gather_text(text: str) -> list[str]:
+    """The texts of all processes in their order, each cut to `_MESSAGE_BYTES`."""
     if not is_multiprocess():
         return [text]
     from jax.experimental import multihost_utils

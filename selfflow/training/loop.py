@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from selfflow.errors import Interrupted, UserError
+from selfflow.errors import Interrupted, UserError, check_at_least
 from selfflow.progress import Progress
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import MetricsLog
@@ -34,11 +34,7 @@ class Cadence:
     """Steps between evaluations of samples of the EMA (`evaluation`); none for never."""
 
     def __post_init__(self):
-        for name in ("log_every", "checkpoint_every", "keep_last"):
-            if getattr(self, name) < 1:
-                raise UserError(f"cadence.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.evaluate_every is not None and self.evaluate_every < 1:
-            raise UserError(f"cadence.evaluate_every is {self.evaluate_every}: give at least 1, or None for never")
+        check_at_least(self, "cadence.", log_every=1, checkpoint_every=1, keep_last=1, evaluate_every=1)
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise UserError(
                 f"cadence.keep_every is {self.keep_every}: give a multiple of checkpoint_every {self.checkpoint_every}"
@@ -55,8 +51,7 @@ class Limits:
     """Seconds without the end of a step, compilation included, after which the stacks of all threads are printed."""
 
     def __post_init__(self):
-        if self.max_skipped_steps < 1:
-            raise UserError(f"limits.max_skipped_steps is {self.max_skipped_steps}: it must be at least 1")
+        check_at_least(self, "limits.", max_skipped_steps=1)
         if not 0 < self.hang_timeout < 1e6:
             raise UserError(f"limits.hang_timeout is {self.hang_timeout}: give seconds, above 0 and below a million")
 

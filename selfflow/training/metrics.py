@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON object a step, and the same for TensorBoard; and the steps that were skipped."""
+"""The metrics of a run: one JSON object a step, a TensorBoard copy of them, and the steps that were skipped."""
 
 import json
 import math
@@ -16,46 +16,46 @@ TIMINGS = ("seconds", "waiting", "tokens_per_second")
 class MetricsLog:
     """Writes `metrics.jsonl`, `skipped.jsonl` and the TensorBoard events of a run folder.
 
-    `metrics.jsonl` is the truth; events are made from it anew whenever a run is taken up, so that
-    every step stands once in both. A number that is not finite is null there, which keeps it JSON, and
-    stands in no event. The event of a step has the pictures and sounds in `evaluations/step_N`, too.
+    `metrics.jsonl` is authoritative: events are written again from it whenever a run is resumed, so that every step
+    occurs once in both. A value that is not finite is null in JSON and absent from the events. The event of a step
+    includes the images and audio in `evaluations/step_N`.
 
     Args:
       folder: the run folder.
-      step: the step that the run is taken up at; later rows and pictures, and a row cut off by a crash, go away.
+      step: the step that the run resumes from; later rows and evaluations, and a row that a crash cut off, are removed.
     """
 
     def __init__(self, folder: Path, step: int):
         self.path, self.skipped = folder / "metrics.jsonl", folder / "skipped.jsonl"
         self._folder = folder
-        rows = _cut(self.path, step)
+        rows = _remove_after(self.path, step)
         self._file = self.path.open("a")
         if self.skipped.exists():
-            _cut(self.skipped, step)
-        for later in (folder / EVALUATIONS).glob("step_*"):
-            number = later.name.removeprefix("step_")
-            if later.is_dir() and number.isdigit() and int(number) > step:
-                shutil.rmtree(later)
+            _remove_after(self.skipped, step)
+        for evaluation in (folder / EVALUATIONS).glob("step_*"):
+            number = evaluation.name.removeprefix("step_")
+            if evaluation.is_dir() and number.isdigit() and int(number) > step:
+                shutil.rmtree(evaluation)
         self._events = None
         for events in (folder / "tensorboard").glob("events.out.tfevents.*"):
             events.unlink()
         for row in rows:
-            self._event(row)
+            self._write_event(row)
 
     def write(self, row: dict) -> None:
         """Appends a row; it must have the key `step`."""
         self._file.write(_line(row))
-        self._event(row)
+        self._write_event(row)
 
     def skip(self, row: dict) -> None:
-        """Appends a row to `skipped.jsonl`, which is made with the first; it must have the key `step`."""
+        """Appends a row to `skipped.jsonl`, which exists from the first one on; it must have the key `step`."""
         with self.skipped.open("a") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
 
-    def _event(self, row: dict) -> None:
-        # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run then waits for it for ever.
+    def _write_event(self, row: dict) -> None:
+        # Not tensorboardX's SummaryWriter: its thread dies on a full disk, and the run would wait for it for ever.
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.record_writer import RecordWriter
@@ -65,17 +65,16 @@ class MetricsLog:
             folder.mkdir(exist_ok=True)
             self._events = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.0f}.{os.getpid()}"))
             self._events.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        values = [
-            Summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if name != "step" and isinstance(value, int | float) and math.isfinite(value)
-        ]
-        values += _shown(self._folder / EVALUATIONS / f"step_{row['step']}")
+        values = []
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                values.append(Summary.Value(tag=name, simple_value=value))
+        values += _media_values(self._folder / EVALUATIONS / f"step_{row['step']}")
         event = Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
         self._events.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Makes all rows durable."""
+        """Writes all rows to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._events is not None:
@@ -89,8 +88,8 @@ class MetricsLog:
             self._events.close()
 
 
-def _shown(folder: Path) -> list:
-    """The pictures and sounds that an evaluation left, as they are, for TensorBoard."""
+def _media_values(folder: Path) -> list:
+    """The images and audio of an evaluation as values of a TensorBoard event."""
     import soundfile
     from PIL import Image
     from tensorboardX.proto.summary_pb2 import Summary
@@ -101,44 +100,46 @@ def _shown(folder: Path) -> list:
             with Image.open(path) as page:
                 width, height = page.size
         except OSError:
-            continue  # cut off by a crash: a picture is no reason not to go on
-        shown = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
-        values.append(Summary.Value(tag=f"samples/{path.stem}", image=shown))
+            continue  # a crash cut it off; metrics do not depend on it
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
+        values.append(Summary.Value(tag=f"samples/{path.stem}", image=image))
     for path in sorted(folder.glob("*.wav")):
         try:
-            told = soundfile.info(path)
+            info = soundfile.info(path)
         except soundfile.LibsndfileError:
             continue
-        shown = Summary.Audio(
-            sample_rate=told.samplerate,
-            num_channels=told.channels,
-            length_frames=told.frames,
+        audio = Summary.Audio(
+            sample_rate=info.samplerate,
+            num_channels=info.channels,
+            length_frames=info.frames,
             encoded_audio_string=path.read_bytes(),
             content_type="audio/wav",
         )
-        values.append(Summary.Value(tag=f"samples/{path.stem}", audio=shown))
+        values.append(Summary.Value(tag=f"samples/{path.stem}", audio=audio))
     return values
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """All rows of a run's metrics, oldest first; a last line that a crash cut off is left out."""
-    return _rows(folder / "metrics.jsonl")
+    """All rows of a run's metrics, oldest first, without a last line that a crash cut off."""
+    return _read_rows(folder / "metrics.jsonl")
 
 
 def _line(row: dict) -> str:
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    finite = {}
+    for name, value in row.items():
+        finite[name] = None if isinstance(value, float) and not math.isfinite(value) else value
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def _cut(path: Path, step: int) -> list[dict]:
-    """Takes the rows after a step out of a file, and returns the others."""
-    rows = [row for row in _rows(path) if row["step"] <= step]
+def _remove_after(path: Path, step: int) -> list[dict]:
+    """Removes the rows after a step from a file, and returns the others."""
+    rows = [row for row in _read_rows(path) if row["step"] <= step]
     with atomic_write(path, durable=True) as partial:
         partial.write_text("".join(map(_line, rows)))
     return rows
 
 
-def _rows(path: Path) -> list[dict]:
+def _read_rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
     rows = []
@@ -146,6 +147,6 @@ def _rows(path: Path) -> list[dict]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            break  # only the end of the file can be cut off; what follows it was never written
+            break  # only the end of the file can be cut off, and nothing was written after it
         rows.append(row)
     return rows

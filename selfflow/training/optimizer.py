@@ -1,4 +1,4 @@
-"""AdamW with clipping, warm-up and a constant or cosine rate."""
+"""AdamW with gradient clipping, warm-up and a constant or cosine learning rate."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Literal
 
 import optax
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_above_zero, check_at_least, check_fraction
 
 
 def learning_rate_for(steps: int) -> float:
-    """1e-4 from 400 000 steps on, and for shorter runs more, up to 2e-3."""
+    """min(2e-3, 1e-4 sqrt(400 000 / steps)), but at least 1e-4."""
     return min(2e-3, 1e-4 * max(1.0, 400_000 / steps) ** 0.5)
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """The settings of arXiv 2603.06507 are the defaults, except where a short run needs others."""
+    """AdamW; defaults are those of arXiv 2603.06507, except where short runs need others."""
 
     learning_rate: float | None = None
     """Peak rate; by default min(2e-3, 1e-4 sqrt(400 000 / steps)), and at least 1e-4: the paper's is for 4 M steps, and
@@ -34,31 +34,26 @@ class AdamW:
     warmup_steps: int | None = 0
     """Steps in which the rate rises linearly from 0; none means a twentieth of the run's length."""
     decay: Literal["constant", "cosine"] = "constant"
-    """What the rate does after the warm-up."""
+    """Schedule of the rate after the warm-up."""
     decay_steps: int | None = None
     """Step at which a cosine reaches 0; by default the run's length."""
     accumulate: int = 1
     """Parts that a batch is split into; the gradient equals that of the whole batch."""
 
     def __post_init__(self):
-        for name in ("learning_rate", "clip", "epsilon"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}: it must be above 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optimizer.{name} is {getattr(self, name)}: give a number from 0 to below 1")
-        if self.accumulate < 1 or (self.warmup_steps or 0) < 0:
-            raise UserError("optimizer.accumulate must be at least 1 and optimizer.warmup_steps at least 0")
+        check_above_zero(self, "optimizer.", "learning_rate", "clip", "epsilon")
+        check_fraction(self, "optimizer.", "beta1", "beta2", below_one=True)
+        check_at_least(self, "optimizer.", accumulate=1, warmup_steps=0)
 
-    def resolved(self, steps: int, like: "AdamW | None" = None) -> "AdamW":
-        """The same with rate and lengths that follow from the run's length filled in, or taken from `like`."""
+    def resolved(self, steps: int, previous: "AdamW | None" = None) -> "AdamW":
+        """A copy whose rate and lengths are filled in, from the run's length or from `previous` on resuming."""
         rate, warmup, decay = self.learning_rate, self.warmup_steps, self.decay_steps
         if rate is None:
-            rate = like.learning_rate if like else learning_rate_for(steps)
+            rate = previous.learning_rate if previous else learning_rate_for(steps)
         if warmup is None:
-            warmup = like.warmup_steps if like else steps // 20
+            warmup = previous.warmup_steps if previous else steps // 20
         if decay is None and self.decay == "cosine":
-            decay = like.decay_steps if like else steps
+            decay = previous.decay_steps if previous else steps
         return dataclasses.replace(self, learning_rate=rate, warmup_steps=warmup, decay_steps=decay)
 
     def schedule(self) -> optax.Schedule:

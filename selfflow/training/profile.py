@@ -1,4 +1,4 @@
-"""A trace of some steps of a run, for XProf or TensorBoard's profile plugin."""
+"""Traces of some steps of a run, for XProf or TensorBoard's profile plugin."""
 
 import re
 from dataclasses import dataclass
@@ -13,44 +13,44 @@ from selfflow.training.distributed import is_primary
 
 @dataclass(frozen=True)
 class Profile:
-    """Which steps are traced; may change while a run goes on."""
+    """Which steps are traced; may differ when a run is resumed."""
 
     steps: str = ""
     """FIRST:END, steps counted from 1, without END: `10:15` traces steps 10 to 14 into RUN/profile; empty for none."""
 
     def __post_init__(self):
-        self.wanted()
+        self.step_range()
 
-    def wanted(self) -> range:
+    def step_range(self) -> range:
         """The numbers of the steps to trace."""
         if not self.steps:
             return range(0)
-        found = re.fullmatch(r"(\d+):(\d+)", self.steps, re.ASCII)
-        begin, end = map(int, found.groups()) if found else (0, 0)
-        if not 1 <= begin < end:
+        match = re.fullmatch(r"(\d+):(\d+)", self.steps, re.ASCII)
+        first, end = map(int, match.groups()) if match else (0, 0)
+        if not 1 <= first < end:
             raise UserError(
                 f"profile.steps is {self.steps!r}: write FIRST:END, two steps counted from 1, the first below the "
                 "second, such as 10:15 for the steps 10 to 14"
             )
-        return range(begin, end)
+        return range(first, end)
 
 
 class Trace:
-    """Traces steps of a run that does steps `start` + 1 to `steps`.
+    """Traces steps of a run that computes steps `start` + 1 to `steps`.
 
     Args:
-      profile: which; those that the run has already done are left out, and a line says so.
-      folder: the run folder; the trace goes to its `profile`.
-      start, steps: finished and wanted number of steps.
+      profile: which steps; those that the run has already computed are left out, and a line is printed.
+      folder: the run folder; the trace is written to its folder `profile`.
+      start, steps: number of finished steps, and of steps in all.
     """
 
     def __init__(self, profile: Profile, folder: Path, start: int, steps: int):
-        wanted = profile.wanted()
-        self._steps = range(max(wanted.start, start + 1), min(wanted.stop, steps + 1))
+        requested = profile.step_range()
+        self._steps = range(max(requested.start, start + 1), min(requested.stop, steps + 1))
         self._folder, self._running, self._last = folder / "profile", False, 0
-        if len(self._steps) < len(wanted) and is_primary():
+        if len(self._steps) < len(requested) and is_primary():
             what = f"steps {self._steps[0]} to {self._steps[-1]}" if self._steps else "nothing"
-            print(f"profile.steps {profile.steps}: traces {what}, for the run is at step {start}")
+            print(f"profile.steps {profile.steps}: traces {what}, as the run is at step {start}")
 
     def before(self, step: int) -> None:
         """Starts the trace before the first of its steps."""
@@ -59,14 +59,14 @@ class Trace:
             self._running = True
 
     def after(self, step: int, results: Any) -> None:
-        """Ends the trace after the last of its steps, once that has been computed."""
+        """Ends the trace after the last of its steps, once its results have been computed."""
         self._last = step
         if self._steps and step == self._steps[-1]:
             jax.block_until_ready(results)
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is running, and writes it."""
+        """Ends and writes a trace in progress."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

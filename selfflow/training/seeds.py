@@ -1,4 +1,4 @@
-"""What a run draws its random numbers from."""
+"""Seeds of the random numbers of a run."""
 
 from dataclasses import dataclass
 

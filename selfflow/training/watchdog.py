@@ -1,4 +1,4 @@
-"""A run that stands still says where: the stacks of all its threads, and then it goes on."""
+"""Stack traces of a run that makes no progress."""
 
 import faulthandler
 import sys
@@ -10,43 +10,43 @@ from contextlib import contextmanager
 
 @contextmanager
 def dump_stacks_when_stalled(seconds: float) -> Iterator[Callable[[], None]]:
-    """Prints the stacks of all threads to stderr whenever nothing was done for a time.
+    """Prints the stacks of all threads to stderr whenever no work has ended for some time; the work continues.
 
     Args:
-      seconds: for how long; one more between two prints.
+      seconds: time without progress before the first print; later ones follow every `seconds` + 1.
 
     Yields:
-      What to call after each piece of work.
+      A function to call after each piece of work.
     """
     ended, last = threading.Event(), time.monotonic()
 
     def done() -> None:
         nonlocal last
         last = time.monotonic()
-        # By a thread without Python, which also speaks where Python's lock is what stands still. The line above the
-        # stacks comes a second before them.
+        # faulthandler uses a thread without Python, which also prints while something holds Python's global lock. The
+        # line of `announce` comes one second before the stacks.
         faulthandler.dump_traceback_later(seconds + 1, repeat=True, file=sys.__stderr__)
 
     def announce() -> None:
-        since, told = last, 0
-        while not ended.wait(max(0.0, since + seconds + told * (seconds + 1) - time.monotonic())):
-            if since != last:
-                since, told = last, 0
+        since, prints = last, 0
+        while not ended.wait(max(0.0, since + seconds + prints * (seconds + 1) - time.monotonic())):
+            if since != last:  # there was progress meanwhile
+                since, prints = last, 0
             else:
-                told += 1
-                for_how_long = f"no step has ended for {time.monotonic() - since:.0f} s"
+                prints += 1
                 print(
-                    f"\n{for_how_long}: where every thread is follows, and the run goes on",
+                    f"\nno step has ended for {time.monotonic() - since:.0f} s; the stacks of all threads follow, and "
+                    "the run continues",
                     file=sys.__stderr__,
                     flush=True,
                 )
 
     done()
-    teller = threading.Thread(target=announce, name="stall", daemon=True)
-    teller.start()
+    announcer = threading.Thread(target=announce, name="watchdog", daemon=True)
+    announcer.start()
     try:
         yield done
     finally:
         faulthandler.cancel_dump_traceback_later()
         ended.set()
-        teller.join()
+        announcer.join()

@@ -272,10 +272,14 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
         path.unlink()
     raw = Records.raw
     monkeypatch.setattr(Records, "raw", lambda records, i: broken(records, i, raw))
-    assert len(MediaSource(built, "train", (), data_dir / "indexes").having("image")) == 23
+    assert len(MediaSource(built, "train", (), data_dir / "indexes").indices_with("image")) == 23
     assert not list((data_dir / "indexes").iterdir())
     monkeypatch.undo()
-    assert len(MediaSource(built, "train", (), data_dir / "indexes").having("image")) == 24
+    assert len(MediaSource(built, "train", (), data_dir / "indexes").indices_with("image")) == 24
     monkeypatch.setattr(Records, "raw", None)
     source = MediaSource(built, "train", (), data_dir / "indexes")
-    assert source.id(0) == "train-000000" and len(source.having("audio")) == 24 and not len(source.having("depth"))
+    assert (
+        source.id(0) == "train-000000"
+        and len(source.indices_with("audio")) == 24
+        and not len(source.indices_with("depth"))
+    )

@@ -240,7 +240,7 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
     latents = encode(built, fitted, experiment.modalities(), None, tmp_path, records_per_shard=20)
     made = latents.manifest["modalities"]["image"]
     assert made["latent"] == [8, 8, 4] and "path" not in made["autoencoder"] and made["fitted_on"] == {}
-    source, record = latents.source("train"), built.records("train")[3]
+    source, record = latents.open_split("train"), built.records("train")[3]
     mean, std = fitted["image"].autoencoder().encode_distribution(record["image"][None])
     np.testing.assert_allclose(source[3]["image"], mean[0], atol=2e-3)
     np.testing.assert_allclose(source[3]["image.std"], std[0], rtol=2e-3, atol=2e-3)

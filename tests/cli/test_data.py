@@ -36,11 +36,11 @@ def test_help_and_mistakes(capsys):
     for arguments in (
         [],
         ["--help"],
-        *([action, "--help"] for action in ("list", "build", "show", "verify", "forget")),
+        *([action, "--help"] for action in ("list", "build", "show", "verify", "delete")),
     ):
         code, out, _ = run(capsys, *arguments)
         assert code == 0 and "example" in out and "selfflow data " in out
-    for action, flag in (("show", "--count"), ("forget", "--ids"), ("verify", "--train-clips")):
+    for action, flag in (("show", "--count"), ("delete", "--ids"), ("verify", "--train-clips")):
         code, out, _ = run(capsys, action, "collisions", "--help")
         assert code == 0 and flag in out and "example: selfflow data " + action in out and "--data-dir" in out
     for arguments, words in (
@@ -49,7 +49,7 @@ def test_help_and_mistakes(capsys):
         (["build", "media:other"], "media:other"),
     ):
         assert mentions(words).search(refusal(capsys, "data", *arguments))
-    code, out, err = run(capsys, "forget", "collisions")
+    code, out, err = run(capsys, "delete", "collisions")
     assert code == 2 and mentions("--ids").search(out + err)
 
 
@@ -58,7 +58,7 @@ def test_a_tfds_name_goes_to_its_settings(capsys, folder):
     assert mentions("tfds.name no_such_set/of:1.0.0").search(line)
 
 
-def test_build_list_show_verify_and_forget(capsys, folder, tmp_path):
+def test_build_list_show_verify_and_delete(capsys, folder, tmp_path):
     code, out, _ = run(capsys, "list", "--data-dir", folder)
     assert code == 0 and all("not built" in line for line in out.splitlines()[:6])
     where = ["--data-dir", folder, *SMALL]
@@ -79,12 +79,12 @@ def test_build_list_show_verify_and_forget(capsys, folder, tmp_path):
     assert code == 0 and mentions("11 records").search(out) and "remedy" not in out
     ids = tmp_path / "ids.txt"
     ids.write_text("train-000001\nnobody-000000\n")
-    code, out, _ = run(capsys, "forget", "collisions", "--ids", ids, *where)
+    code, out, _ = run(capsys, "delete", "collisions", "--ids", ids, *where)
     assert code == 0 and mentions("train 1 2 ids nobody-000000 absent").search(out)
-    code, out, _ = run(capsys, "forget", "collisions", "--ids", ids, *where)
+    code, out, _ = run(capsys, "delete", "collisions", "--ids", ids, *where)
     assert code == 0 and mentions("2 ids absent").search(out) and "train 1" not in out
     ids.write_text("nobody-000000\n")
-    line = refusal(capsys, "data", "forget", "collisions", "--ids", ids, *where)
+    line = refusal(capsys, "data", "delete", "collisions", "--ids", ids, *where)
     assert mentions("1 ids nobody-000000").search(line)
 
     (shard,) = folder.glob("collisions/*/*/*test*")

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from selfflow.cli import _of_the_system, main
+from selfflow.cli import main
+from selfflow.errors import system_error_message
 from tests.conftest import TINY, mentions
 
 
@@ -128,13 +129,13 @@ def test_a_full_disk_is_named_however_the_error_is_wrapped():
 
     wrapped = ValueError("in a thread")
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl")
-    assert mentions("disk full runs/x/metrics.jsonl").search(_of_the_system(wrapped))
+    assert mentions("disk full runs/x/metrics.jsonl").search(system_error_message(wrapped))
     exhausted = RuntimeError("RESOURCE_EXHAUSTED: write failed: No space left on device")
-    assert mentions("disk full").search(_of_the_system(exhausted))
+    assert mentions("disk full").search(system_error_message(exhausted))
     assert mentions("/x Permission denied").search(
-        _of_the_system(PermissionError(errno.EACCES, "Permission denied", "/x"))
+        system_error_message(PermissionError(errno.EACCES, "Permission denied", "/x"))
     )
-    assert _of_the_system(ValueError("a bug")) is None
+    assert system_error_message(ValueError("a bug")) is None
 
 
 def test_help_is_fast_and_light():

@@ -158,9 +158,9 @@ def test_a_built_set_is_read_without_the_package(built, monkeypatch):
 
 def test_games_that_do_not_serve(tmp_path):
     for game, message in [
-        ("pongg", "no such game; try pong"),
-        ("Ms-Pacman", "no such game; try ms_pacman"),
-        ("../../zzz", "no such game; try pong"),
+        ("pongg", "no such game; did you mean pong"),
+        ("Ms-Pacman", "no such game; did you mean ms_pacman"),
+        ("../../zzz", "no such game; there are"),
         ("combat", "needs two players"),
     ]:
         with pytest.raises(UserError, match=message) as caught:

@@ -24,8 +24,7 @@ from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
 from selfflow.input.mixture import Component
 from selfflow.latents.encode import EncodeShare
-from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder
-from selfflow.latents.precomputed import check_precomputed
+from selfflow.latents.fit_autoencoder import FittedAutoencoder, check_precomputed, fit_autoencoder
 from selfflow.latents.verify import verify_latents
 from selfflow.modality import Modality
 from selfflow.noise import DualTimestep
@@ -75,7 +74,7 @@ def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experim
     feed, raw = prepare_data(experiment.resolved(), tmp_path / "data")
     assert raw == {}  # there are no media
     assert "arrays that latents.json does not tell of were left out: class, foo" in capsys.readouterr().out
-    source_of = feed.latents["mine"].source("train")
+    source_of = feed.latents["mine"].open_split("train")
     found = {source_of.id(i): source_of[i] for i in range(3)}
     assert found.keys() == {"one.npz", "stack.safetensors#0", "stack.safetensors#1"}
     right = lambda x: ((np.moveaxis(np.float32(x), 0, -1) - np.float32(shift)) * np.float32(scale)).astype(np.float16)
@@ -109,7 +108,7 @@ def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_pat
     of_film = streams["video"].coordinates()[:, 0]
     assert of_film[0] == pytest.approx(100 * (1 / 24 - 2 / 24), abs=1e-4)
     feed, _ = prepare_data(experiment, tmp_path / "data")
-    index = feed.latents["mine"].source("train").index
+    index = feed.latents["mine"].open_split("train").index
     assert sorted(index["frames/video"]) == [2, 3] and sorted(index["frames/audio"]) == [6, 10]
 
 

@@ -141,8 +141,8 @@ def test_what_cannot_be(zoo, tmp_path):
         ({"name": ""}, "tfds.name = '': must be NAME"),
         ({"name": "smal_zoo"}, "no such data set; try small_zoo"),
         ({"name": "small_zoo/blue"}, "cannot be prepared here.*tfds build small_zoo/blue --file_format=array_record"),
-        ({"image": "pictur"}, "tfds.image = 'pictur': the data set has no such field; try picture"),
-        ({"caption": "about.txt"}, "no such field; try about.text"),
+        ({"image": "pictur"}, "tfds.image = 'pictur': the data set has no such field; did you mean picture"),
+        ({"caption": "about.txt"}, "no such field; did you mean about.text"),
         ({"label": ("weight",)}, "tfds.label = 'weight': is (Scalar|Tensor), not a whole number"),
         ({"video": "film"}, "source_frames_per_second = 0: set"),
     ]:
@@ -204,7 +204,7 @@ def test_other_forms_and_other_peoples_builders(zoo, tmp_path):
 def test_what_needs_tensorflow_says_so(tmp_path):
     with pytest.raises(UserError, match="No module named 'tensorflow'.*tfds build ucf101/ucf101_1 --file_format"):
         load_builder(Tfds(name="ucf101/ucf101_1"), tmp_path)
-    with pytest.raises(UserError, match="no such data set; try ucf101"):
+    with pytest.raises(UserError, match="no such data set; did you mean ucf101"):
         load_builder(Tfds(name="ucf102"), tmp_path)
 
 

@@ -9,7 +9,8 @@ from safetensors.numpy import save, save_file
 
 from selfflow.input.batches import BatchSource
 from selfflow.input.mixture import Component
-from selfflow.latents.store import Latents, ids_to, shard_name
+from selfflow.latents.ids import encode_ids
+from selfflow.latents.store import Latents, shard_name
 from selfflow.modality import Modality
 
 MODALITIES = {
@@ -52,7 +53,7 @@ def write(
             writer.write(save(each))
         writer.close()
     index = {
-        "id": ids_to([f"{name}-{i}" for i in range(len(records))]),
+        "id": encode_ids([f"{name}-{i}" for i in range(len(records))]),
         "quality": np.asarray(quality if quality is not None else np.ones(len(records)), np.float32),
         "caption": np.array([len(r.get("caption", ())) for r in records], np.int32),
     }
@@ -66,7 +67,7 @@ def write(
     manifest = {
         "dataset": name,
         "fingerprint": "0",
-        "forgotten": [],
+        "deleted": [],
         "shards": {split: [stop - start for start, stop in bounds]},
         "modalities": {
             m: {"identity": "x", "latent": list(x.latent), "period": x.period} for m, x in MODALITIES.items()

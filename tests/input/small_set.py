@@ -48,7 +48,7 @@ class SmallSet(BuiltDataset):
         return "0"
 
     @property
-    def forgotten(self) -> list:
+    def deleted(self) -> list:
         return []
 
     @property

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from selfflow.errors import UserError
+from selfflow.input.batches import LoaderOptions
 from selfflow.input.mixture import Component, Stage
-from selfflow.input.options import LoaderOptions
 from selfflow.latents.store import shard_name
 from tests.conftest import mentions
 from tests.input.made import MODALITIES, feed, numbers, record, write
@@ -252,7 +252,7 @@ def test_a_truncated_shard_stops_the_run_by_name(tmp_path):
 _READER = """
 import multiprocessing, sys, time
 from pathlib import Path
-from selfflow.input.options import LoaderOptions
+from selfflow.input.batches import LoaderOptions
 from tests.input.test_batches import MIXTURE
 from tests.input.made import feed
 

@@ -97,7 +97,7 @@ def test_an_unreadable_other_is_named(tmp_path):
     folder = write(tmp_path / "a", [record(i) for i in range(20)], per_shard=1)
     (folder / shard_name("train", 7, 20)).write_bytes(b"no record")
     component = dataclasses.replace(MATCHED, shuffled=("audio",))
-    from selfflow.input.options import LoaderOptions
+    from selfflow.input.batches import LoaderOptions
 
     made = feed({"a": folder}, {"joint": component}, loader=LoaderOptions(unreadable_share=0.2))
     told = [name for _, facts in made.batches(0, STEPS) for name in facts.get("unreadable", ())]

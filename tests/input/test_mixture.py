@@ -62,18 +62,14 @@ def test_a_curriculum_changes_weights_and_floors_at_its_step():
 @pytest.mark.parametrize(
     "mixture, curriculum, words",
     [
-        ({}, (), "mixture is empty"),
-        (
-            {"a": Component(weight=0.5), "b": Component(weight=0.4)},
-            (),
-            r"mixture.\*.weight must sum to 1, not 0.9 \(a 0.5, b 0.4\)",
-        ),
-        ({"a": Component(weight=1.5), "b": Component(weight=-0.5)}, (), "mixture.b.weight of component b is -0.5"),
-        (PAPER, (Stage(step=5, weights={"image": 0.5}),), r"curriculum\[0\].weights must sum to 1, not 0.5"),
-        (PAPER, (Stage(step=5, weights={"imag": 1.0}),), r"curriculum\[0\].weights names the component imag"),
-        (PAPER, (Stage(step=5, quality={"smell": 1.0}),), r"curriculum\[0\].quality names the component smell"),
-        (PAPER, (Stage(step=5), Stage(step=5)), r"curriculum\[1\].step is 5"),
-        (PAPER, (Stage(step=0),), r"curriculum\[0\].step is 0"),
+        ({}, (), "mixture empty"),
+        ({"a": Component(weight=0.5), "b": Component(weight=0.4)}, (), "mixture.*.weight 1 0.9 a 0.5 b 0.4"),
+        ({"a": Component(weight=1.5), "b": Component(weight=-0.5)}, (), "mixture.b.weight b -0.5"),
+        (PAPER, (Stage(step=5, weights={"image": 0.5}),), "curriculum[0].weights 1 0.5"),
+        (PAPER, (Stage(step=5, weights={"imag": 1.0}),), "curriculum[0].weights imag"),
+        (PAPER, (Stage(step=5, quality={"smell": 1.0}),), "curriculum[0].quality smell"),
+        (PAPER, (Stage(step=5), Stage(step=5)), "curriculum[1].step 5"),
+        (PAPER, (Stage(step=0),), "curriculum[0].step 0"),
     ],
 )
 def test_mixtures_that_make_no_sense_are_named(mixture, curriculum, words):

@@ -1,4 +1,4 @@
-"""What the tests of verifying and forgetting share."""
+"""What the tests of verification and deletion share."""
 
 from pathlib import Path
 

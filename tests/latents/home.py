@@ -44,7 +44,7 @@ def media_of(built: BuiltDataset, latents: Path) -> dict[str, tuple[bytes, bytes
     """For each id the bytes of its audio in the record, and those of its video latents."""
     media, encoded = {}, Latents(latents)
     for split in built.splits:
-        records, source = built.records(split), encoded.source(split)
+        records, source = built.records(split), encoded.open_split(split)
         for i in range(len(records)):
             media[records[i]["id"]] = (
                 records[i]["audio"].tobytes(),

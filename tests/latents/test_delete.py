@@ -1,4 +1,4 @@
-"""Forgotten samples are gone, byte for byte, and nothing else is touched."""
+"""Deleted samples are gone, byte for byte, and nothing else is touched."""
 
 import hashlib
 import json
@@ -20,10 +20,11 @@ from selfflow.input.media_batches import MediaSource
 from selfflow.latents.delete.delete import delete_samples
 from selfflow.latents.delete.remove import read_raw
 from selfflow.latents.delete.search import _pattern, find_remaining
-from selfflow.latents.encode import encode, locked
+from selfflow.latents.encode import encode
 from selfflow.latents.fit_autoencoder import fit_autoencoder
-from selfflow.latents.store import INDEXES, Latents
+from selfflow.latents.store import INDEX_FOLDER, Latents
 from selfflow.latents.verify import verify_latents
+from selfflow.storage.lock import locked
 from tests.latents.home import copied, media_of
 
 # A whole shard of latents of train and one in the middle, the last record, and records of another split.
@@ -52,8 +53,8 @@ def searched(folder: Path, needles: list[bytes]) -> set[bytes]:
 def test_samples_are_gone_byte_for_byte_and_the_others_are_what_they_were(home, media):
     built, latents, root = home
     wanted = [needle for i in IDS for needle in (i.encode(), *media[i])]
-    MediaSource(built, "train", (), root / INDEXES)  # which an autoencoder was trained by
-    assert any(b"train-000001" in path.read_bytes() for path in (root / INDEXES).iterdir())
+    MediaSource(built, "train", (), root / INDEX_FOLDER)  # which an autoencoder was trained by
+    assert any(b"train-000001" in path.read_bytes() for path in (root / INDEX_FOLDER).iterdir())
     assert searched(root, wanted) == set(wanted)
     statistics = json.loads((latents / "manifest.json").read_text())["statistics"]
     done = delete_samples(built, {*IDS, "nobody-000001"}, root)
@@ -65,8 +66,8 @@ def test_samples_are_gone_byte_for_byte_and_the_others_are_what_they_were(home, 
     assert verify_data(done.built) == [] and verify_latents(latents, done.built) == []
     manifest = json.loads((latents / "manifest.json").read_text())
     assert manifest["statistics"] == statistics and manifest["shards"]["train"] == [4, 5, 0, 5, 3]
-    (entry,) = manifest["forgotten"]
-    assert entry == done.built.forgotten[0] and entry["count"] == 8
+    (entry,) = manifest["deleted"]
+    assert entry == done.built.deleted[0] and entry["count"] == 8
     assert entry["ids"] == hashlib.sha256("\n".join(sorted({*IDS, "nobody-000001"})).encode()).hexdigest()
     assert done.built.fingerprint == built.fingerprint == manifest["fingerprint"]
 
@@ -93,11 +94,11 @@ def test_forgetting_again_and_again_and_encoding_after_it(home, tiny_experiment)
     built, latents, root = home
     first = delete_samples(built, ["train-000002"], root).built
     second = delete_samples(first, ["train-000003", "test-000004"], root)
-    assert second.removed == {"train": 1, "test": 1} and len(second.built.forgotten) == 2
+    assert second.removed == {"train": 1, "test": 1} and len(second.built.deleted) == 2
     assert not [p.name for p in built.folder.iterdir() if p.name.startswith("kept1") and "train" in p.name]
     same = delete_samples(second.built, ["train-000002"], root)  # done before: nothing changes
-    assert same.before == first.forgotten[0]["when"] and not same.resumed and not same.removed and not same.latents
-    assert same.built.forgotten == second.built.forgotten
+    assert same.before == first.deleted[0]["when"] and not same.resumed and not same.removed and not same.latents
+    assert same.built.deleted == second.built.deleted
     with pytest.raises(UserError, match="none of the 1 ids is in"):
         delete_samples(second.built, ["train-000099"], root)
     fitted = {
@@ -121,10 +122,10 @@ def test_latents_of_another_build_and_of_before_are_cleaned_too(home, original):
     (foreign / "manifest.json").write_text(json.dumps(told | {"fingerprint": "0" * 16}))
     done = delete_samples(built, ["train-000001"], root)
     assert done.latents == {latents.name: 1, "moved": 1}
-    assert json.loads((foreign / "manifest.json").read_text())["forgotten"] == done.built.forgotten
+    assert json.loads((foreign / "manifest.json").read_text())["deleted"] == done.built.deleted
     for path in original[1].iterdir():  # latents from a backup
         (latents / path.name).write_bytes(path.read_bytes())
-    assert [p.kind.name for p in verify_latents(latents, done.built)][0] == "samples forgotten since"
+    assert [p.kind.name for p in verify_latents(latents, done.built)][0] == "samples deleted since"
     assert delete_samples(done.built, ["train-000001"], root).latents == {latents.name: 1}
     assert verify_latents(latents, done.built) == []
 
@@ -169,7 +170,7 @@ def test_what_cannot_be_done_changes_nothing(home):
     info.write_text(json.dumps(json.loads(info.read_text()) | {"alternativeFileFormats": ["tfrecord"]}))
     refused("also prepared as tfrecord")
     info.write_bytes(before[info])
-    assert before == {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "forget.lock"}
+    assert before == {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and p.name != "delete.lock"}
 
 
 def test_a_split_that_becomes_empty_is_gone(home):
@@ -219,24 +220,25 @@ def test_it_waits_for_an_encoding_of_the_same_folder(home):
     assert started.wait(20)
     code = (
         "import sys, pickle; from selfflow.latents.delete.delete import delete_samples; from pathlib import Path;"
-        "built, root = pickle.load(open(sys.argv[1], 'rb')); delete_samples(built, ['train-000001'], root); print('done')"
+        "built, root = pickle.load(open(sys.argv[1], 'rb'));"
+        "delete_samples(built, ['train-000001'], root); print('done')"
     )
     (root / "arguments").write_bytes(pickle.dumps((built, root)))
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(root / "arguments")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert "waiting for it to end" in process.stderr.readline()
-    assert built.forgotten == []
+    assert built.deleted == []
     release.set()
     holder.join()
-    assert process.communicate(timeout=30)[0] == "done\n" and len(built.forgotten) == 1
+    assert process.communicate(timeout=30)[0] == "done\n" and len(built.deleted) == 1
 
 
 def test_another_list_waits_until_the_interrupted_one_is_done(home):
     built, _, root = home
     note = {"count": 1, "when": "2026-01-01", "ids": "0" * 64, "unfinished": True, "replaced": []}
-    (built.folder / "forgotten.json").write_text(json.dumps({"fingerprint": built.fingerprint, "forgotten": [note]}))
-    assert [p.kind.name for p in verify_data(built)] == ["unfinished forgetting"]
+    (built.folder / "deleted.json").write_text(json.dumps({"fingerprint": built.fingerprint, "deleted": [note]}))
+    assert [p.kind.name for p in verify_data(built)] == ["unfinished deletion"]
     with pytest.raises(UserError, match="was interrupted: run it again with its own file of ids first"):
         delete_samples(built, ["train-000001"], root)
     assert len(built.records("train")) == 24 and built.records("train")[1]["id"] == "train-000001"

@@ -78,19 +78,19 @@ def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int
             new = lengths["train"] == 17
             try:
                 latents_there = Latents(latents)
-                source = latents_there.source("train")
+                source = latents_there.open_split("train")
                 assert len([source[i] for i in range(len(source))]) in (24, 17)
             except UserError as error:
                 assert mentions(latents, "interrupted").search(str(error)) and new
             else:
                 # Old latents of a new data set are refused by `encode`.
-                assert len(source) == lengths["train"] or latents_there.manifest["forgotten"] != built.forgotten
+                assert len(source) == lengths["train"] or latents_there.manifest["deleted"] != built.deleted
 
         def again():
             done = delete_samples(built, IDS, home)
             assert done.left == [] and done.built.splits["train"] == 17
             assert verify_data(done.built) == [] and verify_latents(latents, done.built) == []
-            (entry,) = done.built.forgotten
+            (entry,) = done.built.deleted
             assert set(entry) == {"count", "when", "ids"} and entry["count"] == 8
             assert searched(home, [i.encode() for i in IDS]) == set()
             assert not [path for path in home.rglob("*") if "partial" in path.name or ".new" in path.name]

@@ -50,7 +50,7 @@ def contents(latents: Latents) -> dict[str, bytes]:
 def test_latents_are_the_encoded_records_in_order(prepared, latents):
     built, fitted, modalities = prepared
     for split in built.splits:
-        records, source = built.records(split), latents.source(split)
+        records, source = built.records(split), latents.open_split(split)
         assert len(source) == len(records) == built.splits[split]
         for i in {0, 6, len(records) - 1} & set(range(len(records))):
             assert source.id(i) == records[i]["id"] and source.index["label/material"][i] == records[i]["material"]
@@ -63,7 +63,7 @@ def test_latents_are_the_encoded_records_in_order(prepared, latents):
 
 
 def test_statistics_and_quality_are_in_the_manifest(latents):
-    source = latents.source("train")
+    source = latents.open_split("train")
     for m in ("image", "video", "audio"):
         flat = np.concatenate([source[i][m].reshape(-1, source[i][m].shape[-1]) for i in range(len(source))])
         statistics = latents.manifest["statistics"][m]
@@ -107,8 +107,8 @@ def slow_encode(data_dir, folder) -> None:
     from selfflow.config.files import load_experiment
     from tests.conftest import TINY
 
-    plain = shards._encoded
-    shards._encoded = lambda *args: time.sleep(0.04) or plain(*args)
+    plain = shards._encode_record
+    shards._encode_record = lambda *args: time.sleep(0.04) or plain(*args)
     experiment = load_experiment(TINY)
     built = build(experiment.data["collisions"], data_dir)
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), data_dir) for m, c in experiment.autoencoders.items()}
@@ -146,7 +146,7 @@ def test_kill_9_loses_and_repeats_nothing(prepared, latents, data_dir, tmp_path)
     kept = [p for p in folder.glob("*.array_record") if shards.get(p.name) == p.stat().st_mtime_ns]
     assert len(kept) >= len(times)  # finished shards were not encoded again
     for split in prepared[0].splits:
-        ids = [whole.source(split).id(i) for i in range(prepared[0].splits[split])]
+        ids = [whole.open_split(split).id(i) for i in range(prepared[0].splits[split])]
         assert ids == [prepared[0].records(split)[i]["id"] for i in range(len(ids))] and len(set(ids)) == len(ids)
 
 
@@ -182,13 +182,13 @@ def test_a_record_that_cannot_be_read_keeps_its_place(prepared, latents, tmp_pat
     partial = encoded(prepared, tmp_path)
     assert partial.manifest["unreadable"] == {"train": [[7, "collisions-train.array_record", "hash mismatch"]]}
     assert mentions("record 7 collisions-train.array_record hash mismatch").search(capsys.readouterr().err)
-    source, whole = partial.source("train"), latents.source("train")
-    assert 7 not in source.having(("image",)) and len(source.having(("image",))) == 23 and source[7] == {}
+    source, whole = partial.open_split("train"), latents.open_split("train")
+    assert 7 not in source.indices_with(("image",)) and len(source.indices_with(("image",))) == 23 and source[7] == {}
     np.testing.assert_array_equal(source[8]["audio"], whole[8]["audio"])
 
 
 def test_too_many_bad_records_stop_it(prepared, latents, tmp_path, monkeypatch):
-    monkeypatch.setattr("selfflow.latents.encode_shard._encoded", _always_bad)
+    monkeypatch.setattr("selfflow.latents.encode_shard._encode_record", _always_bad)
     for _ in range(2):  # the same command again finds them again
         with pytest.raises(UserError, match=mentions("50 collisions shard-x (no good)")):
             encoded(prepared, tmp_path)
@@ -202,11 +202,11 @@ def test_hosts_that_end_together_join_the_shards_once(prepared, latents, tmp_pat
 
     plain, calls = module.locked, []
 
-    def locked(path, what):
+    def locked(path, task):
         if path.name == "lock-finish" and not calls:
             calls.append(path)
             encoded(prepared, tmp_path, share=EncodeShare(host=0, hosts=2))
-        return plain(path, what)
+        return plain(path, task)
 
     assert encoded(prepared, tmp_path, share=EncodeShare(host=0, hosts=2)) is None
     monkeypatch.setattr(module, "locked", locked)
@@ -232,7 +232,7 @@ def test_latents_that_are_not_finite_or_of_another_shape_are_left_out(prepared, 
     monkeypatch.setattr(LinearAutoencoder, "encode_distribution", encode_distribution)
     found = encoded(prepared, tmp_path)
     ((record, shard, reason),) = found.manifest["unreadable"]["train"]
-    assert record == 2 and reason == "the latents of its image are not finite" and found.source("train").id(2)
+    assert record == 2 and reason == "the latents of its image are not finite" and found.open_split("train").id(2)
 
 
 def test_stochastic_autoencoders_leave_mean_and_std(prepared, tmp_path, monkeypatch):
@@ -243,7 +243,7 @@ def test_stochastic_autoencoders_leave_mean_and_std(prepared, tmp_path, monkeypa
         # However they lie in memory: as those of torch, channels first.
         lambda self, x: tuple(map(np.asfortranarray, (plain(self, x)[0], np.tanh(plain(self, x)[0]) ** 2))),
     )
-    record = encoded(prepared, tmp_path).source("train")[3]
+    record = encoded(prepared, tmp_path).open_split("train")[3]
     assert set(record) == {"image", "video", "audio", "image.std", "video.std", "audio.std"}
     assert record["video.std"].shape == record["video"].shape
     expected = plain(prepared[1]["video"].autoencoder(), prepared[0].records("train")[3]["video"])[0]
@@ -295,7 +295,7 @@ def test_a_damaged_folder_is_named(prepared, latents, tmp_path):
         (folder / name).write_bytes((folder / name).read_bytes()[:50])
         with pytest.raises(UserError, match=mentions(folder / name, "damaged")):
             damaged = Latents(folder)
-            damaged.source("train")
+            damaged.open_split("train")
             damaged.autoencoder("image", prepared[1]["image"].config)
     swapped = tmp_path / "swapped"
     shutil.copytree(latents.path, swapped)

@@ -16,9 +16,9 @@ from selfflow.encoders.load import load_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
 from selfflow.input.mixture import Component
-from selfflow.latents.delete.remove import Change, change_latents, read_raw
+from selfflow.latents.delete.remove import LatentsChange, apply_change, read_raw
 from selfflow.latents.encode import EncodeShare
-from selfflow.latents.features import averaged, check_features, overlaps, token_features
+from selfflow.latents.features import check_features, mean_over_grid, overlap_shares, token_features
 from selfflow.latents.verify import verify_latents
 from selfflow.modality import Modality
 from selfflow.run.prepare_data import latents_hash
@@ -45,12 +45,12 @@ def feed(latents, frames: int = FRAMES, **control) -> BatchSource:
 
 
 def test_shares_of_areas():
-    np.testing.assert_allclose(overlaps(4, 2), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
-    np.testing.assert_allclose(overlaps(3, 2), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], rtol=1e-6)
-    np.testing.assert_allclose(overlaps(2, 3), [[1, 0], [0.5, 0.5], [0, 1]])
+    np.testing.assert_allclose(overlap_shares(4, 2), [[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]])
+    np.testing.assert_allclose(overlap_shares(3, 2), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(overlap_shares(2, 3), [[1, 0], [0.5, 0.5], [0, 1]])
     for size, parts in ((14, 4), (7, 16), (5, 5)):
-        np.testing.assert_allclose(overlaps(size, parts).sum(1), 1, rtol=1e-6)
-    assert (overlaps(5, 5) == np.eye(5)).all()
+        np.testing.assert_allclose(overlap_shares(size, parts).sum(1), 1, rtol=1e-6)
+    assert (overlap_shares(5, 5) == np.eye(5)).all()
 
 
 def test_a_target_is_the_mean_over_the_tokens_area_and_time():
@@ -62,15 +62,15 @@ def test_a_target_is_the_mean_over_the_tokens_area_and_time():
     # Fourteen cells on four tokens: each has three and a half of them.
     fourteen = np.random.default_rng(1).standard_normal((14, 14, WIDTH), np.float32)
     by_hand = means(fourteen.repeat(2, 0).repeat(2, 1), 7, 7)
-    np.testing.assert_allclose(averaged(fourteen, (4, 4)), by_hand, atol=1e-6)
+    np.testing.assert_allclose(mean_over_grid(fourteen, (4, 4)), by_hand, atol=1e-6)
     # What is stored in between changes nothing.
-    np.testing.assert_allclose(averaged(averaged(fourteen, (8, 8)), (4, 4)), by_hand, atol=1e-6)
+    np.testing.assert_allclose(mean_over_grid(mean_over_grid(fourteen, (8, 8)), (4, 4)), by_hand, atol=1e-6)
 
 
 def test_stored_features_are_those_of_effnet_itself(tmp_path):
     found = encoded(tmp_path, {"video": EffNetLite0()})
     network, record = EffNet("image"), small_set().records("train")[3]
-    stored = found.source("train")[3]["video.features"]
+    stored = found.open_split("train")[3]["video.features"]
     assert stored.shape == (6, 4, 4, 112) and stored.dtype == np.float16
     direct = load_encoder(EffNetLite0())(record["video"])
     assert direct.shape == (6, 14, 14, 112)
@@ -85,7 +85,7 @@ def test_stored_features_are_those_of_effnet_itself(tmp_path):
 def test_features_of_files_stand_beside_the_latents(tmp_path, files):
     found = encoded(tmp_path, files)
     for i in range(4):
-        stored = found.source("train")[i]
+        stored = found.open_split("train")[i]
         assert stored["video.features"].shape == (6, 4, 4, WIDTH)  # nowhere finer than the latent
         np.testing.assert_allclose(stored["video.features"], means(features_of(i, "video"), 2, 2, 2), atol=2e-3)
         assert ("image.features" in stored) == (i < 3)
@@ -94,7 +94,7 @@ def test_features_of_files_stand_beside_the_latents(tmp_path, files):
     # The latents are the same, of whoever is compared by them; what a run reads is another thing.
     assert plain.path != found.path and plain.hash == found.hash and plain.features == {}
     assert latents_hash({"d": plain}) == plain.hash != latents_hash({"d": found})
-    np.testing.assert_array_equal(plain.source("train")[1]["video"], found.source("train")[1]["video"])
+    np.testing.assert_array_equal(plain.open_split("train")[1]["video"], found.open_split("train")[1]["video"])
 
 
 def test_hosts_make_the_same_and_other_features_another_folder(tmp_path, files):
@@ -114,8 +114,8 @@ def test_hosts_make_the_same_and_other_features_another_folder(tmp_path, files):
 def test_targets_move_with_their_latents(tmp_path, files, control):
     """Crops of four frames, drawn anew: the features of each token are those of the frames that it is made of."""
     found = encoded(tmp_path, files)
-    latent = np.stack([found.source("train")[i]["video"] for i in range(4)])
-    stored = np.stack([found.source("train")[i]["video.features"] for i in range(4)]).astype(np.float32)
+    latent = np.stack([found.open_split("train")[i]["video"] for i in range(4)])
+    stored = np.stack([found.open_split("train")[i]["video.features"] for i in range(4)]).astype(np.float32)
     starts = set()
     for batch, _ in feed(found, frames=4, **control).batches(0, 6):
         assert batch["features"]["video"].shape == (4, 8, WIDTH)
@@ -166,13 +166,13 @@ def test_damaged_features_are_found_and_weigh_nothing(tmp_path, files, change, n
             raise BadRecord("shard", detail)
 
 
-def test_what_is_forgotten_takes_its_features_along(tmp_path, files):
+def test_what_is_deleted_takes_its_features_along(tmp_path, files):
     found = encoded(tmp_path, files)
-    before = [found.source("train")[i] for i in range(4)]
-    change_latents(Change(found.path, found.manifest, {"train": np.array([True, False, True, True])}, []))
+    before = [found.open_split("train")[i] for i in range(4)]
+    apply_change(LatentsChange(found.path, found.manifest, {"train": np.array([True, False, True, True])}, []))
     left = type(found)(found.path)
-    kept = [left.source("train")[i] for i in range(3)]
-    assert [left.source("train").id(i) for i in range(3)] == ["train/0", "train/2", "train/3"]
+    kept = [left.open_split("train")[i] for i in range(3)]
+    assert [left.open_split("train").id(i) for i in range(3)] == ["train/0", "train/2", "train/3"]
     for old, new in zip([before[0], before[2], before[3]], kept):
         np.testing.assert_array_equal(old["video.features"], new["video.features"])
     raw = b"".join(path.read_bytes() for path in found.path.iterdir())
@@ -233,7 +233,7 @@ def test_files_that_hold_no_features_are_named(tmp_path):
         save_file({"train/0": features_of(0, "video")}, twice / f"{name}.safetensors")
     with pytest.raises(UserError, match="'train/0' stands in a.safetensors and b.safetensors"):
         encoded(tmp_path, video(twice))
-    with pytest.raises(UserError, match="width of the features in x is 0"):
+    with pytest.raises(UserError, match="features in x: width is 0"):
         FeatureFiles("x", 0)
 
 
@@ -245,5 +245,5 @@ def test_a_folder_of_files_is_one(tmp_path):
     parts = encoded(tmp_path, {"video": FeatureFiles(str(folder), WIDTH)})
     whole = encoded(tmp_path, {"video": feature_file(tmp_path / "whole.safetensors", "video")})
     for i in range(4):
-        a, b = (found.source("train")[i]["video.features"] for found in (parts, whole))
+        a, b = (found.open_split("train")[i]["video.features"] for found in (parts, whole))
         np.testing.assert_array_equal(a, b)

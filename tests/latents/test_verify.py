@@ -143,7 +143,7 @@ def test_an_index_that_is_not_of_these_records(home, contents, change, kind, wor
 MANIFESTS = [
     ({"dataset": lambda x: "media/x/1.0.0"}, verify_latents.BUILD),
     ({"fingerprint": lambda x: "0" * 16}, verify_latents.BUILD),
-    ({"forgotten": lambda x: [{"count": 1, "when": "", "ids": ""}]}, verify_latents.FORGOTTEN),
+    ({"deleted": lambda x: [{"count": 1, "when": "", "ids": ""}]}, verify_latents.DELETED_SINCE),
     ({"shards": lambda x: x | {"train": [5, 5, 5, 4, 5]}}, verify_latents.UNREADABLE),
     ({"shards": lambda x: x | {"train": [5, 5, 5, 5]}}, verify_latents.INDEX),
     ({"shards": lambda x: x | {"validation": []}}, verify_latents.EMPTY),

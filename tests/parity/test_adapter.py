@@ -163,7 +163,7 @@ def test_a_real_clip_is_encoded_and_decoded(wan, oobleck, tiny_experiment, data_
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
     assert all(f.path.stat().st_size < 1e4 for m, f in fitted.items() if m in configs)
     latents = encode(built, fitted, experiment.modalities(), None, tmp_path)
-    stored, record = latents.source("test")[0], built.records("test")[0]
+    stored, record = latents.open_split("test")[0], built.records("test")[0]
     assert stored["video"].shape == (7, 2, 2, 48) and stored["audio"].shape == (100, 64)
     assert np.isfinite(stored["video.std"]).all() and np.isfinite(stored["audio.std"]).all()
     for m, shape in (("video", (25, 32, 32, 3)), ("audio", (16000,))):

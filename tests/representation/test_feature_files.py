@@ -31,7 +31,9 @@ def test_two_writers_of_the_same_layer_do_not_harm_each_other(tmp_path):
     assert [path.name for path in (tmp_path / "f").iterdir()] == ["layer_002"]
 
 
-@pytest.mark.parametrize("file, content", [("video.npy", b"\x93NUMPY"), ("told.json", b"{"), ("told.json", b"{}")])
+@pytest.mark.parametrize(
+    "file, content", [("video.npy", b"\x93NUMPY"), ("metadata.json", b"{"), ("metadata.json", b"{}")]
+)
 def test_damaged_features_are_named(tmp_path, file, content):
     writer = LayerWriter(tmp_path, 1)
     writer.add({"video": np.ones((4, 2), np.float32)})

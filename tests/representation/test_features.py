@@ -121,7 +121,7 @@ def test_stored_layers_are_not_computed_again_and_the_others_in_one_pass(run, cl
     found = features(run, clips, batch_size=4)
     assert passes == [(2, 3)]
     np.testing.assert_allclose(found.layers[2]["audio"], before, atol=1e-5)
-    metadata = json.loads((folder / "layer_002" / "told.json").read_text())
+    metadata = json.loads((folder / "layer_002" / "metadata.json").read_text())
     assert metadata["step"] == 12 and metadata["weights"] == "ema" and metadata["ids"] == clips.ids
     assert metadata["asked"]["tau"] == {"video": 0.1, "audio": 0.1} and metadata["left_out"] == []
 

@@ -75,4 +75,4 @@ def test_bootstrap_is_that_of_scipy():
     assert found.estimate == pytest.approx(balanced_accuracy(y, predicted)) and found.n == 500
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.008)
     assert bootstrap(y, predicted) == found and bootstrap(y, predicted, seed=1) != found
-    assert mentions("500").search(found.told())
+    assert mentions("500").search(found.summary())

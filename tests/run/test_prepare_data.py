@@ -12,8 +12,8 @@ from selfflow.data.mnist5k import Mnist5k
 from selfflow.encoders.text import Text
 from selfflow.encoders.text.encoder import load_text_encoder
 from selfflow.errors import UserError
+from selfflow.input.batches import LoaderOptions
 from selfflow.input.mixture import Component, Stage
-from selfflow.input.options import LoaderOptions
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.run.prepare_data import latents_hash, prepare_data
 from selfflow.run.run import open_run

@@ -18,8 +18,8 @@ from selfflow.config.files import load_experiment
 from selfflow.errors import UserError
 from selfflow.run.init_state import parse_run_step
 from selfflow.run.run import open_run
-from selfflow.storage.paths import local
-from selfflow.storage.runs import open_for_training, send_changes
+from selfflow.storage.paths import local_path
+from selfflow.storage.runs import open_for_training, upload_changes
 from selfflow.tasks.train import train
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests.conftest import mentions
@@ -131,7 +131,7 @@ def test_two_hosts_train_into_gs_and_two_others_resume(store, home, experiment, 
 def test_data_is_built_once_and_found_by_the_next_run(store, bucket, home, experiment, tmp_path, monkeypatch):
     from selfflow.run.prepare_data import prepare_data
 
-    feed, built = prepare_data(experiment.resolved(), local(f"{bucket}/data"))
+    feed, built = prepare_data(experiment.resolved(), local_path(f"{bucket}/data"))
     sent = {key: store.objects[f"bucket/{key}"] for key in store.keys("data/")}
     assert {key.split("/")[1] for key in sent} == {"digits", "autoencoders", "latents"}
     assert not any("lock" in key or "partial" in key for key in sent)
@@ -140,7 +140,7 @@ def test_data_is_built_once_and_found_by_the_next_run(store, bucket, home, exper
     import selfflow.latents.encode as encode
 
     monkeypatch.setattr(encode, "encode_shard", lambda *_: pytest.fail("it is encoded already"))
-    feed, built = prepare_data(experiment.resolved(), local(f"{bucket}/data"))
+    feed, built = prepare_data(experiment.resolved(), local_path(f"{bucket}/data"))
     again = [batch["latents"]["image"] for batch, _ in feed.batches(0, 6)]
     for a, b in zip(expected, again, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -157,7 +157,7 @@ def test_partial_uploads_are_ignored_and_sent_anew(store, home, experiment, tmp_
     for key in (manifest, next(key for key in whole if key.endswith("dataset_info.json"))):
         del store.objects[f"bucket/{key}"]
     store.put(f"bucket/{manifest.replace('manifest.json', 'train.index.safetensors')}", b"half")
-    feed, _ = prepare_data(experiment.resolved(), local("s3://bucket/data"))
+    feed, _ = prepare_data(experiment.resolved(), local_path("s3://bucket/data"))
     assert store.keys() == whole and len(list(feed.batches(0, 3))) == 3
 
 
@@ -223,7 +223,7 @@ def test_only_changed_files_are_sent_and_removed_ones_are_deleted(store, bucket)
         (folder / "b").write_text("2")
         (folder / "checkpoints" / "3").mkdir(parents=True)
         (folder / "checkpoints" / "3" / "x").write_text("Orbax' own")
-        send_changes(folder)
+        upload_changes(folder)
         sent = dict(store.objects)
         (folder / "b").unlink()
         (folder / "c").write_text("3")
@@ -249,7 +249,7 @@ def test_commands_that_need_a_disk_refuse_buckets(store, home, monkeypatch):
         patch.setattr("selfflow.tasks.train.several", lambda: True)
         train(load_experiment(FILE), Path("s3://bucket/run"), home / "data")
     with pytest.raises(UserError, match=mentions("--data-dir s3://bucket/run/data --workdir s3://bucket/run")):
-        train(load_experiment(FILE), Path("s3://bucket/run"), local("s3://bucket/run/data"))
+        train(load_experiment(FILE), Path("s3://bucket/run"), local_path("s3://bucket/run/data"))
     assert store.keys() == []
     with pytest.raises(UserError, match=mentions("--data-dir gs://bucket/data data list")):
         data(["list", "--data-dir", "gs://bucket/data"])

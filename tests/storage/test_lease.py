@@ -19,8 +19,8 @@ pytestmark = pytest.mark.resilience
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(leases, "_RENEWED", 0.2)
-    monkeypatch.setattr(leases, "_DEAD", 1.5)
+    monkeypatch.setattr(leases, "_RENEWAL_SECONDS", 0.2)
+    monkeypatch.setattr(leases, "_EXPIRY_SECONDS", 1.5)
 
 
 def of_another_host(**changed) -> bytes:
@@ -71,8 +71,8 @@ def test_a_lease_whose_holder_is_gone_is_taken_over_with_a_message(store, left, 
 def test_a_lease_of_a_process_that_ended_on_this_host_is_taken_over_at_once(store, monkeypatch):
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    monkeypatch.setattr(leases, "_DEAD", 1000.0)
-    store.put("bucket/run/lease.json", of_another_host(where=leases._where(), pid=process.pid))
+    monkeypatch.setattr(leases, "_EXPIRY_SECONDS", 1000.0)
+    store.put("bucket/run/lease.json", of_another_host(where=leases._namespace(), pid=process.pid))
     with leased("s3://bucket/run/lease.json"):
         assert json.loads(store.read("run/lease.json"))["pid"] == os.getpid()
 

@@ -10,12 +10,12 @@ import pytest
 
 from selfflow.data.shards import BadRecord, ShardReader
 from selfflow.errors import UserError
+from selfflow.input.batches import LoaderOptions
 from selfflow.input.mixture import Component
-from selfflow.input.options import LoaderOptions
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.storage import staging
-from selfflow.storage.copies import fetch
-from selfflow.storage.paths import local
+from selfflow.storage.mirror import fetch_folder
+from selfflow.storage.paths import local_path
 from tests.conftest import mentions
 from tests.input.made import feed, record, take, write
 
@@ -31,13 +31,13 @@ def folder(store, bucket, tmp_path):
     """A local copy of a folder of latents that lies in the bucket, its shards not fetched yet."""
     made = write(tmp_path / "made", RECORDS)
     store.upload(made, "latents")
-    copy = local(f"{bucket}/latents")
-    fetch(copy, MANIFEST)
+    copy = local_path(f"{bucket}/latents")
+    fetch_folder(copy, MANIFEST)
     return copy
 
 
 def staged_files() -> dict[str, int]:
-    files = (path for path in (staging.cache() / "staged").iterdir() if path.is_file() and path.name != "lock")
+    files = (path for path in (staging.cache_folder() / "staged").iterdir() if path.is_file() and path.name != "lock")
     return {path.name: path.stat().st_size for path in files}
 
 
@@ -80,7 +80,7 @@ def test_each_shard_is_fetched_once_for_all_threads_and_processes(store, folder)
 
 
 def _read_all(folder) -> None:
-    source = Latents(folder).source("train")
+    source = Latents(folder).open_split("train")
     for i in np.random.default_rng(os.getpid()).permutation(len(source)):
         assert same(source[int(i)], RECORDS[i])
 
@@ -88,7 +88,7 @@ def _read_all(folder) -> None:
 def test_the_limit_holds_while_many_read(store, folder, monkeypatch, capsys):
     size = shard_size(store)
     monkeypatch.setenv("SELFFLOW_STAGED_GB", str(2.5 * size / 1e9))
-    monkeypatch.setattr(staging, "_told", [])
+    monkeypatch.setattr(staging, "_warned", [])
     seen, done = [], threading.Event()
 
     def watch():
@@ -113,7 +113,7 @@ def test_the_limit_holds_while_many_read(store, folder, monkeypatch, capsys):
 
 def test_evicted_shards_are_closed_and_the_last_ones_read_stay(store, folder, monkeypatch):
     monkeypatch.setenv("SELFFLOW_STAGED_GB", str(2.5 * shard_size(store) / 1e9))
-    source = Latents(folder).source("train")
+    source = Latents(folder).open_split("train")
     shards = source._shards
     for i in (0, 4, 8):
         source[i]
@@ -129,7 +129,7 @@ def test_evicted_shards_are_closed_and_the_last_ones_read_stay(store, folder, mo
 
 
 def test_a_shard_larger_than_the_limit_and_a_senseless_limit_are_refused(folder, monkeypatch):
-    source = Latents(folder).source("train")
+    source = Latents(folder).open_split("train")
     for limit, words in (("0.000001", "shard SELFFLOW_STAGED_GB (1e-06)"), ("many", "SELFFLOW_STAGED_GB many")):
         monkeypatch.setenv("SELFFLOW_STAGED_GB", limit)
         with pytest.raises(UserError, match=mentions(words)):
@@ -141,7 +141,7 @@ def test_damaged_shards_are_named_and_others_stay_readable(store, folder, bucket
     store.truncated[f"bucket/{name}"] = 1000
     store.put("bucket/latents/train-00002-of-00006.array_record", store.read(name)[:1000])
     del store.objects["bucket/latents/train-00003-of-00006.array_record"]
-    source = Latents(folder).source("train")
+    source = Latents(folder).open_split("train")
     for i, words in ((4, f"{bucket}/{name} 1000"), (8, "0 4 records"), (12, f"{bucket}/latents not")):
         with pytest.raises(BadRecord, match=mentions(f"train-0000{i // 4}-of-00006.array_record", words)):
             source[i]
@@ -150,27 +150,27 @@ def test_damaged_shards_are_named_and_others_stay_readable(store, folder, bucket
 
 
 def test_an_object_that_was_replaced_is_fetched_anew(store, folder):
-    assert same(Latents(folder).source("train")[0], RECORDS[0])
+    assert same(Latents(folder).open_split("train")[0], RECORDS[0])
     # The same size, which alone would not show the change.
     store.put(
         "bucket/latents/train-00000-of-00006.array_record", store.read("latents/train-00001-of-00006.array_record")
     )
-    assert same(Latents(folder).source("train")[0], RECORDS[4])
+    assert same(Latents(folder).open_split("train")[0], RECORDS[4])
 
 
 def test_partial_files_of_a_killed_process_are_removed(store, folder, monkeypatch):
     size = shard_size(store)
     monkeypatch.setenv("SELFFLOW_STAGED_GB", str(1.5 * size / 1e9))
-    home = staging.cache() / "staged"
+    home = staging.cache_folder() / "staged"
     (home / "locks").mkdir(parents=True)
     left = home / f"{'0' * 32}-{size}.partial"
     left.touch()
     (home / f"{left.name}.partial-0123").write_bytes(bytes(size // 2))
-    assert same(Latents(folder).source("train")[0], RECORDS[0])
+    assert same(Latents(folder).open_split("train")[0], RECORDS[0])
     assert len(staged_files()) == 1
 
 
 def test_a_local_reader_stages_nothing(store, tmp_path):
     made = write(tmp_path / "made", RECORDS[:4])
     reader = ShardReader([made / "train-00000-of-00001.array_record"], [4])
-    assert len(reader[0]) > 0 and not store.requests and not (staging.cache() / "staged").exists()
+    assert len(reader[0]) > 0 and not store.requests and not (staging.cache_folder() / "staged").exists()

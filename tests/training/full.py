@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from selfflow.cli import _of_the_system
+from selfflow.errors import system_error_message
 from selfflow.training.checkpoints import Checkpoints
 from tests.training.small import run
 
@@ -34,7 +34,7 @@ def main(folder: Path, left: int) -> None:
     try:
         run(folder, 12, before=before, width=WIDTH)
     except Exception as error:
-        result |= {"message": _of_the_system(error), "step": reached[-1]}
+        result |= {"message": system_error_message(error), "step": reached[-1]}
     filler.unlink()
     checkpoints = Checkpoints(folder)
     result["saved"] = checkpoints.steps()

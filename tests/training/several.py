@@ -33,5 +33,5 @@ def small(tensor: int = 1, evaluate_every: int | None = None) -> Experiment:
 if __name__ == "__main__":
     workdir, data_dir, tensor, evaluate_every, coordinator, processes, process = sys.argv[1:]
     selfflow.tasks.final_evaluation.evaluate_run = lambda *_: {}
-    Processes(coordinator, int(processes), int(process)).join()
+    Processes(coordinator, int(processes), int(process)).connect()
     train(small(int(tensor), int(evaluate_every) or None), Path(workdir), Path(data_dir))

@@ -115,7 +115,7 @@ def test_errors_that_are_not_of_the_checkpoint_put_none_aside(saved, monkeypatch
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(Checkpoints, "_files", fail)
+    monkeypatch.setattr(Checkpoints, "_read_files", fail)
     with pytest.raises(type(error)):
         restored(saved)
     assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["1", "2"]

@@ -132,7 +132,7 @@ from selfflow.training.distributed import Processes, barrier, is_primary
 from selfflow.training.state import State
 
 address, folder, number = sys.argv[1:]
-Processes(address, 2, int(number)).join()
+Processes(address, 2, int(number)).connect()
 mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
 split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("fsdp",), ()))
 def made(step):
@@ -190,7 +190,7 @@ def test_one_process_is_alone(monkeypatch):
 
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    Processes().join()
+    Processes().connect()
     assert not jax.distributed.is_initialized()
     assert run_on_all(lambda: 3) == primary_first(lambda: 3) == check_agreed(3, "a number") == 3
     with pytest.raises(UserError, match="^as it is$"):
@@ -236,7 +236,7 @@ def test_a_lone_host_of_gke_is_alone(monkeypatch):
         "TPU_WORKER_HOSTNAMES": "localhost",
     }.items():
         monkeypatch.setenv(name, value)
-    Processes().join()
+    Processes().connect()
     assert not jax.distributed.is_initialized()
 
 
@@ -248,7 +248,7 @@ _MEET = """
 from selfflow.errors import UserError
 from selfflow.training.distributed import Processes, barrier, check_agreed, is_primary, run_on_all
 
-Processes().join()
+Processes().connect()
 assert check_agreed("alike", "what is alike") == "alike"
 def work():
     if not is_primary():

@@ -30,6 +30,6 @@ def test_a_full_disk_is_noticed_at_the_next_step_and_keeps_the_older_checkpoints
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert "the disk is full" in told["said"] and "the same command then takes up what is finished" in told["said"]
+    assert "the disk is full" in told["said"] and "then the same command resumes" in told["said"]
     assert told["step"] == 7 and told["saved"] == [3]
     assert told["steps"] == 12 and told["equal"]

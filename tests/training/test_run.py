@@ -134,7 +134,7 @@ def _check_samples(seen, data_dir) -> None:
     ]
     assert [last[step] for step in range(1, 13)] == whole
     for name, component in experiment.mixture.items():
-        source, m = feed.latents["collisions"].source("train"), min(component.modalities)
+        source, m = feed.latents["collisions"].open_split("train"), min(component.modalities)
         ids = {digest(source[i][m]): source.id(i) for i in range(len(source))}
         drawn = [ids[sample] for set_name, samples in last.values() if set_name == name for sample in samples]
         assert len(ids) == 24 and len(set(drawn[:24])) == len(drawn[:24]) > 4

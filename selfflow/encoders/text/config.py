@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from selfflow.errors import UserError
+from selfflow.errors import check_at_least
 
 
 @dataclass(frozen=True)
@@ -17,5 +17,4 @@ class Text:
     """Length in tokens, special tokens included, at which captions are cut."""
 
     def __post_init__(self):
-        if self.tokens < 1:
-            raise UserError(f"text.tokens {self.tokens}: give at least 1")
+        check_at_least(self, "text.", tokens=1)

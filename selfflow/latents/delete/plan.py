@@ -1,12 +1,11 @@
-"""What forgetting some samples will change: found out, and refused where it cannot be done, before anything changes."""
+"""Plans a deletion: locates the records of some ids, and refuses what cannot be done before anything changes."""
 
 import datetime
-import hashlib
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -16,99 +15,110 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.data.stored import read_info, read_splits
 from selfflow.errors import UserError
-from selfflow.latents.delete.remove import Change
-from selfflow.latents.store import MANIFEST, ids_from
+from selfflow.latents.delete.remove import LatentsChange
+from selfflow.latents.ids import decode_ids, hash_ids
+from selfflow.latents.store import MANIFEST
+
+_HASH_DIGITS = 64
 
 
 @dataclass(frozen=True)
 class DeletionPlan:
-    """What is to be done, found out before anything is changed.
+    """The records to delete.
 
     Attributes:
       built: the data set as it is.
-      ids: to be forgotten.
-      gone: by split, bool [records]: which records of the data set are theirs.
-      remaining: by split, the ids of the others in order.
+      ids: to delete.
+      masks: by split, bool [records], True for the records of these ids.
+      remaining: by split, the ids of the other records in order.
       changes: of each finished folder of latents.
-      entry: of this list of ids, as `forgotten.json` has it or will have it.
-      recorded: all entries, as they will be at the end.
-      known: whether the entry stands there already.
-      found: those of the ids that are in the data set or its latents.
+      entry: of this list of ids in `deleted.json`, present or future.
+      entries: all entries of `deleted.json` at the end.
+      is_repeated: whether the same list was deleted before, perhaps in part.
+      present: those of the ids that are in the data set or its latents.
     """
 
     built: BuiltDataset
     ids: set[str]
-    gone: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
     remaining: dict[str, list[str]]
-    changes: list[Change]
+    changes: list[LatentsChange]
     entry: dict[str, Any]
-    recorded: list[dict[str, Any]]
-    known: bool
-    found: set[str]
+    entries: list[dict[str, Any]]
+    is_repeated: bool
+    present: set[str]
 
     @property
     def count(self) -> int:
-        return sum(int(mask.sum()) for mask in self.gone.values())
+        """Number of records of the data set to delete."""
+        return sum(int(mask.sum()) for mask in self.masks.values())
 
     @property
-    def waiting(self) -> bool:
-        """Whether an earlier run of the same command left something to do."""
-        stale = any(change.forgotten != change.manifest["forgotten"] for change in self.changes)
+    def is_unfinished(self) -> bool:
+        """Whether an earlier run of the same command was interrupted."""
+        stale = any(change.deleted != change.manifest["deleted"] for change in self.changes)
         return stale or self.entry.get("unfinished", False)
 
 
 def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advance: Callable[[], None]) -> DeletionPlan:
-    """Finds out what is to be done.
+    """Reads the data set and the indexes of its latents; changes nothing.
 
     Args:
       built: the data set.
-      ids: to be forgotten.
+      ids: to delete.
       folders: all latents of the data set.
       advance: called after each record that is read.
 
     Raises:
-      UserError: if `train` would be empty, something cannot be read, or another forgetting was interrupted.
+      UserError: if `train` would become empty, something cannot be read, or another deletion was interrupted.
     """
     _refuse_other_formats(built.folder)
-    # As it is now that the lock is held.
-    splits = {name: sum(split.lengths) for name, split in read_splits(built.folder).items()}
-    built = replace(built, splits={name: total for name, total in splits.items() if total})
-    entries = built.forgotten
-    entry = _entry(entries, ids, built.folder)
+    # Read again: another deletion may have ended while this one waited for its lock.
+    lengths = {name: sum(split.lengths) for name, split in read_splits(built.folder).items()}
+    built = replace(built, splits={name: length for name, length in lengths.items() if length})
     names = _read_ids(built, advance)
-    gone = {split: np.isin(found, sorted(ids)) for split, found in names.items()}
-    if gone["train"].all():
+    masks = {split: np.isin(of_split, sorted(ids)) for split, of_split in names.items()}
+    if masks["train"].all():
         raise UserError("these are all samples of the split train: delete the data set and its latents instead")
-    remaining = {split: [i for i, out in zip(found, gone[split]) if not out] for split, found in names.items()}
-    count = sum(int(mask.sum()) for mask in gone.values())
-    known = any(e["ids"] == entry["ids"] for e in entries)
-    final = {key: entry[key] for key in ("count", "when", "ids")} | ({} if known else {"count": count})
-    recorded = [final if e["ids"] == final["ids"] else e for e in entries] + ([final] if count and not known else [])
-    changes, found = [], {name for some in names.values() for name in some} & ids
+    remaining = {}
+    for split, of_split in names.items():
+        remaining[split] = [name for name, deleted in zip(of_split, masks[split]) if not deleted]
+
+    entries = built.deleted
+    entry = _entry(entries, ids, built.folder)
+    is_repeated = any(e["ids"] == entry["ids"] for e in entries)
+    final = {key: entry[key] for key in ("count", "when", "ids")}
+    final_entries = [final if e["ids"] == final["ids"] else e for e in entries]
+    count = sum(int(mask.sum()) for mask in masks.values())
+    if not is_repeated:
+        final["count"] = count
+        if count:
+            final_entries.append(final)
+
+    changes, present = [], {name for of_split in names.values() for name in of_split} & ids
     for folder in folders:
         if (folder / MANIFEST).exists():
-            change, there = _planned(folder, built, remaining, ids, recorded, final)
-            changes.append(change)
-            found |= there
-    return DeletionPlan(built, ids, gone, remaining, changes, final | entry if known else final, recorded, known, found)
-
-
-def hash_of_ids(ids: Collection[str]) -> str:
-    """What is kept of a list of ids: SHA-256 of the sorted ids, a line each."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+            change = _plan_folder(folder, built, remaining, ids, final_entries, final)
+            changes.append(change.change)
+            present |= change.present
+    entry = final | entry if is_repeated else final
+    return DeletionPlan(built, ids, masks, remaining, changes, entry, final_entries, is_repeated, present)
 
 
 def _entry(entries: list[dict[str, Any]], ids: set[str], folder: Path) -> dict[str, Any]:
-    """What is noted of this list of ids, or what is to be."""
-    digest = hash_of_ids(ids)
+    """The entry of this list of ids, or a new one; lists are recorded by their hash alone."""
+    key = hash_ids(ids, _HASH_DIGITS)
     for entry in entries:
-        if entry.get("unfinished") and entry["ids"] != digest:
+        if entry.get("unfinished") and entry["ids"] != key:
             raise UserError(
-                f"{folder}: the forgetting of {entry['count']} samples of {entry['when']} was interrupted: run it "
+                f"{folder}: the deletion of {entry['count']} samples of {entry['when']} was interrupted: run it "
                 "again with its own file of ids first"
             )
+    for entry in entries:
+        if entry["ids"] == key:
+            return entry
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return next((e for e in entries if e["ids"] == digest), {"count": 0, "when": now, "ids": digest})
+    return {"count": 0, "when": now, "ids": key}
 
 
 def _refuse_other_formats(folder: Path) -> None:
@@ -123,57 +133,65 @@ def _refuse_other_formats(folder: Path) -> None:
 
 def _read_ids(built: BuiltDataset, advance: Callable[[], None]) -> dict[str, list[str]]:
     """The ids of every split, in order."""
-    found = {}
+    names = {}
     for split in built.splits:
         records = built.records(split)
-        found[split] = ids = []
+        names[split] = []
         for i in range(len(records)):
             try:
-                ids.append(records[i]["id"])
+                names[split].append(records[i]["id"])
             except BadRecord as error:
                 raise UserError(
-                    f"{built.folder / error.shard}: {error.reason}: whether it holds the samples cannot be told, so "
-                    "nothing was forgotten; `selfflow data verify` tells what to do"
+                    f"{built.folder / error.shard}: {error.reason}: whether it holds the samples is unknown, so "
+                    "nothing was deleted; `selfflow data verify` names the remedy"
                 ) from error
             advance()
-    return found
+    return names
 
 
-def _planned(
+class _FolderPlan(NamedTuple):
+    """Change of a folder of latents, and those of the ids that are in it."""
+
+    change: LatentsChange
+    present: set[str]
+
+
+def _plan_folder(
     folder: Path,
     built: BuiltDataset,
     remaining: dict[str, list[str]],
     ids: set[str],
-    recorded: list,
-    final: dict[str, Any],
-) -> tuple[Change, set[str]]:
-    """What is to become of a finished folder of latents, and which of the ids stand in it."""
+    entries: list[dict[str, Any]],
+    entry: dict[str, Any],
+) -> _FolderPlan:
+    """Plans the change of a finished folder of latents, which may be of another build of the data set."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         rows = {}
         for split, lengths in manifest["shards"].items():
             table = load_file(folder / f"{split}.index.safetensors")["id"]
-            rows[split] = [name.decode(errors="replace") for name in ids_from(table)]
+            rows[split] = [name.decode(errors="replace") for name in decode_ids(table)]
             if len(rows[split]) != sum(lengths):
                 raise ValueError(f"{split}: index and shards differ in length")
-        own = (manifest["dataset"], manifest["fingerprint"]) == (built.name, built.fingerprint)
-        forgotten = manifest["forgotten"]
+        is_of_this_build = (manifest["dataset"], manifest["fingerprint"]) == (built.name, built.fingerprint)
+        deleted = manifest["deleted"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is damaged ({error}), so nothing was forgotten: remove it and try again") from error
-    found = {name for some in rows.values() for name in some} & ids
-    if own:
+        raise UserError(f"{folder} is damaged ({error}), so nothing was deleted: remove it and try again") from error
+    present = {name for of_split in rows.values() for name in of_split} & ids
+    if is_of_this_build:
         keep = {split: _aligned(names, remaining.get(split, []), folder / split) for split, names in rows.items()}
-        return Change(folder, manifest, keep, recorded), found
+        return _FolderPlan(LatentsChange(folder, manifest, keep, entries), present)
     keep = {split: ~np.isin(names, sorted(ids)) for split, names in rows.items()}
-    known = any(entry["ids"] == final["ids"] for entry in forgotten)
-    return Change(folder, manifest, keep, forgotten if known or not found else [*forgotten, final]), found
+    if present and all(e["ids"] != entry["ids"] for e in deleted):
+        deleted = [*deleted, entry]
+    return _FolderPlan(LatentsChange(folder, manifest, keep, deleted), present)
 
 
 def _aligned(rows: list[str], remaining: list[str], where: Path) -> np.ndarray:
-    """Which rows of an index are of samples that the data set still has, bool [rows].
+    """Which rows of an index belong to records that the data set keeps, bool [rows].
 
-    A row without an id is of a record that could not be read when it was encoded: it stands for one of the data set
-    that no other row stands for.
+    A row without an id is of a record that was unreadable when it was encoded: it corresponds to a record of the data
+    set that no other row corresponds to.
     """
     known, expected, keep = set(rows), iter(remaining), np.zeros(len(rows), bool)
     following = next(expected, None)
@@ -182,7 +200,7 @@ def _aligned(rows: list[str], remaining: list[str], where: Path) -> np.ndarray:
             keep[i], following = True, next(expected, None)
     if following is not None:
         raise UserError(
-            f"{where}: its ids are not those of the data set ({following!r} is missing), so nothing was forgotten: "
+            f"{where}: its ids are not those of the data set ({following!r} is missing), so nothing was deleted: "
             f"remove {where.parent} and try again"
         )
     return keep

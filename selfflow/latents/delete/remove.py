@@ -1,4 +1,4 @@
-"""Takes records out of a data set, and out of latents, so that a kill at any moment leaves nothing unreadable."""
+"""Removes records from a data set and from latents so that a kill at any moment leaves both readable."""
 
 import json
 import os
@@ -10,77 +10,73 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from selfflow.data.stored import (
-    INFO,
-    KEPT,
-    StoredSplit,
-    next_template,
-    read_info,
-    read_splits,
-    shard_paths,
-)
+from selfflow.data.stored import INFO, KEPT, StoredSplit, next_template, read_info, read_splits, shard_paths
 from selfflow.errors import UserError
-from selfflow.latents.store import FORGETTING, MANIFEST, shard_name
+from selfflow.latents.store import MANIFEST, NEXT_MANIFEST, shard_name
 from selfflow.latents.verify import foreign_files
 from selfflow.storage.atomic import atomic_write, sync
 
 _NEW = ".new"
 
 
-def write_without(folder: Path, gone: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Writes the shards of a data set without some records beside the old ones, which stay as they are.
+def write_remaining(folder: Path, deleted: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Writes the shards of a data set without some records beside the present ones, which stay as they are.
 
-    Every shard of a split that loses records gets a new name, so that replacing `dataset_info.json` by what this
-    returns exchanges all of them in one step.
+    Every shard of a split that loses records gets a new name, so that replacing `dataset_info.json` by the result
+    exchanges all of them in one step.
 
     Args:
       folder: of the data set.
-      gone: by split, bool [records]: which to leave out.
+      deleted: by split, bool [records], True for the records to leave out.
 
     Returns:
-      What is to stand in `dataset_info.json`; splits without records are left out of it.
+      The next content of `dataset_info.json`, without splits that become empty.
     """
     info = read_info(folder)
-    kept_splits = []
-    for told, (name, split) in zip(info["splits"], read_splits(folder, info).items()):
-        mask = gone.get(name)
+    splits = []
+    for entry, (name, split) in zip(info["splits"], read_splits(folder, info).items()):
+        mask = deleted.get(name)
         if mask is None or not mask.any():
-            kept_splits.append(told)
+            splits.append(entry)
         elif not mask.all():
-            kept_splits.append(told | _write_split(folder, info, split, mask))
-    return info | {"splits": kept_splits}
+            changed = entry | _write_split(folder, info, split, mask)
+            if "statistics" in entry:
+                changed["statistics"] = {}  # they would be those of the deleted records, too
+            splits.append(changed)
+    return info | {"splits": splits}
 
 
-def _write_split(folder: Path, info: dict, split: StoredSplit, gone: np.ndarray) -> dict[str, Any]:
-    parts = np.split(gone, np.cumsum(split.lengths)[:-1])
-    kept = [(path, part) for path, part in zip(split.paths, parts) if not part.all()]
+def _write_split(folder: Path, info: dict, split: StoredSplit, deleted: np.ndarray) -> dict[str, Any]:
+    """Writes the remaining records of a split; returns the fields of `dataset_info.json` that change."""
+    masks = np.split(deleted, np.cumsum(split.lengths)[:-1])
+    remaining = [(path, mask) for path, mask in zip(split.paths, masks) if not mask.all()]
     template = next_template(split.template)
-    size = split.size - sum(_bytes_gone(path, part) for path, part in zip(split.paths, parts) if part.any())
-    for (path, part), new in zip(kept, shard_paths(folder, info, split.name, template, len(kept)), strict=True):
-        new.unlink(missing_ok=True)  # never written into: it may be a link to a shard
-        if part.any():
-            rewrite(path, new, ~part, "group_size:1")
+    size = split.size - sum(_deleted_bytes(path, mask) for path, mask in zip(split.paths, masks) if mask.any())
+    new_paths = shard_paths(folder, info, split.name, template, len(remaining))
+    for (path, mask), new in zip(remaining, new_paths, strict=True):
+        new.unlink(missing_ok=True)  # never written into: it may be a hard link to a shard
+        if mask.any():
+            copy_records(path, new, ~mask, "group_size:1")
         else:
             try:
                 os.link(path, new)
-            except OSError:  # not every file system has links
+            except OSError:  # not every file system has hard links
                 shutil.copyfile(path, new)
                 sync(new)
     sync(folder)
-    lengths = [str(int((~part).sum())) for _, part in kept]
-    told = {"filepathTemplate": template, "numBytes": str(size), "shardLengths": lengths}
-    return told | {"statistics": {}} if "statistics" in told else told
+    lengths = [str(int((~mask).sum())) for _, mask in remaining]
+    return {"filepathTemplate": template, "numBytes": str(size), "shardLengths": lengths}
 
 
-def _bytes_gone(path: Path, gone: np.ndarray) -> int:
-    return sum(len(record) for record, out in zip(read_raw(path), gone) if out)
+def _deleted_bytes(path: Path, deleted: np.ndarray) -> int:
+    return sum(len(record) for record, is_deleted in zip(read_raw(path), deleted) if is_deleted)
 
 
 def read_raw(path: Path) -> list[bytes]:
     """All records of a shard, as they are stored.
 
     Raises:
-      UserError: if not all of it can be read.
+      UserError: if any of it cannot be read.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -90,21 +86,27 @@ def read_raw(path: Path) -> list[bytes]:
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"{path} cannot be read ({reason}), so nothing was forgotten: `selfflow data verify` tells what to do"
+            f"{path} cannot be read ({reason}), so nothing was deleted: `selfflow data verify` names the remedy"
         ) from error
 
 
-def rewrite(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
-    """Copies the records of a shard that are to be kept; the new file is on the disk when this returns."""
+def copy_records(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
+    """Writes the records of a shard that are to be kept to another one, which is on the disk on return.
+
+    Args:
+      old, new: the shards.
+      keep: bool [records].
+      options: of the writer of ArrayRecord.
+    """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     records = read_raw(old)
     if len(records) != len(keep):
-        raise UserError(f"{old} holds {len(records)} records, not {len(keep)}: `selfflow data verify` tells what to do")
+        raise UserError(f"{old} holds {len(records)} records, not {len(keep)}: `selfflow data verify` names the remedy")
     with atomic_write(new, durable=True) as partial:
         writer = ArrayRecordWriter(str(partial), options)
-        for record, wanted in zip(records, keep):
-            if wanted:
+        for record, is_kept in zip(records, keep):
+            if is_kept:
                 writer.write(record)
         try:
             writer.close()
@@ -112,102 +114,111 @@ def rewrite(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
             raise OSError(None, str(error).split(";")[0]) from error
 
 
-def switch_data(folder: Path, info: dict[str, Any]) -> None:
-    """Makes the shards that `write_without` wrote those of the data set."""
+def switch_shards(folder: Path, info: dict[str, Any]) -> None:
+    """Replaces `dataset_info.json`, which makes the shards of `write_remaining` those of the data set."""
     with atomic_write(folder / INFO, durable=True) as partial:
         partial.write_text(json.dumps(info, indent=2))
 
 
-def drop_replaced(folder: Path, replaced: list[str]) -> None:
-    """Deletes the files that the data set consisted of before, and what killed processes wrote instead of them."""
-    named = {path for split in read_splits(folder).values() for path in split.paths}
+def remove_replaced(folder: Path, replaced: list[str]) -> None:
+    """Deletes the previous shards of a data set, and what killed processes wrote in their place."""
+    current = {path for split in read_splits(folder).values() for path in split.paths}
     unfinished = [*folder.rglob(f"{KEPT}[0-9]*-*"), *folder.glob("*.json.partial-*")]
     for path in [folder / name for name in replaced] + unfinished:
-        if path not in named:
+        if path not in current:
             path.unlink(missing_ok=True)
     sync(folder)
 
 
 @dataclass(frozen=True)
-class Change:
-    """What is to become of a finished folder of latents.
+class LatentsChange:
+    """Records to remove from a finished folder of latents.
 
     Attributes:
-      folder: where.
-      manifest: as it stands there.
+      folder: the folder.
+      manifest: its present manifest.
       keep: by split, bool [records].
-      forgotten: what the manifest is to say.
+      deleted: the entry `deleted` of the next manifest.
     """
 
     folder: Path
     manifest: dict[str, Any]
     keep: dict[str, np.ndarray]
-    forgotten: list[dict[str, Any]]
+    deleted: list[dict[str, Any]]
 
     @property
     def removed(self) -> int:
+        """Number of records that are removed."""
         return sum(int((~mask).sum()) for mask in self.keep.values())
 
 
-def change_latents(change: Change) -> None:
-    """Rewrites the shards of a folder of latents that lose records, its indexes and its manifest.
+def apply_change(change: LatentsChange) -> None:
+    """Removes records from the shards, indexes and manifest of a folder of latents.
 
-    All new files are written beside the old ones; `manifest.forgetting` then says that they are whole, and
-    `finish_latents` exchanges them. Killed before it, the old latents stand; killed after it, the next call of
-    `finish_latents` goes on.
+    All new files are written beside the present ones; `manifest.next` then marks them as complete, and `finish_change`
+    exchanges them. A kill before that leaves the present latents; after a later kill the next `finish_change` resumes.
     """
     folder, manifest = change.folder, change.manifest
-    for path in [*folder.glob(f"*{_NEW}*"), *folder.glob(f"{FORGETTING}.partial-*")]:
-        path.unlink()  # of a process that was killed before it was done
+    for path in [*folder.glob(f"*{_NEW}*"), *folder.glob(f"{NEXT_MANIFEST}.partial-*")]:
+        path.unlink()  # of a process that was killed
     shards = dict(manifest["shards"])
     unreadable = {}
     for split, keep in change.keep.items():
-        bad = [(int(i), *rest) for i, *rest in manifest["unreadable"].get(split, [])]
-        position = np.cumsum(keep) - 1
-        if bad := [(int(position[i]), *rest) for i, *rest in bad if keep[i]]:
-            unreadable[split] = bad
+        still_unreadable = _renumbered(manifest["unreadable"].get(split, []), keep)
+        if still_unreadable:
+            unreadable[split] = still_unreadable
         if keep.all():
             continue
         if not keep.any():
             del shards[split]
             continue
         lengths = manifest["shards"][split]
-        parts = np.split(keep, np.cumsum(lengths)[:-1])
-        shards[split] = [int(part.sum()) for part in parts]
-        for number, part in enumerate(parts):
-            if not part.all():
+        masks = np.split(keep, np.cumsum(lengths)[:-1])
+        shards[split] = [int(mask.sum()) for mask in masks]
+        for number, mask in enumerate(masks):
+            if not mask.all():
                 path = folder / shard_name(split, number, len(lengths))
-                rewrite(path, path.with_name(path.name + _NEW), part, "group_size:1,uncompressed")
+                copy_records(path, _next(path), mask, "group_size:1,uncompressed")
         path = folder / f"{split}.index.safetensors"
         index = {name: np.ascontiguousarray(column[keep]) for name, column in load_file(path).items()}
-        save_file(index, path.with_name(path.name + _NEW))
-        sync(path.with_name(path.name + _NEW))
-    told = manifest | {"shards": shards, "unreadable": unreadable, "forgotten": change.forgotten}
-    with atomic_write(folder / FORGETTING, durable=True) as partial:
-        partial.write_text(json.dumps(told, indent=1))
-    finish_latents(folder)
+        save_file(index, _next(path))
+        sync(_next(path))
+    next_manifest = manifest | {"shards": shards, "unreadable": unreadable, "deleted": change.deleted}
+    with atomic_write(folder / NEXT_MANIFEST, durable=True) as partial:
+        partial.write_text(json.dumps(next_manifest, indent=1))
+    finish_change(folder)
 
 
-def finish_latents(folder: Path) -> None:
-    """Exchanges the files that `change_latents` has written; does nothing where there is none to exchange."""
-    if not (folder / FORGETTING).exists():
+def _next(path: Path) -> Path:
+    return path.with_name(path.name + _NEW)
+
+
+def _renumbered(unreadable: list, keep: np.ndarray) -> list[tuple]:
+    """The entries of unreadable records that are kept, with their next numbers."""
+    position = np.cumsum(keep) - 1
+    return [(int(position[int(i)]), *rest) for i, *rest in unreadable if keep[int(i)]]
+
+
+def finish_change(folder: Path) -> None:
+    """Exchanges the files that `apply_change` has written; does nothing if there are none."""
+    if not (folder / NEXT_MANIFEST).exists():
         return
-    manifest = json.loads((folder / FORGETTING).read_text())
+    manifest = json.loads((folder / NEXT_MANIFEST).read_text())
     for path in folder.glob(f"*{_NEW}"):
         os.replace(path, path.with_name(path.name.removesuffix(_NEW)))
     for path in foreign_files(folder, manifest):
-        if path.name != FORGETTING and path.suffix in (".array_record", ".safetensors"):
-            path.unlink()  # of a split that is empty now
+        if path.name != NEXT_MANIFEST and path.suffix in (".array_record", ".safetensors"):
+            path.unlink()  # of a split that has become empty
     sync(folder)
-    os.replace(folder / FORGETTING, folder / MANIFEST)
+    os.replace(folder / NEXT_MANIFEST, folder / MANIFEST)
     sync(folder)
 
 
 def clear_unfinished(folder: Path) -> bool:
-    """Deletes what was encoded so far in an unfinished folder of latents: its shards would count records anew.
+    """Deletes the shards of an unfinished folder of latents, whose records would have other numbers.
 
     Returns:
-      Whether there was anything.
+      Whether there were any files.
     """
     paths = [path for path in folder.iterdir() if not path.name.startswith("lock-")]
     for path in paths:

@@ -1,8 +1,8 @@
-"""Searches what is left of a data set and its latents for the ids of samples that were forgotten."""
+"""Searches a data set and its latents for ids of deleted samples."""
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,106 +10,144 @@ from safetensors.numpy import load_file
 
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
-from selfflow.latents.store import ids_from
+from selfflow.latents.ids import decode_ids
 
-_SHORT = 8  # bytes; shorter ids stand in much data by chance
-_BLOCK = 16 << 20
+_SHORT_BYTES = 8  # shorter ids occur in much data by chance
+_BLOCK_BYTES = 16 << 20
+
+
+def _no_progress() -> None:
+    pass
 
 
 def find_remaining(
-    built: BuiltDataset, folders: Iterable[Path], ids: Collection[str], advance: Callable[[], None] = lambda: None
+    built: BuiltDataset, folders: Iterable[Path], ids: Collection[str], advance: Callable[[], None] = _no_progress
 ) -> list[str]:
-    """Where ids still stand.
+    """Places in which ids still occur.
 
     Every record of the data set is read: its id is compared, and its decompressed bytes are searched. Indexes of
-    latents are compared, and all files of all folders are searched as bytes.
-    Ids of fewer than 8 bytes are only compared.
+    latents are compared, and all files of all folders are searched as bytes. Ids of fewer than 8 bytes are only
+    compared.
 
     Args:
-      built: the data set, as it is now.
+      built: the data set as it is now.
       folders: of latents.
-      ids: those that must not be found.
+      ids: that must not occur.
       advance: called after each record.
 
     Returns:
-      A line for each place; none if all are gone.
+      A line for each place; empty if there is none.
     """
-    folders, found = list(folders), []
-    pattern = _pattern({_in_record(built, i) for i in ids})
-    names: dict[str, list[str]] = {split: [] for split in built.splits}
-    hits: list[tuple[str, int, str]] = []
+    folders = list(folders)
+    pattern = _pattern({_stored_id(built, name) for name in ids})
+    lines, remaining, matches = _search_records(built, ids, pattern, advance)
+    # An id may be part of the longer id of a sample that stays: where that occurs it is no match.
+    longer: list[bytes] = []
+    if pattern:
+        stored = {_stored_id(built, name).encode() for name in remaining}
+        longer = [name for name in stored if pattern.search(name)]
+    for split, i, name in matches:
+        records = built.records(split)
+        if _contains(records.raw(i), pattern, longer):
+            lines.append(f"{records.shard_of(i)}: inside the record {name}")
+    for folder in folders:
+        lines += _search_indexes(folder, ids)
+    if pattern:
+        overlap = 1 + max(len(name) for name in [*(name.encode() for name in ids), *longer])
+        for folder in (built.folder, *folders):
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and _in_file(path, pattern, longer, overlap):
+                    lines.append(f"{path.relative_to(folder.parent)}: in its bytes")
+    return lines
+
+
+def _search_records(
+    built: BuiltDataset, ids: Collection[str], pattern: re.Pattern[bytes] | None, advance: Callable[[], None]
+) -> tuple[list[str], set[str], list[tuple[str, int, str]]]:
+    """Reads all records of a data set.
+
+    Returns:
+      Lines about records of these ids and unreadable ones; the ids of all records; and (split, number, id) of the
+      records in whose bytes the pattern occurs.
+    """
+    lines: list[str] = []
+    names: set[str] = set()
+    matches: list[tuple[str, int, str]] = []
     for split in built.splits:
         records = built.records(split)
         for i in range(len(records)):
             try:
                 name, raw = records[i]["id"], records.raw(i)
             except BadRecord as error:
-                found.append(f"{error.shard}: record {i} of {split} cannot be searched: {error.reason}")
+                lines.append(f"{error.shard}: record {i} of {split} cannot be searched: {error.reason}")
                 continue
-            names[split].append(name)
+            names.add(name)
             if name in ids:
-                found.append(f"{records.shard_of(i)}: the record {name}")
+                lines.append(f"{records.shard_of(i)}: the record {name}")
             elif pattern and pattern.search(raw):
-                hits.append((split, i, name))
+                matches.append((split, i, name))
             advance()
-    remaining = {name for some in names.values() for name in some}
-    # An id may be part of another one, of a sample that stays.
-    covers = [c.encode() for c in {_in_record(built, n) for n in remaining} if pattern and pattern.search(c.encode())]
-    for split, i, name in hits:
-        records = built.records(split)
-        if _found(records.raw(i), pattern, covers):
-            found.append(f"{records.shard_of(i)}: inside the record {name}")
-    for folder in folders:
-        for path in folder.glob("*.index.safetensors"):
-            try:
-                rows = {row.decode(errors="replace") for row in ids_from(load_file(path)["id"])}
-            except (OSError, SafetensorError, KeyError) as error:
-                found.append(f"{folder.name}/{path.name}: it cannot be searched: {error}")
-                continue
-            found += [f"{folder.name}/{path.name}: the row of {name}" for name in sorted(rows & set(ids))]
-    overlap = 1 + max(map(len, [*(i.encode() for i in ids), *covers]))
-    for folder in (built.folder, *folders) if pattern else ():
-        for path in (p for p in sorted(folder.rglob("*")) if p.is_file()):
-            if _in_file(path, pattern, covers, overlap):
-                found.append(f"{path.relative_to(folder.parent)}: in its bytes")
-    return found
+    return lines, names, matches
 
 
-def _in_record(built: BuiltDataset, name: str) -> str:
+def _search_indexes(folder: Path, ids: Collection[str]) -> Iterator[str]:
+    """Lines about rows of these ids in the indexes of a folder of latents, and about unreadable indexes."""
+    for path in folder.glob("*.index.safetensors"):
+        try:
+            rows = {row.decode(errors="replace") for row in decode_ids(load_file(path)["id"])}
+        except (OSError, SafetensorError, KeyError) as error:
+            yield f"{folder.name}/{path.name}: it cannot be searched: {error}"
+            continue
+        for name in sorted(rows & set(ids)):
+            yield f"{folder.name}/{path.name}: the row of {name}"
+
+
+def _stored_id(built: BuiltDataset, name: str) -> str:
     """The id as it is stored in the record, without what decoding puts before it."""
     return name.removeprefix(built.settings.id_prefix)
 
 
-def _in_file(path: Path, pattern: re.Pattern[bytes], covers: list[bytes], overlap: int) -> bool:
+def _in_file(path: Path, pattern: re.Pattern[bytes], longer: list[bytes], overlap: int) -> bool:
+    """Whether an id occurs in a file, which is read in blocks that overlap by twice the longest id."""
     with path.open("rb") as file:
-        data = file.read(_BLOCK)
-        while block := file.read(_BLOCK):
-            # What is found near the end may be part of a longer id: it is looked at with the next block.
-            if _found(data, pattern, covers, len(data) - overlap):
+        data = file.read(_BLOCK_BYTES)
+        block = file.read(_BLOCK_BYTES)
+        while block:
+            # A match near the end may be part of a longer id: it is searched again with the next block.
+            if _contains(data, pattern, longer, len(data) - overlap):
                 return True
             data = data[-2 * overlap :] + block
-    return _found(data, pattern, covers)
+            block = file.read(_BLOCK_BYTES)
+    return _contains(data, pattern, longer)
 
 
-def _found(data: bytes, pattern: re.Pattern[bytes], covers: list[bytes], end: int | None = None) -> bool:
-    """Whether an id begins in data[:end] that is not part of one of the `covers`."""
+def _contains(data: bytes, pattern: re.Pattern[bytes], longer: list[bytes], end: int | None = None) -> bool:
+    """Whether an id starts in data[:end] that is not part of one of the `longer` ids."""
     for match in pattern.finditer(data):
         start, stop = match.span()
-        if (end is None or start < end) and all(
-            data.find(cover, max(0, stop - len(cover)), start + len(cover)) < 0 for cover in covers
-        ):
+        if end is not None and start >= end:
+            continue
+        is_part = False
+        for name in longer:
+            if data.find(name, max(0, stop - len(name)), start + len(name)) >= 0:
+                is_part = True
+                break
+        if not is_part:
             return True
     return False
 
 
 def _pattern(ids: Iterable[str]) -> re.Pattern[bytes] | None:
-    """Finds any of the ids, however many: as a tree of what they share, every byte is looked at a few times only."""
-    words = sorted({i.encode() for i in ids if len(i.encode()) >= _SHORT})
-    return re.compile(_tree(words)) if words else None
+    """Expression that matches any of the ids that are long enough, as a prefix tree.
+
+    Each byte of the data is then compared a few times only, however many ids there are.
+    """
+    words = sorted({name.encode() for name in ids if len(name.encode()) >= _SHORT_BYTES})
+    return re.compile(_prefix_tree(words)) if words else None
 
 
-def _tree(words: list[bytes]) -> bytes:
-    """An expression for any of the sorted `words`; a word that another one begins with stands for both."""
+def _prefix_tree(words: list[bytes]) -> bytes:
+    """Expression for any of the sorted words; a word that is a prefix of others stands for them, too."""
     shared = len(os.path.commonprefix([words[0], words[-1]]))
     start = re.escape(words[0][:shared])
     if len(words[0]) == shared:
@@ -117,4 +155,4 @@ def _tree(words: list[bytes]) -> bytes:
     groups: dict[int, list[bytes]] = {}
     for word in words:
         groups.setdefault(word[shared], []).append(word[shared:])
-    return start + b"(?:" + b"|".join(_tree(group) for group in groups.values()) + b")"
+    return start + b"(?:" + b"|".join(_prefix_tree(group) for group in groups.values()) + b")"

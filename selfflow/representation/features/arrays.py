@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.errors import UserError
-from selfflow.input.batches import readable_clips, warn_left_out
+from selfflow.input.clips import readable_clips, warn_left_out
 
 _BYTES_AT_ONCE = 1 << 24
 

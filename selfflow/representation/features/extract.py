@@ -1,7 +1,6 @@
-"""Features of many samples: of any layers of a run's network, at any noise, computed once and kept."""
+"""Features of many samples: any layers of a run's network at any noise level, computed once and stored."""
 
 import hashlib
-import json
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,15 +16,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfflow.errors import UserError
-from selfflow.input.batches import readable_clips, warn_left_out
+from selfflow.input.clips import readable_clips, warn_left_out
 from selfflow.modality import Modality, of_latents
 from selfflow.progress import Progress
 from selfflow.representation.features.feature_files import LayerWriter, read_layer
 from selfflow.representation.features.forward import Forward, Taps, code_hash
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 
 T = TypeVar("T")
-_AHEAD = 2  # batches that are read while one is computed
+_AHEAD = 2  # batches read while one is computed
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Features:
 
     Attributes:
       ids: of the samples.
-      labels: {field: int [n]}, as the data has them.
+      labels: {field: int [n]}, of the data.
       layers: {layer: {modality: float32 [n, D], or [n, N, D]}}, memory-mapped and read-only.
       tau: the noise level of each modality; 0 of the context.
       grids: tokens along each axis of a modality, whose product is N.
@@ -64,31 +63,31 @@ def features(
     mesh: Mesh | None = None,
     cache: bool = True,
 ) -> Features:
-    """What blocks of a run's network make of samples without a label: the residual stream behind each block.
+    """The residual stream after blocks of a run's network, for samples without a label.
 
-    One forward pass serves all layers. They are written to `RUN/features` as they come, so that memory does not grow
-    with the number of samples, and are not computed again: of layers that were asked for before, nothing is, as long as
-    weights, samples, arguments and the code that decides the numbers (models, noise, modality, forward) are the same.
-    The noise of a sample depends on the seed and its id alone.
+    One forward pass computes all layers. Features are written to `RUN/features` batch by batch, so that memory does not
+    grow with the number of samples. Stored layers are reused as long as weights, samples, arguments and the code that
+    determines the numbers (models, noise, modality, forward) are the same. The noise of a sample depends on the seed
+    and its id alone.
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
-      data: a split of its data, whose first component is meant; or clips as `run.data` gives them, or `Arrays`.
+      data: a split of the first component's data; or clips from `run.data`, or `Arrays`.
       layers: blocks, counted from 1.
       tau: one noise level for all modalities, or {modality: level}.
-      weights, step: which, as for `Run.model`.
+      weights, step: as for `Run.model`.
       context: modalities that are shown without noise, as context tokens are in training.
       modalities: those that the network sees; by default all of the data.
       pool: the mean over the tokens of each modality, or all tokens; those of padding count in no mean, and are 0.
-      limit: takes the first so many samples alone.
+      limit: number of samples, from the first on; by default all.
       seed: of the noise.
       batch_size: samples at once; over a mesh, as many more as make a whole number for each device.
       mesh: devices to spread weights and samples over; by default the first alone.
-      cache: whether to keep them in the run folder; else they lie in a temporary folder that goes with the arrays.
+      cache: whether to store them in the run folder; otherwise in a temporary folder that is removed with the arrays.
 
     Raises:
-      UserError: for layers, modalities, splits and other arguments that do not exist, naming those that do; if features
-        are no numbers, naming layer, modality and sample; if no sample can be read; if they cannot be written.
+      UserError: for unknown layers, modalities or splits, naming the known ones; if features are not finite, naming
+        layer, modality and sample; if no sample can be read; if files cannot be written.
     """
     clips = run.data(data) if isinstance(data, str) else data
     for name, value in (("limit", limit), ("batch_size", batch_size)):
@@ -98,42 +97,43 @@ def features(
         raise UserError(f"pool {pool!r}: there are mean and tokens")
     model = run.model(weights, step, mesh)
     blocks = _blocks(layers, model.depth)
-    streams, held, levels = _seen(model.modalities, clips.shapes, modalities, context, tau)
+    streams, context_names, levels = _seen(model.modalities, clips.shapes, modalities, context, tau)
     count = len(clips) if limit is None else min(int(limit), len(clips))
-    asked = {
+    key = {
         "code": code_hash(),
         "weights": model.identity,
         "data": clips.identity,
-        "ids": hashlib.sha256("\n".join(clips.ids[:count]).encode()).hexdigest()[:16],
+        "ids": digest("\n".join(clips.ids[:count])),
         "samples": count,
         "modalities": to_json(streams),
         "tau": levels,
-        "context": list(held),
+        "context": list(context_names),
         "pool": pool,
         "seed": int(seed) % 2**32,
     }
-    name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    name = digest(key)
     kept = nullcontext(run.path / "features" / name) if cache else tempfile.TemporaryDirectory(prefix="features-")
     with kept as folder:
-        stored = lambda layer: read_layer(Path(folder), layer, tuple(streams))
-        found = {layer: stored(layer) for layer in blocks}
-        if missing := tuple(layer for layer in blocks if found[layer] is None):
-            forward = Forward(model.apply, streams, missing, levels, model.null_label, pool, seed, held, mesh)
-            told = {"run": str(run.source), "weights": weights, "step": model.step, "asked": asked}
+        stored_layers = {layer: read_layer(Path(folder), layer, tuple(streams)) for layer in blocks}
+        missing = tuple(layer for layer in blocks if stored_layers[layer] is None)
+        if missing:
+            forward = Forward(model.apply, streams, missing, levels, model.null_label, pool, seed, context_names, mesh)
+            metadata = {"run": str(run.source), "weights": weights, "step": model.step, "key": key}
             with Progress(f"features of {_told(streams, levels, clips)}", count, unit="clip") as shown:
-                extract(forward, model.params, clips, count, Path(folder), told, batch_size, shown.advance)
-            found |= {layer: stored(layer) for layer in missing}
-    ids, left_out = found[blocks[0]].ids, found[blocks[0]].left_out
-    if any(other.ids != ids for other in found.values()):
+                extract(forward, model.params, clips, count, Path(folder), metadata, batch_size, shown.advance)
+            for layer in missing:
+                stored_layers[layer] = read_layer(Path(folder), layer, tuple(streams))
+    ids, left_out = stored_layers[blocks[0]].ids, stored_layers[blocks[0]].left_out
+    if any(other.ids != ids for other in stored_layers.values()):
         raise UserError(
-            f"{folder}: its layers are of different samples, since some could be read at one time alone: remove it, "
-            "and all are computed again"
+            f"{folder}: its layers have different samples, since records became readable or unreadable between "
+            "extractions: remove it, and all layers will be computed again"
         )
     warn_left_out(clips, left_out)
     rows = np.delete(np.arange(count), left_out)
     labels = {field: np.asarray(values)[rows] for field, values in clips.labels.items()}
     grids = {m: stream.grid for m, stream in streams.items()}
-    return Features(ids, labels, {layer: found[layer].arrays for layer in blocks}, levels, grids)
+    return Features(ids, labels, {layer: stored_layers[layer].arrays for layer in blocks}, levels, grids)
 
 
 def _told(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: Any) -> str:
@@ -147,25 +147,25 @@ def extract(
     clips: Any,
     count: int,
     folder: Path,
-    told: dict[str, Any],
+    metadata: dict[str, Any],
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
     """Computes the features of the first `count` clips and writes a folder for each layer (`feature_files`).
 
-    Batches are read ahead and written behind: the devices always have the next one.
+    Batches are read ahead and written behind, so that the devices never wait.
 
     Args:
-      forward: which features.
+      forward: the compiled forward pass.
       params: parameters of the model, on the devices of the mesh.
       clips: as for `features`.
-      folder: where to.
-      told: what is to stand beside them.
+      folder: the target.
+      metadata: stored beside the features.
       batch_size: samples at once.
-      advance: is told of every batch how many samples it had.
+      advance: called with the number of samples of every batch.
 
     Raises:
-      UserError: as `features`; of layers that were not finished nothing is then left.
+      UserError: as `features`; unfinished layers are removed.
     """
     left_out: list[int] = []
     writers: dict[int, LayerWriter] = {}
@@ -194,7 +194,7 @@ def extract(
             raise UserError(f"none of {count} clips can be read: there are no features")
         store(*before)
         for writer in writers.values():
-            writer.finish(told | {"ids": ids, "left_out": left_out})
+            writer.finish(metadata | {"ids": ids, "left_out": left_out})
     except BaseException:
         for writer in writers.values():
             writer.drop()
@@ -202,13 +202,13 @@ def extract(
 
 
 class Batch(NamedTuple):
-    """Some clips; after those of `rows` the first is repeated, so that all batches are as large.
+    """A batch of clips; the first is repeated after those of `rows`, so that all batches have one size.
 
     Attributes:
       rows: their numbers.
-      latents: {modality: [B, ...]}, filled up with zeros where a clip is shorter than the others.
-      frames: of modalities with such clips how many latent frames are data, [B].
-      seeds: what the noise of each depends on, uint32 [B].
+      latents: {modality: [B, ...]}, padded with zeros where a clip is shorter than the others.
+      frames: number of latent frames that are data [B], for modalities with padded clips.
+      seeds: of the noise of each clip, uint32 [B].
     """
 
     rows: list[int]
@@ -220,10 +220,13 @@ class Batch(NamedTuple):
 def batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out: list[int]) -> Iterator[Batch]:
     """The first `count` clips without those that cannot be read, whose numbers are added to `left_out`."""
     size = forward.whole(min(batch_size, count))
-    found = readable_clips(clips, range(count), left_out)
-    while some := list(islice(found, size)):
-        rows = [row for row, _ in some]
-        filled = some + some[:1] * (size - len(some))
+    readable = readable_clips(clips, range(count), left_out)
+    while True:
+        group = list(islice(readable, size))
+        if not group:
+            return
+        rows = [row for row, _ in group]
+        filled = group + group[:1] * (size - len(group))
         latents, frames = {}, {}
         for m in forward.modalities:
             parts, shape = [np.asarray(sample[m]) for _, sample in filled], clips.shapes[m]
@@ -236,12 +239,12 @@ def batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out:
 
 
 def seed_of(name: str) -> int:
-    """What the noise of the sample of this id depends on, beside the seed."""
+    """Per-sample seed of the noise, from the sample's id."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same, made in a thread a little before they are asked for."""
+    """The same items, computed in a thread ahead of their use."""
     with ThreadPoolExecutor(1) as pool:
         end = object()
         waiting = deque(pool.submit(next, items, end) for _ in range(_AHEAD))
@@ -263,15 +266,15 @@ def _check_finite(tap: dict[str, np.ndarray], layer: int, ids: list[str]) -> Non
 def _blocks(layers: Any, depth: int) -> tuple[int, ...]:
     if isinstance(layers, str):
         if layers != "all":
-            raise UserError(f'layers {layers!r}: give "all", or some of 1 to {depth}')
+            raise UserError(f'layers {layers!r}: give "all" or a subset of 1 to {depth}')
         return tuple(range(1, depth + 1))
-    chosen = (layers,) if isinstance(layers, int | np.integer) else tuple(layers)
-    for layer in chosen:
+    blocks = (layers,) if isinstance(layers, int | np.integer) else tuple(layers)
+    for layer in blocks:
         if isinstance(layer, bool) or not isinstance(layer, int | np.integer) or not 1 <= layer <= depth:
-            raise UserError(f"layers: {layer!r} is none; this model has blocks 1 to {depth}")
-    if not chosen:
-        raise UserError(f"layers is empty: name some of 1 to {depth}")
-    return tuple(sorted({int(layer) for layer in chosen}))
+            raise UserError(f"layers: {layer!r} is not a block; this model has blocks 1 to {depth}")
+    if not blocks:
+        raise UserError(f"layers is empty: give a subset of 1 to {depth}")
+    return tuple(sorted({int(layer) for layer in blocks}))
 
 
 def _seen(
@@ -288,17 +291,17 @@ def _seen(
       shapes: of one latent of each modality of the data.
       modalities, context, tau: as for `features`.
     """
-    there = [m for m in shapes if m in known]
-    names = there if modalities is None else _names(modalities)
-    held = _names(context)
-    for what, chosen, choices in (("modalities", names, there), ("context", held, names)):
+    available = [m for m in shapes if m in known]
+    names = available if modalities is None else _names(modalities)
+    context_names = _names(context)
+    for what, chosen, choices in (("modalities", names, available), ("context", context_names, names)):
         for m in chosen:
             if m not in choices:
-                raise UserError(f"{what}: {m!r} is none; there are {', '.join(choices) or 'none'}")
+                raise UserError(f"{what}: {m!r} is unknown; there are {', '.join(choices) or 'none'}")
     if not names:
-        raise UserError(f"modalities is empty: name some of {', '.join(there) or ', '.join(known)}")
-    # In one order, so that what is the same has one name.
-    names = [m for m in there if m in names]
+        raise UserError(f"modalities is empty: name at least one of {', '.join(available) or ', '.join(known)}")
+    # In one order, so that equal settings have one key.
+    names = [m for m in available if m in names]
     try:
         streams = of_latents(known, {m: jax.ShapeDtypeStruct((1, *shapes[m]), np.float32) for m in names})
     except ValueError as error:
@@ -306,13 +309,14 @@ def _seen(
     levels = dict(tau) if isinstance(tau, Mapping) else dict.fromkeys(names, tau)
     for m, level in levels.items():
         if m not in names:
-            raise UserError(f"tau: {m!r} is no modality here; there are {', '.join(names)}")
+            raise UserError(f"tau: {m!r} is not a modality of this data; there are {', '.join(names)}")
         if not 0 <= level <= 1:
             raise UserError(f"tau is {level}: give a number from 0, data, to 1, noise")
     for m in names:
-        if m not in levels and m not in held:
+        if m not in levels and m not in context_names:
             raise UserError(f"tau has no level for {m}: it needs one for each of {', '.join(names)}")
-    return streams, tuple(m for m in names if m in held), {m: 0.0 if m in held else float(levels[m]) for m in names}
+    context = tuple(m for m in names if m in context_names)
+    return streams, context, {m: 0.0 if m in context else float(levels[m]) for m in names}
 
 
 def _names(names: str | Iterable[str]) -> list[str]:

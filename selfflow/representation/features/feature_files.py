@@ -1,8 +1,8 @@
-"""Features on disk: a folder for each layer, which is there once it is whole.
+"""Features on disk: a folder for each layer, which exists once it is complete.
 
-`FOLDER/layer_004/` holds `MODALITY.npy`, float32 [n, D] or [n, N, D], and `told.json`: what was computed, the ids of
-the n samples, and the numbers of those that could not be read. While it is written it has a name of its own that ends
-in `.partial`; what a killed process left under such a name is read by nothing and may be deleted.
+`FOLDER/layer_004/` holds `MODALITY.npy`, float32 [n, D] or [n, N, D], and `metadata.json`: the settings, the ids of the
+n samples, and the numbers of those that could not be read. While it is written its name ends in
+`.partial`; leftovers of a killed process under such a name are never read and may be deleted.
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 
 from selfflow.errors import UserError
 
-_TOLD = "told.json"
+_METADATA = "metadata.json"
 
 
 class Stored(NamedTuple):
@@ -67,14 +67,14 @@ class LayerWriter:
                 self._files[m].write(np.ascontiguousarray(x, np.float32))
                 self._shapes[m] = (self._shapes[m][0] + len(x), *x.shape[1:])
 
-    def finish(self, told: dict[str, Any]) -> None:
+    def finish(self, metadata: dict[str, Any]) -> None:
         """Gives the folder its name, unless another process was first."""
         with _writing(self._path.parent):
             for m, file in self._files.items():
                 file.seek(0)
                 _write_header(file, self._shapes[m])
                 file.close()
-            (self._partial / _TOLD).write_text(json.dumps(told, indent=1))
+            (self._partial / _METADATA).write_text(json.dumps(metadata, indent=1))
             try:
                 self._partial.rename(self._path)
             except OSError:
@@ -87,7 +87,7 @@ class LayerWriter:
         for file in self._files.values():
             try:
                 file.close()
-            except OSError:  # what it still held has no room
+            except OSError:  # its buffer does not fit on the disk
                 pass
         shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -98,7 +98,7 @@ def layer_path(folder: Path, layer: int) -> Path:
 
 
 def read_layer(folder: Path, layer: int, modalities: tuple[str, ...]) -> Stored | None:
-    """The features of a layer; None where they are not there.
+    """The features of a layer; None if they do not exist.
 
     Raises:
       UserError: if they are damaged.
@@ -107,13 +107,13 @@ def read_layer(folder: Path, layer: int, modalities: tuple[str, ...]) -> Stored 
     if not path.exists():
         return None
     try:
-        told = json.loads((path / _TOLD).read_text())
-        ids, left_out = list(told["ids"]), list(told["left_out"])
+        metadata = json.loads((path / _METADATA).read_text())
+        ids, left_out = list(metadata["ids"]), list(metadata["left_out"])
         arrays = {m: np.load(path / f"{m}.npy", mmap_mode="r") for m in modalities}
         if any(len(x) != len(ids) for x in arrays.values()):
             raise ValueError("another number of features than of ids")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, and its features are computed again") from error
+        raise UserError(f"{path} is damaged ({error}): remove it, and its features will be computed again") from error
     return Stored(arrays, ids, left_out)
 
 

@@ -21,9 +21,9 @@ Taps = dict[int, dict[str, Any]]  # {layer: {modality: float32 features}}
 
 
 class Forward:
-    """A compiled forward pass from latents to the residual stream after some blocks, for unlabelled samples.
+    """A compiled forward pass from latents to the residual stream after given blocks, for unlabelled samples.
 
-    It is compiled once for all that differ in tau and seed alone.
+    One program serves all values of tau and seed.
 
     Args:
       apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`; where samples are padded
@@ -81,7 +81,7 @@ class Forward:
         numbers_B: np.ndarray,
         frames: dict[str, np.ndarray] | None = None,
     ) -> Taps:
-        """The same as a call, on the devices and perhaps not computed yet.
+        """As a call, but returns arrays on the devices without waiting for them.
 
         Args:
           params: parameters of the model, on the devices of the mesh.
@@ -104,7 +104,7 @@ class Forward:
 
 
 class CorruptedTokens(NamedTuple):
-    """What a network is shown of some samples.
+    """The input of a network for a batch of samples.
 
     Attributes:
       tokens: noisy, [B, N, P], by modality.
@@ -134,8 +134,8 @@ def corrupted_at(
     keys_B = jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers_B)
     levels = {m: jnp.full((count, 1), tau[m]) for m in x}
     assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
-    held = {m: jnp.ones(x[m].shape[:2], bool) for m in context}
-    corruption = Corruption(levels, assignment, {}).with_context(held)
+    masks = {m: jnp.ones(x[m].shape[:2], bool) for m in context}
+    corruption = Corruption(levels, assignment, {}).with_context(masks)
     noisy = corrupt(x, draw_eps(keys_B, x), corruption)
     valid = {m: fitting[m].valid_tokens(frames_B) for m, frames_B in frames.items()}
     return CorruptedTokens(noisy, corruption.levels, corruption.assignment, valid)
@@ -146,9 +146,9 @@ def _taps(
     params, latents, frames, numbers_B, tau, seed, *, apply, modalities, layers, null_label, pool, context
 ) -> Taps:
     noisy, levels, assignment, valid = corrupted_at(dict(modalities), latents, frames, numbers_B, tau, seed, context)
-    told = {"valid": valid} if valid else {}
+    options = {"valid": valid} if valid else {}
     label_B = jnp.full(len(numbers_B), null_label)
-    taps = apply(params, noisy, levels, label_B, assignment, taps=layers, stop_at=max(layers), **told).taps
+    taps = apply(params, noisy, levels, label_B, assignment, taps=layers, stop_at=max(layers), **options).taps
 
     def pooled(f_BND: jax.Array, m: str) -> jax.Array:
         f_BND = f_BND.astype(jnp.float32)
@@ -158,7 +158,7 @@ def _taps(
         f_BND = jnp.where(there_BN1, f_BND, 0.0)
         return f_BND.sum(axis=1) / jnp.maximum(there_BN1.sum(axis=1), 1) if pool == "mean" else f_BND
 
-    # Every process gets all samples: of those that others hold it could read nothing.
+    # Every process gets all samples; shards of other processes could not be read.
     return {layer: {m: constrain(pooled(f, m)) for m, f in tap.items()} for layer, tap in taps.items()}
 
 
@@ -168,7 +168,7 @@ def forward_all(
     """The features of many samples, numbered in their order.
 
     Args:
-      forward: which.
+      forward: the compiled forward pass.
       params: parameters of the model.
       latents: samples {modality: [...]}.
       batch_size: samples in one forward pass.
@@ -176,17 +176,17 @@ def forward_all(
     Returns:
       {layer: {modality: float32 features}}.
     """
-    found: list[Any] = []
+    outputs: list[Any] = []
     pending: list[dict[str, np.ndarray]] = []
     count = 0
 
     def run() -> None:
         nonlocal count
-        # The last batch is filled up, so that there is one shape to compile.
+        # The last batch is padded, so that one shape is compiled.
         filled = pending + [pending[0]] * (batch_size - len(pending))
         batch = {m: np.stack([sample[m] for sample in filled]) for m in pending[0]}
         out = forward(params, batch, np.arange(count, count + batch_size))
-        found.append(jax.tree.map(lambda f: f[: len(pending)], out))
+        outputs.append(jax.tree.map(lambda f: f[: len(pending)], out))
         count += len(pending)
         pending.clear()
 
@@ -196,12 +196,12 @@ def forward_all(
             run()
     if pending:
         run()
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
 
 @cache
 def code_hash() -> str:
-    """Hash of the source files that decide what features are: models, noise, modality and this one."""
+    """Hash of the source files that determine features: models, noise, modality and this one."""
     package = Path(__file__).parents[2]
     files = "models/*.py", "noise.py", "modality.py", "representation/features/forward.py"
     digest = hashlib.sha256()

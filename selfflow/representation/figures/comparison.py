@@ -1,4 +1,4 @@
-"""Figures of methods held against each other, seed by seed."""
+"""Figures that compare methods seed by seed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -88,8 +88,8 @@ def loss_curves(runs: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _bar(axis: Axes, x: float, found: Interval) -> None:
+def _bar(axis: Axes, x: float, interval: Interval) -> None:
     errors = None
-    if found.low is not None:
-        errors = [[found.estimate - found.low], [found.high - found.estimate]]
-    axis.errorbar(x, found.estimate, errors, fmt="D", ms=4, color="black", capsize=3, lw=1.2)
+    if interval.low is not None:
+        errors = [[interval.estimate - interval.low], [interval.high - interval.estimate]]
+    axis.errorbar(x, interval.estimate, errors, fmt="D", ms=4, color="black", capsize=3, lw=1.2)

@@ -32,15 +32,15 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
     wide = min(columns, len(panels))
     figure = Figure(figsize=(4.2 * wide + 0.6, 3.2 * -(-len(panels) // wide) + 0.5), layout="constrained")
     axes = np.atleast_1d(figure.subplots(-(-len(panels) // wide), wide, squeeze=False)).ravel()
-    # One method is told apart by its noise levels, several by themselves; colours that print in grey too.
+    # Colours distinguish the noise levels of one method, or several methods; they differ in grey print, too.
     colour = _colours(methods if len(methods) > 1 else taus)
     dashes = ["-", "--", ":", "-."]
     for axis, (target, source) in zip(axes, panels):
-        some = [row for row in rows if (row.target, row.source) == (target, source)]
+        shown = [row for row in rows if (row.target, row.source) == (target, source)]
         for method in methods:
             for i, tau in enumerate(taus):
                 cells: dict[int, list[float]] = {}
-                for row in some:
+                for row in shown:
                     if (row.method, row.tau) == (method, tau):
                         cells.setdefault(row.layer, []).append(row.test)
                 if not cells:
@@ -56,12 +56,12 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
                 if means[0].low is not None:
                     axis.fill_between(layers, [m.low for m in means], [m.high for m in means], alpha=0.15,
                                       color=line["color"], lw=0)  # fmt: skip
-        if some[0].chance > 0:
-            axis.axhline(some[0].chance, color="0.6", lw=1, ls=(0, (1, 2)))
+        if shown[0].chance > 0:
+            axis.axhline(shown[0].chance, color="0.6", lw=1, ls=(0, (1, 2)))
         axis.set_title(f"{target} from {source.replace('+', ' + ')}", fontsize=10)
         axis.set_xlabel("block")
-        axis.set_ylabel(_METRICS[some[0].metric])
-        axis.set_xticks(sorted({row.layer for row in some}))
+        axis.set_ylabel(_METRICS[shown[0].metric])
+        axis.set_xticks(sorted({row.layer for row in shown}))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, lw=0.5)
     for axis in axes[len(panels) :]:
@@ -92,14 +92,14 @@ def probe_map(rows: Iterable[Row]) -> Figure:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(methods), len(questions), squeeze=False, sharex=True, sharey=True)
     for column, question in enumerate(questions):
-        some = [row for row in rows if _question(row) == question]
-        low, high = min(row.test for row in some), max(row.test for row in some)
+        shown = [row for row in rows if _question(row) == question]
+        low, high = min(row.test for row in shown), max(row.test for row in shown)
         for axis, method in zip(axes[:, column], methods):
             cells = np.full((len(taus), len(layers)), np.nan)
             for i, tau in enumerate(taus):
                 for j, layer in enumerate(layers):
-                    found = [row.test for row in some if (row.method, row.tau, row.layer) == (method, tau, layer)]
-                    cells[i, j] = np.mean(found) if found else np.nan
+                    scores = [row.test for row in shown if (row.method, row.tau, row.layer) == (method, tau, layer)]
+                    cells[i, j] = np.mean(scores) if scores else np.nan
             image = _cells(axis, cells, layers, taus, "viridis", (low, high))
             axis.set_title(f"{method}\n{question[0]} from {question[1].replace('+', ' + ')}", fontsize=8)
         figure.colorbar(image, ax=axes[:, column], aspect=30).ax.tick_params(labelsize=6)
@@ -109,7 +109,7 @@ def probe_map(rows: Iterable[Row]) -> Figure:
 
 
 def similarity_figure(seen: Mapping[str, tuple[Features, str]], k: int = 10) -> Figure:
-    """How alike layers are, within each of some networks or modalities and between them.
+    """Similarity of layers, within each network or modality and between them.
 
     Linear CKA (debiased) above, CKNNA below.
 
@@ -134,21 +134,21 @@ def similarity_figure(seen: Mapping[str, tuple[Features, str]], k: int = 10) -> 
     return figure
 
 
-def health_figure(found: Health) -> Figure:
+def health_figure(health: Health) -> Figure:
     """Cosines of pairs of blocks at the lowest noise level, and norms and effective ranks by block and noise level.
 
     A row for each modality: cosines of the student's features (down) and the teacher's (across) as they are, after
     subtracting the mean over samples, and against the teacher of another sample; then the student's norms and ranks.
     """
-    names = list(dict.fromkeys(row.modality for row in found.layers))
-    taus = sorted({row.tau for row in found.layers})
-    layers = sorted({row.layer for row in found.layers})
+    names = list(dict.fromkeys(row.modality for row in health.layers))
+    taus = sorted({row.tau for row in health.layers})
+    layers = sorted({row.layer for row in health.layers})
     figure = Figure(figsize=(15, 2.9 * len(names) + 0.3), layout="constrained")
     axes = figure.subplots(len(names), 5, squeeze=False)
     kinds = {"direct": "cosine", "direct_centred": "cosine, centred", "direct_other_sample": "cosine, another sample"}
     colour = _colours(taus)
     for m, row in zip(names, axes):
-        pairs = [pair for pair in found.pairs if (pair.modality, pair.tau) == (m, taus[0])]
+        pairs = [pair for pair in health.pairs if (pair.modality, pair.tau) == (m, taus[0])]
         for axis, (kind, title) in zip(row, kinds.items()):
             table = {(pair.student_layer, pair.teacher_layer): getattr(pair, kind) for pair in pairs}
             cells = np.array([[table[a, b] for b in layers] for a in layers])
@@ -158,7 +158,7 @@ def health_figure(found: Health) -> Figure:
         figure.colorbar(image, ax=row[2])
         for axis, (kind, title) in zip(row[3:], {"student_norm": "norm", "student_rank": "RankMe"}.items()):
             for tau in taus:
-                cells = {one.layer: getattr(one, kind) for one in found.layers if (one.modality, one.tau) == (m, tau)}
+                cells = {one.layer: getattr(one, kind) for one in health.layers if (one.modality, one.tau) == (m, tau)}
                 axis.plot(layers, [cells[layer] for layer in layers], color=colour[tau], marker="o", ms=3,
                           label=f"$\\tau$ = {tau:g}")  # fmt: skip
             axis.set(xlabel="block", xticks=layers)

@@ -22,30 +22,30 @@ from selfflow.representation.statistics import interval
 from selfflow.representation.views import seconds_of
 
 
-def principal_figure(clips: Any, found: Features, i: int) -> Figure:
+def principal_figure(clips: Any, components: Features, i: int) -> Figure:
     """Clip i with the first three principal components of its tokens as red, green and blue, a row for each block.
 
     Args:
       clips: as `run.data` gives them, with their raw records.
-      found: features of all tokens of them (`pool="tokens"`); components are those of all these clips together.
+      components: features of all tokens of them (`pool="tokens"`); components are those of all these clips together.
       i: which of them to show.
     """
-    record = clips.record(clips.ids.index(found.ids[i]))
+    record = clips.record(clips.ids.index(components.ids[i]))
     strips = Strips(len(record["video"]), seconds_of(clips.modalities))
-    for m in found.grids:
+    for m in components.grids:
         if medium_of(m).preview == "strip":
-            strips.pictures(m, record[m])
+            strips.video(m, record[m])
         elif medium_of(m).preview == "spectrogram":
-            strips.sound(m, record[m], len(record[m]) / seconds_of(clips.modalities))
-        for layer, taps in found.layers.items():
+            strips.audio(m, record[m], len(record[m]) / seconds_of(clips.modalities))
+        for layer, taps in components.layers.items():
             colours, shares = principal_colours(taps[m])
             label = f"block {layer}\n{shares.sum():.0%}"
             if medium_of(m).preview == "strip":
-                strips.video_tokens(label, colours[i], found.grids[m])
+                strips.video_tokens(label, colours[i], components.grids[m])
             elif medium_of(m).has_time:
                 strips.audio_tokens(label, colours[i])
-    level = ", ".join(f"$\\tau$ of {m} {tau:g}" for m, tau in found.tau.items())
-    return strips.figure(f"{found.ids[i]}: three components of tokens and their share of the variance, {level}")
+    level = ", ".join(f"$\\tau$ of {m} {tau:g}" for m, tau in components.tau.items())
+    return strips.figure(f"{components.ids[i]}: three components of tokens and their share of the variance, {level}")
 
 
 def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tuple[int, ...], **more: Any) -> Figure:
@@ -67,10 +67,10 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
     grid, sounds, seconds, truth = layout_of(run, clips)
     record = clips.record(number)
     contacts = contacts_as_tokens(record, grid, sounds, seconds, truth)
-    told = _contact(contacts, contact, clips.ids[number])
-    found = attention_of_clips(run, clips, [number], layers, **more)
+    touched = _contact(contacts, contact, clips.ids[number])
+    weights = attention_of_clips(run, clips, [number], layers, **more)
     frames = len(record["video"])
-    first = max(0, min(told.frames[0] * frames // grid[0] - 4, frames - 10))
+    first = max(0, min(touched.frames[0] * frames // grid[0] - 4, frames - 10))
     strips = Strips(frames, seconds, columns=10, start=first, every=1)
     bodies = [
         Body(
@@ -78,65 +78,65 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
         )
         for frame in range(frames)
         for body in range(int(record["count"]))
-        for colour in ["tab:red" if body in told.bodies else "white"]
+        for colour in ["tab:red" if body in touched.bodies else "white"]
     ]
-    strips.pictures("film", record["video"], bodies)
+    strips.video("video", record["video"], bodies)
     for layer in layers:
-        to_video_N = found[layer]["audio"]["video"][0, :, told.sound].mean(axis=0)
+        to_video_N = weights[layer]["audio"]["video"][0, :, touched.sound].mean(axis=0)
         even = to_video_N / to_video_N.mean()
         limits = (0.0, max(2.0, float(np.percentile(even, 95))))
         strips.video_tokens(f"block {layer}", even, grid, limits, "inferno", record["video"], bodies)
-    strips.sound("sound", record["audio"], len(record["audio"]) / seconds)
-    strips.audio_tokens("asking", np.arange(sounds) == told.sound, (0.0, 1.0), "Reds")
-    what = "two bodies" if len(told.bodies) > 1 else "a body and a wall"
+    strips.audio("audio", record["audio"], len(record["audio"]) / seconds)
+    strips.audio_tokens("query", np.arange(sounds) == touched.sound, (0.0, 1.0), "Reds")
+    what = "two bodies" if len(touched.bodies) > 1 else "a body and a wall"
     return strips.figure(
-        f"{clips.ids[number]}: attention of the sound at {told.seconds:.2f} s, when {what} touch, to the film",
-        told.seconds,
+        f"{clips.ids[number]}: attention of the audio at {touched.seconds:.2f} s, when {what} touch, to the video",
+        touched.seconds,
     )
 
 
-def shares_figure(found: ContactAttention, untrained: ContactAttention) -> Figure:
+def shares_figure(trained: ContactAttention, untrained: ContactAttention) -> Figure:
     """Shares of attention by block, with 95 % intervals over clips, beside those of attention without preference.
 
     All are means over clips, and over the contacts of each; contacts without a quiet moment in their clip are left out
     where there are others, so that lines are of the same clips.
 
     Left the share on the bodies of a contact, of the attention to the frames around it; in the middle the share on
-    these frames, of that to the whole film; right the former by head, as a multiple of the bodies' share of the tokens.
+    these frames, of that to the whole video; right the former by head, as a multiple of the bodies' token share.
 
     Args:
-      found: of a run.
+      trained: of a run.
       untrained: of the same clips by the network before training.
     """
-    found, untrained = _with_quiet_moments(found), _with_quiet_moments(untrained)
+    trained, untrained = _with_quiet_moments(trained), _with_quiet_moments(untrained)
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    _line(left, found, found.on_bodies.mean(axis=2), "tab:red", "from the sound of the contact")
-    _line(left, found, found.elsewhere.mean(axis=2), "tab:blue", "from quiet moments of the clip")
-    _line(left, untrained, untrained.on_bodies.mean(axis=2), "0.6", "from the sound of the contact, untrained")
-    even = np.mean(_by_clip(found, found.tokens))
+    _line(left, trained, trained.on_bodies.mean(axis=2), "tab:red", "from the audio of the contact")
+    _line(left, trained, trained.elsewhere.mean(axis=2), "tab:blue", "from quiet times of the clip")
+    _line(left, untrained, untrained.on_bodies.mean(axis=2), "0.6", "from the audio of the contact, untrained")
+    even = np.mean(_by_clip(trained, trained.tokens))
     left.axhline(even, color="0.4", lw=1, ls=":", label="their share of the tokens")
     left.set(ylabel="share of attention")
     left.set_title("on its bodies, in the frames around it", fontsize=10)
-    _line(middle, found, found.on_moment.mean(axis=2), "tab:red", "from the sound of the contact")
-    _line(middle, untrained, untrained.on_moment.mean(axis=2), "0.6", "from the sound of the contact, untrained")
-    middle.axhline(found.moment, color="0.4", lw=1, ls=":", label="their share of the frames")
+    _line(middle, trained, trained.on_moment.mean(axis=2), "tab:red", "from the audio of the contact")
+    _line(middle, untrained, untrained.on_moment.mean(axis=2), "0.6", "from the audio of the contact, untrained")
+    middle.axhline(trained.moment, color="0.4", lw=1, ls=":", label="their share of the frames")
     middle.set(ylabel="share of attention")
-    middle.set_title("on the frames around it, in the film", fontsize=10)
+    middle.set_title("on the frames around it, in the video", fontsize=10)
     for axis in (left, middle):
-        axis.set(xlabel="block", xticks=found.layers)
+        axis.set(xlabel="block", xticks=trained.layers)
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axis.spines[["top", "right"]].set_visible(False)
     over = np.array(
-        [[np.mean(_by_clip(found, head)) for head in layer.T] for layer in found.on_bodies.swapaxes(0, 1)]
+        [[np.mean(_by_clip(trained, head)) for head in layer.T] for layer in trained.on_bodies.swapaxes(0, 1)]
     ).T
     over /= even
     spread = max(0.1, float(np.abs(over - 1).max()))
     image = right.imshow(over, aspect="auto", cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread)
     right.set(xlabel="block", ylabel="head")
     right.set_title("on its bodies, over their share of tokens", fontsize=10)
-    right.set_xticks(range(len(found.layers)), found.layers)
+    right.set_xticks(range(len(trained.layers)), trained.layers)
     right.set_yticks(range(len(over)), range(1, len(over) + 1))
     for (head, layer), value in np.ndenumerate(over):
         right.text(layer, head, f"{value:.2f}", ha="center", va="center", fontsize=7)
@@ -144,21 +144,21 @@ def shares_figure(found: ContactAttention, untrained: ContactAttention) -> Figur
     return figure
 
 
-def shares_table(found: ContactAttention) -> str:
+def shares_table(shares: ContactAttention) -> str:
     """The same as lines of text: of each block the share on the bodies, that of quiet moments, and their difference."""
-    found = _with_quiet_moments(found)
-    clips = len(np.unique(found.clip))
-    even = interval(_by_clip(found, found.tokens)).estimate
+    shares = _with_quiet_moments(shares)
+    clips = len(np.unique(shares.clip))
+    even = interval(_by_clip(shares, shares.tokens)).estimate
     lines = [
-        f"{len(found.clip)} contacts in {clips} clips; mean over clips [95 % interval]",
+        f"{len(shares.clip)} contacts in {clips} clips; mean over clips [95 % interval]",
         f"share of tokens that hold the bodies: {even:.3f}",
-        "block   on the bodies           from quiet moments      difference               on the moment "
-        f"({found.moment:.3f} is even)",
+        "block   on the bodies           from quiet times      difference               on the moment "
+        f"({shares.moment:.3f} is even)",
     ]
-    for i, layer in enumerate(found.layers):
-        own, quiet = found.on_bodies[:, i].mean(axis=1), found.elsewhere[:, i].mean(axis=1)
-        columns = [own, quiet, own - quiet, found.on_moment[:, i].mean(axis=1)]
-        lines.append(f"{layer:>5}   " + "   ".join(f"{_shown(found, column):<21}" for column in columns))
+    for i, layer in enumerate(shares.layers):
+        own, quiet = shares.on_bodies[:, i].mean(axis=1), shares.elsewhere[:, i].mean(axis=1)
+        columns = [own, quiet, own - quiet, shares.on_moment[:, i].mean(axis=1)]
+        lines.append(f"{layer:>5}   " + "   ".join(f"{_shown(shares, column):<21}" for column in columns))
     return "\n".join(lines)
 
 
@@ -168,34 +168,34 @@ def _contact(contacts: list[Contact], which: int, name: str) -> Contact:
     return contacts[which]
 
 
-def _with_quiet_moments(found: ContactAttention) -> ContactAttention:
+def _with_quiet_moments(shares: ContactAttention) -> ContactAttention:
     """Those contacts alone whose clip has quiet moments to hold them against; all, where none has."""
-    kept = np.isfinite(found.elsewhere).all(axis=(1, 2))
+    kept = np.isfinite(shares.elsewhere).all(axis=(1, 2))
     if not kept.any():
-        return found
+        return shares
     columns = ("clip", "on_bodies", "elsewhere", "tokens", "on_moment")
-    return found._replace(**{name: getattr(found, name)[kept] for name in columns})
+    return shares._replace(**{name: getattr(shares, name)[kept] for name in columns})
 
 
-def _by_clip(found: ContactAttention, values: np.ndarray) -> list[float]:
+def _by_clip(shares: ContactAttention, values: np.ndarray) -> list[float]:
     """Means of the clips, since contacts of one clip are not independent."""
-    means = [np.mean(values[found.clip == clip]) for clip in np.unique(found.clip)]
+    means = [np.mean(values[shares.clip == clip]) for clip in np.unique(shares.clip)]
     return [float(mean) for mean in means if np.isfinite(mean)]
 
 
-def _line(axis: Axes, found: ContactAttention, values_CL: np.ndarray, colour: str, label: str) -> None:
-    means = [_by_clip(found, values) for values in values_CL.T]
+def _line(axis: Axes, shares: ContactAttention, values_CL: np.ndarray, colour: str, label: str) -> None:
+    means = [_by_clip(shares, values) for values in values_CL.T]
     if not all(means):
         return
     shown = [interval(values) for values in means]
-    axis.plot(found.layers, [one.estimate for one in shown], color=colour, marker="o", ms=3.5, lw=1.5, label=label)
+    axis.plot(shares.layers, [one.estimate for one in shown], color=colour, marker="o", ms=3.5, lw=1.5, label=label)
     if shown[0].low is not None:
         bounds = [one.low for one in shown], [one.high for one in shown]
-        axis.fill_between(found.layers, *bounds, color=colour, alpha=0.15, lw=0)
+        axis.fill_between(shares.layers, *bounds, color=colour, alpha=0.15, lw=0)
 
 
-def _shown(found: ContactAttention, values: np.ndarray) -> str:
-    means = _by_clip(found, values)
+def _shown(shares: ContactAttention, values: np.ndarray) -> str:
+    means = _by_clip(shares, values)
     if not means:
         return "none"
     one = interval(means)

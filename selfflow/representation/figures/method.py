@@ -14,42 +14,45 @@ def corruption_figure(seen: Views, i: int) -> Figure:
     """Clip i as it is, as the student sees it and as the teacher does, with tau of every token.
 
     Args:
-      seen: of some clips.
+      seen: the views.
       i: which of them.
     """
     strips = _strips(seen)
-    told = []
+    titles = []
     for m in _drawable(seen):
         t_s = seen.levels[m][i]
-        some = ", ".join(f"{value:.2f}" for value in t_s[:2]) + (", ..." if len(t_s) > 2 else "")
+        levels = ", ".join(f"{value:.2f}" for value in t_s[:2]) + (", ..." if len(t_s) > 2 else "")
         names = "t, s" if len(t_s) == 2 else "levels"
         context = int(seen.context[m][i].sum()) if m in seen.context else 0
-        held = f", {context} of {seen.modalities[m].tokens} tokens context" if context else ""
-        told.append(f"{m}: {names} = {some}, teacher at {t_s.min():.2f}{held}")
+        context_text = f", {context} of {seen.modalities[m].tokens} tokens context" if context else ""
+        titles.append(f"{m}: {names} = {levels}, teacher at {t_s.min():.2f}{context_text}")
         _media(strips, f"{m}\n$x_0$", seen, "data", m, i)
         _media(strips, "student", seen, "student", m, i)
         _tokens(strips, "student's $\\tau$", seen, m, seen.tau[m][i], **_TAU)
         _media(strips, "teacher", seen, "teacher", m, i)
         _tokens(strips, "teacher's $\\tau$", seen, m, seen.teacher_tau[m][i], **_TAU)
-    return strips.figure("; ".join(told))
+    return strips.figure("; ".join(titles))
 
 
 def loss_figure(seen: Views, i: int) -> Figure:
     """Clip i: tau, flow error and cosine with the teacher of every token but those of the context.
 
     Args:
-      seen: of some clips.
+      seen: the views.
       i: which of them.
     """
     strips = _strips(seen)
     for m in _drawable(seen):
         # Given tokens are in no loss.
-        counted = lambda values: np.where(seen.context[m][i], np.nan, values) if m in seen.context else values
+
+        def without_context(values: np.ndarray) -> np.ndarray:
+            return np.where(seen.context[m][i], np.nan, values) if m in seen.context else values
+
         _media(strips, f"{m}\n$x_0$", seen, "data", m, i)
         _tokens(strips, "$\\tau$", seen, m, seen.tau[m][i], **_TAU)
-        _tokens(strips, "flow error", seen, m, counted(seen.flow[m][i]), _limits(seen.flow[m]), "magma")
+        _tokens(strips, "flow error", seen, m, without_context(seen.flow[m][i]), _limits(seen.flow[m]), "magma")
         if m in seen.cosine:
-            _tokens(strips, "cosine", seen, m, counted(seen.cosine[m][i]), _limits(seen.cosine[m]), "viridis")
+            _tokens(strips, "cosine", seen, m, without_context(seen.cosine[m][i]), _limits(seen.cosine[m]), "viridis")
     means = ", ".join(f"{name.replace('/', ' of ')} {value:.3f}" for name, value in seen.loss.items())
     return strips.figure(f"loss of the batch of {len(seen.ids)}: {means}")
 
@@ -62,19 +65,19 @@ def marginals_figure(drawn: dict[str, Drawn]) -> Figure:
     """
     figure = Figure(figsize=(10, 2.7 * len(drawn) + 0.3), layout="constrained")
     axes = figure.subplots(len(drawn), 2, squeeze=False, width_ratios=(1, 1.15))
-    for (m, found), (left, right) in zip(drawn.items(), axes):
-        bins = np.linspace(0, 1, len(found.density) + 1)
+    for (m, drawn_tau), (left, right) in zip(drawn.items(), axes):
+        bins = np.linspace(0, 1, len(drawn_tau.density) + 1)
         step = {"bins": bins, "density": True, "histtype": "step", "lw": 1.5}
-        left.hist(found.tau[~found.masked], **step, color="tab:blue", label="tokens that are not masked")
-        if found.masked.any():
-            left.hist(found.tau[found.masked], **step, color="tab:orange", label="masked tokens")
-        left.hist(found.teacher_tau, **step, color="0.6", ls="--", label="teacher's tokens")
-        left.stairs(found.density, bins, color="black", lw=1, ls=":", label=f"p($\\tau$) of {m}")
+        left.hist(drawn_tau.tau[~drawn_tau.masked], **step, color="tab:blue", label="tokens that are not masked")
+        if drawn_tau.masked.any():
+            left.hist(drawn_tau.tau[drawn_tau.masked], **step, color="tab:orange", label="masked tokens")
+        left.hist(drawn_tau.teacher_tau, **step, color="0.6", ls="--", label="teacher's tokens")
+        left.stairs(drawn_tau.density, bins, color="black", lw=1, ls=":", label=f"p($\\tau$) of {m}")
         left.set(xlabel="$\\tau$", ylabel="density", xlim=(0, 1), title=f"{m}: over all draws")
         left.legend(fontsize=7, frameon=False)
         left.spines[["top", "right"]].set_visible(False)
-        of_each = np.stack([np.histogram(tau, bins=bins, density=True)[0] for tau in found.tau.T], axis=1)
-        most = 1.5 * found.density.max()
+        of_each = np.stack([np.histogram(tau, bins=bins, density=True)[0] for tau in drawn_tau.tau.T], axis=1)
+        most = 1.5 * drawn_tau.density.max()
         extent = (0, of_each.shape[1], 0, 1)
         image = right.imshow(of_each, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=most, cmap="magma")
         right.set(xlabel=f"token of {m}", ylabel="$\\tau$", title=f"{m}: density of each token's $\\tau$")
@@ -93,9 +96,9 @@ def _drawable(seen: Views) -> list[str]:
 
 def _media(strips: Strips, label: str, seen: Views, view: str, m: str, i: int) -> None:
     if medium_of(m).preview == "strip":
-        strips.pictures(label, seen.media[view][m][i])
+        strips.video(label, seen.media[view][m][i])
     else:
-        strips.sound(label, seen.media[view][m][i], seen.rate[m])
+        strips.audio(label, seen.media[view][m][i], seen.rate[m])
 
 
 def _tokens(

@@ -29,7 +29,7 @@ class Strips:
     """Rows that are added one below the other, and drawn by `figure`.
 
     Args:
-      frames: of the clip's film; of a clip without one any number of parts to show its time in.
+      frames: of the clip's video; for a clip without video, any number of segments of its time axis.
       seconds: how long it lasts.
       columns: frames to show; they follow each other evenly.
       start: the first frame to show.
@@ -47,15 +47,15 @@ class Strips:
         """First and last second of the time axis."""
         return self.shown[0] * self._frame_seconds, (self.shown[-1] + self._every) * self._frame_seconds
 
-    def pictures(self, label: str, video: Float[np.ndarray, "T H W 3"], bodies: Iterable[Body] = ()) -> None:
+    def video(self, label: str, video: Float[np.ndarray, "T H W 3"], bodies: Iterable[Body] = ()) -> None:
         """Adds frames, uint8, with circles over them."""
         self._add(label, self._cell, lambda axis: self._pictures(axis, video, list(bodies)))
 
-    def sound(self, label: str, sound: Float[np.ndarray, "samples"], rate: float) -> None:
+    def audio(self, label: str, audio: Float[np.ndarray, "samples"], rate: float) -> None:
         """Adds a spectrogram of int16 samples, `rate` of them a second."""
 
         def draw(axis: Axes) -> None:
-            draw_spectrogram(axis, sound, rate)
+            draw_spectrogram(axis, audio, rate)
             axis.set_yticks([])
             axis.set_ylim(0, rate / 2000)
 

@@ -34,14 +34,14 @@ class BaselineClips:
     """
 
     def __init__(self, built: BuiltDataset, latents: Latents, split: str, count: int):
-        source, records = latents.source(split), built.records(split)
+        source, records = latents.open_split(split), built.records(split)
         settings, truth = built.settings, built.settings.ground_truth
         self.ids: list[str] = []
         self.labels: dict[str, np.ndarray] = {}
         self.latents: list[dict[str, np.ndarray]] = []
         self._records: list[dict[str, Any]] = []
         differences, spectra, motion, unreadable = [], [], [], 0
-        for i in source.having(("video", "audio"))[:count]:
+        for i in source.indices_with(("video", "audio"))[:count]:
             try:
                 record, of_clip = records[int(i)], source[int(i)]
             except BadRecord:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.progress import Progress
 from selfflow.representation.features.extract import Features, features
 from selfflow.representation.probes.fit import ProbeName, fit_probe
@@ -48,9 +48,7 @@ class Probing:
     """Clips of each split for targets of time steps and tokens."""
 
     def __post_init__(self):
-        for name in ("clips", "token_clips"):
-            if getattr(self, name) < 2:
-                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be at least 2")
+        check_at_least(self, "--", clips=2, token_clips=2)
         if not self.tau or not all(0 <= tau <= 1 for tau in self.tau):
             raise UserError(f"--tau is {self.tau}: give numbers from 0 to 1")
 
