@@ -17,6 +17,8 @@ from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.cli.parse import parse
 from selfflow.cli.train import Options
 from selfflow.config.files import load_experiment, read_experiment
+from selfflow.config.resolve import resolve
+from selfflow.config.shapes import all_streams
 from selfflow.data.built import build
 from selfflow.errors import UserError
 from selfflow.input.media_batches import MediaBatchSource, MediaSource
@@ -58,7 +60,7 @@ def numbers(folder) -> list[dict]:
 
 def test_a_run_leaves_what_it_should(run, sound_run):
     folder, summary = run
-    assert Run(folder).experiment == experiment().resolved() == read_experiment(folder / "experiment.json")
+    assert Run(folder).experiment == resolve(experiment()).experiment == read_experiment(folder / "experiment.json")
     rows = read_metrics(folder)
     assert [row["step"] for row in rows] == list(range(1, 7)) and {row["component"] for row in rows} == {
         "films",
@@ -84,9 +86,10 @@ def test_a_run_leaves_what_it_should(run, sound_run):
 
 def test_its_latents_have_unit_variance(run, data_dir):
     folder, _ = run
-    made = experiment().resolved()
+    setup = resolve(experiment())
+    made = setup.experiment
     built = build(made.data["collisions"], data_dir)
-    feed = MediaBatchSource({"collisions": built}, made.mixture, made.cuts(), indexes=data_dir / "indexes")
+    feed = MediaBatchSource({"collisions": built}, made.mixture, setup.cuts, indexes=data_dir / "indexes")
     latents = []
     for name, modality in (("films", "video"), ("stills", "image")):
         path = folder / "autoencoder.safetensors"
@@ -169,7 +172,7 @@ def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experi
     joint = open_run(tmp_path / "joint")
     # Bodies and contacts are asked of the tokens that hold their frames.
     assert "position/video" in joint.summary()["probes"]["trained, block 3"]
-    streams = joint.experiment.modalities()
+    streams = all_streams(joint.experiment)
     assert streams["video"].latent == (7, 4, 4, 8) and streams["video"].period == 4 * 8.0
     # A latent frame ends with its last frame of film: the first after one frame, which lasts 80 ms.
     ends = streams["video"].coordinates()[:, 0] + streams["video"].period / 2
@@ -204,7 +207,10 @@ def test_experiments_are_checked():
         ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.8)}}, "clips of 10 frames do not fit"),
         ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.7)}}, "are 8.75 video frames or samples"),
         ({"mixture": {"x": Component(modalities=("audio",))}}, "mixture.x.modalities names audio, but the strides"),
-        ({"mixture": {"x": Component(modalities=("video", "image"))}}, "an autoencoder's set has one"),
+        (
+            {"mixture": {"x": Component(modalities=("video", "image"))}},
+            "a component of an autoencoder has one modality",
+        ),
         ({"mixture": {"x": Component(modalities=("action",))}}, "names action, which collisions does not have"),
         ({"mixture": {"x": Component(modalities=("image",), data="other")}}, "data names other, which is not in data"),
         ({"side": 30}, "side 30: the network's strides of 8 do not divide it"),
@@ -213,14 +219,14 @@ def test_experiments_are_checked():
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
     ):
         with pytest.raises(UserError) as raised:
-            dataclasses.replace(made, **changed).resolved()
+            resolve(dataclasses.replace(made, **changed))
         assert message in str(raised.value)
 
 
 def test_media_are_cropped_and_padded(data_dir):
-    made = dataclasses.replace(experiment(), side=16)
-    cuts, built = made.cuts(), build(made.data["collisions"], data_dir)
-    made = made.resolved()
+    setup = resolve(dataclasses.replace(experiment(), side=16))
+    made, cuts = setup.experiment, setup.cuts
+    built = build(made.data["collisions"], data_dir)
     assert cuts["films"].shape == (9, 16, 16, 3) and cuts["stills"].shape == (1, 16, 16, 3)
     feed = MediaBatchSource(
         {"collisions": built}, made.mixture, cuts, excluded=frozenset({"train-000003"}), indexes=data_dir / "indexes"
@@ -247,9 +253,10 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
     from selfflow.data.records import Records
     from selfflow.data.shards import BadRecord
 
-    made = experiment().resolved()
+    setup = resolve(experiment())
+    made = setup.experiment
     built = build(made.data["collisions"], data_dir)
-    feed = MediaBatchSource({"collisions": built}, made.mixture, made.cuts(), indexes=data_dir / "indexes")
+    feed = MediaBatchSource({"collisions": built}, made.mixture, setup.cuts, indexes=data_dir / "indexes")
     reader, plain = feed.reader("stills", "train"), Records.__getitem__
 
     def broken(records, i, plain=plain):

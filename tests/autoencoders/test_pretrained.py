@@ -13,6 +13,8 @@ from selfflow.autoencoders.config import SDVAE, Flux2VAE
 from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import NAMES, parse_autoencoder
+from selfflow.config.resolve import resolve
+from selfflow.config.shapes import all_streams
 from selfflow.data.built import build
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
@@ -229,15 +231,17 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
 def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_path):
     """Latents hold mean and deviation, the records that fit no stride are left out, and a run's feed draws."""
     video = dataclasses.replace(sd_vae, channels=4)
-    experiment = dataclasses.replace(
-        tiny_experiment,
-        autoencoders=tiny_experiment.autoencoders | {"image": sd_vae, "video": video},
-        patch=tiny_experiment.patch | {"image": (2, 2), "video": (1, 4, 4)},
-    ).resolved()
+    experiment = resolve(
+        dataclasses.replace(
+            tiny_experiment,
+            autoencoders=tiny_experiment.autoencoders | {"image": sd_vae, "video": video},
+            patch=tiny_experiment.patch | {"image": (2, 2), "video": (1, 4, 4)},
+        )
+    ).experiment
     assert from_json(to_json(experiment), type(experiment), "experiment.json") == experiment
     built = build(experiment.data["collisions"], data_dir)
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
-    latents = encode(built, fitted, experiment.modalities(), None, tmp_path, records_per_shard=20)
+    latents = encode(built, fitted, all_streams(experiment), None, tmp_path, records_per_shard=20)
     made = latents.manifest["modalities"]["image"]
     assert made["latent"] == [8, 8, 4] and "path" not in made["autoencoder"] and made["fitted_on"] == {}
     source, record = latents.open_split("train"), built.records("train")[3]
@@ -246,29 +250,30 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
     np.testing.assert_allclose(source[3]["image.std"], std[0], rtol=2e-3, atol=2e-3)
     assert source[3]["video"].shape == (25, 8, 8, 4)
     assert latents.autoencoder("image", sd_vae).identity == made["identity"]
-    latents.check(experiment.autoencoders, experiment.modalities())
+    latents.check(experiment.autoencoders, all_streams(experiment))
     moved = dataclasses.replace(sd_vae, path="elsewhere.safetensors")
-    latents.check({"image": moved}, experiment.modalities())
+    latents.check({"image": moved}, all_streams(experiment))
     with pytest.raises(UserError, match="image latents have another autoencoder"):
-        latents.check({"image": dataclasses.replace(sd_vae, scale=1.0)}, experiment.modalities())
+        latents.check({"image": dataclasses.replace(sd_vae, scale=1.0)}, all_streams(experiment))
     with pytest.raises(UserError, match="autoencoders.audio is sd_vae, which is for image and video"):
         wrong = experiment.autoencoders | {"audio": sd_vae}
-        dataclasses.replace(experiment, autoencoders=wrong, patch=experiment.patch | {"audio": (4, 4)}).resolved()
+        resolve(dataclasses.replace(experiment, autoencoders=wrong, patch=experiment.patch | {"audio": (4, 4)}))
     # Whoever has the latents needs no weights, but is not given others than were named.
     elsewhere = dataclasses.replace(experiment, latents={"collisions": str(latents.path)})
     lost = elsewhere.autoencoders | {"image": moved}
-    feed, _ = prepare_data(dataclasses.replace(elsewhere, autoencoders=lost), tmp_path / "other")
+    feed, _ = prepare_data(resolve(dataclasses.replace(elsewhere, autoencoders=lost)), tmp_path / "other")
     others = tmp_path / "others.safetensors"
     tensors = load_file(sd_vae.path)
     tensors["encoder.conv_in.bias"][0] += 1
     save_file(tensors, others)
     trained_again = elsewhere.autoencoders | {"image": dataclasses.replace(sd_vae, path=str(others))}
+    setup = resolve(dataclasses.replace(elsewhere, autoencoders=trained_again))
     with pytest.raises(UserError, match="others.safetensors, but .* was made by other weights: leave the path empty"):
-        prepare_data(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other")
+        prepare_data(setup, tmp_path / "other")
     # A run goes on with its own copies.
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "image.safetensors").write_bytes(latents.autoencoder_path("image").read_bytes())
-    prepare_data(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other", own=tmp_path / "own")
+    prepare_data(setup, tmp_path / "other", own=tmp_path / "own")
     batch, facts = next(iter(feed.batches(0, 4)))
     assert np.isfinite(next(iter(batch["latents"].values()))).all()
 

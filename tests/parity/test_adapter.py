@@ -7,6 +7,8 @@ import pytest
 
 from selfflow.autoencoders.config import SDVAE, Diffusers
 from selfflow.autoencoders.parse import parse_autoencoder
+from selfflow.config.resolve import resolve
+from selfflow.config.shapes import all_streams
 from selfflow.data.built import build
 from selfflow.errors import UserError
 from selfflow.latents.encode import encode
@@ -154,15 +156,17 @@ def test_a_real_clip_is_encoded_and_decoded(wan, oobleck, tiny_experiment, data_
         "video": parse_autoencoder(f"diffusers=AutoencoderKLWan:{wan[1]}", "video"),
         "audio": parse_autoencoder(f"diffusers=AutoencoderOobleck:{oobleck[1]}", "audio"),
     }
-    experiment = dataclasses.replace(
-        tiny_experiment,
-        autoencoders=tiny_experiment.autoencoders | configs,
-        patch=tiny_experiment.patch | {"video": (1, 1, 1), "audio": (1,)},
-    ).resolved()
+    experiment = resolve(
+        dataclasses.replace(
+            tiny_experiment,
+            autoencoders=tiny_experiment.autoencoders | configs,
+            patch=tiny_experiment.patch | {"video": (1, 1, 1), "audio": (1,)},
+        )
+    ).experiment
     built = build(experiment.data["collisions"], data_dir)
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
     assert all(f.path.stat().st_size < 1e4 for m, f in fitted.items() if m in configs)
-    latents = encode(built, fitted, experiment.modalities(), None, tmp_path)
+    latents = encode(built, fitted, all_streams(experiment), None, tmp_path)
     stored, record = latents.open_split("test")[0], built.records("test")[0]
     assert stored["video"].shape == (7, 2, 2, 48) and stored["audio"].shape == (100, 64)
     assert np.isfinite(stored["video.std"]).all() and np.isfinite(stored["audio.std"]).all()
