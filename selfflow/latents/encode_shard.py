@@ -249,13 +249,15 @@ def _distributions(
                 group[i] = error
         encoded = {}
         for m, autoencoder in autoencoders.items():
+            # A record need not have every modality of its data set.
             having = {}
             for i, record in group.items():
                 if not isinstance(record, BadRecord) and m in record and record["present"][m]:
                     having[i] = record
             encoded[m] = _encode_media(autoencoder, m, having)
         for i, record in group.items():
-            yield i, record, {m: of_group[i] for m, of_group in encoded.items() if i in of_group}
+            distributions = {m: of_group[i] for m, of_group in encoded.items() if i in of_group}
+            yield i, record, distributions
 
 
 def _encode_media(autoencoder: Autoencoder | None, m: str, records: dict[int, dict[str, Any]]) -> dict[int, Any]:
@@ -264,11 +266,16 @@ def _encode_media(autoencoder: Autoencoder | None, m: str, records: dict[int, di
     Without an autoencoder the records hold mean and std.
     """
     if autoencoder is None:
-        return {i: (r[m], r[f"{m}_std"] if r[f"{m}_std"].any() else None) for i, r in records.items()}
+        stored = {}
+        for i, record in records.items():
+            std = record[f"{m}_std"]
+            # A deterministic autoencoder has a standard deviation of 0 everywhere.
+            stored[i] = record[m], std if std.any() else None
+        return stored
     media = {i: record[m] for i, record in records.items()}
     results: dict[int, Any] = {}
     for numbers in _batches(media, autoencoder.batch_size):
-        first = media[numbers[0]]
+        first = media[numbers[0]]  # media of one batch have one shape
         try:
             if first.ndim == 1 and first.shape[0] < autoencoder.config.temporal_stride:
                 raise UserError(f"it lasts {first.shape[0]} samples, less than a latent frame")
@@ -334,6 +341,7 @@ def _encode_record(
 def _add_captions(batch: list[_Encoded], text: Text | None) -> None:
     """Replaces the captions in rows by their lengths in tokens, and adds their embeddings to the latents."""
     captions = [row["caption"] for _, row in batch if row["caption"]]
+    # In one call, as the encoder embeds equal captions once.
     embeddings = iter(cached_text_encoder(text).encode(captions) if text else ())
     for latents, row in batch:
         embedding = next(embeddings) if text and row["caption"] else None
@@ -345,8 +353,10 @@ def _add_captions(batch: list[_Encoded], text: Text | None) -> None:
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Rows as columns; a missing entry is -1 for a label, else 0 or False."""
     columns: dict[str, np.ndarray] = {"id": encode_ids([row["id"] for row in rows])}
-    names = {name for row in rows for name in row} - {"id"}
-    for name in sorted(names):
+    names: set[str] = set()
+    for row in rows:
+        names |= row.keys()
+    for name in sorted(names - {"id"}):
         missing = 0
         if name == "quality":
             dtype = np.float32
