@@ -19,17 +19,11 @@ from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
 from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError, check_at_least
-from selfflow.latents.encode_shard import (
-    EncodeJob,
-    Shard,
-    SkippedRecord,
-    clear_partials,
-    encode_shard,
-    skipped_records,
-)
+from selfflow.latents.encode_shard import encode_shard
 from selfflow.latents.features import check_encoder_ids, encoder_identities
 from selfflow.latents.finish import check_skipped, finish_latents
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, check_precomputed
+from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord, clear_partials, skipped_records
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.modality import Modality
 from selfflow.progress import Progress

@@ -3,18 +3,15 @@
 import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save
 
 from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.data.built import BuiltDataset
 from selfflow.data.records import Records
 from selfflow.data.shards import BadRecord
 from selfflow.encoders.config import Encoder
@@ -22,80 +19,13 @@ from selfflow.encoders.load import cached_text_encoder
 from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError
 from selfflow.latents.features import encode_features, features_key
-from selfflow.latents.fit_autoencoder import FittedAutoencoder
 from selfflow.latents.ids import encode_ids
-from selfflow.latents.store import CAPTION, shard_name
+from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord
+from selfflow.latents.store import CAPTION
 from selfflow.modality import Modality
 from selfflow.storage.atomic import atomic_write
 
 _RECORDS_PER_BATCH = 256  # whose captions are encoded together
-
-
-@dataclass(frozen=True)
-class EncodeJob:
-    """A data set and the networks that encode it.
-
-    Attributes:
-      built: the data set.
-      fitted: autoencoder of each modality, in alphabetical order.
-      modalities: expected latents of the same modalities.
-      text: config of the caption encoder, or None.
-      encoders: frozen encoders whose features are stored beside the latents, by modality.
-      folder: folder of the latents.
-    """
-
-    built: BuiltDataset
-    fitted: dict[str, FittedAutoencoder]
-    modalities: dict[str, Modality]
-    text: Text | None
-    encoders: dict[str, Encoder]
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Records `start` to `stop` of a split, which become shard `number` of `count`."""
-
-    job: EncodeJob
-    split: str
-    number: int
-    count: int
-    start: int
-    stop: int
-
-    @property
-    def records(self) -> int:
-        """Number of records."""
-        return self.stop - self.start
-
-    @property
-    def path(self) -> Path:
-        """File of the records."""
-        return self.job.folder / shard_name(self.split, self.number, self.count)
-
-    @property
-    def index_path(self) -> Path:
-        """Index of the shard, which is written after the records and marks the shard as finished."""
-        return self.path.with_suffix(".index.safetensors")
-
-    @property
-    def done(self) -> bool:
-        """Whether the shard is finished."""
-        return self.index_path.exists()
-
-
-class SkippedRecord(NamedTuple):
-    """A record that could not be encoded; it keeps its place, empty.
-
-    Attributes:
-      record: its number in the split.
-      shard: file of the data set that holds it.
-      reason: one line.
-    """
-
-    record: int
-    shard: str
-    reason: str
 
 
 class _InvalidMedia(Exception):
@@ -176,23 +106,6 @@ def _write_index(shard: Shard, rows: list[dict[str, Any]], sums: dict[str, _Sums
     with atomic_write(shard.index_path) as partial:
         # Not save_file, which creates files that other users of a shared disk cannot read.
         partial.write_bytes(save(index, metadata={"skipped": json.dumps(skipped)}))
-
-
-def clear_partials(folder: Path) -> None:
-    """Removes the temporary files of killed processes."""
-    for partial in folder.glob("*.partial-*"):
-        try:
-            with partial.open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink()
-        except (BlockingIOError, FileNotFoundError):
-            continue  # another process is writing it, or has just renamed it
-
-
-def skipped_records(shard: Shard) -> list[SkippedRecord]:
-    """What `encode_shard` returned for a finished shard."""
-    with safe_open(shard.index_path, "numpy") as file:
-        return [SkippedRecord(*each) for each in json.loads(file.metadata()["skipped"])]
 
 
 def _autoencoders(job: EncodeJob) -> dict[str, Autoencoder | None]:

@@ -12,9 +12,9 @@ from selfflow.data.built import BuiltDataset
 from selfflow.encoders.load import cached_text_encoder
 from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError
-from selfflow.latents.encode_shard import EncodeJob, Shard, SkippedRecord, skipped_records
 from selfflow.latents.features import encoder_metadata
 from selfflow.latents.fit_autoencoder import link_or_copy, sample_records
+from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord, skipped_records
 from selfflow.latents.store import MANIFEST
 from selfflow.serialization import to_json
 from selfflow.storage.atomic import atomic_write
