@@ -41,7 +41,7 @@ UNFINISHED = Kind("unfinished", "run the command that encodes it again, or remov
 LEFTOVER = Kind("leftovers of interrupted commands", "no command reads them: delete them", note=True)
 LEFT_OUT = Kind("records that could not be encoded", "if they can be read by now: " + _AGAIN, note=True)
 
-_ENTRIES = ("dataset", "fingerprint", "deleted", "shards", "modalities", "text", "unreadable", "statistics")
+_ENTRIES = ("dataset", "fingerprint", "deleted", "shards", "modalities", "text", "features", "unreadable", "statistics")
 
 Index = dict[str, np.ndarray]
 
@@ -290,7 +290,7 @@ def _record_faults(
     known = {CAPTION}
     for m in manifest["modalities"]:
         known |= {m, f"{m}.std"}
-    for m in manifest.get("features", {}):
+    for m in manifest["features"]:
         known.add(features_key(m))
     for name, value in stored.items():
         if name not in known:
@@ -317,7 +317,7 @@ def _latent_faults(
         yield SHAPE, f"{m} has shape {latent.shape}, not {expected}"
     elif row is not None and timed and row[f"frames/{m}"] != len(latent):
         yield INDEX, f"{m} has {len(latent)} frames, frames/{m} says {row[f'frames/{m}']}"
-    if m in manifest.get("features", {}):
+    if m in manifest["features"]:
         fault = features_fault(stored, m, timed, manifest["features"][m]["width"])
         if fault:
             yield SHAPE, fault
