@@ -1,4 +1,4 @@
-"""What became of every file: collected while building, kept with the data set, printed at the end."""
+"""A report of what the builder made of every file: collected during the build, stored with the data set."""
 
 import json
 from collections import Counter
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 FILE = "report.json"
-RECORDS = ("video with sound", "video", "sound", "image")
+CONTENTS = ("video with audio", "video", "audio", "image")
+"""What a record may contain, in the order of the report's columns."""
 _LINES_PER_GROUP = 20
 
 
@@ -20,67 +21,120 @@ class Remark:
     detail: str = ""
 
 
+class Unusable(Exception):
+    """A file, or a part of it, that gives no record.
+
+    Attributes:
+      reason: the same for all files of one sort.
+      detail: what is particular to this file; may be "".
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
 class Notes:
-    """Remarks that one file's decoder makes on its way: facts, and things counted."""
+    """Remarks on one file, collected by its decoder: statements, and things that are counted."""
 
     def __init__(self):
-        self._details: dict[str, str] = {}
+        self._remarks: list[tuple[str, str]] = []
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, reason: str, detail: str = "") -> None:
-        self._details[reason] = detail
+        """Adds a remark."""
+        self._remarks.append((reason, detail))
 
     def count(self, reason: str, unit: str) -> None:
+        """Adds 1 to the number of a reason, whose detail is "NUMBER UNIT"."""
         self._counts[reason, unit] += 1
 
     def remarks(self, file: str) -> list[Remark]:
-        counted = [Remark(file, reason, f"{n} {unit}") for (reason, unit), n in self._counts.items()]
-        return [Remark(file, reason, detail) for reason, detail in self._details.items()] + counted
+        """All remarks, as remarks on `file`."""
+        remarks = [Remark(file, reason, detail) for reason, detail in self._remarks]
+        for (reason, unit), number in self._counts.items():
+            remarks.append(Remark(file, reason, f"{number} {unit}"))
+        return remarks
 
 
 @dataclass
 class Report:
-    """The account of one build. `clips[split][what]` counts records by what is in them (see RECORDS)."""
+    """The report of one build.
+
+    Attributes:
+      source: folder of the files.
+      date: of the build, ISO 8601.
+      settings: of the data set.
+      files: number of files in the folder.
+      used: number of files that gave a record.
+      records: records[split][content] is the number of records with this content (see CONTENTS).
+      notes: statements about the whole data set.
+      skipped: remarks on files that gave no record.
+      partial: remarks on files that were used in part.
+    """
 
     source: str
-    built: str
+    date: str
     settings: dict[str, Any]
-    found: int = 0
+    files: int = 0
     used: int = 0
-    clips: dict[str, dict[str, int]] = field(default_factory=dict)
+    records: dict[str, dict[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     skipped: list[Remark] = field(default_factory=list)
     partial: list[Remark] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
+        """Writes `report.json` into the folder of the data set."""
         (Path(folder) / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def read_report(builder) -> dict[str, Any]:
-    """The report of a built data set, as a dict with the fields of `Report`; `builder` is what `build` returned."""
+    """The report of a built data set, as a dict with the fields of `Report`.
+
+    Args:
+      builder: its TFDS builder, from `selfflow.data.built.load_builder`.
+    """
     return json.loads((Path(builder.data_path) / FILE).read_text())
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report as text: files, clips by split, then skipped and partly used files grouped by reason."""
+    """The report as text: files, records by split, then skipped and partly used files grouped by reason."""
     skipped = len({remark["file"] for remark in report["skipped"]})
     partial = len({remark["file"] for remark in report["partial"]})
-    lines = [f"{report['source']}: {report['used']} of {report['found']} files used, {partial} of them in part, "
-             f"{skipped} skipped"]  # fmt: skip
-    kinds = dict.fromkeys([*RECORDS, *(what for counts in report["clips"].values() for what in counts)])
-    lines += ["", f"{'clips':<12}" + "".join(f"{what:>18}" for what in kinds)]
-    for split, counts in report["clips"].items():
-        lines.append(f"{split:<12}" + "".join(f"{counts.get(what, 0):>18}" for what in kinds))
+    lines = [
+        f"{report['source']}: {report['used']} of {report['files']} files used, {partial} of them in part, "
+        f"{skipped} skipped",
+        "",
+        *_table(report["records"]),
+    ]
     if report["notes"]:
         lines += ["", *report["notes"]]
     for title in ("skipped", "partial"):
-        groups: dict[str, list[dict[str, str]]] = {}
-        for remark in report[title]:
-            groups.setdefault(remark["reason"], []).append(remark)
-        for reason, remarks in sorted(groups.items(), key=lambda item: -len(item[1])):
-            lines += ["", f"{title}, {reason}: {len(remarks)} {'file' if len(remarks) == 1 else 'files'}"]
-            for remark in remarks[:_LINES_PER_GROUP]:
-                lines.append(f"  {remark['file']}" + (f": {remark['detail']}" if remark["detail"] else ""))
-            if len(remarks) > _LINES_PER_GROUP:
-                lines.append(f"  and {len(remarks) - _LINES_PER_GROUP} more, all in {FILE}")
+        lines += _groups(title, report[title])
     return "\n".join(lines)
+
+
+def _table(records: dict[str, dict[str, int]]) -> list[str]:
+    """A row for each split, a column for each content."""
+    contents = list(CONTENTS)
+    for counts in records.values():
+        contents += [content for content in counts if content not in contents]
+    rows = [f"{'records':<12}" + "".join(f"{content:>18}" for content in contents)]
+    for split, counts in records.items():
+        rows.append(f"{split:<12}" + "".join(f"{counts.get(content, 0):>18}" for content in contents))
+    return rows
+
+
+def _groups(title: str, remarks: list[dict[str, str]]) -> list[str]:
+    """Remarks grouped by their reason, the most frequent first."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for remark in remarks:
+        groups.setdefault(remark["reason"], []).append(remark)
+    lines = []
+    for reason, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        lines += ["", f"{title}, {reason}: {len(group)} {'file' if len(group) == 1 else 'files'}"]
+        for remark in group[:_LINES_PER_GROUP]:
+            lines.append(f"  {remark['file']}" + (f": {remark['detail']}" if remark["detail"] else ""))
+        if len(group) > _LINES_PER_GROUP:
+            lines.append(f"  and {len(group) - _LINES_PER_GROUP} more, all in {FILE}")
+    return lines

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from selfflow.config.resolve import resolve
 from selfflow.data.built import build
 from selfflow.encoders import FeatureFiles
 from selfflow.errors import UserError
@@ -40,7 +41,7 @@ def aligned(tiny_experiment, data_dir, tmp_path_factory):
 
 
 def test_batches_have_the_targets_of_their_tokens(aligned, data_dir):
-    feed, built = prepare_data(aligned.resolved(), data_dir)
+    feed, built = prepare_data(resolve(aligned), data_dir)
     seen = {facts["component"]: batch for batch, facts in feed.batches(0, 4)}
     assert {m: x.shape for m, x in seen["joint"]["features"].items()} == {"video": (2, 25 * 2 * 2, 3)}
     assert {m: x.shape for m, x in seen["image"]["features"].items()} == {"image": (4, 16, 3)}
@@ -51,23 +52,23 @@ def test_batches_have_the_targets_of_their_tokens(aligned, data_dir):
 
 
 def test_precomputed_latents_need_neither_raw_data_nor_encoder(aligned, tiny_experiment, data_dir, tmp_path):
-    feed, _ = prepare_data(aligned.resolved(), data_dir)
+    feed, _ = prepare_data(resolve(aligned), data_dir)
     gone = {m: e and dataclasses.replace(e, path="no/longer/here") for m, e in aligned.alignment.encoders.items()}
     elsewhere = dataclasses.replace(
         aligned,
         alignment=dataclasses.replace(aligned.alignment, encoders=gone),
         latents={"collisions": str(feed.latents["collisions"].path)},
     )
-    again, built = prepare_data(elsewhere.resolved(), tmp_path)
+    again, built = prepare_data(resolve(elsewhere), tmp_path)
     assert built == {} and latents_hash(again.latents) == latents_hash(feed.latents)
-    plain, _ = prepare_data(tiny_experiment.resolved(), data_dir)
+    plain, _ = prepare_data(resolve(tiny_experiment), data_dir)
     assert latents_hash(plain.latents) != latents_hash(feed.latents)
     without = dataclasses.replace(elsewhere, latents={"collisions": str(plain.latents["collisions"].path)})
     with pytest.raises(UserError, match=mentions(plain.latents["collisions"].path, "features alignment.encoders")):
-        prepare_data(without.resolved(), tmp_path)
+        prepare_data(resolve(without), tmp_path)
     # An experiment without an encoder may read latents with features, and ignores these.
     other = dataclasses.replace(tiny_experiment, latents=elsewhere.latents)
-    read, _ = prepare_data(other.resolved(), tmp_path)
+    read, _ = prepare_data(resolve(other), tmp_path)
     assert all("features" not in batch for batch, _ in read.batches(0, 3))
 
 

@@ -1,4 +1,4 @@
-"""The TFDS builder: clips from worker processes into ArrayRecord files, without TensorFlow."""
+"""The TFDS builder of Collisions: writes clips from worker processes to ArrayRecord files, without TensorFlow."""
 
 import importlib.metadata
 import json
@@ -9,6 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,12 +22,20 @@ from selfflow.data.writing import Config, RecordsBuilder, prepare
 from selfflow.errors import UserError
 from selfflow.progress import Progress
 
-_CHUNK = 32
+_CHUNK_CLIPS = 32
 _MOST_WORKERS = 32
 
 
+class _Chunk(NamedTuple):
+    """The clips start .. stop - 1 of a split."""
+
+    split: str
+    start: int
+    stop: int
+
+
 class CollisionsBuilder(RecordsBuilder, skip_registration=True):
-    """Writes the clips of `builder_config.settings`; use `Collisions.build`."""
+    """Writes the clips of `builder_config.settings`."""
 
     name = "collisions"
     VERSION = tfds.core.Version("1.1.0")
@@ -36,8 +45,8 @@ class CollisionsBuilder(RecordsBuilder, skip_registration=True):
         settings = self.builder_config.settings
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Rigid bodies seen from above that sound when they touch; sight and sound share causes.",
-            features=features_of(settings),
+            description="Rigid bodies seen from above that sound when they touch; video and audio share causes.",
+            features=record_features(settings),
             license=settings.licence,
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(
@@ -50,11 +59,11 @@ class CollisionsBuilder(RecordsBuilder, skip_registration=True):
         )
 
     def records(self) -> Iterator[tuple[str, dict]]:
-        return stream(self.builder_config.settings)
+        return generate(self.builder_config.settings)
 
 
-def features_of(settings: Collisions) -> tfds.features.FeaturesDict:
-    """Names, shapes and types of a record; what they mean stands in the card of the data set."""
+def record_features(settings: Collisions) -> tfds.features.FeaturesDict:
+    """Names, shapes and types of a record's features; the card of the data set describes them."""
     frames, size, slots = settings.frames, settings.size, settings.slots
 
     def tensor(dtype: type, *shape: int | None) -> tfds.features.Tensor:
@@ -88,48 +97,54 @@ def features_of(settings: Collisions) -> tfds.features.FeaturesDict:
     )
 
 
-def stream(settings: Collisions) -> Iterator[tuple[str, dict]]:
-    """(split, record) of every clip in order, made by worker processes; shows the progress.
+def generate(settings: Collisions) -> Iterator[tuple[str, dict]]:
+    """(split, record) of every clip in order, from worker processes; shows the progress.
 
     Raises:
-      UserError: a worker died, or no scene can be drawn from these settings.
+      UserError: a worker process died, or no scene can be drawn from these settings.
     """
-    chunks = [
-        (split, start, min(start + _CHUNK, settings.clips(split)))
-        for split in SPLITS
-        for start in range(0, settings.clips(split), _CHUNK)
-    ]
+    chunks = _chunks(settings)
     workers = min(settings.workers or cores(), len(chunks), _MOST_WORKERS)
+    batches = _serial(settings, chunks) if workers == 1 else _parallel(settings, chunks, workers)
     total = sum(settings.clips(split) for split in SPLITS)
-    with Progress("building collisions", total, unit="clips") as shown:
-        for split, made in _serial(settings, chunks) if workers == 1 else _parallel(settings, chunks, workers):
-            for record in made:
-                shown.advance()
+    with Progress("building collisions", total, unit="clips") as progress:
+        for split, batch in batches:
+            for record in batch:
+                progress.advance()
                 yield split, record
 
 
-def _serial(settings: Collisions, chunks: list) -> Iterator[tuple[str, list[dict]]]:
-    for split, start, stop in chunks:
-        yield split, records(settings, split, start, stop)
+def _chunks(settings: Collisions) -> list[_Chunk]:
+    chunks = []
+    for split in SPLITS:
+        clips = settings.clips(split)
+        for start in range(0, clips, _CHUNK_CLIPS):
+            chunks.append(_Chunk(split, start, min(start + _CHUNK_CLIPS, clips)))
+    return chunks
 
 
-def _parallel(settings: Collisions, chunks: list, workers: int) -> Iterator[tuple[str, list[dict]]]:
+def _serial(settings: Collisions, chunks: list[_Chunk]) -> Iterator[tuple[str, list[dict]]]:
+    for chunk in chunks:
+        yield chunk.split, records(settings, *chunk)
+
+
+def _parallel(settings: Collisions, chunks: list[_Chunk], workers: int) -> Iterator[tuple[str, list[dict]]]:
     # spawn: JAX may be running threads in this process, and those do not survive a fork.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
-        waiting: deque[tuple[str, Future]] = deque()
-        for split, start, stop in chunks:
-            waiting.append((split, pool.submit(records, settings, split, start, stop)))
+        pending: deque[tuple[str, Future]] = deque()
+        for chunk in chunks:
+            pending.append((chunk.split, pool.submit(records, settings, *chunk)))
             # Enough ahead to keep every worker busy while a chunk is written, and no more, for memory.
-            if len(waiting) > 2 * workers + 2:
-                split, made = waiting.popleft()
-                yield split, made.result()
-        while waiting:
-            split, made = waiting.popleft()
-            yield split, made.result()
+            if len(pending) > 2 * workers + 2:
+                split, future = pending.popleft()
+                yield split, future.result()
+        while pending:
+            split, future = pending.popleft()
+            yield split, future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "collisions: a worker process died while the set was built (out of memory, or a script that builds "
+            "collisions: a worker process died while the data set was built (out of memory, or a script that builds "
             "outside `if __name__ == '__main__':`); nothing was kept, build again with workers=1 or more memory"
         ) from error
     finally:
@@ -137,7 +152,11 @@ def _parallel(settings: Collisions, chunks: list, workers: int) -> Iterator[tupl
 
 
 def build(settings: Collisions, data_dir: Path) -> CollisionsBuilder:
-    """See `Collisions.build`."""
+    """The TFDS builder below `data_dir`; generates the data set first if it does not exist.
+
+    Raises:
+      UserError: no scene can be drawn from the settings, `data_dir` cannot be written, or a worker process died.
+    """
     return prepare(lambda: _open(settings, data_dir))
 
 

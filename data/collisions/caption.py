@@ -1,4 +1,4 @@
-"""What a clip shows and sounds like, in a sentence: written from the truth about it."""
+"""Captions: a clip in one sentence, composed from its ground truth."""
 
 import zlib
 from collections import Counter
@@ -16,58 +16,64 @@ def caption(motion: Motion, name: str) -> str:
     """A sentence with the number, material and shapes of the bodies, their audible contacts and the push.
 
     Args:
-      motion: what happens.
-      name: id of the clip; chooses the wording, which says the same in each.
+      motion: the motion of the clip.
+      name: id of the clip; selects one of three wordings of the same content.
     """
-    bodies = motion.scene.bodies
-    among = sum(WALL not in contact.bodies for contact in motion.contacts)
-    walls = len(motion.contacts) - among
+    bodies, push = motion.scene.bodies, motion.scene.push
     wording = zlib.crc32(name.encode()) % 3
-    who = _bodies(bodies, wording)
-    one = len(bodies) == 1
-    pushed = motion.scene.push is not None and bodies[motion.scene.push.body].shape
+    subject = _subject(bodies, wording)
+    single = len(bodies) == 1
+    verb_s = "s" if single else ""
     if wording == 0:
-        met = f"collide{'s' if one else ''}" if motion.contacts else f"make{'s' if one else ''} no sound"
+        verb = f"collide{verb_s}" if motion.contacts else f"make{verb_s} no sound"
         contacts = f"{_number(len(motion.contacts))} contact{'s' if len(motion.contacts) != 1 else ''}"
-        return f"{who}, {met}; {contacts}, {'one' if pushed else 'no'} push"
-    hits = (
-        f"hit{'s' if one else ''} the walls {_often(walls)}"
-        if walls
-        else f"{'does' if one else 'do'} not hit the walls"
-    )
-    push = f"a push on the {pushed}" if pushed else "no push"
+        return f"{subject}, {verb}; {contacts}, {'no' if push is None else 'one'} push"
+
+    between_bodies = sum(WALL not in contact.bodies for contact in motion.contacts)
+    with_walls = len(motion.contacts) - between_bodies
+    if with_walls:
+        hits = f"hit{verb_s} the walls {_times(with_walls)}"
+    else:
+        hits = f"{'does' if single else 'do'} not hit the walls"
+    push_phrase = "no push" if push is None else f"a push on the {bodies[push.body].shape}"
     if wording == 1:
-        meeting = "" if one else f", meeting each other {_often(among)}" if among else ", never meeting each other"
-        return f"{who} {hits}{meeting}, with {push}"
-    return f"{push}: {who} {hits}" + (
-        "" if one else f" and meet each other {_often(among)}" if among else " and never meet"
-    )
+        meetings = f", meeting each other {_times(between_bodies)}" if between_bodies else ", never meeting each other"
+        return f"{subject} {hits}{'' if single else meetings}, with {push_phrase}"
+    meetings = f" and meet each other {_times(between_bodies)}" if between_bodies else " and never meet"
+    return f"{push_phrase}: {subject} {hits}{'' if single else meetings}"
 
 
-def _bodies(bodies: tuple[Body, ...], wording: int) -> str:
+def _subject(bodies: tuple[Body, ...], wording: int) -> str:
+    """The bodies, such as "two steel bodies, a circle and a square" or "a steel circle and a steel square"."""
     materials = {body.material for body in bodies}
-    same = _adjective(materials.pop()) if len(materials) == 1 else ""
-    if wording == 0:
-        noun = "body" if len(bodies) == 1 else "bodies"
-        head = f"{_number(len(bodies))} {same} {noun}".replace("  ", " ")
-        shapes = {body.shape for body in bodies}
-        if same and len(shapes) == 1 and len(bodies) > 1:
-            return f"{head}, {'both' if len(bodies) == 2 else 'all'} {shapes.pop()}s"
-        return f"{head}, {_listed(bodies, '' if same else 'each')}"
-    return _listed(bodies, same or "each")
+    common_material = _adjective(materials.pop()) if len(materials) == 1 else ""
+    if wording != 0:
+        return _enumerate(bodies, common_material or "each")
+    words = [_number(len(bodies)), common_material, "body" if len(bodies) == 1 else "bodies"]
+    head = " ".join(filter(None, words))
+    shapes = {body.shape for body in bodies}
+    if common_material and len(shapes) == 1 and len(bodies) > 1:
+        return f"{head}, {'both' if len(bodies) == 2 else 'all'} {shapes.pop()}s"
+    return f"{head}, {_enumerate(bodies, '' if common_material else 'each')}"
 
 
-def _listed(bodies: tuple[Body, ...], material: str) -> str:
-    """ "two steel circles and a steel square"; `material` "each" names that of every body, "" none."""
+def _enumerate(bodies: tuple[Body, ...], material: str) -> str:
+    """An enumeration such as "two steel circles and a steel square".
 
-    def kind(body: Body) -> tuple[int, int]:
-        return SHAPE_NAMES.index(body.shape), MATERIAL_NAMES.index(body.material) if material == "each" else -1
-
+    Args:
+      bodies: the bodies.
+      material: adjective of all bodies; "each" names the material of every body, "" names none.
+    """
+    counts: Counter[tuple[int, int]] = Counter()
+    for body in bodies:
+        label = MATERIAL_NAMES.index(body.material) if material == "each" else -1
+        counts[SHAPE_NAMES.index(body.shape), label] += 1
     parts = []
-    for (shape, own), count in sorted(Counter(map(kind, bodies)).items()):
-        word = _adjective(MATERIAL_NAMES[own]) if own >= 0 else material
+    for (shape, label), count in sorted(counts.items()):
+        article = "a" if count == 1 else _number(count)
+        adjective = _adjective(MATERIAL_NAMES[label]) if label >= 0 else material
         noun = SHAPE_NAMES[shape] + ("s" if count > 1 else "")
-        parts.append(" ".join(filter(None, ("a" if count == 1 else _number(count), word, noun))))
+        parts.append(" ".join(filter(None, (article, adjective, noun))))
     return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
@@ -79,5 +85,5 @@ def _number(count: int) -> str:
     return _NUMBERS[count] if count < len(_NUMBERS) else str(count)
 
 
-def _often(count: int) -> str:
+def _times(count: int) -> str:
     return _TIMES[count] if count < len(_TIMES) else f"{_number(count)} times"

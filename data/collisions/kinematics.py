@@ -1,6 +1,7 @@
-"""What the true motion tells of the material: the ceiling that a probe of features can be held against."""
+"""Kinematic cues of the material in the true motion: an upper bound for probes of features of video."""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,20 +23,35 @@ FEATURES = (
     "median speed kept over a window with other contacts",
     "speed at the end over speed at the start",
 )
-"""What `features` returns, in order."""
+"""Names of the `features`, in order."""
 
 _MISSING = -1.0
 _LEAST_SPEED = 2.0
 
 
-def features(record: Mapping, frames_per_second: float = 12.5) -> np.ndarray:
+class WallContact(NamedTuple):
+    """Cues of a contact with a wall; ordered by speed first."""
+
+    speed: float
+    restitution: float
+    friction: float
+
+
+class BodyContact(NamedTuple):
+    """Cues of a contact of two bodies; ordered by speed first."""
+
+    speed: float
+    restitution: float
+
+
+def features(record: Mapping[str, Any], frames_per_second: float = 12.5) -> np.ndarray:
     """Kinematic cues of the material of a clip, float32 [len(FEATURES)]; -1 where a cue is missing.
 
-    Reads positions, velocities and the times and bodies of contacts; never a sound, an impulse or a material.
+    Reads positions, velocities and the times and bodies of contacts; never the audio, an impulse or a material.
     A wall contact is clean if its body has no other in the window between two frames: the velocity component
     along the normal changes its sign, its ratio is the restitution, and the change of the other component over
-    that of the first is the friction (or less, if the body stopped sliding). For two bodies the change of their
-    relative velocity stands in for the normal and the root of the ratio for the restitution of either.
+    that of the first is the friction (or less, if the body stopped sliding). For two bodies the normal is the
+    direction in which their relative velocity changes, and either restitution is the root of the ratio.
     """
     velocities = np.asarray(record["velocities"], np.float64)
     count = int(record["count"])
@@ -43,80 +59,87 @@ def features(record: Mapping, frames_per_second: float = 12.5) -> np.ndarray:
     pairs = np.asarray(record["contacts"]["bodies"])
     # A contact at the very time of a frame has already changed it, so it belongs to the window before.
     windows = np.ceil(np.round(times * frames_per_second, 4)).astype(int) - 1
-    known = (windows >= 0) & (windows < len(velocities) - 1)
-    pairs, windows = pairs[known], windows[known]
+    in_clip = (windows >= 0) & (windows < len(velocities) - 1)
+    pairs, windows = pairs[in_clip], windows[in_clip]
 
-    touched = np.zeros((len(velocities), count), int)
+    contacts_in_window = np.zeros((len(velocities), count), int)
     for window, pair in zip(windows, pairs, strict=True):
         for body in pair[pair >= 0]:
-            touched[window, body] += 1
+            contacts_in_window[window, body] += 1
 
-    walls, meetings, kept = [], [], []
+    wall_contacts: list[WallContact] = []
+    body_contacts: list[BodyContact] = []
+    kept_speeds: list[float] = []
     for window, (first, second) in zip(windows, pairs, strict=True):
         bodies = [first] if second < 0 else [first, second]
         before, after = velocities[window], velocities[window + 1]
-        if any(touched[window, body] > 1 for body in bodies):
+        if any(contacts_in_window[window, body] > 1 for body in bodies):
             for body in bodies:
                 speed = np.linalg.norm(before[body])
                 if speed > _LEAST_SPEED:
-                    kept.append(np.linalg.norm(after[body]) / speed)
+                    kept_speeds.append(np.linalg.norm(after[body]) / speed)
         elif second < 0:
-            walls += _wall(before[first], after[first])
+            contact = _wall_contact(before[first], after[first])
+            wall_contacts += [contact] if contact else []
         else:
-            meetings += _meeting(before[first] - before[second], after[first] - after[second])
+            contact = _body_contact(before[first] - before[second], after[first] - after[second])
+            body_contacts += [contact] if contact else []
 
-    walls.sort(reverse=True)
-    meetings.sort(reverse=True)
-    speed, restitution, friction = (np.array([wall[i] for wall in walls]) for i in range(3))
-    closing, returned = (np.array([meeting[i] for meeting in meetings]) for i in range(2))
+    wall_contacts.sort(reverse=True)
+    body_contacts.sort(reverse=True)
+    wall_restitution = np.array([contact.restitution for contact in wall_contacts])
+    wall_friction = np.array([contact.friction for contact in wall_contacts])
+    wall_speed = np.array([contact.speed for contact in wall_contacts])
+    body_restitution = np.array([contact.restitution for contact in body_contacts])
+    body_speed = np.array([contact.speed for contact in body_contacts])
     start, end = (np.linalg.norm(velocities[i, :count]) for i in (0, -1))
     return np.array(
         [
-            _nth(restitution, 0),
-            _nth(restitution, 1),
-            _median(restitution),
-            _nth(friction, 0),
-            _nth(friction, 1),
-            friction.max(initial=_MISSING),
-            _nth(speed, 0),
-            _nth(speed, 1),
-            len(walls),
-            _nth(returned, 0),
-            _median(returned),
-            _nth(closing, 0),
-            len(meetings),
-            min(kept, default=_MISSING),
-            _median(np.array(kept)),
+            _nth(wall_restitution, 0),
+            _nth(wall_restitution, 1),
+            _median(wall_restitution),
+            _nth(wall_friction, 0),
+            _nth(wall_friction, 1),
+            wall_friction.max(initial=_MISSING),
+            _nth(wall_speed, 0),
+            _nth(wall_speed, 1),
+            len(wall_contacts),
+            _nth(body_restitution, 0),
+            _median(body_restitution),
+            _nth(body_speed, 0),
+            len(body_contacts),
+            min(kept_speeds, default=_MISSING),
+            _median(np.array(kept_speeds)),
             end / max(start, 1e-9),
         ],
         np.float32,
     )
 
 
-def _wall(before: np.ndarray, after: np.ndarray) -> list[tuple[float, float, float]]:
-    """(normal speed, restitution, friction) of a wall contact; none if the velocities do not show one wall."""
-    turned = before * after < 0
-    if turned.sum() != 1:
-        return []
-    normal = int(np.argmax(turned))
+def _wall_contact(before: np.ndarray, after: np.ndarray) -> WallContact | None:
+    """Cues from velocities [2] before and after; None if they do not show a contact with exactly one wall."""
+    reversed_sign = before * after < 0
+    if reversed_sign.sum() != 1:
+        return None
+    normal = int(np.argmax(reversed_sign))
     speed = abs(before[normal])
     restitution = abs(after[normal]) / speed
     change = abs(after[normal] - before[normal])
     if speed < _LEAST_SPEED or restitution > 1.0:
-        return []
-    return [(speed, restitution, abs(after[1 - normal] - before[1 - normal]) / change)]
+        return None
+    return WallContact(speed, restitution, abs(after[1 - normal] - before[1 - normal]) / change)
 
 
-def _meeting(before: np.ndarray, after: np.ndarray) -> list[tuple[float, float]]:
-    """(closing speed, restitution of either body) of a contact of two; velocities are relative, [2]."""
+def _body_contact(before: np.ndarray, after: np.ndarray) -> BodyContact | None:
+    """Cues from relative velocities [2] before and after; None if the bodies hardly approach."""
     change = after - before
     length = np.linalg.norm(change)
     if length < _LEAST_SPEED:
-        return []
-    closing, parting = -before @ change / length, after @ change / length
-    if closing < _LEAST_SPEED or not 0.0 <= parting <= closing:
-        return []
-    return [(float(closing), float(np.sqrt(parting / closing)))]
+        return None
+    approach, separation = -before @ change / length, after @ change / length
+    if approach < _LEAST_SPEED or not 0.0 <= separation <= approach:
+        return None
+    return BodyContact(float(approach), float(np.sqrt(separation / approach)))
 
 
 def _nth(values: np.ndarray, n: int) -> float:

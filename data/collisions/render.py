@@ -1,4 +1,4 @@
-"""Motion -> what is seen and heard: anti-aliased frames and modal sound."""
+"""Renders a motion as anti-aliased frames and modal audio."""
 
 from dataclasses import dataclass
 
@@ -14,41 +14,43 @@ _FULL_SCALE = 32767
 
 @dataclass(frozen=True)
 class Clip:
-    """A motion, seen and heard."""
+    """The media of a motion."""
 
     video: np.ndarray
     """uint8 [frames, size, size, 3]."""
     audio: np.ndarray
     """int16 [samples], mono."""
     image: np.ndarray
-    """uint8 [size, size, 3]: the scene's still, one of the frames."""
+    """uint8 [size, size, 3], one of the frames."""
 
 
 def render(motion: Motion) -> Clip:
-    """Draws and sounds `motion`; frame i covers samples i * sample_rate / frames_per_second onwards."""
+    """Renders all media of `motion`; frame i covers samples i * sample_rate / frames_per_second onwards."""
     video = render_video(motion)
-    return Clip(video=video, audio=render_audio(motion), image=video[motion.scene.still])
+    return Clip(video=video, audio=render_audio(motion), image=video[motion.scene.image_frame])
 
 
 def render_video(motion: Motion) -> np.ndarray:
     """Frames of `motion`, uint8 [frames, size, size, 3]; the box fills the frame, y points down."""
-    world = motion.scene.world
-    centres = (np.arange(world.size, dtype=np.float32) + 0.5) * (world.box / world.size)
+    settings = motion.scene.settings
+    centres = (np.arange(settings.size, dtype=np.float32) + 0.5) * (settings.box / settings.size)
     grid = np.stack(np.meshgrid(centres, centres, indexing="xy")).reshape(2, -1)
-    video = np.empty((world.frames, grid.shape[1], 3), np.float32)
+    video = np.empty((settings.frames, grid.shape[1], 3), np.float32)
     video[:] = BACKGROUND
     for i, body in enumerate(motion.scene.bodies):
         distance = _signed_distance(body, grid, motion.positions[:, i], motion.angles[:, i])
-        # A pixel is covered in proportion to how deep its centre lies, one pixel wide across the edge.
-        cover = np.clip(0.5 - distance * (world.size / world.box), 0.0, 1.0)[..., None]
-        video += cover * (np.asarray(body.colour, np.float32) - video)
-    return np.rint(video * 255).astype(np.uint8).reshape(world.frames, world.size, world.size, 3)
+        # Coverage of a pixel is proportional to the depth of its centre, over a ramp of one pixel across the edge.
+        coverage = np.clip(0.5 - distance * (settings.size / settings.box), 0.0, 1.0)[..., None]
+        video += coverage * (np.asarray(body.colour, np.float32) - video)
+    video = np.rint(video * 255).astype(np.uint8)
+    return video.reshape(settings.frames, settings.size, settings.size, 3)
 
 
 def _signed_distance(body: Body, grid: np.ndarray, positions: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """Distance of every grid point [2, points] to the body's edge, negative inside, float32 [frames, points].
 
-    For corners this is the largest distance to an edge's line, which no 1-pixel ramp can tell from the distance.
+    Outside of the corners of a polygon this is the largest distance to the line of an edge, not the distance to the
+    corner; a ramp of one pixel does not show the difference.
     """
     positions = positions.astype(np.float32)
     corners = body.corners()
@@ -57,6 +59,7 @@ def _signed_distance(body: Body, grid: np.ndarray, positions: np.ndarray, angles
         return np.sqrt((offset**2).sum(axis=1)) - np.float32(body.radius)
     middles = (corners + np.roll(corners, -1, axis=0)) / 2
     apothem = np.linalg.norm(middles[0])
+    # Direction of the normal of each edge, [frames, edges].
     turns = np.arctan2(middles[:, 1], middles[:, 0])[None, :] + angles[:, None]
     normals = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype(np.float32)
     reach = np.einsum("tek,tk->te", normals, positions) + np.float32(apothem)
@@ -71,30 +74,31 @@ def _signed_distance(body: Body, grid: np.ndarray, positions: np.ndarray, angles
 
 
 def render_audio(motion: Motion) -> np.ndarray:
-    """Sound of `motion`, int16 [samples]: each contact rings its bodies from its very time on."""
-    world = motion.scene.world
-    sound = np.zeros(world.samples)
+    """Audio of `motion`, int16 [samples]: from its time on, each contact excites the modes of its bodies."""
+    settings = motion.scene.settings
+    wave = np.zeros(settings.samples)
     for contact in motion.contacts:
         for index in contact.bodies:
             if index != WALL:
-                _ring(sound, motion.scene.bodies[index], contact.time, contact.impulse, world)
-    return np.rint(np.clip(sound, -1.0, 1.0) * _FULL_SCALE).astype(np.int16)
+                _add_ringing(wave, motion.scene.bodies[index], contact.time, contact.impulse, settings)
+    return np.rint(np.clip(wave, -1.0, 1.0) * _FULL_SCALE).astype(np.int16)
 
 
-def _ring(sound: np.ndarray, body: Body, time: float, impulse: float, world: Collisions) -> None:
-    """Adds decaying sines, one per mode, in place; they start with phase 0 at `time`, so without a click."""
-    material = material_of(body, world)
-    gain = impulse / world.full_scale_impulse
-    lasting = material.decay * np.log(max(gain * _FULL_SCALE * 2, 1.0))
+def _add_ringing(wave: np.ndarray, body: Body, time: float, impulse: float, settings: Collisions) -> None:
+    """Adds decaying sines in place, one per mode; they start with phase 0 at `time`, so without a click."""
+    material = material_of(body, settings)
+    gain = impulse / settings.full_scale_impulse
+    # After this time the sound is below half a step of int16.
+    duration = material.decay * np.log(max(gain * _FULL_SCALE * 2, 1.0))
     # The rounding keeps a contact that falls on a sample from starting one sample late.
-    first = int(np.ceil(round(time * world.sample_rate, 6)))
-    last = min(len(sound), first + int(lasting * world.sample_rate) + 1)
+    first = int(np.ceil(round(time * settings.sample_rate, 6)))
+    last = min(len(wave), first + int(duration * settings.sample_rate) + 1)
     if last <= first:
         return
-    t = np.arange(first, last) / world.sample_rate - time
-    pitch = material.frequency * np.sqrt(world.reference_radius / body.radius)
-    wave = np.zeros_like(t)
-    for partial, amplitude in zip(world.partials, world.partial_gains, strict=True):
-        if pitch * partial < world.sample_rate / 2:
-            wave += amplitude * np.sin(2 * np.pi * pitch * partial * t)
-    sound[first:last] += gain / sum(world.partial_gains) * np.exp(-t / material.decay) * wave
+    t = np.arange(first, last) / settings.sample_rate - time
+    pitch = material.frequency * np.sqrt(settings.reference_radius / body.radius)
+    modes = np.zeros_like(t)
+    for partial, amplitude in zip(settings.partials, settings.partial_gains, strict=True):
+        if pitch * partial < settings.sample_rate / 2:
+            modes += amplitude * np.sin(2 * np.pi * pitch * partial * t)
+    wave[first:last] += gain / sum(settings.partial_gains) * np.exp(-t / material.decay) * modes

@@ -1,4 +1,4 @@
-"""A scene is data: bodies, a push and the world they are in. Drawing one from a seed."""
+"""A scene holds the initial state of a clip: bodies and a push. Scenes are drawn from a seed."""
 
 import math
 from dataclasses import dataclass, replace
@@ -55,13 +55,13 @@ class Push:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that `simulate` and `render` need; `dataclasses.replace` one field for a counterfactual pair."""
+    """The input of `simulate` and `render`; `dataclasses.replace` one field for a counterfactual pair."""
 
     bodies: tuple[Body, ...]
     push: Push | None = None
-    still: int = 0
-    """Frame that is also the still image."""
-    world: Collisions = Collisions()
+    image_frame: int = 0
+    """Frame of the video that is also the image."""
+    settings: Collisions = Collisions()
 
     def with_material(self, material: str) -> "Scene":
         """The same scene with every body made of `material`."""
@@ -76,33 +76,34 @@ def clip_seed(settings: Collisions, split: str, index: int) -> tuple[int, int, i
 def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -> Scene:
     """Draws the scene of a clip; an equal (settings, split, index, attempt) gives an equal scene.
 
-    The material comes from a stream of its own that knows nothing of `attempt`: whatever the rule by
-    which scenes are drawn again, materials keep their shares and stay independent of all that is drawn.
+    The material has its own random stream, which does not depend on `attempt`: whatever the rule by which scenes are
+    drawn again, materials keep their shares and stay independent of all else.
 
     Raises:
       UserError: the bodies do not fit into the box.
     """
     seed = clip_seed(settings, split, index)
-    labels = np.random.default_rng([*seed, 0])
+    material_rng = np.random.default_rng([*seed, 0])
     rng = np.random.default_rng([*seed, 1, attempt])
     shifted = split == "shifted"
     fewest, most = settings.shifted_bodies if shifted else settings.bodies
     count = int(rng.integers(fewest, most, endpoint=True))
     radii = rng.uniform(*(settings.shifted_radius if shifted else settings.radius), size=count)
-    positions = _place(rng, radii, settings.box)
-    names = labels.choice(settings.drawn, size=count if settings.materials == "body" else 1)
+    positions = _draw_positions(rng, radii, settings.box)
+    materials = material_rng.choice(settings.drawn, size=count if settings.materials == "body" else 1)
     bodies = []
     for i in range(count):
         speed = _log_uniform(rng, settings.speed)
+        # Arguments are evaluated in this order, which is that of the random draws.
         bodies.append(
             Body(
                 shape=str(rng.choice(settings.shapes)),
-                material=str(names[i % len(names)]),
+                material=str(materials[i % len(materials)]),
                 radius=float(radii[i]),
                 position=(float(positions[i, 0]), float(positions[i, 1])),
-                velocity=_direction(rng, speed),
+                velocity=_random_direction(rng, speed),
                 angle=float(rng.uniform(0, 2 * math.pi)),
-                colour=_colour(rng),
+                colour=_draw_colour(rng),
             )
         )
     push = None
@@ -112,18 +113,19 @@ def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -
         push = Push(
             body=int(rng.integers(count)),
             start=int(rng.uniform(0, latest) / step) * step,
-            force=_direction(rng, _log_uniform(rng, settings.push_force)),
+            force=_random_direction(rng, _log_uniform(rng, settings.push_force)),
         )
     return Scene(tuple(bodies), push, int(rng.integers(settings.frames)), settings)
 
 
-def _place(rng: np.random.Generator, radii: np.ndarray, box: float) -> np.ndarray:
-    """Centres, [bodies, 2], with circumscribed circles apart and inside the box; uniform over all such."""
-    apart = radii[:, None] + radii[None, :]
-    np.fill_diagonal(apart, 0.0)
+def _draw_positions(rng: np.random.Generator, radii: np.ndarray, box: float) -> np.ndarray:
+    """Centres, [bodies, 2], with disjoint circumscribed circles inside the box; uniform over all such centres."""
+    least_distances = radii[:, None] + radii[None, :]
+    np.fill_diagonal(least_distances, 0.0)
     for _ in range(_PLACEMENT_TRIES):
         positions = rng.uniform(radii[:, None], box - radii[:, None], size=(len(radii), 2))
-        if (np.linalg.norm(positions[:, None] - positions[None, :], axis=-1) >= apart).all():
+        distances = np.linalg.norm(positions[:, None] - positions[None, :], axis=-1)
+        if (distances >= least_distances).all():
             return positions
     raise UserError(
         f"collisions: {len(radii)} bodies of radius {radii.min():.3g} to {radii.max():.3g} do not fit into a box of "
@@ -135,13 +137,14 @@ def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float
     return float(np.exp(rng.uniform(np.log(bounds[0]), np.log(bounds[1]))))
 
 
-def _direction(rng: np.random.Generator, length: float) -> tuple[float, float]:
+def _random_direction(rng: np.random.Generator, length: float) -> tuple[float, float]:
+    """A vector of a given length in any direction."""
     angle = rng.uniform(0, 2 * math.pi)
     return length * math.cos(angle), length * math.sin(angle)
 
 
-def _colour(rng: np.random.Generator) -> tuple[float, float, float]:
+def _draw_colour(rng: np.random.Generator) -> tuple[float, float, float]:
     """A saturated, bright colour: any hue, saturation 0.55 to 1, value 0.75 to 1."""
     hue, saturation, value = rng.uniform(0, 6), rng.uniform(0.55, 1), rng.uniform(0.75, 1)
     pure = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
-    return tuple(float(c) for c in value * (1 - saturation * (1 - pure)))
+    return tuple(float(channel) for channel in value * (1 - saturation * (1 - pure)))

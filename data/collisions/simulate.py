@@ -1,14 +1,14 @@
-"""Scene -> motion: positions, velocities and contacts, by pymunk."""
+"""Simulates the motion of a scene with pymunk: positions, velocities and contacts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pymunk
 
 from selfflow.data.collisions import Collisions, Material
 from selfflow.data.collisions.names import MATERIAL_NAMES
-from selfflow.data.collisions.scene import Body, Scene
+from selfflow.data.collisions.scene import Body, Push, Scene
 from selfflow.errors import UserError
 
 WALL = -1
@@ -17,7 +17,7 @@ _WALL_THICKNESS = 32.0
 
 @dataclass(frozen=True)
 class Contact:
-    """A touch of two bodies, or of a body and a wall, at its first step."""
+    """The first step of a contact of two bodies, or of a body and a wall."""
 
     time: float
     """Seconds; velocities change at this time."""
@@ -29,7 +29,7 @@ class Contact:
 
 @dataclass(frozen=True)
 class Motion:
-    """What happened in a scene. Row i of an array is the state at time i / frames_per_second.
+    """The simulated motion of a scene. Row i of an array is the state at time i / frames_per_second.
 
     A contact at that very time has already changed it.
     """
@@ -44,68 +44,78 @@ class Motion:
     contacts: tuple[Contact, ...]
     """The audible contacts, by time."""
     first_time: float
-    """Time of the first contact of all, audible or not, seconds; infinite where there is none."""
+    """Time of the first contact of all, audible or not, seconds; infinite without a contact."""
     first_momentum: float
-    """Momentum along the normal that it met, before any material came into play; 0 where there is none."""
+    """Momentum along the normal in that contact before it depends on any material; 0 without a contact."""
     action: np.ndarray
     """Mean force over each frame's window and the pushed body's position at the push's start, float64 [frames, 4]."""
 
 
-def material_of(body: Body, world: Collisions) -> Material:
-    """The material that `body` names.
+@dataclass
+class _ContactRecorder:
+    """Collects contacts from the callbacks of pymunk.
 
-    Raises:
-      UserError: there is none of that name.
+    Attributes:
+      now: time of the current step, seconds.
+      contacts: all contacts, by time.
+      first_momentum: momentum along the normal of the first contacts, by their time.
     """
-    if body.material not in MATERIAL_NAMES:
-        raise UserError(f"body.material: {body.material!r} is no material; choose from {', '.join(MATERIAL_NAMES)}")
-    return getattr(world, body.material)
 
+    now: float = 0.0
+    contacts: list[Contact] = field(default_factory=list)
+    first_momentum: dict[float, float] = field(default_factory=dict)
 
-def simulate(scene: Scene) -> Motion:
-    """Runs the physics of `scene`.
-
-    Each step moves the bodies, finds the contacts and then changes the velocities, so that a contact's time
-    is the end of the step that found it. With no gravity nothing but a contact or the push changes a velocity.
-    """
-    world = scene.world
-    step = 1.0 / world.physics_rate
-    steps_per_frame = round(world.physics_rate / world.frames_per_second)
-    space = pymunk.Space()
-    space.gravity = (0.0, world.gravity)
-    # Bodies at rest against each other would otherwise stay "in contact" for long and swallow the next hit.
-    space.collision_slop = 0.01
-    _add_walls(space, world.box)
-    bodies = [_add_body(space, i, body, world) for i, body in enumerate(scene.bodies)]
-
-    contacts: list[Contact] = []
-    first_momentum: dict[float, float] = {}
-    now = 0.0
-
-    def meet(arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
-        if not first_momentum or now in first_momentum:
+    def begin(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
+        """Notes the momentum of the first contact, before the solver applies a restitution."""
+        if not self.first_momentum or self.now in self.first_momentum:
             a, b = (shape.body for shape in arbiter.shapes)
             momentum = abs((a.velocity - b.velocity).dot(arbiter.normal)) / (1 / a.mass + 1 / b.mass)
-            first_momentum[now] = max(momentum, first_momentum.get(now, 0.0))
+            self.first_momentum[self.now] = max(momentum, self.first_momentum.get(self.now, 0.0))
 
-    def touch(arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
-        # post_solve, because begin knows no impulse yet; the first step only, because a contact that lasts
-        # (sliding, resting, being pushed against a wall) must not buzz.
+    def post_solve(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
+        """Notes a contact with its impulse, which `begin` does not have yet.
+
+        Only its first step counts: a lasting contact (sliding, resting, being pushed against a wall) must not buzz.
+        """
         if not arbiter.is_first_contact:
             return
         low, high = sorted(shape.collision_type - 1 for shape in arbiter.shapes)
         pair = (high, WALL) if low == WALL else (low, high)
-        contacts.append(Contact(now, pair, arbiter.total_impulse.length))
+        self.contacts.append(Contact(self.now, pair, arbiter.total_impulse.length))
 
-    space.on_collision(begin=meet, post_solve=touch)
 
-    push_steps = range(0)
-    if scene.push is not None:
-        start = math.ceil(scene.push.start * world.physics_rate - 1e-6)
-        push_steps = range(start, start + round(world.push_seconds * world.physics_rate))
+def material_of(body: Body, settings: Collisions) -> Material:
+    """The material of `body`.
+
+    Raises:
+      UserError: there is no material of its name.
+    """
+    if body.material not in MATERIAL_NAMES:
+        raise UserError(f"body.material: {body.material!r} is no material; choose from {', '.join(MATERIAL_NAMES)}")
+    return getattr(settings, body.material)
+
+
+def simulate(scene: Scene) -> Motion:
+    """Simulates a scene.
+
+    Each step moves the bodies, finds the contacts and then changes the velocities, so that a contact's time is the end
+    of its first step. Without gravity only contacts and the push change velocities.
+    """
+    settings = scene.settings
+    steps_per_frame = round(settings.physics_rate / settings.frames_per_second)
+    space = pymunk.Space()
+    space.gravity = (0.0, settings.gravity)
+    # Bodies at rest against each other would otherwise stay in contact for long and hide the next hit.
+    space.collision_slop = 0.01
+    _add_walls(space, settings.box)
+    bodies = [_add_body(space, i, body, settings) for i, body in enumerate(scene.bodies)]
+    recorder = _ContactRecorder()
+    space.on_collision(begin=recorder.begin, post_solve=recorder.post_solve)
+
+    push_steps = _push_steps(scene.push, settings)
     pushed_at = None
     states = []
-    for i in range(world.frames * steps_per_frame):
+    for i in range(settings.frames * steps_per_frame):
         if i % steps_per_frame == 0:
             states.append([(*body.position, *body.velocity, body.angle) for body in bodies])
         if i in push_steps:
@@ -113,25 +123,33 @@ def simulate(scene: Scene) -> Motion:
             if pushed_at is None:
                 pushed_at = tuple(body.position)
             body.force = scene.push.force
-        now = (i + 1) / world.physics_rate
-        space.step(step)
+        recorder.now = (i + 1) / settings.physics_rate
+        space.step(1.0 / settings.physics_rate)
 
-    state = np.array(states)
-    action = np.zeros((world.frames, 4))
+    action = np.zeros((settings.frames, 4))
     for i in push_steps:
-        if i < world.frames * steps_per_frame:
+        if i < settings.frames * steps_per_frame:
             action[i // steps_per_frame, :2] += np.array(scene.push.force) / steps_per_frame
             action[i // steps_per_frame, 2:] = pushed_at
+    state = np.array(states)
     return Motion(
         scene=scene,
         positions=state[..., 0:2],
         velocities=state[..., 2:4],
         angles=state[..., 4],
-        contacts=tuple(contact for contact in contacts if contact.impulse >= world.audible_impulse),
-        first_time=min(first_momentum, default=math.inf),
-        first_momentum=max(first_momentum.values(), default=0.0),
+        contacts=tuple(contact for contact in recorder.contacts if contact.impulse >= settings.audible_impulse),
+        first_time=min(recorder.first_momentum, default=math.inf),
+        first_momentum=max(recorder.first_momentum.values(), default=0.0),
         action=action,
     )
+
+
+def _push_steps(push: Push | None, settings: Collisions) -> range:
+    """The steps of the physics in which the force of the push acts."""
+    if push is None:
+        return range(0)
+    start = math.ceil(push.start * settings.physics_rate - 1e-6)
+    return range(start, start + round(settings.push_seconds * settings.physics_rate))
 
 
 def _add_walls(space: pymunk.Space, box: float) -> None:
@@ -140,16 +158,17 @@ def _add_walls(space: pymunk.Space, box: float) -> None:
     corners = (low, low), (high, low), (high, high), (low, high)
     for a, b in zip(corners, corners[1:] + corners[:1], strict=True):
         wall = pymunk.Segment(space.static_body, a, b, _WALL_THICKNESS)
+        # pymunk multiplies the values of both sides, so that the body alone decides.
         wall.elasticity = wall.friction = 1.0
         wall.collision_type = 0
         space.add(wall)
 
 
-def _add_body(space: pymunk.Space, index: int, body: Body, world: Collisions) -> pymunk.Body:
-    material = material_of(body, world)
+def _add_body(space: pymunk.Space, index: int, body: Body, settings: Collisions) -> pymunk.Body:
+    material = material_of(body, settings)
     corners = [tuple(corner) for corner in body.corners().tolist()]
     moment = math.inf
-    if world.rotation:
+    if settings.rotation:
         disc = pymunk.moment_for_circle(body.mass, 0, body.radius)
         moment = pymunk.moment_for_poly(body.mass, corners) if corners else disc
     rigid = pymunk.Body(body.mass, moment)

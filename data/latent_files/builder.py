@@ -1,166 +1,132 @@
-"""Files of latents -> a TFDS data set."""
+"""Files of precomputed latents as a TFDS data set."""
 
-import datetime
-import json
-import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from selfflow.data import writing
-from selfflow.data.folder import File, fingerprint, position, scan, split_of
+from selfflow.data.folder import File, scan
+from selfflow.data.folder_builder import SPLITS, FileRecord, FolderBuilder, build_folder, open_newest
 from selfflow.data.latent_files import LatentFiles
 from selfflow.data.latent_files.manifest import MANIFEST, Manifest, read_manifest
-from selfflow.data.latent_files.read import CAPTION, SUFFIXES, Unusable, samples
-from selfflow.data.report import FILE, Remark, Report, format_report
-from selfflow.data.writing import Config, RecordsBuilder, newest, quiet
-from selfflow.errors import UserError
+from selfflow.data.latent_files.read import CAPTION, SUFFIXES, Sample, read_samples
+from selfflow.data.report import Notes, Remark, Unusable
 from selfflow.media import medium_of
-from selfflow.progress import Progress
-
-_SPLITS = ("train", "validation", "test")
 
 
-class LatentFilesBuilder(RecordsBuilder, skip_registration=True):
-    """Latents that were made elsewhere. `build` makes and fills it."""
+class LatentFilesBuilder(FolderBuilder, skip_registration=True):
+    """Writes latents that another program encoded.
+
+    Args:
+      manifest: the content of latents.json; None to open a prepared data set.
+      **kwargs: of `FolderBuilder`.
+    """
 
     name = "latent_files"
     VERSION = tfds.core.Version("1.0.0")
+    empty: ClassVar[str] = "it holds no npz and no safetensors"
 
-    def __init__(self, *, files: list[File] = (), remarks: list[Remark] = (), told: Manifest | None = None, **kwargs):
-        self.files, self.remarks, self.told = files, remarks, told
+    def __init__(self, *, manifest: Manifest | None = None, **kwargs):
+        self.manifest = manifest
         super().__init__(**kwargs)
+        # Folders named as splits, if there are any, replace splits by hash.
+        top_folders = {file.relative.partition("/")[0] for file in self.files if "/" in file.relative}
+        self._split_folders = top_folders & set(SPLITS)
+        self._unknown_arrays: set[str] = set()
 
     def _info(self) -> tfds.core.DatasetInfo:
-        if self.told is None:  # it is there: what it has was written beside it
+        if self.manifest is None:  # TFDS reads what was stored with a prepared data set
             return tfds.core.DatasetInfo(builder=self)
-        zlib, features = tfds.features.Encoding.ZLIB, {}  # zeros cost next to nothing
-        for m, stream in self.told.streams.items():
+        features: dict[str, Any] = {"id": tfds.features.Text(), CAPTION: tfds.features.Text(), "quality": np.float32}
+        features["present"] = dict.fromkeys(self.manifest.streams, np.bool_)
+        for m, stream in self.manifest.streams.items():
             shape = (None, *stream.shape[1:]) if medium_of(m).has_time else stream.shape
-            for name in (m, f"{m}_std"):
-                features[name] = tfds.features.Tensor(shape=shape, dtype=np.float16, encoding=zlib)
+            # Absent latents are zeros, which take almost no space compressed.
+            tensor = tfds.features.Tensor(shape=shape, dtype=np.float16, encoding=tfds.features.Encoding.ZLIB)
+            features |= {m: tensor, f"{m}_std": tensor}
+        features |= dict.fromkeys(self.manifest.labels, np.int64)
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Latents that were made elsewhere, of media that are not there.",
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    **features,
-                    "present": {m: np.bool_ for m in self.told.streams},
-                    "quality": np.float32,
-                    CAPTION: tfds.features.Text(),
-                    **{label: np.int64 for label in self.told.labels},
-                }
-            ),
-            metadata=tfds.core.MetadataDict(
-                latents={
-                    m: {"autoencoder": stream.autoencoder, "shape": list(stream.shape)}
-                    for m, stream in self.told.streams.items()
-                },
-                **{f"{label}s": names for label, names in self.told.labels.items() if isinstance(names, list)},
-            ),
+            description="Precomputed latents, without their media.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict(**self._metadata()),
         )
 
-    def records(self) -> Iterator[tuple[str, dict]]:
-        settings, self._counts, self._strange = self.builder_config.settings, Counter(), set()
-        self._report = report = Report(
-            source=settings.folder(),
-            built=datetime.datetime.now(datetime.UTC).isoformat(),
-            settings=asdict(settings),
-            found=len(self.files),
-            skipped=list(self.remarks),
-        )
-        named = {file.relative.partition("/")[0] for file in self.files if "/" in file.relative} & set(_SPLITS)
-        with Progress("latents", total=len(self.files), unit="files") as shown:
-            for file in sorted(self.files, key=lambda file: position(file.relative, settings.seed + 1)):
-                split = split_of(file.relative, settings.seed, settings.validation_fraction, settings.test_fraction)
-                if named:
-                    split = file.relative.partition("/")[0]
-                if split not in _SPLITS:
-                    others = ", ".join(sorted(named))
-                    report.skipped.append(Remark(file.relative, "in no split", f"it lies outside {others}"))
-                    continue
-                yield from ((split, record) for record in self._of(file, split))
-                shown.advance()
+    def _metadata(self) -> dict[str, Any]:
+        """Autoencoder and shape of each modality's latents, and the names of classes."""
+        latents = {}
+        for m, stream in self.manifest.streams.items():
+            latents[m] = {"autoencoder": stream.autoencoder, "shape": list(stream.shape)}
+        metadata: dict[str, Any] = {"latents": latents}
+        for label, classes in self.manifest.labels.items():
+            if isinstance(classes, list):
+                metadata[f"{label}s"] = classes
+        return metadata
 
-    def _of(self, file: File, split: str) -> Iterator[dict[str, Any]]:
-        made, wrong = 0, []
-        try:
-            for i, sample in samples(file.path, self.told, self._strange):
-                if isinstance(sample, Unusable):
-                    where = "" if i is None else f"sample {i}: "
-                    wrong.append(Remark(file.relative, sample.reason, where + sample.detail))
-                    continue
-                what = " and ".join(m for m in self.told.streams if m in sample)
-                what = {"audio": "sound", "video and audio": "video with sound"}.get(what, what)
-                self._counts[split, what] += 1
-                made += 1
-                yield self._record(file.relative if i is None else f"{file.relative}#{i}", sample)
-        except Unusable as error:
-            wrong.append(Remark(file.relative, error.reason, error.detail))
-        self._report.used += made > 0
-        (self._report.partial if made else self._report.skipped).extend(wrong)
+    def split_of(self, file: File) -> str | None:
+        if not self._split_folders:
+            return super().split_of(file)
+        split = file.relative.partition("/")[0]
+        if split in SPLITS:
+            return split
+        where = ", ".join(sorted(self._split_folders))
+        self.report.skipped.append(Remark(file.relative, "in no split", f"it is outside of {where}"))
+        return None
 
-    def _record(self, name: str, sample: dict[str, Any]) -> dict[str, Any]:
-        record: dict[str, Any] = {"id": name, "quality": 1.0, CAPTION: sample.get(CAPTION, "")}
-        for m, stream in self.told.streams.items():
-            record[m] = sample.get(m, np.zeros(stream.shape, np.float16))
-            record[f"{m}_std"] = sample.get(f"{m}_std", np.zeros(record[m].shape, np.float16))
-        return record | {
-            "present": {m: m in sample for m in self.told.streams},
-            **{label: sample[label] for label in self.told.labels},
-        }
+    def records_of(self, file: File, notes: Notes) -> Iterator[FileRecord]:
+        for i, sample in read_samples(file.path, self.manifest, self._unknown_arrays):
+            if isinstance(sample, Unusable):
+                where = "" if i is None else f"sample {i}: "
+                notes.add(sample.reason, where + sample.detail)
+                continue
+            name = file.relative if i is None else f"{file.relative}#{i}"
+            yield FileRecord(_content(sample), self._record(name, sample))
 
-    def arranged(self, written):
-        """A split without records is left out, train never is."""
-        report = self._report
-        if not written:
-            reasons = Counter(remark.reason for remark in report.skipped).most_common()
-            listed = ", ".join(f"{count} {reason}" for reason, count in reasons) or "it holds no npz and no safetensors"
-            first = next((f"; the first: {r.file}: {r.detail}" for r in report.skipped if r.detail), "")
-            raise UserError(f"nothing in {report.source} can be used ({listed}){first}")
-        groups = {split: [written[split]] for split in _SPLITS if split in written}
-        if "train" not in groups:
-            groups = {"train": [shards for some in groups.values() for shards in some]}
-            report.notes.append("no file fell to train: all went to train")
-        if self._strange:
-            names = ", ".join(sorted(self._strange)[:8])
-            report.notes.append(f"arrays that {MANIFEST} does not tell of were left out: {names}")
-        for (split, what), count in sorted(self._counts.items()):
-            counts = report.clips.setdefault(split if split in groups else "train", {})
-            counts[what] = counts.get(what, 0) + count
-        return groups
+    def _record(self, name: str, sample: Sample) -> dict[str, Any]:
+        record: dict[str, Any] = {"id": name, "quality": 1.0, "present": {}, CAPTION: sample.caption, **sample.labels}
+        for m, stream in self.manifest.streams.items():
+            record["present"][m] = m in sample.latents
+            record[m] = sample.latents.get(m, np.zeros(stream.shape, np.float16))
+            record[f"{m}_std"] = sample.stds.get(m, np.zeros(record[m].shape, np.float16))
+        return record
 
-    def finished(self, folder: Path) -> None:
-        self._report.write(folder)
+    def notes(self, splits: Collection[str]) -> list[str]:
+        notes = [] if self._split_folders else super().notes(splits)
+        if self._unknown_arrays:
+            names = ", ".join(sorted(self._unknown_arrays)[:8])
+            notes.append(f"arrays that {MANIFEST} does not describe were left out: {names}")
+        return notes
 
 
 def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
-    """Returns the builder of the data set below `data_dir`; builds it and prints its report if need be."""
+    """The TFDS builder below `data_dir`; builds the data set and prints its report if it does not exist.
+
+    A folder whose files changed (paths, sizes, times) is built anew. If the folder does not exist, the newest data set
+    that was built from it with these settings is used, and a line on stderr says so.
+
+    Raises:
+      UserError: a setting makes no sense, the folder or its latents.json is missing, or nothing can be used.
+    """
     settings.check()
     folder = Path(settings.folder())
-    if not settings.source or not folder.exists() or (settings.media_shapes() and not (folder / MANIFEST).exists()):
-        with quiet():
-            return _builder(settings, data_dir, newest(LatentFilesBuilder, settings, data_dir, FILE))
-    told = read_manifest(folder)
-    files, remarks = scan(settings, (data_dir, data_dir / LatentFilesBuilder.name))
-    described = [file for file in files if file.relative == MANIFEST]
-    files = [file for file in files if Path(file.relative).suffix in SUFFIXES]
-    slug = re.sub(r"[^a-z0-9]+", "_", (settings.name or folder.name).lower()).strip("_")[:40] or "latents"
-    name = f"{slug}-{settings.key()}-{fingerprint(described + files)}"
-    with quiet():
-        if (ready := _builder(settings, data_dir, name)).is_prepared():
-            return ready
-    builder = writing.prepare(lambda: _builder(settings, data_dir, name, files=files, remarks=remarks, told=told))
-    print(format_report(json.loads((Path(builder.data_path) / FILE).read_text())))
-    return builder
+    # Settings with shapes do not need the folder.
+    without_manifest = settings.media_shapes() and not (folder / MANIFEST).exists()
+    if not settings.source or not folder.exists() or without_manifest:
+        return open_newest(LatentFilesBuilder, settings, data_dir)
+    manifest = read_manifest(folder)
+    scanned, remarks = scan(settings, (data_dir, data_dir / LatentFilesBuilder.name))
+    identity = [file for file in scanned if file.relative == MANIFEST]
+    files = [file for file in scanned if Path(file.relative).suffix in SUFFIXES]
+    identity += files
+    return build_folder(
+        LatentFilesBuilder, settings, data_dir, identity, files=files, remarks=remarks, manifest=manifest
+    )
 
 
-def _builder(settings: LatentFiles, data_dir: Path, name: str, **found) -> LatentFilesBuilder:
-    config = Config(name=name, settings=settings)
-    return LatentFilesBuilder(data_dir=str(data_dir), config=config, file_format="array_record", **found)
+def _content(sample: Sample) -> str:
+    """What a sample holds latents of, as reports of media call it."""
+    if {"video", "audio"} <= sample.latents.keys():
+        return "video with audio"
+    return " and ".join(sample.latents)

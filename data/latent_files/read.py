@@ -1,58 +1,80 @@
-"""A file of latents -> samples. Knows nothing of where they are kept."""
+"""Reads files of latents: npz and safetensors, one sample or a stack of samples each."""
 
 import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors may hold
 import numpy as np
 from safetensors import safe_open
 
 from selfflow.data.latent_files.manifest import Manifest, Stream
+from selfflow.data.report import Unusable
 from selfflow.data.shards import one_line
+from selfflow.media import medium_of
 
 SUFFIXES = (".npz", ".safetensors")
 CAPTION = "caption"
 
 
-class Unusable(Exception):
-    """Why a file, or a sample of it, is no latents."""
+@dataclass
+class Sample:
+    """One sample.
 
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
+    Attributes:
+      latents: by modality, float16, channels last, of about unit variance.
+      stds: their standard deviations by modality, where the autoencoder is stochastic.
+      labels: all labels of the manifest; -1 for none.
+      caption: "" for none.
+    """
+
+    latents: dict[str, np.ndarray] = field(default_factory=dict)
+    stds: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    caption: str = ""
 
 
-def samples(path: Path, told: Manifest, strange: set[str]) -> Iterator[tuple[int | None, dict[str, Any] | Unusable]]:
-    """The samples of one file: (its place in a stack, None for a file of one sample; its arrays, or what is wrong).
+def read_samples(
+    path: Path, manifest: Manifest, unknown_arrays: set[str]
+) -> Iterator[tuple[int | None, Sample | Unusable]]:
+    """The samples of one file: (index in a stack, None for a file of one sample; the sample, or what is wrong with it).
 
-    Arrays are M and, where the autoencoder was stochastic, M_std: float16, channels last, of about unit variance; each
-    label an int, and `caption`, a str, where there is one. Arrays of other names go into `strange`.
+    Args:
+      path: of the file.
+      manifest: the content of latents.json.
+      unknown_arrays: gets the names of arrays that the manifest does not describe.
 
     Raises:
       Unusable: nothing of the file can be used.
     """
     try:
-        with _opened(path) as arrays:
-            known = {*told.streams, *(f"{m}.std" for m in told.streams), *told.labels, CAPTION}
-            strange.update(set(arrays.names()) - known)
-            yield from _samples(arrays, told)
+        with _open(path) as arrays:
+            unknown_arrays.update(set(arrays.names()) - _known_arrays(manifest))
+            yield from _samples(arrays, manifest)
     except Unusable:
         raise
-    except Exception as error:  # whatever the bytes are, what they do to a reader is about this file
+    except Exception as error:  # whatever the bytes of a file do to a reader is a fault of this file
         raise Unusable("unreadable", f"{type(error).__name__}: {one_line(error)}") from error
+
+
+def _known_arrays(manifest: Manifest) -> set[str]:
+    return {*manifest.streams, *map(_std_name, manifest.streams), *manifest.labels, CAPTION}
+
+
+def _std_name(modality: str) -> str:
+    return f"{modality}.std"
 
 
 class _Npz(AbstractContextManager):
     """Arrays of an npz by name; each is read once."""
 
     def __init__(self, path: Path):
-        if not zipfile.is_zipfile(path):  # numpy would take it for a pickle, which runs what it likes
+        if not zipfile.is_zipfile(path):  # numpy would try to unpickle it, which executes code
             raise ValueError("it is damaged, or no npz")
         self._file = np.load(path, allow_pickle=False)
-        self._read: dict[str, np.ndarray] = {}
+        self._arrays: dict[str, np.ndarray] = {}
 
     def __exit__(self, *_) -> None:
         self._file.close()
@@ -67,16 +89,16 @@ class _Npz(AbstractContextManager):
         return self._array(name) if i is None else self._array(name)[i]
 
     def _array(self, name: str) -> np.ndarray:
-        if name not in self._read:
+        if name not in self._arrays:
             try:
-                self._read[name] = self._file[name]
+                self._arrays[name] = self._file[name]
             except ValueError as error:
-                raise Unusable("unreadable", f"{name} is damaged, or holds objects of Python") from error
-        return self._read[name]
+                raise Unusable("unreadable", f"{name} is damaged, or holds Python objects") from error
+        return self._arrays[name]
 
 
 class _Safetensors(AbstractContextManager):
-    """Arrays of a safetensors file by name; of a stack no more is read than what is asked for."""
+    """Arrays of a safetensors file by name; of a stack only the requested row is read."""
 
     def __init__(self, path: Path):
         self._file = safe_open(path, "np")
@@ -95,75 +117,96 @@ class _Safetensors(AbstractContextManager):
         return self._file.get_tensor(name) if i is None else self._file.get_slice(name)[i : i + 1][0]
 
 
-def _opened(path: Path) -> _Npz | _Safetensors:
+def _open(path: Path) -> _Npz | _Safetensors:
     return _Npz(path) if path.suffix == ".npz" else _Safetensors(path)
 
 
-def _samples(arrays: _Npz | _Safetensors, told: Manifest) -> Iterator[tuple[int | None, dict[str, Any] | Unusable]]:
+def _samples(arrays: _Npz | _Safetensors, manifest: Manifest) -> Iterator[tuple[int | None, Sample | Unusable]]:
     names = arrays.names()
-    there = [m for m in told.streams if m in names]
-    if not there:
-        raise Unusable("no latents", f"it has {', '.join(names) or 'nothing'}, not {' or '.join(told.streams)}")
-    deeper = {m: len(arrays.shape(m)) - len(told.streams[m].shape) for m in there}
-    for m, more in deeper.items():
-        if more not in (0, 1):
-            raise Unusable("wrong shape", f"{m} has shape {arrays.shape(m)}, one sample {told.streams[m].shape}")
-    if len(set(deeper.values())) > 1:
-        raise Unusable("wrong shape", "some of its modalities are stacks of samples and others are not")
-    counts = {arrays.shape(m)[0] for m in there if deeper[m]}
-    if len(counts) > 1:
-        raise Unusable("wrong shape", f"its stacks hold {' and '.join(map(str, sorted(counts)))} samples")
-    if counts == {0}:
-        raise Unusable("no latents", "its stack is empty")
-    for name in names if counts else ():
-        if name in (*told.labels, CAPTION, *(f"{m}.std" for m in there)) and arrays.shape(name)[:1] != (*counts,):
-            raise Unusable(
-                "wrong shape", f"{name} has shape {arrays.shape(name)}, its stacks hold {min(counts)} samples"
-            )
-    for i in range(counts.pop()) if counts else (None,):
+    modalities = [m for m in manifest.streams if m in names]
+    if not modalities:
+        expected = " or ".join(manifest.streams)
+        raise Unusable("no latents", f"it has {', '.join(names) or 'nothing'}, not {expected}")
+    stack = _stack_size(arrays, modalities, manifest)
+    if stack is not None:
+        # Whatever belongs to the samples must be a stack of as many.
+        for name in names:
+            if name in {*manifest.labels, CAPTION, *map(_std_name, modalities)} and arrays.shape(name)[:1] != (stack,):
+                detail = f"{name} has shape {arrays.shape(name)}, its stacks hold {stack} samples"
+                raise Unusable("wrong shape", detail)
+    for i in [None] if stack is None else range(stack):
         try:
-            yield i, _sample(arrays, names, there, told, i)
+            yield i, _sample(arrays, modalities, manifest, i)
         except Unusable as error:
             yield i, error
 
 
-def _sample(arrays: Any, names: list[str], there: list[str], told: Manifest, i: int | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for m in there:
-        stream = told.streams[m]
-        found[m] = _latent(arrays.row(m, i), m, stream, stream.shift)
-        if f"{m}.std" in names:
-            found[f"{m}_std"] = np.abs(_latent(arrays.row(f"{m}.std", i), f"{m}.std", stream, 0.0))
-            if found[f"{m}_std"].shape != found[m].shape:
-                raise Unusable("wrong shape", f"{m} and {m}.std differ")
-    for label in told.labels:
-        found[label] = -1
-        if label in names:
-            value = np.asarray(arrays.row(label, i))
-            if value.size != 1 or value.dtype.kind not in "iu":
-                raise Unusable("wrong label", f"{label} is {value.dtype} {value.shape}, not one whole number")
-            found[label] = int(value.reshape(()))
-            if not -1 <= found[label] < told.classes(label):
-                raise Unusable("wrong label", f"{label} is {found[label]}, of {told.classes(label)} classes")
+def _stack_size(arrays: _Npz | _Safetensors, modalities: list[str], manifest: Manifest) -> int | None:
+    """Number of samples in a file; None if its latents are those of one sample, without a leading axis."""
+    leading_axes, sizes = set(), set()
+    for m in modalities:
+        shape = arrays.shape(m)
+        axes = len(shape) - len(manifest.streams[m].shape)
+        if axes not in (0, 1):
+            raise Unusable("wrong shape", f"{m} has shape {shape}, one sample {manifest.streams[m].shape}")
+        leading_axes.add(axes)
+        sizes.update(shape[:axes])
+    if len(leading_axes) > 1:
+        raise Unusable("wrong shape", "some of its modalities are stacks of samples and others are not")
+    if len(sizes) > 1:
+        raise Unusable("wrong shape", f"its stacks hold {' and '.join(map(str, sorted(sizes)))} samples")
+    if sizes == {0}:
+        raise Unusable("no latents", "its stack is empty")
+    return sizes.pop() if sizes else None
+
+
+def _sample(arrays: _Npz | _Safetensors, modalities: list[str], manifest: Manifest, i: int | None) -> Sample:
+    names, sample = arrays.names(), Sample()
+    for m in modalities:
+        stream, std = manifest.streams[m], _std_name(m)
+        sample.latents[m] = _latent(arrays.row(m, i), m, stream, stream.shift)
+        if std in names:
+            sample.stds[m] = np.abs(_latent(arrays.row(std, i), std, stream, 0.0))
+            if sample.stds[m].shape != sample.latents[m].shape:
+                raise Unusable("wrong shape", f"{m} and {std} differ")
+    for label in manifest.labels:
+        sample.labels[label] = _label(arrays.row(label, i), label, manifest) if label in names else -1
     if CAPTION in names:
-        value = np.asarray(arrays.row(CAPTION, i))
-        if value.dtype.kind != "U" or value.size != 1:
-            raise Unusable("wrong caption", f"{CAPTION} is {value.dtype} {value.shape}, not one text")
-        found[CAPTION] = str(value.reshape(()))
-        try:
-            found[CAPTION].encode()
-        except UnicodeEncodeError as error:
-            raise Unusable("wrong caption", f"{CAPTION} is no text: {error}") from error
-    return found
+        sample.caption = _caption(arrays.row(CAPTION, i))
+    return sample
+
+
+def _label(stored: np.ndarray, label: str, manifest: Manifest) -> int:
+    value = np.asarray(stored)
+    if value.size != 1 or value.dtype.kind not in "iu":
+        raise Unusable("wrong label", f"{label} is {value.dtype} {value.shape}, not one whole number")
+    number, classes = int(value.reshape(())), manifest.class_count(label)
+    if not -1 <= number < classes:
+        raise Unusable("wrong label", f"{label} is {number}, of {classes} classes")
+    return number
+
+
+def _caption(stored: np.ndarray) -> str:
+    value = np.asarray(stored)
+    if value.dtype.kind != "U" or value.size != 1:
+        raise Unusable("wrong caption", f"{CAPTION} is {value.dtype} {value.shape}, not one text")
+    text = str(value.reshape(()))
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Unusable("wrong caption", f"{CAPTION} is no text: {error}") from error
+    return text
 
 
 def _latent(stored: np.ndarray, name: str, stream: Stream, shift: float | tuple[float, ...]) -> np.ndarray:
+    """Stored numbers as (stored - shift) * scale, float16, channels last."""
     x = np.asarray(stored)
     if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
         raise Unusable("wrong type", f"{name} holds {x.dtype}")
     x = np.moveaxis(x, 0, -1) if stream.channels_first else x
-    free = int(len(stream.shape) != 3)  # clips may be shorter or longer
-    if x.shape[free:] != stream.shape[free:] or not x.size:
+    # The time axis of clips may be shorter or longer than the nominal shape.
+    fixed = 1 if medium_of(name.removesuffix(".std")).has_time else 0
+    if x.shape[fixed:] != stream.shape[fixed:] or not x.size:
         raise Unusable("wrong shape", f"{name} has shape {x.shape}, not {stream.shape} (channels last)")
     with np.errstate(over="ignore", invalid="ignore"):
         x = ((x.astype(np.float32) - np.float32(shift)) * np.float32(stream.scale)).astype(np.float16)

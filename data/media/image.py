@@ -1,4 +1,4 @@
-"""Images as Pillow reads them, upright, in RGB, cropped to a square and resized."""
+"""Image files, read by Pillow: upright, in RGB, cropped to a square and resized."""
 
 import warnings
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# Pillow knows these by their first bytes, but has no reader of its own for them.
-_NOT_FOR_PILLOW = {"MPEG", "EPS", "WMF", "GRIB", "BUFR", "HDF5"}
+# Pillow identifies these by their first bytes, but has no decoder of its own for them.
+_WITHOUT_DECODER = {"MPEG", "EPS", "WMF", "GRIB", "BUFR", "HDF5"}
 _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
 
 
@@ -16,7 +16,7 @@ def open_image(path: Path) -> Image.Image:
     """Opens an image file without decoding it.
 
     Raises:
-      OSError: it is not an image that Pillow reads, or larger than Pillow takes for harmless.
+      OSError: it is not an image that Pillow reads, or larger than the limit of Pillow.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -24,14 +24,14 @@ def open_image(path: Path) -> Image.Image:
             image = Image.open(path)
         except Image.DecompressionBombError as error:
             raise OSError(str(error)) from error
-    if image.format in _NOT_FOR_PILLOW:
+    if image.format in _WITHOUT_DECODER:
         image.close()
         raise OSError(f"cannot read the pixels of {image.format}")
     return image
 
 
 def is_animated(image: Image.Image) -> bool:
-    """Whether an opened image moves; the pages of a TIFF and the views of an MPO do not."""
+    """Whether an opened image is an animation; the pages of a TIFF and the views of an MPO are none."""
     return image.format in _ANIMATED and getattr(image, "is_animated", False)
 
 
@@ -39,23 +39,23 @@ def as_image(image: Image.Image, size: int) -> np.ndarray:
     """An opened image as uint8 [size, size, 3]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if image.format == "JPEG":  # decodes a large photograph at a fraction of its size
+        if image.format == "JPEG":  # decodes a large photograph at a fraction of its resolution
             image.draft(None, (4 * size, 4 * size))
         image.load()
         try:
-            turned = ImageOps.exif_transpose(image)
-        except Exception:  # EXIF is a nest of formats and many cameras break them: the pixels are still good
-            turned = image
-        return crop_square(rgb(turned), size)
+            upright = ImageOps.exif_transpose(image)
+        except Exception:  # many cameras write invalid EXIF, and the pixels are valid all the same
+            upright = image
+        return crop_square(rgb(upright), size)
 
 
 def animation(image: Image.Image, size: int) -> Iterator[tuple[float, np.ndarray]]:
-    """An animated image as (seconds that it is shown, uint8 [size, size, 3]) for each of its pictures."""
+    """The frames of an animation as (duration in seconds, uint8 [size, size, 3])."""
     for number in range(image.n_frames):
         image.seek(number)
-        image.load()  # some formats tell the duration only now
+        image.load()  # some formats have the duration only now
         milliseconds = float(image.info.get("duration") or 0)
-        # as browsers do: a duration of next to nothing means that nobody set it
+        # As in browsers: a duration near 0 means that none was set.
         yield (milliseconds if milliseconds > 10 else 100.0) / 1000, crop_square(rgb(image), size)
 
 

@@ -1,4 +1,4 @@
-"""One media file as the clip that a data set would make of it: of its size, its rates and its length."""
+"""Reads one media file as a clip of the size, rates and duration of a data set."""
 
 from pathlib import Path
 
@@ -6,18 +6,19 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 from selfflow.data.media import Media
-from selfflow.data.media.decode import ROUNDING, Sound, clips, int16_of
+from selfflow.data.media.audio import AudioWindow, audio_chunks, soundfile_chunks, to_int16
+from selfflow.data.media.container import inspect_container
+from selfflow.data.media.decode import ROUNDING, clips
 from selfflow.data.media.image import as_image, open_image
-from selfflow.data.media.tracks import Unreadable, open_tracks, sound, sound_of_soundfile
-from selfflow.data.report import Notes
+from selfflow.data.report import Notes, Unusable
 from selfflow.errors import UserError
 
 
-def read_still(path: Path, size: int) -> np.ndarray:
-    """A picture file, or the first frame of a film, as uint8 [size, size, 3]: its largest centred square, resized.
+def read_image(path: Path, size: int) -> np.ndarray:
+    """An image file, or the first frame of a video, as uint8 [size, size, 3]: its largest centred square, resized.
 
     Raises:
-      UserError: if the file is missing or holds no picture.
+      UserError: the file is missing or contains no image.
     """
     _check_file(path)
     try:
@@ -28,55 +29,55 @@ def read_still(path: Path, size: int) -> np.ndarray:
     try:
         return read_clip(path, ("video",), Media(frames=1, size=size))["video"][0]
     except UserError:
-        raise UserError(f"{path} holds no picture that can be read") from None
+        raise UserError(f"{path} contains no image that can be read") from None
 
 
-def read_clip(path: Path, wanted: tuple[str, ...], media: Media) -> dict[str, np.ndarray]:
+def read_clip(path: Path, modalities: tuple[str, ...], media: Media) -> dict[str, np.ndarray]:
     """The first clip of a file.
 
     Args:
-      path: a film or a sound.
-      wanted: `video`, `audio` or both.
-      media: size, rates and length of the clip; its other settings say nothing here.
+      path: a video or audio file.
+      modalities: `video`, `audio` or both.
+      media: size, rates and duration of the clip; its other settings have no effect.
 
     Returns:
-      {"video": uint8 [frames, size, size, 3], "audio": int16 [samples]}, those that were wanted.
+      {"video": uint8 [frames, size, size, 3], "audio": int16 [samples]}, those of `modalities`.
 
     Raises:
-      UserError: if the file is missing, cannot be read, is shorter, or lacks what is wanted.
+      UserError: the file is missing, cannot be read, is shorter than a clip, or lacks a modality.
     """
     _check_file(path)
     try:
-        if wanted == ("audio",):
-            return {"audio": _read_sound(path, media)}
+        if modalities == ("audio",):
+            return {"audio": _read_audio(path, media)}
         for clip in clips(path, media, Notes()):
-            found = {m: getattr(clip, m) for m in wanted}
-            if any(x is None for x in found.values()):
-                lacking = " and ".join(m for m, x in found.items() if x is None)
-                raise UserError(f"{path}: its first {media.clip_seconds:g} s have no {lacking}")
-            return found
-    except Unreadable as error:
+            arrays = {modality: getattr(clip, modality) for modality in modalities}
+            missing = [modality for modality, array in arrays.items() if array is None]
+            if missing:
+                raise UserError(f"{path}: its first {media.clip_seconds:g} s have no {' and '.join(missing)}")
+            return arrays
+    except Unusable as error:
         raise UserError(f"{path} gives no clip of {media.clip_seconds:g} s: {error}") from error
     raise UserError(f"{path} gives no clip of {media.clip_seconds:g} s")
 
 
-def _read_sound(path: Path, media: Media) -> np.ndarray:
-    """The beginning of a sound, or of the sound of a film whatever its pictures are."""
+def _read_audio(path: Path, media: Media) -> np.ndarray:
+    """The beginning of the audio in a file, int16 [samples]; a video is not decoded."""
     try:
-        tracks = open_tracks(path)
-        if tracks.sound is None:
+        source = inspect_container(path)
+        if source.audio is None:
             raise UserError(f"{path} has no audio")
-        pieces = sound(tracks, media.sample_rate, Notes())
-    except Unreadable:
-        pieces = sound_of_soundfile(path, media.sample_rate)
-    heard = Sound(pieces)
-    first = heard.run_after(-(2**62))
+        chunks = audio_chunks(source, media.sample_rate, Notes())
+    except Unusable:
+        chunks = soundfile_chunks(path, media.sample_rate)
+    audio = AudioWindow(chunks)
+    first = audio.next_start()
     if first is None:
-        raise Unreadable("no sound could be decoded")
-    samples, covered = heard.window(first, media.samples)
+        raise Unusable("no audio could be decoded")
+    samples, covered = audio.read(first, media.samples)
     if covered < media.samples - ROUNDING * media.sample_rate:
-        raise Unreadable("shorter than a clip", f"{covered / media.sample_rate:.2f} s")
-    return int16_of(samples)
+        raise Unusable("shorter than a clip", f"{covered / media.sample_rate:.2f} s")
+    return to_int16(samples)
 
 
 def _check_file(path: Path) -> None:

@@ -38,6 +38,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from selfflow.config.experiment import Experiment, FinalEvaluation
+from selfflow.config.resolve import resolve
 from selfflow.experiments import quickstart
 from selfflow.input.mixture import Component
 from selfflow.noise import UniformTimestep
@@ -64,8 +65,8 @@ def experiment() -> Experiment:
 
 def sweep(base: Experiment) -> Iterable[Member]:
     alone = {"schedule": UniformTimestep(), "alignment": NoAlignment()}
-    vanilla, whole = dataclasses.replace(base, **alone).resolved(), base.resolved()
-    paid_for = steps_within(mean_flops(whole), flops_of(mean_flops(vanilla), vanilla.steps))
+    vanilla = mean_flops(resolve(dataclasses.replace(base, **alone)))
+    paid_for = steps_within(mean_flops(resolve(base)), flops_of(vanilla, base.steps))
     arms = (
         Member("vanilla", alone),
         Member("dual", {"alignment": NoAlignment()}),

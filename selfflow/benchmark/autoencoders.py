@@ -17,7 +17,7 @@ import numpy as np
 from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.quality import METRICS
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.shards import one_line
 from selfflow.data.workers import cores, start_worker
 from selfflow.input.batches import BatchSource
@@ -64,18 +64,19 @@ class AutoencoderRate:
     memory: list[tuple[int, int]] | None
 
 
-def autoencoder_rates(experiment: Experiment, feed: BatchSource, rounds: int) -> list[AutoencoderRate]:
+def autoencoder_rates(setup: FlowSetup, feed: BatchSource, rounds: int) -> list[AutoencoderRate]:
     """Times the autoencoder of each modality on noise of the shape in the mixture.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       feed: its data.
       rounds: timed repetitions.
     """
     found = {}
+    experiment = setup.experiment
     for name, component in experiment.mixture.items():
         latents = feed.latents[component.data]
-        for m, media in experiment.media(name).items():
+        for m, media in setup.media[name].items():
             config = experiment.autoencoders[m]
             if m not in found and can_decode(config):
                 path = latents.autoencoder_path(m)
@@ -152,8 +153,8 @@ def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Ca
 
     torch.set_num_threads(cores())
     model, _ = load_model(_TORCH[config.kind], str(folder), "", config.dtype)
-    pictures = np.moveaxis(media.reshape(-1, *media.shape[-3:]).astype(np.float32) / 127.5 - 1, -1, 1)
-    x = torch.as_tensor(np.ascontiguousarray(pictures)).to(model.device, model.dtype)
+    images = np.moveaxis(media.reshape(-1, *media.shape[-3:]).astype(np.float32) / 127.5 - 1, -1, 1)
+    x = torch.as_tensor(np.ascontiguousarray(images)).to(model.device, model.dtype)
     with torch.inference_mode():
         z = model.encode(x[:1]).latent_dist.mode()
         z = z.new_zeros(len(x), *z.shape[1:]).normal_()
@@ -195,9 +196,9 @@ def _peak(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) ->
     made = autoencoder.decode(mean)
     import jax
 
-    told = jax.devices()[0].memory_stats()
-    if told:  # of an accelerator, which holds pieces alone
-        return told["peak_bytes_in_use"]
+    statistics = jax.devices()[0].memory_stats()
+    if statistics:  # of an accelerator; it holds only pieces of the clip
+        return statistics["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024
     own = media.nbytes + mean.nbytes + (0 if deviation is None else deviation.nbytes) + made.nbytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - own

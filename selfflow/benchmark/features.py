@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.input.batches import BatchSource
 from selfflow.progress import Progress
 from selfflow.representation.features.extract import batches, extract
@@ -39,17 +39,18 @@ class FeaturesRate:
     ratio: float
 
 
-def features_rates(experiment: Experiment, feed: BatchSource, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
+def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
     """Times the extraction of the means of all layers from training clips of every component, alternating with bare
     passes.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       feed: its data.
       rounds: how often each is timed.
       tau: noise level of the latents.
     """
-    objective, config = experiment.objective(), experiment.model
+    experiment, objective = setup.experiment, setup.objective
+    config = experiment.model
     params = jax.jit(objective.init)(jax.random.key(experiment.seed.init))["model"]
     layers = tuple(range(1, config.depth + 1))
     with Progress("features", rounds * len(experiment.mixture), unit="round") as shown:

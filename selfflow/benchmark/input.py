@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.collisions import Collisions
 from selfflow.input.batches import BatchSource
 
@@ -56,16 +56,17 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
     return InputRate(workers, first - began, samples / (now - clock), tokens / (now - clock))
 
 
-def waiting(experiment: Experiment, feed: BatchSource, steps: int) -> Waiting:
+def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
     """Trains for some steps as a run does, and measures the share of time spent waiting for batches.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       feed: its batches.
       steps: how many to time, after every component was compiled.
     """
-    step = jax.jit(experiment.step(), donate_argnums=0)
-    state = jax.jit(experiment.init)(jax.random.key(experiment.seed.init))
+    experiment = setup.experiment
+    step = jax.jit(setup.step(), donate_argnums=0)
+    state = jax.jit(setup.init)(jax.random.key(experiment.seed.init))
     stream = iter(feed.batches(0, 1_000_000))
     state = _compile(
         step, state, stream, {name for name, component in experiment.mixture.items() if component.weight > 0}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.sampling.generate import Condition, Generator, Sampler
 
 SOLVERS: tuple[str, ...] = get_args(Sampler.__annotations__["solver"])
@@ -39,24 +39,26 @@ class SamplingRate:
     overhead: float
 
 
-def sampling_rates(experiment: Experiment, rounds: int, samples: int | None = None) -> list[SamplingRate]:
+def sampling_rates(setup: FlowSetup, rounds: int, samples: int | None = None) -> list[SamplingRate]:
     """Times every solver on every component of the mixture, alternating with bare evaluations of the network.
 
     Args:
-      experiment: resolved; its sampler gives the number of steps.
+      setup: of the experiment, whose sampler gives the number of steps.
       rounds: timed repetitions.
       samples: batch size; by default that of the component.
     """
-    params = jax.jit(experiment.objective().init)(jax.random.key(experiment.seed.init))["model"]
+    experiment = setup.experiment
+    params = jax.jit(setup.objective.init)(jax.random.key(experiment.seed.init))["model"]
     return [
         rate
         for name, component in experiment.mixture.items()
-        for rate in _rates(experiment, params, name, rounds, samples or component.batch_size)
+        for rate in _rates(setup, params, name, rounds, samples or component.batch_size)
     ]
 
 
-def _rates(experiment: Experiment, params, name: str, rounds: int, count: int) -> list[SamplingRate]:
-    modalities, objective, null = experiment.modalities(name), experiment.objective(), experiment.model.labels
+def _rates(setup: FlowSetup, params, name: str, rounds: int, count: int) -> list[SamplingRate]:
+    experiment, modalities, objective = setup.experiment, setup.modalities[name], setup.objective
+    null = experiment.model.labels
     condition = Condition(np.full(count, null))
     steps = max(experiment.sampler.steps, 2)
     samplers = {s: dataclasses.replace(experiment.sampler, solver=s, steps=steps, guidance=1.0) for s in SOLVERS}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import NoAlignment
@@ -21,7 +21,6 @@ from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.planning.compile import batch_shapes
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
-from selfflow.training.state import init_state
 
 _PEAK_SIZE = {"cpu": 2048}  # side of the square matrices whose product is timed; 8192 on accelerators
 _PEAK_ROUNDS = 8
@@ -67,13 +66,13 @@ class PerToken(SelfFlowObjective):
         return super().apply(model_params, tokens, tau, label_B, None, **more)
 
 
-def step_rates(experiment: Experiment, rounds: int, peak: float, per_token: bool = False) -> list[StepRate]:
+def step_rates(setup: FlowSetup, rounds: int, peak: float, per_token: bool = False) -> list[StepRate]:
     """Times the compiled step of every component of the mixture.
 
     Steps of each kind alternate, so that load of a shared machine affects all of them.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       rounds: timed steps of each kind.
       peak: floating-point operations per second, from `matmul_peak`.
       per_token: also time the step with a SiT's modulation computed for every token.
@@ -81,20 +80,20 @@ def step_rates(experiment: Experiment, rounds: int, peak: float, per_token: bool
     Raises:
       UserError: if `per_token` is set for a joint transformer, whose modulation is shared by all blocks.
     """
-    if per_token and not isinstance(experiment.model, SiTConfig):
+    if per_token and not isinstance(setup.experiment.model, SiTConfig):
         raise UserError("per-token applies to a SiT; a joint transformer computes its modulation once for all blocks")
-    return [_rate(experiment, name, rounds, peak, per_token) for name in experiment.mixture]
+    return [_rate(setup, name, rounds, peak, per_token) for name in setup.experiment.mixture]
 
 
-def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token: bool) -> StepRate:
-    batch = random_batch(experiment, name)
-    objective = experiment.objective()
-    arms = {"this": _Arm(experiment, objective, batch)}
+def _rate(setup: FlowSetup, name: str, rounds: int, peak: float, per_token: bool) -> StepRate:
+    batch = random_batch(setup, name)
+    objective = setup.objective
+    arms = {"this": _Arm(setup, batch)}
     if objective.alignment.student_taps:
         vanilla = dataclasses.replace(objective, alignment=NoAlignment())
-        arms["vanilla"] = _Arm(experiment, vanilla, batch)
+        arms["vanilla"] = _Arm(dataclasses.replace(setup, objective=vanilla), batch)
     if per_token:
-        arms["per_token"] = _Arm(experiment, PerToken(**vars(objective)), batch)
+        arms["per_token"] = _Arm(dataclasses.replace(setup, objective=PerToken(**vars(objective))), batch)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
         for arm_name, arm in arms.items():
@@ -106,19 +105,19 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token
     def ratio(above: str, below: str) -> float:
         return float(np.median(times[above] / times[below]))
 
-    demanded = model_flops(experiment, name)
+    demanded = model_flops(setup, name)
     # Kernels hide their products from the count, so it uses plain attention.
     plain = dataclasses.replace(objective.model.execution, attention="xla")
     plain = dataclasses.replace(objective, model=dataclasses.replace(objective.model, execution=plain))
-    state = jax.eval_shape(experiment.init, jax.random.key(0))
-    tokens = experiment.mixture[name].batch_size * sum(m.tokens for m in experiment.modalities(name).values())
+    state = jax.eval_shape(setup.init, jax.random.key(0))
+    tokens = setup.experiment.mixture[name].batch_size * sum(m.tokens for m in setup.modalities[name].values())
     return StepRate(
         component=name,
         step_seconds=median,
         spread_seconds=float(quartiles[1] - quartiles[0]),
         tokens_per_second=tokens / median,
         model_flops=demanded,
-        flops=matmul_flops(experiment.step(plain), state, batch),
+        flops=matmul_flops(dataclasses.replace(setup, objective=plain).step(), state, batch),
         mfu=demanded / median / peak,
         alignment_ratio=ratio("this", "vanilla") if "vanilla" in arms else None,
         per_token_ratio=ratio("per_token", "this") if per_token else None,
@@ -130,12 +129,11 @@ def _rate(experiment: Experiment, name: str, rounds: int, peak: float, per_token
 class _Arm:
     """A compiled step with its own state."""
 
-    def __init__(self, experiment: Experiment, objective: SelfFlowObjective, batch: dict[str, Any]):
-        step, update = experiment.step(objective), experiment.optimizer.make()
+    def __init__(self, setup: FlowSetup, batch: dict[str, Any]):
         self._batch = jax.device_put(batch)
-        self._state = jax.jit(lambda key: init_state(objective, update, key))(jax.random.key(experiment.seed.init))
+        self._state = jax.jit(setup.init)(jax.random.key(setup.experiment.seed.init))
         began = time.perf_counter()
-        self._step = jax.jit(step, donate_argnums=0).lower(self._state, self._batch).compile()
+        self._step = jax.jit(setup.step(), donate_argnums=0).lower(self._state, self._batch).compile()
         self.compile_seconds = time.perf_counter() - began
         memory = self._step.memory_analysis()
         self.peak_memory = int(
@@ -152,14 +150,14 @@ class _Arm:
         return time.perf_counter() - began
 
 
-def random_batch(experiment: Experiment, name: str) -> dict[str, Any]:
+def random_batch(setup: FlowSetup, name: str) -> dict[str, Any]:
     """A batch of a component with standard normal latents."""
     random = np.random.default_rng(0)
     batch = jax.tree.map(
         lambda x: np.ones(x.shape, bool) if x.dtype == bool else random.standard_normal(x.shape).astype(x.dtype),
-        batch_shapes(experiment, name),
+        batch_shapes(setup, name),
     )
-    labels = experiment.model.labels
+    labels = setup.experiment.model.labels
     batch["weight"][:] = 1
     batch["label"][:] = random.integers(0, labels, len(batch["label"])) if labels else -1
     return batch
@@ -179,9 +177,9 @@ def matmul_peak(dtype: str) -> float:
     return 2 * size**3 / min(times)
 
 
-def mixture_mean(experiment: Experiment, rates: list[StepRate]) -> dict[str, float | int | None]:
+def mixture_mean(setup: FlowSetup, rates: list[StepRate]) -> dict[str, float | int | None]:
     """Mean cost of a step of the mixture: seconds weighted by the components' shares, rates from their sums."""
-    weights = {rate.component: experiment.mixture[rate.component].weight for rate in rates}
+    weights = {rate.component: setup.experiment.mixture[rate.component].weight for rate in rates}
     seconds = sum(weights[r.component] * r.step_seconds for r in rates)
     ratios = [r.alignment_ratio for r in rates]
     without = None

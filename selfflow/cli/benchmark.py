@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from selfflow.cli.parse import parse
-from selfflow.config.experiment import Experiment
+from selfflow.config.resolve import resolve
+from selfflow.config.setup import FlowSetup
 from selfflow.data.workers import cores
 from selfflow.errors import check_above_zero
 from selfflow.media import medium_of
@@ -47,34 +48,34 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     experiment, options, data_dir = parsed
-    experiment = experiment.resolved()
+    setup = resolve(experiment)
     found: dict[str, Any] = {}
     if options.only in ("step", "all"):
-        found |= _step(experiment, options)
+        found |= _step(setup, options)
     if options.only in ("sampling", "all"):
-        found |= {"sampling": _sampling(experiment, options)}
+        found |= {"sampling": _sampling(setup, options)}
     if options.only in ("features", "all"):
-        found |= {"features": _features(experiment, options, data_dir)}
+        found |= {"features": _features(setup, options, data_dir)}
     if options.only in ("autoencoders", "all"):
-        found |= {"autoencoders": _autoencoders(experiment, options, data_dir)}
+        found |= {"autoencoders": _autoencoders(setup, options, data_dir)}
     if options.only in ("input", "all"):
-        found |= {"input": _input(experiment, options, data_dir)}
+        found |= {"input": _input(setup, options, data_dir)}
     if options.json:
         print(json.dumps(found, indent=1))
 
 
-def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
+def _step(setup: FlowSetup, options: Options) -> dict[str, Any]:
     import jax
 
     from selfflow.benchmark.step import matmul_peak, mixture_mean, step_rates
 
-    experiment.model.execution.check(jax.default_backend())
-    peak = matmul_peak(experiment.model.dtype)
-    rates = step_rates(experiment, options.rounds, peak, options.per_token)
-    mean = mixture_mean(experiment, rates)
+    setup.experiment.model.execution.check(jax.default_backend())
+    peak = matmul_peak(setup.experiment.model.dtype)
+    rates = step_rates(setup, options.rounds, peak, options.per_token)
+    mean = mixture_mean(setup, rates)
     device = jax.devices()[0].device_kind
     if not options.json:
-        print(f"\nThe compiled step, {options.rounds} rounds, {device}, {experiment.model.dtype}:")
+        print(f"\nThe compiled step, {options.rounds} rounds, {device}, {setup.experiment.model.dtype}:")
         heads = (
             ("s/step", 8),
             ("spread", 8),
@@ -104,15 +105,15 @@ def _step(experiment: Experiment, options: Options) -> dict[str, Any]:
     return mean | {"matmul_peak": peak, "device": device, "components": [dataclasses.asdict(r) for r in rates]}
 
 
-def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
+def _sampling(setup: FlowSetup, options: Options) -> list[dict[str, Any]]:
     import jax
 
     from selfflow.benchmark.sampling import sampling_rates
 
-    experiment.model.execution.check(jax.default_backend())
-    rates = sampling_rates(experiment, options.rounds)
+    setup.experiment.model.execution.check(jax.default_backend())
+    rates = sampling_rates(setup, options.rounds)
     if not options.json:
-        print(f"\nSampling, {options.rounds} rounds, {jax.devices()[0].device_kind}, {experiment.model.dtype}:")
+        print(f"\nSampling, {options.rounds} rounds, {jax.devices()[0].device_kind}, {setup.experiment.model.dtype}:")
         print(
             f"  {'component':<12} {'solver':<15} {'together':>8} {'evaluations':>11} {'samples/s':>10} "
             f"{'eval./s':>9} {'loop':>6}"
@@ -127,17 +128,17 @@ def _sampling(experiment: Experiment, options: Options) -> list[dict[str, Any]]:
     return [dataclasses.asdict(rate) for rate in rates]
 
 
-def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[dict[str, Any]]:
+def _features(setup: FlowSetup, options: Options, data_dir: Path) -> list[dict[str, Any]]:
     import jax
 
     from selfflow.benchmark.features import features_rates
     from selfflow.run.prepare_data import prepare_data
 
-    experiment.model.execution.check(jax.default_backend())
-    feed, _ = prepare_data(experiment, data_dir)
-    rates = features_rates(experiment, feed, options.rounds)
+    setup.experiment.model.execution.check(jax.default_backend())
+    feed, _ = prepare_data(setup, data_dir)
+    rates = features_rates(setup, feed, options.rounds)
     if not options.json:
-        print(f"\nFeatures, {options.rounds} rounds, {jax.devices()[0].device_kind}, {experiment.model.dtype}:")
+        print(f"\nFeatures, {options.rounds} rounds, {jax.devices()[0].device_kind}, {setup.experiment.model.dtype}:")
         print(f"  {'component':<12} {'clips':>7} {'together':>8} {'clips/s':>9} {'bare/s':>9} {'ratio':>6}")
         for r in rates:
             print(
@@ -149,14 +150,13 @@ def _features(experiment: Experiment, options: Options, data_dir: Path) -> list[
     return [dataclasses.asdict(rate) for rate in rates]
 
 
-def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> list[dict[str, Any]]:
+def _autoencoders(setup: FlowSetup, options: Options, data_dir: Path) -> list[dict[str, Any]]:
     import jax
 
     from selfflow.benchmark.autoencoders import autoencoder_rates
-    from selfflow.run.prepare_data import prepare_data
 
-    feed, _ = prepare_data(experiment, data_dir)
-    rates = autoencoder_rates(experiment, feed, options.rounds)
+    feed, _ = prepare_data(setup, data_dir)
+    rates = autoencoder_rates(setup, feed, options.rounds)
     if not options.json:
         print(f"\nAutoencoders, {options.rounds} rounds, {jax.devices()[0].device_kind}:")
         print(
@@ -184,17 +184,16 @@ def _autoencoders(experiment: Experiment, options: Options, data_dir: Path) -> l
     return [dataclasses.asdict(rate) for rate in rates]
 
 
-def _input(experiment: Experiment, options: Options, data_dir: Path) -> dict[str, Any]:
+def _input(setup: FlowSetup, options: Options, data_dir: Path) -> dict[str, Any]:
     from selfflow.benchmark.input import generation_rate, input_rate, waiting
     from selfflow.data.collisions import Collisions
-    from selfflow.run.prepare_data import prepare_data
 
-    feed, _ = prepare_data(experiment, data_dir)
+    feed, _ = prepare_data(setup, data_dir)
     rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]
-    waited = waiting(experiment, feed, options.timed_steps)
+    waited = waiting(setup, feed, options.timed_steps)
     generated = {
         name: generation_rate(settings)
-        for name, settings in experiment.data.items()
+        for name, settings in setup.experiment.data.items()
         if isinstance(settings, Collisions)
     }
     if not options.json:

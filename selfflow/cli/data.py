@@ -156,7 +156,7 @@ def _build(settings: Any, options: Build, data_dir: Path) -> None:
     print(f"in {built.folder}")
     if chosen:
         from selfflow.cli.encode import say_latents
-        from selfflow.config.experiment import modality_stream
+        from selfflow.config.shapes import modality_stream
         from selfflow.latents.encode import encode
         from selfflow.latents.fit_autoencoder import fit_autoencoder
 

@@ -33,10 +33,11 @@ def main(arguments: list[str]) -> None:
     if parsed is None:
         return
     experiment, options, data_dir = parsed
+    from selfflow.config.resolve import resolve
     from selfflow.run.prepare_data import prepare_data
 
-    experiment = experiment.resolved()
-    prepared = prepare_data(experiment, data_dir, options.share)
+    setup = resolve(experiment)
+    prepared = prepare_data(setup, data_dir, options.share)
     if prepared is None:
         print("this host's part is done; the latents are ready when the other hosts have done theirs")
         return

@@ -110,7 +110,7 @@ def _evaluate(run: "Run", location: str, options: Options) -> None:
     component = sampler.component
     if options.adm_npz and "image" not in sampler.modalities:
         raise UserError(f"--adm-npz: ADM's evaluator takes images, and {component} has none; add --modality image")
-    evaluator = SampleEvaluator(run.experiment, source, built, component, options.features, options.samples)
+    evaluator = SampleEvaluator(run.setup, source, built, component, options.features, options.samples)
     if options.features and not evaluator.setup.feature_spaces:
         names = ", ".join(sampler.modalities)
         raise UserError(f"--features {' '.join(options.features)}: none applies to {names}")

@@ -5,8 +5,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jax.sharding import Mesh
+
 from selfflow.cli.parse import parse
 from selfflow.config.experiment import Experiment
+from selfflow.config.resolve import resolve
+from selfflow.config.setup import FlowSetup
 from selfflow.planning.chips import CHIPS
 
 if TYPE_CHECKING:
@@ -49,26 +53,30 @@ def main(arguments: list[str]) -> None:
         experiment = dataclasses.replace(
             experiment, devices=dataclasses.replace(experiment.devices, slices=options.slices)
         )
-    experiment = experiment.resolved()
+    setup = resolve(experiment)
+    experiment = setup.experiment
     experiment.model.execution.check("tpu")
     devices = slice_devices(options.topology, experiment.devices.slices)
-    make_mesh = lambda experiment: experiment.devices.mesh(devices)
+
+    def make_mesh(experiment: Experiment) -> Mesh:
+        return experiment.devices.mesh(devices)
+
     mesh = make_mesh(experiment)
-    experiment.check_devices(mesh)
-    plan = make_plan(experiment, options.topology, mesh, options.every_component)
+    setup.check_devices(mesh)
+    plan = make_plan(setup, options.topology, mesh, options.every_component)
     found: dict[str, Any] = dataclasses.asdict(plan)
     if not options.json:
         _print(experiment, plan)
     if not plan.fits and options.search:
-        found |= _nearest(experiment, plan, make_mesh, options)
+        found |= _nearest(setup, plan, make_mesh, options)
     if options.json:
         print(json.dumps(found, indent=1))
 
 
-def _nearest(experiment: Experiment, plan: "Plan", make_mesh: Any, options: Options) -> dict[str, Any]:
+def _nearest(setup: FlowSetup, plan: "Plan", make_mesh: Any, options: Options) -> dict[str, Any]:
     from selfflow.planning.fit import nearest_fit
 
-    fit = nearest_fit(experiment, plan.component, plan, make_mesh)
+    fit = nearest_fit(setup, plan.component, plan, make_mesh)
     if not options.json and fit is None:
         print("  None of the settings that were compiled fits: take a larger slice, or smaller batches.")
     if fit is None:

@@ -7,7 +7,6 @@ from typing import Annotated
 import tyro
 
 from selfflow.cli.parse import parse
-from selfflow.tasks.train import train
 from selfflow.training.distributed import Processes
 
 _EXAMPLE = "selfflow train experiments/quickstart.py --steps 100 --optimizer.learning-rate 1e-3"
@@ -24,8 +23,15 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """Parses `EXPERIMENT [--workdir DIR] [--data-dir DIR] [--FIELD VALUE ...]` and trains."""
-    parsed = parse("train", arguments, _EXAMPLE, lambda file: Options(Path("runs") / file.stem), autoencoders=True)
-    if parsed is not None:
-        experiment, options, data_dir = parsed
-        options.processes.connect()
-        train(experiment, options.workdir, data_dir)
+
+    def make_options(file: Path) -> Options:
+        return Options(Path("runs") / file.stem)
+
+    parsed = parse("train", arguments, _EXAMPLE, make_options, autoencoders=True)
+    if parsed is None:
+        return
+    from selfflow.tasks.train import train
+
+    experiment, options, data_dir = parsed
+    options.processes.connect()
+    train(experiment, options.workdir, data_dir)

@@ -1,86 +1,34 @@
 """What must hold between the fields of an experiment."""
 
-from typing import TYPE_CHECKING, Any
-
+from selfflow.config.experiment import Experiment
+from selfflow.config.setup import AutoencoderSetup, FlowSetup
+from selfflow.config.training import TrainingConfig
 from selfflow.context import CASES
 from selfflow.errors import UserError
 from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
-from selfflow.modality import modality_of
+from selfflow.modality import Modality, modality_of
 from selfflow.models.sit import SiTConfig
 
-if TYPE_CHECKING:
-    from selfflow.config.experiment import Experiment
 
-
-def check_experiment(experiment: "Experiment") -> None:
-    """Raises `UserError`, naming the field, unless the fields of a resolved experiment fit together."""
-    modalities = experiment.modalities()
-    check_mixture(experiment.mixture, experiment.curriculum)
-    for name, component in experiment.mixture.items():
-        where = f"mixture.{name}"
-        for m in component.modalities:
-            if m not in modalities:
-                raise UserError(f"{where}.modalities names {m}, which has no autoencoder: add autoencoders.{m}")
-            if m not in experiment.data[component.data].media_shapes():
-                raise UserError(f"{where}.modalities names {m}, which data.{component.data} does not have")
-            if hasattr(experiment.schedule, "mask_ratio") and m not in experiment.schedule.mask_ratio:
-                raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
-        for control, named in (("shuffled", component.shuffled), ("delayed", component.delayed)):
-            for m in named:
-                if m not in component.modalities:
-                    raise UserError(
-                        f"{where}.{control} names {m}, which the component lacks: {', '.join(component.modalities)}"
-                    )
-                if control == "delayed" and not modalities[m].period:
-                    raise UserError(f"{where}.delayed names {m}, which lasts no time: name video or audio")
-        streams = experiment.modalities(name)
-        delays(component, streams, where)
-        if not component.modalities or len(set(component.modalities)) < len(component.modalities):
-            raise UserError(f"{where}.modalities is {component.modalities}: name each modality once")
-        if component.batch_size < 1:
-            raise UserError(f"{where}.batch_size is {component.batch_size}: it must be at least 1")
-        if component.batch_size % experiment.optimizer.accumulate:
-            raise UserError(
-                f"{where}.batch_size {component.batch_size} is not a multiple of optimizer.accumulate "
-                f"{experiment.optimizer.accumulate}"
-            )
-        if experiment.separation:
-            experiment.separation.check(component.batch_size // experiment.optimizer.accumulate, where)
-        if isinstance(experiment.model, SiTConfig):
-            experiment.model.check(streams, f"{where}.modalities")
-    for name in experiment.latents:
-        if name not in experiment.data:
-            raise UserError(f"latents.{name}: no such data set; there are {', '.join(experiment.data)}")
-    if bool(experiment.text) != (experiment.model.text > 0):
-        raise UserError("text and model.text go together: the encoder, and how many channels its embeddings have")
-    if experiment.separation and not hasattr(experiment.schedule, "mask_ratio"):
-        raise UserError(
-            f"separation needs masked tokens, which schedule {experiment.schedule.kind} does not have: remove it"
-        )
-    if experiment.separation and experiment.schedule.mask != "exact":
-        raise UserError("separation needs groups of one size: take schedule.mask exact, or remove separation")
-    if experiment.separation and experiment.schedule.context:
-        raise UserError("schedule.context and separation exclude each other (context has no group): leave one empty")
-    _check_context(experiment)
-    if getattr(experiment.model, "scalars", ()):
-        raise UserError(f"model.scalars is {experiment.model.scalars}: no record has them; leave it empty")
-    for m in experiment.modality_weight:
-        if m not in modalities:
-            raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
-    components = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
-    experiment.alignment.check(experiment.model.depth, experiment.model.width, components)
-    if bool(experiment.label) != (experiment.model.labels > 0):
-        raise UserError("label and model.labels go together: the field's name, and how many classes it has")
-    if not 0 <= experiment.condition_drop <= 1:
-        raise UserError(f"condition_drop is {experiment.condition_drop}: give a number from 0 to 1")
+def check_components(experiment: TrainingConfig) -> None:
+    """Raises `UserError`, naming the field, unless weights, batch sizes and stages of the mixture are valid."""
     if not 0 <= experiment.ema_decay < 1:
         raise UserError(f"ema_decay is {experiment.ema_decay}: give a number from 0 to below 1")
-    check_length(experiment)
+    check_mixture(experiment.mixture, experiment.curriculum)
+    parts = experiment.optimizer.accumulate
+    for name, component in experiment.mixture.items():
+        where = f"mixture.{name}"
+        if not component.modalities or len(set(component.modalities)) < len(component.modalities):
+            raise UserError(f"{where}.modalities is {component.modalities}: name each modality once")
+        if component.batch_size < 1 or component.batch_size % parts:
+            raise UserError(
+                f"{where}.batch_size is {component.batch_size}: give a multiple of optimizer.accumulate {parts}"
+            )
 
 
-def check_length(experiment: Any) -> None:
-    """Raises `UserError` unless what is traced and the learning rate fit the length of the run."""
+def check_length(experiment: TrainingConfig) -> None:
+    """Raises `UserError` unless traced steps and learning rate fit the length of the run."""
     traced = experiment.profile.step_range()
     if traced and traced[-1] > experiment.steps:
         raise UserError(
@@ -95,16 +43,96 @@ def check_length(experiment: Any) -> None:
         )
 
 
-def _check_context(experiment: "Experiment") -> None:
-    """A case that no component of the mixture can have would never be trained."""
-    sets = [experiment.modalities(name) for name in experiment.mixture]
+def check_flow(setup: FlowSetup) -> None:
+    """Raises `UserError`, naming the field, unless the fields of a flow-matching experiment fit together."""
+    experiment, modalities = setup.experiment, setup.objective.modalities
+    for name, streams in setup.modalities.items():
+        _check_component(experiment, name, streams)
+    for name in experiment.latents:
+        if name not in experiment.data:
+            raise UserError(f"latents.{name}: no such data set; there are {', '.join(experiment.data)}")
+    if bool(experiment.text) != (experiment.model.text > 0):
+        raise UserError("text and model.text go together: the encoder, and how many channels its embeddings have")
+    if bool(experiment.label) != (experiment.model.labels > 0):
+        raise UserError("label and model.labels go together: the field's name, and how many classes it has")
+    if getattr(experiment.model, "scalars", ()):
+        raise UserError(f"model.scalars is {experiment.model.scalars}: no record has them; leave it empty")
+    for m in experiment.modality_weight:
+        if m not in modalities:
+            raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
+    if not 0 <= experiment.condition_drop <= 1:
+        raise UserError(f"condition_drop is {experiment.condition_drop}: give a number from 0 to 1")
+    _check_separation(experiment)
+    _check_context(setup)
+    components = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
+    experiment.alignment.check(experiment.model.depth, experiment.model.width, components)
+
+
+def check_autoencoder(setup: AutoencoderSetup) -> None:
+    """Raises `UserError`, naming the field, unless the fields of an autoencoder's experiment fit together."""
+    experiment, loss = setup.experiment, setup.experiment.loss
+    if experiment.held_out < 1:
+        raise UserError(f"held_out is {experiment.held_out}: it must be at least 1")
+    for name, component in experiment.mixture.items():
+        if component.shuffled or component.delayed:
+            raise UserError(f"mixture.{name}: shuffled and delayed need several modalities; leave them out")
+    if experiment.cadence.evaluate_every:
+        raise UserError("cadence.evaluate_every evaluates samples, and an autoencoder has none: leave it out")
+    visual = experiment.network.is_visual
+    if visual and loss.spectral:
+        raise UserError(f"loss.spectral is {loss.spectral}, but this network is for images and video: set it to 0")
+    if not visual and loss.gradient:
+        raise UserError(f"loss.gradient is {loss.gradient}, but this network is for audio: set it to 0")
+    shortest = min(cut.length for cut in setup.cuts.values())
+    if loss.spectral and max(loss.windows) > shortest:
+        raise UserError(f"loss.windows {loss.windows}: clips have {shortest} samples; give longer clips or less")
+
+
+def _check_component(experiment: Experiment, name: str, streams: dict[str, Modality]) -> None:
+    component, where = experiment.mixture[name], f"mixture.{name}"
+    for m in component.modalities:
+        if hasattr(experiment.schedule, "mask_ratio") and m not in experiment.schedule.mask_ratio:
+            raise UserError(f"schedule.mask_ratio has no entry for {m}, which {where} uses: add one")
+    for control in ("shuffled", "delayed"):
+        for m in getattr(component, control):
+            if m not in component.modalities:
+                raise UserError(
+                    f"{where}.{control} names {m}, which the component lacks: {', '.join(component.modalities)}"
+                )
+    for m in component.delayed:
+        if not streams[m].period:
+            raise UserError(f"{where}.delayed names {m}, which has no time axis: name video or audio")
+    delays(component, streams, where)
+    if experiment.separation:
+        experiment.separation.check(component.batch_size // experiment.optimizer.accumulate, where)
+    if isinstance(experiment.model, SiTConfig):
+        experiment.model.check(streams, f"{where}.modalities")
+
+
+def _check_separation(experiment: Experiment) -> None:
+    if not experiment.separation:
+        return
+    if not hasattr(experiment.schedule, "mask_ratio"):
+        raise UserError(
+            f"separation needs masked tokens, which schedule {experiment.schedule.kind} does not have: remove it"
+        )
+    if experiment.schedule.mask != "exact":
+        raise UserError("separation needs groups of one size: take schedule.mask exact, or remove separation")
+    if experiment.schedule.context:
+        raise UserError("schedule.context and separation exclude each other (context has no group): leave one empty")
+
+
+def _check_context(setup: FlowSetup) -> None:
+    """Raises `UserError` for a case of context that no component can have: it would never be trained."""
+    components = list(setup.modalities.values())
+    streams = [(m, stream) for component in components for m, stream in component.items()]
     possible = {
-        "modality": any(len(streams) > 1 for streams in sets),
-        "first_frame": any(modality_of(m) == "video" for streams in sets for m in streams),
-        "prefix": any(x.period for streams in sets for x in streams.values()),
-        "inpaint_time": any(x.period for streams in sets for x in streams.values()),
-        "inpaint_region": any(len(x.grid) > 1 for streams in sets for x in streams.values()),
+        "modality": any(len(component) > 1 for component in components),
+        "first_frame": any(modality_of(m) == "video" for m, _ in streams),
+        "prefix": any(stream.period for _, stream in streams),
+        "inpaint_time": any(stream.period for _, stream in streams),
+        "inpaint_region": any(len(stream.grid) > 1 for _, stream in streams),
     }
-    for case, probability in experiment.schedule.context.items():
+    for case, probability in setup.experiment.schedule.context.items():
         if probability and not possible[case]:
             raise UserError(f"schedule.context.{case} ({CASES[case]}): no component has it; remove it")

@@ -12,7 +12,7 @@ from selfflow.data.workers import start_reader
 from selfflow.errors import UserError, check_at_least, check_fraction
 from selfflow.input.controls import delays, shuffled
 from selfflow.input.mixture import Component, MixturePlan, Pool, Stage
-from selfflow.input.reader import Reader, class_labels
+from selfflow.input.reader import Reader, SampleReader, class_labels
 from selfflow.latents.store import Latents
 from selfflow.modality import Modality
 
@@ -37,30 +37,6 @@ class LoaderOptions:
     def __post_init__(self):
         check_at_least(self, "loader.", workers=0, threads=1, prefetch=1)
         check_fraction(self, "loader.", "unreadable_share")
-
-
-class SampleReader(Protocol):
-    """Reads records of one component as samples, in worker processes; a frozen dataclass.
-
-    Attributes:
-      source: random access to a split, with `shard_of(i)`, `id(i)`, `folder` and `remedy`.
-      records: numbers of the records that the component uses.
-      modalities: of its samples; empty if they are raw media.
-      delayed: latent frames by which modalities are late.
-    """
-
-    source: Any
-    records: np.ndarray
-    modalities: Mapping[str, Modality]
-    delayed: Mapping[str, int]
-
-    def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """The sample of a record."""
-        ...
-
-    def why(self, record: int) -> tuple[str, str]:
-        """(shard, reason) of an unreadable record."""
-        ...
 
 
 class Source(Protocol):

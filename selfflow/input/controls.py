@@ -11,7 +11,7 @@ from selfflow.modality import Modality
 if TYPE_CHECKING:
     import grain
 
-    from selfflow.input.batches import SampleReader
+    from selfflow.input.reader import SampleReader
 
 
 def shuffled(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -208,3 +208,27 @@ def class_labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
             f"label {label!r} has values up to {labels.max()}: model.labels must be at least {labels.max() + 1}"
         )
     return labels
+
+
+class SampleReader(Protocol):
+    """Reads records of one component as samples, in worker processes; a frozen dataclass.
+
+    Attributes:
+      source: random access to a split, with `shard_of(i)`, `id(i)`, `folder` and `remedy`.
+      records: numbers of the records that the component uses.
+      modalities: of its samples; empty if they are raw media.
+      delayed: latent frames by which modalities are late.
+    """
+
+    source: Any
+    records: np.ndarray
+    modalities: Mapping[str, Modality]
+    delayed: Mapping[str, int]
+
+    def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """The sample of a record."""
+        ...
+
+    def why(self, record: int) -> tuple[str, str]:
+        """(shard, reason) of an unreadable record."""
+        ...

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
 from selfflow.planning.chips import chip_of, topologies_of
 from selfflow.training.sharding import batch_sharding, device_bytes
@@ -94,19 +94,19 @@ def slice_devices(topology: str, slices: int = 1) -> list[Any]:
         ) from error
 
 
-def compile_step(experiment: Experiment, name: str, mesh: Mesh) -> Compiled | Refused:
+def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
     """Compiles the update on a component of the mixture, as a run does: placed, sharded, its state donated.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       name: the component.
       mesh: of devices that need not exist.
     """
     began = time.perf_counter()
-    placed = experiment.shardings(mesh)
-    state = jax.tree.map(_sharded, jax.eval_shape(experiment.init, jax.random.key(0)), placed)
-    batch = jax.tree.map(lambda x: _sharded(x, batch_sharding(mesh)), batch_shapes(experiment, name))
-    step = jax.jit(experiment.step(), donate_argnums=0, out_shardings=(placed, None))
+    placed = setup.shardings(mesh)
+    state = jax.tree.map(_sharded, jax.eval_shape(setup.init, jax.random.key(0)), placed)
+    batch = jax.tree.map(lambda x: _sharded(x, batch_sharding(mesh)), batch_shapes(setup, name))
+    step = jax.jit(setup.step(), donate_argnums=0, out_shardings=(placed, None))
     with jax.set_mesh(mesh):
         lowered = step.trace(state, batch).lower(lowering_platforms=(mesh.devices.flat[0].platform,))
         try:
@@ -156,22 +156,24 @@ def coordinates(mesh: Mesh) -> np.ndarray:
     return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])
 
 
-def batch_shapes(experiment: Experiment, name: str) -> dict[str, Any]:
-    """Shapes and types of a batch of a component, as `BatchSource` yields them."""
+def batch_shapes(setup: FlowSetup, name: str) -> dict[str, Any]:
+    """Shapes and types of a batch of a component, as `Feed` makes them."""
+    experiment, streams = setup.experiment, setup.modalities[name]
     size = experiment.mixture[name].batch_size
 
     def shaped(dtype: type, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *shape), np.dtype(dtype))
 
     batch: dict[str, Any] = {
-        "latents": {m: shaped(np.float16, *x.latent) for m, x in experiment.modalities(name).items()},
+        "latents": {m: shaped(np.float16, *x.latent) for m, x in streams.items()},
         "weight": shaped(np.float32),
         "label": shaped(np.int32),
     }
     if experiment.text:
         tokens = experiment.text.tokens
         batch["caption"] = shaped(np.float16, tokens, experiment.model.text), shaped(bool, tokens)
-    modalities, encoders = experiment.modalities(name), experiment.alignment.target_encoders
-    if features := {m: shaped(np.float16, x.tokens, encoders[m].width) for m, x in modalities.items() if m in encoders}:
+    encoders = experiment.alignment.target_encoders
+    features = {m: shaped(np.float16, x.tokens, encoders[m].width) for m, x in streams.items() if m in encoders}
+    if features:
         batch["features"] = features
     return batch

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from jax.sharding import Mesh
 
 from selfflow.config.experiment import Experiment
+from selfflow.config.resolve import resolve
+from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
 from selfflow.planning.compile import Refused, compile_step
 from selfflow.planning.plan import Plan
@@ -27,23 +29,23 @@ class _Change:
 
 
 def nearest_fit(
-    experiment: Experiment, name: str, plan: Plan, make_mesh: Callable[[Experiment], Mesh]
-) -> tuple[Experiment, list[str]] | None:
+    setup: FlowSetup, name: str, plan: Plan, make_mesh: Callable[[Experiment], Mesh]
+) -> tuple[FlowSetup, list[str]] | None:
     """Tries changes in the order of their cost until one fits, with at most a few compilations.
 
     Sharding parameters over more devices costs communication, rematerialisation a quarter more arithmetic, accumulation
     some idle time; a smaller batch, the last resort, changes the training itself.
 
     Args:
-      experiment: resolved, which does not fit.
+      setup: of the experiment that does not fit.
       name: the component that does not.
       plan: its plan.
       make_mesh: the mesh of an experiment over the slice.
 
     Returns:
-      The experiment that fits and the flags that give it; None if no candidate fits.
+      The setup that fits and the flags that give it; None if no candidate fits.
     """
-    memory, attempts = plan.memory, 0
+    experiment, memory, attempts = setup.experiment, plan.memory, 0
     state = memory.parameters + memory.optimizer + memory.ema
     for change in _changes(plan.mesh["data"] // experiment.devices.slices, experiment):
         left = _LEFT_BY_REMAT if change.remat and experiment.model.execution.remat != "block" else 1.0
@@ -52,8 +54,8 @@ def nearest_fit(
         if expected > _SURELY * memory.limit:
             continue
         try:
-            candidate = _apply(experiment, plan, change).resolved()
-            mesh = make_mesh(candidate)
+            candidate = resolve(_apply(experiment, plan, change))
+            mesh = make_mesh(candidate.experiment)
             candidate.check_devices(mesh)
         except UserError:
             continue  # no such mesh, or the batch cannot be sharded over it
@@ -61,7 +63,7 @@ def nearest_fit(
             return None
         attempts += 1
         if not isinstance(compile_step(candidate, name, mesh), Refused):
-            return candidate, _flags(experiment, candidate)
+            return candidate, _flags(experiment, candidate.experiment)
     return None
 
 

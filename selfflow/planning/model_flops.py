@@ -9,21 +9,22 @@ import math
 
 import jax
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment.base import SampleShape
 
 
-def model_flops(experiment: Experiment, name: str) -> int:
+def model_flops(setup: FlowSetup, name: str) -> int:
     """Operations of one step on a component of the mixture: student forward and backward, and those of the alignment.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       name: the component.
     """
+    experiment = setup.experiment
     model, separation = experiment.model, experiment.separation
-    tokens = {m: (stream.tokens, stream.token_size) for m, stream in experiment.modalities(name).items()}
+    tokens = {m: (stream.tokens, stream.token_size) for m, stream in setup.modalities[name].items()}
     counts = {m: n for m, (n, _) in tokens.items()}
     count = sum(counts.values())
     key = jax.ShapeDtypeStruct((1,), jax.eval_shape(jax.random.key, 0).dtype)  # which takes no device
@@ -51,14 +52,15 @@ def model_flops(experiment: Experiment, name: str) -> int:
     return round(batch * total)
 
 
-def mean_flops(experiment: Experiment) -> list[tuple[int, float]]:
+def mean_flops(setup: FlowSetup) -> list[tuple[int, float]]:
     """What a step of a resolved experiment costs on average over the components' shares, from stage to stage.
 
     Returns:
       (steps that are done before, operations of a step from then on) of the mixture, and of each stage of the
       curriculum.
     """
-    costs = {name: model_flops(experiment, name) for name in experiment.mixture}
+    experiment = setup.experiment
+    costs = {name: model_flops(setup, name) for name in experiment.mixture}
     weights, found = {name: component.weight for name, component in experiment.mixture.items()}, []
     for step, changed in ((0, {}), *((stage.step, stage.weights) for stage in experiment.curriculum)):
         weights = changed or weights

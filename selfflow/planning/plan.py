@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.planning.chips import Chip, chip_of
 from selfflow.planning.compile import Compiled, Refused, batch_shapes, compile_step, coordinates
 from selfflow.planning.flops import matmul_flops
@@ -125,23 +125,23 @@ class Plan:
     bounds: Bounds | None
 
 
-def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_component: bool = False) -> Plan:
+def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool = False) -> Plan:
     """Compiles the step and derives its requirements.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       topology: of the devices of the mesh.
       mesh: the devices.
       every_component: compile a program for each component, and not for the one with most tokens alone.
     """
-    chip = chip_of(topology)
-    heaviest = max(experiment.mixture, key=lambda name: _tokens(experiment, name))
+    experiment, chip = setup.experiment, chip_of(topology)
+    heaviest = max(experiment.mixture, key=lambda name: _tokens(setup, name))
     names = list(experiment.mixture) if every_component else [heaviest]
-    programs = {name: compile_step(experiment, name, mesh) for name in names}
+    programs = {name: compile_step(setup, name, mesh) for name in names}
     # A chip may have several cores, each of which is a device.
     chips = len({(_slice_of(device), *device.coords) for device in mesh.devices.flat})
     hosts = len({(_slice_of(device), device.process_index) for device in mesh.devices.flat})
-    memory = {n: _memory(experiment, n, mesh, program, chip, mesh.size // chips) for n, program in programs.items()}
+    memory = {n: _memory(setup, n, mesh, program, chip, mesh.size // chips) for n, program in programs.items()}
     refused = [name for name, program in programs.items() if isinstance(program, Refused)]
     largest = max(refused or programs, key=lambda name: memory[name].total)
     bounds = None
@@ -151,10 +151,8 @@ def make_plan(experiment: Experiment, topology: str, mesh: Mesh, every_component
         components = []
         for name in experiment.mixture:
             own = name if name in programs else heaviest
-            components.append(
-                _component_plan(experiment, name, name in programs, memory[own], sent[own], mesh, chip, chips)
-            )
-        bounds = _bounds(experiment, components, sent[largest], chip.peak_flops * chips, hosts)
+            components.append(_component_plan(setup, name, name in programs, memory[own], sent[own], mesh, chip, chips))
+        bounds = _bounds(experiment.steps, components, sent[largest], chip.peak_flops * chips, hosts)
     return Plan(
         topology=topology,
         chips=chips,
@@ -173,9 +171,7 @@ def _slice_of(device: jax.Device) -> int:
     return getattr(device, "slice_index", 0)
 
 
-def _bounds(
-    experiment: Experiment, components: list[ComponentPlan], sent: list[Collective], peak: float, hosts: int
-) -> Bounds:
+def _bounds(steps: int, components: list[ComponentPlan], sent: list[Collective], peak: float, hosts: int) -> Bounds:
     """The mixture's, from those of its components and the traffic of one of them."""
 
     def mean(value: Callable[[ComponentPlan], float]) -> float:
@@ -196,25 +192,23 @@ def _bounds(
         by=max(by, key=by.get),
         input_bytes_per_second=rate,
         input_bytes_per_second_of_a_host=rate / hosts,
-        days=experiment.steps * step_seconds / 86400,
+        days=steps * step_seconds / 86400,
     )
 
 
-def _tokens(experiment: Experiment, name: str) -> float:
+def _tokens(setup: FlowSetup, name: str) -> float:
     """Tokens of a batch, which activations scale with; the attention kernel pads a part of them to blocks of 128."""
-    count = sum(modality.tokens for modality in experiment.modalities(name).values())
-    return experiment.mixture[name].batch_size * (count + (count + -count % 128 + 128) / 4)
+    count = sum(modality.tokens for modality in setup.modalities[name].values())
+    return setup.experiment.mixture[name].batch_size * (count + (count + -count % 128 + 128) / 4)
 
 
-def _memory(
-    experiment: Experiment, name: str, mesh: Mesh, program: Compiled | Refused, chip: Chip, cores: int
-) -> Memory:
-    shapes, placed = jax.eval_shape(experiment.init, jax.random.key(0)), experiment.shardings(mesh)
+def _memory(setup: FlowSetup, name: str, mesh: Mesh, program: Compiled | Refused, chip: Chip, cores: int) -> Memory:
+    shapes, placed = jax.eval_shape(setup.init, jax.random.key(0)), setup.shardings(mesh)
 
     def size(tree: Any, shardings: Any) -> int:
         return cores * sum(map(device_bytes, jax.tree.leaves(tree), jax.tree.leaves(shardings)))
 
-    batch = batch_shapes(experiment, name)
+    batch = batch_shapes(setup, name)
     parts = (
         size(shapes.params, placed.params),
         size(shapes.optimizer, placed.optimizer),
@@ -229,7 +223,7 @@ def _memory(
 
 
 def _component_plan(
-    experiment: Experiment,
+    setup: FlowSetup,
     name: str,
     compiled: bool,
     memory: Memory,
@@ -239,7 +233,7 @@ def _component_plan(
     chips: int,
 ) -> ComponentPlan:
     cores = mesh.size // chips
-    demanded, done = model_flops(experiment, name), _program_flops(experiment, name)
+    demanded, done = model_flops(setup, name), _program_flops(setup, name)
     # The whole state is read and written; activations for the backward pass are written and read.
     kept = memory.temporaries if compiled else 0
     between = cores * sum(one.bytes for one in sent if one.between_slices)
@@ -249,21 +243,22 @@ def _component_plan(
         "ici": cores * max(_axis_bytes(sent, mesh)) / (chip.ici_bandwidth / chip.torus_axes),
         "dcn": between / chip.dcn_bandwidth if chip.dcn_bandwidth else 0.0,
     }
-    batch = batch_shapes(experiment, name)
+    batch = batch_shapes(setup, name)
     batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
     longest, transfer = max(seconds.values()), seconds["ici"] + seconds["dcn"]
     return ComponentPlan(
-        name, experiment.mixture[name].weight, compiled, demanded, done, seconds, longest, transfer, batch_bytes
+        name, setup.experiment.mixture[name].weight, compiled, demanded, done, seconds, longest, transfer, batch_bytes
     )
 
 
-def _program_flops(experiment: Experiment, name: str) -> int:
+def _program_flops(setup: FlowSetup, name: str) -> int:
     """Operations with recomputation. Kernels hide their products from the count, so it uses plain attention."""
-    model = experiment.model
+    model = setup.experiment.model
     plain = dataclasses.replace(model.execution, attention="xla", unroll=1)
-    objective = dataclasses.replace(experiment.objective(), model=dataclasses.replace(model, execution=plain))
-    state = jax.eval_shape(experiment.init, jax.random.key(0))
-    return matmul_flops(experiment.step(objective), state, batch_shapes(experiment, name))
+    objective = dataclasses.replace(setup.objective, model=dataclasses.replace(model, execution=plain))
+    setup = dataclasses.replace(setup, objective=objective)
+    state = jax.eval_shape(setup.init, jax.random.key(0))
+    return matmul_flops(setup.step(), state, batch_shapes(setup, name))
 
 
 def _axis_bytes(sent: list[Collective], mesh: Mesh) -> list[float]:

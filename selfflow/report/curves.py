@@ -116,7 +116,7 @@ def loss_panels(study: Study, rows: Rows) -> list[Panel]:
     flops: dict[str, float] = {}
     for member in study.members:
         if member.run and line_name(member) not in flops:
-            flops[line_name(member)] = mean_flops(member.run.experiment)
+            flops[line_name(member)] = mean_flops(member.run.setup)
     panels = []
     for name, lines in lines_by_name.items():
         panels.append(Panel(f"Flow loss against step{remark}", name, "step", lines, log=True))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
 from selfflow.data.catalogue import DATASETS
 from selfflow.data.shards import BadRecord
@@ -20,7 +20,7 @@ from selfflow.storage.paths import bucket_url, data_folder
 
 
 def batch_source_of(
-    experiment: Experiment,
+    setup: FlowSetup,
     provenance: Callable[[], dict[str, Any]],
     source: str,
     own: Path,
@@ -29,7 +29,7 @@ def batch_source_of(
     """What a run was trained on: its latents, and the data sets whose raw data is available.
 
     Args:
-      experiment: of the run, resolved.
+      setup: of the run.
       provenance: reads `provenance.json`.
       source: path or URL of the run, for messages.
       own: folder of the run's autoencoders.
@@ -38,12 +38,12 @@ def batch_source_of(
     Raises:
       UserError: if the run has no data, or the data is another now.
     """
-    if not experiment.data:
+    if not setup.experiment.data:
         raise UserError(f"{source} has no data: its weights were imported; give arrays of latents instead")
     # Where the run's data was, if it still is there.
     told = provenance()["sessions"][-1].get("data_dir", "")
     known = Path(told) if told and (bucket_url(told) or Path(told).is_dir()) else None
-    feed, built = prepare_data(experiment, data_folder(data_dir or known), own=own)
+    feed, built = prepare_data(setup, data_folder(data_dir or known), own=own)
     found, trained = latents_hash(feed.latents), provenance()["data"]
     if found != trained:
         raise UserError(

@@ -18,6 +18,8 @@ import optax
 
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import AnyExperiment, diff, is_fixed, save_experiment
+from selfflow.config.resolve import resolve
+from selfflow.config.setup import Setup, setup_of
 from selfflow.errors import UserError
 from selfflow.latents.fit_autoencoder import link_or_copy
 from selfflow.run.init_state import parse_run_step
@@ -42,7 +44,7 @@ def create_or_resume(
 
     Args:
       folder: the run folder.
-      experiment: as `check_run` returned it.
+      experiment: resolved, as `check_run` returns it in a setup.
       data_hash: identity of the latents.
       datasets: provenance of each data set, as `dataset_provenance` returns it.
       autoencoders: file of each modality's, of which the run keeps a copy: samples are decoded without the data.
@@ -83,7 +85,7 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
       weights: the trained parameters; the EMA starts as a copy of them.
       origin: file that the weights came from, and its hash.
     """
-    frozen = experiment.objective().init_frozen(weights, jax.random.key(experiment.seed.init))
+    frozen = setup_of(experiment).objective.init_frozen(weights, jax.random.key(experiment.seed.init))
     state = State(jnp.zeros((), jnp.int32), weights, frozen, optax.EmptyState())
     checkpoints = Checkpoints(folder)
     try:
@@ -143,7 +145,7 @@ def is_training(folder: Path) -> bool:
     return False
 
 
-def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
+def check_run(folder: Path, experiment: AnyExperiment) -> Setup:
     """Resolves an experiment against the run that may already be in a folder; writes nothing.
 
     Raises:
@@ -167,7 +169,7 @@ def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
                 )
             step = run.last_step() if step is None else step
             experiment = dataclasses.replace(experiment, init_from=f"{run.source}:{step}")
-        return experiment.resolved()
+        return resolve(experiment)
     run = Run(folder)
     old, done = run.experiment, run.last_step()
     if type(old) is not type(experiment):
@@ -180,7 +182,8 @@ def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
     if experiment.steps < done:
         raise UserError(f"steps is {experiment.steps}, but {folder} has done {done}: use another --workdir")
     # What followed from the run's first length stays: more steps must not change what is computed.
-    experiment = experiment.resolved(like=old)
+    setup = resolve(experiment, previous=old)
+    experiment = setup.experiment
     differing = [name for name in diff(old, experiment) if is_fixed(name)]
     if differing:
         both = diff(old, experiment)
@@ -189,7 +192,7 @@ def check_run(folder: Path, experiment: AnyExperiment) -> AnyExperiment:
         raise UserError(
             f"{folder} holds a run of another experiment: {shown}{more}. Use another --workdir, or the old values"
         )
-    return experiment
+    return setup
 
 
 def _surroundings() -> dict[str, Any]:

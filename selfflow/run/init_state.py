@@ -3,24 +3,28 @@
 import jax
 from jax.sharding import Mesh
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import Setup
 from selfflow.errors import UserError
 from selfflow.run.run import Run
 from selfflow.training.state import State, parameter_name
 from selfflow.training.step import key_of
 
 
-def initial_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
+def initial_state(setup: Setup, mesh: Mesh | None = None) -> State:
     """The state at step 0, from `seed.init`, or from the weights of another run where `init_from` names one.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       mesh: where to; by default as `experiment.devices` says.
     """
+    experiment = setup.experiment
     mesh = mesh or experiment.devices.mesh()
-    init = lambda key: experiment.init(jax.random.wrap_key_data(key))
+
+    def init(key: jax.Array) -> State:
+        return setup.init(jax.random.wrap_key_data(key))
+
     # Numbers, not a key: that would lie on a device of this process alone. An argument: one program for all seeds.
-    state = jax.jit(init, out_shardings=experiment.shardings(mesh))(key_of(experiment.seed.init))
+    state = jax.jit(init, out_shardings=setup.shardings(mesh))(key_of(experiment.seed.init))
     return _start_from(experiment.init_from, state, mesh) if experiment.init_from else state
 
 

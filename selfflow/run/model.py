@@ -1,18 +1,19 @@
 """The network of a run with some weights."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
 
-from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.modality import Modality
 from selfflow.models.joint import Output
-from selfflow.objectives.self_flow import SelfFlowObjective
-from selfflow.serialization import digest, to_json
+from selfflow.serialization import to_json
 from selfflow.training.checkpoints import fetch_checksums
 from selfflow.training.state import State
 
@@ -41,24 +42,23 @@ class Model:
 
 
 def model_of(
-    experiment: Experiment, objective: SelfFlowObjective, state: State | None, weights: str, mesh: Mesh | None
+    setup: FlowSetup, state: State | None, weights: Literal["ema", "student", "untrained"], mesh: Mesh | None
 ) -> Model:
     """The network of an experiment.
 
     Args:
-      experiment: resolved.
-      objective: its objective.
+      setup: of the experiment.
       state: a trained state; None for fresh weights from `seed.init`, with the gates of all blocks open.
       weights: "ema" or "student", of the state.
       mesh: devices that fresh weights are spread over; by default the first alone.
     """
-    config = experiment.model
+    objective, config = setup.objective, setup.experiment.model
     trained = state is not None
     if trained:
         params = state.frozen["ema"] if weights == "ema" else state.params["model"]
     else:
-        seed = experiment.seed.init
-        shardings = None if mesh is None else experiment.shardings(mesh).params["model"]
+        seed = setup.experiment.seed.init
+        shardings = None if mesh is None else setup.shardings(mesh).params["model"]
         params = jax.jit(lambda: objective.init(jax.random.key(seed))["model"], out_shardings=shardings)()
     facts = {"weights": fetch_checksums(params), "model": to_json(config), "gates": "its own" if trained else "open"}
     facts["model"].pop("execution")  # it changes how numbers are computed, not what they are
@@ -70,5 +70,5 @@ def model_of(
         config.labels,
         config.depth,
         int(state.step) if trained else 0,
-        digest(facts),
+        hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16],
     )

@@ -1,12 +1,15 @@
 """From an experiment to what its run reads: builds, fits and encodes what is not there yet."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from selfflow.autoencoders.config import AnyAutoencoder, can_decode, uses_pretrained
 from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset, build
 from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
@@ -18,7 +21,7 @@ from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder,
 from selfflow.latents.ids import read_ids
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
-from selfflow.serialization import digest
+from selfflow.modality import Modality
 from selfflow.storage.lock import wait_for_file
 from selfflow.storage.mirror import fetch_folder
 from selfflow.storage.paths import local_path
@@ -26,12 +29,12 @@ from selfflow.weights.read import sha256_of
 
 
 def prepare_data(
-    experiment: Experiment, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
+    setup: FlowSetup, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
 ) -> tuple[BatchSource, dict[str, BuiltDataset]] | None:
     """What the mixture of an experiment is read from, and its data sets.
 
     Args:
-      experiment: resolved.
+      setup: of the experiment.
       data_dir: cache folder of data sets, autoencoders and latents.
       share: which part of the encoding is this process's.
       own: a run's copies of its autoencoders, which it goes on with, whatever lies at their paths by now.
@@ -42,9 +45,9 @@ def prepare_data(
     Raises:
       UserError: for what a user can correct in data, latents or experiment.
     """
+    experiment, modalities = setup.experiment, setup.objective.modalities
     if own:
         experiment = _with_copies(experiment, own)
-    modalities = experiment.modalities()
     excluded = read_ids(experiment.exclude) if experiment.exclude else set()
     used = sorted({component.data for component in experiment.mixture.values()})
     built = {name: build(experiment.data[name], data_dir) for name in used if name not in experiment.latents}
@@ -67,7 +70,9 @@ def prepare_data(
         return None
     _check_identities(latents, encoders)
     _say_excluded(experiment.exclude, excluded, latents)
-    return _feed(experiment, latents), {name: b for name, b in built.items() if not b.settings.holds_latents}
+    return _feed(experiment, setup.modalities, latents), {
+        name: b for name, b in built.items() if not b.settings.holds_latents
+    }
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:
@@ -77,7 +82,7 @@ def latents_hash(latents: Mapping[str, Latents]) -> str:
     if len(hashes) == 1 and not features:
         return next(iter(hashes.values()))
     told = [hashes, features] if features else hashes
-    return digest(told)
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
@@ -123,7 +128,9 @@ def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
     return {m: encoder for m, encoder in experiment.alignment.target_encoders.items() if m in taken}
 
 
-def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
+def _feed(
+    experiment: Experiment, modalities: Mapping[str, Mapping[str, Modality]], latents: dict[str, Latents]
+) -> BatchSource:
     caption = None
     if experiment.text:
         caption = (experiment.text.tokens, experiment.model.text)
@@ -136,7 +143,7 @@ def _feed(experiment: Experiment, latents: dict[str, Latents]) -> BatchSource:
     return BatchSource(
         latents,
         experiment.mixture,
-        {name: experiment.modalities(name) for name in experiment.mixture},
+        modalities,
         experiment.curriculum,
         experiment.label,
         experiment.model.labels,
@@ -169,7 +176,7 @@ def _fit(
         elif having:
             if share.host and can_decode(config):
                 notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
-                wait_for_file(notes, f"fit the {m} autoencoder")
+                wait_for_file(notes, f"it fits the {m} autoencoder")
             fitted[m] = fit_autoencoder(m, config, having, excluded, data_dir)
     return fitted
 

@@ -14,8 +14,8 @@ from selfflow.autoencoders.config import Autoencoder, can_decode
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import read_experiment
+from selfflow.config.setup import FlowSetup, setup_of
 from selfflow.errors import UserError
-from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.run.model import Model, model_of
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.sampling.generate import Sampler
@@ -39,8 +39,8 @@ class Run:
     Attributes:
       path: the folder; of a run in a bucket a copy, which lacks the checkpoints.
       source: the path or URL that it was opened by.
-      experiment: the resolved experiment that made it.
-      objective: its model, schedule and losses.
+      setup: of the experiment that made it.
+      experiment, objective: of the setup.
 
     Raises:
       UserError: if the folder is not a run.
@@ -50,8 +50,8 @@ class Run:
         self.path, self.source = local_copy(path), bucket_url(path) or str(path)
         if not (self.path / "experiment.json").is_file():
             raise UserError(f"{self.source} is not a run folder: it has no experiment.json")
-        self.experiment: Experiment = read_experiment(self.path / "experiment.json")
-        self.objective: SelfFlowObjective = self.experiment.objective()
+        self.setup: FlowSetup = setup_of(read_experiment(self.path / "experiment.json"))
+        self.experiment, self.objective = self.setup.experiment, self.setup.objective
         self._models: dict[tuple, Model] = {}
         self._feeds: dict[str, tuple["BatchSource", dict[str, "BuiltDataset"]]] = {}
 
@@ -167,7 +167,7 @@ class Run:
         if asked not in self._models:
             self._models.clear()  # whose memory may be needed
             state = None if weights == "untrained" else self.weights(step, mesh)
-            self._models[asked] = model_of(self.experiment, self.objective, state, weights, mesh)
+            self._models[asked] = model_of(self.setup, state, weights, mesh)
         return self._models[asked]
 
     def feed(self, data_dir: str | Path | None = None) -> tuple["BatchSource", dict[str, "BuiltDataset"]]:
@@ -183,7 +183,7 @@ class Run:
 
         if str(data_dir) not in self._feeds:
             self._feeds[str(data_dir)] = batch_source_of(
-                self.experiment, self.provenance, self.source, self.path / AUTOENCODERS, data_dir
+                self.setup, self.provenance, self.source, self.path / AUTOENCODERS, data_dir
             )
         return self._feeds[str(data_dir)]
 
@@ -198,7 +198,6 @@ class Run:
         Raises:
           UserError: as `feed`; if there is no such set or split.
         """
-        from selfflow.run.data import Clips
 
         return Clips(*self.feed(data_dir), split, component)
 
@@ -270,7 +269,7 @@ class Run:
             step = have[-1] if step is None else step
             if step not in have:
                 raise UserError(f"{self.source} has no checkpoint of step {step}; it has {', '.join(map(str, have))}")
-            return restore(checkpoints, abstract_state(self.experiment, mesh), step)
+            return restore(checkpoints, self.setup.abstract_state(mesh), step)
         finally:
             checkpoints.close()
 
@@ -288,14 +287,3 @@ def open_run(path: str | Path) -> Run:
             f"--autoencoder.MODALITY convolutional={run.source}"
         )
     return run
-
-
-def abstract_state(experiment: Experiment, mesh: Mesh | None = None) -> State:
-    """Shapes, types and placement of an experiment's state: over a mesh, or on the first device."""
-    shapes = jax.eval_shape(experiment.init, jax.random.key(0))
-    if mesh is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        placed = jax.tree.map(lambda _: here, shapes)
-    else:
-        placed = experiment.shardings(mesh)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, placed)

@@ -12,7 +12,7 @@ import numpy as np
 
 from selfflow.autoencoders.config import can_decode
 from selfflow.data.media import Media
-from selfflow.data.media.read import read_clip, read_still
+from selfflow.data.media.read import read_clip, read_image
 from selfflow.errors import UserError
 from selfflow.modality import modality_of
 from selfflow.models.joint import Caption
@@ -93,11 +93,12 @@ class RunSampler:
         pictures = ("image",) if any(modality_of(m) == "video" for m in known) else ()
         requests = tuple(parse_context(text, tuple(dict.fromkeys(known + pictures))) for text in wanted.context)
         self.component, requests = choose_component(wanted.modalities, requests, streams)
-        self.modalities = {m: experiment.modalities(self.component)[m] for m in streams[self.component]}
+        all_streams = run.setup.modalities.get(self.component) or run.objective.modalities
+        self.modalities = {m: all_streams[m] for m in streams[self.component]}
         check_trained(requests, self.modalities, experiment.schedule.context)
         self._run, self._wanted, self._weights, self._requests = run, wanted, weights, requests
         self._masks = merge_requests(requests, self.modalities)
-        told = experiment.media(self.component) if experiment.data else {}
+        told = run.setup.media.get(self.component, {})
         self.media = {m: media for m, media in told.items() if can_decode(experiment.autoencoders[m])}
         if not self.media and any(request.file for request in requests):
             raise UserError(f"--context: {run.source} has no autoencoder, so no file can be given to it")
@@ -213,13 +214,13 @@ class RunSampler:
         found = {}
         for m in names:
             if modality_of(m) == "image":
-                found[m] = read_still(file, self._side(m))
+                found[m] = read_image(file, self._side(m))
         timed = tuple(m for m in names if m not in found)
         if not timed:
             return found
         if case == "first_frame":
             (m,) = timed
-            frame = read_still(file, self._side(m))
+            frame = read_image(file, self._side(m))
             return found | {m: np.stack([frame] * self.media[m].shape[0])}
         whole = self._settings(timed, None)
         try:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, load_module
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
 from selfflow.serialization import from_json, to_json
@@ -109,17 +110,17 @@ def load_sweep(path: str | Path, base: Experiment, budget: Budget = Budget()) ->
 
 def _run(member: Member, experiment: Experiment, budget: Budget, arms: dict[str, _Arm]) -> SweepRun:
     """Checks the experiment of a run, and that it belongs to its arm; gives it the steps that the budget allows."""
-    resolved = experiment.resolved()
+    setup = resolve(experiment)
     name, settings = member.arm or member.name, dataclasses.replace(experiment, seed=Seeds())
     if name not in arms:
-        arms[name] = _Arm(member.name, settings, mean_flops(resolved))
+        arms[name] = _Arm(member.name, settings, mean_flops(setup))
     arm = arms[name]
     differing = list(diff(arm.settings, settings))
     if differing:
         raise UserError(f"it is of the arm {name}, but differs from {arm.first} in {differing[0]}: name another arm")
     if budget.flops is not None:
         experiment = dataclasses.replace(experiment, steps=steps_within(arm.costs, budget.flops))
-        experiment.resolved()  # fields may not fit the new length
+        resolve(experiment)  # fields may not fit the new length
     return SweepRun(member, experiment, flops_of(arm.costs, experiment.steps))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from selfflow.autoencoders.config import can_decode
 from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
 from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
@@ -30,31 +31,32 @@ _LOSS_STEP = 2**30  # draws of a step that no run reaches
 
 
 def evaluate_run(
-    experiment: Experiment, workdir: Path, feed: BatchSource, built: dict[str, BuiltDataset], state: State
+    setup: FlowSetup, workdir: Path, feed: BatchSource, built: dict[str, BuiltDataset], state: State
 ) -> dict[str, Any]:
     """Measures and shows what a run has learned; prints the summary and returns it as JSON data."""
-    losses = flow_losses(experiment, feed, state)
-    files = write_samples(experiment, workdir, feed, state)
+    experiment = setup.experiment
+    losses = flow_losses(setup, feed, state)
+    files = write_samples(setup, workdir, feed, state)
     summary: dict[str, Any] = {"steps": int(state.step), "flow_loss": losses}
     summary["alignment_cosine"] = _last_cosines(workdir)
     summary["ema_decay"] = experiment.ema_decay
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
     probed = next((name for name, b in built.items() if b.settings.ground_truth is not None), None)
-    if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(experiment.modalities()):
-        table = _probe(experiment, built[probed], feed.latents[probed], state)
+    if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(setup.objective.modalities):
+        table = _probe(setup, built[probed], feed.latents[probed], state)
         summary["probes"] = {row: {c: s._asdict() for c, s in scores.items()} for row, scores in table.items()}
     summary["files"] = [str(f) for f in files]
     _print(summary, experiment, workdir, None if table is None else as_text(table))
     return summary
 
 
-def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict[str, dict[str, float]]:
+def flow_losses(setup: FlowSetup, feed: BatchSource, state: State) -> dict[str, dict[str, float]]:
     """Flow loss of the EMA on held-out samples, one tau for all tokens, and its linear baseline; by
     "component/modality"."""
-    tau = experiment.schedule.tau
+    experiment, tau = setup.experiment, setup.experiment.schedule.tau
     objective = dataclasses.replace(
-        experiment.objective(),
+        setup.objective,
         schedule=UniformTimestep(tau=tau),
         alignment=NoAlignment(),
         separation=None,
@@ -84,9 +86,9 @@ def flow_losses(experiment: Experiment, feed: BatchSource, state: State) -> dict
     return found
 
 
-def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, state: State) -> list[Path]:
+def write_samples(setup: FlowSetup, workdir: Path, feed: BatchSource, state: State) -> list[Path]:
     """Draws samples of every component from the EMA and writes them beside real ones; returns the files."""
-    objective = experiment.objective()
+    experiment, objective = setup.experiment, setup.objective
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
@@ -115,7 +117,7 @@ def write_samples(experiment: Experiment, workdir: Path, feed: BatchSource, stat
                 g: {m: v[: count if images_only(modalities) else 4] for m, v in media.items()}
                 for g, media in parts.items()
             }
-            rates = {m: media.rate for m, media in experiment.media(name).items()}
+            rates = {m: media.rate for m, media in setup.media[name].items()}
             title = f"{name}: data through the autoencoder, and samples"
             write_sheet(sheet, shown_parts, rates.get("audio", 0), title)
             files.append(sheet)
@@ -136,8 +138,9 @@ def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _probe(experiment: Experiment, built: BuiltDataset, latents: Latents, state: State) -> dict:
-    objective, count = experiment.objective(), experiment.final_evaluation.probe_clips
+def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State) -> dict:
+    experiment, objective = setup.experiment, setup.objective
+    count = experiment.final_evaluation.probe_clips
     clips = {}
     for split, wanted in (("train", count), ("validation", count // 2), ("test", count // 2)):
         records, source = built.records(split), latents.open_split(split)
@@ -151,7 +154,7 @@ def _probe(experiment: Experiment, built: BuiltDataset, latents: Latents, state:
     return probe_table(
         clips,
         networks,
-        experiment.modalities(),
+        objective.modalities,
         layers=tuple(range(1, experiment.model.depth + 1)),
         tau=experiment.final_evaluation.probe_tau,
         null_label=experiment.model.labels,

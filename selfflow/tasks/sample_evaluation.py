@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
 from selfflow.errors import UserError
 from selfflow.evaluation.compare import SampleMetrics, sample_metrics
@@ -35,7 +36,7 @@ class SampleEvaluation:
     and all evaluations draw the same. All processes draw samples together; the primary process evaluates them.
 
     Args:
-      experiment: of the run.
+      setup: of the run's experiment.
       source: batches and latents of the run.
       built: data sets with raw records, by name.
       mesh: devices of the run.
@@ -44,10 +45,11 @@ class SampleEvaluation:
       UserError: unknown features, or a missing package or file.
     """
 
-    def __init__(self, experiment: Experiment, source: BatchSource, built: dict[str, BuiltDataset], mesh: Mesh):
-        self._experiment, settings = experiment, experiment.evaluation
+    def __init__(self, setup: FlowSetup, source: BatchSource, built: dict[str, BuiltDataset], mesh: Mesh):
+        self._experiment = experiment = setup.experiment
+        settings = experiment.evaluation
         several = mesh if mesh.size > 1 else None
-        objective, null = experiment.objective(), experiment.model.labels
+        objective, null = setup.objective, experiment.model.labels
         self._generators: dict[str, Generator] = {}
         self._evaluators: dict[str, SampleEvaluator] = {}
         for name, modalities in source.modalities.items():
@@ -55,7 +57,7 @@ class SampleEvaluation:
             if is_primary():
                 max_clips = min(settings.samples, MAX_CLIPS)
                 self._evaluators[name] = SampleEvaluator(
-                    experiment, source, built, name, settings.features, settings.samples, max_clips
+                    setup, source, built, name, settings.features, settings.samples, max_clips
                 )
 
     def __call__(self, state: State, workdir: Path) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from selfflow.config.experiment import Experiment
+from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
 from selfflow.errors import UserError
 from selfflow.evaluation.accumulate import Accumulator
@@ -26,7 +27,7 @@ class SampleEvaluator:
     verifier is fitted on first use.
 
     Args:
-      experiment: of the run.
+      run_setup: of the run's experiment.
       source: batches and latents of the run.
       built: data sets with raw records, by name.
       component: name of the component.
@@ -44,7 +45,7 @@ class SampleEvaluator:
 
     def __init__(
         self,
-        experiment: Experiment,
+        run_setup: FlowSetup,
         source: BatchSource,
         built: Mapping[str, BuiltDataset],
         component: str,
@@ -52,10 +53,12 @@ class SampleEvaluator:
         samples: int,
         max_clips: int = MAX_CLIPS,
     ):
+        experiment = run_setup.experiment
         self._experiment, self._source, self._component = experiment, source, component
+        self._media = run_setup.media[component]
         self._data = experiment.mixture[component].data
         self.built = built.get(self._data)
-        self.setup = _open_features(features, experiment, component)._replace(max_clips=max_clips)
+        self.setup = _open_features(features, run_setup, component)._replace(max_clips=max_clips)
         self.samples = samples
         self._references: dict[str, Accumulator] = {}
 
@@ -82,9 +85,9 @@ class SampleEvaluator:
 
     def clips(self, split: str) -> RealClips:
         """Real clips of the component in a split of its data."""
-        media, latents = self._experiment.media(self._component), self._source.latents[self._data]
-        lengths = {m: medium.shape[0] if medium.rate else 0 for m, medium in media.items()}
-        autoencoders = {m: latents.autoencoder(m, self._experiment.autoencoders[m]) for m in media}
+        latents = self._source.latents[self._data]
+        lengths = {m: media.shape[0] if media.rate else 0 for m, media in self._media.items()}
+        autoencoders = {m: latents.autoencoder(m, self._experiment.autoencoders[m]) for m in self._media}
         return RealClips(self._source, self.built, self._component, split, lengths, autoencoders)
 
     def reference(self, clips: RealClips, indices: np.ndarray, rows: int) -> dict[str, Accumulator]:
@@ -118,10 +121,10 @@ class SampleEvaluator:
         return SampleAccumulator(self.setup._replace(verifier=self.verifier), self.samples)
 
 
-def _open_features(features: tuple[str, ...], experiment: Experiment, component: str) -> EvaluationSetup:
+def _open_features(features: tuple[str, ...], run_setup: FlowSetup, component: str) -> EvaluationSetup:
     """Opens the extractors of `features`; the run's own features lack weights."""
-    modalities = experiment.modalities(component)
-    rates = {m: medium.rate for m, medium in experiment.media(component).items()}
+    experiment, modalities = run_setup.experiment, run_setup.modalities[component]
+    rates = {m: media.rate for m, media in run_setup.media[component].items()}
     extractors: dict[str, Extractor] = {}
     model_features = None
     for spec in features:
@@ -130,7 +133,7 @@ def _open_features(features: tuple[str, ...], experiment: Experiment, component:
             if model_features is not None:
                 raise UserError(f"--features {' '.join(features)}: name one layer")
             model_features = ModelFeatures(
-                experiment.objective().apply,
+                run_setup.objective.apply,
                 modalities,
                 _block(experiment, block),
                 experiment.final_evaluation.probe_tau,

@@ -1,40 +1,103 @@
-"""What an experiment of either kind brings to `selfflow train`."""
+"""The parts that all tasks of `selfflow train` share."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from jax.sharding import Mesh
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from selfflow.config.setup import Setup
+from selfflow.input.batches import BatchSource
+from selfflow.input.media_batches import MediaBatchSource
+from selfflow.run.init_state import initial_state
+from selfflow.storage.paths import url_of_copy
+from selfflow.training.distributed import check_agreed, run_on_all
+from selfflow.training.sharding import local_rows, shard_batch
 from selfflow.training.state import State
+from selfflow.training.step import key_of
 
 
-class Task(NamedTuple):
-    """A run's data, and what is computed and told of it.
+class TrainingTask(ABC):
+    """A task of the training loop (`training.task.Task`) with the data of a run.
 
-    Attributes:
-      feed: `feed.batches(start, steps, rows)` are its batches.
-      data_hash: identity of all that it reads.
-      sets: what is known of each data set, as JSON data.
-      autoencoders: file of each modality's, of which the run keeps a copy.
-      evaluate: (state, run folder) -> numbers, every `cadence.evaluate_every` steps; or None.
-      functions: (mesh, where the state lies) -> what the loop calls: `step`, `diagnose`, `summarise`.
-      say: (run folder, first step, state); tells what begins.
-      prove: (run folder, state) -> the summary; shows what was learned.
-      begin: fresh state -> that which training begins with, where data has a say in it; or None.
+    Args:
+      setup: of the experiment.
+      source: what batches are read from.
+      mesh: the devices of the run.
+      folder: the run folder.
+      data_hash: identity of everything that is read.
+      datasets: provenance of each data set, as JSON data.
+      autoencoders: weights of each modality's autoencoder, of which the run keeps a copy.
+
+    Raises:
+      UserError: if processes read different data, or a component has no record.
     """
 
-    feed: Any
-    data_hash: str
-    datasets: dict[str, Any]
-    autoencoders: dict[str, Path]
-    evaluate: Callable[[State, Path], dict[str, float]] | None
-    functions: Callable[[Mesh, State], dict[str, Any]]
-    say: Callable[[Path, int, State], None]
-    prove: Callable[[Path, State], dict[str, Any]]
-    begin: Callable[[State], State] | None = None
+    def __init__(
+        self,
+        setup: Setup,
+        source: BatchSource | MediaBatchSource,
+        mesh: Mesh,
+        folder: Path,
+        data_hash: str,
+        datasets: dict[str, Any],
+        autoencoders: dict[str, Path],
+    ):
+        self.setup, self.source, self.mesh, self.folder = setup, source, mesh, folder
+        self.data_hash, self.datasets, self.autoencoders = data_hash, datasets, autoencoders
+        check_agreed(data_hash, "the data that they read")
+        rows = partial(local_rows, mesh)
+        # Whatever is wrong with the data is found here, before the folder becomes a run.
+        self._plan = run_on_all(lambda: source.batches(0, setup.experiment.steps, rows))
+        # The key is an argument of the program: runs of a sweep that differ in their seeds share one.
+        self.key = key_of(setup.experiment.seed.noise)
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        shardings = setup.shardings(mesh), self.replicated
+        self._step = jax.jit(setup.step(), donate_argnums=0, out_shardings=shardings)
 
+    def init(self) -> State:
+        """The state at step 0, fresh or from the weights of another run."""
+        return initial_state(self.setup, self.mesh)
 
-def scalar_metrics(metrics: dict[str, Any]) -> dict[str, float]:
-    """The fetched metrics that are one number each."""
-    return {name: float(value) for name, value in metrics.items() if value.ndim == 0}
+    def start_message(self, state: State) -> str:
+        """Lines that say what is trained, from which step on, and on what data."""
+        count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
+        start = f", from step {int(state.step)}" if int(state.step) else ""
+        where = url_of_copy(self.folder) or self.folder
+        return f"{where}: {count / 1e6:.1f} M parameters, {self.setup.experiment.steps} steps{start}"
+
+    def batches(self, start: int) -> Generator[tuple[Any, dict[str, Any]]]:
+        experiment = self.setup.experiment
+        stream = iter(self.source.batches(start, experiment.steps, partial(local_rows, self.mesh)))
+        try:
+            for batch, facts in stream:
+                size = experiment.mixture[facts["component"]].batch_size
+                yield shard_batch(batch, self.mesh, size), facts
+        finally:
+            stream.close()  # ends the processes that read ahead
+
+    def ids(self, step: int) -> list[str]:
+        return self._plan.ids(step)
+
+    def step(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        return self._step(state, batch, self.key)
+
+    @abstractmethod
+    def diagnose(self, state: State) -> dict[str, jax.Array]: ...
+
+    def summarise(self, metrics: dict[str, Any]) -> dict[str, float]:
+        return {name: float(value) for name, value in metrics.items() if value.ndim == 0}
+
+    @abstractmethod
+    def evaluate(self, state: State) -> dict[str, float]: ...
+
+    @abstractmethod
+    def final_evaluation(self, state: State) -> dict[str, Any]:
+        """Measures the last state, writes samples, prints the summary and returns it as JSON data.
+
+        Args:
+          state: on one device, without that of the optimizer.
+        """

@@ -1,10 +1,10 @@
 """The training loop: a state, a step, and a stream of batches."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -12,15 +12,15 @@ from selfflow.errors import Interrupted, UserError, check_at_least
 from selfflow.progress import Progress
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.metrics import MetricsLog
-from selfflow.training.profile import Trace
 from selfflow.training.signals import Interruption
 from selfflow.training.state import State
+from selfflow.training.task import Task
 from selfflow.training.watchdog import dump_stacks_when_stalled
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often a run looks at itself; may change while it runs."""
+    """How often a run logs, saves and evaluates; may change in a run."""
 
     log_every: int = 50
     """Steps between diagnostics: ranks and cosines, which cost a forward pass."""
@@ -29,9 +29,9 @@ class Cadence:
     keep_last: int = 2
     """Newest checkpoints that are kept."""
     keep_every: int | None = None
-    """Checkpoints of multiples of this step are kept, too."""
+    """Checkpoints at multiples of this step are kept, too."""
     evaluate_every: int | None = None
-    """Steps between evaluations of samples of the EMA (`evaluation`); none for never."""
+    """Steps between evaluations of samples of the EMA (`evaluation`); None for never."""
 
     def __post_init__(self):
         check_at_least(self, "cadence.", log_every=1, checkpoint_every=1, keep_last=1, evaluate_every=1)
@@ -43,12 +43,12 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run bears before it stops, or says where it stands still; may change while it runs."""
+    """Limits on steps that are not finite and on time without progress; may change in a run."""
 
     max_skipped_steps: int = 10
-    """Steps in a row whose loss or gradient is not finite: the run skips their updates, and stops after these many."""
+    """Steps in a row whose loss or gradient is not finite, and whose updates are skipped, after which a run stops."""
     hang_timeout: float = 1800.0
-    """Seconds without the end of a step, compilation included, after which the stacks of all threads are printed."""
+    """Seconds without a finished step, compilation included, after which the stacks of all threads are printed."""
 
     def __post_init__(self):
         check_at_least(self, "limits.", max_skipped_steps=1)
@@ -56,133 +56,184 @@ class Limits:
             raise UserError(f"limits.hang_timeout is {self.hang_timeout}: give seconds, above 0 and below a million")
 
 
+class Hook(Protocol):
+    """Observes the steps of a run, such as `profile.Trace`."""
+
+    def before(self, step: int) -> None:
+        """Called before a step, counted from 1."""
+        ...
+
+    def after(self, step: int, state: State) -> None:
+        """Called once a step has been dispatched; its state may not be computed yet."""
+        ...
+
+    def close(self) -> None:
+        """Called at the end, after an error, too."""
+        ...
+
+
 def train(
     state: State,
-    step: Callable[[State, Any], tuple[State, dict[str, jax.Array]]],
-    batches: Iterator[tuple[Any, dict[str, Any]]],
+    task: Task,
     *,
-    start: int,
     steps: int,
     cadence: Cadence,
     limits: Limits,
     log: MetricsLog | None,
     checkpoints: Checkpoints,
-    trace: Trace,
     interruption: Interruption,
-    summarise: Callable[[dict[str, Any]], dict[str, float]],
-    diagnose: Callable[[State], dict[str, jax.Array]],
-    ids: Callable[[int], list[str]],
-    evaluate: Callable[[State], dict[str, float]] | None = None,
+    hooks: Sequence[Hook] = (),
 ) -> State:
-    """Runs from step `start` to `steps`.
+    """Trains from a state to step `steps`.
 
-    Metrics are fetched one step late, so that the device always has work waiting. A checkpoint is
-    written only after the metrics up to its step are on disk. Where its step was skipped it waits for one
-    that was not: the state is finite and yet may be what makes losses infinite. Only the last step is
-    saved in any case.
+    Metrics are fetched one step late, so that the device always has work waiting. A checkpoint is written only after
+    the metrics up to its step are on disk. After a skipped step it waits for a step that is not skipped: the state is
+    finite and yet may be what makes losses infinite. Only the last step is saved in any case.
 
     Args:
-      state: the state after `start` steps.
-      step: compiled update; it may reuse the memory of the state it is given. It skips an update that is not finite.
-      batches: yields the batch that follows step `start`, then the later ones, each with facts for its row: `set`,
-        `tokens` and whatever else is to be logged.
-      start, steps: finished and wanted number of steps.
-      cadence: how often to diagnose and to save.
-      limits: when to stop for too many skipped steps, and when to speak up.
-      log, checkpoints: where to; only one of several processes has a log.
-      trace: of which steps.
-      interruption: is asked after every step whether to stop.
-      summarise: fetched metrics -> the numbers of a row, with `loss` and `skipped`.
-      diagnose: compiled diagnostics of the state that a step starts from.
-      ids: the samples of a step's batch, counted from 0; asked for skipped steps alone.
-      evaluate: looks at samples of the state after a step, and draws nothing that training draws.
+      state: after some number of steps.
+      task: what to train.
+      steps: number of steps to reach.
+      cadence: how often to diagnose, to evaluate and to save.
+      limits: when to stop because of skipped steps, and when to report a run that stands still.
+      log: where metrics go; None in all processes but the first.
+      checkpoints: where states go.
+      interruption: whether to stop, read after every step.
+      hooks: called around every step.
 
     Raises:
       UserError: if too many steps in a row were skipped.
-      Interrupted: if the process was asked to stop; what was done is saved.
+      Interrupted: if the process was asked to stop; the state is saved.
     """
-    pending: tuple[int, dict[str, Any], float, dict[str, jax.Array]] | None = None
-    last = time.monotonic()
-    skipped = in_a_row = 0
+    start, last = int(state.step), 0
+    rows = _Rows(task, limits, log, checkpoints)
     due = stop = False
-
-    def fetch() -> str:
-        nonlocal pending, last, skipped, in_a_row
-        if pending is None:
-            return ""
-        number, facts, waited, metrics = pending
-        pending = None
-        values = summarise(jax.device_get(metrics))
-        now = time.monotonic()
-        seconds, last = now - last, now
-        tokens = facts.pop("tokens")
-        row = {"step": number, **facts, **values, "seconds": seconds, "tokens_per_second": tokens / seconds}
-        row["waiting"] = waited
-        if log is not None:
-            log.write(row)
-        if values["skipped"]:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            if log is not None:
-                log.skip({"step": number, "component": facts["component"], "ids": ids(number - 1)})
-            if in_a_row == limits.max_skipped_steps:
-                raise UserError(_too_many(number, in_a_row, checkpoints.path.parent, checkpoints.latest()))
-        else:
-            in_a_row = 0
-        return f"{facts['component']} loss {values['loss']:.3f}" + (f", {skipped} skipped" if skipped else "")
-
     try:
         with (
-            Progress("train", steps, done=start, unit="step") as shown,
-            dump_stacks_when_stalled(limits.hang_timeout) as alive,
+            closing(task.batches(start)) as batches,
+            Progress("train", steps, done=start, unit="step") as progress,
+            dump_stacks_when_stalled(limits.hang_timeout) as report_progress,
         ):
             for number in range(start + 1, steps + 1):
-                trace.before(number)
+                for hook in hooks:
+                    hook.before(number)
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
                     asked = time.monotonic()
                     batch, facts = next(batches)
-                    waited = time.monotonic() - asked
-                    # Before the step, whose donated state is gone after it.
-                    extra = diagnose(state) if number % cadence.log_every == 0 or number == steps else {}
-                    state, metrics = step(state, batch)
+                    waiting = time.monotonic() - asked
+                    diagnostics = {}
+                    if number % cadence.log_every == 0 or number == steps:
+                        diagnostics = task.diagnose(state)  # before the step, which may reuse the state's memory
+                    state, metrics = task.step(state, batch)
                     checkpoints.check()
-                    note = fetch()
-                trace.after(number, state)
-                pending = number, dict(facts), waited, {**metrics, **extra}
-                if evaluate and cadence.evaluate_every and number % cadence.evaluate_every == 0:
-                    jax.block_until_ready(state)  # so that the time of the step is not counted as the evaluation's
+                    note = rows.write()  # of the step before
+                for hook in hooks:
+                    hook.after(number, state)
+
+                if cadence.evaluate_every and number % cadence.evaluate_every == 0:
+                    jax.block_until_ready(state)  # or the time of the step would count as the evaluation's
                     asked = time.monotonic()
-                    found = evaluate(state)
-                    last += time.monotonic() - asked
-                    pending = number, facts | found, *pending[2:]
-                stop = interruption.reached()
+                    facts = facts | task.evaluate(state)
+                    rows.exclude(time.monotonic() - asked)
+                rows.add(_Row(number, facts, waiting, metrics | diagnostics))
+
+                stop, last = interruption.reached(), number
                 due = due or number % cadence.checkpoint_every == 0
                 if due or stop or number == steps:
-                    note = fetch()
+                    note = rows.write()
                     if log is not None:
                         log.flush()
-                    if not in_a_row or number == steps:
+                    if not rows.skipped_in_a_row or number == steps:
                         checkpoints.save(state, number)
                         due = False
-                shown.advance(note=note)
-                alive()
+                progress.advance(note=note)
+                report_progress()
                 if stop:
                     break
             checkpoints.wait()
     finally:
-        trace.close()
+        for hook in hooks:
+            hook.close()
         if log is not None:
             log.flush()
     if stop:
         cause, saved = interruption.cause, checkpoints.latest()
-        again = f"goes on from step {saved}, which is saved" if saved else "begins again, for nothing is saved yet"
-        raise Interrupted(f"stopped by {cause.name} after step {number}: the same command {again}", 128 + cause)
+        remedy = f"resumes from step {saved}, which is saved" if saved else "starts again, for nothing is saved yet"
+        raise Interrupted(f"stopped by {cause.name} after step {last}: the same command {remedy}", 128 + cause)
     return state
 
 
-def _too_many(number: int, count: int, folder: Path, saved: int | None) -> str:
-    good = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
-    return (
-        f"loss or gradient was not finite in {count} steps in a row (limits.max_skipped_steps), the last of them step "
-        f"{number}; {good}. The samples of these steps stand in {folder / 'skipped.jsonl'}: leave out those that are "
-        "damaged (--exclude), or lower optimizer.learning_rate or optimizer.clip in another --workdir"
-    )
+class _Row(NamedTuple):
+    """A step whose metrics may still be on the device.
+
+    Attributes:
+      step: its number, from 1.
+      facts: of its batch and its evaluation.
+      waiting: seconds until its batch was there.
+      metrics: of the step and diagnostics.
+    """
+
+    step: int
+    facts: dict[str, Any]
+    waiting: float
+    metrics: dict[str, jax.Array]
+
+
+class _Rows:
+    """Writes the metrics of each step one step late, and counts skipped steps.
+
+    Attributes:
+      skipped_in_a_row: skipped steps up to the last row that was written.
+    """
+
+    def __init__(self, task: Task, limits: Limits, log: MetricsLog | None, checkpoints: Checkpoints):
+        self._task, self._limits, self._log, self._checkpoints = task, limits, log, checkpoints
+        self._pending: _Row | None = None
+        self._written = time.monotonic()
+        self._skipped = self.skipped_in_a_row = 0
+
+    def add(self, row: _Row) -> None:
+        """Takes the row of a step; that of the step before must have been written."""
+        self._pending = row
+
+    def exclude(self, seconds: float) -> None:
+        """Leaves time out of the duration of the pending step."""
+        self._written += seconds
+
+    def write(self) -> str:
+        """Writes the pending row, if there is one, and returns a note on it for the progress bar.
+
+        Raises:
+          UserError: if too many steps in a row were skipped.
+        """
+        if self._pending is None:
+            return ""
+        row, self._pending = self._pending, None
+        values = self._task.summarise(jax.device_get(row.metrics))
+        now = time.monotonic()
+        seconds, self._written = now - self._written, now
+        facts = dict(row.facts)
+        tokens, component = facts.pop("tokens"), facts["component"]
+        rates = {"seconds": seconds, "tokens_per_second": tokens / seconds, "waiting": row.waiting}
+        if self._log is not None:
+            self._log.write({"step": row.step, **facts, **values, **rates})
+
+        if values["skipped"]:
+            self._skipped += 1
+            self.skipped_in_a_row += 1
+            if self._log is not None:
+                self._log.skip({"step": row.step, "component": component, "ids": self._task.ids(row.step - 1)})
+            if self.skipped_in_a_row == self._limits.max_skipped_steps:
+                raise UserError(self._too_many(row.step))
+        else:
+            self.skipped_in_a_row = 0
+        return f"{component} loss {values['loss']:.3f}" + (f", {self._skipped} skipped" if self._skipped else "")
+
+    def _too_many(self, step: int) -> str:
+        folder, saved = self._checkpoints.path.parent, self._checkpoints.latest()
+        good = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
+        return (
+            f"loss or gradient was not finite in {self.skipped_in_a_row} steps in a row (limits.max_skipped_steps), "
+            f"the last of them step {step}; {good}. Their samples are listed in {folder / 'skipped.jsonl'}: leave out "
+            "damaged ones (--exclude), or lower optimizer.learning_rate or optimizer.clip in another --workdir"
+        )

@@ -12,14 +12,15 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from selfflow.config.resolve import resolve  # noqa: E402
 from selfflow.training.sharding import Devices, batch_sharding, state_shardings  # noqa: E402
 from tests.autoencoders.tiny_autoencoder import experiment  # noqa: E402
 from tests.conftest import perturbed  # noqa: E402
 
 
 def three_steps(devices: Devices, count: int) -> dict[str, np.ndarray]:
-    made = experiment().resolved()
-    mesh, objective, optimizer = devices.mesh(jax.devices()[:count]), made.objective(), made.optimizer.make()
+    made = resolve(experiment())
+    mesh, objective, optimizer = devices.mesh(jax.devices()[:count]), made.objective, made.optimizer()
     shapes = jax.eval_shape(made.init, jax.random.key(0))
     placed = state_shardings(objective, optimizer, shapes, devices, mesh)
     media = np.random.default_rng(0).integers(0, 256, (8, 5, 8, 8, 3), np.uint8)

@@ -13,6 +13,8 @@ from selfflow.autoencoders.config import SDVAE, Flux2VAE
 from selfflow.autoencoders.kl_weights import read_kl
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import NAMES, parse_autoencoder
+from selfflow.config.resolve import resolve
+from selfflow.config.shapes import all_streams
 from selfflow.data.built import build
 from selfflow.encoders.convolution import Weights
 from selfflow.errors import UserError
@@ -20,7 +22,7 @@ from selfflow.latents.encode import encode
 from selfflow.latents.fit_autoencoder import fit_autoencoder
 from selfflow.run.prepare_data import prepare_data
 from selfflow.serialization import from_json, to_json
-from tests.autoencoders.kl import CONFIG, GOLDEN, pictures, random_weights
+from tests.autoencoders.kl import CONFIG, GOLDEN, images, random_weights
 
 GROUPS = CONFIG["norm_num_groups"]
 
@@ -58,7 +60,7 @@ def loaded(config):
 
 def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
     params = read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
-    media = pictures(24, 32, count=3)
+    media = images(24, 32, count=3)
     expected, deviation = kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)
     autoencoder = loaded(sd_vae)
     mean, std = autoencoder.encode_distribution(media)
@@ -74,7 +76,7 @@ def test_latents_of_flux_2_are_packed_and_normalised(flux2):
     tensors = load_file(f"{flux2.path}/diffusion_pytorch_model.safetensors")
     tensors.pop("bn.num_batches_tracked")
     params = read_kl(Weights("vae", tensors, "FLUX.2"))
-    media = pictures(16, 32)
+    media = images(16, 32)
     raw = np.asarray(kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)[0])
     autoencoder = loaded(flux2)
     latents = autoencoder.encode(media)
@@ -99,7 +101,7 @@ def test_nothing_is_refused(sd_vae, flux2):
 
 
 def test_films_are_encoded_frame_by_frame(sd_vae):
-    autoencoder, media = loaded(sd_vae), pictures(16, 16, count=11)
+    autoencoder, media = loaded(sd_vae), images(16, 16, count=11)
     films = media[:10].reshape(2, 5, 16, 16, 3)
     latents = autoencoder.encode(films)
     assert latents.shape == (2, 5, 4, 4, 4)
@@ -109,7 +111,7 @@ def test_films_are_encoded_frame_by_frame(sd_vae):
 
 def test_large_pictures_pass_one_by_one(sd_vae, monkeypatch):
     """Whose memory is that of a call; what comes out is the same."""
-    autoencoder, media = loaded(sd_vae), pictures(16, 24, count=3)
+    autoencoder, media = loaded(sd_vae), images(16, 24, count=3)
     latents = autoencoder.encode(media)
     seen, plain = [], autoencoder._encode
     monkeypatch.setattr(kl_autoencoder, "_MAX_PIXELS", 16 * 24 * 2 - 1)
@@ -131,7 +133,7 @@ def test_identity_is_of_weights_and_settings_and_not_of_the_place(sd_vae, tmp_pa
 
 
 def test_half_precision_is_near(sd_vae):
-    media = pictures(16, 16)
+    media = images(16, 16)
     whole, half = loaded(sd_vae).encode(media), loaded(dataclasses.replace(sd_vae, dtype="bfloat16")).encode(media)
     assert half.dtype == np.float32
     assert 1e-5 < np.linalg.norm(whole - half) / np.linalg.norm(whole) < 0.05
@@ -199,7 +201,7 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
     for where in (tmp_path, mine):
         named = parse_autoencoder(f"sd-vae={where}", "image")
         assert named == dataclasses.replace(sd_vae, path=str(where), scale=0.3611, shift=0.1159)
-    plain, media = loaded(sd_vae).encode(pictures(16, 16)) / sd_vae.scale, pictures(16, 16)
+    plain, media = loaded(sd_vae).encode(images(16, 16)) / sd_vae.scale, images(16, 16)
     shifted = fit_autoencoder("image", named, {}, (), tmp_path / "data").autoencoder()
     np.testing.assert_allclose(shifted.encode(media), (plain - 0.1159) * 0.3611, atol=1e-5)
     np.testing.assert_array_equal(shifted.decode(shifted.encode(media)), loaded(sd_vae).decode(plain * sd_vae.scale))
@@ -229,15 +231,17 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
 def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_path):
     """Latents hold mean and deviation, the records that fit no stride are left out, and a run's feed draws."""
     video = dataclasses.replace(sd_vae, channels=4)
-    experiment = dataclasses.replace(
-        tiny_experiment,
-        autoencoders=tiny_experiment.autoencoders | {"image": sd_vae, "video": video},
-        patch=tiny_experiment.patch | {"image": (2, 2), "video": (1, 4, 4)},
-    ).resolved()
+    experiment = resolve(
+        dataclasses.replace(
+            tiny_experiment,
+            autoencoders=tiny_experiment.autoencoders | {"image": sd_vae, "video": video},
+            patch=tiny_experiment.patch | {"image": (2, 2), "video": (1, 4, 4)},
+        )
+    ).experiment
     assert from_json(to_json(experiment), type(experiment), "experiment.json") == experiment
     built = build(experiment.data["collisions"], data_dir)
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), tmp_path) for m, c in experiment.autoencoders.items()}
-    latents = encode(built, fitted, experiment.modalities(), None, tmp_path, records_per_shard=20)
+    latents = encode(built, fitted, all_streams(experiment), None, tmp_path, records_per_shard=20)
     made = latents.manifest["modalities"]["image"]
     assert made["latent"] == [8, 8, 4] and "path" not in made["autoencoder"] and made["fitted_on"] == {}
     source, record = latents.open_split("train"), built.records("train")[3]
@@ -246,29 +250,30 @@ def test_a_data_set_is_encoded_and_read(sd_vae, tiny_experiment, data_dir, tmp_p
     np.testing.assert_allclose(source[3]["image.std"], std[0], rtol=2e-3, atol=2e-3)
     assert source[3]["video"].shape == (25, 8, 8, 4)
     assert latents.autoencoder("image", sd_vae).identity == made["identity"]
-    latents.check(experiment.autoencoders, experiment.modalities())
+    latents.check(experiment.autoencoders, all_streams(experiment))
     moved = dataclasses.replace(sd_vae, path="elsewhere.safetensors")
-    latents.check({"image": moved}, experiment.modalities())
+    latents.check({"image": moved}, all_streams(experiment))
     with pytest.raises(UserError, match="image latents have another autoencoder"):
-        latents.check({"image": dataclasses.replace(sd_vae, scale=1.0)}, experiment.modalities())
+        latents.check({"image": dataclasses.replace(sd_vae, scale=1.0)}, all_streams(experiment))
     with pytest.raises(UserError, match="autoencoders.audio is sd_vae, which is for image and video"):
         wrong = experiment.autoencoders | {"audio": sd_vae}
-        dataclasses.replace(experiment, autoencoders=wrong, patch=experiment.patch | {"audio": (4, 4)}).resolved()
+        resolve(dataclasses.replace(experiment, autoencoders=wrong, patch=experiment.patch | {"audio": (4, 4)}))
     # Whoever has the latents needs no weights, but is not given others than were named.
     elsewhere = dataclasses.replace(experiment, latents={"collisions": str(latents.path)})
     lost = elsewhere.autoencoders | {"image": moved}
-    feed, _ = prepare_data(dataclasses.replace(elsewhere, autoencoders=lost), tmp_path / "other")
+    feed, _ = prepare_data(resolve(dataclasses.replace(elsewhere, autoencoders=lost)), tmp_path / "other")
     others = tmp_path / "others.safetensors"
     tensors = load_file(sd_vae.path)
     tensors["encoder.conv_in.bias"][0] += 1
     save_file(tensors, others)
     trained_again = elsewhere.autoencoders | {"image": dataclasses.replace(sd_vae, path=str(others))}
+    setup = resolve(dataclasses.replace(elsewhere, autoencoders=trained_again))
     with pytest.raises(UserError, match="others.safetensors, but .* was made by other weights: leave the path empty"):
-        prepare_data(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other")
+        prepare_data(setup, tmp_path / "other")
     # A run goes on with its own copies.
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "image.safetensors").write_bytes(latents.autoencoder_path("image").read_bytes())
-    prepare_data(dataclasses.replace(elsewhere, autoencoders=trained_again), tmp_path / "other", own=tmp_path / "own")
+    prepare_data(setup, tmp_path / "other", own=tmp_path / "own")
     batch, facts = next(iter(feed.batches(0, 4)))
     assert np.isfinite(next(iter(batch["latents"].values()))).all()
 

@@ -1,8 +1,9 @@
 from selfflow.benchmark.sampling import SOLVERS, sampling_rates
+from selfflow.config.resolve import resolve
 
 
 def test_every_solver_is_timed_beside_the_network(tiny_experiment):
-    rates = sampling_rates(tiny_experiment.resolved(), rounds=1, samples=4)
+    rates = sampling_rates(resolve(tiny_experiment), rounds=1, samples=4)
     assert [(rate.component, rate.solver) for rate in rates] == [
         (s, solver) for s in ("joint", "image") for solver in SOLVERS
     ]

@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from selfflow.config.files import load_experiment
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.run.init_state import initial_state
 from selfflow.run.run import open_run
@@ -95,7 +96,7 @@ def test_the_run_computes_what_the_original_does_and_draws_samples(imported):
     for params in (state.frozen["ema"], state.params["model"]):
         velocity = apply(params, {"image": golden["x"]}, levels, jnp.asarray(golden["labels"]), assignment)
         np.testing.assert_allclose(velocity["image"], golden["velocity_uniform"], rtol=0, atol=1e-5)
-    modalities = opened.experiment.modalities()
+    modalities = opened.objective.modalities
     draw = Generator(opened.objective.apply, modalities, Sampler(steps=2), opened.experiment.model.labels)
     made = draw(state.frozen["ema"], Condition(np.array([3, 10])), seed=0)
     assert made["image"].shape == (2, 8, 8, 4) and np.isfinite(made["image"]).all()
@@ -122,8 +123,7 @@ def test_it_is_a_run_without_data_steps_and_optimizer(imported):
 
 
 def test_training_starts_from_it_with_its_projector(imported, fine_tuned, capsys):
-    experiment = fine_tuned.resolved()
-    state, old = initial_state(experiment), open_run(imported).weights()
+    state, old = initial_state(resolve(fine_tuned)), open_run(imported).weights()
     jax.tree.map(np.testing.assert_array_equal, (state.params, state.frozen), (old.params, old.frozen))
     assert "projector" in state.params and "new parameters" not in capsys.readouterr().out
     # The step takes over the memory of its state: none of it may be shared or borrowed.
@@ -152,7 +152,7 @@ def test_without_a_projector_training_gets_a_fresh_one_and_says_so(fine_tuned, t
     out, _ = called(capsys, "import", tmp_path / "bare.safetensors", "--out", tmp_path / "bare", "--num-heads", HEADS)
     assert "no projector" in out
     assert set(open_run(tmp_path / "bare").weights().params) == {"model"}
-    initial_state(dataclasses.replace(fine_tuned, init_from=f"{tmp_path}/bare:0").resolved())
+    initial_state(resolve(dataclasses.replace(fine_tuned, init_from=f"{tmp_path}/bare:0")))
     out = capsys.readouterr().out
     assert "new parameters, not in that run: projector.linear1.bias" in out and "model." not in out
 
@@ -178,7 +178,7 @@ def test_it_cannot_be_trained_on_itself(capsys, imported, tmp_path, data_dir):
 def test_weights_of_another_shape_are_named(fine_tuned):
     wider = dataclasses.replace(fine_tuned, model=dataclasses.replace(fine_tuned.model, labels=3))
     with pytest.raises(UserError, match=r"label_embedding has shape \(11, 48\) there and \(4, 48\) here"):
-        initial_state(wider.resolved())
+        initial_state(resolve(wider))
 
 
 def _evil(path: Path, marker: Path) -> Path:
@@ -282,7 +282,7 @@ def test_an_error_half_way_leaves_nothing(tmp_path, monkeypatch):
 def test_an_import_keeps_its_provenance_in_what_is_trained_from_it(imported, fine_tuned, tmp_path):
     from selfflow.run.folder import check_run, create_or_resume
 
-    experiment = check_run(tmp_path / "run", fine_tuned)
+    experiment = check_run(tmp_path / "run", fine_tuned).experiment
     (tmp_path / "run").mkdir()
     create_or_resume(tmp_path / "run", experiment, "0", {}, {})
     told = json.loads((tmp_path / "run" / "provenance.json").read_text())

@@ -39,7 +39,7 @@ def test_videos_with_audio_their_latents_and_a_sheet(sample, tiny_run, capsys):
     assert mentions("3 samples", folder, "samples.json sheet.png").search(capsys.readouterr().out)
     run = open_run(tiny_run)
     assert {m: x.shape for m, x in latents_of(folder).items()} == {
-        m: modality.latent for m, modality in run.experiment.modalities("joint").items()
+        m: modality.latent for m, modality in run.setup.modalities["joint"].items()
     }
     audio, rate = soundfile.read(folder / "00001.wav", dtype="int16")
     assert rate == 8000 and (audio == run.autoencoder("audio").decode(latents_of(folder, 1)["audio"])).all()
@@ -76,7 +76,7 @@ def test_a_video_of_the_data_is_kept_and_gets_audio(sample, tiny_run, data_dir):
     folder = sample("--modality", "audio", "--context", "video")
     from selfflow.run.prepare_data import prepare_data
 
-    reader = prepare_data(open_run(tiny_run).experiment, data_dir)[0].reader("joint", "test")
+    reader = prepare_data(open_run(tiny_run).setup, data_dir)[0].reader("joint", "test")
     record = reader(int(reader.records[2]))["latents"]
     np.testing.assert_array_equal(latents_of(folder, 2)["video"], record["video"].astype(np.float32))
     assert np.abs(latents_of(folder, 2)["audio"] - record["audio"]).mean() > 0.1

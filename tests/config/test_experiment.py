@@ -7,6 +7,8 @@ import pytest
 from selfflow.autoencoders.log_mel import LogMel
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, is_fixed, load_experiment, load_module, read_experiment, save_experiment
+from selfflow.config.resolve import resolve
+from selfflow.config.shapes import all_streams
 from selfflow.errors import UserError
 from selfflow.modality import Modality
 from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTau, UniformTimestep
@@ -29,7 +31,7 @@ def experiment() -> Experiment:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_shipped_experiments_read_back_equal(path, tmp_path):
-    experiment = load_experiment(path, autoencoders=True).resolved()
+    experiment = resolve(load_experiment(path, autoencoders=True)).experiment
     save_experiment(experiment, tmp_path / "experiment.json")
     assert read_experiment(tmp_path / "experiment.json") == experiment
     command = "sweep" if hasattr(load_module(path), "sweep") else "train"
@@ -87,10 +89,10 @@ def test_changes_are_named_and_judged(experiment):
 
 def test_a_run_of_before_a_field_is_read_with_its_default(experiment, tmp_path):
     """As `experiment.json` of a run that began before there were limits and profiles."""
-    content = to_json(experiment.resolved())
+    content = to_json(resolve(experiment).experiment)
     del content["limits"], content["profile"]
     (tmp_path / "experiment.json").write_text(json.dumps(content))
-    assert read_experiment(tmp_path / "experiment.json") == experiment.resolved()
+    assert read_experiment(tmp_path / "experiment.json") == resolve(experiment).experiment
 
 
 def test_limits_and_profile_may_change_in_a_run(experiment):
@@ -98,11 +100,11 @@ def test_limits_and_profile_may_change_in_a_run(experiment):
     assert set(diff(experiment, other)) == {"limits.max_skipped_steps", "limits.hang_timeout", "profile.steps"}
     assert not any(is_fixed(name) for name in diff(experiment, other))
     with pytest.raises(UserError, match=mentions("profile.steps 399:402 400")):
-        dataclasses.replace(experiment, profile=Profile("399:402")).resolved()
+        resolve(dataclasses.replace(experiment, profile=Profile("399:402")))
 
 
 def test_modalities_have_the_duration_of_their_media(experiment):
-    streams = experiment.modalities()
+    streams = all_streams(experiment)
     for m in ("video", "audio"):
         assert streams[m].latent[0] * streams[m].period == 200
     assert isinstance(streams["image"], Modality) and streams["image"].period == 0
@@ -115,8 +117,8 @@ def test_delays_are_checked_before_there_is_a_run(experiment, seconds, words):
         return dataclasses.replace(experiment, mixture=experiment.mixture | {"joint": component})
 
     with pytest.raises(UserError, match=mentions("mixture.joint.delayed.audio", seconds, "s", words)):
-        delayed(seconds).resolved()
-    delayed(0.52).resolved()
+        resolve(delayed(seconds))
+    resolve(delayed(0.52))
 
 
 def test_mel_bands_have_the_sample_rate_of_the_data(experiment):
@@ -124,19 +126,19 @@ def test_mel_bands_have_the_sample_rate_of_the_data(experiment):
         autoencoders = experiment.autoencoders | {"audio": LogMel(sample_rate=rate)}
         return dataclasses.replace(experiment, autoencoders=autoencoders)
 
-    at_rate(8000).resolved()
+    resolve(at_rate(8000))
     with pytest.raises(UserError, match=mentions("autoencoders.audio.sample_rate 16000 collisions 8000")):
-        at_rate(16000).resolved()
+        resolve(at_rate(16000))
 
 
 def test_derived_fields_follow_the_length_and_stay_when_a_run_resumes(experiment):
-    short = dataclasses.replace(experiment, steps=100).resolved()
+    short = resolve(dataclasses.replace(experiment, steps=100)).experiment
     assert short.ema_decay == pytest.approx(0.9)
     assert short.optimizer.decay_steps == 100 and short.optimizer.warmup_steps == 5
     constant = dataclasses.replace(
         experiment, steps=100, optimizer=dataclasses.replace(experiment.optimizer, decay="constant")
     )
-    longer = dataclasses.replace(constant, steps=200).resolved(like=constant.resolved())
+    longer = resolve(dataclasses.replace(constant, steps=200), resolve(constant).experiment).experiment
     assert longer.ema_decay == short.ema_decay and longer.optimizer.warmup_steps == 5 and longer.steps == 200
     with pytest.raises(UserError, match=mentions("steps 200 optimizer.decay_steps 100")):
-        dataclasses.replace(experiment, steps=200).resolved(like=short)
+        resolve(dataclasses.replace(experiment, steps=200), short)

@@ -10,8 +10,7 @@ import pytest
 from selfflow.data.built import load_builder
 from selfflow.data.media import Media
 from selfflow.data.media.decode import clips
-from selfflow.data.media.tracks import Unreadable
-from selfflow.data.report import Notes
+from selfflow.data.report import Notes, Unusable
 
 # 10 frames of 0.1 s: small enough to make many
 SMALL = Media(frames=10, frames_per_second=10.0, size=16, sample_rate=8000, hop_seconds=0.5,
@@ -19,10 +18,10 @@ SMALL = Media(frames=10, frames_per_second=10.0, size=16, sample_rate=8000, hop_
 
 
 def write_video(
-    path, seconds=2.0, fps=25, size=(64, 48), sound=48000, layout="stereo", video_at=0.0, audio_at=0.0, flash=None,
-    times=None, paint=None, quiet=False, rotate=None, codec="mpeg4", audio_seconds=None,
+    path, seconds=2.0, fps=25, size=(64, 48), sample_rate=48000, layout="stereo", video_at=0.0, audio_at=0.0,
+    flash=None, times=None, paint=None, quiet=False, rotate=None, codec="mpeg4", audio_seconds=None,
 ):  # fmt: skip
-    """A video; `flash` is the second of the file at which, for 0.1 s, the picture is white and the sound loud."""
+    """A video; `flash` is the second of the file at which, for 0.1 s, frames are white and the audio is loud."""
     ticks = 90000
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
@@ -31,8 +30,10 @@ def write_video(
         video.codec_context.time_base = per_frame if codec == "mpeg4" else Fraction(1, ticks)
         if rotate is not None:
             video.set_display_rotation(rotate)
-        audio = container.add_stream("pcm_s16le" if str(path).endswith(("mkv", "mov")) else "aac", rate=sound or 48000,
-                                     layout=layout) if sound else None  # fmt: skip
+        audio = None
+        if sample_rate:
+            audio_codec = "pcm_s16le" if str(path).endswith(("mkv", "mov")) else "aac"
+            audio = container.add_stream(audio_codec, rate=sample_rate, layout=layout)
         base = video.codec_context.time_base
         for number, at in enumerate(times or [i / fps for i in range(round(seconds * fps))]):
             at += video_at
@@ -43,11 +44,11 @@ def write_video(
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
         if audio is not None:
-            n = round((audio_seconds or seconds) * sound)
-            at = audio_at + np.arange(n) / sound
+            n = round((audio_seconds or seconds) * sample_rate)
+            at = audio_at + np.arange(n) / sample_rate
             wave = 0.02 * np.sin(2 * np.pi * 440 * at)
             if flash is not None:
-                # within the frame, since AAC smears a sudden sound to some ms before it
+                # Within the frame, because AAC smears an onset to some ms before it.
                 wave = np.where((at >= flash + 0.02) & (at < flash + 0.08), 0.8 * np.sin(2 * np.pi * 1000 * at), wave)
             samples = (np.zeros(n) if quiet else wave * 32767).astype(np.int16)
             channels = len(audio.codec_context.layout.channels)
@@ -55,8 +56,8 @@ def write_video(
             for first in range(0, n, frame_size):
                 part = np.repeat(samples[first : first + frame_size], channels)[None]
                 frame = av.AudioFrame.from_ndarray(part, format="s16", layout=layout)
-                frame.sample_rate, frame.time_base = sound, Fraction(1, sound)
-                frame.pts = first + round(audio_at * sound)
+                frame.sample_rate, frame.time_base = sample_rate, Fraction(1, sample_rate)
+                frame.pts = first + round(audio_at * sample_rate)
                 container.mux(audio.encode(frame))
             container.mux(audio.encode(None))
     return path
@@ -68,7 +69,7 @@ def decode(path, media=SMALL):
 
 
 def reason(path, media=SMALL):
-    with pytest.raises(Unreadable) as caught:
+    with pytest.raises(Unusable) as caught:
         decode(path, media)
     return caught.value.reason
 

@@ -25,7 +25,7 @@ def body(material="steel", position=(32.0, 32.0), velocity=(0.0, 0.0), shape="ci
 
 
 def scene(*bodies: Body, push: Push | None = None, **settings) -> Scene:
-    return Scene(bodies, push, world=Collisions(**settings))
+    return Scene(bodies, push, settings=Collisions(**settings))
 
 
 def test_speed_is_constant_between_contacts():

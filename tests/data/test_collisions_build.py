@@ -126,7 +126,7 @@ def test_a_second_build_reads_the_first(built, monkeypatch):
     def refuse(settings):
         raise AssertionError("generated again")
 
-    monkeypatch.setattr(builder_module, "stream", refuse)
+    monkeypatch.setattr(builder_module, "generate", refuse)
     assert digest(load_builder(SMALL, built.data_path.parents[2])) == digest(built)
 
 
@@ -138,7 +138,7 @@ def test_settings_and_versions_are_kept_with_the_set(built):
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_build_is_no_data_set(tmp_path, monkeypatch, failure):
-    whole = builder_module.stream
+    whole = builder_module.generate
 
     def interrupted(settings):
         for count, item in enumerate(whole(settings)):
@@ -148,7 +148,7 @@ def test_an_interrupted_build_is_no_data_set(tmp_path, monkeypatch, failure):
 
     settings = dataclasses.replace(SMALL, workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(builder_module, "stream", interrupted)
+        patch.setattr(builder_module, "generate", interrupted)
         with pytest.raises(failure):
             load_builder(settings, tmp_path)
     assert not list(tmp_path.rglob("*.array_record*"))

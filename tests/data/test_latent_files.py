@@ -15,6 +15,7 @@ from selfflow.autoencoders.linear import PatchPCA
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.autoencoders.parse import parse_autoencoder
 from selfflow.cli.data import main
+from selfflow.config.resolve import resolve
 from selfflow.data.built import BuiltDataset, build, load_builder
 from selfflow.data.latent_files import LatentFiles
 from selfflow.data.latent_files.manifest import read_manifest
@@ -31,9 +32,9 @@ from selfflow.noise import DualTimestep
 from selfflow.objectives.alignment import ExternalEncoder
 from selfflow.run.prepare_data import prepare_data
 
-STILLS = {"autoencoder": "sd-vae-ft-ema", "shape": [8, 6, 4], "stride": 8}
-FILMS = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "temporal_stride": 4, "frames_per_second": 24}
-SOUNDS = {"autoencoder": "oobleck", "shape": [10, 7], "temporal_stride": 2048, "sample_rate": 44100}
+IMAGE = {"autoencoder": "sd-vae-ft-ema", "shape": [8, 6, 4], "stride": 8}
+VIDEO = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "temporal_stride": 4, "frames_per_second": 24}
+AUDIO = {"autoencoder": "oobleck", "shape": [10, 7], "temporal_stride": 2048, "sample_rate": 44100}
 
 
 def written(folder, told, **files):
@@ -66,14 +67,14 @@ def experiment_of(tiny_experiment, source, autoencoders, **changed):
 
 def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experiment, tmp_path, capsys):
     scale, shift = [0.5, 2.0, 1.0, 0.1], [0.0, 1.0, -1.0, 3.0]
-    told = {"image": STILLS | {"scale": scale, "shift": shift, "channels_first": True}, "labels": {"of": 9}}
+    told = {"image": IMAGE | {"scale": scale, "shift": shift, "channels_first": True}, "labels": {"of": 9}}
     one, two, std = noise(4, 8, 6), noise(2, 4, 8, 6, seed=1), np.abs(noise(4, 8, 6, seed=2))
     source = written(tmp_path / "source", told, one={"image": one, "image.std": std, "of": 3, "foo": 1, "class": 2})
     save_file({"image": two.astype(ml_dtypes.bfloat16), "of": np.array([5, -1])}, source / "stack.safetensors")
     experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
-    feed, raw = prepare_data(experiment.resolved(), tmp_path / "data")
+    feed, raw = prepare_data(resolve(experiment), tmp_path / "data")
     assert raw == {}  # there are no media
-    assert "arrays that latents.json does not tell of were left out: class, foo" in capsys.readouterr().out
+    assert "arrays that latents.json does not describe were left out: class, foo" in capsys.readouterr().out
     source_of = feed.latents["mine"].open_split("train")
     found = {source_of.id(i): source_of[i] for i in range(3)}
     assert found.keys() == {"one.npz", "stack.safetensors#0", "stack.safetensors#1"}
@@ -95,34 +96,34 @@ def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experim
 
 
 def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_path):
-    told = {"video": FILMS | {"first_frame_alone": True}, "audio": SOUNDS}
+    told = {"video": VIDEO | {"first_frame_alone": True}, "audio": AUDIO}
     source = written(tmp_path / "source", told, long={"video": noise(3, 4, 4, 5), "audio": noise(10, 7)},
                      short={"video": noise(2, 4, 4, 5), "audio": noise(6, 7)})  # fmt: skip
     configs = {m: parse_autoencoder(f"precomputed={source}", m) for m in ("video", "audio")}
-    experiment = experiment_of(tiny_experiment, source, configs).resolved()
-    assert experiment.data["mine"].media_shapes() == {"video": (9, 64, 64, 3), "audio": (20480,)}
-    streams = experiment.modalities()
+    setup = resolve(experiment_of(tiny_experiment, source, configs))
+    assert setup.experiment.data["mine"].media_shapes() == {"video": (9, 64, 64, 3), "audio": (20480,)}
+    streams = setup.objective.modalities
     assert streams["video"].period == pytest.approx(100 * 4 / 24)
     assert streams["audio"].period == pytest.approx(100 * 2048 / 44100)
     # The first latent frame holds one frame alone, so that it ends after one.
     of_film = streams["video"].coordinates()[:, 0]
     assert of_film[0] == pytest.approx(100 * (1 / 24 - 2 / 24), abs=1e-4)
-    feed, _ = prepare_data(experiment, tmp_path / "data")
+    feed, _ = prepare_data(setup, tmp_path / "data")
     index = feed.latents["mine"].open_split("train").index
     assert sorted(index["frames/video"]) == [2, 3] and sorted(index["frames/audio"]) == [6, 10]
 
 
 def test_a_run_needs_neither_the_folder_nor_latents_json(tiny_experiment, tmp_path):
-    source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
+    source = written(tmp_path / "source", {"image": IMAGE}, one={"image": noise(8, 6, 4)})
     experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
-    resolved = experiment.resolved()
+    resolved = resolve(experiment)
     feed, _ = prepare_data(resolved, tmp_path / "data")
     source.rename(tmp_path / "gone")
     again, _ = prepare_data(resolved, tmp_path / "data")
     assert again.latents["mine"].hash == feed.latents["mine"].hash
-    assert experiment.resolved(resolved) == resolved  # as a run that is taken up again
+    assert resolve(experiment, resolved.experiment) == resolved  # as a resumed run
     with pytest.raises(UserError, match="does not exist; the source must be the folder that holds latents.json"):
-        experiment.resolved()
+        resolve(experiment)
     source.mkdir()
     assert prepare_data(resolved, tmp_path / "data")[0].latents["mine"].hash == feed.latents["mine"].hash
 
@@ -137,25 +138,25 @@ def test_a_run_needs_neither_the_folder_nor_latents_json(tiny_experiment, tmp_pa
         ({"scale": [1.0, 2.0]}, "give a number, or 4, one per channel"),
         ({"scale": 0}, "a scale of 0"),
         ({"scale": math.nan}, "give a number, or 4"),
-        ({"first_frame_alone": True}, "for films"),
+        ({"first_frame_alone": True}, "for video only"),
         ({"channels_first": "yes"}, "give true or false"),
         ({"strid": 8}, "'strid'.* is not known"),
     ],
 )
 def test_a_manifest_that_makes_no_sense_names_file_and_field(changed, says, tmp_path):
     with pytest.raises(UserError, match=rf"latents\.json: image .*{says}"):
-        read_manifest(written(tmp_path, {"image": STILLS | changed}))
+        read_manifest(written(tmp_path, {"image": IMAGE | changed}))
 
 
 @pytest.mark.parametrize(
     "text, says",
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "tells of no image, video, audio"),
-        ('{"labels": {}}', "tells of no image"),
+        ("[]", "describes no image, video, audio"),
+        ('{"labels": {}}', "describes no image"),
         ('{"image": {"shape": [8, 6, 4]}}', "image lacks autoencoder, stride"),
         ('{"audio": {"autoencoder": "a", "shape": [5, 4], "sample_rate": 8000}}', "audio lacks temporal_stride"),
-        ('{"picture": {}, "image": {}}', "picture is not known"),
+        ('{"photo": {}, "image": {}}', "photo is not known"),
     ],
 )
 def test_damaged_manifests(text, says, tmp_path):
@@ -169,14 +170,14 @@ def test_damaged_manifests(text, says, tmp_path):
 )
 def test_labels_need_names_and_classes(labels, tmp_path):
     with pytest.raises(UserError, match="labels"):
-        read_manifest(written(tmp_path, {"image": STILLS, "labels": labels}))
+        read_manifest(written(tmp_path, {"image": IMAGE, "labels": labels}))
 
 
 def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
     good, huge = noise(8, 6, 4), np.full((8, 6, 4), 1e6, np.float32)
     source = written(
         tmp_path / "source",
-        {"image": STILLS, "labels": {"of": ["cat", "dog"]}},
+        {"image": IMAGE, "labels": {"of": ["cat", "dog"]}},
         good={"image": good, "of": 1},
         huge={"image": huge, "of": 1},
         nan={"image": good * np.nan, "of": 1},
@@ -230,12 +231,12 @@ def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
         "surrogate.npz": "wrong caption",
     }
     assert [(r["file"], r["detail"][:9]) for r in report["partial"]] == [("some.npz", "sample 1:")]
-    assert (report["found"], report["used"]) == (21, 2)
+    assert (report["files"], report["used"]) == (21, 2)
     assert "pickle" not in capsys.readouterr().out
 
 
 def test_nothing_usable_says_why(tmp_path):
-    source = written(tmp_path / "source", {"image": STILLS}, odd={"image": noise(4, 8, 6)})
+    source = written(tmp_path / "source", {"image": IMAGE}, odd={"image": noise(4, 8, 6)})
     with pytest.raises(UserError, match=r"1 wrong shape\); the first: odd\.npz: image has shape"):
         build(LatentFiles(source=str(source)), tmp_path / "data")
     (source / "odd.npz").unlink()
@@ -245,20 +246,20 @@ def test_nothing_usable_says_why(tmp_path):
 
 def test_folders_are_splits(tmp_path):
     one = {"image": noise(8, 6, 4)}
-    source = written(tmp_path / "source", {"image": STILLS}, train__a=one, train__b__c=one, test__d=one, extra__e=one)
+    source = written(tmp_path / "source", {"image": IMAGE}, train__a=one, train__b__c=one, test__d=one, extra__e=one)
     built = build(LatentFiles(source=str(source)), tmp_path / "data")
     assert built.splits == {"train": 2, "test": 1}
     assert {r["id"] for r in built.records("train")} == {"train/a.npz", "train/b/c.npz"}
 
 
 def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
-    source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
+    source = written(tmp_path / "source", {"image": IMAGE}, one={"image": noise(8, 6, 4)})
     refused = lambda config: prepare_data(
-        experiment_of(tiny_experiment, source, {"image": config}).resolved(), tmp_path / "data"
+        resolve(experiment_of(tiny_experiment, source, {"image": config})), tmp_path / "data"
     )
     with pytest.raises(UserError, match="fitted to media.*made by 'sd-vae-ft-ema': name that one"):
         refused(PatchPCA(patch=8, channels=4))
-    with pytest.raises(UserError, match="latents were made by 'sd-vae-ft-ema': give it that name"):
+    with pytest.raises(UserError, match="latents were made by .sd-vae-ft-ema."):
         refused(Precomputed(name="mine", channels=4, stride=8, images_only=True))
     with pytest.raises(UserError, match=r"latents of shape \[16, 12, 4\].*\[8, 6, 4\]"):
         refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=4, images_only=True))
@@ -266,7 +267,7 @@ def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
         refused(Precomputed(name="sd-vae-ft-ema", channels=4, stride=8))
     with pytest.raises(UserError, match="--autoencoder.video NAME=PATH"):
         load_autoencoder(Precomputed(name="x"), tmp_path)
-    tiny = prepare_data(tiny_experiment.resolved(), data_dir)[1]
+    tiny = prepare_data(resolve(tiny_experiment), data_dir)[1]
     with pytest.raises(UserError, match="given by its latents alone, and cannot encode collisions"):
         fit_autoencoder("image", Precomputed(name="sd-vae-ft-ema", images_only=True), tiny, (), tmp_path / "data")
 
@@ -300,7 +301,7 @@ def test_names_of_autoencoders(name, passes):
 
 def test_encoding_ahead_keeps_the_clock(tiny_experiment, tmp_path, capsys):
     """Latents that `data build` encodes are those that an experiment expects; of several hosts none waits."""
-    source = written(tmp_path / "source", {"audio": SOUNDS}, one={"audio": noise(10, 7)})
+    source = written(tmp_path / "source", {"audio": AUDIO}, one={"audio": noise(10, 7)})
     flags = ["--source", str(source), "--validation-fraction", "0", "--test-fraction", "0"]
     main(
         [
@@ -314,19 +315,19 @@ def test_encoding_ahead_keeps_the_clock(tiny_experiment, tmp_path, capsys):
         ]
     )
     experiment = experiment_of(tiny_experiment, source, {"audio": parse_autoencoder(f"precomputed={source}", "audio")})
-    feed, _ = prepare_data(experiment.resolved(), tmp_path / "data", EncodeShare(host=1, hosts=2))
+    feed, _ = prepare_data(resolve(experiment), tmp_path / "data", EncodeShare(host=1, hosts=2))
     assert str(feed.latents["mine"].path) in capsys.readouterr().out
     batch, _ = next(iter(feed.batches(0, 1)))
     assert batch["latents"]["audio"].shape == (2, 10, 7)
 
 
 def test_frozen_encoders_need_features_in_a_file(tiny_experiment, tmp_path):
-    source = written(tmp_path / "source", {"image": STILLS}, one={"image": noise(8, 6, 4)})
+    source = written(tmp_path / "source", {"image": IMAGE}, one={"image": noise(8, 6, 4)})
     save_file({"one.npz": noise(4, 3, 5)}, tmp_path / "features.safetensors")
     encoder = FeatureFiles(str(tmp_path / "features.safetensors"), 5)
     external = ExternalEncoder(student_layer=1, encoders={"image": encoder})
     given = {"image": parse_autoencoder(f"precomputed={source}", "image")}
     feed, _ = prepare_data(
-        experiment_of(tiny_experiment, source, given, alignment=external).resolved(), tmp_path / "data"
+        resolve(experiment_of(tiny_experiment, source, given, alignment=external)), tmp_path / "data"
     )
     assert feed.latents["mine"].features

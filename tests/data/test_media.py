@@ -31,7 +31,7 @@ def folder(tmp_path):
     folder = tmp_path / "my media"
     (folder / "deep" / "er").mkdir(parents=True)
     write_video(folder / "video.mp4")
-    write_video(folder / "deep" / "mute.mkv", sound=None)
+    write_video(folder / "deep" / "mute.mkv", sample_rate=None)
     soundfile.write(folder / "deep" / "er" / "tone.wav", tone(44100), 44100)
     Image.fromarray(quadrants()).save(folder / "image.png")
     (folder / "README.txt").write_text("hello")
@@ -63,8 +63,8 @@ def test_records(folder, tmp_path, capsys):
     np.testing.assert_array_equal(records["video.mp4@0.500"]["audio"], direct[1].audio)
 
     report = read_report(ready)
-    assert report["clips"] == {"train": {"video with sound": 3, "video": 3, "sound": 3, "image": 1}}
-    assert (report["found"], report["used"]) == (5, 4) and reasons(report, "skipped") == {"README.txt": "not media"}
+    assert report["records"] == {"train": {"video with audio": 3, "video": 3, "audio": 3, "image": 1}}
+    assert (report["files"], report["used"]) == (5, 4) and reasons(report, "skipped") == {"README.txt": "not media"}
     out, err = capsys.readouterr()
     assert out.strip() == format_report(report) and mentions("4 5 files README.txt").search(out)
     assert "Generating" not in err and "Dataset" not in out
@@ -136,7 +136,7 @@ def test_train_is_never_empty_and_there_are_no_empty_splits(folder, tmp_path):
     ready = build(folder, tmp_path / "out", validation_fraction=0.5, test_fraction=0.499)
     assert list(ready.info.splits) == ["train"] and len(ready.as_data_source("train")) == 10
     report = read_report(ready)
-    assert mentions("train").search(report["notes"][0]) and list(report["clips"]) == ["train"]
+    assert mentions("train").search(report["notes"][0]) and list(report["records"]) == ["train"]
     assert set(ready.as_data_source()) == {"train"}
 
 
@@ -151,7 +151,7 @@ def test_mistakes_of_the_user(folder, tmp_path):
     out = tmp_path / "out"
     for wrong, message in [
         ({"source": str(tmp_path / "none")}, "none does not exist"),
-        ({"source": str(folder / "picture.png")}, "picture.png is a file"),
+        ({"source": str(folder / "image.png")}, "image.png is a file"),
         ({"source": ""}, "media.source is empty"),
         ({"frames_per_second": 7.0, "frames": 10}, "media.sample_rate = 8000: .* not a whole number"),
         ({"size": 0}, "media.size = 0"),
@@ -211,7 +211,7 @@ def test_a_decoder_that_fails_does_not_end_the_build(folder, tmp_path, monkeypat
     report = read_report(build(folder, tmp_path / "out"))
     assert reasons(report, "partial") == {"video.mp4": "unreadable"}
     assert reasons(report, "skipped")["deep/mute.mkv"] == "unreadable"
-    assert report["clips"]["train"]["video with sound"] == 1
+    assert report["records"]["train"]["video with audio"] == 1
 
 
 def test_a_killed_build_is_not_taken_for_a_data_set(folder, tmp_path):
@@ -242,7 +242,7 @@ def test_a_killed_build_is_not_taken_for_a_data_set(folder, tmp_path):
 
 def test_long_reports_are_capped_on_screen_only(tmp_path):
     remarks = [{"file": f"{i}.txt", "reason": "not media", "detail": ""} for i in range(50)]
-    report = {"source": "x", "used": 1, "found": 51, "clips": {}, "notes": [], "skipped": remarks, "partial": []}
+    report = {"source": "x", "used": 1, "files": 51, "records": {}, "notes": [], "skipped": remarks, "partial": []}
     text = format_report(report)
     assert text.count(".txt") == 20 and mentions("30 report.json 50 files").search(text)
 

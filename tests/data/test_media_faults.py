@@ -1,4 +1,4 @@
-"""What is wrong with files."""
+"""Damaged and unusual files."""
 
 import itertools
 import random
@@ -31,17 +31,17 @@ def test_reasons(tmp_path):
     assert reason(tmp_path / "silent.flac") == "digital silence"
 
 
-def test_a_silent_sound_track_leaves_the_video(tmp_path):
+def test_a_silent_audio_stream_leaves_the_video(tmp_path):
     for name in ("quiet.mkv", "quiet.mp4"):
         made, notes = decode(write_video(tmp_path / name, quiet=True))
         assert len(made) == 3 and all(clip.audio is None for clip in made)
-        assert notes == {"digital silence, the clip is kept without sound": "3 clips"}
+        assert notes == {"digital silence, the clip is kept without audio": "3 clips"}
 
 
-def test_sound_that_ends_early_is_not_filled_up(tmp_path):
+def test_audio_that_ends_early_is_not_padded(tmp_path):
     made, notes = decode(write_video(tmp_path / "early.mkv", seconds=2.0, audio_seconds=1.2))
     assert [clip.audio is not None for clip in made] == [True, False, False]
-    assert notes == {"sound does not cover the whole clip, which is kept without it": "2 clips"}
+    assert notes == {"audio does not cover the whole clip, which is kept without it": "2 clips"}
 
 
 def test_album_covers_are_no_video(tmp_path):
@@ -81,7 +81,7 @@ def test_what_decodes_of_a_truncated_file_is_kept(tmp_path, name):
     path = tmp_path / name
     if name.endswith("mkv"):
         noise = np.random.default_rng(0).integers(0, 255, (100, 48, 64, 3), dtype=np.uint8)
-        write_video(path, seconds=4.0, paint=lambda number, at: noise[number], sound=None)
+        write_video(path, seconds=4.0, paint=lambda number, at: noise[number], sample_rate=None)
     else:
         soundfile.write(path, tone(44100, 4.0), 44100)
     whole, notes = decode(path)
@@ -100,7 +100,7 @@ def test_what_decodes_of_a_truncated_file_is_kept(tmp_path, name):
 
 def test_timestamps_that_jump_do_not_make_clips_without_end(tmp_path):
     times = [i / 25 for i in range(30)] + [1e6 + i / 25 for i in range(30)]
-    path = write_video(tmp_path / "jump.mkv", times=times, sound=None, codec="libx264")
+    path = write_video(tmp_path / "jump.mkv", times=times, sample_rate=None, codec="libx264")
     made, _ = decode(path)
     assert [round(clip.start) for clip in made] == [0, 1000000]
 
@@ -139,8 +139,8 @@ def test_broken_bytes_never_crash_or_hang(tmp_path):
     ready = build(broken, tmp_path / "out")
     assert time.monotonic() - started < 60
     report = read_report(ready)
-    assert report["found"] == 84
+    assert report["files"] == 84
     touched = reasons(report, "skipped") | reasons(report, "partial")
     assert report["used"] + len(reasons(report, "skipped")) == 84 and len(touched) > 10
     made = sum(1 for record in ready.as_data_source("train") if record["video"].shape == (10, 16, 16, 3))
-    assert made == sum(report["clips"]["train"].values())
+    assert made == sum(report["records"]["train"].values())

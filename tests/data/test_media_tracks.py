@@ -1,10 +1,10 @@
-"""Sight and sound together."""
+"""Video and audio of a file on one clock."""
 
 import numpy as np
 import pytest
 import soundfile
 
-from selfflow.data.media.decode import Sound
+from selfflow.data.media.audio import AudioWindow, Chunk
 from tests.data.media_files import SMALL, decode, tone, write_video
 
 
@@ -14,14 +14,14 @@ from tests.data.media_files import SMALL, decode, tone, write_video
         ("plain.mkv", {}),
         ("aac.mp4", {}),
         ("sixty.mkv", {"fps": 60}),
-        ("film.mkv", {"fps": 24000 / 1001}),
-        ("cd.mkv", {"sound": 44100}),
-        ("odd.mkv", {"sound": 11025, "layout": "mono"}),
-        ("fine.mkv", {"sound": 96000}),
+        ("cinema.mkv", {"fps": 24000 / 1001}),
+        ("cd.mkv", {"sample_rate": 44100}),
+        ("odd.mkv", {"sample_rate": 11025, "layout": "mono"}),
+        ("fine.mkv", {"sample_rate": 96000}),
         ("surround.mkv", {"layout": "5.1"}),
-        ("sound_late.mkv", {"video_at": 0.2, "audio_at": 0.5, "codec": "libx264"}),
-        ("picture_late.mkv", {"video_at": 0.7, "audio_at": 0.3, "codec": "libx264"}),
-        ("picture_late.mp4", {"video_at": 0.7, "audio_at": 0.2, "codec": "libx264"}),
+        ("audio_late.mkv", {"video_at": 0.2, "audio_at": 0.5, "codec": "libx264"}),
+        ("video_late.mkv", {"video_at": 0.7, "audio_at": 0.3, "codec": "libx264"}),
+        ("video_late.mp4", {"video_at": 0.7, "audio_at": 0.2, "codec": "libx264"}),
     ],
 )
 def test_flash_and_click_land_in_the_same_frame(tmp_path, name, options):
@@ -45,7 +45,7 @@ def test_times_of_clips_and_frames(tmp_path):
     def paint(number, at):  # the level of gray is the number of the frame
         return np.full((48, 64, 3), 20 + 4 * number, np.uint8)
 
-    path = write_video(tmp_path / "ramp.mkv", seconds=2.0, fps=20, paint=paint, sound=None, codec="libx264")
+    path = write_video(tmp_path / "ramp.mkv", seconds=2.0, fps=20, paint=paint, sample_rate=None, codec="libx264")
     made, _ = decode(path)
     assert [clip.start for clip in made] == [0.0, 0.5, 1.0]
     for clip in made:
@@ -55,19 +55,19 @@ def test_times_of_clips_and_frames(tmp_path):
         np.testing.assert_array_equal(clip.image, clip.video[5])
 
 
-def test_variable_frame_rate_shows_what_a_player_shows(tmp_path):
+def test_variable_frame_rates_show_the_frames_of_a_player(tmp_path):
     times = [0.0, 0.04, 0.9, 1.0, 1.5, 1.52]
 
     def paint(number, at):
         return np.full((48, 64, 3), 20 + 40 * number, np.uint8)
 
-    path = write_video(tmp_path / "vfr.mkv", times=times, paint=paint, sound=None, codec="libx264")
+    path = write_video(tmp_path / "vfr.mkv", times=times, paint=paint, sample_rate=None, codec="libx264")
     (clip, *_), _ = decode(path)
     shown = [max(i for i, t in enumerate(times) if t <= at + 1e-3) for at in np.arange(10) / 10]
     np.testing.assert_allclose(clip.video.mean((1, 2, 3)), [20 + 40 * i for i in shown], atol=6)
 
 
-def test_sound_keeps_its_pitch_and_odd_rates_their_length(tmp_path):
+def test_audio_keeps_its_pitch_and_odd_rates_their_length(tmp_path):
     for rate in (8000, 11025, 44100, 96000):
         path = tmp_path / f"{rate}.wav"
         soundfile.write(path, np.stack([tone(rate), 0 * tone(rate)], 1), rate)
@@ -87,12 +87,12 @@ def test_a_file_too_loud_does_not_wrap_around(tmp_path):
     assert np.mean(np.abs(made[0].audio.astype(int)) == 32767) > 0.5
 
 
-def test_window_over_sound_with_a_hole():
-    pieces = [(0, np.ones(5, np.float32)), (5, np.ones(5, np.float32)), (15, np.full(10, 2, np.float32))]
-    heard = Sound(iter(pieces))
-    samples, covered = heard.window(2, 10)
+def test_window_over_audio_with_a_gap():
+    chunks = [(0, np.ones(5, np.float32)), (5, np.ones(5, np.float32)), (15, np.full(10, 2, np.float32))]
+    audio = AudioWindow(Chunk(*chunk) for chunk in chunks)
+    samples, covered = audio.read(2, 10)
     assert covered == 8 and samples.tolist() == [1.0] * 8 + [0.0] * 2
-    assert heard.run_after(2) == 15
-    samples, covered = heard.window(14, 20)
+    assert audio.next_start(after=2) == 15
+    samples, covered = audio.read(14, 20)
     assert covered == 10 and samples.tolist() == [0.0] + [2.0] * 10 + [0.0] * 9
-    assert heard.run_after(15) is None
+    assert audio.next_start(after=15) is None

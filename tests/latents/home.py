@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from selfflow.config.shapes import all_streams
 from selfflow.data.built import BuiltDataset, build
 from selfflow.latents.encode import EncodeShare, encode
 from selfflow.latents.fit_autoencoder import fit_autoencoder
@@ -24,7 +25,7 @@ def make_home(experiment, root: Path) -> tuple[BuiltDataset, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writing, "SHARD_BYTES", 500_000)
         built = build(experiment.data["collisions"], root)
-    modalities = experiment.modalities()
+    modalities = all_streams(experiment)
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), root) for m, c in experiment.autoencoders.items()}
     latents = encode(built, fitted, modalities, None, root, records_per_shard=5)
     # Half of the hosts have done their part.

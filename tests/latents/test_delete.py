@@ -12,6 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 from safetensors.numpy import load_file, save_file
 
+from selfflow.config.shapes import all_streams
 from selfflow.data.built import build
 from selfflow.data.stored import read_splits
 from selfflow.data.verify import verify_data
@@ -105,7 +106,7 @@ def test_forgetting_again_and_again_and_encoding_after_it(home, tiny_experiment)
         m: fit_autoencoder(m, c, {"collisions": second.built}, (), root)
         for m, c in tiny_experiment.autoencoders.items()
     }
-    arguments = (second.built, fitted, tiny_experiment.modalities(), None, root)
+    arguments = (second.built, fitted, all_streams(tiny_experiment), None, root)
     assert encode(*arguments).path == latents  # not encoded anew
     (latents / "manifest.json").unlink()
     fresh = encode(*arguments, records_per_shard=5)

@@ -12,6 +12,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from selfflow.autoencoders.linear import LinearAutoencoder, MdctPCA, PatchPCA
+from selfflow.config.shapes import all_streams
 from selfflow.data.built import BuiltDataset, build
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
@@ -30,7 +31,7 @@ def prepared(tiny_experiment, data_dir):
         m: fit_autoencoder(m, config, {"collisions": built}, (), data_dir)
         for m, config in tiny_experiment.autoencoders.items()
     }
-    return built, fitted, tiny_experiment.modalities()
+    return built, fitted, all_streams(tiny_experiment)
 
 
 def encoded(prepared, folder, **more) -> Latents | None:
@@ -112,7 +113,7 @@ def slow_encode(data_dir, folder) -> None:
     experiment = load_experiment(TINY)
     built = build(experiment.data["collisions"], data_dir)
     fitted = {m: fit_autoencoder(m, c, {"collisions": built}, (), data_dir) for m, c in experiment.autoencoders.items()}
-    encode(built, fitted, experiment.modalities(), None, folder, records_per_shard=5)
+    encode(built, fitted, all_streams(experiment), None, folder, records_per_shard=5)
 
 
 def _start(data_dir, folder) -> subprocess.Popen:
@@ -251,7 +252,7 @@ def test_stochastic_autoencoders_leave_mean_and_std(prepared, tmp_path, monkeypa
 
 
 def test_latents_of_another_autoencoder_resolution_or_rate_are_refused_by_name(latents, tiny_experiment):
-    configs, modalities = tiny_experiment.autoencoders, tiny_experiment.modalities()
+    configs, modalities = tiny_experiment.autoencoders, all_streams(tiny_experiment)
     latents.check(configs, modalities)
     latents.check(configs, modalities | {"video": modalities["video"].lasting(5)})  # another length is no other data
     faster = dataclasses.replace(modalities["video"], period=4.0)

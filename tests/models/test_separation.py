@@ -11,6 +11,7 @@ from flax import nnx
 import selfflow.models.joint
 import selfflow.models.sit
 from selfflow.config.files import load_experiment, read_experiment, save_experiment
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.models.joint import Caption
@@ -168,7 +169,7 @@ def test_context_tokens_have_no_group(objective, params, batch, keys_B):
 )
 def test_an_experiment_that_cannot_be_separated_is_refused(change, message):
     with pytest.raises(UserError, match=message):
-        dataclasses.replace(load_experiment(TINY), **change).resolved()
+        resolve(dataclasses.replace(load_experiment(TINY), **change))
     with pytest.raises(UserError, match="separation.whole is 1.0"):
         Separation(whole=1.0)
 

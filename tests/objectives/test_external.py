@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from selfflow.benchmark.step import random_batch
+from selfflow.config.resolve import resolve
 from selfflow.encoders import EffNetLite0, FeatureFiles
 from selfflow.errors import UserError
 from selfflow.objectives.alignment import ExternalEncoder
@@ -131,7 +132,7 @@ def test_its_operations_are_counted(tiny_experiment):
     )
     for depth in (1, 3):
         arm = dataclasses.replace(alignment, projector_depth=depth)
-        changed = dataclasses.replace(tiny_experiment, alignment=arm).resolved()
+        changed = resolve(dataclasses.replace(tiny_experiment, alignment=arm))
         state = jax.eval_shape(changed.init, jax.random.key(0))
         batch = random_batch(changed, "joint")
         assert {m: x.shape for m, x in batch["features"].items()} == {"video": (2, 100, 112)}
@@ -141,7 +142,7 @@ def test_its_operations_are_counted(tiny_experiment):
 
 def test_an_experiment_with_it_reads_back(tiny_experiment):
     alignment = ExternalEncoder(student_layer=1, encoders={"video": VIDEO, "image": EffNetLite0(), "audio": None})
-    experiment = dataclasses.replace(tiny_experiment, alignment=alignment).resolved()
+    experiment = resolve(dataclasses.replace(tiny_experiment, alignment=alignment)).experiment
     assert from_json(to_json(experiment), type(experiment), "experiment.json") == experiment
 
 
@@ -159,4 +160,4 @@ def test_an_experiment_with_it_reads_back(tiny_experiment):
 def test_encoders_that_do_not_fit_are_named(tiny_experiment, encoders, more, message):
     with pytest.raises(UserError, match=message):
         alignment = ExternalEncoder(**{"student_layer": 1, "encoders": encoders} | more)
-        dataclasses.replace(tiny_experiment, alignment=alignment).resolved()
+        resolve(dataclasses.replace(tiny_experiment, alignment=alignment))

@@ -13,6 +13,7 @@ import pytest
 
 import selfflow
 from selfflow.benchmark.step import random_batch
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.noise import Corruption
 from selfflow.objectives.alignment import Alignment
@@ -112,8 +113,8 @@ def test_its_check_and_its_flops(tiny_experiment):
     for change in ({"layers": (1, 9)}, {"width": width + 1}):
         name, value = next(iter(change.items()))
         with pytest.raises(UserError, match=f"alignment.{name} is {value[1] if name == 'layers' else value}"):
-            dataclasses.replace(tiny_experiment, alignment=dataclasses.replace(alignment, **change)).resolved()
-    experiment = dataclasses.replace(tiny_experiment, alignment=alignment).resolved()
+            resolve(dataclasses.replace(tiny_experiment, alignment=dataclasses.replace(alignment, **change)))
+    experiment = resolve(dataclasses.replace(tiny_experiment, alignment=alignment))
     state = jax.eval_shape(experiment.init, jax.random.key(0))
     counted = matmul_flops(experiment.step(), state, random_batch(experiment, "joint"))
     assert 0.97 * counted < model_flops(experiment, "joint") <= counted

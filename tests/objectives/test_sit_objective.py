@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from selfflow.config.files import load_experiment
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.modality import Modality
 from selfflow.models.joint import Caption
@@ -58,6 +59,6 @@ def test_it_takes_one_modality_and_no_caption(made):
 
 def test_an_experiment_whose_latents_do_not_fit_is_refused():
     experiment = load_experiment(TINY.parents[1] / "experiments" / "sit_s.py")
-    assert experiment.resolved().model.tokens == 256
+    assert resolve(experiment).experiment.model.tokens == 256
     with pytest.raises(UserError, match=r"a SiT of this model takes one modality \(16, 16, 4\)"):
-        dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, input_size=16)).resolved()
+        resolve(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, input_size=16)))

@@ -38,21 +38,22 @@ def ours(weights_file: Path, device: str):
 
     from selfflow.benchmark.step import random_batch
     from selfflow.config.files import load_experiment
+    from selfflow.config.resolve import resolve
     from selfflow.interop.released_sit import released_layout
 
     if jax.default_backend() != {"cuda": "gpu"}.get(device, device):
         sys.exit(f"--device is {device}, but JAX runs on {jax.default_backend()}")
-    experiment = load_experiment(ROOT / "experiments" / "sit_s.py").resolved()
-    state = jax.jit(experiment.init)(jax.random.key(0))
+    setup = resolve(load_experiment(ROOT / "experiments" / "sit_s.py"))
+    state = jax.jit(setup.init)(jax.random.key(0))
     # Off their zeros, so that no gradient is zero on either side.
     leaves, structure = jax.tree.flatten(state.params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     params = structure.unflatten([x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)])
     state = state._replace(params=params, frozen={"ema": jax.tree.map(jnp.copy, params["model"])})
     whole = params["model"] | {"projector": params["projector"]}
-    save_file(released_layout(whole, experiment.model, projector=True), weights_file)
-    batch = jax.device_put(random_batch(experiment, "image"))
-    compiled = jax.jit(experiment.step(), donate_argnums=0).lower(state, batch).compile()
+    save_file(released_layout(whole, setup.experiment.model, projector=True), weights_file)
+    batch = jax.device_put(random_batch(setup, "image"))
+    compiled = jax.jit(setup.step(), donate_argnums=0).lower(state, batch).compile()
 
     def step() -> float:
         nonlocal state
@@ -69,9 +70,10 @@ def torchs(weights_file: Path, device: str, compiled: bool):
     from safetensors.torch import load_file
 
     from selfflow.config.files import load_experiment
+    from selfflow.config.resolve import resolve
     from tests.parity.torch_sit import Shape, Step, draw
 
-    experiment = load_experiment(ROOT / "experiments" / "sit_s.py").resolved()
+    experiment = resolve(load_experiment(ROOT / "experiments" / "sit_s.py")).experiment
     model, alignment, optimizer = experiment.model, experiment.alignment, experiment.optimizer
     # On a GPU float32 products of JAX are those of TF32 unless told otherwise.
     torch.set_float32_matmul_precision("high")

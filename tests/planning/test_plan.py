@@ -12,6 +12,8 @@ import pytest
 from selfflow.cli.plan import main
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import load_experiment
+from selfflow.config.resolve import resolve
+from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
 from selfflow.models.joint_config import JointConfig
 from selfflow.noise import DualTimestep
@@ -107,41 +109,47 @@ def refused(parameters: float, temporaries: float, **mesh: int) -> Plan:
 def test_the_nearest_setting_that_fits_is_found_in_few_compilations(
     tiny_experiment, monkeypatch, plan, fitting, flags, compiled
 ):
-    experiment = dataclasses.replace(
-        tiny_experiment,
-        mixture={"image": dataclasses.replace(tiny_experiment.mixture["image"], weight=1.0, batch_size=64)},
-        schedule=DualTimestep(),
-        devices=Devices(fsdp=plan.mesh["fsdp"]),
-    ).resolved()
+    setup = resolve(
+        dataclasses.replace(
+            tiny_experiment,
+            mixture={"image": dataclasses.replace(tiny_experiment.mixture["image"], weight=1.0, batch_size=64)},
+            schedule=DualTimestep(),
+            devices=Devices(fsdp=plan.mesh["fsdp"]),
+        )
+    )
     tried = []
 
-    def compile_step(candidate: Experiment, name: str, mesh) -> Compiled | Refused:
+    def compile_step(candidate: FlowSetup, name: str, mesh) -> Compiled | Refused:
         tried.append(candidate)
-        return Compiled("", 0, 0, 1.0) if fitting(candidate) else Refused(20 * GB, 16 * GB, 1.0)
+        return Compiled("", 0, 0, 1.0) if fitting(candidate.experiment) else Refused(20 * GB, 16 * GB, 1.0)
 
     monkeypatch.setattr(fit, "compile_step", compile_step)
-    monkeypatch.setattr(Experiment, "check_devices", lambda self, mesh: None)
-    found, told = fit.nearest_fit(experiment, "image", plan, lambda candidate: candidate.devices.shape(16))
+    monkeypatch.setattr(FlowSetup, "check_devices", lambda self, mesh: None)
+    found, told = fit.nearest_fit(setup, "image", plan, lambda candidate: candidate.devices.shape(16))
     assert told == flags and found is tried[-1] and len(tried) == compiled
 
 
 def test_where_nothing_fits_the_search_ends(tiny_experiment, monkeypatch):
     monkeypatch.setattr(fit, "compile_step", lambda *_: Refused(20 * GB, 16 * GB, 1.0))
-    monkeypatch.setattr(Experiment, "check_devices", lambda self, mesh: None)
+    monkeypatch.setattr(FlowSetup, "check_devices", lambda self, mesh: None)
     shape = lambda candidate: candidate.devices.shape(16)
-    assert fit.nearest_fit(tiny_experiment.resolved(), "joint", refused(3, 9, data=16, fsdp=1, tensor=1), shape) is None
+    assert fit.nearest_fit(resolve(tiny_experiment), "joint", refused(3, 9, data=16, fsdp=1, tensor=1), shape) is None
 
 
-def small(experiment: Experiment, dtype: str = "bfloat16", **fields) -> Experiment:
-    """One set, and few narrow blocks."""
+def small(experiment: Experiment, dtype: str = "bfloat16", **fields) -> FlowSetup:
+    """One component, and few narrow blocks."""
     model = JointConfig(width=256, heads=4, double_blocks=1, single_blocks=3, rotary=(16, 16, 16, 16), dtype=dtype)
     mixture = {"image": dataclasses.replace(experiment.mixture["image"], weight=1.0, batch_size=16)}
-    return dataclasses.replace(experiment, model=model, mixture=mixture, alignment=NoAlignment(), **fields).resolved()
+    return resolve(
+        dataclasses.replace(
+            experiment, model=model, mixture=mixture, schedule=DualTimestep(), alignment=NoAlignment(), **fields
+        )
+    )
 
 
-def planned(experiment: Experiment, topology: str) -> Plan:
-    devices = slice_devices(topology, experiment.devices.slices)
-    return make_plan(experiment, topology, experiment.devices.mesh(devices))
+def planned(setup: FlowSetup, topology: str) -> Plan:
+    devices = slice_devices(topology, setup.experiment.devices.slices)
+    return make_plan(setup, topology, setup.experiment.devices.mesh(devices))
 
 
 @pytest.mark.tpu
@@ -170,9 +178,9 @@ def test_parameters_are_cast_before_they_are_gathered(tiny_experiment):
     pytest.importorskip("libtpu", reason="no libtpu: pip install 'selfflow[tpu]'")
     devices, gathered = slice_devices("v5e:2x4"), {}
     for dtype, precision in (("bfloat16", None), ("float32", "highest")):
-        experiment = small(tiny_experiment, dtype, devices=Devices(data=1, fsdp=8))
+        setup = small(tiny_experiment, dtype, devices=Devices(data=1, fsdp=8))
         with jax.default_matmul_precision(precision):
-            program = compile_step(experiment, "image", experiment.devices.mesh(devices))
+            program = compile_step(setup, "image", setup.experiment.devices.mesh(devices))
         gathers = [one for one in collectives(program.text, 8) if one.kind == "all-gather"]
         gathered[dtype] = sum(one.bytes for one in gathers)
         name, size = ("bf16", 2) if dtype == "bfloat16" else ("f32", 4)
@@ -185,11 +193,11 @@ def test_parameters_are_cast_before_they_are_gathered(tiny_experiment):
 @pytest.mark.tpu
 def test_gradients_go_between_slices_and_little_else(tiny_experiment):
     pytest.importorskip("libtpu", reason="no libtpu: pip install 'selfflow[tpu]'")
-    experiment = small(tiny_experiment, devices=Devices(fsdp=4, slices=2))
-    plan = planned(experiment, "v5e:2x2")
+    setup = small(tiny_experiment, devices=Devices(fsdp=4, slices=2))
+    plan = planned(setup, "v5e:2x2")
     assert plan.chips == 8 and plan.mesh == {"data": 2, "fsdp": 4, "tensor": 1}
     between = sum(plan.bounds.traffic_between_slices.values())
-    size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(experiment.init, jax.random.key(0)).params))
+    size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(setup.init, jax.random.key(0)).params))
     # Every chip passes on its quarter of the gradient, in bfloat16 but for what no dense layer holds.
     assert 0.5 * size / 4 * 2 < between < 2.5 * size / 4 * 2
     assert plan.bounds.components[0].seconds["dcn"] == pytest.approx(between / CHIPS["v5e"].dcn_bandwidth)
@@ -200,6 +208,6 @@ def test_gradients_go_between_slices_and_little_else(tiny_experiment):
 def test_the_joint_model_of_625m_fits_256_chips():
     pytest.importorskip("libtpu", reason="no libtpu: pip install 'selfflow[tpu]'")
     began = time.perf_counter()
-    plan = planned(load_experiment(EXPERIMENTS / "joint_625m.py").resolved(), "v5e:16x16")
+    plan = planned(resolve(load_experiment(EXPERIMENTS / "joint_625m.py")), "v5e:16x16")
     assert plan.fits and plan.memory.total < 15.75 * 2**30 and plan.bounds.mfu > 0.8
     assert time.perf_counter() - began < 240

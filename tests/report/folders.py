@@ -10,6 +10,7 @@ from PIL import Image
 
 from selfflow.config.experiment import Experiment
 from selfflow.config.files import load_experiment, save_experiment
+from selfflow.config.resolve import resolve
 from selfflow.sampling.media_files import write_video
 from selfflow.sweep.load import with_overrides
 from tests.conftest import TINY
@@ -22,7 +23,7 @@ def experiment(seed: int, **overrides: Any) -> Experiment:
     seeds = {f"seed.{name}": seed for name in ("init", "data", "noise")}
     fields = {name.replace("__", "."): value for name, value in overrides.items()}
     base = dataclasses.replace(load_experiment(TINY), steps=STEPS)
-    return with_overrides(base, seeds | fields, "test").resolved()
+    return resolve(with_overrides(base, seeds | fields, "test")).experiment.experiment.experiment
 
 
 def make_run(folder: Path, config: Experiment, ratio: float | None, losses: Any = lambda step: 1.0, until: int = STEPS):

@@ -15,6 +15,7 @@ import pytest
 from scipy import stats
 
 from selfflow.config.experiment import Experiment
+from selfflow.config.setup import setup_of
 from selfflow.errors import UserError
 from selfflow.planning.model_flops import model_flops
 from selfflow.report.curves import TRAINING_TASK_FIELDS
@@ -127,7 +128,8 @@ def test_curves_are_means_over_steps_and_then_over_seeds(tmp_path):
     assert float(first["x"]) == 4.5 and float(first["mean"]) == pytest.approx(1.2 + 0.045)
     interval = stats.t.interval(0.95, 1, 1.245, 0.2)
     assert [float(first["low"]), float(first["high"])] == pytest.approx(interval)
-    flops = 0.5 * model_flops(made, "joint") + 0.5 * model_flops(made, "image")
+    setup = setup_of(made)
+    flops = 0.5 * model_flops(setup, "joint") + 0.5 * model_flops(setup, "image")
     assert float(by_flops[0]["x"]) == pytest.approx(4.5 * flops)
     health = {(row["panel"], row["kind"]) for row in tables["alignment"]}
     assert ("norm of features", "teacher") in health and ("cosine, projected", "") in health

@@ -48,7 +48,7 @@ def test_weights_have_a_name_that_is_theirs(run, tiny_run):
 
 def test_clips_are_what_the_set_has_of_a_split(run, data_dir):
     clips = run.data("test", data_dir=data_dir)
-    feed, built = prepare_data(run.experiment, data_dir)
+    feed, built = prepare_data(run.setup, data_dir)
     assert run.feed(data_dir)[0] is run.feed(str(data_dir))[0]
     reader, records = feed.reader("joint", "test"), built["collisions"].records("test")
     assert (clips.component, clips.split, len(clips)) == ("joint", "test", 12) and set(clips.labels) >= {

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from selfflow.config.resolve import resolve
 from selfflow.data.atari import Atari
 from selfflow.data.mnist5k import Mnist5k
 from selfflow.encoders.text import Text
@@ -29,30 +30,32 @@ def mixed(tiny_experiment, tmp_path_factory):
     encoder = write_bert(tmp_path_factory.mktemp("bert"))
     excluded = tmp_path_factory.mktemp("ids") / "ids.txt"
     excluded.write_text("train-000003\ntrain-000011\nnobody\n")
-    return dataclasses.replace(
-        tiny_experiment,
-        data=tiny_experiment.data
-        | {
-            "atari": Atari(train_clips=8, validation_clips=4, test_clips=4),
-            "mnist": Mnist5k(),
-        },
-        mixture={
-            "collisions": Component(("video", "audio"), 0.25, 4, data="collisions"),
-            "short": Component(("video",), 0.25, 4, data="collisions", seconds=0.8),
-            "atari": Component(("video", "audio"), 0.25, 2, data="atari"),
-            "digits": Component(("image",), 0.25, 8, data="mnist"),
-        },
-        curriculum=(Stage(step=6, weights={"digits": 1.0}),),
-        text=Text(encoder=str(encoder), tokens=8),
-        model=dataclasses.replace(tiny_experiment.model, text=12),
-        exclude=str(excluded),
-        steps=7,
-    ).resolved()
+    return resolve(
+        dataclasses.replace(
+            tiny_experiment,
+            data=tiny_experiment.data
+            | {
+                "atari": Atari(train_clips=8, validation_clips=4, test_clips=4),
+                "mnist": Mnist5k(),
+            },
+            mixture={
+                "collisions": Component(("video", "audio"), 0.25, 4, data="collisions"),
+                "short": Component(("video",), 0.25, 4, data="collisions", seconds=0.8),
+                "atari": Component(("video", "audio"), 0.25, 2, data="atari"),
+                "digits": Component(("image",), 0.25, 8, data="mnist"),
+            },
+            curriculum=(Stage(step=6, weights={"digits": 1.0}),),
+            text=Text(encoder=str(encoder), tokens=8),
+            model=dataclasses.replace(tiny_experiment.model, text=12),
+            exclude=str(excluded),
+            steps=7,
+        )
+    ).experiment
 
 
 @pytest.fixture(scope="module")
 def prepared(mixed, data_dir):
-    return prepare_data(mixed, data_dir)
+    return prepare_data(resolve(mixed), data_dir)
 
 
 def test_one_feed_for_all_data_sets(prepared, mixed):
@@ -90,7 +93,7 @@ def test_excluded_samples_are_in_no_reader(prepared, mixed, capsys, data_dir):
         reader = feed.reader("collisions", split)
         assert not {"train-000003", "train-000011"} & {reader.source.id(i) for i in reader.records}
     assert len(feed.reader("collisions", "train").records) == 22
-    prepare_data(mixed, data_dir)
+    prepare_data(resolve(mixed), data_dir)
     assert mentions("exclude 2 3 ids nobody").search(capsys.readouterr().out)
 
 
@@ -98,25 +101,25 @@ def test_the_hash_of_the_excluded_ids_is_in_the_experiment(mixed, tmp_path):
     assert len(mixed.exclude_hash) == 16 and from_json(to_json(mixed), type(mixed), "here") == mixed
     moved = tmp_path / "moved.txt"
     moved.write_text("nobody\n\ntrain-000011\r\ntrain-000003")
-    assert dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved().exclude_hash == mixed.exclude_hash
+    again = dataclasses.replace(mixed, exclude=str(moved), exclude_hash="")
+    assert resolve(again).experiment.exclude_hash == mixed.exclude_hash
     moved.write_text("nobody\n")
-    assert dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved().exclude_hash != mixed.exclude_hash
+    assert resolve(again).experiment.exclude_hash != mixed.exclude_hash
     for text, words in ((b"", "none"), (b"\xff\xfe", "UTF-8")):
         moved.write_bytes(text)
         with pytest.raises(UserError, match=mentions(moved, words)):
-            dataclasses.replace(mixed, exclude=str(moved), exclude_hash="").resolved()
+            resolve(again)
     with pytest.raises(UserError, match=mentions("nowhere No such file")):
-        dataclasses.replace(mixed, exclude="nowhere", exclude_hash="").resolved()
+        resolve(dataclasses.replace(mixed, exclude="nowhere", exclude_hash=""))
     with pytest.raises(UserError, match=mentions("exclude_hash 1234", mixed.exclude, mixed.exclude_hash)):
-        dataclasses.replace(mixed, exclude_hash="1234").resolved()
+        resolve(dataclasses.replace(mixed, exclude_hash="1234"))
 
 
 def test_precomputed_latents_need_no_raw_data(prepared, mixed, tmp_path):
     feed, _ = prepared
-    elsewhere = dataclasses.replace(
-        mixed, latents={name: str(latents.path) for name, latents in feed.latents.items()}
-    ).resolved()
-    again, built = prepare_data(elsewhere, tmp_path)
+    folders = {name: str(latents.path) for name, latents in feed.latents.items()}
+    elsewhere = dataclasses.replace(mixed, latents=folders)
+    again, built = prepare_data(resolve(elsewhere), tmp_path)
     assert built == {} and not (tmp_path / "collisions").exists()
     assert latents_hash(again.latents) == latents_hash(feed.latents)
     for (a, _), (b, _) in zip(feed.batches(0, 3), again.batches(0, 3)):
@@ -126,9 +129,9 @@ def test_precomputed_latents_need_no_raw_data(prepared, mixed, tmp_path):
         autoencoders=mixed.autoencoders | {"audio": dataclasses.replace(mixed.autoencoders["audio"], channels=64)},
     )
     with pytest.raises(UserError, match=mentions("audio autoencoder 'channels': 128} 64}")):
-        prepare_data(other, tmp_path)
+        prepare_data(resolve(other), tmp_path)
     with pytest.raises(UserError, match=mentions(tmp_path, "manifest.json")):
-        prepare_data(dataclasses.replace(mixed, latents={"mnist": str(tmp_path)}), tmp_path)
+        prepare_data(resolve(dataclasses.replace(mixed, latents={"mnist": str(tmp_path)})), tmp_path)
 
 
 @pytest.mark.slow
@@ -198,10 +201,10 @@ def test_it_trains_and_logs_unreadable_records(prepared, mixed, tmp_path, data_d
 )
 def test_experiments_that_cannot_be(mixed, change, words):
     with pytest.raises(UserError, match=mentions(words)):
-        dataclasses.replace(mixed, **({"curriculum": ()} | change(mixed))).resolved()
+        resolve(dataclasses.replace(mixed, **({"curriculum": ()} | change(mixed))))
 
 
 def test_captions_of_another_width_are_refused(mixed, data_dir):
     wide = dataclasses.replace(mixed, model=dataclasses.replace(mixed.model, text=16))
     with pytest.raises(UserError, match=mentions("model.text 16 captions 12")):
-        prepare_data(wide, data_dir)
+        prepare_data(resolve(wide), data_dir)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from selfflow.config.files import load_experiment
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.run.init_state import parse_run_step
 from selfflow.run.run import open_run
@@ -131,7 +132,7 @@ def test_two_hosts_train_into_gs_and_two_others_resume(store, home, experiment, 
 def test_data_is_built_once_and_found_by_the_next_run(store, bucket, home, experiment, tmp_path, monkeypatch):
     from selfflow.run.prepare_data import prepare_data
 
-    feed, built = prepare_data(experiment.resolved(), local_path(f"{bucket}/data"))
+    feed, built = prepare_data(resolve(experiment), local_path(f"{bucket}/data"))
     sent = {key: store.objects[f"bucket/{key}"] for key in store.keys("data/")}
     assert {key.split("/")[1] for key in sent} == {"digits", "autoencoders", "latents"}
     assert not any("lock" in key or "partial" in key for key in sent)
@@ -140,7 +141,7 @@ def test_data_is_built_once_and_found_by_the_next_run(store, bucket, home, exper
     import selfflow.latents.encode as encode
 
     monkeypatch.setattr(encode, "encode_shard", lambda *_: pytest.fail("it is encoded already"))
-    feed, built = prepare_data(experiment.resolved(), local_path(f"{bucket}/data"))
+    feed, built = prepare_data(resolve(experiment), local_path(f"{bucket}/data"))
     again = [batch["latents"]["image"] for batch, _ in feed.batches(0, 6)]
     for a, b in zip(expected, again, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -157,7 +158,7 @@ def test_partial_uploads_are_ignored_and_sent_anew(store, home, experiment, tmp_
     for key in (manifest, next(key for key in whole if key.endswith("dataset_info.json"))):
         del store.objects[f"bucket/{key}"]
     store.put(f"bucket/{manifest.replace('manifest.json', 'train.index.safetensors')}", b"half")
-    feed, _ = prepare_data(experiment.resolved(), local_path("s3://bucket/data"))
+    feed, _ = prepare_data(resolve(experiment), local_path("s3://bucket/data"))
     assert store.keys() == whole and len(list(feed.batches(0, 3))) == 3
 
 
@@ -166,10 +167,10 @@ def test_latents_in_a_bucket_are_read_without_the_raw_data(store, bucket, home, 
 
     (latents,) = (home / "data" / "latents").iterdir()
     store.upload(latents, "elsewhere/mine")
-    resolved = experiment.resolved()
+    resolved = resolve(experiment)
     here, _ = prepare_data(resolved, home / "data")
     there, built = prepare_data(
-        dataclasses.replace(resolved, latents={"digits": f"{bucket}/elsewhere/mine"}), tmp_path / "empty"
+        resolve(dataclasses.replace(experiment, latents={"digits": f"{bucket}/elsewhere/mine"})), tmp_path / "empty"
     )
     assert not built and not list((tmp_path).glob("empty/*/*.array_record*"))
     for (a, _), (b, _) in zip(here.batches(0, 8), there.batches(0, 8), strict=True):
@@ -192,7 +193,7 @@ def test_a_run_in_a_bucket_is_opened_started_from_and_exported(store, bucket, ho
         run.restore(27)
     assert parse_run_step(f"{bucket}/run:21")[1] == 21 and parse_run_step(f"{bucket}/run")[1] is None
     started = check_run(tmp_path / "new", dataclasses.replace(experiment, init_from=f"{bucket}/run"))
-    assert started.init_from == f"{bucket}/run:24"
+    assert started.experiment.init_from == f"{bucket}/run:24"
     state = initial_state(started)
     jax.tree.map(np.testing.assert_array_equal, state.params, here.restore().params)
     export([f"{bucket}/run", "--out", str(tmp_path / "out")])
@@ -246,7 +247,7 @@ def test_commands_that_need_a_disk_refuse_buckets(store, home, monkeypatch):
         importing(["weights.pt", "--out", "s3://bucket/run"])
     several = mentions("--workdir s3://bucket/run several processes gs://")
     with monkeypatch.context() as patch, pytest.raises(UserError, match=several):
-        patch.setattr("selfflow.tasks.train.several", lambda: True)
+        patch.setattr("selfflow.tasks.train.is_multiprocess", lambda: True)
         train(load_experiment(FILE), Path("s3://bucket/run"), home / "data")
     with pytest.raises(UserError, match=mentions("--data-dir s3://bucket/run/data --workdir s3://bucket/run")):
         train(load_experiment(FILE), Path("s3://bucket/run"), local_path("s3://bucket/run/data"))

@@ -141,7 +141,7 @@ def test_a_sweep_that_is_asked_to_stop_saves_and_goes_on(tmp_path, data_dir, tin
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=300)[0]
     assert process.returncode == 128 + signal.SIGTERM and "the same command resumes" in told, told
-    said = re.search(r"after step (\d+): the same command goes on from step (\d+)", (runs / "one.log").read_text())
+    said = re.search(r"after step (\d+): the same command resumes from step (\d+)", (runs / "one.log").read_text())
     assert said[1] == said[2] == str(Run(runs / "one").last_step())
     # A run may be made longer or shorter than it was meant to be; a sweep may once nothing tells of its first lengths.
     (runs / "sweep.json").unlink()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from selfflow.config.files import load_experiment
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.input.mixture import MixturePlan, Stage
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
@@ -182,8 +183,9 @@ def test_a_budget_of_flops_gives_cheaper_runs_more_steps(tmp_path):
     base = load_experiment(file)
     assert budget_of(file) == Budget(flops=1e10)
     for planned in load_sweep(file, base, budget_of(file)).runs.values():
-        experiment = planned.experiment.resolved()
-        step = sum(component.weight * model_flops(experiment, name) for name, component in experiment.mixture.items())
+        setup = resolve(planned.experiment)
+        experiment = setup.experiment
+        step = sum(component.weight * model_flops(setup, name) for name, component in experiment.mixture.items())
         assert experiment.steps > 20 and planned.flops == pytest.approx(experiment.steps * step)
         assert planned.flops <= 1e10 < planned.flops + step
         assert experiment.ema_decay == pytest.approx(1 - 10 / experiment.steps)  # which follows from the steps
@@ -256,10 +258,10 @@ def test_budgets_that_make_no_sense_are_named(fields, words):
 def test_flops_follow_the_curriculum(tiny_experiment):
     """Against the sum over the components that a run's steps draw from, which is within a few steps of their shares."""
     stages = (Stage(40, weights={"image": 1.0}), Stage(70, quality={"image": 0.1}), Stage(90, weights={"joint": 1.0}))
-    experiment = dataclasses.replace(tiny_experiment, steps=120, curriculum=stages).resolved()
-    costs = mean_flops(experiment)
-    own = {name: model_flops(experiment, name) for name in experiment.mixture}
-    plan = MixturePlan(experiment.mixture, stages, 120, seed=0)
+    setup = resolve(dataclasses.replace(tiny_experiment, steps=120, curriculum=stages))
+    costs, mixture = mean_flops(setup), setup.experiment.mixture
+    own = {name: model_flops(setup, name) for name in mixture}
+    plan = MixturePlan(mixture, stages, 120, seed=0)
     drawn = [own[plan.pools[plan[step][0]].component] for step in range(120)]
     for steps in (1, 39, 40, 41, 70, 90, 119, 120):
         assert flops_of(costs, steps) == pytest.approx(sum(drawn[:steps]), abs=2 * max(own.values()))

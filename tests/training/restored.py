@@ -13,7 +13,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from selfflow.run.run import abstract_state  # noqa: E402
+from selfflow.config.resolve import resolve  # noqa: E402
 from selfflow.training.checkpoints import Checkpoints, checksums  # noqa: E402
 from selfflow.training.sharding import Devices  # noqa: E402
 from tests.conftest import perturbed  # noqa: E402
@@ -21,18 +21,18 @@ from tests.tiny import experiment  # noqa: E402
 
 
 def main(folder: Path) -> None:
-    made = dataclasses.replace(experiment(), devices=Devices(data=2, fsdp=2, tensor=2)).resolved()
-    mesh = made.devices.mesh()
-    state = jax.jit(made.init)(jax.random.key(0))
-    state = jax.device_put(state._replace(params=perturbed(state.params)), made.shardings(mesh))
+    setup = resolve(dataclasses.replace(experiment(), devices=Devices(data=2, fsdp=2, tensor=2)))
+    mesh = setup.experiment.devices.mesh()
+    state = jax.jit(setup.init)(jax.random.key(0))
+    state = jax.device_put(state._replace(params=perturbed(state.params)), setup.shardings(mesh))
     checkpoints = Checkpoints(folder)
     checkpoints.save(state, 0)
     checkpoints.wait()
     sums = jax.jit(checksums)(jax.device_get(state))  # of whole arrays
-    for devices, count in ((made.devices, 8), (Devices(data=1, fsdp=2, tensor=2), 4), (Devices(), 1)):
+    for devices, count in ((setup.experiment.devices, 8), (Devices(data=1, fsdp=2, tensor=2), 4), (Devices(), 1)):
         here = devices.mesh(jax.devices()[:count])
-        placed = dataclasses.replace(made, devices=devices)
-        found = checkpoints.restore_newest(abstract_state(placed, here))
+        placed = resolve(dataclasses.replace(setup.experiment, devices=devices))
+        found = checkpoints.restore_newest(placed.abstract_state(here))
         assert jax.tree.map(lambda x: x.sharding, found) == placed.shardings(here)
         jax.tree.map(np.testing.assert_array_equal, found, state)
         jax.tree.map(np.testing.assert_array_equal, jax.jit(checksums)(found), sums)

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import selfflow.tasks.final_evaluation
+import selfflow.tasks.flow
 from selfflow.config.experiment import Experiment
 from selfflow.evaluation.config import Evaluation
 from selfflow.input.mixture import Component
@@ -32,6 +32,6 @@ def small(tensor: int = 1, evaluate_every: int | None = None) -> Experiment:
 
 if __name__ == "__main__":
     workdir, data_dir, tensor, evaluate_every, coordinator, processes, process = sys.argv[1:]
-    selfflow.tasks.final_evaluation.evaluate_run = lambda *_: {}
+    selfflow.tasks.flow.evaluate_run = lambda *_: {}
     Processes(coordinator, int(processes), int(process)).connect()
     train(small(int(tensor), int(evaluate_every) or None), Path(workdir), Path(data_dir))

@@ -61,6 +61,35 @@ def fresh(width: int = WIDTH) -> State:
     return init_state(Line(width), OPTIMIZER, jax.random.key(0))
 
 
+class LineTask:
+    """Task of the training loop; `before(step)` is called before each step, counted from 1."""
+
+    def __init__(self, width: int, bad, before):
+        self._width, self._bad, self._before = width, bad, before
+        self._step = jax.jit(make_step(Line(width), OPTIMIZER, 0.9, 0), donate_argnums=0)
+
+    def batches(self, start):
+        for step in itertools.count(start):
+            self._before(step + 1)
+            bad = "loss" if step + 1 in self._bad else ""
+            yield batch(step, bad, self._width), {"component": "line", "tokens": 4}
+
+    def ids(self, step):
+        return [f"{step}-{i}" for i in range(4)]
+
+    def step(self, state, batch):
+        return self._step(state, batch)
+
+    def diagnose(self, state):
+        return {}
+
+    def summarise(self, metrics):
+        return {name: float(value) for name, value in metrics.items()}
+
+    def evaluate(self, state):
+        return {}
+
+
 def run(
     folder: Path,
     steps: int,
@@ -74,7 +103,7 @@ def run(
     place=lambda tree: tree,
     logs: Path | None = None,
 ) -> State:
-    """Trains into a folder, or goes on with what is there; `before(step)` is called before each, counted from 1."""
+    """Trains into a folder, or resumes; `before(step)` is called before each step, counted from 1."""
     folder.mkdir(exist_ok=True, parents=True)
     checkpoints = Checkpoints(folder)
     start, state = checkpoints.latest() or 0, place(fresh(width))
@@ -83,29 +112,18 @@ def run(
         state = checkpoints.restore(shapes, start)
     (logs or folder).mkdir(exist_ok=True)
     log = MetricsLog(logs or folder, start)
-
-    def batches():
-        for step in itertools.count(start):
-            before(step + 1)
-            yield batch(step, "loss" if step + 1 in bad else "", width), {"component": "line", "tokens": 4}
-
     try:
         with interruptible() as interruption:
             return train(
                 state,
-                jax.jit(make_step(Line(width), OPTIMIZER, 0.9, 0), donate_argnums=0),
-                batches(),
-                start=start,
+                LineTask(width, bad, before),
                 steps=steps,
                 cadence=Cadence(log_every=100, checkpoint_every=every),
                 limits=limits,
                 log=log,
                 checkpoints=checkpoints,
-                trace=Trace(profile, folder, start, steps),
                 interruption=interruption,
-                summarise=lambda metrics: {name: float(value) for name, value in metrics.items()},
-                diagnose=lambda state: {},
-                ids=lambda step: [f"{step}-{i}" for i in range(4)],
+                hooks=[Trace(profile, folder, start, steps)],
             )
     finally:
         log.close()

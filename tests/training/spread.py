@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 
 import selfflow.models.joint  # noqa: E402
 from selfflow.benchmark.step import random_batch  # noqa: E402
+from selfflow.config.resolve import resolve  # noqa: E402
 from selfflow.models.attention import attention  # noqa: E402
 from selfflow.models.execution import Execution  # noqa: E402
 from selfflow.training.sharding import Devices, batch_sharding, state_shardings  # noqa: E402
@@ -39,24 +40,18 @@ def five_steps(devices: Devices, count: int, dtype: str, split_tokens: bool) -> 
     mixture = {
         name: dataclasses.replace(component, batch_size=8) for name, component in tiny_experiment.mixture.items()
     }
-    tiny_experiment = dataclasses.replace(tiny_experiment, model=model, mixture=mixture).resolved()
-    objective, optimizer, mesh = (
-        tiny_experiment.objective(),
-        tiny_experiment.optimizer.make(),
-        devices.mesh(jax.devices()[:count]),
-    )
-    shapes = jax.eval_shape(tiny_experiment.init, jax.random.key(0))
+    setup = resolve(dataclasses.replace(tiny_experiment, model=model, mixture=mixture))
+    objective, optimizer, mesh = setup.objective, setup.optimizer(), devices.mesh(jax.devices()[:count])
+    shapes = jax.eval_shape(setup.init, jax.random.key(0))
     layout = state_shardings(objective, optimizer, shapes, devices, mesh)
     with jax.set_mesh(mesh):
-        state = jax.jit(tiny_experiment.init, out_shardings=layout)(jax.random.key(0))
+        state = jax.jit(setup.init, out_shardings=layout)(jax.random.key(0))
         wide = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if x.dtype == jnp.float32 else x, tree)
         # Off their first values: zeros would hide most of the network.
         state = state._replace(params=perturbed(state.params, 0, 0.05), frozen=perturbed(state.frozen, 1, 0.05))
         state = jax.device_put(wide(state), layout)
-        batch = jax.device_put(random_batch(tiny_experiment, "joint"), batch_sharding(mesh))
-        whole = jax.jit(
-            tiny_experiment.step(), in_shardings=(layout, batch_sharding(mesh)), out_shardings=(layout, None)
-        )
+        batch = jax.device_put(random_batch(setup, "joint"), batch_sharding(mesh))
+        whole = jax.jit(setup.step(), in_shardings=(layout, batch_sharding(mesh)), out_shardings=(layout, None))
         losses = []
         for number in range(STEPS):
             state, metrics = whole(state, batch)

@@ -58,7 +58,7 @@ def assert_same_numbers(found, expected) -> None:
 @pytest.mark.parametrize("processes, devices", [(2, 1), (1, 4)])
 def test_many_devices_evaluate_together(processes, devices, data_dir, tmp_path, monkeypatch):
     """All draw the samples, one looks at them; the numbers are those of one device, and training is undisturbed."""
-    monkeypatch.setattr("selfflow.tasks.final_evaluation.evaluate_run", lambda *_: {})
+    monkeypatch.setattr("selfflow.tasks.flow.evaluate_run", lambda *_: {})
     train(small(evaluate_every=5), tmp_path / "alone", data_dir)
     monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
     finished(start(tmp_path / "both", data_dir, processes, tensor=2, evaluate_every=5))
@@ -75,7 +75,7 @@ def test_two_processes_are_killed_and_go_on_as_one_and_as_two(data_dir, tmp_path
 
     The two read a half of every batch each; when they go on, with heads and channels split between them, all of it.
     """
-    monkeypatch.setattr("selfflow.tasks.final_evaluation.evaluate_run", lambda *_: {})
+    monkeypatch.setattr("selfflow.tasks.flow.evaluate_run", lambda *_: {})
     folder, alone, whole = tmp_path / "run", tmp_path / "alone", tmp_path / "whole"
     train(small(), whole, data_dir)
     both = start(folder, data_dir, 2)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.run.folder import check_run, create_or_resume, run_lock
 from selfflow.run.run import open_run
@@ -30,7 +31,7 @@ def numbers(folder) -> list[dict]:
 
 def test_a_run_leaves_what_it_should(tiny_run, tiny_experiment):
     run = open_run(tiny_run)
-    assert run.experiment == tiny_experiment.resolved()
+    assert run.experiment == resolve(tiny_experiment).experiment
     rows = run.metrics()
     assert [row["step"] for row in rows] == list(range(1, 13))
     joint = next(row for row in rows if row["component"] == "joint")
@@ -76,8 +77,8 @@ def test_a_run_keeps_in_mind_what_it_was_trained_on(tiny_run, tiny_experiment, t
     (told,) = open_run(tiny_run).provenance()["datasets"].values()
     assert told["dataset"].startswith("collisions/custom_") and told["licence"] == "Apache-2.0"
     assert set(told["autoencoders"]) == {"video", "audio", "image"} and len(told["fingerprint"]) == 16
-    experiment = check_run(tmp_path, dataclasses.replace(tiny_experiment, init_from=str(tiny_run)))
-    create_or_resume(tmp_path, experiment, "0", {}, {})
+    setup = check_run(tmp_path, dataclasses.replace(tiny_experiment, init_from=str(tiny_run)))
+    create_or_resume(tmp_path, setup.experiment, "0", {}, {})
     (ancestor,) = open_run(tmp_path).provenance()["ancestors"]
     assert ancestor == {"run": f"{tiny_run}:12", "datasets": {"collisions": told}, "imported": None}
 
@@ -123,8 +124,8 @@ def _check_samples(seen, data_dir) -> None:
     from selfflow.config.files import load_experiment
     from selfflow.run.prepare_data import prepare_data
 
-    experiment = load_experiment(TINY).resolved()
-    feed, _ = prepare_data(experiment, data_dir)
+    setup = resolve(load_experiment(TINY))
+    feed, _ = prepare_data(setup, data_dir)
     lines = [json.loads(line) for line in seen.read_text().splitlines()]
     assert len(lines) > 12  # steps after a checkpoint were done again
     last = {step: (name, samples) for step, name, samples in lines}
@@ -133,7 +134,7 @@ def _check_samples(seen, data_dir) -> None:
         for batch, facts in feed.batches(0, 12)
     ]
     assert [last[step] for step in range(1, 13)] == whole
-    for name, component in experiment.mixture.items():
+    for name, component in setup.experiment.mixture.items():
         source, m = feed.latents["collisions"].open_split("train"), min(component.modalities)
         ids = {digest(source[i][m]): source.id(i) for i in range(len(source))}
         drawn = [ids[sample] for set_name, samples in last.values() if set_name == name for sample in samples]
@@ -171,7 +172,7 @@ def test_lengths_that_make_no_sense_are_refused(tiny_run, tiny_experiment, data_
         tiny_experiment, optimizer=dataclasses.replace(tiny_experiment.optimizer, decay="cosine", decay_steps=10)
     )
     with pytest.raises(UserError, match=mentions("steps 12 optimizer.decay_steps 10")):
-        cosine.resolved()
+        resolve(cosine)
     with pytest.raises(UserError, match=mentions("steps 5", tiny_run, "12")):
         train(dataclasses.replace(tiny_experiment, steps=5), tiny_run, data_dir)
 
@@ -195,15 +196,15 @@ def test_init_from_takes_the_weights_and_starts_afresh(tiny_run, tiny_experiment
     from selfflow.run.init_state import initial_state
 
     old = open_run(tiny_run).restore()
-    experiment = dataclasses.replace(tiny_experiment, init_from=f"{tiny_run}:12").resolved()
-    state = initial_state(experiment)
+    setup = resolve(dataclasses.replace(tiny_experiment, init_from=f"{tiny_run}:12"))
+    state = initial_state(setup)
     assert int(state.step) == 0
     jax.tree.map(np.testing.assert_array_equal, state.params, old.params)
     jax.tree.map(np.testing.assert_array_equal, state.frozen, old.frozen)
     assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(state.optimizer))
-    wider = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, mlp_ratio=4.0))
+    wider = dataclasses.replace(setup.experiment, model=dataclasses.replace(setup.experiment.model, mlp_ratio=4.0))
     with pytest.raises(UserError, match=mentions("init_from", f"{tiny_run}:12", "shape (1, 32, 128) (1, 32, 256)")):
-        initial_state(wider)
+        initial_state(resolve(wider))
     assert "init_from" not in capsys.readouterr().out  # no parameter is new
 
 

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from selfflow.config.files import load_experiment
+from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
 from selfflow.training.sharding import (
     Devices,
@@ -54,9 +55,9 @@ def abstract_mesh(**sizes) -> AbstractMesh:
 
 
 def test_ema_and_moments_are_sharded_as_their_parameters():
-    experiment = load_experiment(TINY.parents[1] / "experiments" / "quickstart.py").resolved()
-    objective, optimizer = experiment.objective(), experiment.optimizer.make()
-    shapes = jax.eval_shape(experiment.init, jax.random.key(0))
+    setup = resolve(load_experiment(TINY.parents[1] / "experiments" / "quickstart.py"))
+    objective, optimizer = setup.objective, setup.optimizer()
+    shapes = jax.eval_shape(setup.init, jax.random.key(0))
     mesh = abstract_mesh(data=2, fsdp=2, tensor=2)
     layout = state_shardings(objective, optimizer, shapes, Devices(), mesh)
     assert layout.params["model"]["double"]["media"]["mlp_in"]["kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
@@ -74,11 +75,11 @@ def test_ema_and_moments_are_sharded_as_their_parameters():
 
 
 def test_a_parameter_that_does_not_divide_is_named():
-    experiment = load_experiment(TINY.parents[1] / "experiments" / "quickstart.py").resolved()
+    setup = resolve(load_experiment(TINY.parents[1] / "experiments" / "quickstart.py"))
     with pytest.raises(UserError, match=r"model\.double\.media\.\w+\.kernel\b.*\b3\b.*\bdevices\.fsdp\b.*\bembed\b"):
-        shapes = jax.eval_shape(experiment.init, jax.random.key(0))
+        shapes = jax.eval_shape(setup.init, jax.random.key(0))
         mesh = abstract_mesh(data=1, fsdp=3, tensor=1)
-        state_shardings(experiment.objective(), experiment.optimizer.make(), shapes, Devices(), mesh)
+        state_shardings(setup.objective, setup.optimizer(), shapes, Devices(), mesh)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_an_axis_that_is_split_twice_is_named():
     experiment = load_experiment(TINY)
     twice = dataclasses.replace(experiment, devices=Devices(rules={"embed": "fsdp", "heads": "fsdp", "mlp": "tensor"}))
     with pytest.raises(UserError, match=r"\bdevices\.rules\b.* model\.double\.media\.\w+\.kernel\b.*\btwice\b"):
-        twice.resolved().shardings(abstract_mesh(data=1, fsdp=2, tensor=1))
+        resolve(twice).shardings(abstract_mesh(data=1, fsdp=2, tensor=1))
 
 
 def test_devices_may_change_in_a_run():

@@ -125,7 +125,9 @@ def test_older_metrics_that_hold_nan_are_read_and_made_json(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
 
 
-@pytest.mark.parametrize("field, value", [("skipped", 0), ("stalled", 0.0), ("stalled", float("inf"))])
+@pytest.mark.parametrize(
+    "field, value", [("max_skipped_steps", 0), ("hang_timeout", 0.0), ("hang_timeout", float("inf"))]
+)
 def test_impossible_limits_are_named(field, value):
     with pytest.raises(UserError, match=mentions(f"limits.{field}", value)):
         Limits(**{field: value})

@@ -62,7 +62,7 @@ def duplicated(motion: Motion, rng: np.random.Generator) -> np.ndarray | None:
 def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarray | None:
     # A mirrored path is as plausible as the path itself, so that only its first frame is wrong.
     frames, number = motion.positions.shape[:2]
-    frame, box = int(rng.integers(frames // 4, frames - frames // 4)), motion.scene.world.box
+    frame, box = int(rng.integers(frames // 4, frames - frames // 4)), motion.scene.settings.box
     jump = np.abs(box - 2 * motion.positions[frame])  # [bodies, axes]
     min_jump = [2.5 * body.radius if copy else _MIN_JUMP for body in motion.scene.bodies]
     choices = np.argwhere(jump >= np.array(min_jump)[:, None])
@@ -86,12 +86,12 @@ def shrinking(motion: Motion, rng: np.random.Generator) -> np.ndarray:
     """The radius of one body decreases linearly to 0.6 of its value over the clip."""
     frames, scene = len(motion.positions), motion.scene
     body = int(rng.integers(len(scene.bodies)))
-    world = replace(scene.world, frames=1, quiet_end=0.0, push_seconds=1 / scene.world.physics_rate)
+    settings = replace(scene.settings, frames=1, quiet_end=0.0, push_seconds=1 / scene.settings.physics_rate)
     video = []
     for i, scale in enumerate(np.linspace(1, _SMALLEST, frames)):
         bodies = list(scene.bodies)
         bodies[body] = replace(bodies[body], radius=bodies[body].radius * float(scale))
-        scene_of_frame = replace(scene, bodies=tuple(bodies), world=world)
+        scene_of_frame = replace(scene, bodies=tuple(bodies), settings=settings)
         one = slice(i, i + 1)
         frame = replace(motion, scene=scene_of_frame, positions=motion.positions[one], angles=motion.angles[one])
         video.append(render_video(frame))
@@ -117,5 +117,5 @@ def passing(motion: Motion) -> np.ndarray | None:
 
 def falling(motion: Motion) -> np.ndarray:
     """The same scene with gravity: velocities change without contacts."""
-    world = replace(motion.scene.world, gravity=_GRAVITY)
-    return render_video(simulate(replace(motion.scene, world=world)))
+    settings = replace(motion.scene.settings, gravity=_GRAVITY)
+    return render_video(simulate(replace(motion.scene, settings=settings)))

@@ -1,4 +1,4 @@
-"""Pictures of every kind."""
+"""Images of every kind."""
 
 import numpy as np
 from PIL import Image
@@ -29,14 +29,14 @@ def test_portrait_and_turned_video(tmp_path):
     def paint(number, at):
         return np.concatenate([np.zeros((16, 64, 3), np.uint8), quadrants(), np.zeros((16, 64, 3), np.uint8)])
 
-    (clip, *_), _ = decode(write_video(tmp_path / "portrait.mp4", size=(64, 96), paint=paint, sound=None))
+    (clip, *_), _ = decode(write_video(tmp_path / "portrait.mp4", size=(64, 96), paint=paint, sample_rate=None))
     assert corners(clip.video[0]) == UPRIGHT
 
-    # a phone held upright stores its picture turned and says: turn clockwise by 90 degrees
+    # a phone held upright stores its frames turned, with the metadata: turn clockwise by 90 degrees
     def lying(number, at):
         return np.rot90(paint(number, at), 1).copy()
 
-    path = write_video(tmp_path / "phone.mp4", size=(96, 64), sound=None, rotate=-90, paint=lying)
+    path = write_video(tmp_path / "phone.mp4", size=(96, 64), sample_rate=None, rotate=-90, paint=lying)
     (clip, *_), _ = decode(path)
     assert corners(clip.video[0]) == UPRIGHT
 
@@ -55,9 +55,9 @@ def test_every_mode_of_images(tmp_path):
         "rgba.png": Image.fromarray(rgba),
         "la.png": Image.fromarray(rgba).convert("LA"),
         "cmyk.jpg": Image.fromarray(quadrants()).convert("CMYK"),
-        "still.webp": Image.fromarray(quadrants()),
-        "still.gif": Image.fromarray(quadrants()),
-        "still.bmp": Image.fromarray(quadrants()),
+        "plain.webp": Image.fromarray(quadrants()),
+        "plain.gif": Image.fromarray(quadrants()),
+        "plain.bmp": Image.fromarray(quadrants()),
     }
     for name, image in saved.items():
         image.save(tmp_path / name)
@@ -79,12 +79,12 @@ def test_images_are_cropped_in_the_middle_and_antialiased(tmp_path):
 
 
 def test_an_animated_gif_is_a_video(tmp_path):
-    pictures = [Image.fromarray(np.full((20, 20, 3), 15 * i, np.uint8)) for i in range(16)]
-    pictures[0].save(tmp_path / "moves.gif", save_all=True, append_images=pictures[1:], duration=100, loop=0)
+    frames = [Image.fromarray(np.full((20, 20, 3), 15 * i, np.uint8)) for i in range(16)]
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
     made, _ = decode(tmp_path / "moves.gif")
     assert [clip.start for clip in made] == [0.0, 0.5]
     np.testing.assert_allclose(made[1].video.mean((1, 2, 3)), 15 * np.arange(5, 15), atol=3)
-    pictures[0].save(tmp_path / "short.gif", save_all=True, append_images=pictures[1:4], duration=100)
+    frames[0].save(tmp_path / "short.gif", save_all=True, append_images=frames[1:4], duration=100)
     assert reason(tmp_path / "short.gif") == "shorter than a clip"
-    pictures[0].save(tmp_path / "still_life.gif", save_all=True, append_images=pictures[1:2], duration=600_000)
-    assert len(decode(tmp_path / "still_life.gif")[0]) < 50  # one byte says ten minutes
+    frames[0].save(tmp_path / "ten_minutes.gif", save_all=True, append_images=frames[1:2], duration=600_000)
+    assert len(decode(tmp_path / "ten_minutes.gif")[0]) < 50  # one byte says ten minutes
