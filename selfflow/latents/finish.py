@@ -108,7 +108,7 @@ def _quality(job: EncodeJob) -> dict[str, dict[str, float]]:
         records = sample_records(built, split, m, _QUALITY_RECORDS, stride, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))
-            rate = getattr(built.settings, "sample_rate", 0)
+            rate = built.settings.sample_rate
             quality[m] = reconstruction_quality(fitted.autoencoder(), records, m, rate, materials)
     return quality
 
