@@ -23,7 +23,7 @@ def experiment(seed: int, **overrides: Any) -> Experiment:
     seeds = {f"seed.{name}": seed for name in ("init", "data", "noise")}
     fields = {name.replace("__", "."): value for name, value in overrides.items()}
     base = dataclasses.replace(load_experiment(TINY), steps=STEPS)
-    return resolve(with_overrides(base, seeds | fields, "test")).experiment.experiment.experiment
+    return resolve(with_overrides(base, seeds | fields, "test")).experiment
 
 
 def make_run(folder: Path, config: Experiment, ratio: float | None, losses: Any = lambda step: 1.0, until: int = STEPS):
