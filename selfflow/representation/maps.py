@@ -223,14 +223,15 @@ def layout_of(run: Any, clips: Any) -> tuple[tuple[int, int, int], int, float, P
     """The grid of video tokens, the number of audio tokens, the seconds of a clip, and its ground truth.
 
     Raises:
-      UserError: if the clips are not of Collisions, lack video or audio, or are cropped.
+      UserError: the data has no ground truth, or the clips lack video or audio, or are cropped.
     """
     settings = run.experiment.data[run.experiment.mixture[clips.component].data]
     if settings.ground_truth is None or not {"video", "audio"} <= set(clips.modalities):
         raise UserError(
-            f"component {clips.component!r}: bodies and their sounds are those of Collisions, as video and audio"
+            f"component {clips.component!r}: attention at contacts needs video and audio of data with ground truth, "
+            "such as collisions"
         )
-    refuse_cropped(run, clips, "bodies and their sounds")
+    refuse_cropped(run, clips, "attention at contacts")
     video, audio = clips.modalities["video"], clips.modalities["audio"]
     return video.grid, audio.tokens, seconds_of(clips.modalities), settings.ground_truth
 

@@ -176,5 +176,5 @@ def test_layers_clips_and_components_that_do_not_exist_are_named(run):
         attention_of_clips(run, clips, [0], (4,))
     with pytest.raises(UserError, match=mentions("clip 12 test 0 11")):
         attention_of_clips(run, clips, [12], (1,))
-    with pytest.raises(UserError, match=mentions("set image video audio")):
+    with pytest.raises(UserError, match=mentions("component image video audio")):
         attention_on_bodies(run, run.data("test", "image"), [0], (1,))
