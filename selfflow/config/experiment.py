@@ -12,6 +12,7 @@ from selfflow.models.separation import Separation
 from selfflow.models.sit import SiTConfig
 from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, UniformTimestep
 from selfflow.objectives.alignment import Alignment, SelfFlow
+from selfflow.objectives.config import FlowMatching
 from selfflow.sampling.generate import Sampler
 
 
@@ -48,6 +49,8 @@ class Experiment(TrainingConfig):
     """The transformer."""
     text: Text | None = None
     """The encoder of captions; None for a model without them."""
+    objective: FlowMatching = FlowMatching()
+    """What is minimised."""
     schedule: UniformTimestep | DualTimestep | FullMasking | DiffusionForcing = DualTimestep()
     """How noise levels are distributed over tokens."""
     alignment: Alignment = SelfFlow()

@@ -23,6 +23,8 @@ from selfflow.config.training import TrainingConfig
 from selfflow.input.media_batches import Cut
 from selfflow.modality import Modality
 from selfflow.models.attention import implementation_for
+from selfflow.objectives.config import FlowMatching
+from selfflow.objectives.flow import FlowObjective
 from selfflow.objectives.reconstruction import ReconstructionObjective
 from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.training.objective import Objective
@@ -100,7 +102,7 @@ class FlowSetup(Setup[Experiment]):
       media: the media that they encode.
     """
 
-    objective: SelfFlowObjective
+    objective: FlowObjective
     modalities: dict[str, dict[str, Modality]]
     media: dict[str, dict[str, MediaSpec]]
 
@@ -146,18 +148,24 @@ def setup_of(experiment):
         cuts, rate = component_cuts(experiment), audio_rate(experiment)
         objective = ReconstructionObjective(experiment.network, experiment.loss, rate, experiment.dtype)
         return AutoencoderSetup(experiment, objective, cuts)
-    objective = SelfFlowObjective(
-        experiment.model,
-        all_streams(experiment),
-        experiment.schedule,
-        experiment.alignment,
-        experiment.modality_weight,
-        experiment.condition_drop,
-        experiment.separation,
-    )
     return FlowSetup(
         experiment,
-        objective,
+        _flow_objective(experiment),
         modalities={name: component_streams(experiment, name) for name in experiment.mixture},
         media={name: component_media(experiment, name) for name in experiment.mixture},
     )
+
+
+def _flow_objective(experiment: Experiment) -> FlowObjective:
+    """The objective that an experiment chooses, made from the fields that define it."""
+    match experiment.objective:
+        case FlowMatching():
+            return SelfFlowObjective(
+                experiment.model,
+                all_streams(experiment),
+                experiment.schedule,
+                experiment.alignment,
+                experiment.modality_weight,
+                experiment.condition_drop,
+                experiment.separation,
+            )

@@ -1,17 +1,19 @@
 """Diagnostics of the alignment loss: cosines against trivial baselines, norms and ranks of both sides."""
 
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from selfflow.objectives.alignment.base import cosine
-from selfflow.objectives.self_flow import SelfFlowObjective
 
 
-def diagnose(
-    objective: SelfFlowObjective, params: Any, frozen: dict[str, Any], batch: dict[str, Any], keys_B: Key[Array, "B"]
+def alignment_diagnostics(
+    student: dict[str, Float[Array, "B N D"]],
+    projected: dict[str, Float[Array, "B N E"]],
+    target: dict[str, Float[Array, "B N E"]],
+    weight: dict[str, Float[Array, "B N"]],
+    same_width: bool,
 ) -> dict[str, Float[Array, ""]]:
     """Diagnostics of the alignment on one batch; empty without alignment.
 
@@ -24,28 +26,31 @@ def diagnose(
       `cosine/other_sample/M`: projected, with the teacher of another sample: what position alone explains;
       `norm/student/M`, `norm/teacher/M`, `rank/student/M`, `rank/teacher/M`: feature norm and effective rank.
 
-    Tokens that are in no loss (context, padding, unreadable samples) are left out.
+    Args:
+      student: features before the projector, by modality.
+      projected: features after the projector.
+      target: features of the teacher.
+      weight: of each token in the mean of its modality. Tokens of weight 0 (context, padding, unreadable samples) are
+        left out.
+      same_width: whether E is D, the model's width.
     """
-    draw = objective.draw(keys_B, batch)
-    terms = objective.terms(params, frozen, batch, keys_B, draw)
-    features = objective.alignment.student_features(terms.student)
     metrics = {}
-    for m, teacher in terms.target.items():
-        projected, student, weight_BN = terms.projected[m], features[m], draw.weight[m]
+    for m, teacher_BNE in target.items():
+        projected_BNE, student_BND, weight_BN = projected[m], student[m], weight[m]
         counted_BN1 = (weight_BN > 0)[..., None]
         centre = partial(_centre, counted_BN1=counted_BN1)
 
-        metrics[f"cosine/projected/{m}"] = jnp.sum(cosine(projected, teacher) * weight_BN)
-        if objective.alignment.target_channels is None:
-            metrics[f"cosine/direct/{m}"] = jnp.sum(cosine(student, teacher) * weight_BN)
-        metrics[f"cosine/centred/{m}"] = jnp.sum(cosine(centre(projected), centre(teacher)) * weight_BN)
+        metrics[f"cosine/projected/{m}"] = jnp.sum(cosine(projected_BNE, teacher_BNE) * weight_BN)
+        if same_width:
+            metrics[f"cosine/direct/{m}"] = jnp.sum(cosine(student_BND, teacher_BNE) * weight_BN)
+        metrics[f"cosine/centred/{m}"] = jnp.sum(cosine(centre(projected_BNE), centre(teacher_BNE)) * weight_BN)
 
         # The next sample's token at the same position may be padding.
         other_BN = weight_BN * jnp.roll(counted_BN1[..., 0], 1, axis=0)
-        against = cosine(projected, jnp.roll(teacher, 1, axis=0))
+        against = cosine(projected_BNE, jnp.roll(teacher_BNE, 1, axis=0))
         metrics[f"cosine/other_sample/{m}"] = jnp.sum(against * other_BN) / jnp.maximum(other_BN.sum(), 1e-12)
 
-        for side, x in (("student", student), ("teacher", teacher)):
+        for side, x in (("student", student_BND), ("teacher", teacher_BNE)):
             counted = jnp.where(counted_BN1, x.astype(jnp.float32), 0.0)  # zeros change no singular value
             metrics[f"norm/{side}/{m}"] = jnp.sum(jnp.linalg.norm(counted, axis=-1) * weight_BN)
             metrics[f"rank/{side}/{m}"] = effective_rank(counted.reshape(-1, counted.shape[-1]))

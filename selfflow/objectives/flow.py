@@ -1,10 +1,38 @@
-"""The flow-matching error, and the linear baseline that it is normalised by."""
+"""Flow matching: its error, the linear baseline that normalises it, and what all of its objectives have in common."""
+
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
+from selfflow.modality import Modality
+from selfflow.models.joint import Output
 from selfflow.noise import LogitNormalTau, UniformTau
+from selfflow.training.objective import Objective, Tree
+
+
+class FlowObjective(Objective, Protocol):
+    """An objective whose parameters "model" and frozen tree "ema" are those of a velocity model.
+
+    Sampling, probes and evaluation use these members alone.
+
+    Attributes:
+      modalities: all streams of latents of the run.
+    """
+
+    modalities: dict[str, Modality]
+
+    def apply(self, model_params: Tree, *args: Any, **kwargs: Any) -> Output:
+        """The model with these parameters; arguments as of `JointTransformer.__call__`."""
+        ...
+
+    def diagnose(
+        self, params: Tree, frozen: dict[str, Tree], batch: dict[str, Any], keys_B: Key[Array, "B"]
+    ) -> dict[str, Float[Array, ""]]:
+        """Metrics of a held-out batch that are logged every `cadence.log_every` steps, under names that end in
+        "/MODALITY"."""
+        ...
 
 
 def flow_error(

@@ -25,6 +25,7 @@ from selfflow.models.separation import Groups, Separation
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.noise import Corruption, Schedule, corrupt, draw_eps, keys_for
 from selfflow.objectives.alignment import Alignment
+from selfflow.objectives.diagnostics import alignment_diagnostics
 from selfflow.objectives.draw import Draw, View, token_weight
 from selfflow.objectives.flow import flow_error
 from selfflow.training.objective import Axes
@@ -237,6 +238,16 @@ class SelfFlowObjective:
         graph, _ = _structure(self._model)
         model = nnx.merge(graph, nnx.State(_in_compute_type(model_params, self.model.dtype)))
         return model(*args, **kwargs)
+
+    def diagnose(
+        self, params: Params, frozen: dict[str, Params], batch: dict[str, Any], keys_B: Key[Array, "B"]
+    ) -> dict[str, Float[Array, ""]]:
+        """Diagnostics of the alignment on one batch, from `alignment_diagnostics`; empty without alignment."""
+        draw = self.draw(keys_B, batch)
+        terms = self.terms(params, frozen, batch, keys_B, draw)
+        features = self.alignment.student_features(terms.student)
+        same_width = self.alignment.target_channels is None
+        return alignment_diagnostics(features, terms.projected, terms.target, draw.weight, same_width)
 
     def project(self, params: Params, features: dict[str, Float[Array, "B N D"]]) -> dict[str, Float[Array, "B N E"]]:
         """The student's features through the projector, which all modalities share.

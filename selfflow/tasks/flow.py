@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from selfflow.autoencoders.config import can_decode
 from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
-from selfflow.objectives.diagnostics import diagnose
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.prepare_data import autoencoder_files, dataset_provenance, latents_hash, prepare_data
 from selfflow.run.run import Run
@@ -62,7 +61,7 @@ class FlowTask(TrainingTask):
         @partial(jax.jit, out_shardings=self.replicated)
         def diagnostics(state: State, batch: Any, key: Any) -> dict[str, jax.Array]:
             keys_B = sample_keys(key, state.step, batch_size(batch))
-            return diagnose(setup.objective, state.params, state.frozen, batch, keys_B)
+            return setup.objective.diagnose(state.params, state.frozen, batch, keys_B)
 
         self._diagnostics = diagnostics
 

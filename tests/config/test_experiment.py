@@ -63,6 +63,7 @@ def test_every_member_of_a_union_reads_back(experiment, schedule):
         ({"patch": {"image": [1, "a"]}}, "patch.image[1] a int"),
         ({"seed": {"inti": 0}}, "seed.inti init"),
         ({"alignment": {"kind": "self_flo"}}, "alignment self_flo"),
+        ({"objective": {"kind": "distillation"}}, "objective distillation flow_matching"),
         ({"ema_decay": "x"}, "ema_decay x float"),
         ({"model": {"kind": "joint", "text_tau": "max"}}, "model.text_tau max mean clean"),
         ({"seed": {"init": -1}}, "seed.init -1"),

@@ -12,7 +12,6 @@ from selfflow.config.resolve import resolve
 from selfflow.encoders import EffNetLite0, FeatureFiles
 from selfflow.errors import UserError
 from selfflow.objectives.alignment import ExternalEncoder
-from selfflow.objectives.diagnostics import diagnose
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
 from selfflow.representation.health import health
@@ -105,7 +104,7 @@ def test_a_batch_without_features_is_no_batch_of_it(external, trained, batch, ke
 
 
 def test_diagnostics_leave_out_what_has_no_meaning(external, trained, with_features, keys_B):
-    results = diagnose(external, trained, {"ema": trained["model"]}, with_features, keys_B)
+    results = external.diagnose(trained, {"ema": trained["model"]}, with_features, keys_B)
     kinds = {"cosine/projected", "cosine/centred", "cosine/other_sample"}
     kinds |= {f"{what}/{who}" for what in ("norm", "rank") for who in ("student", "teacher")}
     assert set(results) == {f"{kind}/video" for kind in kinds} and all(np.isfinite(x) for x in results.values())

@@ -18,7 +18,6 @@ from selfflow.errors import UserError
 from selfflow.noise import Corruption
 from selfflow.objectives.alignment import Alignment
 from selfflow.objectives.alignment.base import FeatureAlignment, check_block
-from selfflow.objectives.diagnostics import diagnose
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
 from selfflow.training.optimizer import AdamW
@@ -102,7 +101,7 @@ def test_its_step_and_diagnostics(aligned, aligned_params, batch, keys_B):
     state = init_state(aligned, optimizer, jax.random.key(0))._replace(params=aligned_params)
     state, metrics = jax.jit(make_step(aligned, optimizer, 0.9, 5, accumulate=2))(state, batch)
     assert metrics["skipped"] == 0 and {"alignment_cosine/video", "alignment_cosine/audio"} <= set(metrics)
-    diagnostics = diagnose(aligned, state.params, state.frozen, batch, keys_B)
+    diagnostics = aligned.diagnose(state.params, state.frozen, batch, keys_B)
     assert {f"cosine/projected/{m}" for m in ("video", "audio")} <= set(diagnostics)
     assert not any(name.startswith("cosine/direct") for name in diagnostics)  # the target has channels of its own
 

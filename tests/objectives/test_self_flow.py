@@ -11,7 +11,6 @@ from selfflow.modality import to_tokens
 from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, UniformTimestep, corrupt, draw_eps
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.alignment.base import cosine, feature_error
-from selfflow.objectives.diagnostics import diagnose
 from selfflow.objectives.draw import token_weight
 from tests.conftest import perturbed
 
@@ -166,7 +165,7 @@ def test_padding_enters_no_loss(objective, params, batch, keys_B):
     # Sample 3 is all padding, as an unreadable record is: it must not turn the loss into NaN.
     gradient = jax.grad(lambda p: loss_of(objective, p, ema, padded, keys_B)[0])(params)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    results, again = (diagnose(objective, params, {"ema": ema}, b, keys_B) for b in (padded, other))
+    results, again = (objective.diagnose(params, {"ema": ema}, b, keys_B) for b in (padded, other))
     for name in results:
         np.testing.assert_allclose(results[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
@@ -232,8 +231,8 @@ def test_cosine_is_safe_and_right():
 def test_diagnostics_agree_with_the_loss(objective, params, batch, keys_B):
     ema = perturbed(params["model"], 1)
     _, metrics = loss_of(objective, params, ema, batch, keys_B)
-    results = diagnose(objective, params, {"ema": ema}, batch, keys_B)
+    results = objective.diagnose(params, {"ema": ema}, batch, keys_B)
     for m in ("video", "audio"):
         np.testing.assert_allclose(results[f"cosine/projected/{m}"], metrics[f"alignment_cosine/{m}"], atol=1e-5)
         assert 1 <= results[f"rank/student/{m}"] <= 16 + 1e-3
-    assert diagnose(dataclasses.replace(objective, alignment=NoAlignment()), params, {"ema": ema}, batch, keys_B) == {}
+    assert dataclasses.replace(objective, alignment=NoAlignment()).diagnose(params, {"ema": ema}, batch, keys_B) == {}

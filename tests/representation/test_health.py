@@ -15,7 +15,7 @@ from selfflow.modality import Modality, to_tokens
 from selfflow.models.joint_config import JointConfig
 from selfflow.noise import Corruption, UniformTimestep, draw_eps
 from selfflow.objectives.alignment import NoAlignment, SelfFlow
-from selfflow.objectives.diagnostics import diagnose, effective_rank
+from selfflow.objectives.diagnostics import effective_rank
 from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.representation import health as module
 from selfflow.representation.features.arrays import Arrays
@@ -110,7 +110,7 @@ def test_one_batch_is_what_training_would_show(objective, params, ema, latents):
     keys_B = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(SEED), i))(jnp.arange(3))
     as_trained = {"latents": batch, "label": np.full(3, -1), "weight": np.ones(3, np.float32)}
     at_tau = dataclasses.replace(objective, schedule=OneTau(tau))
-    told = jax.jit(lambda *a: diagnose(at_tau, *a))(params, {"ema": ema}, as_trained, keys_B)
+    told = jax.jit(lambda *a: at_tau.diagnose(*a))(params, {"ema": ema}, as_trained, keys_B)
     told = {name: float(value) for name, value in told.items()}
     for m in latents:
         pair = row(found.pairs, modality=m, tau=tau, student_layer=1, teacher_layer=2)
