@@ -64,12 +64,16 @@ def read_deleted(folder: Path) -> dict[str, Any] | None:
     path = folder / DELETED
     try:
         deletions = json.loads(path.read_text())
-        deletions["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in deletions["deleted"]]
+        deletions["fingerprint"]
+        for entry in deletions["deleted"]:
+            entry["count"], entry["when"], entry["ids"]
         return deletions
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove {folder} and build again, then forget again") from error
+        raise UserError(
+            f"{path} is damaged ({error}): remove {folder} and build again, then delete the samples again"
+        ) from error
 
 
 def load_builder(settings: Dataset, data_dir: Path) -> "tfds.core.DatasetBuilder":
@@ -101,6 +105,7 @@ def build(settings: Dataset, data_dir: Path) -> BuiltDataset:
     if not (Path(builder.data_dir) / INFO).exists():
         raise UserError(f"{builder.data_dir} has lost its dataset_info.json: remove this folder and build again")
     publish_folder(Path(builder.data_dir), INFO)
+    # TFDS lists empty splits, too.
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     if "train" not in splits:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")

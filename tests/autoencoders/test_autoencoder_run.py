@@ -30,7 +30,7 @@ from selfflow.serialization import from_json, to_json
 from selfflow.tasks.train import train
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests import tiny
-from tests.autoencoders.tiny_autoencoder import experiment, sound
+from tests.autoencoders.tiny_autoencoder import audio_experiment, experiment
 from tests.training.test_distributed import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -39,15 +39,15 @@ FILE = Path(__file__).parent / "tiny_autoencoder.py"
 
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "films"
+    folder = tmp_path_factory.mktemp("runs") / "videos"
     summary = train(load_experiment(FILE, autoencoders=True), folder, data_dir)
     return folder, summary
 
 
 @pytest.fixture(scope="module")
-def sound_run(data_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "sounds"
-    return folder, train(sound(), folder, data_dir)
+def audio_run(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "audio"
+    return folder, train(audio_experiment(), folder, data_dir)
 
 
 def command(name: str):
@@ -58,27 +58,29 @@ def numbers(folder) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_metrics(folder)]
 
 
-def test_a_run_leaves_what_it_should(run, sound_run):
+def test_a_run_leaves_what_it_should(run, audio_run):
     folder, summary = run
     assert Run(folder).experiment == resolve(experiment()).experiment == read_experiment(folder / "experiment.json")
     rows = read_metrics(folder)
     assert [row["step"] for row in rows] == list(range(1, 7)) and {row["component"] for row in rows} == {
-        "films",
-        "stills",
+        "videos",
+        "images",
     }
     assert all(
         np.isfinite([row[n] for n in ("loss", "squared", "gradient", "kl", "gradient_norm")]).all() for row in rows
     )
-    assert np.isfinite([rows[2][n] for n in ("error_db/films", "latent_std/least/stills", "posterior_std/films")]).all()
+    assert np.isfinite(
+        [rows[2][n] for n in ("error_db/videos", "latent_std/least/images", "posterior_std/videos")]
+    ).all()
     assert rows[0]["tokens_per_second"] > 0
-    films = summary["reconstruction"]["films"]
-    assert films["split"] == "test" and films["samples"] == 6 and films["numbers"] == 3 * 4 * 4 * 8
+    videos = summary["reconstruction"]["videos"]
+    assert videos["split"] == "test" and videos["samples"] == 6 and videos["numbers"] == 3 * 4 * 4 * 8
     # PCA of at least as many numbers: 9 frames of 16 positions.
-    assert films["linear_numbers"] == 9 * 16 * 3 >= films["numbers"]
+    assert videos["linear_numbers"] == 9 * 16 * 3 >= videos["numbers"]
     # Six steps are none, but it begins near a linear one.
-    assert films["linear"]["psnr_db"] - 3 < films["convolutional"]["psnr_db"] < films["linear"]["psnr_db"] + 3
+    assert videos["linear"]["psnr_db"] - 3 < videos["convolutional"]["psnr_db"] < videos["linear"]["psnr_db"] + 3
     assert all(Path(file).stat().st_size > 0 for file in summary["files"])
-    sounds = sound_run[1]["reconstruction"]["sounds"]
+    sounds = audio_run[1]["reconstruction"]["audio"]
     assert set(sounds["convolutional"]) == set(sounds["linear"]) == {"log_mel_distance", "snr_db"}
     told = json.loads((folder / "provenance.json").read_text())
     assert told["datasets"]["collisions"]["fingerprint"] and told["data"]
@@ -91,12 +93,12 @@ def test_its_latents_have_unit_variance(run, data_dir):
     built = build(made.data["collisions"], data_dir)
     feed = MediaBatchSource({"collisions": built}, made.mixture, setup.cuts, indexes=data_dir / "indexes")
     latents = []
-    for name, modality in (("films", "video"), ("stills", "image")):
+    for name, modality in (("videos", "video"), ("images", "image")):
         path = folder / "autoencoder.safetensors"
         autoencoder = load_autoencoder(parse_autoencoder(f"convolutional={path}", modality), path)
         media = feed.held_out((), 512)[name][1]
         latents.append(autoencoder.encode(media[:, 0] if modality == "image" else media).reshape(-1, 8))
-    # Of both components alike, though films have four times as many positions.
+    # Of both components alike, though videos have four times as many positions.
     mean = np.mean([z.mean(0) for z in latents], axis=0)
     np.testing.assert_allclose(mean, 0, atol=1e-3)
     np.testing.assert_allclose(np.mean([np.square(z).mean(0) for z in latents], axis=0) - mean**2, 1, atol=2e-3)
@@ -119,7 +121,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(run, data_dir, tmp_path):
 def test_it_may_start_from_another(run, data_dir, tmp_path):
     made = dataclasses.replace(experiment(), steps=1, init_from=str(run[0]))
     train(made, tmp_path / "next", data_dir)
-    assert Run(tmp_path / "next").experiment.init_from.endswith("films:6")
+    assert Run(tmp_path / "next").experiment.init_from.endswith("videos:6")
 
 
 @pytest.mark.slow
@@ -148,27 +150,27 @@ def test_two_processes_begin_and_train_as_one_does(run, data_dir, tmp_path):
         assert row.keys() == other.keys() and row["component"] == other["component"]
         for name in row.keys() - {*TIMINGS, "component"}:
             assert row[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), (row["step"], name)
-    made = Run(tmp_path / "both").summary()["reconstruction"]["films"]["convolutional"]["psnr_db"]
-    assert made == pytest.approx(run[1]["reconstruction"]["films"]["convolutional"]["psnr_db"], abs=0.01)
+    made = Run(tmp_path / "both").summary()["reconstruction"]["videos"]["convolutional"]["psnr_db"]
+    assert made == pytest.approx(run[1]["reconstruction"]["videos"]["convolutional"]["psnr_db"], abs=0.01)
 
 
-def test_a_model_is_trained_on_its_latents(run, sound_run, data_dir, tiny_experiment, tmp_path):
+def test_a_model_is_trained_on_its_latents(run, audio_run, data_dir, tiny_experiment, tmp_path):
     """From the command line, by name and file: film and still share one autoencoder, sound has the other."""
     file = tmp_path / "tiny.py"
     file.write_text("from tests.tiny import experiment\n__all__ = ['experiment']\n")
     moved = tmp_path / "moved.safetensors"
-    shutil.copy(sound_run[0] / "autoencoder.safetensors", moved)
-    films, sounds = f"convolutional={run[0]}", f"convolutional={moved}"
+    shutil.copy(audio_run[0] / "autoencoder.safetensors", moved)
+    videos, sounds = f"convolutional={run[0]}", f"convolutional={moved}"
     typed = [str(file), "--workdir", str(tmp_path / "joint"), "--data-dir", str(data_dir), "--steps", "2"]
-    typed += ["--autoencoder.video", films, f"--autoencoder.image={films}", "--autoencoder.audio", sounds]
+    typed += ["--autoencoder.video", videos, f"--autoencoder.image={videos}", "--autoencoder.audio", sounds]
     command("train").main(typed)
     moved.unlink()  # the run has a copy
     again, *_ = parse("train", typed, "", lambda file: Options(tmp_path / "elsewhere"))
     assert again.autoencoders == open_run(tmp_path / "joint").experiment.autoencoders
-    (tmp_path / "films").mkdir()
-    shutil.copy(run[0] / "experiment.json", tmp_path / "films")
+    (tmp_path / "videos").mkdir()
+    shutil.copy(run[0] / "experiment.json", tmp_path / "videos")
     study = open_study([str(tmp_path)])
-    assert [member.name for member in study.members] == ["joint"] and "films: trained an autoencoder" in study.notes[0]
+    assert [member.name for member in study.members] == ["joint"] and "videos: trained an autoencoder" in study.notes[0]
     joint = open_run(tmp_path / "joint")
     # Bodies and contacts are asked of the tokens that hold their frames.
     assert "position/video" in joint.summary()["probes"]["trained, block 3"]
@@ -202,10 +204,13 @@ def test_other_commands_say_what_it_is(run, tmp_path):
 def test_experiments_are_checked():
     made = experiment()
     assert from_json(to_json(made), type(made), "experiment.json") == made
-    films = made.mixture["films"]
+    videos = made.mixture["videos"]
     for changed, message in (
-        ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.8)}}, "clips of 10 frames do not fit"),
-        ({"mixture": {"films": dataclasses.replace(films, weight=1, seconds=0.7)}}, "are 8.75 video frames or samples"),
+        ({"mixture": {"videos": dataclasses.replace(videos, weight=1, seconds=0.8)}}, "clips of 10 frames do not fit"),
+        (
+            {"mixture": {"videos": dataclasses.replace(videos, weight=1, seconds=0.7)}},
+            "are 8.75 video frames or samples",
+        ),
         ({"mixture": {"x": Component(modalities=("audio",))}}, "mixture.x.modalities names audio, but the strides"),
         (
             {"mixture": {"x": Component(modalities=("video", "image"))}},
@@ -227,11 +232,11 @@ def test_media_are_cropped_and_padded(data_dir):
     setup = resolve(dataclasses.replace(experiment(), side=16))
     made, cuts = setup.experiment, setup.cuts
     built = build(made.data["collisions"], data_dir)
-    assert cuts["films"].shape == (9, 16, 16, 3) and cuts["stills"].shape == (1, 16, 16, 3)
+    assert cuts["videos"].shape == (9, 16, 16, 3) and cuts["images"].shape == (1, 16, 16, 3)
     feed = MediaBatchSource(
         {"collisions": built}, made.mixture, cuts, excluded=frozenset({"train-000003"}), indexes=data_dir / "indexes"
     )
-    reader = feed.reader("films", "train")
+    reader = feed.reader("videos", "train")
     assert 3 not in reader.records and len(reader.records) == 23
     record = built.records("train")[5]["video"]
     np.testing.assert_array_equal(reader(5)["media"], record[:9, 8:24, 8:24])
@@ -239,11 +244,11 @@ def test_media_are_cropped_and_padded(data_dir):
     windows = np.lib.stride_tricks.sliding_window_view(record, (9, 16, 16, 3)).reshape(-1, 9, 16, 16, 3)
     assert all((windows == crop).all(axis=(1, 2, 3, 4)).any() for crop in crops)
     assert len({crop.tobytes() for crop in crops}) > 20
-    held = [feed.held_out((), 512)["films"][1] for _ in range(2)]
+    held = [feed.held_out((), 512)["videos"][1] for _ in range(2)]
     np.testing.assert_array_equal(*held)
     middle = {reader(i)["media"].tobytes() for i in map(int, reader.records)}
     assert len(held[0]) == 23 and len(middle & {crop.tobytes() for crop in held[0]}) < 5
-    longer = dataclasses.replace(reader, cut=dataclasses.replace(cuts["films"], length=29, shape=(29, 40, 40, 3)))
+    longer = dataclasses.replace(reader, cut=dataclasses.replace(cuts["videos"], length=29, shape=(29, 40, 40, 3)))
     media = longer(5)["media"]
     np.testing.assert_array_equal(media[:25, :32, :32], record)
     np.testing.assert_array_equal(media[25:, :32, :32], np.repeat(record[-1:], 4, axis=0))
@@ -257,7 +262,7 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
     made = setup.experiment
     built = build(made.data["collisions"], data_dir)
     feed = MediaBatchSource({"collisions": built}, made.mixture, setup.cuts, indexes=data_dir / "indexes")
-    reader, plain = feed.reader("stills", "train"), Records.__getitem__
+    reader, plain = feed.reader("images", "train"), Records.__getitem__
 
     def broken(records, i, plain=plain):
         if i == 2:
@@ -267,10 +272,10 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
     monkeypatch.setattr(Records, "__getitem__", broken)
     sample = reader(2)
     assert sample["weight"] == 0 and not sample["media"].any() and reader.why(2) == ("train-00000", "it is torn")
-    assert len(feed.held_out((), 24)["stills"][1]) == 23
+    assert len(feed.held_out((), 24)["images"][1]) == 23
     first = int(np.random.default_rng(0).permutation(24)[0])
     monkeypatch.setattr(Records, "__getitem__", lambda records, i: broken(records, 2 if i == first else i))
-    assert len(feed.held_out((), 1)["stills"][1]) == 1  # another in its place
+    assert len(feed.held_out((), 1)["images"][1]) == 1  # another in its place
     monkeypatch.setattr(Records, "__getitem__", broken)
     # What each record has is looked up once, and then known, unless some cannot be read now.
     there = set((data_dir / "indexes").iterdir())

@@ -22,7 +22,7 @@ from selfflow.latents.encode import encode
 from selfflow.latents.fit_autoencoder import fit_autoencoder
 from selfflow.run.prepare_data import prepare_data
 from selfflow.serialization import from_json, to_json
-from tests.autoencoders.kl import CONFIG, GOLDEN, pictures, random_weights
+from tests.autoencoders.kl import CONFIG, GOLDEN, images, random_weights
 
 GROUPS = CONFIG["norm_num_groups"]
 
@@ -60,7 +60,7 @@ def loaded(config):
 
 def test_latents_of_sd_vae_are_scaled(sd_vae, tensors):
     params = read_kl(Weights("vae", {n: x for n, x in tensors.items() if not n.startswith("bn.")}, "SD-VAE"))
-    media = pictures(24, 32, count=3)
+    media = images(24, 32, count=3)
     expected, deviation = kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)
     autoencoder = loaded(sd_vae)
     mean, std = autoencoder.encode_distribution(media)
@@ -76,7 +76,7 @@ def test_latents_of_flux_2_are_packed_and_normalised(flux2):
     tensors = load_file(f"{flux2.path}/diffusion_pytorch_model.safetensors")
     tensors.pop("bn.num_batches_tracked")
     params = read_kl(Weights("vae", tensors, "FLUX.2"))
-    media = pictures(16, 32)
+    media = images(16, 32)
     raw = np.asarray(kl.encode(params, jnp.asarray(media, jnp.float32) / 127.5 - 1, GROUPS)[0])
     autoencoder = loaded(flux2)
     latents = autoencoder.encode(media)
@@ -101,7 +101,7 @@ def test_nothing_is_refused(sd_vae, flux2):
 
 
 def test_films_are_encoded_frame_by_frame(sd_vae):
-    autoencoder, media = loaded(sd_vae), pictures(16, 16, count=11)
+    autoencoder, media = loaded(sd_vae), images(16, 16, count=11)
     films = media[:10].reshape(2, 5, 16, 16, 3)
     latents = autoencoder.encode(films)
     assert latents.shape == (2, 5, 4, 4, 4)
@@ -111,7 +111,7 @@ def test_films_are_encoded_frame_by_frame(sd_vae):
 
 def test_large_pictures_pass_one_by_one(sd_vae, monkeypatch):
     """Whose memory is that of a call; what comes out is the same."""
-    autoencoder, media = loaded(sd_vae), pictures(16, 24, count=3)
+    autoencoder, media = loaded(sd_vae), images(16, 24, count=3)
     latents = autoencoder.encode(media)
     seen, plain = [], autoencoder._encode
     monkeypatch.setattr(kl_autoencoder, "_MAX_PIXELS", 16 * 24 * 2 - 1)
@@ -133,7 +133,7 @@ def test_identity_is_of_weights_and_settings_and_not_of_the_place(sd_vae, tmp_pa
 
 
 def test_half_precision_is_near(sd_vae):
-    media = pictures(16, 16)
+    media = images(16, 16)
     whole, half = loaded(sd_vae).encode(media), loaded(dataclasses.replace(sd_vae, dtype="bfloat16")).encode(media)
     assert half.dtype == np.float32
     assert 1e-5 < np.linalg.norm(whole - half) / np.linalg.norm(whole) < 0.05
@@ -201,7 +201,7 @@ def test_a_config_beside_the_weights_is_heard(sd_vae, flux2, tmp_path):
     for where in (tmp_path, mine):
         named = parse_autoencoder(f"sd-vae={where}", "image")
         assert named == dataclasses.replace(sd_vae, path=str(where), scale=0.3611, shift=0.1159)
-    plain, media = loaded(sd_vae).encode(pictures(16, 16)) / sd_vae.scale, pictures(16, 16)
+    plain, media = loaded(sd_vae).encode(images(16, 16)) / sd_vae.scale, images(16, 16)
     shifted = fit_autoencoder("image", named, {}, (), tmp_path / "data").autoencoder()
     np.testing.assert_allclose(shifted.encode(media), (plain - 0.1159) * 0.3611, atol=1e-5)
     np.testing.assert_array_equal(shifted.decode(shifted.encode(media)), loaded(sd_vae).decode(plain * sd_vae.scale))

@@ -56,7 +56,7 @@ def test_the_sound_of_a_given_film(evaluate, capsys):
 def test_the_verifier_itself_is_measured(tiny_run, data_dir, capsys):
     main([str(tiny_run), "--calibrate", "--data-dir", str(data_dir)])
     said = capsys.readouterr().out
-    for line in ("tracker: RMS error", "sound 2 frames late", "through the autoencoders"):
+    for line in ("tracker: RMS error", "audio 2 frames late", "through the autoencoders"):
         assert line in said
 
 

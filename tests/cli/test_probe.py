@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from selfflow.cli.probe import Options, _baseline, _check_components, _place, _print, probe
+from selfflow.cli.probe import Options, check_components, default_path, match_baseline, probe
+from selfflow.cli.probe_tables import print_rows
 from selfflow.errors import UserError
 from selfflow.representation.comparison import read_rows
 from tests.representation.test_probing import ROW
@@ -24,7 +25,7 @@ def rows_of(method: str, *cells: tuple[int, float, float], **more) -> list:
 
 
 def test_a_run_of_fewer_blocks_has_a_dash_in_the_table(capsys):
-    _print(rows_of("deep", (1, 0.2, 0.31), (2, 0.4, 0.52)) + rows_of("flat", (1, 0.2, 0.25)), "")
+    print_rows(rows_of("deep", (1, 0.2, 0.31), (2, 0.4, 0.52)) + rows_of("flat", (1, 0.2, 0.25)), "")
     told = capsys.readouterr().out.splitlines()
     assert [line.split()[2:] for line in told if line.startswith(("  flat    0.1", "  deep    0.1"))] == 2 * [
         ["0.310", "0.520"]
@@ -33,43 +34,43 @@ def test_a_run_of_fewer_blocks_has_a_dash_in_the_table(capsys):
 
 def test_a_question_that_the_baseline_was_not_asked_is_compared_without_it(capsys):
     both = rows_of("a", (1, 0.2, 0.3)) + rows_of("b", (1, 0.2, 0.6))
-    _print([*both, *rows_of("a", (1, 0.2, 0.4), source="audio")], "b")
+    print_rows([*both, *rows_of("a", (1, 0.2, 0.4), source="audio")], "b")
     first, second = capsys.readouterr().out.split("material from audio")
-    assert "differences to b" in first and "difference -0.3" in first
-    assert "a  " in second and "0.400" in second and "difference " not in second and "b was not asked" in second
+    assert "differences from b" in first and "difference -0.3" in first
+    assert "a  " in second and "0.400" in second and "difference " not in second and "b has no such rows" in second
 
 
 @pytest.mark.parametrize("layers", [(1,), (1, 2)])
 def test_what_validation_does_not_choose_is_printed_for_many_runs(capsys, layers):
     rows = sum((rows_of(m, *((layer, NAN, 0.5) for layer in layers), probe="few-shot") for m in "abcd"), [])
-    _print(rows, "c")
+    print_rows(rows, "c")
     told = capsys.readouterr().out
     assert sum(line.startswith("  a ") and "0.500" in line for line in told.splitlines()) == 2 + (len(layers) == 1)
-    assert ("differences to c" in told) == (len(layers) == 1) and "validation chooses" not in told
+    assert ("differences from c" in told) == (len(layers) == 1) and "chosen on validation" not in told
 
 
 def test_a_baseline_is_a_label_or_the_method_that_has_one_alone():
     labels = ["shuffled, ema", "shuffled, untrained", "matched, ema"]
-    assert _baseline("", labels) == "" and _baseline("shuffled, ema", labels) == "shuffled, ema"
-    assert _baseline("matched", labels) == "matched, ema"
+    assert match_baseline("", labels) == "" and match_baseline("shuffled, ema", labels) == "shuffled, ema"
+    assert match_baseline("matched", labels) == "matched, ema"
     for name in ("shuffled", "match", "delayed"):
         with pytest.raises(UserError, match=f"--baseline '{name}': there are 'shuffled, ema', 'shuffled, untrained', "):
-            _baseline(name, labels)
+            match_baseline(name, labels)
 
 
 def test_runs_whose_first_sets_differ_are_asked_for_one_that_all_have():
     run = lambda name, *first: SimpleNamespace(
         source=name, experiment=SimpleNamespace(mixture={"own": SimpleNamespace(modalities=first)} if first else {})
     )
-    _check_components([run("a", "video", "audio"), run("b", "audio", "video")])
+    check_components([run("a", "video", "audio"), run("b", "audio", "video")])
     with pytest.raises(UserError, match=r"\(own of a and own of b\): name a --component or --sources"):
-        _check_components([run("a", "video", "audio"), run("b", "image")])
+        check_components([run("a", "video", "audio"), run("b", "image")])
     with pytest.raises(UserError, match="none of imported"):
-        _check_components([run("a", "image"), run("imported")])
+        check_components([run("a", "image"), run("imported")])
 
 
 def test_another_question_has_a_file_of_its_own():
-    place = lambda paths=("runs/a",), **asked: _place(list(paths), Options(**asked))
+    place = lambda paths=("runs/a",), **asked: default_path(list(paths), Options(**asked))
     assert str(place()) == "runs/a/probes/labels_logistic.csv" and place(baseline="b") == place()
     asked = [
         {"targets": "material,count"}, {"tau": "0.5"}, {"layers": "1,2"}, {"weights": "student"}, {"step": 9},
@@ -100,6 +101,6 @@ def test_seeds_of_a_method_are_told_as_one(tiny_run, tmp_path, capsys):
     rows = probe(runs, Options(**asked, baseline="arm"))
     told = capsys.readouterr().out
     assert [(row.run, row.method, row.seed) for row in rows] == [("arm_0", "arm", 0), ("arm_1", "arm", 1)]
-    assert "with the layer and the tau that validation chooses" in told and "differences to arm" in told
+    assert "with the layer and the tau chosen on validation" in told and "differences from arm" in told
     file = tmp_path / "probes" / "count_knn_layers=2_sources=video.csv"
     assert [row.run for row in read_rows(file)] == ["arm_0", "arm_1"] and file.with_suffix(".png").exists()

@@ -188,8 +188,8 @@ def test_settings_that_cannot_be():
         ({"frames_per_second": 61.0, "sample_rate": 6100}, "no more than 60"),
         ({"sample_rate": 8001, "frames": 22, "frames_per_second": 15.0}, "whole number; change one"),
         ({"train_clips": 0}, "must be above 0"),
-        ({"size": 0}, "atari.size = 0: must be above 0"),
-        ({"test_clips": -1}, "must not be negative"),
+        ({"size": 0}, "atari.size is 0"),
+        ({"test_clips": -1}, "atari.test_clips is -1"),
         ({"frames": 2.5}, "must be a whole number"),
         ({"action_seconds": float("nan")}, "must be a finite number"),
     ]:

@@ -154,7 +154,7 @@ def test_mistakes_of_the_user(folder, tmp_path):
         ({"source": str(folder / "image.png")}, "image.png is a file"),
         ({"source": ""}, "media.source is empty"),
         ({"frames_per_second": 7.0, "frames": 10}, "media.sample_rate = 8000: .* not a whole number"),
-        ({"size": 0}, "media.size = 0"),
+        ({"size": 0}, "media.size is 0"),
         ({"hop_seconds": 0.0}, "media.hop_seconds"),
         ({"validation_fraction": 0.6, "test_fraction": 0.5}, "is 1 or more"),
     ]:

@@ -139,7 +139,7 @@ def test_it_is_prepared_where_that_works(tmp_path):
 def test_what_cannot_be(zoo, tmp_path):
     for wrong, message in [
         ({"name": ""}, "tfds.name = '': must be NAME"),
-        ({"name": "smal_zoo"}, "no such data set; try small_zoo"),
+        ({"name": "smal_zoo"}, "no such data set; did you mean small_zoo"),
         ({"name": "small_zoo/blue"}, "cannot be prepared here.*tfds build small_zoo/blue --file_format=array_record"),
         ({"image": "pictur"}, "tfds.image = 'pictur': the data set has no such field; did you mean picture"),
         ({"caption": "about.txt"}, "no such field; did you mean about.text"),
@@ -164,7 +164,7 @@ def test_what_cannot_be(zoo, tmp_path):
     with pytest.raises(UserError, match="not prepared in .*: name the fields, or set tfds.folder"):
         dataclasses.replace(SMALL, folder=str(tmp_path)).media_shapes(tmp_path)
     for wrong in ({"size": 0}, {"frames_per_second": float("nan")}, {"frames": 1.5}, {"source_sample_rate": -1}):
-        with pytest.raises(UserError, match=f"tfds.{next(iter(wrong))} = "):
+        with pytest.raises(UserError, match=f"tfds.{next(iter(wrong))} "):
             dataclasses.replace(SMALL, **wrong)
 
 
@@ -180,7 +180,7 @@ def test_other_forms_and_other_peoples_builders(zoo, tmp_path):
         load_builder(SMALL, tmp_path / "records")
     (copy / "dataset_info.json").write_text(json.dumps(info))
     (copy / "features.json").write_text('{"type": "x", "content": {"picture": {"type": "Image"}}}')
-    with pytest.raises(UserError, match="features.json does not tell the features.*TFDS 4.9"):
+    with pytest.raises(UserError, match="features.json does not describe the features.*TFDS 4.9"):
         load_builder(SMALL, tmp_path / "records")
 
     class NeedsMore(tfds.core.GeneratorBasedBuilder):

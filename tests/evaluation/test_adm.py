@@ -10,7 +10,7 @@ from tests.evaluation import made
 
 
 def test_numpy_and_adm_s_reader_find_the_pictures(tmp_path):
-    pictures, path = made.pictures(10), tmp_path / "samples.npz"
+    pictures, path = made.images(10), tmp_path / "samples.npz"
     path.write_bytes(b"old")
     write_adm(path, iter(np.split(pictures, [3, 3, 9])), 10)
     with np.load(path, allow_pickle=False) as archive:
@@ -24,7 +24,7 @@ def test_numpy_and_adm_s_reader_find_the_pictures(tmp_path):
 
 
 def test_pictures_are_never_in_memory_together(tmp_path):
-    batch = made.pictures(16)
+    batch = made.images(16)
     tracemalloc.start()
     write_adm(tmp_path / "many.npz", (batch for _ in range(200)), 3200)
     assert tracemalloc.get_traced_memory()[1] < 1_000_000  # of 10 MB
@@ -34,14 +34,14 @@ def test_pictures_are_never_in_memory_together(tmp_path):
 @pytest.mark.parametrize(
     "name, batches, count, said",
     [
-        ("a.npy", [made.pictures(2)], 2, "ends with .npz"),
-        ("none/a.npz", [made.pictures(2)], 2, "there is no folder .*none; make it first"),
+        ("a.npy", [made.images(2)], 2, "ends with .npz"),
+        ("none/a.npz", [made.images(2)], 2, "there is no folder .*none; make it first"),
         ("a.npz", [], 0, "0 pictures"),
         ("a.npz", [], 2, "0 pictures came, and 2 were told"),
-        ("a.npz", [made.pictures(2)], 3, "2 pictures came, and 3 were told"),
-        ("a.npz", [made.pictures(2), made.pictures(1, 16)], 3, r"a picture of \(16, 19, 3\) after"),
-        ("a.npz", [made.pictures(2) / 255], 2, "takes uint8 pictures .* these are float64"),
-        ("a.npz", [made.films(2, 2)], 2, r"uint8 \[2, 2, 32, 35, 3\]"),
+        ("a.npz", [made.images(2)], 3, "2 pictures came, and 3 were told"),
+        ("a.npz", [made.images(2), made.images(1, 16)], 3, r"a picture of \(16, 19, 3\) after"),
+        ("a.npz", [made.images(2) / 255], 2, "takes uint8 pictures .* these are float64"),
+        ("a.npz", [made.videos(2, 2)], 2, r"uint8 \[2, 2, 32, 35, 3\]"),
     ],
 )
 def test_what_it_cannot_write_is_not_there(tmp_path, name, batches, count, said):

@@ -38,7 +38,7 @@ def i3d_file(tmp_path_factory):
 
 def test_inception_s_features_are_torch_fidelity_s(inception_file):
     extractor = open_extractor(f"inception={inception_file}", "image")
-    assert_near(extractor(made.pictures(2)), RECORDED["inception"], 1e-5)
+    assert_near(extractor(made.images(2)), RECORDED["inception"], 1e-5)
     assert (extractor.name, extractor.distance, extractor.width) == ("Inception", "FD-Inception", 2048)
     assert extractor.identity.startswith("Inception-")
 
@@ -51,20 +51,20 @@ def test_only_the_published_inception_gives_what_is_called_fid(inception_file, m
 
 def test_i3d_s_logits_are_pytorch_i3d_s(i3d_file):
     extractor = open_extractor(f"i3d={i3d_file}", "video")
-    assert_near(extractor(made.films(1, 9), 8), RECORDED["i3d"], 1e-5)
+    assert_near(extractor(made.videos(1, 9), 8), RECORDED["i3d"], 1e-5)
     assert (extractor.distance, extractor.width) == ("FD-I3D", 400)
     with pytest.raises(UserError, match="I3D.* 9 .* 8"):
-        extractor(made.films(1, 8), 8)
+        extractor(made.videos(1, 8), 8)
 
 
 def test_effnet_s_map_is_that_of_efficientnet_lite_pytorch(tmp_path):
-    assert_near(open_extractor("effnet", "image")(made.pictures(2)), RECORDED["effnet/packaged"], 1e-5)
+    assert_near(open_extractor("effnet", "image")(made.images(2)), RECORDED["effnet/packaged"], 1e-5)
     drawn = made.saved(tmp_path / "drawn.safetensors", made.effnet_weights())
-    assert_near(EffNet("image", drawn)(made.pictures(2)), RECORDED["effnet"], 1e-5)
+    assert_near(EffNet("image", drawn)(made.images(2)), RECORDED["effnet"], 1e-5)
 
 
 def test_films_are_the_mean_and_deviation_over_their_frames_and_named_so():
-    films = made.films(2, 3)
+    films = made.videos(2, 3)
     video, image = open_extractor("effnet", "video"), open_extractor("effnet", "image")
     frames = image(films.reshape(6, *films.shape[2:])).reshape(2, 3, 112)
     expected = np.concatenate([frames.mean(axis=1), frames.std(axis=1)], axis=1)
@@ -81,7 +81,7 @@ def test_effnet_tells_noise_and_blur_from_other_pictures():
         found.add(extractor(pictures))
         return found
 
-    pictures = made.pictures(96)
+    pictures = made.images(96)
     noise = np.random.default_rng(0).integers(0, 256, pictures[:32].shape, np.uint8)
     real, other = features(pictures[:64]), features(pictures[64:])
     close, far = compare(real, other), compare(real, features(noise))
@@ -99,7 +99,7 @@ def test_what_a_sample_gives_depends_on_no_other_sample():
         seen.append(len(batch))
         return batch.reshape(len(batch), -1)[:, :3].astype(np.float32)
 
-    pictures = made.pictures(11)
+    pictures = made.images(11)
     np.testing.assert_array_equal(in_batches(network, pictures, 8), network(pictures))
     assert seen == [8, 4, 11]
     extractor = open_extractor("effnet", "image")
@@ -172,7 +172,7 @@ def test_files_of_other_networks_are_named(inception_file, i3d_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "media", [made.pictures(1) / 255, made.films(1, 2), made.pictures(1)[..., :1], made.pictures(1)[:0]]
+    "media", [made.images(1) / 255, made.videos(1, 2), made.images(1)[..., :1], made.images(1)[:0]]
 )
 def test_media_that_an_extractor_does_not_take_are_refused(media):
     with pytest.raises(UserError, match=r"EffNet takes uint8 \[B, H, W, 3\], and got"):
@@ -181,7 +181,7 @@ def test_media_that_an_extractor_does_not_take_are_refused(media):
 
 def test_log_mel_hears_spectra_and_how_much_they_vary():
     extractor = open_extractor("logmel", "audio")
-    sound = made.sound(3, 8000, 16_000)
+    sound = made.audio(3, 8000, 16_000)
     found = extractor(sound, 16_000)
     assert found.shape == (3, extractor.width) and found.dtype == np.float32
     np.testing.assert_allclose(extractor(sound[1:2], 16_000), found[1:2], rtol=1e-5)

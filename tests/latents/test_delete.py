@@ -165,7 +165,7 @@ def test_what_cannot_be_done_changes_nothing(home):
     index.write_bytes(before[index])
     shard = read_splits(built.folder)["train"].paths[1]
     shard.write_bytes(before[shard][:-2000])
-    refused("cannot be told")
+    refused("is unknown")
     shard.write_bytes(before[shard])
     info = built.folder / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"alternativeFileFormats": ["tfrecord"]}))
@@ -228,7 +228,7 @@ def test_it_waits_for_an_encoding_of_the_same_folder(home):
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(root / "arguments")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert "waiting for it to end" in process.stderr.readline()
+    assert "waiting for another process" in process.stderr.readline()
     assert built.deleted == []
     release.set()
     holder.join()

@@ -13,7 +13,7 @@ from selfflow.data.built import build
 from selfflow.errors import UserError
 from selfflow.latents.encode import encode
 from selfflow.latents.fit_autoencoder import fit_autoencoder
-from tests.autoencoders.kl import CONFIG, pictures
+from tests.autoencoders.kl import CONFIG, images
 
 pytestmark = pytest.mark.parity
 
@@ -78,7 +78,7 @@ def test_wan(wan, tmp_path):
     config = parse_autoencoder(f"diffusers=AutoencoderKLWan:{folder}", "video")
     assert (config.channels, config.temporal_stride, config.stride, config.causal_padding) == (48, 4, 16, 3)
     autoencoder = loaded(config, tmp_path)
-    media = pictures(32, 48, count=18).reshape(2, 9, 32, 48, 3)
+    media = images(32, 48, count=18).reshape(2, 9, 32, 48, 3)
     mean, std = autoencoder.encode_distribution(media)
     assert mean.shape == (2, 3, 2, 3, 48) == config.latent_shape(media.shape) and std.shape == mean.shape
     x = torch.as_tensor(np.moveaxis(media.astype(np.float32) / 127.5 - 1, -1, 1))
@@ -143,7 +143,7 @@ def test_sd_vae_is_the_one_in_jax(tmp_path):
     config = parse_autoencoder(f"diffusers=AutoencoderKL:{tmp_path / 'vae'}", "image")
     ours = SDVAE(path=str(tmp_path / "vae"), stride=4, groups=CONFIG["norm_num_groups"])
     assert (config.channels, config.temporal_stride, config.stride) == (4, 1, 4)
-    media = pictures(24, 32)
+    media = images(24, 32)
     theirs, mine = (loaded(c, tmp_path / "data") for c in (config, ours))
     for a, b in zip(theirs.encode_distribution(media), mine.encode_distribution(media)):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)

