@@ -71,7 +71,7 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
                     yield split, {"id": f"atari-{settings.game}-{split}-{number:06d}", **record}
         # Some games make no sound; their clips have video alone.
         if not with_audio:
-            print(f"atari: {settings.game} made no sound; no clip has audio", file=sys.stderr)
+            print(f"atari: {settings.game} makes no sound; no clip has audio", file=sys.stderr)
 
 
 def _endless_clips(settings: Atari, console: Console, split: str) -> Iterator[dict]:

@@ -1,4 +1,4 @@
-"""Latents that were made elsewhere: what is read of them, and what is refused."""
+"""Precomputed latents: what is read, and what is refused."""
 
 import dataclasses
 import json
@@ -37,9 +37,9 @@ VIDEO = {"autoencoder": "wan", "shape": [3, 4, 4, 5], "stride": 16, "temporal_st
 AUDIO = {"autoencoder": "oobleck", "shape": [10, 7], "temporal_stride": 2048, "sample_rate": 44100}
 
 
-def written(folder, told, **files):
+def written(folder, manifest, **files):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "latents.json").write_text(json.dumps(told))
+    (folder / "latents.json").write_text(json.dumps(manifest))
     for name, arrays in files.items():
         path = folder / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,37 +67,37 @@ def experiment_of(tiny_experiment, source, autoencoders, **changed):
 
 def test_what_is_stored_is_what_was_given_shifted_scaled_and_turned(tiny_experiment, tmp_path, capsys):
     scale, shift = [0.5, 2.0, 1.0, 0.1], [0.0, 1.0, -1.0, 3.0]
-    told = {"image": IMAGE | {"scale": scale, "shift": shift, "channels_first": True}, "labels": {"of": 9}}
+    manifest = {"image": IMAGE | {"scale": scale, "shift": shift, "channels_first": True}, "labels": {"of": 9}}
     one, two, std = noise(4, 8, 6), noise(2, 4, 8, 6, seed=1), np.abs(noise(4, 8, 6, seed=2))
-    source = written(tmp_path / "source", told, one={"image": one, "image.std": std, "of": 3, "foo": 1, "class": 2})
+    source = written(tmp_path / "source", manifest, one={"image": one, "image.std": std, "of": 3, "foo": 1, "class": 2})
     save_file({"image": two.astype(ml_dtypes.bfloat16), "of": np.array([5, -1])}, source / "stack.safetensors")
     experiment = experiment_of(tiny_experiment, source, {"image": parse_autoencoder(f"precomputed={source}", "image")})
     feed, raw = prepare_data(resolve(experiment), tmp_path / "data")
     assert raw == {}  # there are no media
     assert "arrays that latents.json does not describe were left out: class, foo" in capsys.readouterr().out
     source_of = feed.latents["mine"].open_split("train")
-    found = {source_of.id(i): source_of[i] for i in range(3)}
-    assert found.keys() == {"one.npz", "stack.safetensors#0", "stack.safetensors#1"}
+    samples = {source_of.id(i): source_of[i] for i in range(3)}
+    assert samples.keys() == {"one.npz", "stack.safetensors#0", "stack.safetensors#1"}
     right = lambda x: ((np.moveaxis(np.float32(x), 0, -1) - np.float32(shift)) * np.float32(scale)).astype(np.float16)
-    np.testing.assert_array_equal(found["one.npz"]["image"], right(one))
+    np.testing.assert_array_equal(samples["one.npz"]["image"], right(one))
     np.testing.assert_array_equal(
-        found["one.npz"]["image.std"], (np.moveaxis(std, 0, -1) * np.float32(scale)).astype(np.float16)
+        samples["one.npz"]["image.std"], (np.moveaxis(std, 0, -1) * np.float32(scale)).astype(np.float16)
     )
     for i in range(2):
-        stored = found[f"stack.safetensors#{i}"]
+        stored = samples[f"stack.safetensors#{i}"]
         np.testing.assert_array_equal(stored["image"], right(two[i].astype(ml_dtypes.bfloat16)))
         assert "image.std" not in stored
     labels = dict(zip((source_of.id(i) for i in range(3)), source_of.index["label/of"]))
     assert labels == {"one.npz": 3, "stack.safetensors#0": 5, "stack.safetensors#1": -1}
-    made = feed.latents["mine"].manifest["modalities"]["image"]
-    assert made["identity"] == "precomputed: sd-vae-ft-ema"
+    stream = feed.latents["mine"].manifest["modalities"]["image"]
+    assert stream["identity"] == "precomputed: sd-vae-ft-ema"
     built = build(experiment.data["mine"], tmp_path / "data")
     assert verify_data(built) == [] and verify_latents(feed.latents["mine"].path, built) == []
 
 
 def test_films_and_sounds_keep_their_clocks_and_lengths(tiny_experiment, tmp_path):
-    told = {"video": VIDEO | {"first_frame_alone": True}, "audio": AUDIO}
-    source = written(tmp_path / "source", told, long={"video": noise(3, 4, 4, 5), "audio": noise(10, 7)},
+    manifest = {"video": VIDEO | {"first_frame_alone": True}, "audio": AUDIO}
+    source = written(tmp_path / "source", manifest, long={"video": noise(3, 4, 4, 5), "audio": noise(10, 7)},
                      short={"video": noise(2, 4, 4, 5), "audio": noise(6, 7)})  # fmt: skip
     configs = {m: parse_autoencoder(f"precomputed={source}", m) for m in ("video", "audio")}
     setup = resolve(experiment_of(tiny_experiment, source, configs))
@@ -186,8 +186,8 @@ def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
         whole={"image": np.ones((8, 6, 4), int)},
         third={"image": good, "of": 2},
         real={"image": good, "of": 1.0},
-        other={"picture": good},
-        some={"image": np.stack([good, good * np.inf, good]), "of": np.array([0, 1, 1])},
+        other={"photo": good},
+        partial={"image": np.stack([good, good * np.inf, good]), "of": np.array([0, 1, 1])},
         objects={"image": np.array([{}], object)},
         empty={"image": np.zeros((0, 8, 6, 4), np.float32)},
         fewer={"image": np.stack([good, good]), "of": np.array([1])},
@@ -230,7 +230,7 @@ def test_what_cannot_be_used_stands_in_the_report(tmp_path, capsys):
         "shorter.npz": "wrong shape",
         "surrogate.npz": "wrong caption",
     }
-    assert [(r["file"], r["detail"][:9]) for r in report["partial"]] == [("some.npz", "sample 1:")]
+    assert [(r["file"], r["detail"][:9]) for r in report["partial"]] == [("partial.npz", "sample 1:")]
     assert (report["files"], report["used"]) == (21, 2)
     assert "pickle" not in capsys.readouterr().out
 
@@ -288,8 +288,8 @@ def test_other_autoencoders_are_refused(tiny_experiment, data_dir, tmp_path):
 )
 def test_names_of_autoencoders(name, passes):
     settings = LatentFiles(source="folder")
-    told = {"latents": {"image": {"autoencoder": name, "shape": [8, 6, 4]}}}
-    built = BuiltDataset(settings, "latent_files/x/1.0.0", Path(), {"train": 1}, told)
+    metadata = {"latents": {"image": {"autoencoder": name, "shape": [8, 6, 4]}}}
+    built = BuiltDataset(settings, "latent_files/x/1.0.0", Path(), {"train": 1}, metadata)
     fitted = {"image": FittedAutoencoder(SDVAE(path="x"), Path("x"), "sd_vae-0123456789ab", {})}
     modalities = {"image": Modality((8, 6, 4), (1, 1))}
     if passes:
@@ -326,8 +326,8 @@ def test_frozen_encoders_need_features_in_a_file(tiny_experiment, tmp_path):
     save_file({"one.npz": noise(4, 3, 5)}, tmp_path / "features.safetensors")
     encoder = FeatureFiles(str(tmp_path / "features.safetensors"), 5)
     external = ExternalEncoder(student_layer=1, encoders={"image": encoder})
-    given = {"image": parse_autoencoder(f"precomputed={source}", "image")}
+    autoencoders = {"image": parse_autoencoder(f"precomputed={source}", "image")}
     feed, _ = prepare_data(
-        resolve(experiment_of(tiny_experiment, source, given, alignment=external)), tmp_path / "data"
+        resolve(experiment_of(tiny_experiment, source, autoencoders, alignment=external)), tmp_path / "data"
     )
     assert feed.latents["mine"].features

@@ -41,7 +41,7 @@ def read(settings: Tfds, data_dir: Path, split: str = "train") -> Records:
 
 def test_the_types_choose_the_image(zoo, capsys):
     builder = load_builder(SMALL, zoo)
-    assert "tfds: small_zoo: image = picture" in capsys.readouterr().err
+    assert "tfds: small_zoo: image = photo" in capsys.readouterr().err
     assert {name: info.num_examples for name, info in builder.info.splits.items()} == COUNTS
     assert builder.info.full_name == "small_zoo/1.2.0" and SMALL.media_shapes(zoo) == {"image": (16, 16, 3)}
     records = read(SMALL, zoo)
@@ -70,9 +70,14 @@ def test_ids_are_of_the_contents_and_stable(zoo):
     assert by_year["id"].startswith("small_zoo-199") and "about_year" not in by_year
 
 
-def test_named_fields_become_video_sound_and_captions(zoo):
+def test_named_fields_become_video_audio_and_captions(zoo):
     settings = dataclasses.replace(
-        SAID, video="film", audio="sound", source_sample_rate=8000, caption="about.text", label=("label", "about.year")
+        SAID,
+        video="movie",
+        audio="waveform",
+        source_sample_rate=8000,
+        caption="about.text",
+        label=("label", "about.year"),
     )
     assert settings.media_shapes() == {"video": (5, 16, 16, 3), "audio": (4000,)}
     for record in read(settings, zoo):
@@ -106,7 +111,7 @@ def test_video_and_audio_fields_are_read_without_tensorflow(zoo, tmp_path):
         "builder = load_builder(settings, folder)\n"
         "record = Records(settings, builder.data_dir, 'test')[0]\n"
         "plain = builder.as_data_source('train')[0]\n"
-        "print(record['video'].shape, record['audio'].dtype, len(plain['film']), 'tensorflow' in sys.modules)"
+        "print(record['video'].shape, record['audio'].dtype, len(plain['movie']), 'tensorflow' in sys.modules)"
     )
     (tmp_path / "there" / "tensorflow").mkdir(parents=True)  # it is installed, and must not be touched
     (tmp_path / "there" / "tensorflow" / "__init__.py").write_text("raise SystemError('tensorflow is imported')")
@@ -114,7 +119,7 @@ def test_video_and_audio_fields_are_read_without_tensorflow(zoo, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=surroundings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(5, 16, 16, 3) int16") and done.stdout.strip().endswith("False")
-    assert "video = film, audio = sound, image = picture" in done.stderr
+    assert "video = movie, audio = waveform, image = photo" in done.stderr
 
 
 def test_where_it_is_found(zoo, tmp_path):
@@ -141,21 +146,21 @@ def test_what_cannot_be(zoo, tmp_path):
         ({"name": ""}, "tfds.name = '': must be NAME"),
         ({"name": "smal_zoo"}, "no such data set; did you mean small_zoo"),
         ({"name": "small_zoo/blue"}, "cannot be prepared here.*tfds build small_zoo/blue --file_format=array_record"),
-        ({"image": "pictur"}, "tfds.image = 'pictur': the data set has no such field; did you mean picture"),
+        ({"image": "phot"}, "tfds.image = 'phot': the data set has no such field; did you mean photo"),
         ({"caption": "about.txt"}, "no such field; did you mean about.text"),
         ({"label": ("weight",)}, "tfds.label = 'weight': is (Scalar|Tensor), not a whole number"),
-        ({"video": "film"}, "source_frames_per_second = 0: set"),
+        ({"video": "movie"}, "source_frames_per_second = 0: set"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             load_builder(dataclasses.replace(SMALL, **wrong), zoo)
         assert "\n" not in str(caught.value)
     for wrong, message in [
-        ({"audio": "sound"}, "source_sample_rate = 0: the field sound has no sample rate"),
+        ({"audio": "waveform"}, "source_sample_rate = 0: the field waveform has no sample rate"),
         ({"image": "weight"}, "tfds.image = 'weight': holds float32, not pixels"),
         ({"image": "about.text"}, "tfds.image = 'about.text': holds no numbers"),
         ({"audio": "about.texts", "source_sample_rate": 8000}, "tfds.audio = 'about.texts'"),
         (
-            {"video": "film", "audio": "sound", "source_sample_rate": 8000, "frames_per_second": 7.0},
+            {"video": "movie", "audio": "waveform", "source_sample_rate": 8000, "frames_per_second": 7.0},
             "tfds.sample_rate = 4000: must be a multiple of frames_per_second = 7",
         ),
     ]:
@@ -179,7 +184,7 @@ def test_other_forms_and_other_peoples_builders(zoo, tmp_path):
     with pytest.raises(UserError, match="dataset_info.json cannot be read"):
         load_builder(SMALL, tmp_path / "records")
     (copy / "dataset_info.json").write_text(json.dumps(info))
-    (copy / "features.json").write_text('{"type": "x", "content": {"picture": {"type": "Image"}}}')
+    (copy / "features.json").write_text('{"type": "x", "content": {"photo": {"type": "Image"}}}')
     with pytest.raises(UserError, match="features.json does not describe the features.*TFDS 4.9"):
         load_builder(SMALL, tmp_path / "records")
 
@@ -208,9 +213,9 @@ def test_what_needs_tensorflow_says_so(tmp_path):
         load_builder(Tfds(name="ucf102"), tmp_path)
 
 
-def test_a_damaged_picture_is_a_bad_record(zoo, monkeypatch):
+def test_a_damaged_image_is_a_bad_record(zoo, monkeypatch):
     records = read(SMALL, zoo)
-    assert read_specs(zoo / "small_zoo" / "1.2.0").keys() >= {"picture", "about.year", "film"}
+    assert read_specs(zoo / "small_zoo" / "1.2.0").keys() >= {"photo", "about.year", "movie"}
     raw = records.raw(0)
     monkeypatch.setattr(Records, "raw", lambda self, i: raw.replace(b"IHDR", b"IXDR"))
     with pytest.raises(BadRecord, match="small_zoo-train.array_record-.*record 0 cannot be decoded"):

@@ -56,9 +56,9 @@ def wait_for(process: subprocess.Popen, word: str) -> None:
 def test_a_late_second_builder_waits_and_finds_the_set(tmp_path, capsys):
     first = start(tmp_path / "data", tmp_path / "script.py", 1.0)
     wait_for(first, "writing")
-    begun = time.monotonic()
+    start_time = time.monotonic()
     builder = load_builder(SMALL, tmp_path / "data")
-    assert 0.2 < time.monotonic() - begun < 30 and "another process is building" in capsys.readouterr().err
+    assert 0.2 < time.monotonic() - start_time < 30 and "another process is building" in capsys.readouterr().err
     out, err = first.communicate(timeout=30)
     assert out.split() == ["1438", "False"], err
     assert len(builder.as_data_source("train")) == 1438
