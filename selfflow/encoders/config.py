@@ -2,11 +2,12 @@
 
 from collections.abc import Container
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from selfflow.errors import check_at_least
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Frechet distances of the literature. Each is defined by one network with one set of weights.
 FID, FVD = "FID", "FVD"
@@ -23,7 +24,7 @@ class FrozenEncoder(Protocol):
     identity: str
     ids: Container[str] | None
 
-    def __call__(self, media: np.ndarray, id: str) -> np.ndarray:
+    def __call__(self, media: "np.ndarray", id: str) -> "np.ndarray":
         """float32 features of one sample: [h, w, E] of an image, [T, h, w, E] of a video, [T, E] of audio.
 
         Positions are evenly spaced and cover all of the frame and of the clip.

@@ -40,7 +40,7 @@ def test_masks_are_those_of_the_case(pair):
     "text, said",
     [
         ("vidoe", "did you mean video"),
-        ("everything", "prefix:SECONDS"),
+        ("everything", "prefix"),
         ("prefix", "write prefix:SECONDS"),
         ("prefix:x", "'x' is not a number"),
         ("prefix:0", "above 0"),

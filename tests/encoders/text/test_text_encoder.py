@@ -99,11 +99,11 @@ def test_embeddings_too_large_for_float16(tmp_path):
         loaded.encode(["a ball"])
 
 
-def refused(text: Text, *parts: str) -> None:
+def refused(text: Text, *parts) -> None:
     with pytest.raises(UserError) as caught:
         load_text_encoder(text)
     message = str(caught.value)
-    assert "\n" not in message and message.startswith("text.") and all(part in message for part in parts), message
+    assert "\n" not in message and message.startswith("text.") and mentions(*parts).search(message), message
 
 
 def test_unknown_encoders(tmp_path):
