@@ -44,7 +44,7 @@ def test_embeddings_are_of_the_valid_tokens(text):
     assert loaded.encode([]) == []
 
 
-def test_what_a_caption_gives_depends_on_nothing_else(text):
+def test_the_embedding_of_a_caption_depends_on_no_other_caption(text):
     loaded = load_text_encoder(text)
     together = loaded.encode(CAPTIONS * 9 + [f"ball {'a ' * n}" for n in range(40)] + CAPTIONS[::-1])
     longer = load_text_encoder(dataclasses.replace(text, tokens=10))
@@ -95,15 +95,14 @@ def test_embeddings_too_large_for_float16(tmp_path):
     weights = tensors()
     weights["encoder.layer.1.output.LayerNorm.weight"] *= 1e6
     loaded = load_text_encoder(Text(encoder=str(write_bert(tmp_path / "huge", weights)), tokens=8))
-    with pytest.raises(UserError, match="'a ball' is not finite in float16"):
+    with pytest.raises(UserError, match=mentions("a ball float16")):
         loaded.encode(["a ball"])
 
 
-def refused(text: Text, *parts: str) -> None:
-    with pytest.raises(UserError) as caught:
+def refused(text: Text, *words: str) -> None:
+    with pytest.raises(UserError, match=mentions(*words)) as error:
         load_text_encoder(text)
-    message = str(caught.value)
-    assert "\n" not in message and message.startswith("text.") and all(part in message for part in parts), message
+    assert "\n" not in str(error.value) and str(error.value).startswith("text.")
 
 
 def test_unknown_encoders(tmp_path):
