@@ -64,12 +64,16 @@ def read_deleted(folder: Path) -> dict[str, Any] | None:
     path = folder / DELETED
     try:
         deletions = json.loads(path.read_text())
-        deletions["fingerprint"], [(entry["count"], entry["when"], entry["ids"]) for entry in deletions["deleted"]]
+        deletions["fingerprint"]
+        for entry in deletions["deleted"]:
+            entry["count"], entry["when"], entry["ids"]
         return deletions
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove {folder} and build again, then forget again") from error
+        raise UserError(
+            f"{path} is damaged ({error}): remove {folder} and build again, then delete the samples again"
+        ) from error
 
 
 def load_builder(settings: Dataset, data_dir: Path) -> "tfds.core.DatasetBuilder":

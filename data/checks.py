@@ -18,26 +18,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def check_positive(settings: Dataset, *names: str) -> None:
-    """Checks that fields are finite and above 0."""
+def check_numbers(settings: Dataset, *names: str, whole: bool = False) -> None:
+    """Checks that fields are finite numbers; with `whole`, integers."""
     for name in names:
         value = getattr(settings, name)
         require(is_number(value), settings, name, "must be a finite number")
-        require(value > 0, settings, name, "must be above 0")
-
-
-def check_not_negative(settings: Dataset, *names: str) -> None:
-    """Checks that fields are finite and 0 or above."""
-    for name in names:
-        value = getattr(settings, name)
-        require(is_number(value), settings, name, "must be a finite number")
-        require(value >= 0, settings, name, "must not be negative")
-
-
-def check_whole(settings: Dataset, *names: str) -> None:
-    """Checks that fields are integers."""
-    for name in names:
-        require(isinstance(getattr(settings, name), int), settings, name, "must be a whole number")
+        require(isinstance(value, int) or not whole, settings, name, "must be a whole number")
 
 
 def whole_samples(settings: Dataset, frames: int) -> int:

@@ -1,7 +1,7 @@
 """The features of a data set on disk, read from its features.json without TensorFlow.
 
-TFDS asks TensorFlow for the types of its Video and Audio features, though numbers are all that they store. Here
-they are read as what lies in the records: a sequence of pictures, and a tensor.
+TFDS needs TensorFlow for the types of its Video and Audio features, although only numbers are stored. Here they are
+read as what is stored: a sequence of images, and a tensor.
 """
 
 import json
@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 _MODULE = "tensorflow_datasets.core.features"
-_BYTES = {
-    "pythonClassName": f"{_MODULE}.tensor_feature.Tensor",
-    "tensor": {"shape": {}, "dtype": "string", "encoding": "none"},
-}
+_IMAGE = f"{_MODULE}.image_feature.Image"
+_SEQUENCE = f"{_MODULE}.sequence_feature.Sequence"
+_TENSOR = f"{_MODULE}.tensor_feature.Tensor"
+_BYTES = {"pythonClassName": _TENSOR, "tensor": {"shape": {}, "dtype": "string", "encoding": "none"}}
 
-Spec = dict[str, Any]  # one feature, as features.json has it
+Spec = dict[str, Any]
+"""One feature, as features.json describes it."""
 
 
 def read_specs(folder: Path) -> dict[str, Spec]:
     """The features of the records in `folder`, by dotted path; those inside sequences of several are left out.
 
     Raises:
-      UserError: there is no features.json of a present TFDS.
+      UserError: there is no features.json of TFDS 4.9 or newer.
     """
     return dict(_leaves(_read(folder)))
 
@@ -38,8 +39,11 @@ def type_of(spec: Spec) -> str:
 
 
 def content_of(spec: Spec) -> dict[str, Any]:
-    """What a feature tells of itself besides its class."""
-    return next((value for key, value in spec.items() if key not in ("pythonClassName", "description")), {})
+    """The fields of a feature, such as its shape and dtype."""
+    for key, value in spec.items():
+        if key not in ("pythonClassName", "description"):
+            return value
+    return {}
 
 
 def read_features(
@@ -53,11 +57,11 @@ def read_features(
       encoded: whether images stay as the bytes that are stored.
 
     Raises:
-      UserError: there is no features.json of a present TFDS.
+      UserError: there is no features.json of TFDS 4.9 or newer.
     """
     from tensorflow_datasets.core.features import feature
 
-    features = feature.FeatureConnector.from_json(_plain(_read(folder), "", only, encoded))
+    features = feature.FeatureConnector.from_json(_without_tensorflow(_read(folder), "", only, encoded))
     features.load_metadata(folder, feature_name=None)
     return features
 
@@ -70,7 +74,9 @@ def _read(folder: Path) -> Spec:
             root = {"pythonClassName": root["type"], "featuresDict": root["content"]}
         root["featuresDict"]["features"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not tell the features of a data set: prepare it again with TFDS 4.9") from error
+        raise UserError(
+            f"{path} does not describe the features of a data set: prepare it again with TFDS 4.9"
+        ) from error
     return root
 
 
@@ -82,33 +88,46 @@ def _leaves(spec: Spec, prefix: str = "") -> Iterator[tuple[str, Spec]]:
             yield prefix + name, inner
 
 
-def _plain(spec: Spec, path: str, only: Collection[str] | None, encoded: bool) -> Spec:
+def _without_tensorflow(spec: Spec, path: str, only: Collection[str] | None, encoded: bool) -> Spec:
+    """A feature that TFDS deserializes without TensorFlow, of a feature at a dotted path."""
     kind, content = type_of(spec), content_of(spec)
     if kind == "FeaturesDict":
-        inner = {}
-        for name, feature in content["features"].items():
-            below = f"{path}.{name}" if path else name
-            if only is None or any(wanted == below or wanted.startswith(f"{below}.") for wanted in only):
-                whole = only is None or below in only
-                inner[name] = _plain(feature, below, None if whole else only, encoded)
-        return spec | {"featuresDict": {"features": inner}}
+        return spec | {"featuresDict": {"features": _selected(content["features"], path, only, encoded)}}
     if kind == "Video":
-        picture = {k: content[k] for k in ("dtype", "encodingFormat", "useColormap") if k in content}
-        sides = content.get("shape", {}).get("dimensions", [])
-        if sides:
-            picture["shape"] = {"dimensions": sides[1:]}
-        image = {"pythonClassName": f"{_MODULE}.image_feature.Image", "image": picture}
-        length = sides[0] if sides else "-1"
-        spec = {
-            "pythonClassName": f"{_MODULE}.sequence_feature.Sequence",
-            "sequence": {"feature": image, "length": length},
-        }
+        spec = _image_sequence(content)
         kind, content = "Sequence", spec["sequence"]
     if kind == "Sequence":
-        return spec | {"sequence": content | {"feature": _plain(content["feature"], path, None, encoded)}}
+        element = _without_tensorflow(content["feature"], path, None, encoded)
+        return spec | {"sequence": content | {"feature": element}}
     if kind == "Image" and encoded or kind == "Audio" and content.get("lazyDecode"):
         return _BYTES
     if kind == "Audio":
-        tensor = {k: content[k] for k in ("shape", "dtype", "encoding") if k in content}
-        return {"pythonClassName": f"{_MODULE}.tensor_feature.Tensor", "tensor": tensor}
+        return {"pythonClassName": _TENSOR, "tensor": _subset(content, "shape", "dtype", "encoding")}
     return spec
+
+
+def _selected(features: dict[str, Spec], path: str, only: Collection[str] | None, encoded: bool) -> dict[str, Spec]:
+    """Those features of a FeaturesDict that are in `only`, or contain one that is."""
+    selected = {}
+    for name, feature in features.items():
+        feature_path = f"{path}.{name}" if path else name
+        if only is None or feature_path in only:
+            selected[name] = _without_tensorflow(feature, feature_path, None, encoded)
+        elif any(entry.startswith(f"{feature_path}.") for entry in only):
+            selected[name] = _without_tensorflow(feature, feature_path, only, encoded)
+    return selected
+
+
+def _image_sequence(video: dict[str, Any]) -> Spec:
+    """A Video feature as a sequence of images."""
+    image = _subset(video, "dtype", "encodingFormat", "useColormap")
+    dimensions = video.get("shape", {}).get("dimensions", [])
+    if dimensions:
+        image["shape"] = {"dimensions": dimensions[1:]}
+    length = dimensions[0] if dimensions else "-1"
+    element = {"pythonClassName": _IMAGE, "image": image}
+    return {"pythonClassName": _SEQUENCE, "sequence": {"feature": element, "length": length}}
+
+
+def _subset(content: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: content[key] for key in keys if key in content}

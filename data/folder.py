@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from selfflow.data.checks import require
 from selfflow.data.dataset import Dataset
 from selfflow.data.report import Remark
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_fraction
 from selfflow.serialization import digest
 
 
@@ -35,8 +34,7 @@ class FolderSettings(Dataset):
 
     def check(self) -> None:
         """Raises UserError, which names the field, if a value makes no sense."""
-        for name in ("validation_fraction", "test_fraction"):
-            require(0 <= getattr(self, name) < 1, self, name, "must be at least 0 and below 1")
+        check_fraction(self, f"{self.kind}.", "validation_fraction", "test_fraction", below_one=True)
         if self.validation_fraction + self.test_fraction >= 1:
             raise UserError(
                 f"{self.kind}.validation_fraction + {self.kind}.test_fraction is 1 or more; leave a share for train"

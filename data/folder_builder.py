@@ -102,7 +102,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         self.report.used += count > 0
         (self.report.partial if count else self.report.skipped).extend(remarks)
 
-    def arranged(self, written: dict[str, Shards]) -> dict[str, list[Shards]]:
+    def split_parts(self, written: dict[str, Shards]) -> dict[str, list[Shards]]:
         """A split without records is left out, train never is."""
         report = self.report
         sources = {split: [split] for split in SPLITS if split in written}
@@ -123,7 +123,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         details = [f"{remark.file}: {remark.detail}" for remark in self.report.skipped if remark.detail]
         return f"({text}); the first: {details[0]}" if details else f"({text})"
 
-    def finished(self, folder: Path) -> None:
+    def write_files(self, folder: Path) -> None:
         self.report.write(folder)
 
 

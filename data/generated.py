@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from selfflow.data.checks import check_not_negative, check_positive, check_whole, whole_samples
+from selfflow.data.checks import check_numbers, whole_samples
 from selfflow.data.dataset import Dataset
+from selfflow.errors import check_above_zero, check_at_least
 from selfflow.serialization import digest
 
 
@@ -35,9 +36,10 @@ class GeneratedSettings(Dataset):
 
     def __post_init__(self):
         clips = [f"{split}_clips" for split in self.splits]
-        check_positive(self, "frames", "frames_per_second", "size", "sample_rate", "train_clips")
-        check_not_negative(self, "seed", *clips)
-        check_whole(self, "frames", "size", "sample_rate", "seed", *clips)
+        check_numbers(self, "frames_per_second")
+        check_numbers(self, "frames", "size", "sample_rate", "seed", *clips, whole=True)
+        check_above_zero(self, f"{self.kind}.", "frames", "frames_per_second", "size", "sample_rate", "train_clips")
+        check_at_least(self, f"{self.kind}.", seed=0, **dict.fromkeys(clips, 0))
         whole_samples(self, self.frames)
 
     @property

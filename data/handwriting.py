@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from selfflow.data.checks import check_positive, check_whole
+from selfflow.data.checks import check_numbers
 from selfflow.data.dataset import Dataset
+from selfflow.errors import check_above_zero
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class Handwriting(Dataset):
     """Height and width of an image, pixels: that of the source, resized."""
 
     def __post_init__(self):
-        check_whole(self, "size")
-        check_positive(self, "size")
+        check_numbers(self, "size", whole=True)
+        check_above_zero(self, f"{self.kind}.", "size")
 
     def media_shapes(self, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality."""

@@ -1,30 +1,28 @@
-"""The records of a built data set, one by one, whichever data set it is and however some of its shards are damaged."""
+"""Random access to the records of a built data set, of any kind and with damaged shards."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfflow.data.dataset import Dataset
 from selfflow.data.shards import BadRecord, ShardReader, one_line
+from selfflow.data.stored import read_splits
 from selfflow.errors import UserError
 
 
 class Records(Sequence):
-    """Random access to one split of a built data set: `records[i]` is a record in the common form.
+    """One split of a built data set: `records[i]` is a record in the common form (see `data/README.md`).
 
-    That is a dict with `id` (str), the modalities that the data set has, `present`, `quality`, integer labels, and
-    `caption` (str) where there is one. Travels to other processes; files are opened when they are first needed.
-    Never imports TensorFlow.
+    Can be pickled; files are opened when they are first read. Never imports TensorFlow.
 
     Args:
-      settings: the dataclass that made the data set.
-      folder: where its shards lie, `builder.data_dir`.
-      split: which split.
+      settings: of the data set.
+      folder: of its shards, `builder.data_dir`.
+      split: name of the split.
 
     Raises:
       UserError: on first use, if there is no prepared data set in `folder`, or no such split in it.
-      BadRecord: from `records[i]` and `raw(i)`, if record i cannot be read; others are not touched by that.
+      BadRecord: from `records[i]` and `raw(i)`, if record i cannot be read; other records can.
     """
 
     def __init__(self, settings: Dataset, folder: Path, split: str):
@@ -39,7 +37,7 @@ class Records(Sequence):
         self.__init__(*state)
 
     def __len__(self) -> int:
-        return len(self._opened())
+        return len(self._shard_reader())
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         raw = self.raw(i)
@@ -49,41 +47,23 @@ class Records(Sequence):
             return self._decode(raw)
         except UserError:
             raise
-        except Exception as error:  # whatever the bytes are, what they do to a decoder is about this record
+        except Exception as error:  # whatever its bytes do to a decoder is a fault of this record
             raise BadRecord(self.shard_of(i), f"record {i} cannot be decoded: {one_line(error)}") from error
 
     def raw(self, i: int) -> bytes:
         """Record i as it is stored, serialized."""
-        return self._opened()[i]
+        return self._shard_reader()[i]
 
     def shard_of(self, i: int) -> str:
         """Name of the file that holds record i."""
-        return self._opened().shard_of(i)
+        return self._shard_reader().shard_of(i)
 
-    def _opened(self) -> ShardReader:
-        if self._shards is not None:
-            return self._shards
-        from tensorflow_datasets.core import naming
-        from tensorflow_datasets.core.splits import SplitInfo
-
-        path = self._folder / "dataset_info.json"
-        try:
-            info = json.loads(path.read_text())
-            found = {split["name"]: split for split in info.get("splits", [])}
-            name = info["name"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} does not tell of a data set ({one_line(error)}): build it again") from error
-        if self._split not in found:
-            raise UserError(f"{self._folder} has no split {self._split!r}; choose from {', '.join(found) or 'none'}")
-        split = found[self._split]
-        lengths = [int(length) for length in split.get("shardLengths", [])]
-        template = naming.ShardedFileTemplate(
-            dataset_name=name,
-            data_dir=self._folder,
-            split=self._split,
-            filetype_suffix="array_record",
-            **({"template": split["filepathTemplate"]} if split.get("filepathTemplate") else {}),
-        )
-        shards = SplitInfo(name=self._split, shard_lengths=lengths, num_bytes=0, filename_template=template)
-        self._shards = ShardReader([Path(path) for path in shards.filepaths] if lengths else [], lengths)
+    def _shard_reader(self) -> ShardReader:
+        if self._shards is None:
+            splits = read_splits(self._folder)
+            if self._split not in splits:
+                names = ", ".join(splits) or "none"
+                raise UserError(f"{self._folder} has no split {self._split!r}; choose from {names}")
+            split = splits[self._split]
+            self._shards = ShardReader(split.paths, split.lengths)
         return self._shards

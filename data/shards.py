@@ -1,4 +1,4 @@
-"""The shards of a split as one sequence of raw records, however some of them are damaged."""
+"""The shards of a split as one sequence of raw records, of which some may be damaged."""
 
 import bisect
 import itertools
@@ -16,7 +16,7 @@ class BadRecord(Exception):
 
     Attributes:
       shard: name of the file that holds it.
-      reason: what is wrong, in one line.
+      reason: one line.
     """
 
     def __init__(self, shard: str, reason: str):
@@ -28,16 +28,16 @@ class BadRecord(Exception):
 
 
 class ShardReader(Sequence):
-    """Random access to the raw records in ArrayRecord files; travels to other processes, opens files when needed.
+    """Random access to the raw records in ArrayRecord files. Can be pickled; files are opened when first read.
 
-    Files that lie in a bucket are fetched when they are first read.
+    Files in object storage are fetched when they are first read.
 
     Args:
       paths: the files, in order.
-      lengths: records in each.
+      lengths: number of records in each.
 
     Raises:
-      BadRecord: from `shards[i]`, if record i cannot be read; others are not touched by that.
+      BadRecord: from `shards[i]`, if record i cannot be read; other records can.
     """
 
     def __init__(self, paths: list[Path], lengths: list[int]):
@@ -78,16 +78,17 @@ class ShardReader(Sequence):
             file, reader = self._readers.get(shard, (path, None))
             if reader is not None and (file is path or file.exists()):
                 return reader
-            self._readers.pop(shard, None)  # it was fetched and has made room for others: close it, fetch it again
+            # Its local copy was evicted for other files: close it and fetch it again.
+            self._readers.pop(shard, None)
         try:
             with staged(path) as file:
-                reader = self._opened(shard, file)
+                reader = self._open(shard, file)
         except (MissingObject, IncompleteObject) as error:
             raise BadRecord(path.name, one_line(error)) from error
         with self._lock:
             return self._readers.setdefault(shard, (file, reader))[1]
 
-    def _opened(self, shard: int, file: Path) -> Any:
+    def _open(self, shard: int, file: Path) -> Any:
         from array_record.python.array_record_module import ArrayRecordReader
 
         name, expected = self._paths[shard].name, self._lengths[shard]
@@ -97,11 +98,11 @@ class ShardReader(Sequence):
             reader = ArrayRecordReader(str(file), options="readahead_buffer_size:0", file_reader_buffer_size=32768)
         except RuntimeError as error:
             raise BadRecord(name, one_line(error)) from error
-        if reader.num_records() != expected:  # of a file whose end is damaged it finds none
-            raise BadRecord(name, f"{reader.num_records()} of its {expected} records can be found")
+        if reader.num_records() != expected:  # 0 if the end of the file is damaged
+            raise BadRecord(name, f"it has {reader.num_records()} readable records of {expected}")
         return reader
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The message of an error in one line of at most 200 characters."""
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

@@ -1,4 +1,4 @@
-"""Reads all of a built data set and says what is wrong with it; `verify_latents` does so for what was encoded of it."""
+"""Verifies a built data set by reading all of it; `selfflow.latents.verify` does the same for its latents."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -6,20 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from selfflow.data.built import BuiltDataset, read_deleted
+from selfflow.data.built import DELETED, BuiltDataset, read_deleted
+from selfflow.data.dataset import Dataset
 from selfflow.data.shards import BadRecord
 from selfflow.data.stored import INFO, leftovers, read_splits
 from selfflow.errors import UserError
 from selfflow.media import medium_of
 
-OF_ANY_LENGTH = ("tfds", "latent_files")
-
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of problem and what to do about it, where {folder} is that of the data set or of the latents.
+    """A kind of problem.
 
-    A note is no problem: it is only told.
+    Attributes:
+      name: of the kind.
+      remedy: what to do, where {folder} is that of the data set or of the latents.
+      note: whether it is only worth a note.
     """
 
     name: str
@@ -27,27 +29,27 @@ class Kind:
     note: bool = False
 
 
-_AGAIN = "remove {folder} and run `selfflow data build`; latents that were made of it are then made anew, too"
-DESCRIPTION = Kind("damaged description", _AGAIN)
-UNREADABLE = Kind("unreadable records", _AGAIN)
-SHAPE = Kind("wrong shapes or types", _AGAIN)
-NOT_FINITE = Kind("values that are not finite", _AGAIN)
-NO_ID = Kind("records without an id", _AGAIN)
-DUPLICATE = Kind("ids that stand twice", "make the ids of the source differ, then " + _AGAIN)
-EMPTY = Kind("empty splits", _AGAIN)
+_REBUILD = "remove {folder} and run `selfflow data build`; latents of this data set are then encoded again, too"
+DESCRIPTION = Kind("damaged description", _REBUILD)
+UNREADABLE = Kind("unreadable records", _REBUILD)
+SHAPE = Kind("wrong shapes or types", _REBUILD)
+NOT_FINITE = Kind("values that are not finite", _REBUILD)
+NO_ID = Kind("records without an id", _REBUILD)
+DUPLICATE = Kind("duplicate ids", "make the ids of the source differ, then " + _REBUILD)
+EMPTY = Kind("empty splits", _REBUILD)
 UNFINISHED_DELETION = Kind("unfinished deletion", "run `selfflow data delete` again with the same file of ids")
-LEFTOVER = Kind("leftovers of interrupted commands", "they are read by nothing and may be deleted", note=True)
+LEFTOVER = Kind("leftovers of interrupted commands", "no command reads them: delete them", note=True)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """One problem.
 
     Attributes:
-      kind: what sort of thing, with its remedy.
+      kind: with its remedy.
       file: name of the file.
-      record: id of the record, or its place where the id cannot be known; "" where it is about the whole file.
-      detail: what exactly.
+      record: id of the record, or its position where the id is unknown; "" if the problem is about the whole file.
+      detail: what exactly is wrong.
     """
 
     kind: Kind
@@ -61,19 +63,23 @@ class Problem:
 
 @dataclass
 class Contents:
-    """What latents must agree with: per split the ids in order (None where a record cannot be read), and numbers.
+    """What the latents of a data set are compared with.
 
     Attributes:
-      ids: by split.
-      rows: by split; whole numbers of each record that are its labels, and `quality`.
+      ids: of all records in order, by split; None where a record cannot be read.
+      rows: labels and `quality` of all records in order, by split; {} where a record cannot be read.
     """
 
     ids: dict[str, list[str | None]] = field(default_factory=dict)
     rows: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
 
+def _no_progress() -> None:
+    pass
+
+
 def verify_data(
-    built: BuiltDataset, contents: Contents | None = None, advance: Callable[[], None] = lambda: None
+    built: BuiltDataset, contents: Contents | None = None, advance: Callable[[], None] = _no_progress
 ) -> list[Problem]:
     """Reads every record of a data set.
 
@@ -86,121 +92,136 @@ def verify_data(
       All problems and notes, by file and record.
     """
     contents = Contents() if contents is None else contents
-    problems: list[Problem] = []
     try:
-        stored = read_splits(built.folder)
-        shapes = _shapes(built)
-        deleted = read_deleted(built.folder) or {"deleted": []}
+        splits = read_splits(built.folder)
+        shapes = _stored_shapes(built)
+        deletions = read_deleted(built.folder)
     except UserError as error:
         return [Problem(DESCRIPTION, INFO, "", str(error))]
-    for entry in deleted["deleted"]:
+    problems: list[Problem] = []
+    for entry in deletions["deleted"] if deletions else ():
         if entry.get("unfinished"):
-            detail = f"the deletion of {entry['count']} samples, begun at {entry['when']}, was interrupted"
-            problems.append(Problem(UNFINISHED_DELETION, "deleted.json", "", detail))
-    seen: dict[str, str] = {}
-    for name, split in stored.items():
+            detail = f"the deletion of {entry['count']} samples, started at {entry['when']}, was interrupted"
+            problems.append(Problem(UNFINISHED_DELETION, DELETED, "", detail))
+    shard_by_id: dict[str, str] = {}
+    for name, split in splits.items():
         if not sum(split.lengths):
             problems.append(Problem(EMPTY, INFO, "", f"the split {name} has no record"))
             continue
         try:
-            problems += _verify_split(built, name, shapes, seen, contents, advance)
+            problems += _verify_split(built, name, shapes, shard_by_id, contents, advance)
         except UserError as error:  # what all records share, such as features.json
             problems.append(Problem(DESCRIPTION, "features.json", "", str(error)))
-    return problems + [
-        Problem(LEFTOVER, str(p.relative_to(built.folder.parent)), "", "") for p in leftovers(built.folder)
-    ]
+    for path in leftovers(built.folder):
+        problems.append(Problem(LEFTOVER, str(path.relative_to(built.folder.parent)), "", ""))
+    return problems
 
 
-def _shapes(built: BuiltDataset) -> dict[str, tuple[int, ...]]:
-    if built.settings.kind == "latent_files":
-        return {m: tuple(told["shape"]) for m, told in built.metadata["latents"].items()}
-    return built.settings.media_shapes(*([built.folder] if built.settings.kind == "tfds" else []))
+def _stored_shapes(built: BuiltDataset) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays in a record by modality: of media, or of latents."""
+    if not built.settings.holds_latents:
+        return built.settings.media_shapes(built.folder)
+    return {m: tuple(description["shape"]) for m, description in built.metadata["latents"].items()}
 
 
 def _verify_split(
-    built: BuiltDataset, split: str, shapes: dict[str, tuple], seen: dict[str, str], contents: Contents, advance
+    built: BuiltDataset,
+    split: str,
+    shapes: dict[str, tuple[int, ...]],
+    shard_by_id: dict[str, str],
+    contents: Contents,
+    advance: Callable[[], None],
 ) -> list[Problem]:
-    problems, bad = [], Unreadable(UNREADABLE)
+    problems, unreadable = [], Unreadable(UNREADABLE)
     records = built.records(split)
     ids, rows = contents.ids.setdefault(split, []), contents.rows.setdefault(split, [])
     for i in range(len(records)):
+        position = f"{split} record {i}"
         try:
             record = records[i]
         except BadRecord as error:
-            bad.add(error, i, f"{split} record {i}")
+            unreadable.add(error, i, position)
             ids.append(None)
             rows.append({})
-        else:
-            shard, name = records.shard_of(i), str(record.get("id") or "")
-            ids.append(name)
-            rows.append(numbers_of(record))
-            if not name:
-                problems.append(Problem(NO_ID, shard, f"{split} record {i}", "it has no id"))
-            elif name in seen:
-                problems.append(Problem(DUPLICATE, shard, name, f"it stands in {seen[name]}, too"))
-            seen.setdefault(name, shard)
-            for kind, detail in _faults(record, shapes, built.settings.kind):
-                problems.append(Problem(kind, shard, name or f"{split} record {i}", detail))
+            advance()
+            continue
+        shard, name = records.shard_of(i), str(record.get("id") or "")
+        ids.append(name)
+        rows.append(numbers_of(record))
+        if not name:
+            problems.append(Problem(NO_ID, shard, position, "it has no id"))
+        elif name in shard_by_id:
+            problems.append(Problem(DUPLICATE, shard, name, f"another record in {shard_by_id[name]} has this id"))
+        shard_by_id.setdefault(name, shard)
+        for kind, detail in _faults(record, shapes, built.settings):
+            problems.append(Problem(kind, shard, name or position, detail))
         advance()
-    return bad.problems() + problems
+    return unreadable.problems() + problems
 
 
 def numbers_of(record: dict[str, Any]) -> dict[str, float]:
-    """The labels of a record, as an index of latents keeps them, and its quality."""
-    labels = {
-        name: int(value)
-        for name, value in record.items()
-        if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.integer)
-    }
-    return labels | {"quality": float(record.get("quality", np.nan))}
+    """Labels (all scalar integers) and quality of a record, as an index of latents stores them."""
+    numbers = {}
+    for name, value in record.items():
+        if np.ndim(value) == 0 and np.issubdtype(np.asarray(value).dtype, np.integer):
+            numbers[name] = int(value)
+    return numbers | {"quality": float(record.get("quality", np.nan))}
 
 
 class Unreadable:
-    """Gathers records that cannot be read: those of one file and one reason are one problem."""
+    """Collects records that cannot be read; those of one file and one reason are one problem."""
 
     def __init__(self, kind: Kind):
         self._kind = kind
-        self._found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        # (index, name) of records by file and reason.
+        self._groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
 
     def add(self, error: BadRecord, i: int, name: str) -> None:
+        """Adds record i, to be called `name`."""
         reason = error.reason.replace(f"record {i} ", "")
-        self._found.setdefault((error.shard, reason), []).append((i, name))
+        self._groups.setdefault((error.shard, reason), []).append((i, name))
 
     def problems(self) -> list[Problem]:
-        listed = []
-        for (shard, reason), records in self._found.items():
-            (first, name), (last, other) = records[0], records[-1]
+        """One problem for each file and reason."""
+        problems = []
+        for (shard, reason), records in self._groups.items():
+            (first, name), (last, last_name) = records[0], records[-1]
             if len(records) > 1:
-                run = f"{len(records)} records from {name} to {other}"
-                name = run if last - first + 1 == len(records) else f"{len(records)} records, {name} and others"
-            listed.append(Problem(self._kind, shard, name, reason))
-        return listed
+                consecutive = last - first + 1 == len(records)
+                rest = f"from {name} to {last_name}" if consecutive else f"such as {name}"
+                name = f"{len(records)} records {rest}"
+            problems.append(Problem(self._kind, shard, name, reason))
+        return problems
 
 
-def _faults(record: dict[str, Any], shapes: dict[str, tuple[int, ...]], kind: str) -> Iterator[tuple[Kind, str]]:
-    """Whatever is wrong with one record of a kind of data set."""
+def _faults(
+    record: dict[str, Any], shapes: dict[str, tuple[int, ...]], settings: Dataset
+) -> Iterator[tuple[Kind, str]]:
+    """Kind and detail of everything that is wrong with one record."""
     present = record.get("present")
     if not isinstance(present, dict) or set(present) != set(shapes):
-        yield SHAPE, f"`present` is {present!r}, not a yes or no for each of {', '.join(shapes)}"
+        yield SHAPE, f"`present` is {present!r}, not a boolean for each of {', '.join(shapes)}"
         return
     for m, shape in shapes.items():
-        media = record.get(m)
         if not present[m]:
             continue
-        free = int(kind in OF_ANY_LENGTH and medium_of(m).has_time)
-        expected = np.float16 if kind == "latent_files" else medium_of(m).dtype
-        if not isinstance(media, np.ndarray) or media.ndim != len(shape) or media.shape[free:] != shape[free:]:
-            yield SHAPE, f"{m} has shape {getattr(media, 'shape', None)}, not {shape}"
-        elif not media.size:
+        array = record.get(m)
+        # The time axis is the first.
+        fixed = 1 if settings.varying_length and medium_of(m).has_time else 0
+        dtype = np.float16 if settings.holds_latents else medium_of(m).dtype
+        if not isinstance(array, np.ndarray) or array.ndim != len(shape) or array.shape[fixed:] != shape[fixed:]:
+            yield SHAPE, f"{m} has shape {getattr(array, 'shape', None)}, not {shape}"
+        elif not array.size:
             yield SHAPE, f"{m} is present and empty"
-        elif media.dtype != expected:
-            yield SHAPE, f"{m} holds {media.dtype}, not {np.dtype(expected)}"
+        elif array.dtype != dtype:
+            yield SHAPE, f"{m} holds {array.dtype}, not {np.dtype(dtype)}"
     for name, value in _leaves(record):
         if np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
             yield NOT_FINITE, f"{name} holds NaN or infinity"
 
 
 def _leaves(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Features of a record by dotted name."""
     for name, value in record.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""How many worker processes there may be, and what each begins with."""
+"""Worker processes: how many there may be, and how they handle signals."""
 
 import multiprocessing
 import os
@@ -7,20 +7,22 @@ import threading
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Number of cores available to this process, which in a container may be below that of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_worker() -> None:
-    """Leaves an interrupt to the parent process, which then ends its workers, and ends with a killed parent."""
+    """Initializer of worker processes: ignores interrupts, after which the parent ends its workers, and exits when the
+    parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def start_reader(number: int, count: int) -> None:
-    """`start_worker` as Grain calls it, and leaves SIGTERM to the parent too: its last step still wants a batch.
+    """Initializer of Grain's reader processes: `start_worker`, and ignores SIGTERM, too.
 
-    A scheduler sends it to all processes of a job. Grain ends its readers by other means.
+    A scheduler sends SIGTERM to all processes of a job, and the last step of the parent still needs a batch. Grain ends
+    its readers by other means.
     """
     del number, count
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -28,6 +30,6 @@ def start_reader(number: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    # A worker holds both ends of its queue, so that it would wait for ever for a parent that was killed.
+    # A worker holds both ends of its queue, so that it would otherwise wait for ever for a killed parent.
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,8 +1,9 @@
-"""Records -> a prepared TFDS data set in ArrayRecord files: the one writer of all data sets here.
+"""Writes records to ArrayRecord files as a prepared TFDS data set.
 
-TFDS's own writer shuffles: it keeps a whole split in memory, and past 1 GB it needs TensorFlow's file system. The
-pipeline shuffles anyway, so that records are written here as they are made. A set is written to a folder of its own
-and renamed when it is whole; a lock lets one process build it, so that others wait and leftovers are known as such.
+The writer of TFDS shuffles: it keeps a whole split in memory, and above 1 GB it needs TensorFlow's file system. The
+input pipeline shuffles anyway, so that records are written here in the order in which they are generated. A data set
+is written to a temporary folder and renamed when it is complete. A lock lets one process build it while others wait,
+and identifies files of interrupted builds.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ SHARD_BYTES = 256 << 20
 
 @dataclass(eq=False)
 class Config(tfds.core.BuilderConfig):
-    """A TFDS config that carries the settings of a data set; its name must change with them."""
+    """A TFDS config with the settings of a data set; its name must change with them."""
 
     settings: Any = None
 
@@ -36,8 +37,8 @@ class Shards:
     """Writes the records of one split to one file after another, none much above SHARD_BYTES.
 
     Attributes:
-      paths: the files, under names for the time of writing.
-      lengths: records in each.
+      paths: the files, under temporary names.
+      lengths: number of records in each.
       size: bytes of all records before compression.
     """
 
@@ -58,13 +59,17 @@ class Shards:
             self._writer = ArrayRecordWriter(str(self.paths[-1]), "group_size:1")
         self._writer.write(record)
         if not self._writer.ok():
-            self.close()  # which tells the reason; writing itself fails silently
+            self.close()  # raises with the reason; a failed write itself is silent
         self.lengths[-1] += 1
         self._shard_size += len(record)
         self.size += len(record)
 
     def close(self) -> None:
-        """Raises OSError if not all that was written is in the file."""
+        """Closes the current file.
+
+        Raises:
+          OSError: not all records could be written to it.
+        """
         if self._writer is None:
             return
         writer, self._writer = self._writer, None
@@ -75,53 +80,53 @@ class Shards:
 
 
 class RecordsBuilder(FileReaderBuilder, skip_registration=True):
-    """A TFDS builder that streams. A data set gives `name`, `VERSION`, `_info` and `records`; see `prepare`."""
+    """A TFDS builder that streams records to files. A data set defines `name`, `VERSION`, `_info` and `records`."""
 
     name = "records"
     VERSION = tfds.core.Version("1.0.0")
 
     def records(self) -> Iterable[tuple[str, dict]]:
-        """All records with their splits, in the order in which they are to lie in their split."""
+        """(split, record) of all records, in the order of storage."""
         raise NotImplementedError
 
-    def arranged(self, written: dict[str, Shards]) -> dict[str, list[Shards]]:
-        """The splits and what they are made of; those without records are not there."""
+    def split_parts(self, written: dict[str, Shards]) -> dict[str, list[Shards]]:
+        """The parts of each split, none without records; by default each split is one part."""
         return {split: [shards] for split, shards in written.items()}
 
-    def finished(self, folder: Path) -> None:
-        """Called when all records are written: the place to leave further files in `folder`."""
+    def write_files(self, folder: Path) -> None:
+        """Called after all records are written; may add files to `folder`."""
 
     def _download_and_prepare(self, dl_manager, download_config) -> None:
         folder = Path(self.data_path)
         written: dict[str, Shards] = {}
-        made = iter(self.records())
+        records = iter(self.records())
         try:
-            for split, record in made:
+            for split, record in records:
                 shards = written.setdefault(split, Shards(folder, split))
                 shards.write(self.info.features.serialize_example(record))
             for shards in written.values():
                 shards.close()
         finally:
-            if hasattr(made, "close"):
-                made.close()  # ends worker processes, whatever happened
+            if isinstance(records, Generator):
+                records.close()  # ends worker processes, also after an error
         infos = []
-        for split, parts in self.arranged(written).items():
+        for split, parts in self.split_parts(written).items():
             template = self._get_filename_template(split)
-            paths = [path for part in parts for path in part.paths]
+            paths: list[Path] = []
+            lengths: list[int] = []
+            for part in parts:
+                paths += part.paths
+                lengths += part.lengths
             for path, final in zip(paths, template.sharded_filepaths(num_shards=len(paths)), strict=True):
                 os.rename(path, final)
+            size = sum(part.size for part in parts)
             infos.append(
-                tfds.core.SplitInfo(
-                    name=split,
-                    shard_lengths=[length for part in parts for length in part.lengths],
-                    num_bytes=sum(part.size for part in parts),
-                    filename_template=template,
-                )
+                tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
             )
         self.info.set_splits(tfds.core.SplitDict(infos))
-        self.finished(folder)
+        self.write_files(folder)
 
-    # TFDS prints these to stdout, which belongs to the command that builds.
+    # TFDS would print these to stdout, which has the output of the command.
     def _log_download_bytes(self) -> None:
         pass
 
@@ -137,14 +142,12 @@ def _fill(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def prepare(make: Callable[[], Builder], fill: Callable[[Builder], None] = _fill) -> Builder:
-    """Makes a builder and prepares its data set if it is not there yet.
+    """A builder of a prepared data set; prepares it if it does not exist. Of several processes one builds and the
+    others wait.
 
     Args:
-      make: returns a builder below the same folder whenever it is called; called again once the set is there.
+      make: returns a builder, always of the same folder; called again after the data set is prepared.
       fill: prepares the data set of a builder.
-
-    Returns:
-      The builder of the ready set. Of several processes one builds and the others wait for it.
 
     Raises:
       UserError: the data folder cannot be written.
@@ -155,16 +158,16 @@ def prepare(make: Callable[[], Builder], fill: Callable[[Builder], None] = _fill
             return builder
         folder = Path(builder.data_path)
         try:
-            with _alone(folder) as certain:
+            with _build_lock(folder) as locked:
                 builder = make()
                 if builder.is_prepared():
                     return builder
-                if certain:  # nobody else builds this set, so what lies about was left by killed processes
+                if locked:  # no other process builds this data set, so these are files of killed processes
                     for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):
                         shutil.rmtree(leftover, ignore_errors=True)
                 fill(builder)
         except OSError as error:
-            # Where there are no locks another process may have been first; TFDS does not rename over its set.
+            # Without locks another process may have been faster; TFDS does not rename over its data set.
             if not make().is_prepared():
                 reason = error.strerror or error
                 raise UserError(
@@ -175,8 +178,8 @@ def prepare(make: Callable[[], Builder], fill: Callable[[Builder], None] = _fill
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Holds the lock of a data set's folder; yields whether there is one, which some file systems do not offer."""
+def _build_lock(folder: Path) -> Iterator[bool]:
+    """Holds the lock of a data set's folder; yields False on file systems without locks."""
     path = folder.with_name(f".{folder.name}.lock")
     folder.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -193,8 +196,8 @@ def _alone(folder: Path) -> Iterator[bool]:
             yield False
             return
         with lock:
-            # Whoever held the lock has removed its file: only the one that is still there counts.
-            if not _is_file(lock.fileno(), path):
+            # The process that held the lock has removed its file: only a lock of the current file counts.
+            if not _is_same_file(lock.fileno(), path):
                 continue
             try:
                 yield True
@@ -203,7 +206,7 @@ def _alone(folder: Path) -> Iterator[bool]:
             return
 
 
-def _is_file(descriptor: int, path: Path) -> bool:
+def _is_same_file(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -212,7 +215,7 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silences all log lines below errors: progress is shown by Progress."""
+    """Silences the logs of absl below errors; `Progress` shows the progress."""
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:

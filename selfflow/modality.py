@@ -118,7 +118,7 @@ def modality_of(stream: str) -> str:
 
 
 def frames_of_tokens(frames: int, tokens: int) -> Int[np.ndarray, "tokens+1"]:
-    """Bounds of a film's tokens in frames: those of moment i hold the frames from bound i to bound i + 1.
+    """Bounds of a video's tokens in frames: tokens of time step i cover the frames from bound i to bound i + 1.
 
     Where they do not divide the frames evenly the first holds fewer, as with a first frame that stands alone.
     """

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from selfflow.data.checks import check_not_negative, check_positive, check_whole, require
+from selfflow.data.checks import check_numbers, require
 from selfflow.data.generated import GeneratedSettings, settings_hash
+from selfflow.errors import check_above_zero, check_at_least
 
 CONSOLE_FRAMES_PER_SECOND = 60
 ACTION_NAMES = (
@@ -34,9 +35,10 @@ class Atari(GeneratedSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, "action_seconds", "clips_per_episode")
-        check_not_negative(self, "skip_seconds")
-        check_whole(self, "clips_per_episode")
+        check_numbers(self, "action_seconds", "skip_seconds")
+        check_numbers(self, "clips_per_episode", whole=True)
+        check_above_zero(self, "atari.", "action_seconds", "clips_per_episode")
+        check_at_least(self, "atari.", skip_seconds=0)
         within = self.frames_per_second <= CONSOLE_FRAMES_PER_SECOND
         require(within, self, "frames_per_second", f"the console has no more than {CONSOLE_FRAMES_PER_SECOND}")
 

@@ -7,9 +7,10 @@ settings is cheap; simulation, rendering and TFDS belong to the builder.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from selfflow.data.checks import check_not_negative, check_positive, check_whole, is_number, require
+from selfflow.data.checks import check_numbers, is_number, require
 from selfflow.data.collisions.names import MATERIAL_NAMES, SHAPE_NAMES, SPLITS
 from selfflow.data.generated import GeneratedSettings, settings_hash
+from selfflow.errors import check_above_zero, check_at_least, check_fraction
 
 if TYPE_CHECKING:
     from selfflow.data.collisions.targets import CollisionsTargets
@@ -104,13 +105,14 @@ class Collisions(GeneratedSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        check_positive(self, *(f"{split}_clips" for split in SPLITS))
-        check_positive(self, "box", "reference_radius", "full_scale_impulse", "push_seconds", "physics_rate")
-        check_not_negative(self, "audible_impulse", "informative_impulse", "quiet_end", "workers")
-        check_whole(self, "physics_rate", "workers")
-        require(is_number(self.gravity), self, "gravity", "must be a finite number")
-        in_unit_interval = is_number(self.push_probability) and 0 <= self.push_probability <= 1
-        require(in_unit_interval, self, "push_probability", "must lie in 0 to 1")
+        positive = ("box", "reference_radius", "full_scale_impulse", "push_seconds")
+        not_negative = ("audible_impulse", "informative_impulse", "quiet_end")
+        check_numbers(self, *positive, *not_negative, "gravity", "push_probability")
+        check_numbers(self, "physics_rate", "workers", whole=True)
+        clips = [f"{split}_clips" for split in SPLITS]
+        check_above_zero(self, "collisions.", *positive, "physics_rate", *clips)
+        check_at_least(self, "collisions.", workers=0, **dict.fromkeys(not_negative, 0))
+        check_fraction(self, "collisions.", "push_probability")
         self._check_ranges()
         self._check_materials()
         self._check_times()

@@ -55,36 +55,8 @@ def features(record: Mapping[str, Any], frames_per_second: float = 12.5) -> np.n
     """
     velocities = np.asarray(record["velocities"], np.float64)
     count = int(record["count"])
-    times = np.asarray(record["contacts"]["time"], np.float64)
-    pairs = np.asarray(record["contacts"]["bodies"])
-    # A contact at the very time of a frame has already changed it, so it belongs to the window before.
-    windows = np.ceil(np.round(times * frames_per_second, 4)).astype(int) - 1
-    in_clip = (windows >= 0) & (windows < len(velocities) - 1)
-    pairs, windows = pairs[in_clip], windows[in_clip]
-
-    contacts_in_window = np.zeros((len(velocities), count), int)
-    for window, pair in zip(windows, pairs, strict=True):
-        for body in pair[pair >= 0]:
-            contacts_in_window[window, body] += 1
-
-    wall_contacts: list[WallContact] = []
-    body_contacts: list[BodyContact] = []
-    kept_speeds: list[float] = []
-    for window, (first, second) in zip(windows, pairs, strict=True):
-        bodies = [first] if second < 0 else [first, second]
-        before, after = velocities[window], velocities[window + 1]
-        if any(contacts_in_window[window, body] > 1 for body in bodies):
-            for body in bodies:
-                speed = np.linalg.norm(before[body])
-                if speed > _LEAST_SPEED:
-                    kept_speeds.append(np.linalg.norm(after[body]) / speed)
-        elif second < 0:
-            contact = _wall_contact(before[first], after[first])
-            wall_contacts += [contact] if contact else []
-        else:
-            contact = _body_contact(before[first] - before[second], after[first] - after[second])
-            body_contacts += [contact] if contact else []
-
+    wall_contacts, body_contacts, kept_speeds = _contacts(record, velocities, frames_per_second)
+    # The hardest contacts come first, because they are measured best.
     wall_contacts.sort(reverse=True)
     body_contacts.sort(reverse=True)
     wall_restitution = np.array([contact.restitution for contact in wall_contacts])
@@ -114,6 +86,43 @@ def features(record: Mapping[str, Any], frames_per_second: float = 12.5) -> np.n
         ],
         np.float32,
     )
+
+
+def _contacts(
+    record: Mapping[str, Any], velocities: np.ndarray, frames_per_second: float
+) -> tuple[list[WallContact], list[BodyContact], list[float]]:
+    """Clean contacts with walls and of bodies, and speeds after over before windows with several contacts."""
+    times = np.asarray(record["contacts"]["time"], np.float64)
+    pairs = np.asarray(record["contacts"]["bodies"])
+    # A contact at the very time of a frame has already changed it, so it belongs to the window before.
+    windows = np.ceil(np.round(times * frames_per_second, 4)).astype(int) - 1
+    in_clip = (windows >= 0) & (windows < len(velocities) - 1)
+    pairs, windows = pairs[in_clip], windows[in_clip]
+
+    contacts_in_window = np.zeros((len(velocities), int(record["count"])), int)
+    for window, pair in zip(windows, pairs, strict=True):
+        for body in pair[pair >= 0]:
+            contacts_in_window[window, body] += 1
+
+    wall_contacts: list[WallContact] = []
+    body_contacts: list[BodyContact] = []
+    kept_speeds: list[float] = []
+    for window, (first, second) in zip(windows, pairs, strict=True):
+        bodies = [first] if second < 0 else [first, second]
+        before, after = velocities[window], velocities[window + 1]
+        if any(contacts_in_window[window, body] > 1 for body in bodies):
+            # Velocities between the contacts are unknown, so that only the total loss of speed is.
+            for body in bodies:
+                speed = np.linalg.norm(before[body])
+                if speed > _LEAST_SPEED:
+                    kept_speeds.append(np.linalg.norm(after[body]) / speed)
+        elif second < 0:
+            contact = _wall_contact(before[first], after[first])
+            wall_contacts += [contact] if contact else []
+        else:
+            contact = _body_contact(before[first] - before[second], after[first] - after[second])
+            body_contacts += [contact] if contact else []
+    return wall_contacts, body_contacts, kept_speeds
 
 
 def _wall_contact(before: np.ndarray, after: np.ndarray) -> WallContact | None:

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from selfflow.data.checks import check_positive, whole_samples
+from selfflow.data.checks import check_numbers, whole_samples
 from selfflow.data.folder import FolderSettings
+from selfflow.errors import check_above_zero
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Media(FolderSettings):
 
     def check(self) -> None:
         """Raises UserError, which names the field, if a value makes no sense."""
-        check_positive(self, "frames", "frames_per_second", "size", "sample_rate", "hop_seconds")
+        fields = ("frames", "frames_per_second", "size", "sample_rate", "hop_seconds")
+        check_numbers(self, *fields)
+        check_above_zero(self, "media.", *fields)
         super().check()
         whole_samples(self, self.frames)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from selfflow.data.checks import check_not_negative, check_positive, check_whole
+from selfflow.data.checks import check_numbers
 from selfflow.data.dataset import Dataset
 from selfflow.data.tfds.fields import MEDIA_TYPES, Fields, select_fields
 from selfflow.data.tfds.locate import find_prepared, parse_name
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_above_zero, check_at_least
 from selfflow.serialization import to_json
 
 DEFAULT_ROOT = Path("~/tensorflow_datasets")
@@ -53,9 +53,10 @@ class Tfds(Dataset):
     varying_length: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_positive(self, "size", "frames", "frames_per_second", "sample_rate")
-        check_whole(self, "size", "frames", "sample_rate")
-        check_not_negative(self, "source_frames_per_second", "source_sample_rate")
+        check_numbers(self, "frames_per_second", "source_frames_per_second", "source_sample_rate")
+        check_numbers(self, "size", "frames", "sample_rate", whole=True)
+        check_above_zero(self, "tfds.", "size", "frames", "frames_per_second", "sample_rate")
+        check_at_least(self, "tfds.", source_frames_per_second=0, source_sample_rate=0)
 
     @property
     def licence(self) -> str:

@@ -1,4 +1,4 @@
-"""Opens a prepared TFDS data set without TensorFlow, and prepares it where that can be done."""
+"""Opens a prepared TFDS data set without TensorFlow, and prepares it where that is possible."""
 
 import contextlib
 import importlib
@@ -41,10 +41,12 @@ def build(settings: Tfds, data_dir: Path) -> tfds.core.DatasetBuilder:
         folder = settings.find(data_dir)
         if folder is None:
             folder = _prepare(settings, data_dir)
-        if (form := format_of(folder)) != FORMAT:
+        file_format = format_of(folder)
+        if file_format != FORMAT:
             raise UserError(
-                f"tfds.name = {settings.name!r}: {folder} is prepared as {form}, which only TensorFlow reads; prepare "
-                f"it in another folder, where TensorFlow is: {_command(settings, 'DIR')}, and set tfds.folder = DIR"
+                f"tfds.name = {settings.name!r}: {folder} is prepared as {file_format}, which only TensorFlow reads; "
+                f"prepare it in another folder on a machine with TensorFlow: {_command(settings, 'DIR')}, and set "
+                "tfds.folder = DIR"
             )
         fields = settings.fields(folder)
         if not settings.names_media:
@@ -54,12 +56,14 @@ def build(settings: Tfds, data_dir: Path) -> tfds.core.DatasetBuilder:
 
 
 def _prepare(settings: Tfds, data_dir: Path) -> Path:
+    """Prepares the data set below `data_dir`, if its builder runs without TensorFlow, and returns its folder."""
+
     def refusal(error: Exception) -> UserError:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         reason = reason.rsplit('}": ', 1)[-1]  # TFDS puts the arguments of the builder before what is wrong
         return UserError(
             f"tfds.name = {settings.name!r}: it is not prepared in {settings.folder or data_dir} and cannot be "
-            f"prepared here ({reason[:160]}); where TensorFlow and the network are, run: "
+            f"prepared here ({reason[:160]}); on a machine with TensorFlow and a network, run: "
             f"{_command(settings, str(data_dir))}"
         )
 
@@ -78,7 +82,7 @@ def _prepare(settings: Tfds, data_dir: Path) -> Path:
                 f"tfds.name = {settings.name!r}: TFDS has no such data set; {remedy} "
                 f"Or set tfds.folder to where it is prepared (it is not in {settings.folder or data_dir})"
             ) from error
-        except Exception as error:  # an unknown config or version, a builder that needs TensorFlow to be made
+        except Exception as error:  # an unknown config or version, a builder that needs TensorFlow
             raise refusal(error) from error
 
     def fill(builder: tfds.core.DatasetBuilder) -> None:
@@ -86,14 +90,14 @@ def _prepare(settings: Tfds, data_dir: Path) -> Path:
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 builder.download_and_prepare(file_format=FORMAT, download_config=config)
-        except Exception as error:  # others' code, which fails in every way: no network, no TensorFlow, no files
+        except Exception as error:  # builders of TFDS fail in every way: no network, no TensorFlow, no files
             raise refusal(error) from error
 
     return Path(prepare(make, fill).data_dir)
 
 
 def _import(name: str) -> None:
-    """TFDS knows its older builders only once their modules are imported, which it leaves to whoever names them."""
+    """Imports the module of an older builder of TFDS, which registers it."""
     for path in sorted(Path(tfds.__file__).parent.glob(f"*/{name}*")):
         if path.stem == name and (path.suffix == ".py" or path.is_dir()):
             importlib.import_module(f"tensorflow_datasets.{path.parent.name}.{name}")

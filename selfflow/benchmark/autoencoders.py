@@ -153,8 +153,8 @@ def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Ca
 
     torch.set_num_threads(cores())
     model, _ = load_model(_TORCH[config.kind], str(folder), "", config.dtype)
-    pictures = np.moveaxis(media.reshape(-1, *media.shape[-3:]).astype(np.float32) / 127.5 - 1, -1, 1)
-    x = torch.as_tensor(np.ascontiguousarray(pictures)).to(model.device, model.dtype)
+    images = np.moveaxis(media.reshape(-1, *media.shape[-3:]).astype(np.float32) / 127.5 - 1, -1, 1)
+    x = torch.as_tensor(np.ascontiguousarray(images)).to(model.device, model.dtype)
     with torch.inference_mode():
         z = model.encode(x[:1]).latent_dist.mode()
         z = z.new_zeros(len(x), *z.shape[1:]).normal_()
@@ -196,9 +196,9 @@ def _peak(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) ->
     made = autoencoder.decode(mean)
     import jax
 
-    told = jax.devices()[0].memory_stats()
-    if told:  # of an accelerator, which holds pieces alone
-        return told["peak_bytes_in_use"]
+    statistics = jax.devices()[0].memory_stats()
+    if statistics:  # of an accelerator; it holds only pieces of the clip
+        return statistics["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024
     own = media.nbytes + mean.nbytes + (0 if deviation is None else deviation.nbytes) + made.nbytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - own

@@ -28,7 +28,7 @@ def inspect(
     built: dict[str, BuiltDataset],
     out: Path,
 ) -> None:
-    """Prints and writes statistics of each latent channel, reconstruction, and pictures of what is lost.
+    """Prints and writes statistics of each latent channel, reconstruction, and figures of the reconstruction error.
 
     Args:
       autoencoders: their settings, by modality.

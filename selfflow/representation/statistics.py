@@ -20,7 +20,7 @@ class Interval(NamedTuple):
 
     def summary(self) -> str:
         """For a table: 0.512 [0.490, 0.534], n = 5."""
-        return f"{_told(self.estimate, self.low, self.high)}, n = {self.n}"
+        return f"{_format(self.estimate, self.low, self.high)}, n = {self.n}"
 
 
 class Paired(NamedTuple):
@@ -38,7 +38,7 @@ class Paired(NamedTuple):
     def summary(self) -> str:
         """For a table: +0.051 [+0.032, +0.070], p = 0.0012, n = 5."""
         p = "" if self.p is None else f", p = {self.p:.2g}"
-        return f"{_told(self.difference, self.low, self.high, '+')}{p}, n = {self.n}"
+        return f"{_format(self.difference, self.low, self.high, '+')}{p}, n = {self.n}"
 
 
 def interval(scores: Sequence[float] | Mapping[int, float]) -> Interval:
@@ -88,7 +88,7 @@ class Resampled(NamedTuple):
 
     def summary(self) -> str:
         """For a table: 0.512 [0.490, 0.534] over 1024 test samples of this run."""
-        return f"{_told(*self[:3])} over {self.n} test samples of this run"
+        return f"{_format(*self[:3])} over {self.n} test samples of this run"
 
 
 def bootstrap(y: np.ndarray, predicted: np.ndarray, draws: int = 2000, seed: int = 0) -> Resampled:
@@ -120,7 +120,7 @@ def bootstrap(y: np.ndarray, predicted: np.ndarray, draws: int = 2000, seed: int
     return Resampled(float(np.mean(right_K / (right_K + wrong_K))), float(low), float(high), len(y))
 
 
-def _told(value: float, low: float | None, high: float | None, sign: str = "") -> str:
+def _format(value: float, low: float | None, high: float | None, sign: str = "") -> str:
     shown = f"{value:{sign}.3f}"
     return shown if low is None else f"{shown} [{low:{sign}.3f}, {high:{sign}.3f}]"
 

@@ -156,13 +156,13 @@ def _compare_audio(
             shifted = []
             for clip, of_clip in zip(real, audio):
                 shifted.append(measure_av_sync(clip, corruptions.shift(of_clip, sign * frames * hop), settings))
-            detection.add(f"sound {frames} frames {direction}", "synchrony", synchrony, np.array(shifted))
+            detection.add(f"audio {frames} frames {direction}", "synchrony", synchrony, np.array(shifted))
 
     contacts = [len(record["contacts"]["time"]) for record in records]
     materials = [record["material"] for record in records]
     partners = {
-        "sound of a random clip": corruptions.random_partners(len(records), seed),
-        "sound of a hard partner": corruptions.hard_partners(materials, contacts, seed),
+        "audio of a random clip": corruptions.random_partners(len(records), seed),
+        "audio of a hard partner": corruptions.hard_partners(materials, contacts, seed),
     }
     for name, partner_of in partners.items():
         swapped = [measure_av_sync(clip, audio[partner], settings) for clip, partner in zip(real, partner_of)]

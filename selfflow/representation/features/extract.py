@@ -119,7 +119,7 @@ def features(
         if missing:
             forward = Forward(model.apply, streams, missing, levels, model.null_label, pool, seed, context_names, mesh)
             metadata = {"run": str(run.source), "weights": weights, "step": model.step, "key": key}
-            with Progress(f"features of {_told(streams, levels, clips)}", count, unit="clip") as shown:
+            with Progress(f"features of {_title(streams, levels, clips)}", count, unit="clip") as shown:
                 extract(forward, model.params, clips, count, Path(folder), metadata, batch_size, shown.advance)
             for layer in missing:
                 stored_layers[layer] = read_layer(Path(folder), layer, tuple(streams))
@@ -136,7 +136,7 @@ def features(
     return Features(ids, labels, {layer: stored_layers[layer].arrays for layer in blocks}, levels, grids)
 
 
-def _told(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: Any) -> str:
+def _title(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: Any) -> str:
     taus = dict.fromkeys(f"{levels[m]:g}" for m in streams)
     return f"{'+'.join(streams)}, tau {'/'.join(taus)}, {getattr(clips, 'split', 'arrays')}"
 

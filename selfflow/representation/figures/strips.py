@@ -49,7 +49,7 @@ class Strips:
 
     def video(self, label: str, video: Float[np.ndarray, "T H W 3"], bodies: Iterable[Body] = ()) -> None:
         """Adds frames, uint8, with circles over them."""
-        self._add(label, self._cell, lambda axis: self._pictures(axis, video, list(bodies)))
+        self._add(label, self._cell, lambda axis: self._draw_video(axis, video, list(bodies)))
 
     def audio(self, label: str, audio: Float[np.ndarray, "samples"], rate: float) -> None:
         """Adds a spectrogram of int16 samples, `rate` of them a second."""
@@ -85,7 +85,7 @@ class Strips:
         def draw(axis: Axes) -> Any:
             image = None
             if over is not None:
-                self._pictures(axis, np.repeat(over.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8), [])
+                self._draw_video(axis, np.repeat(over.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8), [])
             colour_map = colormaps[colours].with_extremes(bad="0.92")
             for column, frame in enumerate(self.shown):
                 place = int(np.searchsorted(frames_of_tokens(self._frames, grid[0]), frame, side="right")) - 1
@@ -152,7 +152,7 @@ class Strips:
         left = self._span[0] + column * wide
         return left + 0.02 * wide, left + 0.98 * wide, 0.0, 1.0
 
-    def _pictures(self, axis: Axes, video: np.ndarray, bodies: list[Body]) -> None:
+    def _draw_video(self, axis: Axes, video: np.ndarray, bodies: list[Body]) -> None:
         for column, frame in enumerate(self.shown):
             axis.imshow(video[frame], interpolation="nearest", extent=self._extent(column))
         self._circles(axis, bodies)
