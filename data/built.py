@@ -105,6 +105,7 @@ def build(settings: Dataset, data_dir: Path) -> BuiltDataset:
     if not (Path(builder.data_dir) / INFO).exists():
         raise UserError(f"{builder.data_dir} has lost its dataset_info.json: remove this folder and build again")
     publish_folder(Path(builder.data_dir), INFO)
+    # TFDS lists empty splits, too.
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     if "train" not in splits:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")

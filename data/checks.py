@@ -32,6 +32,7 @@ def whole_samples(settings: Dataset, frames: int) -> int:
     Raises:
       UserError: the clip does not last a whole number of samples.
     """
+    # A fraction of a sample would let audio drift against video from clip to clip.
     samples = frames * settings.sample_rate / settings.frames_per_second
     if abs(samples - round(samples)) > 1e-6:
         raise UserError(

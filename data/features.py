@@ -84,6 +84,7 @@ def _leaves(spec: Spec, prefix: str = "") -> Iterator[tuple[str, Spec]]:
     for name, inner in spec["featuresDict"]["features"].items():
         if "featuresDict" in inner:
             yield from _leaves(inner, f"{prefix}{name}.")
+        # A sequence of several features has no path of its own.
         elif "featuresDict" not in content_of(inner).get("feature", {}):
             yield prefix + name, inner
 
@@ -97,8 +98,10 @@ def _without_tensorflow(spec: Spec, path: str, only: Collection[str] | None, enc
         spec = _image_sequence(content)
         kind, content = "Sequence", spec["sequence"]
     if kind == "Sequence":
+        # A sequence is read as a whole.
         element = _without_tensorflow(content["feature"], path, None, encoded)
         return spec | {"sequence": content | {"feature": element}}
+    # Decoding is left to the caller, who resizes while decoding.
     if kind == "Image" and encoded or kind == "Audio" and content.get("lazyDecode"):
         return _BYTES
     if kind == "Audio":

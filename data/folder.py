@@ -53,6 +53,7 @@ class FolderSettings(Dataset):
     def key(self) -> str:
         """A short hash of all settings that change a record. The contents of the folder have a hash of their own."""
         settings = {name: value for name, value in asdict(self).items() if name not in self.derived}
+        # With a name the data set is the same wherever its folder is.
         if self.name:
             del settings["source"]
         else:
@@ -101,11 +102,13 @@ def scan(settings: FolderSettings, excluded: tuple[Path, ...] = ()) -> tuple[lis
         current, prefix = pending.pop()
         try:
             identity = current.stat()
+            # A link may point to a folder that was visited, or form a loop.
             if (identity.st_dev, identity.st_ino) in visited or os.path.realpath(current) in excluded_paths:
                 continue
             visited.add((identity.st_dev, identity.st_ino))
             names = sorted(os.listdir(current))
         except OSError as error:
+            # The folder itself must be readable; one below it is only reported.
             if not prefix:
                 raise UserError(f"{folder} cannot be read: {error.strerror}; check its permissions") from error
             remarks.append(Remark(_text(prefix), "cannot be opened", error.strerror or ""))

@@ -76,6 +76,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
             files=len(self.files),
             skipped=list(self.remarks),
         )
+        # Another seed than that of the splits, so that the order is independent of the split.
         files = sorted(self.files, key=lambda file: position(file.relative, settings.seed + 1))
         with Progress(self.name, total=len(files), unit="files") as progress:
             for file in files:
@@ -99,6 +100,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         except Exception as error:  # decoders fail in every way, and one file must not end the build
             problem = Remark(file.relative, "unreadable", f"{type(error).__name__}: {error}".splitlines()[0])
         remarks = notes.remarks(file.relative) + ([problem] if problem else [])
+        # Remarks on a file without a record are the reasons why it was skipped.
         self.report.used += count > 0
         (self.report.partial if count else self.report.skipped).extend(remarks)
 
@@ -108,6 +110,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         sources = {split: [split] for split in SPLITS if split in written}
         if not sources:
             raise UserError(f"nothing in {report.source} can be used {self._reasons()}{self.remedy}")
+        # Training needs the split, and few files may all be drawn for other splits.
         if "train" not in sources:
             sources = {"train": list(sources)}
             report.notes.append("the split train would be empty: all files are in train")
@@ -152,6 +155,7 @@ def build_folder(
     """
     title = (settings.name or Path(settings.folder()).name).lower()
     slug = re.sub(r"[^a-z0-9]+", "_", title).strip("_")[:40] or settings.kind
+    # The settings and the contents of the folder identify the data set; the title only helps to find it.
     name = f"{slug}-{settings.key()}-{fingerprint(identity)}"
     with quiet():
         existing = open_builder(builder, settings, data_dir, name)
@@ -181,6 +185,7 @@ def _newest_config(builder: type[FolderBuilder], settings: FolderSettings, data_
         raise UserError(
             f"{missing}, and {data_dir} holds no data set of it with these settings; check {settings.kind}.source"
         )
+    # Dates in ISO 8601 sort as text.
     date, name = max(configs)
     print(
         f"{settings.kind}: {source} does not exist; using the data set built from it at {date[:19]} UTC",

@@ -36,6 +36,7 @@ class GeneratedSettings(Dataset):
 
     def __post_init__(self):
         clips = [f"{split}_clips" for split in self.splits]
+        # Types first, because comparisons of other types raise errors of their own.
         check_numbers(self, "frames_per_second")
         check_numbers(self, "frames", "size", "sample_rate", "seed", *clips, whole=True)
         check_above_zero(self, f"{self.kind}.", "frames", "frames_per_second", "size", "sample_rate", "train_clips")

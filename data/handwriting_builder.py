@@ -30,6 +30,7 @@ def split_rows(digits: np.ndarray) -> Iterator[tuple[str, int]]:
     for split, share in SPLITS.items():
         blocks = [rows[round(start * len(rows)) : round((start + share) * len(rows))] for rows in rows_by_class]
         start += share
+        # One digit of each class in turn.
         for position in range(max(map(len, blocks))):
             for block in blocks:
                 if position < len(block):

@@ -41,6 +41,7 @@ class Records(Sequence):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         raw = self.raw(i)
+        # On first use, because importing TFDS takes seconds.
         if self._decode is None:
             self._decode = self._settings.decoder(self._folder)
         try:

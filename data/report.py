@@ -131,6 +131,7 @@ def _groups(title: str, remarks: list[dict[str, str]]) -> list[str]:
     for remark in remarks:
         groups.setdefault(remark["reason"], []).append(remark)
     lines = []
+    # The most frequent reason is the one that a user should see first.
     for reason, group in sorted(groups.items(), key=lambda item: -len(item[1])):
         lines += ["", f"{title}, {reason}: {len(group)} {'file' if len(group) == 1 else 'files'}"]
         for remark in group[:_LINES_PER_GROUP]:

@@ -69,11 +69,13 @@ class ShardReader(Sequence):
     def _place(self, i: int) -> tuple[int, int]:
         if not 0 <= i < len(self):
             raise IndexError(f"record {i} of {len(self)}")
+        # The first shard that ends after record i.
         shard = bisect.bisect_right(self._ends, i)
         return shard, int(i) - (self._ends[shard - 1] if shard else 0)
 
     def _reader(self, shard: int) -> Any:
         path = self._paths[shard]
+        # Readers are shared by the threads of the input pipeline.
         with self._lock:
             file, reader = self._readers.get(shard, (path, None))
             if reader is not None and (file is path or file.exists()):

@@ -40,6 +40,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO
     try:
         info = json.loads(path.read_text())
+        # Accessed here, so that all that is missing or of another type is reported in one place.
         info["name"]
         for split in info.get("splits", []):
             split["name"], [int(length) for length in split.get("shardLengths", [])]
@@ -93,5 +94,6 @@ def next_template(template: str) -> str:
 def leftovers(folder: Path) -> list[Path]:
     """Shards that `dataset_info.json` does not name, and files of interrupted builds beside the folder."""
     named = {path for split in read_splits(folder).values() for path in split.paths}
+    # Shards of an interrupted deletion, or of an older state of the data set.
     unnamed = [path for path in folder.rglob("*") if "array_record" in path.name and path not in named]
     return sorted(unnamed + list(folder.parent.glob(f"incomplete.*_{folder.name}")))

@@ -101,10 +101,12 @@ def verify_data(
     problems: list[Problem] = []
     for entry in deletions["deleted"] if deletions else ():
         if entry.get("unfinished"):
+            # Its records may exist in part: a second run of the command completes it.
             detail = f"the deletion of {entry['count']} samples, started at {entry['when']}, was interrupted"
             problems.append(Problem(UNFINISHED_DELETION, DELETED, "", detail))
     shard_by_id: dict[str, str] = {}
     for name, split in splits.items():
+        # Readers expect records in every split that is listed.
         if not sum(split.lengths):
             problems.append(Problem(EMPTY, INFO, "", f"the split {name} has no record"))
             continue
@@ -141,6 +143,7 @@ def _verify_split(
             record = records[i]
         except BadRecord as error:
             unreadable.add(error, i, position)
+            # An unreadable record keeps its place, because indexes of latents go by position.
             ids.append(None)
             rows.append({})
             advance()
@@ -152,6 +155,7 @@ def _verify_split(
             problems.append(Problem(NO_ID, shard, position, "it has no id"))
         elif name in shard_by_id:
             problems.append(Problem(DUPLICATE, shard, name, f"another record in {shard_by_id[name]} has this id"))
+        # The first record of an id, so that all later ones are duplicates of it.
         shard_by_id.setdefault(name, shard)
         for kind, detail in _faults(record, shapes, built.settings):
             problems.append(Problem(kind, shard, name or position, detail))
@@ -178,6 +182,7 @@ class Unreadable:
 
     def add(self, error: BadRecord, i: int, name: str) -> None:
         """Adds record i, to be called `name`."""
+        # Without its index the reason is the same for all records of a damaged block.
         reason = error.reason.replace(f"record {i} ", "")
         self._groups.setdefault((error.shard, reason), []).append((i, name))
 
@@ -215,6 +220,7 @@ def _faults(
             yield SHAPE, f"{m} is present and empty"
         elif array.dtype != dtype:
             yield SHAPE, f"{m} holds {array.dtype}, not {np.dtype(dtype)}"
+    # NaN in any feature, ground truth included, would spread to losses and probes.
     for name, value in _leaves(record):
         if np.asarray(value).dtype.kind == "f" and not np.isfinite(value).all():
             yield NOT_FINITE, f"{name} holds NaN or infinity"

@@ -51,6 +51,7 @@ class Shards:
 
     def write(self, record: bytes) -> None:
         """Appends a serialized record."""
+        # One shard after another, so that a reader needs one file at a time and object storage transfers parts.
         if self._writer is None or self._shard_size > SHARD_BYTES:
             self.close()
             self.paths.append(self._folder / f"unfinished-{self._split}-{len(self.paths):05d}")
@@ -58,6 +59,7 @@ class Shards:
             self._shard_size = 0
             self._writer = ArrayRecordWriter(str(self.paths[-1]), "group_size:1")
         self._writer.write(record)
+        # Checked after every record, so that a full disk ends the build at once.
         if not self._writer.ok():
             self.close()  # raises with the reason; a failed write itself is silent
         self.lengths[-1] += 1
@@ -117,6 +119,7 @@ class RecordsBuilder(FileReaderBuilder, skip_registration=True):
             for part in parts:
                 paths += part.paths
                 lengths += part.lengths
+            # TFDS names contain the number of shards, which is known only now.
             for path, final in zip(paths, template.sharded_filepaths(num_shards=len(paths)), strict=True):
                 os.rename(path, final)
             size = sum(part.size for part in parts)
@@ -152,6 +155,7 @@ def prepare(make: Callable[[], Builder], fill: Callable[[Builder], None] = _fill
     Raises:
       UserError: the data folder cannot be written.
     """
+    # Without a lock, which a prepared data set does not need.
     with quiet():
         builder = make()
         if builder.is_prepared():
@@ -185,6 +189,7 @@ def _build_lock(folder: Path) -> Iterator[bool]:
     while True:
         lock = path.open("w")
         try:
+            # Without waiting first, so that a line can say why the command waits.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"another process is building {folder}: waiting for it", file=sys.stderr, flush=True)

@@ -66,13 +66,11 @@ def from_json(data: Any, kind: Any, where: str, name: str = "") -> Any:
 def _read_dataclass(data: dict[str, Any], kind: type, where: str, name: str) -> Any:
     hints = typing.get_type_hints(kind)
     known = [field.name for field in dataclasses.fields(kind)]
-    values = {}
+    prefix = f"{name}." if name else ""
     for key in data:
-        field = f"{name}.{key}".lstrip(".")
         if key not in known:
-            raise UserError(f"{where}: unknown field {field}; {did_you_mean(key, known)}")
-    for key, value in data.items():
-        values[key] = from_json(value, hints[key], where, f"{name}.{key}".lstrip("."))
+            raise UserError(f"{where}: unknown field {prefix}{key}; {did_you_mean(key, known)}")
+    values = {key: from_json(value, hints[key], where, f"{prefix}{key}") for key, value in data.items()}
     try:
         return kind(**values)
     except TypeError as error:  # a field without a default is missing
@@ -115,8 +113,12 @@ def dataclasses_in(kind: Any) -> set[type]:
     """All dataclasses that occur in a type, itself included."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return {kind}.union(*(dataclasses_in(hints[f.name]) for f in dataclasses.fields(kind)))
-    return set().union(*(dataclasses_in(a) for a in typing.get_args(kind)))
+        parts, classes = [hints[field.name] for field in dataclasses.fields(kind)], {kind}
+    else:
+        parts, classes = typing.get_args(kind), set()
+    for part in parts:
+        classes |= dataclasses_in(part)
+    return classes
 
 
 def digest(value: Any, length: int = 16) -> str:

@@ -58,6 +58,7 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
     def records(self) -> Iterator[tuple[str, dict]]:
         settings = self.builder_config.settings
         console = Console(settings.game)
+        # The version is known only if the package is installed, which reading does not need.
         self.info.metadata["ale_py"] = importlib.metadata.version("ale-py")
         with_audio = 0
         total = sum(map(settings.clips, settings.splits))
@@ -68,8 +69,9 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
                     with_audio += record["present"]["audio"]
                     progress.advance()
                     yield split, {"id": f"atari-{settings.game}-{split}-{number:06d}", **record}
+        # Some games make no sound; their clips have video alone.
         if not with_audio:
-            print(f"atari: {settings.game} made no sound; no clip has audio", file=sys.stderr)
+            print(f"atari: {settings.game} makes no sound; no clip has audio", file=sys.stderr)
 
 
 def _endless_clips(settings: Atari, console: Console, split: str) -> Iterator[dict]:

@@ -46,6 +46,7 @@ def clip_starts(settings: Atari) -> np.ndarray:
 
     At each of them a sample of the resampled audio starts as well.
     """
+    # After `unit` frames of the console a whole number of audio samples has passed.
     unit = CONSOLE_FRAMES_PER_SECOND // math.gcd(settings.sample_rate, CONSOLE_FRAMES_PER_SECOND)
     length = math.ceil(settings.seconds * CONSOLE_FRAMES_PER_SECOND / unit - 1e-9) * unit
     first = math.ceil(settings.skip_seconds * CONSOLE_FRAMES_PER_SECOND / unit) * unit
@@ -103,6 +104,7 @@ def clips(settings: Atari, console: Console, split: str, number: int) -> Iterato
         source = np.concatenate(episode.audio[start : start + length])
         first = start * settings.sample_rate // CONSOLE_FRAMES_PER_SECOND
         audio = np.zeros(settings.samples, np.int16)
+        # A constant signal is silence, which the filter would turn into rounding noise.
         if source.min() != source.max():
             audio = np.rint(np.clip(resampled[first : first + settings.samples], -1, 1) * 32767).astype(np.int16)
         # Action and score of a record's frame are those that lead to its next frame.

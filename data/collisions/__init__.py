@@ -109,6 +109,7 @@ class Collisions(GeneratedSettings):
         not_negative = ("audible_impulse", "informative_impulse", "quiet_end")
         check_numbers(self, *positive, *not_negative, "gravity", "push_probability")
         check_numbers(self, "physics_rate", "workers", whole=True)
+        # Every split must have clips, because probes and evaluation need all of them.
         clips = [f"{split}_clips" for split in SPLITS]
         check_above_zero(self, "collisions.", *positive, "physics_rate", *clips)
         check_at_least(self, "collisions.", workers=0, **dict.fromkeys(not_negative, 0))
@@ -123,6 +124,7 @@ class Collisions(GeneratedSettings):
             two = len(bounds) == 2 and all(map(is_number, bounds))
             require(two, self, name, "must be two finite numbers, the least and the largest")
             require(0 < bounds[0] <= bounds[1], self, name, "must be above 0, the least first")
+        # A body as wide as the box has no position.
         for name, radius in (("bodies", "radius"), ("shifted_bodies", "shifted_radius")):
             require(all(isinstance(bound, int) for bound in getattr(self, name)), self, name, "must be whole numbers")
             diameter = 2 * getattr(self, radius)[1]
@@ -143,12 +145,14 @@ class Collisions(GeneratedSettings):
             require(material.friction >= 0, self, name, "its friction must not be negative")
             require(material.frequency > 0, self, name, "its frequency must be above 0")
             require(material.decay > 0, self, name, "its decay must be above 0")
+        # Gains belong to partials by position.
         as_many = len(self.partial_gains) == len(self.partials) > 0
         require(as_many, self, "partial_gains", "must be as many as partials, one or more")
         require(min(self.partial_gains) > 0, self, "partial_gains", "must be above 0")
         require(min(self.partials) > 0, self, "partials", "must be above 0")
 
     def _check_times(self) -> None:
+        # Frames start at a sample and at a step of the physics, so that windows of all media agree.
         for name in ("sample_rate", "physics_rate"):
             remedy = f"must be a multiple of frames_per_second = {self.frames_per_second:g}"
             require(_is_whole(getattr(self, name) / self.frames_per_second), self, name, remedy)

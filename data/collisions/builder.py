@@ -104,6 +104,7 @@ def generate(settings: Collisions) -> Iterator[tuple[str, dict]]:
       UserError: a worker process died, or no scene can be drawn from these settings.
     """
     chunks = _chunks(settings)
+    # No more workers than chunks, of which tests have few.
     workers = min(settings.workers or cores(), len(chunks), _MOST_WORKERS)
     batches = _serial(settings, chunks) if workers == 1 else _parallel(settings, chunks, workers)
     total = sum(settings.clips(split) for split in SPLITS)
@@ -116,6 +117,7 @@ def generate(settings: Collisions) -> Iterator[tuple[str, dict]]:
 
 def _chunks(settings: Collisions) -> list[_Chunk]:
     chunks = []
+    # Chunks amortise the transfer between processes.
     for split in SPLITS:
         clips = settings.clips(split)
         for start in range(0, clips, _CHUNK_CLIPS):

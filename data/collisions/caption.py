@@ -20,6 +20,7 @@ def caption(motion: Motion, name: str) -> str:
       name: id of the clip; selects one of three wordings of the same content.
     """
     bodies, push = motion.scene.bodies, motion.scene.push
+    # A checksum of the id, so that the wording is stable and independent of all random draws.
     wording = zlib.crc32(name.encode()) % 3
     subject = _subject(bodies, wording)
     single = len(bodies) == 1

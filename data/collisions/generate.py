@@ -23,6 +23,7 @@ def draw_motion(settings: Collisions, split: str, index: int) -> Motion:
     Raises:
       UserError: no drawn scene meets the conditions.
     """
+    # A contact at the very end would show nothing of the material.
     latest = settings.seconds - settings.quiet_end
     for attempt in range(_ATTEMPTS):
         motion = simulate(draw_scene(settings, split, index, attempt))
@@ -74,6 +75,7 @@ def as_record(motion: Motion, name: str) -> dict:
 def _pad(values: np.ndarray, slots: int, fill: float = 0, axis: int = 0) -> np.ndarray:
     """`values` with its axis of bodies padded to a number of slots."""
     widths = [(0, 0)] * values.ndim
+    # All records have the same shapes, whatever their number of bodies.
     widths[axis] = (0, slots - values.shape[axis])
     return np.pad(values, widths, constant_values=fill)
 

@@ -37,6 +37,7 @@ def render_video(motion: Motion) -> np.ndarray:
     grid = np.stack(np.meshgrid(centres, centres, indexing="xy")).reshape(2, -1)
     video = np.empty((settings.frames, grid.shape[1], 3), np.float32)
     video[:] = BACKGROUND
+    # Bodies are drawn one over the other; they hardly overlap.
     for i, body in enumerate(motion.scene.bodies):
         distance = _signed_distance(body, grid, motion.positions[:, i], motion.angles[:, i])
         # Coverage of a pixel is proportional to the depth of its centre, over a ramp of one pixel across the edge.
@@ -63,6 +64,7 @@ def _signed_distance(body: Body, grid: np.ndarray, positions: np.ndarray, angles
     turns = np.arctan2(middles[:, 1], middles[:, 0])[None, :] + angles[:, None]
     normals = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype(np.float32)
     reach = np.einsum("tek,tk->te", normals, positions) + np.float32(apothem)
+    # Without rotation one projection serves all frames.
     if (angles == angles[0]).all():
         along = (normals[0] @ grid)[None]
     else:

@@ -89,6 +89,7 @@ def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -
     fewest, most = settings.shifted_bodies if shifted else settings.bodies
     count = int(rng.integers(fewest, most, endpoint=True))
     radii = rng.uniform(*(settings.shifted_radius if shifted else settings.radius), size=count)
+    # All radii first, because positions depend on all of them.
     positions = _draw_positions(rng, radii, settings.box)
     materials = material_rng.choice(settings.drawn, size=count if settings.materials == "body" else 1)
     bodies = []
@@ -108,6 +109,7 @@ def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -
         )
     push = None
     if rng.uniform() < settings.push_probability:
+        # The push starts and ends with a step of the physics.
         step = 1 / settings.physics_rate
         latest = settings.seconds - settings.push_seconds
         push = Push(
@@ -122,6 +124,7 @@ def _draw_positions(rng: np.random.Generator, radii: np.ndarray, box: float) -> 
     """Centres, [bodies, 2], with disjoint circumscribed circles inside the box; uniform over all such centres."""
     least_distances = radii[:, None] + radii[None, :]
     np.fill_diagonal(least_distances, 0.0)
+    # Rejection sampling is uniform over all valid placements.
     for _ in range(_PLACEMENT_TRIES):
         positions = rng.uniform(radii[:, None], box - radii[:, None], size=(len(radii), 2))
         distances = np.linalg.norm(positions[:, None] - positions[None, :], axis=-1)

@@ -79,6 +79,7 @@ class _ContactRecorder:
         """
         if not arbiter.is_first_contact:
             return
+        # Collision types count from 1 for bodies; 0 is the wall.
         low, high = sorted(shape.collision_type - 1 for shape in arbiter.shapes)
         pair = (high, WALL) if low == WALL else (low, high)
         self.contacts.append(Contact(self.now, pair, arbiter.total_impulse.length))
@@ -120,8 +121,10 @@ def simulate(scene: Scene) -> Motion:
             states.append([(*body.position, *body.velocity, body.angle) for body in bodies])
         if i in push_steps:
             body = bodies[scene.push.body]
+            # The position at the start of the push is part of the action.
             if pushed_at is None:
                 pushed_at = tuple(body.position)
+            # pymunk resets forces after every step.
             body.force = scene.push.force
         recorder.now = (i + 1) / settings.physics_rate
         space.step(1.0 / settings.physics_rate)
@@ -167,6 +170,7 @@ def _add_walls(space: pymunk.Space, box: float) -> None:
 def _add_body(space: pymunk.Space, index: int, body: Body, settings: Collisions) -> pymunk.Body:
     material = material_of(body, settings)
     corners = [tuple(corner) for corner in body.corners().tolist()]
+    # An infinite moment of inertia keeps bodies from turning.
     moment = math.inf
     if settings.rotation:
         disc = pymunk.moment_for_circle(body.mass, 0, body.radius)

@@ -60,6 +60,7 @@ class LatentFilesBuilder(FolderBuilder, skip_registration=True):
         for m, stream in self.manifest.streams.items():
             latents[m] = {"autoencoder": stream.autoencoder, "shape": list(stream.shape)}
         metadata: dict[str, Any] = {"latents": latents}
+        # Labels without names of their classes have numbers alone.
         for label, classes in self.manifest.labels.items():
             if isinstance(classes, list):
                 metadata[f"{label}s"] = classes
@@ -117,6 +118,7 @@ def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
         return open_newest(LatentFilesBuilder, settings, data_dir)
     manifest = read_manifest(folder)
     scanned, remarks = scan(settings, (data_dir, data_dir / LatentFilesBuilder.name))
+    # The manifest belongs to the contents: other scales give other records.
     identity = [file for file in scanned if file.relative == MANIFEST]
     files = [file for file in scanned if Path(file.relative).suffix in SUFFIXES]
     identity += files

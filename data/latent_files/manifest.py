@@ -112,6 +112,7 @@ def _stream(fields: Any, m: str, where: str) -> Stream:
     unknown = sorted(fields.keys() - _FIELDS)
     _require(not unknown, where, f"has {unknown}, which is not known; there are {', '.join(sorted(_FIELDS))}")
     medium = medium_of(m)
+    # What the shape of the media and the clock of the tokens follow from.
     required = {"autoencoder", "shape", "stride" if medium.is_visual else "temporal_stride"}
     if medium.has_time:
         required.add(medium.rate_field)
@@ -134,6 +135,7 @@ def _stream(fields: Any, m: str, where: str) -> Stream:
     channels_first = fields.get("channels_first", False)
     _require(isinstance(channels_first, bool), where, f"has channels_first {channels_first!r}: give true or false")
     scale = _per_channel(fields, "scale", 1.0, shape[-1], where)
+    # A scale of 0 would erase the latents.
     _require(0.0 not in (scale if isinstance(scale, tuple) else (scale,)), where, "has a scale of 0")
     return Stream(
         fields["autoencoder"],
@@ -153,6 +155,7 @@ def _labels(labels: Any, where: str) -> Labels:
         names = isinstance(classes, list) and classes and all(isinstance(entry, str) for entry in classes)
         valid = names or _is_positive_integer(classes)
         _require(valid, where, f"say {classes!r} of {name}: give the number or the names of its classes")
+        # Labels become features of the record beside these.
         valid = name not in _RESERVED and name.isidentifier()
         _require(valid, where, f"have one called {name!r}: give it another name")
     return labels

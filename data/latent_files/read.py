@@ -150,6 +150,7 @@ def _stack_size(arrays: _Npz | _Safetensors, modalities: list[str], manifest: Ma
         if axes not in (0, 1):
             raise Unusable("wrong shape", f"{m} has shape {shape}, one sample {manifest.streams[m].shape}")
         leading_axes.add(axes)
+        # Empty without a leading axis.
         sizes.update(shape[:axes])
     if len(leading_axes) > 1:
         raise Unusable("wrong shape", "some of its modalities are stacks of samples and others are not")
@@ -164,6 +165,7 @@ def _sample(arrays: _Npz | _Safetensors, modalities: list[str], manifest: Manife
     names, sample = arrays.names(), Sample()
     for m in modalities:
         stream, std = manifest.streams[m], _std_name(m)
+        # A standard deviation scales as the latent does, without its shift.
         sample.latents[m] = _latent(arrays.row(m, i), m, stream, stream.shift)
         if std in names:
             sample.stds[m] = np.abs(_latent(arrays.row(std, i), std, stream, 0.0))
@@ -191,6 +193,7 @@ def _caption(stored: np.ndarray) -> str:
     if value.dtype.kind != "U" or value.size != 1:
         raise Unusable("wrong caption", f"{CAPTION} is {value.dtype} {value.shape}, not one text")
     text = str(value.reshape(()))
+    # numpy stores any code point, and a record only those of UTF-8.
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -208,6 +211,7 @@ def _latent(stored: np.ndarray, name: str, stream: Stream, shift: float | tuple[
     fixed = 1 if medium_of(name.removesuffix(".std")).has_time else 0
     if x.shape[fixed:] != stream.shape[fixed:] or not x.size:
         raise Unusable("wrong shape", f"{name} has shape {x.shape}, not {stream.shape} (channels last)")
+    # An overflow of float16 becomes infinite and is reported below.
     with np.errstate(over="ignore", invalid="ignore"):
         x = ((x.astype(np.float32) - np.float32(shift)) * np.float32(stream.scale)).astype(np.float16)
     if not np.isfinite(x).all():

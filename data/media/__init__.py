@@ -48,6 +48,7 @@ class Media(FolderSettings):
 
     def check(self) -> None:
         """Raises UserError, which names the field, if a value makes no sense."""
+        # Not in __post_init__: the CLI and experiments make settings before their source is known.
         fields = ("frames", "frames_per_second", "size", "sample_rate", "hop_seconds")
         check_numbers(self, *fields)
         check_above_zero(self, "media.", *fields)

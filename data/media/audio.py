@@ -97,6 +97,7 @@ def _resample(chunks: Iterator[_SourceChunk | None], sample_rate: int) -> Iterat
 
     def place(samples: np.ndarray) -> Iterator[Chunk]:
         nonlocal position, covered_until
+        # The resampler has a delay of its own, so that its output is placed by count and not by input.
         first, position = position, position + len(samples)
         if covered_until is not None and first < covered_until:
             # Time ran backwards: what came first stays.
@@ -107,6 +108,7 @@ def _resample(chunks: Iterator[_SourceChunk | None], sample_rate: int) -> Iterat
 
     for chunk in chunks:
         expected = run_start + run_samples / run_rate if run_rate else 0.0
+        # The same run continues if the time agrees with the number of samples.
         if chunk is not None and resampler is not None:
             time = expected if chunk.time is None else chunk.time
             if chunk.rate == run_rate and abs(time - expected) <= _LARGEST_DRIFT:
@@ -114,6 +116,7 @@ def _resample(chunks: Iterator[_SourceChunk | None], sample_rate: int) -> Iterat
                 yield from place(resampler.resample_chunk(chunk.samples))
                 continue
         if resampler is not None:
+            # Flush the delay line before the next run.
             yield from place(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
             resampler = None
         if chunk is None or chunk.rate <= 0:
@@ -129,10 +132,12 @@ def _resample(chunks: Iterator[_SourceChunk | None], sample_rate: int) -> Iterat
 
 def _mono(frame: av.AudioFrame) -> np.ndarray:
     """The mean of a frame's channels, float32 [n] in [-1, 1], without the subwoofer, which few loudspeakers play."""
+    # Interleaved formats have one row of all channels.
     names = [channel.name for channel in frame.layout.channels]
     array = frame.to_ndarray()
     if not frame.format.is_planar:
         array = array.reshape(-1, len(names)).T
+    # Unsigned samples are centred at 128, signed ones at 0.
     if array.dtype == np.uint8:
         array = (array.astype(np.float32) - 128) / 128
     elif np.issubdtype(array.dtype, np.integer):
@@ -156,6 +161,7 @@ class AudioWindow:
         Returns:
           Samples, float32 [count], zero where there is no audio, and how many of them are audio.
         """
+        # Audio before the window is dropped while decoding, for memory.
         while self.end < first + count and self._pull():
             self._drop_before(first)
         self._drop_before(first)

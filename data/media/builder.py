@@ -59,6 +59,7 @@ def build(media: Media, data_dir: Path) -> MediaBuilder:
     folder = Path(media.folder())
     if not media.source or not folder.exists():
         return open_newest(MediaBuilder, media, data_dir)
+    # The data folder may be inside of the user's folder.
     files, remarks = scan(media, excluded=_outputs(folder, data_dir))
     with _quiet_decoders():
         return build_folder(MediaBuilder, media, data_dir, files, files=files, remarks=remarks)

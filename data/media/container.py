@@ -48,6 +48,7 @@ def inspect_container(path: Path) -> Container:
         if formats & _OTHER_FORMATS or container.format.name.endswith("_pipe"):
             raise Unusable("not media")
         video = audio = None
+        # The first stream of each kind, as in players.
         for stream in container.streams:
             if stream.type not in ("video", "audio") or stream.codec_context is None:
                 continue
@@ -94,6 +95,7 @@ def decoded_frames(
             return
         if packet is None:
             return
+        # A packet that fails is skipped; the next key frame is decodable again.
         try:
             frames = packet.decode()
         except EOFError:

@@ -52,6 +52,7 @@ def clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
     if path.stat().st_size == 0:
         raise Unusable("empty file")
     expected = (mimetypes.guess_type(path.name)[0] or "").split("/")[0]
+    # The suffix decides only what is tried first, because many files have a wrong one.
     readers = [_container_clips, _image_clips, _soundfile_clips]
     if expected == "image":
         readers = [_image_clips, _container_clips, _soundfile_clips]
@@ -64,6 +65,7 @@ def clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
             continue
         yield from iterator
         return
+    # A file that claims to be media is damaged; others are no media.
     if expected in ("image", "video", "audio"):
         raise Unusable("unreadable", errors[0].detail or errors[0].reason)
     specific = [error for error in errors if error.reason not in ("unreadable", "not media")]
@@ -136,9 +138,11 @@ def _video_clips(
             first = frame.start
         end = frame.end
         until = frame.end - ROUNDING
+        # Clips start at times of their own, which need not be those of frames.
         while shot_start + shot_clips * media.hop_seconds < until:
             unfinished.append(_VideoClip(shot_start + shot_clips * media.hop_seconds))
             shot_clips += 1
+        # Decoded once for all clips that show this frame, and not at all if none does.
         pixels = None
         for clip in unfinished:
             while len(clip.frames) < media.frames and clip.start + len(clip.frames) / media.frames_per_second < until:
@@ -160,6 +164,7 @@ def _video_clips(
 
 def _audio_at(audio: AudioWindow, start: float, media: Media, notes: Notes) -> np.ndarray | None:
     """The audio of a video clip; None if it does not cover the clip, or is silent."""
+    # Up to one frame may be missing, as at the end of a video.
     samples, covered = audio.read(round(start * media.sample_rate), media.samples)
     if covered <= media.samples - media.sample_rate / media.frames_per_second:
         notes.count("audio does not cover the whole clip, which is kept without it", "clips")
@@ -190,6 +195,7 @@ def _audio_clips(audio: AudioWindow, media: Media, notes: Notes, header_seconds:
                 yield Clip(start / media.sample_rate, audio=quantised)
             else:
                 silent += 1
+        # A gap ends the interval; the next one starts clips anew.
         first = audio.next_start(after=start)
     if silent and not count:
         raise Unusable("digital silence")

@@ -21,6 +21,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
       UserError: the file is missing or contains no image.
     """
     _check_file(path)
+    # Videos are no images to Pillow, and are tried next.
     try:
         with open_image(path) as image:
             return as_image(image, size)

@@ -63,6 +63,7 @@ def video_frames(source: Container, size: int, longest_lead: float, notes: Notes
     """
     with open_container(source.path) as container:
         stream = container.streams[source.video]
+        # Decoding in several threads.
         stream.thread_type = "AUTO"
         reader = _FrameReader(VideoReformatter(), float(stream.sample_aspect_ratio or 1), size)
         usual_duration = 1 / float(stream.average_rate) if stream.average_rate else 0.04

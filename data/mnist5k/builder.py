@@ -40,6 +40,7 @@ def read() -> tuple[np.ndarray, np.ndarray]:
     try:
         with gzip.open(path, "rb") as file:
             rows = file.read().split()
+        # One row per digit: 784 pixels, then the label.
         table = np.array([np.fromstring(row, np.int64, sep=",") for row in rows])
         are_pixels = table.shape == (_ROWS, _SIDE * _SIDE + 1) and table.min() >= 0 and table.max() <= 255
         if not are_pixels or table[:, -1].max() > 9:

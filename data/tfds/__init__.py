@@ -99,6 +99,7 @@ class Tfds(Dataset):
         """
         if self.names_media:
             return self._shapes({modality for modality in MEDIA_TYPES if getattr(self, modality)})
+        # Importing TFDS is not needed to find out.
         prepared = self.find(DEFAULT_ROOT if folder is None else folder)
         if prepared is None:
             raise UserError(
@@ -126,6 +127,7 @@ class Tfds(Dataset):
         """A function from the serialized records of the prepared data set in `folder` to records."""
         from selfflow.data.tfds.decode import Decoder, MediaFormat
 
+        # The features of TFDS would decode images at full size and keep audio at its own rate.
         fields = self.fields(folder)
         media = MediaFormat(
             self._shapes(set(fields.media)),

@@ -48,6 +48,7 @@ def build(settings: Tfds, data_dir: Path) -> tfds.core.DatasetBuilder:
                 f"prepare it in another folder on a machine with TensorFlow: {_command(settings, 'DIR')}, and set "
                 "tfds.folder = DIR"
             )
+        # Raises for fields that do not exist, before any record is read.
         fields = settings.fields(folder)
         if not settings.names_media:
             choice = ", ".join(f"{modality} = {path}" for modality, path in fields.media.items())
@@ -88,6 +89,7 @@ def _prepare(settings: Tfds, data_dir: Path) -> Path:
     def fill(builder: tfds.core.DatasetBuilder) -> None:
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         try:
+            # TFDS prints its progress to stdout, which has the output of the command.
             with contextlib.redirect_stdout(sys.stderr):
                 builder.download_and_prepare(file_format=FORMAT, download_config=config)
         except Exception as error:  # builders of TFDS fail in every way: no network, no TensorFlow, no files

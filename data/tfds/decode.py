@@ -86,12 +86,14 @@ class Decoder:
         return self._video(value) if modality == "video" else self._audio(value, path)
 
     def _id(self, stored: dict[str, Any], serialized: bytes) -> str:
+        # A hash of the contents is stable when TFDS shuffles or other records are removed.
         if self._fields.id:
             return f"{self._id_prefix}{self._text(stored, self._fields.id)}"
         return f"{self._id_prefix}{hashlib.sha256(serialized).hexdigest()[:16]}"
 
     def _text(self, stored: dict[str, Any], path: str) -> str:
         value = _at(stored, path)
+        # Of several texts the first.
         while isinstance(value, list | np.ndarray):
             value = value[0] if len(value) else b""
         feature = _at(self._features, path)
@@ -154,6 +156,7 @@ def _image(value: Any, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(value)) as image:
             return as_image(image, size)
     pixels = np.asarray(value)
+    # The upper 8 of 16 bits.
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 3 and pixels.shape[2] == 1:

@@ -55,10 +55,12 @@ def select_fields(folder: Path, named: Mapping[str, str], labels: tuple[str, ...
         _check_exists("label", label, specs)
         if not is_integer(specs[label]):
             raise UserError(f"tfds.label = {label!r}: is {type_of(specs[label])}, not a whole number")
+    # A field that serves as caption or id is no label.
     other = {*media.values(), named["caption"], named["id"]}
     paths = labels or [path for path, spec in specs.items() if is_integer(spec) and path not in other]
     by_name = {path.replace(".", "_"): path for path in paths}
     for name in _RESERVED:
+        # By default such fields are left out; a label that the user names is an error.
         if name in by_name and by_name.pop(name) in labels:
             raise UserError(f"tfds.label = {name!r}: every record has a field of this name; choose another label")
     return Fields(media, by_name, named["caption"], named["id"], specs)

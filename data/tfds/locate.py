@@ -44,6 +44,7 @@ def find_prepared(dataset: DatasetName, roots: list[Path]) -> Path | None:
     """
     prepared: list[Path] = []
     for root in roots:
+        # The root may be the folder of the data set itself.
         if (root / _INFO).exists():
             prepared.append(root)
             continue
@@ -58,6 +59,7 @@ def find_prepared(dataset: DatasetName, roots: list[Path]) -> Path | None:
             folder = folder / configs[0] if configs else folder
         versions = [path.parent for path in folder.glob(f"{dataset.version or '*'}/{_INFO}")]
         prepared += sorted(filter(_version, versions), key=_version, reverse=True)
+    # Another file format is returned last, so that the caller can name it in an error.
     for folder in prepared:
         if format_of(folder) == FORMAT:
             return folder

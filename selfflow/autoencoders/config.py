@@ -12,7 +12,7 @@ import numpy as np
 
 from selfflow.autoencoders.linear import MdctPCA, PatchPCA
 from selfflow.autoencoders.log_mel import LogMel
-from selfflow.errors import UserError, check_above_zero
+from selfflow.errors import UserError, check_above_zero, check_at_least
 from selfflow.serialization import to_json
 
 AUTOENCODER_FILE = "autoencoder.safetensors"
@@ -146,9 +146,7 @@ class TemporalConfig:
 
     def __post_init__(self):
         name = f"the {self.kind} autoencoder"
-        for field in ("channels", "temporal_stride"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field} of {name} is {getattr(self, field)}: give at least 1")
+        check_at_least(self, f"{self.kind} autoencoder: ", channels=1, temporal_stride=1)
         if self.stride < 0 or (self.images_only and not self.stride):
             raise UserError(f"stride of {name} is {self.stride}: give at least 1 for images and video, 0 for audio")
         rate = getattr(self, "sample_rate", 0)

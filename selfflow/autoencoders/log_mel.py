@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
 
 _FLOOR = 1e-4  # power below which there is silence, of a signal in [-1, 1]
@@ -36,8 +36,7 @@ class LogMel:
     def __post_init__(self):
         if self.temporal_stride < 2 or self.temporal_stride % 2:
             raise UserError(f"autoencoder temporal_stride {self.temporal_stride}: give an even number of samples")
-        if self.bands < 1:
-            raise UserError(f"autoencoder bands {self.bands}: give at least 1")
+        check_at_least(self, "log_mel autoencoder: ", bands=1)
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the latents of media [..., samples].

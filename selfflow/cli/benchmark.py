@@ -154,6 +154,7 @@ def _autoencoders(setup: FlowSetup, options: Options, data_dir: Path) -> list[di
     import jax
 
     from selfflow.benchmark.autoencoders import autoencoder_rates
+    from selfflow.run.prepare_data import prepare_data
 
     feed, _ = prepare_data(setup, data_dir)
     rates = autoencoder_rates(setup, feed, options.rounds)
@@ -187,6 +188,7 @@ def _autoencoders(setup: FlowSetup, options: Options, data_dir: Path) -> list[di
 def _input(setup: FlowSetup, options: Options, data_dir: Path) -> dict[str, Any]:
     from selfflow.benchmark.input import generation_rate, input_rate, waiting
     from selfflow.data.collisions import Collisions
+    from selfflow.run.prepare_data import prepare_data
 
     feed, _ = prepare_data(setup, data_dir)
     rates = [input_rate(feed, workers, options.seconds) for workers in (0, 1, 2)]

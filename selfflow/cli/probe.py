@@ -1,8 +1,9 @@
-"""`selfflow probe`: what the layers of one run or of several know, as a table, CSV and figures."""
+"""`selfflow probe`: probes of the layers of one run or several, as tables, CSV and figures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import tyro
 
@@ -12,49 +13,49 @@ if TYPE_CHECKING:
     from selfflow.representation.probes.probe_run import Probing, Row
     from selfflow.run.run import Run
 
+Number = TypeVar("Number", int, float)
 _EXAMPLE = "selfflow probe runs/quickstart --targets material,count --layers all --tau 0.1,0.3,0.5"
-_FEW = 6  # runs whose layers are all printed
 
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `selfflow probe`; several values are parted by commas."""
+    """Flags of `selfflow probe`; several values are separated by commas."""
 
     targets: str = ""
-    """What is asked: labels of the data; of Collisions also shape, contacts (of a clip), contact (of each moment),
-    position and velocity (of each video token). By default the labels."""
+    """Probe targets: labels of the data; for Collisions also shape, contacts (of a clip), contact (per time step),
+    position and velocity (per video token). By default the labels."""
     layers: str = "all"
     """Blocks, counted from 1, such as 2,4."""
     tau: str = "0.1"
-    """Noise levels of the latents; with several, validation chooses one for the table, as it chooses the layer."""
+    """Noise levels of the latents; of several the table has the one chosen on validation, as for layers."""
     sources: str = ""
-    """What the network sees and the probe reads, such as video or video+audio; by default each modality of the
+    """Modalities that the network and the probe read, such as video or video+audio; by default each modality of the
     component alone, and all of them."""
     probe: Literal["logistic", "linear", "knn", "attentive", "few-shot"] = "logistic"
-    """For classes: logistic regression; linear, as in REPA and Self-Flow; knn, as in DINO; attentive, over all tokens,
-    as in V-JEPA; few-shot, of 5 samples of each class, as in MSN. Numbers are read by ridge regression."""
+    """Probe of classes: logistic regression; linear, as in REPA and Self-Flow; knn, as in DINO; attentive, over all
+    tokens, as in V-JEPA; few-shot, with 5 samples of each class, as in MSN. Numbers are read by ridge regression."""
     weights: str = "ema"
-    """ema, student, or untrained: fresh weights with open gates, to hold the others against."""
+    """ema, student, or untrained: fresh weights with open gates, for comparison."""
     step: int | None = None
-    """Which checkpoint; by default the newest."""
+    """Checkpoint; by default the newest."""
     component: str = ""
-    """The set of the mixture; by default the first."""
+    """Component of the mixture; by default the first."""
     split: str = "test"
-    """The split that scores are of."""
+    """Split that is scored."""
     clips: int = 2048
-    """Clips of train that probes are fitted on, if there are so many."""
+    """Largest number of train clips that probes are fitted on."""
     token_clips: int = 256
-    """Clips of each split whose tokens or moments are probed one by one."""
+    """Clips of each split for targets of time steps and tokens."""
     retrieval: int = 0
-    """How many films of the split are also to find their own sounds among 16, by the flow loss: minutes for 100."""
+    """Number of videos of the split for audio retrieval: by the flow loss, own audio among 16; 100 take minutes."""
     baseline: str = ""
-    """Of several runs the method that others are held against; by default that of the first. With several weights it
-    is named with its own, such as "shuffled, ema"."""
+    """Method that the others are compared with; by default that of the first run. With several weights it is named with
+    its own, such as "shuffled, ema"."""
     csv: Path | None = None
-    """File for all rows; by default probes/TARGETS_PROBE.csv in the run, or beside the runs where there are several,
-    with all flags in its name that are given."""
+    """File for all rows; by default probes/TARGETS_PROBE.csv in the run, or next to the runs if there are several, with
+    all flags that differ from their defaults in its name."""
     data_dir: Path | None = None
-    """Where the data of the runs is; by default where it was when they were trained."""
+    """Folder of the runs' data; by default that of their training."""
 
 
 def main(arguments: list[str]) -> None:
@@ -64,17 +65,17 @@ def main(arguments: list[str]) -> None:
         if not arguments:
             return
     flags = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    runs, options = (
-        arguments[:flags],
-        tyro.cli(Options, prog="selfflow probe RUN ...", description=f"example: {_EXAMPLE}", args=arguments[flags:]),
-    )
+    runs = arguments[:flags]
+    description = f"example: {_EXAMPLE}"
+    options = tyro.cli(Options, prog="selfflow probe RUN ...", description=description, args=arguments[flags:])
     if not runs:
         raise UserError(f"name a run folder first; example: {_EXAMPLE}")
     probe(runs, options)
 
 
 def probe(paths: list[str], options: Options) -> list["Row"]:
-    """Probes runs one after the other, prints the tables and writes CSV and figures."""
+    """Probes runs one by one, prints the tables and writes CSV and figures."""
+    from selfflow.cli.probe_tables import print_rows
     from selfflow.representation.comparison import write_rows
     from selfflow.representation.figures.layers import probe_curves
     from selfflow.representation.probes.probe_run import probe_run
@@ -82,65 +83,62 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     from selfflow.run.arms import arms_of
     from selfflow.run.run import open_run
 
-    asked, wanted = _asked(options), _names(options.weights)
-    if unknown := [name for name in wanted if name not in ("ema", "student", "untrained")]:
-        raise UserError(f"--weights {unknown[0]}: there are ema, student and untrained")
+    settings, all_weights = _settings(options), _names(options.weights)
+    for weights in all_weights:
+        if weights not in ("ema", "student", "untrained"):
+            raise UserError(f"--weights {weights}: there are ema, student and untrained")
     runs = [open_run(path) for path in paths]
-    if not asked.component and not asked.sources:
-        _check_components(runs)
-    out = options.csv or _place(paths, options)
-    labelled = [
-        (run, weights, method if len(wanted) == 1 else f"{method}, {weights}")
-        for run, method in zip(runs, arms_of(runs))
-        for weights in wanted
-    ]
-    baseline = _baseline(options.baseline, [label for _, _, label in labelled])
+    if not settings.component and not settings.sources:
+        check_components(runs)
+    out = options.csv or default_path(paths, options)
+    labelled: list[tuple[Run, str, str]] = []
+    for run, method in zip(runs, arms_of(runs)):
+        for weights in all_weights:
+            labelled.append((run, weights, method if len(all_weights) == 1 else f"{method}, {weights}"))
+    baseline = match_baseline(options.baseline, [label for _, _, label in labelled])
+
     rows: list[Row] = []
     for run, weights, label in labelled:
         step = None if weights == "untrained" else options.step
-        more = {"method": label, "weights": weights, "step": step, "data_dir": options.data_dir}
-        rows += probe_run(run, asked, **more)
+        network = {"method": label, "weights": weights, "step": step, "data_dir": options.data_dir}
+        rows += probe_run(run, settings, **network)
         if options.retrieval:
-            rows += retrieval_rows(run, options.retrieval, component=asked.component, split=asked.split, **more)
-        write_rows(out, rows)  # what is done is kept, whatever befalls the next
+            component, split = settings.component, settings.split
+            rows += retrieval_rows(run, options.retrieval, component=component, split=split, **network)
+        write_rows(out, rows)  # after every run, so that an error in a later one loses nothing
     probe_curves(rows).savefig(out.with_suffix(".png"), dpi=150)
-    _print(rows, baseline)
+    print_rows(rows, baseline)
     print(f"\nAll rows: {out}\nCurves: {out.with_suffix('.png')}")
     return rows
 
 
-def _check_components(runs: list["Run"]) -> None:
-    """Raises `UserError` unless the first components of runs, which are asked, hold the same modalities."""
-    shown = {}
+def check_components(runs: list["Run"]) -> None:
+    """Raises `UserError` unless the first components of runs have the same modalities."""
+    first_with: dict[frozenset | None, str] = {}
     for run in runs:
-        first, chosen = next(iter(run.experiment.mixture.items()), ("", None))
-        shown.setdefault(frozenset(chosen.modalities) if chosen else None, (run, first))
-    if len(shown) > 1:
-        told = " and ".join(f"{first or 'none'} of {run.source}" for run, first in shown.values())
+        name, component = next(iter(run.experiment.mixture.items()), ("none", None))
+        modalities = frozenset(component.modalities) if component else None
+        first_with.setdefault(modalities, f"{name} of {run.source}")
+    if len(first_with) > 1:
         raise UserError(
-            f"first components hold other modalities ({told}): name a --component or --sources that all runs have"
+            f"first components have different modalities ({' and '.join(first_with.values())}): name a --component or "
+            "--sources that all runs have"
         )
 
 
-def _asked(options: Options) -> "Probing":
+def _settings(options: Options) -> "Probing":
     from selfflow.representation.probes.probe_run import Probing
 
-    def numbers(flag: str, text: str, kind: type) -> tuple:
-        try:
-            return tuple(kind(part) for part in _names(text))
-        except ValueError:
-            raise UserError(f"--{flag} {text}: give numbers parted by commas") from None
-
     return Probing(
-        _names(options.targets),
-        () if options.layers == "all" else numbers("layers", options.layers, int),
-        numbers("tau", options.tau, float),
-        _names(options.sources),
-        options.probe,
-        options.component,
-        options.split,
-        options.clips,
-        options.token_clips,
+        targets=_names(options.targets),
+        layers=() if options.layers == "all" else _numbers("layers", options.layers, int),
+        tau=_numbers("tau", options.tau, float),
+        sources=_names(options.sources),
+        probe=options.probe,
+        component=options.component,
+        split=options.split,
+        clips=options.clips,
+        token_clips=options.token_clips,
     )
 
 
@@ -148,22 +146,29 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, text.split(","))))
 
 
-def _baseline(name: str, labels: list[str]) -> str:
-    """The label that a baseline means: itself, or the one that has weights behind the name."""
+def _numbers(flag: str, text: str, convert: Callable[[str], Number]) -> tuple[Number, ...]:
+    try:
+        return tuple(convert(part) for part in _names(text))
+    except ValueError:
+        raise UserError(f"--{flag} {text}: give numbers separated by commas") from None
+
+
+def match_baseline(name: str, labels: list[str]) -> str:
+    """The label that `--baseline` names: itself, or the only one of a method with its weights."""
     if not name or name in labels:
         return name
-    found = {label for label in labels if label.startswith(f"{name}, ")}
-    if len(found) != 1:
+    matches = {label for label in labels if label.startswith(f"{name}, ")}
+    if len(matches) != 1:
         raise UserError(f"--baseline {name!r}: there are {', '.join(map(repr, dict.fromkeys(labels)))}; name one")
-    return found.pop()
+    return matches.pop()
 
 
-def _place(paths: list[str], options: Options) -> Path:
-    """Where the rows go where nothing is said: what is asked is in its name, so that no question takes another's."""
+def default_path(paths: list[str], options: Options) -> Path:
+    """The file of the rows without `--csv`. Other flags give another name."""
     from selfflow.storage.paths import bucket_url
 
     if any(bucket_url(path) for path in paths):
-        raise UserError("--csv: name a local file for the rows of a run in a bucket")
+        raise UserError("--csv: name a local file for the rows of a run in object storage")
     folder = Path(paths[0]) if len(paths) == 1 else Path(paths[0]).absolute().parent
     parts = [options.targets.replace(",", "_") or "labels", options.probe]
     for field in fields(Options):
@@ -171,57 +176,3 @@ def _place(paths: list[str], options: Options) -> Path:
         if field.name not in ("targets", "probe", "baseline", "csv", "data_dir") and value != field.default:
             parts.append(f"{field.name}={value}")
     return folder / "probes" / f"{'_'.join(parts).replace('/', '-')}.csv"
-
-
-def _print(rows: list["Row"], baseline: str) -> None:
-    from selfflow.representation.probes.probe_run import best
-
-    several = len({(row.run, row.weights) for row in rows}) > 1
-    for target, source in dict.fromkeys((row.target, row.source) for row in rows):
-        some = [row for row in rows if (row.target, row.source) == (target, source)]
-        metric = some[0].metric.replace("_", " ").replace("r2", "R^2")
-        chance = f", chance {some[0].chance:.3f}" if some[0].chance else ""
-        print(f"\n{target} from {source}: {metric} of the {some[0].probe} on {some[0].split}{chance}")
-        if not some[0].layer:  # what the network as a whole was asked
-            for row in some if not several else ():
-                print(f"  {row.method}: {row.test:.3f}")
-            if several:
-                _compare(some, baseline)
-            continue
-        chosen = best(some)
-        if len({(row.run, row.weights) for row in some}) <= _FEW or not chosen:
-            _print_layers(some)
-        if several and not chosen and len({(row.layer, row.tau) for row in some}) == 1:
-            _compare(some, baseline)
-        if several and chosen:
-            print("  with the layer and the tau that validation chooses for each run:")
-            _compare(chosen, baseline)
-        for row in chosen if not several else ():
-            sure = f" [{row.low:.3f}, {row.high:.3f}], by a bootstrap over test clips" if row.low == row.low else ""
-            print(f"  chosen on validation: block {row.layer}, tau {row.tau:g}: {row.test:.3f}{sure}")
-
-
-def _print_layers(rows: list["Row"]) -> None:
-    layers, width = sorted({row.layer for row in rows}), max(len(row.method) for row in rows)
-    print(f"  {'':<{width}}  {'tau':>5}  " + " ".join(f"{f'block {layer}':>8}" for layer in layers))
-    for run, method, tau in dict.fromkeys((r.run, r.method, r.tau) for r in rows):
-        cells = {r.layer: r.test for r in rows if (r.run, r.method, r.tau) == (run, method, tau)}
-        print(f"  {method:<{width}}  {tau:>5g}  " + " ".join(_cell(cells.get(layer)) for layer in layers))
-
-
-def _cell(score: float | None) -> str:
-    return f"{'-':>8}" if score is None else f"{score:>8.3f}"  # a run may have fewer blocks than another
-
-
-def _compare(rows: list["Row"], baseline: str) -> None:
-    from selfflow.representation.comparison import compare_methods
-
-    told = "  in brackets: 95 %, Student's t over training seeds"
-    if baseline and baseline not in {row.method for row in rows}:
-        for method in compare_methods(rows):
-            print(f"  {method._replace(difference=None).summary()}")
-        print(f"{told}; {baseline} was not asked this, and nothing is held against it")
-        return
-    for method in compare_methods(rows, baseline):
-        print(f"  {method.summary()}")
-    print(f"{told}; differences to {baseline or rows[0].method}, by seed")

@@ -4,7 +4,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.config.setup import AutoencoderSetup, FlowSetup
 from selfflow.config.training import TrainingConfig
 from selfflow.context import CASES
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least, check_fraction
 from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
 from selfflow.modality import Modality, modality_of
@@ -13,8 +13,7 @@ from selfflow.models.sit import SiTConfig
 
 def check_components(experiment: TrainingConfig) -> None:
     """Raises `UserError`, naming the field, unless weights, batch sizes and stages of the mixture are valid."""
-    if not 0 <= experiment.ema_decay < 1:
-        raise UserError(f"ema_decay is {experiment.ema_decay}: give a number from 0 to below 1")
+    check_fraction(experiment, "", "ema_decay", below_one=True)
     check_mixture(experiment.mixture, experiment.curriculum)
     parts = experiment.optimizer.accumulate
     for name, component in experiment.mixture.items():
@@ -60,8 +59,7 @@ def check_flow(setup: FlowSetup) -> None:
     for m in experiment.modality_weight:
         if m not in modalities:
             raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
-    if not 0 <= experiment.condition_drop <= 1:
-        raise UserError(f"condition_drop is {experiment.condition_drop}: give a number from 0 to 1")
+    check_fraction(experiment, "", "condition_drop")
     _check_separation(experiment)
     _check_context(setup)
     components = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
@@ -71,8 +69,7 @@ def check_flow(setup: FlowSetup) -> None:
 def check_autoencoder(setup: AutoencoderSetup) -> None:
     """Raises `UserError`, naming the field, unless the fields of an autoencoder's experiment fit together."""
     experiment, loss = setup.experiment, setup.experiment.loss
-    if experiment.held_out < 1:
-        raise UserError(f"held_out is {experiment.held_out}: it must be at least 1")
+    check_at_least(experiment, "", held_out=1)
     for name, component in experiment.mixture.items():
         if component.shuffled or component.delayed:
             raise UserError(f"mixture.{name}: shuffled and delayed need several modalities; leave them out")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from selfflow.autoencoders.config import AnyAutoencoder
 from selfflow.config.training import TrainingConfig
 from selfflow.encoders.text import Text
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least, check_fraction
 from selfflow.evaluation.config import Evaluation
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.separation import Separation
@@ -28,14 +28,12 @@ class FinalEvaluation:
     """Noise level of the latents whose features are probed."""
 
     def __post_init__(self):
-        if self.samples < 1:
-            raise UserError(f"final_evaluation.samples is {self.samples}: it must be at least 1")
+        check_at_least(self, "final_evaluation.", samples=1)
+        check_fraction(self, "final_evaluation.", "probe_tau")
         if 0 != self.probe_clips < 16:
             raise UserError(
                 f"final_evaluation.probe_clips is {self.probe_clips}: it must be at least 16, or 0 for no probes"
             )
-        if not 0 <= self.probe_tau <= 1:
-            raise UserError(f"final_evaluation.probe_tau is {self.probe_tau}: give a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from selfflow.config.check import check_autoencoder, check_components, check_flo
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import AutoencoderSetup, FlowSetup, setup_of
 from selfflow.config.training import TrainingConfig
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.input.mixture import Component
 from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.training.state import ema_decay_for
@@ -32,8 +32,7 @@ def resolve(experiment, previous=None):
     """
     if not experiment.data:
         raise UserError("data is empty: name at least one data set; imported weights are started from with init_from")
-    if experiment.steps < 1:
-        raise UserError(f"steps is {experiment.steps}: it must be at least 1")
+    check_at_least(experiment, "", steps=1)
     derived = _derived_fields(experiment, previous)
     experiment = dataclasses.replace(experiment, **derived)
     check_components(experiment)

@@ -87,7 +87,10 @@ def _columns(rows: list[_Row]) -> Index:
         "id": encode_ids([row.id for row in rows]),
         "quality": np.array([row.quality for row in rows], np.float32),
     }
-    for m in {m for row in rows for m in row.present}:
+    modalities = set()
+    for row in rows:
+        modalities |= row.present.keys()
+    for m in modalities:
         index[f"present/{m}"] = np.array([row.present.get(m, False) for row in rows], bool)
     return index
 

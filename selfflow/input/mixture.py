@@ -125,6 +125,7 @@ class MixturePlan:
     def __init__(self, mixture: Mapping[str, Component], curriculum: tuple[Stage, ...], steps: int, seed: int):
         weights = {name: component.weight for name, component in mixture.items()}
         quality = {name: component.quality for name, component in mixture.items()}
+        # A low-discrepancy sequence: any part of it covers [0, 1) evenly.
         place = (np.random.default_rng(seed).random() + np.arange(steps) * _GOLDEN) % 1.0
         self.pools: list[Pool] = []
         self._pool = np.zeros(steps, np.int32)  # number of the pool, by step
@@ -135,9 +136,13 @@ class MixturePlan:
                 quality = quality | stage.quality
                 if stage.weights:
                     weights = {name: stage.weights.get(name, 0.0) for name in mixture}
-            names = [name for name in mixture if weights[name] > 0]
-            numbers = [self._number(Pool(name, quality[name])) for name in names]
-            edges = np.cumsum([weights[name] for name in names])[:-1]
+            # Each component has an interval of [0, 1) of the length of its weight.
+            numbers, shares = [], []
+            for name in mixture:
+                if weights[name] > 0:
+                    numbers.append(self._number(Pool(name, quality[name])))
+                    shares.append(weights[name])
+            edges = np.cumsum(shares)[:-1]
             steps_of_stage = slice(start, min(end, steps))
             intervals = np.searchsorted(edges, place[steps_of_stage], side="right")
             self._pool[steps_of_stage] = np.array(numbers)[intervals]

@@ -84,10 +84,12 @@ class Reader:
         return self.source.shard_of(record), "it can be read now"
 
     def _empty_clip(self) -> _Clip:
-        latents = {m: np.zeros(modality.latent, np.float16) for m, modality in self.modalities.items()}
-        frames = dict.fromkeys(self.padded, np.int32(0))
-        features = {m: np.zeros((self.modalities[m].tokens, e), np.float16) for m, e in self.features.items()}
-        return _Clip(latents, frames, features)
+        latents, features = {}, {}
+        for m, modality in self.modalities.items():
+            latents[m] = np.zeros(modality.latent, np.float16)
+            if m in self.features:
+                features[m] = np.zeros((modality.tokens, self.features[m]), np.float16)
+        return _Clip(latents, dict.fromkeys(self.padded, np.int32(0)), features)
 
     def _clip(self, stored: dict[str, np.ndarray], shard: str, rng: np.random.Generator | None) -> _Clip:
         """Draws, crops and pads the latents of a record.
@@ -97,6 +99,7 @@ class Reader:
         """
         latents, frames, features = {}, {}, {}
         for m in self.modalities:
+            # In this order: the numbers that `rng` draws depend on it.
             latents[m] = self._latent(stored, m, shard, rng)
             if m in self.features:
                 features[m] = self._stored_features(stored, m, shard)
@@ -122,6 +125,7 @@ class Reader:
             shape = None if latent is None else latent.shape
             raise BadRecord(shard, f"{m} has shape {shape}, expected {modality.latent}")
         if rng is not None and f"{m}.std" in stored:
+            # A draw of the posterior, as the autoencoder was trained to decode.
             if stored[f"{m}.std"].shape != latent.shape:
                 raise BadRecord(shard, f"the standard deviation of its {m} has another shape than the mean")
             noise = rng.standard_normal(latent.shape, np.float32)
@@ -155,16 +159,20 @@ class Reader:
         If an autoencoder encodes the first frame of a video by itself, clips start at 0: no other latent frame stands
         for a single frame.
         """
-        timed = {m: modality for m, modality in self.modalities.items() if modality.period}
-        room = {m: len(latents[m]) - modality.latent[0] for m, modality in timed.items()}
-        first_frame_alone = any(modality.offset[0] < 0 for modality in timed.values())
-        if rng is None or first_frame_alone or not any(frames > 0 for frames in room.values()):
-            return dict.fromkeys(timed, 0)
-        periods = {m: Fraction(modality.period).limit_denominator(10_000) for m, modality in timed.items()}
+        room, periods = {}, {}
+        first_frame_alone = False
+        for m, modality in self.modalities.items():
+            if modality.period:
+                room[m] = len(latents[m]) - modality.latent[0]
+                periods[m] = Fraction(modality.period).limit_denominator(10_000)
+                first_frame_alone = first_frame_alone or modality.offset[0] < 0
+        if rng is None or first_frame_alone or max(room.values(), default=0) <= 0:
+            return dict.fromkeys(room, 0)
+        # Frames of all modalities start together at multiples of the common period.
         common = _least_common_multiple(list(periods.values()))
-        choices = int(min(max(room[m], 0) * periods[m] / common for m in timed))
+        choices = int(min(max(room[m], 0) * periods[m] / common for m in room))
         time = int(rng.integers(choices + 1)) * common
-        return {m: int(time / periods[m]) for m in timed}
+        return {m: int(time / period) for m, period in periods.items()}
 
 
 def _least_common_multiple(numbers: list[Fraction]) -> Fraction:

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,17 +19,11 @@ from selfflow.encoders.config import Encoder
 from selfflow.encoders.load import cached_text_encoder
 from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError, check_at_least
-from selfflow.latents.encode_shard import (
-    EncodeJob,
-    Shard,
-    SkippedRecord,
-    clear_partials,
-    encode_shard,
-    skipped_records,
-)
+from selfflow.latents.encode_shard import encode_shard
 from selfflow.latents.features import check_encoder_ids, encoder_identities
 from selfflow.latents.finish import check_skipped, finish_latents
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, check_precomputed
+from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord, clear_partials, skipped_records
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.modality import Modality
 from selfflow.progress import Progress
@@ -94,7 +89,9 @@ def encode(
     fitted = {m: fitted[m] for m in sorted(fitted)}
     if built.settings.holds_latents:
         check_precomputed(built, fitted, modalities, encoders)
-    identities = {m: f.identity for m, f in fitted.items()} | {"text": text and cached_text_encoder(text).identity}
+    # Equal identities give equal latents, which are then found again under the same name.
+    identities: dict[str, Any] = {m: autoencoder.identity for m, autoencoder in fitted.items()}
+    identities["text"] = cached_text_encoder(text).identity if text else None
     if encoders:
         identities["features"] = encoder_identities(encoders)
     key = digest([_FORMAT, built.name, built.fingerprint, built.settings.decoding_options(), identities], 12)
@@ -173,8 +170,8 @@ def _encode_shards(job: EncodeJob, shards: list[Shard], share: EncodeShare) -> N
     waiting = [shard for shard in shards_of_host if _is_unfinished(shard)]
     if not waiting:
         return
-    all_records = sum(shard.records for shard in shards)
-    total, left = sum(shard.records for shard in shards_of_host), sum(shard.records for shard in waiting)
+    all_records = _count(shards)
+    total, left = _count(shards_of_host), _count(waiting)
     processes = min(share.processes or _default_processes(job, left), len(waiting))
     skipped: list[SkippedRecord] = []
 
@@ -206,6 +203,11 @@ def _encode_shards(job: EncodeJob, shards: list[Shard], share: EncodeShare) -> N
                 ) from error
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _count(shards: list[Shard]) -> int:
+    """Number of records in shards."""
+    return sum(shard.records for shard in shards)
 
 
 def _default_processes(job: EncodeJob, records: int) -> int:

@@ -3,18 +3,15 @@
 import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save
 
 from selfflow.autoencoders.config import AnyAutoencoder, Autoencoder
 from selfflow.autoencoders.load import load_autoencoder
-from selfflow.data.built import BuiltDataset
 from selfflow.data.records import Records
 from selfflow.data.shards import BadRecord
 from selfflow.encoders.config import Encoder
@@ -22,80 +19,13 @@ from selfflow.encoders.load import cached_text_encoder
 from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError
 from selfflow.latents.features import encode_features, features_key
-from selfflow.latents.fit_autoencoder import FittedAutoencoder
 from selfflow.latents.ids import encode_ids
-from selfflow.latents.store import CAPTION, shard_name
+from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord
+from selfflow.latents.store import CAPTION
 from selfflow.modality import Modality
 from selfflow.storage.atomic import atomic_write
 
 _RECORDS_PER_BATCH = 256  # whose captions are encoded together
-
-
-@dataclass(frozen=True)
-class EncodeJob:
-    """A data set and the networks that encode it.
-
-    Attributes:
-      built: the data set.
-      fitted: autoencoder of each modality, in alphabetical order.
-      modalities: expected latents of the same modalities.
-      text: config of the caption encoder, or None.
-      encoders: frozen encoders whose features are stored beside the latents, by modality.
-      folder: folder of the latents.
-    """
-
-    built: BuiltDataset
-    fitted: dict[str, FittedAutoencoder]
-    modalities: dict[str, Modality]
-    text: Text | None
-    encoders: dict[str, Encoder]
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Records `start` to `stop` of a split, which become shard `number` of `count`."""
-
-    job: EncodeJob
-    split: str
-    number: int
-    count: int
-    start: int
-    stop: int
-
-    @property
-    def records(self) -> int:
-        """Number of records."""
-        return self.stop - self.start
-
-    @property
-    def path(self) -> Path:
-        """File of the records."""
-        return self.job.folder / shard_name(self.split, self.number, self.count)
-
-    @property
-    def index_path(self) -> Path:
-        """Index of the shard, which is written after the records and marks the shard as finished."""
-        return self.path.with_suffix(".index.safetensors")
-
-    @property
-    def done(self) -> bool:
-        """Whether the shard is finished."""
-        return self.index_path.exists()
-
-
-class SkippedRecord(NamedTuple):
-    """A record that could not be encoded; it keeps its place, empty.
-
-    Attributes:
-      record: its number in the split.
-      shard: file of the data set that holds it.
-      reason: one line.
-    """
-
-    record: int
-    shard: str
-    reason: str
 
 
 class _InvalidMedia(Exception):
@@ -178,23 +108,6 @@ def _write_index(shard: Shard, rows: list[dict[str, Any]], sums: dict[str, _Sums
         partial.write_bytes(save(index, metadata={"skipped": json.dumps(skipped)}))
 
 
-def clear_partials(folder: Path) -> None:
-    """Removes the temporary files of killed processes."""
-    for partial in folder.glob("*.partial-*"):
-        try:
-            with partial.open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink()
-        except (BlockingIOError, FileNotFoundError):
-            continue  # another process is writing it, or has just renamed it
-
-
-def skipped_records(shard: Shard) -> list[SkippedRecord]:
-    """What `encode_shard` returned for a finished shard."""
-    with safe_open(shard.index_path, "numpy") as file:
-        return [SkippedRecord(*each) for each in json.loads(file.metadata()["skipped"])]
-
-
 def _autoencoders(job: EncodeJob) -> dict[str, Autoencoder | None]:
     """The autoencoder of each modality; None if the data set holds latents already."""
     if job.built.settings.holds_latents:
@@ -249,13 +162,15 @@ def _distributions(
                 group[i] = error
         encoded = {}
         for m, autoencoder in autoencoders.items():
+            # A record need not have every modality of its data set.
             having = {}
             for i, record in group.items():
                 if not isinstance(record, BadRecord) and m in record and record["present"][m]:
                     having[i] = record
             encoded[m] = _encode_media(autoencoder, m, having)
         for i, record in group.items():
-            yield i, record, {m: of_group[i] for m, of_group in encoded.items() if i in of_group}
+            distributions = {m: of_group[i] for m, of_group in encoded.items() if i in of_group}
+            yield i, record, distributions
 
 
 def _encode_media(autoencoder: Autoencoder | None, m: str, records: dict[int, dict[str, Any]]) -> dict[int, Any]:
@@ -264,11 +179,16 @@ def _encode_media(autoencoder: Autoencoder | None, m: str, records: dict[int, di
     Without an autoencoder the records hold mean and std.
     """
     if autoencoder is None:
-        return {i: (r[m], r[f"{m}_std"] if r[f"{m}_std"].any() else None) for i, r in records.items()}
+        stored = {}
+        for i, record in records.items():
+            std = record[f"{m}_std"]
+            # A deterministic autoencoder has a standard deviation of 0 everywhere.
+            stored[i] = record[m], std if std.any() else None
+        return stored
     media = {i: record[m] for i, record in records.items()}
     results: dict[int, Any] = {}
     for numbers in _batches(media, autoencoder.batch_size):
-        first = media[numbers[0]]
+        first = media[numbers[0]]  # media of one batch have one shape
         try:
             if first.ndim == 1 and first.shape[0] < autoencoder.config.temporal_stride:
                 raise UserError(f"it lasts {first.shape[0]} samples, less than a latent frame")
@@ -334,6 +254,7 @@ def _encode_record(
 def _add_captions(batch: list[_Encoded], text: Text | None) -> None:
     """Replaces the captions in rows by their lengths in tokens, and adds their embeddings to the latents."""
     captions = [row["caption"] for _, row in batch if row["caption"]]
+    # In one call, as the encoder embeds equal captions once.
     embeddings = iter(cached_text_encoder(text).encode(captions) if text else ())
     for latents, row in batch:
         embedding = next(embeddings) if text and row["caption"] else None
@@ -345,8 +266,10 @@ def _add_captions(batch: list[_Encoded], text: Text | None) -> None:
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Rows as columns; a missing entry is -1 for a label, else 0 or False."""
     columns: dict[str, np.ndarray] = {"id": encode_ids([row["id"] for row in rows])}
-    names = {name for row in rows for name in row} - {"id"}
-    for name in sorted(names):
+    names: set[str] = set()
+    for row in rows:
+        names |= row.keys()
+    for name in sorted(names - {"id"}):
         missing = 0
         if name == "quality":
             dtype = np.float32

@@ -154,7 +154,7 @@ def check_features(latents: Latents, encoders: Mapping[str, Encoder], identities
     Raises:
       UserError: naming what is missing or differs.
     """
-    entries = latents.manifest.get("features", {})
+    entries = latents.manifest["features"]
     for m, encoder in encoders.items():
         if m not in entries:
             raise UserError(

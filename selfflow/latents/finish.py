@@ -12,9 +12,9 @@ from selfflow.data.built import BuiltDataset
 from selfflow.encoders.load import cached_text_encoder
 from selfflow.encoders.text.config import Text
 from selfflow.errors import UserError
-from selfflow.latents.encode_shard import EncodeJob, Shard, SkippedRecord, skipped_records
 from selfflow.latents.features import encoder_metadata
 from selfflow.latents.fit_autoencoder import link_or_copy, sample_records
+from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord, skipped_records
 from selfflow.latents.store import MANIFEST
 from selfflow.serialization import to_json
 from selfflow.storage.atomic import atomic_write
@@ -40,26 +40,30 @@ def finish_latents(job: EncodeJob, shards: list[Shard]) -> None:
       UserError: if too many records could not be encoded.
     """
     built = job.built
+    by_split: dict[str, list[Shard]] = {split: [] for split in built.splits}
+    for shard in shards:
+        by_split[shard.split].append(shard)
     manifest: dict[str, Any] = {
         "dataset": built.name,
         "settings": to_json(built.settings),
         "fingerprint": built.fingerprint,
         "deleted": built.deleted,
-        "shards": {split: [shard.records for shard in shards if shard.split == split] for split in built.splits},
+        "shards": {split: [shard.records for shard in of_split] for split, of_split in by_split.items()},
         "modalities": _modalities(job),
         "text": _text(job.text),
         "features": encoder_metadata(job.encoders),
         "unreadable": {},
     }
-    all_skipped = []
-    for split in built.splits:
-        of_split = [shard for shard in shards if shard.split == split]
+    all_skipped: list[SkippedRecord] = []
+    for split, of_split in by_split.items():
         index, statistics = _joined_indexes(of_split, list(job.fitted))
         with atomic_write(job.folder / f"{split}.index.safetensors") as partial:
             partial.write_bytes(save(index))
         if split == "train":
             manifest["statistics"] = statistics
-        skipped = [record for shard in of_split for record in skipped_records(shard)]
+        skipped: list[SkippedRecord] = []
+        for shard in of_split:
+            skipped += skipped_records(shard)
         if skipped:
             manifest["unreadable"][split] = skipped
         all_skipped += skipped
@@ -104,7 +108,7 @@ def _quality(job: EncodeJob) -> dict[str, dict[str, float]]:
         records = sample_records(built, split, m, _QUALITY_RECORDS, stride, largest=_QUALITY_BYTES)
         if records:
             materials = list(built.metadata.get("materials", []))
-            rate = getattr(built.settings, "sample_rate", 0)
+            rate = built.settings.sample_rate
             quality[m] = reconstruction_quality(fitted.autoencoder(), records, m, rate, materials)
     return quality
 
@@ -113,17 +117,23 @@ def _joined_indexes(shards: list[Shard], modalities: list[str]) -> tuple[dict, d
     """The index of a split from those of its shards, and mean and standard deviation of each latent channel."""
     parts, statistics = [load_file(shard.index_path) for shard in shards], {}
     for m in modalities:
-        total = sum(part.pop(f"sum/{m}") for part in parts)
-        square = sum(part.pop(f"square/{m}") for part in parts)
-        count = max(1, int(sum(part.pop(f"count/{m}")[0] for part in parts)))
+        total = square = count = 0
+        for part in parts:
+            total = total + part.pop(f"sum/{m}")
+            square = square + part.pop(f"square/{m}")
+            count += int(part.pop(f"count/{m}")[0])
+        count = max(1, count)
         mean = total / count
+        # Rounding may make the difference of a constant channel negative.
         std = np.sqrt(np.maximum(square / count - mean**2, 0))
         statistics[m] = {"mean": mean.round(6).tolist(), "std": std.round(6).tolist(), "positions": count}
     # Ids are arrays of bytes, as wide as the longest of their shard.
     width = max(part["id"].shape[1] for part in parts)
+    dtypes = {}
     for part in parts:
         part["id"] = np.pad(part["id"], ((0, 0), (0, width - part["id"].shape[1])))
-    dtypes = {name: column.dtype for part in parts for name, column in part.items()}
+        dtypes |= {name: column.dtype for name, column in part.items()}
+    # A shard without any record of a modality, or with a label, lacks the column.
     index = {}
     for name, dtype in dtypes.items():
         missing = -1 if name.startswith("label/") else 0

@@ -66,7 +66,7 @@ class Latents:
     @property
     def features(self) -> dict[str, str]:
         """Identity of the features that are stored beside the latents of a modality."""
-        return {m: entry["identity"] for m, entry in self.manifest.get("features", {}).items()}
+        return {m: entry["identity"] for m, entry in self.manifest["features"].items()}
 
     @property
     def records(self) -> dict[str, int]:

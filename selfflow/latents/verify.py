@@ -41,7 +41,7 @@ UNFINISHED = Kind("unfinished", "run the command that encodes it again, or remov
 LEFTOVER = Kind("leftovers of interrupted commands", "no command reads them: delete them", note=True)
 LEFT_OUT = Kind("records that could not be encoded", "if they can be read by now: " + _AGAIN, note=True)
 
-_ENTRIES = ("dataset", "fingerprint", "deleted", "shards", "modalities", "text", "unreadable", "statistics")
+_ENTRIES = ("dataset", "fingerprint", "deleted", "shards", "modalities", "text", "features", "unreadable", "statistics")
 
 Index = dict[str, np.ndarray]
 
@@ -102,6 +102,7 @@ def verify_latents(
             raise ValueError(f"it lacks {', '.join(missing)}")
         problems = [*_manifest_faults(manifest, built), *_autoencoder_faults(folder, manifest)]
         is_of_this_build = not any(problem.kind is BUILD for problem in problems)
+        # Latents of another build are not compared with this one, only checked by themselves.
         if is_of_this_build and contents is None:
             contents = Contents()
             verify_data(built, contents)
@@ -115,14 +116,17 @@ def verify_latents(
 
 def foreign_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     """Files in a finished folder of latents that do not belong to it, according to its manifest."""
-    known = {MANIFEST} | {f"autoencoder_{m}.safetensors" for m in manifest["modalities"]}
+    known = {MANIFEST}
+    for m in manifest["modalities"]:
+        known.add(f"autoencoder_{m}.safetensors")
     for split, lengths in manifest["shards"].items():
-        known |= {f"{split}.index.safetensors"} | {shard_name(split, i, len(lengths)) for i in range(len(lengths))}
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.name not in known and not re.fullmatch("lock-[0-9]+|lock-finish", path.name)
-    )
+        known.add(f"{split}.index.safetensors")
+        known |= {shard_name(split, number, len(lengths)) for number in range(len(lengths))}
+    foreign = []
+    for path in sorted(folder.iterdir()):
+        if path.name not in known and not re.fullmatch("lock-[0-9]+|lock-finish", path.name):
+            foreign.append(path)
+    return foreign
 
 
 def _manifest_faults(manifest: dict[str, Any], built: BuiltDataset) -> Iterator[Problem]:
@@ -160,7 +164,7 @@ def _autoencoder_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[Prob
         if identity != entry["identity"]:
             detail = f"it is {identity}; these latents were made by {entry['identity']}"
             yield Problem(AUTOENCODER, path.name, "", detail)
-        statistics = np.array([manifest["statistics"][m][name] for name in ("mean", "std")], float)
+        statistics = np.array([manifest["statistics"][m]["mean"], manifest["statistics"][m]["std"]], float)
         if statistics.shape != (2, entry["latent"][-1]) or not np.isfinite(statistics).all():
             yield Problem(DAMAGED, MANIFEST, "", f"the statistics of {m} are not two numbers for each channel")
 
@@ -177,12 +181,15 @@ def _verify_split(
     lengths, file = manifest["shards"][split], f"{split}.index.safetensors"
     total = sum(lengths)
     index, problems = _read_index(folder, manifest, file, total)
+    # Records are called by their ids in problems, or by their numbers if these are unknown.
     names = [f"{split} record {i}" for i in range(total)]
     if index is not None:
         ids = [name.decode(errors="replace") for name in index["id"]]
         names = [name or place for name, place in zip(ids, names)]
-        left_out = {int(i): reason for i, _, reason in manifest["unreadable"].get(split, [])}
-        problems += [Problem(LEFT_OUT, file, names[i], reason) for i, reason in left_out.items()]
+        left_out = {}
+        for i, _, reason in manifest["unreadable"].get(split, []):
+            left_out[int(i)] = reason
+            problems.append(Problem(LEFT_OUT, file, names[int(i)], reason))
         if contents is not None:
             problems += _compare_with_dataset(ids, index, contents, split, file, left_out)
     source, unreadable = LatentSource(folder, split, lengths, {"id": np.array(names)}), Unreadable(UNREADABLE)
@@ -231,11 +238,14 @@ def _compare_with_dataset(
 ) -> Iterator[Problem]:
     """Compares ids, labels and quality in an index with the records of the data set."""
     expected_ids, rows = contents.ids.get(split, []), contents.rows.get(split, [])
+    # Rows correspond by their position.
     if len(expected_ids) != len(ids):
         yield Problem(IDS, file, "", f"{len(ids)} records; the split {split} of the data set has {len(expected_ids)}")
         return
     labels = {name for name in index if name.startswith("label/")}
-    expected_labels = {f"label/{name}" for row in rows for name in row if name != "quality"}
+    expected_labels = set()
+    for row in rows:
+        expected_labels |= {f"label/{name}" for name in row if name != "quality"}
     for name in sorted(labels ^ expected_labels):
         yield Problem(LABELS, file, "", f"only the {'data set' if name in expected_labels else 'index'} has {name}")
     seen: set[str] = set()
@@ -277,8 +287,11 @@ def _record_faults(
     tokens = 0 if caption is None else len(caption)
     if row is not None and row["caption"] != tokens:
         yield INDEX, f"the caption has {tokens} tokens, the index says {row['caption']}"
-    known = {CAPTION} | {name for m in manifest["modalities"] for name in (m, f"{m}.std")}
-    known |= {features_key(m) for m in manifest.get("features", {})}
+    known = {CAPTION}
+    for m in manifest["modalities"]:
+        known |= {m, f"{m}.std"}
+    for m in manifest["features"]:
+        known.add(features_key(m))
     for name, value in stored.items():
         if name not in known:
             yield SHAPE, f"it holds {name}, which is not in the manifest"
@@ -304,7 +317,7 @@ def _latent_faults(
         yield SHAPE, f"{m} has shape {latent.shape}, not {expected}"
     elif row is not None and timed and row[f"frames/{m}"] != len(latent):
         yield INDEX, f"{m} has {len(latent)} frames, frames/{m} says {row[f'frames/{m}']}"
-    if m in manifest.get("features", {}):
+    if m in manifest["features"]:
         fault = features_fault(stored, m, timed, manifest["features"][m]["width"])
         if fault:
             yield SHAPE, fault

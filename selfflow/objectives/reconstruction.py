@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from selfflow.autoencoders.convolutional import Network, pad_causal
-from selfflow.errors import UserError
+from selfflow.errors import UserError, check_at_least
 from selfflow.media import to_unit_range
 from selfflow.training.objective import Axes
 from selfflow.training.state import flat_by_name, init_ema, update_ema
@@ -43,15 +43,13 @@ class ReconstructionLoss:
     """Kullback-Leibler divergence of the latents' distribution from N(0, 1), per latent element."""
 
     def __post_init__(self):
-        for name in ("squared", "absolute", "gradient", "spectral", "kl"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"loss.{name} is {getattr(self, name)}: give 0 or more")
+        check_at_least(self, "loss.", squared=0, absolute=0, gradient=0, spectral=0, kl=0)
         if not self.squared and not self.absolute:
             raise UserError("loss.squared and loss.absolute are both 0: give one of them a weight")
         if self.spectral and (not self.windows or min(self.windows) < 8 or any(n % 4 for n in self.windows)):
             raise UserError(f"loss.windows is {self.windows}: give multiples of 4, from 8 on")
-        if self.spectral and self.bands < 1:
-            raise UserError(f"loss.bands is {self.bands}: give at least 1")
+        if self.spectral:
+            check_at_least(self, "loss.", bands=1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from selfflow.errors import UserError
 from selfflow.report.study import Member, Study
 from selfflow.representation.comparison import read_rows
 from selfflow.representation.probes.probe_run import Row
-from selfflow.representation.table import REGRESSED
+from selfflow.representation.probes.summary import REGRESSED
 
 END_OF_RUN = "end-of-run"  # the name of the probe in `summary.json`
 _BLOCK = re.compile(r"(trained|untrained network), block (\d+)")

@@ -196,8 +196,9 @@ class Run:
           data_dir: as for `feed`.
 
         Raises:
-          UserError: as `feed`; if there is no such set or split.
+          UserError: as `feed`; if there is no such component or split.
         """
+        from selfflow.run.data import Clips
 
         return Clips(*self.feed(data_dir), split, component)
 

@@ -19,7 +19,8 @@ from selfflow.noise import UniformTau, UniformTimestep
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.objectives.flow import linear_baseline
 from selfflow.progress import Progress
-from selfflow.representation.table import Clips, as_text, probe_table
+from selfflow.representation.probes.baselines import BaselineClips
+from selfflow.representation.probes.summary import Table, as_text, summary_table
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.sampling.media_files import write_media, write_sheet
 from selfflow.training.metrics import read_metrics
@@ -138,27 +139,22 @@ def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State) -> dict:
+def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State) -> Table:
     experiment, objective = setup.experiment, setup.objective
     count = experiment.final_evaluation.probe_clips
-    clips = {}
-    for split, wanted in (("train", count), ("validation", count // 2), ("test", count // 2)):
-        records, source = built.records(split), latents.open_split(split)
-        numbers = source.indices_with(("video", "audio"))[:wanted]
-        clips[split] = Clips([records[int(i)] for i in numbers], [source[int(i)] for i in numbers])
+    counts = {"train": count, "validation": count // 2, "test": count // 2}
     untrained = objective.init(jax.random.key(experiment.seed.init))["model"]
-    networks = {
-        "untrained network": (partial(objective.apply, open_gates=True), untrained),
-        "trained": (objective.apply, state.frozen["ema"]),
-    }
-    return probe_table(
-        clips,
-        networks,
+    return summary_table(
+        {split: BaselineClips(built, latents, split, n) for split, n in counts.items()},
+        {
+            "untrained network": (partial(objective.apply, open_gates=True), untrained),
+            "trained": (objective.apply, state.frozen["ema"]),
+        },
         objective.modalities,
         layers=tuple(range(1, experiment.model.depth + 1)),
         tau=experiment.final_evaluation.probe_tau,
         null_label=experiment.model.labels,
-        data=built.settings,
+        dataset=built.settings,
     )
 
 

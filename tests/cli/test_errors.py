@@ -42,7 +42,7 @@ def refusal(capsys, *arguments) -> str:
         (["--steps", "0"], "steps 0"),
         (["--label", "material"], "label model.labels"),
         (["--init-from", "nowhere"], "nowhere experiment.json"),
-        (["--autoencoders.audio.temporal_stride", "333"], "hop 333"),
+        (["--autoencoders.audio.temporal_stride", "333"], "temporal_stride 333"),
         (["--model.heads", "0"], "model.heads 0"),
         (["--seed.data", "-1"], "seed.data -1"),
         (["--final_evaluation.samples", "0"], "final_evaluation.samples 0"),

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from selfflow.cli.probe import Options, _baseline, _check_components, _place, _print, probe
+from selfflow.cli.probe import Options, check_components, default_path, match_baseline, probe
+from selfflow.cli.probe_tables import print_rows
 from selfflow.errors import UserError
 from selfflow.representation.comparison import read_rows
 from tests.conftest import mentions
@@ -25,7 +26,7 @@ def rows_of(method: str, *cells: tuple[int, float, float], **more) -> list:
 
 
 def test_a_run_of_fewer_blocks_has_a_dash_in_the_table(capsys):
-    _print(rows_of("deep", (1, 0.2, 0.31), (2, 0.4, 0.52)) + rows_of("flat", (1, 0.2, 0.25)), "")
+    print_rows(rows_of("deep", (1, 0.2, 0.31), (2, 0.4, 0.52)) + rows_of("flat", (1, 0.2, 0.25)), "")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2:] for line in lines if line.startswith(("  flat    0.1", "  deep    0.1"))] == 2 * [
         ["0.310", "0.520"]
@@ -34,7 +35,7 @@ def test_a_run_of_fewer_blocks_has_a_dash_in_the_table(capsys):
 
 def test_a_probe_that_the_baseline_lacks_is_printed_without_differences(capsys):
     both = rows_of("a", (1, 0.2, 0.3)) + rows_of("b", (1, 0.2, 0.6))
-    _print([*both, *rows_of("a", (1, 0.2, 0.4), source="audio")], "b")
+    print_rows([*both, *rows_of("a", (1, 0.2, 0.4), source="audio")], "b")
     video, audio = capsys.readouterr().out.split("material from audio")
     assert mentions("difference -0.300").search(video)
     assert mentions("a 0.400 b").search(audio) and not mentions("difference").search(audio)
@@ -43,7 +44,7 @@ def test_a_probe_that_the_baseline_lacks_is_printed_without_differences(capsys):
 @pytest.mark.parametrize("layers", [(1,), (1, 2)])
 def test_probes_without_validation_are_printed_for_many_runs(capsys, layers):
     rows = sum((rows_of(m, *((layer, NAN, 0.5) for layer in layers), probe="few-shot") for m in "abcd"), [])
-    _print(rows, "c")
+    print_rows(rows, "c")
     out = capsys.readouterr().out
     one = len(layers) == 1  # one layer needs no choice
     assert sum(line.startswith("  a ") and "0.500" in line for line in out.splitlines()) == 2 + one
@@ -52,11 +53,11 @@ def test_probes_without_validation_are_printed_for_many_runs(capsys, layers):
 
 def test_a_baseline_is_a_label_or_the_method_that_has_one_alone():
     labels = ["shuffled, ema", "shuffled, untrained", "matched, ema"]
-    assert _baseline("", labels) == "" and _baseline("shuffled, ema", labels) == "shuffled, ema"
-    assert _baseline("matched", labels) == "matched, ema"
+    assert match_baseline("", labels) == "" and matchmatch_baseline("shuffled, ema", labels) == "shuffled, ema"
+    assert match_baseline("matched", labels) == "matched, ema"
     for name in ("shuffled", "match", "delayed"):
         with pytest.raises(UserError, match=mentions("--baseline", name, *labels)):
-            _baseline(name, labels)
+            match_baseline(name, labels)
 
 
 def test_runs_whose_first_components_differ_need_the_name_of_one_that_all_have():
@@ -64,16 +65,16 @@ def test_runs_whose_first_components_differ_need_the_name_of_one_that_all_have()
         mixture = {"own": SimpleNamespace(modalities=modalities)} if modalities else {}
         return SimpleNamespace(source=name, experiment=SimpleNamespace(mixture=mixture))
 
-    _check_components([run("a", "video", "audio"), run("b", "audio", "video")])
+    check_components([run("a", "video", "audio"), run("b", "audio", "video")])
     with pytest.raises(UserError, match=mentions("own a own b --component --sources")):
-        _check_components([run("a", "video", "audio"), run("b", "image")])
+        check_components([run("a", "video", "audio"), run("b", "image")])
     with pytest.raises(UserError, match=mentions("own a imported --component --sources")):
-        _check_components([run("a", "image"), run("imported")])
+        check_components([run("a", "image"), run("imported")])
 
 
 def test_every_choice_of_probes_has_a_file_of_its_own():
     def place(paths=("runs/a",), **options):
-        return _place(list(paths), Options(**options))
+        return default_path(list(paths), Options(**options))
 
     assert str(place()) == "runs/a/probes/labels_logistic.csv" and place(baseline="b") == place()
     options = [

@@ -13,7 +13,7 @@ F = tfds.features
 COUNTS = {"train": 9, "validation": 3, "test": 2}
 
 
-def picture(number: int, mode: str = "RGB") -> Image.Image:
+def photo(number: int, mode: str = "RGB") -> Image.Image:
     pixels = np.zeros((20, 30, 3), np.uint8)
     pixels[:, 5:15] = (14 * number, 100, 0)
     pixels[:, 15:25] = (0, 100, 14 * number)
@@ -31,7 +31,7 @@ def tone(seconds: float, rate: int = 8000) -> np.ndarray:
 
 
 class SmallZoo(tfds.core.GeneratorBasedBuilder):
-    """Pictures in every mode, films and sounds of several lengths."""
+    """Images in every mode, video and audio of several lengths."""
 
     VERSION = tfds.core.Version("1.2.0")
     RELEASE_NOTES = {"1.2.0": "."}
@@ -41,11 +41,11 @@ class SmallZoo(tfds.core.GeneratorBasedBuilder):
             builder=self,
             features=F.FeaturesDict(
                 {
-                    "picture": F.Image(shape=(None, None, None)),
+                    "photo": F.Image(shape=(None, None, None)),
                     "label": F.ClassLabel(names=["grey_cat", "dog", "owl"]),
-                    "film": F.Sequence(F.Image(shape=(20, 30, 3))),
+                    "movie": F.Sequence(F.Image(shape=(20, 30, 3))),
                     "pixels": F.Tensor(shape=(None, 8, 8, 3), dtype=np.uint8),
-                    "sound": F.Tensor(shape=(None,), dtype=np.int64),
+                    "waveform": F.Tensor(shape=(None,), dtype=np.int64),
                     "stereo": F.Tensor(shape=(None, 2), dtype=np.float32),
                     "about": {"text": F.Text(), "texts": F.Sequence(F.Text()), "year": np.int64, "file": F.Text()},
                     "weight": np.float32,
@@ -63,11 +63,11 @@ class SmallZoo(tfds.core.GeneratorBasedBuilder):
             yield (
                 i,
                 {
-                    "picture": png(picture(i, modes[i % 6])),
+                    "photo": png(photo(i, modes[i % 6])),
                     "label": i % 3,
-                    "film": [png(picture(k)) for k in range(10 + i)],
+                    "movie": [png(photo(k)) for k in range(10 + i)],
                     "pixels": np.full((4 + i, 8, 8, 3), 10 * i, np.uint8),
-                    "sound": tone(1.0 + i / 10),
+                    "waveform": tone(1.0 + i / 10),
                     "stereo": np.stack([tone(0.5) / 32768, np.zeros(4000)], 1).astype(np.float32),
                     "about": {
                         "text": f"number {i}",
@@ -86,11 +86,11 @@ def video_and_audio(folder: Path, to: Path) -> Path:
     copy = Path(shutil.copytree(folder, to, dirs_exist_ok=True)) / "small_zoo" / "1.2.0"
     specs = json.loads((copy / "features.json").read_text())
     fields, module = specs["featuresDict"]["features"], "tensorflow_datasets.core.features"
-    fields["film"] = {
+    fields["movie"] = {
         "pythonClassName": f"{module}.video_feature.Video",
         "video": {"shape": {"dimensions": ["-1", "20", "30", "3"]}, "dtype": "uint8", "encodingFormat": "png"},
     }
-    fields["sound"] = {
+    fields["waveform"] = {
         "pythonClassName": f"{module}.audio_feature.Audio",
         "audio": {"shape": {"dimensions": ["-1"]}, "dtype": "int64", "sampleRate": "8000", "encoding": "none"},
     }

@@ -31,7 +31,7 @@ def built(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def resimulated():
-    """Episode 0 of train played again with ale-py alone: its screens, samples of sound, points and ball positions."""
+    """Episode 0 of train played again with ale-py alone: its screens, audio, points and positions of the ball."""
     played = play(SMALL, Console("pong"), "train", 0, 500)
     ale = ale_py.ALEInterface()
     ale.setInt("random_seed", 1)
@@ -39,17 +39,17 @@ def resimulated():
     ale.setBool("sound_obs", True)
     ale.loadROM(str(ale_py.roms.get_rom_path("pong")))
     ale.reset_game()
-    screens, sounds, points, ball = [], [], [], []
+    screens, audio, points, ball = [], [], [], []
     for action in played.actions:
         points.append(ale.act(action))
         screens.append(ale.getScreenRGB().copy())
-        sounds.append(ale.getAudio().copy())
+        audio.append(ale.getAudio().copy())
         ball.append(ale.getRAM()[[49, 54]].astype(int))
-    return played.actions, np.stack(screens), np.concatenate(sounds), np.array(points), np.array(ball)
+    return played.actions, np.stack(screens), np.concatenate(audio), np.array(points), np.array(ball)
 
 
 def onsets(loud: np.ndarray, quiet: int) -> np.ndarray:
-    """Where sound sets in after `quiet` samples of none."""
+    """Positions of onsets after `quiet` samples of silence."""
     at = np.flatnonzero(loud)
     return at[1:][np.diff(at) > quiet]
 
@@ -76,7 +76,7 @@ def test_records(built):
 
 
 def test_video_audio_and_score_are_those_of_a_slow_simulation(built, resimulated):
-    actions, screens, sounds, points, _ = resimulated
+    actions, screens, audio, points, _ = resimulated
     records = Records(SMALL, built, "train")
     for number, start in enumerate(clip_starts(SMALL)):
         record = records[number]
@@ -93,34 +93,34 @@ def test_video_audio_and_score_are_those_of_a_slow_simulation(built, resimulated
         held = [set(actions[a + 1 : b + 1]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         assert all(len(held_once) == 1 for held_once in held), "one action leads from frame to frame"
 
-        raw = sounds[512 * start : 512 * (start + 120)]
+        raw = audio[512 * start : 512 * (start + 120)]
         true = onsets(raw != 128, 3000) / 30720
-        heard = onsets(np.abs(record["audio"].astype(int)) > 600, 600) / 8000
-        assert len(true) == len(heard) and np.abs(true - heard).max(initial=0) < 0.001
+        measured = onsets(np.abs(record["audio"].astype(int)) > 600, 600) / 8000
+        assert len(true) == len(measured) and np.abs(true - measured).max(initial=0) < 0.001
 
 
 def test_the_sound_of_pong_sets_in_when_the_ball_turns(resimulated):
-    _, _, sounds, points, ball = resimulated
-    frames = [at // 512 for at in onsets(sounds != 128, 3000)]
-    turns = 0
-    for k in frames:
+    _, _, audio, points, ball = resimulated
+    starts = [at // 512 for at in onsets(audio != 128, 3000)]
+    turned = 0
+    for k in starts:
         around = np.sign(np.diff(ball[k - 4 : k + 5], axis=0))
-        turns += bool((around.max(0) * around.min(0) == -1).any()) or bool(points[k - 4 : k + 5].any())
-    assert len(frames) >= 3 and turns == len(frames)
+        turned += bool((around.max(0) * around.min(0) == -1).any()) or bool(points[k - 4 : k + 5].any())
+    assert len(starts) >= 3 and turned == len(starts)
 
 
 def test_an_impulse_keeps_its_time():
     for at in (5000, 10_007, 30_720):
-        sound = np.full(61440, 128, np.uint8)
-        sound[at : at + 8] = 200
-        assert abs(np.argmax(np.abs(resample(sound, 8000))) - (at + 3.5) * 8000 / 30720) <= 1
+        wave = np.full(61440, 128, np.uint8)
+        wave[at : at + 8] = 200
+        assert abs(np.argmax(np.abs(resample(wave, 8000))) - (at + 3.5) * 8000 / 30720) <= 1
     quiet = resample(np.full(30720, 128, np.uint8), 8000)
     tone = np.where(np.arange(61440) // 64 % 2, 220, 128).astype(np.uint8)
     assert not quiet.any() and abs(resample(tone, 8000)[8000:].mean()) < 1e-3, "no direct current"
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "changes",
     [
         {"frames_per_second": 60.0, "frames": 30},
         {"sample_rate": 22050},
@@ -128,14 +128,14 @@ def test_an_impulse_keeps_its_time():
         {"sample_rate": 12345, "frames_per_second": 15.0},
     ],
 )
-def test_clips_start_on_a_sample_and_have_their_length(settings):
-    chosen = dataclasses.replace(SMALL, clips_per_episode=2, skip_seconds=0.5, **settings)
-    first, second = clip_starts(chosen).tolist()
-    assert first * chosen.sample_rate % 60 == second * chosen.sample_rate % 60 == 0 and first >= 30
-    assert second - first >= chosen.seconds * 60 and frame_offsets(chosen)[0] == 0
-    records = list(clips(chosen, Console("pong"), "train", 1))
-    assert [record["audio"].shape for record in records] == [(chosen.samples,)] * 2
-    assert records[0]["video"].shape == chosen.media_shapes()["video"]
+def test_clips_start_on_a_sample_and_have_their_length(changes):
+    settings = dataclasses.replace(SMALL, clips_per_episode=2, skip_seconds=0.5, **changes)
+    starts = clip_starts(settings)
+    assert all(start * settings.sample_rate % 60 == 0 for start in starts.tolist()) and starts[0] >= 30
+    assert starts[1] - starts[0] >= settings.seconds * 60 and frame_offsets(settings)[0] == 0
+    records = list(clips(settings, Console("pong"), "train", 1))
+    assert [record["audio"].shape for record in records] == [(settings.samples,)] * 2
+    assert records[0]["video"].shape == settings.media_shapes()["video"]
 
 
 def test_the_same_settings_give_the_same_clips_and_others_do_not(built, tmp_path):

@@ -13,12 +13,12 @@ from tests.conftest import mentions
 
 def test_every_data_set_keeps_the_contract():
     assert set(typing.get_args(AnyDataset)) == set(DATASETS.values())
-    told = {
+    required = {
         "tfds": {"name": "x", "image": "image", "video": "video", "audio": "audio"},
         "latent_files": {"image": (32, 32, 3)},
     }
     for name, kind in DATASETS.items():
-        settings = kind(**told.get(name, {}))
+        settings = kind(**required.get(name, {}))
         assert settings.kind == name
         assert dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen
         shapes = settings.media_shapes()

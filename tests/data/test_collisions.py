@@ -89,11 +89,11 @@ def test_a_contact_sounds_at_its_very_sample():
     for rate in (8000, 16000):
         for material in MATERIAL_NAMES:
             motion = simulate(scene(body(material, (32.3, 30.0), (91.7, 0.0)), sample_rate=rate))
-            sound = render_audio(motion)
+            audio = render_audio(motion)
             (contact,) = [c for c in motion.contacts if c.time < 0.6]
             # The body's edge reaches the wall within the step that ends at the contact's time.
             assert 0 <= contact.time - (64 - 7.5 - 32.3) / 91.7 <= 1 / SETTINGS.physics_rate
-            onset = int(np.flatnonzero(sound)[0])
+            onset = int(np.flatnonzero(audio)[0])
             assert contact.time * rate <= onset <= contact.time * rate + 2
             speeds = motion.velocities[:, 0, 0]
             window = int(np.flatnonzero(speeds < 0)[0]) - 1
@@ -106,13 +106,13 @@ def test_one_contact_is_one_onset_with_the_modes_of_its_material():
         for radius in (6.0, 9.0):
             motion = simulate(scene(body(material, (20.0, 32.0), (30.0, 0.0), radius=radius)))
             assert len(motion.contacts) == 1
-            sound = render_audio(motion).astype(float)
-            start = int(np.flatnonzero(sound)[0])
-            assert (np.flatnonzero(sound)[-1] - start) / 8000 < 12 * table.decay
-            envelope = np.array([np.abs(sound[start + i : start + i + 80]).max() for i in range(0, 1600, 80)])
+            audio = render_audio(motion).astype(float)
+            start = int(np.flatnonzero(audio)[0])
+            assert (np.flatnonzero(audio)[-1] - start) / 8000 < 12 * table.decay
+            envelope = np.array([np.abs(audio[start + i : start + i + 80]).max() for i in range(0, 1600, 80)])
             audible = envelope[envelope > 10]
             assert (audible[2:] < audible[:-2]).all(), "the sound must only fall after its onset"
-            spectrum = np.abs(np.fft.rfft(sound[start:], 1 << 16))
+            spectrum = np.abs(np.fft.rfft(audio[start:], 1 << 16))
             pitch = np.argmax(spectrum) * 8000 / (1 << 16)
             assert pitch == pytest.approx(table.frequency * math.sqrt(7.5 / radius), rel=0.03)
 
@@ -132,8 +132,8 @@ def test_the_wall_adds_no_sound_of_its_own_and_two_bodies_both_ring():
     felt, steel = body("felt", (20.0, 32.0), (60.0, 0.0)), body("steel", (44.0, 32.0), (-60.0, 0.0))
     motion = simulate(scene(felt, steel, materials="body"))
     start = int(motion.contacts[0].time * 8000)
-    sound = render_audio(motion)[start : start + 1600].astype(float)
-    power = np.abs(np.fft.rfft(sound)) ** 2
+    audio = render_audio(motion)[start : start + 1600].astype(float)
+    power = np.abs(np.fft.rfft(audio)) ** 2
     hertz = np.fft.rfftfreq(1600, 1 / 8000)
     share = [power[(hertz > f * 0.9) & (hertz < f * 1.1)].max() / power.max() for f in (220, 400, 730, 1330)]
     assert min(share[0], share[3]) > 0.02 and share[2] < 0.01
@@ -185,7 +185,7 @@ def test_a_frame_shows_shape_place_and_area(shape, angle):
         np.testing.assert_allclose(place, motion.positions[i, 0], atol=0.15)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     for corner in shown.corners() @ turn.T:
-        # Just inside of the corner the body is seen, well outside of it it is not.
+        # Just inside of the corner the body is visible, well outside of it it is not.
         inside, outside = (np.array(shown.position) + k * corner for k in (0.7, 1.35))
         assert cover[0][int(inside[1] // 2), int(inside[0] // 2)] > 0.4
         assert cover[0][int(outside[1] // 2), int(outside[0] // 2)] == 0
@@ -239,25 +239,25 @@ def test_drawing_again_does_not_touch_the_material():
         drawn = [draw_scene(SETTINGS, "train", index, attempt) for attempt in range(3)]
         assert len({s.bodies[0].material for s in drawn}) == 1 and len({s.bodies[0].position for s in drawn}) == 3
         # The rule looks at nothing that a material changes: it chooses alike for all four.
-        chosen = draw_motion(SETTINGS, "train", index)
+        motion = draw_motion(SETTINGS, "train", index)
         for name in MATERIAL_NAMES:
-            twin = simulate(chosen.scene.with_material(name))
-            assert twin.first_momentum == chosen.first_momentum and twin.first_time == chosen.first_time
+            twin = simulate(motion.scene.with_material(name))
+            assert twin.first_momentum == motion.first_momentum and twin.first_time == motion.first_time
 
 
 def test_a_record_agrees_with_itself():
     for index in range(8):
-        made = record(SETTINGS, "shifted", index)
+        clip = record(SETTINGS, "shifted", index)
         motion = draw_motion(SETTINGS, "shifted", index)
-        assert made["count"] == 4 and made["positions"].shape == (25, 4, 2) and made["audio"].shape == (25 * 640,)
-        np.testing.assert_allclose(made["positions"], motion.positions, atol=1e-5)
-        assert made["material"] == made["materials"][0] == MATERIAL_NAMES.index(motion.scene.bodies[0].material)
-        assert any((made["image"] == frame).all() for frame in made["video"])
-        times, impulses = made["contacts"]["time"], made["contacts"]["impulse"]
+        assert clip["count"] == 4 and clip["positions"].shape == (25, 4, 2) and clip["audio"].shape == (25 * 640,)
+        np.testing.assert_allclose(clip["positions"], motion.positions, atol=1e-5)
+        assert clip["material"] == clip["materials"][0] == MATERIAL_NAMES.index(motion.scene.bodies[0].material)
+        assert any((clip["image"] == frame).all() for frame in clip["video"])
+        times, impulses = clip["contacts"]["time"], clip["contacts"]["impulse"]
         assert (np.diff(times) >= 0).all() and (impulses >= SETTINGS.audible_impulse).all()
-        assert made["contacts"]["bodies"].shape == (len(times), 2) and made["contacts"]["bodies"][:, 0].min() >= 0
-    made = record(Collisions(materials="body"), "train", 0)
-    assert made["material"] == -1 and made["materials"][0] >= 0 and made["materials"][3] == made["shapes"][3] == -1
+        assert clip["contacts"]["bodies"].shape == (len(times), 2) and clip["contacts"]["bodies"][:, 0].min() >= 0
+    clip = record(Collisions(materials="body"), "train", 0)
+    assert clip["material"] == -1 and clip["materials"][0] >= 0 and clip["materials"][3] == clip["shapes"][3] == -1
     silent = as_record(simulate(scene(body())), "silent")
     assert silent["contacts"]["bodies"].shape == (0, 2) and not silent["audio"].any()
 

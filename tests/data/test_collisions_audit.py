@@ -1,4 +1,4 @@
-"""Shortcuts: the material shows in motion and sound, and in nothing else.
+"""Shortcuts: the material shows in motion and audio, and in nothing else.
 
 2000 clips to fit and 2000 to score: one standard error of an accuracy near chance is 1 point, so that a probe
 whose true accuracy is at chance stays below chance + 5 points and one that finds a leak of 8 does not.
@@ -74,8 +74,8 @@ def test_the_mean_raw_video_token_does_not_tell_the_material(records, labels):
 
 @pytest.mark.parametrize("frame", [0, 2, 4, 6, 8, 10, 12, 15, 18, 21, 24])
 def test_no_single_frame_tells_the_material(records, labels, frame):
-    picture = np.stack([row["video"][frame] for row in records]).astype(np.float32) / 255
-    shown = picture.max(-1)
+    image = np.stack([row["video"][frame] for row in records]).astype(np.float32) / 255
+    shown = image.max(-1)
     # What a leak would look like: bodies that linger at walls (outer rows and columns) and at each other.
     sides = [side for i in range(4) for side in (shown[:, i], shown[:, -1 - i], shown[:, :, i], shown[:, :, -1 - i])]
     walls = np.concatenate([np.sort(np.stack([side.max(1) for side in sides[i : i + 4]]), 0) for i in range(0, 16, 4)])
@@ -83,7 +83,7 @@ def test_no_single_frame_tells_the_material(records, labels, frame):
     assert accuracy(boosted(), walls.T, labels) <= CHANCE + 0.05
     assert accuracy(boosted(), spread, labels) <= CHANCE + 0.05
     assert accuracy(linear(), shown, labels) <= CHANCE + 0.05
-    assert accuracy(linear(), picture.reshape(CLIPS, 16, 2, 16, 2, 3).mean((2, 4)), labels) <= CHANCE + 0.05
+    assert accuracy(linear(), image.reshape(CLIPS, 16, 2, 16, 2, 3).mean((2, 4)), labels) <= CHANCE + 0.05
 
 
 def places(row: dict, frame: int) -> np.ndarray:
@@ -129,5 +129,5 @@ def test_clipping_is_rare_and_loudness_varies(records):
     peaks = np.array([np.abs(row["audio"].astype(int)).max() for row in records]) / 32767
     assert peaks.max() < 1 and 0.05 < np.median(peaks) < 0.3 and peaks.std() > 0.03
     crowded = [record(SETTINGS, "shifted", index)["audio"] for index in range(100)]
-    assert np.mean([np.abs(sound.astype(int)).max() >= 32767 for sound in crowded]) <= 0.03
+    assert np.mean([np.abs(audio.astype(int)).max() >= 32767 for audio in crowded]) <= 0.03
     assert all(len(row["contacts"]["time"]) for row in records)

@@ -50,11 +50,11 @@ def test_records_come_back_as_they_were_made_and_in_order(built):
         source = built.as_data_source(split)
         assert len(source) == SMALL.clips(split)
         for index in (0, 5, len(source) - 1):
-            read, made = source[index], record(SMALL, split, index)
-            assert read["id"].decode() == made["id"] == f"{split}-{index:06d}"
-            read |= {name: read[name].decode() for name in ("id", "caption")}
-            assert [name for name, _ in leaves(read)] == [name for name, _ in leaves(made)]
-            for (name, a), (_, b) in zip(leaves(read), leaves(made), strict=True):
+            stored, generated = source[index], record(SMALL, split, index)
+            assert stored["id"].decode() == generated["id"] == f"{split}-{index:06d}"
+            stored |= {name: stored[name].decode() for name in ("id", "caption")}
+            assert [name for name, _ in leaves(stored)] == [name for name, _ in leaves(generated)]
+            for (name, a), (_, b) in zip(leaves(stored), leaves(generated), strict=True):
                 np.testing.assert_array_equal(a, b, err_msg=name)
                 assert a.shape == b.shape
     row = built.as_data_source("train")[0]

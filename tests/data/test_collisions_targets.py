@@ -24,37 +24,37 @@ def clip():
 
 
 def test_targets_of_a_clip():
-    found = TARGETS.of_clip(clip())
+    targets = TARGETS.of_clip(clip())
     shapes = {"shape/circle": 1, "shape/square": 0, "shape/triangle": 1}
-    assert found == {"material": 2, "count": 2, "contacts": 5.0} | shapes
+    assert targets == {"material": 2, "count": 2, "contacts": 5.0} | shapes
 
 
 def test_bodies_in_tokens():
-    found = TARGETS.of_tokens(clip(), (25, 2, 2))
-    assert found.tokens[:2].tolist() == [0, 3] and len(found.tokens) == 50
-    np.testing.assert_array_equal(found.values["position"][:2], [[-6, 4], [12, 2]])
-    np.testing.assert_array_equal(found.values["velocity"][::2], 0)
-    np.testing.assert_array_equal(found.values["velocity"][1::2], np.stack([np.arange(25), np.zeros(25)], axis=-1))
+    targets = TARGETS.of_tokens(clip(), (25, 2, 2))
+    assert targets.tokens[:2].tolist() == [0, 3] and len(targets.tokens) == 50
+    np.testing.assert_array_equal(targets.values["position"][:2], [[-6, 4], [12, 2]])
+    np.testing.assert_array_equal(targets.values["velocity"][::2], 0)
+    np.testing.assert_array_equal(targets.values["velocity"][1::2], np.stack([np.arange(25), np.zeros(25)], axis=-1))
 
 
 def test_a_token_of_several_frames_looks_at_its_first():
-    found = TARGETS.of_tokens(clip(), (5, 2, 2))
-    assert found.tokens.tolist() == [0, 3, 4, 7, 8, 11, 12, 15, 16, 19]
-    np.testing.assert_array_equal(found.values["velocity"][1::2, 0], [0, 5, 10, 15, 20])
+    targets = TARGETS.of_tokens(clip(), (5, 2, 2))
+    assert targets.tokens.tolist() == [0, 3, 4, 7, 8, 11, 12, 15, 16, 19]
+    np.testing.assert_array_equal(targets.values["velocity"][1::2, 0], [0, 5, 10, 15, 20])
 
 
 def test_the_nearest_of_two_bodies_in_a_token():
     record = clip()
     record["positions"][:, 1] = [15, 16]
-    found = TARGETS.of_tokens(record, (25, 2, 2))
-    np.testing.assert_array_equal(found.tokens, np.arange(25) * 4)
-    np.testing.assert_array_equal(found.values["position"], [[-1, 0]] * 25)
-    np.testing.assert_array_equal(found.values["velocity"][:, 0], np.arange(25))
+    targets = TARGETS.of_tokens(record, (25, 2, 2))
+    np.testing.assert_array_equal(targets.tokens, np.arange(25) * 4)
+    np.testing.assert_array_equal(targets.values["position"], [[-1, 0]] * 25)
+    np.testing.assert_array_equal(targets.values["velocity"][:, 0], np.arange(25))
 
 
 def test_contacts_in_time_steps():
-    found = TARGETS.of_time_steps(clip(), np.arange(26) * 0.08)["contact"]
-    assert found.tolist() == [2, 1, 0, 0, 0, 1] + [0] * 18 + [1]
+    targets = TARGETS.of_time_steps(clip(), np.arange(26) * 0.08)["contact"]
+    assert targets.tolist() == [2, 1, 0, 0, 0, 1] + [0] * 18 + [1]
     assert TARGETS.of_time_steps(clip(), np.arange(6) * 0.4)["contact"].tolist() == [3, 1, 0, 0, 1]
     none = clip() | {"contacts": {"time": np.zeros(0)}}
     assert TARGETS.of_time_steps(none, np.arange(4) * 0.4)["contact"].tolist() == [0, 0, 0]
@@ -70,5 +70,5 @@ def test_a_first_frame_that_stands_alone():
     ]
     record = clip()
     record["velocities"][:, 0, 0] = np.arange(25)
-    found = TARGETS.of_tokens(record, (7, 2, 2))
-    assert found.tokens.max() < 7 * 4 and set(found.values["velocity"][:, 0]) >= {1, 5, 9, 13, 17, 21}
+    targets = TARGETS.of_tokens(record, (7, 2, 2))
+    assert targets.tokens.max() < 7 * 4 and set(targets.values["velocity"][:, 0]) >= {1, 5, 9, 13, 17, 21}

@@ -30,7 +30,7 @@ def built(tmp_path_factory):
 
 def test_mnist5k_holds_the_digits_of_the_file(built, source):
     images, digits = source
-    seen = set()
+    rows_of_records = set()
     for split, count in (("train", 4000), ("validation", 500), ("test", 500)):
         records = Records(Mnist5k(), built.data_dir, split)
         assert len(records) == count
@@ -38,8 +38,8 @@ def test_mnist5k_holds_the_digits_of_the_file(built, source):
         for i in range(0, count, 1 if count == 500 else 10):
             record = records[i]
             row = int(record["id"].removeprefix("mnist5k-"))
-            assert row not in seen and digits[row] == record["digit"]
-            seen.add(row)
+            assert row not in rows_of_records and digits[row] == record["digit"]
+            rows_of_records.add(row)
             np.testing.assert_array_equal(record["image"], np.repeat(images[row][..., None], 3, 2))
             assert record["caption"] == f"a handwritten {NAMES[record['digit']]}" and record["present"] == {
                 "image": True

@@ -199,8 +199,8 @@ def test_files_that_cannot_be_used_are_in_the_report(tmp_path, capsys):
         whole={"image": np.ones((8, 6, 4), int)},
         third={"image": good, "of": 2},
         real={"image": good, "of": 1.0},
-        other={"picture": good},
-        some={"image": np.stack([good, good * np.inf, good]), "of": np.array([0, 1, 1])},
+        other={"photo": good},
+        partial={"image": np.stack([good, good * np.inf, good]), "of": np.array([0, 1, 1])},
         objects={"image": np.array([{}], object)},
         empty={"image": np.zeros((0, 8, 6, 4), np.float32)},
         fewer={"image": np.stack([good, good]), "of": np.array([1])},
@@ -243,7 +243,7 @@ def test_files_that_cannot_be_used_are_in_the_report(tmp_path, capsys):
         "shorter.npz": "wrong shape",
         "surrogate.npz": "wrong caption",
     }
-    assert [(r["file"], r["detail"][:9]) for r in report["partial"]] == [("some.npz", "sample 1:")]
+    assert [(r["file"], r["detail"][:9]) for r in report["partial"]] == [("partial.npz", "sample 1:")]
     assert (report["files"], report["used"]) == (21, 2)
     assert "pickle" not in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The data set made of a folder."""
+"""The data set of a folder of media files."""
 
 import dataclasses
 import importlib.util
@@ -101,8 +101,8 @@ def test_found_again_and_never_stale(folder, tmp_path, capsys, monkeypatch):
 
     capsys.readouterr()
     folder.rename(tmp_path / "elsewhere")
-    found = build(folder, out)
-    assert found.data_path == second.data_path and len(found.as_data_source("train")) == 11
+    newest = build(folder, out)
+    assert newest.data_path == second.data_path and len(newest.as_data_source("train")) == 11
     assert mentions("media", folder).search(capsys.readouterr().err)
     with pytest.raises(UserError, match=mentions(folder, out, "media.source")):
         build(folder, out, frames=5)
@@ -234,7 +234,7 @@ def test_a_killed_build_is_not_taken_for_a_data_set(folder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    assert list((out / "media").glob("*/*")), "the build had begun to write"
+    assert list((out / "media").glob("*/*")), "the build had started to write"
     assert not list((out / "media").glob("*/1.0.0"))
     ready = build(folder, out)
     assert len(ready.as_data_source("train")) == 10

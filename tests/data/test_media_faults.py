@@ -33,14 +33,14 @@ def test_reasons(tmp_path):
 
 def test_a_silent_audio_stream_leaves_the_video(tmp_path):
     for name in ("quiet.mkv", "quiet.mp4"):
-        made, notes = decode(write_video(tmp_path / name, quiet=True))
-        assert len(made) == 3 and all(clip.audio is None for clip in made)
+        decoded, notes = decode(write_video(tmp_path / name, quiet=True))
+        assert len(decoded) == 3 and all(clip.audio is None for clip in decoded)
         assert notes == {"digital silence, the clip is kept without audio": "3 clips"}
 
 
 def test_audio_that_ends_early_is_not_padded(tmp_path):
-    made, notes = decode(write_video(tmp_path / "early.mkv", seconds=2.0, audio_seconds=1.2))
-    assert [clip.audio is not None for clip in made] == [True, False, False]
+    decoded, notes = decode(write_video(tmp_path / "early.mkv", seconds=2.0, audio_seconds=1.2))
+    assert [clip.audio is not None for clip in decoded] == [True, False, False]
     assert notes == {"audio does not cover the whole clip, which is kept without it": "2 clips"}
 
 
@@ -57,8 +57,8 @@ def test_album_covers_are_no_video(tmp_path):
     (tmp_path / "song.flac").write_bytes(data)
     with av.open(str(tmp_path / "song.flac")) as container:
         assert container.streams.video
-    made, _ = decode(tmp_path / "song.flac")
-    assert len(made) == 3 and made[0].video is None and made[0].audio is not None
+    decoded, _ = decode(tmp_path / "song.flac")
+    assert len(decoded) == 3 and decoded[0].video is None and decoded[0].audio is not None
 
 
 def test_titles_that_are_not_utf8(tmp_path):
@@ -87,9 +87,9 @@ def test_what_decodes_of_a_truncated_file_is_kept(tmp_path, name):
     whole, notes = decode(path)
     assert not notes
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    made, notes = decode(path)
-    assert 0 < len(made) < len(whole)
-    for before, after in zip(whole, made):  # noqa: B905
+    decoded, notes = decode(path)
+    assert 0 < len(decoded) < len(whole)
+    for before, after in zip(whole, decoded):  # noqa: B905
         assert before.start == after.start
         if before.video is not None:
             np.testing.assert_array_equal(before.video, after.video)
@@ -101,8 +101,8 @@ def test_what_decodes_of_a_truncated_file_is_kept(tmp_path, name):
 def test_timestamps_that_jump_do_not_make_clips_without_end(tmp_path):
     times = [i / 25 for i in range(30)] + [1e6 + i / 25 for i in range(30)]
     path = write_video(tmp_path / "jump.mkv", times=times, sample_rate=None, codec="libx264")
-    made, _ = decode(path)
-    assert [round(clip.start) for clip in made] == [0, 1000000]
+    decoded, _ = decode(path)
+    assert [round(clip.start) for clip in decoded] == [0, 1000000]
 
 
 def test_a_long_file_is_read_in_bounded_memory(tmp_path):
@@ -110,10 +110,10 @@ def test_a_long_file_is_read_in_bounded_memory(tmp_path):
     import tracemalloc
 
     tracemalloc.start()
-    made = sum(1 for _ in clips(tmp_path / "long.wav", SMALL, Notes()))
+    count = sum(1 for _ in clips(tmp_path / "long.wav", SMALL, Notes()))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert made == 799 and peak < 3e6  # the whole, as float32, is 12.8 MB
+    assert count == 799 and peak < 3e6  # the whole, as float32, is 12.8 MB
 
 
 def test_broken_bytes_never_crash_or_hang(tmp_path):
@@ -125,7 +125,7 @@ def test_broken_bytes_never_crash_or_hang(tmp_path):
     Image.fromarray(quadrants()).save(tmp_path / "f.png")
     Image.fromarray(quadrants()).save(tmp_path / "g.jpg")
     originals = {path: path.read_bytes() for path in sorted(tmp_path.iterdir())}
-    draw, made = random.Random(1), 0
+    draw = random.Random(1)
     broken = tmp_path / "broken"
     broken.mkdir()
     for number, (path, data) in enumerate(itertools.islice(itertools.cycle(originals.items()), 84)):
@@ -142,5 +142,5 @@ def test_broken_bytes_never_crash_or_hang(tmp_path):
     assert report["files"] == 84
     touched = reasons(report, "skipped") | reasons(report, "partial")
     assert report["used"] + len(reasons(report, "skipped")) == 84 and len(touched) > 10
-    made = sum(1 for record in ready.as_data_source("train") if record["video"].shape == (10, 16, 16, 3))
-    assert made == sum(report["records"]["train"].values())
+    count = sum(1 for record in ready.as_data_source("train") if record["video"].shape == (10, 16, 16, 3))
+    assert count == sum(report["records"]["train"].values())

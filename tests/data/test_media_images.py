@@ -81,9 +81,9 @@ def test_images_are_cropped_in_the_middle_and_antialiased(tmp_path):
 def test_an_animated_gif_is_a_video(tmp_path):
     frames = [Image.fromarray(np.full((20, 20, 3), 15 * i, np.uint8)) for i in range(16)]
     frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
-    made, _ = decode(tmp_path / "moves.gif")
-    assert [clip.start for clip in made] == [0.0, 0.5]
-    np.testing.assert_allclose(made[1].video.mean((1, 2, 3)), 15 * np.arange(5, 15), atol=3)
+    clips, _ = decode(tmp_path / "moves.gif")
+    assert [clip.start for clip in clips] == [0.0, 0.5]
+    np.testing.assert_allclose(clips[1].video.mean((1, 2, 3)), 15 * np.arange(5, 15), atol=3)
     frames[0].save(tmp_path / "short.gif", save_all=True, append_images=frames[1:4], duration=100)
     assert reason(tmp_path / "short.gif") == "shorter than a clip"
     frames[0].save(tmp_path / "ten_minutes.gif", save_all=True, append_images=frames[1:2], duration=600_000)

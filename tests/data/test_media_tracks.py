@@ -27,9 +27,9 @@ from tests.data.media_files import SMALL, decode, tone, write_video
 def test_flash_and_click_land_in_the_same_frame(tmp_path, name, options):
     start = options.get("video_at", 0.0)
     path = write_video(tmp_path / name, seconds=3.0, flash=start + 1.2, **options)
-    made, _ = decode(path)
-    seen = 0
-    for clip in made:
+    clips, _ = decode(path)
+    flashes = 0
+    for clip in clips:
         bright = np.flatnonzero(clip.video.mean((1, 2, 3)) > 150)
         if not len(bright) or clip.audio is None:
             continue
@@ -37,8 +37,8 @@ def test_flash_and_click_land_in_the_same_frame(tmp_path, name, options):
         assert loud[bright[0]] > 15000 and int(np.argmax(loud > 6000)) == bright[0]
         onset = np.flatnonzero(np.abs(clip.audio) > 3000)[0] / SMALL.sample_rate
         assert abs(onset - bright[0] / 10 - 0.02) < 0.005
-        seen += 1
-    assert seen >= 2
+        flashes += 1
+    assert flashes >= 2
 
 
 def test_times_of_clips_and_frames(tmp_path):
@@ -46,9 +46,9 @@ def test_times_of_clips_and_frames(tmp_path):
         return np.full((48, 64, 3), 20 + 4 * number, np.uint8)
 
     path = write_video(tmp_path / "ramp.mkv", seconds=2.0, fps=20, paint=paint, sample_rate=None, codec="libx264")
-    made, _ = decode(path)
-    assert [clip.start for clip in made] == [0.0, 0.5, 1.0]
-    for clip in made:
+    clips, _ = decode(path)
+    assert [clip.start for clip in clips] == [0.0, 0.5, 1.0]
+    for clip in clips:
         expected = 20 + 4 * (round(clip.start * 20) + 2 * np.arange(10))
         np.testing.assert_allclose(clip.video.mean((1, 2, 3)), expected, atol=3)
         assert clip.audio is None
@@ -71,9 +71,9 @@ def test_audio_keeps_its_pitch_and_odd_rates_their_length(tmp_path):
     for rate in (8000, 11025, 44100, 96000):
         path = tmp_path / f"{rate}.wav"
         soundfile.write(path, np.stack([tone(rate), 0 * tone(rate)], 1), rate)
-        made, notes = decode(path)
-        assert [clip.start for clip in made] == [0.0, 0.5, 1.0] and not notes
-        for clip in made:
+        clips, notes = decode(path)
+        assert [clip.start for clip in clips] == [0.0, 0.5, 1.0] and not notes
+        for clip in clips:
             assert clip.audio.shape == (8000,) and clip.video is None and clip.image is None
             spectrum = np.abs(np.fft.rfft(clip.audio * np.hanning(8000)))
             assert abs(int(spectrum.argmax()) - 440) <= 1
@@ -82,9 +82,9 @@ def test_audio_keeps_its_pitch_and_odd_rates_their_length(tmp_path):
 
 def test_a_file_too_loud_does_not_wrap_around(tmp_path):
     soundfile.write(tmp_path / "loud.wav", 4 * tone(8000), 8000, subtype="FLOAT")
-    made, _ = decode(tmp_path / "loud.wav")
-    assert made[0].audio.max() == 32767 and made[0].audio.min() == -32767
-    assert np.mean(np.abs(made[0].audio.astype(int)) == 32767) > 0.5
+    clips, _ = decode(tmp_path / "loud.wav")
+    assert clips[0].audio.max() == 32767 and clips[0].audio.min() == -32767
+    assert np.mean(np.abs(clips[0].audio.astype(int)) == 32767) > 0.5
 
 
 def test_window_over_audio_with_a_gap():

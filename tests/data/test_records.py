@@ -60,8 +60,8 @@ def test_records_travel_and_are_read_by_many_threads(built):
     again = pickle.loads(pickle.dumps(records))
     assert same(again[5], first) and len(again) == 1438
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda i: again[i]["id"], [i % 1438 for i in range(0, 5000, 7)]))
-    assert found == [records[i % 1438]["id"] for i in range(0, 5000, 7)]
+        ids = list(pool.map(lambda i: again[i]["id"], [i % 1438 for i in range(0, 5000, 7)]))
+    assert ids == [records[i % 1438]["id"] for i in range(0, 5000, 7)]
     assert records.shard_of(0) == "digits-train.array_record-00000-of-00003"
     assert records.shard_of(np.int64(1437)) == "digits-train.array_record-00002-of-00003"
 
@@ -108,7 +108,7 @@ def test_every_flipped_bit_is_found_or_harmless(copy):
     places = np.concatenate(
         [rng.choice(used, 250), np.arange(0, 64), rng.choice(used[used > len(intact) - 65536], 150)]
     )
-    found = unharmed = 0
+    detected = harmless = 0
     for place in places:
         broken = bytearray(intact)
         broken[place] ^= 1 << int(rng.integers(8))
@@ -120,8 +120,8 @@ def test_every_flipped_bit_is_found_or_harmless(copy):
             except BadRecord as error:
                 assert error.shard == path.name and "\n" not in str(error)
                 bad += 1
-        found, unharmed = found + (bad > 0), unharmed + (bad == 0)
-    assert found > 50 and unharmed > 50
+        detected, harmless = detected + (bad > 0), harmless + (bad == 0)
+    assert detected > 50 and harmless > 50
     assert records[0]["id"] == "digits-00000"
 
 

@@ -43,7 +43,7 @@ def read(settings: Tfds, data_dir: Path, split: str = "train") -> Records:
 
 def test_the_types_choose_the_image(zoo, capsys):
     builder = load_builder(SMALL, zoo)
-    assert mentions("small_zoo image picture").search(capsys.readouterr().err)
+    assert mentions("small_zoo image photo").search(capsys.readouterr().err)
     assert {name: info.num_examples for name, info in builder.info.splits.items()} == COUNTS
     assert builder.info.full_name == "small_zoo/1.2.0" and SMALL.media_shapes(zoo) == {"image": (16, 16, 3)}
     records = read(SMALL, zoo)
@@ -74,7 +74,17 @@ def test_ids_are_of_the_contents_and_stable(zoo):
 
 def test_named_fields_become_video_audio_and_captions(zoo):
     settings = dataclasses.replace(
-        RATED, video="film", audio="sound", source_sample_rate=8000, caption="about.text", label=("label", "about.year")
+        RATED,
+        video="movie",
+        audio="waveform",
+        source_sample_rate=8000,
+        caption="about.text",
+        label=("label", "about.year"),
+        video="movie",
+        audio="waveform",
+        source_sample_rate=8000,
+        caption="about.text",
+        label=("label", "about.year"),
     )
     assert settings.media_shapes() == {"video": (5, 16, 16, 3), "audio": (4000,)}
     for record in read(settings, zoo):
@@ -108,7 +118,7 @@ def test_video_and_audio_fields_are_read_without_tensorflow(zoo, tmp_path):
         "builder = load_builder(settings, folder)\n"
         "record = Records(settings, builder.data_dir, 'test')[0]\n"
         "plain = builder.as_data_source('train')[0]\n"
-        "print(record['video'].shape, record['audio'].dtype, len(plain['film']), 'tensorflow' in sys.modules)"
+        "print(record['video'].shape, record['audio'].dtype, len(plain['movie']), 'tensorflow' in sys.modules)"
     )
     (tmp_path / "there" / "tensorflow").mkdir(parents=True)  # it is installed, and must not be touched
     (tmp_path / "there" / "tensorflow" / "__init__.py").write_text("raise SystemError('tensorflow is imported')")
@@ -116,7 +126,7 @@ def test_video_and_audio_fields_are_read_without_tensorflow(zoo, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=surroundings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(5, 16, 16, 3) int16") and done.stdout.strip().endswith("False")
-    assert mentions("video film audio sound image picture").search(done.stderr)
+    assert mentions("video movie audio waveform image photo").search(done.stderr)
 
 
 def test_the_folder_is_the_data_folder_or_that_of_a_version(zoo, tmp_path):
@@ -143,21 +153,21 @@ def test_what_cannot_be(zoo, tmp_path):
         ({"name": ""}, "tfds.name NAME/CONFIG"),
         ({"name": "smal_zoo"}, "tfds.name smal_zoo small_zoo tfds.folder"),
         ({"name": "small_zoo/blue"}, "tfds.name blue tfds build small_zoo/blue --file_format=array_record"),
-        ({"image": "pictur"}, "tfds.image pictur picture"),
+        ({"image": "phot"}, "tfds.image phot photo"),
         ({"caption": "about.txt"}, "tfds.caption about.txt about.text"),
         ({"label": ("weight",)}, "tfds.label weight"),
-        ({"video": "film"}, "tfds.source_frames_per_second 0 film"),
+        ({"video": "movie"}, "tfds.source_frames_per_second 0 movie"),
     ]:
         with pytest.raises(UserError, match=mentions(words)) as error:
             load_builder(dataclasses.replace(SMALL, **fields), zoo)
         assert "\n" not in str(error.value)
     for fields, words in [
-        ({"audio": "sound"}, "tfds.source_sample_rate 0 sound"),
+        ({"audio": "waveform"}, "tfds.source_sample_rate 0 waveform"),
         ({"image": "weight"}, "tfds.image weight float32"),
         ({"image": "about.text"}, "tfds.image about.text"),
         ({"audio": "about.texts", "source_sample_rate": 8000}, "tfds.audio about.texts"),
         (
-            {"video": "film", "audio": "sound", "source_sample_rate": 8000, "frames_per_second": 7.0},
+            {"video": "movie", "audio": "waveform", "source_sample_rate": 8000, "frames_per_second": 7.0},
             "tfds.sample_rate 4000 frames_per_second 7",
         ),
     ]:
@@ -180,7 +190,7 @@ def test_other_file_formats_damaged_files_and_builders_that_fail(zoo, tmp_path):
     with pytest.raises(UserError, match=mentions(copy / "dataset_info.json")):
         load_builder(SMALL, tmp_path / "records")
     (copy / "dataset_info.json").write_text(json.dumps(info))
-    (copy / "features.json").write_text('{"type": "x", "content": {"picture": {"type": "Image"}}}')
+    (copy / "features.json").write_text('{"type": "x", "content": {"photo": {"type": "Image"}}}')
     with pytest.raises(UserError, match=mentions(copy / "features.json", "TFDS 4.9")):
         load_builder(SMALL, tmp_path / "records")
 
@@ -211,7 +221,7 @@ def test_a_data_set_that_needs_tensorflow_is_named_with_the_command_that_prepare
 
 def test_a_damaged_image_is_a_bad_record(zoo, monkeypatch):
     records = read(SMALL, zoo)
-    assert read_specs(zoo / "small_zoo" / "1.2.0").keys() >= {"picture", "about.year", "film"}
+    assert read_specs(zoo / "small_zoo" / "1.2.0").keys() >= {"photo", "about.year", "movie"}
     raw = records.raw(0)
     monkeypatch.setattr(Records, "raw", lambda self, i: raw.replace(b"IHDR", b"IXDR"))
     with pytest.raises(BadRecord, match=mentions("small_zoo-train.array_record-00000-of-00001 record 0")):

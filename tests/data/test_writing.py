@@ -56,9 +56,9 @@ def wait_for(process: subprocess.Popen, word: str) -> None:
 def test_a_late_second_builder_waits_and_finds_the_set(tmp_path, capsys):
     first = start(tmp_path / "data", tmp_path / "script.py", 1.0)
     wait_for(first, "writing")
-    started = time.monotonic()
+    start_time = time.monotonic()
     builder = load_builder(SMALL, tmp_path / "data")
-    assert 0.2 < time.monotonic() - started < 30
+    assert 0.2 < time.monotonic() - start_time < 30
     assert mentions("another process", tmp_path / "data" / "digits" / "size_8" / "1.0.0").search(
         capsys.readouterr().err
     )

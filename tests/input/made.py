@@ -73,6 +73,7 @@ def write(
             m: {"identity": "x", "latent": list(x.latent), "period": x.period} for m, x in MODALITIES.items()
         },
         "text": None,
+        "features": {},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from selfflow.autoencoders.linear import LinearAutoencoder, PatchPCA
 from selfflow.data.built import BuiltDataset
+from selfflow.data.dataset import Dataset
 from selfflow.encoders import FeatureFiles
 from selfflow.latents.encode import encode
 from selfflow.latents.fit_autoencoder import FittedAutoencoder
@@ -20,7 +21,7 @@ FRAMES = 6
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Dataset):
     kind: str = "small"
 
 
@@ -50,10 +51,6 @@ class SmallSet(BuiltDataset):
     @property
     def deleted(self) -> list:
         return []
-
-    @property
-    def mapping(self) -> None:
-        return None
 
 
 def small_set() -> SmallSet:

@@ -72,7 +72,7 @@ def test_a_run_resumes_with_the_next_sample_on_another_number_of_readers(folders
 def test_no_record_is_repeated_or_lost_in_an_epoch(folders):
     """By ids: what the components saw, whatever the mixture did between."""
     found = seen(feed(folders, MIXTURE), steps=60)
-    for name, records in (("joint", range(20)), ("stills", range(100, 112)), ("more", range(20))):
+    for name, records in (("joint", range(20)), ("images", range(100, 112)), ("more", range(20))):
         drawn = [i for n, rows in found if n == name for i in rows]
         epochs = len(drawn) // len(records)
         assert epochs >= 2

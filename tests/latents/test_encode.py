@@ -258,7 +258,7 @@ def test_latents_of_another_autoencoder_resolution_or_rate_are_refused_by_name(l
     faster = dataclasses.replace(modalities["video"], period=4.0)
     for config, modality, words in (
         ({"image": PatchPCA(patch=4)}, {}, "image autoencoder 'patch': 8 4"),
-        ({"audio": MdctPCA(temporal_stride=160)}, {}, "audio autoencoder 'hop': 320 160"),
+        ({"audio": MdctPCA(temporal_stride=160)}, {}, "audio autoencoder 'temporal_stride': 320 160"),
         ({}, {"image": Modality((8, 8, 32), (1, 1))}, "image [4, 4, 32] [8, 8, 32]"),
         ({}, {"video": faster}, "video period 8.0 4.0"),
     ):

@@ -11,9 +11,10 @@ from selfflow.representation import retrieval
 from selfflow.representation.features.arrays import Arrays
 from selfflow.representation.features.extract import Features
 from selfflow.representation.maps import layout_of
+from selfflow.representation.probes import fit
 from selfflow.representation.probes import probe_run as probing
 from selfflow.representation.probes.probe_run import Probing, probe_run
-from selfflow.representation.probes.targets import ProbeLabels, Target, select_targets
+from selfflow.representation.probes.targets import ProbeLabels, Target, dataset_of, select_targets
 from selfflow.representation.retrieval import Retrieved, retrieval_rows
 from selfflow.run.run import open_run
 from tests.conftest import mentions
@@ -73,7 +74,7 @@ def test_errors_of_a_probe_name_target_and_split(run, monkeypatch):
     def refusing(*splits):
         raise UserError("test: no")
 
-    monkeypatch.setitem(probing._CLASSES, "knn", refusing)
+    monkeypatch.setitem(fit.CLASSIFIERS, "knn", refusing)
     with pytest.raises(UserError, match=mentions("target shape test: no")):
         probe_run(run, Probing(("shape",), (1,), sources=("video",), probe="knn", clips=2))
 
@@ -101,7 +102,7 @@ def test_clips_whose_raw_record_is_unreadable_are_left_out(run, clips, monkeypat
     video, readable = clips.modalities["video"], [i for i in range(12) if i not in torn]
     x = np.arange(12 * video.tokens, dtype=np.float32).reshape(12, -1, 1)
     layer = Features(clips.ids, {}, {1: {"video": x}}, {}, {"video": video.grid})
-    asked = ProbeLabels(run, clips)
+    asked = ProbeLabels(clips, dataset_of(run, clips))
     (contacts,) = asked.of(Target("contacts", "number"), layer, 1, ("video",))
     assert contacts.ids.tolist() == [clips.ids[i] for i in readable] and len(contacts.y) == 10
     np.testing.assert_array_equal(contacts.x, x[readable])
@@ -111,7 +112,7 @@ def test_clips_whose_raw_record_is_unreadable_are_left_out(run, clips, monkeypat
     assert err.count("warning") == 1 and mentions("2 raw records record 2 is torn").search(err)
     torn = set(range(12))
     with pytest.raises(UserError, match=mentions("none raw records 12")):
-        ProbeLabels(run, clips).of(Target("shape", "class"), layer, 1, ("video",))
+        ProbeLabels(clips, dataset_of(run, clips)).of(Target("shape", "class"), layer, 1, ("video",))
 
 
 class Many(Arrays):

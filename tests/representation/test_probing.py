@@ -10,10 +10,10 @@ from selfflow.errors import UserError
 from selfflow.representation.comparison import compare_methods, interaction, read_rows, write_rows
 from selfflow.representation.features.extract import features
 from selfflow.representation.figures.comparison import comparison_figure
-from selfflow.representation.probes import probe_run as module
+from selfflow.representation.probes.fit import fit_probe
 from selfflow.representation.probes.probe_run import Probing, Row, best, probe_run
 from selfflow.representation.probes.split import Split
-from selfflow.representation.probes.targets import ProbeLabels, Target, select_targets, targets_of
+from selfflow.representation.probes.targets import ProbeLabels, Target, dataset_of, select_targets, targets_of
 from selfflow.run.arms import arms_of
 from selfflow.run.run import open_run
 from tests.conftest import mentions
@@ -41,7 +41,7 @@ def test_targets_of_the_data(run, clips):
 
 def test_targets_of_tokens_are_those_of_their_bodies(run, clips):
     found = features(run, clips, 1, 0.1, modalities=("video",), pool="tokens", limit=3)
-    (split,) = ProbeLabels(run, clips).of(Target("velocity", "token"), found, 1, ("video",))
+    (split,) = ProbeLabels(clips, dataset_of(run, clips)).of(Target("velocity", "token"), found, 1, ("video",))
     truth = run.experiment.data["collisions"].ground_truth
     expected = [truth.of_tokens(clips.record(i), found.grids["video"]) for i in range(3)]
     np.testing.assert_array_equal(split.y, np.concatenate([b.values["velocity"] for b in expected]))
@@ -53,7 +53,7 @@ def test_targets_of_tokens_are_those_of_their_bodies(run, clips):
 
 def test_targets_of_time_steps_are_those_of_their_contacts(run, clips):
     found = features(run, clips, 1, 0.1, modalities=("audio",), pool="tokens", limit=2)
-    (split,) = ProbeLabels(run, clips).of(Target("contact", "time_step"), found, 1, ("audio",))
+    (split,) = ProbeLabels(clips, dataset_of(run, clips)).of(Target("contact", "time_step"), found, 1, ("audio",))
     rows = found.grids["audio"][0]
     truth = run.experiment.data["collisions"].ground_truth
     expected = truth.of_time_steps(clips.record(0), np.arange(rows + 1) * truth.seconds / rows)
@@ -63,17 +63,17 @@ def test_targets_of_time_steps_are_those_of_their_contacts(run, clips):
 
 def test_features_of_classes_are_means_side_by_side(run, clips):
     found = features(run, clips, 2, 0.1)
-    (split,) = ProbeLabels(run, clips).of(Target("material", "class"), found, 2, ("video", "audio"))
+    (split,) = ProbeLabels(clips, dataset_of(run, clips)).of(Target("material", "class"), found, 2, ("video", "audio"))
     np.testing.assert_array_equal(split.x[:, :32], found.layers[2]["video"])
     np.testing.assert_array_equal(split.x[:, 32:], found.layers[2]["audio"])
     assert split.y.tolist() == [clips.record(i)["material"] for i in range(len(clips))]
-    shapes = ProbeLabels(run, clips).of(Target("shape", "class"), found, 2, ("video",))
+    shapes = ProbeLabels(clips, dataset_of(run, clips)).of(Target("shape", "class"), found, 2, ("video",))
     assert len(shapes) == 3 and set(shapes[0].y) <= {0, 1}
 
 
 def test_tokens_of_two_modalities_are_one_sequence(run, clips):
     found = features(run, clips, 1, 0.1, pool="tokens", limit=4)
-    (split,) = ProbeLabels(run, clips).of(Target("count", "class"), found, 1, ("video", "audio"))
+    (split,) = ProbeLabels(clips, dataset_of(run, clips)).of(Target("count", "class"), found, 1, ("video", "audio"))
     video, audio = (found.layers[1][m] for m in ("video", "audio"))
     assert video.shape[1] != audio.shape[1]
     np.testing.assert_array_equal(split.x[:, : video.shape[1]], video)
@@ -121,8 +121,8 @@ def test_the_mean_of_several_probes_has_no_setting():
     random = np.random.default_rng(0)
     split = lambda: Split(random.standard_normal((12, 3)), np.arange(12) % 2)
     three = [[split(), split()] for _ in range(3)]
-    assert np.isnan(module._probed(Target("shape", "class"), "knn", three)[2])
-    assert module._probed(Target("count", "class"), "knn", [s[:1] for s in three])[2] > 0
+    assert np.isnan(fit_probe(Target("shape", "class"), "knn", three).setting)
+    assert fit_probe(Target("count", "class"), "knn", [s[:1] for s in three]).setting > 0
 
 
 @pytest.mark.parametrize(

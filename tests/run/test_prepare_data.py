@@ -188,15 +188,15 @@ def test_it_trains_and_logs_unreadable_records(prepared, mixed, tmp_path, data_d
         ),
         (
             lambda e: {"data": e.data | {"atari": Atari(size=64)}},
-            "data.atari: its image gives latents .* give both one size",
+            "data.atari image size",
         ),
         (
             lambda e: {"data": e.data | {"atari": Atari(frames_per_second=25.0)}},
-            "data.atari: its video .* frames_per_second",
+            "data.atari video frames_per_second",
         ),
-        (lambda e: {"latents": {"nobody": "x"}}, "latents.nobody: no such data set"),
-        (lambda e: {"text": None}, "text and model.text go together"),
-        (lambda e: {"curriculum": (Stage(step=1, weights={"nobody": 1.0}),)}, "names the component nobody"),
+        (lambda e: {"latents": {"nobody": "x"}}, "latents.nobody"),
+        (lambda e: {"text": None}, "text model.text"),
+        (lambda e: {"curriculum": (Stage(step=1, weights={"nobody": 1.0}),)}, "nobody"),
     ],
 )
 def test_experiments_that_cannot_be(mixed, change, words):

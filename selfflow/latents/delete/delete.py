@@ -119,10 +119,13 @@ def _delete(
         report.before, report.resumed = plan.entry["when"], has_work
     if has_work:
         _remove(plan, folders, report)
-    report.built = replace(plan.built, splits={split: len(left) for split, left in plan.remaining.items() if left})
-    files = {name.rpartition("@")[0] for name in ids} - {""}
-    for names in plan.remaining.values():
+    files = _files_of(ids)
+    splits = {}
+    for split, names in plan.remaining.items():
+        if names:
+            splits[split] = len(names)
         report.siblings += [name for name in names if name.rpartition("@")[0] in files]
+    report.built = replace(plan.built, splits=splits)
     report.fitted = fitted_to(report.built, data_dir)
     for index in (data_dir / INDEX_FOLDER).glob(f"{folder_name(built.name)}-*"):  # written again when it is needed
         index.unlink()
@@ -141,17 +144,21 @@ def _remove(plan: DeletionPlan, folders: list[Path], report: DeletionReport) -> 
             if mask.any():
                 replaced += [str(path.relative_to(folder)) for path in splits[split].paths]
         entry = entry | {"unfinished": True, "replaced": replaced}
-        _record(folder, fingerprint, [entry if e["ids"] == entry["ids"] else e for e in plan.entries])
+        entries = []
+        for recorded in plan.entries:
+            entries.append(entry if recorded["ids"] == entry["ids"] else recorded)
+        _record(folder, fingerprint, entries)
     for latents in folders:
         if not (latents / MANIFEST).exists() and clear_unfinished(latents):
             report.cleared.append(latents.name)
     if plan.count:
         switch_shards(folder, info)
-    report.removed = {split: int(mask.sum()) for split, mask in plan.masks.items() if mask.any()}
+    for split, mask in plan.masks.items():
+        if mask.any():
+            report.removed[split] = int(mask.sum())
     if entry.get("unfinished"):
         remove_replaced(folder, entry["replaced"])
-        remaining = {name for names in plan.remaining.values() for name in names}
-        _clean_report(folder, plan.ids, remaining)
+        _clean_report(folder, plan.ids, set().union(*plan.remaining.values()))
     for change in plan.changes:
         if change.removed or change.deleted != change.manifest["deleted"]:
             apply_change(change)
@@ -169,6 +176,11 @@ def fitted_to(built: BuiltDataset, data_dir: Path) -> list[Path]:
     return paths
 
 
+def _files_of(ids: Collection[str]) -> set[str]:
+    """The files that ids FILE@SECONDS are clips of."""
+    return {name.rpartition("@")[0] for name in ids} - {""}
+
+
 def _record(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) -> None:
     with atomic_write(folder / DELETED, durable=True) as partial:
         partial.write_text(json.dumps({"fingerprint": fingerprint, "deleted": entries}, indent=1))
@@ -182,8 +194,7 @@ def _clean_report(folder: Path, ids: set[str], remaining: set[str]) -> None:
     path = folder / "report.json"
     if not path.exists():
         return
-    remaining_files = {name.rpartition("@")[0] for name in remaining}
-    deleted = ids | {name.rpartition("@")[0] for name in ids} - remaining_files - {""}
+    deleted = ids | (_files_of(ids) - _files_of(remaining))
 
     def without_deleted(value: Any) -> Any:
         if isinstance(value, dict):

@@ -56,8 +56,10 @@ class DeletionPlan:
     @property
     def is_unfinished(self) -> bool:
         """Whether an earlier run of the same command was interrupted."""
-        stale = any(change.deleted != change.manifest["deleted"] for change in self.changes)
-        return stale or self.entry.get("unfinished", False)
+        for change in self.changes:
+            if change.deleted != change.manifest["deleted"]:
+                return True
+        return self.entry.get("unfinished", False)
 
 
 def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advance: Callable[[], None]) -> DeletionPlan:
@@ -74,35 +76,46 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
     """
     _refuse_other_formats(built.folder)
     # Read again: another deletion may have ended while this one waited for its lock.
-    lengths = {name: sum(split.lengths) for name, split in read_splits(built.folder).items()}
-    built = replace(built, splits={name: length for name, length in lengths.items() if length})
-    names = _read_ids(built, advance)
-    masks = {split: np.isin(of_split, sorted(ids)) for split, of_split in names.items()}
+    splits = {}
+    for name, split in read_splits(built.folder).items():
+        if sum(split.lengths):
+            splits[name] = sum(split.lengths)
+    built = replace(built, splits=splits)
+
+    # The records of the data set.
+    masks, remaining = {}, {}
+    present: set[str] = set()
+    count = 0
+    for split, names in _read_ids(built, advance).items():
+        masks[split] = np.isin(names, sorted(ids))
+        remaining[split] = [name for name, deleted in zip(names, masks[split]) if not deleted]
+        present |= ids.intersection(names)
+        count += int(masks[split].sum())
     if masks["train"].all():
         raise UserError("these are all samples of the split train: delete the data set and its latents instead")
-    remaining = {}
-    for split, of_split in names.items():
-        remaining[split] = [name for name, deleted in zip(of_split, masks[split]) if not deleted]
 
-    entries = built.deleted
-    entry = _entry(entries, ids, built.folder)
-    is_repeated = any(e["ids"] == entry["ids"] for e in entries)
+    # The entry of this deletion. It replaces that of an interrupted one of the same ids.
+    entry = _entry(built.deleted, ids, built.folder)
     final = {key: entry[key] for key in ("count", "when", "ids")}
-    final_entries = [final if e["ids"] == final["ids"] else e for e in entries]
-    count = sum(int(mask.sum()) for mask in masks.values())
+    entries, is_repeated = [], False
+    for recorded in built.deleted:
+        if recorded["ids"] == final["ids"]:
+            recorded, is_repeated = final, True
+        entries.append(recorded)
     if not is_repeated:
         final["count"] = count
         if count:
-            final_entries.append(final)
+            entries.append(final)
 
-    changes, present = [], {name for of_split in names.values() for name in of_split} & ids
+    # The records of its latents.
+    changes = []
     for folder in folders:
         if (folder / MANIFEST).exists():
-            change = _plan_folder(folder, built, remaining, ids, final_entries, final)
-            changes.append(change.change)
-            present |= change.present
+            planned = _plan_folder(folder, built, remaining, ids, entries, final)
+            changes.append(planned.change)
+            present |= planned.present
     entry = final | entry if is_repeated else final
-    return DeletionPlan(built, ids, masks, remaining, changes, entry, final_entries, is_repeated, present)
+    return DeletionPlan(built, ids, masks, remaining, changes, entry, entries, is_repeated, present)
 
 
 def _entry(entries: list[dict[str, Any]], ids: set[str], folder: Path) -> dict[str, Any]:
@@ -177,12 +190,18 @@ def _plan_folder(
         deleted = manifest["deleted"]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is damaged ({error}), so nothing was deleted: remove it and try again") from error
-    present = {name for of_split in rows.values() for name in of_split} & ids
+    keep = {}
+    present: set[str] = set()
+    for split, names in rows.items():
+        present |= ids.intersection(names)
+        if is_of_this_build:
+            keep[split] = _aligned(names, remaining.get(split, []), folder / split)
+        else:
+            # Records of another build need not correspond to those of this one.
+            keep[split] = ~np.isin(names, sorted(ids))
     if is_of_this_build:
-        keep = {split: _aligned(names, remaining.get(split, []), folder / split) for split, names in rows.items()}
-        return _FolderPlan(LatentsChange(folder, manifest, keep, entries), present)
-    keep = {split: ~np.isin(names, sorted(ids)) for split, names in rows.items()}
-    if present and all(e["ids"] != entry["ids"] for e in deleted):
+        deleted = entries
+    elif present and entry["ids"] not in [recorded["ids"] for recorded in deleted]:
         deleted = [*deleted, entry]
     return _FolderPlan(LatentsChange(folder, manifest, keep, deleted), present)
 

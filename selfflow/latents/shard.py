@@ -1,0 +1,100 @@
+"""Shards of latents as units of encoding: what belongs to one, its files, and the records it could not encode."""
+
+import fcntl
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import safe_open
+
+from selfflow.data.built import BuiltDataset
+from selfflow.encoders.config import Encoder
+from selfflow.encoders.text.config import Text
+from selfflow.latents.fit_autoencoder import FittedAutoencoder
+from selfflow.latents.store import shard_name
+from selfflow.modality import Modality
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """A data set and the networks that encode it.
+
+    Attributes:
+      built: the data set.
+      fitted: autoencoder of each modality, in alphabetical order.
+      modalities: expected latents of the same modalities.
+      text: config of the caption encoder, or None.
+      encoders: frozen encoders whose features are stored beside the latents, by modality.
+      folder: folder of the latents.
+    """
+
+    built: BuiltDataset
+    fitted: dict[str, FittedAutoencoder]
+    modalities: dict[str, Modality]
+    text: Text | None
+    encoders: dict[str, Encoder]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Records `start` to `stop` of a split, which become shard `number` of `count`."""
+
+    job: EncodeJob
+    split: str
+    number: int
+    count: int
+    start: int
+    stop: int
+
+    @property
+    def records(self) -> int:
+        """Number of records."""
+        return self.stop - self.start
+
+    @property
+    def path(self) -> Path:
+        """File of the records."""
+        return self.job.folder / shard_name(self.split, self.number, self.count)
+
+    @property
+    def index_path(self) -> Path:
+        """Index of the shard, which is written after the records and marks the shard as finished."""
+        return self.path.with_suffix(".index.safetensors")
+
+    @property
+    def done(self) -> bool:
+        """Whether the shard is finished."""
+        return self.index_path.exists()
+
+
+class SkippedRecord(NamedTuple):
+    """A record that could not be encoded; it keeps its place, empty.
+
+    Attributes:
+      record: its number in the split.
+      shard: file of the data set that holds it.
+      reason: one line.
+    """
+
+    record: int
+    shard: str
+    reason: str
+
+
+def skipped_records(shard: Shard) -> list[SkippedRecord]:
+    """What `encode_shard` returned for a finished shard."""
+    with safe_open(shard.index_path, "numpy") as file:
+        return [SkippedRecord(*each) for each in json.loads(file.metadata()["skipped"])]
+
+
+def clear_partials(folder: Path) -> None:
+    """Removes the temporary files of killed processes."""
+    for partial in folder.glob("*.partial-*"):
+        try:
+            with partial.open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                partial.unlink()
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another process is writing it, or has just renamed it

@@ -1,0 +1,261 @@
+"""The probe table at the end of training: what video, audio and both predict, before and after training.
+
+It fits the probes of `probe_run` and adds rows of features that need no network. It works on parameters in memory, and
+the noise of a clip depends on its position in the table's clips, not on its id as in `probe_run`.
+"""
+
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from selfflow.data.dataset import Dataset
+from selfflow.modality import Modality
+from selfflow.models.joint import Output
+from selfflow.progress import Progress
+from selfflow.representation.features.extract import Features
+from selfflow.representation.features.forward import Forward, forward_all
+from selfflow.representation.probes.baselines import BaselineClips, latent_moments, latent_tokens
+from selfflow.representation.probes.fit import fit_probe
+from selfflow.representation.probes.logistic import tree_probe
+from selfflow.representation.probes.split import Score
+from selfflow.representation.probes.targets import ProbeLabels, Target
+
+SPLITS = ("train", "validation", "test")
+SOURCES = {"video": ("video",), "audio": ("audio",), "both": ("video", "audio")}
+MODALITIES = SOURCES["both"]
+_TOKEN_CLIPS = 128  # clips of each split whose tokens are probed
+
+
+class Column(NamedTuple):
+    """A column of the table."""
+
+    target: Target
+    source: str
+
+    @property
+    def key(self) -> str:
+        """Such as "material/video"."""
+        return f"{self.target.name}/{self.source}"
+
+    @property
+    def is_token(self) -> bool:
+        """Whether the target has a value of each token."""
+        return self.target.kind == "token"
+
+
+_CLASSES = [Target(name, "class") for name in ("material", "shape", "count")]
+COLUMNS = (
+    *(Column(target, source) for target in _CLASSES for source in SOURCES),
+    Column(Target("position", "token"), "video"),
+    Column(Target("contacts", "number"), "audio"),
+)
+REGRESSED = tuple(column.target.name for column in COLUMNS if column.target.kind != "class")
+"""Targets whose scores are R^2; those of the others are balanced accuracies."""
+
+Network = tuple[Callable[..., Output], Any]
+"""Model as `Forward` takes it, and its parameters."""
+Table = dict[str, dict[str, Score]]
+"""Scores by row and by the key of a column."""
+
+
+def summary_table(
+    clips: Mapping[str, BaselineClips],
+    networks: Mapping[str, Network],
+    modalities: dict[str, Modality],
+    *,
+    layers: tuple[int, ...],
+    tau: float,
+    null_label: int,
+    dataset: Dataset,
+) -> Table:
+    """Scores by row and column.
+
+    Material, shape (presence of each, averaged) and count are balanced accuracies of logistic regression; position (of
+    the centre of a body in the token that contains it) and number of contacts are R^2 of ridge regression. Strengths,
+    and layers where a row says so, are chosen on the validation split.
+
+    Args:
+      clips: of the splits train, validation and test.
+      networks: by the name of their rows.
+      modalities: with `video` and `audio`.
+      layers: blocks to probe.
+      tau: noise level of the latents.
+      null_label: label that stands for none.
+      dataset: settings of the data set, with ground truth.
+
+    Returns:
+      Rows; the first is chance. A column whose target is the same for all clips of a split is left out.
+    """
+    prober = _Prober(clips, modalities, dataset)
+    table: Table = {"chance": prober.chance()}
+    with Progress("probe", 4 + len(networks) * (1 + len(layers)), unit="row") as shown:
+        means, tokens = prober.latent_features()
+        table["raw latents"] = prober.scores({source: means for source in SOURCES}, tokens)
+        shown.advance()
+        table["frame differences"] = prober.scores({"video": prober.features("video", "frame_differences")})
+        shown.advance()
+        table["log-mel mean"] = prober.scores({"audio": prober.features("audio", "log_mel")})
+        shown.advance()
+        for name, network in networks.items():
+            extract = _Extraction(clips, network, modalities, layers, tau, null_label)
+            means = {source: extract(names, "mean") for source, names in SOURCES.items()}
+            tokens = extract(("video",), "tokens", _TOKEN_CLIPS)
+            shown.advance()
+            rows = []
+            for layer in layers:
+                rows.append(prober.scores(means, tokens, layer))
+                table[f"{name}, block {layer}"] = rows[-1]
+                shown.advance()
+            table[f"{name}, best block on validation"] = {
+                key: max((row[key] for row in rows), key=lambda score: score.validation) for key in rows[0]
+            }
+        material = COLUMNS[0]
+        if material in prober.columns:
+            splits = prober.splits(material, prober.features("video", "motion"))
+            score = tree_probe(*(parts[0] for parts in splits)).balanced
+            table["true kinematics, boosted trees"] = {material.key: score}
+        shown.advance()
+    return table
+
+
+BySplit = Mapping[str, Features]
+
+
+class _Prober:
+    """Fits the probes of one row.
+
+    Args: as of `summary_table`.
+
+    Attributes:
+      columns: those with more than one value of their target in every split.
+    """
+
+    def __init__(self, clips: Mapping[str, BaselineClips], modalities: dict[str, Modality], dataset: Dataset):
+        self._clips, self._modalities = clips, modalities
+        self._labels = {split: ProbeLabels(clips[split], dataset) for split in SPLITS}
+        self.columns = [column for column in COLUMNS if column.is_token or min(self._values(column.target)) > 1]
+
+    def _values(self, target: Target) -> list[int]:
+        """Number of values of each part of a target, in the split with the fewest."""
+        by_split = []
+        for split in SPLITS:
+            parts = self._labels[split].of_clips(target, self._clips[split].ids, {})
+            by_split.append([len(np.unique(values)) for values, _ in parts])
+        return [min(counts) for counts in zip(*by_split)]
+
+    def chance(self) -> dict[str, Score]:
+        """Scores of a constant prediction by column."""
+        chance = {}
+        for column in self.columns:
+            value = 0.0
+            if column.target.kind == "class":
+                value = float(np.mean([1 / n for n in self._values(column.target)]))
+            chance[column.key] = Score(value, value)
+        return chance
+
+    def features(self, modality: str, attribute: str) -> BySplit:
+        """An attribute [n, D] of the clips as layer 0 of the features of a modality."""
+        by_split = {}
+        for split, clips in self._clips.items():
+            by_split[split] = Features(clips.ids, {}, {0: {modality: getattr(clips, attribute)}}, {}, {})
+        return by_split
+
+    def latent_features(self) -> tuple[BySplit, BySplit]:
+        """Means and log standard deviations of the latent tokens of all modalities, and all tokens of video."""
+        moments, tokens = {}, {}
+        grids = {m: self._modalities[m].grid for m in MODALITIES}
+        for split in SPLITS:
+            clips = self._clips[split]
+            by_modality = {}
+            for m in MODALITIES:
+                by_modality[m] = np.stack([latent_moments(self._modalities[m], z[m]) for z in clips.latents])
+            moments[split] = Features(clips.ids, {}, {0: by_modality}, {}, grids)
+            video = [latent_tokens(self._modalities["video"], z["video"]) for z in clips.latents[:_TOKEN_CLIPS]]
+            tokens[split] = Features(clips.ids[:_TOKEN_CLIPS], {}, {0: {"video": np.stack(video)}}, {}, grids)
+        return moments, tokens
+
+    def scores(self, by_source: Mapping[str, BySplit], tokens: BySplit | None = None, layer: int = 0):
+        """Scores by column, without columns whose features are missing.
+
+        Args:
+          by_source: features of clips by source.
+          tokens: of video, for targets of tokens.
+          layer: of the features.
+        """
+        scores: dict[str, Score] = {}
+        for column in self.columns:
+            features = tokens if column.is_token else by_source.get(column.source)
+            if features is not None:
+                splits = self.splits(column, features, layer)
+                scores[column.key] = fit_probe(column.target, "logistic", splits).score
+        return scores
+
+    def splits(self, column: Column, features: BySplit, layer: int = 0):
+        """Features and values of a column for a probe, see `ProbeLabels.of`."""
+        source = SOURCES[column.source]
+        return [self._labels[split].of(column.target, features[split], layer, source) for split in SPLITS]
+
+
+class _Extraction:
+    """Features of all splits by a network.
+
+    Args: as of `summary_table`.
+    """
+
+    def __init__(
+        self,
+        clips: Mapping[str, BaselineClips],
+        network: Network,
+        modalities: dict[str, Modality],
+        layers: tuple[int, ...],
+        tau: float,
+        null_label: int,
+    ):
+        self._clips, self._modalities = clips, modalities
+        self._apply, self._params = network
+        self._layers, self._tau, self._null_label = layers, tau, null_label
+
+    def __call__(self, names: tuple[str, ...], pool: str, limit: int | None = None) -> BySplit:
+        """Features by split.
+
+        Args:
+          names: modalities that the network sees.
+          pool: as for `Forward`.
+          limit: largest number of clips of each split.
+        """
+        streams = {m: self._modalities[m] for m in names}
+        forward = Forward(self._apply, streams, self._layers, self._tau, self._null_label, pool)
+        # All splits in one pass, so that there is one program to compile.
+        latents = [self._clips[split].latents[:limit] for split in SPLITS]
+        taps = forward_all(forward, self._params, chain.from_iterable(latents))
+        grids = {m: stream.grid for m, stream in streams.items()}
+        by_split, start = {}, 0
+        for split, of_split in zip(SPLITS, latents):
+            rows = slice(start, start + len(of_split))
+            layers = {layer: {m: x[rows] for m, x in tap.items()} for layer, tap in taps.items()}
+            by_split[split] = Features(
+                self._clips[split].ids[:limit], {}, layers, dict.fromkeys(names, self._tau), grids
+            )
+            start = rows.stop
+        return by_split
+
+
+def as_text(table: Table) -> str:
+    """The table as aligned text: test scores, accuracies in per cent, R^2 with two decimals."""
+    width = max(map(len, table)) + 2
+    lines = [
+        " " * width + " ".join(f"{column.target.name:>8}" for column in COLUMNS),
+        " " * width + " ".join(f"{column.source:>8}" for column in COLUMNS),
+    ]
+    for row, scores in table.items():
+        cells = [_cell(column, scores.get(column.key)) for column in COLUMNS]
+        lines.append(f"{row:<{width}}" + " ".join(cells))
+    return "\n".join(lines)
+
+
+def _cell(column: Column, score: Score | None) -> str:
+    if score is None:
+        return f"{'-':>8}"
+    return f"{100 * score.test:>7.0f}%" if column.target.kind == "class" else f"{score.test:>8.2f}"

@@ -1,0 +1,74 @@
+"""What representation needs of a run and of its clips; `selfflow.run` implements both."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+
+class LabelledClips(Protocol):
+    """Latents of clips, such as `selfflow.run.data.Clips` or `features.arrays.Arrays`.
+
+    Attributes:
+      ids: one per clip.
+      labels: {field: int [n]}; -1 for none.
+      shapes: {modality: shape of the latent of a whole clip}.
+      identity: distinguishes these latents from others.
+    """
+
+    ids: list[str]
+    labels: dict[str, np.ndarray]
+    shapes: dict[str, tuple[int, ...]]
+    identity: str
+
+    def __len__(self) -> int: ...
+
+    def latents(self, i: int) -> dict[str, np.ndarray]:
+        """Latents of clip i, {modality: [...]}."""
+        ...
+
+
+class RecordedClips(Protocol):
+    """Clips whose raw records can be read.
+
+    Attributes: as of `LabelledClips`.
+    """
+
+    ids: list[str]
+    labels: dict[str, np.ndarray]
+
+    def record(self, i: int) -> Mapping[str, Any]:
+        """The raw record of clip i.
+
+        Raises:
+          BadRecord: if it cannot be read.
+        """
+        ...
+
+
+class OpenRun(Protocol):
+    """An opened run, `selfflow.run.run.Run`.
+
+    Attributes:
+      name: of its folder.
+      path: its folder; for a run in object storage a local copy.
+      source: path or URL.
+      experiment: its resolved `Experiment`.
+    """
+
+    name: str
+    path: Path
+    source: str
+    experiment: Any
+
+    def model(self, weights: str = "ema", step: int | None = None, mesh: "Mesh | None" = None) -> Any:
+        """The network of the run, `selfflow.run.model.Model`."""
+        ...
+
+    def data(self, split: str, component: str | None = None, data_dir: str | Path | None = None) -> LabelledClips:
+        """The clips of a component in a split of its data."""
+        ...
