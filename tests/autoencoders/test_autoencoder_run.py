@@ -1,4 +1,4 @@
-"""Training an autoencoder: the same loop, what it leaves behind, and a model trained on what it makes."""
+"""Training an autoencoder: the same loop, the run it leaves, and a model trained on its latents."""
 
 import dataclasses
 import importlib
@@ -31,6 +31,7 @@ from selfflow.tasks.train import train
 from selfflow.training.metrics import TIMINGS, read_metrics
 from tests import tiny
 from tests.autoencoders.tiny_autoencoder import audio_experiment, experiment
+from tests.conftest import mentions
 from tests.training.test_distributed import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -62,10 +63,8 @@ def test_a_run_leaves_what_it_should(run, audio_run):
     folder, summary = run
     assert Run(folder).experiment == resolve(experiment()).experiment == read_experiment(folder / "experiment.json")
     rows = read_metrics(folder)
-    assert [row["step"] for row in rows] == list(range(1, 7)) and {row["component"] for row in rows} == {
-        "videos",
-        "images",
-    }
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    assert {row["component"] for row in rows} == {"videos", "images"}
     assert all(
         np.isfinite([row[n] for n in ("loss", "squared", "gradient", "kl", "gradient_norm")]).all() for row in rows
     )
@@ -77,13 +76,13 @@ def test_a_run_leaves_what_it_should(run, audio_run):
     assert videos["split"] == "test" and videos["samples"] == 6 and videos["numbers"] == 3 * 4 * 4 * 8
     # PCA of at least as many numbers: 9 frames of 16 positions.
     assert videos["linear_numbers"] == 9 * 16 * 3 >= videos["numbers"]
-    # Six steps are none, but it begins near a linear one.
+    # Six steps change little, and the initialisation is near a linear autoencoder.
     assert videos["linear"]["psnr_db"] - 3 < videos["convolutional"]["psnr_db"] < videos["linear"]["psnr_db"] + 3
     assert all(Path(file).stat().st_size > 0 for file in summary["files"])
-    sounds = audio_run[1]["reconstruction"]["audio"]
-    assert set(sounds["convolutional"]) == set(sounds["linear"]) == {"log_mel_distance", "snr_db"}
-    told = json.loads((folder / "provenance.json").read_text())
-    assert told["datasets"]["collisions"]["fingerprint"] and told["data"]
+    audio = audio_run[1]["reconstruction"]["audio"]
+    assert set(audio["convolutional"]) == set(audio["linear"]) == {"log_mel_distance", "snr_db"}
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert provenance["datasets"]["collisions"]["fingerprint"] and provenance["data"]
 
 
 def test_its_latents_have_unit_variance(run, data_dir):
@@ -134,8 +133,8 @@ def test_eight_devices_compute_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_begin_and_train_as_one_does(run, data_dir, tmp_path):
-    """Both fit the layers, and both have what process 0 found."""
+def test_two_processes_initialise_and_train_as_one_does(run, data_dir, tmp_path):
+    """Both fit the layers by PCA, and both use the result of process 0."""
     command = [sys.executable, "-m", "selfflow", "train", str(FILE), "--workdir", str(tmp_path / "both")]
     where = f"127.0.0.1:{free_port()}"
     command += ["--data-dir", str(data_dir), "--coordinator", where, "--processes", "2", "--process"]
@@ -143,8 +142,8 @@ def test_two_processes_begin_and_train_as_one_does(run, data_dir, tmp_path):
         subprocess.Popen(command + [str(i)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for i in range(2)
     ]
-    told = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(told)
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
     alone = read_metrics(run[0])
     for row, other in zip(read_metrics(tmp_path / "both"), alone, strict=True):
         assert row.keys() == other.keys() and row["component"] == other["component"]
@@ -155,28 +154,29 @@ def test_two_processes_begin_and_train_as_one_does(run, data_dir, tmp_path):
 
 
 def test_a_model_is_trained_on_its_latents(run, audio_run, data_dir, tiny_experiment, tmp_path):
-    """From the command line, by name and file: film and still share one autoencoder, sound has the other."""
+    """From the command line, by name and file: video and image share one autoencoder, audio has the other."""
     file = tmp_path / "tiny.py"
     file.write_text("from tests.tiny import experiment\n__all__ = ['experiment']\n")
     moved = tmp_path / "moved.safetensors"
     shutil.copy(audio_run[0] / "autoencoder.safetensors", moved)
-    videos, sounds = f"convolutional={run[0]}", f"convolutional={moved}"
-    typed = [str(file), "--workdir", str(tmp_path / "joint"), "--data-dir", str(data_dir), "--steps", "2"]
-    typed += ["--autoencoder.video", videos, f"--autoencoder.image={videos}", "--autoencoder.audio", sounds]
-    command("train").main(typed)
+    visual, audio = f"convolutional={run[0]}", f"convolutional={moved}"
+    arguments = [str(file), "--workdir", str(tmp_path / "joint"), "--data-dir", str(data_dir), "--steps", "2"]
+    arguments += ["--autoencoder.video", visual, f"--autoencoder.image={visual}", "--autoencoder.audio", audio]
+    command("train").main(arguments)
     moved.unlink()  # the run has a copy
-    again, *_ = parse("train", typed, "", lambda file: Options(tmp_path / "elsewhere"))
+    again, *_ = parse("train", arguments, "", lambda file: Options(tmp_path / "elsewhere"))
     assert again.autoencoders == open_run(tmp_path / "joint").experiment.autoencoders
-    (tmp_path / "videos").mkdir()
-    shutil.copy(run[0] / "experiment.json", tmp_path / "videos")
+    (tmp_path / "visual").mkdir()
+    shutil.copy(run[0] / "experiment.json", tmp_path / "visual")
     study = open_study([str(tmp_path)])
-    assert [member.name for member in study.members] == ["joint"] and "videos: trained an autoencoder" in study.notes[0]
+    assert [member.name for member in study.members] == ["joint"]
+    assert mentions("visual autoencoder").search(study.notes[0])
     joint = open_run(tmp_path / "joint")
-    # Bodies and contacts are asked of the tokens that hold their frames.
+    # Bodies and contacts are probed at the tokens that hold their frames.
     assert "position/video" in joint.summary()["probes"]["trained, block 3"]
     streams = all_streams(joint.experiment)
     assert streams["video"].latent == (7, 4, 4, 8) and streams["video"].period == 4 * 8.0
-    # A latent frame ends with its last frame of film: the first after one frame, which lasts 80 ms.
+    # A latent frame ends with its last video frame: the first after one frame, which lasts 80 ms.
     ends = streams["video"].coordinates()[:, 0] + streams["video"].period / 2
     np.testing.assert_allclose(np.unique(ends), 8.0 * (1 + 4 * np.arange(7)))
     assert streams["image"].latent == (4, 4, 8) and streams["audio"].latent == (50, 16)
@@ -187,45 +187,38 @@ def test_a_model_is_trained_on_its_latents(run, audio_run, data_dir, tiny_experi
     assert latents["video"].shape == (7, 4, 4, 8)
 
 
-def test_other_commands_say_what_it_is(run, tmp_path):
+def test_other_commands_refuse_runs_and_experiments_of_autoencoders(run, tmp_path):
     folder, _ = run
     for name in ("sample", "probe", "evaluate", "export"):
-        with pytest.raises(UserError, match="trained an autoencoder"):
+        with pytest.raises(UserError, match=mentions(folder, "autoencoder convolutional")):
             command(name).main([str(folder), "--out", str(tmp_path / "x")] if name == "export" else [str(folder)])
     for name in ("encode", "plan", "sweep"):
-        with pytest.raises(UserError, match="trains an autoencoder: `selfflow train` takes it"):
+        with pytest.raises(UserError, match=mentions(FILE, "autoencoder train")):
             command(name).main([str(FILE)])
-    with pytest.raises(UserError, match="one of the two runs is of an autoencoder"):
+    with pytest.raises(UserError, match=mentions("init_from", folder, "autoencoder")):
         check_run(tmp_path / "none", dataclasses.replace(tiny.experiment(), init_from=str(folder)))
-    with pytest.raises(UserError, match="a run of another kind of experiment"):
+    with pytest.raises(UserError, match=mentions(folder, "experiment --workdir")):
         check_run(folder, tiny.experiment())
 
 
 def test_experiments_are_checked():
     made = experiment()
     assert from_json(to_json(made), type(made), "experiment.json") == made
-    videos = made.mixture["videos"]
-    for changed, message in (
-        ({"mixture": {"videos": dataclasses.replace(videos, weight=1, seconds=0.8)}}, "clips of 10 frames do not fit"),
-        (
-            {"mixture": {"videos": dataclasses.replace(videos, weight=1, seconds=0.7)}},
-            "are 8.75 video frames or samples",
-        ),
-        ({"mixture": {"x": Component(modalities=("audio",))}}, "mixture.x.modalities names audio, but the strides"),
-        (
-            {"mixture": {"x": Component(modalities=("video", "image"))}},
-            "a component of an autoencoder has one modality",
-        ),
-        ({"mixture": {"x": Component(modalities=("action",))}}, "names action, which collisions does not have"),
-        ({"mixture": {"x": Component(modalities=("image",), data="other")}}, "data names other, which is not in data"),
-        ({"side": 30}, "side 30: the network's strides of 8 do not divide it"),
-        ({"steps": 0}, "steps is 0"),
-        ({"held_out": 0}, "held_out is 0"),
-        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+    video = dataclasses.replace(made.mixture["videos"], weight=1)
+    for changed, words in (
+        ({"mixture": {"x": dataclasses.replace(video, seconds=0.8)}}, "mixture.x 10 frames seconds 0.72"),
+        ({"mixture": {"x": dataclasses.replace(video, seconds=0.7)}}, "mixture.x.seconds 0.7 8.75"),
+        ({"mixture": {"x": Component(modalities=("audio",))}}, "mixture.x.modalities audio strides"),
+        ({"mixture": {"x": Component(modalities=("video", "image"))}}, "mixture.x.modalities 'video', 'image' one"),
+        ({"mixture": {"x": Component(modalities=("action",))}}, "mixture.x.modalities action collisions"),
+        ({"mixture": {"x": Component(modalities=("image",), data="other")}}, "mixture.x.data other collisions"),
+        ({"side": 30}, "side 30 strides 8"),
+        ({"steps": 0}, "steps 0"),
+        ({"held_out": 0}, "held_out 0"),
+        ({"ema_decay": 1.0}, "ema_decay 1.0"),
     ):
-        with pytest.raises(UserError) as raised:
+        with pytest.raises(UserError, match=mentions(words)):
             resolve(dataclasses.replace(made, **changed))
-        assert message in str(raised.value)
 
 
 def test_media_are_cropped_and_padded(data_dir):
@@ -254,7 +247,7 @@ def test_media_are_cropped_and_padded(data_dir):
     np.testing.assert_array_equal(media[25:, :32, :32], np.repeat(record[-1:], 4, axis=0))
 
 
-def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
+def test_records_that_cannot_be_read_have_weight_0(data_dir, monkeypatch):
     from selfflow.data.records import Records
     from selfflow.data.shards import BadRecord
 
@@ -277,10 +270,10 @@ def test_records_that_cannot_be_read_weigh_nothing(data_dir, monkeypatch):
     monkeypatch.setattr(Records, "__getitem__", lambda records, i: broken(records, 2 if i == first else i))
     assert len(feed.held_out((), 1)["images"][1]) == 1  # another in its place
     monkeypatch.setattr(Records, "__getitem__", broken)
-    # What each record has is looked up once, and then known, unless some cannot be read now.
-    there = set((data_dir / "indexes").iterdir())
-    assert there
-    for path in there:
+    # The modalities of each record are looked up once and then stored, unless some records are unreadable.
+    indexes = set((data_dir / "indexes").iterdir())
+    assert indexes
+    for path in indexes:
         path.unlink()
     raw = Records.raw
     monkeypatch.setattr(Records, "raw", lambda records, i: broken(records, i, raw))

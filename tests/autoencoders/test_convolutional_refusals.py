@@ -4,103 +4,109 @@ import dataclasses
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from selfflow.autoencoders.config import Convolutional
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.errors import UserError
 from tests.autoencoders.small_networks import FILMS
+from tests.conftest import mentions
+
+VIDEO = Convolutional(channels=6, temporal_stride=4, stride=4)
+AUDIO = Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000)
 
 
 def test_latents_of_others_are_refused(films):
-    autoencoder = load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4), films)
-    with pytest.raises(UserError, match="latents have 5 channels, and those of convolutional-.* 6"):
-        autoencoder.decode(np.zeros((3, 2, 3, 5), np.float32))
+    with pytest.raises(UserError, match=mentions("latents 5 channels 6")):
+        load_autoencoder(VIDEO, films).decode(np.zeros((3, 2, 3, 5), np.float32))
 
 
-def test_nothing_is_refused(films, sound):
-    for config, path, media, latents in (
+def test_empty_arrays_are_refused(films, sound):
+    for autoencoder, media, latents in (
+        (load_autoencoder(VIDEO, films), np.zeros((0, 9, 8, 12, 3), np.uint8), np.zeros((2, 0, 2, 3, 6))),
+        (load_autoencoder(AUDIO, sound), np.zeros((0, 80), np.int16), np.zeros((0, 10, 5))),
+    ):
+        with pytest.raises(UserError, match=mentions("elements", media.shape)):
+            autoencoder.encode_distribution(media)
+        with pytest.raises(UserError, match=mentions("elements", latents.shape)):
+            autoencoder.decode(latents)
+
+
+@pytest.mark.parametrize(
+    "medium, method, array, words",
+    [
+        ("video", "encode", np.zeros((8, 12, 3), np.uint8), "media uint8 (8, 12, 3) [..., T, H, W, 3]"),
+        ("image", "encode", np.zeros((8, 12), np.uint8), "media (8, 12) [..., H, W, 3]"),
+        ("image", "encode", np.zeros((8, 12, 4), np.uint8), "media (8, 12, 4) [..., H, W, 3]"),
+        ("image", "encode", np.zeros((8, 12, 3)), "media float64 uint8"),
+        ("image", "encode", [[0]], "media list uint8"),
+        ("audio", "encode", np.zeros(80), "media float64 int16 [..., samples]"),
+        ("audio", "decode", np.zeros(5), "latents (5,) [..., T, C]"),
+        ("video", "decode", [0], "latents list [..., T, H, W, C]"),
+    ],
+)
+def test_media_of_another_kind_are_refused(films, sound, medium, method, array, words):
+    autoencoder = {
+        "video": load_autoencoder(VIDEO, films),
+        "image": load_autoencoder(dataclasses.replace(VIDEO, images_only=True), films.parent),
+        "audio": load_autoencoder(AUDIO, sound),
+    }[medium]
+    with pytest.raises(UserError, match=mentions(words)):
+        getattr(autoencoder, method)(array)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"channels": 7}, "channels 6 7"),
+        ({"temporal_stride": 2}, "temporal_stride 4 2"),
+        ({"stride": 8}, "stride 4 8"),
+    ],
+)
+def test_settings_that_are_not_those_of_the_file_are_named(films, fields, words):
+    with pytest.raises(UserError, match=mentions(films, words)):
+        load_autoencoder(dataclasses.replace(VIDEO, **fields), films)
+
+
+def test_files_that_do_not_fit_are_named(films, sound, tmp_path):
+    with pytest.raises(UserError, match=mentions(sound, "channels 5 6")):
+        load_autoencoder(VIDEO, sound)
+    with pytest.raises(UserError, match=mentions(sound, "sample_rate 8000 0")):
+        load_autoencoder(dataclasses.replace(AUDIO, sample_rate=0), sound)
+    file = tmp_path / "autoencoder.safetensors"
+    with pytest.raises(UserError, match=mentions("No such file", file)):
+        load_autoencoder(VIDEO, file)
+    file.write_bytes(films.read_bytes()[:-40])
+    with pytest.raises(UserError, match=mentions(file, "damaged metadata")):
+        load_autoencoder(VIDEO, file)
+    save_file({"x": np.zeros(3)}, file, {"autoencoder": '{"format": "selfflow-autoencoder-1"}'})
+    with pytest.raises(UserError, match=mentions(file, "version selfflow-autoencoder-1")):
+        load_autoencoder(VIDEO, file)
+    save_file({"x": np.zeros(3)}, file)
+    with pytest.raises(UserError, match=mentions(file, "format None")):
+        load_autoencoder(VIDEO, file)
+
+
+@pytest.mark.parametrize("shape, words", [((9, 10, 12, 3), "stride 4 10 x 12"), ((10, 8, 12, 3), "10 frames 9")])
+def test_sizes_that_do_not_fit_are_named(shape, words):
+    with pytest.raises(UserError, match=mentions("convolutional", words)):
+        VIDEO.latent_shape(shape)
+
+
+@pytest.mark.parametrize(
+    "field, value, words",
+    [
+        ("strides", ((2, 2), (2, 2)), "network.strides ((2, 2), (2, 2)) network.windows"),
+        ("widths", (5, 6), "network.widths (5, 6) 3 strides"),
         (
-            Convolutional(channels=6, temporal_stride=4, stride=4),
-            films,
-            np.zeros((0, 9, 8, 12, 3), np.uint8),
-            (2, 0, 2, 3, 6),
+            "strides",
+            ((1, 2, 2), (2, 2, 2), (2, 1, 2)),
+            "network.strides ((1, 2, 2), (2, 2, 2), (2, 1, 2)) rows columns",
         ),
-        (
-            Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000),
-            sound,
-            np.zeros((0, 80), np.int16),
-            (0, 10, 5),
-        ),
-    ):
-        autoencoder = load_autoencoder(config, path)
-        for nothing in (
-            lambda a=autoencoder, x=media: a.encode_distribution(x),
-            lambda a=autoencoder, z=np.zeros(latents): a.decode(z),
-        ):
-            with pytest.raises(UserError, match="no elements"):
-                nothing()
-
-
-def test_media_of_another_kind_are_refused(films, sound):
-    film = load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4), films)
-    still = load_autoencoder(Convolutional(channels=6, temporal_stride=4, stride=4, images_only=True), films.parent)
-    heard = load_autoencoder(Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000), sound)
-    for call, message in (
-        (
-            lambda: film.encode(np.zeros((8, 12, 3), np.uint8)),
-            "media are uint8 of shape (8, 12, 3): give uint8 [..., T,",
-        ),
-        (lambda: still.encode(np.zeros((8, 12), np.uint8)), "give uint8 [..., H, W, 3]"),
-        (lambda: still.encode(np.zeros((8, 12, 4), np.uint8)), "of shape (8, 12, 4)"),
-        (lambda: still.encode(np.zeros((8, 12, 3))), "media are float64"),
-        (lambda: still.encode([[0]]), "media are a list"),
-        (lambda: heard.encode(np.zeros(80)), "give int16 [..., samples]"),
-        (lambda: heard.decode(np.zeros(5)), "latents are float64 of shape (5,): give [..., T, C]"),
-        (lambda: film.decode([0]), "latents are a list: give [..., T, H, W, C]"),
-    ):
-        with pytest.raises(UserError) as raised:
-            call()
-        assert message in str(raised.value)
-
-
-def test_what_does_not_fit_is_named(films, sound, tmp_path):
-    config = Convolutional(channels=6, temporal_stride=4, stride=4)
-    for changed, path, message in (
-        ({"channels": 7}, films, "channels is 6, and that of the convolutional autoencoder 7"),
-        ({"temporal_stride": 2}, films, "its temporal_stride is 4, and that of the convolutional autoencoder 2"),
-        ({"stride": 8}, films, "its stride is 4"),
-        ({}, sound, "its channels is 5"),
-        ({"channels": 5, "temporal_stride": 8, "stride": 0}, sound, "its sample_rate is 8000"),
-        ({}, tmp_path / "none.safetensors", "is missing or damaged"),
-    ):
-        with pytest.raises(UserError, match="safetensors") as raised:
-            load_autoencoder(dataclasses.replace(config, **changed), path)
-        assert message in str(raised.value)
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(films.read_bytes()[:-40])
-    with pytest.raises(UserError, match="missing or damaged"):
-        load_autoencoder(config, cut)
-    from safetensors.numpy import save_file
-
-    save_file({"x": np.zeros(3)}, cut, {"autoencoder": '{"format": "selfflow-autoencoder-1"}'})
-    with pytest.raises(UserError, match="by another version of selfflow .*train it again"):
-        load_autoencoder(config, cut)
-    save_file({"x": np.zeros(3)}, cut)
-    with pytest.raises(UserError, match="its format is None"):
-        load_autoencoder(config, cut)
-    for shape, message in (
-        ((9, 10, 12, 3), "stride of 4 pixels, which does not divide images of 10 x 12"),
-        ((10, 8, 12, 3), "clips of 10 frames do not fit; give them 9"),
-    ):
-        with pytest.raises(UserError) as raised:
-            config.latent_shape(shape)
-        assert message in str(raised.value)
-    for wrong in (
-        {"strides": ((2, 2), (2, 2))},
-        {"widths": (5, 6)},
-        {"strides": ((1, 2, 2), (2, 2, 2), (2, 1, 2))},
-        {"channels": 0},
-        {"windows": ()},
-    ):
-        with pytest.raises(UserError, match="network"):
-            dataclasses.replace(FILMS, **wrong)
+        ("channels", 0, "network channels 1"),
+        ("windows", (), "network.windows empty"),
+    ],
+)
+def test_networks_that_cannot_be_are_named(field, value, words):
+    with pytest.raises(UserError, match=mentions(words)):
+        dataclasses.replace(FILMS, **{field: value})

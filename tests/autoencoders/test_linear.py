@@ -35,20 +35,20 @@ def test_patches_are_exact_at_full_rank_and_orthonormal(video):
     assert fitted.encode(video).shape == (12, *fitted.config.latent_shape(video.shape[1:])) == (12, 3, 4, 2, 48)
 
 
-def test_what_is_nothing_or_does_not_fit_is_refused(video, sound):
-    pictures = LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), [video])
-    with pytest.raises(UserError, match="patch 4 does not divide images of 16 x 6"):
-        pictures.encode(video[..., :6, :])
-    for config, media in (
-        (MdctPCA(temporal_stride=16, channels=4), sound),
-        (LogMel(temporal_stride=80, bands=8), sound),
-    ):
-        sounds = LinearAutoencoder.fit(config, [sound, sound[:, : config.temporal_stride - 1]])  # those tell nothing
-        for nothing in (lambda s=sounds: s.encode(sound[:0]), lambda s=sounds: s.decode(s.encode(sound)[:0])):
-            with pytest.raises(UserError, match="no elements"):
-                nothing()
-        with pytest.raises(UserError, match=f"nothing to fit the {config.kind} autoencoder on"):
-            LinearAutoencoder.fit(config, [media[:, : config.temporal_stride - 1]])
+def test_empty_arrays_and_sizes_that_do_not_fit_are_refused(video, audio):
+    visual = LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), [video])
+    with pytest.raises(UserError, match=mentions("patch 4 16 x 6")):
+        visual.encode(video[..., :6, :])
+    for config in (MdctPCA(temporal_stride=16, channels=4), LogMel(temporal_stride=80, bands=8)):
+        short = audio[:, : config.temporal_stride - 1]
+        fitted = LinearAutoencoder.fit(config, [audio, short])  # clips that are too short are left out
+        with pytest.raises(UserError, match=mentions("shape (0, 1600) elements")):
+            fitted.encode(audio[:0])
+        latents = fitted.encode(audio)[:0]
+        with pytest.raises(UserError, match=mentions("elements", latents.shape)):
+            fitted.decode(latents)
+        with pytest.raises(UserError, match=mentions("training split", config.kind)):
+            LinearAutoencoder.fit(config, [short])
 
 
 def test_a_patch_is_a_patch_of_the_image(video):
@@ -140,10 +140,10 @@ def test_silence_and_few_samples_stay_finite():
     "make, words",
     [
         (lambda: PatchPCA(patch=2, channels=13), "channels 13 2 x 2 12"),
-        (lambda: MdctPCA(temporal_stride=7), "hop 7"),
-        (lambda: MdctPCA(temporal_stride=320, channels=321), "channels 321 hop 320"),
+        (lambda: MdctPCA(temporal_stride=7), "temporal_stride 7"),
+        (lambda: MdctPCA(temporal_stride=320, channels=321), "channels 321 temporal_stride 320"),
         (lambda: PatchPCA(patch=5, channels=3).latent_shape((32, 32, 3)), "patch 5 32 x 32"),
-        (lambda: MdctPCA(temporal_stride=320, channels=3).latent_shape((1000,)), "hop 320 1000"),
+        (lambda: MdctPCA(temporal_stride=320, channels=3).latent_shape((1000,)), "temporal_stride 320 1000"),
         (lambda: LinearAutoencoder.fit(PatchPCA(patch=4, channels=3), []), "patch_pca"),
     ],
 )

@@ -20,7 +20,7 @@ from selfflow.objectives.alignment import NoAlignment, SelfFlow
 from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.model_flops import model_flops
-from tests.conftest import TINY, perturbed
+from tests.conftest import TINY, mentions, perturbed
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_modulation_for_every_token_gives_the_same_numbers(tiny_experiment, keys
         lambda p: o.loss(p, {"ema": p["model"]}, batch, keys_B, o.draw(keys_B, batch))[0], params
     )
     assert flops(PerToken(*fields)) > 1.2 * flops(SelfFlowObjective(*fields))
-    with pytest.raises(UserError, match="per-token .*SiT"):
+    with pytest.raises(UserError, match=mentions("per-token SiT")):
         step_rates(resolve(tiny_experiment), 1, 1.0, per_token=True)
 
 
@@ -89,7 +89,7 @@ def test_captions_and_other_schedules_are_counted(tiny_experiment):
         assert 0.98 * counted < model_flops(changed, "joint") <= counted
 
 
-def test_a_batch_has_the_shapes_of_its_set(tiny_experiment):
+def test_a_batch_has_the_shapes_of_its_component(tiny_experiment):
     batch = random_batch(resolve(tiny_experiment), "joint")
     shapes = jax.tree.map(np.shape, batch)
     assert shapes["latents"] == {"video": (2, 25, 4, 4, 32), "audio": (2, 50, 128)}

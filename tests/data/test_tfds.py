@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -20,11 +21,12 @@ from selfflow.data.records import Records
 from selfflow.data.shards import BadRecord
 from selfflow.data.tfds import Tfds
 from selfflow.errors import UserError
+from tests.conftest import mentions
 from tests.data.small_zoo import COUNTS, SmallZoo, video_and_audio
 
 F = tfds.features
 SMALL = Tfds(name="small_zoo", size=16, frames=5, frames_per_second=5.0, sample_rate=4000)
-SAID = dataclasses.replace(SMALL, source_frames_per_second=10.0)
+RATED = dataclasses.replace(SMALL, source_frames_per_second=10.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def read(settings: Tfds, data_dir: Path, split: str = "train") -> Records:
 
 def test_the_types_choose_the_image(zoo, capsys):
     builder = load_builder(SMALL, zoo)
-    assert "tfds: small_zoo: image = photo" in capsys.readouterr().err
+    assert mentions("small_zoo image photo").search(capsys.readouterr().err)
     assert {name: info.num_examples for name, info in builder.info.splits.items()} == COUNTS
     assert builder.info.full_name == "small_zoo/1.2.0" and SMALL.media_shapes(zoo) == {"image": (16, 16, 3)}
     records = read(SMALL, zoo)
@@ -72,7 +74,12 @@ def test_ids_are_of_the_contents_and_stable(zoo):
 
 def test_named_fields_become_video_audio_and_captions(zoo):
     settings = dataclasses.replace(
-        SAID,
+        RATED,
+        video="movie",
+        audio="waveform",
+        source_sample_rate=8000,
+        caption="about.text",
+        label=("label", "about.year"),
         video="movie",
         audio="waveform",
         source_sample_rate=8000,
@@ -90,7 +97,7 @@ def test_named_fields_become_video_audio_and_captions(zoo):
         assert record["audio"].dtype == np.int16 and len(record["audio"]) == 800 * int((1.0 + i / 10) * 5 + 1e-6)
         spectrum = np.abs(np.fft.rfft(record["audio"][:4000]))
         assert spectrum.argmax() == 500 and 11000 < np.abs(record["audio"][100:-100]).max() < 13000
-    plain = dataclasses.replace(SAID, video="pixels", source_frames_per_second=2.0, caption="about.texts")
+    plain = dataclasses.replace(RATED, video="pixels", source_frames_per_second=2.0, caption="about.texts")
     record = read(plain, zoo)[0]
     count = 4 + record["about_year"] - 1990
     assert record["video"].shape == (int(count * 2.5), 16, 16, 3) and record["caption"] == "first"
@@ -105,7 +112,7 @@ def test_video_and_audio_fields_are_read_without_tensorflow(zoo, tmp_path):
         "import sys, pathlib\n"
         "from selfflow.data.built import load_builder\n"
         "from selfflow.data.tfds import Tfds\nfrom selfflow.data.records import Records\n"
-        f"settings, folder = {SAID!r}, pathlib.Path({str(folder)!r})\n"
+        f"settings, folder = {RATED!r}, pathlib.Path({str(folder)!r})\n"
         "assert settings.media_shapes(folder).keys() == {'video', 'audio', 'image'}\n"
         "assert 'tensorflow_datasets' not in sys.modules and 'numpy' not in sys.modules\n"
         "builder = load_builder(settings, folder)\n"
@@ -119,10 +126,10 @@ def test_video_and_audio_fields_are_read_without_tensorflow(zoo, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=surroundings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("(5, 16, 16, 3) int16") and done.stdout.strip().endswith("False")
-    assert "video = movie, audio = waveform, image = photo" in done.stderr
+    assert mentions("video movie audio waveform image photo").search(done.stderr)
 
 
-def test_where_it_is_found(zoo, tmp_path):
+def test_the_folder_is_the_data_folder_or_that_of_a_version(zoo, tmp_path):
     for folder in (zoo, zoo / "small_zoo" / "1.2.0"):
         builder = load_builder(dataclasses.replace(SMALL, folder=str(folder)), tmp_path / "elsewhere")
         assert Path(builder.data_dir) == zoo / "small_zoo" / "1.2.0"
@@ -142,50 +149,49 @@ def test_it_is_prepared_where_that_works(tmp_path):
 
 
 def test_what_cannot_be(zoo, tmp_path):
-    for wrong, message in [
-        ({"name": ""}, "tfds.name = '': must be NAME"),
-        ({"name": "smal_zoo"}, "no such data set; did you mean small_zoo"),
-        ({"name": "small_zoo/blue"}, "cannot be prepared here.*tfds build small_zoo/blue --file_format=array_record"),
-        ({"image": "phot"}, "tfds.image = 'phot': the data set has no such field; did you mean photo"),
-        ({"caption": "about.txt"}, "no such field; did you mean about.text"),
-        ({"label": ("weight",)}, "tfds.label = 'weight': is (Scalar|Tensor), not a whole number"),
-        ({"video": "movie"}, "source_frames_per_second = 0: set"),
+    for fields, words in [
+        ({"name": ""}, "tfds.name NAME/CONFIG"),
+        ({"name": "smal_zoo"}, "tfds.name smal_zoo small_zoo tfds.folder"),
+        ({"name": "small_zoo/blue"}, "tfds.name blue tfds build small_zoo/blue --file_format=array_record"),
+        ({"image": "phot"}, "tfds.image phot photo"),
+        ({"caption": "about.txt"}, "tfds.caption about.txt about.text"),
+        ({"label": ("weight",)}, "tfds.label weight"),
+        ({"video": "movie"}, "tfds.source_frames_per_second 0 movie"),
     ]:
-        with pytest.raises(UserError, match=message) as caught:
-            load_builder(dataclasses.replace(SMALL, **wrong), zoo)
-        assert "\n" not in str(caught.value)
-    for wrong, message in [
-        ({"audio": "waveform"}, "source_sample_rate = 0: the field waveform has no sample rate"),
-        ({"image": "weight"}, "tfds.image = 'weight': holds float32, not pixels"),
-        ({"image": "about.text"}, "tfds.image = 'about.text': holds no numbers"),
-        ({"audio": "about.texts", "source_sample_rate": 8000}, "tfds.audio = 'about.texts'"),
+        with pytest.raises(UserError, match=mentions(words)) as error:
+            load_builder(dataclasses.replace(SMALL, **fields), zoo)
+        assert "\n" not in str(error.value)
+    for fields, words in [
+        ({"audio": "waveform"}, "tfds.source_sample_rate 0 waveform"),
+        ({"image": "weight"}, "tfds.image weight float32"),
+        ({"image": "about.text"}, "tfds.image about.text"),
+        ({"audio": "about.texts", "source_sample_rate": 8000}, "tfds.audio about.texts"),
         (
             {"video": "movie", "audio": "waveform", "source_sample_rate": 8000, "frames_per_second": 7.0},
-            "tfds.sample_rate = 4000: must be a multiple of frames_per_second = 7",
+            "tfds.sample_rate 4000 frames_per_second 7",
         ),
     ]:
-        with pytest.raises(UserError, match=message):
-            read(dataclasses.replace(SAID, **wrong), zoo)[0]
-    with pytest.raises(UserError, match="not prepared in .*: name the fields, or set tfds.folder"):
+        with pytest.raises(UserError, match=mentions(words)):
+            read(dataclasses.replace(RATED, **fields), zoo)[0]
+    with pytest.raises(UserError, match=mentions("tfds.image small_zoo", tmp_path, "tfds.folder")):
         dataclasses.replace(SMALL, folder=str(tmp_path)).media_shapes(tmp_path)
-    for wrong in ({"size": 0}, {"frames_per_second": float("nan")}, {"frames": 1.5}, {"source_sample_rate": -1}):
-        with pytest.raises(UserError, match=f"tfds.{next(iter(wrong))} "):
-            dataclasses.replace(SMALL, **wrong)
+    for field, value in (("size", 0), ("frames_per_second", math.nan), ("frames", 1.5), ("source_sample_rate", -1)):
+        with pytest.raises(UserError, match=mentions(f"tfds.{field}", value)):
+            dataclasses.replace(SMALL, **{field: value})
 
 
-def test_other_forms_and_other_peoples_builders(zoo, tmp_path):
+def test_other_file_formats_damaged_files_and_builders_that_fail(zoo, tmp_path):
     copy = Path(shutil.copytree(zoo, tmp_path / "records")) / "small_zoo" / "1.2.0"
     info = json.loads((copy / "dataset_info.json").read_text())
     (copy / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
-    command = "tfds build small_zoo --file_format=array_record --data_dir=DIR"
-    with pytest.raises(UserError, match=f"is prepared as tfrecord, which only TensorFlow reads.*{command}"):
+    with pytest.raises(UserError, match=mentions(copy, "tfrecord tfds build small_zoo --file_format=array_record")):
         load_builder(SMALL, tmp_path / "records")
     (copy / "dataset_info.json").write_text("[")
-    with pytest.raises(UserError, match="dataset_info.json cannot be read"):
+    with pytest.raises(UserError, match=mentions(copy / "dataset_info.json")):
         load_builder(SMALL, tmp_path / "records")
     (copy / "dataset_info.json").write_text(json.dumps(info))
     (copy / "features.json").write_text('{"type": "x", "content": {"photo": {"type": "Image"}}}')
-    with pytest.raises(UserError, match="features.json does not describe the features.*TFDS 4.9"):
+    with pytest.raises(UserError, match=mentions(copy / "features.json", "TFDS 4.9")):
         load_builder(SMALL, tmp_path / "records")
 
     class NeedsMore(tfds.core.GeneratorBasedBuilder):
@@ -200,16 +206,16 @@ def test_other_forms_and_other_peoples_builders(zoo, tmp_path):
         def _generate_examples(self):
             yield 0, {"n": 0}
 
-    with pytest.raises(UserError, match=r"cannot be prepared here \(no route\).*tfds build needs_more") as caught:
+    with pytest.raises(UserError, match=mentions("tfds.name needs_more (no route) tfds build")) as error:
         load_builder(Tfds(name="needs_more"), tmp_path / "more")
-    assert "\n" not in str(caught.value) and not list((tmp_path / "more").rglob("*.array_record*"))
+    assert "\n" not in str(error.value) and not list((tmp_path / "more").rglob("*.array_record*"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="would download gigabytes")
-def test_what_needs_tensorflow_says_so(tmp_path):
-    with pytest.raises(UserError, match="No module named 'tensorflow'.*tfds build ucf101/ucf101_1 --file_format"):
+def test_a_data_set_that_needs_tensorflow_is_named_with_the_command_that_prepares_it(tmp_path):
+    with pytest.raises(UserError, match=mentions("tfds.name tensorflow tfds build ucf101/ucf101_1 --file_format")):
         load_builder(Tfds(name="ucf101/ucf101_1"), tmp_path)
-    with pytest.raises(UserError, match="no such data set; did you mean ucf101"):
+    with pytest.raises(UserError, match=mentions("tfds.name ucf102 ucf101 tfds.folder")):
         load_builder(Tfds(name="ucf102"), tmp_path)
 
 
@@ -218,5 +224,5 @@ def test_a_damaged_image_is_a_bad_record(zoo, monkeypatch):
     assert read_specs(zoo / "small_zoo" / "1.2.0").keys() >= {"photo", "about.year", "movie"}
     raw = records.raw(0)
     monkeypatch.setattr(Records, "raw", lambda self, i: raw.replace(b"IHDR", b"IXDR"))
-    with pytest.raises(BadRecord, match="small_zoo-train.array_record-.*record 0 cannot be decoded"):
+    with pytest.raises(BadRecord, match=mentions("small_zoo-train.array_record-00000-of-00001 record 0")):
         records[0]

@@ -8,6 +8,7 @@ import pytest
 from selfflow.encoders import VisionFolder
 from selfflow.encoders.load import load_encoder
 from selfflow.errors import UserError
+from tests.conftest import mentions
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -38,48 +39,45 @@ def write(folder, kind="dinov2", normal=True):
 def test_features_are_the_patches_of_the_last_hidden_state(tmp_path, kind, special):
     model = write(tmp_path / "folder", kind)
     encoder = load_encoder(VisionFolder(str(tmp_path / "folder"), 12, side=16))
-    film = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    found = encoder(film)
-    pixels = torch.tensor(((film / 255 - MEAN) / STD).transpose(0, 3, 1, 2), dtype=torch.float32)
+    video = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    found = encoder(video)
+    pixels = torch.tensor(((video / 255 - MEAN) / STD).transpose(0, 3, 1, 2), dtype=torch.float32)
     with torch.no_grad():
         expected = model(pixel_values=pixels).last_hidden_state[:, special:].reshape(3, 4, 4, 12).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    np.testing.assert_allclose(encoder(film[1]), found[1], atol=1e-5)
+    np.testing.assert_allclose(encoder(video[1]), found[1], atol=1e-5)
     assert encoder.identity.startswith(f"{kind}-") and encoder.ids is None
 
 
-def test_dinov2_sees_pictures_of_any_size(tmp_path):
+def test_dinov2_takes_images_of_any_size(tmp_path):
     write(tmp_path)
     encoder = load_encoder(VisionFolder(str(tmp_path), 12, side=24))
     flat = np.broadcast_to(np.uint8([10, 100, 200]), (40, 20, 3))
     assert encoder(flat).shape == (6, 6, 12)
-    # Resizing changes nothing of a picture of one colour.
+    # Resizing does not change an image of one colour.
     np.testing.assert_allclose(encoder(flat), encoder(np.ascontiguousarray(flat[:24, :20])), atol=1e-5)
     assert encoder.identity != load_encoder(VisionFolder(str(tmp_path), 12, side=16)).identity
 
 
-def test_folders_that_are_none_are_named(tmp_path):
-    load = lambda folder, **more: load_encoder(VisionFolder(str(folder), 12, **more))
-    with pytest.raises(UserError, match="cannot read .*nowhere/config.json"):
-        load(tmp_path / "nowhere")
+def test_folders_of_other_or_damaged_models_are_named(tmp_path):
+    def refused(folder, *words, **more):
+        with pytest.raises(UserError, match=mentions(*words)):
+            load_encoder(VisionFolder(str(folder), 12, **more))
+
+    refused(tmp_path / "nowhere", tmp_path / "nowhere" / "config.json")
     write(tmp_path / "bare", normal=False)
-    with pytest.raises(UserError, match="cannot read .*preprocessor_config.json"):
-        load(tmp_path / "bare")
+    refused(tmp_path / "bare", tmp_path / "bare" / "preprocessor_config.json")
     write(tmp_path / "clip", "clip")
-    with pytest.raises(UserError, match="holds a model of type 'clip_vision_model': give one of dinov2"):
-        load(tmp_path / "clip")
-    write(tmp_path / "vit", "vit")
-    with pytest.raises(UserError, match="side 20 .* 16"):
-        load(tmp_path / "vit", side=20)
-    with pytest.raises(UserError, match="side 18 .* is not a multiple of its patch, 4"):
-        load(tmp_path / "vit", side=18)
-    weights = tmp_path / "vit" / "model.safetensors"
+    refused(tmp_path / "clip", tmp_path / "clip", "clip_vision_model dinov2")
+    vit = tmp_path / "vit"
+    write(vit, "vit")
+    refused(vit, vit, "side 20 16", side=20)
+    refused(vit, vit, "side 18 patch 4", side=18)
+    weights = vit / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="transformers cannot read"):
-        load(tmp_path / "vit", side=16)
+    refused(vit, vit, "transformers", side=16)
     weights.unlink()
-    (tmp_path / "vit" / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(UserError, match="has no model.safetensors: pickled weights are not read"):
-        load(tmp_path / "vit", side=16)
-    with pytest.raises(UserError, match="side of the encoder x is 0"):
+    (vit / "pytorch_model.bin").write_bytes(b"")
+    refused(vit, vit, "model.safetensors", side=16)
+    with pytest.raises(UserError, match=mentions("side x 0")):
         VisionFolder("x", 12, side=0)

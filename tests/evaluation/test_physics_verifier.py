@@ -18,6 +18,7 @@ from selfflow.evaluation.physics.materials import fit_material_classifiers
 from selfflow.evaluation.physics.track import track
 from selfflow.evaluation.physics.verifier import fit_classifiers
 from selfflow.evaluation.physics.verify import PASSES, score_clips, track_clip, verify
+from tests.conftest import mentions
 
 SETTINGS = Collisions(seed=5)
 CLIPS, FITTED = 40, 140
@@ -267,24 +268,21 @@ def test_a_silent_clip_and_a_clip_that_stands_still(records, seen, judges):
     assert still.rows["time"].n == 0 and (still.materials["motion"] == -1).all()
 
 
-def test_wrong_media_and_worlds_are_refused(records):
-    row = records[0]
-    with pytest.raises(UserError, match="uint8"):
-        verify([row["video"].astype(np.float32)], None, SETTINGS)
-    with pytest.raises(UserError, match="uint8"):
-        verify([row["video"][:, :16]], None, SETTINGS)
-    with pytest.raises(UserError, match="int16"):
-        verify(None, [row["audio"].astype(np.float32)], SETTINGS)
-    with pytest.raises(UserError, match="1 and 2 clips"):
-        verify([row["video"]], [row["audio"]] * 2, SETTINGS)
-    with pytest.raises(UserError, match="gravity"):
-        verify([row["video"]], None, Collisions(gravity=10.0))
-    with pytest.raises(UserError, match="two materials"):
-        fit_material_classifiers(
-            [row["audio"]] * 2, [track_clip(row["video"], SETTINGS).events] * 2, [-1, -1], SETTINGS
-        )
-    with pytest.raises(UserError, match="ids"):
-        calibrate([row | {"id": "other"}], SETTINGS)
+def test_wrong_media_and_settings_are_refused(records):
+    video, audio = records[0]["video"], records[0]["audio"]
+    for videos, audios, settings, words in (
+        ([video.astype(np.float32)], None, SETTINGS, "video float32 [25, 32, 32, 3] uint8"),
+        ([video[:, :16]], None, SETTINGS, "video uint8 [25, 16, 32, 3] [T, size, size, 3]"),
+        (None, [audio.astype(np.float32)], SETTINGS, "float32 [16000] int16"),
+        ([video], [audio] * 2, SETTINGS, "1 2"),
+        ([video], None, Collisions(gravity=10.0), "collisions.gravity 10"),
+    ):
+        with pytest.raises(UserError, match=mentions(words)):
+            verify(videos, audios, settings)
+    with pytest.raises(UserError, match=mentions('two materials="clip"')):
+        fit_material_classifiers([audio] * 2, [track_clip(video, SETTINGS).events] * 2, [-1, -1], SETTINGS)
+    with pytest.raises(UserError, match=mentions("other ids Collisions")):
+        calibrate([records[0] | {"id": "other"}], SETTINGS)
 
 
 def test_corruptions_are_what_they_say(records):

@@ -1,4 +1,4 @@
-"""`sweep.json`: what a sweep leaves beside its runs, and which folders it refuses."""
+"""`sweep.json`: the description that a sweep leaves beside its runs, and the folders that it refuses."""
 
 import json
 import subprocess
@@ -16,8 +16,9 @@ from selfflow.serialization import from_json
 from selfflow.sweep.folder import check_sweep, describe, enter_sweep
 from selfflow.sweep.load import load_sweep
 from selfflow.sweep.members import Budget
+from tests.conftest import mentions
 
-FILE = """'''What is asked.'''
+FILE = """'''The question.'''
 from tests.tiny import experiment  # noqa
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.sweep.members import *
@@ -29,10 +30,10 @@ def sweep():
 
 
 @pytest.fixture
-def told(tmp_path):
-    """What `sweep.json` would say of a file, after some changes of its text."""
+def description_of(tmp_path):
+    """A function that returns the content of `sweep.json` for the file, after some changes of its text."""
 
-    def tell(*replaced: tuple[str, str], budget: Budget = Budget(), arguments: tuple[str, ...] = ()) -> dict:
+    def describe_file(*replaced: tuple[str, str], budget: Budget = Budget(), arguments: tuple[str, ...] = ()) -> dict:
         text = FILE
         for old, new in replaced:
             assert old in text
@@ -41,7 +42,7 @@ def told(tmp_path):
         file.write_text(text)
         return describe(load_sweep(file, load_experiment(file), budget), [str(file), *arguments])
 
-    return tell
+    return describe_file
 
 
 def based_on(changes: str) -> tuple[str, str]:
@@ -56,102 +57,99 @@ def kept(folder: Path) -> dict:
     return json.loads((folder / "sweep.json").read_text())
 
 
-def test_a_sweep_tells_what_it_is(told, tmp_path):
+def test_a_sweep_is_described_in_its_folder(description_of, tmp_path):
     flags = "--steps 9 --index 3 --jobs=2 --data-dir x --list --workdir runs/x --model.width 32 --data_dir=y".split()
-    described = told(budget=Budget(flops=1e9), arguments=tuple(flags))
-    enter_sweep(tmp_path / "runs", described)
-    found = kept(tmp_path / "runs")
-    assert found == described and found["question"] == "What is asked." and found["budget"] == {"flops": 1e9}
+    description = description_of(budget=Budget(flops=1e9), arguments=tuple(flags))
+    enter_sweep(tmp_path / "runs", description)
+    sweep = kept(tmp_path / "runs")
+    assert sweep == description and sweep["question"] == "The question." and sweep["budget"] == {"flops": 1e9}
     file = str(tmp_path / "file.py")
-    assert found["file"] == file
-    assert found["command"] == ["selfflow", "sweep", file, *"--steps 9 --workdir runs/x --model.width 32".split()]
-    assert [(m["name"], m["arm"], m["seed"]) for m in found["members"][:4]] == [
+    assert sweep["file"] == file
+    assert sweep["command"] == ["selfflow", "sweep", file, *"--steps 9 --workdir runs/x --model.width 32".split()]
+    assert [(m["name"], m["arm"], m["seed"]) for m in sweep["members"][:4]] == [
         ("none_1", "none", 1),
         ("0.2_1", "0.2", 1),
         ("0.4_1", "0.4", 1),
         ("none_2", "none", 2),
     ]
-    assert found["members"][1]["overrides"] == {
+    assert sweep["members"][1]["overrides"] == {
         "alignment.weight": 0.2,
         "seed.init": 1,
         "seed.data": 1,
         "seed.noise": 1,
     }
-    assert found["members"][0]["overrides"]["alignment"]["kind"] == "none"
-    for member in found["members"]:
+    assert sweep["members"][0]["overrides"]["alignment"]["kind"] == "none"
+    for member in sweep["members"]:
         assert 0 < member["flops"] <= 1e9 and member["steps"] > 1
-    assert from_json(found["experiment"], Experiment, "x") == load_experiment(file)
-    assert told(budget=Budget(steps=5))["budget"] == {"steps": 5} and told()["budget"] is None
+    assert from_json(sweep["experiment"], Experiment, "x") == load_experiment(file)
+    assert description_of(budget=Budget(steps=5))["budget"] == {"steps": 5} and description_of()["budget"] is None
 
 
-def test_the_same_sweep_goes_on_and_may_have_got_more_members(told, tmp_path):
-    enter_sweep(tmp_path / "runs", told())
-    enter_sweep(tmp_path / "runs", told())
-    assert kept(tmp_path / "runs") == told()
-    often = told(based_on("condition_drop=0.1, cadence=Cadence(log_every=2)"))  # which says how, and not what
+def test_the_same_sweep_resumes_and_may_have_more_runs(description_of, tmp_path):
+    enter_sweep(tmp_path / "runs", description_of())
+    enter_sweep(tmp_path / "runs", description_of())
+    assert kept(tmp_path / "runs") == description_of()
+    often = description_of(based_on("condition_drop=0.1, cadence=Cadence(log_every=2)"))  # how to train, not what
     enter_sweep(tmp_path / "runs", often)
-    assert kept(tmp_path / "runs") == often != told()
-    more = told(("range(1, 3)", "range(1, 4)"), ("(0.2, 0.4)", "(0.1, 0.2, 0.4)"))
+    assert kept(tmp_path / "runs") == often != description_of()
+    more = description_of(("range(1, 3)", "range(1, 4)"), ("(0.2, 0.4)", "(0.1, 0.2, 0.4)"))
     enter_sweep(tmp_path / "runs", more)
     assert kept(tmp_path / "runs") == more and len(more["members"]) == 12
-    with pytest.raises(UserError, match="it has the run 0.1_1, which is missing now: use another --workdir"):
-        enter_sweep(tmp_path / "runs", told())
+    with pytest.raises(UserError, match=mentions(tmp_path / "runs", "0.1_1 --workdir")):
+        enter_sweep(tmp_path / "runs", description_of())
     assert kept(tmp_path / "runs") == more
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    "change, words",
     [
-        (("0.2, 0.4", "0.2, 0.5"), "it has the run 0.4_1, which is missing now"),
-        (("(0.2, 0.4)", "{'0.2': 0.3, '0.4': 0.4}"), "alignment.weight of its run 0.2_1 was 0.2, now 0.3"),
-        (
-            ("NoAlignment()}", "NoAlignment(), 'condition_drop': 0.5}"),
-            "condition_drop of its run none_1 was 0.1, now",
-        ),
-        (based_on("steps=13"), "steps of its run none_1 was 12, now 13"),
-        (based_on("seed=Seeds(data=1), condition_drop=0.3"), "condition_drop of its run none_1 was 0.1, now 0.3"),
+        (("0.2, 0.4", "0.2, 0.5"), "0.4_1"),
+        (("(0.2, 0.4)", "{'0.2': 0.3, '0.4': 0.4}"), "alignment.weight 0.2_1 0.2 0.3"),
+        (("NoAlignment()}", "NoAlignment(), 'condition_drop': 0.5}"), "condition_drop none_1 0.1 0.5"),
+        (based_on("steps=13"), "steps none_1 12 13"),
+        (based_on("seed=Seeds(data=1), condition_drop=0.3"), "condition_drop none_1 0.1 0.3"),
     ],
 )
-def test_another_sweep_is_refused(told, tmp_path, change, message):
-    described = told()
-    enter_sweep(tmp_path / "runs", described)
-    other = told(change)
+def test_another_sweep_is_refused(description_of, tmp_path, change, words):
+    description = description_of()
+    enter_sweep(tmp_path / "runs", description)
+    other = description_of(change)
     for enter in (enter_sweep, check_sweep):
-        with pytest.raises(UserError, match=f"{tmp_path}/runs holds another sweep, of .*file.py: {message}"):
+        with pytest.raises(UserError, match=mentions(tmp_path / "runs", tmp_path / "file.py", words)):
             enter(tmp_path / "runs", other)
-    assert kept(tmp_path / "runs") == described
+    assert kept(tmp_path / "runs") == description
 
 
-def test_a_damaged_file_is_named(told, tmp_path):
-    described = told()
+def test_a_damaged_file_is_named(description_of, tmp_path):
+    description = description_of()
     for content in ("", "{", "[]", "null", "{}", '{"experiment": 3, "members": []}', "\udcff", '{"members":'):
         (tmp_path / "sweep.json").write_bytes(content.encode(errors="surrogateescape"))
-        with pytest.raises(UserError, match="sweep.json"):
-            enter_sweep(tmp_path, described)
+        with pytest.raises(UserError, match=mentions(tmp_path / "sweep.json")):
+            enter_sweep(tmp_path, description)
 
 
-def test_a_run_folder_is_no_folder_of_a_sweep(told, tmp_path):
+def test_a_run_folder_is_no_folder_of_a_sweep(description_of, tmp_path):
     (tmp_path / "experiment.json").write_text("{}")
-    with pytest.raises(UserError, match="is a run folder: give the sweep a folder of its own"):
-        check_sweep(tmp_path, told())
+    with pytest.raises(UserError, match=mentions("--workdir", tmp_path, "run folder")):
+        check_sweep(tmp_path, description_of())
 
 
-def test_of_many_that_begin_at_once_those_of_one_sweep_go_on(told, tmp_path):
+def test_of_many_that_start_at_once_those_of_one_sweep_succeed(description_of, tmp_path):
     """As the processes of an array do; each opens its own lock, threads as well as processes."""
-    one, other = told(), told(("0.2, 0.4", "0.6, 0.8"))
+    one, other = description_of(), description_of(("0.2, 0.4", "0.6, 0.8"))
 
-    def enter(described: dict) -> bool:
+    def enter(description: dict) -> bool:
         try:
-            enter_sweep(tmp_path / "runs", described)
+            enter_sweep(tmp_path / "runs", description)
         except UserError as error:
-            assert "holds another sweep" in str(error)
+            assert mentions(tmp_path / "runs", "sweep --workdir").search(str(error))
             return False
         return True
 
     with ThreadPoolExecutor(16) as pool:
         entered = list(pool.map(enter, [one, other] * 8))
     assert kept(tmp_path / "runs") in (one, other)
-    assert entered == [kept(tmp_path / "runs") == described for described in [one, other] * 8]
+    assert entered == [kept(tmp_path / "runs") == description for description in [one, other] * 8]
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sweep.json", "sweep.lock"}
 
 
@@ -163,7 +161,7 @@ def test_a_lock_goes_with_a_killed_process(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         assert is_training(tmp_path / "run")
-        with pytest.raises(UserError, match="another process is training in"), run_lock(tmp_path / "run"):
+        with pytest.raises(UserError, match=mentions("another process", tmp_path / "run")), run_lock(tmp_path / "run"):
             pass
         process.kill()
         process.wait()
