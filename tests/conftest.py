@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -120,16 +119,13 @@ def shared_run(request) -> Path:
     folder = cache / f"tiny-{_source_hash()}"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+        if not (folder / "complete").exists():  # a killed training leaves none
             for outdated in cache.glob("tiny-*"):
                 shutil.rmtree(outdated, ignore_errors=True)
             from selfflow.tasks.train import train
 
-            # A killed training leaves no folder of this name.
-            building = cache / f"building-{folder.name}"
-            shutil.rmtree(building, ignore_errors=True)
-            train(load_experiment(TINY), building / "run", building / "data")
-            building.rename(folder)
+            train(load_experiment(TINY), folder / "run", folder / "data")
+            (folder / "complete").touch()
     return folder
 
 
@@ -151,8 +147,9 @@ def tiny_run(shared_run, data_dir, tmp_path_factory) -> Path:
     """A finished run of the tiny experiment, uninterrupted; a copy for each worker, on its own data folder."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     shutil.copytree(shared_run / "run", folder)
-    provenance = json.loads((folder / "provenance.json").read_text())
-    for session in provenance["sessions"]:
-        session["data_dir"] = str(data_dir)
-    (folder / "provenance.json").write_text(json.dumps(provenance, indent=1))
+    # Files name the run and its data by their absolute paths.
+    for name in ("provenance.json", "summary.json"):
+        text = (folder / name).read_text()
+        text = text.replace(str(shared_run / "run"), str(folder)).replace(str(shared_run / "data"), str(data_dir))
+        (folder / name).write_text(text)
     return folder

@@ -171,7 +171,7 @@ def _autoencoders(setup: FlowSetup, options: Options, data_dir: Path) -> list[di
                 half = f"{r.bfloat16_encode_ratio:>5.2f} {r.bfloat16_error:>8.1e} {r.bfloat16_decoded_db:>5.1f} dB"
             each = [f"{rate:,.{0 if rate >= 100 else 2}f}" for rate in (r.encoded_per_second, r.decoded_per_second)]
             print(f"  {r.modality:<9} {r.identity:<27} {each[0]:>10} {each[1]:>10} {torch:>12} {half}")
-        print("  encoded/s: pictures, frames of films, samples of sound; torch: the time of diffusers over ours, to")
+        print("  encoded/s: images, video frames, audio samples; torch: the time of diffusers over ours, to")
         print(
             "  encode and to decode; bf16: the time to encode in float32 over that in bfloat16, the relative error of"
         )

@@ -87,7 +87,7 @@ def _of_run(options: Any, arguments: list[str]) -> Mapping[str, AnyAutoencoder]:
         try:
             return getattr(read_experiment(path), "autoencoders", {})
         except UserError:
-            continue  # one that is damaged is told of where it is trained
+            continue  # a damaged one is reported where it is trained
     return {}
 
 

@@ -121,8 +121,8 @@ def _print(experiment: Experiment, plan: "Plan") -> None:
         print("  no bandwidth of the network between slices is published for this chip: its time is left out")
     for where, traffic in (("within its slice", bounds.traffic), ("between slices", bounds.traffic_between_slices)):
         if traffic:
-            told = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in traffic.items() if size >= 5e4)
-            print(f"\nA device receives {where} in a step, in MB: {told}")
+            sizes = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in traffic.items() if size >= 5e4)
+            print(f"\nA device receives {where} in a step, in MB: {sizes}")
     rates = bounds.input_bytes_per_second, bounds.input_bytes_per_second_of_a_host
     unhidden, faster = bounds.unhidden_seconds, bounds.step_seconds / bounds.unhidden_seconds
     print(

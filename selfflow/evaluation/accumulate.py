@@ -56,7 +56,7 @@ class Accumulator:
         """
         check_features(features, f"{self.features}, samples from {self.count} on")
         if features.shape[1] != self.width:
-            raise UserError(f"{self.features}: features of {features.shape[1]} channels, and {self.width} were told")
+            raise UserError(f"{self.features}: features of {features.shape[1]} channels, but {self.width} are expected")
         start, n = self.count, self.samples
         self.first.add(features[: max(0, n - start)])
         self.second.add(features[max(0, n - start) : max(0, 2 * n - start)])
@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array")
-            # Files of ADM also hold 10 000 pictures; what is not asked for is not read.
+            # Files of ADM also hold 10 000 images, which are not read.
             known = [name for name in archive.files if name not in ("arr_0", "arr_1", "mu_s", "sigma_s")]
             return {name: archive[name] for name in known}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):

@@ -11,24 +11,24 @@ from selfflow.storage.atomic import atomic_write
 
 
 def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
-    """Writes pictures batch by batch, so that they need not be in memory together; the file is whole or not there.
+    """Writes images batch by batch in constant memory; the file appears once it is complete.
 
     Args:
       path: the `.npz`; what was there is replaced.
-      batches: uint8 pictures [B, H, W, 3], all of one size.
+      batches: uint8 images [B, H, W, 3], all of one size.
       count: how many there will be in all, which stands at the start of the file.
 
     Raises:
-      UserError: if there are other pictures, or another number of them, or the file's folder is missing.
+      UserError: if there are other images, or another number of them, or the file's folder is missing.
     """
     if path.suffix != ".npz":
         raise UserError(f"{path}: what ADM's evaluator reads ends with .npz")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; make it first")
     if count < 1:
-        raise UserError(f"{path}: {count} pictures; give at least 1")
+        raise UserError(f"{path}: {count} images; give at least 1")
     with atomic_write(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        # Told in advance, because a zip past 2 GiB needs wider fields than one that stays below.
+        # Announced in advance, because a zip past 2 GiB needs wider fields than one that stays below.
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             shape, written = None, 0
             for batch in batches:
@@ -37,17 +37,16 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
                     header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
                     np.lib.format.write_array_header_1_0(file, header)
                 if _checked(path, batch).shape[1:] != shape:
-                    raise UserError(f"{path}: a picture of {batch.shape[1:]} after pictures of {shape}")
+                    raise UserError(f"{path}: an image of {batch.shape[1:]} after images of {shape}")
                 written += len(batch)
                 file.write(np.ascontiguousarray(batch).data)
             if written != count:
-                raise UserError(f"{path}: {written} pictures came, and {count} were told; it is not written")
+                raise UserError(f"{path}: {written} images came, and {count} were announced; it is not written")
 
 
 def _checked(path: Path, batch: np.ndarray) -> np.ndarray:
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
         raise UserError(
-            f"{path}: ADM's evaluator takes uint8 pictures [B, H, W, 3], and these are {batch.dtype} "
-            f"{list(batch.shape)}"
+            f"{path}: ADM's evaluator takes uint8 images [B, H, W, 3], and these are {batch.dtype} {list(batch.shape)}"
         )
     return batch

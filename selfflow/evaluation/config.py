@@ -10,7 +10,7 @@ class Evaluation:
     """What is measured of samples of the EMA, every `cadence.evaluate_every` steps; may change while a run trains."""
 
     samples: int = 64
-    """Samples of each component, which are held against twice as many of the test split."""
+    """Samples of each component, compared with twice as many of the test split."""
     shown: int = 4
     """Clips of them that are kept as files, and shown in TensorBoard."""
     features: tuple[str, ...] = ("layer", "logmel")

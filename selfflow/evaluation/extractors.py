@@ -32,8 +32,8 @@ class Extractor(Protocol):
         """Features float32 [B, D], one row a sample, whatever the other samples are.
 
         Args:
-          media: uint8 pictures [B, H, W, 3], uint8 films [B, T, H, W, 3], or int16 sound [B, samples].
-          rate: frames a second of films, samples a second of sound; pictures have none.
+          media: uint8 images [B, H, W, 3], uint8 videos [B, T, H, W, 3], or int16 audio [B, samples].
+          rate: frames per second of videos, samples per second of audio; 0 for images.
         """
         ...
 
@@ -65,8 +65,8 @@ def open_extractor(spec: str, medium: str) -> Extractor:
     """The extractor that a flag names, with its weights.
 
     Args:
-      spec: `effnet` (pictures, films), `logmel`, `birdnet` (sound), `inception=FILE` (pictures), `i3d=FILE` (films), or
-        `clap=FOLDER` (sound).
+      spec: `effnet` (images, videos), `logmel`, `birdnet` (audio), `inception=FILE` (images), `i3d=FILE` (videos), or
+        `clap=FOLDER` (audio).
       medium: "image", "video" or "audio": what it is to look at.
 
     Raises:

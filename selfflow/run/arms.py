@@ -43,12 +43,14 @@ def arms_of(runs: Sequence[Any]) -> list[str]:
 
 def check_same_data(runs: Sequence[Any]) -> None:
     """Raises `UserError` unless opened runs were trained on the same records, without which scores tell nothing."""
-    told = [{s["dataset"]: s["fingerprint"] for s in run.provenance().get("datasets", {}).values()} for run in runs]
-    for run, found in zip(runs, told):
-        if found != told[0]:
+    fingerprints = [
+        {s["dataset"]: s["fingerprint"] for s in run.provenance().get("datasets", {}).values()} for run in runs
+    ]
+    for run, found in zip(runs, fingerprints):
+        if found != fingerprints[0]:
             raise UserError(
                 f"{run.source} was trained on {', '.join(found) or 'no data'} and {runs[0].source} on "
-                f"{', '.join(told[0]) or 'no data'}, or on other records of it: probe them apart"
+                f"{', '.join(fingerprints[0]) or 'no data'}, or on other records of it: probe them apart"
             )
 
 

@@ -41,8 +41,8 @@ def batch_source_of(
     if not setup.experiment.data:
         raise UserError(f"{source} has no data: its weights were imported; give arrays of latents instead")
     # Where the run's data was, if it still is there.
-    told = provenance()["sessions"][-1].get("data_dir", "")
-    known = Path(told) if told and (bucket_url(told) or Path(told).is_dir()) else None
+    recorded = provenance()["sessions"][-1].get("data_dir", "")
+    known = Path(recorded) if recorded and (bucket_url(recorded) or Path(recorded).is_dir()) else None
     feed, built = prepare_data(setup, data_folder(data_dir or known), own=own)
     found, trained = latents_hash(feed.latents), provenance()["data"]
     if found != trained:

@@ -108,9 +108,9 @@ def _ancestors(source: str) -> list[dict[str, Any]]:
     """What the weights of RUN:STEP come from, nearest first: runs, what each was trained on or imported from."""
     if not source:
         return []
-    told = parse_run_step(source)[0].provenance()
-    own = {"run": source, "datasets": told.get("datasets", {}), "imported": told.get("imported")}
-    return [own, *told.get("ancestors", [])]
+    provenance = parse_run_step(source)[0].provenance()
+    own = {"run": source, "datasets": provenance.get("datasets", {}), "imported": provenance.get("imported")}
+    return [own, *provenance.get("ancestors", [])]
 
 
 @contextmanager

@@ -81,8 +81,8 @@ def latents_hash(latents: Mapping[str, Latents]) -> str:
     features = {name: found.features for name, found in latents.items() if found.features}
     if len(hashes) == 1 and not features:
         return next(iter(hashes.values()))
-    told = [hashes, features] if features else hashes
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    identity = [hashes, features] if features else hashes
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
@@ -199,9 +199,9 @@ def _check_identities(latents: dict[str, Latents], encoders: dict[str, dict[str,
     """One modality must mean the same in all data sets, and so must the features that it is aligned with."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for name, found in latents.items():
-        told = [(m, "autoencoder", made) for m, made in found.manifest["modalities"].items()]
-        told += [(m, "encoder of features", found.manifest["features"][m]) for m in encoders[name]]
-        for m, what, made in told:
+        identities = [(m, "autoencoder", made) for m, made in found.manifest["modalities"].items()]
+        identities += [(m, "encoder of features", found.manifest["features"][m]) for m in encoders[name]]
+        for m, what, made in identities:
             other, identity = seen.setdefault((m, what), (name, made["identity"]))
             if identity != made["identity"]:
                 raise UserError(

@@ -74,11 +74,11 @@ class Run:
         Raises:
           UserError: if it is missing or damaged.
         """
-        told = self._json("provenance.json")
-        datasets = told.get("datasets", {})
+        provenance = self._json("provenance.json")
+        datasets = provenance.get("datasets", {})
         if not isinstance(datasets, dict) or not all(isinstance(one, dict) for one in datasets.values()):
             raise UserError(f"{self.path}/provenance.json is damaged: datasets holds no tables: restore it from a copy")
-        return told
+        return provenance
 
     def summary(self) -> dict[str, Any] | None:
         """What the run measured of itself at its end; None where it has not ended.
@@ -91,12 +91,12 @@ class Run:
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            told = json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): restore it from a copy of the run") from error
-        if not isinstance(told, dict):
+        if not isinstance(content, dict):
             raise UserError(f"{path} holds no JSON object: restore it from a copy of the run")
-        return told
+        return content
 
     def autoencoder(self, modality: str) -> Autoencoder:
         """What decodes the latents of a modality: the run's copy of the autoencoder that made them.
@@ -116,7 +116,7 @@ class Run:
             found = load_autoencoder(self.experiment.autoencoders[modality], path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it from a copy of the run") from error
-        known = {told["autoencoders"].get(modality) for told in self.provenance()["datasets"].values()} - {None}
+        known = {dataset["autoencoders"].get(modality) for dataset in self.provenance()["datasets"].values()} - {None}
         if found.identity not in known:
             raise UserError(f"{path} is {found.identity}, not {' or '.join(known)}: restore it from a copy of the run")
         return found
@@ -151,7 +151,7 @@ class Run:
 
         Args:
           weights: the EMA, the student, or fresh ones from `seed.init` with the gates of all blocks open, which is what
-            trained features are to be held against.
+            trained features are compared with.
           step: a step that was saved; by default the newest.
           mesh: where to; by default the first device.
 

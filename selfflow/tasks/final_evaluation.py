@@ -1,4 +1,4 @@
-"""What a run shows for itself at its end: losses beside their linear baseline, probes, pictures and sounds."""
+"""The evaluation at the end of a run: losses with their linear baselines, probes, and samples."""
 
 import dataclasses
 from functools import partial

@@ -136,7 +136,7 @@ def checked_numbers(**splits: Split) -> list[Split]:
     _alike(found)
     counts = {name: split.y.shape[1] for name, split in found.items()}
     if len(set(counts.values())) > 1:
-        raise UserError(f"targets of different widths, {_told(counts)}: give all splits the same numbers")
+        raise UserError(f"targets of different widths, {_by_split(counts)}: give all splits the same numbers")
     return list(found.values())
 
 
@@ -173,7 +173,7 @@ def _features(name: str, split: Split, tokens: bool) -> Split:
 def _alike(splits: dict[str, Split]) -> None:
     shapes = {name: split.x.shape[1:] for name, split in splits.items()}
     if len(set(shapes.values())) > 1:
-        raise UserError(f"features of different shapes, {_told(shapes)}: take all splits from the same layer")
+        raise UserError(f"features of different shapes, {_by_split(shapes)}: take all splits from the same layer")
     refuse_shared({name: set(split.ids.tolist()) for name, split in splits.items() if split.ids is not None})
 
 
@@ -186,5 +186,5 @@ def refuse_shared(ids: dict[str, set]) -> None:
             )
 
 
-def _told(found: dict[str, Any]) -> str:
+def _by_split(found: dict[str, Any]) -> str:
     return ", ".join(f"{name} {list(x) if isinstance(x, tuple) else x}" for name, x in found.items())

@@ -1,0 +1,34 @@
+"""Words that the code, its messages and its documents do without: the field has others (see README)."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# image, video and audio are the modalities; metadata, manifest and message are nouns; the rest has plainer words.
+BANNED = re.compile(r"\b(films?|stills|pictures?|told|brought|begun|yardsticks?|held against|by lot)\b", re.IGNORECASE)
+_FILES = [
+    ROOT / "README.md",
+    *(
+        path
+        for folder in ("selfflow", "data", "notebooks", "experiments")
+        for pattern in ("*.py", "*.md")
+        for path in sorted((ROOT / folder).rglob(pattern))
+    ),
+]
+
+
+def banned_words(text: str) -> list[str]:
+    """Banned words of a text, those inside identifiers included."""
+    return BANNED.findall(text.replace("_", " "))
+
+
+def test_no_file_uses_a_banned_word():
+    found = {str(path.relative_to(ROOT)): banned_words(path.read_text()) for path in _FILES}
+    assert {path: words for path, words in found.items() if words} == {}
+
+
+@pytest.mark.parametrize("text", ["two Films", "def _told(x)", "silent_film = 1", "scores held against others"])
+def test_the_check_itself_can_fail(text):
+    assert banned_words(text)
