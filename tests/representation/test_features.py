@@ -18,7 +18,7 @@ from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.noise import Corruption, corrupt, draw_eps
-from selfflow.representation import features as module
+from selfflow.representation.features import extract as module
 from selfflow.representation.features.arrays import Arrays
 from selfflow.representation.features.extract import features
 from selfflow.run.run import open_run
