@@ -123,7 +123,7 @@ def test_stored_layers_are_not_computed_again_and_the_others_in_one_pass(run, cl
     np.testing.assert_allclose(found.layers[2]["audio"], before, atol=1e-5)
     metadata = json.loads((folder / "layer_002" / "metadata.json").read_text())
     assert metadata["step"] == 12 and metadata["weights"] == "ema" and metadata["ids"] == clips.ids
-    assert metadata["asked"]["tau"] == {"video": 0.1, "audio": 0.1} and metadata["left_out"] == []
+    assert metadata["key"]["tau"] == {"video": 0.1, "audio": 0.1} and metadata["left_out"] == []
 
 
 def test_features_of_other_settings_are_stored_apart(run, few, monkeypatch):
