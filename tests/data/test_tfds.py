@@ -80,11 +80,6 @@ def test_named_fields_become_video_audio_and_captions(zoo):
         source_sample_rate=8000,
         caption="about.text",
         label=("label", "about.year"),
-        video="movie",
-        audio="waveform",
-        source_sample_rate=8000,
-        caption="about.text",
-        label=("label", "about.year"),
     )
     assert settings.media_shapes() == {"video": (5, 16, 16, 3), "audio": (4000,)}
     for record in read(settings, zoo):
