@@ -8,20 +8,21 @@ import pytest
 
 from selfflow.errors import UserError, check_above_zero, check_at_least, check_fraction, did_you_mean
 from selfflow.serialization import digest
+from tests.conftest import mentions
 
 
-@pytest.mark.parametrize("value, message", [(0, "x.rows_read is 0: it must be at least 1"), (math.nan, "is nan")])
-def test_bounds_name_field_and_value(value, message):
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize("value", [0, math.nan])
+def test_bounds_name_field_and_value(value):
+    with pytest.raises(UserError, match=mentions("x.rows_read", value, 1)):
         check_at_least(SimpleNamespace(rows_read=value), "x.", rows_read=1)
-    with pytest.raises(UserError, match=f"--rows-read is {value}: it must be above 0"):
+    with pytest.raises(UserError, match=mentions("--rows-read", value, 0)):
         check_above_zero(SimpleNamespace(rows_read=value), "--", "rows_read")
 
 
 def test_bounds_are_inclusive_and_none_passes():
     check_at_least(SimpleNamespace(a=1, b=None), "", a=1, b=1)
     check_fraction(SimpleNamespace(a=0.0, b=1.0, c=None), "", "a", "b", "c")
-    with pytest.raises(UserError, match="x.a is 1.0: give a number from 0 to below 1"):
+    with pytest.raises(UserError, match=mentions("x.a 1.0 0 1")):
         check_fraction(SimpleNamespace(a=1.0), "x.", "a", below_one=True)
 
 

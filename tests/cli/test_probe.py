@@ -53,7 +53,7 @@ def test_probes_without_validation_are_printed_for_many_runs(capsys, layers):
 
 def test_a_baseline_is_a_label_or_the_method_that_has_one_alone():
     labels = ["shuffled, ema", "shuffled, untrained", "matched, ema"]
-    assert match_baseline("", labels) == "" and matchmatch_baseline("shuffled, ema", labels) == "shuffled, ema"
+    assert match_baseline("", labels) == "" and match_baseline("shuffled, ema", labels) == "shuffled, ema"
     assert match_baseline("matched", labels) == "matched, ema"
     for name in ("shuffled", "match", "delayed"):
         with pytest.raises(UserError, match=mentions("--baseline", name, *labels)):

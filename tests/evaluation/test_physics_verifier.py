@@ -150,12 +150,12 @@ def test_the_energy_is_the_true_one_and_the_work_of_a_push_is_subtracted(records
     assert 3 <= unexplained <= pushed
 
 
-def test_shifted_and_swapped_sounds_are_noticed(calibration):
+def test_shifted_and_swapped_audio_is_noticed(calibration):
     for name, (check, auc, n) in calibration.auc.items():
-        if name.startswith("sound"):
+        if name.startswith("audio"):
             assert check == "synchrony" and n > CLIPS // 3
-            assert auc >= (0.9 if "sound 1 " in name or "hard" in name else 0.95), name
-    assert sum(name.startswith("sound") for name in calibration.auc) == 18
+            assert auc >= (0.9 if "audio 1 " in name or "hard" in name else 0.95), name
+    assert sum(name.startswith("audio") for name in calibration.auc) == 18
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from selfflow.errors import UserError
 from selfflow.training.sharding import Devices, sharding_table, state_shardings
 from selfflow.training.state import init_state
 from selfflow.training.step import make_step
+from tests.conftest import mentions
 from tests.training.distillation import OPTIMIZER, Distillation
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def test_each_frozen_tree_has_its_own_axes(shapes):
 def test_a_frozen_parameter_that_does_not_divide_is_named(shapes):
     """The student's 8 and 16 divide by 16 devices of `tensor`, the reference's 24 do not."""
     devices = Devices(rules={"mlp": "tensor"})
-    with pytest.raises(UserError, match=r"reference\.first of shape \(8, 24\) .* devices.tensor"):
+    with pytest.raises(UserError, match=mentions("reference.first (8, 24) devices.tensor")):
         state_shardings(Distillation(), OPTIMIZER, shapes, devices, mesh(data=1, fsdp=1, tensor=16))
 
 

@@ -113,11 +113,14 @@ def test_unknown_encoders(tmp_path):
     refused(Text(encoder=str(tmp_path)), tmp_path / "config.json", "model_type")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_missing_files(text, folder, name):
+@pytest.mark.parametrize(
+    "name, word",
+    [("config.json", "missing"), ("model.safetensors", "save_pretrained"), ("tokenizer.json", "save_pretrained")],
+)
+def test_missing_files(text, folder, name, word):
     (folder / name).unlink()
     (folder / "pytorch_model.bin").write_bytes(b"never read")
-    refused(text, name)
+    refused(text, folder, name, word)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
