@@ -118,7 +118,7 @@ def _parse(action: str, arguments: list[str]) -> tuple["Dataset", Any, Path]:
         settings: Annotated[DATASETS[kind], tyro.conf.arg(name="")] = default,
         options: Annotated[type(options), tyro.conf.arg(name="")] = options,
         data_dir: Path | None = None,
-    ) -> tuple["Dataset", Any, Path | None]:
+    ) -> tuple[Any, Any, Path | None]:
         """Reads the flags.
 
         Args:

@@ -162,7 +162,7 @@ def test_scores_of_a_real_network_depend_on_its_video_and_not_on_the_batch():
         ("material label", {"material": MATERIAL.astype(float)}),
         ("192 clips video 191 labels", {"material": MATERIAL[:-1]}),
         ("queries 3 192 0 191", {"queries": np.array([3, 192])}),
-        ("queries none", {"queries": np.array([], int)}),
+        ("queries", {"queries": np.array([], int)}),
         ("video audio missing", {"latents": {"video": np.zeros((CLIPS, 2, 2, 2, 3))}}),
         ("clip 2 score", {"latents": clips() | {"video": np.full((CLIPS, 2, 2, 2, 3), np.nan)}}),
     ],
