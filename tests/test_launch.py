@@ -48,14 +48,14 @@ def called(command: list, surroundings: dict[str, str], status: int = 0) -> dict
 
 def trained(arguments: list[str], monkeypatch) -> tuple:
     """What `selfflow train` makes of arguments: the experiment, its folder, that of the data, and the processes."""
-    import selfflow.tasks.train
+    import selfflow.cli.train
 
     joined, made = [], []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(Processes, "join", lambda self: joined.append(self))
-    monkeypatch.setattr(selfflow.tasks.train, "train", lambda *given: made.append(given))
+    monkeypatch.setattr(Processes, "connect", lambda self: joined.append(self))
+    monkeypatch.setattr(selfflow.cli.train, "train", lambda *given: made.append(given))
     assert arguments[0] == "train"
-    selfflow.tasks.train.main(arguments[1:])
+    selfflow.cli.train.main(arguments[1:])
     return *made[0], joined[0]
 
 

@@ -245,7 +245,7 @@ def test_runs_that_other_processes_train_are_waited_for(tmp_path, quick, capsys,
 
 
 def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch, capsys):
-    monkeypatch.setattr(Processes, "join", lambda self: None)
+    monkeypatch.setattr(Processes, "connect", lambda self: None)
     file, flags = written(tmp_path / "s.py", TINY_SWEEP), ["--workdir", str(tmp_path / "runs")]
     with run_lock(tmp_path / "runs"), pytest.raises(UserError, match=mentions("another process", tmp_path / "runs")):
         main([str(file), *flags])
