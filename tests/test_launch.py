@@ -53,7 +53,7 @@ def trained(arguments: list[str], monkeypatch) -> tuple:
     joined, made = [], []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(Processes, "connect", lambda self: joined.append(self))
-    monkeypatch.setattr(selfflow.cli.train, "train", lambda *given: made.append(given))
+    monkeypatch.setattr("selfflow.tasks.train.train", lambda *given: made.append(given))
     assert arguments[0] == "train"
     selfflow.cli.train.main(arguments[1:])
     return *made[0], joined[0]

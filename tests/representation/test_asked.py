@@ -85,7 +85,7 @@ def test_targets_of_whole_clips_are_refused_for_cropped_ones(run, clips, monkeyp
     for name in ("contacts", "contact", "position", "velocity"):
         with pytest.raises(UserError, match=mentions("target", name, "mixture.joint.seconds 1 2 s")):
             select_targets(run, clips, (name,))
-    with pytest.raises(UserError, match=mentions("bodies mixture.joint.seconds 1")):
+    with pytest.raises(UserError, match=mentions("mixture.joint.seconds 1")):
         layout_of(run, clips)
     assert len(select_targets(run, clips, ("shape", "material"))) == 2
 
