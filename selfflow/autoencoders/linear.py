@@ -12,7 +12,7 @@ from jaxtyping import Float
 from safetensors.numpy import save
 
 from selfflow.autoencoders.log_mel import LogMel
-from selfflow.autoencoders.media import check_latents, check_media
+from selfflow.autoencoders.media import block_shape, check_block, check_latents, check_media, whole_blocks
 from selfflow.errors import UserError
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
 
@@ -88,9 +88,8 @@ class MdctPCA:
     rotated: ClassVar[bool] = True
 
     def __post_init__(self):
+        check_block(self)
         stride = self.temporal_stride
-        if stride < 2 or stride % 2:
-            raise UserError(f"autoencoder temporal_stride {stride}: give an even number of samples")
         if not 1 <= self.channels <= stride:
             raise UserError(
                 f"autoencoder channels {self.channels}: an MDCT of temporal_stride {stride} has 1 to {stride}"
@@ -102,20 +101,14 @@ class MdctPCA:
         Raises:
           UserError: if the temporal stride does not divide the samples.
         """
-        *lead, samples = media
-        if samples % self.temporal_stride:
-            raise UserError(
-                f"autoencoder temporal_stride {self.temporal_stride} does not divide clips of {samples} samples: give "
-                "another stride"
-            )
-        return (*lead, samples // self.temporal_stride, self.channels)
+        return block_shape(self, media, self.channels)
 
     def frames(self, media: np.ndarray) -> Float[np.ndarray, "... T D"]:
         """int16 [..., samples] -> MDCT coefficients [..., samples / stride, stride] of the signal in [-1, 1].
 
         Samples after the last whole stride are left out.
         """
-        media = media[..., : media.shape[-1] // self.temporal_stride * self.temporal_stride]
+        media = whole_blocks(self, media)
         blocks = to_unit_range(media.reshape(*media.shape[:-1], -1, self.temporal_stride))
         return scipy.fft.dst(self._lap(blocks, -1), type=4, norm="ortho", axis=-1)
 

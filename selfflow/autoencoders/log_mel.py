@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float
 
-from selfflow.errors import UserError, check_at_least
+from selfflow.autoencoders.media import block_shape, check_block, whole_blocks
+from selfflow.errors import check_at_least
 from selfflow.media import MEDIA, from_unit_range, to_unit_range
 
 _FLOOR = 1e-4  # power below which there is silence, of a signal in [-1, 1]
@@ -34,8 +35,7 @@ class LogMel:
     rotated: ClassVar[bool] = False
 
     def __post_init__(self):
-        if self.temporal_stride < 2 or self.temporal_stride % 2:
-            raise UserError(f"autoencoder temporal_stride {self.temporal_stride}: give an even number of samples")
+        check_block(self)
         check_at_least(self, "log_mel autoencoder: ", bands=1)
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
@@ -44,13 +44,7 @@ class LogMel:
         Raises:
           UserError: if the temporal stride does not divide the samples.
         """
-        *lead, samples = media
-        if samples % self.temporal_stride:
-            raise UserError(
-                f"autoencoder temporal_stride {self.temporal_stride} does not divide clips of {samples} samples: give "
-                "another stride"
-            )
-        return (*lead, samples // self.temporal_stride, self.bands)
+        return block_shape(self, media, self.bands)
 
     def frames(self, media: np.ndarray) -> Float[np.ndarray, "... T bands"]:
         """int16 [..., samples] -> float32 log powers [..., samples / stride, bands]; frame i is centred on block i.
@@ -59,7 +53,7 @@ class LogMel:
         """
         import librosa  # seconds to import
 
-        media = media[..., : media.shape[-1] // self.temporal_stride * self.temporal_stride]
+        media = whole_blocks(self, media)
         if not media.size:
             return np.zeros((*media.shape[:-1], 0, self.bands), np.float32)
         # Half a window of silence at both ends centres the frames on their blocks.

@@ -1,4 +1,4 @@
-"""Checks of what autoencoders encode and decode."""
+"""Checks of what autoencoders encode and decode, and the blocks of audio that some of them share."""
 
 from typing import Any
 
@@ -30,6 +30,37 @@ def check_latents(latents: Any, modality: str) -> None:
     if not isinstance(latents, np.ndarray) or latents.ndim < len(axes):
         raise UserError(f"latents are {_describe(latents)}: give [..., {', '.join(axes)}]")
     _check_not_empty(latents)
+
+
+def check_block(config: Any) -> None:
+    """Checks that the temporal stride of an autoencoder of overlapping audio blocks is even.
+
+    Raises:
+      UserError: if it is not, or below 2.
+    """
+    stride = config.temporal_stride
+    if stride < 2 or stride % 2:
+        raise UserError(f"autoencoder temporal_stride {stride}: give an even number of samples")
+
+
+def block_shape(config: Any, media: tuple[int, ...], channels: int) -> tuple[int, ...]:
+    """Shape of the latents of audio [..., samples]: a latent frame for each block of `temporal_stride` samples.
+
+    Raises:
+      UserError: if the temporal stride does not divide the samples.
+    """
+    *lead, samples = media
+    if samples % config.temporal_stride:
+        raise UserError(
+            f"autoencoder temporal_stride {config.temporal_stride} does not divide clips of {samples} samples: give "
+            "another stride"
+        )
+    return (*lead, samples // config.temporal_stride, channels)
+
+
+def whole_blocks(config: Any, media: np.ndarray) -> np.ndarray:
+    """Audio [..., samples] without the samples after the last whole block."""
+    return media[..., : media.shape[-1] // config.temporal_stride * config.temporal_stride]
 
 
 def _describe(x: Any) -> str:

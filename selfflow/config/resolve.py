@@ -1,7 +1,6 @@
 """From an experiment as a user writes it to its setup: derived fields filled in, and all fields checked."""
 
 import dataclasses
-import difflib
 from typing import Any, overload
 
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
@@ -9,7 +8,7 @@ from selfflow.config.check import check_autoencoder, check_components, check_flo
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import AutoencoderSetup, FlowSetup, setup_of
 from selfflow.config.training import TrainingConfig
-from selfflow.errors import UserError, check_at_least
+from selfflow.errors import UserError, check_at_least, did_you_mean
 from selfflow.input.mixture import Component
 from selfflow.latents.ids import hash_ids, read_ids
 from selfflow.training.state import ema_decay_for
@@ -77,7 +76,5 @@ def _with_data(experiment: TrainingConfig, name: str) -> Component:
         raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(datasets)}")
     data = component.data or next(iter(datasets))
     if data not in datasets:
-        near = difflib.get_close_matches(data, datasets, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(datasets)}"
-        raise UserError(f"mixture.{name}.data names {data}, which is not in data{hint}")
+        raise UserError(f"mixture.{name}.data names {data}, which is not in data; {did_you_mean(data, datasets)}")
     return dataclasses.replace(component, data=data)

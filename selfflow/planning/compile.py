@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
 from selfflow.planning.chips import chip_of, topologies_of
-from selfflow.training.sharding import batch_sharding, device_bytes
+from selfflow.training.sharding import batch_sharding, device_bytes, shardings_of
 
 # libtpu searches for a local TPU, waits, warns, and locks it for one process; without a TPU all of that is disabled.
 _ENVIRONMENT = {
@@ -103,17 +103,14 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
       mesh: of devices that need not exist.
     """
     began = time.perf_counter()
-    placed = setup.shardings(mesh)
-    state = jax.tree.map(_sharded, jax.eval_shape(setup.init, jax.random.key(0)), placed)
-    batch = jax.tree.map(lambda x: _sharded(x, batch_sharding(mesh)), batch_shapes(setup, name))
-    step = jax.jit(setup.step(), donate_argnums=0, out_shardings=(placed, None))
+    state, batch = setup.abstract_state(mesh), abstract_batch(setup, name, mesh)
+    step = jax.jit(setup.step(), donate_argnums=0, out_shardings=(shardings_of(state), None))
     with jax.set_mesh(mesh):
         lowered = step.trace(state, batch).lower(lowering_platforms=(mesh.devices.flat[0].platform,))
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            arguments = sum(device_bytes(x, x.sharding) for x in jax.tree.leaves((state, batch)))
-            return _refusal(error, arguments, time.perf_counter() - began)
+            return _refusal(error, bytes_on_device((state, batch)), time.perf_counter() - began)
     memory = program.memory_analysis()
     return Compiled(
         program.as_text(),
@@ -123,8 +120,9 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
     )
 
 
-def _sharded(x: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+def bytes_on_device(tree: Any) -> int:
+    """Bytes on one device of a tree of arrays that have shardings."""
+    return sum(device_bytes(x, x.sharding) for x in jax.tree.leaves(tree))
 
 
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -156,8 +154,18 @@ def coordinates(mesh: Mesh) -> np.ndarray:
     return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])
 
 
+def abstract_batch(setup: FlowSetup, name: str, mesh: Mesh) -> dict[str, Any]:
+    """Shapes, types and shardings of a batch of a component on a mesh."""
+    sharding = batch_sharding(mesh)
+
+    def sharded(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(sharded, batch_shapes(setup, name))
+
+
 def batch_shapes(setup: FlowSetup, name: str) -> dict[str, Any]:
-    """Shapes and types of a batch of a component, as `Feed` makes them."""
+    """Shapes and types of a batch of a component, as `BatchSource` yields them."""
     experiment, streams = setup.experiment, setup.modalities[name]
     size = experiment.mixture[name].batch_size
 

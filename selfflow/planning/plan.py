@@ -8,7 +8,6 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,11 +15,18 @@ from jax.sharding import Mesh
 
 from selfflow.config.setup import FlowSetup
 from selfflow.planning.chips import Chip, chip_of
-from selfflow.planning.compile import Compiled, Refused, batch_shapes, compile_step, coordinates
+from selfflow.planning.compile import (
+    Compiled,
+    Refused,
+    abstract_batch,
+    batch_shapes,
+    bytes_on_device,
+    compile_step,
+    coordinates,
+)
 from selfflow.planning.flops import matmul_flops
 from selfflow.planning.hlo import KINDS, Collective, collectives
 from selfflow.planning.model_flops import model_flops
-from selfflow.training.sharding import batch_sharding, device_bytes
 
 
 @dataclass(frozen=True)
@@ -203,18 +209,8 @@ def _tokens(setup: FlowSetup, name: str) -> float:
 
 
 def _memory(setup: FlowSetup, name: str, mesh: Mesh, program: Compiled | Refused, chip: Chip, cores: int) -> Memory:
-    shapes, placed = jax.eval_shape(setup.init, jax.random.key(0)), setup.shardings(mesh)
-
-    def size(tree: Any, shardings: Any) -> int:
-        return cores * sum(map(device_bytes, jax.tree.leaves(tree), jax.tree.leaves(shardings)))
-
-    batch = batch_shapes(setup, name)
-    parts = (
-        size(shapes.params, placed.params),
-        size(shapes.optimizer, placed.optimizer),
-        size(shapes.frozen, placed.frozen),
-        size(batch, jax.tree.map(lambda x: batch_sharding(mesh), batch)),
-    )
+    state, batch = setup.abstract_state(mesh), abstract_batch(setup, name, mesh)
+    parts = [cores * bytes_on_device(part) for part in (state.params, state.optimizer, state.frozen, batch)]
     if isinstance(program, Refused):
         rest, code, limit = cores * int(program.used_bytes) - sum(parts), 0, cores * int(program.limit_bytes)
     else:

@@ -1,7 +1,5 @@
 """The network of a run with some weights."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +11,7 @@ from jax.sharding import Mesh
 from selfflow.config.setup import FlowSetup
 from selfflow.modality import Modality
 from selfflow.models.joint import Output
-from selfflow.serialization import to_json
+from selfflow.serialization import digest, to_json
 from selfflow.training.checkpoints import fetch_checksums
 from selfflow.training.state import State
 
@@ -70,5 +68,5 @@ def model_of(
         config.labels,
         config.depth,
         int(state.step) if trained else 0,
-        hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16],
+        digest(facts),
     )

@@ -1,8 +1,6 @@
 """From an experiment to what its run reads: builds, fits and encodes what is not there yet."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from selfflow.latents.ids import read_ids
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.modality import Modality
+from selfflow.serialization import digest
 from selfflow.storage.lock import wait_for_file
 from selfflow.storage.mirror import fetch_folder
 from selfflow.storage.paths import local_path
@@ -82,7 +81,7 @@ def latents_hash(latents: Mapping[str, Latents]) -> str:
     if len(hashes) == 1 and not features:
         return next(iter(hashes.values()))
     identity = [hashes, features] if features else hashes
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(identity)
 
 
 def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """The training task of an autoencoder."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from selfflow.latents.ids import read_ids
 from selfflow.latents.store import INDEX_FOLDER
 from selfflow.media import to_unit_range
 from selfflow.progress import Progress
+from selfflow.serialization import digest
 from selfflow.tasks.autoencoder_evaluation import FITTING_SAMPLES, evaluate_autoencoder
 from selfflow.tasks.task import TrainingTask
 from selfflow.training.distributed import broadcast, primary_first
@@ -131,7 +130,7 @@ class AutoencoderTask(TrainingTask):
 
 def _data_hash(built: Mapping[str, BuiltDataset]) -> str:
     records = {name: [b.name, b.fingerprint, b.settings.decoding_options(), b.deleted] for name, b in built.items()}
-    return hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(records)
 
 
 def _provenance(experiment: AutoencoderExperiment, built: Mapping[str, BuiltDataset]) -> dict[str, Any]:
