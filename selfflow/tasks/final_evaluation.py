@@ -160,12 +160,12 @@ def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State
 
 def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table: str | None) -> None:
     print(f"\n{workdir}: {summary['steps']} steps done\n")
-    print("Flow loss of the EMA (linear baseline: the best guess that knows no structure)")
+    print("Flow loss of the EMA (linear baseline: the best linear predictor of each channel)")
     for name, value in summary["flow_loss"].items():
         verdict = "learned structure" if value["normalised_loss"] < 1 else "NO structure learned"
         print(
             f"  {name:<14} {value['loss']:.3f}   linear baseline {value['linear_baseline']:.3f}   "
-            f"ratio {value['normalised_loss']:.2f}   {verdict} ({value['split']} split)"
+            f"normalised {value['normalised_loss']:.2f}   {verdict} ({value['split']} split)"
         )
     if summary["alignment_cosine"]:
         print("\nAlignment cosine of student and teacher (last diagnostics)")
@@ -185,7 +185,7 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
         print("\nNo samples are drawn: none of the autoencoders can decode.")
         return
     folder = Path(summary["files"][0]).parent
-    print(f"\nPictures and sounds ({len(summary['files'])} files) in {folder}:")
+    print(f"\nSamples ({len(summary['files'])} files) in {folder}:")
     for file in summary["files"]:
         if file.endswith(".png"):
             print(f"  {file}")
