@@ -1,6 +1,5 @@
 """Encoding of one shard of a data set: the part that worker processes run."""
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
@@ -24,6 +23,7 @@ from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord
 from selfflow.latents.store import CAPTION
 from selfflow.modality import Modality
 from selfflow.storage.atomic import atomic_write
+from selfflow.storage.lock import try_lock
 
 _RECORDS_PER_BATCH = 256  # whose captions are encoded together
 
@@ -78,7 +78,7 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = _no_progress) -> li
     with atomic_write(shard.path) as partial:
         # Locked while it is written, so that `clear_partials` of another process leaves it alone.
         lock = partial.open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try_lock(lock)
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for start in range(shard.start, shard.stop, _RECORDS_PER_BATCH):
             numbers = range(start, min(start + _RECORDS_PER_BATCH, shard.stop))

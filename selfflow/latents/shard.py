@@ -1,6 +1,5 @@
 """Shards of latents as units of encoding: what belongs to one, its files, and the records it could not encode."""
 
-import fcntl
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from selfflow.encoders.text.config import Text
 from selfflow.latents.fit_autoencoder import FittedAutoencoder
 from selfflow.latents.store import shard_name
 from selfflow.modality import Modality
+from selfflow.storage.lock import try_lock
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def clear_partials(folder: Path) -> None:
     for partial in folder.glob("*.partial-*"):
         try:
             with partial.open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink()
-        except (BlockingIOError, FileNotFoundError):
-            continue  # another process is writing it, or has just renamed it
+                # Without locks nobody knows whether another process is writing it: it stays.
+                if try_lock(file, unsupported=False):
+                    partial.unlink()
+        except FileNotFoundError:
+            continue  # another process has just renamed it

@@ -1,7 +1,6 @@
 """Run folders as they are made and taken up: by a training, or of weights that were trained elsewhere."""
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import platform
@@ -26,6 +25,7 @@ from selfflow.run.init_state import parse_run_step
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.run import Run
 from selfflow.storage.atomic import atomic_write
+from selfflow.storage.lock import try_lock
 from selfflow.training.checkpoints import Checkpoints
 from selfflow.training.state import State
 
@@ -126,10 +126,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--workdir {folder} cannot be written ({error.strerror}): choose another") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is training in {folder}: wait for it or use another --workdir") from error
+        if not try_lock(lock):
+            raise UserError(f"another process is training in {folder}: wait for it or use another --workdir")
         yield
 
 
@@ -137,12 +135,9 @@ def is_training(folder: Path) -> bool:
     """Whether a process trains into a run folder on this disk: its lock goes with it, however it ends."""
     try:
         with (folder / _LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not try_lock(lock, shared=True)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def check_run(folder: Path, experiment: AnyExperiment) -> Setup:

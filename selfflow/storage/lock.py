@@ -1,11 +1,63 @@
 """Locks of files between processes; the kernel releases them when their holder ends, however it ends."""
 
+import errno
 import fcntl
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+# What flock(2) says on file systems without locks: Lustre mounted without `flock`, NFS without lockd, some FUSE mounts.
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+_warned: set[Path] = set()
+
+
+def try_lock(file: IO, shared: bool = False, unsupported: bool = True) -> bool:
+    """Locks an open file without waiting.
+
+    On a file system without locks nothing keeps processes apart: one line on stderr says so, once for each folder.
+
+    Args:
+      file: open file; the lock is held until it is closed.
+      shared: whether other processes may hold a shared lock beside this one.
+      unsupported: what is returned on a file system without locks.
+
+    Returns:
+      False if another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        _warn_unsupported(file, error)
+        return unsupported
+    return True
+
+
+def _lock(file: IO) -> None:
+    """Locks an open file; blocks while another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        _warn_unsupported(file, error)
+
+
+def _warn_unsupported(file: IO, error: OSError) -> None:
+    if error.errno not in _UNSUPPORTED:
+        raise error
+    folder = Path(file.name).parent
+    if folder not in _warned:
+        _warned.add(folder)
+        print(
+            f"warning: the file system of {folder} has no locks ({error.strerror}): "
+            "start only one process at a time that writes there",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextmanager
@@ -18,12 +70,10 @@ def locked(path: Path, task: str = "") -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             if task:
                 print(f"{task}: waiting for another process that does the same", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock)
         yield
 
 

@@ -1,6 +1,5 @@
 """Shards of records from a bucket: downloaded whole at first use, cached on the local disk up to a limit."""
 
-import fcntl
 import os
 import re
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from selfflow.errors import UserError
 from selfflow.serialization import digest
-from selfflow.storage.lock import locked
+from selfflow.storage.lock import locked, try_lock
 from selfflow.storage.paths import cache_folder, url_of_copy
 
 _PROCESS_START = time.time()
@@ -102,9 +101,7 @@ def _make_room(size: int) -> bool:
         if free >= size:
             break
         with _lock_of(path).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(lock):
                 continue  # it is being downloaded or opened
             # A shard that this run has read already will be downloaded again in the next epoch.
             if path.suffix != ".partial" and last_use > _PROCESS_START and not _warned:
