@@ -1,4 +1,4 @@
-"""Charts of a report, drawn by matplotlib as SVG elements of the page, in the colours of the page."""
+"""Charts of a report: matplotlib figures as inline SVG, in the colours of the page."""
 
 import io
 import re
@@ -12,27 +12,34 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from selfflow.report.curves import Line, Panel
 from selfflow.report.measures import FEW
 
-COLOURS = 12  # the style of the page defines --c0 to --c11
+COLOURS = 12  # style.css defines --c0 to --c11
 _DASHES = ("-", "--", ":")
 _STEPS = [1, 2, 5, 10]  # of ticks, times powers of ten
-_MARKED = 12  # the longest line whose points are marked
-# Colours that stand for variables of the page's style, which has a light and a dark theme.
+_MARKED = 12  # points; longer lines have no markers
+
+
+def _placeholder(index: int) -> str:
+    """The colour of arm `index` in the figure, which the CSS variable of the arm replaces in the SVG."""
+    return f"#c0ff{index:02x}"
+
+
+# matplotlib knows no CSS variables, and the page needs them for its light and its dark theme.
 _DIM, _RULE = "#c0ff0d", "#c0ff0e"
 _VARIABLES = {_DIM: "var(--dim)", _RULE: "var(--rule)"}
-_VARIABLES |= {f"#c0ff{index:02x}": f"var(--c{index})" for index in range(COLOURS)}
+_VARIABLES |= {_placeholder(index): f"var(--c{index})" for index in range(COLOURS)}
 _STYLE = {
     "axes.edgecolor": "none",
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.labelcolor": _DIM,
     "axes.xmargin": 0.02,
-    "font.sans-serif": ["DejaVu Sans"],  # to measure text; the page has its own fonts
+    "font.sans-serif": ["DejaVu Sans"],  # for the layout alone: the page sets the font
     "font.size": 8,
     "grid.color": _RULE,
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.3,
     "lines.markersize": 3,
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # <text> elements in place of outlines
     "xtick.labelcolor": _DIM,
     "xtick.major.size": 0,
     "ytick.labelcolor": _DIM,
@@ -46,23 +53,24 @@ def draw(panel: Panel, colours: dict[str, int]) -> Markup:
     """A panel as an SVG element. Lines are means, bands their 95 % t intervals.
 
     Args:
-      panel: what to plot.
+      panel: lines and axes.
       colours: index of the colour of each arm.
     """
     lines = [line for line in panel.lines if line.points]
     kinds = list(dict.fromkeys(line.kind for line in lines))
-    # Identifiers within the SVG are hashes, which must differ from those of other charts of the page.
+    # Identifiers in the SVG are salted hashes: they must be unique in the page, and equal in every rendering.
     salt = f"{panel.section} {panel.title} {panel.x}"
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=(3.4, 2.2))
         axes = figure.add_axes((0.14, 0.17, 0.81, 0.8), xlabel=panel.x)
         for number, line in enumerate(lines):
             dash = _DASHES[kinds.index(line.kind) % len(_DASHES)]
-            _plot(axes, line, f"#c0ff{colours[line.arm] % COLOURS:02x}", dash, f"curve-{number}")
+            _plot(axes, line, _placeholder(colours[line.arm] % COLOURS), dash, f"curve-{number}")
         _scale(axes, panel, lines)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = _as_element(file.getvalue())
+    # A <title> is the tooltip of a line.
     for number, line in enumerate(lines):
         name = f"{line.arm}, {line.kind}" if line.kind else line.arm
         last = line.points[-1]
@@ -72,26 +80,32 @@ def draw(panel: Panel, colours: dict[str, int]) -> Markup:
 
 
 def _plot(axes: Axes, line: Line, colour: str, dash: str, gid: str) -> None:
-    x, mean = [point.x for point in line.points], [point.mean for point in line.points]
+    """The means of a line, and the band of their intervals."""
+    x, mean, *_ = zip(*line.points)
     marker = "o" if len(x) <= _MARKED else ""
     axes.plot(x, mean, color=colour, linestyle=dash, marker=marker, gid=gid)
-    # The band of two seeds would be 13 standard errors wide to either side.
-    band = [point for point in line.points if point.n > 2]
-    low, high = [point.low for point in band], [point.high for point in band]
-    axes.fill_between([point.x for point in band], low, high, color=colour, alpha=0.16, linewidth=0)
+    band_x, low, high = [], [], []
+    for point in line.points:
+        # The 95 % t interval of two seeds is 13 standard errors wide to either side.
+        if point.n > 2:
+            band_x.append(point.x)
+            low.append(point.low)
+            high.append(point.high)
+    axes.fill_between(band_x, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
 def _scale(axes: Axes, panel: Panel, lines: list[Line]) -> None:
     """Limits, ticks and the horizontal line."""
-    points = [point for line in lines for point in line.points]
-    ys = [point.mean for point in points]
-    log = panel.log and min(ys, default=0) > 0
-    for point in points:
-        # The bands of three or four seeds would hide everything else: they are cut off at the edge.
-        if point.n >= FEW:
-            ys += [point.low, point.high]
-    if log:
-        ys = [y for y in ys if y > 0]
+    means, bounds = [], []
+    for line in lines:
+        for point in line.points:
+            means.append(point.mean)
+            # Intervals of three or four seeds are so wide that they would flatten the lines: the axis may cut them.
+            if point.n >= FEW:
+                bounds += [point.low, point.high]
+    ys = means + bounds
+    if panel.log and min(means, default=0) > 0:
+        ys = [y for y in ys if y > 0]  # a lower bound may be negative
         axes.set_yscale("log")
         axes.set_ylim(min(ys) / 1.1, max(ys) * 1.1)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
@@ -114,10 +128,10 @@ def _scale(axes: Axes, panel: Panel, lines: list[Line]) -> None:
 
 
 def _as_element(svg: str) -> str:
-    """The root element of an SVG file of matplotlib, without the parts that would apply to the whole page."""
+    """The root element of an SVG file of matplotlib, without declarations, style and repeated identifiers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r' id="[^"]*_\d+"', "", svg)  # counts of artists, the same in every chart
+    svg = re.sub(r' id="[^"]*_\d+"', "", svg)  # such as axes_1, which every chart contains
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     return svg

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from selfflow.errors import UserError
@@ -14,6 +15,7 @@ from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.statistics import interval
 
 _BINS = 30
+# Arms that differ in one of these have training losses of different tasks.
 TRAINING_TASK_FIELDS = ("schedule", "separation", "mixture", "data.", "autoencoders.", "patch.", "exclude")
 _LOSS = re.compile(r"flow_loss/([^/]+)")
 _DIAGNOSTIC = re.compile(r"(cosine|norm|rank)/([^/]+)/(.+)")
@@ -44,7 +46,7 @@ class Line(NamedTuple):
 
     Attributes:
       arm: name of the arm, or of a run that is not done.
-      kind: distinguishes several lines of the arm, such as teacher; empty if there is one.
+      kind: distinguishes several lines of the arm, such as "teacher"; empty if there is one.
       points: in ascending x.
     """
 
@@ -74,12 +76,12 @@ class Panel(NamedTuple):
 
 
 def line_name(member: Member) -> str:
-    """The line that a run belongs to: the mean of its arm, or one of its own if it is not done."""
+    """The line that a run belongs to: that of its arm if it is done, otherwise a line for this run alone."""
     return member.arm if member.done else f"{member.name}, not done"
 
 
 def read_metrics(study: Study) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """The rows of `metrics.jsonl` by the name of the run, and notes about runs that have none.
+    """The rows of `metrics.jsonl` by the name of the run, and notes about runs without this file.
 
     Raises:
       UserError: if the metrics of a run are damaged, or end before its last step.
@@ -103,14 +105,14 @@ def read_metrics(study: Study) -> tuple[dict[str, list[dict[str, Any]]], list[st
 
 
 def loss_panels(study: Study, rows: Rows) -> list[Panel]:
-    """Flow losses against step and against compute: means over bins of steps, then over seeds.
+    """Flow losses against step and against training compute: means over bins of steps, then over seeds.
 
     Args:
       study: the runs.
       rows: from `read_metrics`.
     """
     lines_by_name = _mean_lines(study, rows, _losses)
-    # Training logs the loss of each arm's own task, at its own noise levels and attention.
+    # The training loss of an arm is that of its own noise levels and data, unlike the held-out losses of the tables.
     own_task = any(name.startswith(TRAINING_TASK_FIELDS) for name in differences(study))
     remark = ", each arm with its own noise, attention or data: not comparable between arms" if own_task else ""
     flops: dict[str, float] = {}
@@ -127,7 +129,7 @@ def loss_panels(study: Study, rows: Rows) -> list[Panel]:
 
 
 def diagnostic_panels(study: Study, rows: Rows) -> list[Panel]:
-    """Cosines of student and teacher features, their norms and effective ranks, against step; by component, modality.
+    """Cosines, norms and effective ranks of student and teacher features against step, by component and modality.
 
     Args:
       study: the runs.
@@ -139,6 +141,7 @@ def diagnostic_panels(study: Study, rows: Rows) -> list[Panel]:
         if quantity == "cosine":
             title = _COSINES.get(kind, kind)
         else:
+            # Student and teacher are two lines of one panel.
             title = f"{quantity} of features"
             lines = [line._replace(kind=kind) for line in lines]
         lines_by_panel.setdefault((where, title), []).extend(lines)
@@ -157,35 +160,55 @@ def probe_panels(study: Study, rows: Iterable[Row]) -> list[Panel]:
       study: the runs.
       rows: of their probes, from `probe_rows`.
     """
-    # Scores by panel, by line, and by layer.
-    scores: dict[tuple[ProbeKey, float], dict[tuple[str, str], dict[int, list[float]]]] = {}
-    chance: dict[tuple[ProbeKey, float], float] = {}
+    by_panel: dict[tuple[ProbeKey, float], _ProbeScores] = {}
     for row in rows:
-        if row.layer and math.isfinite(row.test):
-            panel = (key_of(row), row.tau)
-            line = (row.method, "" if row.weights == "ema" else row.weights)
-            scores.setdefault(panel, {}).setdefault(line, {}).setdefault(row.layer, []).append(row.test)
-            if row.chance > 0:
-                chance[panel] = row.chance
+        if row.layer and math.isfinite(row.test):  # 0 stands for features that are not of a block
+            by_panel.setdefault((key_of(row), row.tau), _ProbeScores()).add(row)
     panels = []
-    for (key, tau), scores_by_line in scores.items():
-        lines = []
-        for arm, kind in sorted(scores_by_line, key=lambda line: (study.arms.index(line[0]), line[1])):
-            by_layer = scores_by_line[arm, kind]
-            points = [Point(layer, *interval(by_layer[layer])) for layer in sorted(by_layer)]
-            lines.append(Line(arm, kind, points))
-        title = _probe_title(key, tau)
-        panels.append(Panel(f"Score on {key.split}", title, "block", lines, chance.get((key, tau))))
+    for (key, tau), scores in by_panel.items():
+        lines = scores.lines(study.arms)
+        panels.append(Panel(f"Score on {key.split}", _probe_title(key, tau), "block", lines, scores.chance))
     return panels
 
 
+@dataclass
+class _ProbeScores:
+    """Test scores of one key and noise level.
+
+    Attributes:
+      by_line: scores of all seeds, by (arm, kind) and by layer.
+      chance: level of the panel; None if the rows have none.
+    """
+
+    by_line: dict[tuple[str, str], dict[int, list[float]]] = field(default_factory=dict)
+    chance: float | None = None
+
+    def add(self, row: Row) -> None:
+        """Adds the score of a row."""
+        kind = "" if row.weights == "ema" else row.weights
+        self.by_line.setdefault((row.method, kind), {}).setdefault(row.layer, []).append(row.test)
+        if row.chance > 0:
+            self.chance = row.chance
+
+    def lines(self, arms: list[str]) -> list[Line]:
+        """Means over seeds against layer, in the order of the arms."""
+        lines = []
+        for arm, kind in sorted(self.by_line, key=lambda line: (arms.index(line[0]), line[1])):
+            by_layer = self.by_line[arm, kind]
+            points = [Point(layer, *interval(by_layer[layer])) for layer in sorted(by_layer)]
+            lines.append(Line(arm, kind, points))
+        return lines
+
+
 def _probe_title(key: ProbeKey, tau: float) -> str:
+    """Such as "material from video + audio, tau 0.1: balanced accuracy"."""
     unit = "R²" if key.metric == "r2" else key.metric.replace("_", " ")
     probe = "" if key.probe in (END_OF_RUN, "logistic", "ridge") else f", {key.probe}"
     return f"{key.target} from {key.source.replace('+', ' + ')}, tau {tau:g}: {unit}{probe}"
 
 
 def _losses(row: dict[str, Any]) -> dict[str, Any]:
+    """Flow losses of a row of the metrics, by "component/modality"."""
     component = f"{row['component']}/" if row.get("component") else ""
     losses = {}
     for name, value in row.items():
@@ -196,11 +219,22 @@ def _losses(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _diagnostics(row: dict[str, Any]) -> dict[str, Any]:
+    """Diagnostics of the alignment in a row of the metrics, by their names in it."""
     return {name: value for name, value in row.items() if _DIAGNOSTIC.fullmatch(name)}
 
 
 def _against_flops(line: Line, flops: float) -> Line:
-    return line._replace(points=[point._replace(x=flops_of(flops, point.x)) for point in line.points])
+    """A line against step as a line against training compute, with `flops` per step."""
+    points = [point._replace(x=flops_of(flops, point.x)) for point in line.points]
+    return line._replace(points=points)
+
+
+@dataclass
+class _Bin:
+    """Values of a quantity in one bin of steps of one run."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
 
 
 def _mean_lines(
@@ -215,30 +249,36 @@ def _mean_lines(
     """
     last_steps = [rows_of_run[-1]["step"] for rows_of_run in rows.values() if rows_of_run]
     longest = max(last_steps, default=0)
+    # The bins are the same for all runs. Short runs have fewer, of at least 8 steps.
     width = longest / min(_BINS, max(1, longest // 8)) if longest else 1.0
-    # (step, value) by name and line, by run, and by bin.
-    values: dict[tuple[str, str], dict[str, dict[int, list[tuple[int, float]]]]] = {}
+    # By (quantity, line), by run, and by the number of the bin.
+    bins: dict[tuple[str, str], dict[str, dict[int, _Bin]]] = {}
     for member in study.members:
         for row in rows.get(member.name, []):
             number = math.ceil(row["step"] / width)
             for name, value in quantities(row).items():
                 if isinstance(value, int | float) and math.isfinite(value):
-                    by_run = values.setdefault((name, line_name(member)), {})
-                    by_run.setdefault(member.name, {}).setdefault(number, []).append((row["step"], float(value)))
+                    bins_by_run = bins.setdefault((name, line_name(member)), {})
+                    bin_of_run = bins_by_run.setdefault(member.name, {}).setdefault(number, _Bin())
+                    bin_of_run.steps.append(row["step"])
+                    bin_of_run.values.append(float(value))
     lines: dict[str, list[Line]] = {}
-    for (name, line), by_run in values.items():
-        lines.setdefault(name, []).append(Line(line, "", _mean_points(list(by_run.values()))))
+    for (name, line), bins_by_run in bins.items():
+        lines.setdefault(name, []).append(Line(line, "", _mean_points(list(bins_by_run.values()))))
     return lines
 
 
-def _mean_points(runs: list[dict[int, list[tuple[int, float]]]]) -> list[Point]:
-    """Means over runs of the values in each bin; a bin that one run lacks is left out, so that all points are of the
-    same runs."""
+def _mean_points(runs: list[dict[int, _Bin]]) -> list[Point]:
+    """Means over runs of their means in each bin. Bins that a run lacks are left out: points are of the same runs."""
+    common = set(runs[0])
+    for bins in runs:
+        common &= set(bins)
     points = []
-    for number in sorted(set.intersection(*(set(bins) for bins in runs))):
+    for number in sorted(common):
         steps, means = [], []
         for bins in runs:
-            steps.extend(step for step, _ in bins[number])
-            means.append(sum(value for _, value in bins[number]) / len(bins[number]))
+            values = bins[number].values
+            steps += bins[number].steps
+            means.append(sum(values) / len(values))
         points.append(Point(sum(steps) / len(steps), *interval(means)))
     return points

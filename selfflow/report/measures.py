@@ -1,8 +1,9 @@
-"""What a report compares: scores of finished runs by arm and seed, and their differences to the baseline."""
+"""Scores of finished runs by arm and seed, and their differences to the baseline."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from selfflow.errors import UserError
@@ -14,7 +15,9 @@ from selfflow.report.study import Member, Study
 from selfflow.representation.comparison import Method, compare_to_baseline
 from selfflow.representation.probes.probe_run import Row, best
 
-FEW = 5  # seeds; an arm with fewer is exploratory
+FEW = 5
+"""Seeds; an arm with fewer is exploratory."""
+# Rows of tables of runs that are no result of an arm: references of the probes, and of the samples.
 _SUMMARY_REFERENCES = ("raw latents", "frame differences", "log-mel mean", "true kinematics, boosted trees")
 _SAMPLE_REFERENCES = ("real clips", "real, decoded", "noise")
 
@@ -40,12 +43,13 @@ class Measure(NamedTuple):
 
 
 def verdict(measure: Measure, method: Method) -> str:
-    """What the difference of an arm to the baseline shows; empty if it has none."""
+    """The conclusion from the difference of an arm to the baseline; empty if it has none."""
     difference = method.difference
     if difference is None:
         return ""
     if difference.low is None:
         return "one seed: no interval"
+    # Without variance over seeds there is no t interval.
     if difference.low == difference.high:
         return "no difference shown" if difference.difference == 0 else "equal in every seed: no interval"
     if difference.low <= 0 <= difference.high:
@@ -67,7 +71,7 @@ def excludes_zero(measure: Measure, method: Method) -> bool:
 
 
 def measures(study: Study, rows: Iterable[Row]) -> tuple[list[Measure], list[str]]:
-    """All measures of the finished runs, and notes about scores that are left out.
+    """All measures of the finished runs, and notes about omitted scores.
 
     Args:
       study: the runs.
@@ -83,7 +87,7 @@ def measures(study: Study, rows: Iterable[Row]) -> tuple[list[Measure], list[str
 def _compare(
     study: Study, measure: Measure, scores: Iterable[tuple[Member, float | None]], notes: list[str]
 ) -> Iterable[Measure]:
-    """The measure with the methods of all scores that are finite; nothing if there are none."""
+    """Yields the measure with its methods if any score is finite; notes those that are not."""
     by_arm: dict[str, dict[int, float]] = {}
     for member, score in scores:
         if score is None:
@@ -93,6 +97,7 @@ def _compare(
         else:
             notes.append(f"{member.name}: {measure.group.lower()}, {measure.name} is {score} and in no mean")
     if by_arm:
+        # The baseline first, and the others in the order of the study: that of the table.
         ordered = {arm: by_arm[arm] for arm in study.arms if arm in by_arm}
         yield measure._replace(methods=compare_to_baseline(ordered, study.baseline))
 
@@ -100,13 +105,13 @@ def _compare(
 def _losses(study: Study, notes: list[str]) -> Iterable[Measure]:
     """Flow losses of the EMA, normalised by the linear baseline, by component and modality."""
     differing = differences(study)
-    names: dict[str, None] = {}
+    names: dict[str, None] = {}  # an ordered set
     for member in study.done():
         names.update(dict.fromkeys(member.keys("flow_loss")))
     for name in names:
         scores = [(member, member.score("flow_loss", name, "normalised_loss")) for member in study.done()]
         detail = "flow loss of the EMA on held-out clips / flow loss of the best per-channel linear predictor"
-        # A lower loss is not better if the task is easier.
+        # The loss of an easier task is lower, which does not make the arm better.
         tasks = other_tasks(differing, name.split("/")[0])
         if tasks:
             detail += f"; each arm on its own task, as they differ in {', '.join(tasks)}"
@@ -122,36 +127,45 @@ def _probes(study: Study, rows: list[Row], notes: list[str]) -> Iterable[Measure
         rows_by_key.setdefault(key_of(row), []).append(row)
     for key, rows_of_key in rows_by_key.items():
         name = f"{key.target} from {key.source.replace('+', ' + ')}"
-        trained = _chosen(row for row in rows_of_key if row.weights == "ema")
-        untrained = _chosen(row for row in rows_of_key if row.weights == "untrained")
+        trained = _chosen([row for row in rows_of_key if row.weights == "ema"])
         if not trained:
             notes.append(f"{name}, {describe(key)}: validation chose no layer of the EMA; see the probe curves")
             continue
-        references = {"chance": [row.chance for row in rows_of_key if row.chance > 0]}
-        if key.probe == END_OF_RUN:
-            column = f"{key.target}/{key.source.replace('video+audio', 'both')}"
-            for kind in _SUMMARY_REFERENCES:
-                values = [member.score("probes", kind, column, "test") for member in members.values()]
-                references[kind] = [value for value in values if value is not None]
-        references["untrained network"] = [row.test for row in untrained if math.isfinite(row.test)]
-        measure = Measure("Probes", name, _probe_detail(key, rows_of_key), "higher", [], _means(references))
+        references = _probe_references(key, rows_of_key, study.done())
+        measure = Measure("Probes", name, _probe_detail(key, rows_of_key), "higher", [], references)
         yield from _compare(study, measure, [(members[row.run], row.test) for row in trained], notes)
 
 
+def _probe_references(key: ProbeKey, rows: list[Row], members: list[Member]) -> dict[str, float]:
+    """Means of chance, of the baselines in `summary.json`, and of the untrained network; those that exist."""
+    references = {"chance": [row.chance for row in rows if row.chance > 0]}
+    if key.probe == END_OF_RUN:
+        column = f"{key.target}/{key.source.replace('video+audio', 'both')}"
+        for kind in _SUMMARY_REFERENCES:
+            references[kind] = []
+            for member in members:
+                value = member.score("probes", kind, column, "test")
+                if value is not None:
+                    references[kind].append(value)
+    untrained = _chosen([row for row in rows if row.weights == "untrained"])
+    references["untrained network"] = [row.test for row in untrained if math.isfinite(row.test)]
+    return _means(references)
+
+
 def _probe_detail(key: ProbeKey, rows: list[Row]) -> str:
+    """Definition of a probe score, with the noise levels that validation chose from."""
     taus_by_run: dict[str, set[float]] = {}
     for row in rows:
         taus_by_run.setdefault(row.run, set()).add(row.tau)
     taus = sorted(set.union(*taus_by_run.values()))
     detail = f"{describe(key)}; layer chosen on validation, tau {', '.join(f'{tau:g}' for tau in taus)}"
-    if any(taus_of_run != set(taus) for taus_of_run in taus_by_run.values()):
+    if any(len(taus_of_run) < len(taus) for taus_of_run in taus_by_run.values()):
         detail += " (not of every run: validation chose from those available)"
     return detail
 
 
-def _chosen(rows: Iterable[Row]) -> list[Row]:
-    """One row of each run: the best on validation, or the only one if none was validated."""
-    rows = list(rows)
+def _chosen(rows: list[Row]) -> list[Row]:
+    """One row of each run: the best on validation, or its only one if no row has a validation score."""
     validated = [row for row in rows if not math.isnan(row.validation)]
     if validated:
         return list(best(validated))
@@ -160,16 +174,17 @@ def _chosen(rows: Iterable[Row]) -> list[Row]:
 
 
 def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
-    """Distances and rates of `selfflow evaluate`, at the last step of each run."""
+    """Metrics of samples by `selfflow evaluate`, at the last step of each run."""
     members = {member.name: member for member in study.done()}
-    results_by_kind: dict[tuple, dict[str, dict[str, Any]]] = {}
+    # By kind and by run.
+    results_by_kind: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for member in members.values():
         for result in _results_of(member, notes):
-            # A later evaluation of the same kind with other features adds its numbers to the earlier ones.
-            merged = results_by_kind.setdefault(_kind(result), {}).setdefault(member.name, result)
-            for part in ("rows", "counts"):
-                for row, numbers in result.get(part, {}).items():
-                    merged.setdefault(part, {}).setdefault(row, {}).update(numbers)
+            results_of_kind = results_by_kind.setdefault(_kind(result), {})
+            if member.name in results_of_kind:
+                _merge(results_of_kind[member.name], result)
+            else:
+                results_of_kind[member.name] = result
     own_layer = False
     for results in results_by_kind.values():
         names: dict[str, None] = {}
@@ -180,34 +195,53 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
             if "layer" in name.partition("/")[2]:
                 own_layer = True
             elif metric is not None:
-                scores = [
-                    (members[run], _number(result["rows"]["samples"].get(name))) for run, result in results.items()
-                ]
+                scores = []
+                for run, result in results.items():
+                    scores.append((members[run], _number(result["rows"]["samples"].get(name))))
                 yield from _compare(study, _sample_measure(name, metric, list(results.values())), scores, notes)
     if own_layer:
         notes.append("distances between features of a run's own layer are not comparable between runs: in no table")
 
 
+def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> None:
+    """Adds the numbers of a later evaluation of the same kind, such as one with other features, to an earlier one."""
+    for part in ("rows", "counts"):
+        for row, numbers in later.get(part, {}).items():
+            earlier.setdefault(part, {}).setdefault(row, {}).update(numbers)
+
+
 def _sample_measure(name: str, metric: Metric, results: list[dict[str, Any]]) -> Measure:
-    """The measure of a number of samples, from all results that have it, without scores."""
+    """The measure of one key of an evaluation, without scores.
+
+    Args:
+      name: the key.
+      metric: of the key.
+      results: of one kind, of all runs.
+    """
     first = results[0]
     context = f", given {' '.join(map(str, first['context']))}" if first.get("context") else ""
     samples = f"{first['component']}: {first.get('modality') or 'all'}{context}"
     detail = f"{samples}; {metric.unit}; {first['samples']} samples of the {first['weights']}"
-    counts = [result.get("counts", {}).get("samples", {}).get(name) for result in results]
-    counts = sorted({count for count in counts if isinstance(count, int)})
+    counts = set()
+    for result in results:
+        count = result.get("counts", {}).get("samples", {}).get(name)
+        if isinstance(count, int):
+            counts.add(count)
     if counts:
-        applicable = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-        detail += f"; applies to {applicable}"
-    references = {}
+        least, most = min(counts), max(counts)
+        detail += f"; applies to {least}" if least == most else f"; applies to {least}-{most}"
+    references: dict[str, list[float]] = {}
     for row in _SAMPLE_REFERENCES:
-        values = [_number(result["rows"].get(row, {}).get(name)) for result in results]
-        references[row] = [value for value in values if value is not None]
+        references[row] = []
+        for result in results:
+            value = _number(result["rows"].get(row, {}).get(name))
+            if value is not None:
+                references[row].append(value)
     return Measure(f"Samples, {samples}", _label(name, metric), detail, metric.better, [], _means(references))
 
 
 def _label(name: str, metric: Metric) -> str:
-    """Such as "KID LogMel audio", "physics: time" or "audio match"."""
+    """Header of the column, such as "KID LogMel audio", "physics: time" or "audio match"."""
     part = name.removeprefix(metric.name).removeprefix("/")
     if metric.needs == "features":
         return f"{metric.title} {part.removeprefix('FD-').replace('/', ' ')}"
@@ -215,21 +249,13 @@ def _label(name: str, metric: Metric) -> str:
 
 
 def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
-    """The results in `RUN/evaluations` of the run's last step, oldest first."""
+    """The files in `RUN/evaluations` of the run's last step, oldest first: later numbers replace earlier ones."""
     folder = member.run.path / "evaluations"
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
         if path.name.startswith("calibration"):
-            continue  # of the verifier, without samples
-        try:
-            result = json.loads(path.read_text())
-            step = result["step"]
-            for row in (*result["rows"].values(), *result.get("counts", {}).values()):
-                row.keys()
-            for name in ("component", "samples", "weights"):
-                result[name]
-            result["rows"]["samples"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged ({error!r}): evaluate the run again, or remove the file") from error
+            continue  # of the physics verifier, without samples
+        result = _read_result(path)
+        step = result["step"]
         if step == member.summary["steps"]:
             yield result
         else:
@@ -237,15 +263,32 @@ def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
             notes.append(f"{file}: of step {step}, not the last step of {member.name}")
 
 
-def _kind(result: dict[str, Any]) -> tuple:
-    """The fields in which results must agree for their numbers to be comparable."""
+def _read_result(path: Path) -> dict[str, Any]:
+    """The content of a file of `selfflow evaluate`; `UserError` if a field that the report reads is missing."""
+    try:
+        result = json.loads(path.read_text())
+        for name in ("step", "component", "samples", "weights"):
+            result[name]
+        result["rows"]["samples"]
+        # Every row is a table: other types have no keys.
+        for row in (*result["rows"].values(), *result.get("counts", {}).values()):
+            row.keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): evaluate the run again, or remove the file") from error
+    return result
+
+
+def _kind(result: dict[str, Any]) -> tuple[str, ...]:
+    """The fields in which results must agree for their numbers to be comparable, as JSON."""
     fields = ("component", "modality", "context", "samples", "seed", "weights", "sampler", "reference_set", "reference")
     return tuple(json.dumps(result.get(field), sort_keys=True) for field in fields)
 
 
 def _means(values_by_name: Mapping[str, list[float]]) -> dict[str, float]:
+    """Means by name; names without values are left out."""
     return {name: sum(values) / len(values) for name, values in values_by_name.items() if values}
 
 
 def _number(value: Any) -> float | None:
+    """A JSON number as float; None for other types, also for booleans, which are instances of int."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,4 +1,4 @@
-"""A report as one HTML page, from the templates beside this module; it needs no network and no script."""
+"""The HTML page of a report, from the templates beside this module. It loads no other file and runs no script."""
 
 import datetime
 import json
@@ -37,8 +37,20 @@ class Content(NamedTuple):
     notes: list[str]
 
 
+class Environment(NamedTuple):
+    """Code, packages, devices and data that several runs have in common.
+
+    Attributes: as of `Origin`, as text.
+    """
+
+    commits: str
+    versions: str
+    devices: str
+    data: str
+
+
 def render(content: Content, files: list[str]) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
       content: of the report.
@@ -46,6 +58,7 @@ def render(content: Content, files: list[str]) -> str:
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("selfflow.report"),
+        # Names of runs and arms, docstrings and settings are text of others.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -79,7 +92,7 @@ def render(content: Content, files: list[str]) -> str:
 
 
 def _paragraphs(text: str) -> list[tuple[str, bool]]:
-    """Paragraphs, and whether each is laid out in columns or indented, so that its line breaks stay."""
+    """Paragraphs with their line breaks joined, and False; those with columns or indents unchanged, and True."""
     paragraphs = []
     for paragraph in text.strip().split("\n\n"):
         lines = paragraph.strip("\n").split("\n")
@@ -90,7 +103,7 @@ def _paragraphs(text: str) -> list[tuple[str, bool]]:
 
 
 def _colours(content: Content) -> dict[str, int]:
-    """Index of the colour of each arm, and of each run that has a line of its own."""
+    """Index of the colour of each arm, and of each run that is not done: arms first, in the order of the study."""
     names = dict.fromkeys(content.study.arms)
     for panels in content.panels.values():
         names.update(dict.fromkeys(_arms_of(panels)))
@@ -98,14 +111,21 @@ def _colours(content: Content) -> dict[str, int]:
 
 
 def _arms_of(panels: list[Panel]) -> list[str]:
-    return list(dict.fromkeys(line.arm for panel in panels for line in panel.lines))
+    """The arms that have a line in any of the panels, in order."""
+    arms: dict[str, None] = {}  # an ordered set
+    for panel in panels:
+        arms.update(dict.fromkeys(line.arm for line in panel.lines))
+    return list(arms)
 
 
 def _dashes_of(panels: list[Panel]) -> list[str]:
-    """A key to the dashes of the lines, and to the level."""
+    """The key to the dashes of the lines, and to the horizontal line."""
+    # Kinds are dashed in the order of their panel: the panel with the most kinds has the whole key.
     kinds: list[str] = []
     for panel in panels:
-        kinds = max(kinds, list(dict.fromkeys(line.kind for line in panel.lines)), key=len)
+        kinds_of_panel = list(dict.fromkeys(line.kind for line in panel.lines))
+        if len(kinds_of_panel) > len(kinds):
+            kinds = kinds_of_panel
     entries = []
     if kinds != [""]:
         dashes = ("solid", "dashed", "dotted")
@@ -115,10 +135,11 @@ def _dashes_of(panels: list[Panel]) -> list[str]:
     return entries
 
 
-def _environments(origins: list[Origin]) -> dict[tuple[str, str, str, str], list[str]]:
-    """Names of the runs by code, packages, devices and data."""
-    names: dict[tuple[str, str, str, str], list[str]] = {}
+def _environments(origins: list[Origin]) -> dict[Environment, list[str]]:
+    """Names of the runs by their environment."""
+    names: dict[Environment, list[str]] = {}
     for origin in origins:
-        environment = (", then ".join(origin.commits), origin.versions, origin.devices, origin.data or "none")
+        commits = ", then ".join(origin.commits)
+        environment = Environment(commits, origin.versions, origin.devices, origin.data or "none")
         names.setdefault(environment, []).append(origin.member.name)
     return names

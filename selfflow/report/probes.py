@@ -13,7 +13,8 @@ from selfflow.representation.comparison import read_rows
 from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.probes.summary import REGRESSED
 
-END_OF_RUN = "end-of-run"  # the name of the probe in `summary.json`
+END_OF_RUN = "end-of-run"
+"""The probe of the table in `summary.json`."""
 _BLOCK = re.compile(r"(trained|untrained network), block (\d+)")
 _WEIGHTS = {"trained": "ema", "untrained network": "untrained"}
 
@@ -35,7 +36,7 @@ def key_of(row: Row) -> ProbeKey:
 
 
 def describe(key: ProbeKey) -> str:
-    """Metric, probe and split in words."""
+    """Such as "R² of the ridge probe, test split, fitted on 64"."""
     metric = key.metric.replace("_", " ").replace("r2", "R²")
     clips = f", fitted on {key.train_n}" if key.train_n else ""
     return f"{metric} of the {key.probe} probe, {key.split} split{clips}"
@@ -49,7 +50,7 @@ def probe_rows(study: Study, files: Sequence[Path] = ()) -> tuple[list[Row], lis
       files: CSV files of `selfflow probe`, besides those in the folders of the study.
 
     Returns:
-      The rows, and notes about rows that are left out.
+      The rows, and notes about omitted rows.
 
     Raises:
       UserError: if a file is damaged, or one of `files` is not of `selfflow probe`.
@@ -58,7 +59,7 @@ def probe_rows(study: Study, files: Sequence[Path] = ()) -> tuple[list[Row], lis
         if not _has_probe_rows(path):
             raise UserError(f"{path} has no rows of `selfflow probe`: give a file that its --csv wrote")
     done = {member.name: member for member in study.done()}
-    # A later row replaces an earlier one of the same probe.
+    # A later row replaces an earlier one of the same probe, so that a CSV file may be given twice.
     rows: dict[tuple, Row] = {}
     for member in done.values():
         for row in _summary_rows(member):
@@ -84,14 +85,16 @@ def probe_rows(study: Study, files: Sequence[Path] = ()) -> tuple[list[Row], lis
 
 def _files_of(study: Study) -> list[Path]:
     """CSV files with probe rows in the folder of the study and in those of its runs."""
-    folders = [member.run.path / "probes" for member in study.done()]
-    if len(study.members) > 1:
-        folders = [study.folder, study.folder / "probes", *folders]
-    return [path for folder in folders for path in sorted(folder.glob("*.csv")) if _has_probe_rows(path)]
+    folders = [study.folder, study.folder / "probes"] if len(study.members) > 1 else []
+    folders += [member.run.path / "probes" for member in study.done()]
+    files: list[Path] = []
+    for folder in folders:
+        files += filter(_has_probe_rows, sorted(folder.glob("*.csv")))
+    return files
 
 
 def _has_probe_rows(path: Path) -> bool:
-    """Whether a CSV file has the columns of `selfflow probe`; other tables may be in a folder."""
+    """Whether a CSV file has the columns of `selfflow probe`. Folders may contain other tables."""
     try:
         with path.open(newline="", errors="replace") as file:
             return next(csv.reader(file), []) == list(Row._fields)
@@ -100,16 +103,17 @@ def _has_probe_rows(path: Path) -> bool:
 
 
 def _identity(row: Row) -> tuple:
+    """The fields that identify a probe; the others are its results."""
     return (row.run, row.weights, key_of(row), row.tau, row.layer)
 
 
 def _summary_rows(member: Member) -> Iterable[Row]:
-    """The probe table of `summary.json` as rows."""
+    """The probe table of `summary.json` as rows, one for each block and column."""
     settings = member.run.experiment.final_evaluation
     for name in member.keys("probes"):
         match = _BLOCK.fullmatch(name)
         if not match:
-            continue
+            continue  # a reference, such as "raw latents"
         for column in member.keys("probes", name):
             target, _, source = column.partition("/")
             validation = member.score("probes", name, column, "validation")

@@ -1,4 +1,4 @@
-"""The results of a report as text: a summary of all comparisons, and the cells of their tables."""
+"""Text of the results: the summary of all comparisons, and the cells of their tables."""
 
 import math
 from typing import NamedTuple
@@ -6,6 +6,7 @@ from typing import NamedTuple
 from selfflow.report.measures import FEW, Measure, excludes_zero, is_exploratory, verdict
 from selfflow.report.study import Study
 from selfflow.representation.comparison import Method
+from selfflow.representation.statistics import Interval, Paired
 
 _LISTED = 12  # differences in the summary
 
@@ -34,7 +35,7 @@ class Cell(NamedTuple):
       interval: of the mean; empty for one seed.
       remark: number of seeds.
       difference: to the baseline, with its interval; empty if there is none.
-      verdict: what the difference shows, or why there is none.
+      verdict: conclusion from the difference, or the reason why there is none.
       significant: whether its interval excludes 0.
     """
 
@@ -71,7 +72,8 @@ def cell_of(study: Study, measure: Measure, arm: str) -> Cell:
     method = methods[arm]
     mean, decimals = method.mean, _decimals_of(measure)
     remark = f"n = {mean.n}" if mean.n > 1 else f"n = {mean.n}: no interval"
-    if is_exploratory(method) and len(study.done(arm)) >= FEW:  # else the row of the arm says so
+    # An arm with few runs has the remark at its name.
+    if is_exploratory(method) and len(study.done(arm)) >= FEW:
         remark += ", exploratory"
     cell = Cell(_format(mean.estimate, decimals), _format_interval(mean, decimals), remark)
     if method.difference is not None:
@@ -89,7 +91,7 @@ def cell_of(study: Study, measure: Measure, arm: str) -> Cell:
 
 
 def reference_rows(columns: list[Measure], group: list[Measure]) -> dict[str, list[str]]:
-    """Values to compare with, such as chance, by name: one for each column, empty if the measure has none.
+    """Cells of the reference values, such as chance, by name: one for each column, empty if the measure has none.
 
     Args:
       columns: measures of the table.
@@ -111,16 +113,19 @@ def reference_rows(columns: list[Measure], group: list[Measure]) -> dict[str, li
 
 def arms_in(study: Study, measures: list[Measure]) -> list[str]:
     """The arms that have scores in any of the measures, in the order of the study."""
-    names = {method.name for measure in measures for method in measure.methods}
+    names: set[str] = set()
+    for measure in measures:
+        names.update(method.name for method in measure.methods)
     return [arm for arm in study.arms if arm in names]
 
 
 def count_of(n: int, noun: str) -> str:
-    """A number with its noun, such as 1 seed and 2 seeds."""
+    """A number and a noun: "1 seed", "2 seeds"."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _sentence(measure: Measure, method: Method) -> str:
+    """A difference to the baseline as a line of the summary."""
     n = method.difference.n
     remark = "" if n >= FEW else f"; exploratory, {count_of(n, 'seed')}"
     where = f"{method.name}, {measure.group.lower()}, {measure.name}"
@@ -130,23 +135,26 @@ def _sentence(measure: Measure, method: Method) -> str:
 def _format_difference(measure: Measure, method: Method) -> str:
     difference = method.difference
     numbers = [x for x in (difference.difference, difference.low, difference.high) if x is not None]
+    # At most one digit more than the scores show.
     decimals = min(_decimals(max(map(abs, numbers))), _decimals_of(measure) + 1)
     interval = _format_interval(difference, decimals, "+")
     return f"{_format(difference.difference, decimals, '+')} {interval}".rstrip()
 
 
-def _format_interval(estimate, decimals: int, sign: str = "") -> str:
+def _format_interval(estimate: Interval | Paired, decimals: int, sign: str = "") -> str:
+    """Such as "[0.42, 0.47]"; empty for one seed."""
     if estimate.low is None:
         return ""
     return f"[{_format(estimate.low, decimals, sign)}, {_format(estimate.high, decimals, sign)}]"
 
 
 def _decimals_of(measure: Measure) -> int:
+    """Decimals of a column, the same for all arms."""
     return _decimals(max(abs(method.mean.estimate) for method in measure.methods))
 
 
 def _decimals(size: float) -> int:
-    """Decimals that show three digits of a number."""
+    """Decimals that show three significant digits of a number, at most 6."""
     return 3 if not size else min(6, max(0, 2 - math.floor(math.log10(size))))
 
 

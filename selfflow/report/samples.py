@@ -1,17 +1,20 @@
-"""Samples of a study, embedded in the page: videos with their audio, audio, images."""
+"""Samples of a study for its page: videos with audio, audio and images as data URIs."""
 
 import base64
 import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from selfflow.report.study import Member, Study
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _TYPES = {".mp4": "video/mp4", ".wav": "audio/wav", ".png": "image/png"}
 _NUMBER = re.compile(r"(?:(.*)_)?(\d+)")
-_SHEET_WIDTH = 400  # an image that is wider is a sheet of several samples
+_SHEET_WIDTH = 400  # pixels; wider images are sheets of several samples
 
 
 class Sample(NamedTuple):
@@ -40,7 +43,7 @@ class Sample(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A candidate; those of lower rank are embedded first."""
+    """A media file of a run. Files of lower rank are embedded first."""
 
     rank: int
     member: Member
@@ -49,15 +52,15 @@ class _File(NamedTuple):
 
 
 def select_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sample], list[str]]:
-    """Samples of the first run of each arm that has any: equally many of every arm, up to the limit of size.
+    """Samples of the first run with samples of each arm, up to a limit of size.
 
     Args:
       study: the runs.
       count: clips of each component or case of an arm, besides its sheets.
-      megabytes: limit on the size of all of them in the page.
+      megabytes: limit on the size of all samples in the page.
 
     Returns:
-      The samples, arm by arm, and notes about those that are left out.
+      The samples, arm by arm, and notes about omitted ones.
     """
     notes: list[str] = []
     files: list[_File] = []
@@ -65,9 +68,10 @@ def select_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sam
         files.extend(_files_of_arm(study.done(arm), arm, count, notes))
     samples: dict[int, Sample] = {}
     left, omitted = megabytes * 1e6, 0
+    # By rank: the first clip of every arm before the second of any, so that the limit is the same for all arms.
     for index in sorted(range(len(files)), key=lambda index: files[index].rank):
         file = files[index]
-        encoded = 4 * -(-file.path.stat().st_size // 3)  # in base64
+        encoded = 4 * -(-file.path.stat().st_size // 3)  # base64 has 4 characters for 3 bytes
         if encoded > left:
             omitted += 1
             continue
@@ -86,6 +90,7 @@ def select_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sam
 
 
 def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str]) -> list[_File]:
+    """The files of the first run that has any."""
     for member in members:
         files = list(_files_of_run(member, count))
         if files:
@@ -96,18 +101,19 @@ def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str])
 
 
 def _files_of_run(member: Member, count: int) -> Iterable[_File]:
-    """The files in the folder of the last samples and in the folders of cases below it."""
+    """The files in the folder of the last step, and in the folders of cases below it."""
     folder = member.run.path / "samples" / f"step_{member.summary['steps']}"
     for path in sorted(folder.rglob("*"), key=lambda path: (path.parent != folder, path)):
         if path.suffix not in _TYPES or not path.is_file():
             continue
         title = [] if path.parent == folder else [str(path.parent.relative_to(folder))]
         match = _NUMBER.fullmatch(path.stem)
-        if match is None:  # a sheet
+        if match is None:
+            # Sheets have no number. They follow the first clips, which have rank 0.
             yield _File(1, member, ", ".join([*title, path.stem]), path)
             continue
         if path.suffix == ".wav" and path.with_suffix(".mp4").exists():
-            continue  # the video contains it
+            continue  # the video contains the audio
         component, index = match.groups()
         if int(index) < count:
             title += [component] if component else []
@@ -129,7 +135,7 @@ def _read(file: _File) -> Sample | None:
             with Image.open(path) as image:
                 image.load()
                 size = image.size
-        elif path.read_bytes()[:4] != b"RIFF":
+        elif path.read_bytes()[:4] != b"RIFF":  # the magic number of WAV
             return None
         data = _data_uri(_TYPES[path.suffix], path.read_bytes())
         return Sample(file.member, file.title, _TYPES[path.suffix], data, poster, size)
@@ -137,7 +143,7 @@ def _read(file: _File) -> Sample | None:
         return None
 
 
-def _jpeg(image) -> bytes:
+def _jpeg(image: "Image") -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=80)
     return file.getvalue()

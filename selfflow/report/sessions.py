@@ -1,4 +1,4 @@
-"""The sessions in which a run was trained: commands, code and packages, from `provenance.json`."""
+"""The training sessions of a run: commands, code and packages, from `provenance.json`."""
 
 import ast
 import shlex
@@ -10,10 +10,10 @@ from selfflow.run.run import Run
 
 
 def sessions(run: Run) -> list[dict[str, Any]]:
-    """The sessions in which a run was trained, from `provenance.json`.
+    """The training sessions of a run, oldest first; a resumed run has several.
 
     Raises:
-      UserError: if it is missing or damaged.
+      UserError: if `provenance.json` is missing or damaged.
     """
     entries = run.provenance().get("sessions", [])
     path = f"{run.path}/provenance.json"
@@ -31,13 +31,14 @@ def command_of(run: Run) -> str:
     for session in sessions(run):
         if session.get("command"):
             program, *arguments = map(str, session["command"])
+            # `python -m selfflow` and the installed command are the same.
             name = "selfflow" if program.endswith("__main__.py") else Path(program).name
             return shlex.join([name, *arguments])
     return ""
 
 
 def docstring_of(run: Run) -> tuple[str, str]:
-    """The docstring of the experiment file in a run's commands, if the file still exists, and its path."""
+    """The docstring of the experiment file in a run's commands and its path; empty if the file no longer exists."""
     for session in sessions(run):
         for word in session.get("command") or []:
             path = Path(str(word))

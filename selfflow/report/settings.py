@@ -3,22 +3,24 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff
 from selfflow.report.sessions import sessions
 from selfflow.report.study import Member, Study
 from selfflow.run.arms import differing_fields
 
-# If arms differ in these, their held-out flow losses are of other clips, of other latents, or at other noise levels.
+# Arms that differ in one of these have held-out flow losses of different clips, latents or noise levels.
 TASK_FIELDS = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
-_SHARES = ("weight", "batch_size")  # how often a component of the mixture is drawn
+# Fields of a mixture component that change how often it is drawn, and not its task.
+_SHARES = ("weight", "batch_size")
 
 
 class Origin(NamedTuple):
-    """Where a run comes from.
+    """Code, packages, devices and data of a run.
 
     Attributes:
       member: the run.
-      commits: of the code, in the order of its sessions, with a note if the clone had uncommitted changes.
+      commits: of the code, in the order of its sessions, with a note on uncommitted changes.
       versions: of selfflow, Python and packages, in its last session.
       devices: in its last session.
       data: hashes of the records and latents that it was trained on.
@@ -35,7 +37,7 @@ class Origin(NamedTuple):
 
 def differences(study: Study) -> dict[str, dict[str, Any]]:
     """{field: {arm: value}} of the fields in which arms differ, except seeds; None if an arm has no such field."""
-    experiments = {}
+    experiments: dict[str, Experiment] = {}
     for member in study.members:
         if member.run is not None:
             experiments.setdefault(member.arm, member.run.experiment)
@@ -47,12 +49,16 @@ def differences(study: Study) -> dict[str, dict[str, Any]]:
     arm_values: dict[str, dict[str, Any]] = {}
     names: set[str] = set()
     for arm in arms:
+        # `diff` has the values of all fields, also of seeds; `differing_fields` has the names without seeds.
         names.update(differing_fields(base, experiments[arm]))
         arm_values[arm] = {}
         for name, (old, new) in diff(base, experiments[arm]).items():
             base_values[name] = old
             arm_values[arm][name] = new
-    return {name: {arm: arm_values[arm].get(name, base_values[name]) for arm in arms} for name in sorted(names)}
+    values_by_name = {}
+    for name in sorted(names):
+        values_by_name[name] = {arm: arm_values[arm].get(name, base_values[name]) for arm in arms}
+    return values_by_name
 
 
 def other_tasks(differing: Iterable[str], name: str) -> list[str]:

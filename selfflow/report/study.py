@@ -1,4 +1,4 @@
-"""The runs that a report covers: those of a sweep, several runs, or one, and the progress of each."""
+"""The runs of a report, from a sweep, a folder or a list, with the progress of each."""
 
 import json
 import re
@@ -23,9 +23,9 @@ class Member(NamedTuple):
     Attributes:
       name: of the run folder.
       arm: name of the arm; runs that differ only in their seeds form one.
-      seed: `seed.init`, by which runs of two arms are paired.
+      seed: `seed.init`; runs of two arms with the same seed are paired.
       run: the opened run; None before it starts.
-      summary: content of `summary.json`; None until the run is finished, and such a run is in no mean.
+      summary: content of `summary.json`; None until the run is finished. Unfinished runs are in no mean.
       state: progress, for a table.
       command: shell command that trains it.
     """
@@ -82,11 +82,11 @@ class Study(NamedTuple):
 
     Attributes:
       name: of the folder.
-      folder: where the report goes by default.
+      folder: default folder of the report.
       question: docstring of the experiment file; empty if none is known.
       question_source: that file.
       baseline: the arm that the others are compared to; empty if there is one arm.
-      members: the runs, in order.
+      members: the runs in their order.
       notes: omissions and their reasons.
     """
 
@@ -133,12 +133,12 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
     if baseline and baseline not in study.arms:
         raise UserError(f"--baseline is {baseline}, expected one of {', '.join(study.arms)}")
     if len(study.arms) == 1:
-        return study
+        return study  # nothing to compare
     return study._replace(baseline=baseline or study.arms[0])
 
 
 def _from_folder(folder: Path) -> Study:
-    """All runs one level below a folder."""
+    """All runs one level below a folder, except those of autoencoders."""
     paths = [path.parent for path in folder.glob("*/experiment.json")]
     if not paths:
         raise UserError(f"{folder} has no run (no experiment.json in it or one folder below): give another folder")
@@ -155,6 +155,7 @@ def _from_folder(folder: Path) -> Study:
 
 
 def _from_runs(runs: list[Run], folder: Path) -> Study:
+    """The study of opened runs. Its arms are inferred from the experiments."""
     if len(runs) == 1:
         name, arms = runs[0].name, [runs[0].name]
     else:
@@ -165,7 +166,7 @@ def _from_runs(runs: list[Run], folder: Path) -> Study:
 
 
 def _from_sweep(folder: Path) -> Study:
-    """The runs that `sweep.json` lists."""
+    """The runs in `sweep.json`, also those that have not started."""
     sweep = _read_sweep(folder / SWEEP)
     members: list[Member] = []
     for index, entry in enumerate(sweep["members"]):
@@ -185,7 +186,7 @@ def _from_sweep(folder: Path) -> Study:
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:
-    """`sweep.json`, with the types of all fields that are used checked."""
+    """Reads `sweep.json` and checks the types of all fields that the report uses."""
 
     def damaged(reason: object) -> UserError:
         return UserError(f"{path} is damaged ({reason}): run `selfflow sweep` again, which writes it")
@@ -208,14 +209,14 @@ def _read_sweep(path: Path) -> dict[str, Any]:
             if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
                 raise damaged(f"a member without {field}")
         name = entry["name"]
-        # A name is joined to the folder: it must not lead out of it.
+        # Names become paths below the folder; a crafted one must not lead out of it.
         if not entry["arm"] or not name or "/" in name or "\\" in name or name.startswith("."):
             raise damaged(f"a member with name {name!r} and arm {entry['arm']!r}")
     return sweep
 
 
 def _check_arms(members: list[Member], folder: Path) -> None:
-    """Checks that the runs of an arm differ only in their seeds, without which their mean has no meaning."""
+    """Raises `UserError` unless the runs of an arm differ in their seeds alone: others have no common mean."""
     by_seed: dict[tuple[str, int], str] = {}
     first_of: dict[str, Member] = {}
     for member in members:
@@ -237,7 +238,7 @@ def _check_arms(members: list[Member], folder: Path) -> None:
 
 
 def _check_data(members: list[Member]) -> None:
-    """Checks that runs with equal `data` were trained on the same records; arms may differ in their data."""
+    """Raises `UserError` unless runs with equal `data` were trained on the same records. Arms may differ in `data`."""
     runs_by_data: dict[str, list[Run]] = {}
     for member in members:
         if member.run is not None:
@@ -248,6 +249,7 @@ def _check_data(members: list[Member]) -> None:
 
 
 def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Member:
+    """A run that was started; it is done at `steps`, by default those of its experiment."""
     steps = run.experiment.steps if steps is None else steps
     summary = run.summary()
     if summary is None:
@@ -259,12 +261,13 @@ def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Membe
         if reached >= steps:
             state = f"done, {reached} steps"
         else:
-            # More steps were asked for after it ended.
+            # `steps` was raised after the run ended.
             state, summary = f"ended at step {reached} of {steps}", None
     return Member(run.name, arm, run.experiment.seed.init, run, summary, state, command)
 
 
 def _unfinished_state(run: Run, steps: int) -> str:
+    """Progress of a run without a summary, from the last row of its metrics."""
     if run.provenance().get("imported"):
         return "imported weights, not trained"
     rows = run.metrics()

@@ -1,4 +1,4 @@
-"""The numbers of a report as CSV."""
+"""The CSV files of a report."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -10,18 +10,24 @@ from selfflow.report.measures import Measure, is_exploratory, verdict
 from selfflow.report.study import Study
 from selfflow.storage.atomic import atomic_write
 
-_TABLE = (
-    "group,measure,detail,better,arm,n,mean,low,high,baseline,paired_n,difference,difference_low,difference_high,p,"
-    "verdict,exploratory"
-).split(",")
+_TABLE = [
+    *("group", "measure", "detail", "better"),
+    *("arm", "n", "mean", "low", "high"),
+    *("baseline", "paired_n", "difference", "difference_low", "difference_high", "p"),
+    *("verdict", "exploratory"),
+]
 _SCORES = ["group", "measure", "detail", "arm", "seed", "run", "score"]
 _CURVES = ["section", "panel", "arm", "kind", "axis", "x", "mean", "low", "high", "n"]
 
 
 def write_tables(
-    folder: Path, study: Study, measures: list[Measure], panels: dict[str, list[Panel]], differing: dict[str, Any]
+    folder: Path,
+    study: Study,
+    measures: list[Measure],
+    panels: dict[str, list[Panel]],
+    differing: dict[str, dict[str, Any]],
 ) -> list[Path]:
-    """Writes means and differences, the scores behind them, the differing settings, and the curves.
+    """Writes means and differences, the scores of each run, the differing settings, and the curves.
 
     Args:
       folder: to write to.
@@ -33,11 +39,10 @@ def write_tables(
     Returns:
       The files.
     """
-    settings = [[name, *(values.get(arm) for arm in study.arms)] for name, values in differing.items()]
     files = [
         _write(folder / "table.csv", _TABLE, _table(study, measures)),
         _write(folder / "scores.csv", _SCORES, _scores(study, measures)),
-        _write(folder / "settings.csv", ["field", *study.arms], settings),
+        _write(folder / "settings.csv", ["field", *study.arms], _settings(study, differing)),
     ]
     for name, panels_of_file in panels.items():
         files.append(_write(folder / f"{name}.csv", _CURVES, _curves(panels_of_file)))
@@ -45,26 +50,30 @@ def write_tables(
 
 
 def _table(study: Study, measures: list[Measure]) -> Iterable[Sequence]:
+    """One row for each measure and arm, then one for each reference value with its name in brackets."""
     for measure in measures:
-        columns = (measure.group, measure.name, measure.detail, measure.better)
+        columns = [measure.group, measure.name, measure.detail, measure.better]
         for method in measure.methods:
             mean, difference = method.mean, method.difference
-            compared = [""] * 6
+            comparison = [""] * 6
             if difference is not None:
-                interval = (difference.low, difference.high, difference.p)
-                compared = [study.baseline, difference.n, difference.difference, *interval]
-            yield (
-                *columns,
-                *(method.name, mean.n, mean.estimate, mean.low, mean.high),
-                *compared,
-                verdict(measure, method),
-                is_exploratory(method),
-            )
+                comparison = [study.baseline, difference.n, difference.difference]
+                comparison += [difference.low, difference.high, difference.p]
+            row = [*columns, method.name, mean.n, mean.estimate, mean.low, mean.high, *comparison]
+            yield [*row, verdict(measure, method), is_exploratory(method)]
         for name, value in measure.references.items():
-            yield *columns, f"({name})", "", value, *[""] * 10
+            row = [*columns, f"({name})", "", value]
+            yield row + [""] * (len(_TABLE) - len(row))
+
+
+def _settings(study: Study, differing: dict[str, dict[str, Any]]) -> Iterable[Sequence]:
+    """One row for each differing field, one column for each arm."""
+    for name, values in differing.items():
+        yield [name, *(values.get(arm) for arm in study.arms)]
 
 
 def _scores(study: Study, measures: list[Measure]) -> Iterable[Sequence]:
+    """One row for each measure and run."""
     runs = {(member.arm, member.seed): member.name for member in study.done()}
     for measure in measures:
         for method in measure.methods:
@@ -74,6 +83,7 @@ def _scores(study: Study, measures: list[Measure]) -> Iterable[Sequence]:
 
 
 def _curves(panels: list[Panel]) -> Iterable[Sequence]:
+    """One row for each point."""
     for panel in panels:
         for line in panel.lines:
             for point in line.points:
@@ -81,6 +91,7 @@ def _curves(panels: list[Panel]) -> Iterable[Sequence]:
 
 
 def _write(path: Path, head: list[str], rows: Iterable[Sequence]) -> Path:
+    """Writes a table, with eight significant digits. Surrogates of undecodable file names become question marks."""
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)

@@ -1,4 +1,4 @@
-"""Writes the report of a study: the page, and its numbers as CSV."""
+"""Writing of a report: the page, and its numbers as CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from selfflow.storage.atomic import atomic_write
 
 
 class Written(NamedTuple):
-    """A report on disk.
+    """A written report.
 
     Attributes:
       path: of the page.
