@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -119,6 +120,10 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises:
       UserError: if another process holds the lock, or the folder cannot be written.
     """
+    # TensorStore writes names in UTF-8, Python in the locale's encoding: one folder would become two.
+    if os.fsencode(folder) != str(folder).encode("utf-8", "replace"):
+        encoding = sys.getfilesystemencoding()
+        raise UserError(f"--workdir {folder!a} is not ASCII, and the locale's encoding is {encoding}: set PYTHONUTF8=1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("w")
