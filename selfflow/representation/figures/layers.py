@@ -1,4 +1,4 @@
-"""Figures of layers: their probes, their likeness and their health; for the command line, notebooks and reports."""
+"""Figures of layers: probes, similarity and health."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -23,7 +23,7 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
     Over several seeds lines are means and bands their 95 % t intervals.
 
     Args:
-      rows: of one run or of several; those that are of no layer are left out.
+      rows: of one run or of several; rows of layer 0 are left out.
       columns: panels in a row, at most.
     """
     rows = [row for row in rows if row.layer]
@@ -86,7 +86,8 @@ def probe_map(rows: Iterable[Row]) -> Figure:
       rows: of one run or of several, of several noise levels.
     """
     rows = list(rows)
-    questions, methods = (list(dict.fromkeys(key(r) for r in rows)) for key in (_question, lambda r: r.method))
+    questions = list(dict.fromkeys(_question(row) for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows))
     layers, taus = sorted({r.layer for r in rows}), sorted({r.tau for r in rows})
     size = (2.6 * len(questions) + 0.6, (0.45 * len(taus) + 1.0) * len(methods) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
@@ -150,8 +151,9 @@ def health_figure(health: Health) -> Figure:
     for m, row in zip(names, axes):
         pairs = [pair for pair in health.pairs if (pair.modality, pair.tau) == (m, taus[0])]
         for axis, (kind, title) in zip(row, kinds.items()):
-            table = {(pair.student_layer, pair.teacher_layer): getattr(pair, kind) for pair in pairs}
-            cells = np.array([[table[a, b] for b in layers] for a in layers])
+            cells = np.empty((len(layers), len(layers)))
+            for pair in pairs:
+                cells[layers.index(pair.student_layer), layers.index(pair.teacher_layer)] = getattr(pair, kind)
             image = _cells(axis, cells, layers, layers, "RdBu_r", (-1.0, 1.0))
             axis.set(xlabel="teacher's block", ylabel="student's block")
             axis.set_title(f"{m}: {title}, $\\tau$ = {taus[0]:g}", fontsize=9)

@@ -43,7 +43,6 @@ def loss_figure(seen: Views, i: int) -> Figure:
     """
     strips = _strips(seen)
     for m in _drawable(seen):
-        # Given tokens are in no loss.
 
         def without_context(values: np.ndarray) -> np.ndarray:
             return np.where(seen.context[m][i], np.nan, values) if m in seen.context else values
