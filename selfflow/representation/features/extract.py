@@ -101,19 +101,7 @@ def features(
     view = _view(model.modalities, clips.shapes, modalities, context, tau)
     streams, levels = view.streams, view.tau
     count = len(clips) if limit is None else min(int(limit), len(clips))
-    # All that determines the features: equal keys share a folder.
-    key = {
-        "code": code_hash(),
-        "weights": model.identity,
-        "data": clips.identity,
-        "ids": digest("\n".join(clips.ids[:count])),
-        "samples": count,
-        "modalities": to_json(streams),
-        "tau": levels,
-        "context": list(view.context),
-        "pool": pool,
-        "seed": int(seed) % 2**32,
-    }
+    key = _key(model, clips, count, view, pool, seed)
     if cache:
         target = nullcontext(run.path / "features" / digest(key))
     else:
@@ -129,17 +117,37 @@ def features(
                 extract(forward, model.params, clips, count, Path(folder), metadata, batch_size, shown.advance)
             for layer in missing:
                 stored_layers[layer] = read_layer(Path(folder), layer, tuple(streams))
-    ids, left_out = stored_layers[blocks[0]].ids, stored_layers[blocks[0]].left_out
-    if any(other.ids != ids for other in stored_layers.values()):
+    first = stored_layers[blocks[0]]
+    if any(other.ids != first.ids for other in stored_layers.values()):
         raise UserError(
             f"{folder}: its layers have different samples, since records became readable or unreadable between "
             "extractions: remove it, and all layers will be computed again"
         )
-    warn_left_out(clips, left_out)
-    rows = np.delete(np.arange(count), left_out)
-    labels = {field: np.asarray(values)[rows] for field, values in clips.labels.items()}
-    grids = {m: stream.grid for m, stream in streams.items()}
-    return Features(ids, labels, {layer: stored_layers[layer].arrays for layer in blocks}, levels, grids)
+    warn_left_out(clips, first.left_out)
+    rows = np.delete(np.arange(count), first.left_out)
+    return Features(
+        ids=first.ids,
+        labels={field: np.asarray(values)[rows] for field, values in clips.labels.items()},
+        layers={layer: stored_layers[layer].arrays for layer in blocks},
+        tau=levels,
+        grids={m: stream.grid for m, stream in streams.items()},
+    )
+
+
+def _key(model: Any, clips: LabelledClips, count: int, view: "_View", pool: str, seed: int) -> dict[str, Any]:
+    """All that determines the numbers of a layer, so that equal keys share a folder."""
+    return {
+        "code": code_hash(),
+        "weights": model.identity,
+        "data": clips.identity,
+        "ids": digest("\n".join(clips.ids[:count])),
+        "samples": count,
+        "modalities": to_json(view.streams),
+        "tau": view.tau,
+        "context": list(view.context),
+        "pool": pool,
+        "seed": int(seed) % 2**32,
+    }
 
 
 def _title(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: LabelledClips) -> str:
@@ -203,7 +211,7 @@ def extract(
         store(*previous)
         for writer in writers.values():
             writer.finish(metadata | {"ids": ids, "left_out": left_out})
-    except BaseException:
+    except BaseException:  # an interrupt, too, must not leave partial folders
         for writer in writers.values():
             writer.drop()
         raise

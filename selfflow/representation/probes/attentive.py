@@ -91,14 +91,15 @@ def _logits(params: Params, x_BND: Float[Array, "B N D"], heads: int) -> Float[A
         """Channels into heads, [..., H, K]."""
         return x.reshape(*x.shape[:-1], heads, -1)
 
+    # One query for all samples, and the channels of D in H heads of K.
     query_HK = split(_linear(params["to_query"], params["query"][0]))
-    key_BNHK, value_BNHK = map(
-        split, jnp.split(_linear(params["to_key_value"], _norm(params["token_norm"], x_BND)), 2, -1)
-    )
+    key_BND, value_BND = jnp.split(_linear(params["to_key_value"], _norm(params["token_norm"], x_BND)), 2, -1)
+    key_BNHK, value_BNHK = split(key_BND), split(value_BND)
     attention_BHN = jax.nn.softmax(
         jnp.einsum("hk,bnhk->bhn", query_HK, key_BNHK) / np.sqrt(query_HK.shape[-1]), axis=-1
     )
     read_BD = jnp.einsum("bhn,bnhk->bhk", attention_BHN, value_BNHK).reshape(len(x_BND), -1)
+    # Residual: the query is the input that the output of the attention is added to.
     pooled_BD = params["query"] + _linear(params["out"], read_BD)
     hidden_BF = jax.nn.gelu(_linear(params["mlp_in"], _norm(params["mlp_norm"], pooled_BD)), approximate=False)
     return _linear(params["classes"], pooled_BD + _linear(params["mlp_out"], hidden_BF))
