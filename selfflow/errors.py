@@ -2,7 +2,9 @@
 
 import difflib
 import errno
+import os
 import re
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,11 +37,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 def system_error_message(error: BaseException | None) -> str | None:
-    """A message if an error, or one that caused it, is a full disk or a file that cannot be accessed; else None.
+    """A message if an error, or one that caused it, is due to the machine and not to the code; else None.
 
-    Libraries wrap such errors in classes of their own.
+    Covers full disks, files that cannot be accessed, and devices that JAX cannot initialise. Libraries wrap such errors
+    in classes of their own.
     """
     while error is not None:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if platforms and _raised_in(error).endswith("jax/_src/xla_bridge.py"):
+            return f"JAX_PLATFORMS is {platforms}: JAX cannot initialise it; install JAX for this device, or unset it"
         number = error.errno if isinstance(error, OSError) else None
         where = f" ({error.filename})" if number and error.filename else ""
         if number in (errno.ENOSPC, errno.EDQUOT) or re.search("No space left|Disk quota exceeded", str(error)):
@@ -48,6 +54,12 @@ def system_error_message(error: BaseException | None) -> str | None:
             return f"{error.filename} cannot be read or written ({error.strerror}): choose another place"
         error = error.__cause__ or error.__context__
     return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """File of the innermost frame of an error's traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1].filename if frames else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from selfflow.progress import Progress
 from selfflow.representation.features.extract import batches, extract
 from selfflow.representation.features.forward import Forward
 from selfflow.run.data import Clips
+from selfflow.run.prepare_data import RunData
 
 _BATCHES = 16  # in a round
 
@@ -58,7 +59,7 @@ def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float 
             _rate(
                 Forward(objective.apply, feed.modalities[name], layers, tau, config.labels),
                 params,
-                Clips(feed, {}, "train", name),
+                Clips(RunData(feed, built={}), "train", name),
                 component.batch_size,
                 rounds,
                 shown,

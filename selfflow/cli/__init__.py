@@ -2,8 +2,11 @@
 
 import importlib
 import os
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from selfflow.errors import Interrupted, UserError, did_you_mean, system_error_message
 
@@ -38,15 +41,9 @@ example:
 
 def main() -> None:
     """Runs a command; a `UserError` prints one line and exits with status 2."""
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_HELP.format(commands="\n".join(f"  {name:<10} {text}" for name, text in _COMMANDS.items())))
-        sys.exit(0 if arguments else 2)
-    command = arguments[0]
-    if command not in _COMMANDS:
-        _fail(f"no command {command!r}; {did_you_mean(command, _COMMANDS)}")
     try:
-        importlib.import_module(f"selfflow.cli.{_MODULES.get(command, command)}").main(arguments[1:])
+        _run(sys.argv[1:])
+        sys.stdout.flush()  # a closed pipe raises here, not while the interpreter exits
     except UserError as error:
         _fail(str(error))
     except Interrupted as stopped:
@@ -70,6 +67,35 @@ def main() -> None:
         sys.stderr.flush()
         # At once: background threads that cannot write would each print a traceback during a regular exit.
         os._exit(2)
+
+
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_HELP.format(commands="\n".join(f"  {name:<10} {text}" for name, text in _COMMANDS.items())), flush=True)
+        sys.exit(0 if arguments else 2)
+    command = arguments[0]
+    if command not in _COMMANDS:
+        raise UserError(f"no command {command!r}; {did_you_mean(command, _COMMANDS)}")
+    with _ended_by_sigint():
+        module = importlib.import_module(f"selfflow.cli.{_MODULES.get(command, command)}")
+    module.main(arguments[1:])
+
+
+@contextmanager
+def _ended_by_sigint() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once while modules are imported, when nothing is open yet.
+
+    A KeyboardInterrupt there can be swallowed by an extension module, or show the traceback of a library.
+    """
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler:  # ignored, as for a background job of a shell: it stays ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _fail(message: str) -> None:

@@ -98,7 +98,7 @@ def _evaluate(run: "Run", location: str, options: Options) -> None:
 
     mesh = options.devices.several()
     model = run.model(options.weights, options.step, mesh)
-    source, built = run.feed(options.data_dir)
+    source, built = run.open_data(options.data_dir)
 
     def context_clips(component: str):
         """Clips for the context. A sample must not contain part of a clip of the reference."""
@@ -185,7 +185,7 @@ def _calibrate(run: "Run", options: Options) -> None:
     from selfflow.tasks.evaluate_samples import calibrate_verifier
 
     out = options.out or run.path / "evaluations" / "calibration.json"
-    columns = calibrate_verifier(run, run.feed(options.data_dir)[1])
+    columns = calibrate_verifier(run, run.open_data(options.data_dir).built)
     print(as_text(columns))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({label: column._asdict() for label, column in columns.items()}, indent=1))

@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
     # Samples are in a folder of their settings, so that those of other settings do not mix.
     settings = {name: value for name, value in to_json(options).items() if name not in _NO_SETTINGS}
     source = run.source if bucket_url(path) else str(run.path.resolve())
-    component = sampler.component or "image"
+    component = sampler.component
     settings = {"run": source, "component": component, **settings, "step": model.step}
     folder = options.out
     if folder is None:

@@ -1,60 +1,87 @@
 """Arms of a study: runs that differ in their seeds alone, and the fields in which runs differ."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, is_fixed
 from selfflow.errors import UserError
 
 
-def arms_of(runs: Sequence[Any]) -> list[str]:
-    """The name of each run's method: that of its folder without the number at its end, where runs differ in their seeds
-    alone; else that of its folder.
+class StudyRun(Protocol):
+    """What arms are formed from: `selfflow.run.run.Run`.
 
-    Args:
-      runs: opened runs.
+    Attributes:
+      name: name of its folder.
+      source: path or URL.
+      experiment: resolved.
+    """
+
+    name: str
+    source: str
+    experiment: Experiment
+
+    def provenance(self) -> Mapping[str, Any]:
+        """Content of `provenance.json`."""
+        ...
+
+
+def arms_of(runs: Sequence[StudyRun]) -> list[str]:
+    """The name of each run's arm.
+
+    Runs whose folders differ in a number at the end, such as `dual_1` and `dual_2`, form an arm of the name before it,
+    if they differ in their seeds alone. Every other run is an arm of its own name.
 
     Raises:
-      UserError: if two runs differ in nothing, or were trained on other records.
+      UserError: if two runs have one name, or one arm and one seed, or were trained on different records.
     """
     check_same_data(runs)
-    names = [run.name for run in runs]
-    for run, name in zip(runs, names):
-        if (other := runs[names.index(name)]) is not run:
-            raise UserError(f"{other.source} and {run.source}: rows go by the name of a run: rename one of the folders")
-    stems = [re.sub(r"[-_]?\d+$", "", name) or name for name in names]
-    settings: dict[str, list[Any]] = {}
-    for stem, run in zip(stems, runs):
-        settings.setdefault(stem, []).append(run.experiment)
-    methods = [
-        stem
-        if len(settings[stem]) > 1 and not any(differing_fields(settings[stem][0], other) for other in settings[stem])
-        else name
-        for stem, name in zip(stems, names)
-    ]
-    seen: dict[tuple[str, int], Any] = {}
-    for method, run in zip(methods, runs):
-        seed = run.experiment.seed.init
-        if (other := seen.setdefault((method, seed), run)) is not run:
-            raise UserError(f"{run.source} and {other.source} are both {method} with seed.init {seed}: leave one out")
-    return methods
-
-
-def check_same_data(runs: Sequence[Any]) -> None:
-    """Raises `UserError` unless opened runs were trained on the same records, without which scores tell nothing."""
-    fingerprints = [
-        {s["dataset"]: s["fingerprint"] for s in run.provenance().get("datasets", {}).values()} for run in runs
-    ]
-    for run, found in zip(runs, fingerprints):
-        if found != fingerprints[0]:
+    by_name: dict[str, StudyRun] = {}
+    by_stem: dict[str, list[StudyRun]] = {}
+    for run in runs:
+        other = by_name.setdefault(run.name, run)
+        if other is not run:
             raise UserError(
-                f"{run.source} was trained on {', '.join(found) or 'no data'} and {runs[0].source} on "
-                f"{', '.join(fingerprints[0]) or 'no data'}, or on other records of it: probe them apart"
+                f"{other.source} and {run.source} have one name, by which tables list runs: rename one of the folders"
+            )
+        by_stem.setdefault(_stem(run.name), []).append(run)
+
+    arms: list[str] = []
+    by_seed: dict[tuple[str, int], StudyRun] = {}  # arm, seed -> its run
+    for run in runs:
+        siblings = by_stem[_stem(run.name)]
+        alike = all(not differing_fields(siblings[0].experiment, other.experiment) for other in siblings)
+        arm = _stem(run.name) if len(siblings) > 1 and alike else run.name
+        seed = run.experiment.seed.init
+        other = by_seed.setdefault((arm, seed), run)
+        if other is not run:
+            raise UserError(f"{run.source} and {other.source} are both {arm} with seed.init {seed}: leave one out")
+        arms.append(arm)
+    return arms
+
+
+def check_same_data(runs: Sequence[StudyRun]) -> None:
+    """Raises `UserError` unless all runs were trained on the same records; their scores are comparable only then."""
+    first: dict[str, str] | None = None
+    for run in runs:
+        fingerprints = {}
+        for dataset in run.provenance().get("datasets", {}).values():
+            fingerprints[dataset["dataset"]] = dataset["fingerprint"]
+        first = fingerprints if first is None else first
+        if fingerprints != first:
+            raise UserError(
+                f"{run.source} was trained on {', '.join(fingerprints) or 'no data'} and {runs[0].source} on "
+                f"{', '.join(first) or 'no data'}, or on other records of it: probe them separately"
             )
 
 
-def differing_fields(one: Any, other: Any) -> list[str]:
-    """The fields in which two experiments differ, of those that say what is computed, seeds apart."""
-    found = [name for name in diff(one, other) if is_fixed(name) or name == "steps"]
-    return [name for name in found if name.split(".")[0] != "seed"]
+def differing_fields(one: Experiment, other: Experiment) -> list[str]:
+    """The fields in which two experiments differ, of those that may not change in a run and `steps`, without seeds."""
+    names = [name for name in diff(one, other) if is_fixed(name) or name == "steps"]
+    return [name for name in names if name.split(".")[0] != "seed"]
+
+
+def _stem(name: str) -> str:
+    """A name without the number at its end."""
+    return re.sub(r"[-_]?\d+$", "", name) or name

@@ -1,34 +1,74 @@
-"""Media files as context of samples: converted to the size, rates and length of a run's media."""
+"""Context of samples from files: media of a run's size, rates and length, encoded by its autoencoders."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from selfflow.autoencoders.config import Autoencoder
 from selfflow.data.media import Media
 from selfflow.data.media.read import read_clip, read_image
 from selfflow.errors import UserError
 from selfflow.media import medium_of
-from selfflow.modality import modality_of
-from selfflow.sampling.context_spec import ContextRequest
+from selfflow.modality import Modality, modality_of
+from selfflow.sampling.context_spec import ContextRequest, merge_requests
 
 if TYPE_CHECKING:
     from selfflow.config.shapes import MediaSpec
 
 
-def read_context(
-    request: ContextRequest, names: tuple[str, ...], media: Mapping[str, "MediaSpec"]
-) -> dict[str, np.ndarray]:
-    """Reads the file of a request.
+def conditioned_modalities(request: ContextRequest, modalities: Mapping[str, Modality]) -> tuple[str, ...]:
+    """The modalities whose latents a request needs, as context or as the start of sampling.
 
     Args:
-      request: with a file.
-      names: modalities to read.
-      media: shape and rate of each modality of the run.
+      request: a context request.
+      modalities: streams of the sampled component.
+    """
+    return (request.name,) if request.level else tuple(merge_requests((request,), modalities))
+
+
+def encode_files(
+    requests: Sequence[ContextRequest],
+    modalities: Mapping[str, Modality],
+    media: Mapping[str, "MediaSpec"],
+    autoencoders: Mapping[str, Autoencoder],
+) -> dict[str, np.ndarray]:
+    """Latents of the requests that name a file.
+
+    Args:
+      requests: the context; requests without a file are ignored.
+      modalities: streams of the sampled component.
+      media: shape and rate of the media of each modality that has an autoencoder.
+      autoencoders: by modality.
 
     Returns:
-      {modality: one clip}.
+      {modality: latent of one clip}.
+
+    Raises:
+      UserError: naming the request, if its file cannot be read or a modality has no autoencoder.
+    """
+    latents: dict[str, np.ndarray] = {}
+    for request in requests:
+        if request.file is None:
+            continue
+        names = conditioned_modalities(request, modalities)
+        for m in names:
+            if m not in media:
+                raise UserError(f"--context {request.text}: this run has no autoencoder that encodes {m}")
+        try:
+            clips = _read_media(request, names, media)
+        except UserError as error:
+            raise UserError(f"--context {request.text}: {error}") from error
+        for m, clip in clips.items():
+            latents[m] = autoencoders[m].encode(clip[None])[0]
+    return latents
+
+
+def _read_media(
+    request: ContextRequest, names: tuple[str, ...], media: Mapping[str, "MediaSpec"]
+) -> dict[str, np.ndarray]:
+    """The file of a request as one clip of each modality in `names`.
 
     Raises:
       UserError: if the file is missing, damaged, shorter than a clip or lacks a modality.
@@ -40,7 +80,7 @@ def read_context(
         return clips
     if request.case == "first_frame":
         (m,) = timed
-        # The other frames are generated, whatever they are here.
+        # Only the first frame is context; the others fill the clip and are generated.
         frame = read_image(request.file, _side(m, media))
         return clips | {m: np.stack([frame] * media[m].shape[0])}
     try:
@@ -48,7 +88,7 @@ def read_context(
     except UserError:
         if request.case != "prefix":
             raise
-    # The file may be no longer than the prefix that is to be continued.
+    # The file may be shorter than a clip, as long as it has the prefix; what follows the prefix is generated anyway.
     prefix = read_clip(request.file, timed, _clip_settings(timed, media, request.numbers[0]))
     for m, x in prefix.items():
         padding = [(0, media[m].shape[0] - len(x))] + [(0, 0)] * (x.ndim - 1)
@@ -57,9 +97,10 @@ def read_context(
 
 
 def _side(m: str, media: Mapping[str, "MediaSpec"]) -> int:
+    """Height and width of a visual modality."""
     height, width, _ = media[m].shape[-3:]
     if height != width:
-        raise UserError(f"this run's {m} is {width} x {height}: only square images can be read from a file")
+        raise UserError(f"this run's {m} is {width} x {height}: only square images and video are read from a file")
     return height
 
 
@@ -71,6 +112,7 @@ def _clip_settings(timed: tuple[str, ...], media: Mapping[str, "MediaSpec"], sec
     clock = by_modality.get("video") or audio
     frames = clock.shape[0]
     if seconds is not None:
+        # The tolerance keeps a rounding error such as 1.1 * 10 = 11.000000000000002 from adding a frame.
         frames = min(frames, math.ceil(seconds * clock.rate - 1e-6))
     visual = next((m for m in timed if medium_of(m).is_visual), None)
     return Media(

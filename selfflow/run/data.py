@@ -1,7 +1,7 @@
-"""What a run was trained on, and the clips of it that are looked at afterwards."""
+"""The data that a run was trained on, and its clips."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,114 +15,120 @@ from selfflow.errors import UserError
 from selfflow.input.batches import BatchSource
 from selfflow.input.clips import readable_clips, warn_left_out
 from selfflow.input.reader import Reader
-from selfflow.run.prepare_data import latents_hash, prepare_data
+from selfflow.run.prepare_data import RunData, latents_hash, prepare_data
 from selfflow.storage.paths import bucket_url, data_folder
 
 
-def batch_source_of(
-    setup: FlowSetup,
-    provenance: Callable[[], dict[str, Any]],
-    source: str,
-    own: Path,
-    data_dir: str | Path | None,
-) -> tuple[BatchSource, dict[str, BuiltDataset]]:
-    """What a run was trained on: its latents, and the data sets whose raw data is available.
+def open_data(
+    setup: FlowSetup, provenance: Mapping[str, Any], path: str, own: Path, data_dir: str | Path | None
+) -> RunData:
+    """Opens the data that a run was trained on.
 
     Args:
       setup: of the run.
-      provenance: reads `provenance.json`.
-      source: path or URL of the run, for messages.
+      provenance: content of its `provenance.json`.
+      path: path or URL of the run, for messages.
       own: folder of the run's autoencoders.
-      data_dir: where the data is; by default where it was when the run was trained.
+      data_dir: folder for data sets and latents; by default that of the run's last session, if it still exists.
 
     Raises:
-      UserError: if the run has no data, or the data is another now.
+      UserError: if the run has no data, or its latents are not those that it was trained on.
     """
     if not setup.experiment.data:
-        raise UserError(f"{source} has no data: its weights were imported; give arrays of latents instead")
-    # Where the run's data was, if it still is there.
-    recorded = provenance()["sessions"][-1].get("data_dir", "")
-    known = Path(recorded) if recorded and (bucket_url(recorded) or Path(recorded).is_dir()) else None
-    feed, built = prepare_data(setup, data_folder(data_dir or known), own=own)
-    found, trained = latents_hash(feed.latents), provenance()["data"]
-    if found != trained:
+        raise UserError(f"{path} has no data: its weights were imported; give arrays of latents instead")
+    if not data_dir:
+        last = provenance["sessions"][-1].get("data_dir", "")
+        if last and (bucket_url(last) or Path(last).is_dir()):
+            data_dir = last
+    data = prepare_data(setup, data_folder(data_dir), own=own)
+    identity, expected = latents_hash(data.source.latents), provenance["data"]
+    if identity != expected:
         raise UserError(
-            f"{source} was trained on other latents ({trained}, now {found}): the data set was rebuilt; give the "
+            f"{path} was trained on other latents ({expected}, now {identity}): the data set was rebuilt; give the "
             "--data-dir of that time"
         )
-    return feed, built
+    return data
 
 
-def held_out(feed: BatchSource, name: str, splits: tuple[str, ...]) -> Reader:
-    """Reads whole clips of a component, of the first split that has any."""
-    latents = feed.latents[feed.mixture[name].data]
+def held_out_reader(source: BatchSource, component: str, splits: Sequence[str]) -> Reader:
+    """A reader of the clips of full length of a component, from the first split that has any.
+
+    Raises:
+      UserError: if no split has one.
+    """
+    latents = source.latents[source.mixture[component].data]
     for split in splits:
-        if split in latents.records:
-            reader = feed.reader(name, split)
-            whole = np.ones(len(reader.records), bool)
-            for m, modality in reader.modalities.items():
-                if modality.period:
-                    whole &= reader.source.index[f"frames/{m}"][reader.records] >= modality.latent[0]
-            if whole.any():
-                return dataclasses.replace(reader, records=reader.records[whole])
-    raise UserError(f"mixture.{name}: no split has a whole clip of it; give a file, as in --context video=clip.mp4")
+        if split not in latents.records:
+            continue
+        reader = source.reader(component, split)
+        complete = np.ones(len(reader.records), bool)
+        for m, modality in reader.modalities.items():
+            if modality.period:
+                complete &= reader.source.index[f"frames/{m}"][reader.records] >= modality.latent[0]
+        if complete.any():
+            return dataclasses.replace(reader, records=reader.records[complete])
+    raise UserError(
+        f"mixture.{component}: no split has a clip of its full length; give a file, as in --context video=clip.mp4"
+    )
 
 
 class Clips:
-    """The clips of a component of the mixture in one split of its data, numbered as they stand there.
+    """The clips of a component of the mixture in one split of its data, numbered in the order of their records.
 
-    Iterating gives the latents of one after the other, and leaves out those that cannot be read, with a warning that
-    counts them.
+    Iteration yields the latents of each clip. Unreadable clips are left out, with a warning that counts them.
 
     Args:
-      feed: what the run reads.
-      built: the data sets whose raw data is there.
-      split: of the data.
-      component: name of the component; by default the first.
+      data: of the run.
+      split: of the component's data set.
+      component: its name; by default the first of the mixture.
 
     Attributes:
       component: name of the component.
-      split: of its data.
-      modalities: the streams of the component, as long as its clips are.
+      split: of its data set.
+      modalities: the streams of the component, in clips of its length.
       ids: id of each clip.
-      labels: {field: int32 [n]}, the labels that the data has; -1 for none.
-      identity: tells these latents from others.
+      labels: {field: int32 [n]}, the labels of the data set; -1 for none.
+      identity: identity of these latents; other clips or other latents have another.
 
     Raises:
-      UserError: naming those that there are, if there is no such set or split, or no such clip in it.
+      UserError: naming those that exist, if there is no such component or split, or no clip in it.
     """
 
-    def __init__(self, feed: BatchSource, built: dict[str, BuiltDataset], split: str, component: str | None = None):
-        self.component, self.split = next(iter(feed.mixture)) if component is None else component, split
-        if self.component not in feed.mixture:
-            raise UserError(f"component {self.component!r}: this run has {', '.join(feed.mixture)}")
-        config = feed.mixture[self.component]
-        latents = feed.latents[config.data]
+    def __init__(self, data: RunData, split: str, component: str | None = None):
+        source = data.source
+        self.component, self.split = next(iter(source.mixture)) if component is None else component, split
+        if self.component not in source.mixture:
+            raise UserError(f"component {self.component!r}: this run has {', '.join(source.mixture)}")
+        self._data = source.mixture[self.component].data
+        latents = source.latents[self._data]
         if split not in latents.records:
-            raise UserError(f"split {split!r}: {config.data} has {', '.join(latents.records)}")
-        self._reader, self._data, self._built = feed.reader(self.component, split), config.data, built.get(config.data)
+            raise UserError(f"split {split!r}: {self._data} has {', '.join(latents.records)}")
+        self._reader = source.reader(self.component, split)
+        self._built: BuiltDataset | None = data.built.get(self._data)
         self.modalities = self._reader.modalities
         records, index = self._reader.records, self._reader.source.index
         if not len(records):
-            raise UserError(f"no clip of the {split} split of {config.data} has {' and '.join(self.modalities)}")
+            raise UserError(f"no clip of the {split} split of {self._data} has {' and '.join(self.modalities)}")
         self.ids = [self._reader.source.id(int(i)) for i in records]
-        fields = {name.removeprefix("label/"): name for name in index if name.startswith("label/")}
-        self.labels = {field: index[name][records].astype(np.int32) for field, name in fields.items()}
+        self.labels = {}
+        for name, values in index.items():
+            if name.startswith("label/"):
+                self.labels[name.removeprefix("label/")] = values[records].astype(np.int32)
         self.identity = f"{latents.hash} {self.component} {split}"
         kind = latents.manifest.get("settings", {}).get("kind")
         self._latents_only = kind in DATASETS and DATASETS[kind].holds_latents
-        self._raw: Any = None
+        self._records: Any = None  # of the raw data, opened on first use
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{modality: shape of one latent} of clips that are as long as the component has them."""
+        """{modality: shape of one latent} of clips of the component's length."""
         return {m: modality.latent for m, modality in self.modalities.items()}
 
     def latents(self, i: int) -> dict[str, np.ndarray]:
-        """The latents of clip i, {modality: [...]}: from its start, as long as the component's clips or as it lasts.
+        """The latents of clip i, {modality: [...]}: from its start, cut to the component's length, without padding.
 
         Raises:
           BadRecord: if they cannot be read.
@@ -132,7 +138,7 @@ class Clips:
         return {m: x[: frames[m]] if m in frames else x for m, x in sample["latents"].items()}
 
     def features(self, i: int) -> dict[str, np.ndarray]:
-        """What frozen encoders have of clip i, on the grid of its tokens, {modality: [N, E]}; empty without encoders.
+        """Features of clip i from the frozen encoders, on the grid of its tokens, {modality: [N, E]}; {} without any.
 
         Raises:
           BadRecord: if they cannot be read.
@@ -153,19 +159,19 @@ class Clips:
         warn_left_out(self, left_out)
 
     def record(self, i: int) -> dict[str, Any]:
-        """The raw record of clip i, whole: media before they are encoded, labels and what else the data set has.
+        """The raw record of clip i: media of its full length, labels and other features of the data set.
 
         Raises:
-          UserError: if the raw data is not there.
+          UserError: if the raw data does not exist.
           BadRecord: if it cannot be read.
         """
         if self._built is None and self._latents_only:
             raise UserError(f"{self._data} has latents alone: there are no media of its clips")
         if self._built is None:
             raise UserError(
-                f"the raw data of {self._data} is not there: its latents were encoded elsewhere; take "
-                f"latents.{self._data} out of a copy of the experiment and run `selfflow data build` to have it"
+                f"the raw data of {self._data} does not exist here: its latents were encoded elsewhere; remove "
+                f"latents.{self._data} from a copy of the experiment and run `selfflow data build`"
             )
-        if self._raw is None:
-            self._raw = self._built.records(self.split)
-        return self._raw[int(self._reader.records[i])]
+        if self._records is None:
+            self._records = self._built.records(self.split)
+        return self._records[int(self._reader.records[i])]

@@ -1,8 +1,9 @@
-"""Run folders as they are made and taken up: by a training, or of weights that were trained elsewhere."""
+"""Creation of run folders, by training or by the import of weights, and their lock and checks."""
 
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -40,22 +41,21 @@ def create_or_resume(
     autoencoders: dict[str, Path],
     data_dir: str = "",
 ) -> None:
-    """Makes a run folder, or takes up the one that is there; writes `experiment.json` and `provenance.json`.
+    """Writes `experiment.json` and `provenance.json` of a new run, or of a new session of an existing one.
 
     Args:
       folder: the run folder.
-      experiment: resolved, as `check_run` returns it in a setup.
+      experiment: resolved, as in the setup of `check_run`.
       data_hash: identity of the latents.
-      datasets: provenance of each data set, as `dataset_provenance` returns it.
-      autoencoders: file of each modality's, of which the run keeps a copy: samples are decoded without the data.
-      data_dir: where the data is, so that it is found again.
+      datasets: provenance of each data set, from `prepare_data.dataset_provenance`.
+      autoencoders: weights by modality; the run keeps copies, so that samples are decoded without the data.
+      data_dir: path or URL of the data, which later commands use by default.
 
     Raises:
-      UserError: if the run there was trained on other data.
+      UserError: if the run was trained on other data.
     """
-    path = folder / "experiment.json"
     changed: dict[str, Any] = {}
-    if path.exists():
+    if (folder / "experiment.json").exists():
         run = Run(folder)
         changed, provenance = diff(run.experiment, experiment), run.provenance()
         if provenance["data"] != data_hash:
@@ -67,23 +67,23 @@ def create_or_resume(
         provenance = {"started_from": experiment.init_from or None, "ancestors": _ancestors(experiment.init_from)}
         provenance |= {"data": data_hash, "sessions": []}
     provenance["datasets"] = datasets
-    provenance["sessions"].append(_surroundings() | {"changed": changed, "data_dir": data_dir})
+    provenance["sessions"].append(_session() | {"changed": changed, "data_dir": data_dir})
     for m, file in autoencoders.items():
-        kept = folder / AUTOENCODERS / f"{m}.safetensors"
-        if not kept.exists():
-            kept.parent.mkdir(exist_ok=True)
-            link_or_copy(file, kept)
-    _make_run(folder, experiment, provenance)
+        copy = folder / AUTOENCODERS / f"{m}.safetensors"
+        if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
+            link_or_copy(file, copy)
+    _write_records(folder, experiment, provenance)
 
 
 def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Makes a run folder of weights that were trained elsewhere: step 0, without data and without optimizer.
+    """Makes a run of weights that were trained elsewhere: step 0, without data and optimizer.
 
     Args:
-      folder: a folder that is there and empty.
+      folder: an empty folder.
       experiment: one without data.
       weights: the trained parameters; the EMA starts as a copy of them.
-      origin: file that the weights came from, and its hash.
+      origin: file of the weights, and its hash.
     """
     frozen = setup_of(experiment).objective.init_frozen(weights, jax.random.key(experiment.seed.init))
     state = State(jnp.zeros((), jnp.int32), weights, frozen, optax.EmptyState())
@@ -94,32 +94,36 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
     finally:
         checkpoints.close()
     provenance = {"started_from": None, "ancestors": [], "imported": origin, "data": None, "datasets": {}}
-    _make_run(folder, experiment, provenance | {"sessions": [_surroundings() | {"changed": {}}]})
+    _write_records(folder, experiment, provenance | {"sessions": [_session() | {"changed": {}}]})
 
 
-def _make_run(folder: Path, experiment: Experiment, provenance: dict[str, Any]) -> None:
+def _write_records(folder: Path, experiment: Experiment, provenance: dict[str, Any]) -> None:
     with atomic_write(folder / "provenance.json") as partial:
         partial.write_text(json.dumps(provenance, indent=1))
-    # The experiment comes last: a folder is a run once it is there.
+    # The experiment comes last, because it makes a folder a run.
     save_experiment(experiment, folder / "experiment.json")
 
 
 def _ancestors(source: str) -> list[dict[str, Any]]:
-    """What the weights of RUN:STEP come from, nearest first: runs, what each was trained on or imported from."""
+    """The runs that the weights of RUN:STEP descend from, nearest first, each with its data or its origin."""
     if not source:
         return []
     provenance = parse_run_step(source)[0].provenance()
-    own = {"run": source, "datasets": provenance.get("datasets", {}), "imported": provenance.get("imported")}
-    return [own, *provenance.get("ancestors", [])]
+    parent = {"run": source, "datasets": provenance.get("datasets", {}), "imported": provenance.get("imported")}
+    return [parent, *provenance.get("ancestors", [])]
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Makes a run folder if need be, and holds its lock: two processes must not train into one run.
+    """Exclusive lock on a run folder, which is created if missing: two processes must not train into one run.
 
     Raises:
-      UserError: if another process holds it, or the folder cannot be written.
+      UserError: if another process holds the lock, or the folder cannot be written.
     """
+    # TensorStore writes names in UTF-8, Python in the locale's encoding: one folder would become two.
+    if os.fsencode(folder) != str(folder).encode("utf-8", "replace"):
+        encoding = sys.getfilesystemencoding()
+        raise UserError(f"--workdir {folder!a} is not ASCII, and the locale's encoding is {encoding}: set PYTHONUTF8=1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("w")
@@ -132,7 +136,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether a process trains into a run folder on this disk: its lock goes with it, however it ends."""
+    """Whether a process trains into a run folder on this disk. A process that ends in any way releases its lock."""
     try:
         with (folder / _LOCK).open() as lock:
             return not try_lock(lock, shared=True)
@@ -141,66 +145,75 @@ def is_training(folder: Path) -> bool:
 
 
 def check_run(folder: Path, experiment: AnyExperiment) -> Setup:
-    """Resolves an experiment against the run that may already be in a folder; writes nothing.
+    """Resolves an experiment for training into a folder, which may have its run already; writes nothing.
 
     Raises:
-      UserError: if the run there was made by another experiment, naming the fields that differ; if it already has
-        more steps; if the folder holds something else.
+      UserError: if the folder has the run of another experiment, naming the fields that differ; if the run already has
+        more steps; if the folder has other content.
     """
-    if not (folder / "experiment.json").exists():
-        # A process that was killed before `experiment.json` was written leaves these, and temporary files.
-        expected = (_LOCK, AUTOENCODERS, "provenance.json")
-        names = [path.name for path in folder.iterdir()] if folder.exists() else []
-        foreign = [name for name in names if name not in expected and ".partial-" not in name]
-        if foreign:
+    if (folder / "experiment.json").exists():
+        return _check_resumed(folder, experiment)
+    _check_new(folder)
+    if experiment.init_from:
+        run, step = parse_run_step(experiment.init_from)
+        if type(run.experiment) is not type(experiment):
             raise UserError(
-                f"{folder} is no run folder (no experiment.json) but holds {foreign[0]}: use another --workdir"
+                f"init_from {experiment.init_from}: one of the two runs is of an autoencoder, the other is not"
             )
-        if experiment.init_from:
-            run, step = parse_run_step(experiment.init_from)
-            if type(run.experiment) is not type(experiment):
-                raise UserError(
-                    f"init_from {experiment.init_from}: one of the two runs is of an autoencoder, the other is not"
-                )
-            step = run.last_step() if step is None else step
-            experiment = dataclasses.replace(experiment, init_from=f"{run.source}:{step}")
-        return resolve(experiment)
+        step = run.last_step() if step is None else step
+        experiment = dataclasses.replace(experiment, init_from=f"{run.source}:{step}")
+    return resolve(experiment)
+
+
+def _check_new(folder: Path) -> None:
+    """Raises `UserError` if a folder without a run has files of other origin."""
+    # A process that was killed before `experiment.json` was written leaves these, and temporary files.
+    expected = (_LOCK, AUTOENCODERS, "provenance.json")
+    paths = folder.iterdir() if folder.exists() else ()
+    for path in paths:
+        if path.name not in expected and ".partial-" not in path.name:
+            raise UserError(
+                f"{folder} is no run folder (no experiment.json) but has {path.name}: use another --workdir"
+            )
+
+
+def _check_resumed(folder: Path, experiment: AnyExperiment) -> Setup:
+    """The setup of an experiment that continues the run in a folder; errors as of `check_run`."""
     run = Run(folder)
     old, done = run.experiment, run.last_step()
     if type(old) is not type(experiment):
-        raise UserError(f"{folder} holds a run of another kind of experiment: use another --workdir")
+        raise UserError(f"{folder} has a run of another kind of experiment: use another --workdir")
     if not old.data:
         raise UserError(
-            f"{folder} holds imported weights and no data, and is not trained on: use another --workdir, with "
+            f"{folder} has imported weights without data, which are not trained further: use another --workdir, with "
             f"--init-from {folder}"
         )
     if experiment.steps < done:
         raise UserError(f"steps is {experiment.steps}, but {folder} has done {done}: use another --workdir")
-    # What followed from the run's first length stays: more steps must not change what is computed.
+    # Fields derived from the number of steps keep their values: more steps must not change what is computed.
     setup = resolve(experiment, previous=old)
-    experiment = setup.experiment
-    differing = [name for name in diff(old, experiment) if is_fixed(name)]
-    if differing:
-        both = diff(old, experiment)
-        shown = "; ".join(f"{name} was {both[name][0]!r}, now {both[name][1]!r}" for name in differing[:5])
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+    fixed = {name: values for name, values in diff(old, setup.experiment).items() if is_fixed(name)}
+    if fixed:
+        changes = [f"{name} was {was!r}, now {now!r}" for name, (was, now) in fixed.items()]
+        more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
         raise UserError(
-            f"{folder} holds a run of another experiment: {shown}{more}. Use another --workdir, or the old values"
+            f"{folder} has a run of another experiment: {'; '.join(changes[:5])}{more}. Use another --workdir, or the "
+            "old values"
         )
     return setup
 
 
-def _surroundings() -> dict[str, Any]:
-    """Code, packages and devices of this process."""
+def _session() -> dict[str, Any]:
+    """Code, packages, devices and command of this process."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     source = Path(__file__).parent
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, timeout=10)
+            process = subprocess.run(["git", "-C", str(source), *words], capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
     status = git("status", "--porcelain")
     return {

@@ -1,4 +1,4 @@
-"""The network of a run with some weights."""
+"""The network of a run with its parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,16 +18,16 @@ from selfflow.training.state import State
 
 @dataclass(frozen=True)
 class Model:
-    """A network with some weights of a run.
+    """A network with parameters of a run.
 
     Attributes:
       apply: as `SelfFlowObjective.apply`: (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`.
       params: its parameters.
-      modalities: all streams that it knows.
-      null_label: the label that stands for none.
+      modalities: all streams of the network.
+      null_label: the label for no class.
       depth: number of blocks.
-      step: finished updates; 0 for the untrained.
-      identity: hash of the network and its weights, however these are spread over devices.
+      step: finished updates; 0 for untrained weights.
+      identity: hash of the network and its weights, independent of how they are sharded.
     """
 
     apply: Callable[..., Output]
@@ -47,26 +47,35 @@ def model_of(
     Args:
       setup: of the experiment.
       state: a trained state; None for fresh weights from `seed.init`, with the gates of all blocks open.
-      weights: "ema" or "student", of the state.
-      mesh: devices that fresh weights are spread over; by default the first alone.
+      weights: which weights of the state.
+      mesh: devices over which fresh weights are sharded; by default the first device alone.
     """
     objective, config = setup.objective, setup.experiment.model
-    trained = state is not None
-    if trained:
-        params = state.frozen["ema"] if weights == "ema" else state.params["model"]
-    else:
-        seed = setup.experiment.seed.init
+    if state is None:
         shardings = None if mesh is None else setup.shardings(mesh).params["model"]
-        params = jax.jit(lambda: objective.init(jax.random.key(seed))["model"], out_shardings=shardings)()
-    facts = {"weights": fetch_checksums(params), "model": to_json(config), "gates": "its own" if trained else "open"}
-    facts["model"].pop("execution")  # it changes how numbers are computed, not what they are
+
+        def init() -> Any:
+            return objective.init(jax.random.key(setup.experiment.seed.init))["model"]
+
+        params = jax.jit(init, out_shardings=shardings)()
+        # At initialisation the gates of all blocks are zero, and the network would return its tokens unchanged.
+        apply = partial(objective.apply, open_gates=True)
+    else:
+        params = state.frozen["ema"] if weights == "ema" else state.params["model"]
+        apply = objective.apply
+
+    content = {
+        "weights": fetch_checksums(params),
+        "model": to_json(config),
+        "gates": "open" if state is None else "its own",
+    }
+    content["model"].pop("execution")  # it changes how numbers are computed, not what they are
     return Model(
-        # An untrained network with its own gates, which are closed, hands its tokens on as they are.
-        objective.apply if trained else partial(objective.apply, open_gates=True),
+        apply,
         params,
         objective.modalities,
         config.labels,
         config.depth,
-        int(state.step) if trained else 0,
-        digest(facts),
+        step=0 if state is None else int(state.step),
+        identity=digest(content),
     )

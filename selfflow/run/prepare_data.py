@@ -1,9 +1,9 @@
-"""From an experiment to what its run reads: builds, fits and encodes what is not there yet."""
+"""Data of an experiment: builds data sets, fits autoencoders and encodes latents that do not exist yet."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from selfflow.autoencoders.config import AnyAutoencoder, can_decode, uses_pretrained
 from selfflow.config.experiment import Experiment
@@ -27,86 +27,115 @@ from selfflow.storage.paths import local_path
 from selfflow.weights.read import sha256_of
 
 
+class RunData(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+      source: latents and batches of all components of the mixture.
+      built: the data sets whose raw records exist, by name.
+    """
+
+    source: BatchSource
+    built: dict[str, BuiltDataset]
+
+
 def prepare_data(
     setup: FlowSetup, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
-) -> tuple[BatchSource, dict[str, BuiltDataset]] | None:
-    """What the mixture of an experiment is read from, and its data sets.
+) -> RunData | None:
+    """Builds data sets, fits autoencoders and encodes latents that do not exist yet, and opens them.
 
     Args:
       setup: of the experiment.
       data_dir: cache folder of data sets, autoencoders and latents.
-      share: which part of the encoding is this process's.
-      own: a run's copies of its autoencoders, which it goes on with, whatever lies at their paths by now.
+      share: part of the encoding for this process.
+      own: a run's copies of its autoencoders, used in place of the weights that the experiment names.
 
     Returns:
-      The feed and the data sets whose raw data is there; None where other hosts have not finished encoding.
+      The data; None while other hosts encode their parts.
 
     Raises:
       UserError: for what a user can correct in data, latents or experiment.
     """
     experiment, modalities = setup.experiment, setup.objective.modalities
     if own:
-        experiment = _with_copies(experiment, own)
+        experiment = _with_own_weights(experiment, own)
     excluded = read_ids(experiment.exclude) if experiment.exclude else set()
-    used = sorted({component.data for component in experiment.mixture.values()})
-    built = {name: build(experiment.data[name], data_dir) for name in used if name not in experiment.latents}
-    latents: dict[str, Latents | None] = {
-        name: _latents(experiment.latents[name], excluded) for name in used if name in experiment.latents
-    }
-    identity = cached_text_encoder(experiment.text).identity if experiment.text and built else None
-    encoders = {name: _encoders(experiment, name) for name in used}
-    known = encoder_identities({m: encoder for name in built for m, encoder in encoders[name].items()})
-    for name, found in latents.items():
-        found.check(experiment.autoencoders, modalities, experiment.text, identity)
-        check_features(found, encoders[name], known)
-    fitted = _fit(experiment, built, latents, excluded, data_dir, share)
-    for name in used:
-        if name not in latents:
-            own = {m: f for m, f in fitted.items() if m in experiment.data[name].media_shapes()}
-            more = {"encoders": encoders[name], "share": share, "exclude": excluded}
-            latents[name] = encode(built[name], own, modalities, experiment.text, data_dir, **more)
-    if not all(latents.values()):
+    names = sorted({component.data for component in experiment.mixture.values()})
+    encoders = {name: _encoders(experiment, name) for name in names}
+    built = {name: build(experiment.data[name], data_dir) for name in names if name not in experiment.latents}
+
+    # Latents from elsewhere: they must be those that this experiment would encode.
+    latents: dict[str, Latents | None] = {}
+    for name in names:
+        if name in experiment.latents:
+            latents[name] = _open_latents(experiment.latents[name], excluded)
+    text_identity = cached_text_encoder(experiment.text).identity if experiment.text and built else None
+    encoder_of_modality = {}
+    for name in built:
+        encoder_of_modality |= encoders[name]
+    identities = encoder_identities(encoder_of_modality)
+    for name, stored in latents.items():
+        stored.check(experiment.autoencoders, modalities, experiment.text, text_identity)
+        check_features(stored, encoders[name], identities)
+
+    autoencoders = _fit(experiment, built, latents, excluded, data_dir, share)
+    for name, dataset in built.items():
+        shapes = experiment.data[name].media_shapes()
+        latents[name] = encode(
+            dataset,
+            {m: autoencoder for m, autoencoder in autoencoders.items() if m in shapes},
+            modalities,
+            experiment.text,
+            data_dir,
+            encoders=encoders[name],
+            share=share,
+            exclude=excluded,
+        )
+    if not all(latents.values()):  # other hosts still encode
         return None
     _check_identities(latents, encoders)
-    _say_excluded(experiment.exclude, excluded, latents)
-    return _feed(experiment, setup.modalities, latents), {
-        name: b for name, b in built.items() if not b.settings.holds_latents
-    }
+    _print_excluded(experiment.exclude, excluded, latents)
+    raw = {name: dataset for name, dataset in built.items() if not dataset.settings.holds_latents}
+    return RunData(_batch_source(experiment, setup.modalities, latents), raw)
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:
-    """Identity of all that a run may read: latents, and features beside them."""
-    hashes = {name: found.hash for name, found in latents.items()}
-    features = {name: found.features for name, found in latents.items() if found.features}
+    """Identity of everything that a run may read: latents, and the features stored beside them."""
+    hashes = {name: stored.hash for name, stored in latents.items()}
+    features = {name: stored.features for name, stored in latents.items() if stored.features}
     if len(hashes) == 1 and not features:
         return next(iter(hashes.values()))
-    identity = [hashes, features] if features else hashes
-    return digest(identity)
+    return digest([hashes, features] if features else hashes)
 
 
 def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
-    """What a run keeps in mind of its data sets, as JSON data: licences, and identities of records and encoders."""
-    return {
-        name: {
-            "dataset": found.manifest["dataset"],
+    """Provenance of each data set, as JSON data: licence, and identities of records and encoders."""
+    provenance = {}
+    for name, stored in latents.items():
+        manifest = stored.manifest
+        provenance[name] = {
+            "dataset": manifest["dataset"],
             "licence": experiment.data[name].licence,
-            "fingerprint": found.manifest["fingerprint"],
-            "latents": found.hash,
-            "autoencoders": {m: made["identity"] for m, made in found.manifest["modalities"].items()},
-            "text": (found.manifest["text"] or {}).get("identity"),
-            "features": found.features,
+            "fingerprint": manifest["fingerprint"],
+            "latents": stored.hash,
+            "autoencoders": {m: entry["identity"] for m, entry in manifest["modalities"].items()},
+            "text": (manifest["text"] or {}).get("identity"),
+            "features": stored.features,
         }
-        for name, found in latents.items()
-    }
+    return provenance
 
 
 def autoencoder_files(latents: Mapping[str, Latents]) -> dict[str, Path]:
-    """The file of each modality's autoencoder; where several data sets have it, it is the same."""
-    files = {m: found.autoencoder_path(m) for found in latents.values() for m in found.manifest["modalities"]}
+    """The weights of each modality's autoencoder; data sets that share a modality have the same."""
+    files = {}
+    for stored in latents.values():
+        for m in stored.manifest["modalities"]:
+            files[m] = stored.autoencoder_path(m)
     return {m: path for m, path in files.items() if path}
 
 
-def _with_copies(experiment: Experiment, own: Path) -> Experiment:
+def _with_own_weights(experiment: Experiment, own: Path) -> Experiment:
+    """The experiment with pretrained weights read from a run's copies."""
     configs = dict(experiment.autoencoders)
     for m, config in configs.items():
         copy = own / f"{m}.safetensors"
@@ -115,26 +144,31 @@ def _with_copies(experiment: Experiment, own: Path) -> Experiment:
     return dataclasses.replace(experiment, autoencoders=configs)
 
 
-def _latents(path: str, excluded: Collection[str]) -> Latents:
+def _open_latents(path: str, excluded: Collection[str]) -> Latents:
+    """Latents in a folder or a bucket, of which all but the shards are copied to this disk."""
     folder = local_path(path)
     fetch_folder(folder, MANIFEST)
     return Latents(folder, excluded)
 
 
 def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
-    """The encoders of those modalities that the mixture takes from a data set."""
-    taken = {m for component in experiment.mixture.values() if component.data == data for m in component.modalities}
-    return {m: encoder for m, encoder in experiment.alignment.target_encoders.items() if m in taken}
+    """The frozen encoders of the modalities that the mixture reads from a data set."""
+    modalities = set()
+    for component in experiment.mixture.values():
+        if component.data == data:
+            modalities |= set(component.modalities)
+    return {m: encoder for m, encoder in experiment.alignment.target_encoders.items() if m in modalities}
 
 
-def _feed(
-    experiment: Experiment, modalities: Mapping[str, Mapping[str, Modality]], latents: dict[str, Latents]
+def _batch_source(
+    experiment: Experiment, modalities: dict[str, dict[str, Modality]], latents: dict[str, Latents]
 ) -> BatchSource:
+    """The source of batches; raises `UserError` if the width of stored captions is not that of the model."""
     caption = None
     if experiment.text:
         caption = (experiment.text.tokens, experiment.model.text)
-        for name, found in latents.items():
-            width = found.manifest["text"]["width"]
+        for name, stored in latents.items():
+            width = stored.manifest["text"]["width"]
             if width != experiment.model.text:
                 raise UserError(
                     f"model.text is {experiment.model.text}, but the captions of data.{name} have {width} channels"
@@ -156,66 +190,72 @@ def _feed(
 def _fit(
     experiment: Experiment,
     built: dict[str, BuiltDataset],
-    elsewhere: Mapping[str, Latents],
+    stored: Mapping[str, Latents],
     excluded: Collection[str],
     data_dir: Path,
     share: EncodeShare,
 ) -> dict[str, FittedAutoencoder]:
-    """The autoencoders: those that latents from elsewhere were made by, the others fitted to the data."""
+    """The autoencoder of each modality: that of latents from elsewhere, or one fitted to the data sets built here."""
     fitted = {}
     for m, config in experiment.autoencoders.items():
-        having = {name: b for name, b in built.items() if m in experiment.data[name].media_shapes()}
-        given = next((found for found in elsewhere.values() if m in found.manifest["modalities"]), None)
-        if given:
-            made = given.manifest["modalities"][m]
-            path = given.autoencoder_path(m)
-            _check_weights(m, config, path, given)
-            identity = given.autoencoder(m, config).identity if path else config.identity
-            fitted[m] = FittedAutoencoder(config, path, identity, made["fitted_on"])
-        elif having:
+        with_modality = {name: b for name, b in built.items() if m in experiment.data[name].media_shapes()}
+        elsewhere = [latents for latents in stored.values() if m in latents.manifest["modalities"]]
+        if elsewhere:
+            fitted[m] = _autoencoder_of(elsewhere[0], m, config)
+        elif with_modality:
             if share.host and can_decode(config):
-                notes = fitted_path(m, config, having, excluded, data_dir).with_suffix(".json")
-                wait_for_file(notes, f"it fits the {m} autoencoder")
-            fitted[m] = fit_autoencoder(m, config, having, excluded, data_dir)
+                # The first host fits; the others wait for the metadata that it writes last.
+                metadata = fitted_path(m, config, with_modality, excluded, data_dir).with_suffix(".json")
+                wait_for_file(metadata, f"fit the {m} autoencoder")
+            fitted[m] = fit_autoencoder(m, config, with_modality, excluded, data_dir)
     return fitted
 
 
-def _check_weights(m: str, config: AnyAutoencoder, path: Path | None, latents: Latents) -> None:
-    """Raises `UserError` if a user names weights that are there and did not make latents from elsewhere."""
-    weights = (
-        find_weights(config)
-        if path and uses_pretrained(config) and config.kind != "diffusers" and config.path
-        else None
-    )
-    if weights and weights.is_file() and sha256_of(weights) != sha256_of(path):
-        raise UserError(
-            f"autoencoders.{m}.path is {config.path}, but {latents.path} was made by other weights: leave the path "
-            "empty, or encode with these"
-        )
+def _autoencoder_of(latents: Latents, m: str, config: AnyAutoencoder) -> FittedAutoencoder:
+    """The autoencoder that latents from elsewhere were encoded by.
+
+    Raises:
+      UserError: if the experiment names other weights.
+    """
+    path = latents.autoencoder_path(m)
+    if path and uses_pretrained(config) and config.kind != "diffusers" and config.path:
+        weights = find_weights(config)
+        if weights and weights.is_file() and sha256_of(weights) != sha256_of(path):
+            raise UserError(
+                f"autoencoders.{m}.path is {config.path}, but {latents.path} was encoded by other weights: leave the "
+                "path empty, or encode with these"
+            )
+    identity = latents.autoencoder(m, config).identity if path else config.identity
+    return FittedAutoencoder(config, path, identity, latents.manifest["modalities"][m]["fitted_on"])
 
 
-def _check_identities(latents: dict[str, Latents], encoders: dict[str, dict[str, Encoder]]) -> None:
-    """One modality must mean the same in all data sets, and so must the features that it is aligned with."""
-    seen: dict[tuple[str, str], tuple[str, str]] = {}
-    for name, found in latents.items():
-        identities = [(m, "autoencoder", made) for m, made in found.manifest["modalities"].items()]
-        identities += [(m, "encoder of features", found.manifest["features"][m]) for m in encoders[name]]
-        for m, what, made in identities:
-            other, identity = seen.setdefault((m, what), (name, made["identity"]))
-            if identity != made["identity"]:
+def _check_identities(latents: Mapping[str, Latents], encoders: dict[str, dict[str, Encoder]]) -> None:
+    """Raises `UserError` unless all data sets have one autoencoder and one frozen encoder for each modality."""
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for name, stored in latents.items():
+        entries = [(m, "autoencoder", entry) for m, entry in stored.manifest["modalities"].items()]
+        entries += [(m, "encoder of features", stored.manifest["features"][m]) for m in encoders[name]]
+        for m, what, entry in entries:
+            other, identity = first.setdefault((m, what), (name, entry["identity"]))
+            if identity != entry["identity"]:
                 raise UserError(
-                    f"latents.{name}: its {m} was encoded by {made['identity']}, that of {other} by {identity}: "
+                    f"latents.{name}: its {m} was encoded by {entry['identity']}, that of {other} by {identity}: "
                     f"encode both with one {what} (one `selfflow encode` of an experiment that has both)"
                 )
 
 
-def _say_excluded(path: str, excluded: Collection[str], latents: dict[str, Latents]) -> None:
+def _print_excluded(path: str, excluded: Collection[str], latents: Mapping[str, Latents]) -> None:
+    """Prints how many excluded ids are in the data, and names those that are not."""
     if not excluded:
         return
-    sources = [found.open_split(split) for found in latents.values() for split in found.records]
-    known = {i.decode() for source in sources for i in source.index["id"][source.excluded]}
-    missing = sorted(set(excluded) - known)
-    shown = f"; not in the data: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}" if missing else ""
-    print(
-        f"exclude {path}: {len(excluded) - len(missing)} of {len(excluded)} ids are in the data and never read{shown}"
-    )
+    present = set()
+    for stored in latents.values():
+        for split in stored.records:
+            source = stored.open_split(split)
+            present.update(id.decode() for id in source.index["id"][source.excluded])
+    missing = sorted(set(excluded) - present)
+    note = ""
+    if missing:
+        note = f"; not in the data: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
+    count = len(excluded) - len(missing)
+    print(f"exclude {path}: {count} of {len(excluded)} ids are in the data and never read{note}")

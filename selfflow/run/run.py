@@ -1,4 +1,4 @@
-"""A run: the folder that an experiment leaves behind, and what can be asked of it."""
+"""A run: the folder that an experiment leaves behind, with its weights, data, metrics and provenance."""
 
 import json
 from collections.abc import Callable
@@ -26,10 +26,9 @@ from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State
 
 if TYPE_CHECKING:
-    from selfflow.data.built import BuiltDataset
-    from selfflow.input.batches import BatchSource
     from selfflow.input.reader import Reader
     from selfflow.run.data import Clips
+    from selfflow.run.prepare_data import RunData
     from selfflow.run.sampler import Samples
 
 
@@ -37,9 +36,9 @@ class Run:
     """An existing run folder.
 
     Attributes:
-      path: the folder; of a run in a bucket a copy, which lacks the checkpoints.
+      path: the folder; for a run in a bucket a local copy without checkpoints.
       source: the path or URL that it was opened by.
-      setup: of the experiment that made it.
+      setup: of its experiment.
       experiment, objective: of the setup.
 
     Raises:
@@ -53,7 +52,7 @@ class Run:
         self.setup: FlowSetup = setup_of(read_experiment(self.path / "experiment.json"))
         self.experiment, self.objective = self.setup.experiment, self.setup.objective
         self._models: dict[tuple, Model] = {}
-        self._feeds: dict[str, tuple["BatchSource", dict[str, "BuiltDataset"]]] = {}
+        self._data: dict[str, "RunData"] = {}  # by data folder
 
     @property
     def name(self) -> str:
@@ -69,19 +68,19 @@ class Run:
         return max(saved_steps(self.path), default=0)
 
     def provenance(self) -> dict[str, Any]:
-        """What `provenance.json` says of the run's code, data and origin.
+        """The run's code, data and origin: the content of `provenance.json`.
 
         Raises:
           UserError: if it is missing or damaged.
         """
         provenance = self._json("provenance.json")
         datasets = provenance.get("datasets", {})
-        if not isinstance(datasets, dict) or not all(isinstance(one, dict) for one in datasets.values()):
+        if not isinstance(datasets, dict) or not all(isinstance(entry, dict) for entry in datasets.values()):
             raise UserError(f"{self.path}/provenance.json is damaged: datasets holds no tables: restore it from a copy")
         return provenance
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run measured of itself at its end; None where it has not ended.
+        """The content of `summary.json`, which the final evaluation writes; None before it.
 
         Raises:
           UserError: if `summary.json` is damaged.
@@ -99,34 +98,35 @@ class Run:
         return content
 
     def autoencoder(self, modality: str) -> Autoencoder:
-        """What decodes the latents of a modality: the run's copy of the autoencoder that made them.
+        """The autoencoder of a modality, from the run's copy of its weights.
 
         Raises:
           UserError: if the run has none, or it is damaged.
         """
         path = self.path / AUTOENCODERS / f"{modality}.safetensors"
         if not can_decode(self.experiment.autoencoders.get(modality)):
-            load_autoencoder(self.experiment.autoencoders[modality], path)  # says why not
+            load_autoencoder(self.experiment.autoencoders[modality], path)  # raises with the reason
         if modality not in self.experiment.autoencoders or not path.is_file():
             raise UserError(
-                f"{self.source} has no autoencoder for {modality} ({path}): its weights were imported, or another "
-                "version made it; take the run up with `selfflow train` once, which copies it"
+                f"{self.source} has no autoencoder for {modality} ({path}): its weights were imported, or the file was "
+                "removed; resume the run with `selfflow train`, which copies it"
             )
         try:
-            found = load_autoencoder(self.experiment.autoencoders[modality], path)
+            autoencoder = load_autoencoder(self.experiment.autoencoders[modality], path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it from a copy of the run") from error
-        known = {dataset["autoencoders"].get(modality) for dataset in self.provenance()["datasets"].values()} - {None}
-        if found.identity not in known:
-            raise UserError(f"{path} is {found.identity}, not {' or '.join(known)}: restore it from a copy of the run")
-        return found
+        identities = {entry["autoencoders"].get(modality) for entry in self.provenance()["datasets"].values()} - {None}
+        if autoencoder.identity not in identities:
+            expected = " or ".join(identities)
+            raise UserError(f"{path} is {autoencoder.identity}, not {expected}: restore it from a copy of the run")
+        return autoencoder
 
     def restore(self, step: int | None = None, mesh: Mesh | None = None) -> State:
         """The state at a step, by default the newest checkpoint.
 
         Args:
           step: a step that was saved.
-          mesh: where to, whatever the mesh was that it was saved from; by default the first device.
+          mesh: devices to restore to, which may differ from those it was saved from; by default the first device.
 
         Raises:
           UserError: if there is no such checkpoint, or it is damaged.
@@ -134,7 +134,7 @@ class Run:
         return self._read(Checkpoints.restore, step, mesh)
 
     def weights(self, step: int | None = None, mesh: Mesh | None = None) -> State:
-        """The same without the optimizer's state, which is not read: half the memory.
+        """The state without that of the optimizer, which is not read: half the memory. Arguments as of `restore`.
 
         Raises:
           UserError: as `restore`.
@@ -147,13 +147,13 @@ class Run:
         step: int | None = None,
         mesh: Mesh | None = None,
     ) -> Model:
-        """The network of the run; the one that was asked for last is kept.
+        """The network of the run. The last one is cached.
 
         Args:
-          weights: the EMA, the student, or fresh ones from `seed.init` with the gates of all blocks open, which is what
-            trained features are compared with.
+          weights: the EMA, the student, or fresh ones from `seed.init` with the gates of all blocks open, the baseline
+            of trained features.
           step: a step that was saved; by default the newest.
-          mesh: where to; by default the first device.
+          mesh: devices to restore to; by default the first.
 
         Raises:
           UserError: as `restore`, or if there are no such weights.
@@ -163,44 +163,38 @@ class Run:
         if weights == "untrained" and step is not None:
             raise UserError(f"weights untrained, step {step}: untrained weights have no step; leave it out")
         newest = self.last_step() if step is None and weights != "untrained" else step
-        asked = (weights, newest, mesh)
-        if asked not in self._models:
-            self._models.clear()  # whose memory may be needed
+        key = (weights, newest, mesh)
+        if key not in self._models:
+            self._models.clear()  # frees memory that the next one may need
             state = None if weights == "untrained" else self.weights(step, mesh)
-            self._models[asked] = model_of(self.setup, state, weights, mesh)
-        return self._models[asked]
+            self._models[key] = model_of(self.setup, state, weights, mesh)
+        return self._models[key]
 
-    def feed(self, data_dir: str | Path | None = None) -> tuple["BatchSource", dict[str, "BuiltDataset"]]:
-        """What the run was trained on: its latents, and the data sets whose raw data is there; opened once.
+    def open_data(self, data_dir: str | Path | None = None) -> "RunData":
+        """The data that the run was trained on; cached.
 
         Args:
-          data_dir: where the data is; by default where it was when the run was trained, else as for every command.
+          data_dir: folder for data sets and latents; by default that of the run's last session, or the default one.
 
         Raises:
-          UserError: if the run has no data, or the data is another now.
+          UserError: if the run has no data, or its latents are not those that it was trained on.
         """
-        from selfflow.run.data import batch_source_of  # TFDS and more, which many a command does without
+        from selfflow.run.data import open_data  # imports TFDS, which many commands do without
 
-        if str(data_dir) not in self._feeds:
-            self._feeds[str(data_dir)] = batch_source_of(
-                self.setup, self.provenance, self.source, self.path / AUTOENCODERS, data_dir
-            )
-        return self._feeds[str(data_dir)]
+        if str(data_dir) not in self._data:
+            own = self.path / AUTOENCODERS
+            self._data[str(data_dir)] = open_data(self.setup, self.provenance(), self.source, own, data_dir)
+        return self._data[str(data_dir)]
 
     def data(self, split: str = "test", component: str | None = None, data_dir: str | Path | None = None) -> "Clips":
-        """The clips of a component of the mixture, by default its first, in a split of its data.
-
-        Args:
-          split: of the data.
-          component: its name in the mixture.
-          data_dir: as for `feed`.
+        """The clips of a component of the mixture, by default its first, in a split of its data set.
 
         Raises:
-          UserError: as `feed`; if there is no such component or split.
+          UserError: as `open_data`; if there is no such component or split.
         """
         from selfflow.run.data import Clips
 
-        return Clips(*self.feed(data_dir), split, component)
+        return Clips(self.open_data(data_dir), split, component)
 
     def sample(
         self,
@@ -217,32 +211,36 @@ class Run:
         mesh: Mesh | None = None,
         data_dir: str | Path | None = None,
     ) -> "Samples":
-        """What `selfflow sample` draws, in memory; the arguments are its flags.
+        """The samples of `selfflow sample`, in memory; the arguments are its flags.
 
         Args:
           count: number of samples; sample i depends on the seed and i alone.
-          modalities: what to generate; by default the first component of the mixture.
-          context: what samples are conditioned on, as `--context` takes it, such as ("video=clip.mp4",).
-          sampler: how; by default as the run says.
-          label, caption: what samples are to be, where the run has such.
+          modalities: to generate; by default those of the first component of the mixture.
+          context: what samples are conditioned on, in the syntax of `--context`, such as ("video=clip.mp4",).
+          sampler: by default that of the experiment.
+          label, caption: class and caption of the samples, if the model has them.
           mesh: devices to spread samples over; by default the first alone.
-          data_dir: as for `feed`, if something of the run's data is given.
+          data_dir: as for `open_data`, if the context is taken from the run's data.
 
         Raises:
           UserError: as `RunSampler`.
         """
-        from selfflow.run.sampler import RunSampler, SampleRequest, Samples
+        from selfflow.run.sampler import RunSampler, SampleRequest
 
         for name, value in (("count", count), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"{name} is {value}: it must be at least 1")
         if weights == "untrained":
             raise UserError("weights untrained: samples are drawn from ema or student")
-        wanted = SampleRequest(tuple(modalities), tuple(context), sampler, label, caption)
+        request = SampleRequest(tuple(modalities), tuple(context), sampler, label, caption)
         model = self.model(weights, step, mesh)
-        draw = RunSampler(self, wanted, model.params, lambda name: self.held_out(name, data_dir=data_dir), mesh)
-        parts = list(draw.batches(np.arange(count), seed, batch_size))
-        return Samples(*(jax.tree.map(lambda *x: np.concatenate(x), *field) for field in zip(*parts)))
+
+        def reader(component: str) -> "Reader":
+            return self.held_out(component, data_dir=data_dir)
+
+        run_sampler = RunSampler(self, request, model.params, reader, mesh)
+        batches = list(run_sampler.batches(np.arange(count), seed, batch_size))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
     def held_out(
         self,
@@ -250,26 +248,31 @@ class Run:
         splits: tuple[str, ...] = ("test", "validation", "train"),
         data_dir: str | Path | None = None,
     ) -> "Reader":
-        """Reads whole clips of a component, of the first split that has any: what samples are given.
+        """A reader of the clips of full length of a component, which are the context of samples.
+
+        Args:
+          component: its name in the mixture.
+          splits: splits to try in this order; the first that has such a clip is read.
+          data_dir: as for `open_data`.
 
         Raises:
-          UserError: as `feed`, or if no split has one.
+          UserError: as `open_data`, or if no split has one.
         """
-        from selfflow.run.data import held_out
+        from selfflow.run.data import held_out_reader
 
-        return held_out(self.feed(data_dir)[0], component, splits)
+        return held_out_reader(self.open_data(data_dir).source, component, splits)
 
     def _read(self, restore: Callable[[Checkpoints, State, int], State], step: int | None, mesh: Mesh | None) -> State:
         if not saved_steps(self.path):
             raise UserError(f"{self.source} has no checkpoint: train it first, or give another run")
         checkpoints = Checkpoints(self.path)
         try:
-            have = checkpoints.steps()
-            if not have:
-                raise UserError(f"{self.path} has no checkpoint that was saved whole: train it first")
-            step = have[-1] if step is None else step
-            if step not in have:
-                raise UserError(f"{self.source} has no checkpoint of step {step}; it has {', '.join(map(str, have))}")
+            steps = checkpoints.steps()
+            if not steps:
+                raise UserError(f"{self.path} has no complete checkpoint: train it first")
+            step = steps[-1] if step is None else step
+            if step not in steps:
+                raise UserError(f"{self.source} has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
             return restore(checkpoints, self.setup.abstract_state(mesh), step)
         finally:
             checkpoints.close()
@@ -279,12 +282,12 @@ def open_run(path: str | Path) -> Run:
     """Opens a run folder, on a disk or in a bucket.
 
     Raises:
-      UserError: if it is none, or one that trained an autoencoder.
+      UserError: if it is not a run, or one that trained an autoencoder.
     """
     run = Run(path)
     if not isinstance(run.experiment, Experiment):
         raise UserError(
-            f"{run.source} trained an autoencoder, whose numbers are in its summary.json: give it to an experiment, as "
+            f"{run.source} trained an autoencoder, whose metrics are in its summary.json: use it in an experiment by "
             f"--autoencoder.MODALITY convolutional={run.source}"
         )
     return run

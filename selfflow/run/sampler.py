@@ -1,4 +1,4 @@
-"""Draws samples from a run, with context from files or from the run's data, as latents and as media."""
+"""Samples of a run as latents and media, with context from files or from the run's data."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from selfflow.errors import UserError
 from selfflow.input.reader import padded_caption
 from selfflow.modality import modality_of
 from selfflow.models.joint import Caption
-from selfflow.run.context_files import read_context
+from selfflow.run.context_files import conditioned_modalities, encode_files
 from selfflow.sampling.context_spec import (
     ContextRequest,
     check_trained,
@@ -35,7 +35,7 @@ class Samples(NamedTuple):
     """A batch of samples.
 
     Attributes:
-      numbers: of the samples, [B].
+      numbers: numbers of the samples, int [B].
       latents: {modality: float32 [B, ...]}.
       media: {modality: raw media [B, ...]}; empty if the run has no autoencoder.
     """
@@ -50,11 +50,12 @@ class SampleRequest:
     """What to draw from a run.
 
     Attributes:
-      modalities: to generate; with the context they must be those of a component of the run. By default its first.
-      context: as the flag `--context` takes it.
-      sampler: settings of the solver; by default the run's.
-      label: class label; by default each sample draws one, if the run has labels.
-      caption: for runs with captions; empty for none.
+      modalities: modalities to generate; with those of the context they must form a component of the run. By default
+        those of its first component.
+      context: values of the flag `--context`.
+      sampler: settings of the solver; by default those of the experiment.
+      label: class label; by default each sample draws one, if the model has labels.
+      caption: caption of all samples, for runs with captions; empty for none.
     """
 
     modalities: tuple[str, ...] = ()
@@ -65,28 +66,33 @@ class SampleRequest:
 
 
 class SampledRun(Protocol):
-    """What sampling needs of a run; `selfflow.run.run.Run` has it."""
+    """What sampling needs of a run: `selfflow.run.run.Run`.
+
+    Attributes:
+      setup: setup of the experiment.
+      source: path or URL of the run.
+    """
 
     setup: "FlowSetup"
-    experiment: "Experiment"
-    objective: Any
     source: str
 
-    def autoencoder(self, modality: str) -> Autoencoder: ...
+    def autoencoder(self, modality: str) -> Autoencoder:
+        """The autoencoder of a modality."""
+        ...
 
 
 class RunSampler:
     """Draws samples from a run.
 
     Args:
-      run: to sample from.
+      run: the run.
       request: what to draw.
       weights: parameters of the model, such as the EMA, on the devices of the mesh.
-      reader: of the clips of a component, by its name; called only if some context comes from the run's data.
-      mesh: devices over which samples are sharded; by default the first alone.
+      reader: component -> reader of its clips; called only if part of the context is taken from the run's data.
+      mesh: devices over which samples are sharded; by default the first device alone.
 
     Attributes:
-      component: name of the component of the mixture; empty if the weights were imported.
+      component: name of the component of the mixture; "image" if the weights were imported.
       modalities: its streams.
       media: shape and rate of each modality's media; empty if the run has no autoencoder.
 
@@ -102,52 +108,54 @@ class RunSampler:
         reader: "Callable[[str], Reader] | None" = None,
         mesh: jax.sharding.Mesh | None = None,
     ):
-        experiment = run.experiment
-        self._run, self._request, self._weights = run, request, weights
+        setup, experiment = run.setup, run.setup.experiment
+        self._experiment, self._request, self._weights = experiment, request, weights
 
-        # The component, and the context as it applies to it.
-        streams = {name: component.modalities for name, component in experiment.mixture.items()}
-        streams = streams or {"image": ("image",)}
-        known = tuple(dict.fromkeys(m for names in streams.values() for m in names))
-        for m in request.modalities:
-            if m not in known:
-                raise UserError(f"--modality {m}: this run has {', '.join(known)}")
-        # An image can be the first frame of a video, also in a run without images.
-        if any(modality_of(m) == "video" for m in known) and "image" not in known:
-            known += ("image",)
-        context = tuple(parse_context(text, known) for text in request.context)
-        self.component, self._context = choose_component(request.modalities, context, streams)
+        # The component, and the context in terms of its modalities.
+        components = {name: component.modalities for name, component in experiment.mixture.items()}
+        components = components or {"image": ("image",)}
+        self.component, self._context = choose_component(
+            request.modalities, _parse_contexts(request, components), components
+        )
         # Imported weights have no mixture, and the modalities of their objective.
-        modalities = run.setup.modalities.get(self.component) or run.objective.modalities
-        self.modalities = {m: modalities[m] for m in streams[self.component]}
+        streams = setup.modalities.get(self.component) or setup.objective.modalities
+        self.modalities = {m: streams[m] for m in components[self.component]}
         check_trained(self._context, self.modalities, experiment.schedule.context)
         self._masks = merge_requests(self._context, self.modalities)
 
         # Media, and clean latents of the context.
-        media = run.setup.media.get(self.component, {})
+        media = setup.media.get(self.component, {})
         self.media = {m: shape for m, shape in media.items() if can_decode(experiment.autoencoders[m])}
-        if not self.media and any(r.file for r in self._context):
+        if not self.media and any(part.file for part in self._context):
             raise UserError(f"--context: {run.source} has no autoencoder, which is needed to read a file")
         self._autoencoders = {m: run.autoencoder(m) for m in self.media}
-        self._reader = reader(self.component) if any(r.file is None for r in self._context) else None
-        self._clean = self._encode_files()
-        self._unreadable: set[int] = set()
+        self._reader = reader(self.component) if any(part.file is None for part in self._context) else None
+        self._latents = encode_files(self._context, self.modalities, self.media, self._autoencoders)
+        self._unreadable: set[int] = set()  # records that were reported
 
-        # Label, caption and solver.
+        # Caption and solver.
         self._caption = _encode_caption(experiment, request.caption)
-        labels, sampler = experiment.model.labels, request.sampler or experiment.sampler
-        if request.label is not None and not 0 <= request.label < labels:
+        sampler = request.sampler or experiment.sampler
+        # Sampling starts from noise, or from latents at the level of a request such as image@0.6.
+        start = max((part.level for part in self._context), default=0.0) or 1.0
+        self._check_solver(sampler, start)
+        self._generate = Generator(
+            setup.objective.apply, self.modalities, sampler, experiment.model.labels, start, mesh
+        )
+
+    def _check_solver(self, sampler: Sampler, start: float) -> None:
+        """Raises `UserError` unless label, guidance and solver fit the run and the level at which sampling starts."""
+        labels, label = self._experiment.model.labels, self._request.label
+        if label is not None and not 0 <= label < labels:
             choices = f"0 to {labels - 1}" if labels else "no labels"
-            raise UserError(f"--label {request.label}: this run has {choices}")
+            raise UserError(f"--label {label}: this run has {choices}")
         if sampler.guidance != 1 and not labels and self._caption is None:
             raise UserError(
-                f"sampler.guidance is {sampler.guidance}: it extrapolates from no label and caption to some, and these "
-                "samples have neither; leave it at 1"
+                f"sampler.guidance is {sampler.guidance}: guidance requires labels or a caption, and these samples "
+                "have neither; leave it at 1"
             )
-        start = max((r.level for r in self._context), default=0.0) or 1.0
         if sampler.solver == "euler_maruyama" and start <= LAST_TAU:
             raise UserError(f"--context @{start:g}: euler_maruyama starts above its last step, {LAST_TAU}; take euler")
-        self._generate = Generator(run.objective.apply, self.modalities, sampler, labels, start, mesh)
 
     def batches(self, numbers: np.ndarray, seed: int, batch_size: int = 16) -> Iterator[Samples]:
         """Samples of these numbers in batches; sample i depends on the seed and i alone."""
@@ -171,18 +179,20 @@ class RunSampler:
         return {m: autoencoder.decode(latents[m]) for m, autoencoder in self._autoencoders.items()}
 
     def _condition(self, numbers: np.ndarray, seed: int) -> Condition:
+        """Labels, captions and context of the samples of these numbers."""
         count = len(numbers)
         records = [] if self._reader is None else self._records(numbers)
-        clean = {m: np.stack([x] * count) for m, x in self._clean.items()}
-        if records:
-            for m in self._context_modalities(from_file=False):
-                clean[m] = np.stack([record["latents"][m] for record in records])
+        clean = {m: np.stack([x] * count) for m, x in self._latents.items()}
+        for part in self._context:
+            if part.file is None:
+                for m in conditioned_modalities(part, self.modalities):
+                    clean[m] = np.stack([record["latents"][m] for record in records])
         masks = {m: np.tile(mask, (count, 1)) for m, mask in self._masks.items()}
         return Condition(self._labels(numbers, seed, records), self._captions(count, records), clean, masks)
 
     def _labels(self, numbers: np.ndarray, seed: int, records: list[dict[str, Any]]) -> np.ndarray:
         """Class labels [B]: the requested one, that of the context, or a random one of each sample."""
-        null = self._run.experiment.model.labels
+        null = self._experiment.model.labels  # the label for no class
         label_B = np.full(len(numbers), null)
         if self._request.label is not None:
             label_B[:] = self._request.label
@@ -194,10 +204,13 @@ class RunSampler:
         return label_B
 
     def _captions(self, count: int, records: list[dict[str, Any]]) -> Caption | None:
+        """The requested caption for each sample, or that of its context."""
         if self._caption is not None:
-            return Caption(*(np.stack([x] * count) for x in self._caption))
+            embedding, mask = self._caption
+            return Caption(np.stack([embedding] * count), np.stack([mask] * count))
         if records and "caption" in records[0]:
-            return Caption(*(np.stack(parts) for parts in zip(*(record["caption"] for record in records))))
+            embeddings, masks = zip(*(record["caption"] for record in records))
+            return Caption(np.stack(embeddings), np.stack(masks))
         return None
 
     def _records(self, numbers: np.ndarray) -> list[dict[str, Any]]:
@@ -217,34 +230,17 @@ class RunSampler:
                 print(f"warning: a record of the context is unreadable, the next is used: {reason}", file=sys.stderr)
         raise UserError(f"--context: no record of {self.component} is readable: run `selfflow data verify`")
 
-    def _context_modalities(self, from_file: bool) -> set[str]:
-        """The modalities with context, or with latents from which sampling starts, from files or from the data."""
-        names = set()
-        for request in self._context:
-            if (request.file is not None) == from_file:
-                names |= set(self._modalities_of(request))
-        return names
 
-    def _modalities_of(self, request: ContextRequest) -> tuple[str, ...]:
-        return (request.name,) if request.level else tuple(merge_requests((request,), self.modalities))
-
-    def _encode_files(self) -> dict[str, np.ndarray]:
-        """Clean latents of the context that comes from files, one clip per modality."""
-        clean: dict[str, np.ndarray] = {}
-        for request in self._context:
-            if request.file is None:
-                continue
-            names = self._modalities_of(request)
-            for m in names:
-                if m not in self.media:
-                    raise UserError(f"--context {request.text}: this run has no autoencoder that encodes {m}")
-            try:
-                clips = read_context(request, names, self.media)
-            except UserError as error:
-                raise UserError(f"--context {request.text}: {error}") from error
-            for m, clip in clips.items():
-                clean[m] = self._autoencoders[m].encode(clip[None])[0]
-        return clean
+def _parse_contexts(request: SampleRequest, components: dict[str, tuple[str, ...]]) -> tuple[ContextRequest, ...]:
+    """The context of a request; raises `UserError` for modalities that no component has."""
+    known = list(dict.fromkeys(m for modalities in components.values() for m in modalities))
+    for m in request.modalities:
+        if m not in known:
+            raise UserError(f"--modality {m}: this run has {', '.join(known)}")
+    # An image can be the first frame of a video, also in a run without images.
+    if "image" not in known and any(modality_of(m) == "video" for m in known):
+        known.append("image")
+    return tuple(parse_context(text, tuple(known)) for text in request.context)
 
 
 def _encode_caption(experiment: "Experiment", text: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -1,5 +1,6 @@
 """What a user gets wrong: one line that names it, status 2, nothing lost; bugs keep their traceback."""
 
+import os
 import subprocess
 import sys
 
@@ -148,3 +149,22 @@ def test_help_is_fast_and_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "--alignment.weight" in done.stdout and done.stderr.strip().endswith("[]")
+
+
+@pytest.mark.resilience
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_jax_does_not_have(tmp_path, platform):
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    command = [sys.executable, "-m", "selfflow", "benchmark", TINY, "--only", "step"]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+    assert mentions(f"JAX_PLATFORMS {platform}").search(process.stderr.splitlines()[-1])
+
+
+@pytest.mark.resilience
+def test_a_workdir_that_the_locale_cannot_write(tmp_path):
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "selfflow", "train", TINY, "--workdir", os.fsencode(tmp_path / "läuft")]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert mentions("--workdir PYTHONUTF8").search(process.stderr.splitlines()[-1])

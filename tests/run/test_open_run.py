@@ -49,7 +49,7 @@ def test_weights_have_a_name_that_is_theirs(run, tiny_run):
 def test_clips_are_what_the_set_has_of_a_split(run, data_dir):
     clips = run.data("test", data_dir=data_dir)
     feed, built = prepare_data(run.setup, data_dir)
-    assert run.feed(data_dir)[0] is run.feed(str(data_dir))[0]
+    assert run.open_data(data_dir) is run.open_data(str(data_dir))
     reader, records = feed.reader("joint", "test"), built["collisions"].records("test")
     assert (clips.component, clips.split, len(clips)) == ("joint", "test", 12) and set(clips.labels) >= {
         "count",
@@ -69,9 +69,9 @@ def test_clips_are_what_the_set_has_of_a_split(run, data_dir):
 def test_clips_that_cannot_be_read_are_counted_and_raw_data_may_be_elsewhere(run, data_dir, monkeypatch, capsys):
     from selfflow.latents.store import LatentSource
     from selfflow.run.data import Clips
+    from selfflow.run.prepare_data import RunData
 
-    feed, _ = run.feed(data_dir)
-    clips = Clips(feed, {}, "validation", "joint")
+    clips = Clips(RunData(run.open_data(data_dir).source, built={}), "validation", "joint")
     read = LatentSource.__getitem__
 
     def torn(self, i):
