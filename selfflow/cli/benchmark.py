@@ -22,7 +22,7 @@ class Options:
     """The part to measure: `step`, the compiled update on random numbers, on one device; `input`, from latents on disk
     to batches; `sampling`, each solver and bare evaluations of the network; `features`, from latents on disk to files
     of features, and bare forward passes, on one device; `autoencoders`, encoding and decoding, also in bfloat16 and
-    with diffusers where it is installed, and the memory for long clips."""
+    with diffusers where it has the autoencoder, and the memory for long clips."""
     rounds: int = 10
     """Timed steps, each followed by one without alignment; and repetitions for each solver, component and
     autoencoder."""

@@ -99,11 +99,9 @@ def print_autoencoders(rates: Sequence[AutoencoderRate], rounds: int) -> None:
             half = f"{rate.bfloat16_encode_ratio:>5.2f} {rate.bfloat16_error:>8.1e} {rate.bfloat16_decoded_db:>5.1f} dB"
         encoded, decoded = _rate(rate.encoded_per_second), _rate(rate.decoded_per_second)
         print(f"  {rate.modality:<9} {rate.identity:<27} {encoded:>10} {decoded:>10} {torch:>12} {half}")
-    print("  encoded/s: images, video frames, audio samples; torch: time of diffusers divided by ours, to encode and")
-    print(
-        "  to decode; bf16: time to encode in float32 divided by that in bfloat16, the relative error of its latents,"
-    )
-    print("  and the PSNR (audio: SNR) of its decoded media relative to float32")
+    print("  encoded/s: images, video frames, audio samples; torch: time of diffusers divided by ours, to encode")
+    print("  and to decode; bf16: time to encode in float32 divided by that in bfloat16, the relative error of")
+    print("  its latents, and the PSNR (audio: SNR) of its decoded media relative to float32")
     for rate in rates:
         for length, extra_bytes in rate.memory or ():
             unit = medium_of(rate.modality).unit
