@@ -127,7 +127,7 @@ def bytes_on_device(tree: Any) -> int:
     return sum(device_bytes(x, x.sharding) for x in jax.tree.leaves(tree))
 
 
-# Forms of the out-of-memory errors of the TPU compiler, each with the size that is needed and the size there is.
+# Forms of the out-of-memory errors of the TPU compiler, each with the required and the available size.
 _SIZE = r"([\d.]+)([KMGT]?)"
 _REFUSALS = (
     rf"Used {_SIZE} of {_SIZE} hbm",

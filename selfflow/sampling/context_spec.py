@@ -147,7 +147,7 @@ def check_trained(
             f"--context {clean[0].text}: no token of {', '.join(modalities)} is part of it: give a larger part"
         )
     if all(m in masks and masks[m].all() for m in modalities):
-        raise UserError(f"--context {texts}: all tokens are context, and none is generated: give less context")
+        raise UserError(f"--context {texts}: nothing is left to generate: give less context")
 
 
 def _check_levels(requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality]) -> None:
