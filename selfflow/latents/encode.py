@@ -192,7 +192,7 @@ def _encode_shards(job: EncodeJob, shards: list[Shard], share: EncodeShare) -> N
             return
         # spawn: JAX may be running threads in this process, and those do not survive a fork.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
-            # Results in the order of completion; an error cancels the shards that have not begun.
+            # Results in the order of completion; an error cancels the shards that were not started.
             futures = {pool.submit(encode_shard, shard): shard for shard in waiting}
             try:
                 for future in as_completed(futures):
