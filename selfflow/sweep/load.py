@@ -11,7 +11,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, load_module
 from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
-from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
+from selfflow.planning.model_flops import StageCost, flops_of, mean_flops, steps_within
 from selfflow.serialization import from_json, to_json
 from selfflow.sweep.members import Budget, Member, overlapping
 from selfflow.training.seeds import Seeds
@@ -57,12 +57,12 @@ class _Arm(NamedTuple):
     Attributes:
       first: name of its first run.
       settings: the experiment of all of them, without its seeds.
-      costs: steps and model FLOPs of a step of each stage, as `mean_flops` returns them.
+      costs: model FLOPs of a step in each stage of the curriculum.
     """
 
     first: str
     settings: Experiment
-    costs: list[tuple[int, float]]
+    costs: list[StageCost]
 
 
 def budget_of(path: str | Path) -> Budget:
