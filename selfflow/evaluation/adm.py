@@ -48,6 +48,6 @@ def _checked(path: Path, batch: np.ndarray) -> np.ndarray:
     """The batch, if it is of images."""
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
         raise UserError(
-            f"{path}: ADM's evaluator takes uint8 images [B, H, W, 3], and these are {batch.dtype} {list(batch.shape)}"
+            f"{path}: images of {batch.dtype} {list(batch.shape)}; ADM's evaluator reads uint8 [B, H, W, 3]"
         )
     return batch

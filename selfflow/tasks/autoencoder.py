@@ -41,7 +41,7 @@ class AutoencoderTask(TrainingTask):
       folder: the run folder.
 
     Raises:
-      UserError: for what a user can correct in data or experiment.
+      UserError: invalid or missing data, or an experiment that does not fit it.
     """
 
     setup: AutoencoderSetup

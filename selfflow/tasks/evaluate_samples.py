@@ -34,7 +34,7 @@ class SampleReport:
 
     Attributes:
       rows: by REAL, DECODED, SAMPLES and NOISE; rows of fewer than two clips are left out.
-      reference: the real set of the distances, in words.
+      reference: name of the real set of the distances, a file or a number of clips.
       real_clips: number and split of the clips of the rows REAL and DECODED, none of which is in the reference.
       has_raw: whether real clips are raw media and not decoded latents.
       saved: name of the feature space and number of clips written to `save_reference`; None without it.
@@ -80,9 +80,9 @@ def evaluate_samples(
     )
     saved = None
     if save_reference:
-        ((space, accumulated),) = features.items()
-        accumulated.save(save_reference)
-        saved = space, accumulated.count
+        ((space, real_features),) = features.items()  # `_load_reference` checked that there is one
+        real_features.save(save_reference)
+        saved = space, real_features.count
 
     # Batches are computed when they are iterated over, one row after the other.
     batches = {
@@ -94,18 +94,13 @@ def evaluate_samples(
     rows = {}
     for row, batches_of_row in batches.items():
         accumulated = evaluator.accumulator()
-        media = _accumulate(batches_of_row, accumulated, row, n)
-        if row == SAMPLES and adm_npz:
-            write_adm(adm_npz, (batch["image"] for batch in media), n)
-        else:
-            for _ in media:
-                pass
+        _accumulate(batches_of_row, accumulated, row, n, adm_npz if row == SAMPLES else None)
         if accumulated.count > 1:
             rows[row] = sample_metrics(features, accumulated)
-    split = real.reference.split
+    clips = f"{len(real.reference_indices)} clips of the {real.reference.split} split"
     return SampleReport(
         rows=rows,
-        reference=str(reference) if from_file else f"{len(real.reference_indices)} clips of the {split} split",
+        reference=str(reference) if from_file else clips,
         real_clips=(len(real.other_indices), real.others.split),
         has_raw=real.reference.built is not None,
         saved=saved,
@@ -139,14 +134,23 @@ def _split_real_clips(evaluator: SampleEvaluator) -> _RealSets:
 
 
 def _accumulate(
-    batches: Iterator[Batch], accumulated: SampleAccumulator, row: str, n: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Adds batches one by one and yields their media."""
-    with Progress(row, n, unit="clip") as shown:
-        for latents, media in batches:
-            accumulated.add(latents, media)
-            yield media
-            shown.advance(batch_size(latents))
+    batches: Iterator[Batch], accumulated: SampleAccumulator, row: str, n: int, adm_npz: Path | None
+) -> None:
+    """Adds all batches of a row, and writes their images to `adm_npz` if it is not None."""
+
+    def media_of_batches() -> Iterator[Mapping[str, np.ndarray]]:
+        with Progress(row, n, unit="clip") as shown:
+            for latents, media in batches:
+                accumulated.add(latents, media)
+                yield media
+                shown.advance(batch_size(latents))
+
+    # One pass for both: batches are in memory one by one.
+    if adm_npz is None:
+        for _ in media_of_batches():
+            pass
+    else:
+        write_adm(adm_npz, (media["image"] for media in media_of_batches()), n)
 
 
 def _samples(sampler: RunSampler, n: int, seed: int, batch_rows: int) -> Iterator[Batch]:

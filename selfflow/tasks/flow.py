@@ -33,7 +33,7 @@ class FlowTask(TrainingTask):
       folder: the run folder.
 
     Raises:
-      UserError: for what a user can correct in data, latents or experiment.
+      UserError: invalid or missing data, latents or autoencoders, or an experiment that does not fit them.
     """
 
     setup: FlowSetup
@@ -59,7 +59,7 @@ class FlowTask(TrainingTask):
             self._held_out[name] = shard_batch(pad_batch(batch, mesh), mesh)
 
         @partial(jax.jit, out_shardings=self.replicated)
-        def diagnostics(state: State, batch: Any, key: Any) -> dict[str, jax.Array]:
+        def diagnostics(state: State, batch: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
             keys_B = sample_keys(key, state.step, batch_size(batch))
             return setup.objective.diagnose(state.params, state.frozen, batch, keys_B)
 

@@ -44,7 +44,7 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
       The summary, as printed and written to `summary.json`; {} in all processes but the first.
 
     Raises:
-      UserError: for what a user can correct.
+      UserError: an invalid experiment, folder or data set, or devices that do not fit the experiment.
       Interrupted: if the process was asked to stop.
     """
     started = time.monotonic()

@@ -82,7 +82,7 @@ class FeatureMetric(Protocol):
       name: first part of its keys in JSON and `metrics.jsonl`.
       title: header of its column.
       better: which direction is better.
-      needs: what it is computed from.
+      needs: input of the metric: `features`, `media` or `clips`.
       unit: unit and range of its values.
     """
 

@@ -1,4 +1,4 @@
-"""Events: changes of velocity of tracked bodies, and what the bodies touch there."""
+"""Events: changes of velocity of tracked bodies, with the wall or the body in contact."""
 
 from typing import NamedTuple
 

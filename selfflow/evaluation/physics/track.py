@@ -81,7 +81,7 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
       UserError: `video` is not a uint8 video of square frames.
     """
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or video.shape[1] != video.shape[2]:
-        raise UserError(f"video of {video.dtype} {list(video.shape)}: the verifier takes uint8 [T, size, size, 3]")
+        raise UserError(f"video of {video.dtype} {list(video.shape)}: give uint8 [T, size, size, 3]")
     frames, size = video.shape[:2]
     if not video.size:
         return _no_tracks(frames)
@@ -173,7 +173,7 @@ def _link(
     centres = np.full((number, frames, 2), np.nan)
     areas, path_blobs = np.full((number, frames), np.nan), np.full((number, frames), -1)
     surplus = np.zeros(frames, int)
-    if counts.max() == 1:  # by far the most frequent case: there is nothing to assign
+    if counts.max() == 1:  # by far the most frequent case, without an assignment
         at = blobs.frame[members]
         centres[0, at], areas[0, at], path_blobs[0, at] = blobs.centre[members], blobs.area[members], members
         return [_Path(*path) for path in zip(centres, areas, path_blobs)], surplus

@@ -91,7 +91,7 @@ def verify(
         raise UserError(f"verify: {' and '.join(map(str, counts))} clips; give as many of each")
     for clip in () if audio is None else audio:
         if clip.dtype != np.int16 or clip.ndim != 1:
-            raise UserError(f"audio of {clip.dtype} {list(clip.shape)}: the verifier takes int16 [samples]")
+            raise UserError(f"audio of {clip.dtype} {list(clip.shape)}: give int16 [samples]")
     tracked = [track_clip(video, settings) for video in videos] if videos is not None else None
     return score_clips(tracked, audio, settings, classifiers, actions)
 
