@@ -52,12 +52,14 @@ def reader_name() -> str:
 def remove_stale_copies() -> None:
     """Removes the copies of readers that have ended, and registers those of this process for removal at its exit."""
     for other in _copies().glob(f"read-{glob.escape(socket.gethostname())}-*"):
+        # Signal 0 tests only whether the process exists; one of another user raises PermissionError.
         try:
             os.kill(int(other.name.rpartition("-")[2]), 0)
         except ProcessLookupError:
             shutil.rmtree(other, ignore_errors=True)
         except (ValueError, PermissionError):
             pass
+    # Registered once, however often this is called.
     atexit.unregister(_remove_own)
     atexit.register(_remove_own)
 
