@@ -148,7 +148,7 @@ def with_overrides(experiment: Experiment, overrides: dict[str, Any], where: str
 
 
 def _members(path: str | Path, module: ModuleType, base: Experiment) -> list[Member]:
-    """What `sweep()` yields, each checked by itself."""
+    """The members that `sweep()` yields, each checked individually."""
     try:
         members = list(module.sweep(base) if inspect.signature(module.sweep).parameters else module.sweep())
     except UserError as error:  # members that cannot be joined
@@ -167,6 +167,7 @@ def _check_member(path: str | Path, member: Any) -> None:
         raise UserError(f"{path}: sweep member {member.name!r} has the name of a file in the sweep's folder: rename it")
     fields = list(member.overrides)
     for i, field in enumerate(fields):
+        # Overrides of a field and of a part of it would depend on their order.
         pair = overlapping([field], fields[:i])
         if pair:
             raise UserError(f"{path}: sweep member {member.name} sets {pair[1]} and {pair[0]}: one contains the other")
