@@ -117,11 +117,8 @@ def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
     if not settings.source or not folder.exists() or without_manifest:
         return open_newest(LatentFilesBuilder, settings, data_dir)
     manifest = read_manifest(folder)
-    scanned, remarks = scan(settings, (data_dir, data_dir / LatentFilesBuilder.name))
-    # The manifest belongs to the contents: other scales give other records.
-    identity = [file for file in scanned if file.relative == MANIFEST]
-    files = [file for file in scanned if Path(file.relative).suffix in SUFFIXES]
-    identity += files
+    identity, remarks = settings.contents(data_dir)
+    files = [file for file in identity if file.relative != MANIFEST]
     return build_folder(
         LatentFilesBuilder, settings, data_dir, identity, files=files, remarks=remarks, manifest=manifest
     )

@@ -59,17 +59,9 @@ def build(media: Media, data_dir: Path) -> MediaBuilder:
     folder = Path(media.folder())
     if not media.source or not folder.exists():
         return open_newest(MediaBuilder, media, data_dir)
-    # The data folder may be inside of the user's folder.
-    files, remarks = scan(media, excluded=_outputs(folder, data_dir))
+    files, remarks = media.contents(data_dir)
     with _quiet_decoders():
         return build_folder(MediaBuilder, media, data_dir, files, files=files, remarks=remarks)
-
-
-def _outputs(folder: Path, data_dir: Path) -> tuple[Path, ...]:
-    """Folders with data sets, which are no media even inside the user's folder."""
-    if os.path.realpath(data_dir) == os.path.realpath(folder):
-        return (data_dir / "media",)
-    return (data_dir, data_dir / "media")
 
 
 def _record(file: File, clip: Clip, media: Media) -> dict[str, Any]:
