@@ -128,8 +128,8 @@ def _open_recorded(settings: Dataset, folder: Path) -> "tfds.core.DatasetBuilder
 
     if settings.source_changed(folder):
         print(
-            f"{settings.kind}: the files in {settings.source_folder(folder)} have changed since this data set was built; "
-            f"the run keeps it, new runs read them ({folder})",
+            f"{settings.kind}: the files in {settings.source_folder(folder)} have changed since {folder} was built: "
+            "this run keeps its data set; new runs build another",
             file=sys.stderr,
         )
     return PreparedBuilder(builder_dir=str(folder))

@@ -55,7 +55,7 @@ class LatentFiles(FolderSettings):
         return replace(self, **shapes, **rates)
 
     def contents(self, data_dir: Path) -> tuple[list[File], list[Remark]]:
-        """latents.json, which belongs to the contents since other scales give other records, and the files of latents."""
+        """latents.json, since other scales give other records, and the files of latents."""
         from selfflow.data.latent_files.manifest import MANIFEST
         from selfflow.data.latent_files.read import SUFFIXES
 

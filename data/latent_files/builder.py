@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from selfflow.data.folder import File, scan
+from selfflow.data.folder import File
 from selfflow.data.folder_builder import SPLITS, FileRecord, FolderBuilder, build_folder, open_newest
 from selfflow.data.latent_files import LatentFiles
 from selfflow.data.latent_files.manifest import MANIFEST, Manifest, read_manifest
-from selfflow.data.latent_files.read import CAPTION, SUFFIXES, Sample, read_samples
+from selfflow.data.latent_files.read import CAPTION, Sample, read_samples
 from selfflow.data.report import Notes, Remark, Unusable
 from selfflow.media import medium_of
 

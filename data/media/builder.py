@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import av
 import numpy as np
 import tensorflow_datasets as tfds
 
-from selfflow.data.folder import File, scan
+from selfflow.data.folder import File
 from selfflow.data.folder_builder import FileRecord, FolderBuilder, build_folder, open_newest
 from selfflow.data.media import Media
 from selfflow.data.media.decode import Clip, clips

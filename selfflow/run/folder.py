@@ -145,7 +145,7 @@ def is_training(folder: Path) -> bool:
 
 
 def recorded_datasets(folder: Path) -> dict[str, str]:
-    """Names of the data sets that the run in a folder was trained on, for `prepare_data`; {} before its first session."""
+    """Name of each data set that the run in a folder was trained on; {} before its first session."""
     if not (folder / "experiment.json").exists():
         return {}
     return {name: entry["dataset"] for name, entry in Run(folder).provenance()["datasets"].items()}
