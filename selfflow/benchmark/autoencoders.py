@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +73,17 @@ def autoencoder_rates(setup: FlowSetup, feed: BatchSource, rounds: int) -> list[
       feed: its data.
       rounds: timed repetitions.
     """
-    found = {}
+    rates: dict[str, AutoencoderRate] = {}
     experiment = setup.experiment
     for name, component in experiment.mixture.items():
         latents = feed.latents[component.data]
         for m, media in setup.media[name].items():
             config = experiment.autoencoders[m]
-            if m not in found and can_decode(config):
+            # One clip shape for each modality: that of the first component with it.
+            if m not in rates and can_decode(config):
                 path = latents.autoencoder_path(m)
-                found[m] = _rate(m, config, path, latents.autoencoder(m, config), media.shape, rounds)
-    return list(found.values())
+                rates[m] = _rate(m, config, path, latents.autoencoder(m, config), media.shape, rounds)
+    return list(rates.values())
 
 
 def _rate(
@@ -94,111 +96,128 @@ def _rate(
     half = None
     if config.kind != "diffusers" and getattr(config, "dtype", "") == "float32":
         half = load_autoencoder(dataclasses.replace(config, dtype="bfloat16"), path)
-    theirs = _torch(config, media, autoencoder.batch_size)
-    timed: dict[str, Callable[[], Any]] = {
-        "encode": lambda: autoencoder.encode(media),
-        "decode": lambda: autoencoder.decode(latents),
+    calls: dict[str, Callable[[], Any]] = {
+        "encode": partial(autoencoder.encode, media),
+        "decode": partial(autoencoder.decode, latents),
     }
     if half:
-        timed["half"] = lambda: half.encode(media)
-    if theirs:
-        timed |= {"torch_encode": theirs[0], "torch_decode": theirs[1]}
-    for run in timed.values():
-        run()  # compiles
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    with Progress(f"{m} autoencoder", rounds, unit="round") as shown:
-        for _ in range(rounds):
-            for name, run in timed.items():
-                began = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - began)
-            shown.advance()
-    ratio = lambda a, b: float(np.median(np.divide(seconds[a], seconds[b]))) if a in seconds and b in seconds else None
-    error = made = None
+        calls["half"] = partial(half.encode, media)
+    calls |= _diffusers_calls(config, media, autoencoder.batch_size)
+    seconds = _round_seconds(calls, rounds, f"{m} autoencoder")
+
+    def ratio(above: str, below: str) -> float | None:
+        if above not in seconds or below not in seconds:
+            return None
+        return float(np.median(seconds[above] / seconds[below]))
+
+    error = decoded_db = None
     if half:
-        coded = half.encode(media)
-        error = float(np.sqrt(np.mean(np.square(coded - latents)) / np.mean(np.square(latents))))
-        made = METRICS[medium_of(m).metrics[0]](autoencoder.decode(latents), half.decode(latents))
+        half_latents = half.encode(media)
+        error = float(np.sqrt(np.mean(np.square(half_latents - latents)) / np.mean(np.square(latents))))
+        decoded_db = METRICS[medium_of(m).metrics[0]](autoencoder.decode(latents), half.decode(latents))
     return AutoencoderRate(
-        m,
-        autoencoder.identity,
-        len(media),
-        shape,
-        units / float(np.median(seconds["encode"])),
-        units / float(np.median(seconds["decode"])),
-        ratio("torch_encode", "encode"),
-        ratio("torch_decode", "decode"),
-        ratio("encode", "half"),
-        error,
-        made,
-        _memory(m, config, path, shape) if medium_of(m).has_time else None,
+        modality=m,
+        identity=autoencoder.identity,
+        clips=len(media),
+        shape=shape,
+        encoded_per_second=units / float(np.median(seconds["encode"])),
+        decoded_per_second=units / float(np.median(seconds["decode"])),
+        torch_encode_ratio=ratio("torch_encode", "encode"),
+        torch_decode_ratio=ratio("torch_decode", "decode"),
+        bfloat16_encode_ratio=ratio("encode", "half"),
+        bfloat16_error=error,
+        bfloat16_decoded_db=decoded_db,
+        memory=_memory(m, config, path, shape) if medium_of(m).has_time else None,
     )
 
 
+def _round_seconds(calls: dict[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, np.ndarray]:
+    """Times of each call [rounds]; calls alternate, so that load of a shared machine affects all of them."""
+    for call in calls.values():
+        call()  # compiles
+    seconds = {name: np.empty(rounds) for name in calls}
+    with Progress(title, rounds, unit="round") as shown:
+        for i in range(rounds):
+            for name, call in calls.items():
+                began = time.perf_counter()
+                call()
+                seconds[name][i] = time.perf_counter() - began
+            shown.advance()
+    return seconds
+
+
 def _noise(m: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Noise in the format of raw media: uint8 pixels or int16 samples."""
     rng = np.random.default_rng(0)
     if medium_of(m).is_visual:
         return rng.integers(0, 256, shape, np.uint8)
     return (3000 * rng.standard_normal(shape, np.float32)).astype(np.int16)
 
 
-def _torch(config: AnyAutoencoder, media: np.ndarray, together: int) -> tuple[Callable, Callable] | None:
-    """Encoding and decoding by diffusers; None if it is not installed or the weights are not in its folder layout."""
+def _diffusers_calls(config: AnyAutoencoder, media: np.ndarray, batch_size: int) -> dict[str, Callable[[], None]]:
+    """Encoding and decoding by diffusers, `torch_encode` and `torch_decode`.
+
+    Empty if diffusers is not installed or the weights are not in its folder layout.
+    """
     folder = find_weights(config).parent if config.kind in _TORCH and config.path else None
     if not folder or not (folder / "config.json").exists() or not importlib.util.find_spec("diffusers"):
-        return None
+        return {}
     import torch
 
     from selfflow.autoencoders.diffusers_model import load_model
 
     torch.set_num_threads(cores())
     model, _ = load_model(_TORCH[config.kind], str(folder), "", config.dtype)
+    # uint8 [..., H, W, 3] to [B, 3, H, W] in -1 to 1.
     images = np.moveaxis(media.reshape(-1, *media.shape[-3:]).astype(np.float32) / 127.5 - 1, -1, 1)
     x = torch.as_tensor(np.ascontiguousarray(images)).to(model.device, model.dtype)
     with torch.inference_mode():
+        # Only the shape and type of latents matter for the time of decoding.
         z = model.encode(x[:1]).latent_dist.mode()
         z = z.new_zeros(len(x), *z.shape[1:]).normal_()
 
-    def by(network: Callable, given: Any) -> Callable:
-        def run() -> None:
-            with torch.inference_mode():
-                for i in range(0, len(given), together):
-                    network(given[i : i + together])
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+    def run(network: Callable, inputs: torch.Tensor) -> None:
+        with torch.inference_mode():
+            for i in range(0, len(inputs), batch_size):
+                network(inputs[i : i + batch_size])
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # kernels are launched asynchronously
 
-        return run
-
-    return by(model.encode, x), by(model.decode, z)
+    return {"torch_encode": partial(run, model.encode, x), "torch_decode": partial(run, model.decode, z)}
 
 
 def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Peak memory of each length, measured in a separate process."""
-    hop, lead = config.temporal_stride, config.causal_padding
-    each = int(np.prod(shape[1:]))
-    lengths = [max(1, times * _LONG // each // hop) * hop - lead for times in _TIMES]
-    found = []
+    """(length, bytes) of clips of several lengths: peak memory beyond that of the shortest."""
+    stride, elements = config.temporal_stride, int(np.prod(shape[1:]))  # of one frame
+    lengths = []
+    for times in _TIMES:
+        latent_frames = max(1, times * _LONG // elements // stride)
+        lengths.append(latent_frames * stride - config.causal_padding)
+    peaks = []
     with Progress(f"memory of the {m} autoencoder", len(lengths), unit="clip") as shown:
         for length in lengths:
+            # The peak of a process never falls: each length has a new process.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
                 try:
-                    found.append(pool.submit(_peak, m, config, path, (length, *shape[1:])).result())
+                    peaks.append(pool.submit(_peak, m, config, path, (length, *shape[1:])).result())
                 except (MemoryError, RuntimeError) as error:  # out of memory shows in several ways
                     print(f"note: a clip of {length:,} does not fit in memory ({one_line(error)})", file=sys.stderr)
                     break
             shown.advance()
-    return [(length, peak - found[0]) for length, peak in zip(lengths, found)]
+    return [(length, peak - peaks[0]) for length, peak in zip(lengths, peaks)]
 
 
 def _peak(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> int:
-    autoencoder, media = load_autoencoder(config, path), _noise(m, shape)
-    mean, deviation = autoencoder.encode_distribution(media)
-    made = autoencoder.decode(mean)
+    """Peak memory of this process while a clip is encoded and decoded, beyond the clip and both results."""
     import jax
+
+    autoencoder, media = load_autoencoder(config, path), _noise(m, shape)
+    mean, std = autoencoder.encode_distribution(media)
+    decoded = autoencoder.decode(mean)
 
     statistics = jax.devices()[0].memory_stats()
     if statistics:  # of an accelerator; it holds only pieces of the clip
         return statistics["peak_bytes_in_use"]
-    unit = 1 if sys.platform == "darwin" else 1024
-    own = media.nbytes + mean.nbytes + (0 if deviation is None else deviation.nbytes) + made.nbytes
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
+    own = media.nbytes + mean.nbytes + (0 if std is None else std.nbytes) + decoded.nbytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - own

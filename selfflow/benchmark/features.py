@@ -4,6 +4,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,39 +42,35 @@ class FeaturesRate:
 
 
 def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
-    """Times the extraction of the means of all layers from training clips of every component, alternating with bare
-    passes.
+    """Times the extraction of the mean features of all layers, alternating with bare forward passes.
 
     Args:
       setup: of the experiment.
-      feed: its data.
-      rounds: how often each is timed.
+      feed: its data; training clips of every component are used.
+      rounds: timed repetitions.
       tau: noise level of the latents.
     """
     experiment, objective = setup.experiment, setup.objective
     config = experiment.model
     params = jax.jit(objective.init)(jax.random.key(experiment.seed.init))["model"]
     layers = tuple(range(1, config.depth + 1))
+    rates = []
     with Progress("features", rounds * len(experiment.mixture), unit="round") as shown:
-        return [
-            _rate(
-                Forward(objective.apply, feed.modalities[name], layers, tau, config.labels),
-                params,
-                Clips(RunData(feed, built={}), "train", name),
-                component.batch_size,
-                rounds,
-                shown,
-            )
-            for name, component in experiment.mixture.items()
-        ]
+        for name, component in experiment.mixture.items():
+            forward = Forward(objective.apply, feed.modalities[name], layers, tau, config.labels)
+            clips = Clips(RunData(feed, built={}), "train", name)
+            rates.append(_rate(forward, params, clips, component.batch_size, rounds, shown))
+    return rates
 
 
-def _rate(forward: Forward, params, clips: Clips, size: int, rounds: int, shown: Progress) -> FeaturesRate:
+def _rate(forward: Forward, params: Any, clips: Clips, size: int, rounds: int, shown: Progress) -> FeaturesRate:
+    # Both passes take the same clips; the bare one has them in memory.
     count = min(_BATCHES * size, len(clips))
     prepared = list(batches(clips, count, forward, size, []))
 
     def bare() -> float:
         began = time.perf_counter()
+        # All batches are dispatched before the first is waited for, as in the extraction.
         out = [forward.start(params, batch.latents, batch.seeds, batch.frames) for batch in prepared]
         jax.block_until_ready(out)
         return time.perf_counter() - began
@@ -85,16 +82,15 @@ def _rate(forward: Forward, params, clips: Clips, size: int, rounds: int, shown:
             return time.perf_counter() - began
 
     bare()  # compiles
-    found = []
-    for _ in range(rounds):
-        found.append((extracted(), bare()))
+    times, bare_times = np.empty(rounds), np.empty(rounds)
+    for i in range(rounds):
+        times[i], bare_times[i] = extracted(), bare()
         shown.advance()
-    times, bare_times = np.array(found).T
     return FeaturesRate(
-        clips.component,
-        count,
-        size,
-        count / float(np.median(times)),
-        count / float(np.median(bare_times)),
-        float(np.median(bare_times / times)),
+        component=clips.component,
+        clips=count,
+        batch_size=size,
+        clips_per_second=count / float(np.median(times)),
+        bare_per_second=count / float(np.median(bare_times)),
+        ratio=float(np.median(bare_times / times)),
     )

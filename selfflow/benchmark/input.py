@@ -48,12 +48,14 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
     for _ in range(feed.loader.prefetch * max(1, workers)):
         next(stream)
     clock = time.perf_counter()
-    while (now := time.perf_counter()) - clock < seconds:
+    elapsed = 0.0
+    while elapsed < seconds:
         batch, facts = next(stream)
         samples += len(batch["label"])
         tokens += facts["tokens"]
+        elapsed = time.perf_counter() - clock
     stream.close()
-    return InputRate(workers, first - began, samples / (now - clock), tokens / (now - clock))
+    return InputRate(workers, first - began, samples / elapsed, tokens / elapsed)
 
 
 def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
@@ -62,22 +64,21 @@ def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
     Args:
       setup: of the experiment.
       feed: its batches.
-      steps: how many to time, after every component was compiled.
+      steps: number of timed steps, after every component was compiled.
     """
     experiment = setup.experiment
     step = jax.jit(setup.step(), donate_argnums=0)
     state = jax.jit(setup.init)(jax.random.key(experiment.seed.init))
     stream = iter(feed.batches(0, 1_000_000))
-    state = _compile(
-        step, state, stream, {name for name, component in experiment.mixture.items() if component.weight > 0}
-    )
+    components = {name for name, component in experiment.mixture.items() if component.weight > 0}
+    state = _compile(step, state, stream, components)
     waited = 0.0
-    pending: Any = None
+    pending: Any = None  # metrics of the step before
     clock = time.perf_counter()
     for _ in range(steps):
-        asked = time.perf_counter()
+        began = time.perf_counter()
         batch, _ = next(stream)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - began
         state, metrics = step(state, batch)
         jax.block_until_ready(pending)  # one step late, as the loop fetches metrics
         pending = metrics

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -49,20 +49,24 @@ def sampling_rates(setup: FlowSetup, rounds: int, samples: int | None = None) ->
     """
     experiment = setup.experiment
     params = jax.jit(setup.objective.init)(jax.random.key(experiment.seed.init))["model"]
-    return [
-        rate
-        for name, component in experiment.mixture.items()
-        for rate in _rates(setup, params, name, rounds, samples or component.batch_size)
-    ]
+    rates = []
+    for name, component in experiment.mixture.items():
+        rates += _rates(setup, params, name, rounds, samples or component.batch_size)
+    return rates
 
 
-def _rates(setup: FlowSetup, params, name: str, rounds: int, count: int) -> list[SamplingRate]:
+def _rates(setup: FlowSetup, params: Any, name: str, rounds: int, count: int) -> list[SamplingRate]:
     experiment, modalities, objective = setup.experiment, setup.modalities[name], setup.objective
     null = experiment.model.labels
     condition = Condition(np.full(count, null))
-    steps = max(experiment.sampler.steps, 2)
-    samplers = {s: dataclasses.replace(experiment.sampler, solver=s, steps=steps, guidance=1.0) for s in SOLVERS}
-    generators = {s: Generator(objective.apply, modalities, sampler, null) for s, sampler in samplers.items()}
+    steps = max(experiment.sampler.steps, 2)  # the fewest of Euler-Maruyama
+    samplers, generators = {}, {}
+    for solver in SOLVERS:
+        # Without guidance, which would evaluate the network twice.
+        sampler = dataclasses.replace(experiment.sampler, solver=solver, steps=steps, guidance=1.0)
+        samplers[solver] = sampler
+        generators[solver] = Generator(objective.apply, modalities, sampler, null)
+    # Inputs of the bare network: one level for all tokens, as a solver has.
     tokens = {m: jnp.zeros((count, x.tokens, x.token_size)) for m, x in modalities.items()}
     levels = {m: jnp.full((count, 1), 0.5) for m in modalities}
     assignment = {m: jnp.zeros((count, x.tokens), jnp.int32) for m, x in modalities.items()}
@@ -87,15 +91,23 @@ def _rates(setup: FlowSetup, params, name: str, rounds: int, count: int) -> list
     evaluate(1)
     for solver in SOLVERS:
         draw(solver, 0)  # compiles
-    seconds: dict[str, list[tuple[float, float]]] = {solver: [] for solver in SOLVERS}
-    for number in range(rounds):
+    drawing = {solver: np.empty(rounds) for solver in SOLVERS}  # seconds
+    evaluating = {solver: np.empty(rounds) for solver in SOLVERS}
+    for i in range(rounds):
         for solver, sampler in samplers.items():
-            seconds[solver].append((draw(solver, number + 1), evaluate(sampler.evaluations)))
+            drawing[solver][i], evaluating[solver][i] = draw(solver, i + 1), evaluate(sampler.evaluations)
     rates = []
     for solver, sampler in samplers.items():
-        drawn, bare = np.array(seconds[solver]).T
-        per_second = count / float(np.median(drawn))
-        overhead = float(np.median(drawn / bare)) - 1
-        evaluations = sampler.evaluations
-        rates.append(SamplingRate(name, solver, count, evaluations, per_second, per_second * evaluations, overhead))
+        samples_per_second = count / float(np.median(drawing[solver]))
+        rates.append(
+            SamplingRate(
+                component=name,
+                solver=solver,
+                samples=count,
+                evaluations=sampler.evaluations,
+                samples_per_second=samples_per_second,
+                evaluations_per_second=samples_per_second * sampler.evaluations,
+                overhead=float(np.median(drawing[solver] / evaluating[solver])) - 1,
+            )
+        )
     return rates

@@ -19,8 +19,7 @@ from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import NoAlignment
 from selfflow.objectives.self_flow import SelfFlowObjective
 from selfflow.planning.compile import batch_shapes
-from selfflow.planning.flops import matmul_flops
-from selfflow.planning.model_flops import model_flops
+from selfflow.planning.model_flops import model_flops, program_flops
 
 _PEAK_SIZE = {"cpu": 2048}  # side of the square matrices whose product is timed; 8192 on accelerators
 _PEAK_ROUNDS = 8
@@ -62,6 +61,7 @@ class PerToken(SelfFlowObjective):
     """The arithmetic of the released code, with equal results: a SiT's modulation is computed for every token."""
 
     def apply(self, model_params, tokens, levels, label_B, assignment, **more):
+        # A level for each token: levels [B, K], assignment [B, N] -> tau [B, N].
         tau = {m: jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in levels}
         return super().apply(model_params, tokens, tau, label_B, None, **more)
 
@@ -88,37 +88,34 @@ def step_rates(setup: FlowSetup, rounds: int, peak: float, per_token: bool = Fal
 def _rate(setup: FlowSetup, name: str, rounds: int, peak: float, per_token: bool) -> StepRate:
     batch = random_batch(setup, name)
     objective = setup.objective
+    # Variants of the step: as configured, without alignment, with modulation per token.
     arms = {"this": _Arm(setup, batch)}
     if objective.alignment.student_taps:
         vanilla = dataclasses.replace(objective, alignment=NoAlignment())
         arms["vanilla"] = _Arm(dataclasses.replace(setup, objective=vanilla), batch)
     if per_token:
         arms["per_token"] = _Arm(dataclasses.replace(setup, objective=PerToken(**vars(objective))), batch)
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(rounds):
+    times = {arm_name: np.empty(rounds) for arm_name in arms}
+    for i in range(rounds):
         for arm_name, arm in arms.items():
-            seconds[arm_name].append(arm.seconds())
-    times = {arm_name: np.array(values) for arm_name, values in seconds.items()}
+            times[arm_name][i] = arm.seconds()
     median = float(np.median(times["this"]))
     quartiles = np.quantile(times["this"], [0.25, 0.75])
 
     def ratio(above: str, below: str) -> float:
+        # Of the two times of one round, in which the load of the machine is most alike.
         return float(np.median(times[above] / times[below]))
 
-    demanded = model_flops(setup, name)
-    # Kernels hide their products from the count, so it uses plain attention.
-    plain = dataclasses.replace(objective.model.execution, attention="xla")
-    plain = dataclasses.replace(objective, model=dataclasses.replace(objective.model, execution=plain))
-    state = jax.eval_shape(setup.init, jax.random.key(0))
+    flops = model_flops(setup, name)
     tokens = setup.experiment.mixture[name].batch_size * sum(m.tokens for m in setup.modalities[name].values())
     return StepRate(
         component=name,
         step_seconds=median,
         spread_seconds=float(quartiles[1] - quartiles[0]),
         tokens_per_second=tokens / median,
-        model_flops=demanded,
-        flops=matmul_flops(dataclasses.replace(setup, objective=plain).step(), state, batch),
-        mfu=demanded / median / peak,
+        model_flops=flops,
+        flops=program_flops(setup, name),
+        mfu=flops / median / peak,
         alignment_ratio=ratio("this", "vanilla") if "vanilla" in arms else None,
         per_token_ratio=ratio("per_token", "this") if per_token else None,
         peak_memory_bytes=arms["this"].peak_memory,
@@ -135,6 +132,7 @@ class _Arm:
         began = time.perf_counter()
         self._step = jax.jit(setup.step(), donate_argnums=0).lower(self._state, self._batch).compile()
         self.compile_seconds = time.perf_counter() - began
+        # Results that reuse the memory of donated arguments count once.
         memory = self._step.memory_analysis()
         self.peak_memory = int(
             memory.argument_size_in_bytes
@@ -145,6 +143,7 @@ class _Arm:
         self.seconds()  # the first call includes one-time work
 
     def seconds(self) -> float:
+        """Duration of one step."""
         began = time.perf_counter()
         self._state, _ = jax.block_until_ready(self._step(self._state, self._batch))
         return time.perf_counter() - began
@@ -153,10 +152,13 @@ class _Arm:
 def random_batch(setup: FlowSetup, name: str) -> dict[str, Any]:
     """A batch of a component with standard normal latents."""
     random = np.random.default_rng(0)
-    batch = jax.tree.map(
-        lambda x: np.ones(x.shape, bool) if x.dtype == bool else random.standard_normal(x.shape).astype(x.dtype),
-        batch_shapes(setup, name),
-    )
+
+    def draw(x: jax.ShapeDtypeStruct) -> np.ndarray:
+        if x.dtype == bool:
+            return np.ones(x.shape, bool)  # no token of a caption is padding
+        return random.standard_normal(x.shape).astype(x.dtype)
+
+    batch = jax.tree.map(draw, batch_shapes(setup, name))
     labels = setup.experiment.model.labels
     batch["weight"][:] = 1
     batch["label"][:] = random.integers(0, labels, len(batch["label"])) if labels else -1
@@ -179,19 +181,26 @@ def matmul_peak(dtype: str) -> float:
 
 def mixture_mean(setup: FlowSetup, rates: list[StepRate]) -> dict[str, float | int | None]:
     """Mean cost of a step of the mixture: seconds weighted by the components' shares, rates from their sums."""
-    weights = {rate.component: setup.experiment.mixture[rate.component].weight for rate in rates}
-    seconds = sum(weights[r.component] * r.step_seconds for r in rates)
-    ratios = [r.alignment_ratio for r in rates]
-    without = None
-    if None not in ratios:
-        without = sum(weights[r.component] * r.step_seconds / r.alignment_ratio for r in rates)
+    seconds = tokens = flops_of_shapes = flops_of_program = utilised_seconds = 0
+    seconds_without_alignment: float | None = 0
+    for rate in rates:
+        share = setup.experiment.mixture[rate.component].weight
+        seconds += share * rate.step_seconds
+        tokens += share * rate.tokens_per_second * rate.step_seconds
+        flops_of_shapes += share * rate.model_flops
+        flops_of_program += share * rate.flops
+        utilised_seconds += share * rate.mfu * rate.step_seconds
+        if rate.alignment_ratio is None or seconds_without_alignment is None:
+            seconds_without_alignment = None
+        else:
+            seconds_without_alignment += share * rate.step_seconds / rate.alignment_ratio
     return {
         "step_seconds": seconds,
-        "tokens_per_second": sum(weights[r.component] * r.tokens_per_second * r.step_seconds for r in rates) / seconds,
-        "model_flops": sum(weights[r.component] * r.model_flops for r in rates),
-        "flops": sum(weights[r.component] * r.flops for r in rates),
-        "mfu": sum(weights[r.component] * r.mfu * r.step_seconds for r in rates) / seconds,
-        "alignment_ratio": None if without is None else seconds / without,
-        "peak_memory_bytes": max(r.peak_memory_bytes for r in rates),
-        "compile_seconds": statistics.fsum(r.compile_seconds for r in rates),
+        "tokens_per_second": tokens / seconds,
+        "model_flops": flops_of_shapes,
+        "flops": flops_of_program,
+        "mfu": utilised_seconds / seconds,
+        "alignment_ratio": None if seconds_without_alignment is None else seconds / seconds_without_alignment,
+        "peak_memory_bytes": max(rate.peak_memory_bytes for rate in rates),
+        "compile_seconds": statistics.fsum(rate.compile_seconds for rate in rates),
     }

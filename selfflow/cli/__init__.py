@@ -15,9 +15,9 @@ _COMMANDS = {
     "sweep": "train the runs of a sweep, one after the other or several at once",
     "sample": "draw samples from a run: video with audio, audio, images",
     "probe": "measure what the features of each layer of a run predict",
-    "evaluate": "measure distances between a run's samples and real clips, and check their physics",
+    "evaluate": "measure distances between a run's samples and real clips, and verify their physics",
     "encode": "encode an experiment's data into latents",
-    "plan": "compute what an experiment takes on a slice of TPUs, without one",
+    "plan": "compute memory and least step time on a slice of TPUs, without one",
     "benchmark": "measure the speed of an experiment's parts",
     "import": "make a run of the weights of a released SiT",
     "report": "write a run or a sweep as one HTML page",
@@ -53,11 +53,13 @@ def main() -> None:
         print("\nstopped; the same command resumes", file=sys.stderr)
         _exit(130)
     except BrokenPipeError:
-        sys.stdout = None  # the reader of the pipe has ended: flushing at exit would raise again
+        # The reader of the pipe has ended: flushing at exit would raise again.
+        sys.stdout = None
         _exit(1)
     except Exception as error:
         message = system_error_message(error)
         if message is None:
+            # The other processes would wait for this one; a lone process may end with its traceback.
             if _is_one_of_several():
                 traceback.print_exc()
                 _exit(1)
@@ -104,12 +106,13 @@ def _fail(message: str) -> None:
 
 
 def _is_one_of_several() -> bool:
-    """Whether this is one of several processes; does not import JAX to find out."""
+    """Whether this is one of several processes. JAX is not imported: if no module did, there is one process."""
     distributed = sys.modules.get("selfflow.training.distributed")
     return distributed is not None and distributed.is_multiprocess()
 
 
 def _exit(status: int) -> None:
+    """Exits; at once in one of several processes, see `training.distributed.abort`."""
     if _is_one_of_several():
         sys.modules["selfflow.training.distributed"].abort(status)
     sys.exit(status)

@@ -22,10 +22,10 @@ _LINES_PER_GROUP = 20
 _SHOWN_SIBLINGS = 5
 
 _ACTIONS = {
-    "list": "print the data sets, and what is built of each",
+    "list": "print the data sets, and which configurations of each are built",
     "build": "build a data set; one that is built is not built again",
     "show": "print the card of a data set and write samples",
-    "verify": "read all of a data set and its latents, and print the problems",
+    "verify": "read a data set and its latents completely, and print the problems",
     "delete": "delete samples for good, from a data set and its latents",
 }
 _EXAMPLES = {
@@ -94,27 +94,34 @@ def main(arguments: list[str]) -> None:
             sys.exit(2)
         return
     settings, options, data_dir = _parse(action, rest)
-    if action == "delete":
-        refuse_bucket(data_dir, "data delete")
-    {"build": _build, "show": _show, "verify": _verify, "delete": _delete}[action](settings, options, data_dir)
+    match action:
+        case "build":
+            _build(settings, options, data_dir)
+        case "show":
+            _show(settings, options, data_dir)
+        case "verify":
+            _verify(settings, data_dir)
+        case "delete":
+            refuse_bucket(data_dir, "data delete")
+            _delete(settings, options, data_dir)
 
 
 def _parse(action: str, arguments: list[str]) -> tuple["Dataset", Any, Path]:
-    """Settings of the data set, options of the action, data folder."""
+    """The settings of the data set, the options of the action and the data folder."""
     from selfflow.data.catalogue import DATASETS
 
     name, *flags = arguments
-    kind, _, within = name.partition(":")
-    if kind not in DATASETS or (within and kind != "tfds"):
+    kind, _, tfds_name = name.partition(":")
+    if kind not in DATASETS or (tfds_name and kind != "tfds"):
         raise UserError(f"no data set {name!r}; {did_you_mean(kind, DATASETS)}; example: {_EXAMPLES[action]}")
-    default = DATASETS[kind](name=within) if within else DATASETS[kind]()
+    default = DATASETS[kind](name=tfds_name) if tfds_name else DATASETS[kind]()
     options = {
-        "show": Show(Path(f"{(within or kind).replace('/', '-').replace(':', '-')}-samples")),
+        "show": Show(Path(f"{(tfds_name or kind).replace('/', '-').replace(':', '-')}-samples")),
         "delete": Delete(tyro.MISSING),
         "build": Build(),
     }.get(action, NoOptions())
 
-    def parsed(
+    def read_flags(
         settings: Annotated[DATASETS[kind], tyro.conf.arg(name="")] = default,
         options: Annotated[type(options), tyro.conf.arg(name="")] = options,
         data_dir: Path | None = None,
@@ -122,14 +129,14 @@ def _parse(action: str, arguments: list[str]) -> tuple["Dataset", Any, Path]:
         """Reads the flags.
 
         Args:
-          settings: of the data set.
-          options: of the action.
+          settings: settings of the data set.
+          options: options of the action.
           data_dir: folder for data sets and latents; by default $SELFFLOW_DATA or ~/.cache/selfflow.
         """
         return settings, options, data_dir
 
     settings, options, data_dir = tyro.cli(
-        parsed,
+        read_flags,
         prog=f"selfflow data {action} {name}",
         description=f"{_ACTIONS[action]}\n\nexample: {_EXAMPLES[action]}",
         args=flags,
@@ -165,7 +172,7 @@ def _build(settings: "Dataset", options: Build, data_dir: Path) -> None:
     for m, config in autoencoders.items():
         if m not in shapes:
             raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and no {m}")
-        # Patches are an experiment's choice, and latents do not depend on them.
+        # Latents do not depend on patches, which are a field of the experiment: take one position in a token.
         patch = (1,) * (len(medium_of(m).latent_axes) - 1)
         streams[m] = modality_stream(settings, m, config, patch)
     for m, config in autoencoders.items():
@@ -181,7 +188,7 @@ def _show(settings: "Dataset", options: Show, data_dir: Path) -> None:
     check_at_least(options, "--", count=1)
     if settings.holds_latents:
         raise UserError(
-            f"{settings.kind} holds latents without media: `selfflow encode EXPERIMENT --inspect` decodes them"
+            f"{settings.kind} has latents without media: `selfflow encode EXPERIMENT --inspect` decodes them"
         )
     built = build(settings, data_dir)
     print(card(settings.kind).strip() + "\n")
@@ -196,12 +203,13 @@ def _show(settings: "Dataset", options: Show, data_dir: Path) -> None:
 
 
 def _describe(record: dict[str, Any], built: "BuiltDataset") -> str:
-    """Id, labels and caption of a record; labels by name if the data set has names of them."""
+    """Id, labels and caption of a record, with the names of label values if the data set has them."""
     from selfflow.data.verify import numbers_of
 
     parts, labels = [record["id"]], numbers_of(record)
     del labels["quality"]
     for name, value in labels.items():
+        # The names of the classes of a label `material` are in the metadata as `materials`.
         class_names = built.metadata.get(f"{name}s") or []
         is_named = isinstance(class_names, list) and 0 <= value < len(class_names)
         parts.append(f"{name} {value} ({class_names[value]})" if is_named else f"{name} {value}")
@@ -209,7 +217,7 @@ def _describe(record: dict[str, Any], built: "BuiltDataset") -> str:
     return ", ".join(parts) + caption
 
 
-def _verify(settings: "Dataset", options: NoOptions, data_dir: Path) -> None:
+def _verify(settings: "Dataset", data_dir: Path) -> None:
     from selfflow.data.built import build
     from selfflow.data.verify import Contents, verify_data
     from selfflow.latents.store import MANIFEST
@@ -218,6 +226,7 @@ def _verify(settings: "Dataset", options: NoOptions, data_dir: Path) -> None:
     from selfflow.storage.mirror import fetch_folder
 
     built, contents = build(settings, data_dir), Contents()
+    # For a data folder in a bucket: its latents are copied to this disk, where `latents_folders` lists them.
     fetch_folder(data_dir / "latents", MANIFEST)
     total = sum(built.splits.values())
     with Progress("verify data set", total, unit="records") as progress:
@@ -232,7 +241,7 @@ def _verify(settings: "Dataset", options: NoOptions, data_dir: Path) -> None:
 
 
 def _print_problems(part: str, records: int, problems: list["Problem"], folder: Path) -> int:
-    """Prints the problems of the data set or of a folder of latents, and returns their number without notes."""
+    """Prints the problems of a data set or of a folder of latents; returns their number without notes."""
     count = sum(not problem.kind.note for problem in problems)
     print(f"{part}: {_plural(records, 'record')}, {_plural(count, 'problem') if count else 'no problems'}")
     by_kind = defaultdict(list)
@@ -256,6 +265,7 @@ def _delete(settings: "Dataset", options: Delete, data_dir: Path) -> None:
 
     ids = read_ids(options.ids)
     built = build(settings, data_dir)
+    # Each record is visited twice: to find it, and to verify that it is absent.
     with Progress("delete", 2 * sum(built.splits.values()), unit="records") as progress:
         report = delete_samples(built, ids, data_dir, progress.advance)
     _print_deleted(report, ids)
@@ -266,7 +276,7 @@ def _delete(settings: "Dataset", options: Delete, data_dir: Path) -> None:
 
 def _print_deleted(report: "DeletionReport", ids: set[str]) -> None:
     if report.before:
-        state = "it was interrupted and is finished now" if report.resumed else "nothing was left to do"
+        state = "it was interrupted and is finished now" if report.resumed else "already complete"
         print(f"deletion of these {len(ids)} ids, {report.before}: {state}")
     count = sum(report.removed.values())
     if count or not report.before:
@@ -281,9 +291,9 @@ def _print_deleted(report: "DeletionReport", ids: set[str]) -> None:
         for name in report.missing:
             print(f"  {name}")
     if report.siblings:
-        shown = ", ".join(report.siblings[:_SHOWN_SIBLINGS]) + (
-            ", ..." if len(report.siblings) > _SHOWN_SIBLINGS else ""
-        )
+        shown = ", ".join(report.siblings[:_SHOWN_SIBLINGS])
+        if len(report.siblings) > _SHOWN_SIBLINGS:
+            shown += ", ..."
         print(f"other clips of the same files remain, and may overlap: {len(report.siblings)} ({shown})")
     if report.left:
         print("NOT absent: the ids remain in")

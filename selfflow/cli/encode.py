@@ -1,4 +1,4 @@
-"""`selfflow encode`: encodes the data of an experiment ahead of its training."""
+"""`selfflow encode`: encodes the data of an experiment before its training."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,17 @@ from selfflow.latents.encode import EncodeShare
 from selfflow.media import medium_of
 
 if TYPE_CHECKING:
+    from selfflow.config.experiment import Experiment
     from selfflow.latents.inspect import Inspection
     from selfflow.latents.store import Latents
+    from selfflow.run.prepare_data import RunData
 
 _EXAMPLE = "selfflow encode experiments/quickstart.py --processes 2"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `selfflow encode` besides the fields of the experiment."""
+    """Flags of `selfflow encode` that are no fields of the experiment."""
 
     out: Path
     """Folder for the files of --inspect."""
@@ -39,32 +41,14 @@ def main(arguments: list[str]) -> None:
     from selfflow.run.prepare_data import prepare_data
 
     setup = resolve(experiment)
-    experiment = setup.experiment
-    prepared = prepare_data(setup, data_dir, options.share)
-    if prepared is None:
+    data = prepare_data(setup, data_dir, options.share)
+    if data is None:
         print("this host's share is encoded; the latents are complete once the other hosts have encoded theirs")
         return
-    source, built = prepared
-    for name, latents in source.latents.items():
+    for name, latents in data.source.latents.items():
         print_latents(name, latents)
     if options.inspect:
-        from selfflow.latents.inspect import inspect_latents
-
-        rates = {}
-        for name, data in experiment.data.items():
-            rates[name] = {m: medium_of(m).rate(data) for m in experiment.autoencoders}
-        print(f"\n{'latents':<24} {'std of a channel':>18} {'kurtosis, most':>15} {'largest':>8}   reconstruction")
-        inspections = []
-        for inspection in inspect_latents(experiment.autoencoders, source.latents, built, rates, options.out):
-            _print_row(inspection)
-            inspections.append(inspection)
-        for inspection in inspections:
-            for note in inspection.notes:
-                print(f"note: {inspection.name} {inspection.modality}: {note}")
-        files = [file for inspection in inspections for file in inspection.files]
-        print(f"\n{len(files)} files in {options.out}:")
-        for file in files:
-            print(f"  {file}")
+        _inspect(setup.experiment, data, options.out)
 
 
 def print_latents(name: str, latents: "Latents") -> None:
@@ -82,7 +66,28 @@ def print_latents(name: str, latents: "Latents") -> None:
     print(f"  in {latents.path}")
 
 
-def _print_row(inspection: "Inspection") -> None:
+def _inspect(experiment: "Experiment", data: "RunData", folder: Path) -> None:
+    """Prints a row of statistics for each data set and modality, and writes the files of `--inspect`."""
+    from selfflow.latents.inspect import inspect_latents
+
+    rates = {}
+    for name, config in experiment.data.items():
+        rates[name] = {m: medium_of(m).rate(config) for m in experiment.autoencoders}
+    print(f"\n{'latents':<24} {'std of a channel':>18} {'kurtosis, most':>15} {'largest':>8}   reconstruction")
+    notes, files = [], []
+    # Each row is printed as soon as it is computed; decoding a data set takes minutes.
+    for inspection in inspect_latents(experiment.autoencoders, data.source.latents, data.built, rates, folder):
+        _print_inspection(inspection)
+        notes += [f"{inspection.name} {inspection.modality}: {note}" for note in inspection.notes]
+        files += inspection.files
+    for note in notes:
+        print(f"note: {note}")
+    print(f"\n{len(files)} files in {folder}:")
+    for file in files:
+        print(f"  {file}")
+
+
+def _print_inspection(inspection: "Inspection") -> None:
     title = f"{inspection.name} {inspection.modality}"
     if inspection.statistics is None:
         print(f"{title:<24} no readable record has it")
@@ -93,7 +98,7 @@ def _print_row(inspection: "Inspection") -> None:
         reconstruction = "no raw data" if inspection.can_decode else "no autoencoder that decodes"
     std, kurtosis = inspection.statistics["std"], inspection.statistics["kurtosis"]
     largest = inspection.statistics["largest"].max()
-    # Channels that are constant have no kurtosis.
+    # Constant channels have no kurtosis: it is NaN, which differs from itself.
     finite = kurtosis[kurtosis == kurtosis]
     heaviest = f"{finite.max():.1f}" if finite.size else "-"
     print(f"{title:<24} {f'{std.min():.2f} to {std.max():.2f}':>18} {heaviest:>15} {largest:>8.1f}   {reconstruction}")

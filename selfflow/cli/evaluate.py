@@ -13,6 +13,7 @@ from selfflow.serialization import to_json
 from selfflow.training.sharding import Devices
 
 if TYPE_CHECKING:
+    from selfflow.input.reader import Reader
     from selfflow.run.run import Run
     from selfflow.run.sampler import RunSampler
     from selfflow.tasks.evaluate_samples import SampleReport
@@ -51,8 +52,8 @@ class Options:
     adm_npz: Path | None = None
     """File to write the samples to in the format of ADM's evaluator (images only)."""
     calibrate: bool = False
-    """Measure the physics verifier on clips of the test split, as they are, through the run's autoencoders, and
-    corrupted. Draws no samples."""
+    """Measure the physics verifier on clips of the test split: unchanged, decoded from their latents, and corrupted.
+    Draws no samples."""
     out: Path | None = None
     """File for the results; by default in RUN/evaluations."""
     devices: Devices = Devices()
@@ -91,7 +92,7 @@ def main(arguments: list[str]) -> None:
 
 def _evaluate(run: "Run", location: str, options: Options) -> None:
     from selfflow.cli.evaluation_tables import print_report
-    from selfflow.cli.folders import claim_path, unused_path
+    from selfflow.cli.folders import claim_path, name_of_context, unused_path
     from selfflow.run.sampler import RunSampler, SampleRequest
     from selfflow.tasks.evaluate_samples import evaluate_samples
     from selfflow.tasks.sample_evaluator import SampleEvaluator
@@ -100,12 +101,12 @@ def _evaluate(run: "Run", location: str, options: Options) -> None:
     model = run.model(options.weights, options.step, mesh)
     source, built = run.open_data(options.data_dir)
 
-    def context_clips(component: str):
-        """Clips for the context. A sample must not contain part of a clip of the reference."""
+    def context_clips(component: str) -> "Reader":
+        """Clips for the context. They are not of the test split: no sample may contain part of a reference clip."""
         return run.held_out(component, ("validation", "train"), options.data_dir)
 
-    names = tuple(filter(None, options.modality.split(",")))
-    request = SampleRequest(names, options.context, options.sampler)
+    modalities = tuple(filter(None, options.modality.split(",")))
+    request = SampleRequest(modalities, options.context, options.sampler)
     sampler = RunSampler(run, request, model.params, context_clips, mesh)
     component = sampler.component
     if options.adm_npz and "image" not in sampler.modalities:
@@ -116,9 +117,10 @@ def _evaluate(run: "Run", location: str, options: Options) -> None:
         raise UserError(f"--features {' '.join(options.features)}: none applies to {names}")
     evaluator.set_weights(model.params, f"the {options.weights} of {run.source} at step {model.step}")
 
+    # The path is claimed before the samples are drawn, so that a wrong --out costs no time.
     settings = {"run": location, "step": model.step, "component": component, **_settings(options)}
-    case = "".join(f"_{context.partition('=')[0].replace(':', '-')}" for context in options.context)
-    name = f"step_{model.step}_{options.weights}_{component}{case}_seed{options.seed}_n{options.samples}"
+    cases = name_of_context(options.context)
+    name = f"step_{model.step}_{options.weights}_{component}{cases}_seed{options.seed}_n{options.samples}"
     path = options.out or unused_path(run.path / "evaluations" / f"{name}.json", settings)
     out = claim_path(path, path, settings)
     report = evaluate_samples(
@@ -149,7 +151,7 @@ def _print_header(report: "SampleReport", sampler: "RunSampler", options: Option
     count, split = report.real_clips
     print(f"Real clips: {count} others, of the {split} split; noise: the start of the samples, decoded.")
     if conditioned:
-        print(f"{' and '.join(conditioned)} of the samples: given. Metrics of it alone are those of the data.")
+        print(f"{' and '.join(conditioned)} of the samples: context. Metrics of it alone are those of the data.")
     if n < 100:
         print(f"Distances of {n} samples are mostly noise: use hundreds.")
     if not report.has_raw:
@@ -157,7 +159,7 @@ def _print_header(report: "SampleReport", sampler: "RunSampler", options: Option
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    """The flags that decide the numbers, as JSON data."""
+    """The flags that the numbers depend on, as JSON data."""
     reference = options.reference and str(options.reference)
     flags = to_json(dataclasses.replace(options, reference=reference))
     names = ("samples", "context", "seed", "weights", "sampler", "features", "reference")
@@ -165,7 +167,7 @@ def _settings(options: Options) -> dict[str, Any]:
 
 
 def _results(report: "SampleReport", sampler: "RunSampler") -> dict[str, Any]:
-    """The report as JSON data: by row the numbers, facts on the feature spaces, and numbers of clips."""
+    """The report as JSON data: values, comparisons of features and numbers of clips of each row."""
     numbers, spaces, counts = {}, {}, {}
     for row, metrics in report.rows.items():
         numbers[row] = metrics.numbers()

@@ -26,14 +26,17 @@ def _values_of(metric: Metric, values: dict[str, Value]) -> dict[str, Value]:
 def _print_feature_space(space: str, comparisons: dict[str, Comparison]) -> None:
     """One row for each set of samples, one column for each metric of features."""
     columns = [metric for metric in metrics.METRICS if metric.needs == "features"]
-    cells = {row: [_cell(comparison.values.get(m.name)) for m in columns] for row, comparison in comparisons.items()}
+    cells = {}
+    for row, comparison in comparisons.items():
+        cells[row] = [_cell(comparison.values.get(metric.name)) for metric in columns]
     of_samples = comparisons[SAMPLES]
     headline = [metric.title for metric in columns if metric.name == of_samples.headline]
-    print(f"\n{space}, n = {of_samples.samples}{f'; headline: {headline[0]}' if headline else ''}")
+    note = f"; headline: {headline[0]}" if headline else ""
+    print(f"\n{space}, n = {of_samples.samples}{note}")
     print_table([_header(metric) for metric in columns], cells)
     if of_samples.frechet_real is not None:
         real = f"{of_samples.frechet_real:.3g}"
-    elif of_samples.real:
+    elif of_samples.real:  # the reference is too small to be split into two halves of this size
         real = f"- (requires {2 * of_samples.samples} clips, the reference has {of_samples.real})"
     else:
         real = "-"
@@ -68,9 +71,9 @@ def _cell_with_count(value: Value | None) -> str:
 
 def print_table(header: list[str], rows: dict[str, list[str]]) -> None:
     """Prints labelled rows with right-aligned columns, as wide as their widest cell."""
-    width = max(map(len, rows)) + 2
-    widths = [max(len(name), *(len(cells[i]) for cells in rows.values())) + 2 for i, name in enumerate(header)]
     lines = {"": header, **rows}
+    label_width = max(map(len, rows)) + 2
+    widths = [max(map(len, column)) + 2 for column in zip(*lines.values())]
     for label, cells in lines.items():
-        aligned = [cell.rjust(column) for cell, column in zip(cells, widths)]
-        print(f"  {label:<{width}}" + "".join(aligned))
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths)]
+        print(f"  {label:<{label_width}}" + "".join(aligned))

@@ -1,4 +1,4 @@
-"""`selfflow export`: writes the weights of a run into a folder that does not depend on the run."""
+"""`selfflow export`: writes the weights of a run with its config and a model card."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,12 @@ class Arguments:
     step: int | None = None
     """Checkpoint; by default the newest."""
     weights: Literal["ema", "student"] = "ema"
-    """The EMA, which samples and features are drawn from, or the student."""
+    """Weights: EMA or student. Samples and features are by default of the EMA."""
 
 
 def main(arguments: list[str]) -> None:
     """Parses `RUN --out DIR [--step N] [--weights ema|student]` and writes the folder."""
-    description = f"Write a run's weights, config and card into a folder of their own.\n\nexample: {_EXAMPLE}"
+    description = f"Write a run's weights, config and model card into a folder.\n\nexample: {_EXAMPLE}"
     options = tyro.cli(Arguments, prog="selfflow export", description=description, args=arguments)
     from selfflow.interop.export import export
     from selfflow.run.run import open_run

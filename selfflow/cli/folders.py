@@ -1,4 +1,4 @@
-"""Folders that commands read and write."""
+"""Files and folders of results: their names, and the settings that they were computed with."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,12 @@ SETTINGS = "samples.json"
 
 
 def refuse_bucket(folder: Path, command: str) -> None:
-    """Raises `UserError` if the data folder is the copy of one in a bucket, for a command that works on disks alone."""
+    """Raises `UserError` if a data folder is the local copy of one in a bucket.
+
+    Args:
+      folder: the data folder.
+      command: a command that supports local disks only.
+    """
     bucket = url_of_copy(folder)
     if bucket:
         raise UserError(
@@ -21,30 +26,35 @@ def refuse_bucket(folder: Path, command: str) -> None:
         )
 
 
+def name_of_context(context: tuple[str, ...]) -> str:
+    """The part of a file name for the flag `--context`, such as "_video" or "_prefix-0.5"; empty without context."""
+    return "".join(f"_{text.partition('=')[0].replace(':', '-')}" for text in context)
+
+
 def unused_path(path: Path, settings: dict[str, Any]) -> Path:
-    """The first of path, path-2, path-3, ... that does not exist, or was written with the same settings.
+    """The first of path, path-2, path-3, ... that does not exist or was written with the same settings.
 
     Args:
-      path: a folder, which holds its settings as `SETTINGS`, or a JSON file with them.
+      path: a folder, whose settings are in its file `SETTINGS`, or a JSON file with them.
       settings: as JSON data.
 
     Raises:
-      UserError: if there are 1 000 of other settings.
+      UserError: if 999 paths with other settings exist.
     """
     for number in range(1, 1000):
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         file = candidate if candidate.suffix else candidate / SETTINGS
         if not candidate.exists() or not _differences(file, settings):
             return candidate
-    raise UserError(f"{path} and 999 others exist: choose another --out")
+    raise UserError(f"{path} and 998 others exist: choose another --out")
 
 
 def claim_path(path: Path, settings_file: Path, settings: dict[str, Any]) -> Path:
-    """Checks that a path holds nothing of other settings, and makes its parent folder.
+    """Checks that a path has no results of other settings, and makes its parent folder.
 
     Args:
       path: a file or a folder to write.
-      settings_file: that holds its settings.
+      settings_file: file of its settings.
       settings: as JSON data.
 
     Raises:
@@ -60,7 +70,7 @@ def claim_path(path: Path, settings_file: Path, settings: dict[str, Any]) -> Pat
 
 
 def _differences(file: Path, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ from those in a file, as (there, now)."""
+    """Settings that differ from those in a file: {name: (in the file, now)}. An unreadable file has none."""
     try:
         before = json.loads(file.read_text())
     except (OSError, ValueError):

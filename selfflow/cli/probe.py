@@ -1,9 +1,10 @@
 """`selfflow probe`: probes of the layers of one run or several, as tables, CSV and figures."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 import tyro
 
@@ -25,9 +26,9 @@ class Options:
     """Probe targets: labels of the data; for Collisions also shape, contacts (of a clip), contact (per time step),
     position and velocity (per video token). By default the labels."""
     layers: str = "all"
-    """Blocks, counted from 1, such as 2,4."""
+    """Blocks whose features are probed, counted from 1, such as 2,4."""
     tau: str = "0.1"
-    """Noise levels of the latents; of several the table has the one chosen on validation, as for layers."""
+    """Noise levels of the latents. The best of several is chosen on the validation split, as the best layer is."""
     sources: str = ""
     """Modalities that the network and the probe read, such as video or video+audio; by default each modality of the
     component alone, and all of them."""
@@ -49,13 +50,21 @@ class Options:
     retrieval: int = 0
     """Number of videos of the split for audio retrieval: by the flow loss, own audio among 16; 100 take minutes."""
     baseline: str = ""
-    """Method that the others are compared with; by default that of the first run. With several weights it is named with
-    its own, such as "shuffled, ema"."""
+    """Method that the others are compared with; by default that of the first run. With several weights its name has
+    them, too, such as "shuffled, ema"."""
     csv: Path | None = None
     """File for all rows; by default probes/TARGETS_PROBE.csv in the run, or next to the runs if there are several, with
     all flags that differ from their defaults in its name."""
     data_dir: Path | None = None
     """Folder of the runs' data; by default that of their training."""
+
+
+class _Network(NamedTuple):
+    """One network to probe: a run, which of its weights, and the name of its method in tables."""
+
+    run: "Run"
+    weights: str
+    method: str
 
 
 def main(arguments: list[str]) -> None:
@@ -64,10 +73,10 @@ def main(arguments: list[str]) -> None:
         print(f"usage: selfflow probe RUN [RUN ...] [--FLAG VALUE ...]\n\nexample: {_EXAMPLE}\n")
         if not arguments:
             return
-    flags = next((i for i, argument in enumerate(arguments) if argument.startswith("-")), len(arguments))
-    runs = arguments[:flags]
-    description = f"example: {_EXAMPLE}"
-    options = tyro.cli(Options, prog="selfflow probe RUN ...", description=description, args=arguments[flags:])
+    runs = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    options = tyro.cli(
+        Options, prog="selfflow probe RUN ...", description=f"example: {_EXAMPLE}", args=arguments[len(runs) :]
+    )
     if not runs:
         raise UserError(f"name a run folder first; example: {_EXAMPLE}")
     probe(runs, options)
@@ -91,21 +100,23 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     if not settings.component and not settings.sources:
         check_components(runs)
     out = options.csv or default_path(paths, options)
-    labelled: list[tuple[Run, str, str]] = []
-    for run, method in zip(runs, arms_of(runs)):
+    networks: list[_Network] = []
+    for run, arm in zip(runs, arms_of(runs)):
         for weights in all_weights:
-            labelled.append((run, weights, method if len(all_weights) == 1 else f"{method}, {weights}"))
-    baseline = match_baseline(options.baseline, [label for _, _, label in labelled])
+            networks.append(_Network(run, weights, arm if len(all_weights) == 1 else f"{arm}, {weights}"))
+    baseline = match_baseline(options.baseline, [network.method for network in networks])
 
     rows: list[Row] = []
-    for run, weights, label in labelled:
+    for run, weights, method in networks:
+        # Untrained weights have no checkpoint.
         step = None if weights == "untrained" else options.step
-        network = {"method": label, "weights": weights, "step": step, "data_dir": options.data_dir}
+        network = {"method": method, "weights": weights, "step": step, "data_dir": options.data_dir}
         rows += probe_run(run, settings, **network)
         if options.retrieval:
             component, split = settings.component, settings.split
             rows += retrieval_rows(run, options.retrieval, component=component, split=split, **network)
-        write_rows(out, rows)  # after every run, so that an error in a later one loses nothing
+        # After every network, so that an error in a later one loses nothing.
+        write_rows(out, rows)
     probe_curves(rows).savefig(out.with_suffix(".png"), dpi=150)
     print_rows(rows, baseline)
     print(f"\nAll rows: {out}\nCurves: {out.with_suffix('.png')}")
@@ -143,6 +154,7 @@ def _settings(options: Options) -> "Probing":
 
 
 def _names(text: str) -> tuple[str, ...]:
+    """Values separated by commas, without repetitions."""
     return tuple(dict.fromkeys(filter(None, text.split(","))))
 
 
@@ -154,7 +166,12 @@ def _numbers(flag: str, text: str, convert: Callable[[str], Number]) -> tuple[Nu
 
 
 def match_baseline(name: str, labels: list[str]) -> str:
-    """The label that `--baseline` names: itself, or the only one of a method with its weights."""
+    """The method that `--baseline` names: exactly, or without its weights if only one method fits.
+
+    Args:
+      name: value of the flag; empty for none.
+      labels: names of all methods.
+    """
     if not name or name in labels:
         return name
     matches = {label for label in labels if label.startswith(f"{name}, ")}
@@ -164,7 +181,7 @@ def match_baseline(name: str, labels: list[str]) -> str:
 
 
 def default_path(paths: list[str], options: Options) -> Path:
-    """The file of the rows without `--csv`. Other flags give another name."""
+    """The file of the rows without `--csv`; its name has all flags that the rows depend on."""
     from selfflow.storage.paths import bucket_url
 
     if any(bucket_url(path) for path in paths):

@@ -10,8 +10,8 @@ def print_rows(rows: list[Row], baseline: str) -> None:
     """Prints a table of layers and a comparison of methods for every target and source.
 
     Args:
-      rows: of one run or several.
-      baseline: method that the others are compared with; empty for the first.
+      rows: rows of one run or several.
+      baseline: method that the others are compared with; empty for that of the first row.
     """
     several = len({(row.run, row.weights) for row in rows}) > 1
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -22,7 +22,7 @@ def print_rows(rows: list[Row], baseline: str) -> None:
         metric = first.metric.replace("_", " ").replace("r2", "R^2")
         chance = f", chance {first.chance:.3f}" if first.chance else ""
         print(f"\n{target} from {source}: {metric} of the {first.probe} on {first.split}{chance}")
-        if not first.layer:
+        if not first.layer:  # 0 for scores of the whole network
             _print_whole_network(group, several, baseline)
         elif several:
             _print_several(group, baseline)
@@ -48,7 +48,7 @@ def _print_one(rows: list[Row]) -> None:
 
 
 def _print_several(rows: list[Row], baseline: str) -> None:
-    chosen = best(rows)
+    chosen = best(rows)  # by run, on the validation split; empty if there is none
     if len({(row.run, row.weights) for row in rows}) <= _MAX_RUNS or not chosen:
         _print_layers(rows)
     if chosen:
@@ -67,7 +67,7 @@ def _print_layers(rows: list[Row]) -> None:
     for row in rows:
         lines.setdefault((row.run, row.method, row.tau), {})[row.layer] = row.test
     for (_, method, tau), scores in lines.items():
-        # A run may have fewer blocks than another.
+        # Runs may differ in their number of blocks.
         cells = [f"{scores[layer]:>8.3f}" if layer in scores else f"{'-':>8}" for layer in layers]
         print(f"  {method:<{width}}  {tau:>5g}  " + " ".join(cells))
 
@@ -75,7 +75,7 @@ def _print_layers(rows: list[Row]) -> None:
 def _print_comparison(rows: list[Row], baseline: str) -> None:
     """Means of methods over seeds, and their differences from the baseline."""
     note = "  in brackets: 95 %, Student's t over training seeds"
-    if baseline and baseline not in {row.method for row in rows}:
+    if baseline and baseline not in {row.method for row in rows}:  # such as a run without this modality
         for method in compare_methods(rows):
             print(f"  {method._replace(difference=None).summary()}")
         print(f"{note}; without differences: {baseline} has no such rows")

@@ -16,12 +16,12 @@ class Arguments:
     """Arguments of `selfflow report`."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """A run, the folder of a sweep, or several runs."""
+    """A run, several runs, or the folder of a sweep."""
     baseline: str = ""
     """The arm that the others are compared to; by default the first. Runs that differ only in their seeds form an
     arm."""
     probes: tuple[Path, ...] = ()
-    """CSV files of `selfflow probe`, besides those in the folders of the runs."""
+    """CSV files of `selfflow probe` in addition to those in the folders of the runs."""
     samples: int = 2
     """Clips of each component of each arm."""
     megabytes: float = 16.0

@@ -1,9 +1,9 @@
-"""`selfflow sweep`: trains the runs of a comparison, and resumes where it was stopped."""
+"""`selfflow sweep`: trains the runs of a sweep, or resumes them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import tyro
@@ -24,16 +24,16 @@ class Options:
     """Flags of `selfflow sweep` that are no fields of the experiment."""
 
     workdir: Path
-    """The folder of the sweep; each run gets a run folder of its name in it. With --index it may lie in a bucket."""
+    """The folder of the sweep, with a run folder for each run. With --index it may be in a bucket."""
     index: int | None = None
-    """Train this run alone, counted from 0, as in arrays of Slurm jobs."""
+    """Train only this run, counted from 0, as in arrays of Slurm jobs."""
     jobs: int = 1
-    """Runs that are trained at once on this machine, each on its share of the cores, and of the NVIDIA GPUs where
-    there are any. TPUs are not shared out: there use --index on each host."""
+    """Runs that are trained at once on this machine, each on its share of the cores, and of the NVIDIA GPUs if there
+    are any. TPUs are not divided: use --index on each host."""
     list: bool = False
     """Print the runs, their steps, model FLOPs and status, and train nothing."""
     budget: Budget = Budget()
-    """How long each run is trained; by default the file's `BUDGET`, or `steps`."""
+    """Length of each run; by default the file's `BUDGET`, or `steps`."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     def __post_init__(self):
@@ -60,7 +60,8 @@ def main(arguments: list[str]) -> None:
             f"--workdir {bucket_url(folder)}: train runs into a bucket one by one with --index, or name a local folder"
         )
     if options.index is None:
-        jax.config.update("jax_platforms", "cpu")  # the devices are for the processes of the runs
+        # The accelerators are left to the processes of the runs.
+        jax.config.update("jax_platforms", "cpu")
     else:
         options.processes.connect()
 
@@ -69,6 +70,7 @@ def main(arguments: list[str]) -> None:
     if options.index is not None:
         if not 0 <= options.index < len(sweep.runs):
             raise UserError(f"--index {options.index}: {arguments[0]} has runs 0 to {len(sweep.runs) - 1}")
+        # One process writes the description; its error is raised in all.
         run_on_all(lambda: enter_sweep(folder, description) if is_primary() else None)
         name = list(sweep.runs)[options.index]
         _train_one(sweep.runs[name], folder / name, data_dir)
@@ -89,14 +91,17 @@ def _train_one(sweep_run: SweepRun, run: Path, data_dir: Path) -> None:
         train(sweep_run.experiment, run, data_dir)
 
 
-def _train_all(runs: Mapping[str, SweepRun], description: dict, arguments: list[str], options: Options) -> None:
+def _train_all(
+    runs: Mapping[str, SweepRun], description: dict[str, Any], arguments: list[str], options: Options
+) -> None:
     from selfflow.run.folder import run_lock
     from selfflow.sweep.launch import launch, visible_gpus
 
     gpus = len(visible_gpus())
     if 0 < gpus < options.jobs:
         raise UserError(f"--jobs is {options.jobs}, and there are {gpus} GPUs: give no more than one to each")
-    check_sweep(options.workdir, description)  # before the folder is made
+    # Before the folder is made, so that an error leaves none.
+    check_sweep(options.workdir, description)
     with run_lock(options.workdir):
         enter_sweep(options.workdir, description)
         launch(runs, options.workdir, arguments, options.jobs)

@@ -1,4 +1,4 @@
-"""What must hold between the fields of an experiment."""
+"""Checks that involve several fields of an experiment."""
 
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import AutoencoderSetup, FlowSetup
@@ -62,7 +62,9 @@ def check_flow(setup: FlowSetup) -> None:
     check_fraction(experiment, "", "condition_drop")
     _check_separation(experiment)
     _check_context(setup)
-    components = {m: name for name, component in experiment.mixture.items() for m in component.modalities}
+    components: dict[str, str] = {}  # the last component with each modality
+    for name, component in experiment.mixture.items():
+        components |= dict.fromkeys(component.modalities, name)
     experiment.alignment.check(experiment.model.depth, experiment.model.width, components)
 
 
@@ -122,7 +124,9 @@ def _check_separation(experiment: Experiment) -> None:
 def _check_context(setup: FlowSetup) -> None:
     """Raises `UserError` for a case of context that no component can have: it would never be trained."""
     components = list(setup.modalities.values())
-    streams = [(m, stream) for component in components for m, stream in component.items()]
+    streams: list[tuple[str, Modality]] = []
+    for component in components:
+        streams += component.items()
     possible = {
         "modality": any(len(component) > 1 for component in components),
         "first_frame": any(modality_of(m) == "video" for m, _ in streams),

@@ -1,4 +1,4 @@
-"""Experiments in files: Python that makes one, JSON that keeps one, and what differs between two."""
+"""Experiments in Python files and in `experiment.json`, and the fields in which two experiments differ."""
 
 import dataclasses
 import importlib.util
@@ -14,40 +14,41 @@ from selfflow.errors import UserError, did_you_mean
 from selfflow.serialization import dataclasses_in, from_json, to_json
 from selfflow.storage.atomic import atomic_write
 
-# What a run may be of: `AutoencoderExperiment` trains what makes latents, `Experiment` what they are for.
+# The experiment of a run: `AutoencoderExperiment` trains an autoencoder, `Experiment` a model of its latents.
 AnyExperiment = Experiment | AutoencoderExperiment
 
 
 def load_experiment(path: str | Path, autoencoders: bool = False) -> AnyExperiment:
-    """Runs an experiment file and returns what its `experiment()` makes.
+    """Runs an experiment file and returns the experiment of its function `experiment()`.
 
     Args:
       path: the file.
-      autoencoders: whether it may be one that trains an autoencoder.
+      autoencoders: whether experiments that train an autoencoder are accepted.
 
     Raises:
-      UserError: if there is no such file, or it has no such function, or a field does not fit its type.
+      UserError: if the file or its function does not exist, or a value is not of the type of its field.
     """
     module = load_module(path)
     try:
         if not hasattr(module, "experiment"):
             raise UserError(f"{path} defines no function experiment() that returns an Experiment")
-        made = module.experiment()
+        experiment = module.experiment()
     except TypeError as error:
-        _explain(error, path)
+        _raise_if_unknown_field(error, path)
         raise  # a mistake in the file's own code: the traceback shows the line
-    if isinstance(made, AutoencoderExperiment) and not autoencoders:
-        raise UserError(f"{path} trains an autoencoder: `selfflow train` takes it, and no other command")
-    if not isinstance(made, AnyExperiment):
-        raise UserError(f"{path}: experiment() returned {type(made).__name__}, not an Experiment")
-    return from_json(to_json(made), type(made), str(path))
+    if isinstance(experiment, AutoencoderExperiment) and not autoencoders:
+        raise UserError(f"{path} trains an autoencoder, which only `selfflow train` does")
+    if not isinstance(experiment, AnyExperiment):
+        raise UserError(f"{path}: experiment() returned {type(experiment).__name__}, not an Experiment")
+    # Dataclasses do not check the types of their values; reading JSON does.
+    return from_json(to_json(experiment), type(experiment), str(path))
 
 
 def load_module(path: str | Path) -> ModuleType:
-    """Runs an experiment file and returns all that it defines.
+    """Runs an experiment file and returns it as a module.
 
     Raises:
-      UserError: if there is no such file, or it is no Python.
+      UserError: if the file does not exist or has a syntax error.
     """
     path = Path(path)
     if (path / "experiment.json").is_file():
@@ -60,30 +61,35 @@ def load_module(path: str | Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except TypeError as error:
-        _explain(error, path)
+        _raise_if_unknown_field(error, path)
         raise  # a mistake in the file's own code: the traceback shows the line
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
     return module
 
 
-def _explain(error: TypeError, path: str | Path) -> None:
-    """Raises a `UserError` where a dataclass was given a field that it does not have."""
+def _raise_if_unknown_field(error: TypeError, path: str | Path) -> None:
+    """Raises a `UserError` if an error is that of a dataclass called with a field that it does not have."""
     if "keyword argument" in str(error):
         raise UserError(f"{path}: {_with_suggestion(str(error))}") from error
 
 
 def _with_suggestion(message: str) -> str:
-    """Adds the nearest field name to Python's complaint about an unexpected keyword."""
+    """Adds the nearest field name to Python's message about an unexpected keyword.
+
+    The message is "CLASS.__init__() got an unexpected keyword argument 'NAME'".
+    """
     if "unexpected keyword argument" not in message:
         return message
-    typo, owner = message.split("'")[1], message.split(".")[0]
-    classes = [c for c in dataclasses_in(AnyExperiment) if c.__name__ == owner]
-    fields = [field.name for found in classes for field in dataclasses.fields(found)]
+    typo, class_name = message.split("'")[1], message.split(".")[0]
+    fields: list[str] = []
+    for config in dataclasses_in(AnyExperiment):
+        if config.__name__ == class_name:
+            fields += [field.name for field in dataclasses.fields(config)]
     return f"{message.replace('.__init__()', '')}; {did_you_mean(typo, fields)}"
 
 
-# Fields that say how and how long a run computes, not what: these may change while it runs.
+# Fields that may change when a run is resumed: they define how and how long it computes, not what.
 MUTABLE_FIELDS = (
     "steps",
     "cadence",
@@ -104,19 +110,29 @@ MUTABLE_FIELDS = (
 
 
 def diff(old: AnyExperiment, new: AnyExperiment) -> dict[str, tuple[Any, Any]]:
-    """Leaves that differ: {dotted name: (old, new)}."""
+    """The fields in which two experiments differ: {dotted name: (old, new)}."""
+    before, after = _leaves(to_json(old)), _leaves(to_json(new))
+    changes = {}
+    for name in sorted(before | after):
+        if before.get(name) != after.get(name):
+            changes[name] = before.get(name), after.get(name)
+    return changes
 
-    def leaves(data: Any, name: str) -> dict[str, Any]:
-        if isinstance(data, dict):
-            return {k: v for key in data for k, v in leaves(data[key], f"{name}.{key}".lstrip(".")).items()}
-        return {name: data}
 
-    a, b = leaves(to_json(old), ""), leaves(to_json(new), "")
-    return {name: (a.get(name), b.get(name)) for name in sorted(a | b) if a.get(name) != b.get(name)}
+def _leaves(data: dict[str, Any]) -> dict[str, Any]:
+    """The values of a nested dict that are no dicts, by dotted names."""
+    leaves = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            for name, leaf in _leaves(value).items():
+                leaves[f"{key}.{name}"] = leaf
+        else:
+            leaves[key] = value
+    return leaves
 
 
 def is_fixed(name: str) -> bool:
-    """Whether a field says what is computed, and may therefore not change in a run."""
+    """Whether a field defines what is computed, so that it may not change in a run."""
     return not any(fnmatch(name, free) or fnmatch(name, f"{free}.*") for free in MUTABLE_FIELDS)
 
 

@@ -41,7 +41,7 @@ def all_streams(experiment: Experiment) -> dict[str, Modality]:
             if m in data.media_shapes():
                 by_dataset[name] = modality_stream(data, m, autoencoder, experiment.patch[m])
         if not by_dataset:
-            available = sorted({m for data in experiment.data.values() for m in data.media_shapes()})
+            available = sorted(set().union(*(data.media_shapes() for data in experiment.data.values())))
             raise UserError(f"autoencoders.{m}: no data set has {m}; they have {', '.join(available)}")
         _check_alike(m, by_dataset)
         streams[m] = next(iter(by_dataset.values()))
@@ -88,8 +88,8 @@ def modality_stream(
       m: the modality.
       autoencoder: that encodes it.
       patch: latent positions in one token.
-      component: whose clips to take; by default clips of the data set's length.
-      name: of the component.
+      component: component that cuts the clips; by default they have the data set's length.
+      name: name of the component.
 
     Raises:
       UserError: if the autoencoder does not fit the modality or its rate.
@@ -133,7 +133,7 @@ def audio_rate(experiment: AutoencoderExperiment) -> float:
         return 0.0
     rates = {float(experiment.dataset_of(name).sample_rate) for name in experiment.mixture}
     if len(rates) > 1:
-        raise UserError(f"the data sets have {' and '.join(map('{:g}'.format, sorted(rates)))} Hz: give all one")
+        raise UserError(f"the data sets have {' and '.join(f'{rate:g}' for rate in sorted(rates))} Hz: give all one")
     return rates.pop()
 
 

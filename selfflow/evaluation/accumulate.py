@@ -1,4 +1,4 @@
-"""Features of a set, gathered batch by batch: moments and the first few features, whatever the number of samples."""
+"""Streaming accumulation of features: their moments and the first of them, in memory independent of their number."""
 
 import zipfile
 from pathlib import Path
@@ -16,25 +16,25 @@ from selfflow.storage.atomic import atomic_write
 
 
 class Accumulator:
-    """What evaluation keeps of a set of samples.
+    """Features of a set of samples.
 
     Attributes:
-      features: name of the features, such as "FD-EffNet": what a Frechet distance on them is called.
+      features: name of the Frechet distance of these features, such as "FD-EffNet".
       identity: of the extractor; only features of one identity are compared.
       samples: n, the samples on either side of a Frechet distance.
-      first, second: moments of the first n samples, and of the n after them, of which a real set makes the
-        real-against-real distance.
+      first, second: moments of the first n samples, and of the next n, for the Frechet distance between two sets of
+        real clips.
       kept: features of the first `keep` samples, float32, for KID, precision and recall.
-      count: samples seen.
+      count: number of samples.
     """
 
     def __init__(self, extractor: Extractor, samples: int, keep: int = 10_000):
         """Starts with no samples.
 
         Args:
-          extractor: whose features these are.
+          extractor: computes the features.
           samples: n of the Frechet distance.
-          keep: how many features are kept, 4 D bytes each.
+          keep: number of features that are kept, 4 D bytes each.
         """
         self._start(extractor.distance, extractor.identity, extractor.width, samples, keep)
 
@@ -52,7 +52,7 @@ class Accumulator:
         """Adds the features of n samples.
 
         Raises:
-          UserError: if they are of another width, no floats, or not finite.
+          UserError: features of another width or dtype, or values that are not finite.
         """
         check_features(features, f"{self.features}, samples from {self.count} on")
         if features.shape[1] != self.width:
@@ -60,143 +60,123 @@ class Accumulator:
         start, n = self.count, self.samples
         self.first.add(features[: max(0, n - start)])
         self.second.add(features[max(0, n - start) : max(0, 2 * n - start)])
-        if (room := self.keep - start) > 0:
-            # A copy, so that no larger array stays alive behind it.
+        room = self.keep - start
+        if room > 0:
+            # A copy: a view would keep the whole batch in memory.
             self._kept.append(features[:room].astype(np.float32))
         self.count += len(features)
 
     @property
     def kept(self) -> Float[np.ndarray, "k D"]:
+        # Batches are concatenated once, on the first access. The empty array has the width if there are no batches.
         if len(self._kept) != 1:
             self._kept = [np.concatenate([np.empty((0, self.width), np.float32), *self._kept])]
         return self._kept[0]
 
-    def joined(self, other: "Accumulator") -> "Accumulator":
-        """Both together, as if their first n samples made the first n + n, and so on: for parts of a set.
-
-        Raises:
-          UserError: if they hold features of different extractors.
-        """
-        check_same(self, other, "the other part")
-        both = object.__new__(Accumulator)
-        both._start(self.features, self.identity, self.width, self.samples + other.samples, self.keep + other.keep)
-        for part in (self, other):
-            both.first.join(part.first)
-            both.second.join(part.second)
-            both._kept.append(part.kept)
-            both.count += part.count
-        return both
-
     def save(self, path: Path) -> None:
-        """Writes a .npz without pickles, whole or not at all.
+        """Writes a `.npz` without pickles, atomically.
 
         Raises:
           UserError: if its folder is missing.
         """
         if not path.parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+            raise UserError(f"{path}: there is no folder {path.parent}; create it first")
         arrays = {"features": self.features, "identity": self.identity, "kept": self.kept}
-        arrays |= {name: getattr(self, name) for name in ("samples", "keep", "count")}
+        arrays |= {"samples": self.samples, "keep": self.keep, "count": self.count}
         for name, moments in (("first", self.first), ("second", self.second)):
-            arrays |= {f"{name}_{part}": getattr(moments, part) for part in ("count", "mean", "scatter")}
+            arrays[f"{name}_count"] = moments.count
+            arrays[f"{name}_mean"] = moments.mean
+            arrays[f"{name}_scatter"] = moments.scatter
         with atomic_write(path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 
     @classmethod
-    def _of(cls, arrays: dict[str, np.ndarray]) -> Self:
+    def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> Self:
+        """The accumulator in the arrays of `save`; ValueError, KeyError or TypeError if they are inconsistent."""
         self = object.__new__(cls)
         kept = arrays["kept"]
         whole = {name: int(arrays[name]) for name in ("samples", "keep", "count")}
         width = kept.shape[1]
         if whole["samples"] < 2 or whole["keep"] < len(kept) or whole["count"] < len(kept):
-            raise ValueError("numbers of samples that cannot be")
+            raise ValueError("impossible numbers of samples")
         self._start(str(arrays["features"]), str(arrays["identity"]), width, whole["samples"], whole["keep"])
         self.count = whole["count"]
         for name, moments in (("first", self.first), ("second", self.second)):
             moments.count = int(arrays[f"{name}_count"])
             moments.mean, moments.scatter = arrays[f"{name}_mean"], arrays[f"{name}_scatter"]
             if moments.mean.shape != (width,) or moments.scatter.shape != (width, width):
-                raise ValueError(f"{name} of other widths than the features kept")
+                raise ValueError(f"{name} has another width than the features")
         self._kept = [kept.astype(np.float32)]
-        if not all(np.isfinite(x).all() for x in (kept, self.first.scatter, self.second.scatter)):
-            raise ValueError("numbers that are not finite")
+        for values in (kept, self.first.scatter, self.second.scatter):
+            if not np.isfinite(values).all():
+                raise ValueError("values that are not finite")
         return self
 
 
 class Statistics(NamedTuple):
-    """Mean and covariance of a reference of which no features are at hand, as ADM's `.npz` files hold them."""
+    """Mean [D] and covariance [D, D] of a reference without features, as in the `.npz` files of ADM."""
 
     mean: np.ndarray
     covariance: np.ndarray
 
 
 def load_reference(path: Path, extractor: Extractor) -> Accumulator | Statistics:
-    """A reference set: what `Accumulator.save` wrote, or a file of statistics with `mu` and `sigma`.
+    """A reference set: a file of `Accumulator.save`, or a file of statistics with `mu` and `sigma`.
 
     Args:
-      path: a `.npz` file, of which no pickle is read.
-      extractor: with which the set that it is for is looked at.
+      path: a `.npz` file; pickles in it are not read.
+      extractor: of the generated set.
 
     Raises:
-      UserError: if the file is missing, damaged or of another format, or was made with other features. Statistics name
-        no features: they are ADM's, pytorch-fid's and TTUR's, and so taken for those of FID's Inception alone.
+      UserError: a missing or damaged file, another format, or features of another extractor. Files of statistics (ADM,
+        pytorch-fid, TTUR) do not name their features, and are taken for those of FID's Inception.
     """
     arrays = _read(path)
     try:
         if {"mu", "sigma"} <= set(arrays):
             return _statistics(path, arrays, extractor)
         if "identity" not in arrays:
-            raise UserError(
-                f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}, and neither mu and sigma nor features"
-            )
-        found = Accumulator._of(arrays)
+            names = ", ".join(sorted(arrays)) or "nothing"
+            raise UserError(f"{path} has {names}, and neither mu and sigma nor features: give another reference")
+        reference = Accumulator._from_arrays(arrays)
     except (KeyError, ValueError, TypeError, IndexError, OverflowError) as error:
-        raise UserError(f"{path} is damaged ({error}); make it again") from None
-    if found.identity != extractor.identity:
+        raise UserError(f"{path} is damaged ({error}); save it again") from None
+    if reference.identity != extractor.identity:
         raise UserError(
-            f"{path} was made with {found.identity}, and the features here are {extractor.identity}: "
-            "make the reference again with the same extractor"
+            f"{path} has features of {reference.identity}, and the generated set of {extractor.identity}: save the "
+            "reference with the same extractor"
         )
-    return found
-
-
-def check_same(a: Accumulator, b: Accumulator, what: str) -> None:
-    """Raises `UserError` unless both hold features of one extractor."""
-    if a.identity != b.identity:
-        raise UserError(
-            f"{what} was made with {b.identity}, and not with {a.identity}: use the same extractor for both"
-        )
-    if a.width != b.width:
-        raise UserError(f"{what} has features of {b.width} channels, and not of {a.width}: use the same extractor")
+    return reference
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file."""
     if not path.is_file():
         raise UserError(f"{path} is no file: give a reference as .npz")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one array")
-            # Files of ADM also hold 10 000 images, which are not read.
+            # Files of ADM also have 10 000 images and spatial statistics, which are not used.
             known = [name for name in archive.files if name not in ("arr_0", "arr_1", "mu_s", "sigma_s")]
             return {name: archive[name] for name in known}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
-        # Without numpy's reason, which may be advice to unpickle.
-        raise UserError(f"{path} is damaged, or no .npz of plain arrays; copy or make it again") from None
+        # Without numpy's message, which may advise to unpickle.
+        raise UserError(f"{path} is damaged, or not a .npz of plain arrays; copy or save it again") from None
 
 
 def _statistics(path: Path, arrays: dict[str, np.ndarray], extractor: Extractor) -> Statistics:
     if extractor.distance != FID:
         raise UserError(
-            f"{path} holds mu and sigma of FID's Inception, and the features here are {extractor.identity}: make a "
-            "reference with the same extractor, or give FID's Inception"
+            f"{path} has mu and sigma of FID's Inception, and the generated set features of {extractor.identity}: save "
+            "a reference with the same extractor, or use FID's Inception"
         )
     mean, covariance = np.float64(arrays["mu"]), np.float64(arrays["sigma"])
     if mean.shape != (extractor.width,) or covariance.shape != mean.shape * 2:
         raise UserError(
-            f"{path}: mu has shape {list(mean.shape)} and sigma {list(covariance.shape)}, and FID's Inception has "
-            f"{extractor.width} channels: it was made with other features"
+            f"{path}: mu has shape {list(mean.shape)} and sigma {list(covariance.shape)}, but FID's Inception has "
+            f"{extractor.width} channels: give statistics of its features"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise UserError(f"{path}: mu or sigma holds NaN or infinity; make it again")
+        raise UserError(f"{path}: mu or sigma has NaN or infinity; compute it again")
     return Statistics(mean, covariance)

@@ -1,4 +1,4 @@
-"""Samples as the evaluator of ADM reads them: one uint8 array [N, H, W, 3], arr_0 of a .npz."""
+"""Samples in the format of ADM's evaluator: one uint8 array [N, H, W, 3], `arr_0` of a `.npz`."""
 
 import zipfile
 from collections.abc import Iterable
@@ -11,24 +11,24 @@ from selfflow.storage.atomic import atomic_write
 
 
 def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
-    """Writes images batch by batch in constant memory; the file appears once it is complete.
+    """Writes images batch by batch, in memory of one batch. An error leaves no file.
 
     Args:
-      path: the `.npz`; what was there is replaced.
-      batches: uint8 images [B, H, W, 3], all of one size.
-      count: how many there will be in all, which stands at the start of the file.
+      path: the `.npz`, which is replaced if it exists.
+      batches: uint8 images [B, H, W, 3] of one size.
+      count: their number, for the header of the array.
 
     Raises:
-      UserError: if there are other images, or another number of them, or the file's folder is missing.
+      UserError: other images or another number of images, or a missing folder.
     """
     if path.suffix != ".npz":
-        raise UserError(f"{path}: what ADM's evaluator reads ends with .npz")
+        raise UserError(f"{path}: ADM's evaluator reads .npz files; give a name with this suffix")
     if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+        raise UserError(f"{path}: there is no folder {path.parent}; create it first")
     if count < 1:
         raise UserError(f"{path}: {count} images; give at least 1")
     with atomic_write(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        # Announced in advance, because a zip past 2 GiB needs wider fields than one that stays below.
+        # The header of the entry precedes its size, and entries above 2 GiB have wider fields in it.
         with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             shape, written = None, 0
             for batch in batches:
@@ -41,12 +41,13 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
                 written += len(batch)
                 file.write(np.ascontiguousarray(batch).data)
             if written != count:
-                raise UserError(f"{path}: {written} images came, and {count} were announced; it is not written")
+                raise UserError(f"{path}: {written} images in place of {count}; the file is not written")
 
 
 def _checked(path: Path, batch: np.ndarray) -> np.ndarray:
+    """The batch, if it is of images."""
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
         raise UserError(
-            f"{path}: ADM's evaluator takes uint8 images [B, H, W, 3], and these are {batch.dtype} {list(batch.shape)}"
+            f"{path}: images of {batch.dtype} {list(batch.shape)}; ADM's evaluator reads uint8 [B, H, W, 3]"
         )
     return batch

@@ -1,4 +1,4 @@
-"""Metrics of generated samples, computed from what was accumulated of them and of real ones."""
+"""Metrics of accumulated samples, relative to accumulated real clips."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from selfflow.evaluation.distances import frechet
 from selfflow.evaluation.metrics.metric import FeaturePair, Value
 from selfflow.evaluation.samples import SampleAccumulator
 
-# Below this number a Frechet distance depends mostly on the number of samples (arXiv 1801.01401).
+# The Frechet distance is biased by a term of order 1 / n, which dominates below this number (arXiv 1801.01401).
 MIN_FRECHET_SAMPLES = 10_000
 
 Reference = Mapping[str, Accumulator | Statistics]
@@ -68,6 +68,7 @@ def compare(real: Accumulator | Statistics, generated: Accumulator) -> Compariso
             if value is not None:
                 values[metric.name] = value
 
+    # Statistics have no features, and their number of samples is unknown.
     n, has_features = generated.samples, isinstance(real, Accumulator)
     frechet_real = None
     if has_features and real.second.count == n:
@@ -101,13 +102,14 @@ class SampleMetrics:
     comparisons: dict[str, Comparison]
 
     def numbers(self) -> dict[str, float]:
-        """The finite values by key, and their standard errors: what JSON files and `metrics.jsonl` hold."""
+        """The finite values by key, and their standard errors, for JSON files and `metrics.jsonl`."""
         numbers = {}
         for key, value in self.values.items():
             numbers[key] = value.value
             if value.error is not None:
                 name, _, rest = key.partition("/")
                 numbers[f"{name}_error/{rest}"] = value.error
+        # JSON has no NaN.
         return {key: number for key, number in numbers.items() if math.isfinite(number)}
 
     def counts(self) -> dict[str, int]:
@@ -126,6 +128,7 @@ def sample_metrics(reference: Reference, accumulated: SampleAccumulator) -> Samp
     for space, features in accumulated.features.items():
         if space in reference:
             comparisons[space] = compare(reference[space], features)
+            # "FD-EffNet video" becomes "EffNet/video".
             suffix = space.removeprefix("FD-").replace(" ", "/")
             for name, value in comparisons[space].values.items():
                 values[f"{name}/{suffix}"] = value

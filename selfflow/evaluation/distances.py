@@ -47,12 +47,14 @@ def kid(real: Float[np.ndarray, "m D"], generated: Float[np.ndarray, "n D"]) -> 
     """
     _check(real, generated, 3)
     m, n = len(real), len(generated)
+    # Overflow gives infinity or NaN, which is an error below.
     with np.errstate(over="ignore", invalid="ignore"):
         within_m, _ = _kernel_sums(real, real, within=True)
         within_n, _ = _kernel_sums(generated, generated, within=True)
         across_m, across_n = _kernel_sums(real, generated)
         xx, yy, xy = within_m.sum(), within_n.sum(), across_m.sum()
         value = xx / (m * (m - 1)) + yy / (n * (n - 1)) - 2 * xy / (m * n)
+        # Estimates without sample i, up to terms that are the same for all i: these do not change the variance.
         without_m = (xx - 2 * within_m) / ((m - 1) * (m - 2)) - 2 * (xy - across_m) / ((m - 1) * n)
         without_n = (yy - 2 * within_n) / ((n - 1) * (n - 2)) - 2 * (xy - across_n) / (m * (n - 1))
         variance = (m - 1) * without_m.var() + (n - 1) * without_n.var()
@@ -76,19 +78,21 @@ def frechet(
     Raises:
       UserError: if shapes disagree or a value is not finite.
     """
-    a = [np.asarray(x, np.float64) for x in (mean_a, covariance_a)]
-    b = [np.asarray(x, np.float64) for x in (mean_b, covariance_b)]
-    for mean, covariance in (a, b):
+    mean_a, covariance_a = np.asarray(mean_a, np.float64), np.asarray(covariance_a, np.float64)
+    mean_b, covariance_b = np.asarray(mean_b, np.float64), np.asarray(covariance_b, np.float64)
+    for mean, covariance in ((mean_a, covariance_a), (mean_b, covariance_b)):
         if mean.ndim != 1 or covariance.shape != mean.shape * 2 or not len(mean):
             raise UserError(
                 f"frechet: a mean of shape {mean.shape} with a covariance of shape {covariance.shape}: give [D], [D, D]"
             )
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise UserError("frechet: a mean or a covariance holds NaN or infinity; check the features")
-    if a[0].shape != b[0].shape:
-        raise UserError(f"frechet: features of {len(a[0])} channels against {len(b[0])}: use the same extractor")
-    cross = np.linalg.svd(_root(a[1]).T @ _root(b[1]), compute_uv=False).sum()
-    return max(0.0, float(np.sum((a[0] - b[0]) ** 2) + np.trace(a[1]) + np.trace(b[1]) - 2 * cross))
+            raise UserError("frechet: a mean or a covariance has NaN or infinity; check the features")
+    if mean_a.shape != mean_b.shape:
+        raise UserError(f"frechet: features of {len(mean_a)} channels against {len(mean_b)}: use the same extractor")
+    cross = np.linalg.svd(_root(covariance_a).T @ _root(covariance_b), compute_uv=False).sum()
+    traces = np.trace(covariance_a), np.trace(covariance_b)
+    # Rounding may leave a value just below 0 for equal Gaussians.
+    return max(0.0, float(np.sum((mean_a - mean_b) ** 2) + traces[0] + traces[1] - 2 * cross))
 
 
 def precision_recall(
@@ -147,6 +151,7 @@ def _check(real: np.ndarray, generated: np.ndarray, least: int) -> None:
 
 
 def _blocks(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows of features in blocks, as slices and as float64 arrays."""
     for start in range(0, len(features), _BLOCK):
         rows = slice(start, start + _BLOCK)
         yield rows, features[rows].astype(np.float64)
@@ -182,7 +187,7 @@ def _radii(features: np.ndarray, centre_D: np.ndarray, k: int) -> np.ndarray:
 def _squared_distances(x_md: np.ndarray, y_nd: np.ndarray) -> np.ndarray:
     norms_mn = np.sum(x_md**2, axis=1)[:, None] + np.sum(y_nd**2, axis=1)
     distances_mn = norms_mn - 2 * (x_md @ y_nd.T)
-    # Between equal vectors only rounding is left, which must not depend on their position in a block.
+    # The difference of equal vectors is rounding noise, which must not depend on their position in a block.
     return np.where(distances_mn > 1e-13 * norms_mn, distances_mn, 0.0)
 
 

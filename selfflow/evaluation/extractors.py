@@ -1,7 +1,4 @@
-"""Networks that turn media into features; which are there, and how a flag names them.
-
-Importing this brings neither JAX nor torch.
-"""
+"""Feature extractors of media, by the names of `--features`. Importing this module imports neither JAX nor torch."""
 
 from pathlib import Path
 from typing import Protocol
@@ -12,13 +9,13 @@ from selfflow.errors import UserError, did_you_mean
 
 
 class Extractor(Protocol):
-    """What evaluation needs of any source of features, also of a run's own layers.
+    """A source of features of media.
 
     Attributes:
       name: of the features, such as "EffNet".
-      identity: name and hash of weights: equal identities mean equal features.
-      distance: what a Frechet distance on these features is called: "FID" and "FVD" on theirs, else "FD-" and the name.
-      medium: what it looks at or listens to.
+      identity: name and hash of the weights: equal identities give equal features.
+      distance: name of the Frechet distance of these features: "FID", "FVD", otherwise "FD-" and the name.
+      medium: modality of its input.
       width: channels D of a feature.
     """
 
@@ -29,16 +26,16 @@ class Extractor(Protocol):
     width: int
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> np.ndarray:
-        """Features float32 [B, D], one row a sample, whatever the other samples are.
+        """Features, float32 [B, D]. A row does not depend on the other samples of the batch.
 
         Args:
           media: uint8 images [B, H, W, 3], uint8 videos [B, T, H, W, 3], or int16 audio [B, samples].
-          rate: frames per second of videos, samples per second of audio; 0 for images.
+          rate: frames or samples per second; 0 for images.
         """
         ...
 
 
-# Media of each kind; those that end with = take a file or a folder.
+# Modalities of each kind. Names with = are followed by a file or a folder.
 _KINDS: dict[str, tuple[str, ...]] = {
     "effnet": ("image", "video"),
     "inception=": ("image",),
@@ -50,36 +47,37 @@ _KINDS: dict[str, tuple[str, ...]] = {
 
 
 def media_of(spec: str) -> tuple[str, ...]:
-    """What the extractor that a flag names can look at.
+    """The modalities that an extractor applies to.
 
     Raises:
       UserError: if there is no such extractor.
     """
-    kind, equals, where = spec.partition("=")
-    if (medias := _KINDS.get(kind + equals)) is None or (equals and not where):
+    kind, equals, path = spec.partition("=")
+    modalities = _KINDS.get(kind + equals)
+    if modalities is None or (equals and not path):
         raise UserError(f"--features {spec!r}: {_remedy(kind)}")
-    return medias
+    return modalities
 
 
 def open_extractor(spec: str, medium: str) -> Extractor:
-    """The extractor that a flag names, with its weights.
+    """Opens an extractor with its weights.
 
     Args:
-      spec: `effnet` (images, videos), `logmel`, `birdnet` (audio), `inception=FILE` (images), `i3d=FILE` (videos), or
+      spec: `effnet` (image, video), `logmel`, `birdnet` (audio), `inception=FILE` (image), `i3d=FILE` (video), or
         `clap=FOLDER` (audio).
-      medium: "image", "video" or "audio": what it is to look at.
+      medium: modality of its input.
 
     Raises:
-      UserError: if there is no such extractor, it does not suit the medium, its package is not installed, or its file
-        is missing, damaged or not what it should be.
+      UserError: an unknown extractor, another modality, a package that is not installed, or a file that is missing,
+        damaged or of another network.
     """
-    medias = media_of(spec)
-    kind, _, where = spec.partition("=")
-    if medium not in medias:
-        fitting = [_shown(kind) for kind, medias in _KINDS.items() if medium in medias]
-        offer = f"give {' or '.join(fitting)}" if fitting else "no extractor does"
-        raise UserError(f"--features {spec}: {kind} looks at {' and '.join(medias)}, not at {medium}; {offer}")
-    path = Path(where).expanduser()
+    modalities = media_of(spec)
+    kind, _, file = spec.partition("=")
+    if medium not in modalities:
+        others = [_usage(name) for name, modalities_of_kind in _KINDS.items() if medium in modalities_of_kind]
+        remedy = f"give {' or '.join(others)}" if others else "no extractor does"
+        raise UserError(f"--features {spec}: {kind} applies to {' and '.join(modalities)}, not to {medium}; {remedy}")
+    path = Path(file).expanduser()
     match kind:
         case "effnet":
             from selfflow.encoders.effnet import EffNet
@@ -110,14 +108,19 @@ def open_extractor(spec: str, medium: str) -> Extractor:
 
 
 def _remedy(kind: str) -> str:
+    """How to correct a name that is unknown, or has a path too many or too few."""
     known = {name.rstrip("="): name for name in _KINDS}
-    if (name := known.get(kind.lower())) is None:
-        names = ", ".join(map(_shown, _KINDS))
+    name = known.get(kind.lower())
+    if name is None:
+        names = ", ".join(map(_usage, _KINDS))
         return f"no such extractor; {did_you_mean(kind, known)} ({names}, and layer or layer=K of a run)"
     if name.endswith("="):
-        return f"{kind} takes a path: {_shown(name)}"
+        return f"{kind} takes a path: {_usage(name)}"
     return f"give {name} alone"
 
 
-def _shown(name: str) -> str:
-    return name + ("FOLDER" if name == "clap=" else "FILE") if name.endswith("=") else name
+def _usage(name: str) -> str:
+    """A name of `_KINDS` with a placeholder for its path."""
+    if not name.endswith("="):
+        return name
+    return name + ("FOLDER" if name == "clap=" else "FILE")

@@ -1,4 +1,4 @@
-"""The run's own features: the residual stream of its network after a block, for latents."""
+"""Features of latents by the network of the run itself: the residual stream after a block."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -58,12 +58,12 @@ class ModelFeatures:
         return other
 
     def __call__(self, latents: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Features of latents {modality: [B, ...]}, float32 [B, D]. All have the same noise."""
+        """Features of latents {modality: [B, ...]}, float32 [B, D]. All samples have the same noise."""
         indices = np.zeros(len(latents[self._names[0]]), int)
         features = self._forward(self._params, latents, indices)[self._block]
         scaled = []
         for m in self._names:
-            # The kernel of KID expects features of order 1.
+            # The kernel of KID, (x.y / D + 1)^3, expects features of order 1.
             rms = np.sqrt(np.mean(np.square(features[m]), axis=1, keepdims=True) + 1e-12)
             scaled.append(features[m] / rms)
         return np.concatenate(scaled, axis=1)

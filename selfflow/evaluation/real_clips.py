@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from selfflow.input.reader import Reader
 
 Batch = tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
-"""Latents and media of some clips, {modality: [B, ...]}."""
+"""Latents and media of clips, {modality: [B, ...]} each."""
 
 
 class RealClips(NamedTuple):
@@ -55,25 +55,37 @@ class RealClips(NamedTuple):
         reader = self.source.reader(self.component, self.split)
         raw = None if decoded or self.built is None else self.built.records(self.split)
         for start in range(0, len(indices), rows):
-            clips = [self._clip(reader, raw, int(index)) for index in indices[start : start + rows]]
-            readable = [clip for clip in clips if clip is not None]
-            if not readable:
+            clips = []
+            for index in indices[start : start + rows]:
+                clip = self._clip(reader, raw, int(index))
+                if clip is not None:
+                    clips.append(clip)
+            if not clips:
                 continue
-            latents = {m: np.stack([clip[0][m] for clip in readable]).astype(np.float32) for m in self.lengths}
-            if raw is None:
-                media = {m: self.autoencoders[m].decode(x) for m, x in latents.items()}
-            else:
-                media = {m: np.stack([clip[1][m] for clip in readable]) for m in self.lengths}
+            latents, media = {}, {}
+            for m in self.lengths:
+                latents[m] = np.stack([of_clip[m] for of_clip, _ in clips]).astype(np.float32)
+                if raw is None:
+                    media[m] = self.autoencoders[m].decode(latents[m])
+                else:
+                    media[m] = np.stack([of_clip[m] for _, of_clip in clips])
             yield latents, media
 
     def _clip(self, reader: "Reader", raw: "Records | None", index: int) -> Batch | None:
         """Latents and raw media of one record; None if it is unreadable or too short."""
         sample = reader(index)
-        is_whole = all(sample["frames"][m] == len(sample["latents"][m]) for m in sample.get("frames", ()))
-        if not sample["weight"] or not is_whole:
-            return None
+        if not sample["weight"]:
+            return None  # unreadable latents
+        for m, frames in sample.get("frames", {}).items():
+            if frames != len(sample["latents"][m]):
+                return None  # padded to the length of the component
         try:
             record = {} if raw is None else raw[index]
         except BadRecord:
             return None
-        return sample["latents"], {m: record[m][: self.lengths[m] or None] for m in self.lengths if m in record}
+        media = {}
+        for m, length in self.lengths.items():
+            if m in record:
+                # Clips of the component start with the record, and may be shorter. Images have no time axis to cut.
+                media[m] = record[m][:length] if length else record[m]
+        return sample["latents"], media

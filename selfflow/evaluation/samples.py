@@ -1,4 +1,4 @@
-"""Streaming accumulation of all metrics of generated samples, in memory that does not grow with their number."""
+"""Streaming accumulation of samples for all metrics, in memory independent of their number."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from selfflow.evaluation.model_features import ModelFeatures
 from selfflow.evaluation.physics.verifier import PhysicsVerifier, TrackedClips
 from selfflow.sampling.generate import check_finite
 
-# Clips of which tracks and audio are kept: physics checks need many of them at once.
+# Physics checks and other metrics of single clips are of at most this number: tracking is slow, and audio is kept.
 MAX_CLIPS = 1024
 
 
 class EvaluationSetup(NamedTuple):
-    """What the metrics of samples of a component are computed with.
+    """Extractors and verifier for the metrics of a component.
 
     Attributes:
       rates: frames or samples per second by modality; 0 for images.
-      extractors: each computes features of the modality that it names.
+      extractors: of features, each of one modality.
       model_features: features of latents by the run's own network.
       verifier: of the physics of the data set.
       max_clips: clips, from the first on, for metrics of single clips: those of media and of the verifier.
@@ -35,8 +35,11 @@ class EvaluationSetup(NamedTuple):
 
     @property
     def feature_spaces(self) -> list[Extractor | ModelFeatures]:
-        """All sources of features."""
-        return [*self.extractors, *([self.model_features] if self.model_features else [])]
+        """All sources of features, those of media first."""
+        spaces: list[Extractor | ModelFeatures] = list(self.extractors)
+        if self.model_features:
+            spaces.append(self.model_features)
+        return spaces
 
 
 def space_name(extractor: Extractor | ModelFeatures) -> str:
@@ -45,7 +48,7 @@ def space_name(extractor: Extractor | ModelFeatures) -> str:
 
 
 class SampleAccumulator:
-    """What `METRICS` need of a stream of samples.
+    """A stream of samples, reduced to the inputs of `METRICS`.
 
     Args:
       setup: extractors and verifier.
@@ -55,7 +58,7 @@ class SampleAccumulator:
       features: by the name of the feature space, see `space_name`.
       clips: tracked clips; None without a verifier.
       per_clip: values of each clip by the name of the metric, for metrics of media.
-      count: samples.
+      count: number of samples.
     """
 
     def __init__(self, setup: EvaluationSetup, n: int):
@@ -87,6 +90,7 @@ class SampleAccumulator:
         self.count += size
 
     def _add_clips(self, media: dict[str, np.ndarray]) -> None:
+        """Adds decoded clips to the metrics of single clips."""
         if self.clips is not None and "video" in media:
             self.clips.add(media["video"], media.get("audio"))
         for metric in metrics.METRICS:
@@ -97,5 +101,5 @@ class SampleAccumulator:
 
 
 def batch_size(batch: Mapping[str, np.ndarray]) -> int:
-    """Samples of a batch {modality: [B, ...]}."""
+    """B of a batch {modality: [B, ...]}."""
     return len(next(iter(batch.values())))

@@ -1,4 +1,4 @@
-"""Batches from latents: a pure function of seed, step and mixture; readers and start make no difference."""
+"""Batches from latents: a pure function of seed, step and mixture, independent of reading processes and of resuming."""
 
 import sys
 import zlib
@@ -40,7 +40,7 @@ class LoaderOptions:
 
 
 class Source(Protocol):
-    """What `Batches` draws from: `BatchSource`, or `MediaBatchSource` of raw media."""
+    """Source of `Batches`: `BatchSource` of latents, or `MediaBatchSource` of raw media."""
 
     latents: Mapping[str, Latents]
     mixture: Mapping[str, Component]
@@ -62,7 +62,7 @@ class BatchSource:
     Attributes:
       latents: by data set.
       mixture: components by name, each with its data set.
-      modalities: of each component, as they are in its batches.
+      modalities: streams of each component.
       curriculum: changes of the mixture.
       label: field with the class label, or "" for none.
       classes: number of classes of the model.
@@ -159,9 +159,11 @@ class Batches:
             self._sizes[pool.component] = max(self._sizes[pool.component], len(reader.records))
 
     def _check_label(self) -> None:
-        label, known = self._source.label, set()
+        label = self._source.label
+        known: set[str] = set()
         for latents in self._source.latents.values():
-            known |= {name for name in latents.open_split("train").index if name.startswith("label/")}
+            index = latents.open_split("train").index
+            known |= {name for name in index if name.startswith("label/")}
         if label and f"label/{label}" not in known:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
             raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
@@ -190,10 +192,12 @@ class Batches:
             component = self._source.mixture[pool.component]
             size, records = component.batch_size, self._records(number)
             reader = replace(reader, delayed=delays(component, reader.modalities, f"mixture.{pool.component}"))
+            # Grain gives each element a generator of its own, seeded by the seed of the data set and its number.
             samples = records.random_map(reader)
             if component.shuffled:
                 samples = shuffled(samples, records, self._records(number, "others"), reader, component.shuffled)
             if self._rows is not None:
+                # This process reads only its rows of each batch.
                 rows = self._rows(size)
                 samples, size = grain.MapDataset.source(_RowsOf(samples, rows, size)), len(rows)
             pools.append(samples.batch(size))
@@ -205,6 +209,7 @@ class Batches:
 
         pool, reader = self.plan.pools[number], self._readers[number]
         size = self._source.mixture[pool.component].batch_size
+        # Components and purposes have independent orders; CRC-32 is equal in all processes, unlike hash().
         seed = self._source.seed ^ zlib.crc32((pool.component + purpose).encode())
         # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
         epochs = self.plan.batches(number) * size // len(reader.records) + 1
@@ -213,7 +218,8 @@ class Batches:
     def ids(self, step: int) -> list[str]:
         """Ids of the samples of step `step`, counted from 0, in all processes; reads no record."""
         number, batch = self.plan[step]
-        size, records = self._source.mixture[self.plan.pools[number].component].batch_size, self._records(number)
+        component = self._source.mixture[self.plan.pools[number].component]
+        size, records = component.batch_size, self._records(number)
         source = self._readers[number].source
         return [source.id(int(records[i])) for i in range(batch * size, (batch + 1) * size)]
 
@@ -242,7 +248,8 @@ class Batches:
         name = self.plan.pools[number].component
         records = batch.pop("record")
         size = self._source.mixture[name].batch_size
-        facts = {"component": name, "tokens": size * sum(x.tokens for x in self._source.modalities[name].values())}
+        tokens = sum(modality.tokens for modality in self._source.modalities[name].values())
+        facts: dict[str, Any] = {"component": name, "tokens": size * tokens}
         unreadable = records[batch["weight"] == 0]
         if len(unreadable):
             facts["unreadable"] = self._count_unreadable(name, self._readers[number], unreadable)
@@ -264,6 +271,7 @@ class Batches:
             if (name, shard) not in self._warned:
                 self._warned.add((name, shard))
                 self._warn(name, reader, record, shard, share_read_here)
+        # An estimate for all processes, from the rows that are read here.
         share, limit = len(known) / self._sizes[name] / share_read_here, self._source.loader.unreadable_share
         if share > limit:
             shard, reason = reader.why(int(records[-1]))

@@ -42,6 +42,7 @@ def warn_left_out(clips: Clips, left_out: list[int]) -> None:
     """Prints to stderr how many clips were left out, with the reason for the first; nothing if there are none."""
     if not left_out:
         return
+    # The error is not kept while reading: the first clip is read once more for its reason.
     first, reason = left_out[0], "it can be read now"
     try:
         clips.latents(first)

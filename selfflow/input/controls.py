@@ -1,4 +1,4 @@
-"""Controls: batches in which one modality says less about another, while everything else is unchanged."""
+"""Controls: batches in which modalities depend less on each other, while each has the same distribution."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ def shuffled(
     """
     import grain
 
-    # A chain of its own, so that the samples keep the random numbers that they have without the control.
+    # Separate random numbers: those of the samples are the same with and without the control.
     others = grain.MapDataset.source(_Others(records, others)).seed(0).random_map(reader)
     return grain.MapDataset.source(_Shuffled(samples, others, modalities))
 
@@ -66,6 +66,7 @@ class _Others:
         return len(self._records)
 
     def __getitem__(self, i: int) -> Any:
+        # Records repeat in `others` once an epoch, so a few steps suffice.
         own = self._records[int(i)]
         for n in range(len(self)):
             other = self._others[(int(i) + n) % len(self)]

@@ -61,7 +61,7 @@ class MediaSource:
 
     @property
     def remedy(self) -> str:
-        """What to do about unreadable records."""
+        """Remedy for unreadable records, for error messages."""
         return "`selfflow data verify` lists them; build the data set again"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,6 +136,7 @@ class MediaReader:
             raise BadRecord(
                 self.source.shard_of(number), f"its {self.modality} has shape {record[self.modality].shape}"
             )
+        # Time and area of visual media [T, H, W, C], time of audio [T, C].
         cropped_axes = cut.shape[: -1 if x.ndim > 2 else 1]
         for axis, size in enumerate(cropped_axes):
             if x.shape[axis] < size:
@@ -147,7 +148,7 @@ class MediaReader:
             if rng is not None:
                 start = int(rng.integers(room + 1))
             else:
-                start = room // 2 if axis else 0
+                start = room // 2 if axis else 0  # the centre of the area, the beginning of the clip
             x = np.take(x, np.arange(start, start + size), axis)
         return x
 
@@ -226,7 +227,7 @@ class MediaBatchSource:
         return media
 
     def _fixed_samples(self, reader: MediaReader, size: int) -> list[np.ndarray]:
-        """Media of up to `size` readable records; each is cropped by its own number."""
+        """Media of up to `size` readable records; the number of a record seeds its crop."""
         count, samples = max(1, min(size, int(_HELD_OUT_BYTES // reader.cut.nbytes))), []
         for i in np.random.default_rng(0).permutation(reader.records):
             if len(samples) == count:

@@ -1,4 +1,4 @@
-"""Indexes of built data sets: which record has which modality; cached, as they take a pass over all records."""
+"""Indexes of built data sets: modalities of each record; cached, as computing one takes a pass over all records."""
 
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ def _read_rows(built: BuiltDataset, split: str) -> tuple[list[_Row], int]:
     records, rows, unreadable = built.records(split), [], 0
     features = None
     if type(built.settings).decoder is Dataset.decoder:
-        # Records are stored as they are: decode only the small fields that an index needs, not the media.
+        # A data set without a decoder of its own: only the small fields of the index are decoded, not the media.
         names = [name for name in read_specs(built.folder) if name in ("id", "quality") or name.startswith("present.")]
         features = read_features(built.folder, only=names)
     with Progress(f"index {built.name.split('/')[0]} {split}", len(records), unit="record") as shown:
@@ -100,5 +100,5 @@ def _write(index: Index, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
             partial.write_bytes(save(index))
-    except OSError as error:  # it is computed again the next time
+    except OSError as error:  # not fatal: the next command computes it again
         print(f"note: {path} cannot be written ({error.strerror})", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The mixture of training data: which component each batch holds, and which of its records."""
+"""The mixture of training data: the component of each batch, and the records of the component in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -143,11 +143,12 @@ class MixturePlan:
                     numbers.append(self._number(Pool(name, quality[name])))
                     shares.append(weights[name])
             edges = np.cumsum(shares)[:-1]
-            steps_of_stage = slice(start, min(end, steps))
+            steps_of_stage = slice(start, min(end, steps))  # empty for stages after the end of the run
             intervals = np.searchsorted(edges, place[steps_of_stage], side="right")
             self._pool[steps_of_stage] = np.array(numbers)[intervals]
             start = end
-        self._batch = np.zeros(steps, np.int64)  # number of the batch within its pool, by step
+        # Number of the batch within its pool, by step: how many earlier steps drew from the same pool.
+        self._batch = np.zeros(steps, np.int64)
         for number in range(len(self.pools)):
             steps_of_pool = self._pool == number
             self._batch[steps_of_pool] = np.arange(steps_of_pool.sum())

@@ -99,7 +99,7 @@ class Reader:
         """
         latents, frames, features = {}, {}, {}
         for m in self.modalities:
-            # In this order: the numbers that `rng` draws depend on it.
+            # The order of the draws of `rng` is fixed: the latents of all modalities, then the start of the clip.
             latents[m] = self._latent(stored, m, shard, rng)
             if m in self.features:
                 features[m] = self._stored_features(stored, m, shard)
@@ -120,12 +120,12 @@ class Reader:
     def _latent(self, stored: dict[str, np.ndarray], m: str, shard: str, rng: np.random.Generator | None) -> np.ndarray:
         """The latent of a modality, drawn from its distribution if the autoencoder is stochastic."""
         latent, modality = stored.get(m), self.modalities[m]
-        timed = bool(modality.period)
+        timed = bool(modality.period)  # then the first axis may have any length
         if latent is None or latent.ndim != len(modality.latent) or latent.shape[timed:] != modality.latent[timed:]:
             shape = None if latent is None else latent.shape
             raise BadRecord(shard, f"{m} has shape {shape}, expected {modality.latent}")
         if rng is not None and f"{m}.std" in stored:
-            # A draw of the posterior, as the autoencoder was trained to decode.
+            # z = mean + std * noise, a draw of the posterior: its decoder was trained on those. Computed in float32.
             if stored[f"{m}.std"].shape != latent.shape:
                 raise BadRecord(shard, f"the standard deviation of its {m} has another shape than the mean")
             noise = rng.standard_normal(latent.shape, np.float32)
@@ -135,7 +135,11 @@ class Reader:
         return latent
 
     def _stored_features(self, stored: dict[str, np.ndarray], m: str, shard: str) -> np.ndarray:
-        """The features of a modality as they are stored."""
+        """The features of a modality [..., E], for the whole record.
+
+        Raises:
+          BadRecord: if they are missing, have another shape than expected or are not finite.
+        """
         fault = features_fault(stored, m, bool(self.modalities[m].period), self.features[m])
         if fault:
             raise BadRecord(shard, fault)
@@ -170,14 +174,17 @@ class Reader:
             return dict.fromkeys(room, 0)
         # Frames of all modalities start together at multiples of the common period.
         common = _least_common_multiple(list(periods.values()))
+        # Fractions are exact: with floats a start could fall into the frame before.
         choices = int(min(max(room[m], 0) * periods[m] / common for m in room))
         time = int(rng.integers(choices + 1)) * common
         return {m: int(time / period) for m, period in periods.items()}
 
 
 def _least_common_multiple(numbers: list[Fraction]) -> Fraction:
-    denominator = math.lcm(*(n.denominator for n in numbers))
-    return Fraction(math.lcm(*(int(n * denominator) for n in numbers)), denominator)
+    # Over a common denominator it is that of integers.
+    denominator = math.lcm(*[number.denominator for number in numbers])
+    numerators = [int(number * denominator) for number in numbers]
+    return Fraction(math.lcm(*numerators), denominator)
 
 
 def padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,7 +197,7 @@ def padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[
 
 
 def class_labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
-    """The class label of every record, int32 [n]; -1 for none.
+    """The class label of every record, int32 [n]; -1 for a record without one.
 
     Args:
       source: the records.

@@ -34,7 +34,7 @@ from selfflow.storage.paths import url_of_copy
 
 _FORMAT = 3  # raised when equal settings come to mean other latents
 _SHARD_BYTES = 32e6
-_FEW_RECORDS = 20_000  # that one process encodes in the time that others take to start
+_FEW_RECORDS = 20_000  # below this, one process has finished before others have started
 _SHOWN_WARNINGS = 3  # for each shard
 
 
@@ -89,7 +89,7 @@ def encode(
     fitted = {m: fitted[m] for m in sorted(fitted)}
     if built.settings.holds_latents:
         check_precomputed(built, fitted, modalities, encoders)
-    # Equal identities give equal latents, which are then found again under the same name.
+    # The name of the folder is a hash of all that determines the latents, so that a later call opens it again.
     identities: dict[str, Any] = {m: autoencoder.identity for m, autoencoder in fitted.items()}
     identities["text"] = cached_text_encoder(text).identity if text else None
     if encoders:
@@ -127,11 +127,12 @@ def _encode_folder(job: EncodeJob, share: EncodeShare, records_per_shard: int | 
     name, manifest = job.built.name, job.folder / MANIFEST
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / f"lock-{share.host}", f"encode {name}"):
-        if manifest.exists():  # another process has finished it while this one waited
+        if manifest.exists():  # another process finished it while this one waited for the lock
             return True
         check_encoder_ids(job.built, job.encoders)
         shards = _shards(job, records_per_shard)
         _encode_shards(job, shards, share)
+        # Every host tries to finish; all but the last still miss shards of others.
         with locked(job.folder / "lock-finish", f"finish the latents of {name}"):
             if not manifest.exists():
                 if not all(shard.done for shard in shards):
@@ -145,7 +146,7 @@ def _encode_folder(job: EncodeJob, share: EncodeShare, records_per_shard: int | 
 def _shards(job: EncodeJob, records_per_shard: int | None) -> list[Shard]:
     """All shards of all splits; they do not depend on the number of hosts and processes."""
     if records_per_shard is None:
-        # Without the features beside them, so that the same latents have the same shards, and thus the same hash.
+        # Features do not count, so that equal latents have equal shards, and thus the same hash, with and without them.
         size = 2 * sum(np.prod(modality.latent) for modality in job.modalities.values())
         if job.text:
             size += 2 * job.text.tokens * cached_text_encoder(job.text).width
@@ -191,6 +192,7 @@ def _encode_shards(job: EncodeJob, shards: list[Shard], share: EncodeShare) -> N
             return
         # spawn: JAX may be running threads in this process, and those do not survive a fork.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
+            # Results in the order of completion; an error cancels the shards that were not started.
             futures = {pool.submit(encode_shard, shard): shard for shard in waiting}
             try:
                 for future in as_completed(futures):
@@ -228,7 +230,7 @@ def _start_worker() -> None:
     from threadpoolctl import threadpool_limits
 
     start_worker()
-    threadpool_limits(1, "blas")  # there is a process for each core
+    threadpool_limits(1, "blas")  # one process per core
 
 
 def _warn(skipped: list[SkippedRecord], name: str) -> None:

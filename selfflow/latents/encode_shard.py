@@ -25,7 +25,7 @@ from selfflow.modality import Modality
 from selfflow.storage.atomic import atomic_write
 from selfflow.storage.lock import try_lock
 
-_RECORDS_PER_BATCH = 256  # whose captions are encoded together
+_RECORDS_PER_BATCH = 256  # their captions are encoded together
 
 
 class _InvalidMedia(Exception):
@@ -48,6 +48,7 @@ class _Sums:
     def add(self, latent: np.ndarray) -> None:
         """Adds a latent [..., C]."""
         flat = latent.reshape(-1, latent.shape[-1]).astype(np.float64)
+        # In float64, as the variance is a difference of two sums.
         self.total += flat.sum(0)
         self.square += np.square(flat).sum(0)
         self.count += len(flat)
@@ -79,6 +80,7 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = _no_progress) -> li
         # Locked while it is written, so that `clear_partials` of another process leaves it alone.
         lock = partial.open("w")
         try_lock(lock)
+        # One record a group for random access; float16 latents hardly compress.
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for start in range(shard.start, shard.stop, _RECORDS_PER_BATCH):
             numbers = range(start, min(start + _RECORDS_PER_BATCH, shard.stop))
@@ -128,11 +130,12 @@ def _encode_records(
     skipped: list[SkippedRecord],
     advance: Callable[[], None],
 ) -> Iterator[_Encoded]:
-    """Yields one entry a record, without captions; appends those that cannot be encoded to `skipped`."""
+    """Yields one entry per record, with captions as text; appends records that cannot be encoded to `skipped`."""
     for i, record, distributions in _distributions(records, numbers, autoencoders):
         try:
             if isinstance(record, BadRecord):
                 raise record
+            # Records that cannot be encoded keep their position, with an empty entry.
             encoded = _encode_record(record, distributions, job.modalities, job.encoders)
         except BadRecord as error:
             skipped.append(SkippedRecord(i, error.shard, error.reason))

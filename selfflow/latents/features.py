@@ -73,6 +73,7 @@ def encode_features(
     if features.ndim != len(latent) or features.shape[-1] != encoder.width or not features.size:
         axes = {4: "T, h, w", 3: "h, w", 2: "T"}[len(latent)]
         raise UserError(f"{who} have shape {list(features.shape)}, not [{axes}, {encoder.width}]; give others")
+    # No finer than the latent, since tokens are no finer either.
     grid = [min(size, most) for size, most in zip(features.shape, latent[:-1])]
     if modality.period:
         grid[0] = latent[0]
@@ -126,7 +127,7 @@ def _readable(built: BuiltDataset, split: str, advance: Callable[[], None]) -> I
         try:
             yield records[i]
         except BadRecord:
-            pass  # encoding counts and names it
+            pass  # encoding counts and lists unreadable records
         advance()
 
 
@@ -137,10 +138,11 @@ def encoder_identities(encoders: Mapping[str, Encoder]) -> dict[str, str]:
 
 def encoder_metadata(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
     """The entry `features` of a manifest."""
-    return {
-        m: {"identity": load_encoder(encoder).identity, "settings": to_json(encoder), "width": encoder.width}
-        for m, encoder in encoders.items()
-    }
+    entries = {}
+    for m, encoder in encoders.items():
+        identity = load_encoder(encoder).identity
+        entries[m] = {"identity": identity, "settings": to_json(encoder), "width": encoder.width}
+    return entries
 
 
 def check_features(latents: Latents, encoders: Mapping[str, Encoder], identities: Mapping[str, str]) -> None:
@@ -172,7 +174,7 @@ def check_features(latents: Latents, encoders: Mapping[str, Encoder], identities
 
 
 def features_fault(stored: Mapping[str, np.ndarray], m: str, timed: bool, width: int) -> str:
-    """What is wrong with the shape of a modality's features in a record with its latents; "" if nothing is.
+    """The fault in the shape of a modality's features in a record of latents; "" if there is none.
 
     Args:
       stored: arrays of the record.

@@ -89,8 +89,8 @@ def fit_autoencoder(
         media = [built for built in data.values() if not built.settings.holds_latents]
         if media:
             raise UserError(
-                f"autoencoders.{modality} is known by its latents alone, and cannot encode {media[0].name}: name "
-                "another"
+                f"autoencoders.{modality} is precomputed, so it cannot encode {media[0].name}: name an autoencoder "
+                "with weights"
             )
         return FittedAutoencoder(config, None, config.identity, {})
     path = fitted_path(modality, config, data, exclude, data_dir)
@@ -98,10 +98,11 @@ def fit_autoencoder(
     if latents and not uses_pretrained(config):
         name = latents[0].metadata["latents"][modality]["autoencoder"]
         raise UserError(
-            f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has latents "
-            f"alone, made by {name!r}: name that one, or --autoencoder.{modality} "
+            f"autoencoders.{modality} is {config.kind}, which is fitted to media, and {latents[0].name} has only "
+            f"latents, made by {name!r}: name that autoencoder, or set --autoencoder.{modality} "
             f"precomputed={latents[0].settings.source}"
         )
+    # Weights first, then the JSON file, which marks both as complete.
     metadata_path = path.with_suffix(".json")
     fetch_folder(path.parent, metadata_path.name, only=path.stem)
     if uses_pretrained(config):
@@ -126,6 +127,7 @@ def _fit(
     """Fits a linear autoencoder and writes it."""
     media, fitted_on = [], {}
     for built in data.values():
+        # Equal parts, whatever the sizes of the data sets.
         count, largest = _RECORDS // len(data), _BYTES / len(data)
         records = sample_records(built, "train", modality, count, config.temporal_stride, exclude, largest)
         fitted_on[f"{built.name} {built.fingerprint}"] = len(records)
@@ -162,6 +164,7 @@ def check_precomputed(
     """
     for m, autoencoder in fitted.items():
         entry = built.metadata["latents"][m]
+        # latents.json names autoencoders in the user's words; weights, if there are any, must agree.
         who, name = f"autoencoders.{m}", entry["autoencoder"]
         if autoencoder.path and not _is_named(name, autoencoder):
             raise UserError(
@@ -180,8 +183,8 @@ def check_precomputed(
     for m, encoder in encoders.items():
         if encoder.kind != "feature_files":
             raise UserError(
-                f"alignment.encoders.{m} is {encoder.kind}, which needs the {m} itself, and {built.name} has latents "
-                "alone: name a file of features"
+                f"alignment.encoders.{m} is {encoder.kind}, which needs raw {m}, and {built.name} has only latents: "
+                "name a file of features"
             )
 
 
@@ -243,11 +246,12 @@ def sample_records(
         try:
             record = records[int(i)]
         except BadRecord:
-            continue  # encoding counts and names it
+            continue  # encoding counts and lists unreadable records
         if modality not in record or not record["present"][modality] or record["id"] in exclude:
             continue
         if not medium_of(modality).is_visual and len(record[modality]) < temporal_stride:
             continue  # too short to be encoded
+        # Only the needed fields, as the other media of a record may be large.
         samples.append({name: record[name] for name in (modality, "material") if name in record})
         size += record[modality].nbytes
         if len(samples) == count or (size >= largest and len(samples) >= _CHUNK):

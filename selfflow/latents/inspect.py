@@ -1,4 +1,4 @@
-"""Inspection of latents before training: statistics of each channel, and what reconstruction loses."""
+"""Inspection of latents before training: statistics of each channel, and reconstruction errors."""
 
 import csv
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from selfflow.sampling.media_files import write_sheet
 
 _MAX_RECORDS, _MAX_BYTES = 128, 200e6  # of a modality, with its raw media
 _IMAGES_SHOWN, _CLIPS_SHOWN = 16, 4
-# Stds and kurtosis outside of which there is a note.
+# Standard deviations outside of this range, and larger excess kurtosis, give a note.
 _STD_RANGE, _MAX_KURTOSIS = (0.5, 2.0), 10.0
 
 
@@ -33,7 +33,7 @@ class Inspection(NamedTuple):
       statistics: of each channel, as `channel_statistics`; None if no record is readable.
       reconstruction: errors by name; None without an autoencoder that decodes, or without raw data.
       can_decode: whether there is an autoencoder that decodes.
-      notes: what may harm training.
+      notes: properties that may harm training.
       files: that were written.
     """
 
@@ -102,6 +102,7 @@ def _sample_latents(latents: Latents, built: BuiltDataset | None, m: str) -> tup
     """Latents of a modality, of the validation split if there is one, and the media that they were encoded from."""
     split = "validation" if "validation" in latents.records else "train"
     source, records = latents.open_split(split), built.records(split) if built else None
+    # Record i of the latents is that of record i of the data set.
     indices = source.indices_with((m,))[:_MAX_RECORDS]
     stored, originals, size = [], [], 0
     with Progress(f"inspect {m}", len(indices), unit="record") as progress:
@@ -160,7 +161,8 @@ def _write_table(path: Path, statistics: dict[str, np.ndarray]) -> None:
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["channel", *statistics])
-        rows.writerows([i, *(f"{x:.6g}" for x in values)] for i, values in enumerate(zip(*statistics.values())))
+        for channel, values in enumerate(zip(*statistics.values())):
+            rows.writerow([channel, *(f"{x:.6g}" for x in values)])
 
 
 def _draw_channels(path: Path, title: str, statistics: dict[str, np.ndarray]) -> None:
@@ -184,7 +186,7 @@ def _draw_channels(path: Path, title: str, statistics: dict[str, np.ndarray]) ->
 
 
 def _notes(statistics: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """What may harm training."""
+    """Properties of latents that may harm training: constant channels, large or small ones, heavy tails."""
     std, kurtosis, notes = statistics["std"], statistics["kurtosis"], []
     low, high = _STD_RANGE
     constant = int(np.sum(std < 1e-6))
@@ -196,6 +198,7 @@ def _notes(statistics: dict[str, np.ndarray]) -> tuple[str, ...]:
             f"{outside} of {len(std)} channels have a std outside of {low:g} to {high:g}, where the noise has 1: a "
             "noise level removes less or more of them"
         )
+    # The kurtosis of a constant channel is NaN.
     heavy = int(np.sum(np.nan_to_num(kurtosis) > _MAX_KURTOSIS))
     if heavy:
         notes.append(

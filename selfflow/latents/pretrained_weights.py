@@ -39,8 +39,8 @@ def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
         source = find_weights(config)
         if not config.path or not source.exists():
             return _earlier_copy(modality, config, data_dir)
-        # Identified by content, not by path: after another training the same path holds another autoencoder, and runs
-        # keep the one that they started with.
+        # The key is that of the content: after another training the same path holds another autoencoder, and earlier
+        # runs keep theirs.
         status = source.stat()
         key = _copy_key(modality, config, _cached_sha256(source, status.st_size, status.st_mtime_ns))
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{key}.safetensors"
@@ -66,7 +66,7 @@ def copy_weights(modality: str, config: AnyAutoencoder, path: Path, metadata_pat
     source = _source(modality, config)
     with Progress(f"copy the {modality} autoencoder", 1, unit="file") as shown:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder of its own, so that the copy can keep the suffix by which weights are read.
+        # In a temporary folder instead of under a temporary name: the suffix selects the reader of weights.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
             copy = Path(folder) / "weights.safetensors"
             shutil.copyfile(source, copy)

@@ -1,4 +1,4 @@
-"""Shards of latents as units of encoding: what belongs to one, its files, and the records it could not encode."""
+"""Shards of latents as units of encoding: records, files, and records that could not be encoded."""
 
 import json
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Shard:
 
 
 class SkippedRecord(NamedTuple):
-    """A record that could not be encoded; it keeps its place, empty.
+    """A record that could not be encoded; it keeps its position, without latents.
 
     Attributes:
       record: its number in the split.
@@ -84,7 +84,7 @@ class SkippedRecord(NamedTuple):
 
 
 def skipped_records(shard: Shard) -> list[SkippedRecord]:
-    """What `encode_shard` returned for a finished shard."""
+    """The records of a finished shard that could not be encoded, from the metadata of its index."""
     with safe_open(shard.index_path, "numpy") as file:
         return [SkippedRecord(*each) for each in json.loads(file.metadata()["skipped"])]
 
@@ -94,7 +94,7 @@ def clear_partials(folder: Path) -> None:
     for partial in folder.glob("*.partial-*"):
         try:
             with partial.open() as file:
-                # Without locks nobody knows whether another process is writing it: it stays.
+                # On a file system without locks another process may be writing it: it is kept.
                 if try_lock(file, unsupported=False):
                     partial.unlink()
         except FileNotFoundError:

@@ -138,7 +138,7 @@ class Latents:
         for m, config in configs.items():
             entry = self.manifest["modalities"].get(m)
             if entry is None:
-                continue  # a mixture that uses it is refused, as no record has it
+                continue  # `Batches` refuses a mixture that uses it, as no record has it
             timed = bool(modalities[m].period)  # the length of clips may differ
             self._check_equal(m, "autoencoder", entry["autoencoder"], config_without_path(config))
             self._check_equal(m, "resolution", entry["latent"][timed:], list(modalities[m].latent[timed:]))

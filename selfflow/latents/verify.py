@@ -102,7 +102,7 @@ def verify_latents(
             raise ValueError(f"it lacks {', '.join(missing)}")
         problems = [*_manifest_faults(manifest, built), *_autoencoder_faults(folder, manifest)]
         is_of_this_build = not any(problem.kind is BUILD for problem in problems)
-        # Latents of another build are not compared with this one, only checked by themselves.
+        # Latents of another build are checked, but not compared with the data set.
         if is_of_this_build and contents is None:
             contents = Contents()
             verify_data(built, contents)
@@ -116,6 +116,7 @@ def verify_latents(
 
 def foreign_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     """Files in a finished folder of latents that do not belong to it, according to its manifest."""
+    # Locks of processes belong to it, too.
     known = {MANIFEST}
     for m in manifest["modalities"]:
         known.add(f"autoencoder_{m}.safetensors")
@@ -130,7 +131,7 @@ def foreign_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
 
 
 def _manifest_faults(manifest: dict[str, Any], built: BuiltDataset) -> Iterator[Problem]:
-    """Problems of the manifest as such and beside the data set."""
+    """Problems of the manifest, alone and compared with the data set."""
     if manifest["dataset"] != built.name:
         yield Problem(BUILD, MANIFEST, "", f"it was made of {manifest['dataset']}, not of {built.name}")
     elif manifest["fingerprint"] != built.fingerprint:
@@ -181,7 +182,7 @@ def _verify_split(
     lengths, file = manifest["shards"][split], f"{split}.index.safetensors"
     total = sum(lengths)
     index, problems = _read_index(folder, manifest, file, total)
-    # Records are called by their ids in problems, or by their numbers if these are unknown.
+    # Problems name records by their ids, or by their numbers if these are unknown.
     names = [f"{split} record {i}" for i in range(total)]
     if index is not None:
         ids = [name.decode(errors="replace") for name in index["id"]]

@@ -50,8 +50,10 @@ def chip_of(topology: str) -> Chip:
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
-        known = ", ".join(topology for chip in CHIPS for topology in topologies_of(chip))
-        raise UserError(f"topology {topology!r}: no chip {name!r}; give one of {known}")
+        known: list[str] = []
+        for chip in CHIPS:
+            known += topologies_of(chip)
+        raise UserError(f"topology {topology!r}: no chip {name!r}; give one of {', '.join(known)}")
     return CHIPS[name]
 
 

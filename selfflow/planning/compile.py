@@ -74,7 +74,7 @@ def slice_devices(topology: str, slices: int = 1) -> list[Any]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        import libtpu  # noqa: F401
+        import libtpu  # noqa: F401  # JAX's own error does not name the package
     except ImportError as error:
         raise UserError(
             "plan compiles with libtpu, which is not installed and needs no TPU: pip install 'selfflow[tpu]'"
@@ -82,6 +82,7 @@ def slice_devices(topology: str, slices: int = 1) -> list[Any]:
     from jax.experimental import topologies
 
     kind = topology.partition(":")[0]
+    # The two cores of a v4 chip form one device, as on a Cloud TPU.
     options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
     if slices > 1:
         options["num_slices"] = slices
@@ -112,6 +113,7 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
         except jax.errors.JaxRuntimeError as error:
             return _refusal(error, bytes_on_device((state, batch)), time.perf_counter() - began)
     memory = program.memory_analysis()
+    # Donated arguments and the results that reuse their memory count once, among the arguments.
     return Compiled(
         program.as_text(),
         int(memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes),
@@ -125,6 +127,7 @@ def bytes_on_device(tree: Any) -> int:
     return sum(device_bytes(x, x.sharding) for x in jax.tree.leaves(tree))
 
 
+# Forms of the out-of-memory errors of the TPU compiler, each with the required and the available size.
 _SIZE = r"([\d.]+)([KMGT]?)"
 _REFUSALS = (
     rf"Used {_SIZE} of {_SIZE} hbm",
@@ -150,6 +153,7 @@ def _bytes(number: str, unit: str) -> float:
 
 def coordinates(mesh: Mesh) -> np.ndarray:
     """Torus coordinates of the devices of a mesh's first slice, in the order of the program [devices, axes]."""
+    # Devices of a single slice have no index.
     first = getattr(mesh.devices.flat[0], "slice_index", None)
     return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])
 
@@ -181,7 +185,10 @@ def batch_shapes(setup: FlowSetup, name: str) -> dict[str, Any]:
         tokens = experiment.text.tokens
         batch["caption"] = shaped(np.float16, tokens, experiment.model.text), shaped(bool, tokens)
     encoders = experiment.alignment.target_encoders
-    features = {m: shaped(np.float16, x.tokens, encoders[m].width) for m, x in streams.items() if m in encoders}
+    features = {}
+    for m, stream in streams.items():
+        if m in encoders:
+            features[m] = shaped(np.float16, stream.tokens, encoders[m].width)
     if features:
         batch["features"] = features
     return batch

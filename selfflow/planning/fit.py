@@ -16,11 +16,13 @@ from selfflow.planning.plan import Plan
 _ATTEMPTS = 5  # compilations
 # Approximate share of activations that remains with rematerialisation, and the factor above the limit from which an
 # estimate excludes a candidate without compiling it. Both affect the time of the search, not whether a candidate fits.
-_LEFT_BY_REMAT, _SURELY = 0.35, 1.3
+_REMAT_SHARE, _EXCLUDED_ABOVE = 0.35, 1.3
 
 
 @dataclass(frozen=True)
 class _Change:
+    """Rematerialisation, and factors: of mesh axes, of the parts of a batch, and by which batches become smaller."""
+
     fsdp: int = 1
     remat: bool = False
     accumulate: int = 1
@@ -48,10 +50,11 @@ def nearest_fit(
     experiment, memory, attempts = setup.experiment, plan.memory, 0
     state = memory.parameters + memory.optimizer + memory.ema
     for change in _changes(plan.mesh["data"] // experiment.devices.slices, experiment):
-        left = _LEFT_BY_REMAT if change.remat and experiment.model.execution.remat != "block" else 1.0
+        # Parameters and optimizer are sharded over more devices; activations scale with the samples of one pass.
+        share = _REMAT_SHARE if change.remat and experiment.model.execution.remat != "block" else 1.0
         parts = change.accumulate * change.batch
-        expected = state / change.fsdp / change.tensor + (memory.total - state) * left / parts
-        if expected > _SURELY * memory.limit:
+        expected = state / change.fsdp / change.tensor + (memory.total - state) * share / parts
+        if expected > _EXCLUDED_ABOVE * memory.limit:
             continue
         try:
             candidate = resolve(_apply(experiment, plan, change))
@@ -71,20 +74,24 @@ def _changes(copies: int, experiment: Experiment) -> Iterator[_Change]:
     """Changes from the cheapest to the most expensive; a slice holds `copies` of the parameters."""
     wider = [2**i for i in range(1, 12) if copies % 2**i == 0]
     most = max(wider, default=1)
-    yield from (_Change(fsdp=factor) for factor in wider)
+    for factor in wider:
+        yield _Change(fsdp=factor)
     if experiment.model.execution.remat != "block":
-        yield _Change(remat=True)
-        yield from (_Change(fsdp=factor, remat=True) for factor in wider)
-    yield from (_Change(most, True, accumulate=parts) for parts in (2, 4, 8, 16))
-    yield from (_Change(max(most // parts, 1), True, tensor=parts) for parts in (2, 4, 8))
-    yield from (_Change(most, True, batch=parts) for parts in (2, 4, 8, 16, 32))
+        for factor in (1, *wider):
+            yield _Change(fsdp=factor, remat=True)
+    for parts in (2, 4, 8, 16):
+        yield _Change(most, remat=True, accumulate=parts)
+    for parts in (2, 4, 8):  # the devices of the tensor axis are taken from the fsdp axis
+        yield _Change(max(most // parts, 1), remat=True, tensor=parts)
+    for parts in (2, 4, 8, 16, 32):
+        yield _Change(most, remat=True, batch=parts)
 
 
 def _apply(experiment: Experiment, plan: Plan, change: _Change) -> Experiment:
     devices, optimizer, model = experiment.devices, experiment.optimizer, experiment.model
     if change.fsdp * change.tensor > 1:
         fsdp, tensor = plan.mesh["fsdp"] * change.fsdp, plan.mesh["tensor"] * change.tensor
-        devices = dataclasses.replace(devices, data=-1, fsdp=fsdp, tensor=tensor)
+        devices = dataclasses.replace(devices, data=-1, fsdp=fsdp, tensor=tensor)  # -1: the remaining devices
     if change.remat:
         model = dataclasses.replace(model, execution=dataclasses.replace(model.execution, remat="block"))
     optimizer = dataclasses.replace(optimizer, accumulate=optimizer.accumulate * change.accumulate)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
@@ -22,11 +23,12 @@ def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr: Any) -> int:
+def _count(jaxpr: Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
+            # Each element of the result is a sum over the contracted axes.
             (contracted, _), _ = params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
@@ -38,14 +40,19 @@ def _count(jaxpr: Any) -> int:
             if _count(params["body_jaxpr"].jaxpr):
                 raise NotImplementedError("a matrix product in a while loop, whose number of iterations is unknown")
         else:
-            total += sum(_count(inner) for value in params.values() for inner in _jaxprs(value))
+            # Calls of other programs: jit, checkpoint, custom derivatives, shard_map.
+            for value in params.values():
+                total += sum(_count(inner) for inner in _jaxprs(value))
     return total
 
 
-def _jaxprs(value: Any) -> list[Any]:
-    """The programs inside an equation's parameter, closed or open."""
+def _jaxprs(value: Any) -> list[Jaxpr]:
+    """The programs in a parameter of an equation, closed or open."""
     if isinstance(value, tuple | list):
-        return [inner for item in value for inner in _jaxprs(item)]
-    if hasattr(value, "eqns"):
-        return [value]
-    return [value.jaxpr] if hasattr(value, "jaxpr") and hasattr(value.jaxpr, "eqns") else []
+        programs = []
+        for item in value:
+            programs += _jaxprs(item)
+        return programs
+    if isinstance(value, ClosedJaxpr):
+        return [value.jaxpr]
+    return [value] if isinstance(value, Jaxpr) else []

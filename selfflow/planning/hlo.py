@@ -7,19 +7,22 @@ lets hosts transfer data between slices. This module accounts for all four.
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
+# `%body (arguments) -> type {` opens a computation; `ROOT %name = type opcode(operands), attributes` is an instruction.
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+# Attributes that name computations; not `condition`, which `_trips` reads, and `to_apply`, mostly of scalar reducers.
 _CALLED = re.compile(
     r"(?:calls|body|branch_computations|called_computations|\w+_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)"
 )
+# Compact notations of groups: `[16,16]T(1,0)`, and groups along named axes of a mesh.
 _IOTA = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}")
 
@@ -47,6 +50,8 @@ class Collective:
 
 
 class _Instruction(NamedTuple):
+    """One line of a computation; `rest` holds operands and attributes."""
+
     root: bool
     name: str
     type: str
@@ -67,17 +72,17 @@ def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]
     """
     program = _computations(text)
     rounds = _rounds(program)
-    found = []
+    transfers = []
     for name, instructions in program.items():
         for instruction in instructions:
-            one = _collective(instruction, name, partitions, slices)
-            if one is None or not rounds[name]:
+            transfer = _collective(instruction, name, partitions, slices)
+            if transfer is None or not rounds[name]:
                 continue
             if math.isnan(rounds[name]):
                 raise NotImplementedError(f"{instruction.name} is in a loop whose number of rounds is unknown")
             count = round(rounds[name])
-            found.append(Collective(one.kind, one.dtype, count * one.bytes, count, one.groups, one.between_slices))
-    return found
+            transfers.append(replace(transfer, bytes=count * transfer.bytes, count=count))
+    return transfers
 
 
 def _computations(text: str) -> dict[str, list[_Instruction]]:
@@ -99,6 +104,7 @@ def _computations(text: str) -> dict[str, list[_Instruction]]:
 def _rounds(program: dict[str, list[_Instruction]]) -> dict[str, float]:
     """Executions of each computation in the whole program; NaN if a trip count cannot be read."""
     rounds = dict.fromkeys(program, 0.0) | {"ENTRY": 1.0}
+    # Callers first, so that the count of a computation is complete when its callees are reached.
     for name in reversed(program):
         for instruction in program[name]:
             times = _trips(instruction, program, program[name]) if instruction.opcode == "while" else 1
@@ -110,10 +116,12 @@ def _rounds(program: dict[str, list[_Instruction]]) -> dict[str, float]:
 
 def _called(instruction: _Instruction) -> list[str]:
     """Computations that an instruction calls, without scalar reducers and comparators."""
-    found = [name.strip(" %") for names in _CALLED.findall(instruction.rest) for name in names.split(",")]
+    called = []
+    for names in _CALLED.findall(instruction.rest):
+        called += [name.strip(" %") for name in names.split(",")]
     if instruction.opcode == "call":
-        found += re.findall(r"to_apply=%?([\w.\-]+)", instruction.rest)
-    return found
+        called += re.findall(r"to_apply=%?([\w.\-]+)", instruction.rest)
+    return called
 
 
 def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: list[_Instruction]) -> float:
@@ -121,34 +129,45 @@ def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: l
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
-    seen = list(program[condition])
-    for instruction in program[condition]:
+    # The comparison may be fused into a computation that the condition calls.
+    name = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
+    condition = list(program[name])
+    for instruction in program[name]:
         for called in _called(instruction):
-            seen += program.get(called, [])
-    constants = {i.name: i.rest for i in seen if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.type)}
-    less = [i for i in seen if i.opcode == "compare" and "direction=LT" in i.rest]
-    if len(constants) != 1 or len(less) != 1:
+            condition += program.get(called, [])
+    integers: dict[str, str] = {}
+    comparisons = 0
+    for instruction in condition:
+        if instruction.opcode == "constant" and re.match(r"[su]\d+\[\]", instruction.type):
+            integers[instruction.name] = instruction.rest.partition(")")[0]
+        elif instruction.opcode == "compare" and "direction=LT" in instruction.rest:
+            comparisons += 1
+    if len(integers) != 1 or comparisons != 1:
         return math.nan
-    end = int(next(iter(constants.values())).partition(")")[0])
-    return end - _beginning(loop, seen, around)
+    (end,) = integers.values()
+    return int(end) - _initial_count(loop, condition, around)
 
 
-def _beginning(loop: _Instruction, condition: list[_Instruction], around: list[_Instruction]) -> int:
+def _initial_count(loop: _Instruction, condition: list[_Instruction], around: list[_Instruction]) -> int:
     """The counter's initial value if it is a constant of the program; otherwise 0, as in JAX's loops."""
-    by_name = {i.name: i for i in around}
-    read = [re.search(r"index=(\d+)", i.rest) for i in condition if i.opcode == "get-tuple-element"]
-    carried = by_name.get(_operands(loop)[0])
-    if len(read) != 1 or carried is None or carried.opcode != "tuple":
+    by_name = {instruction.name: instruction for instruction in around}
+    # The condition reads one element of the carry, the counter.
+    indices = []
+    for instruction in condition:
+        if instruction.opcode == "get-tuple-element":
+            indices.append(int(re.search(r"index=(\d+)", instruction.rest)[1]))
+    carry = by_name.get(_operands(loop)[0])
+    if len(indices) != 1 or carry is None or carry.opcode != "tuple":
         return 0
-    counter = by_name.get(_operands(carried)[int(read[0][1])])
+    counter = by_name.get(_operands(carry)[indices[0]])
     value = re.match(r"(\d+)\)", counter.rest) if counter and counter.opcode == "constant" else None
     return int(value[1]) if value else 0
 
 
 def _operands(instruction: _Instruction) -> list[str]:
-    inside = re.sub(r"/\*.*?\*/", "", instruction.rest.partition(")")[0])
-    return [operand.split()[-1].lstrip("%") for operand in inside.split(", ") if operand.strip()]
+    """Names of the operands, without types and comments such as `/*index=5*/`."""
+    operands = re.sub(r"/\*.*?\*/", "", instruction.rest.partition(")")[0])
+    return [operand.split()[-1].lstrip("%") for operand in operands.split(", ") if operand.strip()]
 
 
 def _collective(instruction: _Instruction, computation: str, partitions: int, slices: int) -> Collective | None:
@@ -156,6 +175,7 @@ def _collective(instruction: _Instruction, computation: str, partitions: int, sl
     if instruction.opcode == "send" and "xla_megascale_runtime" in instruction.rest:
         return _between_slices(instruction, slices)
     kind = instruction.opcode.removesuffix("-start")
+    # The flag marks the copies of a collective in a chain of parts; one part, without it, is counted.
     if kind not in KINDS or re.search(r'"flag_start":"\d', instruction.rest):
         return None
     groups = _groups(instruction.rest, partitions)
@@ -165,6 +185,7 @@ def _collective(instruction: _Instruction, computation: str, partitions: int, sl
         arrays = arrays[len(arrays) // 2 :]  # operands come first, results second
     if instruction.opcode == "collective-permute-start":
         arrays = arrays[1:2]
+    # A chip receives the parts of all other members; in terms of the type, which is that of the result.
     ring = (members - 1) / members
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
         kind, share = "reduce-scatter", ring  # its type is that of the unscattered array
@@ -188,11 +209,12 @@ def _between_slices(send: _Instruction, slices: int) -> Collective:
 
 def _arrays(type_text: str) -> list[tuple[str, float]]:
     """(dtype, bytes) of the arrays of a type, without the counters of asynchronous operations."""
-    found = []
+    arrays = []
     for dtype, sizes in _ARRAY.findall(type_text):
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-        found.append((dtype, math.prod(map(int, filter(None, sizes.split(",")))) * bits / 8))
-    return found
+        count = math.prod(int(size) for size in sizes.split(",") if size)  # a scalar has no sizes
+        arrays.append((dtype, count * bits / 8))
+    return arrays
 
 
 def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
@@ -202,19 +224,25 @@ def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
         return _mesh_groups(*mesh.groups())
     lists = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest)
     if lists:
-        return tuple(tuple(map(int, group.split(","))) for group in re.findall(r"\{([\d,]+)\}", lists[1]))
+        groups = re.findall(r"\{([\d,]+)\}", lists[1])
+        return tuple(tuple(map(int, group.split(","))) for group in groups)
+    # `[groups,members]<=[...]`: the numbers of the iota, row by row.
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest)
     if iota:
         members, count = _iota(iota[3]), int(iota[2])
         return tuple(tuple(members[i : i + count]) for i in range(0, len(members), count))
-    return (tuple(range(partitions)),)
+    return (tuple(range(partitions)),)  # without groups all partitions take part
 
 
 def _mesh_groups(axes: str, devices: str | None, grouped: str) -> tuple[tuple[int, ...], ...]:
     """Groups along the named axes of a mesh: `mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}`."""
-    sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    along = [list(sizes).index(name) for name in re.findall(r"'([^']+)'", grouped)]
-    ids = np.array(_iota(devices) if devices else range(math.prod(sizes.values()))).reshape(tuple(sizes.values()))
+    names, shape = [], []
+    for name, size in re.findall(r"'([^']+)'=(\d+)", axes):
+        names.append(name)
+        shape.append(int(size))
+    along = [names.index(name) for name in re.findall(r"'([^']+)'", grouped)]
+    ids = np.array(_iota(devices) if devices else range(math.prod(shape))).reshape(shape)
+    # Grouped axes last: each row of the flattened array is then a group.
     others = [axis for axis in range(ids.ndim) if axis not in along]
     count = math.prod(ids.shape[axis] for axis in along)
     return tuple(tuple(map(int, group)) for group in ids.transpose(*others, *along).reshape(-1, count))
@@ -225,6 +253,8 @@ def _iota(text: str) -> list[int]:
     match = _IOTA.search(text)
     if match is None:
         return [int(number) for number in re.findall(r"\d+", text)]
-    shape = tuple(map(int, match[1].split(",")))
+    shape = [int(size) for size in match[1].split(",")]
     ids = np.arange(math.prod(shape)).reshape(shape)
-    return ids.transpose(tuple(map(int, match[2].split(",")))).ravel().tolist() if match[2] else ids.ravel().tolist()
+    if match[2]:
+        ids = ids.transpose([int(axis) for axis in match[2].split(",")])
+    return ids.ravel().tolist()

@@ -1,11 +1,15 @@
-"""Floating-point operations that a training step demands, counted from the shapes of the model and its batch.
+"""Floating-point operations of a training step: those that the shapes demand, and those of its program.
 
-Matrix products alone, 2 operations for each multiply-add; a backward pass is twice its forward pass (arXiv 2204.02311,
-appendix B), less the gradient of the network's inputs. Nothing that is computed again, selected or padded is
-counted: what a program does beyond this number, as `flops.matmul_flops` counts it, is its own expense.
+Only matrix products count, 2 operations for each multiply-add. `model_flops` takes a backward pass as twice its forward
+pass (arXiv 2204.02311, appendix B), less the gradient of the network's inputs, and counts no recomputation, selection
+or padding; `program_flops` counts them all.
 """
 
+import dataclasses
+import itertools
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 
@@ -13,6 +17,33 @@ from selfflow.config.setup import FlowSetup
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment.base import SampleShape
+from selfflow.planning.compile import batch_shapes
+from selfflow.planning.flops import matmul_flops
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """Mean cost of a step in one stage of a curriculum.
+
+    Attributes:
+      start: number of steps before the stage.
+      flops: operations of a step, the mean over the components weighted by their shares.
+    """
+
+    start: int
+    flops: float
+
+
+class _Stream(NamedTuple):
+    """One modality of a sample.
+
+    Attributes:
+      tokens: their number.
+      size: channels of a token.
+    """
+
+    tokens: int
+    size: int
 
 
 def model_flops(setup: FlowSetup, name: str) -> int:
@@ -24,15 +55,17 @@ def model_flops(setup: FlowSetup, name: str) -> int:
     """
     experiment = setup.experiment
     model, separation = experiment.model, experiment.separation
-    tokens = {m: (stream.tokens, stream.token_size) for m, stream in setup.modalities[name].items()}
-    counts = {m: n for m, (n, _) in tokens.items()}
+    streams = {m: _Stream(stream.tokens, stream.token_size) for m, stream in setup.modalities[name].items()}
+    counts = {m: stream.tokens for m, stream in streams.items()}
     count = sum(counts.values())
-    key = jax.ShapeDtypeStruct((1,), jax.eval_shape(jax.random.key, 0).dtype)  # which takes no device
+    # The number of levels of a schedule, from the shapes of its draw; nothing is computed.
+    key = jax.ShapeDtypeStruct((1,), jax.eval_shape(jax.random.key, 0).dtype)
     corruption = jax.eval_shape(lambda keys: experiment.schedule.sample(keys, counts), key)
     context = bool(experiment.schedule.context)
     levels = {m: level_BK.shape[1] + context for m, level_BK in corruption.levels.items()}
 
-    # Pairs of tokens that attend to each other: all, or those of one group.
+    # Pairs of tokens that attend to each other: all, or, with separated attention, those of one group with each other
+    # and with the text. The text of a joint transformer is a token for the label and those of the caption.
     text = 0 if isinstance(model, SiTConfig) else 1 + (experiment.text.tokens if experiment.text else 0)
     student_pairs = teacher_pairs = (text + count) ** 2
     if separation:
@@ -43,83 +76,115 @@ def model_flops(setup: FlowSetup, name: str) -> int:
             teacher_pairs = student_pairs
 
     def teacher_forward(levels: dict[str, int], depth: int) -> float:
-        return _forward(model, tokens, levels, text, teacher_pairs, depth)
+        return _forward(model, streams, levels, text, teacher_pairs, depth)
 
-    student = _forward(model, tokens, levels, text, student_pairs, model.depth) + _head(model, tokens, levels)
+    student = _forward(model, streams, levels, text, student_pairs, model.depth) + _head(model, streams, levels)
     sample = SampleShape(model.width, counts, levels, context, teacher_forward)
-    total = 3 * student - _inputs(model, tokens, levels, text) + experiment.alignment.extra_flops(sample)
+    total = 3 * student - _inputs(model, streams, levels, text) + experiment.alignment.extra_flops(sample)
     batch = experiment.mixture[name].batch_size
     return round(batch * total)
 
 
-def mean_flops(setup: FlowSetup) -> list[tuple[int, float]]:
-    """What a step of a resolved experiment costs on average over the components' shares, from stage to stage.
+def program_flops(setup: FlowSetup, name: str) -> int:
+    """Operations of all matrix products in the program of one step, recomputation included.
 
-    Returns:
-      (steps that are done before, operations of a step from then on) of the mixture, and of each stage of the
-      curriculum.
+    Args:
+      setup: of the experiment.
+      name: the component.
     """
+    # Kernels hide their products from the count, so it uses plain attention.
+    model = setup.experiment.model
+    execution = dataclasses.replace(model.execution, attention="xla", unroll=1)
+    objective = dataclasses.replace(setup.objective, model=dataclasses.replace(model, execution=execution))
+    plain = dataclasses.replace(setup, objective=objective)
+    state = jax.eval_shape(plain.init, jax.random.key(0))
+    return matmul_flops(plain.step(), state, batch_shapes(plain, name))
+
+
+def mean_flops(setup: FlowSetup) -> list[StageCost]:
+    """Mean cost of a step of a resolved experiment: of the mixture, then of each stage of the curriculum."""
     experiment = setup.experiment
-    costs = {name: model_flops(setup, name) for name in experiment.mixture}
-    weights, found = {name: component.weight for name, component in experiment.mixture.items()}, []
-    for step, changed in ((0, {}), *((stage.step, stage.weights) for stage in experiment.curriculum)):
-        weights = changed or weights
-        found.append((step, sum(weight * costs[name] for name, weight in weights.items())))
-    return found
+    flops = {name: model_flops(setup, name) for name in experiment.mixture}
+
+    def cost(start: int, weights: dict[str, float]) -> StageCost:
+        return StageCost(start, sum(weight * flops[name] for name, weight in weights.items()))
+
+    weights = {name: component.weight for name, component in experiment.mixture.items()}
+    costs = [cost(0, weights)]
+    for stage in experiment.curriculum:
+        weights = stage.weights or weights  # a stage without weights keeps the previous ones
+        costs.append(cost(stage.step, weights))
+    return costs
 
 
-def flops_of(costs: list[tuple[int, float]], steps: int) -> float:
-    """Operations of the first steps, of costs as `mean_flops` tells them."""
-    ends = [*(start for start, _ in costs[1:]), math.inf]
-    return sum(max(0, min(end, steps) - start) * mean for (start, mean), end in zip(costs, ends))
+def flops_of(costs: list[StageCost], steps: int) -> float:
+    """Operations of the first `steps` steps, with the costs of `mean_flops`."""
+    total = 0.0
+    for cost, following in itertools.zip_longest(costs, costs[1:]):
+        end = steps if following is None else min(following.start, steps)
+        total += max(0, end - cost.start) * cost.flops
+    return total
 
 
-def steps_within(costs: list[tuple[int, float]], flops: float) -> int:
+def steps_within(costs: list[StageCost], flops: float) -> int:
     """The most steps that take no more operations than `flops`, but at least one."""
-    for (start, mean), (end, _) in zip(costs, [*costs[1:], (math.inf, 0.0)]):
-        steps = flops / mean
-        if start + steps < end:
+    for cost, following in itertools.zip_longest(costs, costs[1:]):
+        end = math.inf if following is None else following.start
+        steps = flops / cost.flops
+        if cost.start + steps < end:
             break
-        flops -= (end - start) * mean
-    return max(1, int(start + steps + 1e-6))  # what is a whole number of steps but for rounding is that
+        flops -= (end - cost.start) * cost.flops
+    # A number that is whole but for rounding is not cut to the one below.
+    return max(1, int(cost.start + steps + 1e-6))
 
 
 def _forward(
     model: JointConfig | SiTConfig,
-    tokens: dict[str, tuple[int, int]],
+    streams: dict[str, _Stream],
     levels: dict[str, int],
     text: int,
     pairs: float,
     depth: int,
 ) -> float:
-    """Of one sample, through `depth` blocks; `pairs` of tokens attend to each other."""
+    """Operations of one sample through `depth` blocks.
+
+    Args:
+      model: config of the transformer.
+      streams: shapes of the sample.
+      levels: number of noise levels of each modality.
+      text: number of text tokens.
+      pairs: number of pairs of tokens that attend to each other.
+      depth: number of blocks.
+    """
     width, hidden = model.width, round(model.width * model.mlp_ratio)
-    count = text + sum(n for n, _ in tokens.values())
+    count = text + sum(stream.tokens for stream in streams.values())
     rows = _rows(model, levels)
-    before = _inputs(model, tokens, levels, text) + 2 * rows * width**2
-    attention = 4 * pairs * width
+    before = _inputs(model, streams, levels, text) + 2 * rows * width**2
+    attention = 4 * pairs * width  # queries with keys, and weights with values
     if isinstance(model, SiTConfig):
+        # Query, key, value and output projections, a two-layer MLP; each block has a modulation of its own.
         block = 2 * count * (4 * width**2 + 2 * width * hidden) + 2 * rows * 6 * width**2
         return before + depth * (block + attention)
+    # One modulation for all double blocks, one with half as many vectors for all single blocks.
     modulation = 2 * 6 * width**2 * (1 + rows) + (2 * 3 * width**2 * rows if depth > model.double_blocks else 0)
     block = 2 * count * (4 * width**2 + 3 * width * hidden)  # a SwiGLU has three products
     return before + modulation + depth * (block + attention)
 
 
-def _inputs(
-    model: JointConfig | SiTConfig, tokens: dict[str, tuple[int, int]], levels: dict[str, int], text: int
-) -> float:
-    """The first layers, of tokens, captions and noise levels."""
+def _inputs(model: JointConfig | SiTConfig, streams: dict[str, _Stream], levels: dict[str, int], text: int) -> float:
+    """The first layers, of tokens, captions and noise levels; the latter have 256 sinusoidal features."""
+    patches = sum(2 * stream.tokens * stream.size for stream in streams.values())
     captions = 2 * (text - 1) * model.text if text else 0
-    return model.width * (sum(2 * n * size for n, size in tokens.values()) + captions + 2 * _rows(model, levels) * 256)
+    return model.width * (patches + captions + 2 * _rows(model, levels) * 256)
 
 
 def _rows(model: JointConfig | SiTConfig, levels: dict[str, int]) -> int:
-    """Levels of one sample; the text stream has one of its own."""
+    """Levels of one sample, for each of which modulation is computed; the text of a joint transformer has one."""
     return sum(levels.values()) + (not isinstance(model, SiTConfig))
 
 
-def _head(model: JointConfig | SiTConfig, tokens: dict[str, tuple[int, int]], levels: dict[str, int]) -> float:
+def _head(model: JointConfig | SiTConfig, streams: dict[str, _Stream], levels: dict[str, int]) -> float:
+    """The last layer and its modulation."""
     doubled = 2 if getattr(model, "learn_sigma", False) else 1
-    readout = sum(2 * n * model.width * size * doubled for n, size in tokens.values())
+    readout = sum(2 * stream.tokens * model.width * stream.size * doubled for stream in streams.values())
     return 2 * _rows(model, levels) * 2 * model.width**2 + readout

@@ -4,7 +4,6 @@ The step is compiled for the slice and not executed. Times are lower bounds: eac
 full utilisation, and a step with perfect overlap takes the longest of them.
 """
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,9 +23,8 @@ from selfflow.planning.compile import (
     compile_step,
     coordinates,
 )
-from selfflow.planning.flops import matmul_flops
 from selfflow.planning.hlo import KINDS, Collective, collectives
-from selfflow.planning.model_flops import model_flops
+from selfflow.planning.model_flops import model_flops, program_flops
 
 
 @dataclass(frozen=True)
@@ -144,21 +142,24 @@ def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool
     heaviest = max(experiment.mixture, key=lambda name: _tokens(setup, name))
     names = list(experiment.mixture) if every_component else [heaviest]
     programs = {name: compile_step(setup, name, mesh) for name in names}
-    # A chip may have several cores, each of which is a device.
+    # A chip may have several cores, each of which is a device. Coordinates are those within a slice.
     chips = len({(_slice_of(device), *device.coords) for device in mesh.devices.flat})
     hosts = len({(_slice_of(device), device.process_index) for device in mesh.devices.flat})
-    memory = {n: _memory(setup, n, mesh, program, chip, mesh.size // chips) for n, program in programs.items()}
+    cores = mesh.size // chips
+    memory = {name: _memory(setup, name, mesh, program, chip, cores) for name, program in programs.items()}
     refused = [name for name, program in programs.items() if isinstance(program, Refused)]
     largest = max(refused or programs, key=lambda name: memory[name].total)
     bounds = None
     if not refused:
         slices = experiment.devices.slices
-        sent = {name: collectives(program.text, mesh.size // slices, slices) for name, program in programs.items()}
+        transfers = {name: collectives(program.text, mesh.size // slices, slices) for name, program in programs.items()}
         components = []
         for name in experiment.mixture:
+            # Traffic and state of a component that was not compiled: those of the compiled one.
             own = name if name in programs else heaviest
-            components.append(_component_plan(setup, name, name in programs, memory[own], sent[own], mesh, chip, chips))
-        bounds = _bounds(experiment.steps, components, sent[largest], chip.peak_flops * chips, hosts)
+            seconds = _seconds(memory[own], name in programs, transfers[own], mesh, chip, cores)
+            components.append(_component_plan(setup, name, name in programs, seconds, chips, chip))
+        bounds = _bounds(experiment.steps, components, transfers[largest], chip.peak_flops * chips, hosts)
     return Plan(
         topology=topology,
         chips=chips,
@@ -177,24 +178,37 @@ def _slice_of(device: jax.Device) -> int:
     return getattr(device, "slice_index", 0)
 
 
-def _bounds(steps: int, components: list[ComponentPlan], sent: list[Collective], peak: float, hosts: int) -> Bounds:
-    """The mixture's, from those of its components and the traffic of one of them."""
+def _bounds(
+    steps: int, components: list[ComponentPlan], transfers: list[Collective], peak: float, hosts: int
+) -> Bounds:
+    """Bounds of the mixture, from those of its components and the transfers of one of them.
+
+    Args:
+      steps: of the run.
+      components: of the mixture.
+      transfers: of the component that takes most memory.
+      peak: operations per second of all chips.
+      hosts: their number.
+    """
 
     def mean(value: Callable[[ComponentPlan], float]) -> float:
-        return sum(one.share * value(one) for one in components)
+        return sum(component.share * value(component) for component in components)
 
-    step_seconds = mean(lambda one: one.step_seconds)
-    by: dict[str, float] = defaultdict(float)
-    for one in components:
-        by[max(one.seconds, key=one.seconds.get)] += one.share * one.step_seconds
-    rate = mean(lambda one: one.batch_bytes) / step_seconds
+    def unhidden(component: ComponentPlan) -> float:
+        return max(component.seconds["compute"], component.seconds["hbm"]) + component.transfer_seconds
+
+    step_seconds = mean(lambda component: component.step_seconds)
+    by: dict[str, float] = defaultdict(float)  # seconds of the steps that a resource bounds
+    for component in components:
+        by[max(component.seconds, key=component.seconds.get)] += component.share * component.step_seconds
+    rate = mean(lambda component: component.batch_bytes) / step_seconds
     return Bounds(
         components=components,
-        traffic=_by_kind(sent, False),
-        traffic_between_slices=_by_kind(sent, True),
+        traffic=_by_kind(transfers, False),
+        traffic_between_slices=_by_kind(transfers, True),
         step_seconds=step_seconds,
-        unhidden_seconds=mean(lambda one: max(one.seconds["compute"], one.seconds["hbm"]) + one.transfer_seconds),
-        mfu=mean(lambda one: one.model_flops) / peak / step_seconds,
+        unhidden_seconds=mean(unhidden),
+        mfu=mean(lambda component: component.model_flops) / peak / step_seconds,
         by=max(by, key=by.get),
         input_bytes_per_second=rate,
         input_bytes_per_second_of_a_host=rate / hosts,
@@ -203,67 +217,90 @@ def _bounds(steps: int, components: list[ComponentPlan], sent: list[Collective],
 
 
 def _tokens(setup: FlowSetup, name: str) -> float:
-    """Tokens of a batch, which activations scale with; the attention kernel pads a part of them to blocks of 128."""
+    """Tokens of a batch, with which activations scale; the attention kernel pads a part of them to blocks of 128."""
     count = sum(modality.tokens for modality in setup.modalities[name].values())
     return setup.experiment.mixture[name].batch_size * (count + (count + -count % 128 + 128) / 4)
 
 
 def _memory(setup: FlowSetup, name: str, mesh: Mesh, program: Compiled | Refused, chip: Chip, cores: int) -> Memory:
+    """Memory of a step on one chip, all of whose cores hold equal parts."""
     state, batch = setup.abstract_state(mesh), abstract_batch(setup, name, mesh)
-    parts = [cores * bytes_on_device(part) for part in (state.params, state.optimizer, state.frozen, batch)]
+    parameters = cores * bytes_on_device(state.params)
+    optimizer = cores * bytes_on_device(state.optimizer)
+    ema = cores * bytes_on_device(state.frozen)
+    arguments = parameters + optimizer + ema + cores * bytes_on_device(batch)
     if isinstance(program, Refused):
-        rest, code, limit = cores * int(program.used_bytes) - sum(parts), 0, cores * int(program.limit_bytes)
+        # The compiler reports the sum alone.
+        temporaries, code = cores * int(program.used_bytes) - arguments, 0
+        limit = cores * int(program.limit_bytes)
     else:
-        rest, code, limit = cores * program.temporary_bytes, program.program_bytes, int(chip.hbm_bytes)
-    return Memory(*parts, rest, code, sum(parts) + rest + code, limit)
-
-
-def _component_plan(
-    setup: FlowSetup,
-    name: str,
-    compiled: bool,
-    memory: Memory,
-    sent: list[Collective],
-    mesh: Mesh,
-    chip: Chip,
-    chips: int,
-) -> ComponentPlan:
-    cores = mesh.size // chips
-    demanded, done = model_flops(setup, name), _program_flops(setup, name)
-    # The whole state is read and written; activations for the backward pass are written and read.
-    kept = memory.temporaries if compiled else 0
-    between = cores * sum(one.bytes for one in sent if one.between_slices)
-    seconds = {
-        "compute": done / chips / chip.peak_flops,
-        "hbm": 2 * (memory.parameters + memory.optimizer + memory.ema + kept) / chip.hbm_bandwidth,
-        "ici": cores * max(_axis_bytes(sent, mesh)) / (chip.ici_bandwidth / chip.torus_axes),
-        "dcn": between / chip.dcn_bandwidth if chip.dcn_bandwidth else 0.0,
-    }
-    batch = batch_shapes(setup, name)
-    batch_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch))
-    longest, transfer = max(seconds.values()), seconds["ici"] + seconds["dcn"]
-    return ComponentPlan(
-        name, setup.experiment.mixture[name].weight, compiled, demanded, done, seconds, longest, transfer, batch_bytes
+        temporaries, code = cores * program.temporary_bytes, program.program_bytes
+        limit = int(chip.hbm_bytes)
+    return Memory(
+        parameters=parameters,
+        optimizer=optimizer,
+        ema=ema,
+        batch=cores * bytes_on_device(batch),
+        temporaries=temporaries,
+        program=code,
+        total=arguments + temporaries + code,
+        limit=limit,
     )
 
 
-def _program_flops(setup: FlowSetup, name: str) -> int:
-    """Operations with recomputation. Kernels hide their products from the count, so it uses plain attention."""
-    model = setup.experiment.model
-    plain = dataclasses.replace(model.execution, attention="xla", unroll=1)
-    objective = dataclasses.replace(setup.objective, model=dataclasses.replace(model, execution=plain))
-    setup = dataclasses.replace(setup, objective=objective)
-    state = jax.eval_shape(setup.init, jax.random.key(0))
-    return matmul_flops(setup.step(), state, batch_shapes(setup, name))
+def _seconds(
+    memory: Memory, compiled: bool, transfers: list[Collective], mesh: Mesh, chip: Chip, cores: int
+) -> dict[str, float]:
+    """Time that the memory and the networks of a chip need for a step.
+
+    Args:
+      memory: of the step.
+      compiled: whether it was compiled; if not, `memory` and `transfers` are of another component.
+      transfers: of one device.
+      mesh: the devices.
+      chip: their kind.
+      cores: devices of a chip.
+    """
+    # The whole state is read and written; activations for the backward pass are written and read.
+    activations = memory.temporaries if compiled else 0
+    between = cores * sum(transfer.bytes for transfer in transfers if transfer.between_slices)
+    return {
+        "hbm": 2 * (memory.parameters + memory.optimizer + memory.ema + activations) / chip.hbm_bandwidth,
+        "ici": cores * max(_axis_bytes(transfers, mesh)) / (chip.ici_bandwidth / chip.torus_axes),
+        "dcn": between / chip.dcn_bandwidth if chip.dcn_bandwidth else 0.0,
+    }
 
 
-def _axis_bytes(sent: list[Collective], mesh: Mesh) -> list[float]:
+def _component_plan(
+    setup: FlowSetup, name: str, compiled: bool, seconds: dict[str, float], chips: int, chip: Chip
+) -> ComponentPlan:
+    """The plan of a component, with the times of memory and networks from `_seconds`."""
+    flops = program_flops(setup, name)
+    seconds = {"compute": flops / chips / chip.peak_flops} | seconds
+    batch_bytes = 0
+    for x in jax.tree.leaves(batch_shapes(setup, name)):
+        batch_bytes += x.size * x.dtype.itemsize
+    return ComponentPlan(
+        component=name,
+        share=setup.experiment.mixture[name].weight,
+        compiled=compiled,
+        model_flops=model_flops(setup, name),
+        flops=flops,
+        seconds=seconds,
+        step_seconds=max(seconds.values()),
+        transfer_seconds=seconds["ici"] + seconds["dcn"],
+        batch_bytes=batch_bytes,
+    )
+
+
+def _axis_bytes(transfers: list[Collective], mesh: Mesh) -> list[float]:
     """Bytes that a device receives along each axis of the torus; a group over several axes uses the links of all."""
     places = coordinates(mesh)
     load = np.zeros(places.shape[1])
-    for collective in sent:
+    for collective in transfers:
         if collective.between_slices or not collective.groups:
             continue
+        # Axes along which the members of a group differ.
         spanned = np.zeros(places.shape[1], bool)
         for group in collective.groups:
             spanned |= np.ptp(places[list(group)], axis=0) > 0
@@ -272,10 +309,10 @@ def _axis_bytes(sent: list[Collective], mesh: Mesh) -> list[float]:
     return load.tolist()
 
 
-def _by_kind(sent: list[Collective], between_slices: bool) -> dict[str, float]:
+def _by_kind(transfers: list[Collective], between_slices: bool) -> dict[str, float]:
     """Bytes by kind and type, such as "all-gather bf16"."""
     totals: dict[str, float] = defaultdict(float)
-    for collective in sorted(sent, key=lambda collective: KINDS.index(collective.kind)):
+    for collective in sorted(transfers, key=lambda collective: KINDS.index(collective.kind)):
         if collective.between_slices == between_slices:
             totals[f"{collective.kind} {collective.dtype}"] += collective.bytes
     return dict(totals)

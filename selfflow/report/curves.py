@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from selfflow.errors import UserError
-from selfflow.planning.model_flops import flops_of, mean_flops
+from selfflow.planning.model_flops import StageCost, flops_of, mean_flops
 from selfflow.report.probes import END_OF_RUN, ProbeKey, key_of
 from selfflow.report.settings import differences
 from selfflow.report.study import Member, Study
@@ -115,7 +115,7 @@ def loss_panels(study: Study, rows: Rows) -> list[Panel]:
     # The training loss of an arm is that of its own noise levels and data, unlike the held-out losses of the tables.
     own_task = any(name.startswith(TRAINING_TASK_FIELDS) for name in differences(study))
     remark = ", each arm with its own noise, attention or data: not comparable between arms" if own_task else ""
-    flops: dict[str, float] = {}
+    flops: dict[str, list[StageCost]] = {}
     for member in study.members:
         if member.run and line_name(member) not in flops:
             flops[line_name(member)] = mean_flops(member.run.setup)
@@ -223,9 +223,9 @@ def _diagnostics(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if _DIAGNOSTIC.fullmatch(name)}
 
 
-def _against_flops(line: Line, flops: float) -> Line:
-    """A line against step as a line against training compute, with `flops` per step."""
-    points = [point._replace(x=flops_of(flops, point.x)) for point in line.points]
+def _against_flops(line: Line, costs: list[StageCost]) -> Line:
+    """A line against step as a line against training compute, with the costs of `mean_flops`."""
+    points = [point._replace(x=flops_of(costs, point.x)) for point in line.points]
     return line._replace(points=points)
 
 

@@ -58,7 +58,8 @@ class ContextRequest:
             case "prefix":
                 masks = context.prefix_context(streams, 100 * self.numbers[0])
             case _:
-                masks = context.inpaint_time_context(streams, *(100 * number for number in self.numbers))
+                start, end = self.numbers
+                masks = context.inpaint_time_context(streams, 100 * start, 100 * end)
         return {m: np.asarray(mask) for m, mask in masks.items()}
 
 
@@ -72,6 +73,7 @@ def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
     Raises:
       UserError: if CASE is none of these, or does not have these numbers.
     """
+    # The file first: its name may contain the other separators.
     spec, equals, file = text.partition("=")
     if equals and not file:
         raise UserError(f"--context {text}: no file is named after the =")
@@ -112,16 +114,17 @@ def _check(request: ContextRequest) -> None:
 def check_trained(
     requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality], probabilities: Mapping[str, float]
 ) -> None:
-    """Checks that a run was trained for some context, and that it leaves something to generate.
+    """Checks that a run was trained for the context of samples, and that tokens remain to be generated.
 
     Args:
-      requests: all of a sample.
+      requests: all `--context` of the samples.
       modalities: of the component.
       probabilities: of each case, `schedule.context` of the run.
 
     Raises:
-      UserError: naming the field that would have trained it; or if nothing is left to generate, or no token is context.
+      UserError: naming the case that `schedule.context` lacks; or if all tokens are context, or none.
     """
+    # Requests with a noise level start samples from noisy media: they are no context, and need no training.
     clean = tuple(request for request in requests if not request.level)
     texts = " ".join(request.text for request in clean)
     for request in clean:
@@ -148,9 +151,14 @@ def check_trained(
 
 
 def _check_levels(requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality]) -> None:
-    """Checks that all modalities which are generated start at one noise level."""
-    levels = {request.name: request.level for request in requests if request.level}
-    context_modalities = {request.name for request in requests if not request.level}
+    """Checks that all generated modalities start at one noise level, the first tau of the solver."""
+    levels: dict[str, float] = {}
+    context_modalities: set[str] = set()
+    for request in requests:
+        if request.level:
+            levels[request.name] = request.level
+        else:
+            context_modalities.add(request.name)
     generated = [m for m in modalities if m not in context_modalities]
     if levels and (len(set(levels.values())) > 1 or set(levels) != set(generated)):
         raise UserError(
@@ -163,17 +171,18 @@ def merge_requests(
     requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality]
 ) -> dict[str, Bool[np.ndarray, "N"]]:
     """The tokens that are context by any of the requests, of the modalities that have such tokens."""
-    masks = [request.masks(modalities) for request in requests if not request.level]
-    if not masks:
-        return {}
-    merged = {m: np.any([mask[m] for mask in masks], axis=0) for m in modalities}
-    return {m: mask for m, mask in merged.items() if mask.any()}
+    merged = {m: np.zeros(modality.tokens, bool) for m, modality in modalities.items()}
+    for request in requests:
+        if not request.level:
+            for m, mask_N in request.masks(modalities).items():
+                merged[m] |= mask_N
+    return {m: mask_N for m, mask_N in merged.items() if mask_N.any()}
 
 
 def choose_component(
     names: tuple[str, ...], requests: tuple[ContextRequest, ...], mixture: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, tuple[ContextRequest, ...]]:
-    """The component of the mixture to sample, and the requests as they apply to it.
+    """The component of the mixture to sample, and the requests in its modalities.
 
     An image as context of a component that has video and no images is the first frame of the video.
 
@@ -187,13 +196,15 @@ def choose_component(
     """
     if names:
         requests = tuple(_as_first_frame(request, names) for request in requests)
-        return component_of((*names, *sorted(_whole_modalities(requests) - {*names})), mixture), requests
+        others = _whole_modalities(requests) - set(names)
+        return component_of((*names, *sorted(others)), mixture), requests
     for name, modalities in mixture.items():
-        if _whole_modalities(requests) <= {*modalities}:
+        if _whole_modalities(requests) <= set(modalities):
             return name, requests
+    # No component has the modalities of the context: perhaps one has with an image as the first frame of its video.
     for name, modalities in mixture.items():
         translated = tuple(_as_first_frame(request, modalities) for request in requests)
-        if _whole_modalities(translated) <= {*modalities}:
+        if _whole_modalities(translated) <= set(modalities):
             return name, translated
     return component_of(tuple(sorted(_whole_modalities(requests))), mixture), requests
 
@@ -205,7 +216,7 @@ def component_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]])
       UserError: if there is none.
     """
     for name, modalities in mixture.items():
-        if set(modalities) == {*names}:
+        if set(modalities) == set(names):
             return name
     components = "; ".join(f"{name}: {', '.join(modalities)}" for name, modalities in mixture.items())
     raise UserError(
@@ -226,4 +237,4 @@ def _as_first_frame(request: ContextRequest, modalities: tuple[str, ...]) -> Con
         return request
     if request.level:
         raise UserError(f"--context {request.text}: the first frame of a video is clean: leave out the noise level")
-    return ContextRequest(request.text, "first_frame", (), 0.0, request.file)
+    return ContextRequest(request.text, "first_frame", file=request.file)

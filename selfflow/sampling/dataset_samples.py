@@ -12,16 +12,16 @@ from selfflow.sampling.media_files import write_media, write_sheet
 
 _IMAGES_PER_ROW = 8
 _MAX_RECORDS = 2000  # searched for samples of each kind
-# Modalities of a clip, by what it is called.
+# Kinds of clips, and their modalities.
 _CLIPS = {"video with audio": ("video", "audio"), "video": ("video",), "audio": ("audio",)}
 
 
 class DatasetSamples(NamedTuple):
-    """Samples that were written.
+    """Written samples.
 
     Attributes:
-      records: by what they are called, such as "video with audio", in the order of the data set.
-      files: in the order in which a reader opens them.
+      records: by kind, such as "video with audio", in the order of the data set.
+      files: sheets first, then clips.
     """
 
     records: dict[str, list[dict[str, Any]]]
@@ -51,8 +51,8 @@ def write_dataset_samples(built: BuiltDataset, out: Path, count: int) -> Dataset
         _write_clip_sheet(files[-1], records, rates, built.name)
     if records["image"]:
         files.append(out / "images.png")
-        images = [record["image"] for record in records["image"]]
-        write_sheet(files[-1], _image_rows(images), rates, f"{built.name}: images of train")
+        rows = _image_rows(_media(records["image"], "image"))
+        write_sheet(files[-1], rows, rates, f"{built.name}: images of train")
     for kind, modalities in _CLIPS.items():
         for i, record in enumerate(records[kind]):
             stem = out / f"{kind.replace(' ', '-')}-{i}"
@@ -64,8 +64,12 @@ def _write_clip_sheet(path: Path, records: dict[str, list[dict[str, Any]]], rate
     groups = {}
     for kind, modalities in _CLIPS.items():
         if records[kind]:
-            groups[kind] = {m: [record[m] for record in records[kind]] for m in modalities}
+            groups[kind] = {m: _media(records[kind], m) for m in modalities}
     write_sheet(path, groups, rates, f"{name}: {', '.join(groups)} of train")
+
+
+def _media(records: list[dict[str, Any]], m: str) -> list[np.ndarray]:
+    return [record[m] for record in records]
 
 
 def _image_rows(images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -81,7 +85,9 @@ def _image_rows(images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
 
 def _sample_records(built: BuiltDataset, counts: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
     """Records of each kind from all over the train split, in its order."""
-    records, samples = built.records("train"), {kind: {} for kind in counts}
+    records = built.records("train")
+    samples: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in counts}  # by kind and number of the record
+    # In random order, as similar records may lie together.
     for i in np.random.default_rng(0).permutation(len(records))[:_MAX_RECORDS]:
         try:
             record = records[int(i)]
@@ -92,11 +98,16 @@ def _sample_records(built: BuiltDataset, counts: dict[str, int]) -> dict[str, li
                 samples[kind][int(i)] = record
         if all(len(samples[kind]) == counts[kind] for kind in counts):
             break
-    return {kind: [by_index[i] for i in sorted(by_index)] for kind, by_index in samples.items()}
+    in_order = {}
+    for kind, by_number in samples.items():
+        in_order[kind] = [by_number[i] for i in sorted(by_number)]
+    return in_order
 
 
 def _kinds(present: dict[str, bool]) -> list[str]:
-    """What a record is a sample of: a clip of one kind, and an image."""
+    """Kinds of samples that a record is: at most one kind of clip, and an image."""
     timed = tuple(m for m in ("video", "audio") if present.get(m))
     kinds = [kind for kind, modalities in _CLIPS.items() if modalities == timed]
-    return kinds + (["image"] if present.get("image") else [])
+    if present.get("image"):
+        kinds.append("image")
+    return kinds

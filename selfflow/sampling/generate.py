@@ -59,10 +59,10 @@ class Sampler:
 
 
 class Condition(NamedTuple):
-    """What samples are conditioned on; every array has a leading axis of samples.
+    """Condition of samples; every array has a leading axis of samples.
 
     Attributes:
-      label: class labels, [B]; the number of classes stands for none.
+      label: class labels, [B]; the number of classes is the label of none.
       caption: embeddings and their mask, for models with captions.
       clean: latents {modality: [B, ...]} that hold the context, or from which sampling starts.
       context: tokens of them that stay at tau = 0, {modality: [B, N]}.
@@ -82,7 +82,7 @@ class Generator:
       apply: model as (params, tokens, levels, label, assignment, caption=) -> `Output`.
       modalities: to generate together, by name.
       sampler: settings of the solver.
-      null_label: the label that stands for none.
+      null_label: label of no class.
       start: tau at which the solver starts. Below 1 samples start from `Condition.clean` with that much noise (SDEdit,
         arXiv 2108.01073).
       mesh: devices over which samples are sharded; by default the first device alone.
@@ -116,13 +116,15 @@ class Generator:
         if not count:
             return {m: np.zeros((0, *x.latent), np.float32) for m, x in self.modalities.items()}
         numbers = np.arange(count) if numbers is None else numbers
-        eps = {m: sample_noise(seed, numbers, m, (x.tokens, x.token_size)) for m, x in self.modalities.items()}
+        eps = {}
+        for m, modality in self.modalities.items():
+            eps[m] = sample_noise(seed, numbers, m, (modality.tokens, modality.token_size))
         seeds_B2 = np.stack([_seed_of(seed, number) for number in numbers])
         inputs = (eps, seeds_B2, condition)
         if self.mesh is None:
             out = self._run()(params, *inputs)
         else:
-            # Padded to a multiple of the devices.
+            # Padded to a multiple of the devices with copies of the first sample, which are cut off below.
             missing = -count % (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
             padded = jax.tree.map(lambda x: np.concatenate([x] + [x[:1]] * missing), inputs)
             with jax.set_mesh(self.mesh):
@@ -138,6 +140,7 @@ class Generator:
 
     def _solve(self, params: Any, eps: dict[str, jax.Array], seeds_B2: jax.Array, condition: Condition):
         sampler, taus = self.sampler, self.sampler.taus(self.start)
+        # clean {m: [B, N, P]} and context {m: [B, N]}, of the modalities that have any.
         clean = to_tokens(self.modalities, condition.clean)
         context = {m: jnp.asarray(mask) for m, mask in condition.context.items()}
         label_B, caption = jnp.asarray(condition.label), condition.caption
@@ -146,10 +149,11 @@ class Generator:
 
         def with_context(x: dict[str, jax.Array]) -> dict[str, jax.Array]:
             # Solvers update all tokens alike; those of the context are set back here.
-            return {m: jnp.where(context[m][..., None], clean[m], x[m]) if m in context else x[m] for m in x}
+            return x | {m: jnp.where(mask_BN[..., None], clean[m], x[m]) for m, mask_BN in context.items()}
 
         def velocity(x, tau, labels):
             label_B, caption = labels
+            # All tokens at one level, those of the context at tau = 0.
             levels = {m: jnp.full((x[m].shape[0], 1), tau) for m in x}
             assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
             corruption = Corruption(levels, assignment, {}).with_context(context)
@@ -165,7 +169,8 @@ class Generator:
             )
         x = eps
         if self.start < 1:
-            x = {m: (1 - self.start) * clean[m] + self.start * eps[m] if m in clean else eps[m] for m in eps}
+            # x_tau = (1 - tau) x0 + tau eps at the first tau, of the modalities that sampling starts from.
+            x = eps | {m: (1 - self.start) * clean[m] + self.start * eps[m] for m in clean}
         if sampler.solver == "euler_maruyama":
             keys_B = keys_for(jax.vmap(_sample_key)(seeds_B2), "solver")
             x = euler_maruyama(solved, x, taus, keys_B=keys_B)

@@ -67,20 +67,23 @@ def euler(velocity: Velocity, noise: Tokens, taus: np.ndarray) -> Tokens:
 def heun(velocity: Velocity, noise: Tokens, taus: np.ndarray) -> Tokens:
     """Integrates dx / dtau = v(x, tau) by Heun's method of second order, with a last step of Euler.
 
-    A step evaluates the velocity at its two ends and moves along their mean; the last one, which ends at tau = 0,
+    A step evaluates the velocity at its two ends and moves along their mean; the last step, which ends at tau = 0,
     evaluates it once (arXiv 2206.00364, algorithm 1): 2 steps - 1 evaluations.
 
     Args, returns: as `euler`.
     """
     steps = len(taus) - 1
     # One iteration is one evaluation, at the start or the end of a step, so that the loop holds the model once.
+    # second: whether it is at the end. step: the number of its step. Both [2 steps - 1].
     second = np.tile([False, True], steps)[:-1]
     step = np.repeat(np.arange(steps), 2)[:-1]
 
     def evaluate(carry, at):
+        # x: where the velocity is evaluated. start, first: the start of the step and the velocity there.
         x, start, first = carry
         tau, size, second = at
         v = velocity(x, tau)
+        # After an evaluation at the start, x is the end of an Euler step; after one at the end, the start of the next.
         base = jax.tree.map(lambda a, b: jnp.where(second, b, a), x, start)
         slope = jax.tree.map(lambda a, b: jnp.where(second, (a + b) / 2, a), v, first)
         return (jax.tree.map(lambda a, b: a - size * b, base, slope), base, v), None
@@ -142,20 +145,23 @@ def euler_maruyama(
 
         return jax.tree.map(move, x, velocity(x, tau), draw(i, x)), None
 
+    # sqrt(2 tau d), computed in float64; 0 for the last step.
     size = -np.diff(taus)
     noise_scale = np.append(np.sqrt(2 * taus[:-1] * size)[:-1], 0.0)
     return jax.lax.scan(step, noise, (jnp.arange(steps), *_float32(taus[:-1], size, noise_scale)))[0]
 
 
+# Grids are computed in float64 and enter the compiled loop in float32.
 def _float32(*arrays: np.ndarray) -> tuple[Float[Array, "steps"], ...]:
     return tuple(jnp.asarray(array, jnp.float32) for array in arrays)
 
 
 def _normal(keys_B: Key[Array, "B"], x: Tokens) -> Tokens:
+    """Normal numbers of the structure of x [B, ...]; those of a sample depend on its key alone."""
     leaves, structure = jax.tree.flatten(x)
     noise = []
     for number, leaf in enumerate(leaves):
-
+        # Defaults bind the variables of this iteration.
         def draw(key, number=number, leaf=leaf):
             return jax.random.normal(jax.random.fold_in(key, number), leaf.shape[1:], leaf.dtype)
 
@@ -179,7 +185,7 @@ def guided(
     Args:
       velocity: (x, tau, condition) -> predicted eps - x0, of the structure of x.
       condition: such as labels [B].
-      null: the condition that stands for none, of the same structure.
+      null: the condition of unconditional samples, of the same structure.
       scale: 1 is no guidance, 0 no condition.
       low, high: ends of the interval.
 
@@ -193,6 +199,7 @@ def guided(
         def guide(x, conditional):
             return jax.tree.map(lambda v_null, v: v_null + scale * (v - v_null), velocity(x, tau, null), conditional)
 
+        # Outside of the interval the model is evaluated once only.
         return jax.lax.cond((tau >= low) & (tau <= high), guide, lambda x, conditional: conditional, x, conditional)
 
     return call

@@ -50,6 +50,7 @@ class CheckpointUploads:
             return False
         url = f"{self._url}/{step}"
         objects = list_objects(url)
+        # Under another name until it is complete.
         for name in _mark_last(objects):
             download(f"{url}/{name}", self._path / f"{step}.fetched" / name, objects[name].size)
         os.replace(self._path / f"{step}.fetched", self._path / str(step))
@@ -69,7 +70,7 @@ class CheckpointUploads:
 
     def _upload(self, step: int) -> None:
         url, folder = f"{self._url}/{step}", self._path / str(step)
-        # Parts of checkpoints without a mark are what a killed process had uploaded.
+        # Checkpoints without a mark are partial uploads of a killed process.
         complete = set(map(str, saved_steps(self._folder)))
         folders = {name.partition("/")[0] for name in list_objects(self._url)}
         for incomplete in folders - complete | {str(step)}:
@@ -83,7 +84,7 @@ class CheckpointUploads:
                 self._delete(old)
 
     def _delete(self, step: int) -> None:
-        # The mark first, so that what is left after a kill is no complete checkpoint.
+        # The mark first, so that a deletion that is killed leaves no checkpoint that looks complete.
         url = f"{self._url}/{step}"
         names = sorted(list_objects(url), key=lambda name: (name != _MARK, name))
         delete_objects(f"{url}/{name}" for name in names)

@@ -52,7 +52,7 @@ class Lease:
         while not self._ended.wait(_RENEWAL_SECONDS):
             try:
                 self.renew()
-            except Exception as error:  # of whatever kind: without a renewal another process takes this run over
+            except Exception as error:  # any: the thread must go on, as the lease expires without renewals
                 print(f"warning: {error}", file=sys.stderr)
                 if self._successor is not None:
                     return
@@ -69,6 +69,7 @@ class Lease:
         previous = self._wait_for_expiry()
         if previous is not None:
             print(f"{_describe(self._url, previous)} and is gone: taking over", file=sys.stderr, flush=True)
+            # Unless another process has taken it over meanwhile. Of several that delete it, one creates it anew.
             if read_object(self._url) == previous:
                 delete_objects([self._url])
         if not write_object(self._url, content, fresh=True):
@@ -76,6 +77,7 @@ class Lease:
 
     def _wait_for_expiry(self) -> bytes | None:
         """The content of a lease that has expired; None if it was released meanwhile."""
+        # Expiry is measured on this machine's clock, from the last change seen: clocks of hosts may differ.
         content, since = read_object(self._url), time.monotonic()
         announced = False
         while content is not None and not _ended_here(content) and time.monotonic() - since < _EXPIRY_SECONDS:
@@ -126,7 +128,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def _namespace() -> str:
-    """Identity of what process ids are unique in: a boot of this machine, or a container on it."""
+    """Identity of the namespace of process ids: a boot of this machine, or a container on it."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -134,7 +136,7 @@ def _namespace() -> str:
 
 
 def _ended_here(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that has ended: then nobody need wait."""
+    """Whether the holder was a process of this machine that has ended, so that waiting for expiry is needless."""
     holder = _parse(content)
     if holder is None or holder.get("where") != _namespace():
         return False

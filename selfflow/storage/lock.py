@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-# What flock(2) says on file systems without locks: Lustre mounted without `flock`, NFS without lockd, some FUSE mounts.
+# Errors of flock(2) on file systems without locks: Lustre mounted without `flock`, NFS without lockd, some FUSE mounts.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _warned: set[Path] = set()
@@ -18,7 +18,7 @@ _warned: set[Path] = set()
 def try_lock(file: IO, shared: bool = False, unsupported: bool = True) -> bool:
     """Locks an open file without waiting.
 
-    On a file system without locks nothing keeps processes apart: one line on stderr says so, once for each folder.
+    A file system without locks gives no exclusion: a warning on stderr, once for each folder.
 
     Args:
       file: open file; the lock is held until it is closed.
@@ -66,9 +66,10 @@ def locked(path: Path, task: str = "") -> Iterator[None]:
 
     Args:
       path: lock file, created if missing and kept afterwards.
-      task: what the lock is for; if given, waiting is announced on stderr.
+      task: purpose of the lock; if given, waiting is announced on stderr.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The file is kept: another process may have opened it, and would lock a file that no longer has the name.
     with path.open("a") as lock:
         if not try_lock(lock):
             if task:

@@ -30,6 +30,7 @@ def fetch_folder(folder: Path, mark: str, only: str = "") -> None:
     objects = list_objects(url)
     finished = {name.rpartition("/")[0] for name in objects if name.rpartition("/")[2] == mark}
     names = [name for name in objects if name.rpartition("/")[0] in finished and name.startswith(only)]
+    # The mark last, so that a killed download leaves no folder that looks finished.
     for name in sorted(names, key=lambda name: (name.rpartition("/")[2] == mark, name)):
         if _SHARDS not in name:
             download(f"{url}/{name}", folder / name, objects[name].size)
@@ -60,6 +61,7 @@ def publish_folder(folder: Path, mark: str, only: str = "") -> None:
                     upload(path, f"{url}/{path.relative_to(folder)}")
                     shown.advance()
             objects = list_objects(url)
+        # Shards move to the cache, which evicts them; a shard that differs from the bucket's is downloaded when read.
         for path in files:
             if _SHARDS not in path.name:
                 continue

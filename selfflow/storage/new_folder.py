@@ -21,6 +21,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not empty: choose another folder or remove it")
+    # On the same file system, so that it can be renamed; mkdir is atomic and excludes a second command.
     partial = out.with_name(f"{out.name}.partial")
     try:
         partial.mkdir(parents=True)

@@ -44,6 +44,7 @@ def list_objects(url: str) -> dict[str, ObjectInfo]:
       UserError: if the bucket does not exist, may not be listed, or does not answer.
     """
     objects = _request(url, lambda client: client.find(url, detail=True))
+    # Clients list names as BUCKET/PATH, and a prefix also finds siblings such as FOLDER-2.
     head = url.partition("://")[2] + "/"
     return {name.removeprefix(head): _info(facts) for name, facts in objects.items() if name.startswith(head)}
 
@@ -117,6 +118,7 @@ def move_folder(url: str, target: str) -> None:
 
 
 def _info(facts: dict[str, Any]) -> ObjectInfo:
+    # gs:// numbers generations; s3:// has ETags, which its clients spell in two ways.
     tag = facts.get("generation") or facts.get("ETag") or facts.get("etag") or ""
     return ObjectInfo(int(facts["size"]), str(tag))
 
@@ -135,6 +137,7 @@ def _request(url: str, call: Callable[[Any], Answer], *, may_be_missing: bool = 
             raise
         except Exception as error:  # each client has its own classes, and some raise plain Exceptions
             reason = (str(error).strip().splitlines() or [""])[0][:200] or type(error).__name__
+            # Answers to a conditional write of an object that exists.
             if "PreconditionFailed" in reason or "ConditionalRequestConflict" in reason:
                 raise FileExistsError(url) from error
             remedy = _credentials_remedy(error, reason)

@@ -9,6 +9,8 @@ import socket
 from functools import lru_cache
 from pathlib import Path
 
+from selfflow.errors import UserError
+
 
 def bucket_url(path: str | Path) -> str | None:
     """The URL of a path in a bucket, such as "gs://bucket/folder"; None for a local path.
@@ -37,7 +39,7 @@ def url_of_copy(path: Path) -> str | None:
     """The URL that a local copy mirrors; None for other local paths."""
     try:
         _, scheme, *rest = path.absolute().relative_to(_copies()).parts
-    except ValueError:
+    except (ValueError, UserError):  # it lies elsewhere; without a home folder there are no copies
         return None
     return f"{scheme}://{'/'.join(rest)}" if rest else None
 
@@ -50,12 +52,14 @@ def reader_name() -> str:
 def remove_stale_copies() -> None:
     """Removes the copies of readers that have ended, and registers those of this process for removal at its exit."""
     for other in _copies().glob(f"read-{glob.escape(socket.gethostname())}-*"):
+        # Signal 0 tests only whether the process exists; one of another user raises PermissionError.
         try:
             os.kill(int(other.name.rpartition("-")[2]), 0)
         except ProcessLookupError:
             shutil.rmtree(other, ignore_errors=True)
         except (ValueError, PermissionError):
             pass
+    # Registered once, however often this is called.
     atexit.unregister(_remove_own)
     atexit.register(_remove_own)
 
@@ -66,7 +70,8 @@ def _remove_own() -> None:
 
 def cache_folder() -> Path:
     """Folder of local copies: `$SELFFLOW_CACHE`, else `~/.cache/selfflow`."""
-    return _resolved(os.environ.get("SELFFLOW_CACHE") or "~/.cache/selfflow")
+    folder = os.environ.get("SELFFLOW_CACHE")
+    return _resolved(folder) if folder else _default_folder("SELFFLOW_CACHE")
 
 
 def data_folder(folder: str | Path | None) -> Path:
@@ -74,7 +79,20 @@ def data_folder(folder: str | Path | None) -> Path:
 
     For a folder in a bucket, its local copy.
     """
-    return local_path(folder or os.environ.get("SELFFLOW_DATA") or "~/.cache/selfflow")
+    folder = folder or os.environ.get("SELFFLOW_DATA")
+    return local_path(folder) if folder else _default_folder("SELFFLOW_DATA")
+
+
+def _default_folder(variable: str) -> Path:
+    """~/.cache/selfflow.
+
+    Raises:
+      UserError: if the user has no home folder, naming the variable that sets another folder.
+    """
+    try:
+        return _resolved("~/.cache/selfflow")
+    except RuntimeError as error:  # of expanduser: HOME is not set, and the user has no entry in the password database
+        raise UserError(f"~/.cache/selfflow: this user has no home folder; set {variable} to another folder") from error
 
 
 def _copies() -> Path:

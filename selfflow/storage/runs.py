@@ -44,7 +44,7 @@ def local_copy(path: str | Path) -> Path:
 def open_for_training(path: str | Path, writes: bool = True) -> Iterator[Path]:
     """Local folder to train in; for a run in a bucket a copy, whose changes are in the bucket on exit.
 
-    What a killed process left in the copy is removed: the bucket is authoritative.
+    An earlier copy is removed, as the bucket is authoritative.
 
     Args:
       path: the run folder.
@@ -84,6 +84,7 @@ def upload_changes(folder: Path) -> None:
     from selfflow.storage.object_store import delete_objects, upload
 
     _leases[folder].check()
+    # experiment.json last: a folder in the bucket is a run only once its other files are there.
     url, before, now = url_of_copy(folder), _uploaded[folder], _files(folder)
     for name in sorted(now, key=lambda name: (name == _LAST, name)):
         if before.get(name) != now[name]:
@@ -132,6 +133,7 @@ def saved_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints of a run, those in its bucket included, in ascending order."""
     url = url_of_copy(folder)
     if url is None:
+        # Orbax renames a local checkpoint to its step once it is complete.
         return sorted(int(path.name) for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit())
     from selfflow.storage.object_store import list_objects
 

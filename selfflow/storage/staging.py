@@ -46,7 +46,7 @@ def staged(path: Path) -> Iterator[Path]:
                 os.replace(partial, file)
             finally:
                 partial.unlink(missing_ok=True)
-        os.utime(file)
+        os.utime(file)  # the time of the last use, by which shards are evicted
         yield file
 
 
@@ -100,6 +100,7 @@ def _make_room(size: int) -> bool:
     for last_use, path in sorted((_last_use(path), path) for path in files):
         if free >= size:
             break
+        # Without waiting: a process that waits here while it holds its own lock could wait forever.
         with _lock_of(path).open("a") as lock:
             if not try_lock(lock):
                 continue  # it is being downloaded or opened

@@ -1,4 +1,4 @@
-"""Sweeps: many runs of one experiment file, and what compares them."""
+"""Sweeps: comparisons of runs of one experiment file."""
 
 from selfflow.sweep.members import Budget, Member, axis, chain, product, seeds, zipped
 

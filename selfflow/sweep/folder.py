@@ -16,7 +16,7 @@ from selfflow.sweep.load import Sweep, with_overrides
 
 SWEEP = "sweep.json"
 _LOCK = "sweep.lock"
-# Flags that say where and how runs are trained, not what; each with the number of values that follow it.
+# Flags that do not change the runs, only where and how they are trained, with the number of values that follow each.
 _LAUNCH_FLAGS = {"--index": 1, "--jobs": 1, "--data-dir": 1, "--list": 0, "--no-list": 0}
 _LAUNCH_FLAGS |= {"--coordinator": 1, "--processes": 1, "--process": 1}
 
@@ -52,7 +52,7 @@ def describe(sweep: Sweep, arguments: list[str]) -> dict[str, Any]:
 
 
 def check_sweep(folder: Path, description: dict[str, Any]) -> None:
-    """Raises `UserError` if a folder holds another sweep; writes nothing.
+    """Raises `UserError` if a folder has another sweep; writes nothing.
 
     A sweep may get more runs. Those that it has keep their lengths and all fields that may not change in a run.
 
@@ -75,7 +75,7 @@ def check_sweep(folder: Path, description: dict[str, Any]) -> None:
             "experiment.json"
         ) from error
     new = _experiments(description, path)
-    another = f"{bucket_url(folder) or folder} holds another sweep, of {before.get('file')}"
+    another = f"{bucket_url(folder) or folder} has another sweep, of {before.get('file')}"
     for name in old:
         if name not in new:
             raise UserError(f"{another}: it has the run {name}, which is missing now: use another --workdir")
@@ -88,7 +88,7 @@ def check_sweep(folder: Path, description: dict[str, Any]) -> None:
 
 
 def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
-    """Writes `sweep.json` into the folder of a sweep, unless it holds another; processes may call it at once.
+    """Writes `sweep.json` into the folder of a sweep, unless it has another; processes may call it at once.
 
     Args:
       folder: on a disk or in a bucket.
@@ -102,9 +102,8 @@ def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
     if where:
         from selfflow.storage.object_store import write_object
 
-        if not write_object(
-            f"{where}/{SWEEP}", content, fresh=True
-        ):  # a store has no locks: the first to create it wins
+        # An object store has no locks: the first process creates the object, the others compare theirs with it.
+        if not write_object(f"{where}/{SWEEP}", content, fresh=True):
             check_sweep(folder, description)
             write_object(f"{where}/{SWEEP}", content)
         return
@@ -137,6 +136,7 @@ def _experiments(description: dict[str, Any], path: str) -> dict[str, Experiment
 
 
 def _without_launch_flags(arguments: list[str]) -> list[str]:
+    """The arguments that the runs depend on."""
     others, values_to_skip = [], 0
     for argument in arguments:
         flag, equals, _ = argument.partition("=")

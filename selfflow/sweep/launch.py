@@ -1,4 +1,4 @@
-"""Trains the runs of a sweep on one machine: a process for each, with its share of the cores and GPUs."""
+"""Training of the runs of a sweep on one machine, one process for each, with a share of the cores and GPUs."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def launch(runs: Mapping[str, SweepRun], folder: Path, arguments: Sequence[str],
 
 
 class _Scheduler:
-    """The runs of a sweep by what is left to do: queued, training in another process, in a child, or failed."""
+    """The state of a sweep's runs: queued, trained by another process, trained by a child, or failed."""
 
     def __init__(self, runs: Mapping[str, SweepRun], folder: Path, arguments: Sequence[str], jobs: int):
         self._runs, self._folder, self._arguments, self._jobs = runs, folder, arguments, jobs
@@ -70,7 +70,7 @@ class _Scheduler:
         self.queue = [name for name in runs if not self._done(name)]
         print(f"{folder}: {len(runs)} runs, {len(runs) - len(self.queue)} of them done")
 
-        # A killed sweep leaves processes behind that go on training: no run may be trained by two at once.
+        # The processes of a killed sweep continue to train; no run may be trained by two processes.
         self._elsewhere = [name for name in self.queue if is_training(folder / name)]
         if self._elsewhere:
             print(f"waiting for other processes, which train {', '.join(self._elsewhere)}", flush=True)
@@ -85,7 +85,7 @@ class _Scheduler:
                 print(f"{name}: done by another process", flush=True)
 
     def fill_slots(self) -> None:
-        """Starts queued runs in free slots; a run that trains elsewhere takes a slot, too."""
+        """Starts queued runs in free slots; a run that another process trains occupies a slot, too."""
         for slot in range(self._jobs - len(self._elsewhere)):
             ready = [name for name in self.queue if name not in self._elsewhere]
             if ready and slot not in self.children:
@@ -120,10 +120,10 @@ def run_status(run: Path, experiment: Experiment) -> str:
 
     Args:
       run: its folder.
-      experiment: what it is to train.
+      experiment: its experiment in the sweep.
 
     Raises:
-      UserError: if it is done with other settings, for it cannot be compared with the others.
+      UserError: if it is done with other settings, so that it cannot be compared with the others.
     """
     try:
         steps = json.loads((run / "summary.json").read_text())["steps"]

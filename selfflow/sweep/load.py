@@ -11,7 +11,7 @@ from selfflow.config.experiment import Experiment
 from selfflow.config.files import diff, load_module
 from selfflow.config.resolve import resolve
 from selfflow.errors import UserError
-from selfflow.planning.model_flops import flops_of, mean_flops, steps_within
+from selfflow.planning.model_flops import StageCost, flops_of, mean_flops, steps_within
 from selfflow.serialization import from_json, to_json
 from selfflow.sweep.members import Budget, Member, overlapping
 from selfflow.training.seeds import Seeds
@@ -57,12 +57,12 @@ class _Arm(NamedTuple):
     Attributes:
       first: name of its first run.
       settings: the experiment of all of them, without its seeds.
-      costs: steps and model FLOPs of a step of each stage, as `mean_flops` returns them.
+      costs: model FLOPs of a step in each stage of the curriculum.
     """
 
     first: str
     settings: Experiment
-    costs: list[tuple[int, float]]
+    costs: list[StageCost]
 
 
 def budget_of(path: str | Path) -> Budget:
@@ -148,7 +148,7 @@ def with_overrides(experiment: Experiment, overrides: dict[str, Any], where: str
 
 
 def _members(path: str | Path, module: ModuleType, base: Experiment) -> list[Member]:
-    """What `sweep()` yields, each checked by itself."""
+    """The members that `sweep()` yields, each checked individually."""
     try:
         members = list(module.sweep(base) if inspect.signature(module.sweep).parameters else module.sweep())
     except UserError as error:  # members that cannot be joined
@@ -167,6 +167,7 @@ def _check_member(path: str | Path, member: Any) -> None:
         raise UserError(f"{path}: sweep member {member.name!r} has the name of a file in the sweep's folder: rename it")
     fields = list(member.overrides)
     for i, field in enumerate(fields):
+        # Overrides of a field and of a part of it would depend on their order.
         pair = overlapping([field], fields[:i])
         if pair:
             raise UserError(f"{path}: sweep member {member.name} sets {pair[1]} and {pair[0]}: one contains the other")

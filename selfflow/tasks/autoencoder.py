@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selfflow.autoencoders.convolutional import pad_causal
+from selfflow.autoencoders.convolutional import Network, pad_causal
 from selfflow.autoencoders.pca_init import init_from_pca
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.config.setup import AutoencoderSetup
@@ -28,8 +28,7 @@ from selfflow.training.sharding import pad_batch, shard_batch
 from selfflow.training.state import State
 from selfflow.training.step import key_of
 
-# Held-out samples of each component that diagnostics are computed on.
-_DIAGNOSED = 32
+_DIAGNOSED = 32  # held-out samples of each component
 
 
 class AutoencoderTask(TrainingTask):
@@ -42,7 +41,7 @@ class AutoencoderTask(TrainingTask):
       folder: the run folder.
 
     Raises:
-      UserError: for what a user can correct in data or experiment.
+      UserError: invalid or missing data, or an experiment that does not fit it.
     """
 
     setup: AutoencoderSetup
@@ -67,24 +66,7 @@ class AutoencoderTask(TrainingTask):
         for name, (_, media) in source.held_out(("validation",), _DIAGNOSED).items():
             batch = pad_batch({"media": media, "weight": np.ones(len(media), np.float32)}, mesh)
             self._held_out[name] = shard_batch(batch, mesh)
-        network = experiment.network
-
-        @partial(jax.jit, out_shardings=self.replicated)
-        def diagnostics(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            x = to_unit_range(batch["media"])
-            mean, log_variance, _ = network.encode(params, pad_causal(x, network.causal_padding))
-            decoded = network.decode(params, mean)[0][:, network.causal_padding :]
-            weight = batch["weight"] / batch["weight"].sum()
-            error = jnp.sum(weight * jnp.mean(jnp.square(decoded - x).reshape(len(x), -1), axis=1))
-            std = mean.reshape(-1, mean.shape[-1]).std(axis=0)
-            return {
-                "error_db": 10 * jnp.log10(error),
-                "latent_std/least": std.min(),
-                "latent_std/most": std.max(),
-                "posterior_std": jnp.exp(0.5 * log_variance).mean(),
-            }
-
-        self._diagnostics = diagnostics
+        self._diagnostics = jax.jit(partial(_diagnostics, experiment.network), out_shardings=self.replicated)
 
     def init(self) -> State:
         """The state at step 0; a fresh network is initialised as a linear autoencoder, fitted to training media."""
@@ -92,16 +74,18 @@ class AutoencoderTask(TrainingTask):
         if experiment.init_from:
             return state
         fresh = jax.jit(experiment.network.init)(jax.random.wrap_key_data(key_of(experiment.seed.init)))
+        # A random network would spend most of its steps on learning what PCA fits in seconds.
         with Progress("fit the layers", 1, unit="fit") as progress:
             media = [media for _, media in self.source.held_out((), FITTING_SAMPLES).values()]
             fitted = jax.device_get(init_from_pca(experiment.network, fresh, media, experiment.seed.init))
-            # The last bits may differ between machines, and copies of one array must not.
+            # The last bits may differ between hosts, but the replicas of a parameter must be equal.
             fitted = broadcast(fitted)
             progress.advance()
 
         def place(old: jax.Array, new: np.ndarray) -> jax.Array:
             return jax.device_put(new, old.sharding)
 
+        # The EMA starts from the same weights, as a copy: the step reuses the memory of the parameters.
         params = jax.tree.map(place, state.params, {"model": fitted})
         return state._replace(params=params, frozen=jax.tree.map(place, state.frozen, {"ema": fitted}))
 
@@ -121,19 +105,46 @@ class AutoencoderTask(TrainingTask):
         return metrics
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """Nothing: an autoencoder has no samples, and `resolve` refuses `cadence.evaluate_every`."""
+        """No metrics: an autoencoder draws no samples, and `resolve` refuses `cadence.evaluate_every`."""
         return {}
 
     def final_evaluation(self, state: State) -> dict[str, Any]:
         return evaluate_autoencoder(self.setup, self.folder, self.source, state)
 
 
+def _diagnostics(network: Network, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Reconstruction error and spread of the latents of a batch.
+
+    Args:
+      network: the autoencoder.
+      params: its parameters.
+      batch: `media` [B, T, ...] as stored, and `weight` [B], 0 for rows that pad the batch.
+    """
+    x = to_unit_range(batch["media"])
+    mean, log_variance, _ = network.encode(params, pad_causal(x, network.causal_padding))
+    decoded = network.decode(params, mean)[0][:, network.causal_padding :]
+    weight_B = batch["weight"] / batch["weight"].sum()
+    error_B = jnp.mean(jnp.square(decoded - x).reshape(len(x), -1), axis=1)
+    std_C = mean.reshape(-1, mean.shape[-1]).std(axis=0)
+    return {
+        "error_db": 10 * jnp.log10(jnp.sum(weight_B * error_B)),
+        "latent_std/least": std_C.min(),
+        "latent_std/most": std_C.max(),
+        "posterior_std": jnp.exp(0.5 * log_variance).mean(),
+    }
+
+
 def _data_hash(built: Mapping[str, BuiltDataset]) -> str:
-    records = {name: [b.name, b.fingerprint, b.settings.decoding_options(), b.deleted] for name, b in built.items()}
+    """Identity of the media: a change of the records, of their decoding or a deletion changes it."""
+    records = {}
+    for name, dataset in built.items():
+        options = dataset.settings.decoding_options()
+        records[name] = [dataset.name, dataset.fingerprint, options, dataset.deleted]
     return digest(records)
 
 
 def _provenance(experiment: AutoencoderExperiment, built: Mapping[str, BuiltDataset]) -> dict[str, Any]:
+    """The data sets as in `provenance.json`, which lists autoencoders for those of latents."""
     provenance = {}
     for name, dataset in built.items():
         provenance[name] = {

@@ -1,4 +1,4 @@
-"""Final evaluation of an autoencoder: its weights are normalised and written, and compared with a linear one."""
+"""Final evaluation of an autoencoder: writes its weights and compares its reconstruction with that of PCA."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from selfflow.storage.paths import url_of_copy
 from selfflow.training.state import State, flat_by_name
 
 FITTING_SAMPLES = 512
-"""Samples of each component by which layers are initialised, latents normalised and the linear autoencoder fitted."""
+"""Samples of each component for the initialisation, the normalisation of latents and the linear autoencoder."""
 _BATCH_SIZE = 32
 _IMAGES_SHOWN, _CLIPS_SHOWN = 16, 4
 
@@ -30,16 +30,16 @@ _IMAGES_SHOWN, _CLIPS_SHOWN = 16, 4
 def evaluate_autoencoder(
     setup: AutoencoderSetup, folder: Path, source: MediaBatchSource, state: State
 ) -> dict[str, Any]:
-    """Writes the autoencoder of the EMA and measures its reconstruction of held-out media beside that of a linear one.
+    """Writes the autoencoder of the EMA and measures its reconstruction of held-out media, next to that of PCA.
 
     Args:
       setup: of the experiment.
-      folder: the run folder, which gets the weights and a sheet of each component.
+      folder: the run folder, for the weights and a sheet of each component.
       source: of media.
       state: the last one.
 
     Returns:
-      The summary, as JSON data; it is printed, too.
+      The printed summary as JSON data.
     """
     experiment, rate = setup.experiment, setup.objective.rate
     fitting = {name: media for name, (_, media) in source.held_out((), FITTING_SAMPLES).items()}
@@ -55,6 +55,7 @@ def evaluate_autoencoder(
             (modality,) = experiment.mixture[name].modalities
             medium = medium_of(modality)
             original = medium.from_sequence(media)
+            # From its file, as in every later use.
             trained = load_autoencoder(read_config(path, modality), path)
             decoded = _reconstruct(trained, original)
             row: dict[str, Any] = {"split": split, "samples": len(original)}
@@ -82,22 +83,24 @@ def _write_normalised(path: Path, setup: AutoencoderSetup, fitting: dict[str, np
     def encode(media: jax.Array) -> jax.Array:
         return network.encode(params, pad_causal(to_unit_range(media), network.causal_padding))[0]
 
-    moments = np.zeros((2, network.channels))
+    moments = np.zeros((2, network.channels))  # means of z and of z^2, by channel
     with Progress("normalise latents", len(fitting), unit="component") as progress:
         for media in fitting.values():
-            parts = [np.asarray(encode(part), np.float64).reshape(-1, network.channels) for part in _parts(media)]
-            sums = np.sum([[z.sum(0), np.square(z).sum(0)] for z in parts], axis=0)
-            positions = sum(len(z) for z in parts)
-            # All components count alike, however many positions they have.
-            moments += sums / positions / len(fitting)
+            sums, positions = [], 0
+            for part in _parts(media):
+                z_NC = np.asarray(encode(part), np.float64).reshape(-1, network.channels)
+                sums.append([z_NC.sum(0), np.square(z_NC).sum(0)])
+                positions += len(z_NC)
+            # Components have equal weights, whatever their number of positions.
+            moments += np.sum(sums, axis=0) / positions / len(fitting)
             progress.advance()
-    std = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
-    std = np.where(std > 1e-6, std, 1)
-    write(path, network, int(setup.objective.rate), flat_by_name(params), moments[0], std)
+    std_C = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
+    std_C = np.where(std_C > 1e-6, std_C, 1)  # a constant channel stays constant
+    write(path, network, int(setup.objective.rate), flat_by_name(params), moments[0], std_C)
 
 
 def _linear_autoencoder(network: Network, media: np.ndarray, modality: str) -> LinearAutoencoder | None:
-    """PCA of a latent that is as large as the network's, or slightly larger; None if there is none."""
+    """PCA with a latent as large as that of the network, or slightly larger; None if no such PCA exists."""
     medium = medium_of(modality)
     if not medium.is_visual:
         stride = network.downsampling[0]
@@ -108,11 +111,12 @@ def _linear_autoencoder(network: Network, media: np.ndarray, modality: str) -> L
     numbers = network.channels * ((frames + network.causal_padding) // network.downsampling[0])
     channels = -(-numbers // frames)
     if channels > 3 * stride**2:
-        return None  # as large as the frames themselves
+        return None  # more channels than a patch has numbers
     return LinearAutoencoder.fit(PatchPCA(patch=stride, channels=channels), _parts(media))
 
 
 def _parts(media: np.ndarray) -> list[np.ndarray]:
+    """Batches of media [B, ...]."""
     return [media[i : i + _BATCH_SIZE] for i in range(0, len(media), _BATCH_SIZE)]
 
 
@@ -121,6 +125,7 @@ def _reconstruct(autoencoder: Autoencoder, media: np.ndarray) -> np.ndarray:
 
 
 def _write_sheet(path: Path, modality: str, original: np.ndarray, decoded: np.ndarray, rate: float, title: str) -> None:
+    """Writes originals, reconstructions and their difference."""
     count = _IMAGES_SHOWN if images_only([modality]) else _CLIPS_SHOWN
     original, decoded = original[:count], decoded[:count]
     groups = {"original": original, "decoded": decoded, "lost": difference(original, decoded)}

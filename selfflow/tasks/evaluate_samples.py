@@ -1,9 +1,9 @@
-"""Samples of a run next to real clips and noise: what `selfflow evaluate` computes."""
+"""Evaluation of samples of a run next to real clips and noise, for `selfflow evaluate`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -11,9 +11,9 @@ from selfflow.errors import UserError
 from selfflow.evaluation.accumulate import Accumulator, Statistics, load_reference
 from selfflow.evaluation.adm import write_adm
 from selfflow.evaluation.compare import SampleMetrics, sample_metrics
-from selfflow.evaluation.physics.calibrate import Calibration, calibrate
+from selfflow.evaluation.physics.calibrate import Calibration, Transform, calibrate
 from selfflow.evaluation.physics.verifier import fitted_clips, physics_verifier, readable_records
-from selfflow.evaluation.real_clips import Batch
+from selfflow.evaluation.real_clips import Batch, RealClips
 from selfflow.evaluation.samples import MAX_CLIPS, SampleAccumulator, batch_size, space_name
 from selfflow.progress import Progress
 from selfflow.run.sampler import RunSampler
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from selfflow.run.run import Run
 
 REAL, DECODED, SAMPLES, NOISE = "real clips", "real, decoded", "samples", "noise"
-"""Rows of the result. Noise is what a sampler starts from, decoded."""
+"""Rows of the result. Noise is the start of the sampler, decoded."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class SampleReport:
 
     Attributes:
       rows: by REAL, DECODED, SAMPLES and NOISE; rows of fewer than two clips are left out.
-      reference: the real set of the distances, in words.
+      reference: name of the real set of the distances, a file or a number of clips.
       real_clips: number and split of the clips of the rows REAL and DECODED, none of which is in the reference.
       has_raw: whether real clips are raw media and not decoded latents.
       saved: name of the feature space and number of clips written to `save_reference`; None without it.
@@ -74,64 +74,93 @@ def evaluate_samples(
     n = evaluator.samples
     evaluator.exclude(sampler.fully_conditioned)
     from_file = _load_reference(evaluator, reference, save_reference)
-
-    # The clips of the rows are neither in the reference nor among those that the material classifiers are fitted to.
-    train, test = evaluator.clips("train"), evaluator.clips("test")
-    others, indices = train.indices(fitted_clips(evaluator.built)), test.indices()
-    if not len(indices):
-        test, indices, others = train, others[len(others) // 2 :], others[: len(others) // 2]
-    # 2 n clips for the Frechet distance of real clips from real ones, and more for KID.
-    indices = indices[: max(2 * n, MAX_CLIPS)]
-    features: Mapping[str, Accumulator | Statistics] = from_file or evaluator.reference(test, indices, batch_rows)
+    real = _split_real_clips(evaluator)
+    features: Mapping[str, Accumulator | Statistics] = from_file or evaluator.reference(
+        real.reference, real.reference_indices, batch_rows
+    )
     saved = None
     if save_reference:
-        ((space, real),) = features.items()
-        real.save(save_reference)
-        saved = space, real.count
+        ((space, real_features),) = features.items()  # `_load_reference` checked that there is one
+        real_features.save(save_reference)
+        saved = space, real_features.count
 
+    # Batches are computed when they are iterated over, one row after the other.
     batches = {
-        REAL: train.batches(others[:n], batch_rows),
-        DECODED: train.batches(others[:n], batch_rows, decoded=True),
+        REAL: real.others.batches(real.other_indices, batch_rows),
+        DECODED: real.others.batches(real.other_indices, batch_rows, decoded=True),
         SAMPLES: _samples(sampler, n, seed, batch_rows),
         NOISE: _noise(sampler, n, batch_rows),
     }
     rows = {}
-    for row, of_row in batches.items():
+    for row, batches_of_row in batches.items():
         accumulated = evaluator.accumulator()
-        media = _accumulate(of_row, accumulated, row, n)
-        if row == SAMPLES and adm_npz:
-            write_adm(adm_npz, (batch["image"] for batch in media), n)
-        else:
-            for _ in media:
-                pass
+        _accumulate(batches_of_row, accumulated, row, n, adm_npz if row == SAMPLES else None)
         if accumulated.count > 1:
             rows[row] = sample_metrics(features, accumulated)
+    clips = f"{len(real.reference_indices)} clips of the {real.reference.split} split"
     return SampleReport(
         rows=rows,
-        reference=str(reference) if from_file else f"{len(indices)} clips of the {test.split} split",
-        real_clips=(min(n, len(others)), train.split),
-        has_raw=test.built is not None,
+        reference=str(reference) if from_file else clips,
+        real_clips=(len(real.other_indices), real.others.split),
+        has_raw=real.reference.built is not None,
         saved=saved,
     )
 
 
+class _RealSets(NamedTuple):
+    """Two disjoint sets of real clips, neither of which the material classifiers are fitted to.
+
+    Attributes:
+      reference, reference_indices: clips of the reference, [m].
+      others, other_indices: clips of the rows REAL and DECODED, at most n.
+    """
+
+    reference: RealClips
+    reference_indices: np.ndarray
+    others: RealClips
+    other_indices: np.ndarray
+
+
+def _split_real_clips(evaluator: SampleEvaluator) -> _RealSets:
+    """The reference from the split test and the other clips from train; without test, both from halves of train."""
+    n = evaluator.samples
+    train, reference = evaluator.clips("train"), evaluator.clips("test")
+    others, indices = train.indices(fitted_clips(evaluator.built)), reference.indices()
+    if not len(indices):
+        half = len(others) // 2
+        reference, indices, others = train, others[half:], others[:half]
+    # 2 n clips for the Frechet distance of real clips from real ones, and more for KID.
+    return _RealSets(reference, indices[: max(2 * n, MAX_CLIPS)], train, others[:n])
+
+
 def _accumulate(
-    batches: Iterator[Batch], accumulated: SampleAccumulator, row: str, n: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Adds batches one by one and yields their media."""
-    with Progress(row, n, unit="clip") as shown:
-        for latents, media in batches:
-            accumulated.add(latents, media)
-            yield media
-            shown.advance(batch_size(latents))
+    batches: Iterator[Batch], accumulated: SampleAccumulator, row: str, n: int, adm_npz: Path | None
+) -> None:
+    """Adds all batches of a row, and writes their images to `adm_npz` if it is not None."""
+
+    def media_of_batches() -> Iterator[Mapping[str, np.ndarray]]:
+        with Progress(row, n, unit="clip") as shown:
+            for latents, media in batches:
+                accumulated.add(latents, media)
+                yield media
+                shown.advance(batch_size(latents))
+
+    # One pass for both: batches are in memory one by one.
+    if adm_npz is None:
+        for _ in media_of_batches():
+            pass
+    else:
+        write_adm(adm_npz, (media["image"] for media in media_of_batches()), n)
 
 
 def _samples(sampler: RunSampler, n: int, seed: int, batch_rows: int) -> Iterator[Batch]:
+    """Batches of n samples."""
     for samples in sampler.batches(np.arange(n), seed, batch_rows):
         yield samples.latents, samples.media
 
 
 def _noise(sampler: RunSampler, n: int, batch_rows: int) -> Iterator[Batch]:
+    """Batches of n samples of noise, in the shapes of the sampler's latents."""
     for start in range(0, n, batch_rows):
         indices = np.arange(start, min(start + batch_rows, n))
         latents = {}
@@ -144,7 +173,7 @@ def _noise(sampler: RunSampler, n: int, batch_rows: int) -> Iterator[Batch]:
 def _load_reference(
     evaluator: SampleEvaluator, reference: Path | None, save_reference: Path | None
 ) -> dict[str, Accumulator | Statistics]:
-    """The features of `reference` by their feature space, or nothing; checks both files before anything is drawn."""
+    """The features of `reference` by their feature space, {} without it. Checks both files before anything is drawn."""
     spaces = evaluator.setup.feature_spaces
     for flag, path in (("--save-reference", save_reference), ("--reference", reference)):
         if path is not None and len(spaces) != 1:
@@ -169,7 +198,11 @@ def _load_reference(
 
 
 def calibrate_verifier(run: "Run", built: Mapping[str, "BuiltDataset"]) -> dict[str, Calibration]:
-    """Calibrates the physics verifier on the test split: as it is, and through the autoencoders of a run.
+    """Calibrates the physics verifier on the test split: on raw clips, and through the autoencoders of a run.
+
+    Args:
+      run: with the autoencoders.
+      built: its data sets with raw records, by name. The first with a physics verifier is used.
 
     Raises:
       UserError: if none of the data sets has a verifier and raw records.
@@ -181,7 +214,7 @@ def calibrate_verifier(run: "Run", built: Mapping[str, "BuiltDataset"]) -> dict[
     else:
         raise UserError(f"--calibrate: {run.source} has no raw records of a data set with a physics verifier")
     records = list(readable_records(data.records("test")))
-    through = {}
+    through: dict[str, Transform | None] = {}
     for m in ("video", "audio"):
         through[m] = _reconstruction(run, m) if m in run.experiment.autoencoders else None
     settings, classifiers = verifier
@@ -191,8 +224,8 @@ def calibrate_verifier(run: "Run", built: Mapping[str, "BuiltDataset"]) -> dict[
     }
 
 
-def _reconstruction(run: "Run", modality: str):
-    """Encoding and decoding of single clips."""
+def _reconstruction(run: "Run", modality: str) -> Transform:
+    """Encoding and decoding of single clips by the autoencoder of a modality."""
     autoencoder = run.autoencoder(modality)
 
     def reconstruct(media: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The evaluation at the end of a run: losses with their linear baselines, probes, and samples."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,34 +28,55 @@ from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State
 from selfflow.training.step import batch_size, sample_keys
 
+Decode = Callable[[np.ndarray], np.ndarray]
+"""Latents [B, ...] to media."""
+
 _LOSS_CLIPS = 128
-_LOSS_STEP = 2**30  # draws of a step that no run reaches
+_LOSS_DRAWS = 8
+_LOSS_STEP = 2**30  # step of the noise, beyond the last step of any run
+_SHEET_CLIPS = 4  # videos and audio on a sheet
 
 
 def evaluate_run(
-    setup: FlowSetup, workdir: Path, feed: BatchSource, built: dict[str, BuiltDataset], state: State
+    setup: FlowSetup, workdir: Path, source: BatchSource, built: dict[str, BuiltDataset], state: State
 ) -> dict[str, Any]:
-    """Measures and shows what a run has learned; prints the summary and returns it as JSON data."""
+    """Measures the last state of a run and writes samples; prints the summary and returns it as JSON data.
+
+    Args:
+      setup: of the experiment.
+      workdir: the run folder.
+      source: batches and latents of the run.
+      built: data sets with raw records, by name.
+      state: the last one, on one device.
+    """
     experiment = setup.experiment
-    losses = flow_losses(setup, feed, state)
-    files = write_samples(setup, workdir, feed, state)
+    losses = flow_losses(setup, source, state)
+    files = write_samples(setup, workdir, source, state)
     summary: dict[str, Any] = {"steps": int(state.step), "flow_loss": losses}
     summary["alignment_cosine"] = _last_cosines(workdir)
     summary["ema_decay"] = experiment.ema_decay
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
-    probed = next((name for name, b in built.items() if b.settings.ground_truth is not None), None)
+    # The targets of the probes are the ground truth of a data set, from video and audio.
+    probed = next((name for name, dataset in built.items() if dataset.settings.ground_truth is not None), None)
     if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(setup.objective.modalities):
-        table = _probe(setup, built[probed], feed.latents[probed], state)
-        summary["probes"] = {row: {c: s._asdict() for c, s in scores.items()} for row, scores in table.items()}
-    summary["files"] = [str(f) for f in files]
+        table = _probe(setup, built[probed], source.latents[probed], state)
+        summary["probes"] = {}
+        for row, scores in table.items():
+            summary["probes"][row] = {column: score._asdict() for column, score in scores.items()}
+    summary["files"] = [str(file) for file in files]
     _print(summary, experiment, workdir, None if table is None else as_text(table))
     return summary
 
 
-def flow_losses(setup: FlowSetup, feed: BatchSource, state: State) -> dict[str, dict[str, float]]:
-    """Flow loss of the EMA on held-out samples, one tau for all tokens, and its linear baseline; by
-    "component/modality"."""
+def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str, dict[str, float]]:
+    """Flow loss of the EMA on held-out samples, its linear baseline, their ratio and the split.
+
+    All tokens of a sample have the same tau, whatever the schedule of training, so that arms of a study are comparable.
+
+    Returns:
+      {"component/modality": {"loss", "linear_baseline", "normalised_loss", "split"}}.
+    """
     experiment, tau = setup.experiment, setup.experiment.schedule.tau
     objective = dataclasses.replace(
         setup.objective,
@@ -63,86 +85,97 @@ def flow_losses(setup: FlowSetup, feed: BatchSource, state: State) -> dict[str, 
         separation=None,
         condition_drop=1.0,
     )
-    found = {}
 
     @jax.jit
     def loss(params, batch, keys_B):
         return objective.loss({"model": params}, {"ema": params}, batch, keys_B, objective.draw(keys_B, batch))[1]
 
-    held_out = feed.held_out(("test", "validation"), _LOSS_CLIPS)
+    losses = {}
+    held_out = source.held_out(("test", "validation"), _LOSS_CLIPS)
     for name, (split, batch) in held_out.items():
         # Every sample at eight taus: the loss varies much more with tau than with the sample.
-        keys = [sample_keys(experiment.seed.noise, _LOSS_STEP + i, batch_size(batch)) for i in range(8)]
-        metrics = [jax.device_get(loss(state.frozen["ema"], batch, k)) for k in keys]
+        metrics = []
+        for draw in range(_LOSS_DRAWS):
+            keys_B = sample_keys(experiment.seed.noise, _LOSS_STEP + draw, batch_size(batch))
+            metrics.append(jax.device_get(loss(state.frozen["ema"], batch, keys_B)))
+        statistics = source.latents[experiment.mixture[name].data].manifest["statistics"]
         for m in batch["latents"]:
-            value = float(np.mean([x[f"flow_loss/{m}"] for x in metrics]))
-            spread = feed.latents[experiment.mixture[name].data].manifest["statistics"][m]["std"]
-            bound = linear_baseline(tau.get(m, UniformTau()), np.array(spread))
-            found[f"{name}/{m}"] = {
-                "loss": value,
-                "linear_baseline": bound,
-                "normalised_loss": value / bound,
+            mean = float(np.mean([metrics_of_draw[f"flow_loss/{m}"] for metrics_of_draw in metrics]))
+            baseline = linear_baseline(tau.get(m, UniformTau()), np.array(statistics[m]["std"]))
+            losses[f"{name}/{m}"] = {
+                "loss": mean,
+                "linear_baseline": baseline,
+                "normalised_loss": mean / baseline,
                 "split": split,
             }
-    return found
+    return losses
 
 
-def write_samples(setup: FlowSetup, workdir: Path, feed: BatchSource, state: State) -> list[Path]:
-    """Draws samples of every component from the EMA and writes them beside real ones; returns the files."""
-    experiment, objective = setup.experiment, setup.objective
+def write_samples(setup: FlowSetup, workdir: Path, source: BatchSource, state: State) -> list[Path]:
+    """Draws samples of every component from the EMA and writes them next to real clips; returns the files."""
+    experiment = setup.experiment
     folder = workdir / "samples" / f"step_{int(state.step)}"
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     with Progress("sample", len(experiment.mixture), unit="component") as shown:
         for name, component in experiment.mixture.items():
-            modalities, latents = feed.modalities[name], feed.latents[component.data]
-            configs = {m: experiment.autoencoders[m] for m in modalities if can_decode(experiment.autoencoders[m])}
-            if not configs:  # of latents whose autoencoder is not there
-                shown.advance()
-                continue
-            count = experiment.final_evaluation.samples
-            label_B = np.full(count, experiment.model.labels)
-            if experiment.model.labels:
-                label_B = np.arange(count) % experiment.model.labels
-            draw = Generator(objective.apply, modalities, experiment.sampler, experiment.model.labels)
-            made = draw(state.frozen["ema"], Condition(label_B), experiment.seed.noise)
-            reader = feed.reader(name, "train")
-            real = [reader(int(i))["latents"] for i in reader.records[:count]]
-            decode = {m: latents.autoencoder(m, config).decode for m, config in configs.items()}
-            parts = {
-                "data": {m: decode[m](np.stack([r[m] for r in real])) for m in decode},
-                "sample": {m: decode[m](made[m]) for m in decode},
-            }
-            sheet = folder / f"{name}.png"
-            shown_parts = {
-                g: {m: v[: count if images_only(modalities) else 4] for m, v in media.items()}
-                for g, media in parts.items()
-            }
-            rates = {m: media.rate for m, media in setup.media[name].items()}
-            title = f"{name}: data through the autoencoder, and samples"
-            write_sheet(sheet, shown_parts, rates, title)
-            files.append(sheet)
-            for i in range(0 if images_only(modalities) else count):  # the sheet shows images as they are
-                files += write_media(folder / f"{name}_{i:02d}", {m: x[i] for m, x in parts["sample"].items()}, rates)
+            decoders: dict[str, Decode] = {}
+            for m in source.modalities[name]:
+                config = experiment.autoencoders[m]
+                if can_decode(config):
+                    decoders[m] = source.latents[component.data].autoencoder(m, config).decode
+            if decoders:  # latents of other codes may have no decoder
+                files += _write_component(setup, folder, source, state, name, decoders)
             shown.advance()
     return files
 
 
+def _write_component(
+    setup: FlowSetup, folder: Path, source: BatchSource, state: State, name: str, decoders: dict[str, Decode]
+) -> list[Path]:
+    """Writes a sheet with decoded real clips and samples of a component, and each sample as video or audio."""
+    experiment, modalities = setup.experiment, source.modalities[name]
+    count, labels = experiment.final_evaluation.samples, experiment.model.labels
+    label_B = np.arange(count) % labels if labels else np.full(count, labels)
+    generator = Generator(setup.objective.apply, modalities, experiment.sampler, labels)
+    generated = generator(state.frozen["ema"], Condition(label_B), experiment.seed.noise)
+    reader = source.reader(name, "train")
+    real = [reader(int(i))["latents"] for i in reader.records[:count]]
+
+    only_images = images_only(modalities)
+    on_sheet = slice(count if only_images else _SHEET_CLIPS)
+    sheet: dict[str, dict[str, np.ndarray]] = {"data": {}, "sample": {}}
+    samples = {}
+    for m, decode in decoders.items():
+        samples[m] = decode(generated[m])
+        sheet["data"][m] = decode(np.stack([latents[m] for latents in real]))[on_sheet]
+        sheet["sample"][m] = samples[m][on_sheet]
+    rates = {m: media.rate for m, media in setup.media[name].items()}
+    files = [folder / f"{name}.png"]
+    write_sheet(files[0], sheet, rates, f"{name}: data through the autoencoder, and samples")
+    if not only_images:  # the sheet has all images, unscaled
+        for i in range(count):
+            files += write_media(folder / f"{name}_{i:02d}", {m: x[i] for m, x in samples.items()}, rates)
+    return files
+
+
 def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
-    """The newest cosines by "component/modality", from the metrics."""
-    found: dict[str, dict[str, float]] = {}
+    """The newest cosines in the metrics, by "component/modality" and by view."""
+    cosines: dict[str, dict[str, float]] = {}
     for row in read_metrics(workdir):
         for name, value in row.items():
             if name.startswith("cosine/"):
                 _, view, m = name.split("/", 2)
-                found.setdefault(m, {})[view] = value
-    return found
+                cosines.setdefault(m, {})[view] = value
+    return cosines
 
 
 def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State) -> Table:
+    """The probe table of the untrained network and of the EMA."""
     experiment, objective = setup.experiment, setup.objective
     count = experiment.final_evaluation.probe_clips
     counts = {"train": count, "validation": count // 2, "test": count // 2}
+    # At its initialisation every block is gated off: with open gates the untrained network is a random one.
     untrained = objective.init(jax.random.key(experiment.seed.init))["model"]
     return summary_table(
         {split: BaselineClips(built, latents, split, n) for split, n in counts.items()},
@@ -170,25 +203,34 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
     if summary["alignment_cosine"]:
         print("\nAlignment cosine of student and teacher (last diagnostics)")
         for m, views in summary["alignment_cosine"].items():
-            print(f"  {m:<14} " + "   ".join(f"{view.replace('_', ' ')} {value:.2f}" for view, value in views.items()))
+            cells = [f"{view.replace('_', ' ')} {value:.2f}" for view, value in views.items()]
+            print(f"  {m:<14} " + "   ".join(cells))
     print(
         f"\nThe EMA (decay {summary['ema_decay']:.5g}) still holds {summary['ema_initialisation_left']:.2g} "
         "of its initialisation."
     )
     if table is not None:
+        student = getattr(experiment.alignment, "student_layer", "-")
+        teacher = getattr(experiment.alignment, "teacher_layer", "-")
         print(
             f"\nProbes, test split, tau {experiment.final_evaluation.probe_tau} (accuracy; position and contacts: R^2; "
-            f"student reads block {getattr(experiment.alignment, 'student_layer', '-')}, "
-            f"teacher block {getattr(experiment.alignment, 'teacher_layer', '-')})\n{table}"
+            f"student reads block {student}, teacher block {teacher})\n{table}"
         )
-    if not summary["files"]:
+    _print_files([Path(file) for file in summary["files"]])
+
+
+def _print_files(files: list[Path]) -> None:
+    """The sheets one by one, videos and audio as patterns."""
+    if not files:
         print("\nNo samples are drawn: none of the autoencoders can decode.")
         return
-    folder = Path(summary["files"][0]).parent
-    print(f"\nSamples ({len(summary['files'])} files) in {folder}:")
-    for file in summary["files"]:
-        if file.endswith(".png"):
+    folder = files[0].parent
+    print(f"\nSamples ({len(files)} files) in {folder}:")
+    suffixes = set()
+    for file in files:
+        suffixes.add(file.suffix)
+        if file.suffix == ".png":
             print(f"  {file}")
-    kinds = [f"*.{kind}" for kind in ("mp4", "wav") if any(file.endswith(kind) for file in summary["files"])]
-    if kinds:
-        print(f"  {folder}/{' and '.join(kinds)}")
+    patterns = [f"*{suffix}" for suffix in (".mp4", ".wav") if suffix in suffixes]
+    if patterns:
+        print(f"  {folder}/{' and '.join(patterns)}")

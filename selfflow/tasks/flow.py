@@ -33,7 +33,7 @@ class FlowTask(TrainingTask):
       folder: the run folder.
 
     Raises:
-      UserError: for what a user can correct in data, latents or experiment.
+      UserError: invalid or missing data, latents or autoencoders, or an experiment that does not fit them.
     """
 
     setup: FlowSetup
@@ -53,19 +53,20 @@ class FlowTask(TrainingTask):
         )
         self._evaluation = run_on_all(self._sample_evaluation)
 
-        # A fixed batch of every component: that of the step would show one component, and other samples each time.
+        # A fixed batch of every component: the batch of a step has one component, and other samples in every step.
         self._held_out = {}
         for name, (_, batch) in source.held_out(("validation",)).items():
             self._held_out[name] = shard_batch(pad_batch(batch, mesh), mesh)
 
         @partial(jax.jit, out_shardings=self.replicated)
-        def diagnostics(state: State, batch: Any, key: Any) -> dict[str, jax.Array]:
+        def diagnostics(state: State, batch: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
             keys_B = sample_keys(key, state.step, batch_size(batch))
             return setup.objective.diagnose(state.params, state.frozen, batch, keys_B)
 
         self._diagnostics = diagnostics
 
     def _sample_evaluation(self) -> SampleEvaluation | None:
+        """The evaluation of samples during training; None without `cadence.evaluate_every`."""
         experiment = self.setup.experiment
         if not experiment.cadence.evaluate_every:
             return None
@@ -94,6 +95,7 @@ class FlowTask(TrainingTask):
             unaligned = ", ".join(experiment.alignment.unaligned)
             lines.append(f"  {unaligned}: no encoder in alignment.encoders, not aligned")
         remainder = experiment.ema_decay**experiment.steps
+        # A decay that fits the length of the run leaves less: five time constants or more.
         if remainder > math.exp(-5):
             lines.append(
                 f"warning: ema_decay {experiment.ema_decay} keeps {remainder:.0%} of the random initialisation in the "
@@ -130,7 +132,7 @@ class FlowTask(TrainingTask):
 
 
 def _has_autoencoders(folder: Path, setup: FlowSetup) -> bool:
-    """Whether a folder has a run with the same autoencoders, whose copies are then used."""
+    """Whether a folder has a run with the same autoencoders; a resumed run uses its own copies of them."""
     if not (folder / "experiment.json").exists():
         return False
     return Run(folder).experiment.autoencoders == setup.experiment.autoencoders

@@ -67,12 +67,14 @@ class SampleEvaluation:
           Numbers by `samples/COMPONENT/KEY`; empty in all processes but the primary.
         """
         ema, step = state.frozen["ema"], int(state.step)
-        needs_weights = any(f.partition("=")[0] == "layer" for f in self._experiment.evaluation.features)
+        features = self._experiment.evaluation.features
+        needs_weights = any(name.partition("=")[0] == "layer" for name in features)
         # Through the host, because an array that was sharded over a mesh keeps the mesh.
         weights = jax.device_get(gather_to_one(ema)) if needs_weights else None
         numbers: dict[str, float] = {}
         total = len(self._generators) * self._experiment.evaluation.samples
         with Progress("evaluate", total, unit="sample") as shown:
+            # Every process draws, as the program runs on all devices; the others have no evaluation.
             for name in self._generators:
                 evaluation = None
                 if is_primary():
@@ -85,7 +87,8 @@ class SampleEvaluation:
                     evaluation.write_files(workdir / "evaluations" / f"step_{step}")
                     metrics = evaluation.metrics()
                     if metrics:
-                        numbers |= {f"samples/{name}/{key}": value for key, value in metrics.numbers().items()}
+                        for key, value in metrics.numbers().items():
+                            numbers[f"samples/{name}/{key}"] = value
                     print(f"step {step}, samples of {name}: {_summary(metrics)}", flush=True)
         return numbers
 
@@ -95,7 +98,7 @@ class SampleEvaluation:
         count, size = experiment.evaluation.samples, experiment.mixture[name].batch_size
         labels = experiment.model.labels
         for start in range(0, count, size):
-            # The last batch is as large as the others, so that there is one program.
+            # The last batch is as large as the others, so that one program is compiled.
             indices = np.arange(start, start + size)
             label_B = indices % labels if labels else np.zeros(size, int)
             latents = self._generators[name](ema, Condition(label_B), experiment.seed.noise, indices)
@@ -125,7 +128,7 @@ class _ComponentEvaluation:
 
     def __init__(self, experiment: Experiment, evaluator: SampleEvaluator, name: str, weights: Any, step: int):
         self._experiment, self._evaluator, self._name, self._step = experiment, evaluator, name, step
-        # One process on one device: a computation over all devices would wait for the other processes.
+        # On one device of this process: a computation over all devices would wait for the other processes.
         self._mesh = Devices().mesh(jax.local_devices()[:1])
         with jax.set_mesh(self._mesh):
             if evaluator.setup.model_features:
@@ -148,7 +151,8 @@ class _ComponentEvaluation:
         try:
             with jax.set_mesh(self._mesh):
                 self._accumulated.add(latents, media)
-        except UserError as error:  # such as latents that are not finite, which must not end the training
+        except UserError as error:
+            # Latents that are not finite must not end the training; `metrics` prints the warning.
             self._error = error
 
     def metrics(self) -> SampleMetrics | None:

@@ -23,8 +23,8 @@ from selfflow.progress import Progress
 class SampleEvaluator:
     """Computes metrics of samples of one component of the mixture, relative to its real clips.
 
-    Extractors are opened at once, so that mistakes in `features` are errors before anything is drawn. The physics
-    verifier is fitted on first use.
+    Extractors are opened on construction, so that mistakes in `features` are errors before anything is drawn. The
+    physics verifier is fitted on first use.
 
     Args:
       run_setup: of the run's experiment.
@@ -63,12 +63,12 @@ class SampleEvaluator:
         self._references: dict[str, Accumulator] = {}
 
     def exclude(self, modalities: tuple[str, ...]) -> None:
-        """Leaves out extractors of modalities that are given as a whole: their features are those of the data."""
+        """Leaves out extractors of modalities that are context as a whole: their features are those of the data."""
         extractors = [extractor for extractor in self.setup.extractors if extractor.medium not in modalities]
         self.setup = self.setup._replace(extractors=tuple(extractors))
 
     def set_weights(self, params: Any, identity: str) -> None:
-        """Takes parameters of the model for the run's own features.
+        """Sets the parameters of the model for the run's own features.
 
         Args:
           params: of the model, on the devices that compute the features.
@@ -101,20 +101,20 @@ class SampleEvaluator:
           indices: of the clips, [m].
           rows: clips in a batch.
         """
-        # Neither physics nor other metrics of single clips have a reference.
+        # Metrics of single clips, such as physics, need no reference.
         setup = self.setup._replace(verifier=None, max_clips=0)
         if self._references:
             setup = setup._replace(extractors=())
-        if setup.feature_spaces:
-            accumulated = SampleAccumulator(setup, self.samples)
-            with Progress(f"real clips of {clips.split}", len(indices), unit="clip") as shown:
-                for latents, media in clips.batches(indices, rows):
-                    accumulated.add(latents, media)
-                    shown.advance(batch_size(latents))
-            for extractor in setup.extractors:
-                self._references[space_name(extractor)] = accumulated.features[space_name(extractor)]
-            return self._references | accumulated.features
-        return dict(self._references)
+        if not setup.feature_spaces:
+            return dict(self._references)
+        accumulated = SampleAccumulator(setup, self.samples)
+        with Progress(f"real clips of {clips.split}", len(indices), unit="clip") as shown:
+            for latents, media in clips.batches(indices, rows):
+                accumulated.add(latents, media)
+                shown.advance(batch_size(latents))
+        for extractor in setup.extractors:
+            self._references[space_name(extractor)] = accumulated.features[space_name(extractor)]
+        return self._references | accumulated.features
 
     def accumulator(self) -> SampleAccumulator:
         """An empty accumulator for n samples."""
@@ -122,7 +122,7 @@ class SampleEvaluator:
 
 
 def _open_features(features: tuple[str, ...], run_setup: FlowSetup, component: str) -> EvaluationSetup:
-    """Opens the extractors of `features`; the run's own features lack weights."""
+    """Opens the extractors of `features` that apply to the component; the run's own features have no weights yet."""
     experiment, modalities = run_setup.experiment, run_setup.modalities[component]
     rates = {m: media.rate for m, media in run_setup.media[component].items()}
     extractors: dict[str, Extractor] = {}

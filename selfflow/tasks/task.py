@@ -1,4 +1,4 @@
-"""The parts that all tasks of `selfflow train` share."""
+"""The base of the tasks of `selfflow train`: training of a run on its data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
@@ -50,9 +50,9 @@ class TrainingTask(ABC):
         self.data_hash, self.datasets, self.autoencoders = data_hash, datasets, autoencoders
         check_agreed(data_hash, "the data that they read")
         rows = partial(local_rows, mesh)
-        # Whatever is wrong with the data is found here, before the folder becomes a run.
+        # The plan reads the data, so that errors in it appear before the folder becomes a run.
         self._plan = run_on_all(lambda: source.batches(0, setup.experiment.steps, rows))
-        # The key is an argument of the program: runs of a sweep that differ in their seeds share one.
+        # An argument of the compiled step and not a constant in it: runs that differ in their seeds share the cache.
         self.key = key_of(setup.experiment.seed.noise)
         self.replicated = NamedSharding(mesh, PartitionSpec())
         shardings = setup.shardings(mesh), self.replicated
@@ -63,7 +63,7 @@ class TrainingTask(ABC):
         return initial_state(self.setup, self.mesh)
 
     def start_message(self, state: State) -> str:
-        """Lines that say what is trained, from which step on, and on what data."""
+        """Lines for the console: the model, the steps and the data."""
         count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
         start = f", from step {int(state.step)}" if int(state.step) else ""
         where = url_of_copy(self.folder) or self.folder

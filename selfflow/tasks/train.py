@@ -44,7 +44,7 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
       The summary, as printed and written to `summary.json`; {} in all processes but the first.
 
     Raises:
-      UserError: for what a user can correct.
+      UserError: an invalid experiment, folder or data set, or devices that do not fit the experiment.
       Interrupted: if the process was asked to stop.
     """
     started = time.monotonic()
@@ -54,7 +54,7 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
     _check_places(workdir, data_dir)
     with ExitStack() as stack:
         folder = run_on_all(lambda: stack.enter_context(open_for_training(workdir, writes=is_primary())))
-        run_on_all(lambda: _check(experiment, folder))  # before the folder is made
+        run_on_all(lambda: _check(experiment, folder))  # before the lock creates the folder
         run_on_all(lambda: stack.enter_context(run_lock(folder)) if is_primary() else None)
 
         setup = check_run(folder, experiment)
@@ -78,7 +78,7 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
 
 
 def _check_places(workdir: Path, data_dir: Path) -> None:
-    """Raises `UserError` if the run or its data cannot be in the buckets that are named."""
+    """Raises `UserError` if the run or its data cannot be in these buckets."""
     run, data = bucket_url(workdir) or "", url_of_copy(data_dir) or ""
     if is_multiprocess() and run.startswith("s3://"):
         raise UserError(
@@ -103,17 +103,17 @@ def _task(setup: Setup, data_dir: Path, mesh: Mesh, folder: Path) -> TrainingTas
 
 
 def _create_or_resume(task: TrainingTask, data_dir: Path) -> tuple[Checkpoints, State]:
-    """Makes the folder a run and returns its state: of the newest checkpoint, or of step 0."""
+    """Creates or resumes the run in the folder; returns the state of its newest checkpoint, or of step 0."""
     folder, cadence = task.folder, task.setup.experiment.cadence
     exists = (folder / "experiment.json").exists()
     last = check_agreed(Run(folder).last_step() if exists else 0, "the checkpoints they find")
-    # Whatever is wrong with initial weights is found before the folder becomes a run.
+    # Errors in initial weights appear before the folder becomes a run.
     state = None if last else task.init()
 
     def create() -> None:
         data = url_of_copy(data_dir) or str(data_dir.absolute())
         create_or_resume(folder, task.setup.experiment, task.data_hash, task.datasets, task.autoencoders, data)
-        upload_changes(folder)  # a bucket has the run from here on, even if nothing else gets there
+        upload_changes(folder)  # the bucket has the run, even if no checkpoint follows
 
     run_on_all(lambda: create() if is_primary() else None)
     checkpoints = Checkpoints(folder, cadence.keep_last, cadence.keep_every)

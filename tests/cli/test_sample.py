@@ -143,7 +143,7 @@ def test_the_audio_of_a_video_file_is_context_whatever_its_frames(sample, tmp_pa
 
 
 def test_a_repeated_flag_is_refused(sample):
-    with pytest.raises(UserError, match=mentions("--context twice")):
+    with pytest.raises(UserError, match=mentions("--context repeated")):
         sample("--context", "video", "--context", "audio")
 
 

@@ -49,17 +49,6 @@ def test_a_set_is_cut_at_its_n_and_keeps_what_it_should(features):
     assert (accumulator.first.count, accumulator.second.count, accumulator.count) == (20, 20, 90)
 
 
-def test_parts_join_as_their_samples_do(features):
-    both = gathered(features[:45], 10, 15).joined(gathered(features[45:], 10, 15))
-    exact = features.astype(np.float64)
-    firsts = np.concatenate([exact[:10], exact[45:55]])
-    np.testing.assert_allclose(both.first.covariance, np.cov(firsts, rowvar=False), rtol=1e-9)
-    np.testing.assert_array_equal(both.kept, np.concatenate([features[:15], features[45:60]]))
-    assert (both.samples, both.keep, both.count, both.second.count) == (20, 30, 90, 20)
-    with pytest.raises(UserError, match=mentions("Drawn-2 Drawn-1")):
-        both.joined(Accumulator(Drawn(identity="Drawn-2"), 10))
-
-
 def test_memory_does_not_grow_with_the_samples():
     batch = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
 

@@ -15,5 +15,5 @@ METRICS: tuple[Metric, ...] = (KID(), Frechet(), Precision(), Recall(), PhysicsC
 def metric_of(key: str) -> Metric | None:
     """The metric that a key of an evaluation belongs to, such as `kid/LogMel/audio`; None for other keys."""
     owners = [metric for metric in METRICS if key == metric.name or key.startswith(f"{metric.name}/")]
-    # `physics/audio_match_auc` begins with the name of the other physics checks.
+    # The longest name: `physics/audio_match_auc` also starts with `physics/`.
     return max(owners, key=lambda metric: len(metric.name), default=None)

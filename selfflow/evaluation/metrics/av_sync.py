@@ -1,4 +1,4 @@
-"""Audio-video synchrony of any media: whether audio onsets and motion coincide."""
+"""Audio-video synchrony of any media: correlation of audio onsets and motion."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
@@ -9,8 +9,8 @@ from selfflow.errors import UserError
 
 _WINDOW = 0.032  # s
 _HOPS_PER_FRAME = 4
-_COMPRESSION = 100.0
-_MIN_STEPS = 3
+_COMPRESSION = 100.0  # gamma of log(1 + gamma |X|)
+_MIN_STEPS = 3  # frames
 
 
 class Synchrony(NamedTuple):
@@ -91,6 +91,7 @@ def onset_strength(audio: np.ndarray, sample_rate: int, frames_per_second: float
     0 after the end of the audio. Half-wave rectified flux of log-compressed magnitudes: Böck, Krebs and Schedl,
     "Evaluating the online capabilities of onset detection methods", ISMIR 2012.
     """
+    # To full scale 1, so that the log compression does not depend on the dtype.
     x = audio.astype(np.float64) / (32768 if np.issubdtype(audio.dtype, np.integer) else 1)
     window = max(8, round(_WINDOW * sample_rate))
     hop = max(1, round(sample_rate / frames_per_second / _HOPS_PER_FRAME))
@@ -102,6 +103,7 @@ def onset_strength(audio: np.ndarray, sample_rate: int, frames_per_second: float
     blocks = np.lib.stride_tricks.sliding_window_view(x, window)[::hop]
     spectrum = np.log1p(_COMPRESSION * np.abs(np.fft.rfft(blocks * np.hanning(window), axis=1)) / window)
     flux = np.maximum(np.diff(spectrum, axis=0), 0.0).sum(axis=1)
+    # The flux from block k to block k + 1 is at the time between them.
     time = (np.arange(len(flux)) + 0.5) * hop / sample_rate
     step = np.floor(time * frames_per_second).astype(int)
     inside = step < steps
@@ -113,6 +115,7 @@ def _peak(motion: np.ndarray, onset: np.ndarray, max_lag: int) -> tuple[float, f
     n = len(motion)
     if n < _MIN_STEPS or not (np.isfinite(motion).all() and np.isfinite(onset).all()):
         return np.nan, np.nan
+    # A constant signal has no correlation; rounding must not give it one.
     for signal in (motion, onset):
         if np.ptp(signal) <= 1e-6 * np.abs(signal).max():
             return np.nan, np.nan

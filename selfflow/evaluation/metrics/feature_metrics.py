@@ -25,7 +25,7 @@ class KID:
 
 
 class Frechet:
-    """Frechet distance of the first n generated samples from the first n real ones, or from given statistics."""
+    """Frechet distance of the first n generated samples from the first n real ones, or from statistics."""
 
     name = "frechet"
     title = "FD"

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from selfflow.errors import UserError
-from selfflow.evaluation.accumulate import Accumulator, Statistics, check_same
+from selfflow.evaluation.accumulate import Accumulator, Statistics
 from selfflow.evaluation.distances import PrecisionRecall, precision_recall
 from selfflow.evaluation.physics.verifier import TrackedClips
 
@@ -18,12 +18,12 @@ Better = Literal["lower", "higher"]
 
 
 class Value(NamedTuple):
-    """A number of a set of samples.
+    """The value of a metric.
 
     Attributes:
       value: NaN where it is not defined.
-      error: its standard error, if it is known.
-      count: clips that it is computed from, where not all samples count.
+      error: its standard error; None if it is unknown.
+      count: number of clips that the metric applies to; None for metrics of all samples.
     """
 
     value: float
@@ -47,17 +47,21 @@ class FeaturePair:
             if isinstance(part, Accumulator) and part.count < 2:
                 raise UserError(f"{name}: {part.count} samples are too few for a distance; give more")
         if isinstance(real, Accumulator):
-            check_same(generated, real, "the real set")
+            if real.identity != generated.identity:
+                raise UserError(
+                    f"the real set has features of {real.identity}, the generated set of {generated.identity}: use the "
+                    "same extractor for both"
+                )
             if real.samples != generated.samples:
                 raise UserError(
                     f"Frechet distances depend on the number of samples, {real.samples} real and {generated.samples} "
-                    "generated: gather both sets for the same n"
+                    "generated: accumulate both sets for the same n"
                 )
         self.real, self.generated = real, generated
 
     @property
     def kept(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Features of real [m, D] and generated samples [n, D]; None with too few of them, or statistics only."""
+        """Features of real [m, D] and generated samples [n, D]; None for statistics, and with too few samples."""
         if isinstance(self.real, Statistics):
             return None
         enough = min(len(self.real.kept), len(self.generated.kept)) > NEIGHBOURS
@@ -78,7 +82,7 @@ class FeatureMetric(Protocol):
       name: first part of its keys in JSON and `metrics.jsonl`.
       title: header of its column.
       better: which direction is better.
-      needs: what it is computed from.
+      needs: input of the metric: `features`, `media` or `clips`.
       unit: unit and range of its values.
     """
 

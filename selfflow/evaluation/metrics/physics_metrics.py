@@ -21,15 +21,17 @@ class PhysicsChecks:
 
     def compute(self, clips: TrackedClips) -> dict[str, Value]:
         """One value per check, with the number of clips that it applies to."""
-        return {
-            f"{self.name}/{check}": Value(result.value, count=result.n) for check, result in clips.report().rows.items()
-        }
+        values = {}
+        for check, result in clips.report().rows.items():
+            values[f"{self.name}/{check}"] = Value(result.value, count=result.n)
+        return values
 
 
 class AudioMatch:
     """AUC of the verifier's synchrony for the audio of a clip against the audio of another clip.
 
-    0.5 if audio and video are independent. Over the clips of which both are defined: three contacts or more.
+    0.5 if audio and video are independent. Computed from the clips with three contacts or more, for which both are
+    defined.
     """
 
     name = "physics/audio_match_auc"

@@ -8,7 +8,7 @@ from selfflow.evaluation.physics.track import Tracks
 
 _HOP = 0.005  # s
 _MEMORY = 5  # hops
-_MIN_CONTACTS = 3
+_MIN_CONTACTS = 3  # fewer give a correlation by chance
 
 
 def attacks(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +32,7 @@ def attacks(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray
 
     power = np.square(x[: count * hop]).reshape(count, hop).mean(axis=1)
     envelope = np.sqrt((power[1:] + power[:-1]) / 2)
+    # past[i] is the maximum of the `_MEMORY` values before envelope[i].
     past = np.zeros_like(envelope)
     for lag in range(1, _MEMORY + 1):
         past = np.maximum(past, np.pad(envelope, (lag, 0))[: len(envelope)])
@@ -53,6 +54,7 @@ def onset_strength(audio: np.ndarray, sample_rate: int, frames: int, seconds: fl
     rise, time = attacks(audio, sample_rate)
     position = time / seconds
     before = np.floor(position).astype(int)
+    # Linear weights of the frames before and after. Attacks after the last frame are in two entries that are cut off.
     strength = np.zeros(frames + 2)
     for frame, weight in ((before, 1 - (position - before)), (before + 1, position - before)):
         np.add.at(strength, np.clip(frame, 0, frames + 1), rise * weight)
@@ -68,10 +70,11 @@ def momentum_change(tracks: Tracks, lines: Lines, events: list[Event], seconds: 
     total = np.full(len(tracks.count), np.nan)
     if len(total) < 3 or not len(tracks.radii):
         return total
-    change = np.linalg.norm(np.diff(tracks.positions, n=2, axis=0), axis=-1) / seconds
-    at_contact = _contacts_by_body(lines, events)
-    change = np.where((at_contact[:, 1:] | at_contact[:, :-1]).T, change, 0.0) * tracks.masses
-    total[1:-1] = np.nansum(change, axis=1)
+    change_TK = np.linalg.norm(np.diff(tracks.positions, n=2, axis=0), axis=-1) / seconds
+    at_contact_KT = _contacts_by_body(lines, events)
+    # A second difference spans the intervals before and after its frame.
+    near_contact_TK = (at_contact_KT[:, 1:] | at_contact_KT[:, :-1]).T
+    total[1:-1] = np.nansum(np.where(near_contact_TK, change_TK, 0.0) * tracks.masses, axis=1)
     return total
 
 
@@ -116,5 +119,6 @@ def is_isolated(event: Event, events: list[Event]) -> bool:
     if event.last > event.first + 1 or event.touched == NOTHING:
         return False
     near = [e for e in events if e.first <= event.last + 1 and e.last >= event.first - 1]
-    bodies = {e.body for e in near}
-    return bodies <= {event.body, event.touched} and sum(e.body == event.body for e in near) == 1
+    bodies = [e.body for e in near]
+    # Two bodies in contact are two events, one of each body.
+    return set(bodies) <= {event.body, event.touched} and bodies.count(event.body) == 1

@@ -1,4 +1,4 @@
-"""Calibration of the physics verifier: its checks on held-out real clips, and on the same clips corrupted."""
+"""Calibration of the physics verifier on held-out real clips and on the same clips with corruptions."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,8 @@ from selfflow.evaluation.physics.verify import (
 from selfflow.progress import progress
 
 Transform = Callable[[np.ndarray], np.ndarray]
-SHIFTS = range(1, 9)
+"""One clip to another of the same shape, such as an autoencoder's reconstruction."""
+_SHIFTS = range(1, 9)  # frames
 _DETECTED_BY = {
     "body teleported": ("unbroken",),
     "body shrinking": ("size",),
@@ -49,7 +50,7 @@ class Calibration(NamedTuple):
     with_action: dict[str, CheckResult]
     """`energy` and `time` with the pushes of the records."""
     auc: dict[str, tuple[str, float, int]]
-    """By corruption: the check that should detect it, AUC of its score for real against corrupted clips, and clips."""
+    """By corruption: the check that should detect it, AUC of its score for real against corrupted clips, clips."""
     flagged: dict[str, tuple[float, float]]
     """By corruption: shares of the real and of the corrupted clips that fail this check."""
 
@@ -63,6 +64,7 @@ def tracking_error(tracks: Tracks, record: dict[str, Any]) -> np.ndarray | None:
     if tracks.positions.shape[1] != count:
         return None
     true = record["positions"][:, :count]
+    # The tracker does not know the order of the record: the match with the least squared error.
     errors = []
     for order in itertools.permutations(range(count)):
         errors.append(np.linalg.norm(tracks.positions[:, list(order)] - true, axis=-1))
@@ -88,6 +90,7 @@ def calibrate(
       seed: for the choice of partners, frames and bodies.
     """
     records = list(records)
+    # By corruption: the corrupted clips, and the indices of their records. Some corruptions do not apply to all clips.
     real, corrupted, sources = [], {}, {}
     for i, record in enumerate(progress(records, "calibrating", unit="clips")):
         real.append(_tracked(record["video"], settings, through_video))
@@ -130,9 +133,13 @@ class _Detection:
     def add(self, name: str, check: str, real: np.ndarray, corrupted: np.ndarray) -> None:
         """Compares the scores [n] of real clips with those of the same clips corrupted, where both are known."""
         both = np.isfinite(real) & np.isfinite(corrupted)
-        self.auc[name] = check, _auc(real[both], corrupted[both]), int(both.sum())
-        failed = [scores[both] < PASSES[check] for scores in (real, corrupted)]
-        self.flagged[name] = tuple(float(f.mean()) if len(f) else np.nan for f in failed)
+        real, corrupted = real[both], corrupted[both]
+        self.auc[name] = check, _auc(real, corrupted), len(real)
+        self.flagged[name] = _share_below(real, PASSES[check]), _share_below(corrupted, PASSES[check])
+
+
+def _share_below(scores: np.ndarray, threshold: float) -> float:
+    return float((scores < threshold).mean()) if len(scores) else np.nan
 
 
 def _tracked(video: np.ndarray, settings: Collisions, through: Transform | None) -> ClipAnalysis:
@@ -152,7 +159,7 @@ def _compare_audio(
     synchrony = report.scores["synchrony"]
     hop = settings.samples // settings.frames
     for sign, direction in ((1, "late"), (-1, "early")):
-        for frames in SHIFTS:
+        for frames in _SHIFTS:
             shifted = []
             for clip, of_clip in zip(real, audio):
                 shifted.append(measure_av_sync(clip, corruptions.shift(of_clip, sign * frames * hop), settings))
@@ -171,7 +178,7 @@ def _compare_audio(
 
 def _tracker_accuracy(real: list[ClipAnalysis], records: list[dict[str, Any]]) -> tuple[CheckResult, int]:
     """RMS distance of tracked from true centres, and the number of clips with a wrong number of bodies."""
-    squares, unmatched = [np.zeros(0)], 0
+    squares, unmatched = [np.zeros(0)], 0  # one empty array, as there may be no clip to concatenate
     for clip, record in zip(real, records):
         error = tracking_error(clip.tracks, record)
         if error is None:
@@ -185,7 +192,10 @@ def _tracker_accuracy(real: list[ClipAnalysis], records: list[dict[str, Any]]) -
 def _corrupted_videos(
     record: dict[str, Any], settings: Collisions, rng: np.random.Generator
 ) -> Iterator[tuple[str, np.ndarray | None]]:
-    """(name, video or None) of every corruption of a clip's video; its motion is drawn again from its id."""
+    """Yields (name, video or None) for every corruption of a clip's video.
+
+    The motion behind the video is not in the record: it is drawn again from the record's id.
+    """
     split, _, index = str(record["id"]).rpartition("-")
     if split not in SPLITS or not index.isdigit():
         raise UserError(f"record {record['id']!r}: calibration needs clips with the ids of Collisions")
@@ -199,6 +209,7 @@ def _corrupted_videos(
 
 
 def _auc(real: np.ndarray, corrupted: np.ndarray) -> float:
+    """Probability that a real clip has a higher score than a corrupted one; NaN without clips."""
     from sklearn.metrics import roc_auc_score
 
     if not len(real) or not len(corrupted):
@@ -248,13 +259,13 @@ def _aligned(rows: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        cells = map(str.ljust, row, widths)
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def as_markdown(calibrations: dict[str, Calibration]) -> str:
-    """Both tables in Markdown, for a card."""
+    """Both tables in Markdown, for the card of the data set."""
     tables = []
     for header, *rows in as_rows(calibrations):
         lines = [header, ["---"] * len(header), *rows]

@@ -1,6 +1,6 @@
-"""Physics checks of tracked bodies. Each gives a clip a score; higher is more plausible.
+"""Physics checks of tracked bodies. Each is a score of a clip; higher is more plausible.
 
-A score is NaN where the check does not apply. `PASSES` has the score from which on a clip passes.
+A score is NaN where the check does not apply.
 """
 
 from collections.abc import Iterator
@@ -37,6 +37,7 @@ def bodies(tracks: Tracks) -> float:
 
 def size(tracks: Tracks, box: float) -> float:
     """Bodies keep their area: minus the largest change of its logarithm over frames where the body is near nothing."""
+    # Near walls and other bodies part of an area may be hidden.
     free = np.where(_near_anything(tracks, box), np.nan, tracks.areas)
     change = np.abs(np.log(free / tracks.masses))
     # The median of three successive frames, so that one bad frame does not count.
@@ -49,11 +50,11 @@ def apart(tracks: Tracks, box: float) -> float:
     typical = tracks.masses
     missing = 1 - tracks.areas / typical
     near_wall = _near_wall(tracks, box)
-    hidden = [missing[:, body][near_wall[:, body]] for body in range(missing.shape[1])]
+    hidden = [missing[near_wall]]
     for a, b, near in _pairs(tracks):
         both = (missing[:, a] * typical[a] + missing[:, b] * typical[b]) / min(typical[a], typical[b])
         hidden.append(both[near])
-    shares = np.concatenate(hidden) if hidden else np.zeros(0)
+    shares = np.concatenate(hidden)
     return -max(float(np.nanmax(shares)), 0.0) if np.isfinite(shares).any() else np.nan
 
 
@@ -83,7 +84,7 @@ def causes(events: list[Event], lines: Lines, settings: Collisions) -> float:
         return np.nan
     changes = sorted(float(np.linalg.norm(e.after - e.before)) for e in events if e.touched == NOTHING)
     pushes = 1 if settings.push_probability > 0 else 0
-    # The largest change may be the push.
+    # A clip has at most one push, which may explain the largest change.
     unexplained = changes[: len(changes) - pushes]
     return -max(unexplained, default=0.0)
 

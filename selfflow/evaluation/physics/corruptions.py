@@ -14,7 +14,7 @@ from selfflow.data.collisions.simulate import Motion, simulate
 _MIN_JUMP = 12.0  # units
 _SMALLEST = 0.6  # of the radius
 _GRAVITY = 60.0  # units per second^2
-_OUTSIDE = -1e3
+_OUTSIDE = -1e3  # units; not visible there
 
 
 def shift(audio: np.ndarray, samples: int) -> np.ndarray:
@@ -60,6 +60,7 @@ def duplicated(motion: Motion, rng: np.random.Generator) -> np.ndarray | None:
 
 
 def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarray | None:
+    """Mirrors the path of one body from a frame on, in place of the path or as a copy next to it."""
     # A mirrored path is as plausible as the path itself, so that only its first frame is wrong.
     frames, number = motion.positions.shape[:2]
     frame, box = int(rng.integers(frames // 4, frames - frames // 4)), motion.scene.settings.box
@@ -86,6 +87,7 @@ def shrinking(motion: Motion, rng: np.random.Generator) -> np.ndarray:
     """The radius of one body decreases linearly to 0.6 of its value over the clip."""
     frames, scene = len(motion.positions), motion.scene
     body = int(rng.integers(len(scene.bodies)))
+    # A clip of one frame has no time for a push or a quiet end, which the settings check.
     settings = replace(scene.settings, frames=1, quiet_end=0.0, push_seconds=1 / scene.settings.physics_rate)
     video = []
     for i, scale in enumerate(np.linspace(1, _SMALLEST, frames)):
@@ -103,6 +105,7 @@ def passing(motion: Motion) -> np.ndarray | None:
     scene = motion.scene
     alone = []
     for i, body in enumerate(scene.bodies):
+        # The pushed body is the only one, of index 0, in its own simulation.
         push = replace(scene.push, body=0) if scene.push is not None and scene.push.body == i else None
         alone.append(simulate(replace(scene, bodies=(body,), push=push)).positions)
     positions = np.concatenate(alone, axis=1)

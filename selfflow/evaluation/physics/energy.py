@@ -7,7 +7,7 @@ from selfflow.evaluation.physics.events import NOTHING, Event
 from selfflow.evaluation.physics.motion import Lines
 from selfflow.evaluation.physics.track import Tracks
 
-_RELATIVE_ERROR = 0.03
+_RELATIVE_ERROR = 0.03  # of an energy
 
 
 def energies(tracks: Tracks, lines: Lines, seconds: float) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +23,7 @@ def energies(tracks: Tracks, lines: Lines, seconds: float) -> tuple[np.ndarray, 
     n = np.maximum(lines.length, 2)
     error = lines.noise[:, None] / seconds / np.sqrt(n * (n**2 - 1) / 12)
     total = np.sum(mass * speed**2, axis=0) / 2
-    # Where the line of one body starts and that of another ends, both may belong to one contact, shown a frame apart.
+    # A line of one body that starts where a line of another ends: both changes may be of one contact, a frame apart.
     ends = np.pad(np.diff(lines.piece, axis=1) > 0, ((0, 0), (0, 1)))
     starts = np.roll(ends, 1, axis=1)
     total[starts.any(axis=0) & ends.any(axis=0) & ~(starts & ends).any(axis=0)] = np.nan
@@ -54,9 +54,12 @@ def energy(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisio
         return _largest_rise(total, error, [])
     free = [event for event in events if event.touched == NOTHING]
     if free:
-        return _largest_rise(total, error, [max(free, key=lambda e: _impulse(e, tracks))])
-    scores = [_largest_rise(total, error, [e]) for e in events if _may_be_pushed(e, tracks, settings)]
-    return max([_largest_rise(total, error, []), *scores])
+        return _largest_rise(total, error, [max(free, key=lambda event: _impulse(event, tracks))])
+    scores = [_largest_rise(total, error, [])]
+    for event in events:
+        if _may_be_pushed(event, tracks, settings):
+            scores.append(_largest_rise(total, error, [event]))
+    return max(scores)
 
 
 def direction(
@@ -69,6 +72,7 @@ def direction(
     """
     pushed = np.any(action[:, :2]) if action is not None else any(e.touched == NOTHING for e in events)
     total, error = energies(tracks, lines, 1 / settings.frames_per_second)
+    # The energy falls where it rises in reversed time.
     rises, falls = _largest_rise(total, error, []) < -1, _largest_rise(total[::-1], error[::-1], []) < -1
     if pushed or not (rises or falls) or (action is None and rises and falls):
         return np.nan
@@ -78,6 +82,7 @@ def direction(
 
 
 def _impulse(event: Event, tracks: Tracks) -> float:
+    """Change of momentum, units^2 times units per second."""
     return float(np.linalg.norm(event.after - event.before) * tracks.masses[event.body])
 
 
@@ -88,8 +93,9 @@ def _may_be_pushed(event: Event, tracks: Tracks, settings: Collisions) -> bool:
 
 
 def _largest_rise(total: np.ndarray, error: np.ndarray, pushes: list[Event]) -> float:
-    """Minus the largest rise between two frames on the same side of each push, in tolerances."""
+    """Minus the largest rise between two frames on the same side of each push, in tolerances; see `energy`."""
     known = np.flatnonzero(np.isfinite(total))
+    # All pairs of frames: a rise may be spread over several.
     early, late = np.triu_indices(len(known), 1)
     early, late = known[early], known[late]
     for push in pushes:
@@ -114,7 +120,7 @@ def _work(tracks: Tracks, lines: Lines, events: list[Event], action: np.ndarray,
     impulse, mass = action[pushed, :2].sum(axis=0) * seconds, tracks.masses[body]
     at_rest = impulse @ impulse / (2 * mass)
 
-    # A line may end a frame early or late.
+    # Events of this body during the push. A line may end a frame early or late.
     during = [e for e in events if e.body == body and e.first <= pushed[-1] + 1 and e.last >= pushed[0]]
     if not during:
         return work
@@ -122,6 +128,7 @@ def _work(tracks: Tracks, lines: Lines, events: list[Event], action: np.ndarray,
     if len(during) == 1 and first.touched == NOTHING:
         work[last.last :] = impulse @ first.before + at_rest
     else:
+        # The velocity at the push is unknown: its largest possible value bounds the work.
         steps = np.linalg.norm(np.diff(tracks.positions[first.first : last.last + 1, body], axis=0), axis=-1)
         speeds = [np.linalg.norm(first.before), np.linalg.norm(last.after), np.nanmax(steps, initial=0.0) / seconds]
         work[last.last :] = np.linalg.norm(impulse) * max(speeds) + at_rest

@@ -1,4 +1,4 @@
-"""Events: changes of velocity of tracked bodies, and what the bodies touch there."""
+"""Events: changes of velocity of tracked bodies, with the wall or the body in contact."""
 
 from typing import NamedTuple
 
@@ -32,9 +32,9 @@ class Event(NamedTuple):
     jump: float
     """Distance of the two lines at that time, units."""
     touched: int
-    """The other body, WALL, or NOTHING."""
+    """Index of the other body, WALL, or NOTHING."""
     speed: float
-    """Speed before the change, relative to what is touched, units per second; NaN if that is nothing."""
+    """Speed before the change along the normal of the contact, units per second; NaN for NOTHING."""
 
 
 def find_events(tracks: Tracks, lines: Lines, settings: Collisions) -> list[Event]:
@@ -58,10 +58,12 @@ def find_events(tracks: Tracks, lines: Lines, settings: Collisions) -> list[Even
 
 
 def _event(body: int, first: int, last: int, tracks: Tracks, lines: Lines, settings: Collisions) -> Event:
+    """The event of a body between the last frame of one line and the first frame of the next."""
     before, after = lines.velocity[body, first], lines.velocity[body, last]
     change, step = after - before, 1 / settings.frames_per_second
     # Difference of the two lines at the frame `first`, and the delay after which they are nearest.
     gap = lines.position[body, last] - after * (last - first) * step - lines.position[body, first]
+    # The distance |gap + change delay| is least at -gap.change / |change|^2.
     delay = np.clip(-(gap @ change) / max(change @ change, 1e-9), 0, (last - first) * step)
     jump = float(np.linalg.norm(gap + change * delay))
     corner = lines.position[body, first] + before * delay
@@ -80,12 +82,12 @@ def _touched(
     lines: Lines,
     settings: Collisions,
 ) -> tuple[int, float]:
-    """What a body touches at any of `positions` [M, 2] (the nearest; or NOTHING), and its speed relative to that.
+    """The nearest wall or body in contact (WALL, its index, or NOTHING), and the speed along the normal.
 
     Args:
       body, first, last: of the event.
       delay: frames from `first` to the event.
-      positions: of the body during the event, units.
+      positions: of the body during the event, units, [M, 2]; the last is the corner of its two lines.
       tracks, lines, settings: of the clip.
     """
     before, change = lines.velocity[body, first], lines.velocity[body, last] - lines.velocity[body, first]
@@ -99,7 +101,7 @@ def _touched(
     best, touched, speed = _WALL_SLACK, NOTHING, np.nan
     if gap.min() < best:
         wall = int(gap.argmin())
-        best, touched, speed = gap[wall], WALL, abs(before[wall // 2])
+        best, touched, speed = gap[wall], WALL, abs(before[wall // 2])  # walls 0, 1 are along x, 2, 3 along y
     for other in range(len(lines.piece)):
         if other == body:
             continue

@@ -1,4 +1,4 @@
-"""Two classifiers of the material, one of the audio and one of the motion, whose agreement is a check."""
+"""Classifiers of the material by audio and by motion, whose agreement is a physics check."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from selfflow.evaluation.physics.events import WALL, Event
 
 _BANDS = 32
 _LOWEST = 80.0  # Hz
-_HARDEST = 3
-_MISSING = -1.0
+_HARDEST = 3  # contacts
+_MISSING = -1.0  # in place of a feature that a clip does not have
 _MIN_SPEED = 8.0  # units per second
 CONTACT_COUNTS = slice(-3, -1)
 """The features of motion that count contacts: with walls, and of two bodies."""
@@ -48,13 +48,14 @@ def audio_features(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     inside = (band >= 0) & (band < _BANDS)
     shares = np.bincount(band[inside], power[inside], _BANDS)
     shares = shares / max(shares.sum(), 1e-12)
+    # Bands are represented by the geometric means of their edges.
     centroid = np.log(max(shares @ np.sqrt(edges[1:] * edges[:-1]), 1.0))
 
     hop = max(1, round(0.01 * sample_rate))
     envelope = np.sqrt(np.square(x[: len(x) // hop * hop]).reshape(-1, hop).mean(axis=1))
-    envelope = np.pad(envelope, (0, 15))
+    envelope = np.pad(envelope, (0, 15))  # by the longest lag, so that short audio has all of them
     correlations = []
-    for lag in (0, 2, 6, 15):
+    for lag in (0, 2, 6, 15):  # hops of 10 ms
         correlations.append(float(envelope[lag:] @ envelope[: len(envelope) - lag]))
     decay = np.array(correlations[1:]) / max(correlations[0], 1e-12)
     return np.concatenate([np.log(shares + 1e-3), [centroid], decay])
@@ -88,11 +89,12 @@ def motion_features(events: list[Event]) -> np.ndarray:
     for event in events:
         before, after = np.linalg.norm(event.before), np.linalg.norm(event.after)
         if event.last > event.first + 1:
+            # Several contacts in a short time: only their total effect on the speed is known.
             if before > _MIN_SPEED:
                 ratios.append(after / before)
         elif event.touched == WALL:
             walls += _wall_contact(event)
-        elif event.touched > event.body:
+        elif event.touched > event.body:  # the pair once; NOTHING is negative
             partners = [e for e in events if e.body == event.touched and abs(e.first - event.first) <= 1]
             if len(partners) == 1 and partners[0].last == partners[0].first + 1:
                 pairs += _body_contact(event.before - partners[0].before, event.after - partners[0].after)
@@ -113,7 +115,8 @@ def motion_features(events: list[Event]) -> np.ndarray:
 def _wall_contact(event: Event) -> list[_WallContact]:
     """The contact, or nothing if the wall does not reverse the velocity or the contact is too slow."""
     change = np.abs(event.after - event.before)
-    normal = int(change.argmax())  # friction is below 1
+    # Friction is below 1: the change along the normal is the larger one.
+    normal = int(change.argmax())
     speed = abs(event.before[normal])
     if event.before[normal] * event.after[normal] > 0 or speed < _MIN_SPEED:
         return []
@@ -164,8 +167,8 @@ def fit_material_classifiers(
         raise UserError('material classifiers need clips of two materials or more, and materials="clip"')
     of_audio = np.stack([audio_features(clip, settings.sample_rate) for clip in audio])
     of_motion = np.stack([motion_features(clip) for clip in events])
-    of_motion[:, np.isnan(of_motion).all(axis=0)] = 0.0  # trees refuse a column without values
-    with threadpool_limits(1):  # threads of such small fits mostly wait for each other
+    of_motion[:, np.isnan(of_motion).all(axis=0)] = 0.0  # scikit-learn's trees raise on a column of NaN
+    with threadpool_limits(1):  # threads of so small a fit mostly wait for each other
         from_audio = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(of_audio, labels)
         from_motion = HistGradientBoostingClassifier(
             max_iter=80, max_leaf_nodes=12, min_samples_leaf=15, learning_rate=0.08, random_state=0

@@ -7,7 +7,7 @@ import numpy as np
 MIN_FRAMES = 3
 """Frames of a line that has a velocity. The difference of two frames mixes velocities before and after a contact."""
 
-# Cost of a line, and of a single point, in units of the squared noise.
+# Penalties of a line and of a single point, in units of the variance of the noise.
 _LINE, _POINT = 18.0, 14.0
 
 
@@ -61,8 +61,11 @@ def fit_lines(positions: np.ndarray, seconds: float, least_noise: float = 0.04) 
         first[:, t], last[:, t] = start[rows, end], end - 1
         end = np.where(start[rows, end] == t, t, end)
     piece[:, 1:] = np.cumsum(first[:, 1:] != first[:, :-1], axis=1)
-    n, slope, time, mean = (part[rows[:, None], first, last] for part in fit[:4])
-    velocity, position = slope / seconds, mean + slope * (np.arange(frames) - time)[..., None]
+    # The fit of the line of every frame, [N, T, ...].
+    line = rows[:, None], first, last
+    n, slope = fit.n[line], fit.slope[line]
+    velocity = slope / seconds
+    position = fit.mean[line] + slope * (np.arange(frames) - fit.time[line])[..., None]
     velocity[n < MIN_FRAMES] = position[n < MIN_FRAMES] = np.nan
     return Lines(piece, n.astype(int), velocity, position, noise)
 
@@ -83,6 +86,12 @@ class _Fits(NamedTuple):
 
 
 def _all_lines(x: np.ndarray, visible: np.ndarray) -> _Fits:
+    """Least-squares lines of all intervals of frames at once, from cumulative sums.
+
+    Args:
+      x: positions [N, T, 2], finite.
+      visible: frames that count, bool [N, T].
+    """
     t = np.arange(x.shape[1], dtype=float)
 
     def sums(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 _MAX_COLOURS = 8
-_BINS = 12
+_BINS = 12  # per unit of each axis of the hues
 # Distances of colours, 0 to 1 per channel.
 _LIT = 0.35
 _FOREIGN = 0.4
@@ -43,7 +43,7 @@ def find_colours(light: np.ndarray, most: float) -> np.ndarray:
     for _ in range(2 * _MAX_COLOURS):
         if len(rest) < min_pixels or len(colours) == _MAX_COLOURS:
             break
-        # The fullest bin of a histogram of hues, then three steps of mean shift.
+        # The heaviest bin of a histogram of hues, then three steps of mean shift.
         hues = rest / strength[:, None]
         bins = np.clip(((hues + 1) * _BINS).astype(int), 0, 2 * _BINS - 1)
         keys = (bins[:, 0] * 2 * _BINS + bins[:, 1]) * 2 * _BINS + bins[:, 2]
@@ -55,6 +55,7 @@ def find_colours(light: np.ndarray, most: float) -> np.ndarray:
         if members.sum() >= min_pixels:  # fewer are mixed pixels of two touching bodies
             hue = hue / np.linalg.norm(hue)
             colours.append(hue * np.quantile(rest[members] @ hue, 0.8))
+            # Fainter and mixed pixels of this colour must not form the next one.
             members |= _residual(rest, 1.25 * colours[-1])[0] < radius**2
         rest, strength = rest[~members], strength[~members]
     return np.array(colours, np.float32).reshape(-1, 3)
@@ -68,6 +69,7 @@ def _residual(light: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _pair(light: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Shares of two colours in pixels [n, 3], nonnegative with a sum of at most 1, [2, n]."""
+    # Least squares with a ridge, for colours that are almost parallel.
     gram = np.array([[a @ a, a @ b], [a @ b, b @ b]]) + 1e-3 * np.eye(2)
     shares = np.clip(np.stack([light @ a, light @ b], axis=-1) @ np.linalg.inv(gram), 0, 1)
     return (shares / np.maximum(shares.sum(axis=-1, keepdims=True), 1)).T
@@ -76,7 +78,7 @@ def _pair(light: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def segment(light: np.ndarray, palette: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Connected patches of each colour with at least `least` pixels, and the share of each pixel that they cover.
 
-    Colours that belong to no body of their own are dropped, so that C may be smaller than the palette.
+    Colours that are tinges of another are dropped, so that C may be smaller than the palette.
 
     Args:
       light: pixels minus the background, float32 [T, H, W, 3].
@@ -86,6 +88,7 @@ def segment(light: np.ndarray, palette: np.ndarray, least: float) -> tuple[np.nd
     Returns:
       Labels, int [C, T, H, W], 0 for none, each with the faint edge around it, and coverage, float32 of that shape.
     """
+    # Shares depend on the palette: after a colour is dropped they are computed again.
     while True:
         residuals, shares = [], []
         for colour in palette:
@@ -140,7 +143,7 @@ def _patches(solid: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
     labels, count = ndimage.label(solid, structure)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     kept = sizes >= least
-    kept[0] = False
+    kept[0] = False  # the background
     return np.where(kept, np.cumsum(kept), 0)[labels], np.append(0, sizes[kept])
 
 

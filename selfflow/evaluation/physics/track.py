@@ -14,7 +14,7 @@ from selfflow.data.collisions.render import BACKGROUND
 from selfflow.errors import UserError
 from selfflow.evaluation.physics.segment import find_colours, segment
 
-_MAX_BODIES = 12
+_MAX_BODIES = 12  # mean number of blobs in a frame; more are noise
 
 
 class Tracks(NamedTuple):
@@ -81,7 +81,7 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
       UserError: `video` is not a uint8 video of square frames.
     """
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or video.shape[1] != video.shape[2]:
-        raise UserError(f"video of {video.dtype} {list(video.shape)}: the verifier takes uint8 [T, size, size, 3]")
+        raise UserError(f"video of {video.dtype} {list(video.shape)}: give uint8 [T, size, size, 3]")
     frames, size = video.shape[:2]
     if not video.size:
         return _no_tracks(frames)
@@ -97,7 +97,7 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
 
     # A ninth of the smallest triangle, so that shrinking bodies are tracked down to this size.
     min_area = 0.15 * (settings.radius[0] / unit) ** 2
-    labels, cover = segment(light, palette, min_area)
+    labels, cover = segment(light, palette, min_area)  # [colours, T, H, W]
     blobs = _measure(labels, cover, light)
     large = blobs.area >= min_area
     if not large.any() or large.sum() > frames * _MAX_BODIES:
@@ -112,12 +112,16 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
     centres = np.stack([path.centre for path in paths], axis=1)
     areas = np.stack([path.area for path in paths], axis=1)
     reach, radii = _extent(labels, cover, [path.blob for path in paths], centres)
-    colours = [np.median(blobs.shade[path.blob[path.blob >= 0]], axis=0) + BACKGROUND for path in paths]
+    colours = []
+    for path in paths:
+        shades = blobs.shade[path.blob[path.blob >= 0]]
+        colours.append(np.median(shades, axis=0) + BACKGROUND)
     count = np.isfinite(areas).sum(axis=1) + surplus
     return Tracks(centres * unit, areas * unit**2, np.array(colours), reach * unit, radii * unit, count)
 
 
 def _no_tracks(frames: int) -> Tracks:
+    """The result for a video without bodies."""
     return Tracks(
         positions=np.zeros((frames, 0, 2)),
         areas=np.zeros((frames, 0)),
@@ -132,7 +136,7 @@ def _measure(labels: np.ndarray, cover: np.ndarray, light: np.ndarray) -> _Blobs
     """Area, centre and shade of each patch; entry i has label i + 1."""
     colour, frame, y, x = np.nonzero(labels)
     label, weight = labels[colour, frame, y, x] - 1, cover[colour, frame, y, x]
-    count = label.max(initial=-1) + 1
+    count = label.max(initial=-1) + 1  # M
 
     def total(values: np.ndarray) -> np.ndarray:
         """Sums over the pixels of each patch, [M]."""
@@ -169,7 +173,7 @@ def _link(
     centres = np.full((number, frames, 2), np.nan)
     areas, path_blobs = np.full((number, frames), np.nan), np.full((number, frames), -1)
     surplus = np.zeros(frames, int)
-    if counts.max() == 1:  # by far the most frequent case: nothing to assign
+    if counts.max() == 1:  # by far the most frequent case, without an assignment
         at = blobs.frame[members]
         centres[0, at], areas[0, at], path_blobs[0, at] = blobs.centre[members], blobs.area[members], members
         return [_Path(*path) for path in zip(centres, areas, path_blobs)], surplus
@@ -183,12 +187,12 @@ def _link(
         typical, shade = blobs.area[first].copy(), blobs.shade[first]
         for t in order:
             candidates = by_frame[t]
-            expected = position + motion
+            expected = position + motion  # at the velocity of the last visible frame
             if not len(candidates):
                 position = expected
                 continue
 
-            # Assign blobs to bodies by position, area and colour.
+            # Assign blobs to bodies by position, area and colour. Costs are in pixels.
             cost = np.linalg.norm(expected[:, None] - blobs.centre[candidates], axis=-1)
             cost += 8 * np.abs(np.log(typical[:, None] / blobs.area[candidates]))
             cost += 100 * np.linalg.norm(shade[:, None] - blobs.shade[candidates], axis=-1)

@@ -13,7 +13,8 @@ from selfflow.evaluation.physics.materials import MaterialClassifiers, fit_mater
 from selfflow.evaluation.physics.verify import ClipAnalysis, PhysicsReport, score_clips, track_clip
 from selfflow.progress import progress
 
-# Clips that the material classifiers are fitted to: at most so many, and at most half of the training split.
+# The material classifiers are fitted to at most this number of clips, and to at most half of the training split: the
+# other half is for evaluation.
 _MAX_FITTED = 1024
 
 
@@ -57,16 +58,16 @@ def fitted_clips(built: BuiltDataset | None) -> int:
 
 def fit_classifiers(records: Iterable[dict[str, Any]], settings: Collisions) -> MaterialClassifiers:
     """Fits the material classifiers to records of a split; 1000 clips take about 15 s."""
-    records = list(records)
-    events = []
-    for record in progress(records, "fitting material classifiers", unit="clips"):
+    audio, events, materials = [], [], []
+    for record in progress(list(records), "fitting material classifiers", unit="clips"):
+        audio.append(record["audio"])
         events.append(track_clip(record["video"], settings).events)
-    audio, materials = [record["audio"] for record in records], [record["material"] for record in records]
+        materials.append(record["material"])
     return fit_material_classifiers(audio, events, materials, settings)
 
 
 def readable_records(records: Sequence[dict[str, Any]], count: int | None = None) -> Iterator[dict[str, Any]]:
-    """The first `count` records, by default all, without those that cannot be read."""
+    """Those of the first `count` records, by default of all, that can be read."""
     for i in range(len(records) if count is None else min(count, len(records))):
         try:
             yield records[i]
@@ -75,7 +76,7 @@ def readable_records(records: Sequence[dict[str, Any]], count: int | None = None
 
 
 class TrackedClips:
-    """Tracked clips of samples, with their audio: what the physics checks are computed from.
+    """Tracked clips of samples, with their audio: the input of the physics checks.
 
     Args:
       verifier: of their data set.

@@ -1,4 +1,4 @@
-"""The physics verifier: tracks the bodies of a clip of Collisions in its pixels and scores it by physics checks."""
+"""Physics checks of decoded clips of Collisions: tracking of the bodies in the pixels, and scores of the clips."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -53,10 +53,10 @@ class PhysicsReport(NamedTuple):
 
 
 def track_clip(video: np.ndarray, settings: Collisions) -> ClipAnalysis:
-    """Tracks the bodies of a uint8 video [T, H, W, 3] and finds where their velocities change.
+    """Tracks the bodies of a uint8 video [T, H, W, 3] and finds the changes of their velocities.
 
     Raises:
-      UserError: it is no such video, or `settings` have gravity, with which bodies do not move along straight lines.
+      UserError: another shape or dtype, or settings with gravity, under which bodies do not move along straight lines.
     """
     if settings.gravity:
         raise UserError(f"collisions.gravity = {settings.gravity:g}: the physics verifier requires gravity = 0")
@@ -72,9 +72,9 @@ def verify(
     classifiers: MaterialClassifiers | None = None,
     actions: Sequence[np.ndarray] | np.ndarray | None = None,
 ) -> PhysicsReport:
-    """Scores decoded clips by the physics of the data set. No content of a clip is an error.
+    """Scores decoded clips by the physics of the data set. Clips of any content have scores.
 
-    With `rotation` the energy of the spin, which is not tracked, may appear as a rise in a few real clips.
+    Spin is not tracked: with `rotation` its energy may appear as a rise in a few real clips.
 
     Args:
       videos: uint8 [B, T, H, W, 3]; None leaves out all checks of the motion.
@@ -86,13 +86,12 @@ def verify(
     Raises:
       UserError: media of another type or shape, different numbers of clips, or settings with gravity.
     """
-    inputs = [media for media in (videos, audio, actions) if media is not None]
-    if len({len(media) for media in inputs}) > 1:
-        counts = " and ".join(str(len(media)) for media in inputs)
-        raise UserError(f"verify: {counts} clips; give as many of each")
+    counts = [len(media) for media in (videos, audio, actions) if media is not None]
+    if len(set(counts)) > 1:
+        raise UserError(f"verify: {' and '.join(map(str, counts))} clips; give as many of each")
     for clip in () if audio is None else audio:
         if clip.dtype != np.int16 or clip.ndim != 1:
-            raise UserError(f"audio of {clip.dtype} {list(clip.shape)}: the verifier takes int16 [samples]")
+            raise UserError(f"audio of {clip.dtype} {list(clip.shape)}: give int16 [samples]")
     tracked = [track_clip(video, settings) for video in videos] if videos is not None else None
     return score_clips(tracked, audio, settings, classifiers, actions)
 
@@ -104,40 +103,55 @@ def score_clips(
     classifiers: MaterialClassifiers | None = None,
     actions: Sequence[np.ndarray] | np.ndarray | None = None,
 ) -> PhysicsReport:
-    """`verify` for clips that are tracked already, so that the same videos can be scored with other audio."""
-    materials: dict[str, np.ndarray] = {}
-    if classifiers is not None and audio is not None:
-        labels = _predict(classifiers.audio, [audio_features(clip, settings.sample_rate) for clip in audio])
-        materials["audio"] = np.where([np.any(clip) for clip in audio], labels, -1)
-    if classifiers is not None and tracked is not None:
-        features = [motion_features(clip.events) for clip in tracked]
-        has_contacts = [f[CONTACT_COUNTS].any() for f in features]
-        materials["motion"] = np.where(has_contacts, _predict(classifiers.motion, features), -1)
+    """`verify` for tracked clips, so that the same videos can be scored with other audio.
 
+    Args: as of `verify`; `tracked` has the results of `track_clip`.
+    """
+    materials = {} if classifiers is None else _predict_materials(tracked, audio, settings, classifiers)
     scores: dict[str, np.ndarray] = {}
     if tracked is not None:
         known_actions = [None] * len(tracked) if actions is None else actions
         by_clip = [motion_scores(clip, settings, action) for clip, action in zip(tracked, known_actions)]
         for check in checks.PASSES:
-            scores[check] = np.array([of_clip[check] for of_clip in by_clip], float)
+            scores[check] = np.array([scores_of_clip[check] for scores_of_clip in by_clip], float)
     if tracked is not None and audio is not None:
-        synchrony = [measure_av_sync(clip, of_clip, settings) for clip, of_clip in zip(tracked, audio)]
+        synchrony = [measure_av_sync(clip, clip_audio, settings) for clip, clip_audio in zip(tracked, audio)]
         scores["synchrony"] = np.array(synchrony, float)
     if len(materials) == 2:
         agree = materials["audio"] == materials["motion"]
         scores["timbre"] = np.where(materials["motion"] < 0, np.nan, agree)
 
-    passed = {check: np.where(np.isnan(s), np.nan, s >= PASSES[check]) for check, s in scores.items()}
-    rows = {check: _pass_rate(values) for check, values in passed.items()}
+    passed, rows = {}, {}
+    for check, score_B in scores.items():
+        passed[check] = np.where(np.isnan(score_B), np.nan, score_B >= PASSES[check])
+        rows[check] = _pass_rate(passed[check])
     if len(materials) == 2:
         rows["kappa"] = _kappa(materials)
         rows["loudness"] = _loudness(tracked, audio, materials["audio"], settings)
 
     count = len(tracked if tracked is not None else audio if audio is not None else ())
-    by_check = np.array(list(passed.values())).reshape(len(passed), count)
-    applicable = np.isfinite(by_check).sum(axis=0)
-    score = np.where(applicable > 0, np.nansum(by_check, axis=0) / np.maximum(applicable, 1), np.nan)
-    return PhysicsReport(score, scores, materials, rows)
+    passed_CB = np.array(list(passed.values())).reshape(len(passed), count)  # also without checks or clips
+    applicable_B = np.isfinite(passed_CB).sum(axis=0)
+    score_B = np.where(applicable_B > 0, np.nansum(passed_CB, axis=0) / np.maximum(applicable_B, 1), np.nan)
+    return PhysicsReport(score_B, scores, materials, rows)
+
+
+def _predict_materials(
+    tracked: list[ClipAnalysis] | None,
+    audio: Sequence[np.ndarray] | np.ndarray | None,
+    settings: Collisions,
+    classifiers: MaterialClassifiers,
+) -> dict[str, np.ndarray]:
+    """`PhysicsReport.materials`: labels by `audio` and by `motion`, those of the two that exist."""
+    materials = {}
+    if audio is not None:
+        labels = _predict(classifiers.audio, [audio_features(clip, settings.sample_rate) for clip in audio])
+        materials["audio"] = np.where([np.any(clip) for clip in audio], labels, -1)
+    if tracked is not None:
+        features = [motion_features(clip.events) for clip in tracked]
+        has_contacts = [features_of_clip[CONTACT_COUNTS].any() for features_of_clip in features]
+        materials["motion"] = np.where(has_contacts, _predict(classifiers.motion, features), -1)
+    return materials
 
 
 def motion_scores(clip: ClipAnalysis, settings: Collisions, action: np.ndarray | None = None) -> dict[str, float]:
@@ -167,7 +181,7 @@ def _predict(classifier: object, features: list[np.ndarray]) -> np.ndarray:
 
     if not features:
         return np.zeros(0, int)
-    with threadpool_limits(1):  # threads that wait for busy cores make this take seconds
+    with threadpool_limits(1):  # on busy cores threads would take seconds
         return classifier.predict(np.stack(features)).astype(int)
 
 
@@ -183,7 +197,7 @@ def _kappa(materials: dict[str, np.ndarray]) -> CheckResult:
     if not both.any():
         return CheckResult(np.nan, 0)
     chance = sum(np.mean(from_audio == label) * np.mean(from_motion == label) for label in np.unique(from_audio))
-    if chance >= 1:
+    if chance >= 1:  # one label: kappa is 0 / 0
         return CheckResult(np.nan, int(both.sum()))
     return CheckResult(float((np.mean(from_audio == from_motion) - chance) / (1 - chance)), int(both.sum()))
 
@@ -198,18 +212,19 @@ def _loudness(
     from scipy.stats import rankdata
 
     impacts: dict[int, list[tuple[float, float]]] = {}
-    for clip, of_clip, material in zip(tracked, audio, materials):
+    for clip, clip_audio, material in zip(tracked, audio, materials):
         if material < 0:
             continue
         for event in clip.events:
             # Two bodies in contact are two events and one contact.
             is_first = event.touched == WALL or event.touched > event.body
             if is_first and attacks.is_isolated(event, clip.events):
-                loudness = attacks.loudness(event, of_clip, settings.sample_rate, 1 / settings.frames_per_second)
+                loudness = attacks.loudness(event, clip_audio, settings.sample_rate, 1 / settings.frames_per_second)
                 impacts.setdefault(int(material), []).append((event.speed, loudness))
 
     correlations = []
     for pairs in impacts.values():
+        # Materials differ in loudness: ranks are within one.
         ranks = rankdata(pairs, axis=0)
         if len(pairs) > 2 and (np.ptp(ranks, axis=0) > 0).all():
             correlations.append((np.corrcoef(ranks.T)[0, 1], len(pairs)))

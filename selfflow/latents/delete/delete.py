@@ -8,7 +8,7 @@ The order of steps makes every interruption harmless:
 4. The folders of latents follow, one after the other.
 5. `deleted.json` records the deletion as finished.
 
-The same command resumes what a killed one left. Ids are stored nowhere but in the user's file of them.
+After a kill the same command resumes. Ids are stored only in the user's file of them.
 """
 
 import json
@@ -49,10 +49,10 @@ class DeletionReport:
       removed: number of records that were removed from each split of the data set.
       latents: number of records that were removed from each finished folder of latents.
       cleared: unfinished folders of latents, in which encoding starts again.
-      missing: ids that were nowhere.
+      missing: ids that neither the data set nor its latents have.
       siblings: remaining records that are clips, FILE@SECONDS, of the same files; clips may overlap.
-      before: when the same ids were deleted, or their deletion was interrupted, if it was before.
-      resumed: whether it had been interrupted.
+      before: time of an earlier deletion of the same ids, finished or not; "" if there was none.
+      resumed: whether that was interrupted.
       fitted: autoencoders that were fitted to records of this data set.
       left: places in which ids still occur.
     """
@@ -76,9 +76,9 @@ def _no_progress() -> None:
 def delete_samples(
     built: BuiltDataset, ids: Collection[str], data_dir: Path, advance: Advance = _no_progress
 ) -> DeletionReport:
-    """Removes samples from a data set and all its latents, and searches what is left for their ids.
+    """Removes samples from a data set and all its latents, and searches the remaining files for their ids.
 
-    Statistics of latents, reconstruction quality and autoencoders stay as they are: later numbers remain comparable.
+    Statistics of latents, reconstruction quality and autoencoders are kept: later numbers remain comparable.
 
     Args:
       built: the data set.
@@ -105,6 +105,7 @@ def delete_samples(
 def _delete(
     built: BuiltDataset, ids: set[str], folders: list[Path], data_dir: Path, advance: Advance
 ) -> DeletionReport:
+    # Exchanges of files that a killed deletion has prepared.
     for folder in folders:
         finish_change(folder)
     plan = plan_deletion(built, ids, folders, advance)

@@ -20,7 +20,7 @@ _NEW = ".new"
 
 
 def write_remaining(folder: Path, deleted: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Writes the shards of a data set without some records beside the present ones, which stay as they are.
+    """Writes the shards of a data set without some records beside the present ones, which do not change.
 
     Every shard of a split that loses records gets a new name, so that replacing `dataset_info.json` by the result
     exchanges all of them in one step.
@@ -41,17 +41,22 @@ def write_remaining(folder: Path, deleted: dict[str, np.ndarray]) -> dict[str, A
         elif not mask.all():
             changed = entry | _write_split(folder, info, split, mask)
             if "statistics" in entry:
-                changed["statistics"] = {}  # they would be those of the deleted records, too
+                changed["statistics"] = {}  # they include the deleted records
             splits.append(changed)
     return info | {"splits": splits}
 
 
 def _write_split(folder: Path, info: dict, split: StoredSplit, deleted: np.ndarray) -> dict[str, Any]:
     """Writes the remaining records of a split; returns the fields of `dataset_info.json` that change."""
+    # Shards that become empty are left out; the others keep their order.
     masks = np.split(deleted, np.cumsum(split.lengths)[:-1])
-    remaining = [(path, mask) for path, mask in zip(split.paths, masks) if not mask.all()]
+    remaining, size = [], split.size
+    for path, mask in zip(split.paths, masks):
+        if not mask.all():
+            remaining.append((path, mask))
+        if mask.any():
+            size -= _deleted_bytes(path, mask)
     template = next_template(split.template)
-    size = split.size - sum(_deleted_bytes(path, mask) for path, mask in zip(split.paths, masks) if mask.any())
     new_paths = shard_paths(folder, info, split.name, template, len(remaining))
     for (path, mask), new in zip(remaining, new_paths, strict=True):
         new.unlink(missing_ok=True)  # never written into: it may be a hard link to a shard
@@ -122,7 +127,9 @@ def switch_shards(folder: Path, info: dict[str, Any]) -> None:
 
 def remove_replaced(folder: Path, replaced: list[str]) -> None:
     """Deletes the previous shards of a data set, and what killed processes wrote in their place."""
-    current = {path for split in read_splits(folder).values() for path in split.paths}
+    current: set[Path] = set()
+    for split in read_splits(folder).values():
+        current.update(split.paths)
     unfinished = [*folder.rglob(f"{KEPT}[0-9]*-*"), *folder.glob("*.json.partial-*")]
     for path in [folder / name for name in replaced] + unfinished:
         if path not in current:
@@ -173,6 +180,7 @@ def apply_change(change: LatentsChange) -> None:
             del shards[split]
             continue
         lengths = manifest["shards"][split]
+        # Shards keep their names; only those that lose records are written again.
         masks = np.split(keep, np.cumsum(lengths)[:-1])
         shards[split] = [int(mask.sum()) for mask in masks]
         for number, mask in enumerate(masks):
@@ -194,8 +202,8 @@ def _next(path: Path) -> Path:
 
 
 def _renumbered(unreadable: list, keep: np.ndarray) -> list[tuple]:
-    """The entries of unreadable records that are kept, with their next numbers."""
-    position = np.cumsum(keep) - 1
+    """The entries of unreadable records that are kept, with the numbers that these have among all kept records."""
+    position = np.cumsum(keep) - 1  # of each kept record among them
     return [(int(position[int(i)]), *rest) for i, *rest in unreadable if keep[int(i)]]
 
 
@@ -204,11 +212,13 @@ def finish_change(folder: Path) -> None:
     if not (folder / NEXT_MANIFEST).exists():
         return
     manifest = json.loads((folder / NEXT_MANIFEST).read_text())
+    # Resumable: files that were renamed before a kill are not in the glob any more.
     for path in folder.glob(f"*{_NEW}"):
         os.replace(path, path.with_name(path.name.removesuffix(_NEW)))
     for path in foreign_files(folder, manifest):
         if path.name != NEXT_MANIFEST and path.suffix in (".array_record", ".safetensors"):
             path.unlink()  # of a split that has become empty
+    # The names of all new files must be on the disk before the manifest that needs them.
     sync(folder)
     os.replace(folder / NEXT_MANIFEST, folder / MANIFEST)
     sync(folder)

@@ -12,7 +12,7 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.latents.ids import decode_ids
 
-_SHORT_BYTES = 8  # shorter ids occur in much data by chance
+_SHORT_BYTES = 8  # shorter ids occur in large files by chance
 _BLOCK_BYTES = 16 << 20
 
 
@@ -42,6 +42,7 @@ def find_remaining(
     pattern = _pattern({_stored_id(built, name) for name in ids})
     lines, remaining, matches = _search_records(built, ids, pattern, advance)
     # An id may be part of the longer id of a sample that stays: where that occurs it is no match.
+    # Matches are therefore decided once the ids of all records are known.
     longer: list[bytes] = []
     if pattern:
         stored = {_stored_id(built, name).encode() for name in remaining}
@@ -53,7 +54,8 @@ def find_remaining(
     for folder in folders:
         lines += _search_indexes(folder, ids)
     if pattern:
-        overlap = 1 + max(len(name) for name in [*(name.encode() for name in ids), *longer])
+        sizes = [len(name.encode()) for name in ids] + [len(name) for name in longer]
+        overlap = 1 + max(sizes)
         for folder in (built.folder, *folders):
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and _in_file(path, pattern, longer, overlap):
@@ -127,6 +129,7 @@ def _contains(data: bytes, pattern: re.Pattern[bytes], longer: list[bytes], end:
         start, stop = match.span()
         if end is not None and start >= end:
             continue
+        # A longer id that contains the match lies within its own length around it.
         is_part = False
         for name in longer:
             if data.find(name, max(0, stop - len(name)), start + len(name)) >= 0:
@@ -142,17 +145,20 @@ def _pattern(ids: Iterable[str]) -> re.Pattern[bytes] | None:
 
     Each byte of the data is then compared a few times only, however many ids there are.
     """
-    words = sorted({name.encode() for name in ids if len(name.encode()) >= _SHORT_BYTES})
+    encoded = {name.encode() for name in ids}
+    words = sorted(word for word in encoded if len(word) >= _SHORT_BYTES)
     return re.compile(_prefix_tree(words)) if words else None
 
 
 def _prefix_tree(words: list[bytes]) -> bytes:
-    """Expression for any of the sorted words; a word that is a prefix of others stands for them, too."""
+    """Expression for any of the sorted words; a word that is a prefix of others matches wherever they do."""
     shared = len(os.path.commonprefix([words[0], words[-1]]))
     start = re.escape(words[0][:shared])
     if len(words[0]) == shared:
         return start
+    # Branches by the first byte that differs.
     groups: dict[int, list[bytes]] = {}
     for word in words:
         groups.setdefault(word[shared], []).append(word[shared:])
-    return start + b"(?:" + b"|".join(_prefix_tree(group) for group in groups.values()) + b")"
+    branches = [_prefix_tree(group) for group in groups.values()]
+    return start + b"(?:" + b"|".join(branches) + b")"
