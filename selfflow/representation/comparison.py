@@ -67,30 +67,32 @@ def compare_to_baseline(scores: Mapping[str, Mapping[int, float]], baseline: str
       baseline: the method that the others are compared with; without scores of it no method has a difference.
     """
     against = scores.get(baseline, {})
-    return [
-        Method(name, dict(own), interval(own), _paired(against, own) if name != baseline else None)
-        for name, own in scores.items()
-    ]
+    methods = []
+    for name, own in scores.items():
+        difference = None if name == baseline else _paired(against, own)
+        methods.append(Method(name, dict(own), interval(own), difference))
+    return methods
 
 
 def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[str, str]) -> Paired:
-    """How much more the first of `here` scores over its second than the first of `there` over its: (a - b) - (c - d).
+    """Difference of two differences of methods, (a - b) - (c - d) with here = (a, b) and there = (c, d), over seeds.
 
     Args:
       methods: as `compare_methods` gives them.
       here, there: names of two methods each; seeds that all four have are paired.
 
     Raises:
-      UserError: if a name is none of theirs, or no seed is.
+      UserError: an unknown name, or no seed that all four have.
     """
     scores = {method.name: method.scores for method in methods}
-    if unknown := [name for name in (*here, *there) if name not in scores]:
+    unknown = [name for name in (*here, *there) if name not in scores]
+    if unknown:
         raise UserError(f"interaction of {unknown[0]!r}: there are {', '.join(scores)}")
-    differences = [
-        {seed: scores[a][seed] - scores[b][seed] for seed in scores[a].keys() & scores[b].keys()}
-        for a, b in (there, here)
-    ]
-    difference = _paired(*differences)
+
+    def gain(a: str, b: str) -> dict[int, float]:
+        return {seed: scores[a][seed] - scores[b][seed] for seed in scores[a].keys() & scores[b].keys()}
+
+    difference = _paired(gain(*there), gain(*here))
     if difference is None:
         raise UserError(f"interaction of {', '.join((*here, *there))}: they have no seed in common")
     return difference

@@ -1,6 +1,6 @@
-"""What single tokens of a clip know and look at: principal components of tokens, attention from sounds to bodies."""
+"""Tokens of single clips: principal components, and attention from the audio of contacts to the bodies."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ from selfflow.models.joint_config import JointConfig
 from selfflow.representation.features.extract import seed_of
 from selfflow.representation.features.forward import corrupted_at
 from selfflow.representation.probes.targets import refuse_cropped
+from selfflow.representation.protocols import ComponentClips, OpenRun
 from selfflow.representation.views import seconds_of, whole_clips
 
-# {block: {whose tokens attend: {whose are attended to: [B, A, N, M]}}}
+# {block: {modality of the queries: {modality of the keys: [B, A, N, M]}}}
 Attention = dict[int, dict[str, dict[str, Float[np.ndarray, "B A N M"]]]]
 
 
@@ -27,40 +28,40 @@ def principal_colours(
 ) -> tuple[Float[np.ndarray, "n N components"], Float[np.ndarray, "components"]]:
     """The first principal components of the tokens of clips, scaled to [0, 1] for use as colours.
 
-    Components are those of all tokens of all clips together, so that a colour means the same in each, after the mean
-    over clips is taken out at each position: else they may tell where a token stands, which all clips share. The 2nd
-    and 98th percentile of a component become 0 and 1. A component's sign is free: it is chosen so that the largest
-    weight is positive.
+    Components are computed over all tokens of all clips, so that a colour means the same in each clip. The mean over
+    clips is subtracted at each position, since components would otherwise encode position, which all clips share. The
+    2nd and 98th percentile of a component become 0 and 1. The sign of a component makes its largest weight positive.
 
     Args:
       features_nND: of tokens.
-      components: how many, at most D.
+      components: their number, at most D.
 
     Returns:
-      The colours, and the share of the variance that each component has.
+      Colours, and the share of the variance of each component.
 
     Raises:
-      UserError: fewer than 2 clips, or tokens that do not differ.
+      UserError: fewer than 2 clips, or tokens that are all the same.
     """
     x_nND = np.asarray(features_nND, np.float64)
     if len(x_nND) < 2:
-        raise UserError("principal_colours: 1 clip has no other to take the mean of its positions with; give more")
+        raise UserError("principal_colours: the mean over 1 clip leaves no differences; give at least 2 clips")
     x_nND = x_nND - x_nND.mean(axis=0)
     flat = x_nND.reshape(-1, x_nND.shape[-1])
+    # Eigenvalues ascend, so that the last columns are the first components.
     values, vectors = np.linalg.eigh(flat.T @ flat)
     if values[-1] <= 0:
-        raise UserError("principal_colours: all tokens are the same, and have no components")
-    chosen = vectors[:, ::-1][:, :components]
-    chosen = chosen * np.sign(chosen[np.abs(chosen).argmax(axis=0), np.arange(chosen.shape[1])])
-    scores = flat @ chosen
+        raise UserError("principal_colours: all tokens are the same: give clips that differ")
+    axes_DK = vectors[:, ::-1][:, :components]
+    axes_DK = axes_DK * np.sign(axes_DK[np.abs(axes_DK).argmax(axis=0), np.arange(axes_DK.shape[1])])
+    scores = flat @ axes_DK
     low, high = np.percentile(scores, [2, 98], axis=0)
     colours = np.clip((scores - low) / np.where(high > low, high - low, 1.0), 0, 1)
     return colours.reshape(*x_nND.shape[:2], -1), values[::-1][:components] / values.sum()
 
 
 def attention_of_clips(
-    run: Any,
-    clips: Any,
+    run: OpenRun,
+    clips: ComponentClips,
     numbers: Iterable[int],
     layers: Iterable[int],
     tau: float = 0.1,
@@ -71,19 +72,19 @@ def attention_of_clips(
 ) -> Attention:
     """Attention weights of blocks on clips, without a label, with all tokens at one noise level.
 
-    The noise of a clip is that which `features` gives it.
+    The noise of a clip is the same as in `features`.
 
     Args:
       run: an opened run with a joint transformer, `selfflow.run.run.Run`.
       clips: as `run.data` gives them.
-      numbers: which.
+      numbers: of the clips in their split.
       layers: blocks, counted from 1.
       tau: noise level.
       weights, step: as for `Run.model`.
       seed: of the noise.
 
     Raises:
-      UserError: for a SiT, blocks or clips that there are not, or clips that are shorter than the component has them.
+      UserError: a SiT, unknown blocks or clips, or clips shorter than those of the component.
     """
     model, layers = run.model(weights, step), tuple(sorted(set(layers)))
     if not isinstance(run.experiment.model, JointConfig):
@@ -108,75 +109,97 @@ def _attention(params, latents, numbers_B, tau, seed, *, apply, modalities, laye
 
 
 class Contact(NamedTuple):
-    """A contact that is heard, as tokens.
+    """The tokens of a contact.
 
     Attributes:
-      seconds: when.
-      bodies: which, one or two of the clip's.
-      sound: the audio token in whose time it falls.
-      frames: times of the video grid before and after it.
-      tokens: video tokens of these times, [M].
-      holds: which of them hold the centre of one of the bodies, [M].
-      quiet: audio tokens that lie far from any contact.
+      seconds: time of the contact.
+      bodies: indices of its one or two bodies.
+      audio_token: index of the audio token that contains its time.
+      frames: steps of the video grid before and after it.
+      tokens: indices of the video tokens of these steps, [M].
+      holds: mask of those that contain the centre of one of the bodies, [M].
+      quiet: indices of the audio tokens far from any contact.
     """
 
     seconds: float
     bodies: tuple[int, ...]
-    sound: int
+    audio_token: int
     frames: tuple[int, ...]
     tokens: np.ndarray
     holds: np.ndarray
     quiet: np.ndarray
 
 
-def contacts_as_tokens(
-    record: Any, grid: tuple[int, int, int], sounds: int, seconds: float, truth: ProbeTargets, far: float = 0.2
-) -> list[Contact]:
-    """The contacts of a clip of Collisions that fall between two times of the video grid.
+class ClipLayout(NamedTuple):
+    """Tokens and ground truth of clips with video and audio.
+
+    Attributes:
+      grid: video tokens along (time, height, width).
+      audio_tokens: number of audio tokens, which divide the clip's time evenly.
+      seconds: length of a clip.
+      truth: ground truth of the data set, which locates bodies in tokens.
+    """
+
+    grid: tuple[int, int, int]
+    audio_tokens: int
+    seconds: float
+    truth: ProbeTargets
+
+
+def contacts_as_tokens(record: Mapping[str, Any], layout: ClipLayout, far: float = 0.2) -> list[Contact]:
+    """The contacts of a clip of Collisions that fall between two steps of the video grid.
 
     Args:
-      record: a clip.
-      grid: video tokens along (time, height, width).
-      sounds: number of audio tokens, which share the clip's time evenly.
-      seconds: how long the clip lasts.
-      truth: ground truth of the data set, which locates bodies in tokens.
-      far: audio tokens whose centre is at least so many seconds from every contact are quiet.
+      record: raw record of the clip.
+      layout: of its tokens.
+      far: least distance in seconds of the centre of a quiet audio token from every contact.
     """
+    grid, audio_tokens, seconds, truth = layout
     times = np.asarray(record["contacts"]["time"], np.float64)
-    middles = (np.arange(sounds) + 0.5) * seconds / sounds
+    centres = (np.arange(audio_tokens) + 0.5) * seconds / audio_tokens
     bounds = frames_of_tokens(len(record["positions"]), grid[0]) * seconds / len(record["positions"])
-    near = np.abs(middles[:, None] - times[None]).min(axis=1, initial=np.inf) < far
+    near = np.abs(centres[:, None] - times[None]).min(axis=1, initial=np.inf) < far
+    size = grid[1] * grid[2]  # video tokens of one step
     contacts = []
     for time, pair in zip(times, np.asarray(record["contacts"]["bodies"])):
+        # A contact at the time of a step belongs after it; 1e-9 is far above rounding and below a frame.
         before = int(np.searchsorted(bounds, time + 1e-9, side="right")) - 1
-        sound = int(time / seconds * sounds)
-        if before + 1 >= grid[0] or sound >= sounds:
+        audio_token = int(time / seconds * audio_tokens)
+        if before + 1 >= grid[0] or audio_token >= audio_tokens:
             continue
-        bodies = tuple(int(body) for body in pair if body >= 0)  # below 0 is the wall
-        alone = {name: np.asarray(record[name])[:, list(bodies)] for name in ("positions", "velocities")}
-        # One by one: for several bodies in a token only the nearest is recorded.
-        one = lambda i: {name: values[:, i : i + 1] for name, values in alone.items()} | {"count": 1}
-        body_tokens = np.concatenate([truth.of_tokens(one(i), grid).tokens for i in range(len(bodies))])
-        size = grid[1] * grid[2]
+        bodies = tuple(int(body) for body in pair if body >= 0)  # a negative index is a wall
+        # One body at a time, since `of_tokens` keeps only the nearest of several bodies in a token.
+        body_tokens = []
+        for body in bodies:
+            motion = {name: np.asarray(record[name])[:, [body]] for name in ("positions", "velocities")}
+            body_tokens.append(truth.of_tokens(motion | {"count": 1}, grid).tokens)
         tokens = np.arange(before * size, (before + 2) * size)
-        place = float(time), bodies, sound, (before, before + 1)
-        contacts.append(Contact(*place, tokens, np.isin(tokens, body_tokens), np.flatnonzero(~near)))
+        contact = Contact(
+            seconds=float(time),
+            bodies=bodies,
+            audio_token=audio_token,
+            frames=(before, before + 1),
+            tokens=tokens,
+            holds=np.isin(tokens, np.concatenate(body_tokens)),
+            quiet=np.flatnonzero(~near),
+        )
+        contacts.append(contact)
     return contacts
 
 
 class ContactAttention(NamedTuple):
-    """Where sounds look at the moment of C contacts, by block L and head A.
+    """Attention from audio to video at C contacts, by block L and head A.
 
     Attributes:
       clip: number of the clip of each contact, [C].
       layers: the blocks.
-      on_bodies: of the attention to the video tokens just before and after the contact, from the audio token in whose
-        time it falls, the share on tokens that hold its bodies, [C, L, A].
-      elsewhere: the same share of the attention from quiet audio tokens of the clip, to the same video tokens; nan in
-        clips without any.
-      tokens: what part of these video tokens hold the bodies: the share of attention that prefers nothing, [C].
-      on_moment: of the attention to all video tokens the share on those just before and after the contact, [C, L, A].
-      moment: what part of all video tokens these are.
+      on_bodies: share of the attention to the video tokens just before and after the contact that falls on tokens of
+        its bodies, from the audio token that contains its time, [C, L, A].
+      elsewhere: the same share for quiet audio tokens of the clip, [C, L, A]; NaN in clips without any.
+      tokens: share of these video tokens that contain the bodies, which uniform attention gives them, [C].
+      on_moment: share of the attention to all video tokens that falls on those just before and after the contact,
+        [C, L, A].
+      moment: share of all video tokens that these are.
     """
 
     clip: np.ndarray
@@ -189,38 +212,46 @@ class ContactAttention(NamedTuple):
 
 
 def attention_on_bodies(
-    run: Any, clips: Any, numbers: Iterable[int], layers: Iterable[int], tau: float = 0.1, batch_size: int = 32, **more
+    run: OpenRun,
+    clips: ComponentClips,
+    numbers: Iterable[int],
+    layers: Iterable[int],
+    tau: float = 0.1,
+    batch_size: int = 32,
+    **options: Any,
 ) -> ContactAttention:
     """Attention from audio to the bodies in contact, compared with other tokens of the same frames.
 
     Args:
       run, clips, numbers, layers, tau: as for `attention_of_clips`; the clips are of Collisions, with video and audio.
       batch_size: clips at once.
-      **more: `weights`, `step` and `seed`, as there.
+      **options: `weights`, `step` and `seed`, as there.
 
     Raises:
-      UserError: as there, and if clips are no such clips, or have no contact.
+      UserError: as there; or if the data has no contacts, or none of these clips has one.
     """
     numbers, layers = list(numbers), tuple(sorted(set(layers)))
-    grid, sounds, seconds, truth = layout_of(run, clips)
-    rows = []
+    layout = layout_of(run, clips)
+    clip_of_contact: list[int] = []
+    shares: list[_Shares] = []
     for start in range(0, len(numbers), batch_size):
         batch = numbers[start : start + batch_size]
-        filled = batch + batch[:1] * (min(batch_size, len(numbers)) - len(batch))  # one shape to compile
-        attention = attention_of_clips(run, clips, filled, layers, tau, **more)
+        # The last batch repeats its first clip, so that one shape is compiled.
+        filled = batch + batch[:1] * (min(batch_size, len(numbers)) - len(batch))
+        attention = attention_of_clips(run, clips, filled, layers, tau, **options)
         to_video_LBANM = np.stack([attention[layer]["audio"]["video"] for layer in layers])
         for i, number in enumerate(batch):
-            weight_LANM = to_video_LBANM[:, i]
-            for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, truth):
-                rows.append((number, *_shares(weight_LANM, contact)))
-    if not rows:
+            for contact in contacts_as_tokens(clips.record(number), layout):
+                clip_of_contact.append(number)
+                shares.append(_shares_at(contact, to_video_LBANM[:, i]))
+    if not shares:
         raise UserError(f"none of {len(numbers)} clips has a contact between two frames: give more clips")
-    clip, on_bodies, elsewhere, tokens, on_moment = (np.array(column) for column in zip(*rows))
-    return ContactAttention(clip, layers, on_bodies, elsewhere, tokens, on_moment, 2 / grid[0])
+    columns = {name: np.array([getattr(each, name) for each in shares]) for name in _Shares._fields}
+    return ContactAttention(clip=np.array(clip_of_contact), layers=layers, moment=2 / layout.grid[0], **columns)
 
 
-def layout_of(run: Any, clips: Any) -> tuple[tuple[int, int, int], int, float, ProbeTargets]:
-    """The grid of video tokens, the number of audio tokens, the seconds of a clip, and its ground truth.
+def layout_of(run: OpenRun, clips: ComponentClips) -> ClipLayout:
+    """The layout of clips.
 
     Raises:
       UserError: the data has no ground truth, or the clips lack video or audio, or are cropped.
@@ -233,13 +264,26 @@ def layout_of(run: Any, clips: Any) -> tuple[tuple[int, int, int], int, float, P
         )
     refuse_cropped(run, clips, "attention at contacts")
     video, audio = clips.modalities["video"], clips.modalities["audio"]
-    return video.grid, audio.tokens, seconds_of(clips.modalities), settings.ground_truth
+    return ClipLayout(video.grid, audio.tokens, seconds_of(clips.modalities), settings.ground_truth)
 
 
-def _shares(weight_LANM: np.ndarray, contact: Contact) -> tuple:
-    held, around = contact.tokens[contact.holds], contact.tokens
-    share = lambda w_LAM: w_LAM[..., held].sum(-1) / w_LAM[..., around].sum(-1)
-    own_LAM = weight_LANM[:, :, contact.sound]
+class _Shares(NamedTuple):
+    """The fields of `ContactAttention` for one contact."""
+
+    on_bodies: np.ndarray
+    elsewhere: np.ndarray
+    tokens: float
+    on_moment: np.ndarray
+
+
+def _shares_at(contact: Contact, weight_LANM: np.ndarray) -> _Shares:
+    """Shares of the attention from audio tokens N to video tokens M of the contact's clip."""
+    body_tokens, frame_tokens = contact.tokens[contact.holds], contact.tokens
+
+    def on_bodies(weight_LAM: np.ndarray) -> np.ndarray:
+        return weight_LAM[..., body_tokens].sum(-1) / weight_LAM[..., frame_tokens].sum(-1)
+
+    own_LAM = weight_LANM[:, :, contact.audio_token]
     quiet_LAM = weight_LANM[:, :, contact.quiet].mean(axis=2) if len(contact.quiet) else np.full_like(own_LAM, np.nan)
-    moment = own_LAM[..., around].sum(-1) / own_LAM.sum(-1)
-    return share(own_LAM), share(quiet_LAM), contact.holds.mean(), moment
+    on_moment = own_LAM[..., frame_tokens].sum(-1) / own_LAM.sum(-1)
+    return _Shares(on_bodies(own_LAM), on_bodies(quiet_LAM), contact.holds.mean(), on_moment)

@@ -1,4 +1,4 @@
-"""Moments of features that come batch by batch, whatever the number of samples."""
+"""Moments of features, accumulated batch by batch."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,7 +7,7 @@ from selfflow.errors import UserError
 
 
 class Moments:
-    """Count, mean [D] and scatter [D, D] of features, in float64; batches and other moments join in."""
+    """Count, mean [D] and scatter matrix [D, D] of features, in float64."""
 
     def __init__(self, width: int):
         self.count = 0
@@ -26,21 +26,21 @@ class Moments:
         self.join(batch)
 
     def join(self, other: "Moments") -> None:
-        """Adds what other moments have seen (Chan, Golub and LeVeque, 1979)."""
+        """Adds the samples of other moments (Chan, Golub and LeVeque, 1979)."""
         if not other.count:
             return
         count = self.count + other.count
-        apart = other.mean - self.mean
-        self.scatter += other.scatter + np.outer(apart, apart) * (self.count * other.count / count)
-        self.mean = self.mean + apart * (other.count / count)
+        difference = other.mean - self.mean
+        self.scatter += other.scatter + np.outer(difference, difference) * (self.count * other.count / count)
+        self.mean = self.mean + difference * (other.count / count)
         self.count = count
 
     @property
     def covariance(self) -> Float[np.ndarray, "D D"]:
-        """Unbiased covariance, as numpy.cov has it; it takes two samples.
+        """Unbiased covariance, as numpy.cov.
 
         Raises:
-          UserError: of fewer.
+          UserError: fewer than two samples.
         """
         if self.count < 2:
             raise UserError(f"a covariance of {self.count} samples: give at least 2")

@@ -1,4 +1,4 @@
-"""What representation needs of a run and of its clips; `selfflow.run` implements both."""
+"""Interfaces of runs and of their clips; `selfflow.run` implements them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +8,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+
+    from selfflow.modality import Modality
 
 
 class LabelledClips(Protocol):
@@ -29,6 +31,24 @@ class LabelledClips(Protocol):
 
     def latents(self, i: int) -> dict[str, np.ndarray]:
         """Latents of clip i, {modality: [...]}."""
+        ...
+
+
+class ComponentClips(LabelledClips, Protocol):
+    """Clips of one component in one split, `selfflow.run.data.Clips`.
+
+    Attributes:
+      component: name of the component.
+      split: of its data set.
+      modalities: the streams of the component.
+    """
+
+    component: str
+    split: str
+    modalities: "dict[str, Modality]"
+
+    def record(self, i: int) -> Mapping[str, Any]:
+        """As of `RecordedClips`."""
         ...
 
 
@@ -58,15 +78,25 @@ class OpenRun(Protocol):
       path: its folder; for a run in object storage a local copy.
       source: path or URL.
       experiment: its resolved `Experiment`.
+      objective: `SelfFlowObjective` of its training.
     """
 
     name: str
     path: Path
     source: str
     experiment: Any
+    objective: Any
 
     def model(self, weights: str = "ema", step: int | None = None, mesh: "Mesh | None" = None) -> Any:
         """The network of the run, `selfflow.run.model.Model`."""
+        ...
+
+    def weights(self, step: int | None = None, mesh: "Mesh | None" = None) -> Any:
+        """Parameters and frozen trees of a checkpoint, `selfflow.training.state.State`."""
+        ...
+
+    def autoencoder(self, modality: str) -> Any:
+        """The autoencoder of a modality's latents."""
         ...
 
     def data(self, split: str, component: str | None = None, data_dir: str | Path | None = None) -> LabelledClips:

@@ -1,11 +1,12 @@
 """Video-to-audio retrieval by conditional flow loss.
 
-Audio that the network expects for a video is denoised with a lower error than other audio. The audio of several clips
-is therefore combined with the clean video of one, and its flow loss ranks it.
+Audio that fits a video is denoised with a lower error than other audio. The audio of several clips is combined with the
+clean video of one clip, and ranked by its flow loss.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,9 +22,10 @@ from selfflow.noise import Corruption, corrupt, draw_eps
 from selfflow.progress import Progress
 from selfflow.representation.features.arrays import readable_and_whole
 from selfflow.representation.probes.probe_run import Row
+from selfflow.representation.protocols import ComponentClips, OpenRun
 
 VIDEO, AUDIO = "video", "audio"
-_FEWEST = 128  # clips that candidates are drawn from: about 32 of each of 4 materials, of which 8 are needed
+_MIN_CLIPS = 128  # clips that candidates are drawn from: about 32 of each of 4 materials, of which 8 are needed
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Retrieved(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """How well candidates were retrieved, and what choosing at random gives."""
+    """Retrieval scores and their chance levels."""
 
     queries: int
     top1: float
@@ -118,11 +120,11 @@ def retrieve(
     settings: Retrieval,
     queries: Int[np.ndarray, "Q"] | None = None,
 ) -> Retrieved:
-    """Scores candidate candidates by minus the conditional flow loss of each, given the clean video of a query.
+    """Scores audio candidates by minus their conditional flow loss, given the clean video of a query.
 
     A score is minus the mean of (v - (eps - x0))^2 over the elements of the audio, the levels and the noises; levels
     and noises are the same for all candidates and queries, so that differences are paired. The video's tokens are kept
-    at tau = 0 and its label is none, as for context in sampling. A audio that is easy to denoise whatever the video
+    at tau = 0 and the sample has no label, as for context in sampling. Audio that is easy to denoise with any video
     scores high for every query. One query is one forward pass of `candidates` samples at each level and noise.
 
     Candidates of a query are drawn from `settings.seed` and the number of its clip alone, without replacement.
@@ -134,8 +136,8 @@ def retrieve(
       null_label: the label that stands for none.
       latents: of n clips, {"video": [n, ...], "audio": [n, ...]}.
       material: label of each clip, 0 or above.
-      settings: how.
-      queries: numbers of clips to ask for; by default all. Candidates come from all clips.
+      settings: of the retrieval.
+      queries: numbers of the query clips; by default all. Candidates are drawn from all clips.
 
     Raises:
       UserError: if a modality or a material is missing, numbers of clips disagree, a material has too few clips for the
@@ -160,7 +162,14 @@ def retrieve(
     return Retrieved(queries, candidates, scores, material[candidates] == material[queries][:, None])
 
 
-def _check(modalities, latents, material, queries, size: int) -> None:
+def _check(
+    modalities: dict[str, Modality],
+    latents: dict[str, np.ndarray],
+    material: np.ndarray,
+    queries: np.ndarray,
+    size: int,
+) -> None:
+    """Raises `UserError` unless every query has enough clips for `size` candidates."""
     for m in (VIDEO, AUDIO):
         if m not in modalities or m not in latents:
             raise UserError(f"retrieval needs {VIDEO} and {AUDIO}: {m} is missing; take a component that holds both")
@@ -183,6 +192,7 @@ def _check(modalities, latents, material, queries, size: int) -> None:
 
 
 def _candidates(material: Int[np.ndarray, "n"], query: int, settings: Retrieval) -> Int[np.ndarray, "M"]:
+    """Clips of the candidates of a query: itself and others of its material, then as many of other materials."""
     rng = np.random.default_rng([settings.seed, query])
     half = settings.candidates // 2
     alike = material == material[query]
@@ -195,6 +205,7 @@ def _candidates(material: Int[np.ndarray, "n"], query: int, settings: Retrieval)
 def _scorer(
     apply: Callable[..., Output], modalities: dict[str, Modality], null_label: int, settings: Retrieval
 ) -> Callable[[Any, np.ndarray, np.ndarray], Float[Array, "M"]]:
+    """The compiled scores [M] of parameters, the video of a query and the audio of M candidates."""
     taus = np.repeat(np.asarray(settings.taus, np.float32), settings.draws)
     key = jax.random.key(settings.seed)
 
@@ -208,7 +219,7 @@ def _scorer(
 
         def add(total_B, at):
             tau, number = at
-            # One noise for all candidates, and, drawn by its number, for all queries.
+            # One noise for all candidates and queries, so that differences of scores are paired.
             eps_1 = draw_eps(jax.random.fold_in(key, number)[None], {AUDIO: x[AUDIO][:1]})[AUDIO]
             eps = {VIDEO: jnp.zeros_like(x[VIDEO]), AUDIO: jnp.broadcast_to(eps_1, x[AUDIO].shape)}
             levels = {m: jnp.full((len(candidates), 1), tau) for m in x}
@@ -219,6 +230,7 @@ def _scorer(
             error_B = jnp.mean(jnp.square(velocity - (eps[AUDIO] - x[AUDIO])), axis=(1, 2))
             return total_B + error_B, None
 
+        # A scan, so that the memory is that of one level and noise.
         at = (jnp.asarray(taus), jnp.arange(len(taus)))
         total_B, _ = jax.lax.scan(add, jnp.zeros(len(candidates)), at)
         return -total_B / len(taus)
@@ -227,7 +239,7 @@ def _scorer(
 
 
 def retrieval_rows(
-    run: Any,
+    run: OpenRun,
     queries: int,
     *,
     method: str = "",
@@ -235,55 +247,78 @@ def retrieval_rows(
     step: int | None = None,
     component: str = "",
     split: str = "test",
-    data_dir: Any = None,
+    data_dir: str | Path | None = None,
 ) -> list[Row]:
-    """Whether videos find their own candidates among 16, half of them of their material (see `retrieval`), as two rows.
+    """Audio retrieval with the default settings of `Retrieval`, as two rows of the probe table.
 
-    Candidates come from the first 8 clips for each query, and from 128 at least; clips that cannot be read are left
-    out. Target `audio` is the share of videos whose own audio came first, `audio's material` of those for which one of
-    their material did; layer and tau are those of no one.
+    Candidates are drawn from the first 8 clips per query, at least 128; unreadable clips are left out. Target `audio`
+    is the share of videos whose own audio ranks first, `audio's material` that of videos for which audio of their
+    material does. Layer is 0 and tau NaN.
 
     Args:
       run: an opened run.
-      queries: how many videos.
+      queries: number of videos.
       component: of video and audio; by default the first such.
       method, weights, step, split, data_dir: as for `probe_run`.
 
     Raises:
-      UserError: if no component has video and audio, clips have no material or differ in length, or none can
-        be read; and as `retrieve`.
+      UserError: if no component has video and audio; if clips have no material, differ in length, or none can be read;
+        and as `retrieve`.
     """
     if queries < 1:
         raise UserError(f"--retrieval is {queries}: give the number of videos, at least 1")
-    name = component or next(
-        (n for n, s in run.experiment.mixture.items() if {"video", "audio"} <= {*s.modalities}), None
-    )
-    if name is None:
-        raise UserError(f"{run.source} was trained on no component of video and audio: retrieval needs both")
-    clips, model = run.data(split, name, data_dir), run.model(weights, step)
-    if "material" not in clips.labels:
-        raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
-    if missing := [m for m in ("video", "audio") if m not in clips.modalities]:
-        raise UserError(f"component {name!r} has no {missing[0]}: retrieval needs a component of video and audio")
-    numbers, latents = zip(*readable_and_whole(clips, range(min(len(clips), max(_FEWEST, 8 * queries)))))
+    clips, model = _audiovisual_clips(run, component, split, data_dir), run.model(weights, step)
+    count = min(len(clips), max(_MIN_CLIPS, 8 * queries))
+    numbers, latents = zip(*readable_and_whole(clips, range(count)))
     summary = retrieve(
         model.apply,
         model.params,
         clips.modalities,
         model.null_label,
-        {m: np.stack([x[m] for x in latents]) for m in ("video", "audio")},
+        {m: np.stack([x[m] for x in latents]) for m in (VIDEO, AUDIO)},
         clips.labels["material"][list(numbers)],
         Retrieval(),
         np.arange(min(queries, len(numbers))),
     ).summary()
-    whose = (run.name, method or run.name, run.experiment.seed.init, model.step, weights)
     nan = float("nan")
-    how = ("video+audio", nan, 0, "flow loss", "top1", nan, nan)
-    scores = (
-        ("audio", summary.top1, summary.top1_chance),
-        ("audio's material", summary.material, summary.material_chance),
+    audio = Row(
+        run=run.name,
+        method=method or run.name,
+        seed=run.experiment.seed.init,
+        step=model.step,
+        weights=weights,
+        target="audio",
+        source="video+audio",
+        tau=nan,
+        layer=0,
+        probe="flow loss",
+        metric="top1",
+        setting=nan,
+        validation=nan,
+        test=summary.top1,
+        low=nan,
+        high=nan,
+        chance=summary.top1_chance,
+        split=split,
+        train_n=0,
+        test_n=summary.queries,
     )
-    return [
-        Row(*whose, target, *how, score, nan, nan, chance, split, 0, summary.queries)
-        for target, score, chance in scores
-    ]
+    material = audio._replace(target="audio's material", test=summary.material, chance=summary.material_chance)
+    return [audio, material]
+
+
+def _audiovisual_clips(run: OpenRun, component: str, split: str, data_dir: str | Path | None) -> ComponentClips:
+    """Clips with video, audio and material, by default of the first component that has both modalities."""
+    name = component
+    if not name:
+        both = [n for n, entry in run.experiment.mixture.items() if {VIDEO, AUDIO} <= set(entry.modalities)]
+        if not both:
+            raise UserError(f"{run.source} was trained on no component of video and audio: retrieval needs both")
+        name = both[0]
+    clips = run.data(split, name, data_dir)
+    if "material" not in clips.labels:
+        raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
+    missing = [m for m in (VIDEO, AUDIO) if m not in clips.modalities]
+    if missing:
+        raise UserError(f"component {name!r} has no {missing[0]}: retrieval needs a component of video and audio")
+    return clips

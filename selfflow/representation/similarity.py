@@ -1,7 +1,7 @@
-"""How alike two representations of the same samples are: linear CKA, CKNNA and mutual nearest neighbours.
+"""Similarity of two representations of the same samples: linear CKA, CKNNA and mutual nearest neighbours.
 
-The measures take arrays [n, D1] and [n, D2] of the same n samples in the same order. All is computed in float64. None
-of them draws a subset: time grows with n^2 where neighbours are sought, memory does not.
+The measures take arrays [n, D1] and [n, D2] of the same n samples in the same order. They are computed in
+float64 on all samples. Time grows with n^2 for measures with neighbours, memory with n.
 """
 
 from collections.abc import Callable
@@ -118,9 +118,11 @@ def layer_similarity(
             f"features of {len(first.ids)} and {len(second.ids)} samples that are not the same ({differ}): likeness is "
             "that of two views of the same samples in the same order"
         )
-    return np.array(
-        [[measure(down[m], across[n]) for across in second.layers.values()] for down in first.layers.values()]
-    )
+    values = np.empty((len(first.layers), len(second.layers)))
+    for i, down in enumerate(first.layers.values()):
+        for j, across in enumerate(second.layers.values()):
+            values[i, j] = measure(down[m], across[n])
+    return values
 
 
 def _checked(a: np.ndarray, b: np.ndarray, least: int) -> list[np.ndarray]:
@@ -131,7 +133,8 @@ def _checked(a: np.ndarray, b: np.ndarray, least: int) -> list[np.ndarray]:
                 f"{which} features are {features.dtype} of shape {list(features.shape)}; give numbers [n, D]"
             )
         x = features.astype(np.float64)
-        if not (finite_n := np.isfinite(x).all(axis=1)).all():
+        finite_n = np.isfinite(x).all(axis=1)
+        if not finite_n.all():
             raise UserError(
                 f"{which} features of sample {int(np.argmin(finite_n))} hold NaN or infinity, and those of "
                 f"{int((~finite_n).sum())} of {len(x)} samples do; look at the numbers of the run"
@@ -181,8 +184,9 @@ def _neighbours(x: Float[np.ndarray, "n D"], k: int) -> Int[np.ndarray, "n*k"]:
     for start in range(0, n, _BLOCK):
         similar = x[start : start + _BLOCK] @ x.T
         rows = np.arange(len(similar))
-        similar[rows, start + rows] = -np.inf
+        similar[rows, start + rows] = -np.inf  # a sample is not its own neighbour
         least = np.partition(similar, n - k, axis=1)[:, n - k, None]
+        # Where several others are as near as the k-th, the last of them are dropped.
         near, equal = similar >= least, similar == least
         for row in np.flatnonzero(near.sum(axis=1) > k):
             last = np.flatnonzero(equal[row])

@@ -1,4 +1,4 @@
-"""How sure a number is: over seeds, between two methods, and over the samples of one test."""
+"""Confidence intervals: over seeds, of paired differences of methods, and over test samples."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -68,12 +68,17 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     """
     from scipy.stats import t
 
-    if alone := [f"{sorted(s)} in {name} only" for name, s in (("a", a.keys() - b), ("b", b.keys() - a)) if s]:
-        raise UserError(f"paired: seeds {' and '.join(alone)}: run the missing ones, or leave these out")
+    unpaired = []
+    for name, seeds in (("a", a.keys() - b), ("b", b.keys() - a)):
+        if seeds:
+            unpaired.append(f"{sorted(seeds)} in {name} only")
+    if unpaired:
+        raise UserError(f"paired: seeds {' and '.join(unpaired)}: run the missing ones, or leave these out")
     differences = _finite("paired", [b[seed] - a[seed] for seed in a])
     low, high = _t_interval(differences)
     p, n = None, len(differences)
-    if n > 1 and (error := differences.std(ddof=1) / np.sqrt(n)) > 0:
+    error = differences.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
+    if error > 0:
         p = float(2 * t.sf(abs(differences.mean()) / error, n - 1))
     return Paired(float(differences.mean()), low, high, p, n)
 
@@ -94,13 +99,13 @@ class Resampled(NamedTuple):
 def bootstrap(y: np.ndarray, predicted: np.ndarray, draws: int = 2000, seed: int = 0) -> Resampled:
     """Percentile interval of balanced accuracy over test samples (Efron and Tibshirani, 1993, chapter 13).
 
-    It says how much the score of this one probe of this one run would move with other test samples. It says nothing of
-    another seed, and so nothing of a method: that is what `interval` and `paired` are for. Of samples that are drawn
-    with replacement only the numbers of right and wrong ones of each class matter, and these are multinomial.
+    The interval is that of one probe of one run over test samples. It does not contain the variance over seeds, which
+    comparisons of methods need: see `interval` and `paired`. The score of a resample depends only on the numbers of
+    right and wrong predictions of each class, which are multinomial, so that these are drawn instead of samples.
 
     Args:
       y, predicted: classes of independent samples [n]; tokens of one clip are not independent.
-      draws: how often n samples are drawn. A class of which a draw has none does not count in it.
+      draws: number of resamples of n samples. Classes without a sample in a resample are left out of its mean.
       seed: of the draws.
 
     Raises:
@@ -113,8 +118,8 @@ def bootstrap(y: np.ndarray, predicted: np.ndarray, draws: int = 2000, seed: int
     right_wrong_2K = np.stack([np.bincount(index, y == predicted), np.bincount(index, y != predicted)])
     drawn = np.random.default_rng(seed).multinomial(len(y), right_wrong_2K.ravel() / len(y), size=draws)
     right_SK, wrong_SK = np.moveaxis(drawn.reshape(draws, *right_wrong_2K.shape), 1, 0)
-    there_SK = right_SK + wrong_SK > 0
-    scores_S = np.sum(right_SK / np.maximum(right_SK + wrong_SK, 1), axis=1) / there_SK.sum(axis=1)
+    has_samples_SK = right_SK + wrong_SK > 0
+    scores_S = np.sum(right_SK / np.maximum(right_SK + wrong_SK, 1), axis=1) / has_samples_SK.sum(axis=1)
     low, high = np.quantile(scores_S, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     right_K, wrong_K = right_wrong_2K
     return Resampled(float(np.mean(right_K / (right_K + wrong_K))), float(low), float(high), len(y))

@@ -1,4 +1,4 @@
-"""The method on real clips: what student and teacher see of them, and the loss token by token."""
+"""A training step on clips: the inputs of student and teacher, and the loss of every token."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -13,19 +13,20 @@ from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import Modality, modality_of, to_tokens
 from selfflow.noise import UniformTau, corrupt, draw_eps
+from selfflow.representation.protocols import ComponentClips, OpenRun
 
 
 class Views(NamedTuple):
-    """Clips as the training step sees them.
+    """Clips as inputs of the training step.
 
     Attributes:
       ids: of the clips.
       modalities: the streams of the clips.
-      seconds: how long they last.
-      media: what the autoencoders make of the latents, {"data", "student" or "teacher": {modality: [B, ...]}}: clean,
-        at the student's mixed noise, at the teacher's cleaner level.
-      rate: frames or samples of sound a second, by modality.
-      levels: the levels that were drawn for each clip, that of the context left out, {modality: [B, K]}.
+      seconds: length of a clip.
+      media: decoded latents, {"data", "student" or "teacher": {modality: [B, ...]}}: clean, at the student's mixed
+        noise levels, at the teacher's lower level.
+      rate: frames or audio samples a second, by modality.
+      levels: the levels drawn for each clip, without that of the context, {modality: [B, K]}.
       tau, teacher_tau: the noise level of every token, {modality: [B, N]}.
       flow: mean over a token's elements of (v - (eps - x0))^2, {modality: [B, N]}.
       cosine: of the student's projected features and the teacher's, {modality: [B, N]}; empty without alignment.
@@ -49,21 +50,25 @@ class Views(NamedTuple):
 
 
 def views(
-    run: Any, clips: Any, numbers: Iterable[int], seed: int = 0, context: bool = False, step: int | None = None
+    run: OpenRun,
+    clips: ComponentClips,
+    numbers: Iterable[int],
+    seed: int = 0,
+    context: bool = False,
+    step: int | None = None,
 ) -> Views:
     """Draws noise for clips as training does, and runs student and teacher on them with the run's own weights.
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
-      clips: as `run.data` gives them.
-      numbers: which.
-      seed: of all that is drawn.
-      context: whether context is drawn as by the run's schedule; else there is none.
+      clips: from `run.data`.
+      numbers: of the clips in their split.
+      seed: of the noise, levels and context.
+      context: whether context is drawn by the run's schedule.
       step: of the weights; by default the newest.
 
     Raises:
-      UserError: if there is no such clip, one cannot be read, is shorter than the component has them, or has neither
-        video nor audio.
+      UserError: as `whole_clips`; or if the clips have neither video nor audio.
     """
     numbers, objective, modalities = list(numbers), run.objective, dict(clips.modalities)
     seconds = seconds_of(modalities)
@@ -79,40 +84,48 @@ def views(
     state = run.weights(step)
 
     @jax.jit
-    def computed(params, frozen, batch):
+    def compute(params, frozen, batch):
         draw = objective.draw(keys_B, batch, state.step)
         terms = objective.terms(params, frozen, batch, keys_B, draw)
         x = to_tokens(modalities, batch["latents"])
         eps, corruption = draw_eps(keys_B, x), draw.student.corruption
+        # Without alignment there is no teacher; its input is shown as Self-Flow would draw it.
         cleaner = draw.teacher.corruption if draw.teacher else corruption.at_min_level()
         noisy = {"data": x, "student": corrupt(x, eps, corruption), "teacher": corrupt(x, eps, cleaner)}
         flow = {m: jnp.sum(error_BN * draw.weight[m]) for m, error_BN in terms.flow.items()}
         aligned = {m: jnp.sum(error_BN * draw.aligned[m]) for m, error_BN in terms.aligned.items()}
         return draw, cleaner, noisy, terms.flow, terms.aligned, flow, aligned
 
-    results = computed(state.params, state.frozen, batch)
+    results = compute(state.params, state.frozen, batch)
     draw, cleaner, noisy, flow_error, alignment_error, flow, alignment = jax.device_get(results)
     corruption = draw.student.corruption
-    decoded = {
-        view: {m: run.autoencoder(m).decode(np.asarray(modalities[m].from_tokens(x[m]))) for m in x}
-        for view, x in noisy.items()
-    }
+    media = {view: _decoded(run, modalities, tokens) for view, tokens in noisy.items()}
+    loss = {f"flow/{m}": float(x) for m, x in flow.items()}
+    loss |= {f"alignment/{m}": float(x) for m, x in alignment.items()}
+    loss["total"] = float(_total(objective, flow, alignment, draw.gamma[0]))
     return Views(
-        ids,
-        modalities,
-        seconds,
-        decoded,
-        {m: x.shape[1] / seconds for m, x in decoded["data"].items()},
-        {m: x[:, : x.shape[1] - (m in corruption.context)] for m, x in corruption.levels.items()},
-        {m: np.asarray(x) for m, x in corruption.tau().items()},
-        {m: np.asarray(x) for m, x in cleaner.tau().items()},
-        flow_error,
-        {m: 1 - x for m, x in alignment_error.items()},
-        {m: np.asarray(x) for m, x in corruption.context.items()},
-        {f"flow/{m}": float(x) for m, x in flow.items()}
-        | {f"alignment/{m}": float(x) for m, x in alignment.items()}
-        | {"total": float(_total(objective, flow, alignment, draw.gamma[0]))},
+        ids=ids,
+        modalities=modalities,
+        seconds=seconds,
+        media=media,
+        rate={m: x.shape[1] / seconds for m, x in media["data"].items()},
+        # The level of the context is the last one.
+        levels={m: x[:, : x.shape[1] - (m in corruption.context)] for m, x in corruption.levels.items()},
+        tau={m: np.asarray(x) for m, x in corruption.tau().items()},
+        teacher_tau={m: np.asarray(x) for m, x in cleaner.tau().items()},
+        flow=flow_error,
+        cosine={m: 1 - x for m, x in alignment_error.items()},
+        context={m: np.asarray(x) for m, x in corruption.context.items()},
+        loss=loss,
     )
+
+
+def _decoded(run: OpenRun, modalities: dict[str, Modality], tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Media of tokens {modality: [B, N, P]} by the run's autoencoders."""
+    media = {}
+    for m, x_BNP in tokens.items():
+        media[m] = run.autoencoder(m).decode(np.asarray(modalities[m].from_tokens(x_BNP)))
+    return media
 
 
 def _total(objective: Any, flow: dict[str, float], alignment: dict[str, float], gamma: float) -> float:
@@ -120,14 +133,15 @@ def _total(objective: Any, flow: dict[str, float], alignment: dict[str, float], 
     return sum(objective.modality_weight.get(m, 1.0) * (flow[m] + gamma * alignment.get(m, 0.0)) for m in flow)
 
 
-def whole_clips(clips: Any, numbers: Iterable[int]) -> tuple[dict[str, np.ndarray], list[str]]:
+def whole_clips(clips: ComponentClips, numbers: Iterable[int]) -> tuple[dict[str, np.ndarray], list[str]]:
     """Latents of clips in one array for each modality, and their ids.
 
     Raises:
-      UserError: if there is no such clip, or one cannot be read, or is shorter than the component has them.
+      UserError: a number that no clip has, or a clip that is unreadable or shorter than those of the component.
     """
     numbers = list(numbers)
-    if unknown := [i for i in numbers if not 0 <= i < len(clips)]:
+    unknown = [i for i in numbers if not 0 <= i < len(clips)]
+    if unknown:
         raise UserError(f"there is no clip {unknown[0]}: the {clips.split} split has 0 to {len(clips) - 1}")
     latents_of_clips = []
     for i in numbers:
@@ -143,14 +157,17 @@ def whole_clips(clips: Any, numbers: Iterable[int]) -> tuple[dict[str, np.ndarra
 
 
 def seconds_of(modalities: dict[str, Modality]) -> float:
-    """How long clips of these streams last.
+    """Length in seconds of clips of these streams.
 
     Raises:
-      UserError: if none of them has time.
+      UserError: if no stream has a time axis.
     """
+    # Periods and offsets are in units of 10 ms.
     lengths = [(x.latent[0] * x.period + x.offset[0]) / 100 for x in modalities.values() if x.period]
     if not lengths:
-        raise UserError(f"set of {', '.join(modalities)}: figures of clips need video or audio; take another component")
+        raise UserError(
+            f"component of {', '.join(modalities)}: figures of clips need video or audio; take another component"
+        )
     return max(lengths)
 
 
@@ -159,8 +176,8 @@ class Drawn(NamedTuple):
 
     Attributes:
       tau: of every token, [draws, N].
-      teacher_tau: of the teacher's tokens, which are all alike, [draws].
-      masked: which tokens are masked, [draws, N]; none of a schedule without a mask.
+      teacher_tau: of all tokens of the teacher, [draws].
+      masked: whether a token is masked, [draws, N]; all False for a schedule without a mask.
       density: p(tau) in equal bins of [0, 1].
     """
 
@@ -175,17 +192,18 @@ def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bin
 
     Args:
       schedule: of the run, `selfflow.noise.Schedule`.
-      modality: which stream.
-      tokens: N, of one latent of it.
-      draws: samples to draw for.
+      modality: name of the stream.
+      tokens: number of its tokens, N.
+      draws: number of samples.
       bins: of the density.
       seed: of the draws.
     """
     corruption = schedule.sample(jax.random.split(jax.random.key(seed), draws), {modality: tokens})
     taus, lowest = corruption.tau()[modality], corruption.levels[modality].min(axis=1)
     p = schedule.tau.get(modality_of(modality), UniformTau())
+    # The density of quantiles at equally spaced probabilities is p(tau), whatever its form.
     quantiles = np.asarray(p.quantile((jnp.arange(200_000) + 0.5) / 200_000))
     density = np.histogram(quantiles, bins=bins, range=(0, 1), density=True)[0]
-    # The levels of other schedules are numbered too: under diffusion forcing 1 is that of the second token.
+    # Level 1 is the mask in schedules with a mask; under diffusion forcing it is the level of the second token.
     masked = (np.asarray(corruption.assignment[modality]) == 1) & hasattr(schedule, "mask_ratio")
     return Drawn(np.asarray(taus), np.asarray(lowest), masked, density)

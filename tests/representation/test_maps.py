@@ -10,6 +10,7 @@ from selfflow.representation import maps
 from selfflow.representation.features.extract import features
 from selfflow.representation.figures.maps import shares_figure, shares_table
 from selfflow.representation.maps import (
+    ClipLayout,
     ContactAttention,
     attention_of_clips,
     attention_on_bodies,
@@ -19,7 +20,7 @@ from selfflow.representation.maps import (
 from selfflow.run.run import open_run
 from tests.conftest import mentions
 
-TRUTH = CollisionsTargets(2.0, 64.0, 12.5)
+LAYOUT = ClipLayout(grid=(4, 2, 2), audio_tokens=10, seconds=2.0, truth=CollisionsTargets(2.0, 64.0, 12.5))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_components_are_those_of_all_clips_without_their_positions():
         inside = (colours[..., i] > 0) & (colours[..., i] < 1)
         assert abs(np.corrcoef(colours[..., i][inside], left[..., i][inside])[0, 1]) > 0.98
     assert shares[0] > 0.6 and shares.sum() == pytest.approx(1, abs=1e-4)
-    with pytest.raises(UserError, match=mentions("principal_colours 1 clip")):
+    with pytest.raises(UserError, match=mentions("principal_colours 1 2")):
         principal_colours(x[:1])
     with pytest.raises(UserError, match=mentions("principal_colours all tokens")):
         principal_colours(np.ones((2, 3, 4)))
@@ -56,24 +57,24 @@ def record(**changes):
 
 
 def test_a_contact_is_told_by_its_tokens():
-    (wall,) = contacts_as_tokens(record(), (4, 2, 2), 10, 2.0, TRUTH)
-    assert (wall.bodies, wall.sound, wall.frames) == ((0,), 3, (1, 2))
+    (wall,) = contacts_as_tokens(record(), LAYOUT)
+    assert (wall.bodies, wall.audio_token, wall.frames) == ((0,), 3, (1, 2))
     # Tokens of a frame are top left, top right, bottom left, bottom right.
     np.testing.assert_array_equal(wall.tokens, np.arange(4, 12))
     np.testing.assert_array_equal(wall.tokens[wall.holds], [4, 9])
     np.testing.assert_array_equal(wall.quiet, [0, 1, 4, 5, 6, 7, 8, 9])  # centres at 0.1, 0.3, ... seconds
     two = {"time": np.array([0.1, 1.9]), "bodies": np.array([[0, 1], [1, -1]]), "impulse": np.ones(2)}
-    (pair,) = contacts_as_tokens(record(contacts=two), (4, 2, 2), 10, 2.0, TRUTH)  # nothing after the last frame
+    (pair,) = contacts_as_tokens(record(contacts=two), LAYOUT)  # nothing after the last frame
     assert pair.bodies == (0, 1) and set(pair.tokens[pair.holds]) == {0, 3, 4, 7}
     none = {"time": np.zeros(0), "bodies": np.zeros((0, 2), int), "impulse": np.zeros(0)}
-    assert contacts_as_tokens(record(contacts=none), (4, 2, 2), 10, 2.0, TRUTH) == []
+    assert contacts_as_tokens(record(contacts=none), LAYOUT) == []
 
 
 def test_bodies_in_one_token_both_count():
     positions = record()["positions"].copy()
     positions[:, 0], positions[:, 1] = [50, 50], [48, 48]
     pair = {"time": np.array([0.6]), "bodies": np.array([[0, 1]]), "impulse": np.ones(1)}
-    (found,) = contacts_as_tokens(record(positions=positions, contacts=pair), (4, 2, 2), 10, 2.0, TRUTH)
+    (found,) = contacts_as_tokens(record(positions=positions, contacts=pair), LAYOUT)
     assert set(found.tokens[found.holds]) == {7, 11}
 
 
@@ -117,16 +118,18 @@ def test_tokens_are_those_that_features_sees(run, monkeypatch):
 def test_shares_are_those_of_attention_that_is_known(run, monkeypatch, looks):
     """Attention that is even has the bodies' share of the tokens; one that looks at them from the contact, all."""
     clips = run.data("test")
-    grid, sounds, seconds, truth = maps.layout_of(run, clips)
+    layout = maps.layout_of(run, clips)
 
     def known(run, clips, numbers, layers, tau, **more):
-        weight = np.full((len(numbers), 2, sounds, np.prod(grid)), 1.0 / (np.prod(grid) + 10))
+        weight = np.full(
+            (len(numbers), 2, layout.audio_tokens, np.prod(layout.grid)), 1.0 / (np.prod(layout.grid) + 10)
+        )
         if looks == "at the bodies":
             for i, number in enumerate(numbers):
-                for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, truth):
-                    weight[i, :, contact.sound] = 0
-                for contact in contacts_as_tokens(clips.record(number), grid, sounds, seconds, truth):
-                    weight[i][:, contact.sound, contact.tokens[contact.holds]] = 0.1
+                for contact in contacts_as_tokens(clips.record(number), layout):
+                    weight[i, :, contact.audio_token] = 0
+                for contact in contacts_as_tokens(clips.record(number), layout):
+                    weight[i][:, contact.audio_token, contact.tokens[contact.holds]] = 0.1
         return {layer: {"audio": {"video": weight}} for layer in layers}
 
     monkeypatch.setattr(maps, "attention_of_clips", known)
@@ -135,7 +138,7 @@ def test_shares_are_those_of_attention_that_is_known(run, monkeypatch, looks):
     spread = lambda values: np.broadcast_to(values[:, None, None], found.on_bodies.shape)
     quiet = np.isfinite(found.elsewhere)
     np.testing.assert_allclose(found.elsewhere[quiet], spread(found.tokens)[quiet], rtol=1e-6)
-    assert found.moment == pytest.approx(2 / grid[0])
+    assert found.moment == pytest.approx(2 / layout.grid[0])
     if looks == "evenly":
         np.testing.assert_allclose(found.on_bodies, spread(found.tokens), rtol=1e-6)
         np.testing.assert_allclose(found.on_moment, found.moment, rtol=1e-6)

@@ -86,7 +86,7 @@ def test_there_is_no_context_by_default(run, seen):
 def test_clips_that_do_not_exist_or_cannot_be_read_are_named(run, monkeypatch):
     with pytest.raises(UserError, match=mentions("clip 99 test 0 11")):
         views(run, run.data("test"), [0, 99])
-    with pytest.raises(UserError, match=mentions("set image")):
+    with pytest.raises(UserError, match=mentions("component image")):
         views(run, run.data("test", "image"), [0, 1])
     clips = run.data("test")
 

@@ -1,4 +1,4 @@
-"""What features are taken of: latents one by one, from a run's data or from arrays."""
+"""Latents as the source of features: arrays, and clips of a run."""
 
 import hashlib
 import zipfile
@@ -92,8 +92,8 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
       UserError: if the file is missing, damaged, or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
-            latents, labels = found["latents"], found["labels"]
+        with np.load(path, allow_pickle=False) as file:
+            latents, labels = file["latents"], file["labels"]
     except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} holds no `latents` [n, ...] and `labels` [n] ({error}): write it with numpy.savez"
@@ -114,12 +114,11 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
         raise UserError(f"{path}: latents hold NaN or infinity: leave those samples out")
     order, n = np.random.default_rng(seed).permutation(len(latents)), len(latents)
     parts = dict(zip(("train", "validation", "test"), np.split(order, [n // 2, n // 2 + n // 4])))
-    return {
-        split: Arrays(
-            {modality: latents[rows].astype(np.float32)}, map(str, rows), {"label": labels[rows].astype(np.int32)}
-        )
-        for split, rows in parts.items()
-    }
+    arrays = {}
+    for split, rows in parts.items():
+        x, label = latents[rows].astype(np.float32), labels[rows].astype(np.int32)
+        arrays[split] = Arrays({modality: x}, map(str, rows), {"label": label})
+    return arrays
 
 
 def readable_and_whole(clips: Any, numbers: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

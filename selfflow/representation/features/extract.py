@@ -21,6 +21,7 @@ from selfflow.modality import Modality, of_latents
 from selfflow.progress import Progress
 from selfflow.representation.features.feature_files import LayerWriter, read_layer
 from selfflow.representation.features.forward import Forward, Taps, code_hash
+from selfflow.representation.protocols import LabelledClips, OpenRun
 from selfflow.serialization import digest, to_json
 
 T = TypeVar("T")
@@ -47,8 +48,8 @@ class Features:
 
 
 def features(
-    run: Any,
-    data: Any,
+    run: OpenRun,
+    data: str | LabelledClips,
     layers: Literal["all"] | int | Iterable[int] = "all",
     tau: float | Mapping[str, float] = 0.1,
     *,
@@ -97,46 +98,59 @@ def features(
         raise UserError(f"pool {pool!r}: there are mean and tokens")
     model = run.model(weights, step, mesh)
     blocks = _blocks(layers, model.depth)
-    streams, context_names, levels = _seen(model.modalities, clips.shapes, modalities, context, tau)
+    view = _view(model.modalities, clips.shapes, modalities, context, tau)
+    streams, levels = view.streams, view.tau
     count = len(clips) if limit is None else min(int(limit), len(clips))
-    key = {
-        "code": code_hash(),
-        "weights": model.identity,
-        "data": clips.identity,
-        "ids": digest("\n".join(clips.ids[:count])),
-        "samples": count,
-        "modalities": to_json(streams),
-        "tau": levels,
-        "context": list(context_names),
-        "pool": pool,
-        "seed": int(seed) % 2**32,
-    }
-    name = digest(key)
-    kept = nullcontext(run.path / "features" / name) if cache else tempfile.TemporaryDirectory(prefix="features-")
-    with kept as folder:
+    key = _key(model, clips, count, view, pool, seed)
+    if cache:
+        target = nullcontext(run.path / "features" / digest(key))
+    else:
+        # Memory-mapped arrays stay readable after their files are removed.
+        target = tempfile.TemporaryDirectory(prefix="features-")
+    with target as folder:
         stored_layers = {layer: read_layer(Path(folder), layer, tuple(streams)) for layer in blocks}
         missing = tuple(layer for layer in blocks if stored_layers[layer] is None)
         if missing:
-            forward = Forward(model.apply, streams, missing, levels, model.null_label, pool, seed, context_names, mesh)
+            forward = Forward(model.apply, streams, missing, levels, model.null_label, pool, seed, view.context, mesh)
             metadata = {"run": str(run.source), "weights": weights, "step": model.step, "key": key}
             with Progress(f"features of {_title(streams, levels, clips)}", count, unit="clip") as shown:
                 extract(forward, model.params, clips, count, Path(folder), metadata, batch_size, shown.advance)
             for layer in missing:
                 stored_layers[layer] = read_layer(Path(folder), layer, tuple(streams))
-    ids, left_out = stored_layers[blocks[0]].ids, stored_layers[blocks[0]].left_out
-    if any(other.ids != ids for other in stored_layers.values()):
+    first = stored_layers[blocks[0]]
+    if any(other.ids != first.ids for other in stored_layers.values()):
         raise UserError(
             f"{folder}: its layers have different samples, since records became readable or unreadable between "
             "extractions: remove it, and all layers will be computed again"
         )
-    warn_left_out(clips, left_out)
-    rows = np.delete(np.arange(count), left_out)
-    labels = {field: np.asarray(values)[rows] for field, values in clips.labels.items()}
-    grids = {m: stream.grid for m, stream in streams.items()}
-    return Features(ids, labels, {layer: stored_layers[layer].arrays for layer in blocks}, levels, grids)
+    warn_left_out(clips, first.left_out)
+    rows = np.delete(np.arange(count), first.left_out)
+    return Features(
+        ids=first.ids,
+        labels={field: np.asarray(values)[rows] for field, values in clips.labels.items()},
+        layers={layer: stored_layers[layer].arrays for layer in blocks},
+        tau=levels,
+        grids={m: stream.grid for m, stream in streams.items()},
+    )
 
 
-def _title(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: Any) -> str:
+def _key(model: Any, clips: LabelledClips, count: int, view: "_View", pool: str, seed: int) -> dict[str, Any]:
+    """All that determines the numbers of a layer, so that equal keys share a folder."""
+    return {
+        "code": code_hash(),
+        "weights": model.identity,
+        "data": clips.identity,
+        "ids": digest("\n".join(clips.ids[:count])),
+        "samples": count,
+        "modalities": to_json(view.streams),
+        "tau": view.tau,
+        "context": list(view.context),
+        "pool": pool,
+        "seed": int(seed) % 2**32,
+    }
+
+
+def _title(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: LabelledClips) -> str:
     taus = dict.fromkeys(f"{levels[m]:g}" for m in streams)
     return f"{'+'.join(streams)}, tau {'/'.join(taus)}, {getattr(clips, 'split', 'arrays')}"
 
@@ -144,7 +158,7 @@ def _title(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: 
 def extract(
     forward: Forward,
     params: Any,
-    clips: Any,
+    clips: LabelledClips,
     count: int,
     folder: Path,
     metadata: dict[str, Any],
@@ -153,7 +167,7 @@ def extract(
 ) -> None:
     """Computes the features of the first `count` clips and writes a folder for each layer (`feature_files`).
 
-    Batches are read ahead and written behind, so that the devices never wait.
+    A batch is computed while the next ones are read and the previous one is written.
 
     Args:
       forward: the compiled forward pass.
@@ -171,41 +185,43 @@ def extract(
     writers: dict[int, LayerWriter] = {}
     ids: list[str] = []
 
-    def store(batch: Batch, out: Taps) -> None:
-        named = [clips.ids[i] for i in batch.rows]
-        for layer, tap in jax.device_get(out).items():
-            tap = {m: x[: len(named)] for m, x in tap.items()}
-            _check_finite(tap, layer, named)
+    def store(batch: Batch, taps: Taps) -> None:
+        batch_ids = [clips.ids[i] for i in batch.rows]
+        for layer, tap in jax.device_get(taps).items():
+            # The rest of an incomplete batch is a repeated clip.
+            tap = {m: x[: len(batch_ids)] for m, x in tap.items()}
+            _check_finite(tap, layer, batch_ids)
             writers[layer].add(tap)
-        ids.extend(named)
-        advance(len(named))
+        ids.extend(batch_ids)
+        advance(len(batch_ids))
 
     try:
         for layer in forward.layers:
             writers[layer] = LayerWriter(folder, layer)
-        before = None
+        previous = None
         for batch in _ahead(batches(clips, count, forward, batch_size, left_out)):
-            after = batch, forward.start(params, batch.latents, batch.seeds, batch.frames)
-            if before:
-                store(*before)
-            before = after
-        if not before:
+            # Dispatch returns at once: the devices compute this batch while the previous one is written.
+            current = batch, forward.start(params, batch.latents, batch.seeds, batch.frames)
+            if previous:
+                store(*previous)
+            previous = current
+        if not previous:
             warn_left_out(clips, left_out)
             raise UserError(f"none of {count} clips can be read: there are no features")
-        store(*before)
+        store(*previous)
         for writer in writers.values():
             writer.finish(metadata | {"ids": ids, "left_out": left_out})
-    except BaseException:
+    except BaseException:  # an interrupt, too, must not leave partial folders
         for writer in writers.values():
             writer.drop()
         raise
 
 
 class Batch(NamedTuple):
-    """A batch of clips; the first is repeated after those of `rows`, so that all batches have one size.
+    """A batch of clips, filled up with copies of its first clip, so that all batches have one size.
 
     Attributes:
-      rows: their numbers.
+      rows: numbers of the clips, without copies.
       latents: {modality: [B, ...]}, padded with zeros where a clip is shorter than the others.
       frames: number of latent frames that are data [B], for modalities with padded clips.
       seeds: of the noise of each clip, uint32 [B].
@@ -217,8 +233,10 @@ class Batch(NamedTuple):
     seeds: np.ndarray
 
 
-def batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out: list[int]) -> Iterator[Batch]:
-    """The first `count` clips without those that cannot be read, whose numbers are added to `left_out`."""
+def batches(
+    clips: LabelledClips, count: int, forward: Forward, batch_size: int, left_out: list[int]
+) -> Iterator[Batch]:
+    """Batches of the first `count` clips; numbers of unreadable clips are added to `left_out`."""
     size = forward.whole(min(batch_size, count))
     readable = readable_clips(clips, range(count), left_out)
     while True:
@@ -229,13 +247,14 @@ def batches(clips: Any, count: int, forward: Forward, batch_size: int, left_out:
         filled = group + group[:1] * (size - len(group))
         latents, frames = {}, {}
         for m in forward.modalities:
-            parts, shape = [np.asarray(sample[m]) for _, sample in filled], clips.shapes[m]
+            parts, whole = [np.asarray(sample[m]) for _, sample in filled], clips.shapes[m][0]
             lengths = np.array([len(x) for x in parts], np.int32)
-            if (lengths < shape[0]).any():
+            if (lengths < whole).any():
                 frames[m] = lengths
-                parts = [np.pad(x, [(0, shape[0] - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts]
+                parts = [np.pad(x, [(0, whole - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts]
             latents[m] = np.stack(parts)
-        yield Batch(rows, latents, frames, np.array([seed_of(clips.ids[row]) for row, _ in filled], np.uint32))
+        seeds = [seed_of(clips.ids[row]) for row, _ in filled]
+        yield Batch(rows, latents, frames, np.array(seeds, np.uint32))
 
 
 def seed_of(name: str) -> int:
@@ -246,9 +265,13 @@ def seed_of(name: str) -> int:
 def _ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items, computed in a thread ahead of their use."""
     with ThreadPoolExecutor(1) as pool:
+        # A generator may not run in two threads at once: the pool has one thread.
         end = object()
         waiting = deque(pool.submit(next, items, end) for _ in range(_AHEAD))
-        while (item := waiting.popleft().result()) is not end:
+        while True:
+            item = waiting.popleft().result()
+            if item is end:
+                return
             waiting.append(pool.submit(next, items, end))
             yield item
 
@@ -263,7 +286,7 @@ def _check_finite(tap: dict[str, np.ndarray], layer: int, ids: list[str]) -> Non
             )
 
 
-def _blocks(layers: Any, depth: int) -> tuple[int, ...]:
+def _blocks(layers: Literal["all"] | int | Iterable[int], depth: int) -> tuple[int, ...]:
     if isinstance(layers, str):
         if layers != "all":
             raise UserError(f'layers {layers!r}: give "all" or a subset of 1 to {depth}')
@@ -277,14 +300,28 @@ def _blocks(layers: Any, depth: int) -> tuple[int, ...]:
     return tuple(sorted({int(layer) for layer in blocks}))
 
 
-def _seen(
+class _View(NamedTuple):
+    """The input of the network.
+
+    Attributes:
+      streams: of its modalities, in the order of the data.
+      context: names of those that are context.
+      tau: noise level of each modality, 0 of the context.
+    """
+
+    streams: dict[str, Modality]
+    context: tuple[str, ...]
+    tau: dict[str, float]
+
+
+def _view(
     known: dict[str, Modality],
     shapes: dict[str, tuple[int, ...]],
     modalities: Iterable[str] | None,
     context: Iterable[str],
     tau: float | Mapping[str, float],
-) -> tuple[dict[str, Modality], tuple[str, ...], dict[str, float]]:
-    """The streams that the network sees, those of them that are context, and the level of each, 0 of the context.
+) -> _View:
+    """The input of the network for a call of `features`.
 
     Args:
       known: streams of the model.
@@ -294,10 +331,10 @@ def _seen(
     available = [m for m in shapes if m in known]
     names = available if modalities is None else _names(modalities)
     context_names = _names(context)
-    for what, chosen, choices in (("modalities", names, available), ("context", context_names, names)):
-        for m in chosen:
+    for argument, values, choices in (("modalities", names, available), ("context", context_names, names)):
+        for m in values:
             if m not in choices:
-                raise UserError(f"{what}: {m!r} is unknown; there are {', '.join(choices) or 'none'}")
+                raise UserError(f"{argument}: {m!r} is unknown; there are {', '.join(choices) or 'none'}")
     if not names:
         raise UserError(f"modalities is empty: name at least one of {', '.join(available) or ', '.join(known)}")
     # In one order, so that equal settings have one key.
@@ -316,7 +353,7 @@ def _seen(
         if m not in levels and m not in context_names:
             raise UserError(f"tau has no level for {m}: it needs one for each of {', '.join(names)}")
     context = tuple(m for m in names if m in context_names)
-    return streams, context, {m: 0.0 if m in context else float(levels[m]) for m in names}
+    return _View(streams, context, {m: 0.0 if m in context else float(levels[m]) for m in names})
 
 
 def _names(names: str | Iterable[str]) -> list[str]:

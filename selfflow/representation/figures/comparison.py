@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from selfflow.representation.comparison import Method
 from selfflow.representation.statistics import Interval
 
-_LEAST = 0.02  # height of a panel: what is equal but for a sample or two is to look so
+_LEAST = 0.02  # least height of a panel, so that a difference of a sample or two looks small
 
 
 def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
-    """Scores of methods by seed, and below how much they differ from the baseline, paired by seed.
+    """Scores of methods by seed, and below their differences to the baseline, paired by seed.
 
     A dot is a run and a line joins runs of one seed; bars are 95 % t intervals over seeds.
 
     Args:
-      panels: methods by the question that they answer, as `compared` gives them.
+      panels: methods by title of the panel, from `compare_methods`.
     """
     most = max(len(methods) for methods in panels.values())
     figure = Figure(figsize=((0.75 * most + 1.2) * len(panels) + 0.3, 5.0), layout="constrained")
@@ -29,15 +29,16 @@ def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
     for (title, methods), scores, differences in zip(panels.items(), *axes):
         names = [method.name.replace("_", "\n") for method in methods]
         seeds = sorted({seed for method in methods for seed in method.scores})
-        shades = dict(
-            zip(seeds, matplotlib.colormaps["viridis"]([i / max(1, len(seeds) - 1) * 0.85 for i in range(len(seeds))]))
-        )
+        # The brightest sixth of the colour map is too pale on white.
+        colours = matplotlib.colormaps["viridis"]([i / max(1, len(seeds) - 1) * 0.85 for i in range(len(seeds))])
+        shades = dict(zip(seeds, colours))
         for seed in seeds:
             there = [(i, method.scores[seed]) for i, method in enumerate(methods) if seed in method.scores]
             scores.plot(*zip(*there), marker="o", ms=3.5, lw=0.6, color=shades[seed], label=f"seed {seed}")
         for i, method in enumerate(methods):
             _bar(scores, i + 0.22, method.mean)
-            if (d := method.difference) is not None:
+            d = method.difference
+            if d is not None:
                 _bar(differences, i, Interval(d.difference, d.low, d.high, d.n))
         baseline = next(i for i, method in enumerate(methods) if method.difference is None)
         differences.axhline(0, color="0.6", lw=1, ls=(0, (1, 2)))
@@ -65,9 +66,11 @@ def loss_curves(runs: Mapping[str, Any]) -> Figure:
       runs: opened runs by name.
     """
     metrics = {name: run.metrics() for name, run in runs.items()}
-    kinds = sorted(
-        {key for rows in metrics.values() for row in rows for key in row if re.fullmatch(r"flow_loss/[^/]+", key)}
-    )
+    keys = set()
+    for rows in metrics.values():
+        for row in rows:
+            keys |= row.keys()
+    kinds = sorted(key for key in keys if re.fullmatch(r"flow_loss/[^/]+", key))
     figure = Figure(figsize=(4.2 * len(kinds) + 0.6, 3.4), layout="constrained")
     axes = figure.subplots(1, len(kinds), squeeze=False)[0]
     shades = dict(zip(runs, matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(runs)))))

@@ -1,4 +1,4 @@
-"""Figures of layers: their probes, their likeness and their health; for the command line, notebooks and reports."""
+"""Figures of layers: probes, similarity and health."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -23,7 +23,7 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
     Over several seeds lines are means and bands their 95 % t intervals.
 
     Args:
-      rows: of one run or of several; those that are of no layer are left out.
+      rows: of one run or of several; rows of layer 0 are left out.
       columns: panels in a row, at most.
     """
     rows = [row for row in rows if row.layer]
@@ -86,7 +86,8 @@ def probe_map(rows: Iterable[Row]) -> Figure:
       rows: of one run or of several, of several noise levels.
     """
     rows = list(rows)
-    questions, methods = (list(dict.fromkeys(key(r) for r in rows)) for key in (_question, lambda r: r.method))
+    questions = list(dict.fromkeys(_question(row) for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows))
     layers, taus = sorted({r.layer for r in rows}), sorted({r.tau for r in rows})
     size = (2.6 * len(questions) + 0.6, (0.45 * len(taus) + 1.0) * len(methods) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
@@ -108,26 +109,25 @@ def probe_map(rows: Iterable[Row]) -> Figure:
     return figure
 
 
-def similarity_figure(seen: Mapping[str, tuple[Features, str]], k: int = 10) -> Figure:
+def similarity_figure(features: Mapping[str, tuple[Features, str]], k: int = 10) -> Figure:
     """Similarity of layers, within each network or modality and between them.
 
     Linear CKA (debiased) above, CKNNA below.
 
     Args:
-      seen: features of the same clips and which of their modalities, as `layer_similarity` takes them, by the name that
-        the figure gives them.
+      features: (features, modality) of the same clips by their name in the figure, see `layer_similarity`.
       k: number of neighbours of CKNNA.
     """
-    names = list(seen)
+    names = list(features)
     pairs = [(a, a) for a in names] + [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     figure = Figure(figsize=(3.4 * len(pairs) + 0.4, 6.2), layout="constrained")
     axes = figure.subplots(2, len(pairs), squeeze=False)
     measures = {"linear CKA": partial(linear_cka, debiased=True), f"CKNNA, k = {k}": partial(cknna, k=k)}
     for row, (name, measure) in zip(axes, measures.items()):
         for axis, (a, b) in zip(row, pairs):
-            cells = layer_similarity(seen[a], seen[b], measure)
+            cells = layer_similarity(features[a], features[b], measure)
             limits = (min(0.0, float(cells.min())), 1.0 if a == b else max(0.05, float(cells.max())))
-            image = _cells(axis, cells, list(seen[b][0].layers), list(seen[a][0].layers), "magma", limits)
+            image = _cells(axis, cells, list(features[b][0].layers), list(features[a][0].layers), "magma", limits)
             axis.set(xlabel=f"block, {b}", ylabel=f"block, {a}")
             axis.set_title(f"{name}: {a if a == b else f'{a} and {b}'}", fontsize=9)
             figure.colorbar(image, ax=axis).ax.tick_params(labelsize=6)
@@ -137,8 +137,8 @@ def similarity_figure(seen: Mapping[str, tuple[Features, str]], k: int = 10) -> 
 def health_figure(health: Health) -> Figure:
     """Cosines of pairs of blocks at the lowest noise level, and norms and effective ranks by block and noise level.
 
-    A row for each modality: cosines of the student's features (down) and the teacher's (across) as they are, after
-    subtracting the mean over samples, and against the teacher of another sample; then the student's norms and ranks.
+    A row for each modality: cosines of the student's features (down) and the teacher's (across), direct, centred and
+    with another sample; then the student's norms and ranks.
     """
     names = list(dict.fromkeys(row.modality for row in health.layers))
     taus = sorted({row.tau for row in health.layers})
@@ -150,8 +150,9 @@ def health_figure(health: Health) -> Figure:
     for m, row in zip(names, axes):
         pairs = [pair for pair in health.pairs if (pair.modality, pair.tau) == (m, taus[0])]
         for axis, (kind, title) in zip(row, kinds.items()):
-            table = {(pair.student_layer, pair.teacher_layer): getattr(pair, kind) for pair in pairs}
-            cells = np.array([[table[a, b] for b in layers] for a in layers])
+            cells = np.empty((len(layers), len(layers)))
+            for pair in pairs:
+                cells[layers.index(pair.student_layer), layers.index(pair.teacher_layer)] = getattr(pair, kind)
             image = _cells(axis, cells, layers, layers, "RdBu_r", (-1.0, 1.0))
             axis.set(xlabel="teacher's block", ylabel="student's block")
             axis.set_title(f"{m}: {title}, $\\tau$ = {taus[0]:g}", fontsize=9)
@@ -180,6 +181,7 @@ def _cells(axis: Axes, cells: np.ndarray, columns: list, rows: list, colours: st
     axis.set_yticks(range(len(rows)), [f"{value:g}" for value in rows], fontsize=7)
     if cells.size <= 64:
         for (i, j), value in np.ndenumerate(cells):
+            # Text contrasts with the colour of its cell.
             dark = sum(image.cmap(image.norm(value))[:3]) < 1.5
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="white" if dark else "black")
     return image

@@ -1,4 +1,4 @@
-"""Figures of tokens: their principal components, and where sounds look at the moment of a contact."""
+"""Figures of tokens: principal components, and attention from audio to video at contacts."""
 
 from typing import Any
 
@@ -18,11 +18,12 @@ from selfflow.representation.maps import (
     layout_of,
     principal_colours,
 )
+from selfflow.representation.protocols import ComponentClips, OpenRun
 from selfflow.representation.statistics import interval
 from selfflow.representation.views import seconds_of
 
 
-def principal_figure(clips: Any, components: Features, i: int) -> Figure:
+def principal_figure(clips: ComponentClips, components: Features, i: int) -> Figure:
     """Clip i with the first three principal components of its tokens as red, green and blue, a row for each block.
 
     Args:
@@ -48,46 +49,47 @@ def principal_figure(clips: Any, components: Features, i: int) -> Figure:
     return strips.figure(f"{components.ids[i]}: three components of tokens and their share of the variance, {level}")
 
 
-def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tuple[int, ...], **more: Any) -> Figure:
+def attention_figure(
+    run: OpenRun, clips: ComponentClips, number: int, contact: int, layers: tuple[int, ...], **options: Any
+) -> Figure:
     """Attention from the audio token of a contact to all video tokens, over the frames, a row for each block.
 
-    Weights are means over heads, as multiples of an even share; the highest twentieth has the brightest colour. Circles
-    are the true places of the bodies, those of the contact's bodies red. The red line is the moment of the contact.
+    Weights are means over heads, as multiples of a uniform share; colours saturate at the 95th percentile. Circles are
+    the true positions of the bodies, red for those of the contact. The red line is the time of the contact.
 
     Args:
       run, clips: as for `attention_of_clips`, of Collisions.
       number: of the clip.
-      contact: which of its contacts, counted from 0.
+      contact: index among its contacts.
       layers: blocks.
-      **more: `tau`, `weights`, `step` and `seed`, as there.
+      **options: `tau`, `weights`, `step` and `seed`, as there.
 
     Raises:
       UserError: as there.
     """
-    grid, sounds, seconds, truth = layout_of(run, clips)
+    layout = layout_of(run, clips)
+    grid, truth = layout.grid, layout.truth
     record = clips.record(number)
-    contacts = contacts_as_tokens(record, grid, sounds, seconds, truth)
+    contacts = contacts_as_tokens(record, layout)
     touched = _contact(contacts, contact, clips.ids[number])
-    weights = attention_of_clips(run, clips, [number], layers, **more)
+    weights = attention_of_clips(run, clips, [number], layers, **options)
     frames = len(record["video"])
     first = max(0, min(touched.frames[0] * frames // grid[0] - 4, frames - 10))
-    strips = Strips(frames, seconds, columns=10, start=first, every=1)
-    bodies = [
-        Body(
-            frame, tuple(record["positions"][frame, body] / truth.box), float(record["radii"][body]) / truth.box, colour
-        )
-        for frame in range(frames)
-        for body in range(int(record["count"]))
-        for colour in ["tab:red" if body in touched.bodies else "white"]
-    ]
+    strips = Strips(frames, layout.seconds, columns=10, start=first, every=1)
+    bodies = []
+    for body in range(int(record["count"])):
+        colour = "tab:red" if body in touched.bodies else "white"
+        radius = float(record["radii"][body]) / truth.box
+        for frame in range(frames):
+            bodies.append(Body(frame, tuple(record["positions"][frame, body] / truth.box), radius, colour))
     strips.video("video", record["video"], bodies)
     for layer in layers:
-        to_video_N = weights[layer]["audio"]["video"][0, :, touched.sound].mean(axis=0)
+        to_video_N = weights[layer]["audio"]["video"][0, :, touched.audio_token].mean(axis=0)
         even = to_video_N / to_video_N.mean()
         limits = (0.0, max(2.0, float(np.percentile(even, 95))))
         strips.video_tokens(f"block {layer}", even, grid, limits, "inferno", record["video"], bodies)
-    strips.audio("audio", record["audio"], len(record["audio"]) / seconds)
-    strips.audio_tokens("query", np.arange(sounds) == touched.sound, (0.0, 1.0), "Reds")
+    strips.audio("audio", record["audio"], len(record["audio"]) / layout.seconds)
+    strips.audio_tokens("query", np.arange(layout.audio_tokens) == touched.audio_token, (0.0, 1.0), "Reds")
     what = "two bodies" if len(touched.bodies) > 1 else "a body and a wall"
     return strips.figure(
         f"{clips.ids[number]}: attention of the audio at {touched.seconds:.2f} s, when {what} touch, to the video",
@@ -96,13 +98,13 @@ def attention_figure(run: Any, clips: Any, number: int, contact: int, layers: tu
 
 
 def shares_figure(trained: ContactAttention, untrained: ContactAttention) -> Figure:
-    """Shares of attention by block, with 95 % intervals over clips, beside those of attention without preference.
+    """Shares of attention by block, with 95 % intervals over clips, beside those of uniform attention.
 
-    All are means over clips, and over the contacts of each; contacts without a quiet moment in their clip are left out
-    where there are others, so that lines are of the same clips.
+    All are means over the contacts of a clip, then over clips. Clips without a quiet moment are left out, so that all
+    lines are of the same clips, unless no clip has one.
 
-    Left the share on the bodies of a contact, of the attention to the frames around it; in the middle the share on
-    these frames, of that to the whole video; right the former by head, as a multiple of the bodies' token share.
+    Left: of the attention to the frames around a contact, the share on its bodies. Middle: of the attention to the
+    whole video, the share on these frames. Right: the share on bodies by head, as a multiple of their share of tokens.
 
     Args:
       trained: of a run.
@@ -128,24 +130,25 @@ def shares_figure(trained: ContactAttention, untrained: ContactAttention) -> Fig
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         axis.spines[["top", "right"]].set_visible(False)
-    over = np.array(
-        [[np.mean(_by_clip(trained, head)) for head in layer.T] for layer in trained.on_bodies.swapaxes(0, 1)]
-    ).T
-    over /= even
-    spread = max(0.1, float(np.abs(over - 1).max()))
-    image = right.imshow(over, aspect="auto", cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread)
+    _, layers, heads = trained.on_bodies.shape
+    multiple_AL = np.empty((heads, layers))
+    for head, layer in np.ndindex(heads, layers):
+        multiple_AL[head, layer] = np.mean(_by_clip(trained, trained.on_bodies[:, layer, head])) / even
+    # Centred on 1, so that white is uniform attention.
+    spread = max(0.1, float(np.abs(multiple_AL - 1).max()))
+    image = right.imshow(multiple_AL, aspect="auto", cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread)
     right.set(xlabel="block", ylabel="head")
     right.set_title("on its bodies, over their share of tokens", fontsize=10)
     right.set_xticks(range(len(trained.layers)), trained.layers)
-    right.set_yticks(range(len(over)), range(1, len(over) + 1))
-    for (head, layer), value in np.ndenumerate(over):
+    right.set_yticks(range(heads), range(1, heads + 1))
+    for (head, layer), value in np.ndenumerate(multiple_AL):
         right.text(layer, head, f"{value:.2f}", ha="center", va="center", fontsize=7)
     figure.colorbar(image, ax=right)
     return figure
 
 
 def shares_table(shares: ContactAttention) -> str:
-    """The same as lines of text: of each block the share on the bodies, that of quiet moments, and their difference."""
+    """Table of `shares_figure`: by block the share on the bodies, that at quiet moments, and their difference."""
     shares = _with_quiet_moments(shares)
     clips = len(np.unique(shares.clip))
     even = interval(_by_clip(shares, shares.tokens)).estimate
@@ -169,7 +172,7 @@ def _contact(contacts: list[Contact], which: int, name: str) -> Contact:
 
 
 def _with_quiet_moments(shares: ContactAttention) -> ContactAttention:
-    """Those contacts alone whose clip has quiet moments to hold them against; all, where none has."""
+    """The contacts of clips that have quiet moments; all contacts if no clip has any."""
     kept = np.isfinite(shares.elsewhere).all(axis=(1, 2))
     if not kept.any():
         return shares
@@ -178,7 +181,7 @@ def _with_quiet_moments(shares: ContactAttention) -> ContactAttention:
 
 
 def _by_clip(shares: ContactAttention, values: np.ndarray) -> list[float]:
-    """Means of the clips, since contacts of one clip are not independent."""
+    """The mean of each clip, since contacts of one clip are not independent; clips with NaN are left out."""
     means = [np.mean(values[shares.clip == clip]) for clip in np.unique(shares.clip)]
     return [float(mean) for mean in means if np.isfinite(mean)]
 

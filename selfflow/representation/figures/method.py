@@ -1,4 +1,4 @@
-"""Figures of the method: the two views of a clip, the noise of its tokens, and the loss of each of them."""
+"""Figures of the method: the two views of a clip, and noise level and loss of its tokens."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,51 +10,52 @@ from selfflow.representation.views import Drawn, Views
 _TAU = {"limits": (0.0, 1.0), "colours": "cividis"}
 
 
-def corruption_figure(seen: Views, i: int) -> Figure:
-    """Clip i as it is, as the student sees it and as the teacher does, with tau of every token.
+def corruption_figure(views: Views, i: int) -> Figure:
+    """Clip i: data, input of the student and input of the teacher, with tau of every token.
 
     Args:
-      seen: the views.
-      i: which of them.
+      views: of a batch of clips.
+      i: index of the clip.
     """
-    strips = _strips(seen)
+    strips = _strips(views)
     titles = []
-    for m in _drawable(seen):
-        t_s = seen.levels[m][i]
+    for m in _drawable(views):
+        t_s = views.levels[m][i]
         levels = ", ".join(f"{value:.2f}" for value in t_s[:2]) + (", ..." if len(t_s) > 2 else "")
         names = "t, s" if len(t_s) == 2 else "levels"
-        context = int(seen.context[m][i].sum()) if m in seen.context else 0
-        context_text = f", {context} of {seen.modalities[m].tokens} tokens context" if context else ""
+        context = int(views.context[m][i].sum()) if m in views.context else 0
+        context_text = f", {context} of {views.modalities[m].tokens} tokens context" if context else ""
         titles.append(f"{m}: {names} = {levels}, teacher at {t_s.min():.2f}{context_text}")
-        _media(strips, f"{m}\n$x_0$", seen, "data", m, i)
-        _media(strips, "student", seen, "student", m, i)
-        _tokens(strips, "student's $\\tau$", seen, m, seen.tau[m][i], **_TAU)
-        _media(strips, "teacher", seen, "teacher", m, i)
-        _tokens(strips, "teacher's $\\tau$", seen, m, seen.teacher_tau[m][i], **_TAU)
+        _media(strips, f"{m}\n$x_0$", views, "data", m, i)
+        _media(strips, "student", views, "student", m, i)
+        _tokens(strips, "student's $\\tau$", views, m, views.tau[m][i], **_TAU)
+        _media(strips, "teacher", views, "teacher", m, i)
+        _tokens(strips, "teacher's $\\tau$", views, m, views.teacher_tau[m][i], **_TAU)
     return strips.figure("; ".join(titles))
 
 
-def loss_figure(seen: Views, i: int) -> Figure:
+def loss_figure(views: Views, i: int) -> Figure:
     """Clip i: tau, flow error and cosine with the teacher of every token but those of the context.
 
     Args:
-      seen: the views.
-      i: which of them.
+      views: of a batch of clips.
+      i: index of the clip.
     """
-    strips = _strips(seen)
-    for m in _drawable(seen):
-        # Given tokens are in no loss.
+    strips = _strips(views)
+    for m in _drawable(views):
 
         def without_context(values: np.ndarray) -> np.ndarray:
-            return np.where(seen.context[m][i], np.nan, values) if m in seen.context else values
+            return np.where(views.context[m][i], np.nan, values) if m in views.context else values
 
-        _media(strips, f"{m}\n$x_0$", seen, "data", m, i)
-        _tokens(strips, "$\\tau$", seen, m, seen.tau[m][i], **_TAU)
-        _tokens(strips, "flow error", seen, m, without_context(seen.flow[m][i]), _limits(seen.flow[m]), "magma")
-        if m in seen.cosine:
-            _tokens(strips, "cosine", seen, m, without_context(seen.cosine[m][i]), _limits(seen.cosine[m]), "viridis")
-    means = ", ".join(f"{name.replace('/', ' of ')} {value:.3f}" for name, value in seen.loss.items())
-    return strips.figure(f"loss of the batch of {len(seen.ids)}: {means}")
+        _media(strips, f"{m}\n$x_0$", views, "data", m, i)
+        _tokens(strips, "$\\tau$", views, m, views.tau[m][i], **_TAU)
+        _tokens(strips, "flow error", views, m, without_context(views.flow[m][i]), _limits(views.flow[m]), "magma")
+        if m in views.cosine:
+            _tokens(
+                strips, "cosine", views, m, without_context(views.cosine[m][i]), _limits(views.cosine[m]), "viridis"
+            )
+    means = ", ".join(f"{name.replace('/', ' of ')} {value:.3f}" for name, value in views.loss.items())
+    return strips.figure(f"loss of the batch of {len(views.ids)}: {means}")
 
 
 def marginals_figure(drawn: dict[str, Drawn]) -> Figure:
@@ -85,32 +86,32 @@ def marginals_figure(drawn: dict[str, Drawn]) -> Figure:
     return figure
 
 
-def _strips(seen: Views) -> Strips:
-    frames = seen.media["data"]["video"].shape[1] if "video" in seen.media["data"] else 12
-    return Strips(frames, seen.seconds)
+def _strips(views: Views) -> Strips:
+    frames = views.media["data"]["video"].shape[1] if "video" in views.media["data"] else 12
+    return Strips(frames, views.seconds)
 
 
-def _drawable(seen: Views) -> list[str]:
-    return [m for m in ("video", "audio") if m in seen.modalities]
+def _drawable(views: Views) -> list[str]:
+    return [m for m in ("video", "audio") if m in views.modalities]
 
 
-def _media(strips: Strips, label: str, seen: Views, view: str, m: str, i: int) -> None:
+def _media(strips: Strips, label: str, views: Views, view: str, m: str, i: int) -> None:
     if medium_of(m).preview == "strip":
-        strips.video(label, seen.media[view][m][i])
+        strips.video(label, views.media[view][m][i])
     else:
-        strips.audio(label, seen.media[view][m][i], seen.rate[m])
+        strips.audio(label, views.media[view][m][i], views.rate[m])
 
 
 def _tokens(
-    strips: Strips, label: str, seen: Views, m: str, values: np.ndarray, limits=None, colours="viridis"
+    strips: Strips, label: str, views: Views, m: str, values: np.ndarray, limits=None, colours="viridis"
 ) -> None:
     if medium_of(m).preview == "strip":
-        strips.video_tokens(label, values, seen.modalities[m].grid, limits, colours)
+        strips.video_tokens(label, values, views.modalities[m].grid, limits, colours)
     else:
         strips.audio_tokens(label, values, limits, colours)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Of all clips, so that their figures can be compared; a few tokens far out do not hide the rest."""
+    """Limits of colours over all clips, so that their figures can be compared; 2 % of the tokens saturate."""
     low, high = np.percentile(values, [1, 99])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""A figure of a clip: rows on one time axis, of frames, of sound, of a value or a colour for every token."""
+"""Figures of a clip: rows of frames, spectrograms and values of tokens on one time axis."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

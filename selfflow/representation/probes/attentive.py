@@ -13,7 +13,7 @@ from selfflow.representation.probes.split import Classified, Split, checked_clas
 
 _EPOCHS, _BATCH, _LEARNING_RATE, _WEIGHT_DECAY = 20, 256, 1e-3, 0.01
 _STEPS_PER_EPOCH, _LEAST_BATCH, _LEAST_STEPS = 100, 16, 2000
-_HEADS, _MLP_RATIO, _DEVIATION = 12, 4, 0.02
+_HEADS, _MLP_RATIO, _STD = 12, 4, 0.02
 
 Params = dict[str, Any]
 
@@ -23,15 +23,16 @@ def attentive_probe(train: Split, validation: Split, test: Split, seed: int = 0)
 
     As in V-JEPA (arXiv 2404.08471, section 4.3 and the table of its frozen evaluation), after CAE (arXiv 2202.03026):
     20 epochs in batches of 256, AdamW with weight decay 0.01, cosine decay from 0.001 to 0, no warm-up; 12 heads. The
-    arrangement is that of its released `attentive_pooler.py`: tokens are normalised, the query is added to what it
-    read, then an MLP of ratio 4 with its own norm and residual, then the linear layer; weights start with deviation
-    0.02, those of the two last projections smaller by sqrt(2). Biases and norms do not decay. V-JEPA also augments the
-    clips, which features cannot be; and where 12 heads do not divide D, there are as many below 12 as do.
+    architecture is that of its released `attentive_pooler.py`: tokens are normalised, the query is added to the output
+    of the attention, then an MLP of ratio 4 with its own norm and residual, then the linear layer; weights are
+    initialised with standard deviation 0.02, those of the two last projections smaller by sqrt(2). Biases and norms do
+    not decay. V-JEPA also augments the clips, which is impossible for features; and if 12 heads do not divide D, the
+    number of heads is the largest below 12 that does.
 
     V-JEPA makes hundreds of steps an epoch. With fewer than 25 600 samples the batch is 1/100 of them, at least
-    16 (or all), and there are as many epochs above 20 as make 2000 steps: a probe of fewer has not yet found where to
-    look, and is no better than one of the mean. Nothing is chosen on validation. Tokens are read as a set: the probe
-    knows of places only what features tell.
+    16 (or all), and there are as many epochs above 20 as make 2000 steps: with fewer the attention has not converged,
+    and the probe is no better than one of the mean. Nothing is chosen on validation. Tokens are read as a set: the
+    position of a token matters only as far as its features encode it.
 
     Args:
       seed: of the initial weights and the order of samples.
@@ -52,48 +53,53 @@ def attentive_probe(train: Split, validation: Split, test: Split, seed: int = 0)
     for _ in range(epochs):
         # Batches are gathered on the host: all tokens of a split may be more than a device holds.
         for rows_B in random.permutation(n)[: steps * batch].reshape(steps, batch):
-            given = train.x[rows_B], labels_n[rows_B]
-            params, moments = _step(params, moments, *given, heads=heads, steps=epochs * steps)
-    return classified(validation, test, tuple(classes[_found(params, s.x, heads)] for s in (validation, test)))
+            x_BND, y_B = train.x[rows_B], labels_n[rows_B]
+            params, moments = _step(params, moments, x_BND, y_B, heads=heads, steps=epochs * steps)
+    predictions = classes[_predict(params, validation.x, heads)], classes[_predict(params, test.x, heads)]
+    return classified(validation, test, predictions)
 
 
 def _initial(key: Array, width: int, classes: int) -> Params:
     keys = iter(jax.random.split(key, 7))
-    shallow = _DEVIATION / np.sqrt(2)
+    small = _STD / np.sqrt(2)
 
-    def drawn(*shape: int, deviation: float = _DEVIATION) -> Array:
-        return deviation * jax.random.truncated_normal(next(keys), -2, 2, shape)
+    def normal(*shape: int, std: float = _STD) -> Array:
+        return std * jax.random.truncated_normal(next(keys), -2, 2, shape)
 
-    def linear(inputs: int, outputs: int, deviation: float = _DEVIATION) -> Params:
-        return {"weight": drawn(inputs, outputs, deviation=deviation), "bias": jnp.zeros(outputs)}
+    def linear(inputs: int, outputs: int, std: float = _STD) -> Params:
+        return {"weight": normal(inputs, outputs, std=std), "bias": jnp.zeros(outputs)}
 
     def norm() -> Params:
         return {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
 
     return {
-        "query": drawn(1, width),
+        "query": normal(1, width),
         "token_norm": norm(),
         "to_query": linear(width, width),
         "to_key_value": linear(width, 2 * width),
-        "out": linear(width, width, shallow),
+        "out": linear(width, width, small),
         "mlp_norm": norm(),
         "mlp_in": linear(width, _MLP_RATIO * width),
-        "mlp_out": linear(_MLP_RATIO * width, width, shallow),
+        "mlp_out": linear(_MLP_RATIO * width, width, small),
         "classes": linear(width, classes),
     }
 
 
 @partial(jax.jit, static_argnames="heads")
 def _logits(params: Params, x_BND: Float[Array, "B N D"], heads: int) -> Float[Array, "B C"]:
-    split = lambda x: x.reshape(*x.shape[:-1], heads, -1)
+    def split(x: Array) -> Array:
+        """Channels into heads, [..., H, K]."""
+        return x.reshape(*x.shape[:-1], heads, -1)
+
+    # One query for all samples, and the channels of D in H heads of K.
     query_HK = split(_linear(params["to_query"], params["query"][0]))
-    key_BNHK, value_BNHK = map(
-        split, jnp.split(_linear(params["to_key_value"], _norm(params["token_norm"], x_BND)), 2, -1)
-    )
+    key_BND, value_BND = jnp.split(_linear(params["to_key_value"], _norm(params["token_norm"], x_BND)), 2, -1)
+    key_BNHK, value_BNHK = split(key_BND), split(value_BND)
     attention_BHN = jax.nn.softmax(
         jnp.einsum("hk,bnhk->bhn", query_HK, key_BNHK) / np.sqrt(query_HK.shape[-1]), axis=-1
     )
     read_BD = jnp.einsum("bhn,bnhk->bhk", attention_BHN, value_BNHK).reshape(len(x_BND), -1)
+    # Residual: the query is the input that the output of the attention is added to.
     pooled_BD = params["query"] + _linear(params["out"], read_BD)
     hidden_BF = jax.nn.gelu(_linear(params["mlp_in"], _norm(params["mlp_norm"], pooled_BD)), approximate=False)
     return _linear(params["classes"], pooled_BD + _linear(params["mlp_out"], hidden_BF))
@@ -118,13 +124,14 @@ def _step(params: Params, moments, x_BND: Float[Array, "B N D"], y_B: Int[Array,
     return optax.apply_updates(params, update), moments
 
 
-def _found(params: Params, x_nND: np.ndarray, heads: int) -> np.ndarray:
-    found = []
+def _predict(params: Params, x_nND: np.ndarray, heads: int) -> np.ndarray:
+    """Indices of classes, [n]."""
+    predicted = []
     for start in range(0, len(x_nND), _BATCH):
-        # The last batch is filled up with samples from the front, so that there is one shape to compile.
+        # The last batch is filled up with the first samples, so that there is one shape to compile.
         rows_B = np.arange(start, start + _BATCH) % len(x_nND)
-        found.append(np.asarray(_logits(params, x_nND[rows_B], heads)).argmax(axis=1))
-    return np.concatenate(found)[: len(x_nND)]
+        predicted.append(np.asarray(_logits(params, x_nND[rows_B], heads)).argmax(axis=1))
+    return np.concatenate(predicted)[: len(x_nND)]
 
 
 def _linear(layer: Params, x: Array) -> Array:

@@ -20,7 +20,7 @@ def linear_probe(train: Split, validation: Split, test: Split, seed: int = 0) ->
     """Batch normalisation without affine parameters and a linear layer, trained by Adam.
 
     As in REPA (arXiv 2410.06940, appendix C.1): 90 epochs in batches of 16 384, Adam, cosine decay from 0.001, no
-    augmentation, tokens averaged and no class given to the model; Self-Flow (arXiv 2603.06507) uses BatchNorm and a
+    augmentation, tokens averaged, the model without a class label; Self-Flow (arXiv 2603.06507) uses BatchNorm and a
     linear layer likewise. REPA names l-DAE (arXiv 2401.14404) as its source. What it leaves open follows MAE's
     released `main_linprobe.py` (arXiv 2111.06377): epsilon 1e-6, running statistics with momentum 0.1 at test, no
     weight decay, the incomplete last batch dropped. Weights start at zero, for the loss is convex.
@@ -28,8 +28,8 @@ def linear_probe(train: Split, validation: Split, test: Split, seed: int = 0) ->
     A batch of 16 384 is 1/78 of ImageNet. With fewer samples the batch is 1/78 of them, so that the number of steps
     stays that of the source, but at least 128 (or all), for smaller ones normalise by noise; and there are as many
     epochs above 90 as make 2000 steps, for Adam moves a weight by little more than its learning rate in each, and fewer
-    leave it half-way. Nothing is chosen on validation, and nothing holds many features of few samples back from fitting
-    them by heart: there the logistic probe reads more.
+    do not converge. Nothing is chosen on validation, and there is no regularisation: with many features of few samples
+    the logistic probe scores higher.
 
     Args:
       seed: of the order of samples.
@@ -64,7 +64,7 @@ def _fit(x_nD: Float[Array, "n D"], y_n: Int[Array, "n"], key: Array, *, classes
         batch_mean_D, batch_variance_D = x_BD.mean(axis=0), x_BD.var(axis=0)
         x_BD = (x_BD - batch_mean_D) * jax.lax.rsqrt(batch_variance_D + _EPSILON)
         update, moments = adam.update(jax.grad(loss)(layer, x_BD, y_n[rows_B]), moments)
-        # As PyTorch does: the batch is normalised by the biased variance, what runs along is the unbiased one.
+        # As in PyTorch: batches are normalised by the biased variance, the running one is unbiased.
         running = (
             (1 - _MOMENTUM) * mean_D + _MOMENTUM * batch_mean_D,
             (1 - _MOMENTUM) * variance_D + _MOMENTUM * batch_variance_D * (batch / (batch - 1)),

@@ -1,4 +1,4 @@
-"""Probes by scikit-learn: logistic regression, of many samples and of few, and boosted trees."""
+"""Probes of scikit-learn: logistic regression, also of few samples, and gradient-boosted trees."""
 
 import warnings
 from collections.abc import Iterator
@@ -27,7 +27,8 @@ def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
     The usual way to compare features of few samples, after CLIP (arXiv 2103.00020, appendix A.3), which also chooses
     the strength on validation: there among 96 from 1e-6 to 1e6, with 1000 steps, of features as they are, and fitted
     once more with validation added. This one minimises |W|^2 / 2 + C sum of cross-entropies with L-BFGS, at most 200
-    steps, for C in `STRENGTHS`, each from the last one's weights; `chosen` is the C with the best balanced accuracy.
+    steps, for C in `STRENGTHS`, each from the weights of the previous one; `chosen` is the C with the best balanced
+    accuracy.
 
     Raises:
       UserError: see `checked_classes`.
@@ -36,18 +37,20 @@ def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
 
     train, validation, test = checked_classes(train=train, validation=validation, test=test)
     mean = train.x.mean(axis=0, dtype=np.float64)
-    deviation = train.x.std(axis=0, dtype=np.float64)
-    # Of a constant feature only rounding is left.
-    deviation = np.where(deviation > 1e-6 * np.abs(mean), deviation, np.inf)
-    x_train, x_validation, x_test = (((s.x - mean) / deviation).astype(np.float32) for s in (train, validation, test))
+    std = train.x.std(axis=0, dtype=np.float64)
+    # The deviation of a constant feature is rounding.
+    std = np.where(std > 1e-6 * np.abs(mean), std, np.inf)
+    x_train, x_validation, x_test = (((s.x - mean) / std).astype(np.float32) for s in (train, validation, test))
     probe = LogisticRegression(max_iter=200, warm_start=True)
-    best, found = -np.inf, None
+    best, predictions, chosen = -np.inf, None, None
     with _plain_fits():
         for strength in STRENGTHS:
             predicted = probe.set_params(C=strength).fit(x_train, train.y).predict(x_validation)
-            if (score := balanced_accuracy(validation.y, predicted)) > best:
-                best, found = score, (predicted, probe.predict(x_test), strength)
-    return classified(validation, test, found[:2], found[2])
+            score = balanced_accuracy(validation.y, predicted)
+            if score > best:
+                # Predicted at once: the next fit changes the weights.
+                best, predictions, chosen = score, (predicted, probe.predict(x_test)), strength
+    return classified(validation, test, predictions, chosen)
 
 
 def tree_probe(train: Split, validation: Split, test: Split) -> Classified:
@@ -60,14 +63,14 @@ def tree_probe(train: Split, validation: Split, test: Split) -> Classified:
     from threadpoolctl import threadpool_limits
 
     train, validation, test = checked_classes(train=train, validation=validation, test=test)
-    # Its threads wait for each other on every small node: on busy cores one alone is many times faster.
+    # Threads wait for each other on every small node: on busy cores a single one is many times faster.
     with threadpool_limits(1):
         probe = HistGradientBoostingClassifier(max_iter=100, random_state=0).fit(train.x, train.y)
         return classified(validation, test, (probe.predict(validation.x), probe.predict(test.x)))
 
 
 class FewShot(NamedTuple):
-    """Scores on test of probes that saw k samples of each class.
+    """Scores on test of probes that are fitted on k samples of each class.
 
     Attributes:
       balanced: balanced accuracy of each draw [draws].
@@ -95,15 +98,15 @@ def few_shot(
 
     As in MSN (arXiv 2204.07141, released `logistic_eval.py`): every feature vector is centred over its channels and
     scaled to length 1; logistic regression without intercept, L2 strength 0.00025 over the number of samples (of the
-    mean cross-entropy; C = 4000), at most 300 steps. No validation is used, for it would be more than few shots. MSN
-    solves with cyanure, here it is L-BFGS.
+    mean cross-entropy; C = 4000), at most 300 steps. Validation is not used, which would be more than few shots. MSN
+    uses cyanure, this function L-BFGS.
 
     Args:
-      train: from which samples are drawn, without replacement in a draw.
-      test: on which all draws are scored.
+      train: the samples that are drawn, without replacement in a draw.
+      test: scores all draws.
       shots: numbers of samples of each class.
-      draws: how often each is drawn.
-      seed: of the draws; a draw of more shots holds those of fewer.
+      draws: number of draws.
+      seed: of the draws. A draw of more shots contains those of fewer.
 
     Raises:
       UserError: see `checked_classes`; or if a class has fewer samples than shots.
@@ -116,8 +119,8 @@ def few_shot(
         raise UserError(f"few shots: {shots} of each class, drawn {draws} times: give at least 1 of both")
     if max(shots) > counts.min():
         raise UserError(
-            f"train: class {classes[counts.argmin()]} has {counts.min()} samples, and {max(shots)} shots are asked "
-            "for: ask for fewer, or give more samples"
+            f"train: class {classes[counts.argmin()]} has {counts.min()} samples, fewer than {max(shots)} shots: use "
+            "fewer shots or more samples"
         )
     x_train, x_test = (unit_vectors(s.x - s.x.mean(axis=1, keepdims=True)) for s in (train, test))
     random = np.random.default_rng(seed)
@@ -127,10 +130,10 @@ def few_shot(
         for _ in range(draws):
             orders = [random.permutation(np.flatnonzero(train.y == c)) for c in classes]
             for k in shots:
-                seen = np.concatenate([order[:k] for order in orders])
-                predicted = probe.fit(x_train[seen], train.y[seen]).predict(x_test)
+                drawn = np.concatenate([order[:k] for order in orders])
+                predicted = probe.fit(x_train[drawn], train.y[drawn]).predict(x_test)
                 scores[k].append((balanced_accuracy(test.y, predicted), accuracy(test.y, predicted)))
-    return {k: FewShot(*np.array(found).T) for k, found in scores.items()}
+    return {k: FewShot(*np.array(of_k).T) for k, of_k in scores.items()}
 
 
 @contextmanager
@@ -138,8 +141,8 @@ def _plain_fits() -> Iterator[None]:
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    # One thread: products this small spend most of their time waiting for a second.
+    # One thread: with products this small, threads mostly wait for each other.
     with warnings.catch_warnings(), threadpool_limits(1):
-        # Weakly regularised fits may stop early; validation then prefers another strength.
+        # Weakly regularised fits may stop early; another strength is then better on validation.
         warnings.simplefilter("ignore", ConvergenceWarning)
         yield

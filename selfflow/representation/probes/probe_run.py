@@ -130,21 +130,10 @@ def probe_run(
     total = count * len(settings.tau) * len(settings.layers or range(model.depth))
     with Progress(f"probe {run.name}", total, unit="probe") as shown:
         for tau, source in product(settings.tau, sources):
-            # Targets that need the same features share them.
+            # Targets that need the same features share them: extraction takes longer than fitting.
             for needs, sharing in _by_features(targets, source, settings).items():
-                by_split: dict[str, Features] = {}
-                for (split, of_split), limit in zip(clips.items(), needs.limits):
-                    by_split[split] = features(
-                        run,
-                        of_split,
-                        settings.layers or "all",
-                        tau,
-                        weights=weights,
-                        step=None if weights == "untrained" else model.step,
-                        modalities=source,
-                        pool=needs.pool,
-                        limit=limit,
-                    )
+                network = {"weights": weights, "step": None if weights == "untrained" else model.step}
+                by_split = _features(run, clips, needs, settings.layers or "all", tau, modalities=source, **network)
                 for target, layer in product(sharing, by_split["train"].layers):
                     splits = [labels[split].of(target, by_split[split], layer, source) for split in clips]
                     scores = _scores(target, settings, splits)
@@ -158,6 +147,7 @@ def best(rows: list[Row]) -> list[Row]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault((row.run, row.weights, row.target, row.source, row.probe, row.split), []).append(row)
+    # Few-shot probes have no validation score, so that no row of theirs can be chosen.
     validated = [group for group in groups.values() if not np.isnan(group[0].validation)]
     return [max(group, key=lambda row: row.validation) for group in validated]
 
@@ -175,6 +165,21 @@ def _clips(
     if missing:
         raise UserError(f"data has {', '.join(data) or 'no split'}, and no {missing[0]}: give {', '.join(splits)}")
     return {split: data[split] for split in splits}
+
+
+def _features(
+    run: OpenRun,
+    clips: Mapping[str, LabelledClips],
+    needs: "_Needs",
+    layers: tuple[int, ...] | Literal["all"],
+    tau: float,
+    **options: Any,
+) -> dict[str, Features]:
+    """Features of each split; options as of `features`."""
+    by_split = {}
+    for (split, of_split), limit in zip(clips.items(), needs.limits):
+        by_split[split] = features(run, of_split, layers, tau, pool=needs.pool, limit=limit, **options)
+    return by_split
 
 
 def _scores(target: Target, settings: Probing, splits: list[list[Split]]) -> dict[str, Any]:

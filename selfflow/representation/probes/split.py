@@ -1,8 +1,9 @@
-"""What every probe is given and gives: splits and their check, predictions and their scores."""
+"""Inputs and outputs of probes: splits and their validation, predictions and their scores."""
 
 import warnings
+from collections.abc import Mapping
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,9 +17,9 @@ class Split(NamedTuple):
     """Features and targets of one split, one row per sample.
 
     Attributes:
-      x: features [n, D], or tokens [n, N, D], of which all probes but the attentive one take the mean; read as float32.
-      y: classes [n] (whole numbers, booleans or strings), or numbers [n] or [n, K].
-      ids: [n], what names a sample; splits that hold the same one are refused. None where samples have no names.
+      x: features [n, D], or tokens [n, N, D], whose mean all probes but the attentive one read; converted to float32.
+      y: classes [n] (integers, booleans or strings), or numbers [n] or [n, K].
+      ids: [n]. Splits that share a sample are refused. None for samples without ids.
     """
 
     x: np.ndarray
@@ -27,20 +28,20 @@ class Split(NamedTuple):
 
 
 class Score(NamedTuple):
-    """A probe's score on the test split, and on the validation split, by which layers and settings are chosen."""
+    """Scores on the test split, and on the validation split, on which layers and settings are chosen."""
 
     test: float
     validation: float
 
 
 class Classified(NamedTuple):
-    """What a probe of classes found.
+    """Result of a probe of classes.
 
     Attributes:
-      balanced: balanced accuracy: the mean over classes of the part found; chance is one over the number of classes.
+      balanced: balanced accuracy, the mean recall over classes; chance is one over the number of classes.
       plain: accuracy.
-      predicted: classes of the test samples [n], which `bootstrap` takes beside those that are true.
-      chosen: the setting that validation chose (a strength, a number of neighbours); None where there is no choice.
+      predicted: classes of the test samples [n], for `bootstrap`.
+      chosen: setting chosen on validation (a strength, a number of neighbours); None if there is no choice.
     """
 
     balanced: Score
@@ -49,27 +50,32 @@ class Classified(NamedTuple):
     chosen: float | None = None
 
 
-def classified(validation: Split, test: Split, predicted: tuple[np.ndarray, np.ndarray], chosen=None) -> Classified:
-    """The scores of what was predicted for validation and for test."""
-    scores = [
-        Score(score(test.y, predicted[1]), score(validation.y, predicted[0])) for score in (balanced_accuracy, accuracy)
-    ]
-    return Classified(*scores, predicted=predicted[1], chosen=chosen)
+def classified(
+    validation: Split, test: Split, predicted: tuple[np.ndarray, np.ndarray], chosen: float | None = None
+) -> Classified:
+    """Scores of predictions (for validation, for test)."""
+    on_validation, on_test = predicted
+    return Classified(
+        balanced=Score(balanced_accuracy(test.y, on_test), balanced_accuracy(validation.y, on_validation)),
+        plain=Score(accuracy(test.y, on_test), accuracy(validation.y, on_validation)),
+        predicted=on_test,
+        chosen=chosen,
+    )
 
 
 def accuracy(y: np.ndarray, predicted: np.ndarray) -> float:
-    """The part of the samples whose class was found."""
+    """Share of samples whose class is predicted."""
     return float(np.mean(y == predicted))
 
 
 def balanced_accuracy(y: np.ndarray, predicted: np.ndarray) -> float:
-    """The mean over the classes of y of the part of their samples that was found."""
+    """Mean over the classes of y of the share of their samples that is predicted."""
     _, index = np.unique(y, return_inverse=True)
     return float(np.mean(np.bincount(index, y == predicted) / np.bincount(index)))
 
 
 def unit_vectors(x_ND: np.ndarray) -> np.ndarray:
-    """The rows scaled to length 1; those of zeros stay."""
+    """The rows scaled to length 1; rows of zeros are unchanged."""
     length_N1 = np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64))[:, None]
     return (x_ND / np.where(length_N1 > 0, length_N1, 1)).astype(np.float32)
 
@@ -77,114 +83,128 @@ def unit_vectors(x_ND: np.ndarray) -> np.ndarray:
 def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
     """The splits with features [n, D] (or all their tokens) in float32, for a probe of classes.
 
-    Warns where a split shows a class that the first one, train, does not.
+    Warns if a split has a class that the first one, train, lacks.
 
     Args:
       tokens: whether the probe needs tokens [n, N, D].
-      **splits: by name, which messages tell.
+      **splits: by name, for messages.
 
     Raises:
-      UserError: if lengths or widths differ, features are NaN, infinite or no numbers, targets are no classes, all of
-        one, or more than the samples, or two splits share samples.
+      UserError: different lengths or widths; features that are not finite numbers; targets that are no classes, all the
+        same, or of more classes than samples; or splits that share samples.
     """
-    found = {}
+    checked: dict[str, Split] = {}
     for name, split in splits.items():
-        split = _features(name, split, tokens)
+        checked[name] = split = _checked_features(name, split, tokens)
         if split.y.ndim != 1 or split.y.dtype.kind not in "biuUS":
             raise UserError(
-                f"{name}: targets are {split.y.dtype} of shape {list(split.y.shape)}: give classes [n] as whole "
-                "numbers or strings, or use the ridge probe for numbers"
+                f"{name}: targets are {split.y.dtype} of shape {list(split.y.shape)}: give classes [n] as integers or "
+                "strings, or use the ridge probe for numbers"
             )
-        found[name] = split
-    _alike(found)
-    first, *others = found
-    strings = {name: split.y.dtype.kind in "US" for name, split in found.items()}
-    if differs := [name for name in others if strings[name] != strings[first]]:
-        raise UserError(
-            f"{differs[0]}: classes are {found[differs[0]].y.dtype} and those of {first} {found[first].y.dtype}: "
-            "name them alike"
-        )
-    classes = len(np.unique(np.concatenate([split.y for split in found.values()])))
-    for name, split in found.items():
-        if len(shown := np.unique(split.y)) == 1:
-            raise UserError(f"{name}: all {len(split.y)} samples are of class {shown[0]}: give samples of at least two")
+    _check_compatible(checked)
+
+    first, *others = checked
+    are_strings = {name: split.y.dtype.kind in "US" for name, split in checked.items()}
+    for name in others:
+        if are_strings[name] != are_strings[first]:
+            raise UserError(
+                f"{name}: classes are {checked[name].y.dtype} and those of {first} {checked[first].y.dtype}: give both "
+                "the same type"
+            )
+    classes = len(np.unique(np.concatenate([split.y for split in checked.values()])))
+    for name, split in checked.items():
+        of_split = np.unique(split.y)
+        if len(of_split) == 1:
+            raise UserError(
+                f"{name}: all {len(split.y)} samples are of class {of_split[0]}: give samples of at least two"
+            )
         if len(split.y) < classes:
             raise UserError(f"{name}: {len(split.y)} samples of {classes} classes: give at least as many as classes")
-        if len(unseen := np.setdiff1d(split.y, found[first].y)):
-            shown = ", ".join(map(str, unseen[:5])) + (", ..." if len(unseen) > 5 else "")
-            warnings.warn(f"{name}: {first} shows no sample of class {shown}: none can be found", stacklevel=3)
-    return list(found.values())
+        missing = np.setdiff1d(split.y, checked[first].y)
+        if len(missing):
+            names = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+            warnings.warn(f"{name}: {first} shows no sample of class {names}: none is predicted", stacklevel=3)
+    return list(checked.values())
 
 
 def checked_numbers(**splits: Split) -> list[Split]:
     """The splits with features [n, D] in float32 and targets [n, K] in float64, for a probe of numbers.
 
     Raises:
-      UserError: if lengths or widths differ, features or targets are NaN, infinite or no numbers, or two splits share
+      UserError: different lengths or widths; features or targets that are not finite numbers; or splits that share
         samples.
     """
-    found = {}
+    checked: dict[str, Split] = {}
     for name, split in splits.items():
-        split = _features(name, split, tokens=False)
+        split = _checked_features(name, split, tokens=False)
         y = split.y.reshape(len(split.y), -1) if split.y.ndim < 3 else split.y
-        if y.ndim != 2 or y.dtype.kind not in "biuf" or not np.isfinite(y := y.astype(np.float64)).all():
+        is_number = y.ndim == 2 and y.dtype.kind in "biuf"
+        if not is_number or not np.isfinite(y.astype(np.float64)).all():
             raise UserError(
                 f"{name}: targets are {split.y.dtype} of shape {list(split.y.shape)}, or hold NaN or infinity: give "
                 "finite numbers [n] or [n, K]"
             )
-        found[name] = split._replace(y=y)
-    _alike(found)
-    counts = {name: split.y.shape[1] for name, split in found.items()}
+        checked[name] = split._replace(y=y.astype(np.float64))
+    _check_compatible(checked)
+    counts = {name: split.y.shape[1] for name, split in checked.items()}
     if len(set(counts.values())) > 1:
-        raise UserError(f"targets of different widths, {_by_split(counts)}: give all splits the same numbers")
-    return list(found.values())
+        raise UserError(f"targets of different widths, {_listed(counts)}: give all splits the same numbers")
+    return list(checked.values())
 
 
-def _features(name: str, split: Split, tokens: bool) -> Split:
+def _checked_features(name: str, split: Split, tokens: bool) -> Split:
+    """A split with features in float32, pooled unless all tokens are needed."""
     try:
-        given, y, ids = np.asarray(split.x), np.asarray(split.y), None if split.ids is None else np.asarray(split.ids)
-        if given.dtype.kind not in "biufV":
+        raw, y = np.asarray(split.x), np.asarray(split.y)
+        ids = None if split.ids is None else np.asarray(split.ids)
+        if raw.dtype.kind not in "biufV":
             raise TypeError
         with np.errstate(over="ignore"):
-            x = given.astype(np.float32)
+            x = raw.astype(np.float32)
     except (TypeError, ValueError):
         raise UserError(f"{name}: features are no array of numbers: give floats [n, D] or tokens [n, N, D]") from None
     if x.ndim != 3 and (tokens or x.ndim != 2):
-        wanted = "tokens [n, N, D]" if tokens else "[n, D] or tokens [n, N, D]"
-        raise UserError(f"{name}: features have shape {list(x.shape)}, and this probe takes {wanted}")
+        expected = "tokens [n, N, D]" if tokens else "[n, D] or tokens [n, N, D]"
+        raise UserError(f"{name}: features have shape {list(x.shape)}, and this probe takes {expected}")
     if not x.size:
         raise UserError(f"{name}: features have shape {list(x.shape)} and hold nothing: give samples")
     for what, rows in (("targets", y), ("ids", ids)):
         if rows is not None and (not rows.ndim or len(rows) != len(x)):
             raise UserError(f"{name}: {len(x)} samples and {what} of shape {list(rows.shape)}: give one per sample")
+
+    # In blocks, so that no second array of all tokens is needed. NaN compares as false.
     flat = x.reshape(len(x), -1)
-    blocks = [flat[start : start + _BLOCK] for start in range(0, len(x), _BLOCK)]
-    sound_n = np.concatenate([(np.abs(block) < _LARGEST).all(axis=1) for block in blocks])  # false for NaN, too
-    if not sound_n.all():
+    finite_n = np.zeros(len(x), bool)
+    for start in range(0, len(x), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        finite_n[rows] = (np.abs(flat[rows]) < _LARGEST).all(axis=1)
+    if not finite_n.all():
         raise UserError(
-            f"{name}: features of sample {int(np.argmin(sound_n))} hold NaN, infinity or numbers beyond {_LARGEST:g}, "
-            f"and {int((~sound_n).sum())} of {len(x)} samples do: look at the samples, and at the numbers of the run"
+            f"{name}: features of sample {int(np.argmin(finite_n))} hold NaN, infinity or numbers beyond {_LARGEST:g}, "
+            f"and {int((~finite_n).sum())} of {len(x)} samples do: check the samples and the metrics of the run"
         )
     if x.ndim == 3 and not tokens:
         x = x.mean(axis=1)
     return Split(x, y, ids)
 
 
-def _alike(splits: dict[str, Split]) -> None:
+def _check_compatible(splits: dict[str, Split]) -> None:
+    """Raises `UserError` unless features have the same shape and no two splits share samples."""
     shapes = {name: split.x.shape[1:] for name, split in splits.items()}
     if len(set(shapes.values())) > 1:
-        raise UserError(f"features of different shapes, {_by_split(shapes)}: take all splits from the same layer")
+        raise UserError(f"features of different shapes, {_listed(shapes)}: take all splits from the same layer")
     refuse_shared({name: set(split.ids.tolist()) for name, split in splits.items() if split.ids is not None})
 
 
 def refuse_shared(ids: dict[str, set]) -> None:
-    """Raises `UserError` if two splits, given as sets of ids by name, hold the same sample."""
-    for (a, in_a), (b, in_b) in combinations(ids.items(), 2):
-        if shared := in_a & in_b:
+    """Raises `UserError` if two splits, as sets of ids by name, share a sample."""
+    for (a, ids_a), (b, ids_b) in combinations(ids.items(), 2):
+        shared = ids_a & ids_b
+        if shared:
             raise UserError(
                 f"{a} and {b} share {len(shared)} samples, {min(shared, key=str)} among them: leave them out of one"
             )
 
 
-def _by_split(found: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {list(x) if isinstance(x, tuple) else x}" for name, x in found.items())
+def _listed(values: Mapping[str, tuple | int]) -> str:
+    return ", ".join(f"{name} {list(value) if isinstance(value, tuple) else value}" for name, value in values.items())

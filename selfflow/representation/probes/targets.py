@@ -111,7 +111,7 @@ class ProbeLabels:
           One `Split` per part of the target, see `ProbeTargets.of_clip`; most targets have one part.
 
         Raises:
-          UserError: if none of the raw records can be read. Of some that cannot, a warning tells.
+          UserError: if none of the raw records can be read; unreadable ones are left out with a warning.
         """
         ids = np.array(features.ids)
         taps = features.layers[layer]
@@ -121,6 +121,7 @@ class ProbeLabels:
             parts = self.of_clips(target, features.ids, features.labels)
             return [Split(x[known], y, ids[known]) for y, known in parts]
 
+        # Rows are time steps or tokens, whose sample is their clip, so that splits that share clips are refused.
         (m,) = source
         xs, ys, repeated = [], [], []
         for i, record in enumerate(self._read(features.ids)):
