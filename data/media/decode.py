@@ -177,7 +177,7 @@ def _frames_through_gaps(
         while frame.next_start is not None and frame.end < frame.next_start:
             end = min(frame.end + LONGEST_FRAME, frame.next_start)
             if audio is None or not audio.covers(round(frame.end * media.sample_rate), round(end * media.sample_rate)):
-                notes.count(f"no picture and no audio for more than {LONGEST_FRAME:g} s", "gaps")
+                notes.count(f"no frame and no audio for more than {LONGEST_FRAME:g} s", "gaps")
                 break
             frame = replace(frame, start=frame.end, end=end)
             yield frame
