@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,14 @@ def load_builder(settings: Dataset, data_dir: Path) -> "tfds.core.DatasetBuilder
     return module.build(settings, Path(data_dir))
 
 
-def build(settings: Dataset, data_dir: Path) -> BuiltDataset:
+def build(settings: Dataset, data_dir: Path, recorded: str = "") -> BuiltDataset:
     """Builds a data set, or opens it if it exists.
+
+    Args:
+      settings: of the data set.
+      data_dir: folder of data sets.
+      recorded: name of the data set that a run was trained on (see `BuiltDataset.name`). If it exists, it is opened,
+        whatever happened to the files that it was built from; a line on stderr says if they have changed.
 
     Raises:
       UserError: its training split is empty, its description is damaged, and whatever the builder refuses.
@@ -98,7 +105,10 @@ def build(settings: Dataset, data_dir: Path) -> BuiltDataset:
 
     fetch_folder(data_dir, INFO)
     try:
-        builder = load_builder(settings, data_dir)
+        if recorded and (data_dir / recorded / INFO).is_file():
+            builder = _open_recorded(settings, data_dir / recorded)
+        else:
+            builder = load_builder(settings, data_dir)
     except ParseError as error:  # TFDS does not name the file
         damaged = [str(path) for path in (data_dir / settings.kind).rglob(INFO) if not _is_json(path)]
         raise UserError(f"{', '.join(damaged) or data_dir} is damaged: remove its folder and build again") from error
@@ -111,6 +121,18 @@ def build(settings: Dataset, data_dir: Path) -> BuiltDataset:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")
     metadata = dict(builder.info.metadata or {})
     return BuiltDataset(settings, builder.info.full_name, Path(builder.data_dir), splits, metadata)
+
+
+def _open_recorded(settings: Dataset, folder: Path) -> "tfds.core.DatasetBuilder":
+    from selfflow.data.tfds.builder import PreparedBuilder
+
+    if settings.source_changed(folder):
+        print(
+            f"{settings.kind}: the files in {settings.source_folder(folder)} have changed since {folder} was built: "
+            "this run keeps its data set; new runs build another",
+            file=sys.stderr,
+        )
+    return PreparedBuilder(builder_dir=str(folder))
 
 
 def _is_json(path: Path) -> bool:

@@ -121,6 +121,11 @@ class Dataset(Protocol):
         del data_dir
         return ""
 
+    def source_changed(self, folder: Path) -> bool:
+        """Whether the original files exist and differ from those that the data set in `folder` was built from."""
+        del folder
+        return False
+
     def decoder(self, folder: Path) -> Callable[[bytes], dict[str, Any]]:
         """A function from the serialized records of the prepared data set in `folder` to records."""
         features = read_features(folder)

@@ -4,9 +4,9 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from selfflow.data.dataset import Dataset
 from selfflow.data.report import Remark
@@ -46,9 +46,29 @@ class FolderSettings(Dataset):
         """The absolute path of `source`, or "" if it is empty."""
         return os.path.abspath(os.path.expanduser(self.source)) if self.source else ""
 
+    def resolved(self, previous: Self | None = None) -> Self:
+        """A copy with the absolute path of `source`, which holds in any working directory."""
+        del previous
+        return replace(self, source=self.folder())
+
     def source_folder(self, data_dir: Path) -> str:
         """The folder of the user's files."""
         return self.source
+
+    def contents(self, data_dir: Path) -> "tuple[list[File], list[Remark]]":
+        """The files whose paths, sizes and times identify the contents of the folder, and remarks on others.
+
+        Raises:
+          UserError: the folder is missing, is not a folder, or cannot be listed.
+        """
+        raise NotImplementedError
+
+    def source_changed(self, folder: Path) -> bool:
+        source = Path(self.folder())
+        if not self.source or not source.exists():
+            return False
+        data_dir = folder.parents[2]  # data_dir/KIND/CONFIG/VERSION; CONFIG ends with the fingerprint of the contents
+        return not folder.parent.name.endswith(f"-{fingerprint(self.contents(data_dir)[0])}")
 
     def key(self) -> str:
         """A short hash of all settings that change a record. The contents of the folder have a hash of their own."""

@@ -41,7 +41,7 @@ from selfflow.run.arms import arms_of
 
 runs = [open_run(path) for path in run_paths]
 names = arms_of(runs)
-asked = Probing(tuple(targets), tau=tuple(taus), sources=tuple(sources), probe=probe, clips=clips)
+settings = Probing(tuple(targets), tau=tuple(taus), sources=tuple(sources), probe=probe, clips=clips)
 
 # %% [markdown]
 # ## Probes
@@ -50,8 +50,8 @@ asked = Probing(tuple(targets), tau=tuple(taus), sources=tuple(sources), probe=p
 # test. The untrained network has the gates of its blocks open, since a closed gate passes its input on. Dotted: chance.
 
 # %%
-rows = [row for run, name in zip(runs, names) for row in probe_run(run, asked, method=name)]
-rows += probe_run(runs[0], asked, method=f"{names[0]}, untrained", weights="untrained")
+rows = [row for run, name in zip(runs, names) for row in probe_run(run, settings, method=name)]
+rows += probe_run(runs[0], settings, method=f"{names[0]}, untrained", weights="untrained")
 lowest = [row for row in rows if row.tau == min(taus)]
 probe_curves(lowest, columns=len(sources))
 

@@ -84,7 +84,9 @@ questions = {
     "contacts from video\nR$^2$": contacts,
     "material from audio\nbalanced accuracy": material | {"source": "audio"},
 }
-answers = {title: compare_methods(best(select_rows(rows, **asked)), "shuffled") for title, asked in questions.items()}
+answers = {}
+for title, fields in questions.items():
+    answers[title] = compare_methods(best(select_rows(rows, **fields)), "shuffled")
 comparison_figure(answers)
 
 # %%

@@ -1,7 +1,7 @@
-"""Context: the tokens of a sample that stay at tau = 0, in student and teacher, and enter no loss.
+"""Context: the tokens of a sample at tau = 0, in student and teacher, which are in no loss.
 
-Video to audio, audio to video, continuation, in-painting: every such task is a mask over tokens. A case names a family
-of masks. Training draws masks of the cases in `schedule.context`; sampling takes one mask of one case.
+Video to audio, audio to video, continuation and in-painting are masks over tokens, True for context. A case is a family
+of masks: training draws from those in `schedule.context`; sampling uses one mask of one case.
 """
 
 import itertools
@@ -46,18 +46,19 @@ def draw_context(
 ) -> dict[str, Bool[Array, "B N"]]:
     """Draws the context of each sample; every sample keeps a token outside it.
 
-    A case that a set of modalities cannot have, such as the first frame of audio, gives an empty context.
+    A case that does not apply to the modalities, such as the first frame of audio, gives an empty context.
 
     Args:
       keys_B: a key for each sample.
       table: the probability of each case; the remaining samples have no context.
-      modalities: those of the set.
+      modalities: the modalities of the component.
     """
     bounds = jnp.asarray(np.cumsum(list(table.values())), jnp.float32)
 
     def draw_one(key: Key[Array, ""]) -> Masks:
+        # All cases are computed and one is selected: under `vmap` a branch would compute all of them too.
         case_key, *keys = jax.random.split(key, 1 + len(table))
-        # The index one past the last case stands for no context.
+        # The index one past the last case is that of no context.
         case = jnp.searchsorted(bounds, jax.random.uniform(case_key), side="right")
         masks = [_DRAWS[name](key, modalities) for key, name in zip(keys, table)]
         masks.append({m: jnp.zeros(modality.tokens, bool) for m, modality in modalities.items()})
@@ -112,6 +113,7 @@ def inpaint_region_context(
         if len(modality.grid) > 1:
             rows, columns = modality.grid[-2:]
             row, column = np.mgrid[:rows, :columns].reshape(2, -1)
+            # The tokens that overlap the rectangle; context is the others, in every frame.
             across = (column / columns < right - _ROUNDING) & ((column + 1) / columns > left + _ROUNDING)
             down = (row / rows < bottom - _ROUNDING) & ((row + 1) / rows > top + _ROUNDING)
             masks[m] = jnp.tile(~(across & down), modality.tokens // (rows * columns))
@@ -125,6 +127,7 @@ def _timed(modalities: dict[str, Modality], inside: Callable[[np.ndarray, np.nda
         masks[m] = jnp.zeros(modality.tokens, bool)
         if modality.period:
             duration = modality.patch[0] * modality.period
+            # A token spans the times [start, start + duration), also where it is one of many in a frame.
             start = np.arange(modality.grid[0]) * duration + modality.offset[0]
             start_N = np.repeat(start, modality.tokens // modality.grid[0])
             masks[m] = jnp.asarray(inside(start_N, start_N + duration))
@@ -140,7 +143,9 @@ def _draw_modality(key: Key[Array, ""], modalities: dict[str, Modality]) -> Mask
     names = sorted(modalities)
     subsets = [()]
     if len(names) > 1:
-        subsets = [s for size in range(1, len(names)) for s in itertools.combinations(names, size)]
+        subsets = []
+        for size in range(1, len(names)):
+            subsets += itertools.combinations(names, size)
     index = jax.random.randint(key, (), 0, len(subsets))
     masks = {}
     for m, modality in modalities.items():

@@ -1,7 +1,9 @@
-"""A modality: a named stream of latents, cut into tokens with coordinates, and put together again."""
+"""Modalities: the shapes of latents, and the conversion of latents to tokens with coordinates and back."""
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -47,14 +49,18 @@ class Modality:
                 )
 
     def lasting(self, frames: int) -> "Modality":
-        """The same with another number of latent frames; fails where there is no time axis."""
+        """The modality with another number of latent frames.
+
+        Raises:
+          ValueError: if there is no time axis.
+        """
         if not self.period:
             raise ValueError(f"a latent of shape {self.latent} has no time axis")
         return dataclasses.replace(self, latent=(frames, *self.latent[1:]))
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """How many tokens stand along each axis."""
+        """Number of tokens along each axis."""
         return tuple(size // patch for size, patch in zip(self.latent, self.patch))
 
     @property
@@ -70,6 +76,7 @@ class Modality:
     def to_tokens(self, latent: Float[Array, "B ... C"]) -> Float[Array, "B N P"]:
         """Cuts latents into tokens in row-major order; a token is flattened as (channel, *patch)."""
         batch, axes = latent.shape[0], len(self.patch)
+        # [B, H, W, C] -> [B, h, p, w, q, C] -> [B, h, w, C, p, q] -> [B, h w, C p q], and likewise with other axes.
         split = latent.reshape(batch, *_interleave(self.grid, self.patch), self.latent[-1])
         grid_axes = [1 + 2 * i for i in range(axes)]
         patch_axes = [2 + 2 * i for i in range(axes)]
@@ -80,16 +87,18 @@ class Modality:
         """The inverse of `to_tokens`."""
         batch, axes = tokens_BNP.shape[0], len(self.patch)
         split = tokens_BNP.reshape(batch, *self.grid, self.latent[-1], *self.patch)
-        order = [axis for i in range(axes) for axis in (1 + i, 2 + axes + i)]
+        # [B, h, w, C, p, q] -> [B, h, p, w, q, C]
+        order = _interleave(range(1, 1 + axes), range(2 + axes, 2 + 2 * axes))
         return split.transpose(0, *order, 1 + axes).reshape(batch, *self.latent)
 
     def of_tokens(self, count: int) -> "Modality":
-        """The modality whose latents have `count` tokens: clips may be shorter or longer than the nominal one."""
+        """The modality of latents with `count` tokens: clips may be shorter or longer than the nominal length."""
         return self if count == self.tokens else self.lasting(count // math.prod(self.grid[1:]) * self.patch[0])
 
     def valid_tokens(self, frames_B: Int[Array, "B"]) -> Bool[Array, "B N"]:
-        """Which tokens are data and no padding, where sample i has `frames_B[i]` latent frames of data."""
-        last = (np.arange(self.grid[0]) + 1) * self.patch[0]  # the frames that each token needs
+        """Which tokens are data and not padding, if sample i has `frames_B[i]` latent frames of data."""
+        # A token of several latent frames is data if all of them are.
+        last = (np.arange(self.grid[0]) + 1) * self.patch[0]
         return jnp.asarray(np.repeat(last, self.tokens // self.grid[0])) <= frames_B[:, None]
 
     def coordinates(self) -> Float[np.ndarray, "N 4"]:
@@ -102,48 +111,55 @@ class Modality:
         if "t" in place:
             place["t"] = (place["t"] + 0.5) * self.patch[0] * self.period
         grids = np.meshgrid(*place.values(), indexing="ij")
-        columns = dict(zip(place, (grid.ravel() for grid in grids)))
-        zero = np.zeros(self.tokens, np.float32)
-        place_N4 = np.stack([columns.get(axis, zero) for axis in "thwl"], axis=-1)
+        place_N4 = np.zeros((self.tokens, 4), np.float32)
+        for axis, grid in zip(place, grids):
+            place_N4[:, "thwl".index(axis)] = grid.ravel()
         return (place_N4 + np.asarray(self.offset)).astype(np.float32)
 
 
-def _interleave(first: tuple[int, ...], second: tuple[int, ...]) -> list[int]:
-    return [value for pair in zip(first, second) for value in pair]
+def _interleave(first: Iterable[int], second: Iterable[int]) -> list[int]:
+    return list(itertools.chain.from_iterable(zip(first, second)))
 
 
 def modality_of(stream: str) -> str:
-    """The name of a stream's modality: what stands before the colon, or all of it."""
+    """The name of a stream's modality: the part before the colon, such as "image" of "image:reference"."""
     return stream.partition(":")[0]
 
 
 def frames_of_tokens(frames: int, tokens: int) -> Int[np.ndarray, "tokens+1"]:
     """Bounds of a video's tokens in frames: tokens of time step i cover the frames from bound i to bound i + 1.
 
-    Where they do not divide the frames evenly the first holds fewer, as with a first frame that stands alone.
+    If the tokens do not divide the frames evenly the first covers fewer, as in causal autoencoders, which encode the
+    first frame alone.
     """
     each = -(-frames // tokens)
     return np.maximum(np.arange(tokens + 1) * each - (each * tokens - frames), 0)
 
 
 def of_latents(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, Modality]:
-    """The modalities of latents [B, ...], which may last longer or shorter than the nominal ones, and nothing else.
+    """The modalities of latents [B, ...], whose number of latent frames may differ from the nominal one.
 
     Raises:
       ValueError: if a shape differs in more than its length.
     """
-    found = {}
+    fitted = {}
     for name, latent in latents.items():
         modality, shape = modalities[name], latent.shape[1:]
         if shape != modality.latent:
             if not modality.period or shape[1:] != modality.latent[1:]:
                 raise ValueError(f"{name}: latents of shape {shape}, expected {modality.latent}")
             modality = modality.lasting(shape[0])
-        found[name] = modality
-    return found
+        fitted[name] = modality
+    return fitted
 
 
 def to_tokens(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Cuts every latent of a component into float32 tokens; fails on a shape that its modality does not have."""
-    fitting = of_latents(modalities, latents)
-    return {name: fitting[name].to_tokens(jnp.asarray(latent, jnp.float32)) for name, latent in latents.items()}
+    """Latents [B, ...] of a component as float32 tokens [B, N, P], by modality.
+
+    Raises:
+      ValueError: if a shape differs from that of its modality in more than its length.
+    """
+    tokens = {}
+    for name, modality in of_latents(modalities, latents).items():
+        tokens[name] = modality.to_tokens(jnp.asarray(latents[name], jnp.float32))
+    return tokens

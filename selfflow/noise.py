@@ -1,14 +1,18 @@
 """Noise: the noise level of each token, and the corruption of clean tokens.
 
-tau in [0, 1] is the noise level of a token: 0 is data, 1 is noise, everywhere in this package.
-A corrupted token is x_tau = (1 - tau) x0 + tau eps, and the velocity to predict is eps - x0.
+tau in [0, 1] is the noise level of a token: 0 is data, 1 is noise, everywhere in this package. A corrupted token is
+x_tau = (1 - tau) x0 + tau eps with eps ~ N(0, 1), and the velocity to predict is v = eps - x0.
 
-Everything random is drawn from one key per sample, so that a sample's noise depends neither on
-the batch it is in nor on how the batch is split.
+Dual-Timestep Scheduling (arXiv 2603.06507), the default, draws two levels t, s ~ p(tau) for a sample and a random set
+M of masked tokens; token i has tau_i = s if i is in M, and t otherwise. The teacher sees all tokens at min(t, s).
+
+Everything random is drawn from one key per sample, so that a sample's noise depends neither on the batch it is in nor
+on how the batch is split. Shapes: B samples, K levels, N tokens, P latent elements of a token.
 """
 
 import zlib
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import jax
@@ -21,11 +25,11 @@ from selfflow.modality import Modality, modality_of
 
 
 class Corruption(NamedTuple):
-    """What turns clean tokens into noisy ones, per modality.
+    """The noise levels and the context of a batch of tokens, per modality.
 
     Attributes:
       levels: the distinct taus of a sample, [B, K]. With `context` the last level is 0.
-      assignment: which level each token has, [B, N].
+      assignment: the index of each token's level, [B, N]: tau_i = levels[assignment_i].
       context: tokens held at tau = 0 for student and teacher and in no loss, [B, N]; a modality
         without context tokens is absent.
     """
@@ -39,10 +43,14 @@ class Corruption(NamedTuple):
         return {m: jnp.take_along_axis(self.levels[m], self.assignment[m], axis=1) for m in self.levels}
 
     def at_min_level(self) -> "Corruption":
-        """All tokens of a modality at the lowest of its levels; context tokens stay at 0."""
+        """All tokens of a modality at the lowest of its levels, min(t, s); context tokens stay at 0.
+
+        This is the teacher's view in arXiv 2603.06507.
+        """
         levels, assignment = {}, {}
         for m, level_BK in self.levels.items():
             if m in self.context:
+                # The last level is the context's: a minimum over all levels would be 0 for every token.
                 lowest_B1 = level_BK[:, :-1].min(axis=1, keepdims=True)
                 levels[m] = jnp.concatenate([lowest_B1, jnp.zeros_like(lowest_B1)], axis=1)
                 assignment[m] = self.context[m].astype(jnp.int32)
@@ -53,13 +61,17 @@ class Corruption(NamedTuple):
 
     def lowered_by(self, by: dict[str, Float[Array, "B K"]]) -> "Corruption":
         """Every level minus `by`, at least 0."""
-        return self._replace(levels={m: jnp.maximum(x_BK - by[m], 0) for m, x_BK in self.levels.items()})
+        levels = {}
+        for m, level_BK in self.levels.items():
+            levels[m] = jnp.maximum(level_BK - by[m], 0)
+        return self._replace(levels=levels)
 
     def with_context(self, context: dict[str, Bool[Array, "B N"]]) -> "Corruption":
         """The same corruption with the `context` tokens at tau = 0."""
         levels, assignment = dict(self.levels), dict(self.assignment)
         for m, context_BN in context.items():
             count = levels[m].shape[1]
+            # One more level, 0, at index K.
             levels[m] = jnp.pad(levels[m], ((0, 0), (0, 1)))
             assignment[m] = jnp.where(context_BN, count, assignment[m])
         return Corruption(levels, assignment, context)
@@ -74,16 +86,18 @@ def corrupt(
 
 
 def draw_eps(keys_B: Key[Array, "B"], x: dict[str, Float[Array, "B N P"]]) -> dict[str, Float[Array, "B N P"]]:
-    """Standard normal noise of the shape of `x`; sample i's depends on `keys_B[i]` alone."""
-    return {
-        m: jax.vmap(lambda key, shape=x_BNP.shape[1:]: jax.random.normal(key, shape))(keys_for(keys_B, f"eps {m}"))
-        for m, x_BNP in x.items()
-    }
+    """Standard normal noise of the shape of `x`; that of sample i depends on `keys_B[i]` alone."""
+    eps = {}
+    for m, x_BNP in x.items():
+        draw_sample = partial(jax.random.normal, shape=x_BNP.shape[1:])
+        eps[m] = jax.vmap(draw_sample)(keys_for(keys_B, f"eps {m}"))
+    return eps
 
 
 def keys_for(keys_B: Key[Array, "B"], purpose: str) -> Key[Array, "B"]:
     """Keys of one purpose; different purposes are independent."""
-    # A name, not a position: a modality draws the same numbers whichever component it stands in.
+    # The name is hashed, not counted: a modality draws the same numbers in every component. Not Python's hash(), which
+    # differs between processes.
     number = zlib.crc32(purpose.encode()) & 0x7FFFFFFF
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys_B)
 
@@ -124,6 +138,7 @@ class LogitNormalTau:
 
     def quantile(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         """The tau below which a fraction `u` of the distribution lies."""
+        # logit(tau) ~ N(mean, std^2), so that tau = sigmoid(mean + std Phi^-1(u)).
         return _shifted(jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(u)), self.shift)
 
 
@@ -133,6 +148,7 @@ def _check_shift(shift: float) -> None:
 
 
 def _shifted(tau: Float[Array, "..."], sigma: float) -> Float[Array, "..."]:
+    """tau' = sigma tau / (1 + (sigma - 1) tau), which increases with tau and keeps 0 and 1."""
     return sigma * tau / (1 + (sigma - 1) * tau)
 
 
@@ -156,24 +172,29 @@ class _Schedule:
     def with_context(
         self, corruption: Corruption, keys_B: Key[Array, "B"], modalities: dict[str, Modality]
     ) -> Corruption:
-        """A corruption with the context that is drawn for each sample, by the probabilities of `context`."""
+        """Adds the context of each sample, drawn by the probabilities of `context`."""
         if not self.context:
             return corruption
-        # The purpose keeps its first name: under another one every run would draw other tokens.
+        # The purpose selects the random numbers: under another name every run would draw other tokens.
         return corruption.with_context(draw_context(keys_for(keys_B, "given"), self.context, modalities))
 
     def intervals(self, keys_B: Key[Array, "B"], corruption: Corruption, high: float) -> dict[str, Float[Array, "B K"]]:
-        """A uniform number in [0, high) for each level of a corruption, by modality."""
+        """A uniform number in [0, high) for each level, by modality: what a teacher's levels are lowered by."""
         intervals = {}
         for m, level_BK in corruption.levels.items():
             intervals[m] = high * self._uniforms(keys_B, "interval", m, level_BK.shape[1])
         return intervals
 
-    def _taus(self, keys_B: Key[Array, "B"], modality: str, count: int) -> Float[Array, "B count"]:
-        u_BK = self._uniforms(keys_B, "tau", modality, count)
-        return self.tau.get(modality_of(modality), UniformTau()).quantile(u_BK)
+    def _levels(self, keys_B: Key[Array, "B"], counts: dict[str, int]) -> dict[str, Float[Array, "B K"]]:
+        """Draws K = `counts[m]` independent levels of each modality m from its p(tau)."""
+        levels = {}
+        for m, count in counts.items():
+            # Inversion: modalities that share u have levels of one rank, each with its own p(tau) and shift.
+            u_BK = self._uniforms(keys_B, "tau", m, count)
+            levels[m] = self.tau.get(modality_of(m), UniformTau()).quantile(u_BK)
+        return levels
 
-    def _uniforms(self, keys_B: Key[Array, "B"], purpose: str, modality: str, count: int) -> Float[Array, "B count"]:
+    def _uniforms(self, keys_B: Key[Array, "B"], purpose: str, modality: str, count: int) -> Float[Array, "B K"]:
         """Numbers in [0, 1) of one purpose, drawn once for all modalities or for each."""
         shared = self._may_share and self.draw == "shared"
         name = purpose if shared else f"{purpose} {modality}"
@@ -188,8 +209,8 @@ class UniformTimestep(_Schedule):
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, 1]; `layout` gives the number of tokens of each modality."""
-        levels = {m: self._taus(keys_B, m, 1) for m in layout}
-        assignment = {m: jnp.zeros((len(keys_B), n), jnp.int32) for m, n in layout.items()}
+        levels = self._levels(keys_B, dict.fromkeys(layout, 1))
+        assignment = {m: jnp.zeros((len(keys_B), tokens), jnp.int32) for m, tokens in layout.items()}
         return Corruption(levels, assignment, {})
 
 
@@ -217,12 +238,16 @@ class _Masked(_Schedule):
             raise UserError(f"schedule.mask_ratio has no entry for {name}: add one")
         return self.mask_ratio[name]
 
+    def _masks(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> dict[str, Int[Array, "B N"]]:
+        """The set M of each modality: 1 for masked tokens, 0 for the others, drawn per modality."""
+        return {m: self._mask(keys_B, m, tokens) for m, tokens in layout.items()}
+
     def _mask(self, keys_B: Key[Array, "B"], modality: str, tokens: int) -> Int[Array, "B N"]:
-        """1 for masked tokens, 0 for the others."""
         keys_B = keys_for(keys_B, f"mask {modality}")
         if self.mask == "bernoulli":
             u_BN = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys_B)
             return (u_BN < self._ratio(modality)).astype(jnp.int32)
+        # The first R_M N numbers of a random permutation: as many masked tokens in every sample, in random places.
         permutation_BN = jax.vmap(lambda key: jax.random.permutation(key, tokens))(keys_B)
         return (permutation_BN < self.masked(modality, tokens)).astype(jnp.int32)
 
@@ -231,7 +256,7 @@ class _Masked(_Schedule):
 class DualTimestep(_Masked):
     """Dual-Timestep Scheduling (arXiv 2603.06507): t and s ~ p(tau), independent and unsorted.
 
-    Masked tokens get s and the others t, so that every token keeps p(tau) as its marginal.
+    tau_i = s for masked tokens, t for the others. Since t and s are not sorted, the marginal of every tau_i is p(tau).
     """
 
     kind: Literal["dual"] = "dual"
@@ -251,16 +276,17 @@ class DualTimestep(_Masked):
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, 2] = (t, s); `layout` gives the number of tokens of each modality."""
-        levels = {m: self._taus(keys_B, m, 2) for m in layout}
+        levels = self._levels(keys_B, dict.fromkeys(layout, 2))
         if self.sorted:
-            levels = {m: jnp.sort(x_B2, axis=1) for m, x_B2 in levels.items()}
+            for m in layout:
+                levels[m] = jnp.sort(levels[m], axis=1)
         if self.band is not None:
             for m in layout:
+                # s = max(t - U(0, band), 0)
                 t_B1 = levels[m][:, :1]
                 s_B1 = jnp.maximum(t_B1 - self.band * self._uniforms(keys_B, "band", m, 1), 0)
                 levels[m] = jnp.concatenate([t_B1, s_B1], axis=1)
-        assignment = {m: self._mask(keys_B, m, n) for m, n in layout.items()}
-        return Corruption(levels, assignment, {})
+        return Corruption(levels, self._masks(keys_B, layout), {})
 
 
 @dataclass(frozen=True)
@@ -271,15 +297,15 @@ class FullMasking(_Masked):
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, 2] = (t, 1); `layout` gives the number of tokens of each modality."""
-        levels = {m: self._taus(keys_B, m, 1) for m in layout}
-        levels = {m: jnp.pad(t_B1, ((0, 0), (0, 1)), constant_values=1.0) for m, t_B1 in levels.items()}
-        assignment = {m: self._mask(keys_B, m, n) for m, n in layout.items()}
-        return Corruption(levels, assignment, {})
+        levels = {}
+        for m, t_B1 in self._levels(keys_B, dict.fromkeys(layout, 1)).items():
+            levels[m] = jnp.pad(t_B1, ((0, 0), (0, 1)), constant_values=1.0)
+        return Corruption(levels, self._masks(keys_B, layout), {})
 
 
 @dataclass(frozen=True)
 class DiffusionForcing(_Schedule):
-    """Diffusion forcing (arXiv 2407.01392): an own tau for every token."""
+    """Diffusion forcing (arXiv 2407.01392): an independent tau for every token."""
 
     kind: Literal["diffusion_forcing"] = "diffusion_forcing"
 
@@ -287,8 +313,10 @@ class DiffusionForcing(_Schedule):
 
     def sample(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> Corruption:
         """Levels [B, N], one for each token; `layout` gives the number of tokens of each modality."""
-        levels = {m: self._taus(keys_B, m, n) for m, n in layout.items()}
-        assignment = {m: jnp.broadcast_to(jnp.arange(n), (len(keys_B), n)) for m, n in layout.items()}
+        levels = self._levels(keys_B, layout)
+        assignment = {}
+        for m, tokens in layout.items():
+            assignment[m] = jnp.broadcast_to(jnp.arange(tokens), (len(keys_B), tokens))
         return Corruption(levels, assignment, {})
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from selfflow.data.folder import FolderSettings
+from selfflow.data.folder import File, FolderSettings, scan
+from selfflow.data.report import Remark
 from selfflow.errors import UserError
 
 
@@ -38,6 +39,7 @@ class LatentFiles(FolderSettings):
         Raises:
           UserError: latents.json does not exist or is incomplete.
         """
+        self = super().resolved()
         if self.image or self.video or self.audio:
             return self
         if isinstance(previous, LatentFiles):
@@ -51,6 +53,15 @@ class LatentFiles(FolderSettings):
         shapes = {modality: stream.media for modality, stream in manifest.streams.items()}
         rates = {"frames_per_second": manifest.frames_per_second, "sample_rate": manifest.sample_rate}
         return replace(self, **shapes, **rates)
+
+    def contents(self, data_dir: Path) -> tuple[list[File], list[Remark]]:
+        """latents.json, since other scales give other records, and the files of latents."""
+        from selfflow.data.latent_files.manifest import MANIFEST
+        from selfflow.data.latent_files.read import SUFFIXES
+
+        scanned, remarks = scan(self, (data_dir, data_dir / self.kind))
+        manifest = [file for file in scanned if file.relative == MANIFEST]
+        return manifest + [file for file in scanned if Path(file.relative).suffix in SUFFIXES], remarks
 
     def media_shapes(self, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
         """Shapes of the media that were encoded, by modality, at the nominal length."""

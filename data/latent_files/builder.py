@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from selfflow.data.folder import File, scan
+from selfflow.data.folder import File
 from selfflow.data.folder_builder import SPLITS, FileRecord, FolderBuilder, build_folder, open_newest
 from selfflow.data.latent_files import LatentFiles
 from selfflow.data.latent_files.manifest import MANIFEST, Manifest, read_manifest
-from selfflow.data.latent_files.read import CAPTION, SUFFIXES, Sample, read_samples
+from selfflow.data.latent_files.read import CAPTION, Sample, read_samples
 from selfflow.data.report import Notes, Remark, Unusable
 from selfflow.media import medium_of
 
@@ -117,11 +117,8 @@ def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
     if not settings.source or not folder.exists() or without_manifest:
         return open_newest(LatentFilesBuilder, settings, data_dir)
     manifest = read_manifest(folder)
-    scanned, remarks = scan(settings, (data_dir, data_dir / LatentFilesBuilder.name))
-    # The manifest belongs to the contents: other scales give other records.
-    identity = [file for file in scanned if file.relative == MANIFEST]
-    files = [file for file in scanned if Path(file.relative).suffix in SUFFIXES]
-    identity += files
+    identity, remarks = settings.contents(data_dir)
+    files = [file for file in identity if file.relative != MANIFEST]
     return build_folder(
         LatentFilesBuilder, settings, data_dir, identity, files=files, remarks=remarks, manifest=manifest
     )

@@ -1,11 +1,13 @@
 """Media: a folder of the user's own videos, audio files and images. Importing this is cheap."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from selfflow.data.checks import check_numbers, whole_samples
-from selfflow.data.folder import FolderSettings
+from selfflow.data.folder import File, FolderSettings, scan
+from selfflow.data.report import Remark
 from selfflow.errors import check_above_zero
 
 
@@ -45,6 +47,13 @@ class Media(FolderSettings):
         """Shapes of the media of a record, by modality; `present` says which of them a record has."""
         image = (self.size, self.size, 3)
         return {"video": (self.frames, *image), "audio": (self.samples,), "image": image}
+
+    def contents(self, data_dir: Path) -> tuple[list[File], list[Remark]]:
+        """All files of the folder; the data folder may be inside of it, and holds no media."""
+        outputs = [data_dir / self.kind]
+        if os.path.realpath(data_dir) != os.path.realpath(self.folder()):
+            outputs.append(data_dir)
+        return scan(self, excluded=tuple(outputs))
 
     def check(self) -> None:
         """Raises UserError, which names the field, if a value makes no sense."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ import av
 import numpy as np
 import tensorflow_datasets as tfds
 
-from selfflow.data.folder import File, scan
+from selfflow.data.folder import File
 from selfflow.data.folder_builder import FileRecord, FolderBuilder, build_folder, open_newest
 from selfflow.data.media import Media
 from selfflow.data.media.decode import Clip, clips
@@ -59,17 +58,9 @@ def build(media: Media, data_dir: Path) -> MediaBuilder:
     folder = Path(media.folder())
     if not media.source or not folder.exists():
         return open_newest(MediaBuilder, media, data_dir)
-    # The data folder may be inside of the user's folder.
-    files, remarks = scan(media, excluded=_outputs(folder, data_dir))
+    files, remarks = media.contents(data_dir)
     with _quiet_decoders():
         return build_folder(MediaBuilder, media, data_dir, files, files=files, remarks=remarks)
-
-
-def _outputs(folder: Path, data_dir: Path) -> tuple[Path, ...]:
-    """Folders with data sets, which are no media even inside the user's folder."""
-    if os.path.realpath(data_dir) == os.path.realpath(folder):
-        return (data_dir / "media",)
-    return (data_dir, data_dir / "media")
 
 
 def _record(file: File, clip: Clip, media: Media) -> dict[str, Any]:

@@ -49,14 +49,14 @@ class Autoencoder(Protocol):
 
 
 class Config(Protocol):
-    """What is known of an autoencoder without its weights.
+    """The properties of an autoencoder that do not depend on its weights.
 
     Attributes:
       kind: its name.
       modalities: that it can encode.
       temporal_stride: frames or samples per latent frame; 1 if each frame is encoded by itself.
       causal_padding: by how many of them the first latent frame is shorter; temporal_stride - 1 if the first frame of a
-        video has a latent frame of its own.
+        video has a separate latent frame.
     """
 
     kind: str
@@ -215,7 +215,7 @@ class Convolutional(TemporalConfig):
 class Diffusers(TemporalConfig):
     """Any autoencoder of diffusers, run by its own torch code (extra `diffusers`).
 
-    For images, for video whose first frame has a latent frame of its own, such as Wan's AutoencoderKLWan, or for audio,
+    For images, for video whose first frame has a separate latent frame, such as Wan's AutoencoderKLWan, or for audio,
     such as Stable Audio's AutoencoderOobleck.
     """
 

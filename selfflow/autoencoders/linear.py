@@ -120,7 +120,7 @@ class MdctPCA:
     def _lap(self, blocks: np.ndarray, sign: int) -> np.ndarray:
         # An MDCT with a sine window is a rotation of the samples on both sides of each block boundary, then a DST-IV
         # of each block. Nothing is rotated at the two ends, so that the whole is orthonormal, has as many coefficients
-        # as samples, and frame i stands for block i.
+        # as samples, and frame i corresponds to block i.
         half = self.temporal_stride // 2
         angle = np.pi / (2 * self.temporal_stride) * (half + np.arange(half) + 0.5)
         inside, outside = np.sin(angle).astype(blocks.dtype), sign * np.cos(angle).astype(blocks.dtype)

@@ -40,7 +40,7 @@ def load_autoencoder(config: AnyAutoencoder, path: Path) -> Autoencoder:
             return DiffusersAutoencoder(config, path)
         case Precomputed():
             raise UserError(
-                f"the autoencoder {config.name} is known by its latents alone and cannot decode: name its weights, as "
+                f"the autoencoder {config.name} is present as latents alone and cannot decode: name its weights, as "
                 f"with --autoencoder.{config.modalities[0]} NAME=PATH"
             )
         case _:

@@ -39,7 +39,7 @@ _EXAMPLES = {
 
 @dataclass(frozen=True)
 class NoOptions:
-    """An action without flags of its own."""
+    """No flags."""
 
 
 @dataclass(frozen=True)

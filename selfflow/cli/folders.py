@@ -8,7 +8,7 @@ from selfflow.errors import UserError
 from selfflow.storage.paths import url_of_copy
 
 SETTINGS = "samples.json"
-"""File in a folder of samples that holds the settings with which they were drawn."""
+"""File in a folder of samples with the settings that they were drawn with."""
 
 
 def refuse_bucket(folder: Path, command: str) -> None:

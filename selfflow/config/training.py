@@ -1,4 +1,4 @@
-"""The fields of every experiment, whatever it trains."""
+"""The fields that experiments of all kinds have."""
 
 from dataclasses import dataclass
 

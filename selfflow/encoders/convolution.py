@@ -54,9 +54,8 @@ class Weights:
           UserError: if a tensor is missing or of another shape, or a variance is below 0.
         """
         kernel = self.take(f"{key}.weight", *shape)
-        scale, shift, mean, variance = (
-            self.take(f"{norm}.{name}", shape[0]) for name in ("weight", "bias", "running_mean", "running_var")
-        )
+        scale, shift = self.take(f"{norm}.weight", shape[0]), self.take(f"{norm}.bias", shape[0])
+        mean, variance = self.take(f"{norm}.running_mean", shape[0]), self.take(f"{norm}.running_var", shape[0])
         if variance.min() < 0:
             raise UserError(f"{self.path}: {norm}.running_var is below 0; copy the file again")
         scale = scale / np.sqrt(variance + eps)

@@ -52,7 +52,7 @@ class EffNet:
         self.identity = f"{self.name}-{sha256_of(path)[:12]}"
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> Float[np.ndarray, "B D"]:
-        """Features of uint8 images [B, H, W, 3] or videos [B, T, H, W, 3], whatever their frame rate."""
+        """Features of uint8 images [B, H, W, 3] or videos [B, T, H, W, 3], at any frame rate."""
         check_media(media, self.name, self.medium)
         images = media.reshape(-1, *media.shape[-3:])
         features = in_batches(lambda batch: forward(self.params, batch), images, _batch_size())

@@ -35,7 +35,7 @@ class I3d:
     """Videos -> 400 logits, their mean over time, on which FVD is defined (arXiv 1812.01717).
 
     Frames are resized to 224 x 224 as in TensorFlow 1 and scaled to 2 x / 255 - 1, as in the reference implementation
-    of FVD, and used whatever their rate. Published state dicts hold other weights than FVD's (those of the first
+    of FVD, and used at any rate. Published state dicts hold other weights than FVD's (those of the first
     release), or conversions of them of which no hash is known: a distance is called FD-I3D.
 
     Args:
@@ -52,10 +52,9 @@ class I3d:
 
     def __init__(self, path: Path):
         weights = Weights(path, read_weights(path), "I3D on Kinetics-400")
-        self.params = {
-            name: weights.convolution(f"{name}.conv3d", f"{name}.bn", *shape, eps=_EPS)
-            for name, shape in layout().items()
-        }
+        self.params: dict[str, Convolution] = {}
+        for name, shape in layout().items():
+            self.params[name] = weights.convolution(f"{name}.conv3d", f"{name}.bn", *shape, eps=_EPS)
         kernel = weights.take("logits.conv3d.weight", CLASSES, 1024, 1, 1, 1)
         self.params["logits"] = weights.plain(kernel, weights.take("logits.conv3d.bias", CLASSES))
         self.identity = f"{self.name}-{sha256_of(path)[:12]}"

@@ -18,6 +18,8 @@ SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 _EPS = 1e-3
 _BATCH = 32
 
+Params = dict[str, Convolution]
+
 
 class Inception:
     """Images -> 2 048 channels of the last pool, on which FID and KID are defined (arXiv 1706.08500, 1801.01401).
@@ -38,10 +40,9 @@ class Inception:
 
     def __init__(self, path: Path):
         weights = Weights(path, read_weights(path), "FID's Inception")
-        self.params = {
-            name: weights.convolution(f"{name}.conv", f"{name}.bn", *shape, eps=_EPS)
-            for name, shape in layout().items()
-        }
+        self.params: Params = {}
+        for name, shape in layout().items():
+            self.params[name] = weights.convolution(f"{name}.conv", f"{name}.bn", *shape, eps=_EPS)
         digest = sha256_of(path)
         self.name = "Inception"
         self.distance = FID if digest == SHA256 else "FD-Inception"
@@ -57,92 +58,111 @@ class Inception:
 
 
 @jax.jit
-def forward(params: dict[str, Convolution], x_BHWC: Float[Array, "B 299 299 3"]) -> Float[Array, "B 2048"]:
+def forward(params: Params, x_BHWC: Float[Array, "B 299 299 3"]) -> Float[Array, "B 2048"]:
     """The last pool of images in 0..255."""
-
-    def unit(name: str, x, stride: int = 1, padding: str = "SAME"):
-        return jax.nn.relu(convolve(x, params[name], stride, padding))
-
-    def row(name: str, x, *units: str):
-        for each in units:
-            x = unit(f"{name}.{each}", x)
-        return x
-
-    def downsample(x):
-        return max_pool(x, (3, 3), (2, 2), "VALID")
-
-    def mixed_5(name: str, x):
-        pooled = average_pool(x, (3, 3), "SAME")
-        return jnp.concatenate(
-            [
-                row(name, x, "branch1x1"),
-                row(name, x, "branch5x5_1", "branch5x5_2"),
-                row(name, x, "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"),
-                row(name, pooled, "branch_pool"),
-            ],
-            axis=-1,
-        )
-
-    def mixed_6(name: str, x):
-        pooled = average_pool(x, (3, 3), "SAME")
-        return jnp.concatenate(
-            [
-                row(name, x, "branch1x1"),
-                row(name, x, *(f"branch7x7_{i}" for i in (1, 2, 3))),
-                row(name, x, *(f"branch7x7dbl_{i}" for i in (1, 2, 3, 4, 5))),
-                row(name, pooled, "branch_pool"),
-            ],
-            axis=-1,
-        )
-
-    def mixed_7(name: str, x, pooled):
-        single = row(name, x, "branch3x3_1")
-        double = row(name, x, "branch3x3dbl_1", "branch3x3dbl_2")
-        return jnp.concatenate(
-            [
-                row(name, x, "branch1x1"),
-                row(name, single, "branch3x3_2a"),
-                row(name, single, "branch3x3_2b"),
-                row(name, double, "branch3x3dbl_3a"),
-                row(name, double, "branch3x3dbl_3b"),
-                row(name, pooled, "branch_pool"),
-            ],
-            axis=-1,
-        )
-
     x = (x_BHWC - 128) / 128
-    x = unit("Conv2d_1a_3x3", x, 2, "VALID")
-    x = unit("Conv2d_2a_3x3", x, padding="VALID")
-    x = downsample(unit("Conv2d_2b_3x3", x))
-    x = unit("Conv2d_3b_1x1", x, padding="VALID")
-    x = downsample(unit("Conv2d_4a_3x3", x, padding="VALID"))
+    # Stem: [B, 299, 299, 3] -> [B, 35, 35, 192].
+    x = _unit(params, "Conv2d_1a_3x3", x, 2, "VALID")
+    x = _unit(params, "Conv2d_2a_3x3", x, padding="VALID")
+    x = _downsample(_unit(params, "Conv2d_2b_3x3", x))
+    x = _unit(params, "Conv2d_3b_1x1", x, padding="VALID")
+    x = _downsample(_unit(params, "Conv2d_4a_3x3", x, padding="VALID"))
+    # [B, 35, 35, 288], then [B, 17, 17, 768], then [B, 8, 8, 2048].
     for name in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
-        x = mixed_5(name, x)
-    double = row("Mixed_6a", x, "branch3x3dbl_1", "branch3x3dbl_2")
-    x = jnp.concatenate(
-        [
-            unit("Mixed_6a.branch3x3", x, 2, "VALID"),
-            unit("Mixed_6a.branch3x3dbl_3", double, 2, "VALID"),
-            downsample(x),
-        ],
-        axis=-1,
-    )
+        x = _mixed_5(params, name, x)
+    x = _mixed_6a(params, x)
     for name in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
-        x = mixed_6(name, x)
-    single = row("Mixed_7a", x, "branch3x3_1")
-    sevens = row("Mixed_7a", x, *(f"branch7x7x3_{i}" for i in (1, 2, 3)))
-    x = jnp.concatenate(
-        [
-            unit("Mixed_7a.branch3x3_2", single, 2, "VALID"),
-            unit("Mixed_7a.branch7x7x3_4", sevens, 2, "VALID"),
-            downsample(x),
-        ],
-        axis=-1,
-    )
-    x = mixed_7("Mixed_7b", x, average_pool(x, (3, 3), "SAME"))
+        x = _mixed_6(params, name, x)
+    x = _mixed_7a(params, x)
+    x = _mixed_7(params, "Mixed_7b", x, average_pool(x, (3, 3), "SAME"))
     # The published graph has a maximum here, where the paper on Inception v3 has a mean.
-    x = mixed_7("Mixed_7c", x, max_pool(x, (3, 3), (1, 1), "SAME"))
+    x = _mixed_7(params, "Mixed_7c", x, max_pool(x, (3, 3), (1, 1), "SAME"))
     return x.mean(axis=(1, 2))
+
+
+def _unit(params: Params, name: str, x: jax.Array, stride: int = 1, padding: str = "SAME") -> jax.Array:
+    """A convolution, its folded batch normalisation, and ReLU."""
+    return jax.nn.relu(convolve(x, params[name], stride, padding))
+
+
+def _row(params: Params, name: str, x: jax.Array, *units: str) -> jax.Array:
+    """Units of a block in sequence."""
+    for unit in units:
+        x = _unit(params, f"{name}.{unit}", x)
+    return x
+
+
+def _downsample(x: jax.Array) -> jax.Array:
+    return max_pool(x, (3, 3), (2, 2), "VALID")
+
+
+# Blocks: parallel branches, concatenated over the channels.
+
+
+def _mixed_5(params: Params, name: str, x: jax.Array) -> jax.Array:
+    pooled = average_pool(x, (3, 3), "SAME")
+    branches = [
+        _row(params, name, x, "branch1x1"),
+        _row(params, name, x, "branch5x5_1", "branch5x5_2"),
+        _row(params, name, x, "branch3x3dbl_1", "branch3x3dbl_2", "branch3x3dbl_3"),
+        _row(params, name, pooled, "branch_pool"),
+    ]
+    return jnp.concatenate(branches, axis=-1)
+
+
+def _mixed_6a(params: Params, x: jax.Array) -> jax.Array:
+    double = _row(params, "Mixed_6a", x, "branch3x3dbl_1", "branch3x3dbl_2")
+    branches = [
+        _unit(params, "Mixed_6a.branch3x3", x, 2, "VALID"),
+        _unit(params, "Mixed_6a.branch3x3dbl_3", double, 2, "VALID"),
+        _downsample(x),
+    ]
+    return jnp.concatenate(branches, axis=-1)
+
+
+def _mixed_6(params: Params, name: str, x: jax.Array) -> jax.Array:
+    pooled = average_pool(x, (3, 3), "SAME")
+    branches = [
+        _row(params, name, x, "branch1x1"),
+        _row(params, name, x, "branch7x7_1", "branch7x7_2", "branch7x7_3"),
+        _row(
+            params,
+            name,
+            x,
+            "branch7x7dbl_1",
+            "branch7x7dbl_2",
+            "branch7x7dbl_3",
+            "branch7x7dbl_4",
+            "branch7x7dbl_5",
+        ),
+        _row(params, name, pooled, "branch_pool"),
+    ]
+    return jnp.concatenate(branches, axis=-1)
+
+
+def _mixed_7a(params: Params, x: jax.Array) -> jax.Array:
+    single = _row(params, "Mixed_7a", x, "branch3x3_1")
+    sevens = _row(params, "Mixed_7a", x, "branch7x7x3_1", "branch7x7x3_2", "branch7x7x3_3")
+    branches = [
+        _unit(params, "Mixed_7a.branch3x3_2", single, 2, "VALID"),
+        _unit(params, "Mixed_7a.branch7x7x3_4", sevens, 2, "VALID"),
+        _downsample(x),
+    ]
+    return jnp.concatenate(branches, axis=-1)
+
+
+def _mixed_7(params: Params, name: str, x: jax.Array, pooled: jax.Array) -> jax.Array:
+    single = _row(params, name, x, "branch3x3_1")
+    double = _row(params, name, x, "branch3x3dbl_1", "branch3x3dbl_2")
+    branches = [
+        _row(params, name, x, "branch1x1"),
+        _row(params, name, single, "branch3x3_2a"),
+        _row(params, name, single, "branch3x3_2b"),
+        _row(params, name, double, "branch3x3dbl_3a"),
+        _row(params, name, double, "branch3x3dbl_3b"),
+        _row(params, name, pooled, "branch_pool"),
+    ]
+    return jnp.concatenate(branches, axis=-1)
 
 
 def layout() -> dict[str, tuple[int, ...]]:

@@ -192,7 +192,7 @@ class Batches:
             component = self._source.mixture[pool.component]
             size, records = component.batch_size, self._records(number)
             reader = replace(reader, delayed=delays(component, reader.modalities, f"mixture.{pool.component}"))
-            # Grain gives each element a generator of its own, seeded by the seed of the data set and its number.
+            # Grain gives each element its own generator, seeded by the seed of the data set and its number.
             samples = records.random_map(reader)
             if component.shuffled:
                 samples = shuffled(samples, records, self._records(number, "others"), reader, component.shuffled)

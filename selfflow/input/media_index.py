@@ -56,7 +56,7 @@ def _read_rows(built: BuiltDataset, split: str) -> tuple[list[_Row], int]:
     records, rows, unreadable = built.records(split), [], 0
     features = None
     if type(built.settings).decoder is Dataset.decoder:
-        # A data set without a decoder of its own: only the small fields of the index are decoded, not the media.
+        # A data set with the default decoder: only the small fields of the index are decoded, not the media.
         names = [name for name in read_specs(built.folder) if name in ("id", "quality") or name.startswith("present.")]
         features = read_features(built.folder, only=names)
     with Progress(f"index {built.name.split('/')[0]} {split}", len(records), unit="record") as shown:

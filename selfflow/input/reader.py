@@ -110,7 +110,7 @@ class Reader:
                 if m in self.padded:
                     frames[m] = np.int32(length)
                 elif length < modality.latent[0]:
-                    raise BadRecord(shard, f"its {m} has {length} frames, fewer than the index says")
+                    raise BadRecord(shard, f"its {m} has {length} frames, fewer than in the index")
                 latents[m] = self._crop(latents[m], m, starts[m])
             if m in features:
                 cropped = self._crop(features[m], m, starts[m]) if modality.period else features[m]

@@ -1,6 +1,6 @@
 """The model card of exported weights, as on the Hugging Face Hub: Markdown after a header in YAML.
 
-It is made from the run: model, data, training settings, results, licences, and how to load the weights.
+Its sections come from the run: model, data, training settings, results, licences, and how to load the weights.
 """
 
 import json

@@ -49,7 +49,9 @@ def export(
         params["projector"] = state.params["projector"]
     with damage_in(run.path / "provenance.json"):
         description = _describe(run, provenance, int(state.step), weights, "projector" in params)
-    sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in params.items()}
+    sizes = {}
+    for name, tree in params.items():
+        sizes[name] = sum(x.size for x in jax.tree.leaves(tree))
     text = model_card(run, description, provenance, sizes)
     del state  # half of it is exported; the rest is freed
     tensors = exported_layout(description.model, params)

@@ -1,4 +1,4 @@
-"""A run folder made of the weights of a released SiT."""
+"""A run folder with the weights of a released SiT."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from selfflow.weights.read import sha256_of
 
 
 class ImportedRun(NamedTuple):
-    """What an import has written.
+    """The result of an import.
 
     Attributes:
       config: of the network.

@@ -62,7 +62,7 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = _no_progress) -> li
     """Encodes a shard and its index; both files appear when they are complete.
 
     Args:
-      shard: what to encode.
+      shard: the records to encode.
       advance: called after each record.
 
     Returns:

@@ -55,7 +55,7 @@ def token_features(features: Float[np.ndarray, "... E"], modality: Modality) -> 
 def encode_features(
     encoder: Encoder, m: str, media: np.ndarray, id: str, latent: tuple[int, ...], modality: Modality
 ) -> Float[np.ndarray, "... E"]:
-    """The features of a sample as they are stored, float16.
+    """The features of a sample in the format of the files of latents, float16.
 
     Args:
       encoder: config of the encoder.

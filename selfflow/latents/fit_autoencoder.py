@@ -168,7 +168,7 @@ def check_precomputed(
         who, name = f"autoencoders.{m}", entry["autoencoder"]
         if autoencoder.path and not _is_named(name, autoencoder):
             raise UserError(
-                f"{who} is {autoencoder.identity}, but {built.settings.source} says that its {m} latents were made by "
+                f"{who} is {autoencoder.identity}, but the {m} latents of {built.settings.source} were made by "
                 f"{name!r}: name that one, or correct latents.json"
             )
         if not autoencoder.path and autoencoder.config.name != name:

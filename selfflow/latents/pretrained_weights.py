@@ -28,7 +28,7 @@ _FORMAT = 2  # raised when equal settings come to mean other copies
 
 
 def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
-    """Path of the copy that `copy_weights` makes, or of an earlier copy if the weights are gone.
+    """Path of the copy that `copy_weights` makes, or of an earlier copy if the weights no longer exist.
 
     Raises:
       UserError: if neither exists.
@@ -133,7 +133,7 @@ def _earlier_copy(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path
 
 
 def _origin(config: AnyAutoencoder) -> dict[str, Any]:
-    """Identifies a copy once the weights that it was made of are gone."""
+    """Identifies a copy after the original weights were removed."""
     return config_without_path(config) | {"path": str(Path(config.path).expanduser().absolute())}
 
 

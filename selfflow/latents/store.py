@@ -181,7 +181,7 @@ class LatentSource:
 
     @property
     def remedy(self) -> str:
-        """What to do about unreadable records."""
+        """Remedy for unreadable records, for error messages."""
         return f"remove {self.folder} and encode again, or copy it again"
 
     def __getstate__(self) -> dict[str, Any]:

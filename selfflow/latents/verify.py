@@ -287,7 +287,7 @@ def _record_faults(
         yield SHAPE, f"{CAPTION} has shape {caption.shape}; the text encoder is {manifest['text']}"
     tokens = 0 if caption is None else len(caption)
     if row is not None and row["caption"] != tokens:
-        yield INDEX, f"the caption has {tokens} tokens, the index says {row['caption']}"
+        yield INDEX, f"the caption has {tokens} tokens, in the index {row['caption']}"
     known = {CAPTION}
     for m in manifest["modalities"]:
         known |= {m, f"{m}.std"}
@@ -310,14 +310,14 @@ def _latent_faults(
     latent, timed = stored.get(m), bool(entry["period"])
     if row is not None and bool(row[f"present/{m}"]) != (latent is not None):
         state = "missing" if latent is None else "stored"
-        yield INDEX, f"{m} is {state}, present/{m} says {bool(row[f'present/{m}'])}"
+        yield INDEX, f"{m} is {state}, present/{m} is {bool(row[f'present/{m}'])}"
     if latent is None:
         return
     expected, free = tuple(entry["latent"]), int(varying_length and timed)
     if latent.ndim != len(expected) or latent.shape[free:] != expected[free:] or not latent.size:
         yield SHAPE, f"{m} has shape {latent.shape}, not {expected}"
     elif row is not None and timed and row[f"frames/{m}"] != len(latent):
-        yield INDEX, f"{m} has {len(latent)} frames, frames/{m} says {row[f'frames/{m}']}"
+        yield INDEX, f"{m} has {len(latent)} frames, frames/{m} is {row[f'frames/{m}']}"
     if m in manifest["features"]:
         fault = features_fault(stored, m, timed, manifest["features"][m]["width"])
         if fault:

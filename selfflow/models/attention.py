@@ -111,7 +111,7 @@ def _per_device(kernel: Callable, name: Implementation) -> Callable:
                 )
         spec = PartitionSpec(batch, None, heads, None)
         specs = (spec, spec, spec, PartitionSpec(batch, None))[: 1 + len(others)]
-        # Kernels do not declare over which axes their outputs vary, so there is nothing to check.
+        # The kernels do not declare the mesh axes over which their outputs vary, which the check needs.
         return jax.shard_map(kernel, in_specs=specs, out_specs=spec, check_vma=False)(q_BNAH, *others)
 
     return sharded
@@ -142,8 +142,8 @@ def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax
     # sequences that are no multiple of its tiles (github.com/NVIDIA/cudnn-frontend, numbers 160 and 1072).
     seen_B = jnp.full(batch, keys, jnp.int32)
     if seen_BM is not None:
-        # cuDNN takes a mask as a bias of every score, with a gradient of its own. The order of keys does not matter, so
-        # that their number is enough once the visible ones come first.
+        # cuDNN implements a mask as a bias of every score, whose gradient it computes too. The order of keys does not
+        # matter: with the visible keys first, their number is enough.
         reorder = jax.vmap(lambda x, order: x.at[order].get(unique_indices=True, mode="promise_in_bounds"))
         order_BM = jnp.argsort(~seen_BM, axis=1)
         k_BMAH, v_BMAH = reorder(k_BMAH, order_BM), reorder(v_BMAH, order_BM)

@@ -1,4 +1,8 @@
-"""The blocks of the joint transformer."""
+"""The blocks of the joint transformer.
+
+A modulation holds shift, scale and gate for each use, [B, N, D] or [B, 1, D]: a block adds
+gate f(layer_norm(x) (1 + scale) + shift) to the residual stream, f attention or the MLP (arXiv 2212.09748).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +14,7 @@ from selfflow.models.layers import Dense, RMSNorm, layer_norm, rotate, swiglu
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """layer_norm(x) (1 + scale) + shift."""
     return layer_norm(x) * (1 + scale) + shift
 
 
@@ -32,18 +37,23 @@ class _Stream(nnx.Module):
 
 
 def _heads(qkv: jax.Array, heads: int, query_norm: RMSNorm, key_norm: RMSNorm) -> tuple[jax.Array, ...]:
+    """Queries and keys, each with its RMS norm, and values, all [B, N, A, H], from one product [B, N, 3 A H]."""
     q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * heads, -1), 3, axis=2)
     return query_norm(q), key_norm(k), v
 
 
 class DoubleBlock(nnx.Module):
+    """Text and media with separate weights, which attend to each other."""
+
     def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
         self.text, self.media = _Stream(config, rngs=rngs), _Stream(config, rngs=rngs)
 
     def __call__(self, text: jax.Array, media: jax.Array, modulation: tuple, angles: jax.Array, attend: Attend):
+        # A stream's modulation m: shift, scale, gate of attention (0 to 2), then of the MLP (3 to 5).
         streams, xs = (self.text, self.media), (text, media)
         qkv = [s.attention_inputs(modulate(x, m[0], m[1])) for s, x, m in zip(streams, xs, modulation)]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*qkv))
+        # One attention over [B, L + N], text first.
         joined = attend(rotate(q, angles), rotate(k, angles), v)
         attended = jnp.split(joined, [text.shape[1]], axis=1)
         out = []
@@ -54,11 +64,13 @@ class DoubleBlock(nnx.Module):
 
 
 class SingleBlock(nnx.Module):
+    """Text and media with the same weights; attention and MLP in parallel."""
+
     def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
         width, hidden = config.width, round(config.width * config.mlp_ratio)
         self.heads, self.width = config.heads, width
         options = {"rngs": rngs, "dtype": config.dtype}
-        # Queries, keys, values and the MLP share one product in and one out: they run side by side.
+        # Attention and MLP read the same input and are summed: one product in and one out serves both.
         self.inputs = Dense(width, 3 * width + 2 * hidden, ("embed", "mlp"), **options)
         self.query_norm = RMSNorm(width // config.heads, rngs=rngs)
         self.key_norm = RMSNorm(width // config.heads, rngs=rngs)

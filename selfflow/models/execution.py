@@ -1,4 +1,4 @@
-"""Depth: equal blocks as stacked parameters, and how they are run up to each tap."""
+"""The loop over depth: blocks of equal shape as stacked parameters, run in segments that end at each tap."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Execution:
     """Blocks per iteration of the loop over depth; compilation time grows with them. By default 1, and on a CPU, where
     a loop costs a third of the step, all blocks up to the next tap."""
     remat: Literal["none", "block", "dots"] = "none"
-    """What the backward pass recomputes to save memory: nothing, whole blocks, or all of a block but the results of its
+    """What the backward pass recomputes to save memory: nothing, whole blocks, or all of a block but the outputs of its
     dense layers."""
     attention: Implementation = "auto"
     """The program that computes attention: `auto` takes `splash` on a TPU, `cudnn` on a GPU in half precision and `xla`
@@ -73,8 +73,8 @@ def last_block(depth: int, stop_at: int | None, **layers: tuple[int, ...]) -> in
       ValueError: if one of them is not a block of the model, or lies above `stop_at`.
     """
     last = depth if stop_at is None else stop_at
-    requested = [block for blocks in layers.values() for block in blocks]
-    if last > depth or not all(1 <= block <= last for block in (*requested, last)):
+    requested = {last}.union(*layers.values())
+    if last > depth or min(requested) < 1 or max(requested) > last:
         arguments = ", ".join(f"{name} {blocks}" for name, blocks in layers.items())
         raise ValueError(f"{arguments} and stop_at {stop_at}: this model has blocks 1 to {depth}")
     return last
@@ -96,6 +96,7 @@ def run_blocks(
       call: (block, carry) -> input of the next block.
       execution: how blocks are run.
     """
+    # Parameters of the blocks alone, [stop - start, ...]: a tap or a teacher's last block cuts the loop here.
     graph, params = nnx.split(blocks)
     params = jax.tree.map(lambda p: p[start:stop], params)
     unroll = execution.unroll
@@ -175,7 +176,7 @@ class Segments:
         Returns:
           The carry after block `last`.
         """
-        # A block whose attention weights are returned is a segment of its own.
+        # A block whose attention weights are returned is a separate segment, outside of any loop.
         stops = {last, *self._taps, *self._attention_of, *(block - 1 for block in self._attention_of)}
         start = first
         for stop in sorted(stop for stop in stops if first < stop <= last):

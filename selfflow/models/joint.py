@@ -1,10 +1,14 @@
 """The joint transformer: any set of modalities in one sequence.
 
-Double-stream blocks, in which the text stream and the media stream have weights of their own and
-attend together, then single-stream blocks over both; modulation is shared by all blocks of a kind
-and has no gate open at the start (adaLN-Zero, arXiv 2212.09748). The form is that of FLUX.2, which
-arXiv 2603.06507 uses for its multimodal models. The text stream holds the condition: one learned
-token for the label, or for none, and the caption's embeddings where there are any.
+Double-stream blocks, in which the text stream and the media stream have separate weights and attend together, then
+single-stream blocks over both; modulation is shared by all blocks of a kind, and its gates are 0 at the start
+(adaLN-Zero, arXiv 2212.09748). The form is that of FLUX.2, which arXiv 2603.06507 uses for its multimodal models. The
+text stream holds the condition: one learned token for the label, or for none, and the caption's embeddings.
+
+Every token is conditioned on its own tau_i. A sample has few distinct levels, so that modulation is computed for its K
+levels, [B, K, D], and selected per token: the same numbers as from [B, N, D] for a fraction of the operations.
+
+Shapes: B samples, N media tokens of all modalities (or of one), L text tokens, K levels, D channels, A heads of H.
 """
 
 from functools import partial
@@ -49,22 +53,42 @@ class Output(NamedTuple):
 
 
 class _Sequence(NamedTuple):
-    """The embedded tokens of a batch, and what blocks need beside them.
+    """The embedded tokens of a batch, and the other inputs of the blocks.
 
     Attributes:
       text, media: the two streams.
-      media_level_BN: which of its sample's noise levels each media token has.
-      angles: rotary angles of all tokens, text first; of each sample if the order is its own.
+      counts: number of tokens of each modality, in the order of the media tokens.
+      media_level_BN: the index of each media token's level in the row of its sample.
+      angles: rotary angles of all tokens, text first; per sample where the order differs by sample.
       attend: attention over all tokens, text first.
+      seen_BN: tokens of text and media, in the order of the input, that are attended to; None for all.
       order: the order of the media tokens, if it is not that of the input.
     """
 
     text: Float[Array, "B L D"]
     media: Float[Array, "B N D"]
+    counts: dict[str, int]
     media_level_BN: Int[Array, "B N"]
     angles: Float[Array, "*B L+N H/2"]
     attend: Attend
+    seen_BN: Bool[Array, "B L+N"] | None
     order: Order | None
+
+    def by_modality(self, media_BND: Float[Array, "B N D"]) -> dict[str, Float[Array, "B N D"]]:
+        """Media tokens in the order of the input, by modality."""
+        if self.order is not None:
+            media_BND = self.order.undo(media_BND)
+        return _split(media_BND, self.counts, axis=1)
+
+    def attention_weights(
+        self, q_BNAH: Float[Array, "B L+N A H"], k_BNAH: Float[Array, "B L+N A H"]
+    ) -> dict[str, dict[str, Float[Array, "B A N M"]]]:
+        """Attention weights by the modality of the queries, then of the keys; text is one of them."""
+        counts = {"text": self.text.shape[1], **self.counts}
+        weights = {}
+        for m, rows in _split(attention_weights(q_BNAH, k_BNAH, self.seen_BN), counts, axis=2).items():
+            weights[m] = _split(rows, counts, axis=3)
+        return weights
 
 
 class JointTransformer(nnx.Module):
@@ -124,7 +148,7 @@ class JointTransformer(nnx.Module):
         Args:
           tokens: noisy tokens of the modalities of this set.
           levels, assignment: their noise, as in `noise.Corruption`.
-          label_B: class labels; `config.labels` stands for no label.
+          label_B: class labels; `config.labels` means no label.
           taps: blocks after which the residual stream of the media tokens is returned.
           stop_at: return after this block, without a velocity; later weights are never touched.
           open_gates: take every gate as 1, which makes an untrained network more than its embedding.
@@ -143,36 +167,24 @@ class JointTransformer(nnx.Module):
         """
         last = last_block(self.config.depth, stop_at, taps=taps, attention_of=attention_of)
         if attention_of and groups is not None:
-            raise ValueError(f"attention_of {attention_of}: groups have no one matrix of weights; leave groups out")
+            raise ValueError(f"attention_of {attention_of}: groups have no single matrix of weights; leave groups out")
+        # Sorted by name: the order of the tokens does not depend on that of a dict.
         counts = {m: tokens[m].shape[1] for m in sorted(tokens)}
 
         # All tokens in one sequence, and the noise levels of a sample in one row.
         seen_BN = _seen(caption, valid or {}, {m: tokens[m].shape[:2] for m in counts})
         level_BK, media_level_BN = self._levels(counts, levels, assignment, seen_BN)
         sequence = self._sequence(tokens, counts, media_level_BN, label_B, caption, seen_BN, groups)
-        text_count = sequence.text.shape[1]
 
-        def by_modality(media: jax.Array) -> dict[str, jax.Array]:
-            media = media if sequence.order is None else sequence.order.undo(media)
-            return _split(media, counts, axis=1)
-
-        def weights_of(q: jax.Array, k: jax.Array) -> dict[str, dict[str, jax.Array]]:
-            ranges = {"text": text_count, **counts}
-            rows = _split(attention_weights(q, k, seen_BN), ranges, axis=2)
-            return {m: _split(row, ranges, axis=3) for m, row in rows.items()}
-
-        # The blocks, with taps and attention weights on the way.
+        # The blocks, which return taps and attention weights.
         condition_BKD = self._condition(level_BK, scalars or {})
-        segments = Segments(self.config.execution, sequence.attend, taps, by_modality, attention_of, weights_of)
-        media = self._run_blocks(segments, sequence, condition_BKD, last, open_gates)
+        segments = Segments(
+            self.config.execution, sequence.attend, taps, sequence.by_modality, attention_of, sequence.attention_weights
+        )
+        media_BND = self._run_blocks(segments, sequence, condition_BKD, last, open_gates)
         if stop_at is not None:
             return Output(None, segments.features, segments.weights)
-
-        # The velocity of each modality.
-        scale, shift = _modulation(self.final_modulation, condition_BKD, sequence.media_level_BN, 2, open_gates=False)
-        velocity = {}
-        for m, x_BND in by_modality(modulate(media, shift, scale)).items():
-            velocity[m] = to_float32(self.readout[modality_of(m)](x_BND))
+        velocity = self._velocity(media_BND, sequence, condition_BKD)
         return Output(velocity, segments.features, segments.weights)
 
     def _sequence(
@@ -185,14 +197,15 @@ class JointTransformer(nnx.Module):
         seen_BN: jax.Array | None,
         groups: Groups | None,
     ) -> _Sequence:
-        """Embeds all tokens; with groups, each group is one run of the media tokens."""
+        """Embeds all tokens; with groups, the media tokens are sorted by group."""
         text = self._text(label_B, caption)
         media = jnp.concatenate([self.embed[modality_of(m)](tokens[m]) for m in counts], axis=1)
         text_count, implementation = text.shape[1], self.config.execution.attention
         angles = self._angles(counts, text_count)
         if groups is None:
             attend = partial(attention, seen_BM=seen_BN, implementation=implementation)
-            return _Sequence(text, media, media_level_BN, angles, attend, None)
+            return _Sequence(text, media, counts, media_level_BN, angles, attend, seen_BN, None)
+        # Each sample has its own order, and so its own angles.
         order = Order(groups, list(counts))
         angles_BNH = jnp.broadcast_to(angles, (len(label_B), *angles.shape))
         attend = partial(
@@ -203,7 +216,8 @@ class JointTransformer(nnx.Module):
             implementation=implementation,
         )
         media, media_level_BN = order.apply(media), order.apply(media_level_BN)
-        return _Sequence(text, media, media_level_BN, order.apply(angles_BNH, after=text_count), attend, order)
+        angles_BNH = order.apply(angles_BNH, after=text_count)
+        return _Sequence(text, media, counts, media_level_BN, angles_BNH, attend, seen_BN, order)
 
     def _run_blocks(
         self, segments: Segments, sequence: _Sequence, condition_BKD: jax.Array, last: int, open_gates: bool
@@ -211,7 +225,7 @@ class JointTransformer(nnx.Module):
         """The media tokens after block `last`."""
         text, media, text_count = sequence.text, sequence.media, sequence.text.shape[1]
 
-        # Double-stream blocks: text and media have weights, and so modulations, of their own.
+        # Double-stream blocks: text and media have separate weights and modulations. Level 0 is the text's.
         stream_modulation = (
             _modulation(self.double_text, condition_BKD[:, :1], None, 6, open_gates),
             _modulation(self.double_media, condition_BKD, sequence.media_level_BN, 6, open_gates),
@@ -225,7 +239,7 @@ class JointTransformer(nnx.Module):
         if last == doubles:
             return media
 
-        # Single-stream blocks: both in one stream.
+        # Single-stream blocks over the one sequence [B, L + N, D].
         text_level_BN = jnp.zeros((text.shape[0], text_count), jnp.int32)
         level_BN = jnp.concatenate([text_level_BN, sequence.media_level_BN], axis=1)
         modulation = _modulation(self.single_modulation, condition_BKD, level_BN, 3, open_gates)
@@ -237,13 +251,24 @@ class JointTransformer(nnx.Module):
         x_BND = segments.run(self.single, doubles, last, x_BND, single, lambda x_BND: x_BND[:, text_count:])
         return x_BND[:, text_count:]
 
+    def _velocity(
+        self, media_BND: jax.Array, sequence: _Sequence, condition_BKD: jax.Array
+    ) -> dict[str, Float[Array, "B N P"]]:
+        """The velocity of every token, from the media tokens after the last block."""
+        # Scale first, as in the head of FLUX.2; the modulations of blocks have shift, scale, gate.
+        scale, shift = _modulation(self.final_modulation, condition_BKD, sequence.media_level_BN, 2, open_gates=False)
+        velocity = {}
+        for m, x_BND in sequence.by_modality(modulate(media_BND, shift, scale)).items():
+            velocity[m] = to_float32(self.readout[modality_of(m)](x_BND))
+        return velocity
+
     def _text(self, label_B: jax.Array, caption: Caption | None) -> Float[Array, "B L D"]:
         """The text stream: the label's token, then the caption's."""
         text = self.label_embedding[...].astype(jnp.dtype(self.config.dtype))[label_B][:, None]
         if caption is None:
             return text
         if not self.config.text:
-            raise ValueError("caption is present, but model.text is 0: this model takes none")
+            raise ValueError("caption is present, but model.text is 0: leave the caption out, or set model.text")
         return jnp.concatenate([text, self.text_embed(caption.embedding)], axis=1)
 
     def _levels(
@@ -253,13 +278,14 @@ class JointTransformer(nnx.Module):
         assignment: dict[str, jax.Array],
         seen_BN: jax.Array | None,
     ) -> tuple[Float[Array, "B K"], Int[Array, "B N"]]:
-        """All levels of a sample in one row, the text's first, and which of them each media token has."""
+        """All levels of a sample in one row, the text's first, and the index in it of each media token's level."""
         names = list(counts)
         tau_BN = jnp.concatenate([jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in names], axis=1)
         valid_BN = jnp.ones_like(tau_BN) if seen_BN is None else seen_BN[:, -tau_BN.shape[1] :]
-        # An unreadable sample may be nothing but padding: its mean is 0, not 0 / 0.
+        # An unreadable sample may consist of padding alone: its mean is 0, not 0 / 0.
         mean_tau_B1 = (tau_BN * valid_BN).sum(1, keepdims=True) / jnp.maximum(valid_BN.sum(1, keepdims=True), 1)
         text_tau_B1 = mean_tau_B1 * (self.config.text_tau == "mean")
+        # Index 0 is the text's level; the levels of the modalities follow each other.
         starts = accumulate((levels[m].shape[1] for m in names[:-1]), initial=1)
         media_level = jnp.concatenate([assignment[m] + start for m, start in zip(names, starts)], axis=1)
         return jnp.concatenate([text_tau_B1] + [levels[m] for m in names], axis=1), media_level
@@ -270,12 +296,14 @@ class JointTransformer(nnx.Module):
         if unknown:
             raise ValueError(f"scalars {unknown} are unknown: model.scalars is {self.config.scalars}")
         time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(level_BK))))
+        # `scalar_out` is zero at first, so that a model with scalars starts from the weights of one without.
         for name, value_B in scalars.items():
             hidden_BD = jax.nn.silu(self.scalar_in[name](sinusoids(value_B)))
             time_BKD = time_BKD + self.scalar_out[name](hidden_BD)[:, None]
         return jax.nn.silu(time_BKD)
 
-    def _angles(self, counts: dict[str, int], text_count: int) -> jax.Array:
+    def _angles(self, counts: dict[str, int], text_count: int) -> Float[Array, "L+N H/2"]:
+        # Coordinates (t, h, w, l): text tokens are at (0, 0, 0, index), media tokens have l = 0.
         text = jnp.zeros((text_count, 4)).at[:, 3].set(jnp.arange(text_count))
         media = [jnp.asarray(self.modalities[m].of_tokens(count).coordinates()) for m, count in counts.items()]
         return rotary_angles(jnp.concatenate([text, *media]), self.config.rotary, self.config.rotary_theta)
@@ -292,12 +320,12 @@ def _modulation(
 
 
 def _split(x: jax.Array, counts: dict[str, int], axis: int) -> dict[str, jax.Array]:
-    """x cut along an axis into runs of so many, by name."""
+    """Splits x along an axis into consecutive parts of the given sizes, by name."""
     return dict(zip(counts, jnp.split(x, list(accumulate(counts.values()))[:-1], axis=axis)))
 
 
 def _token_sizes(modalities: dict[str, Modality]) -> dict[str, int]:
-    """Size of a token of each modality, whose streams all have it."""
+    """P of each modality, which must be the same for all of its streams."""
     sizes: dict[str, int] = {}
     for stream, modality in modalities.items():
         if sizes.setdefault(modality_of(stream), modality.token_size) != modality.token_size:
@@ -313,7 +341,7 @@ def _seen(caption: Caption | None, valid: dict[str, jax.Array], shapes: dict[str
     if caption is None and not valid:
         return None
     batch = next(iter(shapes.values()))[0]
-    # The label's token is always seen: attention over no token at all would be NaN.
+    # The label's token is always visible: a softmax over no token is NaN.
     parts = [jnp.ones((batch, 1), bool)]
     if caption is not None:
         parts.append(caption.mask)

@@ -7,8 +7,8 @@ from selfflow.errors import UserError, check_at_least
 from selfflow.models.execution import Execution
 
 # width, heads, double-stream blocks, single-stream blocks. arXiv 2603.06507 gives the shape of its model of 625 M
-# parameters, and only the number of parameters of the others: those shapes are ours, with heads of 72 channels as in
-# the published one and about two single-stream blocks for each double-stream block.
+# parameters, and only the number of parameters of the others. Those shapes are chosen here: heads of 72 channels, as in
+# the published one, and about two single-stream blocks for each double-stream block.
 SHAPES = {"290M": (864, 12, 6, 12), "420M": (1008, 14, 6, 12), "625M": (1152, 16, 7, 14), "1B": (1440, 20, 7, 15)}
 
 
@@ -22,7 +22,7 @@ class JointConfig:
     heads: int = 16
     """Attention heads; they share the width."""
     double_blocks: int = 7
-    """Blocks in which text and media have weights of their own."""
+    """Blocks in which text and media have separate weights."""
     single_blocks: int = 14
     """Blocks with the same weights for text and media."""
     mlp_ratio: float = 4.0
@@ -32,7 +32,7 @@ class JointConfig:
     rotary_theta: float = 2000.0
     """Base of the rotary frequencies."""
     labels: int = 0
-    """Number of class labels; one more learned token stands for no label."""
+    """Number of class labels; one more learned token means no label."""
     text: int = 0
     """Channels of a caption's embeddings; 0 for a model without captions."""
     text_tau: Literal["mean", "clean"] = "mean"

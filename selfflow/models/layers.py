@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-# Logical axes name what a parameter's axis stands for; the experiment's rules map them to axes of the mesh.
+# Logical axes name the axes of a parameter, such as "embed"; the experiment's rules map them to axes of the mesh.
 Axes = tuple[str | None, str | None]
 
 

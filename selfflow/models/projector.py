@@ -34,6 +34,7 @@ class Projector(nnx.Module):
             setattr(self, f"linear{i + 1}", linear)
 
     def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B N E"]:
+        # Flat tokens, as in `layers.Dense`.
         flat = x_BND.reshape(-1, x_BND.shape[-1])
         for i in range(1, self.depth + 1):
             flat = getattr(self, f"linear{i}")(flat if i == 1 else jax.nn.silu(flat))
@@ -41,7 +42,7 @@ class Projector(nnx.Module):
 
 
 class Projectors(nnx.Module):
-    """A projector for each aligned modality, to the channels of its own target.
+    """A projector for each aligned modality, to the channels of that modality's target.
 
     Args:
       width: D, channels of the features.

@@ -1,4 +1,4 @@
-"""Attention Separation (arXiv 2607.02508): a token attends only to tokens of its own group.
+"""Attention Separation (arXiv 2607.02508): a token attends only to tokens of its group.
 
 The groups are the masked tokens of all modalities, and all others. Their sizes are the same in every sample, so tokens
 are put in the order of their groups once, before the first block, and attention is computed for two slices: its cost
@@ -19,7 +19,7 @@ from selfflow.models.attention import Implementation, attention
 
 @dataclass(frozen=True)
 class Separation:
-    """Attention Separation in training: masked tokens and the others do not see each other."""
+    """Attention Separation in training: no attention between masked tokens and the others."""
 
     kind: Literal["groups"] = "groups"
     whole: float = 0.25
@@ -95,6 +95,8 @@ def separated_attention(
 
     The first `text` tokens hold the condition. Both groups attend to them; they attend only to each other, since
     through them one group would reach the other. In samples that are not separated all tokens attend to all.
+
+    The sizes of the slices are static: L + N0 and L + N1 tokens, where N1 is `groups.masked`.
     """
     batch, count = q.shape[:2]
     runs = math.gcd(batch, groups.whole)  # of `batch` where none is whole
@@ -102,12 +104,15 @@ def separated_attention(
     middle = count - groups.masked  # where group 1 starts
 
     def rows(x: jax.Array | None, part: slice) -> jax.Array | None:
+        """The samples `part` of every run."""
         if x is None:
             return None
         split = x.reshape(runs, batch // runs, *x.shape[1:])[:, part]
         return split.reshape(-1, *x.shape[1:])
 
     def attend(part: slice, queries: slice, keys: tuple[slice, ...]) -> jax.Array:
+        """Attention of a slice of the tokens to others, in the samples `part` of every run."""
+
         def visible(x: jax.Array | None) -> jax.Array | None:
             return None if x is None else jnp.concatenate([rows(x, part)[:, s] for s in keys], axis=1)
 
@@ -118,6 +123,7 @@ def separated_attention(
     if first:
         parts.append(attend(slice(0, first), everything, (everything,)))
     if first < batch // runs:
+        # A group may be empty, at mask ratio 0.
         slices = [s for s in (slice(text, middle), slice(middle, count)) if s.start < s.stop]
         within = [attend(slice(first, None), s, (condition, s)) for s in slices]
         if text:

@@ -1,4 +1,4 @@
-"""SiT: the class-conditional image transformer of arXiv 2401.08740, with a noise level of its own for every token.
+"""SiT: the class-conditional image transformer of arXiv 2401.08740, with a noise level for every token.
 
 The form, and to the bit the weights, are those that arXiv 2603.06507 released: adaLN-Zero blocks (arXiv 2212.09748),
 fixed sine-cosine positions, no normalisation of queries and keys. The released network takes 1 - tau and returns
@@ -8,7 +8,7 @@ noise, the velocity is eps - x0), and the weights are the released ones, unchang
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class SiTConfig:
     channels: int = 4
     """C, channels of a latent."""
     labels: int = 1000
-    """Number of class labels; one more learned row stands for no label."""
+    """Number of class labels; one more learned row means no label."""
     learn_sigma: bool = False
     """Whether the head has 2C output channels, of which the second C are unused, as in the released weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -145,6 +145,24 @@ class Block(nnx.Module):
         return x_BND + gate2 * self.mlp_out(hidden_BNF)
 
 
+class _Sequence(NamedTuple):
+    """The embedded tokens of a batch, and the other inputs of the blocks.
+
+    Attributes:
+      x_BND: tokens.
+      condition_BKD: embedding of noise level and label, per level.
+      assignment_BN: the index of each token's level; None for one level, or one for each token in its place.
+      attend: attention over all tokens.
+      order: the order of the tokens, if it is not that of the input.
+    """
+
+    x_BND: Float[Array, "B N D"]
+    condition_BKD: Float[Array, "B K D"]
+    assignment_BN: Int[Array, "B N"] | None
+    attend: Attend
+    order: Order | None
+
+
 class SiT(nnx.Module):
     """Noisy tokens of a latent, their noise levels and a label -> velocity and taps.
 
@@ -201,8 +219,8 @@ class SiT(nnx.Module):
             `Modality.to_tokens`.
           levels: noise levels, 0 = data and 1 = noise: with an assignment the levels of each sample [B, K]; without,
             one for each sample [B] or for each token [B, N].
-          label_B: class labels; `config.labels` stands for no label.
-          assignment: which of its sample's K levels each token has.
+          label_B: class labels; `config.labels` means no label.
+          assignment: the index of each token's level among the K of its sample.
           taps: blocks after which the residual stream is returned.
           stop_at: return after this block, without a velocity; later weights are never touched.
           open_gates: take every gate of a block as 1, which makes an untrained network more than its embedding.
@@ -218,14 +236,36 @@ class SiT(nnx.Module):
         """
         if len(tokens) != 1 or caption is not None or valid:
             raise ValueError(f"a SiT takes one modality without captions or padding, not {sorted(tokens)}")
-        config = self.config
-        last = last_block(config.depth, stop_at, taps=taps)
+        last = last_block(self.config.depth, stop_at, taps=taps)
         (modality,) = tokens
         tokens_BNP, assignment_BN = tokens[modality], None if assignment is None else assignment[modality]
         level_BK = self._levels(tokens_BNP, levels[modality], assignment_BN)
+        sequence = self._sequence(tokens_BNP, level_BK, label_B, assignment_BN, groups)
 
-        # The condition of each level: noise level plus label.
-        # The network's own time runs from noise to data, and is not scaled: hence 1 - tau here, and the sign below.
+        def by_modality(x_BND: jax.Array) -> dict[str, jax.Array]:
+            return {modality: x_BND if sequence.order is None else sequence.order.undo(x_BND)}
+
+        def call(block: Block, x_BND: jax.Array, attend: Attend) -> jax.Array:
+            return block(x_BND, sequence.condition_BKD, sequence.assignment_BN, attend, open_gates)
+
+        segments = Segments(self.config.execution, sequence.attend, taps, by_modality)
+        x_BND = segments.run(self.blocks, 0, last, sequence.x_BND, call)
+        if stop_at is not None:
+            return Output(None, segments.features)
+        out_BNP = by_modality(self._head(x_BND, sequence))[modality]
+        return Output({modality: self._velocity(out_BNP)}, segments.features)
+
+    def _sequence(
+        self,
+        tokens_BNP: jax.Array,
+        level_BK: jax.Array,
+        label_B: jax.Array,
+        assignment_BN: jax.Array | None,
+        groups: Groups | None,
+    ) -> _Sequence:
+        """Embeds tokens and condition; with groups, the tokens are sorted by group."""
+        config = self.config
+        # The released network has time 0 at noise and 1 at data, hence 1 - tau, and does not scale it by 1000.
         time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(1 - level_BK, scale=1.0))))
         label_BD = self.label_embedding[...].astype(time_BKD.dtype)[label_B]
         condition_BKD = jax.nn.silu(time_BKD + label_BD[:, None])
@@ -233,37 +273,30 @@ class SiT(nnx.Module):
         position_ND = position_embedding(config.input_size // config.patch_size, config.width)
         x_BND = self.embed(tokens_BNP)
         x_BND = x_BND + jnp.asarray(position_ND, x_BND.dtype)
+        if groups is None:
+            attend = partial(attention, implementation=config.execution.attention)
+            return _Sequence(x_BND, condition_BKD, assignment_BN, attend, None)
 
-        # Separated groups are runs of tokens within the blocks, and return to their places in what is returned.
-        attend, order = partial(attention, implementation=config.execution.attention), None
-        if groups is not None:
-            order = Order(groups, [modality])
-            x_BND = order.apply(x_BND)
-            if assignment_BN is not None:
-                assignment_BN = order.apply(assignment_BN)
-            elif condition_BKD.shape[1] > 1:
-                condition_BKD = order.apply(condition_BKD)
-            attend = partial(
-                separated_attention, seen_BN=None, groups=groups, text=0, implementation=config.execution.attention
-            )
+        order = Order(groups, list(groups.group))
+        x_BND = order.apply(x_BND)
+        if assignment_BN is not None:
+            assignment_BN = order.apply(assignment_BN)
+        elif condition_BKD.shape[1] > 1:
+            # One level for each token: the conditions move with the tokens.
+            condition_BKD = order.apply(condition_BKD)
+        attend = partial(
+            separated_attention, seen_BN=None, groups=groups, text=0, implementation=config.execution.attention
+        )
+        return _Sequence(x_BND, condition_BKD, assignment_BN, attend, order)
 
-        def by_modality(x_BND: jax.Array) -> dict[str, jax.Array]:
-            return {modality: x_BND if order is None else order.undo(x_BND)}
-
-        def call(block: Block, x_BND: jax.Array, attend: Attend) -> jax.Array:
-            return block(x_BND, condition_BKD, assignment_BN, attend, open_gates)
-
-        segments = Segments(config.execution, attend, taps, by_modality)
-        x_BND = segments.run(self.blocks, 0, last, x_BND, call)
-        if stop_at is not None:
-            return Output(None, segments.features)
-
-        shift, scale = (select(p, assignment_BN) for p in jnp.split(self.final_modulation(condition_BKD), 2, axis=-1))
-        out = by_modality(to_float32(self.readout(modulate(x_BND, shift, scale))))
-        return Output({m: -self._flattened(x_BNP) for m, x_BNP in out.items()}, segments.features)
+    def _head(self, x_BND: jax.Array, sequence: _Sequence) -> Float[Array, "B N O"]:
+        """The output of the network, float32, with the tokens in the order of the blocks."""
+        parts = jnp.split(self.final_modulation(sequence.condition_BKD), 2, axis=-1)
+        shift, scale = (select(part, sequence.assignment_BN) for part in parts)
+        return to_float32(self.readout(modulate(x_BND, shift, scale)))
 
     def _levels(self, tokens_BNP: jax.Array, level: jax.Array, assignment_BN: jax.Array | None) -> Float[Array, "B K"]:
-        """The levels as [B, K], once the shapes are checked."""
+        """The levels as [B, K]; checks all shapes."""
         batch, count = tokens_BNP.shape[:2]
         if tokens_BNP.shape[1:] != (self.config.tokens, self.config.token_size):
             raise ValueError(
@@ -279,11 +312,15 @@ class SiT(nnx.Module):
             raise ValueError(f"assignment of shape {assignment_BN.shape}: give [{batch}, {count}]")
         return level_BK
 
-    def _flattened(self, out: jax.Array) -> jax.Array:
-        """The head's (row, column, channel) as a token's (channel, row, column), without unused channels."""
+    def _velocity(self, out: jax.Array) -> Float[Array, "B N P"]:
+        """eps - x0 from the output of the network, which is x0 - eps.
+
+        The elements of a token are (row, column, channel) in the output, and (channel, row, column) in the velocity.
+        The second C channels of the output, if any, are unused.
+        """
         patch = self.config.patch_size
         split = out.reshape(*out.shape[:2], patch, patch, -1)[..., : self.config.channels]
-        return split.transpose(0, 1, 4, 2, 3).reshape(*out.shape[:2], self.config.token_size)
+        return -split.transpose(0, 1, 4, 2, 3).reshape(*out.shape[:2], self.config.token_size)
 
 
 def position_embedding(grid: int, width: int) -> Float[np.ndarray, "N D"]:

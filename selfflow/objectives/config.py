@@ -8,7 +8,7 @@ from typing import Literal
 class FlowMatching:
     """Joint flow matching: L = sum over modalities m of w_m (L_flow,m + gamma L_align,m), arXiv 2603.06507.
 
-    It has no settings of its own: `schedule`, `alignment`, `modality_weight`, `condition_drop` and `separation` of the
+    It has no settings: `schedule`, `alignment`, `modality_weight`, `condition_drop` and `separation` of the
     experiment define it.
     """
 

@@ -1,4 +1,4 @@
-"""All that is drawn for a batch before anything is computed, and the weight of each token."""
+"""The random draws of a batch, and the weight of each token in the losses."""
 
 from typing import Literal, NamedTuple
 
@@ -10,7 +10,7 @@ from selfflow.noise import Corruption
 
 
 class View(NamedTuple):
-    """What a network sees of a batch, beside the samples and their noise.
+    """The corruption and the condition of a forward pass; samples and noise are those of the batch.
 
     Attributes:
       corruption: levels, assignment and context.
@@ -66,9 +66,11 @@ def token_weight(
         if m in valid:
             counted_BN *= valid[m]
         if tokens != "all":
+            # Context has the lowest level, 0, and is no candidate for the extreme.
             free_BN = jnp.ones_like(assignment_BN, bool)
             if m in corruption.context:
                 free_BN = ~corruption.context[m]
+            # The lowest tau is the highest -tau.
             sign = 1 if tokens == "noisier" else -1
             extreme_B1 = jnp.max(sign * tau[m], axis=1, keepdims=True, initial=-jnp.inf, where=free_BN)
             counted_BN *= sign * tau[m] >= extreme_B1

@@ -38,7 +38,7 @@ class FlowObjective(Objective, Protocol):
 def flow_error(
     velocity: dict[str, Float[Array, "B N P"]], target: dict[str, Float[Array, "B N P"]]
 ) -> dict[str, Float[Array, "B N"]]:
-    """Mean over a token's elements of (v - (eps - x0))^2, per modality (arXiv 2603.06507)."""
+    """L_flow of each token: the mean over its P elements of (v - (eps - x0))^2, by modality (arXiv 2603.06507)."""
     return {m: jnp.mean(jnp.square(velocity[m] - target[m]), axis=-1) for m in velocity}
 
 
@@ -53,8 +53,10 @@ def linear_baseline(tau: UniformTau | LogitNormalTau, std_C: Float[np.ndarray, "
       std_C: standard deviation of each latent channel in the data set: latents whitened over several data sets are not
         white in each.
     """
+    # The mean over p(tau) by the midpoint rule over its quantiles.
     u = (np.arange(100_000) + 0.5) / 100_000
     t = np.asarray(tau.quantile(jnp.asarray(u)), np.float64)
+    # Channels of equal variance have equal losses: whitened latents of many channels take one integral.
     variances, counts = np.unique(np.square(np.atleast_1d(std_C)).round(9), return_counts=True)
     losses = []
     for variance in variances:

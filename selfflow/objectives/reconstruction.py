@@ -1,6 +1,6 @@
 """Training of convolutional autoencoders: the reconstruction error of the media, and the KL divergence of the latents.
 
-Every term is a mean over a sample, so that weights mean the same whatever the media's size; the KL is per latent
+Every term is a mean over a sample, so that weights do not depend on the size of the media; the KL is per latent
 element (arXiv 2112.10752 sums it).
 """
 
@@ -116,12 +116,14 @@ class ReconstructionObjective:
           draw: as `draw` returns it; of a part of a batch, that part of it.
         """
         del frozen, keys_B
+        # z = mean + std noise with std^2 = exp(log_variance): the reparameterisation of arXiv 1312.6114.
         x, cast = to_unit_range(batch["media"]), jax.tree.map(lambda p: p.astype(self.dtype), params["model"])
         mean, log_variance, _ = self.network.encode(cast, pad_causal(x, self.network.causal_padding))
         z = mean + jnp.exp(0.5 * log_variance) * draw["noise"]
         decoded = self.network.decode(cast, z)[0][:, self.network.causal_padding :]
 
         terms = self.terms(x, decoded)
+        # KL(N(mean, std^2) || N(0, 1)) per latent element.
         terms["kl"] = _mean(0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance))
         metrics = {name: jnp.sum(draw["weight"] * term_B) for name, term_B in terms.items()}
         return sum(getattr(self.weights, name) * value for name, value in metrics.items()), metrics

@@ -1,10 +1,20 @@
 """Self-Flow: flow matching over any set of modalities, with the alignment of early features as a second term.
 
-student = forward(params["model"], draw.student, taps=alignment.student_taps)
-flow    = flow_error(student.velocity, eps - x)
-target  = alignment.target(forward, frozen, student, batch, draw)
-aligned = alignment.error(project(student features), target, draw)
-loss    = sum over modalities m of w_m (flow_m + gamma aligned_m)
+The loss of arXiv 2603.06507, for clean tokens x0, noise eps and noise levels tau_i of the tokens i:
+
+    x_tau   = (1 - tau) x0 + tau eps                               the student's input, tau_i in {t, s}
+    L_flow  = mean_i |v(x_tau, tau)_i - (eps_i - x0_i)|^2 / P
+    L_align = mean_i 1 - cos(projector(student_l,i), teacher_k,i)  block l < k; the teacher sees min(t, s)
+    L       = sum over modalities m of w_m (L_flow,m + gamma L_align,m)
+
+In code (`SelfFlowObjective.terms` and `loss`), where the alignment method provides target and distance:
+
+    student = forward(params["model"], draw.student, taps=alignment.student_taps)
+    flow    = flow_error(student.velocity, eps - x)
+    target  = alignment.target(forward, frozen, student, batch, draw)
+    aligned = alignment.error(project(student features), target, draw)
+
+Shapes: B samples, N tokens of a modality, P elements of a token, D channels of the model, E of the target.
 """
 
 from collections.abc import Callable
@@ -37,7 +47,7 @@ Params = dict[str, Any]
 
 
 class Terms(NamedTuple):
-    """What the loss of a batch is made of.
+    """The terms of a batch's loss, token by token.
 
     Attributes:
       student: the student's output.
@@ -63,8 +73,8 @@ class SelfFlowObjective:
     Attributes:
       model: shape of the transformer.
       modalities: the streams of latents of the run.
-      schedule: how noise is spread over tokens.
-      alignment: what the early features are aligned with.
+      schedule: distribution of the noise levels over tokens.
+      alignment: the alignment method, which computes the target of the early features.
       modality_weight: w_m; 1 where a modality is not named.
       condition_drop: probability that a sample's label and caption are replaced by null, for student and teacher.
       separation: whether masked tokens and the others see each other.
@@ -84,17 +94,17 @@ class SelfFlowObjective:
         Args:
           keys_B: a key for each sample.
           batch: `latents` {modality: [B, ...]}, `label` [B] (below 0 for none), `weight` [B] (0 for samples that count
-            in no loss); where there are captions `caption` (embeddings [B, L, C], mask [B, L]), where clips may be
-            padded `frames` {modality: number of latent frames that are data [B]}, and where encoders are the target
-            `features` {modality: theirs, on the grid of the tokens [B, N, E]}.
+            in no loss). Optional: `caption` (embeddings [B, L, C], mask [B, L]); `frames` {modality: number of latent
+            frames that are data [B]} of clips that may be padded; `features` {modality: [B, N, E]} of a frozen encoder
+            that is the target, on the grid of the tokens.
           step: finished updates, which the weight of the alignment loss may follow.
         """
-        # Noise levels of every token, and the context among them.
+        # Noise: levels [B, K] and assignment [B, N] of each modality, then the context tokens, at tau = 0.
         modalities = of_latents(self.modalities, batch["latents"])
         corruption = self.schedule.sample(keys_B, {m: modality.tokens for m, modality in modalities.items()})
         corruption = self.schedule.with_context(corruption, keys_B, modalities)
 
-        # Label and caption are dropped together.
+        # Condition: label and caption are dropped together, for student and teacher alike. A label below 0 is none.
         dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, self.condition_drop))(keys_for(keys_B, "label"))
         label_B = jnp.where(dropped_B | (batch["label"] < 0), self.model.labels, batch["label"])
         caption = undropped_caption = None
@@ -103,12 +113,16 @@ class SelfFlowObjective:
             caption = undropped_caption._replace(mask=undropped_caption.mask & ~dropped_B[:, None])
         student = View(corruption, label_B, caption)
 
-        # Weights of tokens in the losses.
-        valid = {m: modalities[m].valid_tokens(frames_B) for m, frames_B in batch.get("frames", {}).items()}
+        # Weights [B, N] of the tokens in both losses, 0 for context and padding, with sum 1 in each modality. They are
+        # drawn for the whole batch: a part of it, in gradient accumulation, has its share of the sum.
+        valid = {}
+        for m, frames_B in batch.get("frames", {}).items():
+            valid[m] = modalities[m].valid_tokens(frames_B)
         weight = token_weight(corruption, valid, batch["weight"])
         aligned = self.alignment.token_weight(corruption, valid, batch["weight"])
         gamma = jnp.broadcast_to(self.alignment.gamma(step), label_B.shape)
 
+        # The teacher's view: by default the student's, with all tokens at min(t, s).
         undropped_label_B = jnp.where(batch["label"] < 0, self.model.labels, batch["label"])
         undropped = View(corruption, undropped_label_B, undropped_caption)
         teacher = self.alignment.draw_teacher(student, undropped, self.schedule, keys_B)
@@ -129,17 +143,22 @@ class SelfFlowObjective:
           tau [TAU_BUCKETS].
         """
         terms = self.terms(params, frozen, batch, keys_B, draw)
+
+        # Means over the tokens of a modality, since its weights sum to 1.
         flow = {m: jnp.sum(error_BN * draw.weight[m]) for m, error_BN in terms.flow.items()}
         loss = sum(self.modality_weight.get(m, 1.0) * flow[m] for m in flow)
         aligned = {}
         for m, error_BN in terms.aligned.items():
-            # gamma is the same in all samples, and in the product so that parts of a batch add up.
+            # gamma is the same in all samples; it multiplies the weights, and not the sum, because it is split with the
+            # batch in gradient accumulation.
             weighted = jnp.sum(error_BN * (draw.aligned[m] * draw.gamma[:, None]))
             loss += self.modality_weight.get(m, 1.0) * weighted
             aligned[m] = jnp.sum(error_BN * draw.aligned[m])
 
         metrics = {f"flow_loss/{m}": value for m, value in flow.items()}
         metrics |= self.alignment.metrics(aligned, draw)
+
+        # Flow error by noise level: sums and counts, whose quotient is right however the batch was split.
         tau = draw.student.corruption.tau()
         for m, error_BN in terms.flow.items():
             bucket_BN = jnp.clip((tau[m] * TAU_BUCKETS).astype(jnp.int32), 0, TAU_BUCKETS - 1)
@@ -155,12 +174,17 @@ class SelfFlowObjective:
 
         Student and teacher see the same samples, noise and positions; no gradient reaches the target.
         """
+        # x0 and eps [B, N, P] by modality; the velocity to predict is eps - x0.
         x = to_tokens(self.modalities, batch["latents"])
         eps = draw_eps(keys_B, x)
         forward = partial(self.forward, x, eps, draw)
         velocity = {m: eps[m] - x[m] for m in x}
+
+        # Student: velocity [B, N, P] and features [B, N, D] after block l, from tokens at mixed noise levels.
         student = forward(params["model"], draw.student, taps=self.alignment.student_taps)
         flow = flow_error(student.velocity, velocity)
+
+        # Teacher: features [B, N, E]; for Self-Flow after block k of the EMA copy, at min(t, s).
         target = self.alignment.target(forward, frozen, student, batch, draw)
         projected = self.project(params, self.alignment.student_features(student))
         aligned = self.alignment.error(projected, target, draw)
@@ -178,7 +202,7 @@ class SelfFlowObjective:
         stop_at: int | None = None,
         teacher: bool = False,
     ) -> Output:
-        """The model on the noisy tokens of a view: `alignment.base.Forward`, once x, eps and draw are bound."""
+        """The model on the noisy tokens of a view; with x, eps and draw bound it is an `alignment.base.Forward`."""
         corruption, groups = view.corruption, None
         if self.separation and (self.separation.teacher or not teacher):
             groups = self._groups(draw.student.corruption)
@@ -199,6 +223,7 @@ class SelfFlowObjective:
         """The masked tokens of all modalities, and the others."""
         if corruption.context:
             raise ValueError("context tokens have no group: separation excludes them")
+        # Of two levels, index 1 is that of the masked tokens.
         group = corruption.assignment
         masked = sum(self.schedule.masked(m, group_BN.shape[1]) for m, group_BN in group.items())
         batch_size = len(next(iter(group.values())))
@@ -250,9 +275,9 @@ class SelfFlowObjective:
         return alignment_diagnostics(features, terms.projected, terms.target, draw.weight, same_width)
 
     def project(self, params: Params, features: dict[str, Float[Array, "B N D"]]) -> dict[str, Float[Array, "B N E"]]:
-        """The student's features through the projector, which all modalities share.
+        """The student's features after the projector, which all modalities share.
 
-        Where targets have channels of their own each modality has its projector, and those without are left out.
+        Where the target's channels differ by modality each has its projector, and modalities without one are left out.
         """
         if not self.alignment.projector_depth:
             return features
@@ -262,7 +287,7 @@ class SelfFlowObjective:
             return projector(features)
         return {m: projector(features_BND) for m, features_BND in features.items()}
 
-    # Logical axes are for `jax.jit` to place whole states by; layers are made without a mesh.
+    # Layers are created without a mesh: `jax.jit` places the whole state by the logical axes.
 
     def _model(self, key: Key[Array, ""]) -> JointTransformer | SiT:
         with nnx.use_eager_sharding(False):
@@ -280,9 +305,9 @@ class SelfFlowObjective:
 
 
 def _in_compute_type(params: Params, dtype: str) -> Params:
-    """The weights of dense layers in the type that these cast them to, before they are gathered from the devices.
+    """The weights of dense layers in their type of computation, before they are gathered from the devices.
 
-    A parameter that is split over devices is sent to all of them, layer by layer: in bfloat16 that is half the bytes.
+    A parameter that is split over devices is sent to all of them, layer by layer; in bfloat16 that is half the bytes.
     Norms, embeddings and the projector, which compute in float32, keep their type.
     """
 
@@ -302,6 +327,6 @@ def _structure(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[nnx.GraphD
         for path, variable in nnx.to_flat_state(state):
             axes[".".join(map(str, path))] = variable.get_metadata("out_sharding")
 
-    # Not nnx.eval_shape: where a mesh is set it looks for the logical axes among those of the mesh.
+    # Not nnx.eval_shape: with a mesh set it would look for the logical axes among the axes of the mesh.
     jax.eval_shape(trace)
     return graph, axes

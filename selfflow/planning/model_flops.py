@@ -162,7 +162,7 @@ def _forward(
     before = _inputs(model, streams, levels, text) + 2 * rows * width**2
     attention = 4 * pairs * width  # queries with keys, and weights with values
     if isinstance(model, SiTConfig):
-        # Query, key, value and output projections, a two-layer MLP; each block has a modulation of its own.
+        # Query, key, value and output projections, a two-layer MLP; each block computes its modulation.
         block = 2 * count * (4 * width**2 + 2 * width * hidden) + 2 * rows * 6 * width**2
         return before + depth * (block + attention)
     # One modulation for all double blocks, one with half as many vectors for all single blocks.

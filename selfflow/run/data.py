@@ -40,7 +40,8 @@ def open_data(
         last = provenance["sessions"][-1].get("data_dir", "")
         if last and (bucket_url(last) or Path(last).is_dir()):
             data_dir = last
-    data = prepare_data(setup, data_folder(data_dir), own=own)
+    recorded = {name: entry["dataset"] for name, entry in provenance["datasets"].items()}
+    data = prepare_data(setup, data_folder(data_dir), own=own, recorded=recorded)
     identity, expected = latents_hash(data.source.latents), provenance["data"]
     if identity != expected:
         raise UserError(

@@ -144,6 +144,13 @@ def is_training(folder: Path) -> bool:
         return False
 
 
+def recorded_datasets(folder: Path) -> dict[str, str]:
+    """Name of each data set that the run in a folder was trained on; {} before its first session."""
+    if not (folder / "experiment.json").exists():
+        return {}
+    return {name: entry["dataset"] for name, entry in Run(folder).provenance()["datasets"].items()}
+
+
 def check_run(folder: Path, experiment: AnyExperiment) -> Setup:
     """Resolves an experiment for training into a folder, which may have its run already; writes nothing.
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from selfflow.autoencoders.config import AnyAutoencoder, can_decode, uses_pretrained
@@ -40,7 +41,11 @@ class RunData(NamedTuple):
 
 
 def prepare_data(
-    setup: FlowSetup, data_dir: Path, share: EncodeShare = EncodeShare(), own: Path | None = None
+    setup: FlowSetup,
+    data_dir: Path,
+    share: EncodeShare = EncodeShare(),
+    own: Path | None = None,
+    recorded: Mapping[str, str] = MappingProxyType({}),
 ) -> RunData | None:
     """Builds data sets, fits autoencoders and encodes latents that do not exist yet, and opens them.
 
@@ -49,6 +54,7 @@ def prepare_data(
       data_dir: cache folder of data sets, autoencoders and latents.
       share: part of the encoding for this process.
       own: a run's copies of its autoencoders, used in place of the weights that the experiment names.
+      recorded: names of the data sets that a run was trained on, in its provenance.
 
     Returns:
       The data; None while other hosts encode their parts.
@@ -62,7 +68,10 @@ def prepare_data(
     excluded = read_ids(experiment.exclude) if experiment.exclude else set()
     names = sorted({component.data for component in experiment.mixture.values()})
     encoders = {name: _encoders(experiment, name) for name in names}
-    built = {name: build(experiment.data[name], data_dir) for name in names if name not in experiment.latents}
+    built = {}
+    for name in names:
+        if name not in experiment.latents:
+            built[name] = build(experiment.data[name], data_dir, recorded.get(name, ""))
 
     # Latents from elsewhere: they must be those that this experiment would encode.
     latents: dict[str, Latents | None] = {}

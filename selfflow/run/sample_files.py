@@ -30,7 +30,7 @@ def write_samples(sampler: RunSampler, folder: Path, count: int, seed: int, batc
 
 
 def write_sample_sheet(sampler: RunSampler, folder: Path, count: int, title: str) -> int:
-    """Draws the first samples of a folder, of `count` that it holds, as `SHEET` there; returns how many are shown."""
+    """Writes `SHEET` with the first of the `count` samples of a folder; returns the number of samples shown."""
     shown = min(count, _IMAGES_ON_A_SHEET if images_only(sampler.modalities) else _CLIPS_ON_A_SHEET)
     parts = []
     for number in range(shown):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,12 +15,20 @@ if TYPE_CHECKING:
 
 _COLUMNS = 16
 _STRIP_FRAMES = 12
+# Pixels of the longer side of a video file, about.
+_VIDEO_SIDE = 256
+# The highest sample rate that players take.
+_LARGEST_RATE = 192_000
+# Numbers of ITU-T H.273 for colours of high definition, and FFmpeg's for luma of 16 to 235.
+_BT709, _LIMITED_RANGE = 1, 1
 # Sizes on a sheet in inches.
 _WIDTH, _ROW_HEIGHT, _PLOT_HEIGHT = 10.4, 1.3, 0.7
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | None, rate: float) -> None:
-    """Writes an mp4, enlarged to at least 256 pixels of width, with its audio if it has any.
+    """Writes an mp4, enlarged until its longer side has about 256 pixels, with its audio if it has any.
+
+    The audio is lossless (FLAC): AAC delays it, pads it to whole blocks and takes few sample rates.
 
     Args:
       path: of the file.
@@ -28,24 +37,39 @@ def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | 
       audio: int16 [samples] that starts with the first frame, or None.
       rate: samples per second.
     """
-    from fractions import Fraction
-
     import av
 
-    zoom = max(1, 256 // frames.shape[2])
-    frames = frames.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    height, width = frames.shape[1:3]
+    zoom = max(1, _VIDEO_SIDE // max(height, width))
+    # H.264 stores one colour for 2 x 2 pixels, so that its sides are even.
+    if zoom % 2 and (height % 2 or width % 2):
+        zoom += 1
+    frame_rate = Fraction(fps).limit_denominator(1_000_000)
     with av.open(str(path), "w") as container:
-        video = container.add_stream("h264", rate=Fraction(fps).limit_denominator(1000))
-        video.height, video.width, video.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        video.options = {"crf": "18"}
-        track = None if audio is None else container.add_stream("aac", rate=int(rate), layout="mono")
-        for frame in frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        video = container.add_stream("h264", rate=frame_rate)
+        video.height, video.width, video.pix_fmt = zoom * height, zoom * width, "yuv420p"
+        # Without B-frames, so that programs that ignore edit lists start at the first frame, too.
+        video.options = {"crf": "18", "bf": "0"}
+        # Players guess the colours of untagged files from their size.
+        context = video.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        track = None
+        if audio is not None and len(audio):
+            audio, track_rate = _at_whole_rate(audio, rate)
+            track = container.add_stream("flac", rate=track_rate, layout="mono", format="s16")
+        for number, pixels in enumerate(frames):
+            pixels = np.ascontiguousarray(pixels.repeat(zoom, axis=0).repeat(zoom, axis=1))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED_RANGE
+            )
+            frame.pts, frame.time_base = number, 1 / frame_rate
+            container.mux(video.encode(frame))
         # An encoder without a frame returns the packets that it holds back.
         container.mux(video.encode())
         if track is not None:
             block = av.AudioFrame.from_ndarray(audio[None], format="s16", layout="mono")
-            block.sample_rate = int(rate)
+            block.sample_rate, block.pts, block.time_base = track_rate, 0, Fraction(1, track_rate)
             container.mux(track.encode(block))
             container.mux(track.encode())
 
@@ -54,7 +78,18 @@ def write_audio(path: Path, audio: np.ndarray, rate: float) -> None:
     """Writes int16 [samples] as a wav."""
     import soundfile
 
-    soundfile.write(path, audio, int(rate))
+    audio, whole_rate = _at_whole_rate(audio, rate)
+    soundfile.write(path, audio, whole_rate)
+
+
+def _at_whole_rate(audio: np.ndarray, rate: float) -> tuple[np.ndarray, int]:
+    """int16 [samples] at a rate that files can name, and that rate: whole, and at most 192 kHz."""
+    target = min(math.ceil(rate), _LARGEST_RATE)
+    if target == rate or not len(audio):
+        return audio, target
+    import soxr
+
+    return soxr.resample(audio, rate, target), target
 
 
 def write_media(stem: Path, media: Mapping[str, np.ndarray], rates: Mapping[str, float]) -> list[Path]:
@@ -67,7 +102,9 @@ def write_media(stem: Path, media: Mapping[str, np.ndarray], rates: Mapping[str,
     """
     files = []
     for m, clip in media.items():
-        path = stem.with_suffix(medium_of(m).suffix)
+        # Two streams may have one medium, and the name of a component may have a dot.
+        name, _, offset = m.partition(":")
+        path = stem.with_name(f"{stem.name}{'_' + offset if offset else ''}{medium_of(name).suffix}")
         match path.suffix:
             case ".mp4":
                 write_video(path, clip, rates[m], media.get("audio"), rates.get("audio", 0))

@@ -68,7 +68,11 @@ class Lease:
             return
         previous = self._wait_for_expiry()
         if previous is not None:
-            print(f"{_describe(self._url, previous)} and is gone: taking over", file=sys.stderr, flush=True)
+            print(
+                f"{_describe(self._url, previous)} and has not renewed its lease: taking over",
+                file=sys.stderr,
+                flush=True,
+            )
             # Unless another process has taken it over meanwhile. Of several that delete it, one creates it anew.
             if read_object(self._url) == previous:
                 delete_objects([self._url])

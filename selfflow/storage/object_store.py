@@ -34,7 +34,7 @@ class MissingObject(Exception):
 
 
 class IncompleteObject(Exception):
-    """An object that is shorter than its size says."""
+    """An object of which fewer bytes arrive than its size."""
 
 
 def list_objects(url: str) -> dict[str, ObjectInfo]:
@@ -188,7 +188,7 @@ def _client(scheme: str, process: int) -> Any:
     try:
         import fsspec
 
-        # Orbax has a client of its own; cached listings would hide what other processes have written since.
+        # For the client of Orbax, too: cached listings would hide what other processes have written since.
         for name in ("gs", "gcs", "s3"):
             fsspec.config.conf.setdefault(name, {})["use_listings_cache"] = False
         return fsspec.filesystem(scheme)

@@ -27,8 +27,8 @@ def staged(path: Path) -> Iterator[Path]:
 
     Raises:
       UserError: if the object is larger than the limit, or the bucket does not answer.
-      object_store.MissingObject, object_store.IncompleteObject: if the object does not exist, or is shorter than its
-        size says.
+      object_store.MissingObject, object_store.IncompleteObject: if the object does not exist, or fewer bytes than its
+        size arrive.
     """
     url = None if path.exists() else url_of_copy(path)
     if url is None:

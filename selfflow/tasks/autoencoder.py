@@ -20,6 +20,7 @@ from selfflow.latents.ids import read_ids
 from selfflow.latents.store import INDEX_FOLDER
 from selfflow.media import to_unit_range
 from selfflow.progress import Progress
+from selfflow.run.folder import recorded_datasets
 from selfflow.serialization import digest
 from selfflow.tasks.autoencoder_evaluation import FITTING_SAMPLES, evaluate_autoencoder
 from selfflow.tasks.task import TrainingTask
@@ -49,7 +50,10 @@ class AutoencoderTask(TrainingTask):
     def __init__(self, setup: AutoencoderSetup, data_dir: Path, mesh: Mesh, folder: Path):
         experiment = setup.experiment
         names = sorted({component.data for component in experiment.mixture.values()})
-        built = primary_first(lambda: {name: build(experiment.data[name], data_dir) for name in names})
+        recorded = recorded_datasets(folder)
+        built = primary_first(
+            lambda: {name: build(experiment.data[name], data_dir, recorded.get(name, "")) for name in names}
+        )
         source = MediaBatchSource(
             built,
             experiment.mixture,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from selfflow.autoencoders.config import can_decode
 from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
+from selfflow.run.folder import recorded_datasets
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.prepare_data import autoencoder_files, dataset_provenance, latents_hash, prepare_data
 from selfflow.run.run import Run
@@ -40,7 +41,8 @@ class FlowTask(TrainingTask):
 
     def __init__(self, setup: FlowSetup, data_dir: Path, mesh: Mesh, folder: Path):
         own = folder / AUTOENCODERS if _has_autoencoders(folder, setup) else None
-        source, self._built = primary_first(lambda: prepare_data(setup, data_dir, own=own))
+        recorded = recorded_datasets(folder)
+        source, self._built = primary_first(lambda: prepare_data(setup, data_dir, own=own, recorded=recorded))
         latents = source.latents
         super().__init__(
             setup,

@@ -88,24 +88,24 @@ def train(
 
     Metrics are fetched one step late, so that the device always has work waiting. A checkpoint is written only after
     the metrics up to its step are on disk. After a skipped step it waits for a step that is not skipped: the state is
-    finite and yet may be what makes losses infinite. Only the last step is saved in any case.
+    finite, and may still be the cause of losses that are not. The last step is always saved.
 
     Args:
-      state: after some number of steps.
-      task: what to train.
+      state: the state after any number of steps.
+      task: batches, update, diagnostics and evaluation.
       steps: number of steps to reach.
       cadence: how often to diagnose, to evaluate and to save.
-      limits: when to stop because of skipped steps, and when to report a run that stands still.
-      log: where metrics go; None in all processes but the first.
-      checkpoints: where states go.
-      interruption: whether to stop, read after every step.
+      limits: when to stop because of skipped steps, and when to report a run without progress.
+      log: receives the metrics; None in all processes but the first.
+      checkpoints: receives the states.
+      interruption: a request to stop, read after every step.
       hooks: called around every step.
 
     Raises:
       UserError: if too many steps in a row were skipped.
       Interrupted: if the process was asked to stop; the state is saved.
     """
-    start, last = int(state.step), 0
+    start = number = int(state.step)
     rows = _Rows(task, limits, log, checkpoints)
     due = stop = False
     try:
@@ -115,12 +115,13 @@ def train(
             dump_stacks_when_stalled(limits.hang_timeout) as report_progress,
         ):
             for number in range(start + 1, steps + 1):
+                # The update. It is dispatched, not awaited: the row of the step before is written meanwhile.
                 for hook in hooks:
                     hook.before(number)
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
-                    asked = time.monotonic()
+                    requested = time.monotonic()
                     batch, facts = next(batches)
-                    waiting = time.monotonic() - asked
+                    waiting = time.monotonic() - requested
                     diagnostics = {}
                     if number % cadence.log_every == 0 or number == steps:
                         diagnostics = task.diagnose(state)  # before the step, which may reuse the state's memory
@@ -130,14 +131,13 @@ def train(
                 for hook in hooks:
                     hook.after(number, state)
 
+                # Evaluation, and this step's row.
                 if cadence.evaluate_every and number % cadence.evaluate_every == 0:
-                    jax.block_until_ready(state)  # or the time of the step would count as the evaluation's
-                    asked = time.monotonic()
-                    facts = facts | task.evaluate(state)
-                    rows.exclude(time.monotonic() - asked)
+                    facts = facts | rows.evaluate(state)
                 rows.add(_Row(number, facts, waiting, metrics | diagnostics))
 
-                stop, last = interruption.reached(), number
+                # Checkpoint. It stays due until a step is not skipped.
+                stop = interruption.reached()
                 due = due or number % cadence.checkpoint_every == 0
                 if due or stop or number == steps:
                     note = rows.write()
@@ -157,20 +157,25 @@ def train(
         if log is not None:
             log.flush()
     if stop:
-        cause, saved = interruption.cause, checkpoints.latest()
-        remedy = f"resumes from step {saved}, which is saved" if saved else "starts again, for nothing is saved yet"
-        raise Interrupted(f"stopped by {cause.name} after step {last}: the same command {remedy}", 128 + cause)
+        raise _interrupted(interruption, number, checkpoints.latest())
     return state
+
+
+def _interrupted(interruption: Interruption, step: int, saved: int | None) -> Interrupted:
+    """The error of a run that was asked to stop after a step; `saved` is the step of its newest checkpoint."""
+    cause = interruption.cause
+    remedy = f"resumes from step {saved}, which is saved" if saved else "starts again, for nothing is saved yet"
+    return Interrupted(f"stopped by {cause.name} after step {step}: the same command {remedy}", 128 + cause)
 
 
 class _Row(NamedTuple):
     """A step whose metrics may still be on the device.
 
     Attributes:
-      step: its number, from 1.
-      facts: of its batch and its evaluation.
-      waiting: seconds until its batch was there.
-      metrics: of the step and diagnostics.
+      step: number of the step, from 1.
+      facts: values of the batch and of an evaluation, which are on the host.
+      waiting: seconds that the loop waited for the batch.
+      metrics: values of the step and diagnostics, which are on the device.
     """
 
     step: int
@@ -193,12 +198,16 @@ class _Rows:
         self._skipped = self.skipped_in_a_row = 0
 
     def add(self, row: _Row) -> None:
-        """Takes the row of a step; that of the step before must have been written."""
+        """Keeps the row of a step; that of the step before must have been written."""
         self._pending = row
 
-    def exclude(self, seconds: float) -> None:
-        """Leaves time out of the duration of the pending step."""
-        self._written += seconds
+    def evaluate(self, state: State) -> dict[str, float]:
+        """Metrics of samples of a state; their time is excluded from the durations of steps."""
+        jax.block_until_ready(state)  # or the time of the step would count as the evaluation's
+        start = time.monotonic()
+        metrics = self._task.evaluate(state)
+        self._written += time.monotonic() - start
+        return metrics
 
     def write(self) -> str:
         """Writes the pending row, if there is one, and returns a note on it for the progress bar.
@@ -209,7 +218,7 @@ class _Rows:
         if self._pending is None:
             return ""
         row, self._pending = self._pending, None
-        values = self._task.summarise(jax.device_get(row.metrics))
+        values = self._task.summarise(jax.device_get(row.metrics))  # blocks until the step has been computed
         now = time.monotonic()
         seconds, self._written = now - self._written, now
         facts = dict(row.facts)

@@ -1,4 +1,4 @@
-"""What training asks of an objective."""
+"""The protocol of an objective: a loss, its parameters, and its frozen trees."""
 
 from typing import Any, Protocol
 
@@ -11,13 +11,13 @@ Axes = dict[str, tuple[str | None, ...]]
 class Objective(Protocol):
     """A loss with the parameters that it trains and the frozen trees that it reads.
 
-    The step, the state and the shardings of a run are made from these methods alone. Frozen trees are parameters
+    The step, the state and the shardings of a run are computed by these methods alone. Frozen trees are parameters
     without gradient, such as an EMA, a reference network or a second teacher; the objective says how each of them is
     initialised, sharded and updated. A frozen tree may have any shape.
 
     The name of a parameter is its path in the tree with dots, as `training.state.parameter_name` writes it. A logical
-    axis names what an axis of a parameter stands for, such as "embed", or is None; `Devices.rules` maps
-    it to an axis of the mesh.
+    axis is the name of an axis of a parameter, such as "embed", or None; `Devices.rules` maps it to an axis of the
+    mesh.
     """
 
     def init(self, key: Key[Array, ""]) -> Tree:
@@ -42,7 +42,7 @@ class Objective(Protocol):
         ...
 
     def update_frozen(self, frozen: dict[str, Tree], params: Tree, ema_decay: float) -> dict[str, Tree]:
-        """The frozen trees after an update; a tree that is never updated is returned as it is.
+        """The frozen trees after an update; one that is never updated is returned unchanged.
 
         Args:
           frozen: the trees before.
@@ -64,7 +64,7 @@ class Objective(Protocol):
     def loss(
         self, params: Tree, frozen: dict[str, Tree], batch: Any, keys_B: Key[Array, "B"], draw: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
-        """The loss and metrics of a batch, or of a part of one with its part of what was drawn.
+        """The loss and metrics of a batch, or of a part of one with the same part of the draw.
 
         The values for the parts of a batch must add up to those of the whole.
         """

@@ -20,7 +20,7 @@ from selfflow.models.placement import BATCH_AXES
 from selfflow.training.objective import Axes, Objective
 from selfflow.training.state import State, flat_by_name, parameter_name
 
-# What an axis of a parameter may stand for.
+# The names of axes of parameters.
 LOGICAL_AXES = ("layers", "embed", "heads", "mlp")
 
 
@@ -237,15 +237,20 @@ def gather_to_one(tree: Any) -> Any:
 
 def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:
     """Each parameter's shape, logical axes, sharding and bytes on a device, and the sums over the whole state."""
+    # One line for each parameter, in columns.
     rows = [("parameter", "shape", "logical axes", "sharding", "MB a device")]
     sharding_of = flat_by_name(shardings.params)
     for name, x in flat_by_name(state.params).items():
         sharding = sharding_of[name]
         cells = [", ".join(map(str, values)) for values in (x.shape, axes[name], sharding.spec)]
         rows.append((name, *cells, f"{device_bytes(x, sharding) / 1e6:.3f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        padded = map(str.ljust, row, widths)
+        lines.append("  ".join(padded).rstrip())
 
+    # The sums over parameters, frozen trees and optimizer.
     trees = [("parameters", state.params, shardings.params)]
     trees += [(f"frozen {name}", tree, shardings.frozen[name]) for name, tree in state.frozen.items()]
     trees.append(("optimizer", state.optimizer, shardings.optimizer))

@@ -69,7 +69,7 @@ def interruptible() -> Iterator[Interruption]:
         return
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
     # A Python handler runs in the main thread, which may be compiling for minutes. Python writes the number of a signal
-    # to the wake-up descriptor at once, and a thread of its own reads it there.
+    # to the wake-up descriptor at once, and a separate thread reads it there.
     receiver, wakeup = socket.socketpair()
     wakeup.setblocking(False)
 
@@ -91,7 +91,7 @@ def interruptible() -> Iterator[Interruption]:
         yield interruption
     finally:
         for number, handler in handlers.items():
-            # None stands for a handler that was not installed from Python and cannot be restored.
+            # None is a handler that was not installed from Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(descriptor)
         wakeup.close()

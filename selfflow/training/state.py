@@ -49,18 +49,19 @@ def init_state(objective: Objective, optimizer: optax.GradientTransformation, ke
 
 
 def ema_decay_for(steps: int) -> float:
-    """min(0.9999, 1 - 10 / steps): the initialisation is forgotten (e^-10 is left) within the run.
+    """min(0.9999, 1 - 10 / steps): after the run the weight of the initialisation in the EMA is e^-10.
 
-    A run of 5 000 steps at 0.9999 would align to a teacher that is still 61 % random.
+    After 5 000 steps at 0.9999, the decay of arXiv 2603.06507 for 4 M steps, it would be 0.61.
     """
     return max(0.0, min(0.9999, 1 - 10 / steps))
 
 
 def init_ema(params: Any) -> Any:
-    """A copy of the parameters, in memory of its own."""
+    """A copy of the parameters, which shares no memory with them."""
     return jax.tree.map(jnp.copy, params)
 
 
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
     """decay ema + (1 - decay) params, in float32: in half precision nearly every update rounds away."""
+    # Written as a difference, which is exact where both are equal.
     return jax.tree.map(lambda e, p: e + (1 - decay) * (to_float32(p) - e), ema, params)

@@ -1,4 +1,12 @@
-"""One update: draw, gradient, optimizer, frozen trees. It does not depend on what the objective computes."""
+"""One update of a run, for any objective.
+
+    draw      = objective.draw(keys, batch)                 all randomness, [B, ...]
+    g         = grad objective.loss(params, frozen, batch, keys, draw)
+    params   <- optimizer(g)
+    frozen   <- objective.update_frozen(frozen, params)     such as ema <- decay ema + (1 - decay) params
+
+The order is that of arXiv 2603.06507: the teacher of a step is the EMA after the step before.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +34,7 @@ def sample_keys(noise_seed: int | jax.Array | np.ndarray, step: jax.Array | int,
       step: number of finished updates.
       batch_size: of the whole batch.
     """
+    # seed, then step, then sample: a sample's key depends neither on the batch size nor on the number of parts.
     key = jax.random.key(noise_seed) if isinstance(noise_seed, int) else jax.random.wrap_key_data(noise_seed)
     key = jax.random.fold_in(key, step)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch_size))
@@ -60,13 +69,14 @@ def make_step(
     """
 
     def step(state: State, batch: Any, key: Any = noise_seed) -> tuple[State, dict[str, jax.Array]]:
+        # Drawn for the whole batch, so that its parts in gradient accumulation share one normalisation of the weights.
         keys_B = sample_keys(key, state.step, batch_size(batch))
         draw = objective.draw(keys_B, batch, state.step)
         gradient, metrics = _gradient(objective, state, (batch, keys_B, draw), accumulate)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
 
-        # Where these norms are finite, so is every number that they are made of, and so are the moments.
+        # A finite norm means that every element of the gradient is finite, and so are the moments.
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["gradient_norm"])
         metrics["skipped"] = 1 - finite.astype(jnp.float32)
         params = optax.apply_updates(state.params, updates)
@@ -92,7 +102,10 @@ def make_step(
 def _gradient(
     objective: Objective, state: State, whole: tuple[Any, jax.Array, Any], accumulate: int
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradient and metrics of (batch, keys_B, draw), computed in parts one after the other."""
+    """Gradient and metrics of `whole` = (batch, keys_B, draw), summed over `accumulate` parts in sequence.
+
+    Sums, not means: the values of an objective add up over the parts of a batch.
+    """
     differentiate = jax.value_and_grad(objective.loss, has_aux=True)
 
     def of_part(part: tuple[Any, jax.Array, Any]) -> tuple[Any, dict[str, jax.Array]]:
@@ -103,7 +116,7 @@ def _gradient(
         return of_part(whole)
 
     def split(x: jax.Array) -> jax.Array:
-        # Every part is spread over all devices, not each part over some of them.
+        # [B, ...] -> [parts, B / parts, ...]. Every part is spread over all devices, not each part over some of them.
         parts = x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:])
         return constrain(parts, None, BATCH_AXES)
 

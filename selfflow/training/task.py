@@ -1,4 +1,4 @@
-"""What the training loop asks of a task."""
+"""The protocol of a task: batches, update and evaluation for the training loop."""
 
 from collections.abc import Generator
 from typing import Any, Protocol
@@ -9,18 +9,18 @@ from selfflow.training.state import State
 
 
 class Task(Protocol):
-    """Something to train: its batches, its compiled update, and what is logged of them."""
+    """Batches, a compiled update, and the metrics of both."""
 
     def batches(self, start: int) -> Generator[tuple[Any, dict[str, Any]]]:
         """Yields the batch of every step after `start`, on the devices of the run.
 
-        Each comes with facts for its row of the metrics: `component`, its entry in the mixture, `tokens`, and whatever
-        else is to be logged.
+        Each comes with values for its row of the metrics: `component`, its entry in the mixture, `tokens`, the number
+        of tokens in it, and any others.
         """
         ...
 
     def ids(self, step: int) -> list[str]:
-        """The ids of the samples in the batch of a step, counted from 0; the loop asks for skipped steps alone."""
+        """The ids of the samples in the batch of a step, counted from 0; called for skipped steps alone."""
         ...
 
     def step(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:

@@ -30,7 +30,7 @@ def dump_stacks_when_stalled(seconds: float) -> Iterator[Callable[[], None]]:
     def announce() -> None:
         since, prints = last, 0
         while not ended.wait(max(0.0, since + seconds + prints * (seconds + 1) - time.monotonic())):
-            if since != last:  # there was progress meanwhile
+            if since != last:  # a piece of work has ended meanwhile
                 since, prints = last, 0
             else:
                 prints += 1

@@ -1,7 +1,7 @@
 """Pickles of tensors, read without executing anything that they name.
 
-A pickle is a program: Python's unpickler imports the functions that it names and calls them. The subclass here knows
-the few names that torch writes for tensors, and resolves each to an inert stand-in of its own; any other name is
+A pickle is a program: Python's unpickler imports the functions that it names and calls them. The subclass here accepts
+the few names that torch writes for tensors, and resolves each to an inert substitute; any other name is
 refused. Formats: Lib/pickletools.py of CPython, torch/_utils.py and torch/serialization.py of torch 2.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class Refused(ValueError):
-    """The pickle asks for more than tensors and plain data; the message names what it asks for."""
+    """The pickle refers to more than tensors and plain data; the message names the object."""
 
 
 class Damaged(ValueError):
@@ -79,7 +79,7 @@ def unpickle(file: IO[bytes]) -> Any:
         raise Damaged(f"{type(error).__name__}: {error}") from None
 
 
-# What pickletools and the unpickler raise for such bytes.
+# Exceptions of pickletools and of the unpickler for such bytes.
 _NOT_A_PICKLE = (
     pickle.UnpicklingError,
     EOFError,

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from selfflow.data import writing
+from selfflow.data import built, writing
 from selfflow.data.built import load_builder
 from selfflow.data.folder import split_of
 from selfflow.data.media import Media, builder
@@ -106,6 +106,37 @@ def test_found_again_and_never_stale(folder, tmp_path, capsys, monkeypatch):
     assert mentions("media", folder).search(capsys.readouterr().err)
     with pytest.raises(UserError, match=mentions(folder, out, "media.source")):
         build(folder, out, frames=5)
+
+
+def test_a_run_keeps_its_data_set_whatever_happens_to_the_folder(folder, tmp_path, capsys, monkeypatch):
+    settings = dataclasses.replace(SMALL, source=str(folder))
+    first = built.build(settings, tmp_path / "out")
+    capsys.readouterr()
+    assert built.build(settings, tmp_path / "out", first.name) == first and capsys.readouterr().err == ""
+
+    def changes():
+        os.utime(folder / "image.png", ns=(1, 1))
+        yield "touched"
+        Image.fromarray(quadrants()).save(folder / "more.png")
+        yield "added"
+        (folder / "more.png").unlink()
+        (folder / "video.mp4").unlink()
+        yield "removed"
+
+    monkeypatch.setattr(builder, "clips", None)  # whoever decodes now fails
+    for _ in changes():
+        assert built.build(settings, tmp_path / "out", first.name) == first
+        assert mentions("media", folder).search(capsys.readouterr().err)
+    folder.rename(tmp_path / "elsewhere")
+    assert built.build(settings, tmp_path / "out", first.name) == first
+    assert len(first.records("train")) == 10
+
+
+def test_a_relative_source_holds_in_any_directory(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder.parent)
+    settings = dataclasses.replace(SMALL, source=folder.name).resolved()
+    monkeypatch.chdir(tmp_path.parent)
+    assert settings.folder() == str(folder) and settings == settings.resolved(settings)
 
 
 def test_a_name_finds_the_data_without_the_folder(folder, tmp_path):

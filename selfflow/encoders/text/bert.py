@@ -90,6 +90,9 @@ def forward(
     def dense(x, weights):
         return x @ weights["weight"].T + weights["bias"]
 
+    def split_heads(x_BLD):
+        return x_BLD.reshape(*ids_BL.shape, heads, -1)
+
     # By default accelerators multiply float32 matrices in fewer bits.
     with jax.default_matmul_precision("highest"):
         embeddings = params["embeddings"]
@@ -97,9 +100,8 @@ def forward(
         x_BLD = embeddings["word"][ids_BL] + embeddings["position"][: ids_BL.shape[1]] + embeddings["type"][0]
         x_BLD = norm(x_BLD, embeddings["norm"])
         for layer in params["layers"]:
-            q, k, v = (
-                dense(x_BLD, layer[name]).reshape(*ids_BL.shape, heads, -1) for name in ("query", "key", "value")
-            )
+            # Queries, keys and values [B, L, A, H].
+            q, k, v = (split_heads(dense(x_BLD, layer[name])) for name in ("query", "key", "value"))
             mixed_BLAH = jax.nn.dot_product_attention(q, k, v, mask=valid_BL[:, None, None, :])
             x_BLD = norm(x_BLD + dense(mixed_BLAH.reshape(x_BLD.shape), layer["out"]), layer["out_norm"])
             hidden_BLF = jax.nn.gelu(dense(x_BLD, layer["up"]), approximate=False)
@@ -140,10 +142,11 @@ def _tokenizer(path: Path, tokens: int, vocabulary: int):
     tokenizer.no_truncation()
     special = len(tokenizer.encode("").ids)
     if tokens <= special:
-        # Asked for so few, tokenizers would not cut at all.
+        # tokenizers does not truncate to fewer than these.
         raise UserError(f"text.tokens {tokens}: {special} are special tokens; give at least {special + 1}")
     tokenizer.enable_truncation(tokens)
-    if (most := max(tokenizer.get_vocab().values(), default=0)) >= vocabulary:
+    most = max(tokenizer.get_vocab().values(), default=0)
+    if most >= vocabulary:
         raise UserError(
             f"text.encoder: {path} has token {most}, and config.json a vocab_size of {vocabulary}: "
             "they are of different encoders"
@@ -151,7 +154,12 @@ def _tokenizer(path: Path, tokens: int, vocabulary: int):
     return tokenizer
 
 
-_EMBEDDINGS = {"word": "word_embeddings", "position": "position_embeddings", "type": "token_type_embeddings"}
+# The tensor of each embedding, and the field of config.json that gives its number of rows.
+_EMBEDDINGS = {
+    "word": ("word_embeddings", "vocab_size"),
+    "position": ("position_embeddings", "max_position_embeddings"),
+    "type": ("token_type_embeddings", "type_vocab_size"),
+}
 _ANCHOR = "embeddings.word_embeddings.weight"
 
 
@@ -169,7 +177,7 @@ def _params(tensors: dict[str, np.ndarray], sizes: dict[str, int], folder: Path)
             raise UserError(f"text.encoder: the weights in {folder} lack {prefixes[0] + name}; copy the whole folder")
         if tensor.shape != shape:
             raise UserError(
-                f"text.encoder: {prefixes[0] + name} in {folder} has shape {list(tensor.shape)}, and config.json tells "
+                f"text.encoder: {prefixes[0] + name} in {folder} has shape {list(tensor.shape)}, and config.json has "
                 f"{list(shape)}: they are of different encoders"
             )
         return tensor
@@ -181,10 +189,9 @@ def _params(tensors: dict[str, np.ndarray], sizes: dict[str, int], folder: Path)
         return {"weight": take(f"{name}.LayerNorm.weight", width), "bias": take(f"{name}.LayerNorm.bias", width)}
 
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
-    rows = (sizes["vocab_size"], sizes["max_position_embeddings"], sizes["type_vocab_size"])
-    embeddings = {
-        key: take(f"embeddings.{name}.weight", count, width) for (key, name), count in zip(_EMBEDDINGS.items(), rows)
-    }
+    embeddings = {}
+    for key, (name, size) in _EMBEDDINGS.items():
+        embeddings[key] = take(f"embeddings.{name}.weight", sizes[size], width)
     layers = []
     for number in range(sizes["num_hidden_layers"]):
         at = f"encoder.layer.{number}"

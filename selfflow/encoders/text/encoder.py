@@ -17,7 +17,7 @@ BATCH = 32
 
 
 class Network(Protocol):
-    """What a reader of encoder folders gives: `bert.Bert` and `pretrained.Pretrained`."""
+    """The network and tokenizer of an encoder folder: `bert.Bert` or `pretrained.Pretrained`."""
 
     width: int
     files: list[Path]
@@ -43,7 +43,7 @@ class TextEncoder:
     def encode(self, captions: list[str]) -> list[np.ndarray]:
         """Embeddings float16 [l, D] of each caption, l its tokens (`tokens` at most), special ones included.
 
-        An empty caption gives those of the special tokens alone. What a caption gives does not depend on the others.
+        An empty caption has those of the special tokens alone. An embedding does not depend on the other captions.
 
         Raises:
           UserError: if an embedding is not finite in float16.

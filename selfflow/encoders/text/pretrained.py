@@ -10,7 +10,7 @@ from selfflow.errors import UserError
 
 
 class Pretrained:
-    """Any text model that transformers knows; only code of transformers runs, only safetensors are read.
+    """Any text model of transformers; only code of transformers runs, only safetensors are read.
 
     Attributes:
       width: channels D of an embedding.

@@ -78,7 +78,7 @@ def _deleted_bytes(path: Path, deleted: np.ndarray) -> int:
 
 
 def read_raw(path: Path) -> list[bytes]:
-    """All records of a shard, as they are stored.
+    """All records of a shard, as bytes.
 
     Raises:
       UserError: if any of it cannot be read.

@@ -1,4 +1,4 @@
-"""Alignment methods, one file each; `base.py` says what a method defines."""
+"""Alignment methods, one file each; `base.py` documents the members of a method."""
 
 from selfflow.objectives.alignment.external import ExternalEncoder
 from selfflow.objectives.alignment.layer_sync import LayerSync

@@ -1,7 +1,11 @@
-"""What an alignment method is, the settings that all methods share, and the distances between features.
+"""The interface of alignment methods, the settings that they share, and the distances between features.
 
-Alignment adds a second term to the flow loss: the student's features after block l, computed from tokens at mixed noise
-levels, are compared with a target that is easier to compute well. Methods differ in the target alone.
+Alignment adds a second term to the flow loss (arXiv 2603.06507):
+
+    L_align = mean over tokens i of 1 - cos(projector(student_l,i), target_i)
+
+where student_l,i are the student's features of token i after block l, computed from tokens at mixed noise levels, and
+the target comes from cleaner tokens, a later block or another network. Methods differ in the target alone.
 """
 
 from collections.abc import Callable
@@ -43,7 +47,7 @@ class Forward(Protocol):
 
 
 class SampleShape(NamedTuple):
-    """What the cost of a method depends on: the shapes of one sample.
+    """The shapes of one sample, which determine the cost of a method.
 
     Attributes:
       width: D, channels of the model.
@@ -61,9 +65,9 @@ class SampleShape(NamedTuple):
 
 
 class AlignmentMethod:
-    """An alignment method; as it stands, the one without any target.
+    """An alignment method; this class alone has no target, and so no alignment loss.
 
-    A method is a frozen dataclass of settings, in a file of its own and in the union `Alignment`. Most methods subclass
+    A method is a frozen dataclass of settings, in a separate file and in the union `Alignment`. Most methods subclass
     `FeatureAlignment` and define `target`; everything that depends on the method is one of the members below.
 
     Attributes:
@@ -71,8 +75,8 @@ class AlignmentMethod:
         alignment.
       projector_depth: layers of the student's projector; 0 for none.
       target_encoders: the frozen encoder of each modality whose target it computes; `batch["features"]` holds them.
-      target_channels: channels of the target by modality, each of which then has a projector of its own; None where
-        the target has the model's width and one projector serves all modalities.
+      target_channels: channels of the target by modality, each of which then has its projector; None where the
+        target has the model's width and one projector serves all modalities.
       unaligned: modalities that the settings exempt.
     """
 
@@ -114,12 +118,12 @@ class AlignmentMethod:
         return {}
 
     def draw_teacher(self, student: View, undropped: View, schedule: Schedule, keys_B: Key[Array, "B"]) -> View | None:
-        """What a teacher sees of the batch; None for methods that run no teacher.
+        """The teacher's view of the batch; None for methods without a teacher.
 
         Args:
           student: the student's view.
-          undropped: the same with every label and caption that the batch has.
-          schedule: that the levels were drawn from.
+          undropped: the same view before labels and captions are dropped.
+          schedule: the schedule that drew the levels.
           keys_B: a key for each sample.
         """
         return None
@@ -136,8 +140,8 @@ class AlignmentMethod:
         Args:
           forward: the model on this batch.
           frozen: the objective's frozen trees; "ema" is the EMA of the student's parameters.
-          student: of the student's forward pass.
-          batch, draw: the batch, and all that was drawn for it.
+          student: output of the student's forward pass.
+          batch, draw: the batch and its random draws.
         """
         return {}
 
@@ -148,17 +152,17 @@ class AlignmentMethod:
         return {}
 
     def metrics(self, error: dict[str, Float[Array, ""]], draw: Draw) -> dict[str, Float[Array, ""]]:
-        """What is logged of the mean errors by modality, under names that end in "/MODALITY"."""
+        """Metrics of the mean errors by modality, under names that end in "/MODALITY"."""
         return {}
 
     def extra_flops(self, sample: SampleShape) -> float:
-        """Operations of one sample's step beside the student's forward and backward pass."""
+        """Operations that the method adds to the student's forward and backward pass, per sample and step."""
         return 0
 
 
 @dataclass(frozen=True)
 class FeatureAlignment(AlignmentMethod):
-    """Alignment of features of one block of the student: the settings of all methods, and all but the target."""
+    """Alignment of the features of one block of the student: settings, projector and distance of all methods."""
 
     weight: float = 0.8
     """gamma, the weight of the alignment loss beside the flow loss: 0.8 in arXiv 2603.06507, 0.5 in 2607.02508."""
@@ -209,6 +213,7 @@ class FeatureAlignment(AlignmentMethod):
 
     def gamma(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
         """weight, after a linear rise over `warm_up` steps and before a linear fall over `fade` steps up to `until`."""
+        # gamma(n) = weight min(1, n / warm_up) clip((until - n) / fade, 0, 1)
         step = jnp.asarray(step, jnp.float32)
         rise = jnp.minimum(1.0, step / self.warm_up) if self.warm_up else 1.0
         fall = 1.0 if self.until is None else jnp.clip((self.until - step) / max(1, self.fade), 0.0, 1.0)
@@ -227,6 +232,7 @@ class FeatureAlignment(AlignmentMethod):
     ) -> dict[str, Float[Array, "B N"]]:
         error = {}
         for m, projected_BNE in projected.items():
+            # A modality may be exempt, such as audio beside an encoder of images.
             if m in target:
                 error[m] = feature_error(projected_BNE, target[m], draw.aligned[m] > 0, self.metric, self.over)
         return error
@@ -235,7 +241,7 @@ class FeatureAlignment(AlignmentMethod):
         """`alignment_cosine/M`, or `alignment_loss/M` of another metric."""
         if self.metric != "cosine":
             return {f"alignment_loss/{m}": value for m, value in error.items()}
-        # Where no token counts the weights sum to 0, and so does the cosine.
+        # Errors are sums of w_i (1 - cos_i), so that sum_i w_i - error is the weighted cosine; 0 where no token counts.
         return {f"alignment_cosine/{m}": jnp.sum(draw.aligned[m]) - value for m, value in error.items()}
 
     def extra_flops(self, sample: SampleShape) -> float:
@@ -247,6 +253,7 @@ class FeatureAlignment(AlignmentMethod):
             channels = dict.fromkeys(sample.tokens, sample.width)
         total = 0
         for m, outputs in channels.items():
+            # The backward pass costs twice the forward pass.
             total += 3 * sample.tokens.get(m, 0) * projector_flops(self.projector_depth, sample.width, outputs)
         return total
 
@@ -273,7 +280,7 @@ def projector_flops(depth: int, width: int, outputs: int) -> int:
 
 
 def cosine(a: Float[Array, "... D"], b: Float[Array, "... D"]) -> Float[Array, "..."]:
-    """Cosine over the feature axis, in float32: half precision overflows in the norms."""
+    """a . b / sqrt(max(|a|^2 |b|^2, 1e-12)) over the feature axis, in float32: squares overflow in half precision."""
     a, b = to_float32(a), to_float32(b)
     squares = jnp.sum(a * a, axis=-1) * jnp.sum(b * b, axis=-1)
     return jnp.sum(a * b, axis=-1) * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
@@ -297,11 +304,13 @@ def feature_error(
     if metric == "cosine" and over == "features":
         return 1 - cosine(student_BND, target_BND)
     if metric == "cosine":
+        # One cosine over the N tokens of each channel; tokens that do not count are zeros, which change no cosine.
         student_BDN = jnp.where(counted_BN[..., None], student_BND, 0.0).swapaxes(1, 2)
         target_BDN = jnp.where(counted_BN[..., None], target_BND, 0.0).swapaxes(1, 2)
         error_B = 1 - cosine(student_BDN, target_BDN).mean(axis=1)
         return jnp.broadcast_to(error_B[:, None], counted_BN.shape)
     error_BND = jnp.abs(student_BND - target_BND)
     if metric == "smooth_l1":
+        # d^2 / (2 beta) below beta, d - beta / 2 above: value and slope are continuous.
         error_BND = jnp.where(error_BND < _BETA, error_BND**2 / (2 * _BETA), error_BND - _BETA / 2)
     return error_BND.mean(axis=-1)

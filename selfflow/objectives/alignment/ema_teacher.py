@@ -22,7 +22,7 @@ from selfflow.objectives.draw import Draw, View
 
 @dataclass(frozen=True)
 class EMATeacher(FeatureAlignment):
-    """The target are features of the EMA copy after block k, at noise levels of its own."""
+    """The target is the features of the EMA copy after block k, at the noise levels of `teacher_view`."""
 
     teacher_layer: int = 14
     """k: the teacher's features are taken after this block (about 0.7 of the depth); l < k."""
@@ -47,6 +47,7 @@ class EMATeacher(FeatureAlignment):
         check_below(self.student_layer, self.teacher_layer)
 
     def draw_teacher(self, student: View, undropped: View, schedule: Schedule, keys_B: Key[Array, "B"]) -> View:
+        # tau_i of the teacher: min(t, s); max(tau_i - U(0, interval), 0), one draw per level; or tau_i.
         corruption = student.corruption
         if self.teacher_view == "min":
             corruption = corruption.at_min_level()
@@ -59,6 +60,7 @@ class EMATeacher(FeatureAlignment):
         self, forward: Forward, frozen: dict[str, Any], student: Output, batch: dict[str, Any], draw: Draw
     ) -> Features:
         """The EMA copy's features after block k; nothing above that block is computed."""
+        # [B, N, D] by modality. The teacher stops at block k: deeper blocks and the head are not run.
         ema, k = jax.lax.stop_gradient(frozen["ema"]), self.teacher_layer
         return forward(ema, draw.teacher, taps=(k,), stop_at=k, teacher=True).taps[k]
 

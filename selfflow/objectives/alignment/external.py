@@ -16,10 +16,10 @@ from selfflow.objectives.draw import Draw
 
 @dataclass(frozen=True)
 class ExternalEncoder(FeatureAlignment):
-    """REPA (arXiv 2410.06940): the target are a frozen encoder's features of the clean sample.
+    """REPA (arXiv 2410.06940): the target is a frozen encoder's features of the clean sample.
 
-    They are computed once, stored beside the latents, and pooled to the grid of the tokens; every modality has a
-    projector of its own, since encoders differ in their channels. No teacher runs; an EMA is still kept to sample from.
+    They are computed once, stored beside the latents, and pooled to the grid of the tokens; every modality has its
+    projector, since encoders differ in their channels. No teacher runs; an EMA is still kept to sample from.
     The defaults are the paper's: weight 0.5, block 8 of SiT-XL/2's 28, three layers, cosine.
     """
 

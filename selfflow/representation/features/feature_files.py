@@ -38,11 +38,11 @@ class Stored(NamedTuple):
 class LayerWriter:
     """Writes the features of one layer, batch by batch; memory does not grow with their number.
 
-    Plain writes, where a memory-mapped file would end the process when the disk is full.
+    Files are not memory-mapped for writing, since a full disk would then end the process without an error.
 
     Args:
-      folder: where the layer's is to be.
-      layer: its number.
+      folder: parent of the layer's folder.
+      layer: number of the block.
 
     Raises:
       UserError: here and from every method, if the folder cannot be written.
@@ -68,7 +68,7 @@ class LayerWriter:
                 self._shapes[m] = (self._shapes[m][0] + len(x), *x.shape[1:])
 
     def finish(self, metadata: dict[str, Any]) -> None:
-        """Gives the folder its name, unless another process was first."""
+        """Renames the folder to its final name; that of another process stays if it was first."""
         with _writing(self._path.parent):
             for m, file in self._files.items():
                 file.seek(0)
@@ -87,7 +87,7 @@ class LayerWriter:
         for file in self._files.values():
             try:
                 file.close()
-            except OSError:  # its buffer does not fit on the disk
+            except OSError:  # the rest of the buffer does not fit on a full disk
                 pass
         shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -118,7 +118,7 @@ def read_layer(folder: Path, layer: int, modalities: tuple[str, ...]) -> Stored 
 
 
 def _write_header(file: Any, shape: tuple[int, ...]) -> None:
-    # NumPy pads it so that it is as long for any number of rows.
+    # NumPy pads the header to the same length for any number of rows, so that it can be overwritten at the end.
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
 

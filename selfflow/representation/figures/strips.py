@@ -31,9 +31,9 @@ class Strips:
     Args:
       frames: of the clip's video; for a clip without video, any number of segments of its time axis.
       seconds: how long it lasts.
-      columns: frames to show; they follow each other evenly.
+      columns: number of frames to show, at equal distances.
       start: the first frame to show.
-      every: show every so many frames; by default as many as let the columns reach the end.
+      every: distance of the frames; by default such that the columns reach the end.
     """
 
     def __init__(self, frames: int, seconds: float, columns: int = 12, start: int = 0, every: int | None = None):
