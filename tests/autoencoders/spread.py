@@ -43,5 +43,5 @@ if __name__ == "__main__":
     errors = {}
     for name, devices in (("8x1", Devices(data=8)), ("2x4", Devices(data=2, fsdp=4))):
         errors[name] = float(np.max(np.abs(three_steps(devices, 8) / expected - 1)))
-    with open(sys.argv[1], "w") as file:
+    with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(errors, file)

@@ -206,7 +206,7 @@ def test_a_killed_build_is_no_data_set_and_its_workers_end(tmp_path):
 
 
 def workers_of(parent: int) -> list[int]:
-    with open(f"/proc/{parent}/task/{parent}/children") as file:
+    with open(f"/proc/{parent}/task/{parent}/children", encoding="utf-8") as file:
         return [int(child) for child in file.read().split()]
 
 

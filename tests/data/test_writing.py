@@ -40,7 +40,7 @@ print(len(builder.as_data_source("train")), "tensorflow" in sys.modules, flush=T
 
 
 def start(folder: Path, script: Path, pause: float) -> subprocess.Popen:
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, script, folder, str(pause)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -39,7 +39,7 @@ def sweep():
 
 
 def written(path: Path, body: str) -> Path:
-    path.write_text(body)
+    path.write_text(body, encoding="utf-8")
     return path
 
 
@@ -124,11 +124,11 @@ def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def argv(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def main(out: str) -> None:
         error[name] = float(np.linalg.norm(eight["arrays"][name] - expected) / np.linalg.norm(expected))
     results = {"error": error, "specs": eight["specs"], "reference_stays": one["reference_stays"]}
     results["reference_stays_sharded"] = eight["reference_stays"]
-    with open(out, "w") as file:
+    with open(out, "w", encoding="utf-8") as file:
         json.dump(results, file)
 
 
