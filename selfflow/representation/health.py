@@ -18,6 +18,7 @@ from selfflow.errors import UserError
 from selfflow.modality import Modality, to_tokens
 from selfflow.noise import Corruption, corrupt, draw_eps
 from selfflow.objectives.diagnostics import effective_rank
+from selfflow.objectives.self_flow import SelfFlowObjective, require_self_flow
 from selfflow.representation.features.arrays import readable_and_whole
 from selfflow.representation.protocols import ComponentClips, OpenRun
 
@@ -74,7 +75,7 @@ class Health(NamedTuple):
 
 
 def health(
-    objective: Any,
+    objective: SelfFlowObjective,
     params: Any,
     frozen: dict[str, Any],
     latents: Iterable[dict[str, np.ndarray]],
@@ -94,7 +95,7 @@ def health(
     the batches, as in training: compare values of the same batch size. A batch of another size is compiled again.
 
     Args:
-      objective: `SelfFlowObjective`; its schedule is not used.
+      objective: its schedule is not used.
       params: trained parameters: {"model": ..., "projector": ...}, the latter of a run with alignment.
       frozen: {"ema": the teacher's parameters}.
       latents: batches {modality: [B, ...]} of at least 2 samples, all of the same modalities and without padding.
@@ -168,13 +169,14 @@ def health_of_run(
       **options: as for `health`.
 
     Raises:
-      UserError: as `health`; or if a clip is shorter than the others, or none can be read.
+      UserError: as `health`; or if a clip is shorter than the others, none can be read, or the objective is another
+        than `SelfFlowObjective`.
     """
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value < 2:
             raise UserError(f"{name} is {value}: it must be at least 2")
-    state = run.weights(step)
-    return health(run.objective, state.params, state.frozen, _batches(clips, limit, batch_size), taus, **options)
+    objective, state = require_self_flow(run.objective, "the health of a run"), run.weights(step)
+    return health(objective, state.params, state.frozen, _batches(clips, limit, batch_size), taus, **options)
 
 
 def _batches(clips: ComponentClips, limit: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -191,7 +193,7 @@ def _batches(clips: ComponentClips, limit: int, batch_size: int) -> Iterator[dic
 
 
 def _checked_layers(
-    objective: Any, taus: tuple[float, ...], layers: tuple[int, ...] | None, teacher_tau: float | None
+    objective: SelfFlowObjective, taus: tuple[float, ...], layers: tuple[int, ...] | None, teacher_tau: float | None
 ) -> tuple[int, ...]:
     """The blocks, by default all; raises `UserError` for wrong blocks or levels."""
     depth = objective.model.depth
