@@ -1,5 +1,7 @@
 """Files that are written, decoded again: times, lengths and colours."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import soundfile
 
 from selfflow.data.media import Media
 from selfflow.data.media.read import read_clip
-from selfflow.sampling.media_files import write_audio, write_media, write_video
+from selfflow.sampling.media_files import write_audio, write_media, write_sheet, write_video
 
 COLOURS = ((250, 20, 20), (20, 250, 20), (20, 20, 250), (250, 250, 20), (128, 128, 128), (0, 0, 0), (255, 255, 255))
 
@@ -131,3 +133,16 @@ def test_wav_files_keep_duration_and_pitch(tmp_path, rate):
     assert spectrum.argmax() * whole_rate / len(samples) == pytest.approx(440, abs=2)
     if rate == round(rate) <= 192_000:
         np.testing.assert_array_equal(np.rint(samples * 32768), tone)
+
+
+def test_odd_names_and_types(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video, audio = flash_and_click(5, 12.5, 8000)
+    for name in ("a:b.mp4", "file:c.mp4", "%03d.mp4", "é [1] $x$.mp4"):
+        write_video(Path(name), video, np.float32(12.5), audio, np.int64(8000))
+        assert read_track(tmp_path / name)[2] == 8000
+        clip = read_clip(Path(name), ("video",), Media(frames=5, size=16))
+        assert len(clip["video"]) == 5
+    # Titles and labels are no formulas, and audio may be shorter than a window of the spectrogram.
+    groups = {"$a_{b$": {"video": video[None], "audio": audio[None, :5]}}
+    write_sheet(Path("sheet.png"), groups, {"video": 12.5, "audio": 8000}, "runs/$a_{b$")
