@@ -18,6 +18,7 @@ from selfflow.errors import UserError
 from selfflow.modality import Modality, to_tokens
 from selfflow.noise import Corruption, corrupt, draw_eps
 from selfflow.objectives.diagnostics import effective_rank
+from selfflow.objectives.flow import FlowObjective
 from selfflow.objectives.self_flow import SelfFlowObjective, require_self_flow
 from selfflow.representation.features.arrays import readable_and_whole
 from selfflow.representation.protocols import ComponentClips, OpenRun
@@ -75,7 +76,7 @@ class Health(NamedTuple):
 
 
 def health(
-    objective: SelfFlowObjective,
+    objective: FlowObjective,
     params: Any,
     frozen: dict[str, Any],
     latents: Iterable[dict[str, np.ndarray]],
@@ -95,7 +96,7 @@ def health(
     the batches, as in training: compare values of the same batch size. A batch of another size is compiled again.
 
     Args:
-      objective: its schedule is not used.
+      objective: `SelfFlowObjective`; its schedule is not used.
       params: trained parameters: {"model": ..., "projector": ...}, the latter of a run with alignment.
       frozen: {"ema": the teacher's parameters}.
       latents: batches {modality: [B, ...]} of at least 2 samples, all of the same modalities and without padding.
@@ -109,9 +110,10 @@ def health(
       The tables, as plain numbers.
 
     Raises:
-      UserError: unknown blocks, levels outside 0 to 1 or below `teacher_tau`, a batch of fewer
+      UserError: another objective, unknown blocks, levels outside 0 to 1 or below `teacher_tau`, a batch of fewer
         than 2 samples or of other modalities than the first, no batch at all, or features that are not finite.
     """
+    objective = require_self_flow(objective, "health")
     layers = _checked_layers(objective, taus, layers, teacher_tau)
     student_layer = next(iter(objective.alignment.student_taps), None)
     # A projector to the channels of another network does not map to the teacher's features.
@@ -169,14 +171,13 @@ def health_of_run(
       **options: as for `health`.
 
     Raises:
-      UserError: as `health`; or if a clip is shorter than the others, none can be read, or the objective is another
-        than `SelfFlowObjective`.
+      UserError: as `health`; or if a clip is shorter than the others, or none can be read.
     """
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value < 2:
             raise UserError(f"{name} is {value}: it must be at least 2")
-    objective, state = require_self_flow(run.objective, "the health of a run"), run.weights(step)
-    return health(objective, state.params, state.frozen, _batches(clips, limit, batch_size), taus, **options)
+    state = run.weights(step)
+    return health(run.objective, state.params, state.frozen, _batches(clips, limit, batch_size), taus, **options)
 
 
 def _batches(clips: ComponentClips, limit: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
