@@ -178,14 +178,20 @@ def _share_of_cores(slot: int, jobs: int) -> Iterator[None]:
 
 @contextmanager
 def _stopping(children: Mapping[int, _Child]) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM on to the children and waits until they have saved their state."""
+    """Passes SIGINT and SIGTERM on to the children and waits until they have saved their state.
+
+    SIGINT that is ignored, as in background jobs of a shell, stays ignored.
+    """
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         signals.append(number)
         raise KeyboardInterrupt
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            handlers[number] = signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt:

@@ -186,6 +186,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.resilience
 def test_a_killed_build_is_no_data_set_and_its_workers_end(tmp_path):
     script, data = tmp_path / "script.py", tmp_path / "data"
     script.write_text(SCRIPT)

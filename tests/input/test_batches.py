@@ -265,6 +265,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.resilience
 def test_reader_processes_end_with_a_killed_parent(folders):
     import subprocess
     import sys
