@@ -1,6 +1,5 @@
 """The evaluation at the end of a run: losses with their linear baselines, probes, and samples."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,7 @@ from selfflow.data.dataset import Dataset
 from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
 from selfflow.media import MEDIA, images_only
-from selfflow.noise import UniformTau, UniformTimestep
-from selfflow.objectives.alignment import NoAlignment
+from selfflow.noise import UniformTau
 from selfflow.objectives.flow import linear_baseline
 from selfflow.progress import Progress
 from selfflow.representation.probes.baselines import BaselineClips
@@ -85,17 +83,10 @@ def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str
       {"component/modality": {"loss", "linear_baseline", "normalised_loss", "split"}}.
     """
     experiment, tau = setup.experiment, setup.experiment.schedule.tau
-    objective = dataclasses.replace(
-        setup.objective,
-        schedule=UniformTimestep(tau=tau),
-        alignment=NoAlignment(),
-        separation=None,
-        condition_drop=1.0,
-    )
 
     @jax.jit
-    def loss(params, batch, keys_B):
-        return objective.loss({"model": params}, {"ema": params}, batch, keys_B, objective.draw(keys_B, batch))[1]
+    def held_out_metrics(params, batch, keys_B):
+        return setup.objective.held_out_metrics(params, batch, keys_B, tau)
 
     losses = {}
     held_out = source.held_out(("test", "validation"), _LOSS_CLIPS)
@@ -104,7 +95,7 @@ def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str
         metrics = []
         for draw in range(_LOSS_DRAWS):
             keys_B = sample_keys(experiment.seed.noise, _LOSS_STEP + draw, batch_size(batch))
-            metrics.append(jax.device_get(loss(state.frozen["ema"], batch, keys_B)))
+            metrics.append(jax.device_get(held_out_metrics(state.frozen["ema"], batch, keys_B)))
         statistics = source.latents[experiment.mixture[name].data].manifest["statistics"]
         for m in batch["latents"]:
             mean = float(np.mean([metrics_of_draw[f"flow_loss/{m}"] for metrics_of_draw in metrics]))
@@ -219,8 +210,8 @@ def _print(
         "of its initialisation."
     )
     if table is not None:
-        student = getattr(experiment.alignment, "student_layer", "-")
-        teacher = getattr(experiment.alignment, "teacher_layer", "-")
+        student = next(iter(experiment.alignment.student_taps), "-")
+        teacher = experiment.alignment.teacher_layer or "-"
         print(
             f"\nProbes, test split, tau {experiment.final_evaluation.probe_tau} ({measures_of(columns)}; "
             f"student reads block {student}, teacher block {teacher})\n{as_text(table, columns)}"
