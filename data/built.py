@@ -64,7 +64,7 @@ def read_deleted(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / DELETED
     try:
-        deletions = json.loads(path.read_text())
+        deletions = json.loads(path.read_text(encoding="utf-8"))
         deletions["fingerprint"]
         for entry in deletions["deleted"]:
             entry["count"], entry["when"], entry["ids"]
@@ -137,7 +137,7 @@ def _open_recorded(settings: Dataset, folder: Path) -> "tfds.core.DatasetBuilder
 
 def _is_json(path: Path) -> bool:
     try:
-        json.loads(path.read_text())
+        json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         return False
     return True

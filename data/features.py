@@ -69,7 +69,7 @@ def read_features(
 def _read(folder: Path) -> Spec:
     path = Path(folder) / "features.json"
     try:
-        root = json.loads(path.read_text())
+        root = json.loads(path.read_text(encoding="utf-8"))
         if "featuresDict" not in root:
             root = {"pythonClassName": root["type"], "featuresDict": root["content"]}
         root["featuresDict"]["features"]

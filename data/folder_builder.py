@@ -178,7 +178,7 @@ def open_newest(builder: type[Builder], settings: FolderSettings, data_dir: Path
 
 def _newest_config(builder: type[FolderBuilder], settings: FolderSettings, data_dir: Path) -> str:
     reports = data_dir.glob(f"{builder.name}/*-{settings.key()}-*/{builder.VERSION}/{FILE}")
-    configs = [(json.loads(path.read_text())["date"], path.parent.parent.name) for path in reports]
+    configs = [(json.loads(path.read_text(encoding="utf-8"))["date"], path.parent.parent.name) for path in reports]
     source = settings.folder() or settings.name
     if not configs:
         missing = f"the folder {source} does not exist" if settings.source else f"no data set {source!r} was built"

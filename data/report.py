@@ -85,7 +85,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Writes `report.json` into the folder of the data set."""
-        (Path(folder) / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        (Path(folder) / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
 def read_report(builder) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def read_report(builder) -> dict[str, Any]:
     Args:
       builder: its TFDS builder, from `selfflow.data.built.load_builder`.
     """
-    return json.loads((Path(builder.data_path) / FILE).read_text())
+    return json.loads((Path(builder.data_path) / FILE).read_text(encoding="utf-8"))
 
 
 def format_report(report: dict[str, Any]) -> str:

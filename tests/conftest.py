@@ -1,10 +1,12 @@
 """What all tests share: JAX's compilation cache, one small data set, one tiny run."""
 
 import fcntl
+import functools
 import hashlib
 import os
 import re
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,8 +14,13 @@ from pathlib import Path
 _CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "selfflow-test-compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time of the tests is XLA's, on networks that run for milliseconds.
+# Most of the time of the tests is XLA's, on networks that run for milliseconds. Loops are emitted without MLIR, whose
+# passes take longer than they save.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Background jobs of a shell ignore SIGINT, and so would every process that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -50,7 +57,58 @@ def optimized_where_it_takes_minutes(request, monkeypatch):
     jax.config.update("jax_disable_most_optimizations", not slow)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_of_one_module():
+    """Programs of earlier modules fill memory; those that took long are in the compilation cache on disk."""
+    yield
+    jax.clear_caches()
+
+
+_STATIC = ("taps", "stop_at", "open_gates", "attention_of")  # arguments of `apply` that are no arrays
+
+
+class JittedObjective(SelfFlowObjective):
+    """The objective as training runs it: each method is one compiled program, not one for every operation.
+
+    Dictionaries become sorted on the way, and a method that a test patches later is not traced again: where either
+    matters, tests call the methods of `SelfFlowObjective`.
+    """
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # static arguments are hashed
+
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
+    def init(self, key):
+        return super().init(key)
+
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
+    def draw(self, keys_B, batch, step=0):
+        return super().draw(keys_B, batch, step)
+
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
+    def loss(self, params, frozen, batch, keys_B, draw):
+        return super().loss(params, frozen, batch, keys_B, draw)
+
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
+    def terms(self, params, frozen, batch, keys_B, draw):
+        return super().terms(params, frozen, batch, keys_B, draw)
+
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
+    def diagnose(self, params, frozen, batch, keys_B):
+        return super().diagnose(params, frozen, batch, keys_B)
+
+    @functools.partial(
+        jax.jit, static_argnums=0, static_argnames=("taps", "stop_at", "open_gates", "attention_of"), inline=True
+    )
+    def _apply(self, model_params, *args, **kwargs):
+        return super().apply(model_params, *args, **kwargs)
+
+    def apply(self, model_params, *args, groups=None, **kwargs):
+        if groups is not None:  # holds numbers that shapes depend on
+            return super().apply(model_params, *args, groups=groups, **kwargs)
+        return self._apply(model_params, *args, **kwargs)
+
+
+@pytest.fixture(scope="session")
 def modalities() -> dict[str, Modality]:
     return {
         "image": Modality((4, 4, 3), (2, 2)),
@@ -59,16 +117,16 @@ def modalities() -> dict[str, Modality]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> JointConfig:
     return JointConfig(
         width=16, heads=2, double_blocks=2, single_blocks=3, mlp_ratio=2.0, rotary=(2, 2, 2, 2), labels=3
     )
 
 
-@pytest.fixture
-def objective(config, modalities) -> SelfFlowObjective:
-    return SelfFlowObjective(
+@pytest.fixture(scope="session")
+def objective(config, modalities) -> JittedObjective:
+    return JittedObjective(
         config,
         modalities,
         DualTimestep(),
@@ -92,15 +150,23 @@ def keys_B() -> jax.Array:
 
 def perturbed(tree, seed: int = 0, size: float = 0.2):
     """Parameters moved off their initial values, so that no zero-initialised layer hides a mistake."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [x + size * jax.random.normal(k, x.shape, x.dtype) for x, k in zip(leaves, keys)]
-    return jax.tree.unflatten(structure, moved)
+    random = np.random.default_rng(seed)
+
+    def moved(x):
+        # In NumPy: JAX would compile a program for every shape.
+        return jax.numpy.asarray(np.asarray(x) + size * random.standard_normal(x.shape), x.dtype)
+
+    return jax.tree.map(moved, tree)
+
+
+@functools.cache
+def initial_params(objective: JittedObjective):
+    return perturbed(objective.init(jax.random.key(0)))
 
 
 @pytest.fixture
 def params(objective):
-    return perturbed(jax.jit(objective.init)(jax.random.key(0)))
+    return initial_params(objective)
 
 
 def _source_hash() -> str:

@@ -59,7 +59,7 @@ def _modules(root: Path) -> dict[str, Path]:
 def _imports(path: Path, modules: dict[str, Path]) -> list[tuple[str, str]]:
     """(module, name) of all imports of the package in a file, those in functions and under TYPE_CHECKING included."""
     imports = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             imports += [(alias.name, "") for alias in node.names if alias.name in modules]
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "selfflow":
@@ -139,6 +139,19 @@ def test_notebooks_do_not_import_the_command_line():
     modules = _modules(ROOT)
     for path in (ROOT / "notebooks").glob("*.py"):
         assert not [target for target, _ in _imports(path, modules) if _place(target) == "cli"], path.name
+
+
+@pytest.mark.parametrize("folder", ["selfflow", "data", "experiments", "notebooks"])
+def test_text_files_are_utf_8_in_every_locale(folder):
+    # Ruff's PLW1514 sees calls whose object is certainly a path.
+    calls = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("read_text", "write_text"):
+                calls.append((path, node))
+    missing = [f"{path}:{node.lineno}" for path, node in calls if "encoding" not in {k.arg for k in node.keywords}]
+    assert missing == []
+    assert calls or folder in ("experiments", "notebooks")
 
 
 def test_the_top_of_the_package_is_short():

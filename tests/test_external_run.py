@@ -21,7 +21,7 @@ from tests.conftest import mentions
 
 @pytest.fixture(scope="module")
 def aligned(tiny_experiment, data_dir, tmp_path_factory):
-    """The tiny experiment, whose encoder of pictures and films sees the mean colours of 4 x 4 squares."""
+    """The tiny experiment, whose encoder of images and videos sees the mean colours of 4 x 4 squares."""
     folder, built = tmp_path_factory.mktemp("features"), build(tiny_experiment.data["collisions"], data_dir)
     for m in ("image", "video"):
         colours = {}

@@ -1,5 +1,6 @@
 """Words that the code, its messages and its documents do without: the field has others (see README)."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -27,6 +28,27 @@ def banned_words(text: str) -> list[str]:
 def test_no_file_uses_a_banned_word():
     found = {str(path.relative_to(ROOT)): banned_words(path.read_text()) for path in _FILES}
     assert {path: words for path, words in found.items() if words} == {}
+
+
+# In tests a sound is the physical one, of contacts in Collisions and of Pong; nothing is named after the modality.
+_TEST_NAMES = re.compile(r"^(films?|stills|pictures?|sounds?)$", re.IGNORECASE)
+
+
+def names(source: str) -> set[str]:
+    """Names that a program defines: functions, arguments and variables."""
+    kinds = {ast.FunctionDef: "name", ast.ClassDef: "name", ast.arg: "arg", ast.Name: "id", ast.Attribute: "attr"}
+    return {getattr(node, kinds[type(node)]) for node in ast.walk(ast.parse(source)) if type(node) in kinds}
+
+
+def modality_names(source: str) -> set[str]:
+    """Names of a program that consist of a banned word for a modality."""
+    return {name for name in names(source) if _TEST_NAMES.match(name)}
+
+
+def test_tests_name_modalities_as_the_package_does():
+    by_file = {path.name: modality_names(path.read_text()) for path in sorted((ROOT / "tests").rglob("*.py"))}
+    assert {name: words for name, words in by_file.items() if words} == {}
+    assert modality_names("def f(films): SOUND = films") == {"films", "SOUND"}
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def read_manifest(folder: Path) -> Manifest:
         problem = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {problem}; the source must be the folder that holds {MANIFEST} and the latents")
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; describe the latents in it, such as {_EXAMPLE}") from error
     except (OSError, ValueError, RecursionError) as error:

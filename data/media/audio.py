@@ -14,6 +14,8 @@ from selfflow.data.report import Notes, Unusable
 
 # Audio whose timestamps deviate from its samples by more (s) is moved to its timestamp.
 _LARGEST_DRIFT = 0.04
+# Channels cancel out if their mean is weaker than they are by this factor.
+_CANCELLED = 0.01
 _BEFORE_ALL = -(2**62)
 
 
@@ -46,6 +48,9 @@ class _SourceChunk(NamedTuple):
 def audio_chunks(source: Container, sample_rate: int, notes: Notes) -> Iterator[Chunk]:
     """The audio of a container, in the order of time.
 
+    Where the clock of audio without video starts again, as in joined files, the audio plays on. With video, it is left
+    out with a remark, because the two clocks need not agree.
+
     It reads the file on its own, apart from the video, so that a file whose streams are not interleaved needs no more
     memory than any other.
     """
@@ -54,14 +59,14 @@ def audio_chunks(source: Container, sample_rate: int, notes: Notes) -> Iterator[
         stream.thread_type = "AUTO"
 
         def decode() -> Iterator[_SourceChunk | None]:
-            for frame in decoded_frames(container, stream, notes):
+            for frame in decoded_frames(container.demux(stream), stream, notes):
                 if frame is None or not frame.samples:
                     yield None
                     continue
                 time = None if frame.pts is None else float(frame.pts * frame.time_base) - source.start
-                yield _SourceChunk(time, frame.sample_rate, _mono(frame))
+                yield _SourceChunk(time, frame.sample_rate, _mono(frame, notes))
 
-        yield from _resample(decode(), sample_rate)
+        yield from _resample(decode(), sample_rate, notes, has_video=source.video is not None)
 
 
 def soundfile_chunks(path: Path, sample_rate: int) -> Iterator[Chunk]:
@@ -86,14 +91,18 @@ def soundfile_chunks(path: Path, sample_rate: int) -> Iterator[Chunk]:
             for number, block in enumerate(opened.blocks(1 << 16, dtype="float32", always_2d=True)):
                 yield _SourceChunk((number << 16) / rate, rate, np.nan_to_num(block.mean(axis=1)))
 
-    return _resample(decode(), sample_rate)
+    return _resample(decode(), sample_rate, Notes(), has_video=False)
 
 
-def _resample(chunks: Iterator[_SourceChunk | None], sample_rate: int) -> Iterator[Chunk]:
+def _resample(
+    chunks: Iterator[_SourceChunk | None], sample_rate: int, notes: Notes, *, has_video: bool
+) -> Iterator[Chunk]:
     """Resamples chunks in runs; a run ends at damage (None), at a jump in time and where the source's rate changes."""
     resampler: soxr.ResampleStream | None = None
     run_start, run_rate, run_samples = 0.0, 0, 0
     position, covered_until = 0, None
+    # Seconds by which a clock that started again is behind.
+    behind = 0.0
 
     def place(samples: np.ndarray) -> Iterator[Chunk]:
         nonlocal position, covered_until
@@ -110,7 +119,7 @@ def _resample(chunks: Iterator[_SourceChunk | None], sample_rate: int) -> Iterat
         expected = run_start + run_samples / run_rate if run_rate else 0.0
         # The same run continues if the time agrees with the number of samples.
         if chunk is not None and resampler is not None:
-            time = expected if chunk.time is None else chunk.time
+            time = expected if chunk.time is None else chunk.time + behind
             if chunk.rate == run_rate and abs(time - expected) <= _LARGEST_DRIFT:
                 run_samples += len(chunk.samples)
                 yield from place(resampler.resample_chunk(chunk.samples))
@@ -121,7 +130,13 @@ def _resample(chunks: Iterator[_SourceChunk | None], sample_rate: int) -> Iterat
             resampler = None
         if chunk is None or chunk.rate <= 0:
             continue
-        run_start = expected if chunk.time is None else chunk.time
+        run_start = expected if chunk.time is None else chunk.time + behind
+        if covered_until is not None and run_start < covered_until / sample_rate - _LARGEST_DRIFT:
+            if has_video:
+                notes.count("audio timestamps that run backwards", "places")
+            else:
+                behind += covered_until / sample_rate - run_start
+                run_start = covered_until / sample_rate
         run_rate, run_samples = chunk.rate, len(chunk.samples)
         position = round(run_start * sample_rate)
         resampler = soxr.ResampleStream(run_rate, sample_rate, 1, dtype="float32")
@@ -130,8 +145,11 @@ def _resample(chunks: Iterator[_SourceChunk | None], sample_rate: int) -> Iterat
         yield from place(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
 
 
-def _mono(frame: av.AudioFrame) -> np.ndarray:
-    """The mean of a frame's channels, float32 [n] in [-1, 1], without the subwoofer, which few loudspeakers play."""
+def _mono(frame: av.AudioFrame, notes: Notes) -> np.ndarray:
+    """The mean of a frame's channels, float32 [n] in [-1, 1], without the subwoofer, which few loudspeakers play.
+
+    Channels of opposite phase leave nothing but the noise of their codec: they are silence, with a remark.
+    """
     # Interleaved formats have one row of all channels.
     names = [channel.name for channel in frame.layout.channels]
     array = frame.to_ndarray()
@@ -143,7 +161,12 @@ def _mono(frame: av.AudioFrame) -> np.ndarray:
     elif np.issubdtype(array.dtype, np.integer):
         array = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
     channels = [row for row, name in zip(array, names, strict=True) if not name.startswith("LFE")] or list(array)
-    return np.nan_to_num(np.mean(channels, axis=0, dtype=np.float64).astype(np.float32), posinf=1.0, neginf=-1.0)
+    samples = np.nan_to_num(np.asarray(channels, np.float32), posinf=1.0, neginf=-1.0)
+    mono = np.mean(samples, axis=0, dtype=np.float64).astype(np.float32)
+    if len(samples) > 1 and np.square(mono).mean() < _CANCELLED**2 * np.square(samples).mean():
+        notes.count("channels of opposite phase, silence in one channel", "blocks")
+        return np.zeros_like(mono)
+    return mono
 
 
 class AudioWindow:
@@ -171,6 +194,15 @@ class AudioWindow:
             samples[position - first : position - first + len(part)] = part
             covered += len(part)
         return samples, covered
+
+    def covers(self, first: int, last: int) -> bool:
+        """Whether there is audio at all positions from `first` to `last`; nothing before `first` may be dropped yet."""
+        while self.end < last and self._pull():
+            pass
+        covered = 0
+        for position, interval in self._intervals:
+            covered += max(min(position + len(interval), last) - max(position, first), 0)
+        return covered == last - first
 
     def next_start(self, after: int = _BEFORE_ALL) -> int | None:
         """Position of the first interval of audio that starts after a position; None if there is none."""

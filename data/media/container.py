@@ -11,8 +11,17 @@ from selfflow.data.report import Notes, Unusable
 
 # FFmpeg renders texts as terminals and follows playlists to other files; Pillow reads images.
 _OTHER_FORMATS = {"tty", "ansi", "bin", "xbin", "adf", "idf", "hls", "dash", "concat", "gif", "apng", "image2", "ico"}
+_OTHER_FORMATS |= {"webp", "jpegxl_anim"}
+# Brands of images in ISO media files (HEIF, AVIF). FFmpeg presents their tiles and thumbnails as streams.
+_IMAGE_BRANDS = {"mif1", "mif2", "msf1", "miaf", "heic", "heix", "avif", "avis"}
+# Containers that store when a frame is decoded, and not when it is shown.
+_DECODING_TIMES = {"avi", "asf"}
+_NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
+# The decoders of FFmpeg itself leave out the transparency of WebM.
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Formats whose headers contain a duration that is no estimate from the bit rate.
 _EXACT_DURATION = {"mov", "matroska", "avi", "flac", "asf", "flv", "aiff", "au"}
+HEIF = "an image in a HEIF or AVIF file"
 _ERRORS = (av.FFmpegError, ValueError)
 # Titles that are not UTF-8 are no reason to refuse a file. From version 19 on, PyAV accepts them.
 _TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -26,6 +35,10 @@ class Container:
       path: of the file.
       video: index of the first video stream; None without video.
       audio: index of the first audio stream; None without audio.
+      has_display_times: whether the container stores when each frame of the video is shown.
+      has_timestamps: whether it stores times at all.
+      has_durations: whether it stores the duration of each frame, so that there are no gaps.
+      decoder: name of the video's decoder; None for the usual one.
       start: timestamp of the file's start, seconds.
       seconds: duration in the file's header; None if it has none.
     """
@@ -33,6 +46,10 @@ class Container:
     path: Path
     video: int | None
     audio: int | None
+    has_display_times: bool
+    has_timestamps: bool
+    has_durations: bool
+    decoder: str | None
     start: float
     seconds: float | None
 
@@ -41,12 +58,16 @@ def inspect_container(path: Path) -> Container:
     """Finds the streams of a video or audio file.
 
     Raises:
-      Unusable: PyAV cannot open it, or it has neither video nor audio.
+      Unusable: PyAV cannot open it, it has neither video nor audio, or it is an image of several tiles.
     """
     with open_container(path) as container:
         formats = set(container.format.name.split(","))
         if formats & _OTHER_FORMATS or container.format.name.endswith("_pipe"):
             raise Unusable("not media")
+        brands = container.metadata.get("compatible_brands", "")
+        brands = {container.metadata.get("major_brand", "")} | {brands[i : i + 4] for i in range(0, len(brands), 4)}
+        if "mov" in formats and brands & _IMAGE_BRANDS:
+            raise Unusable(HEIF, "convert it to JPEG or PNG")
         video = audio = None
         # The first stream of each kind, as in players.
         for stream in container.streams:
@@ -61,7 +82,25 @@ def inspect_container(path: Path) -> Container:
         if video is None and audio is None:
             raise Unusable("neither video nor audio")
         start = (container.start_time or 0) / av.time_base
-        return Container(path, video, audio, start, _header_seconds(container, path))
+        has_timestamps = not container.format.flags & _NO_TIMESTAMPS
+        has_display_times, decoder = has_timestamps, None
+        if video is not None:
+            stream = container.streams[video]
+            # In Matroska a tag means that the stream was copied from an AVI file, with its times.
+            copied = "matroska" in formats and stream.codec_context.codec_tag.strip("\0")
+            has_display_times = has_timestamps and not (formats & _DECODING_TIMES or copied)
+            decoder = _alpha_decoder(stream)
+        return Container(
+            path=path,
+            video=video,
+            audio=audio,
+            has_display_times=has_display_times,
+            has_timestamps=has_timestamps,
+            has_durations="mov" in formats,
+            decoder=decoder,
+            start=start,
+            seconds=_header_seconds(container, path),
+        )
 
 
 def open_container(path: Path) -> "av.container.InputContainer":
@@ -77,11 +116,54 @@ def open_container(path: Path) -> "av.container.InputContainer":
         raise Unusable("unreadable", getattr(error, "strerror", None) or str(error)) from error
 
 
+def _alpha_decoder(stream: "av.video.stream.VideoStream") -> str | None:
+    """The decoder that a video needs for its transparency; None if that is the usual one.
+
+    Raises:
+      Unusable: this build of FFmpeg does not have it.
+    """
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    codec = stream.codec_context.name
+    if tags.get("alpha_mode") != "1" or codec not in _ALPHA_DECODERS:
+        return None
+    try:
+        return av.Codec(_ALPHA_DECODERS[codec], "r").name
+    except ValueError as error:
+        raise Unusable("transparency that this PyAV cannot decode", codec) from error
+
+
+def video_frames_with_times(
+    container: "av.container.InputContainer", stream: "av.stream.Stream", notes: Notes, source: Container
+) -> Iterator["av.VideoFrame | None"]:
+    """The decoded frames of a video, whose `pts` is when each is shown, or None; None for what cannot be decoded.
+
+    Where a container stores decoding times alone, FFmpeg's guess is late by the frames that the decoder holds back, or
+    out of order. There, frames are shown in the order in which they come out, at the times at which packets go in.
+    """
+    first: int | None = None
+    delay: int | None = None
+
+    def packets() -> Iterator[av.Packet]:
+        nonlocal first
+        for packet in container.demux(stream):
+            if first is None and packet.is_keyframe:
+                first = packet.dts
+            yield packet
+
+    for frame in decoded_frames(packets(), stream, notes, source.decoder):
+        if frame is not None and not source.has_display_times:
+            if delay is None and None not in (first, frame.dts):
+                delay = frame.dts - first
+            # The decoder gives its last frames without any time: each follows the one before.
+            frame.pts = None if None in (delay, frame.dts) else frame.dts - delay
+        yield frame
+
+
 def decoded_frames(
-    container: "av.container.InputContainer", stream: "av.stream.Stream", notes: Notes
+    packets: Iterator[av.Packet], stream: "av.stream.Stream", notes: Notes, decoder: str | None = None
 ) -> Iterator["av.frame.Frame | None"]:
-    """The frames of a stream; None for each packet that cannot be decoded."""
-    packets = container.demux(stream)
+    """The frames of packets, by a named decoder or else the usual one; None for each packet that it cannot decode."""
+    context = av.CodecContext.create(decoder, "r") if decoder else stream.codec_context
     while True:
         try:
             packet = next(packets, None)
@@ -91,13 +173,13 @@ def decoded_frames(
             # No further packet can be read, but the decoder still holds frames.
             notes.count("damaged", "places")
             with contextlib.suppress(EOFError, *_ERRORS):
-                yield from stream.codec_context.decode(None)
+                yield from context.decode(None)
             return
         if packet is None:
             return
         # A packet that fails is skipped; the next key frame is decodable again.
         try:
-            frames = packet.decode()
+            frames = context.decode(packet)
         except EOFError:
             return
         except _ERRORS:
@@ -105,6 +187,32 @@ def decoded_frames(
             yield None
             continue
         yield from frames
+
+
+def is_joined(path: Path) -> bool:
+    """Whether a WAV or MP4 file is followed by another in the same file, which no decoder reads."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            file.seek(int.from_bytes(head[4:8], "little") + 8)
+            return file.read(4) == b"RIFF"
+        if head[4:8] != b"ftyp":
+            return False
+        # The boxes of an mp4: size and name, then contents.
+        position, movies = 0, 0
+        while position + 8 <= size:
+            file.seek(position)
+            box = file.read(16)
+            length = int.from_bytes(box[:4], "big")
+            if length == 1:
+                length = int.from_bytes(box[8:16], "big")
+            movies += box[4:8] == b"moov"
+            # A length of 0 reaches to the end of the file.
+            if length < 8:
+                break
+            position += length
+        return movies > 1
 
 
 def _header_seconds(container: "av.container.InputContainer", path: Path) -> float | None:

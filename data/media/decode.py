@@ -2,7 +2,7 @@
 
 import mimetypes
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 
 from selfflow.data.media import Media
 from selfflow.data.media.audio import AudioWindow, audio_chunks, soundfile_chunks, to_int16
-from selfflow.data.media.container import inspect_container
+from selfflow.data.media.container import inspect_container, is_joined
 from selfflow.data.media.image import animation, as_image, is_animated, open_image
 from selfflow.data.media.video import LONGEST_FRAME, Frame, video_frames
 from selfflow.data.report import Notes, Unusable
@@ -65,11 +65,13 @@ def clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
             continue
         yield from iterator
         return
+    specific = [error for error in errors if error.reason not in ("unreadable", "not media")]
+    if specific:
+        raise specific[0]
     # A file that claims to be media is damaged; others are no media.
     if expected in ("image", "video", "audio"):
         raise Unusable("unreadable", errors[0].detail or errors[0].reason)
-    specific = [error for error in errors if error.reason not in ("unreadable", "not media")]
-    raise specific[0] if specific else Unusable("not media")
+    raise Unusable("not media")
 
 
 def _image_clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
@@ -80,17 +82,19 @@ def _image_clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
 
     def animated_clips() -> Iterator[Clip]:
         with image:
-            yield from _video_clips(_animation_frames(image, media.size), None, media, notes)
+            yield from _video_clips(_animation_frames(image, media.size, notes), None, media, notes)
 
     def single_clip() -> Iterator[Clip]:
         with image:
-            yield Clip(None, image=as_image(image, media.size))
+            yield Clip(None, image=as_image(image, media.size, notes))
 
     return animated_clips() if is_animated(image) else single_clip()
 
 
 def _container_clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
     source = inspect_container(path)
+    if is_joined(path):
+        notes.add("joined files", "the first is used")
     audio = None if source.audio is None else AudioWindow(audio_chunks(source, media.sample_rate, notes))
     if source.video is None:
         return _audio_clips(audio, media, notes, source.seconds)
@@ -102,9 +106,11 @@ def _soundfile_clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
     return _audio_clips(AudioWindow(soundfile_chunks(path, media.sample_rate)), media, notes, None)
 
 
-def _animation_frames(image: Image.Image, size: int) -> Iterator[Frame]:
+def _animation_frames(image: Image.Image, size: int, notes: Notes) -> Iterator[Frame]:
     start = 0.0
     for seconds, pixels in animation(image, size):
+        if seconds > LONGEST_FRAME:
+            notes.count(f"frames of an animation for more than {LONGEST_FRAME:g} s, which are cut", "frames")
         end = start + min(seconds, LONGEST_FRAME)
         yield Frame(start, end, lambda pixels=pixels: pixels)
         start = end
@@ -130,7 +136,7 @@ def _video_clips(
     first: float | None = None
     end: float | None = None
     shot_start, shot_clips, count = 0.0, 0, 0
-    for frame in source:
+    for frame in _frames_through_gaps(source, audio, media, notes):
         if end is None or frame.start > end + ROUNDING:
             # A cut: clips do not continue over it.
             unfinished, shot_start, shot_clips = [], frame.start, 0
@@ -160,6 +166,21 @@ def _video_clips(
     _note_truncation(reached, header_seconds, notes)
     if not count:
         raise _too_short(reached - (first or 0.0), media, "no frame could be decoded")
+
+
+def _frames_through_gaps(
+    source: Iterator[Frame], audio: AudioWindow | None, media: Media, notes: Notes
+) -> Iterator[Frame]:
+    """Frames in parts of at most `LONGEST_FRAME`: before a gap, a frame stays for as long as audio plays."""
+    for frame in source:
+        yield frame
+        while frame.next_start is not None and frame.end < frame.next_start:
+            end = min(frame.end + LONGEST_FRAME, frame.next_start)
+            if audio is None or not audio.covers(round(frame.end * media.sample_rate), round(end * media.sample_rate)):
+                notes.count(f"no frame and no audio for more than {LONGEST_FRAME:g} s", "gaps")
+                break
+            frame = replace(frame, start=frame.end, end=end)
+            yield frame
 
 
 def _audio_at(audio: AudioWindow, start: float, media: Media, notes: Notes) -> np.ndarray | None:

@@ -5,11 +5,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from selfflow.data.report import Notes, Unusable
 
 # Pillow identifies these by their first bytes, but has no decoder of its own for them.
 _WITHOUT_DECODER = {"MPEG", "EPS", "WMF", "GRIB", "BUFR", "HDF5"}
 _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
+# By the number of the EXIF tag, of which cameras with a mirror use all.
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What is white in images of floats or of 32 bits, whose type does not say.
+_WHITE = (1, 255, 65_535)
+# Floats may exceed white by this factor, as after resampling.
+_OVERSHOOT = 1.5
+_BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 339
+_UNSIGNED = 1
 
 
 def open_image(path: Path) -> Image.Image:
@@ -35,45 +54,92 @@ def is_animated(image: Image.Image) -> bool:
     return image.format in _ANIMATED and getattr(image, "is_animated", False)
 
 
-def as_image(image: Image.Image, size: int) -> np.ndarray:
-    """An opened image as uint8 [size, size, 3]."""
+def as_image(image: Image.Image, size: int, notes: Notes | None = None) -> np.ndarray:
+    """An opened image as uint8 [size, size, 3].
+
+    Raises:
+      Unusable: what is white in it is unknown.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if image.format == "JPEG":  # decodes a large photograph at a fraction of its resolution
             image.draft(None, (4 * size, 4 * size))
         image.load()
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except Exception:  # many cameras write invalid EXIF, and the pixels are valid all the same
-            upright = image
-        return crop_square(rgb(upright), size)
+        return crop_square(_upright(rgb(image, notes), _orientation(image)), size)
 
 
 def animation(image: Image.Image, size: int) -> Iterator[tuple[float, np.ndarray]]:
     """The frames of an animation as (duration in seconds, uint8 [size, size, 3])."""
-    for number in range(image.n_frames):
+    orientation = _orientation(image)
+    # A PNG may begin with an image for programs that show no animations.
+    first = 1 if getattr(image, "default_image", False) else 0
+    for number in range(first, image.n_frames):
         image.seek(number)
         image.load()  # some formats have the duration only now
         milliseconds = float(image.info.get("duration") or 0)
         # As in browsers: a duration near 0 means that none was set.
-        yield (milliseconds if milliseconds > 10 else 100.0) / 1000, crop_square(rgb(image), size)
+        yield (
+            (milliseconds if milliseconds > 10 else 100.0) / 1000,
+            crop_square(_upright(rgb(image), orientation), size),
+        )
 
 
-def rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow as RGB: 16 bits are reduced to 8 (Pillow itself would clip), transparency is white."""
+def _orientation(image: Image.Image) -> int:
+    """The number of a loaded image's orientation in EXIF; 1 is upright."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # many cameras write invalid EXIF, and the pixels are valid all the same
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def rgb(image: Image.Image, notes: Notes | None = None) -> Image.Image:
+    """Any mode of Pillow as RGB: 16 bits are reduced to 8 (Pillow itself would clip), transparency is white.
+
+    Raises:
+      Unusable: what is white in it is unknown.
+    """
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
-        largest = values.max(initial=0)
-        if image.mode == "F":
-            scale = 255.0 if largest <= 1 else 1.0
-        else:
-            scale = 255 / 65535 if image.mode != "I" or largest > 255 else 1.0
-        return Image.fromarray(np.clip(np.round(values * scale), 0, 255).astype(np.uint8)).convert("RGB")
+        values, white = _values(image, Notes() if notes is None else notes)
+        return Image.fromarray(np.clip(np.round(values * 255 / white), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:
+    """The pixels of an image of 16 bits or more in float64, 0 for black, and the value that is white.
+
+    In images of 16 bits the largest value of the type is white. Floats and 32 bits do not say: white is 1, 255, 65535
+    or the largest value of the type, whichever is the first that no pixel exceeds (floats may, by half).
+    """
+    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    tags = getattr(image, "tag_v2", {})
+    bits, unsigned = tags.get(_BITS_TAG, (16,))[0], tags.get(_SAMPLE_FORMAT_TAG, (_UNSIGNED,))[0] == _UNSIGNED
+    if image.mode == "I" and unsigned and bits == 32:  # which Pillow reads as signed
+        values = np.where(values < 0, values + 2**32, values)
+    largest = values.max(initial=0)
+    in_type = 2**bits - 1 if unsigned else 2 ** (bits - 1) - 1
+    if image.mode == "F":
+        white = next((white for white in _WHITE if largest <= white * _OVERSHOOT), 0)
+    elif image.mode == "I" and image.format in ("TIFF", None):
+        white = next((white for white in (*_WHITE[1:], in_type) if largest <= white <= in_type), 0)
+    else:
+        white = in_type
+    if not white:
+        raise Unusable("pixel values of unknown range", f"up to {largest:.4g}")
+    # An image that fills half of the range is what it was taken for.
+    if image.mode in ("I", "F") and not (values.min(initial=0) >= 0 and white / 2 <= largest <= white):
+        notes.add(
+            "pixel values without a range", f"{values.min():.4g} to {largest:.4g}, where {white} is taken as white"
+        )
+    inverted = tags.get(_PHOTOMETRIC_TAG) == 0
+    return (white - values if inverted else values), white
 
 
 def crop_square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:

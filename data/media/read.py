@@ -25,12 +25,14 @@ def read_image(path: Path, size: int) -> np.ndarray:
     try:
         with open_image(path) as image:
             return as_image(image, size)
+    except Unusable as error:
+        raise UserError(f"{path} contains no image that can be read: {error}") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
         pass
     try:
         return read_clip(path, ("video",), Media(frames=1, size=size))["video"][0]
-    except UserError:
-        raise UserError(f"{path} contains no image that can be read") from None
+    except UserError as error:
+        raise UserError(f"{path} contains no image that can be read: {error.__cause__ or error}") from None
 
 
 def read_clip(path: Path, modalities: tuple[str, ...], media: Media) -> dict[str, np.ndarray]:

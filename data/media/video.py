@@ -8,21 +8,34 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from selfflow.data.media.container import Container, decoded_frames, open_container
-from selfflow.data.media.image import crop_square
+from selfflow.data.media.container import Container, open_container, video_frames_with_times
+from selfflow.data.media.hdr import to_sdr
+from selfflow.data.media.image import crop_square, rgb
 from selfflow.data.report import Notes
 
-# A frame that lasts longer is a gap in the recording or an error of the timestamps.
+# A frame that lasts longer is a gap in the recording or an error of the timestamps, unless audio plays on.
 LONGEST_FRAME = 10.0
+# The same where the container stores the duration of every frame and no gaps.
+_LONGEST_STORED = 3600.0
+# Numbers of ITU-T H.273.
+_UNSPECIFIED, _BT709 = 2, 1
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame that is shown from `start` to `end` (s); `read()` decodes it to uint8 [size, size, 3], which is slow."""
+    """A frame of a video.
+
+    Attributes:
+      start: when it is first shown, seconds.
+      end: when it is last shown.
+      read: decodes it to uint8 [size, size, 3], which is slow.
+      next_start: when the next frame is shown, if that is after a gap.
+    """
 
     start: float
     end: float
     read: Callable[[], np.ndarray]
+    next_start: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,44 +46,72 @@ class _FrameReader:
       reformatter: one for all frames, because making one is slower than using it.
       aspect: width of a pixel over its height.
       size: height and width of the result.
+      transfer: number of the transfer function in ITU-T H.273.
+      alpha_is_padding: whether the fourth byte of a pixel means nothing.
     """
 
     reformatter: VideoReformatter
     aspect: float
     size: int
+    transfer: int
+    alpha_is_padding: bool
 
-    def frame(self, start: float, end: float, source: av.VideoFrame) -> Frame:
+    def frame(self, start: float, end: float, source: av.VideoFrame, next_start: float | None = None) -> Frame:
         """A frame with its times; converted when it is read."""
+        return Frame(start, end, lambda: self._read(source), next_start)
 
-        def read() -> np.ndarray:
-            # As in players: high definition without a declared colour space is BT.709.
-            options = {"src_colorspace": "ITU709"} if source.colorspace == 2 and source.height >= 720 else {}
-            image = Image.fromarray(self.reformatter.reformat(source, format="rgb24", **options).to_ndarray())
-            quarter_turns = round(source.rotation / 90) % 4
-            if quarter_turns:
-                turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-                image = image.transpose(turns[quarter_turns - 1])
-            return crop_square(image, self.size, 1 / self.aspect if quarter_turns % 2 else self.aspect)
+    def _read(self, source: av.VideoFrame) -> np.ndarray:
+        # As in players: what is larger than PAL and declares no colour space is BT.709.
+        large = source.width >= 1280 or source.height > 576
+        options = {"src_colorspace": _BT709} if source.colorspace == _UNSPECIFIED and large else {}
+        has_alpha = source.format.has_palette or any(part.is_alpha for part in source.format.components)
+        pixel_format = "rgba" if has_alpha and not self.alpha_is_padding else "rgb24"
+        pixels = self.reformatter.reformat(source, format=pixel_format, **options).to_ndarray()
+        pixels, transposed = _upright(pixels, source)
+        image = rgb(Image.fromarray(pixels))
+        pixels = crop_square(image, self.size, 1 / self.aspect if transposed else self.aspect)
+        return to_sdr(pixels, self.transfer)
 
-        return Frame(start, end, read)
+
+def _upright(pixels: np.ndarray, source: av.VideoFrame) -> tuple[np.ndarray, bool]:
+    """Pixels [H, W, C] as the display matrix of their frame says, and whether height and width were exchanged."""
+    for side_data in source.side_data:
+        if side_data.type.name == "DISPLAYMATRIX":
+            # (x, y) of the source is shown at (a x + c y, b x + d y); y points downwards.
+            a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()
+            transposed = abs(b) + abs(c) > abs(a) + abs(d)
+            if transposed:
+                pixels, a, d = pixels.swapaxes(0, 1), c, b
+            pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+            return np.ascontiguousarray(pixels), transposed
+    return pixels, False
 
 
 def video_frames(source: Container, size: int, longest_lead: float, notes: Notes) -> Iterator[Frame]:
     """The frames of a video in the order of time; a gap between `end` and the next `start` is a cut.
 
     A frame covers the times that it is nearest to, but no time more than `longest_lead` seconds before its own: what a
-    player shows would be half a source frame late on average, relative to the audio.
+    player shows would be half a source frame late on average, relative to the audio. A frame that the next one follows
+    after a gap ends with its duration, and has `next_start`.
     """
     with open_container(source.path) as container:
         stream = container.streams[source.video]
         # Decoding in several threads.
         stream.thread_type = "AUTO"
-        reader = _FrameReader(VideoReformatter(), float(stream.sample_aspect_ratio or 1), size)
+        reader = _FrameReader(
+            reformatter=VideoReformatter(),
+            aspect=float(stream.sample_aspect_ratio or 1),
+            size=size,
+            transfer=int(stream.codec_context.color_trc),
+            # Uncompressed AVI has pixels of 32 bits whose upper byte is not used.
+            alpha_is_padding=container.format.name == "avi" and stream.codec_context.name == "rawvideo",
+        )
+        longest = _LONGEST_STORED if source.has_durations else LONGEST_FRAME
         usual_duration = 1 / float(stream.average_rate) if stream.average_rate else 0.04
         # The end of a frame depends on the next one, so that each waits for its successor.
         pending: tuple[float, float, av.VideoFrame] | None = None
-        last_time, last_end, after_damage = 0.0, 0.0, False
-        for frame in decoded_frames(container, stream, notes):
+        last_time, last_end, after_damage, duration = 0.0, 0.0, False, usual_duration
+        for frame in video_frames_with_times(container, stream, notes, source):
             damaged = frame is None or frame.is_corrupt
             after_damage |= damaged
             if after_damage and (damaged or not frame.key_frame):
@@ -88,11 +129,14 @@ def video_frames(source: Container, size: int, longest_lead: float, notes: Notes
                 if time <= last_time:
                     notes.count("timestamps that run backwards", "frames left out")
                     continue
-                if time - last_time <= LONGEST_FRAME:
+                if time - last_time <= longest:
                     start = max((last_time + time) / 2, time - longest_lead)
-                    pending = (pending[0], start, pending[2])
-                yield reader.frame(*pending)
-            last_time, last_end = time, time + min(duration, LONGEST_FRAME)
+                    yield reader.frame(pending[0], start, pending[2])
+                else:
+                    yield reader.frame(*pending, next_start=time)
+            last_time, last_end = time, time + (duration if duration <= longest else LONGEST_FRAME)
             pending = (start, last_end, frame)
         if pending is not None:
             yield reader.frame(*pending)
+        if not source.has_timestamps:
+            notes.add("no timestamps in the file", f"taken as {1 / duration:.5g} frames per second")

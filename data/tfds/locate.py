@@ -73,7 +73,7 @@ def format_of(folder: Path) -> str:
       UserError: its dataset_info.json is damaged.
     """
     try:
-        return json.loads((folder / _INFO).read_text()).get("fileFormat") or "tfrecord"
+        return json.loads((folder / _INFO).read_text(encoding="utf-8")).get("fileFormat") or "tfrecord"
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / _INFO} cannot be read: prepare the data set again") from error
 

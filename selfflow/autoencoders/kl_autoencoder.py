@@ -156,7 +156,7 @@ def read_config_json(config: SDVAE | Flux2VAE, path: Path) -> dict[str, Any]:
     packed = config.kind == "flux2_vae"
     name = "AutoencoderKLFlux2" if packed else "AutoencoderKL"
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8"))
         if settings.get("_class_name", name) != name:
             raise UserError(f"{file} is of an {settings['_class_name']}, and {config.kind} is for an {name}")
         packing = 2 if packed else 1

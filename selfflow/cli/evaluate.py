@@ -139,7 +139,7 @@ def _evaluate(run: "Run", location: str, options: Options) -> None:
         print(f"{options.adm_npz}: {options.samples} samples for ADM's evaluator")
     _print_header(report, sampler, options)
     print_report(report)
-    out.write_text(json.dumps(settings | _results(report, sampler), indent=1))
+    out.write_text(json.dumps(settings | _results(report, sampler), indent=1), encoding="utf-8")
     print(f"\nAll numbers: {out}")
 
 
@@ -190,5 +190,7 @@ def _calibrate(run: "Run", options: Options) -> None:
     columns = calibrate_verifier(run, run.open_data(options.data_dir).built)
     print(as_text(columns))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({label: column._asdict() for label, column in columns.items()}, indent=1))
+    out.write_text(
+        json.dumps({label: column._asdict() for label, column in columns.items()}, indent=1), encoding="utf-8"
+    )
     print(f"\nThe checks are defined in data/collisions/README.md. All numbers: {out}")

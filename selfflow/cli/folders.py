@@ -72,7 +72,7 @@ def claim_path(path: Path, settings_file: Path, settings: dict[str, Any]) -> Pat
 def _differences(file: Path, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Settings that differ from those in a file: {name: (in the file, now)}. An unreadable file has none."""
     try:
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
     return {name: (before.get(name), value) for name, value in settings.items() if before.get(name) != value}

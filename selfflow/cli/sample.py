@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
         name = f"{component}{name_of_context(options.context)}_seed{options.seed}"
         folder = unused_path(run.path / "samples" / f"step_{model.step}" / name, settings)
     claim_path(folder, folder / SETTINGS, settings).mkdir(exist_ok=True)
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1))
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
     write_samples(sampler, folder, options.count, options.seed, options.batch_size)
     suffixes = sorted({file.suffix for file in folder.iterdir() if file.stem.isdigit()})

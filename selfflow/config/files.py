@@ -139,13 +139,13 @@ def is_fixed(name: str) -> bool:
 def save_experiment(experiment: AnyExperiment, path: Path) -> None:
     """Writes `experiment.json`."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(to_json(experiment), indent=1))
+        partial.write_text(json.dumps(to_json(experiment), indent=1), encoding="utf-8")
 
 
 def read_experiment(path: Path) -> AnyExperiment:
     """Reads `experiment.json`."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(data, dict) and data.get("kind") == "autoencoder":
             return from_json(data, AutoencoderExperiment, str(path))
         return from_json(data, Experiment, str(path))

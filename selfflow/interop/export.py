@@ -60,13 +60,13 @@ def export(
             raise UserError(
                 f"{run.path}, step {description.step}: {key} holds NaN or infinity: export an earlier --step"
             )
-    (folder / CONFIG).write_text(json.dumps(to_json(description), indent=1) + "\n")
+    (folder / CONFIG).write_text(json.dumps(to_json(description), indent=1) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS)
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes its files private
     shutil.copyfile(run.path / _EXPERIMENT, folder / _EXPERIMENT)
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     lines = [f"{sha256_of(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG, _EXPERIMENT)]
-    (folder / SUMS).write_text("".join(lines))
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     return description
 
 

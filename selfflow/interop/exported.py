@@ -130,7 +130,7 @@ def _verify(folder: Path) -> None:
         raise UserError(f"{folder} is not a folder: give one that `selfflow export` wrote")
     path = folder / SUMS
     try:
-        lines = path.read_text("ascii").splitlines()
+        lines = path.read_text("ascii", encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged ({error}): give a folder that `selfflow export` wrote") from None
     hashes = {}
@@ -149,7 +149,7 @@ def _verify(folder: Path) -> None:
 
 def _read_description(path: Path) -> Description:
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8", encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): copy the folder again") from None
     return from_json(data, Description, str(path))

@@ -73,7 +73,7 @@ def finish_latents(job: EncodeJob, shards: list[Shard]) -> None:
         if fitted.path:
             link_or_copy(fitted.path, job.folder / f"autoencoder_{m}.safetensors")
     with atomic_write(job.folder / MANIFEST) as partial:
-        partial.write_text(json.dumps(manifest, indent=1))
+        partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def _modalities(job: EncodeJob) -> dict[str, dict[str, Any]]:

@@ -112,7 +112,7 @@ def fit_autoencoder(
             _fit(modality, config, data, exclude, path, metadata_path)
             shown.advance()
     publish_folder(path.parent, metadata_path.name, only=path.stem)
-    metadata = json.loads(metadata_path.read_text())
+    metadata = json.loads(metadata_path.read_text(encoding="utf-8"))
     return FittedAutoencoder(config, path, metadata["identity"], metadata["fitted_on"])
 
 

@@ -158,7 +158,7 @@ def _stack(clips: list[np.ndarray], m: str) -> np.ndarray:
 
 
 def _write_table(path: Path, statistics: dict[str, np.ndarray]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["channel", *statistics])
         for channel, values in enumerate(zip(*statistics.values())):

@@ -94,7 +94,7 @@ def find_weights(config: AnyAutoencoder) -> Path:
 def write_metadata(path: Path, metadata: dict[str, Any]) -> None:
     """Writes the JSON file beside an autoencoder."""
     with atomic_write(path) as partial:
-        partial.write_text(json.dumps(metadata))
+        partial.write_text(json.dumps(metadata), encoding="utf-8")
 
 
 def _check_config(config: AnyAutoencoder, source: Path) -> None:
@@ -122,7 +122,7 @@ def _earlier_copy(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path
     copies = []
     for path in (data_dir / "autoencoders").glob(f"{modality}-{config.kind}-*.json"):
         try:
-            metadata = json.loads(path.read_text())
+            metadata = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue  # damaged: another copy may be intact
         if metadata.get("copy_of") == _origin(config):

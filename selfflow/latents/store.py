@@ -51,7 +51,7 @@ class Latents:
         if (path / NEXT_MANIFEST).exists():
             raise UserError(f"{path}: a deletion of samples was interrupted: run that `selfflow data delete` again")
         try:
-            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+            self.manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UserError(f"{path} holds no finished latents (no {MANIFEST}): run `selfflow encode`") from error
         except json.JSONDecodeError as error:

@@ -61,7 +61,7 @@ def latents_folders(data_dir: Path, name: str) -> list[Path]:
     folders = []
     for folder in sorted((data_dir / "latents").glob("*/")):
         try:
-            dataset = json.loads((folder / MANIFEST).read_text())["dataset"]
+            dataset = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["dataset"]
         except (OSError, ValueError, KeyError, TypeError):
             dataset = None  # unfinished or damaged: recognised by its name
         if dataset == name or pattern.fullmatch(folder.name):
@@ -72,7 +72,9 @@ def latents_folders(data_dir: Path, name: str) -> list[Path]:
 def records_of(folder: Path) -> int:
     """Number of records according to the manifest of a folder of latents; 0 if that cannot be read."""
     try:
-        return sum(sum(lengths) for lengths in json.loads((folder / MANIFEST).read_text())["shards"].values())
+        return sum(
+            sum(lengths) for lengths in json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["shards"].values()
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0
 
@@ -96,7 +98,7 @@ def verify_latents(
     if not (folder / MANIFEST).exists():
         return [Problem(UNFINISHED, MANIFEST, "", "it does not exist: these latents are not finished")]
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         missing = [name for name in _ENTRIES if name not in manifest]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")

@@ -266,7 +266,7 @@ def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
 def _read_result(path: Path) -> dict[str, Any]:
     """The content of a file of `selfflow evaluate`; `UserError` if a field that the report reads is missing."""
     try:
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding="utf-8"))
         for name in ("step", "component", "samples", "weights"):
             result[name]
         result["rows"]["samples"]

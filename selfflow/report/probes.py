@@ -96,7 +96,7 @@ def _files_of(study: Study) -> list[Path]:
 def _has_probe_rows(path: Path) -> bool:
     """Whether a CSV file has the columns of `selfflow probe`. Folders may contain other tables."""
     try:
-        with path.open(newline="", errors="replace") as file:
+        with path.open(encoding="utf-8", newline="", errors="replace") as file:
             return next(csv.reader(file), []) == list(Row._fields)
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error

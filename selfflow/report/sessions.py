@@ -44,7 +44,9 @@ def docstring_of(run: Run) -> tuple[str, str]:
             path = Path(str(word))
             if path.suffix == ".py" and path.name != "__main__.py" and path.is_file():
                 try:
-                    return ast.get_docstring(ast.parse(path.read_text())) or "", f"{path} (current version)"
+                    return ast.get_docstring(
+                        ast.parse(path.read_text(encoding="utf-8"))
+                    ) or "", f"{path} (current version)"
                 except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
                     return "", ""  # the file has been replaced since
     return "", ""

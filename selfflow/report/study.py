@@ -192,7 +192,7 @@ def _read_sweep(path: Path) -> dict[str, Any]:
         return UserError(f"{path} is damaged ({reason}): run `selfflow sweep` again, which writes it")
 
     try:
-        sweep = json.loads(path.read_text())
+        sweep = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(error) from error
     if not isinstance(sweep, dict):

@@ -106,7 +106,7 @@ def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Writes rows as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial, partial.open("w", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
         for row in rows:
@@ -123,7 +123,7 @@ def read_rows(path: Path) -> list[Row]:
         raise UserError(f"{path}: no such file; `selfflow probe --csv {path}` writes it")
     kinds = Row.__annotations__
     try:
-        with Path(path).open(newline="") as file:
+        with Path(path).open(encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
         return [Row(*(kinds[name](line[name]) for name in Row._fields)) for line in lines]
     except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:

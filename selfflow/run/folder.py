@@ -99,7 +99,7 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
 
 def _write_records(folder: Path, experiment: Experiment, provenance: dict[str, Any]) -> None:
     with atomic_write(folder / "provenance.json") as partial:
-        partial.write_text(json.dumps(provenance, indent=1))
+        partial.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
     # The experiment comes last, because it makes a folder a run.
     save_experiment(experiment, folder / "experiment.json")
 

@@ -90,7 +90,7 @@ class Run:
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): restore it from a copy of the run") from error
         if not isinstance(content, dict):

@@ -134,7 +134,8 @@ def _this_process() -> dict[str, Any]:
 def _namespace() -> str:
     """Identity of the namespace of process ids: a boot of this machine, or a container on it."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return uuid.uuid4().hex  # unknown: no process is taken to have ended here
 

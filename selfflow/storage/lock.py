@@ -70,7 +70,7 @@ def locked(path: Path, task: str = "") -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The file is kept: another process may have opened it, and would lock a file that no longer has the name.
-    with path.open("a") as lock:
+    with path.open("a", encoding="utf-8") as lock:
         if not try_lock(lock):
             if task:
                 print(f"{task}: waiting for another process that does the same", file=sys.stderr, flush=True)

@@ -126,7 +126,7 @@ def run_status(run: Path, experiment: Experiment) -> str:
       UserError: if it is done with other settings, so that it cannot be compared with the others.
     """
     try:
-        steps = json.loads((run / "summary.json").read_text())["steps"]
+        steps = json.loads((run / "summary.json").read_text(encoding="utf-8"))["steps"]
     except (OSError, ValueError, KeyError, TypeError):
         return "started" if (run / "experiment.json").exists() else "to do"
     if steps < experiment.steps:
@@ -178,14 +178,20 @@ def _share_of_cores(slot: int, jobs: int) -> Iterator[None]:
 
 @contextmanager
 def _stopping(children: Mapping[int, _Child]) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM on to the children and waits until they have saved their state."""
+    """Passes SIGINT and SIGTERM on to the children and waits until they have saved their state.
+
+    SIGINT that is ignored, as in background jobs of a shell, stays ignored.
+    """
     signals: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         signals.append(number)
         raise KeyboardInterrupt
 
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            handlers[number] = signal.signal(number, stop)
     try:
         yield
     except KeyboardInterrupt:
@@ -202,5 +208,5 @@ def _stopping(children: Mapping[int, _Child]) -> Iterator[None]:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "no output"

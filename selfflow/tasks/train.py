@@ -72,7 +72,7 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
             summary = task.final_evaluation(weights)
             summary["minutes"] = round((time.monotonic() - started) / 60, 2)
             with atomic_write(folder / "summary.json") as partial:
-                partial.write_text(json.dumps(summary, indent=1))
+                partial.write_text(json.dumps(summary, indent=1), encoding="utf-8")
         barrier()
         return summary
 

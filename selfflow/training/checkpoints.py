@@ -194,7 +194,7 @@ class Checkpoints:
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             )
             fields = handler.restore(path / "state", args=args)
-            metadata = json.loads((path / "data" / "metadata").read_text())
+            metadata = json.loads((path / "data" / "metadata").read_text(encoding="utf-8"))
             return _Stored(fields, int(metadata["position"]), dict(metadata["checksums"]))
 
     def _damaged(self, step: int, reason: str) -> Damaged:

@@ -29,7 +29,7 @@ class MetricsLog:
         self.path, self.skipped = folder / "metrics.jsonl", folder / "skipped.jsonl"
         self._folder = folder
         rows = _remove_after(self.path, step)
-        self._file = self.path.open("a")
+        self._file = self.path.open("a", encoding="utf-8")
         if self.skipped.exists():
             _remove_after(self.skipped, step)
         for evaluation in (folder / EVALUATIONS).glob("step_*"):
@@ -49,7 +49,7 @@ class MetricsLog:
 
     def skip(self, row: dict) -> None:
         """Appends a row to `skipped.jsonl`, which exists from the first one on; it must have the key `step`."""
-        with self.skipped.open("a") as file:
+        with self.skipped.open("a", encoding="utf-8") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
@@ -135,7 +135,7 @@ def _remove_after(path: Path, step: int) -> list[dict]:
     """Removes the rows after a step from a file, and returns the others."""
     rows = [row for row in _read_rows(path) if row["step"] <= step]
     with atomic_write(path, durable=True) as partial:
-        partial.write_text("".join(map(_line, rows)))
+        partial.write_text("".join(map(_line, rows)), encoding="utf-8")
     return rows
 
 
@@ -143,7 +143,7 @@ def _read_rows(path: Path) -> list[dict]:
     if not path.exists():
         return []
     rows = []
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

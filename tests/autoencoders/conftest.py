@@ -2,14 +2,14 @@
 
 import pytest
 
-from tests.autoencoders.small_networks import FILMS, SOUND, written
+from tests.autoencoders.small_networks import AUDIO_NETWORK, VIDEO_NETWORK, written
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    return written(FILMS, tmp_path_factory.mktemp("films") / "autoencoder.safetensors")
+def video_file(tmp_path_factory):
+    return written(VIDEO_NETWORK, tmp_path_factory.mktemp("video") / "autoencoder.safetensors")
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    return written(SOUND, tmp_path_factory.mktemp("sound") / "autoencoder.safetensors")
+def audio_file(tmp_path_factory):
+    return written(AUDIO_NETWORK, tmp_path_factory.mktemp("audio") / "autoencoder.safetensors")

@@ -1,4 +1,4 @@
-"""Networks of films and of sounds with random weights, and something to encode."""
+"""Networks of video and of audio with random weights, and something to encode."""
 
 import jax
 import numpy as np
@@ -8,8 +8,8 @@ from selfflow.autoencoders.convolutional_file import write
 from selfflow.training.state import flat_by_name
 from tests.conftest import perturbed
 
-FILMS = Network(6, ((1, 2, 2), (2, 2, 2), (2, 1, 1)), (5, 6, 7), ((1, 3, 3), (3, 1, 1)))
-SOUND = Network(5, ((4,), (2,)), (6, 7), ((5,), (1,)), blocks=2)
+VIDEO_NETWORK = Network(6, ((1, 2, 2), (2, 2, 2), (2, 1, 1)), (5, 6, 7), ((1, 3, 3), (3, 1, 1)))
+AUDIO_NETWORK = Network(5, ((4,), (2,)), (6, 7), ((5,), (1,)), blocks=2)
 
 
 def params_of(network):
@@ -29,5 +29,5 @@ def written(network, path):
     return path
 
 
-def film(frames: int, count: int = 2) -> np.ndarray:
+def random_video(frames: int, count: int = 2) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, frames, 8, 12, 3), np.uint8)

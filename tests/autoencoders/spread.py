@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -43,5 +43,5 @@ if __name__ == "__main__":
     errors = {}
     for name, devices in (("8x1", Devices(data=8)), ("2x4", Devices(data=2, fsdp=4))):
         errors[name] = float(np.max(np.abs(three_steps(devices, 8) / expected - 1)))
-    with open(sys.argv[1], "w") as file:
+    with open(sys.argv[1], "w", encoding="utf-8") as file:
         json.dump(errors, file)

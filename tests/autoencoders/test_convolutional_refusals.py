@@ -9,22 +9,22 @@ from safetensors.numpy import save_file
 from selfflow.autoencoders.config import Convolutional
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.errors import UserError
-from tests.autoencoders.small_networks import FILMS
+from tests.autoencoders.small_networks import VIDEO_NETWORK
 from tests.conftest import mentions
 
 VIDEO = Convolutional(channels=6, temporal_stride=4, stride=4)
 AUDIO = Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000)
 
 
-def test_latents_of_others_are_refused(films):
+def test_latents_of_others_are_refused(video_file):
     with pytest.raises(UserError, match=mentions("latents 5 channels 6")):
-        load_autoencoder(VIDEO, films).decode(np.zeros((3, 2, 3, 5), np.float32))
+        load_autoencoder(VIDEO, video_file).decode(np.zeros((3, 2, 3, 5), np.float32))
 
 
-def test_empty_arrays_are_refused(films, sound):
+def test_empty_arrays_are_refused(video_file, audio_file):
     for autoencoder, media, latents in (
-        (load_autoencoder(VIDEO, films), np.zeros((0, 9, 8, 12, 3), np.uint8), np.zeros((2, 0, 2, 3, 6))),
-        (load_autoencoder(AUDIO, sound), np.zeros((0, 80), np.int16), np.zeros((0, 10, 5))),
+        (load_autoencoder(VIDEO, video_file), np.zeros((0, 9, 8, 12, 3), np.uint8), np.zeros((2, 0, 2, 3, 6))),
+        (load_autoencoder(AUDIO, audio_file), np.zeros((0, 80), np.int16), np.zeros((0, 10, 5))),
     ):
         with pytest.raises(UserError, match=mentions("elements", media.shape)):
             autoencoder.encode_distribution(media)
@@ -45,11 +45,11 @@ def test_empty_arrays_are_refused(films, sound):
         ("video", "decode", [0], "latents list [..., T, H, W, C]"),
     ],
 )
-def test_media_of_another_kind_are_refused(films, sound, medium, method, array, words):
+def test_media_of_another_kind_are_refused(video_file, audio_file, medium, method, array, words):
     autoencoder = {
-        "video": load_autoencoder(VIDEO, films),
-        "image": load_autoencoder(dataclasses.replace(VIDEO, images_only=True), films.parent),
-        "audio": load_autoencoder(AUDIO, sound),
+        "video": load_autoencoder(VIDEO, video_file),
+        "image": load_autoencoder(dataclasses.replace(VIDEO, images_only=True), video_file.parent),
+        "audio": load_autoencoder(AUDIO, audio_file),
     }[medium]
     with pytest.raises(UserError, match=mentions(words)):
         getattr(autoencoder, method)(array)
@@ -63,20 +63,20 @@ def test_media_of_another_kind_are_refused(films, sound, medium, method, array, 
         ({"stride": 8}, "stride 4 8"),
     ],
 )
-def test_settings_that_are_not_those_of_the_file_are_named(films, fields, words):
-    with pytest.raises(UserError, match=mentions(films, words)):
-        load_autoencoder(dataclasses.replace(VIDEO, **fields), films)
+def test_settings_that_are_not_those_of_the_file_are_named(video_file, fields, words):
+    with pytest.raises(UserError, match=mentions(video_file, words)):
+        load_autoencoder(dataclasses.replace(VIDEO, **fields), video_file)
 
 
-def test_files_that_do_not_fit_are_named(films, sound, tmp_path):
-    with pytest.raises(UserError, match=mentions(sound, "channels 5 6")):
-        load_autoencoder(VIDEO, sound)
-    with pytest.raises(UserError, match=mentions(sound, "sample_rate 8000 0")):
-        load_autoencoder(dataclasses.replace(AUDIO, sample_rate=0), sound)
+def test_files_that_do_not_fit_are_named(video_file, audio_file, tmp_path):
+    with pytest.raises(UserError, match=mentions(audio_file, "channels 5 6")):
+        load_autoencoder(VIDEO, audio_file)
+    with pytest.raises(UserError, match=mentions(audio_file, "sample_rate 8000 0")):
+        load_autoencoder(dataclasses.replace(AUDIO, sample_rate=0), audio_file)
     file = tmp_path / "autoencoder.safetensors"
     with pytest.raises(UserError, match=mentions("No such file", file)):
         load_autoencoder(VIDEO, file)
-    file.write_bytes(films.read_bytes()[:-40])
+    file.write_bytes(video_file.read_bytes()[:-40])
     with pytest.raises(UserError, match=mentions(file, "damaged metadata")):
         load_autoencoder(VIDEO, file)
     save_file({"x": np.zeros(3)}, file, {"autoencoder": '{"format": "selfflow-autoencoder-1"}'})
@@ -109,4 +109,4 @@ def test_sizes_that_do_not_fit_are_named(shape, words):
 )
 def test_networks_that_cannot_be_are_named(field, value, words):
     with pytest.raises(UserError, match=mentions(words)):
-        dataclasses.replace(FILMS, **{field: value})
+        dataclasses.replace(VIDEO_NETWORK, **{field: value})

@@ -13,7 +13,7 @@ from selfflow.objectives.reconstruction import ReconstructionLoss, Reconstructio
 
 
 def smooth(count: int, frames: int, side: int, seed: int = 0) -> np.ndarray:
-    """Films of colours that change little between neighbours."""
+    """Videos of colours that change little between neighbours."""
     x = np.random.default_rng(seed).standard_normal((count, frames, side, side, 3)).cumsum(1).cumsum(2).cumsum(3)
     return np.clip(127 + 4 * x, 0, 255).astype(np.uint8)
 
@@ -39,16 +39,16 @@ def test_it_is_the_principal_components_where_no_level_loses_anything():
 
 @pytest.mark.parametrize("widths", [(16, 40), (24, 160)])
 def test_wider_levels_lose_nothing_and_learn_everywhere(widths):
-    """Films and stills, through levels that widen: the blocks of what they leave free get a gradient, too."""
+    """Videos and images, through levels that widen: the blocks of what they leave free get a gradient, too."""
     network = Network(20, ((1, 2, 2), (2, 2, 2)), widths, ((1, 3, 3), (2, 1, 1)))
     sets = [smooth(20, 5, 8), smooth(30, 1, 8, seed=2)]
     params = init_from_pca(network, network.init(jax.random.key(0)), sets, seed=0)
-    films = smooth(6, 5, 8, seed=3)
-    x = np.asarray(to_unit_range(jnp.asarray(films)))
-    _, made = through(network, params, films)
+    videos = smooth(6, 5, 8, seed=3)
+    x = np.asarray(to_unit_range(jnp.asarray(videos)))
+    _, made = through(network, params, videos)
     assert np.mean((made - x) ** 2) < 0.1 * x.var()
     objective, keys = ReconstructionObjective(network, ReconstructionLoss()), jax.random.split(jax.random.key(1), 6)
-    batch = {"media": jnp.asarray(films), "weight": jnp.ones(6)}
+    batch = {"media": jnp.asarray(videos), "weight": jnp.ones(6)}
     draw = objective.draw(keys, batch)
     gradient = jax.jit(jax.grad(lambda p: objective.loss({"model": p}, None, batch, keys, draw)[0]))(params)
     # What the first level leaves free of its channels.
@@ -58,7 +58,7 @@ def test_wider_levels_lose_nothing_and_learn_everywhere(widths):
         assert np.linalg.norm(last @ free.T) > 0.05 * np.linalg.norm(last)
 
 
-def test_sound():
+def test_audio():
     network = Network(5, ((4,), (2,)), (6, 8), ((5,), (1,)))
     t = np.arange(400) / 8000
     random = np.random.default_rng(0)

@@ -9,26 +9,27 @@ from selfflow.autoencoders.config import Convolutional
 from selfflow.autoencoders.load import load_autoencoder
 from selfflow.benchmark import autoencoders as autoencoder_benchmark
 from selfflow.cli.benchmark import main
-from tests.autoencoders.small_networks import FILMS, SOUND, written
+from tests.autoencoders.small_networks import AUDIO_NETWORK, VIDEO_NETWORK, written
 from tests.conftest import mentions
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    return written(FILMS, tmp_path_factory.mktemp("films") / "autoencoder.safetensors")
+def video_file(tmp_path_factory):
+    return written(VIDEO_NETWORK, tmp_path_factory.mktemp("video") / "autoencoder.safetensors")
 
 
-def test_one_autoencoder(films, monkeypatch):
-    config = Convolutional(channels=6, temporal_stride=4, stride=4, path=str(films))
+def test_one_autoencoder(video_file, monkeypatch):
+    config = Convolutional(channels=6, temporal_stride=4, stride=4, path=str(video_file))
     monkeypatch.setattr(autoencoder_benchmark, "_memory", lambda *_: [(9, 0)])
-    rate = autoencoder_benchmark._rate("video", config, films, load_autoencoder(config, films), (9, 8, 8, 3), 2)
+    autoencoder = load_autoencoder(config, video_file)
+    rate = autoencoder_benchmark._rate("video", config, video_file, autoencoder, (9, 8, 8, 3), 2)
     assert (rate.modality, rate.clips, rate.shape, rate.memory) == ("video", 16, (9, 8, 8, 3), [(9, 0)])
     assert rate.encoded_per_second > 0 and rate.decoded_per_second > 0 and rate.bfloat16_encode_ratio > 0
     assert 1e-4 < rate.bfloat16_error < 0.05 and rate.bfloat16_decoded_db > 20
     assert rate.torch_encode_ratio is None  # diffusers has none of this kind
-    assert autoencoder_benchmark._peak("video", config, films, (9, 8, 8, 3)) > 10e6
+    assert autoencoder_benchmark._peak("video", config, video_file, (9, 8, 8, 3)) > 10e6
 
 
 @pytest.mark.slow
@@ -48,7 +49,7 @@ def test_the_command(data_dir, capsys, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_an_hour_of_audio_takes_no_more_memory_than_minutes(tmp_path):
-    path = written(SOUND, tmp_path / "autoencoder.safetensors")
+    path = written(AUDIO_NETWORK, tmp_path / "autoencoder.safetensors")
     config = Convolutional(channels=5, temporal_stride=8, stride=0, sample_rate=8000)
     (first, _), *_, (last, more) = autoencoder_benchmark._memory("audio", config, path, (80,))
     assert first < 5 * 60 * 8000 and last > 3600 * 8000

@@ -97,7 +97,7 @@ def test_a_missing_file_and_a_mistyped_command_get_a_suggestion(capsys):
 
 
 def test_a_modality_that_the_data_does_not_have(capsys, tmp_path, data_dir):
-    """A folder of pictures alone cannot train a component of video and audio."""
+    """A folder of images alone cannot train a component of video and audio."""
     import numpy as np
     from PIL import Image
 

@@ -21,7 +21,7 @@ def evaluate(tiny_run, data_dir, tmp_path):
         for flag, value in (("--samples", 6), ("--out", tmp_path / f"{len([*tmp_path.iterdir()])}.json")):
             flags += () if flag in flags else (flag, value)
         main([str(tiny_run), "--data-dir", str(data_dir), "--batch-size", "4", *map(str, flags)])
-        return json.loads(Path(flags[flags.index("--out") + 1]).read_text())["rows"]
+        return json.loads(Path(flags[flags.index("--out") + 1]).read_text(encoding="utf-8"))["rows"]
 
     return call
 

@@ -252,6 +252,7 @@ def test_what_exists_at_the_destination_stays(capsys, tmp_path, imported):
     assert open_run(mine).last_step() == 0
 
 
+@pytest.mark.resilience
 def test_a_killed_import_leaves_no_run(capsys, tmp_path):
     code = (
         "import os, signal, sys; from selfflow.run.folder import Checkpoints\n"

@@ -1,6 +1,7 @@
 """Small media files of every kind, and short ways to decode and build them."""
 
 import dataclasses
+import struct
 from fractions import Fraction
 
 import av
@@ -94,3 +95,16 @@ def quadrants(width=64, height=64):
     pixels[height // 2 :, : width // 2, 2] = 255
     pixels[height // 2 :, width // 2 :] = 255
     return pixels
+
+
+def write_tiff(path, array, white_is_zero=False, orientation=None):
+    """An uncompressed TIFF of one channel, of any type of number."""
+    height, width = array.shape
+    data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
+    tags = {256: width, 257: height, 258: 8 * array.dtype.itemsize, 259: 1, 262: 0 if white_is_zero else 1, 273: 8,
+            274: orientation or 1, 277: 1, 278: height, 279: len(data), 339: kind}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
+    return path

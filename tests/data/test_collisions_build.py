@@ -186,6 +186,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.resilience
 def test_a_killed_build_is_no_data_set_and_its_workers_end(tmp_path):
     script, data = tmp_path / "script.py", tmp_path / "data"
     script.write_text(SCRIPT)
@@ -205,7 +206,7 @@ def test_a_killed_build_is_no_data_set_and_its_workers_end(tmp_path):
 
 
 def workers_of(parent: int) -> list[int]:
-    with open(f"/proc/{parent}/task/{parent}/children") as file:
+    with open(f"/proc/{parent}/task/{parent}/children", encoding="utf-8") as file:
         return [int(child) for child in file.read().split()]
 
 

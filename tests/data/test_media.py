@@ -245,6 +245,7 @@ def test_a_decoder_that_fails_does_not_end_the_build(folder, tmp_path, monkeypat
     assert report["records"]["train"]["video with audio"] == 1
 
 
+@pytest.mark.resilience
 def test_a_killed_build_is_not_taken_for_a_data_set(folder, tmp_path):
     out = tmp_path / "out"
     code = (

@@ -40,7 +40,7 @@ print(len(builder.as_data_source("train")), "tensorflow" in sys.modules, flush=T
 
 
 def start(folder: Path, script: Path, pause: float) -> subprocess.Popen:
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT, encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, script, folder, str(pause)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -53,6 +53,7 @@ def wait_for(process: subprocess.Popen, word: str) -> None:
     raise AssertionError(process.stderr.read())
 
 
+@pytest.mark.resilience
 def test_a_late_second_builder_waits_and_finds_the_set(tmp_path, capsys):
     first = start(tmp_path / "data", tmp_path / "script.py", 1.0)
     wait_for(first, "writing")
@@ -68,6 +69,7 @@ def test_a_late_second_builder_waits_and_finds_the_set(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "data" / "digits" / "size_8").iterdir()) == ["1.0.0"]
 
 
+@pytest.mark.resilience
 def test_a_killed_build_is_cleared_away_by_the_next(tmp_path):
     folder = tmp_path / "data"
     killed = start(folder, tmp_path / "script.py", 60.0)
@@ -102,6 +104,7 @@ def test_many_shards(tmp_path, monkeypatch):
     assert sorted(set(names)) == sorted(Path(path).name for path in info.filenames) and names == sorted(names)
 
 
+@pytest.mark.resilience
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     code = (
         "import resource, pathlib, selfflow.data.digits as d; from selfflow.errors import UserError\n"

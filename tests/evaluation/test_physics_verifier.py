@@ -190,17 +190,17 @@ def test_clips_through_a_lossy_autoencoder_pass(records, train):
         MdctPCA(temporal_stride=320, channels=128), [np.stack([row["audio"] for row in train[:60]])]
     )
     videos = [video.decode(video.encode(row["video"])) for row in records[:24]]
-    sounds = [audio.decode(audio.encode(row["audio"])) for row in records[:24]]
-    verdict = verify(videos, sounds, SETTINGS)
+    tracks = [audio.decode(audio.encode(row["audio"])) for row in records[:24]]
+    verdict = verify(videos, tracks, SETTINGS)
     for check, row in verdict.rows.items():
         assert row.value >= 0.85, check
     assert np.nanmean(verdict.score) > 0.95
 
 
-def test_judges_agree_on_real_clips_and_not_on_swapped_sounds(records, seen, judges, train):
-    sounds = [row["audio"] for row in records]
-    real = score_clips(seen, sounds, SETTINGS, judges)
-    swapped = score_clips(seen, sounds[7:] + sounds[:7], SETTINGS, judges)
+def test_judges_agree_on_real_clips_and_not_on_swapped_audio(records, seen, judges, train):
+    tracks = [row["audio"] for row in records]
+    real = score_clips(seen, tracks, SETTINGS, judges)
+    swapped = score_clips(seen, tracks[7:] + tracks[:7], SETTINGS, judges)
     assert real.rows["kappa"].value > 0.8 and abs(swapped.rows["kappa"].value) < 0.35
     assert swapped.rows["loudness"].value < real.rows["loudness"].value - 0.2
 
@@ -214,13 +214,13 @@ def test_the_same_clips_give_the_same_judges(records, seen):
 
 
 def test_checks_that_need_what_is_not_given_are_left_out(records, seen, judges):
-    videos, sounds = [row["video"] for row in records[:4]], np.stack([row["audio"] for row in records[:4]])
+    videos, tracks = [row["video"] for row in records[:4]], np.stack([row["audio"] for row in records[:4]])
     alone = verify(videos, None, SETTINGS, judges)
     assert "synchrony" not in alone.rows and "kappa" not in alone.rows and alone.rows["energy"].n == 4
     assert set(alone.materials) == {"motion"} and np.isfinite(alone.score).all()
-    heard = verify(None, sounds, SETTINGS, judges)
+    heard = verify(None, tracks, SETTINGS, judges)
     assert heard.rows == {} and np.isnan(heard.score).all() and heard.materials["audio"].shape == (4,)
-    np.testing.assert_array_equal(verify(np.stack(videos), sounds, SETTINGS).scores["energy"], alone.scores["energy"])
+    np.testing.assert_array_equal(verify(np.stack(videos), tracks, SETTINGS).scores["energy"], alone.scores["energy"])
     few = [i for i, row in enumerate(records) if len(row["contacts"]["time"]) < 2]
     scores = score_clips([seen[i] for i in few], [records[i]["audio"] for i in few], SETTINGS).scores
     assert few and np.isnan(scores["synchrony"]).all()
@@ -241,10 +241,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_shows_no_bodies_passes_nothing_and_does_not_warn(name, judges):
     videos = HOSTILE[name]
-    for sounds in (np.zeros((len(videos), 16000), np.int16), _RNG.integers(-9999, 9999, (len(videos), 700), np.int16)):
+    for tracks in (np.zeros((len(videos), 16000), np.int16), _RNG.integers(-9999, 9999, (len(videos), 700), np.int16)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            verdict = verify(videos, sounds, SETTINGS, judges)
+            verdict = verify(videos, tracks, SETTINGS, judges)
         assert verdict.score.shape == (len(videos),) and not np.nansum(verdict.score)
         assert verdict.rows["bodies"].n == (0 if name.startswith("no ") else len(videos))
         assert all(verdict.rows[check].n == 0 for check in ("energy", "time", "timbre", "kappa", "loudness"))
@@ -286,10 +286,10 @@ def test_wrong_media_and_settings_are_refused(records):
 
 
 def test_corruptions_are_what_they_say(records):
-    sound = np.arange(1, 9, dtype=np.int16)
-    np.testing.assert_array_equal(corruptions.shift(sound, 3), [0, 0, 0, 1, 2, 3, 4, 5])
-    np.testing.assert_array_equal(corruptions.shift(sound, -6), [7, 8, 0, 0, 0, 0, 0, 0])
-    assert not corruptions.shift(sound, 20).any() and not corruptions.shift(sound, -20).any()
+    waveform = np.arange(1, 9, dtype=np.int16)
+    np.testing.assert_array_equal(corruptions.shift(waveform, 3), [0, 0, 0, 1, 2, 3, 4, 5])
+    np.testing.assert_array_equal(corruptions.shift(waveform, -6), [7, 8, 0, 0, 0, 0, 0, 0])
+    assert not corruptions.shift(waveform, 20).any() and not corruptions.shift(waveform, -20).any()
     partners = corruptions.random_partners(50)
     assert (partners != np.arange(50)).all() and partners.max() < 50 and corruptions.random_partners(1).tolist() == [-1]
     materials, contacts = [r["material"] for r in records], [len(r["contacts"]["time"]) for r in records]

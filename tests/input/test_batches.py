@@ -265,8 +265,8 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.resilience
 def test_reader_processes_end_with_a_killed_parent(folders):
-    import os
     import subprocess
     import sys
     import time
@@ -281,7 +281,11 @@ def test_reader_processes_end_with_a_killed_parent(folders):
     process.kill()
     process.wait()
     deadline = time.monotonic() + 20
-    running = lambda pid: os.path.exists(f"/proc/{pid}") and "\nState:\tZ" not in open(f"/proc/{pid}/status").read()
+
+    def running(pid):
+        status = Path(f"/proc/{pid}/status")
+        return status.exists() and "\nState:\tZ" not in status.read_text(encoding="utf-8")
+
     while any(running(pid) for pid in workers):
         assert time.monotonic() < deadline, "a worker waits for a parent that is gone"
         time.sleep(0.1)

@@ -101,4 +101,4 @@ def test_an_unreadable_other_is_named(tmp_path):
 
     made = feed({"a": folder}, {"joint": component}, loader=LoaderOptions(unreadable_share=0.2))
     told = [name for _, facts in made.batches(0, STEPS) for name in facts.get("unreadable", ())]
-    assert set(told) == {"made-7"} and len(told) >= 15  # as itself and as another's sound
+    assert set(told) == {"made-7"} and len(told) >= 15  # as itself and as another's audio

@@ -213,6 +213,7 @@ def _hold(path, started, release):
         release.wait(20)
 
 
+@pytest.mark.resilience
 def test_it_waits_for_an_encoding_of_the_same_folder(home):
     built, latents, root = home
     context = multiprocessing.get_context("spawn")

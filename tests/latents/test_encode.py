@@ -125,6 +125,7 @@ def _finished(folder) -> int:
     return len(list(folder.glob("latents/*/*.index.safetensors")))
 
 
+@pytest.mark.resilience
 def test_kill_9_loses_and_repeats_nothing(prepared, latents, data_dir, tmp_path):
     """Killed twice in the middle of a shard; what was finished is kept, and the whole has every id once."""
     done = 0
@@ -151,6 +152,7 @@ def test_kill_9_loses_and_repeats_nothing(prepared, latents, data_dir, tmp_path)
         assert ids == [prepared[0].records(split)[i]["id"] for i in range(len(ids))] and len(set(ids)) == len(ids)
 
 
+@pytest.mark.resilience
 def test_two_processes_at_once_make_one_folder(prepared, latents, data_dir, tmp_path, capfd):
     process = _start(data_dir, tmp_path)
     while not _finished(tmp_path):

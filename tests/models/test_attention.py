@@ -240,8 +240,12 @@ for names, sizes, spec in (
 """
 
 
+@pytest.mark.resilience
 def test_on_a_mesh_of_eight_devices_splash_computes_the_same():
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
+    }
     done = subprocess.run([sys.executable, "-c", ON_A_MESH], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2

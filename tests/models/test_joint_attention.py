@@ -1,5 +1,7 @@
 """Attention weights of requested blocks, and that requesting them changes no other result."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from selfflow.modality import to_tokens
 from selfflow.models.attention import attention, attention_weights
 from selfflow.models.separation import Groups
 from selfflow.noise import DualTimestep
+from selfflow.objectives.self_flow import SelfFlowObjective
 
 LABEL_B = jnp.array([0, 1, 2, 3])
 
@@ -20,9 +23,10 @@ def call(objective, params, batch, keys_B):
     ratios = {"video": 0.3, "audio": 0.5}
     c = DualTimestep(mask_ratio=ratios).sample(keys_B, {m: x.shape[1] for m, x in tokens.items()})
 
-    def call(more=None, **options):
-        return objective.apply(params["model"], tokens | (more or {}), c.levels, LABEL_B, c.assignment, **options)
+    def call(more=None, apply=objective.apply, **options):
+        return apply(params["model"], tokens | (more or {}), c.levels, LABEL_B, c.assignment, **options)
 
+    call.eager = partial(SelfFlowObjective.apply, objective)
     call.tokens, call.groups = tokens, Groups(c.assignment, 8, 1)
     return call
 
@@ -68,7 +72,7 @@ def test_weights_are_those_that_the_block_attends_with(call, monkeypatch, block)
 
     monkeypatch.setattr(joint, "attention", recording)
     # A block that is run apart is not traced, so that its arrays are numbers.
-    weights = call(attention_of=(block,), stop_at=block).attention[block]
+    weights = call(apply=call.eager, attention_of=(block,), stop_at=block).attention[block]
     q, k, v, out = next(entry for entry in reversed(calls) if not isinstance(entry[0], jax.core.Tracer))
     names = ("text", "audio", "video")
     weight_BANN = np.concatenate([np.concatenate([weights[a][b] for b in names], axis=-1) for a in names], axis=-2)

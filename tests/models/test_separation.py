@@ -18,6 +18,7 @@ from selfflow.models.joint import Caption
 from selfflow.models.separation import Groups, Separation
 from selfflow.models.sit import SiT, SiTConfig
 from selfflow.noise import DualTimestep, UniformTimestep
+from selfflow.objectives.self_flow import SelfFlowObjective
 from tests.conftest import TINY, perturbed
 
 RATIO = {"video": 0.3, "audio": 0.5, "image": 0.25}
@@ -72,7 +73,8 @@ def test_the_joint_transformer_separated_equals_it_masked(objective, params, inp
 
     def call(groups):
         def loss(p):
-            out = objective.apply(p, tokens, c.levels, label_B, c.assignment, taps=(1, 4), groups=groups)
+            arguments = (tokens, c.levels, label_B, c.assignment)
+            out = SelfFlowObjective.apply(objective, p, *arguments, taps=(1, 4), groups=groups)
             return jnp.sum(jnp.square(out.velocity["video"])), out
 
         gradient, out = jax.grad(loss, has_aux=True)(params["model"])
@@ -94,7 +96,8 @@ def test_captions_and_padding_are_separated_too(objective, inputs, monkeypatch):
 
     def call(groups):
         more = {"caption": caption, "valid": valid, "groups": groups}
-        return objective.apply(params, tokens, c.levels, label_B, c.assignment, **more).velocity["video"]
+        arguments = (tokens, c.levels, label_B, c.assignment)
+        return SelfFlowObjective.apply(objective, params, *arguments, **more).velocity["video"]
 
     attend = masked_attention(group_BN, jnp.arange(4) < 1, text=4, seen_BN=seen_BN)
     actual, expected = both_ways(monkeypatch, selfflow.models.joint, call, Groups(c.assignment, masked, 1), attend)

@@ -72,7 +72,7 @@ def test_student_and_teacher_share_noise_label_and_positions(objective, params, 
     teacher = same.terms(params, {"ema": params["model"]}, batch, keys_B, draw).target
     again = same.apply(params["model"], *_inputs(same, batch, keys_B, draw), taps=(same.alignment.teacher_layer,))
     for m in batch["latents"]:
-        np.testing.assert_allclose(teacher[m], again.taps[3][m], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(teacher[m], again.taps[3][m], rtol=1e-4, atol=1e-4)
 
 
 def _inputs(objective, batch, keys_B, draw):
@@ -88,7 +88,7 @@ def test_velocity_to_predict_is_noise_minus_data(objective, params, batch, keys_
     velocity = objective.terms(params, {"ema": params["model"]}, batch, keys_B, draw).velocity
     x = to_tokens(objective.modalities, batch["latents"])
     eps = draw_eps(keys_B, x)
-    np.testing.assert_array_equal(velocity["audio"], eps["audio"] - x["audio"])
+    np.testing.assert_allclose(velocity["audio"], eps["audio"] - x["audio"], rtol=1e-5, atol=1e-6)
 
 
 def _with_corruption(draw, corruption, batch):

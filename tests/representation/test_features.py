@@ -311,7 +311,10 @@ layers = features(run, clips, batch_size=5, mesh=mesh, cache=False).layers
 named = {{f"{{layer}} {{m}}": x for layer, tap in layers.items() for m, x in tap.items()}}
 np.savez({str(tmp_path / "found.npz")!r}, **named)
 """
-    several = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    several = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=several, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "found.npz") as found:

@@ -176,8 +176,8 @@ def test_equal_networks_are_their_own_teachers(objective, params, latents):
 
 def test_blocks_and_modalities_may_be_few_and_the_projector_missing(objective, params, ema, latents):
     plain = dataclasses.replace(objective, alignment=NoAlignment())
-    sound = {"audio": latents["audio"][:2]}
-    found = health(plain, {"model": params["model"]}, {"ema": ema}, [sound], (0.5, 0.25), layers=(1,))
+    audio_alone = {"audio": latents["audio"][:2]}
+    found = health(plain, {"model": params["model"]}, {"ema": ema}, [audio_alone], (0.5, 0.25), layers=(1,))
     assert [(r.modality, r.tau, r.layer) for r in found.layers] == [("audio", 0.5, 1), ("audio", 0.25, 1)]
     assert {(r.projected, r.projected_centred, r.projected_other_sample) for r in found.pairs} == {(None,) * 3}
 

@@ -24,13 +24,13 @@ from tests.conftest import mentions
 def test_rows_share_the_time_that_their_columns_cover(options, shown, end):
     strips = Strips(25, 2.0, **options)
     assert strips.shown == shown
-    strips.video("film", np.zeros((25, 8, 8, 3), np.uint8))
+    strips.video("clip", np.zeros((25, 8, 8, 3), np.uint8))
     strips.audio("audio", np.zeros(16000, np.int16), 8000)
     strips.audio_tokens("audio", np.arange(50.0))
     axes = strips.figure("title", moment=1.5).axes[::2]
     for axis in axes:
         assert axis.get_xlim() == pytest.approx((shown[0] * 0.08, end))
-    assert [axis.get_ylabel() for axis in axes] == ["film", "audio", "audio"]
+    assert [axis.get_ylabel() for axis in axes] == ["clip", "audio", "audio"]
 
 
 def test_each_frame_shows_its_own_tokens_and_circles():

@@ -89,8 +89,8 @@ def test_colours_at_every_size(tmp_path, size):
     times, pixels, (_, *tags) = read_video(tmp_path / "a.mp4")
     assert len(times) == len(COLOURS) and tags == [1, 1]
     assert max(pixels.shape[1:3]) >= 128 and pixels.shape[1] * size[1] == pixels.shape[2] * size[0]
-    for colour, picture in zip(COLOURS, pixels):  # noqa: B905
-        assert np.abs(picture.astype(int) - colour).max() <= 6, colour
+    for colour, image in zip(COLOURS, pixels):  # noqa: B905
+        assert np.abs(image.astype(int) - colour).max() <= 6, colour
 
 
 def test_pixels_keep_their_places(tmp_path):
@@ -113,9 +113,9 @@ def test_a_written_file_is_read_back_as_the_clip_that_it_was(tmp_path):
 
 
 def test_a_file_for_each_stream(tmp_path):
-    picture = np.full((8, 8, 3), 200, np.uint8)
+    image = np.full((8, 8, 3), 200, np.uint8)
     stem = tmp_path / "model.v1_00"
-    files = write_media(stem, {"image": picture, "image:reference": picture // 2, "audio": np.zeros(80, np.int16)},
+    files = write_media(stem, {"image": image, "image:reference": image // 2, "audio": np.zeros(80, np.int16)},
                         {"audio": 8000})  # fmt: skip
     assert [file.name for file in files] == ["model.v1_00.png", "model.v1_00_reference.png", "model.v1_00.wav"]
     assert sorted(tmp_path.iterdir()) == sorted(files)

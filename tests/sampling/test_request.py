@@ -87,10 +87,10 @@ def test_starting_from_noised_data_needs_no_training(pair):
 
 
 def test_the_set_is_what_is_generated_and_given():
-    mixture = {"joint": ("video", "audio"), "still": ("image",)}
+    mixture = {"joint": ("video", "audio"), "single": ("image",)}
     chosen = lambda names, *texts: choose_component(names, tuple(map(request_of, texts)), mixture)
     assert chosen(("audio",), "video")[0] == chosen((), "video")[0] == chosen((), "prefix:1")[0] == "joint"
-    assert chosen((), "image@0.5")[0] == "still"
+    assert chosen((), "image@0.5")[0] == "single"
     name, (request,) = chosen(("video", "audio"), "image=a.png")
     assert name == "joint" and request.name == "first_frame" and request.file == Path("a.png")
     with pytest.raises(UserError, match="noise level"):
@@ -100,7 +100,7 @@ def test_the_set_is_what_is_generated_and_given():
 
 
 def test_sets_are_those_of_the_mixture():
-    mixture = {"joint": ("video", "audio"), "still": ("image",)}
+    mixture = {"joint": ("video", "audio"), "single": ("image",)}
     assert component_of(("audio", "video"), mixture) == "joint"
-    with pytest.raises(UserError, match="joint: video, audio; still: image"):
+    with pytest.raises(UserError, match="joint: video, audio; single: image"):
         component_of(("video",), mixture)

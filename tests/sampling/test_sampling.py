@@ -35,8 +35,8 @@ def test_files_can_be_read_back(tmp_path):
     frames = np.zeros((25, 32, 32, 3), np.uint8)
     frames[:, :, :16, 0] = 250  # red on the left
     time = np.arange(16_000) / 8000
-    sound = (8000 * np.sin(2 * np.pi * 440 * time)).astype(np.int16)
-    write_video(tmp_path / "a.mp4", frames, 12.5, sound, 8000)
+    waveform = (8000 * np.sin(2 * np.pi * 440 * time)).astype(np.int16)
+    write_video(tmp_path / "a.mp4", frames, 12.5, waveform, 8000)
     with av.open(str(tmp_path / "a.mp4")) as file:
         assert float(file.streams.video[0].average_rate) == 12.5
         decoded = [f.to_ndarray(format="rgb24") for f in file.decode(video=0)]
@@ -45,12 +45,12 @@ def test_files_can_be_read_back(tmp_path):
         heard = np.concatenate([f.to_ndarray().ravel() for f in file.decode(audio=0)])
     assert len(heard) == pytest.approx(16_000, abs=2100)
     assert np.abs(np.fft.rfft(heard)).argmax() * 8000 / len(heard) == pytest.approx(440, rel=0.01)
-    write_audio(tmp_path / "a.wav", sound, 8000)
+    write_audio(tmp_path / "a.wav", waveform, 8000)
     back, rate = soundfile.read(tmp_path / "a.wav", dtype="int16")
-    assert rate == 8000 and (back == sound).all()
+    assert rate == 8000 and (back == waveform).all()
     write_sheet(
         tmp_path / "a.png",
-        {"data": {"video": frames[None], "audio": sound[None]}},
+        {"data": {"video": frames[None], "audio": waveform[None]}},
         {"video": 12.5, "audio": 8000},
         "both",
     )

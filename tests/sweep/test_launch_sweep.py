@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from selfflow.cli.sweep import main
-from selfflow.errors import UserError
+from selfflow.errors import Interrupted, UserError
 from selfflow.run.folder import is_training, run_lock
 from selfflow.run.run import Run
 from selfflow.storage.runs import saved_steps
@@ -39,7 +39,7 @@ def sweep():
 
 
 def written(path: Path, body: str) -> Path:
-    path.write_text(body)
+    path.write_text(body, encoding="utf-8")
     return path
 
 
@@ -124,11 +124,11 @@ def test_a_killed_sweep_goes_on_and_finishes(tmp_path, data_dir):
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()]
 
 
 def argv(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+    return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
 
 
 @pytest.mark.slow
@@ -242,6 +242,32 @@ def test_runs_that_other_processes_train_are_waited_for(tmp_path, quick, capsys,
     assert mentions("waiting short").search(out) and mentions("3 done").search(out.splitlines()[-1])
     *_, line = re.findall("^short: .*", out, re.M)
     assert bool(mentions("done another process").search(line)) == lives
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_an_ignored_interrupt_stops_no_sweep(tmp_path, quick, monkeypatch, ignored):
+    """Background jobs of a shell ignore SIGINT."""
+    start = launch.start_run
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return start(*arguments)
+
+    monkeypatch.setattr(launch, "start_run", interrupted)
+    command = [str(written(tmp_path / "s.py", TINY_SWEEP)), "--workdir", str(tmp_path / "runs")]
+    handler = signal.SIG_IGN if ignored else signal.default_int_handler
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        if ignored:
+            main(command)
+        else:
+            with pytest.raises(Interrupted) as stopped:
+                main(command)
+            assert stopped.value.status == 130
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert quick == (["short", "broken", "long"] if ignored else [])
 
 
 def test_two_sweeps_in_one_folder_are_refused(tmp_path, quick, monkeypatch, capsys):

@@ -153,6 +153,7 @@ def test_of_many_that_start_at_once_those_of_one_sweep_succeed(description_of, t
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"sweep.json", "sweep.lock"}
 
 
+@pytest.mark.resilience
 def test_a_lock_goes_with_a_killed_process(tmp_path):
     assert not is_training(tmp_path / "run") and not (tmp_path / "run").exists()
     holding = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"

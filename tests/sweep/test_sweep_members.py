@@ -30,7 +30,7 @@ def sweep():
 
 
 def written(path: Path, body: str) -> Path:
-    path.write_text(body)
+    path.write_text(body, encoding="utf-8")
     return path
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -93,7 +93,7 @@ def main(out: str) -> None:
         error[name] = float(np.linalg.norm(eight["arrays"][name] - expected) / np.linalg.norm(expected))
     results = {"error": error, "specs": eight["specs"], "reference_stays": one["reference_stays"]}
     results["reference_stays_sharded"] = eight["reference_stays"]
-    with open(out, "w") as file:
+    with open(out, "w", encoding="utf-8") as file:
         json.dump(results, file)
 
 

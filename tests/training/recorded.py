@@ -19,7 +19,7 @@ def record_into(path: str) -> None:
     plain = Batches.__iter__
 
     def recording(self):
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             for step, (batch, facts) in enumerate(plain(self), self._start + 1):
                 samples = [digest(x) for x in batch["latents"][min(batch["latents"])]]
                 file.write(json.dumps([step, facts["component"], samples]) + "\n")

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -82,7 +82,7 @@ def main(dtype: str, out: str, *meshes: str) -> None:
     for name in meshes:
         results = five_steps(Devices(*map(int, name.split("x"))), 8, dtype, split_tokens=name == "4x1x2")
         worst[name] = {k: float(np.linalg.norm(results[k] - x) / np.linalg.norm(x)) for k, x in expected.items()}
-    with open(out, "w") as file:
+    with open(out, "w", encoding="utf-8") as file:
         json.dump(worst, file)
 
 

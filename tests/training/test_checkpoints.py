@@ -144,6 +144,7 @@ def test_the_last_checkpoints_are_kept_and_some_forever(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.resilience
 def test_a_state_saved_on_eight_devices_restores_on_eight_four_and_one(tmp_path):
     command = [sys.executable, "-m", "tests.training.restored", str(tmp_path)]
     done = subprocess.run(command, cwd=TINY.parents[1], capture_output=True, text=True)

@@ -60,7 +60,8 @@ def test_many_devices_evaluate_together(processes, devices, data_dir, tmp_path, 
     """All draw the samples, one looks at them; the numbers are those of one device, and training is undisturbed."""
     monkeypatch.setattr("selfflow.tasks.flow.evaluate_run", lambda *_: {})
     train(small(evaluate_every=5), tmp_path / "alone", data_dir)
-    monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")
+    flags = os.environ["XLA_FLAGS"]
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} --xla_force_host_platform_device_count={devices}")
     finished(start(tmp_path / "both", data_dir, processes, tensor=2, evaluate_every=5))
     alone, both = (read_metrics(tmp_path / name) for name in ("alone", "both"))
     assert {row["step"] for row in both if "samples/joint/kid/layer2/video+audio" in row} == {5}

@@ -20,6 +20,7 @@ from tests.training.distillation import OPTIMIZER, Distillation
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.resilience
 def test_steps_on_eight_devices_are_those_on_one(tmp_path):
     command = [sys.executable, "-m", "tests.training.distillation", str(tmp_path / "results.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

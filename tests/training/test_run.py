@@ -94,6 +94,7 @@ def start(folder, data_dir, seen, *flags):
     )
 
 
+@pytest.mark.resilience
 def test_kill_and_resume_equals_an_uninterrupted_run(tiny_run, data_dir, tmp_path):
     """kill -9 between two checkpoints, another kill right after the restart, then the same command to the end."""
     folder, seen = tmp_path / "run", tmp_path / "seen.jsonl"

@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
         pytest.param("float32", ("8x1x1", "1x8x1", "2x2x2", "4x1x2"), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.resilience
 def test_five_steps_on_eight_devices_are_those_on_one(tmp_path, dtype, meshes):
     """Video with audio, Self-Flow, off its initial values; the last mesh with its tokens split too."""
     command = [sys.executable, "-m", "tests.training.spread", dtype, str(tmp_path / "errors.json"), *meshes]

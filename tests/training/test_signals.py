@@ -30,12 +30,7 @@ def saved(folder) -> list[int]:
 
 
 def start(command, stderr=subprocess.STDOUT) -> subprocess.Popen:
-    """A process that SIGINT ends, even if the tests run in the background and ignore it themselves."""
-    own = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
-    finally:
-        signal.signal(signal.SIGINT, own)
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
 def asking(number, at):

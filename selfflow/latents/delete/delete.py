@@ -172,7 +172,7 @@ def fitted_to(built: BuiltDataset, data_dir: Path) -> list[Path]:
     """The autoencoders in `data_dir` that were fitted to records of a data set."""
     paths = []
     for metadata in sorted((data_dir / "autoencoders").glob("*.json")):
-        if f"{built.name} {built.fingerprint}" in json.loads(metadata.read_text()).get("fitted_on", {}):
+        if f"{built.name} {built.fingerprint}" in json.loads(metadata.read_text(encoding="utf-8")).get("fitted_on", {}):
             paths.append(metadata.with_suffix(".safetensors"))
     return paths
 
@@ -184,7 +184,7 @@ def _files_of(ids: Collection[str]) -> set[str]:
 
 def _record(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) -> None:
     with atomic_write(folder / DELETED, durable=True) as partial:
-        partial.write_text(json.dumps({"fingerprint": fingerprint, "deleted": entries}, indent=1))
+        partial.write_text(json.dumps({"fingerprint": fingerprint, "deleted": entries}, indent=1), encoding="utf-8")
 
 
 def _clean_report(folder: Path, ids: set[str], remaining: set[str]) -> None:
@@ -206,4 +206,6 @@ def _clean_report(folder: Path, ids: set[str], remaining: set[str]) -> None:
         return value
 
     with atomic_write(path, durable=True) as partial:
-        partial.write_text(json.dumps(without_deleted(json.loads(path.read_text())), indent=1) + "\n")
+        partial.write_text(
+            json.dumps(without_deleted(json.loads(path.read_text(encoding="utf-8"))), indent=1) + "\n", encoding="utf-8"
+        )

@@ -179,7 +179,7 @@ def _plan_folder(
 ) -> _FolderPlan:
     """Plans the change of a finished folder of latents, which may be of another build of the data set."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         rows = {}
         for split, lengths in manifest["shards"].items():
             table = load_file(folder / f"{split}.index.safetensors")["id"]

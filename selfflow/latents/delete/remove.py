@@ -122,7 +122,7 @@ def copy_records(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
 def switch_shards(folder: Path, info: dict[str, Any]) -> None:
     """Replaces `dataset_info.json`, which makes the shards of `write_remaining` those of the data set."""
     with atomic_write(folder / INFO, durable=True) as partial:
-        partial.write_text(json.dumps(info, indent=2))
+        partial.write_text(json.dumps(info, indent=2), encoding="utf-8")
 
 
 def remove_replaced(folder: Path, replaced: list[str]) -> None:
@@ -193,7 +193,7 @@ def apply_change(change: LatentsChange) -> None:
         sync(_next(path))
     next_manifest = manifest | {"shards": shards, "unreadable": unreadable, "deleted": change.deleted}
     with atomic_write(folder / NEXT_MANIFEST, durable=True) as partial:
-        partial.write_text(json.dumps(next_manifest, indent=1))
+        partial.write_text(json.dumps(next_manifest, indent=1), encoding="utf-8")
     finish_change(folder)
 
 
@@ -211,7 +211,7 @@ def finish_change(folder: Path) -> None:
     """Exchanges the files that `apply_change` has written; does nothing if there are none."""
     if not (folder / NEXT_MANIFEST).exists():
         return
-    manifest = json.loads((folder / NEXT_MANIFEST).read_text())
+    manifest = json.loads((folder / NEXT_MANIFEST).read_text(encoding="utf-8"))
     # Resumable: files that were renamed before a kill are not in the glob any more.
     for path in folder.glob(f"*{_NEW}"):
         os.replace(path, path.with_name(path.name.removesuffix(_NEW)))

@@ -74,7 +74,7 @@ class LayerWriter:
                 file.seek(0)
                 _write_header(file, self._shapes[m])
                 file.close()
-            (self._partial / _METADATA).write_text(json.dumps(metadata, indent=1))
+            (self._partial / _METADATA).write_text(json.dumps(metadata, indent=1), encoding="utf-8")
             try:
                 self._partial.rename(self._path)
             except OSError:
@@ -107,7 +107,7 @@ def read_layer(folder: Path, layer: int, modalities: tuple[str, ...]) -> Stored 
     if not path.exists():
         return None
     try:
-        metadata = json.loads((path / _METADATA).read_text())
+        metadata = json.loads((path / _METADATA).read_text(encoding="utf-8"))
         ids, left_out = list(metadata["ids"]), list(metadata["left_out"])
         arrays = {m: np.load(path / f"{m}.npy", mmap_mode="r") for m in modalities}
         if any(len(x) != len(ids) for x in arrays.values()):
