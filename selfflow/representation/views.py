@@ -133,7 +133,7 @@ class _Step(NamedTuple):
 
 
 def _training_step(
-    objective: SelfFlowObjective, modalities: dict[str, Modality], state: Any, batch: dict[str, Any], keys_B: jax.Array
+    objective: Any, modalities: dict[str, Modality], state: Any, batch: dict[str, Any], keys_B: jax.Array
 ) -> _Step:
     """The forward half of the training step of a state's weights, with the noise of `keys_B`."""
 
