@@ -112,10 +112,7 @@ def health(
         than 2 samples or of other modalities than the first, no batch at all, or features that are not finite.
     """
     layers = _checked_layers(objective, taus, layers, teacher_tau)
-    student_layer = next(iter(objective.alignment.student_taps), None)
-    # A projector to the channels of another network does not map to the teacher's features.
-    has_projector = "projector" in params and objective.alignment.target_channels is None
-    projected = layers.index(student_layer) if student_layer in layers and has_projector else None
+    projected = _projected_index(objective, params, layers)
     teacher_taus = {tau: tau if teacher_tau is None else teacher_tau for tau in taus}
     step = jax.jit(partial(_add, objective, layers, projected))
     key = jax.random.key(seed)
@@ -137,9 +134,7 @@ def health(
         raise UserError("there are no samples: give at least one batch")
     tables = Health([], [])
     for m, tau in product(names, taus):
-        totals = jax.device_get(sums[tau][m])
-        if not all(np.isfinite(x).all() for x in totals.values()):
-            raise UserError(f"features of {m} at tau {tau:g} are not finite: look at the latents and the weights")
+        totals = _finite(jax.device_get(sums[tau][m]), m, tau)
         at = {"modality": m, "tau": tau, "teacher_tau": teacher_taus[tau]}
         tables.pairs.extend(_pairs(at, layers, projected, totals, count))
         tables.layers.extend(_layers(at, layers, totals, count))
@@ -203,6 +198,22 @@ def _checked_layers(
     if teacher_tau is not None and not 0 <= teacher_tau <= min(taus):
         raise UserError(f"teacher_tau is {teacher_tau}: give a level from 0 to {min(taus):g}, the least of the student")
     return layers
+
+
+def _projected_index(objective: Any, params: Any, layers: tuple[int, ...]) -> int | None:
+    """Index in `layers` of the block that the projector reads; None without a projector to the teacher's features."""
+    # A projector to the channels of another network does not map to the teacher's features.
+    if "projector" not in params or objective.alignment.target_channels is not None:
+        return None
+    student_layer = next(iter(objective.alignment.student_taps), None)
+    return layers.index(student_layer) if student_layer in layers else None
+
+
+def _finite(totals: dict[str, np.ndarray], m: str, tau: float) -> dict[str, np.ndarray]:
+    for x in totals.values():
+        if not np.isfinite(x).all():
+            raise UserError(f"features of {m} at tau {tau:g} are not finite: look at the latents and the weights")
+    return totals
 
 
 def _checked_size(batch: dict[str, np.ndarray], names: list[str], known: dict[str, Modality]) -> int:
