@@ -35,6 +35,7 @@ class Container:
       path: of the file.
       video: index of the first video stream; None without video.
       audio: index of the first audio stream; None without audio.
+      others: number of further video and audio streams.
       has_display_times: whether the container stores when each frame of the video is shown.
       has_timestamps: whether it stores times at all.
       has_durations: whether it stores the duration of each frame, so that there are no gaps.
@@ -46,6 +47,7 @@ class Container:
     path: Path
     video: int | None
     audio: int | None
+    others: int
     has_display_times: bool
     has_timestamps: bool
     has_durations: bool
@@ -69,6 +71,7 @@ def inspect_container(path: Path) -> Container:
         if "mov" in formats and brands & _IMAGE_BRANDS:
             raise Unusable(HEIF, "convert it to JPEG or PNG")
         video = audio = None
+        others = 0
         # The first stream of each kind, as in players.
         for stream in container.streams:
             if stream.type not in ("video", "audio") or stream.codec_context is None:
@@ -77,8 +80,10 @@ def inspect_container(path: Path) -> Container:
                 continue
             if stream.type == "video" and video is None:
                 video = stream.index
-            if stream.type == "audio" and audio is None:
+            elif stream.type == "audio" and audio is None:
                 audio = stream.index
+            else:
+                others += 1
         if video is None and audio is None:
             raise Unusable("neither video nor audio")
         start = (container.start_time or 0) / av.time_base
@@ -94,6 +99,7 @@ def inspect_container(path: Path) -> Container:
             path=path,
             video=video,
             audio=audio,
+            others=others,
             has_display_times=has_display_times,
             has_timestamps=has_timestamps,
             has_durations="mov" in formats,
@@ -110,8 +116,8 @@ def open_container(path: Path) -> "av.container.InputContainer":
       Unusable: PyAV cannot open it.
     """
     try:
-        # A playlist must not reach out to the network.
-        return av.open(str(path), options={"protocol_whitelist": "file"}, **_TITLES)
+        # A playlist must not reach out to the network, and a relative path may look like the address of a server.
+        return av.open(str(path.absolute()), options={"protocol_whitelist": "file"}, **_TITLES)
     except (*_ERRORS, OSError, EOFError, MemoryError) as error:
         raise Unusable("unreadable", getattr(error, "strerror", None) or str(error)) from error
 

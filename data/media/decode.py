@@ -19,6 +19,8 @@ from selfflow.data.report import Notes, Unusable
 ROUNDING = 1e-3
 # A file that ends so many seconds before the duration in its header is truncated.
 _TRUNCATED = 0.5
+# Audio without frames of more seconds is remarked on.
+_UNACCOMPANIED = 0.5
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ def _image_clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
 
 def _container_clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
     source = inspect_container(path)
+    if source.others:
+        notes.add("several video or audio streams", f"the first of each is used, {source.others} are not")
     if is_joined(path):
         notes.add("joined files", "the first is used")
     audio = None if source.audio is None else AudioWindow(audio_chunks(source, media.sample_rate, notes))
@@ -171,16 +175,34 @@ def _video_clips(
 def _frames_through_gaps(
     source: Iterator[Frame], audio: AudioWindow | None, media: Media, notes: Notes
 ) -> Iterator[Frame]:
-    """Frames in parts of at most `LONGEST_FRAME`: before a gap, a frame stays for as long as audio plays."""
+    """Frames in parts of at most `LONGEST_FRAME`: before gaps and at the end, a frame stays while audio plays.
+
+    Audio that no frame accompanies is left out, with a remark from `_UNACCOMPANIED` on.
+    """
+    rate = media.sample_rate
+    frame: Frame | None = None
+    started = False
     for frame in source:
+        audio_start = None if audio is None or started else audio.next_start()
+        started = True
+        if audio_start is not None and audio_start / rate < frame.start - _UNACCOMPANIED:
+            notes.add("audio before the first frame", f"{frame.start - audio_start / rate:.1f} s left out")
         yield frame
         while frame.next_start is not None and frame.end < frame.next_start:
             end = min(frame.end + LONGEST_FRAME, frame.next_start)
-            if audio is None or not audio.covers(round(frame.end * media.sample_rate), round(end * media.sample_rate)):
+            if audio is None or not audio.covers(round(frame.end * rate), round(end * rate)):
                 notes.count(f"no frame and no audio for more than {LONGEST_FRAME:g} s", "gaps")
                 break
             frame = replace(frame, start=frame.end, end=end)
             yield frame
+    if frame is None or audio is None:
+        return
+    while audio.covers(round(frame.end * rate), round((frame.end + LONGEST_FRAME) * rate)):
+        frame = replace(frame, start=frame.end, end=frame.end + LONGEST_FRAME)
+        yield frame
+    rest = audio.skip_to_end() / rate - frame.end
+    if rest > _UNACCOMPANIED:
+        notes.add("audio after the last frame", f"{rest:.1f} s left out")
 
 
 def _audio_at(audio: AudioWindow, start: float, media: Media, notes: Notes) -> np.ndarray | None:

@@ -11,6 +11,7 @@ from selfflow.data.report import Notes, Unusable
 
 # Pillow identifies these by their first bytes, but has no decoder of its own for them.
 _WITHOUT_DECODER = {"MPEG", "EPS", "WMF", "GRIB", "BUFR", "HDF5"}
+_PAGED = {"TIFF", "DCX"}
 _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
 # By the number of the EXIF tag, of which cameras with a mirror use all.
 _ORIENTATION_TAG = 0x0112
@@ -64,6 +65,9 @@ def as_image(image: Image.Image, size: int, notes: Notes | None = None) -> np.nd
         warnings.simplefilter("ignore")
         if image.format == "JPEG":  # decodes a large photograph at a fraction of its resolution
             image.draft(None, (4 * size, 4 * size))
+        pages = getattr(image, "n_frames", 1) if image.format in _PAGED else 1
+        if pages > 1 and notes is not None:
+            notes.add("several pages", f"the first of {pages} is used")
         image.load()
         return crop_square(_upright(rgb(image, notes), _orientation(image)), size)
 

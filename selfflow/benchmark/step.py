@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfflow.config.setup import FlowSetup
+from selfflow.config.setup import FlowSetup, setup_of
 from selfflow.errors import UserError
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.objectives.self_flow import SelfFlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective, require_self_flow
 from selfflow.planning.compile import batch_shapes
 from selfflow.planning.model_flops import model_flops, program_flops
 
@@ -78,7 +78,8 @@ def step_rates(setup: FlowSetup, rounds: int, peak: float, per_token: bool = Fal
       per_token: also time the step with a SiT's modulation computed for every token.
 
     Raises:
-      UserError: if `per_token` is set for a joint transformer, whose modulation is shared by all blocks.
+      UserError: if `per_token` is set for a joint transformer, whose modulation is shared by all blocks, or for another
+        objective than flow matching.
     """
     if per_token and not isinstance(setup.experiment.model, SiTConfig):
         raise UserError("per-token applies to a SiT; a joint transformer computes its modulation once for all blocks")
@@ -87,14 +88,13 @@ def step_rates(setup: FlowSetup, rounds: int, peak: float, per_token: bool = Fal
 
 def _rate(setup: FlowSetup, name: str, rounds: int, peak: float, per_token: bool) -> StepRate:
     batch = random_batch(setup, name)
-    objective = setup.objective
     # Variants of the step: as configured, without alignment, with modulation per token.
     arms = {"this": _Arm(setup, batch)}
-    if objective.alignment.student_taps:
-        vanilla = dataclasses.replace(objective, alignment=NoAlignment())
-        arms["vanilla"] = _Arm(dataclasses.replace(setup, objective=vanilla), batch)
+    if setup.experiment.alignment.student_taps:
+        arms["vanilla"] = _Arm(setup_of(dataclasses.replace(setup.experiment, alignment=NoAlignment())), batch)
     if per_token:
-        arms["per_token"] = _Arm(dataclasses.replace(setup, objective=PerToken(**vars(objective))), batch)
+        objective = PerToken(**vars(require_self_flow(setup.objective, "per-token")))
+        arms["per_token"] = _Arm(dataclasses.replace(setup, objective=objective), batch)
     times = {arm_name: np.empty(rounds) for arm_name in arms}
     for i in range(rounds):
         for arm_name, arm in arms.items():

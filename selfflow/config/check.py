@@ -9,6 +9,7 @@ from selfflow.input.controls import delays
 from selfflow.input.mixture import check_mixture
 from selfflow.modality import Modality, modality_of
 from selfflow.models.sit import SiTConfig
+from selfflow.objectives.alignment import NoAlignment
 
 
 def check_components(experiment: TrainingConfig) -> None:
@@ -60,6 +61,7 @@ def check_flow(setup: FlowSetup) -> None:
         if m not in modalities:
             raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
     check_fraction(experiment, "", "condition_drop")
+    _check_unused(experiment)
     _check_separation(experiment)
     _check_context(setup)
     components: dict[str, str] = {}  # the last component with each modality
@@ -106,6 +108,15 @@ def _check_component(experiment: Experiment, name: str, streams: dict[str, Modal
         experiment.separation.check(component.batch_size // experiment.optimizer.accumulate, where)
     if isinstance(experiment.model, SiTConfig):
         experiment.model.check(streams, f"{where}.modalities")
+
+
+def _check_unused(experiment: Experiment) -> None:
+    """Raises `UserError` for a field that the objective does not read, unless it has no effect on any objective."""
+    objective = experiment.objective
+    neutral = {"alignment": NoAlignment(), "modality_weight": {}, "condition_drop": 0.0, "separation": None}
+    for name, value in neutral.items():
+        if name not in objective.uses and getattr(experiment, name) != value:
+            raise UserError(f"{name} has no effect on objective {objective.kind}: set it to {value}")
 
 
 def _check_separation(experiment: Experiment) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, assert_never, overload
 
 import jax
 import optax
@@ -169,3 +169,5 @@ def _flow_objective(experiment: Experiment) -> FlowObjective:
                 experiment.condition_drop,
                 experiment.separation,
             )
+        case _ as never:
+            assert_never(never)

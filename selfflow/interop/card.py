@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from selfflow.interop.exported import Description
     from selfflow.run.run import Run
 
-_METRICS = ("loss", "flow_loss/", "alignment_cosine/", "gradient_norm")
+_METRICS = ("loss", "flow_loss/", "alignment_", "gradient_norm")
 _OWN_LICENCE = "Apache-2.0"
 _UNKNOWN = "not recorded"
 # Fields of an experiment that are in another section of the card, or do not affect the weights.

@@ -1,7 +1,7 @@
 """The choice of an objective in an experiment."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -13,3 +13,6 @@ class FlowMatching:
     """
 
     kind: Literal["flow_matching"] = "flow_matching"
+    uses: ClassVar[tuple[str, ...]] = ("alignment", "modality_weight", "condition_drop", "separation")
+    """Fields of the experiment that the objective reads beside `schedule`. The others must be left without effect:
+    alignment NoAlignment(), condition_drop 0, modality_weight {}, separation None."""

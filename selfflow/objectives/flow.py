@@ -8,19 +8,24 @@ from jaxtyping import Array, Float, Key
 
 from selfflow.modality import Modality
 from selfflow.models.joint import Output
+from selfflow.models.joint_config import JointConfig
+from selfflow.models.sit import SiTConfig
 from selfflow.noise import LogitNormalTau, UniformTau
+from selfflow.objectives.alignment.base import SampleShape
 from selfflow.training.objective import Objective, Tree
 
 
 class FlowObjective(Objective, Protocol):
     """An objective whose parameters "model" and frozen tree "ema" are those of a velocity model.
 
-    Sampling, probes and evaluation use these members alone.
+    Training, sampling, probes, evaluation, plans and export use these members alone.
 
     Attributes:
+      model: shape of the velocity model.
       modalities: all streams of latents of the run.
     """
 
+    model: JointConfig | SiTConfig
     modalities: dict[str, Modality]
 
     def apply(self, model_params: Tree, *args: Any, **kwargs: Any) -> Output:
@@ -32,6 +37,37 @@ class FlowObjective(Objective, Protocol):
     ) -> dict[str, Float[Array, ""]]:
         """Metrics of a held-out batch that are logged every `cadence.log_every` steps, under names that end in
         "/MODALITY"."""
+        ...
+
+    def held_out_metrics(
+        self,
+        model_params: Tree,
+        batch: dict[str, Any],
+        keys_B: Key[Array, "B"],
+        tau: dict[str, UniformTau | LogitNormalTau],
+    ) -> dict[str, Float[Array, "..."]]:
+        """Metrics of a held-out batch at the end of a run, `flow_loss/MODALITY` among them.
+
+        The flow loss is comparable between objectives: it is unconditional, and all tokens of a modality in a sample
+        have one level.
+
+        Args:
+          model_params: the EMA.
+          batch, keys_B: as of `loss`.
+          tau: p(tau) of each modality; uniform where none is named.
+        """
+        ...
+
+    def extra_flops(self, sample: SampleShape) -> float:
+        """Operations of one sample's step beside the student's forward and backward pass."""
+        ...
+
+    def frozen_from(self) -> dict[str, str]:
+        """Frozen trees that are the EMA of another run at step 0: {tree: RUN or RUN:STEP}.
+
+        The tree has the shape that `init_frozen` gives it, and the name of the setting of the objective that names the
+        run. It replaces what `init_frozen` and `init_from` give.
+        """
         ...
 
 

@@ -18,7 +18,7 @@ Shapes: B samples, N tokens of a modality, P elements of a token, D channels of 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,17 +27,28 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from selfflow.errors import UserError
 from selfflow.modality import Modality, of_latents, to_tokens
 from selfflow.models.joint import Caption, JointTransformer, Output
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.projector import Projector, Projectors
 from selfflow.models.separation import Groups, Separation
 from selfflow.models.sit import SiT, SiTConfig
-from selfflow.noise import Corruption, Schedule, corrupt, draw_eps, keys_for
-from selfflow.objectives.alignment import Alignment
+from selfflow.noise import (
+    Corruption,
+    LogitNormalTau,
+    Schedule,
+    UniformTau,
+    UniformTimestep,
+    corrupt,
+    draw_eps,
+    keys_for,
+)
+from selfflow.objectives.alignment import Alignment, NoAlignment
+from selfflow.objectives.alignment.base import SampleShape
 from selfflow.objectives.diagnostics import alignment_diagnostics
 from selfflow.objectives.draw import Draw, View, token_weight
-from selfflow.objectives.flow import flow_error
+from selfflow.objectives.flow import FlowObjective, flow_error
 from selfflow.training.objective import Axes
 from selfflow.training.state import init_ema, update_ema
 
@@ -274,6 +285,28 @@ class SelfFlowObjective:
         same_width = self.alignment.target_channels is None
         return alignment_diagnostics(features, terms.projected, terms.target, draw.weight, same_width)
 
+    def held_out_metrics(
+        self,
+        model_params: Params,
+        batch: dict[str, Any],
+        keys_B: Key[Array, "B"],
+        tau: dict[str, UniformTau | LogitNormalTau],
+    ) -> dict[str, Float[Array, "..."]]:
+        """The metrics of `loss` without alignment, separation and condition, all tokens of a modality at one level."""
+        plain = replace(
+            self, schedule=UniformTimestep(tau=tau), alignment=NoAlignment(), separation=None, condition_drop=1.0
+        )
+        params, frozen = {"model": model_params}, {"ema": model_params}
+        return plain.loss(params, frozen, batch, keys_B, plain.draw(keys_B, batch))[1]
+
+    def extra_flops(self, sample: SampleShape) -> float:
+        """Operations of the alignment on one sample."""
+        return self.alignment.extra_flops(sample)
+
+    def frozen_from(self) -> dict[str, str]:
+        """None: the EMA starts from the student."""
+        return {}
+
     def project(self, params: Params, features: dict[str, Float[Array, "B N D"]]) -> dict[str, Float[Array, "B N E"]]:
         """The student's features after the projector, which all modalities share.
 
@@ -302,6 +335,23 @@ class SelfFlowObjective:
             if channels is not None:
                 return Projectors(width, channels, rngs=nnx.Rngs(key), depth=depth)
             return Projector(width, rngs=nnx.Rngs(key), depth=depth)
+
+
+def require_self_flow(objective: FlowObjective, purpose: str) -> SelfFlowObjective:
+    """The objective, for tools that read what other objectives need not have, such as `alignment` and `terms`.
+
+    Args:
+      objective: of a run.
+      purpose: what needs it, for the error.
+
+    Raises:
+      UserError: if it is another objective.
+    """
+    if not isinstance(objective, SelfFlowObjective):
+        raise UserError(
+            f"objective is {type(objective).__name__}: {purpose} needs FlowMatching; take a run or experiment with it"
+        )
+    return objective
 
 
 def _in_compute_type(params: Params, dtype: str) -> Params:

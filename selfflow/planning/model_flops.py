@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 
-from selfflow.config.setup import FlowSetup
+from selfflow.config.setup import FlowSetup, setup_of
 from selfflow.models.joint_config import JointConfig
 from selfflow.models.sit import SiTConfig
 from selfflow.objectives.alignment.base import SampleShape
@@ -47,7 +47,7 @@ class _Stream(NamedTuple):
 
 
 def model_flops(setup: FlowSetup, name: str) -> int:
-    """Operations of one step on a component of the mixture: student forward and backward, and those of the alignment.
+    """Operations of one step on a component of the mixture: student forward and backward, and what the objective adds.
 
     Args:
       setup: of the experiment.
@@ -66,7 +66,8 @@ def model_flops(setup: FlowSetup, name: str) -> int:
 
     # Pairs of tokens that attend to each other: all, or, with separated attention, those of one group with each other
     # and with the text. The text of a joint transformer is a token for the label and those of the caption.
-    text = 0 if isinstance(model, SiTConfig) else 1 + (experiment.text.tokens if experiment.text else 0)
+    joint_text = 1 + (experiment.text.tokens if experiment.text else 0)
+    text = 0 if isinstance(model, SiTConfig) else joint_text
     student_pairs = teacher_pairs = (text + count) ** 2
     if separation:
         masked = sum(experiment.schedule.masked(m, n) for m, n in counts.items())
@@ -78,9 +79,15 @@ def model_flops(setup: FlowSetup, name: str) -> int:
     def teacher_forward(levels: dict[str, int], depth: int) -> float:
         return _forward(model, streams, levels, text, teacher_pairs, depth)
 
+    def network_forward(network: JointConfig | SiTConfig, levels: dict[str, int]) -> float:
+        network_text = 0 if isinstance(network, SiTConfig) else joint_text
+        pairs = (network_text + count) ** 2
+        blocks = _forward(network, streams, levels, network_text, pairs, network.depth)
+        return blocks + _head(network, streams, levels)
+
     student = _forward(model, streams, levels, text, student_pairs, model.depth) + _head(model, streams, levels)
-    sample = SampleShape(model.width, counts, levels, context, teacher_forward)
-    total = 3 * student - _inputs(model, streams, levels, text) + experiment.alignment.extra_flops(sample)
+    sample = SampleShape(model.width, counts, levels, context, teacher_forward, network_forward)
+    total = 3 * student - _inputs(model, streams, levels, text) + setup.objective.extra_flops(sample)
     batch = experiment.mixture[name].batch_size
     return round(batch * total)
 
@@ -95,8 +102,8 @@ def program_flops(setup: FlowSetup, name: str) -> int:
     # Kernels hide their products from the count, so it uses plain attention.
     model = setup.experiment.model
     execution = dataclasses.replace(model.execution, attention="xla", unroll=1)
-    objective = dataclasses.replace(setup.objective, model=dataclasses.replace(model, execution=execution))
-    plain = dataclasses.replace(setup, objective=objective)
+    model = dataclasses.replace(model, execution=execution)
+    plain = setup_of(dataclasses.replace(setup.experiment, model=model))
     state = jax.eval_shape(plain.init, jax.random.key(0))
     return matmul_flops(plain.step(), state, batch_shapes(plain, name))
 

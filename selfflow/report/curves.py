@@ -16,7 +16,7 @@ from selfflow.representation.statistics import interval
 
 _BINS = 30
 # Arms that differ in one of these have training losses of different tasks.
-TRAINING_TASK_FIELDS = ("schedule", "separation", "mixture", "data.", "autoencoders.", "patch.", "exclude")
+TRAINING_TASK_FIELDS = ("objective", "schedule", "separation", "mixture", "data.", "autoencoders.", "patch.", "exclude")
 _LOSS = re.compile(r"flow_loss/([^/]+)")
 _DIAGNOSTIC = re.compile(r"(cosine|norm|rank)/([^/]+)/(.+)")
 _COSINES = {

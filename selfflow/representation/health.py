@@ -18,6 +18,8 @@ from selfflow.errors import UserError
 from selfflow.modality import Modality, to_tokens
 from selfflow.noise import Corruption, corrupt, draw_eps
 from selfflow.objectives.diagnostics import effective_rank
+from selfflow.objectives.flow import FlowObjective
+from selfflow.objectives.self_flow import SelfFlowObjective, require_self_flow
 from selfflow.representation.features.arrays import readable_and_whole
 from selfflow.representation.protocols import ComponentClips, OpenRun
 
@@ -74,7 +76,7 @@ class Health(NamedTuple):
 
 
 def health(
-    objective: Any,
+    objective: FlowObjective,
     params: Any,
     frozen: dict[str, Any],
     latents: Iterable[dict[str, np.ndarray]],
@@ -108,9 +110,10 @@ def health(
       The tables, as plain numbers.
 
     Raises:
-      UserError: unknown blocks, levels outside 0 to 1 or below `teacher_tau`, a batch of fewer
+      UserError: another objective, unknown blocks, levels outside 0 to 1 or below `teacher_tau`, a batch of fewer
         than 2 samples or of other modalities than the first, no batch at all, or features that are not finite.
     """
+    objective = require_self_flow(objective, "health")
     layers = _checked_layers(objective, taus, layers, teacher_tau)
     projected = _projected_index(objective, params, layers)
     teacher_taus = {tau: tau if teacher_tau is None else teacher_tau for tau in taus}
@@ -186,7 +189,7 @@ def _batches(clips: ComponentClips, limit: int, batch_size: int) -> Iterator[dic
 
 
 def _checked_layers(
-    objective: Any, taus: tuple[float, ...], layers: tuple[int, ...] | None, teacher_tau: float | None
+    objective: SelfFlowObjective, taus: tuple[float, ...], layers: tuple[int, ...] | None, teacher_tau: float | None
 ) -> tuple[int, ...]:
     """The blocks, by default all; raises `UserError` for wrong blocks or levels."""
     depth = objective.model.depth
@@ -200,7 +203,7 @@ def _checked_layers(
     return layers
 
 
-def _projected_index(objective: Any, params: Any, layers: tuple[int, ...]) -> int | None:
+def _projected_index(objective: SelfFlowObjective, params: Any, layers: tuple[int, ...]) -> int | None:
     """Index in `layers` of the block that the projector reads; None without a projector to the teacher's features."""
     # A projector to the channels of another network does not map to the teacher's features.
     if "projector" not in params or objective.alignment.target_channels is not None:

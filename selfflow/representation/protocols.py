@@ -78,7 +78,7 @@ class OpenRun(Protocol):
       path: its folder; for a run in object storage a local copy.
       source: path or URL.
       experiment: its resolved `Experiment`.
-      objective: `SelfFlowObjective` of its training.
+      objective: `FlowObjective` of its training; views and health need `SelfFlowObjective`.
     """
 
     name: str

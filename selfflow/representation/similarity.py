@@ -240,8 +240,8 @@ def _biased_hsic(x: np.ndarray, y: np.ndarray) -> float:
 
 def _unbiased_hsic(x: np.ndarray, y: np.ndarray) -> float:
     """n (n - 3) times the unbiased HSIC of linear kernels, without forming them."""
-    # K = x x^T and L = y y^T have their diagonals set to 0. tr(KL) is |x^T y|^2 and the sums of rows of K are x (x^T 1),
-    # from both of which the part of the diagonals is subtracted.
+    # The diagonals of K = x x^T and L = y y^T are set to 0: their part is subtracted from tr(KL) = |x^T y|^2 and from
+    # the sums of rows, x (x^T 1).
     diagonal_x, diagonal_y = np.sum(x**2, axis=1), np.sum(y**2, axis=1)
     trace = np.sum(np.square(x.T @ y)) - diagonal_x @ diagonal_y
     rows_x = x @ x.sum(axis=0) - diagonal_x

@@ -13,6 +13,7 @@ from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import Modality, modality_of, to_tokens
 from selfflow.noise import Corruption, UniformTau, corrupt, draw_eps
+from selfflow.objectives.self_flow import SelfFlowObjective, require_self_flow
 from selfflow.representation.protocols import ComponentClips, OpenRun
 
 
@@ -68,9 +69,11 @@ def views(
       step: of the weights; by default the newest.
 
     Raises:
-      UserError: as `whole_clips`; or if the clips have neither video nor audio.
+      UserError: as `whole_clips`; or if the clips have neither video nor audio, or the objective is another than
+        `SelfFlowObjective`.
     """
-    numbers, objective, modalities = list(numbers), run.objective, dict(clips.modalities)
+    objective = require_self_flow(run.objective, "a view of a training step")
+    numbers, modalities = list(numbers), dict(clips.modalities)
     seconds = seconds_of(modalities)
     latents, ids = whole_clips(clips, numbers)
     if not context:
@@ -133,7 +136,7 @@ class _Step(NamedTuple):
 
 
 def _training_step(
-    objective: Any, modalities: dict[str, Modality], state: Any, batch: dict[str, Any], keys_B: jax.Array
+    objective: SelfFlowObjective, modalities: dict[str, Modality], state: Any, batch: dict[str, Any], keys_B: jax.Array
 ) -> _Step:
     """The forward half of the training step of a state's weights, with the noise of `keys_B`."""
 
@@ -163,7 +166,7 @@ def _decoded(run: OpenRun, modalities: dict[str, Modality], tokens: dict[str, np
     return media
 
 
-def _total(objective: Any, flow: dict[str, float], alignment: dict[str, float], gamma: float) -> float:
+def _total(objective: SelfFlowObjective, flow: dict[str, float], alignment: dict[str, float], gamma: float) -> float:
     """L = sum over modalities of w_m (L_flow + gamma L_rep)."""
     return sum(objective.modality_weight.get(m, 1.0) * (flow[m] + gamma * alignment.get(m, 0.0)) for m in flow)
 

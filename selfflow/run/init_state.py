@@ -6,7 +6,8 @@ from jax.sharding import Mesh
 from selfflow.config.setup import Setup
 from selfflow.errors import UserError
 from selfflow.run.run import Run
-from selfflow.training.state import State, parameter_name
+from selfflow.training.objective import Tree
+from selfflow.training.state import State, flat_by_name, init_frozen, parameter_name
 from selfflow.training.step import key_of
 
 
@@ -29,40 +30,89 @@ def initial_state(setup: Setup, mesh: Mesh | None = None) -> State:
     # The key is an argument, so that all seeds share one program, and is passed as numbers, because a key array would
     # be on a device of this process alone.
     state = jax.jit(init, out_shardings=setup.shardings(mesh))(key_of(experiment.seed.init))
-    return _start_from(experiment.init_from, state, mesh) if experiment.init_from else state
+    return _start_from(experiment.init_from, setup, state, mesh) if experiment.init_from else state
 
 
-def _start_from(source: str, state: State, mesh: Mesh) -> State:
-    """Copies parameters and frozen trees of RUN[:STEP]; parameters that the run lacks stay fresh and are printed."""
+def _start_from(source: str, setup: Setup, state: State, mesh: Mesh) -> State:
+    """Copies parameters and frozen trees of RUN[:STEP]; parameters that the run lacks stay fresh and are printed.
+
+    A frozen tree that the run lacks is made by the objective from the copied parameters: a reference that is the
+    initial student starts from the weights of the run, too.
+    """
     run, step = parse_run_step(source)
     weights = run.weights(step, mesh)
-    fresh = []
+    params, fresh = _copied(f"init_from {source}", weights.params, state.params)
+    frozen = state.frozen
+    if not frozen.keys() <= weights.frozen.keys():
 
-    def merge(new_tree: dict, old_tree: dict) -> dict:
-        old_leaves = dict(jax.tree_util.tree_leaves_with_path(old_tree))
+        def remake(params: Tree, key: jax.Array) -> dict[str, Tree]:
+            return init_frozen(setup.objective, params, jax.random.wrap_key_data(key))
 
-        def merge_leaf(path: tuple, new: jax.Array) -> jax.Array:
-            old, name = old_leaves.get(path), parameter_name(path)
-            if old is None:
-                fresh.append(name)
-                return new
-            if old.shape != new.shape:
-                raise UserError(f"init_from {source}: {name} has shape {old.shape} there and {new.shape} here")
-            return jax.device_put(old, new.sharding)
-
-        return jax.tree_util.tree_map_with_path(merge_leaf, new_tree)
-
-    params, frozen = merge(state.params, weights.params), merge(state.frozen, weights.frozen)
+        seed = key_of(setup.experiment.seed.init)
+        frozen = jax.jit(remake, out_shardings=setup.shardings(mesh).frozen)(params, seed)
+    for name in frozen.keys() & weights.frozen.keys():
+        tree, fresh_in_tree = _copied(f"init_from {source}", weights.frozen[name], frozen[name], f"{name}.")
+        frozen = frozen | {name: tree}
+        fresh += fresh_in_tree
     if fresh:
         print(f"init_from {source}: new parameters, not in that run: {', '.join(sorted(fresh))}")
     return state._replace(params=params, frozen=frozen)
 
 
-def parse_run_step(source: str) -> tuple[Run, int | None]:
+def frozen_of_runs(sources: dict[str, str], state: State, mesh: Mesh) -> State:
+    """The state with frozen trees that are the EMA of other runs; see `FlowObjective.frozen_from`.
+
+    Args:
+      sources: RUN or RUN:STEP by the name of the tree.
+      state: at step 0.
+      mesh: devices of the state.
+
+    Raises:
+      UserError: if a run has no such step, other parameters than the tree, or one in another shape.
+    """
+    frozen = dict(state.frozen)
+    for name, source in sources.items():
+        run, step = parse_run_step(source, f"objective.{name}")
+        ema = run.weights(step, mesh).frozen["ema"]
+        different = sorted(flat_by_name(ema).keys() ^ flat_by_name(frozen[name]).keys())
+        if different:
+            raise UserError(
+                f"objective.{name} is {source}: one of the networks has no {different[0]}; give a run of the same model"
+            )
+        frozen[name], _ = _copied(f"objective.{name} {source}", ema, frozen[name])
+    return state._replace(frozen=frozen)
+
+
+def _copied(where: str, source: Tree, tree: Tree, prefix: str = "") -> tuple[Tree, list[str]]:
+    """A tree with the parameters of another where that has them, and the names of those that it lacks.
+
+    Args:
+      where: field and run, for the error.
+      source, tree: parameters, of another run and of this one.
+      prefix: of the names.
+
+    Raises:
+      UserError: if a parameter has another shape.
+    """
+    source_leaves, missing = dict(jax.tree_util.tree_leaves_with_path(source)), []
+
+    def copy_leaf(path: tuple, new: jax.Array) -> jax.Array:
+        old, name = source_leaves.get(path), prefix + parameter_name(path)
+        if old is None:
+            missing.append(name)
+            return new
+        if old.shape != new.shape:
+            raise UserError(f"{where}: {name} has shape {old.shape} there and {new.shape} here")
+        return jax.device_put(old, new.sharding)
+
+    return jax.tree_util.tree_map_with_path(copy_leaf, tree), missing
+
+
+def parse_run_step(source: str, field: str = "init_from") -> tuple[Run, int | None]:
     """The run of RUN or RUN:STEP, and the step, if one is named."""
     path, _, step = source.rpartition(":")
     if not path or "/" in step:  # the colon is that of a URL, or there is none
         path, step = source, ""
     if step and not step.isdigit():
-        raise UserError(f"init_from is {source!r}: write RUN or RUN:STEP")
+        raise UserError(f"{field} is {source!r}: write RUN or RUN:STEP")
     return Run(path), int(step) if step else None

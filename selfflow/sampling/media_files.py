@@ -1,6 +1,7 @@
 """Media as files: videos, audio, images, and sheets that show many clips on one page."""
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from selfflow.errors import UserError
 from selfflow.media import Medium, images_only, medium_of
 
 if TYPE_CHECKING:
@@ -44,8 +46,8 @@ def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | 
     # H.264 stores one colour for 2 x 2 pixels, so that its sides are even.
     if zoom % 2 and (height % 2 or width % 2):
         zoom += 1
-    frame_rate = Fraction(fps).limit_denominator(1_000_000)
-    with av.open(str(path), "w") as container:
+    frame_rate = Fraction(float(fps)).limit_denominator(1_000_000)
+    with av.open(str(path.absolute()), "w") as container:
         video = container.add_stream("h264", rate=frame_rate)
         video.height, video.width, video.pix_fmt = zoom * height, zoom * width, "yuv420p"
         # Without B-frames, so that programs that ignore edit lists start at the first frame, too.
@@ -72,6 +74,26 @@ def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | 
             block.sample_rate, block.pts, block.time_base = track_rate, 0, Fraction(1, track_rate)
             container.mux(track.encode(block))
             container.mux(track.encode())
+
+
+def check_video_files(shape: tuple[int, ...], fps: float) -> None:
+    """Writes a short video of some shape [T, H, W, 3] to a temporary folder, as at the end of a run.
+
+    Raises:
+      UserError: this installation of PyAV cannot write it.
+    """
+    import av
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            write_video(
+                Path(folder) / "check.mp4", np.zeros((2, *shape[1:]), np.uint8), fps, np.zeros(8, np.int16), 8000
+            )
+        except (av.FFmpegError, ValueError, OSError) as error:
+            raise UserError(
+                f"video of {shape[2]} x {shape[1]} pixels at {fps:g} frames a second: PyAV {av.__version__} cannot "
+                f"write it as H.264 with FLAC ({error}): install av from PyPI, or make the video smaller"
+            ) from error
 
 
 def write_audio(path: Path, audio: np.ndarray, rate: float) -> None:
@@ -155,7 +177,7 @@ class _Row(NamedTuple):
                 axis.imshow(self.values, interpolation="nearest", aspect="equal")
                 axis.set_xticks([])
         axis.set_yticks([])
-        axis.set_ylabel(self.label, fontsize=7)
+        axis.set_ylabel(self.label, fontsize=7, parse_math=False)
 
 
 def write_sheet(
@@ -193,7 +215,8 @@ def write_sheet(
                 rows.append(_row(label, m, clips[i] if medium_of(m).has_time else clips[i : i + 1], rates))
     heights = [row.height for row in rows]
     figure = Figure(figsize=(_WIDTH + 0.6, sum(heights) + 0.12 * len(rows) + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    # The name of a folder may have dollar signs.
+    figure.suptitle(title, fontsize=11, parse_math=False)
     axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, row in zip(axes, rows):
         row.draw(axis)
@@ -231,7 +254,9 @@ def draw_spectrogram(axis: "Axes", audio: np.ndarray, rate: float) -> None:
     """Draws int16 [samples] on matplotlib axes: seconds against kHz, decibels as brightness."""
     import librosa
 
-    power = np.abs(librosa.stft(audio.astype(np.float32) / 32768, n_fft=256, hop_length=64)) ** 2
+    window = 256
+    samples = np.pad(audio.astype(np.float32) / 32768, (0, max(window - len(audio), 0)))
+    power = np.abs(librosa.stft(samples, n_fft=window, hop_length=64)) ** 2
     decibels = 10 * np.log10(np.maximum(power, 1e-6))
     seconds = len(audio) / rate
     axis.imshow(

@@ -1,6 +1,5 @@
 """The evaluation at the end of a run: losses with their linear baselines, probes, and samples."""
 
-import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,7 @@ from selfflow.data.built import BuiltDataset
 from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
 from selfflow.media import images_only
-from selfflow.noise import UniformTau, UniformTimestep
-from selfflow.objectives.alignment import NoAlignment
+from selfflow.noise import UniformTau
 from selfflow.objectives.flow import linear_baseline
 from selfflow.progress import Progress
 from selfflow.representation.probes.baselines import BaselineClips
@@ -78,17 +76,10 @@ def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str
       {"component/modality": {"loss", "linear_baseline", "normalised_loss", "split"}}.
     """
     experiment, tau = setup.experiment, setup.experiment.schedule.tau
-    objective = dataclasses.replace(
-        setup.objective,
-        schedule=UniformTimestep(tau=tau),
-        alignment=NoAlignment(),
-        separation=None,
-        condition_drop=1.0,
-    )
 
     @jax.jit
-    def loss(params, batch, keys_B):
-        return objective.loss({"model": params}, {"ema": params}, batch, keys_B, objective.draw(keys_B, batch))[1]
+    def held_out_metrics(params, batch, keys_B):
+        return setup.objective.held_out_metrics(params, batch, keys_B, tau)
 
     losses = {}
     held_out = source.held_out(("test", "validation"), _LOSS_CLIPS)
@@ -97,7 +88,7 @@ def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str
         metrics = []
         for draw in range(_LOSS_DRAWS):
             keys_B = sample_keys(experiment.seed.noise, _LOSS_STEP + draw, batch_size(batch))
-            metrics.append(jax.device_get(loss(state.frozen["ema"], batch, keys_B)))
+            metrics.append(jax.device_get(held_out_metrics(state.frozen["ema"], batch, keys_B)))
         statistics = source.latents[experiment.mixture[name].data].manifest["statistics"]
         for m in batch["latents"]:
             mean = float(np.mean([metrics_of_draw[f"flow_loss/{m}"] for metrics_of_draw in metrics]))
@@ -210,8 +201,8 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
         "of its initialisation."
     )
     if table is not None:
-        student = getattr(experiment.alignment, "student_layer", "-")
-        teacher = getattr(experiment.alignment, "teacher_layer", "-")
+        student = next(iter(experiment.alignment.student_taps), "-")
+        teacher = experiment.alignment.teacher_layer or "-"
         print(
             f"\nProbes, test split, tau {experiment.final_evaluation.probe_tau} (accuracy; position and contacts: R^2; "
             f"student reads block {student}, teacher block {teacher})\n{table}"

@@ -12,6 +12,7 @@ from selfflow.autoencoders.config import can_decode
 from selfflow.config.setup import FlowSetup
 from selfflow.errors import UserError
 from selfflow.run.folder import recorded_datasets
+from selfflow.run.init_state import frozen_of_runs
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.prepare_data import autoencoder_files, dataset_provenance, latents_hash, prepare_data
 from selfflow.run.run import Run
@@ -79,6 +80,10 @@ class FlowTask(TrainingTask):
                     "set it to None"
                 )
         return SampleEvaluation(self.setup, self.source, self._built, self.mesh)
+
+    def init(self) -> State:
+        """The state at step 0; frozen trees may be the EMA of other runs."""
+        return frozen_of_runs(self.setup.objective.frozen_from(), super().init(), self.mesh)
 
     def start_message(self, state: State) -> str:
         experiment = self.setup.experiment

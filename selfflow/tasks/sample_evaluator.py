@@ -155,7 +155,7 @@ def _open_features(features: tuple[str, ...], run_setup: FlowSetup, component: s
 def _block(experiment: Experiment, text: str) -> int:
     """The block of `layer=K`; by default that of the teacher, or at 0.7 of the depth."""
     depth = experiment.model.depth
-    block = text or getattr(experiment.alignment, "teacher_layer", max(1, round(0.7 * depth)))
+    block = text or experiment.alignment.teacher_layer or max(1, round(0.7 * depth))
     if not str(block).isdigit() or not 1 <= int(block) <= depth:
         raise UserError(f"--features layer={text}: this model has blocks 1 to {depth}")
     return int(block)

@@ -44,8 +44,13 @@ def flat_by_name(tree: Any) -> dict[str, Any]:
 def init_state(objective: Objective, optimizer: optax.GradientTransformation, key: Key[Array, ""]) -> State:
     """The state at step 0."""
     params = objective.init(key)
-    frozen = objective.init_frozen(params, jax.random.fold_in(key, _FROZEN))
+    frozen = init_frozen(objective, params, key)
     return State(jnp.zeros((), jnp.int32), params, frozen, optimizer.init(params))
+
+
+def init_frozen(objective: Objective, params: dict[str, Any], key: Key[Array, ""]) -> dict[str, Any]:
+    """The frozen trees at step 0, for the key of `init_state`."""
+    return objective.init_frozen(params, jax.random.fold_in(key, _FROZEN))
 
 
 def ema_decay_for(steps: int) -> float:

@@ -242,3 +242,31 @@ def test_a_joined_transport_stream_is_used_to_its_joint_with_a_remark(tmp_path):
     decoded, notes = decode(tmp_path / "two.ts", SLOW)
     assert [round(clip.start) for clip in decoded] == [0, 1, 2]
     assert notes["timestamps that run backwards"].startswith(("14 ", "15 "))
+
+
+def test_one_frame_with_music(tmp_path):
+    path = slides(tmp_path / "music.mkv", [0.0], 35.0)
+    decoded, notes = decode(path, SLOW)
+    assert [clip.start for clip in decoded] == pytest.approx(np.arange(30), abs=0.05)
+    assert all(clip.audio is not None for clip in decoded)
+    assert notes == {"audio after the last frame": notes["audio after the last frame"]}
+
+
+def test_parts_of_a_file_that_are_not_used_are_counted(tmp_path):
+    path = write_video(tmp_path / "late.mkv", video_at=1.5, audio_at=0.0, codec="libx264", seconds=2.0)
+    assert decode(path)[1]["audio before the first frame"] == "1.5 s left out"
+    path = write_video(tmp_path / "long.mkv", seconds=2.0, audio_seconds=5.0)
+    decoded, notes = decode(path)
+    assert len(decoded) == 3 and notes == {"audio after the last frame": "3.0 s left out"}
+    with av.open(str(tmp_path / "two.mkv"), "w") as container:
+        streams = [container.add_stream("ffv1", rate=10, width=16, height=16, pix_fmt="yuv420p") for _ in range(2)]
+        for number in range(20):
+            for stream, level in zip(streams, (50, 200), strict=True):
+                frame = av.VideoFrame.from_ndarray(np.full((16, 16, 3), level, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 10)
+                container.mux(stream.encode(frame))
+    decoded, notes = decode(tmp_path / "two.mkv")
+    assert abs(decoded[0].video.mean() - 50) < 4 and list(notes) == ["several video or audio streams"]
+    pages = [Image.new("L", (16, 16), level) for level in (50, 100, 200)]
+    pages[0].save(tmp_path / "pages.tiff", save_all=True, append_images=pages[1:])
+    assert decode(tmp_path / "pages.tiff")[1] == {"several pages": "the first of 3 is used"}

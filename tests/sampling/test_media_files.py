@@ -1,5 +1,7 @@
 """Files that are written, decoded again: times, lengths and colours."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -7,7 +9,9 @@ import soundfile
 
 from selfflow.data.media import Media
 from selfflow.data.media.read import read_clip
-from selfflow.sampling.media_files import write_audio, write_media, write_video
+from selfflow.errors import UserError
+from selfflow.sampling.media_files import check_video_files, write_audio, write_media, write_sheet, write_video
+from tests.conftest import mentions
 
 COLOURS = ((250, 20, 20), (20, 250, 20), (20, 20, 250), (250, 250, 20), (128, 128, 128), (0, 0, 0), (255, 255, 255))
 
@@ -131,3 +135,47 @@ def test_wav_files_keep_duration_and_pitch(tmp_path, rate):
     assert spectrum.argmax() * whole_rate / len(samples) == pytest.approx(440, abs=2)
     if rate == round(rate) <= 192_000:
         np.testing.assert_array_equal(np.rint(samples * 32768), tone)
+
+
+def test_odd_names_and_types(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    video, audio = flash_and_click(5, 12.5, 8000)
+    for name in ("a:b.mp4", "file:c.mp4", "%03d.mp4", "é [1] $x$.mp4"):
+        write_video(Path(name), video, np.float32(12.5), audio, np.int64(8000))
+        assert read_track(tmp_path / name)[2] == 8000
+        clip = read_clip(Path(name), ("video",), Media(frames=5, size=16))
+        assert len(clip["video"]) == 5
+    # Titles and labels are no formulas, and audio may be shorter than a window of the spectrogram.
+    groups = {"$a_{b$": {"video": video[None], "audio": audio[None, :5]}}
+    write_sheet(Path("sheet.png"), groups, {"video": 12.5, "audio": 8000}, "runs/$a_{b$")
+
+
+def test_a_missing_encoder_shows_before_the_run(monkeypatch):
+    for size in ((1, 1), (31, 33), (1080, 1920)):
+        check_video_files((25, *size, 3), 12.5)
+    with pytest.raises(UserError, match=mentions("17000 2 av")):
+        check_video_files((25, 2, 17_000, 3), 12.5)
+    add_stream = av.container.OutputContainer.add_stream
+
+    class WithoutFlac:
+        def __init__(self, container):
+            self._container = container
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self._container.close()
+
+        def add_stream(self, codec, **options):
+            if codec == "flac":
+                raise av.codec.codec.UnknownCodecError(codec)
+            return add_stream(self._container, codec, **options)
+
+        def mux(self, packets):
+            self._container.mux(packets)
+
+    real_open = av.open
+    monkeypatch.setattr(av, "open", lambda *arguments, **options: WithoutFlac(real_open(*arguments, **options)))
+    with pytest.raises(UserError, match=mentions("flac", "32 x 32")):
+        check_video_files((25, 32, 32, 3), 12.5)

@@ -19,7 +19,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from selfflow.encoders.config import Encoder
 from selfflow.errors import UserError
 from selfflow.models.joint import Output
+from selfflow.models.joint_config import JointConfig
 from selfflow.models.layers import to_float32
+from selfflow.models.sit import SiTConfig
 from selfflow.noise import Corruption, Schedule
 from selfflow.objectives.draw import Draw, View, token_weight
 
@@ -55,6 +57,8 @@ class SampleShape(NamedTuple):
       levels: number of noise levels of each modality, the context's included.
       context: whether one of the levels is that of the context.
       forward: operations of a teacher's forward pass, as a function of (levels, number of blocks).
+      network: operations of the forward pass of another network on the sample, with its last layer, as a function of
+        (config, levels).
     """
 
     width: int
@@ -62,6 +66,7 @@ class SampleShape(NamedTuple):
     levels: dict[str, int]
     context: bool
     forward: Callable[[dict[str, int], int], float]
+    network: Callable[[JointConfig | SiTConfig, dict[str, int]], float]
 
 
 class AlignmentMethod:
@@ -77,10 +82,13 @@ class AlignmentMethod:
       target_encoders: the frozen encoder of each modality whose target it computes; `batch["features"]` holds them.
       target_channels: channels of the target by modality, each of which then has its projector; None where the
         target has the model's width and one projector serves all modalities.
+      teacher_layer: block whose features are the target, which evaluation probes by default; None where the target is
+        not of one block of the model.
       unaligned: modalities that the settings exempt.
     """
 
     projector_depth: int = 0
+    teacher_layer: int | None = None
 
     @property
     def student_taps(self) -> tuple[int, ...]:
@@ -139,7 +147,7 @@ class AlignmentMethod:
 
         Args:
           forward: the model on this batch.
-          frozen: the objective's frozen trees; "ema" is the EMA of the student's parameters.
+          frozen: {"ema": the EMA of the student's parameters}; there are no other trees.
           student: output of the student's forward pass.
           batch, draw: the batch and its random draws.
         """
@@ -152,7 +160,7 @@ class AlignmentMethod:
         return {}
 
     def metrics(self, error: dict[str, Float[Array, ""]], draw: Draw) -> dict[str, Float[Array, ""]]:
-        """Metrics of the mean errors by modality, under names that end in "/MODALITY"."""
+        """Metrics of the mean errors by modality, under names "alignment_.../MODALITY"."""
         return {}
 
     def extra_flops(self, sample: SampleShape) -> float:
