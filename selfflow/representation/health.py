@@ -269,7 +269,7 @@ def _add(objective, layers, projected, sums, params, ema, batch, levels_2, key, 
             totals = {name: sums[m][name] + value for name, value in totals.items()}
         # Factors R are not added: the next one is that of the previous one and the new rows.
         for network, f_LBND in networks.items():
-            rows_LMD = f_LBND.reshape(len(layers), -1, f_LBND.shape[-1])
+            rows_LMD = f_LBND.reshape(len(layers), -1, f_LBND.shape[-1])  # M = B N feature vectors
             width = rows_LMD.shape[-1]
             r_LDD = jnp.zeros((len(layers), width, width)) if sums is None else sums[m][f"{network}_r"]
             # One block at a time, so that the workspace of QR is that of one block.

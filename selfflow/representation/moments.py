@@ -21,8 +21,8 @@ class Moments:
         batch = Moments(len(self.mean))
         batch.count = len(features)
         batch.mean = features.mean(axis=0, dtype=np.float64)
-        centred = features.astype(np.float64) - batch.mean
-        batch.scatter = centred.T @ centred
+        centred_nD = features.astype(np.float64) - batch.mean
+        batch.scatter = centred_nD.T @ centred_nD
         self.join(batch)
 
     def join(self, other: "Moments") -> None:

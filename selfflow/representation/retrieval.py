@@ -72,7 +72,7 @@ class Retrieved(NamedTuple):
     def summary(self) -> "Summary":
         """The numbers to report."""
         ranks, size = self.ranks(), self.candidates.shape[1]
-        best = self.scores.argmax(axis=1)
+        best = self.scores.argmax(axis=1)  # [Q]
         return Summary(
             queries=len(ranks),
             top1=float(np.mean(ranks == 1)),
@@ -88,10 +88,10 @@ class Retrieved(NamedTuple):
         )
 
     def _ranks(self, among: Bool[np.ndarray, "Q M"]) -> Int[np.ndarray, "Q"]:
-        true = self.candidates == self.queries[:, None]
-        # Candidates stand in random order, so that a network that cannot tell them apart is right by chance.
-        order = np.argsort(np.where(among, -self.scores, np.inf), axis=1, kind="stable")
-        return np.take_along_axis(true, order, axis=1).argmax(axis=1) + 1
+        is_true_QM = self.candidates == self.queries[:, None]
+        # A stable sort leaves equal scores in the random order of the candidates: ties rank the true one by chance.
+        order_QM = np.argsort(np.where(among, -self.scores, np.inf), axis=1, kind="stable")
+        return np.take_along_axis(is_true_QM, order_QM, axis=1).argmax(axis=1) + 1
 
 
 class Summary(NamedTuple):

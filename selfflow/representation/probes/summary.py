@@ -92,7 +92,7 @@ def summary_table(
     table: Table = {"chance": prober.chance()}
     with Progress("probe", 4 + len(networks) * (1 + len(layers)), unit="row") as shown:
         means, tokens = prober.latent_features()
-        table["raw latents"] = prober.scores({source: means for source in SOURCES}, tokens)
+        table["raw latents"] = prober.scores(dict.fromkeys(SOURCES, means), tokens)
         shown.advance()
         table["frame differences"] = prober.scores({"video": prober.features("video", "frame_differences")})
         shown.advance()
@@ -237,12 +237,14 @@ class _Extraction:
           pool: as for `Forward`.
           limit: largest number of clips of each split.
         """
-        streams = {m: self._modalities[m] for m in names}
+        streams, grids = {}, {}
+        for m in names:
+            streams[m] = self._modalities[m]
+            grids[m] = self._modalities[m].grid
         forward = Forward(self._apply, streams, self._layers, self._tau, self._null_label, pool)
         # All splits in one pass, so that there is one program to compile.
         latents = [self._clips[split].latents[:limit] for split in SPLITS]
         taps = forward_all(forward, self._params, chain.from_iterable(latents))
-        grids = {m: stream.grid for m, stream in streams.items()}
         tau = dict.fromkeys(names, self._tau)
         by_split, start = {}, 0
         for split, latents_of_split in zip(SPLITS, latents):
