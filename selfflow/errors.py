@@ -39,13 +39,16 @@ class Interrupted(KeyboardInterrupt):
 def system_error_message(error: BaseException | None) -> str | None:
     """A message if an error, or one that caused it, is due to the machine and not to the code; else None.
 
-    Covers full disks, files that cannot be accessed, and devices that JAX cannot initialise. Libraries wrap such errors
-    in other classes.
+    Covers full disks and shared memory, files that cannot be accessed, and devices that JAX cannot initialise. Libraries
+    wrap such errors in other classes.
     """
     while error is not None:
         platforms = os.environ.get("JAX_PLATFORMS")
         if platforms and _raised_in(error).endswith("jax/_src/xla_bridge.py"):
             return f"JAX_PLATFORMS is {platforms}: JAX cannot initialise it; install JAX for this device, or unset it"
+        # -7: SIGBUS ended a reader process of Grain; multiprocessing fails to make a semaphore.
+        if re.search(r"exit code -7\b", str(error)) or _raised_in(error).endswith("multiprocessing/synchronize.py"):
+            return "/dev/shm is full: enlarge it (docker run --shm-size), or set loader.workers to 0"
         number = error.errno if isinstance(error, OSError) else None
         where = f" ({error.filename})" if number and error.filename else ""
         if number in (errno.ENOSPC, errno.EDQUOT) or re.search("No space left|Disk quota exceeded", str(error)):

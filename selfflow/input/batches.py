@@ -1,5 +1,6 @@
 """Batches from latents: a pure function of seed, step and mixture, independent of reading processes and of resuming."""
 
+import mmap
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from selfflow.errors import UserError, check_at_least, check_fraction
 from selfflow.input.controls import delays, shuffled
 from selfflow.input.mixture import Component, MixturePlan, Pool, Stage
 from selfflow.input.reader import Reader, SampleReader, class_labels
+from selfflow.input.shared_memory import check_shared_memory
 from selfflow.latents.store import Latents
 from selfflow.modality import Modality
 
@@ -222,6 +224,22 @@ class Batches:
         size, records = component.batch_size, self._records(number)
         source = self._readers[number].source
         return [source.id(int(records[i])) for i in range(batch * size, (batch + 1) * size)]
+
+    def check_shared_memory(self) -> None:
+        """Raises `UserError` if reader processes need more shared memory than there is; reads a record of each pool."""
+        import jax
+
+        if not self._source.loader.workers:
+            return
+        largest = 0
+        for pool, reader in zip(self.plan.pools, self._readers):
+            size = self._source.mixture[pool.component].batch_size
+            rows = size if self._rows is None else len(self._rows(size))
+            sample = reader(int(reader.records[0]))
+            # Each array of a batch has memory of its own, in whole pages.
+            pages = [-(-rows * np.asarray(x).nbytes // mmap.PAGESIZE) for x in jax.tree.leaves(sample)]
+            largest = max(largest, mmap.PAGESIZE * sum(pages))
+        check_shared_memory(self._source.loader.workers, largest)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         import grain

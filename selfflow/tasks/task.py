@@ -52,6 +52,7 @@ class TrainingTask(ABC):
         rows = partial(local_rows, mesh)
         # The plan reads the data, so that errors in it appear before the folder becomes a run.
         self._plan = run_on_all(lambda: source.batches(0, setup.experiment.steps, rows))
+        run_on_all(self._plan.check_shared_memory)
         # An argument of the compiled step and not a constant in it: runs that differ in their seeds share the cache.
         self.key = key_of(setup.experiment.seed.noise)
         self.replicated = NamedSharding(mesh, PartitionSpec())

@@ -186,16 +186,30 @@ class Checkpoints:
         with closing(ocp.PyTreeCheckpointHandler()) as handler:
             # A partial restore ignores what either side lacks, so names and shapes are compared here.
             tree = handler.metadata(path / "state").tree
-            saved, expected = _shapes({name: tree.get(name) for name in wanted}), _shapes(wanted)
+            stored = {name: tree.get(name) for name in wanted}
+            saved, expected = _shapes(stored), _shapes(wanted)
             for name in sorted(saved | expected):
                 if saved.get(name) != expected.get(name):
                     raise ValueError(f"{name} has shape {saved.get(name)}, expected {expected.get(name)}")
+            self._check_dtypes(step, stored, wanted)
             args = ocp.args.PyTreeRestore(
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             )
             fields = handler.restore(path / "state", args=args)
             metadata = json.loads((path / "data" / "metadata").read_text(encoding="utf-8"))
             return _Stored(fields, int(metadata["position"]), dict(metadata["checksums"]))
+
+    def _check_dtypes(self, step: int, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+        """Raises `UserError` if arrays have other types: Orbax would convert them, to other bits than were saved."""
+        saved, expected = _dtypes(stored), _dtypes(wanted)
+        for name in sorted(expected):
+            if saved[name] == expected[name]:
+                continue
+            x64 = jax.config.jax_enable_x64
+            remedy = f"JAX_ENABLE_X64 is {x64}, set it to {not x64}, as when the checkpoint was saved"
+            if saved[name].itemsize <= 4 and expected[name].itemsize <= 4:  # types of the experiment, such as bfloat16
+                remedy = "take the experiment that it was saved by"
+            raise UserError(f"{self._name}/{step}: {name} is {saved[name]}, and here {expected[name]}: {remedy}")
 
     def _damaged(self, step: int, reason: str) -> Damaged:
         return Damaged(f"{self._name}/{step} is damaged ({reason}): take an older one, or a copy of it")
@@ -237,6 +251,10 @@ def _is_environment_error(error: Exception) -> bool:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in flat_by_name(tree).items()}
+
+
+def _dtypes(tree: Any) -> dict[str, np.dtype]:
+    return {name: np.dtype(leaf.dtype) for name, leaf in flat_by_name(tree).items()}
 
 
 def checksums(tree: Any) -> Any:

@@ -136,6 +136,9 @@ def test_a_full_disk_is_named_however_the_error_is_wrapped():
     assert mentions("/x Permission denied").search(
         system_error_message(PermissionError(errno.EACCES, "Permission denied", "/x"))
     )
+    ended = RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search the logs above")
+    assert mentions("/dev/shm", "loader.workers").search(system_error_message(ended))
+    assert system_error_message(RuntimeError("Worker process was terminated with exit code -77")) is None
     assert system_error_message(ValueError("a bug")) is None
 
 

@@ -149,3 +149,20 @@ def test_a_state_saved_on_eight_devices_restores_on_eight_four_and_one(tmp_path)
     command = [sys.executable, "-m", "tests.training.restored", str(tmp_path)]
     done = subprocess.run(command, cwd=TINY.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_types_of_another_jax_enable_x64_are_named_and_nothing_is_set_aside(saved):
+    with jax.enable_x64(True):
+        wider = abstract()._replace(params=jax.tree.map(_as_float64, abstract().params))
+        checkpoints = Checkpoints(saved)
+        try:
+            with pytest.raises(UserError, match=mentions("JAX_ENABLE_X64", False, "params.model.a", "float32 float64")):
+                checkpoints.restore_newest(wider)
+        finally:
+            checkpoints.close()
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["1", "2"]
+    assert_is(restored(saved), 2)
+
+
+def _as_float64(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, jnp.float64, sharding=x.sharding)
