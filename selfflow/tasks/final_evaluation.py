@@ -1,6 +1,6 @@
 """The evaluation at the end of a run: losses with their linear baselines, probes, and samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,15 @@ from selfflow.autoencoders.config import can_decode
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
+from selfflow.data.dataset import Dataset
 from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
-from selfflow.media import images_only
+from selfflow.media import MEDIA, images_only
 from selfflow.noise import UniformTau
 from selfflow.objectives.flow import linear_baseline
 from selfflow.progress import Progress
 from selfflow.representation.probes.baselines import BaselineClips
-from selfflow.representation.probes.summary import Table, as_text, summary_table
+from selfflow.representation.probes.summary import Column, Table, as_text, columns_of, measures_of, summary_table
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.sampling.media_files import write_media, write_sheet
 from selfflow.training.metrics import read_metrics
@@ -56,15 +57,21 @@ def evaluate_run(
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
     # The targets of the probes are the ground truth of a data set, from video and audio.
-    probed = next((name for name, dataset in built.items() if dataset.settings.ground_truth is not None), None)
+    probed = next((name for name, dataset in built.items() if _has_probe_table(dataset.settings)), None)
     if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(setup.objective.modalities):
         table = _probe(setup, built[probed], source.latents[probed], state)
         summary["probes"] = {}
         for row, scores in table.items():
             summary["probes"][row] = {column: score._asdict() for column, score in scores.items()}
     summary["files"] = [str(file) for file in files]
-    _print(summary, experiment, workdir, None if table is None else as_text(table))
+    columns = columns_of(built[probed].settings.ground_truth) if table is not None else ()
+    _print(summary, experiment, workdir, table, columns)
     return summary
+
+
+def _has_probe_table(dataset: Dataset) -> bool:
+    truth = dataset.ground_truth
+    return truth is not None and bool(truth.columns) and {"video", "audio"} <= set(dataset.media_shapes())
 
 
 def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str, dict[str, float]]:
@@ -182,7 +189,9 @@ def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State
     )
 
 
-def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table: str | None) -> None:
+def _print(
+    summary: dict[str, Any], experiment: Experiment, workdir: Path, table: Table | None, columns: Sequence[Column]
+) -> None:
     print(f"\n{workdir}: {summary['steps']} steps done\n")
     print("Flow loss of the EMA (linear baseline: the best linear predictor of each channel)")
     for name, value in summary["flow_loss"].items():
@@ -204,8 +213,8 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
         student = next(iter(experiment.alignment.student_taps), "-")
         teacher = experiment.alignment.teacher_layer or "-"
         print(
-            f"\nProbes, test split, tau {experiment.final_evaluation.probe_tau} (accuracy; position and contacts: R^2; "
-            f"student reads block {student}, teacher block {teacher})\n{table}"
+            f"\nProbes, test split, tau {experiment.final_evaluation.probe_tau} ({measures_of(columns)}; "
+            f"student reads block {student}, teacher block {teacher})\n{as_text(table, columns)}"
         )
     _print_files([Path(file) for file in summary["files"]])
 
@@ -222,6 +231,6 @@ def _print_files(files: list[Path]) -> None:
         suffixes.add(file.suffix)
         if file.suffix == ".png":
             print(f"  {file}")
-    patterns = [f"*{suffix}" for suffix in (".mp4", ".wav") if suffix in suffixes]
+    patterns = [f"*{medium.suffix}" for medium in MEDIA.values() if medium.suffix in suffixes - {".png"}]
     if patterns:
         print(f"  {folder}/{' and '.join(patterns)}")

@@ -90,7 +90,10 @@ class FlowTask(TrainingTask):
         lines = [super().start_message(state)]
         for data, latents in self.source.latents.items():
             for m, quality in latents.manifest["quality"].items():
-                numbers = [f"{n.replace('_db', ' (dB)').replace('_', '-')} {value:.1f}" for n, value in quality.items()]
+                numbers = []
+                for n, value in quality.items():
+                    rounded = f"{value:.1f}" if "_db" in n else f"{value:.3g}"
+                    numbers.append(f"{n.replace('_db', ' (dB)').replace('_', '-')} {rounded}")
                 identity = latents.manifest["modalities"][m]["identity"]
                 lines.append(f"  {data}: {m} autoencoder {identity}: {', '.join(numbers)}")
             for m, identity in latents.features.items():
