@@ -22,6 +22,7 @@ from selfflow.representation.probes.baselines import BaselineClips
 from selfflow.representation.probes.summary import Table, as_text, summary_table
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.sampling.media_files import write_media, write_sheet
+from selfflow.tasks.check_end import probed_dataset
 from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State
 from selfflow.training.step import batch_size, sample_keys
@@ -55,9 +56,8 @@ def evaluate_run(
     summary["ema_decay"] = experiment.ema_decay
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
-    # The targets of the probes are the ground truth of a data set, from video and audio.
-    probed = next((name for name, dataset in built.items() if dataset.settings.ground_truth is not None), None)
-    if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(setup.objective.modalities):
+    probed = probed_dataset(setup, built)
+    if probed:
         table = _probe(setup, built[probed], source.latents[probed], state)
         summary["probes"] = {}
         for row, scores in table.items():

@@ -22,6 +22,7 @@ from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import bucket_url, url_of_copy
 from selfflow.storage.runs import open_for_training, upload_changes
 from selfflow.tasks.autoencoder import AutoencoderTask
+from selfflow.tasks.check_end import warn_of_space
 from selfflow.tasks.flow import FlowTask
 from selfflow.tasks.task import TrainingTask
 from selfflow.training.checkpoints import Checkpoints
@@ -126,6 +127,9 @@ def _create_or_resume(task: TrainingTask, data_dir: Path) -> tuple[Checkpoints, 
 
     run_on_all(lambda: create() if is_primary() else None)
     checkpoints = Checkpoints(folder, cadence.keep_last, cadence.keep_every)
+    if is_primary():
+        state_shapes = task.setup.abstract_state(task.mesh)
+        warn_of_space(folder, state_shapes, cadence, task.setup.experiment.steps, checkpoints.steps())
     if state is None:
         state = checkpoints.restore_newest(task.setup.abstract_state(task.mesh))
     return checkpoints, state
