@@ -26,4 +26,4 @@ def card(name: str) -> str:
     """
     if name not in DATASETS:
         raise UserError(f"there is no data set {name!r}; choose from {', '.join(DATASETS)}")
-    return importlib.resources.files(f"selfflow.data.{name}").joinpath("README.md").read_text("utf-8", encoding="utf-8")
+    return importlib.resources.files(f"selfflow.data.{name}").joinpath("README.md").read_text(encoding="utf-8")

@@ -31,12 +31,15 @@ class ProbeTargets(Protocol):
 
     Attributes:
       kinds: what each target has a value of, by its name.
+      columns: (target, source) of each column of the probe table at the end of training. A target is one of `kinds`
+        but of no time step, or a label that `of_clip` returns; a source is "video", "audio" or "both".
       features: features of a record that the methods read.
       seconds: duration of a record. The targets describe whole records, not cropped ones.
       box: side of the square that the video shows, in units of positions.
     """
 
     kinds: Mapping[str, TargetKind]
+    columns: tuple[tuple[str, str], ...]
     features: tuple[str, ...]
     seconds: float
     box: float

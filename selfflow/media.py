@@ -1,8 +1,7 @@
 """What each medium is: dtype and axes of its raw data, its rate, and how it is shown, written and compared.
 
-One entry of `MEDIA` describes a modality to all of the code. A new modality is one more entry and, where it is of a new
-kind, one function each for its preview and its file (`sampling/media_files.py`) and its reconstruction error
-(`autoencoders/quality.py`). Importing this module imports numpy alone.
+One entry of `MEDIA` describes a modality. "Adding a modality" in `autoencoders/README.md` lists what else it needs.
+Importing this module imports numpy alone.
 """
 
 from collections.abc import Iterable
@@ -48,6 +47,11 @@ class Medium:
     def is_visual(self) -> bool:
         """Whether a clip consists of RGB frames."""
         return self.axes[-1] == RGB
+
+    @property
+    def is_audio(self) -> bool:
+        """Whether a clip is a waveform of one channel."""
+        return self.axes == ("samples",)
 
     @property
     def has_time(self) -> bool:
@@ -116,7 +120,8 @@ MEDIA: dict[str, Medium] = {
             suffix=".wav",
             metrics=("snr_db", "log_mel_distance"),
         ),
-        # One vector of controls per video frame. Data sets store it; no autoencoder encodes it yet.
+        # One vector of controls per video frame. No data set has it as a modality and no autoencoder encodes it yet:
+        # the features `action` of Collisions and Atari are stored beside the media.
         Medium(
             name="action",
             dtype="float32",

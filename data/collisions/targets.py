@@ -24,6 +24,11 @@ class CollisionsTargets(ProbeTargets):
     kinds: Mapping[str, TargetKind] = MappingProxyType(
         {"shape": "class", "contacts": "number", "contact": "time_step", "position": "token", "velocity": "token"}
     )
+    columns = (
+        *((target, source) for target in ("material", "shape", "count") for source in ("video", "audio", "both")),
+        ("position", "video"),
+        ("contacts", "audio"),
+    )
     features = ("material", "count", "shapes", "positions", "velocities", "contacts")
 
     def __init__(self, seconds: float, box: float, frames_per_second: float):

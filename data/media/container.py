@@ -21,6 +21,8 @@ _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Formats whose headers contain a duration that is no estimate from the bit rate.
 _EXACT_DURATION = {"mov", "matroska", "avi", "flac", "asf", "flv", "aiff", "au"}
+UNKNOWN = "streams without a decoder"
+_JOINED = "joined files"
 HEIF = "an image in a HEIF or AVIF file"
 _ERRORS = (av.FFmpegError, ValueError)
 # Titles that are not UTF-8 are no reason to refuse a file. From version 19 on, PyAV accepts them.
@@ -36,6 +38,7 @@ class Container:
       video: index of the first video stream; None without video.
       audio: index of the first audio stream; None without audio.
       others: number of further video and audio streams.
+      unknown: number of video and audio streams without a decoder.
       has_display_times: whether the container stores when each frame of the video is shown.
       has_timestamps: whether it stores times at all.
       has_durations: whether it stores the duration of each frame, so that there are no gaps.
@@ -48,6 +51,7 @@ class Container:
     video: int | None
     audio: int | None
     others: int
+    unknown: int
     has_display_times: bool
     has_timestamps: bool
     has_durations: bool
@@ -71,10 +75,13 @@ def inspect_container(path: Path) -> Container:
         if "mov" in formats and brands & _IMAGE_BRANDS:
             raise Unusable(HEIF, "convert it to JPEG or PNG")
         video = audio = None
-        others = 0
+        others = unknown = 0
         # The first stream of each kind, as in players.
         for stream in container.streams:
-            if stream.type not in ("video", "audio") or stream.codec_context is None:
+            if stream.type not in ("video", "audio"):
+                continue
+            if stream.codec_context is None:
+                unknown += 1
                 continue
             if stream.disposition & av.stream.Disposition.attached_pic:  # the cover of an album
                 continue
@@ -85,7 +92,7 @@ def inspect_container(path: Path) -> Container:
             else:
                 others += 1
         if video is None and audio is None:
-            raise Unusable("neither video nor audio")
+            raise Unusable(UNKNOWN if unknown else "neither video nor audio")
         start = (container.start_time or 0) / av.time_base
         has_timestamps = not container.format.flags & _NO_TIMESTAMPS
         has_display_times, decoder = has_timestamps, None
@@ -100,6 +107,7 @@ def inspect_container(path: Path) -> Container:
             video=video,
             audio=audio,
             others=others,
+            unknown=unknown,
             has_display_times=has_display_times,
             has_timestamps=has_timestamps,
             has_durations="mov" in formats,
@@ -195,16 +203,17 @@ def decoded_frames(
         yield from frames
 
 
-def is_joined(path: Path) -> bool:
-    """Whether a WAV or MP4 file is followed by another in the same file, which no decoder reads."""
+def note_structure(path: Path, notes: Notes) -> None:
+    """Remarks on what no decoder reads: a second WAV or MP4 file in the same file, and the end of an incomplete MP4."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF" and head[8:] == b"WAVE":
             file.seek(int.from_bytes(head[4:8], "little") + 8)
-            return file.read(4) == b"RIFF"
+            if file.read(4) == b"RIFF":
+                notes.add(_JOINED, "the first is used")
         if head[4:8] != b"ftyp":
-            return False
+            return
         # The boxes of an mp4: size and name, then contents.
         position, movies = 0, 0
         while position + 8 <= size:
@@ -218,7 +227,10 @@ def is_joined(path: Path) -> bool:
             if length < 8:
                 break
             position += length
-        return movies > 1
+        if movies > 1:
+            notes.add(_JOINED, "the first is used")
+        if position > size:
+            notes.add("incomplete file", f"{position - size} bytes of a part are missing")
 
 
 def _header_seconds(container: "av.container.InputContainer", path: Path) -> float | None:

@@ -1,5 +1,6 @@
 """Cuts a media file into clips."""
 
+import itertools
 import mimetypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from PIL import Image
 
 from selfflow.data.media import Media
 from selfflow.data.media.audio import AudioWindow, audio_chunks, soundfile_chunks, to_int16
-from selfflow.data.media.container import inspect_container, is_joined
+from selfflow.data.media.container import UNKNOWN, inspect_container, note_structure
 from selfflow.data.media.image import animation, as_image, is_animated, open_image
 from selfflow.data.media.video import LONGEST_FRAME, Frame, video_frames
 from selfflow.data.report import Notes, Unusable
@@ -97,13 +98,25 @@ def _container_clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
     source = inspect_container(path)
     if source.others:
         notes.add("several video or audio streams", f"the first of each is used, {source.others} are not")
-    if is_joined(path):
-        notes.add("joined files", "the first is used")
+    if source.unknown:
+        notes.add(UNKNOWN, f"{source.unknown} streams")
+    note_structure(path, notes)
     audio = None if source.audio is None else AudioWindow(audio_chunks(source, media.sample_rate, notes))
     if source.video is None:
         return _audio_clips(audio, media, notes, source.seconds)
     frames = video_frames(source, media.size, 0.5 / media.frames_per_second, notes)
-    return _video_clips(frames, audio, media, notes, source.seconds)
+
+    def any_clips() -> Iterator[Clip]:
+        first = next(frames, None)
+        if first is None and audio is not None:
+            notes.add("no frame could be decoded", "used as audio")
+            yield from _audio_clips(audio, media, notes, source.seconds)
+        else:
+            yield from _video_clips(
+                itertools.chain([first] if first else [], frames), audio, media, notes, source.seconds
+            )
+
+    return any_clips()
 
 
 def _soundfile_clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:

@@ -112,7 +112,8 @@ def rgb(image: Image.Image, notes: Notes | None = None) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    # A conversion to the same mode would copy the pixels.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:

@@ -46,14 +46,12 @@ class _FrameReader:
       reformatter: one for all frames, because making one is slower than using it.
       aspect: width of a pixel over its height.
       size: height and width of the result.
-      transfer: number of the transfer function in ITU-T H.273.
       alpha_is_padding: whether the fourth byte of a pixel means nothing.
     """
 
     reformatter: VideoReformatter
     aspect: float
     size: int
-    transfer: int
     alpha_is_padding: bool
 
     def frame(self, start: float, end: float, source: av.VideoFrame, next_start: float | None = None) -> Frame:
@@ -70,7 +68,7 @@ class _FrameReader:
         pixels, transposed = _upright(pixels, source)
         image = rgb(Image.fromarray(pixels))
         pixels = crop_square(image, self.size, 1 / self.aspect if transposed else self.aspect)
-        return to_sdr(pixels, self.transfer)
+        return to_sdr(pixels, int(source.color_trc))
 
 
 def _upright(pixels: np.ndarray, source: av.VideoFrame) -> tuple[np.ndarray, bool]:
@@ -102,7 +100,6 @@ def video_frames(source: Container, size: int, longest_lead: float, notes: Notes
             reformatter=VideoReformatter(),
             aspect=float(stream.sample_aspect_ratio or 1),
             size=size,
-            transfer=int(stream.codec_context.color_trc),
             # Uncompressed AVI has pixels of 32 bits whose upper byte is not used.
             alpha_is_padding=container.format.name == "avi" and stream.codec_context.name == "rawvideo",
         )

@@ -235,7 +235,7 @@ class Diffusers(TemporalConfig):
 
 @dataclass(frozen=True)
 class Precomputed(TemporalConfig):
-    """An autoencoder that is unavailable, of precomputed latents (`selfflow data build latents`).
+    """An autoencoder that is unavailable, of precomputed latents (`selfflow data build latent_files`).
 
     It neither encodes nor decodes.
     """

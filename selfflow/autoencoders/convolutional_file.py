@@ -51,7 +51,8 @@ def read_config(path: Path, modality: str) -> Convolutional:
       UserError: if there is none, or it is one of other modalities.
     """
     network, rate, _ = read(path, weights=False)
-    if network.is_visual != medium_of(modality).is_visual:
+    medium = medium_of(modality)
+    if not (medium.is_visual if network.is_visual else medium.is_audio):
         encodes = "images and video" if network.is_visual else "audio"
         raise UserError(f"{path} is an autoencoder of {encodes}: give one of {modality}")
     return Convolutional(

@@ -1,6 +1,7 @@
 """Loads autoencoders: one function maps a config to its implementation, so that configs import nothing heavy."""
 
 from pathlib import Path
+from typing import assert_never
 
 from selfflow.autoencoders.config import (
     SDVAE,
@@ -9,6 +10,9 @@ from selfflow.autoencoders.config import (
     Convolutional,
     Diffusers,
     Flux2VAE,
+    LogMel,
+    MdctPCA,
+    PatchPCA,
     Precomputed,
 )
 from selfflow.errors import UserError
@@ -43,9 +47,11 @@ def load_autoencoder(config: AnyAutoencoder, path: Path) -> Autoencoder:
                 f"the autoencoder {config.name} is present as latents alone and cannot decode: name its weights, as "
                 f"with --autoencoder.{config.modalities[0]} NAME=PATH"
             )
-        case _:
+        case PatchPCA() | MdctPCA() | LogMel():
             from safetensors.numpy import load_file
 
             from selfflow.autoencoders.linear import LinearAutoencoder
 
             return LinearAutoencoder(config, load_file(path))
+        case _:
+            assert_never(config)

@@ -50,6 +50,8 @@ def parse_autoencoder(text: str, modality: str, previous: AnyAutoencoder | None 
         raise UserError(f"{flag} {text}: weights are read from local disks: copy {path} to one")
     if config is Convolutional:
         return _convolutional(Path(path).expanduser(), modality, previous)
+    if config not in (SDVAE, Flux2VAE):
+        raise UserError(f"{flag} {text}: {name} has no form NAME=PATH: write its fields in an experiment file")
     return _image_autoencoder(config, path, f"{flag} {text}", previous)
 
 

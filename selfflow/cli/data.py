@@ -10,6 +10,7 @@ import tyro
 
 from selfflow.cli.folders import refuse_bucket
 from selfflow.errors import UserError, check_at_least, did_you_mean
+from selfflow.media import MEDIA
 from selfflow.storage.paths import data_folder
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class NoOptions:
 class Build:
     """Flags of `selfflow data build`."""
 
-    autoencoder: dict[str, str] = field(default_factory=lambda: {"image": "", "video": "", "audio": ""})
+    autoencoder: dict[str, str] = field(default_factory=lambda: dict.fromkeys(MEDIA, ""))
     """Also encode a modality by an autoencoder, NAME or NAME=PATH, such as sd-vae=sd-vae.safetensors. Experiments with
     the same autoencoders use these latents."""
 

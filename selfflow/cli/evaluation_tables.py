@@ -54,7 +54,7 @@ def _cell(value: Value | None) -> str:
 
 
 def _print_metric(metric: Metric, by_row: dict[str, dict[str, Value]]) -> None:
-    """One line for each key of a metric, one column for each set of samples, with the number of clips."""
+    """One line for each key of a metric, one column for each set of samples, with the number of clips if known."""
     print(f"\n{metric.title}: {metric.unit}; {metric.better} is better; in brackets the number of clips")
     keys = dict.fromkeys(key for values in by_row.values() for key in values)
     cells = {}
@@ -64,9 +64,10 @@ def _print_metric(metric: Metric, by_row: dict[str, dict[str, Value]]) -> None:
 
 
 def _cell_with_count(value: Value | None) -> str:
-    if value is None or not value.count:
+    if value is None or value.count == 0:
         return "-"
-    return f"{value.value:.2f} ({value.count})"
+    number = f"{value.value:.2f}" if value.error is None else f"{value.value:.2f} +- {value.error:.2g}"
+    return number if value.count is None else f"{number} ({value.count})"
 
 
 def print_table(header: list[str], rows: dict[str, list[str]]) -> None:

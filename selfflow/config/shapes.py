@@ -169,7 +169,7 @@ def _cut(experiment: AutoencoderExperiment, name: str) -> Cut:
     if m not in data.media_shapes():
         raise UserError(f"{where}.modalities names {m}, which {data.kind} does not have")
     medium, media = medium_of(m), _media(data, m, component, name)
-    if medium.is_visual != network.is_visual:
+    if not (medium.is_visual if network.is_visual else medium.is_audio):
         kind = "images and video" if network.is_visual else "audio"
         raise UserError(f"{where}.modalities names {m}, but the strides of the network are those of {kind}")
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from selfflow.errors import UserError
 from selfflow.evaluation import metrics
 from selfflow.evaluation.accumulate import Accumulator, Statistics
 from selfflow.evaluation.distances import frechet
@@ -108,7 +109,7 @@ class SampleMetrics:
             numbers[key] = value.value
             if value.error is not None:
                 name, _, rest = key.partition("/")
-                numbers[f"{name}_error/{rest}"] = value.error
+                numbers[f"{name}_error/{rest}" if rest else f"{name}_error"] = value.error
         # JSON has no NaN.
         return {key: number for key, number in numbers.items() if math.isfinite(number)}
 
@@ -123,6 +124,9 @@ def sample_metrics(reference: Reference, accumulated: SampleAccumulator) -> Samp
     Args:
       reference: features of real samples; feature spaces without a reference are left out.
       accumulated: of the samples.
+
+    Raises:
+      UserError: if a metric needs something else than features, media or clips.
     """
     comparisons, values = {}, {}
     for space, features in accumulated.features.items():
@@ -133,6 +137,8 @@ def sample_metrics(reference: Reference, accumulated: SampleAccumulator) -> Samp
             for name, value in comparisons[space].values.items():
                 values[f"{name}/{suffix}"] = value
     for metric in metrics.METRICS:
+        if metric.needs not in ("features", "media", "clips"):
+            raise UserError(f"metric {metric.name}: needs is {metric.needs!r}: give 'features', 'media' or 'clips'")
         if metric.needs == "clips" and accumulated.clips is not None and accumulated.clips.tracked:
             values |= metric.compute(accumulated.clips)
         elif metric.needs == "media" and metric.name in accumulated.per_clip:

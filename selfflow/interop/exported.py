@@ -149,7 +149,7 @@ def _verify(folder: Path) -> None:
 
 def _read_description(path: Path) -> Description:
     try:
-        data = json.loads(path.read_text("utf-8", encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): copy the folder again") from None
     return from_json(data, Description, str(path))

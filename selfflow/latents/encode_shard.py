@@ -21,6 +21,7 @@ from selfflow.latents.features import encode_features, features_key
 from selfflow.latents.ids import encode_ids
 from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord
 from selfflow.latents.store import CAPTION
+from selfflow.media import medium_of
 from selfflow.modality import Modality
 from selfflow.storage.atomic import atomic_write
 from selfflow.storage.lock import try_lock
@@ -189,12 +190,13 @@ def _encode_media(autoencoder: Autoencoder | None, m: str, records: dict[int, di
             stored[i] = record[m], std if std.any() else None
         return stored
     media = {i: record[m] for i, record in records.items()}
+    medium = medium_of(m)
     results: dict[int, Any] = {}
     for numbers in _batches(media, autoencoder.batch_size):
         first = media[numbers[0]]  # media of one batch have one shape
         try:
-            if first.ndim == 1 and first.shape[0] < autoencoder.config.temporal_stride:
-                raise UserError(f"it lasts {first.shape[0]} samples, less than a latent frame")
+            if not medium.is_visual and first.shape[0] < autoencoder.config.temporal_stride:
+                raise UserError(f"it lasts {first.shape[0]} {medium.unit}, less than a latent frame")
             if autoencoder.batch_size == 1:
                 results[numbers[0]] = autoencoder.encode_distribution(first)
             else:

@@ -16,6 +16,7 @@ from selfflow.latents.features import encoder_metadata
 from selfflow.latents.fit_autoencoder import link_or_copy, sample_records
 from selfflow.latents.shard import EncodeJob, Shard, SkippedRecord, skipped_records
 from selfflow.latents.store import MANIFEST
+from selfflow.media import medium_of
 from selfflow.serialization import to_json
 from selfflow.storage.atomic import atomic_write
 
@@ -107,8 +108,9 @@ def _quality(job: EncodeJob) -> dict[str, dict[str, float]]:
         stride = fitted.config.temporal_stride
         records = sample_records(built, split, m, _QUALITY_RECORDS, stride, largest=_QUALITY_BYTES)
         if records:
-            materials = list(built.metadata.get("materials", []))
-            rate = built.settings.sample_rate
+            has_materials = all("material" in record for record in records)
+            materials = list(built.metadata.get("materials", [])) if has_materials else []
+            rate = medium_of(m).rate(built.settings)
             quality[m] = reconstruction_quality(fitted.autoencoder(), records, m, rate, materials)
     return quality
 

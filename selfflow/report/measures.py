@@ -192,9 +192,12 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
             names.update(dict.fromkeys(result["rows"]["samples"]))
         for name in names:
             metric = metric_of(name)
-            if "layer" in name.partition("/")[2]:
+            if metric is None:
+                continue
+            features = name.removeprefix(f"{metric.name}/").removeprefix("FD-")
+            if metric.needs == "features" and features.startswith("layer"):
                 own_layer = True
-            elif metric is not None:
+            else:
                 scores = []
                 for run, result in results.items():
                     scores.append((members[run], _number(result["rows"]["samples"].get(name))))

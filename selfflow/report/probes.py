@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from selfflow.data.dataset import TargetKind
 from selfflow.errors import UserError
 from selfflow.report.study import Member, Study
 from selfflow.representation.comparison import read_rows
 from selfflow.representation.probes.probe_run import Row
-from selfflow.representation.probes.summary import REGRESSED
 
 END_OF_RUN = "end-of-run"
 """The probe of the table in `summary.json`."""
@@ -110,6 +110,10 @@ def _identity(row: Row) -> tuple:
 def _summary_rows(member: Member) -> Iterable[Row]:
     """The probe table of `summary.json` as rows, one for each block and column."""
     settings = member.run.experiment.final_evaluation
+    kinds: dict[str, TargetKind] = {}
+    for dataset in member.run.experiment.data.values():
+        if dataset.ground_truth is not None:
+            kinds |= dataset.ground_truth.kinds
     for name in member.keys("probes"):
         match = _BLOCK.fullmatch(name)
         if not match:
@@ -133,7 +137,7 @@ def _summary_rows(member: Member) -> Iterable[Row]:
                 tau=settings.probe_tau,
                 layer=int(match[2]),
                 probe=END_OF_RUN,
-                metric="r2" if target in REGRESSED else "balanced_accuracy",
+                metric="balanced_accuracy" if kinds.get(target, "class") == "class" else "r2",
                 setting=math.nan,
                 validation=validation,
                 test=test,
@@ -141,6 +145,6 @@ def _summary_rows(member: Member) -> Iterable[Row]:
                 high=math.nan,
                 chance=member.score("probes", "chance", column, "test") or 0.0,
                 split="test",
-                train_n=settings.probe_clips if target != "position" else 0,
+                train_n=settings.probe_clips if kinds.get(target) != "token" else 0,
                 test_n=0,
             )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from selfflow.media import MEDIA
 from selfflow.report.study import Member, Study
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str])
     for member in members:
         files = list(_files_of_run(member, count))
         if files:
+            folder = files[0].path.parent
+            for suffix in sorted({medium.suffix for medium in MEDIA.values()} - set(_TYPES)):
+                if any(folder.glob(f"*{suffix}")):
+                    notes.append(f"{arm}: a page cannot show samples in {suffix} files; see its sheets")
             return files
     if members:
         notes.append(f"{arm}: no samples of its last step")

@@ -56,6 +56,8 @@ def encode_files(
         for m in names:
             if m not in media:
                 raise UserError(f"--context {request.text}: this run has no autoencoder that encodes {m}")
+            if not (medium_of(m).is_visual or medium_of(m).is_audio):
+                raise UserError(f"--context {request.text}: files of {m} are not read: give image, video or audio")
         try:
             clips = _read_media(request, names, media)
         except UserError as error:

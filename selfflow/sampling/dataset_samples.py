@@ -8,12 +8,14 @@ import numpy as np
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
+from selfflow.media import MEDIA
 from selfflow.sampling.media_files import write_media, write_sheet
 
 _IMAGES_PER_ROW = 8
 _MAX_RECORDS = 2000  # searched for samples of each kind
-# Kinds of clips, and their modalities.
-_CLIPS = {"video with audio": ("video", "audio"), "video": ("video",), "audio": ("audio",)}
+# Kinds of clips, and their modalities: those of media that are neither video nor audio are written alone.
+_OTHERS = tuple(m for m, medium in MEDIA.items() if medium.has_time and m not in ("video", "audio"))
+_CLIPS = {"video with audio": ("video", "audio"), "video": ("video",), "audio": ("audio",)} | {m: (m,) for m in _OTHERS}
 
 
 class DatasetSamples(NamedTuple):
@@ -44,7 +46,7 @@ def write_dataset_samples(built: BuiltDataset, out: Path, count: int) -> Dataset
         raise UserError(f"{built.folder}: no record of train is readable: run `selfflow data verify`")
     out.mkdir(parents=True, exist_ok=True)
     settings = built.settings
-    rates = {"video": settings.frames_per_second, "audio": settings.sample_rate}
+    rates = {m: medium.rate(settings) for m, medium in MEDIA.items()}
     files: list[Path] = []
     if any(records[kind] for kind in _CLIPS):
         files.append(out / "clips.png")
@@ -105,9 +107,10 @@ def _sample_records(built: BuiltDataset, counts: dict[str, int]) -> dict[str, li
 
 
 def _kinds(present: dict[str, bool]) -> list[str]:
-    """Kinds of samples that a record is: at most one kind of clip, and an image."""
+    """Kinds of samples that a record is: at most one of video and audio, every other clip, and an image."""
     timed = tuple(m for m in ("video", "audio") if present.get(m))
     kinds = [kind for kind, modalities in _CLIPS.items() if modalities == timed]
+    kinds += [m for m in _OTHERS if present.get(m)]
     if present.get("image"):
         kinds.append("image")
     return kinds

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from selfflow.autoencoders.config import can_decode
-from selfflow.config.setup import FlowSetup
+from selfflow.config.setup import AutoencoderSetup, FlowSetup, Setup
 from selfflow.config.shapes import MediaSpec
 from selfflow.data.built import BuiltDataset
 from selfflow.errors import UserError, system_error_message
@@ -36,39 +36,47 @@ def check_latents(source: BatchSource) -> None:
                 )
 
 
-def check_samples(setup: FlowSetup, source: BatchSource, folder: Path) -> None:
-    """Loads the autoencoders that decode samples, and writes a blank sample of each component.
-
-    Args:
-      setup: of the experiment.
-      source: latents of the run.
-      folder: where files are written for a moment.
+def check_decoders(setup: FlowSetup, source: BatchSource) -> None:
+    """Loads the autoencoders that decode samples.
 
     Raises:
-      UserError: naming the component, if a package, weights, a codec or a folder is missing.
+      UserError: if a package or weights are missing.
     """
-    autoencoders = setup.experiment.autoencoders
-    for name, component in setup.experiment.mixture.items():
-        decodable = {}
-        for m in source.modalities[name]:
-            if can_decode(autoencoders[m]):
-                source.latents[component.data].autoencoder(m, autoencoders[m])
-                decodable[m] = setup.media[name][m]
-        if decodable:
-            check_files(name, decodable, folder)
+    for component in setup.experiment.mixture.values():
+        for m in component.modalities:
+            config = setup.experiment.autoencoders[m]
+            if can_decode(config):
+                source.latents[component.data].autoencoder(m, config)
 
 
-def check_files(component: str, media: Mapping[str, MediaSpec], folder: Path, clips: bool = True) -> None:
-    """Writes a sheet and files of one blank clip, and removes them.
+def check_sample_files(setup: Setup) -> None:
+    """Writes a blank sample of each component to a temporary folder, as the final evaluation does.
+
+    Raises:
+      UserError: naming the component, as `check_files`.
+    """
+    if isinstance(setup, FlowSetup):
+        for name, media in setup.media.items():
+            decodable = {m: spec for m, spec in media.items() if can_decode(setup.experiment.autoencoders[m])}
+            if decodable:
+                check_files(name, decodable)
+    elif isinstance(setup, AutoencoderSetup):
+        for name, cut in setup.cuts.items():
+            (m,) = setup.experiment.mixture[name].modalities
+            shape = medium_of(m).from_sequence(np.zeros(cut.shape, np.uint8)).shape
+            check_files(name, {m: MediaSpec(shape, setup.objective.rate)}, clips=False)
+
+
+def check_files(component: str, media: Mapping[str, MediaSpec], clips: bool = True) -> None:
+    """Writes a sheet and files of one blank clip to a temporary folder.
 
     Args:
       component: name of the component.
       media: of the clip, by modality.
-      folder: where files are written for a moment.
       clips: whether clips are written as files, too, and not on the sheet alone.
 
     Raises:
-      UserError: naming the component, if that fails: a codec, font or cache folder that is missing.
+      UserError: naming component, size and rate, if that fails: a codec, a font or a cache folder is missing.
     """
     clip, rates = {}, {}
     for m, spec in media.items():
@@ -78,15 +86,16 @@ def check_files(component: str, media: Mapping[str, MediaSpec], folder: Path, cl
             shape = (min(_SHOWN_FRAMES, shape[0]), *shape[1:])
         clip[m], rates[m] = np.zeros(shape, medium.dtype), spec.rate
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".check-") as blank:
-            write_sheet(Path(blank) / "sheet.png", {"sample": {m: x[None] for m, x in clip.items()}}, rates, component)
+        with tempfile.TemporaryDirectory(prefix="selfflow-") as folder:
+            write_sheet(Path(folder) / "sheet.png", {"sample": {m: x[None] for m, x in clip.items()}}, rates, component)
             if clips and not images_only(media):
-                write_media(Path(blank) / "clip", clip, rates)
+                write_media(Path(folder) / "clip", clip, rates)
     except Exception as error:  # libraries of codecs, fonts and compiled functions raise errors of many kinds
-        sizes = ", ".join(f"{m} {spec.shape} at {spec.rate:g}/s" for m, spec in media.items())
+        sizes = ", ".join(f"{m} of {' x '.join(map(str, spec.shape))} at {spec.rate:g} Hz" for m, spec in media.items())
         reason = system_error_message(error) or f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
-            f"mixture.{component}: samples cannot be written at the end of the run ({sizes}): {reason}"
+            f"mixture.{component}: samples cannot be written at the end of the run ({sizes}): {reason}. Install av, "
+            "soundfile and matplotlib from PyPI, or make the media smaller"
         ) from error
 
 
@@ -109,7 +118,11 @@ def probed_dataset(setup: FlowSetup, built: Mapping[str, BuiltDataset]) -> str:
     # The targets of the probes are the ground truth of a data set, from video and audio.
     if not setup.experiment.final_evaluation.probe_clips or not {"video", "audio"} <= set(setup.objective.modalities):
         return ""
-    return next((name for name, dataset in built.items() if dataset.settings.ground_truth is not None), "")
+    for name, dataset in built.items():
+        truth = dataset.settings.ground_truth
+        if truth is not None and truth.columns and {"video", "audio"} <= set(dataset.settings.media_shapes()):
+            return name
+    return ""
 
 
 def warn_of_space(folder: Path, state: State, cadence: Cadence, steps: int, saved: Iterable[int]) -> None:

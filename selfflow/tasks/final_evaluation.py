@@ -1,6 +1,6 @@
 """The evaluation at the end of a run: losses with their linear baselines, probes, and samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
 from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
-from selfflow.media import images_only
+from selfflow.media import MEDIA, images_only
 from selfflow.noise import UniformTau
 from selfflow.objectives.flow import linear_baseline
 from selfflow.progress import Progress
 from selfflow.representation.probes.baselines import BaselineClips
-from selfflow.representation.probes.summary import Table, as_text, summary_table
+from selfflow.representation.probes.summary import Column, Table, as_text, columns_of, measures_of, summary_table
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.sampling.media_files import write_media, write_sheet
 from selfflow.tasks.check_end import probed_dataset
@@ -63,7 +63,8 @@ def evaluate_run(
         for row, scores in table.items():
             summary["probes"][row] = {column: score._asdict() for column, score in scores.items()}
     summary["files"] = [str(file) for file in files]
-    _print(summary, experiment, workdir, None if table is None else as_text(table))
+    columns = columns_of(built[probed].settings.ground_truth) if table is not None else ()
+    _print(summary, experiment, workdir, table, columns)
     return summary
 
 
@@ -182,7 +183,9 @@ def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State
     )
 
 
-def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table: str | None) -> None:
+def _print(
+    summary: dict[str, Any], experiment: Experiment, workdir: Path, table: Table | None, columns: Sequence[Column]
+) -> None:
     print(f"\n{workdir}: {summary['steps']} steps done\n")
     print("Flow loss of the EMA (linear baseline: the best linear predictor of each channel)")
     for name, value in summary["flow_loss"].items():
@@ -204,8 +207,8 @@ def _print(summary: dict[str, Any], experiment: Experiment, workdir: Path, table
         student = next(iter(experiment.alignment.student_taps), "-")
         teacher = experiment.alignment.teacher_layer or "-"
         print(
-            f"\nProbes, test split, tau {experiment.final_evaluation.probe_tau} (accuracy; position and contacts: R^2; "
-            f"student reads block {student}, teacher block {teacher})\n{table}"
+            f"\nProbes, test split, tau {experiment.final_evaluation.probe_tau} ({measures_of(columns)}; "
+            f"student reads block {student}, teacher block {teacher})\n{as_text(table, columns)}"
         )
     _print_files([Path(file) for file in summary["files"]])
 
@@ -222,6 +225,6 @@ def _print_files(files: list[Path]) -> None:
         suffixes.add(file.suffix)
         if file.suffix == ".png":
             print(f"  {file}")
-    patterns = [f"*{suffix}" for suffix in (".mp4", ".wav") if suffix in suffixes]
+    patterns = [f"*{medium.suffix}" for medium in MEDIA.values() if medium.suffix in suffixes - {".png"}]
     if patterns:
         print(f"  {folder}/{' and '.join(patterns)}")

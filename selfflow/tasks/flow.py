@@ -16,7 +16,7 @@ from selfflow.run.init_state import frozen_of_runs
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.prepare_data import autoencoder_files, dataset_provenance, latents_hash, prepare_data
 from selfflow.run.run import Run
-from selfflow.tasks.check_end import check_latents, check_probes, check_samples
+from selfflow.tasks.check_end import check_decoders, check_latents, check_probes
 from selfflow.tasks.final_evaluation import evaluate_run
 from selfflow.tasks.sample_evaluation import SampleEvaluation
 from selfflow.tasks.task import TrainingTask
@@ -92,14 +92,17 @@ class FlowTask(TrainingTask):
         check_latents(self.source)
         check_probes(self.setup, self.source, self._built)
         if is_primary():
-            check_samples(self.setup, self.source, self.folder)
+            check_decoders(self.setup, self.source)
 
     def start_message(self, state: State) -> str:
         experiment = self.setup.experiment
         lines = [super().start_message(state)]
         for data, latents in self.source.latents.items():
             for m, quality in latents.manifest["quality"].items():
-                numbers = [f"{n.replace('_db', ' (dB)').replace('_', '-')} {value:.1f}" for n, value in quality.items()]
+                numbers = []
+                for n, value in quality.items():
+                    rounded = f"{value:.1f}" if "_db" in n else f"{value:.3g}"
+                    numbers.append(f"{n.replace('_db', ' (dB)').replace('_', '-')} {rounded}")
                 identity = latents.manifest["modalities"][m]["identity"]
                 lines.append(f"  {data}: {m} autoencoder {identity}: {', '.join(numbers)}")
             for m, identity in latents.features.items():

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.data.media_files import decode, reason, tone, write_video
+from selfflow.data.media.decode import clips
+from selfflow.data.report import Notes, Unusable
+from tests.data.media_files import SMALL, decode, reason, tone, write_video
 
 
 def encoded(frequency, rate, format, subtype, channels=1):
@@ -45,13 +47,21 @@ def test_what_cannot_be_read_of_joined_files_is_counted(tmp_path):
     (tmp_path / "two.mp4").write_bytes(mp4 + mp4)
     assert len(decode(tmp_path / "two.mp4")[0]) == 3 and "joined files" in decode(tmp_path / "two.mp4")[1]
     assert not decode(tmp_path / "one.mp4")[1]
+    mkv = write_video(tmp_path / "one.mkv").read_bytes()
+    (tmp_path / "two.mkv").write_bytes(mkv + mkv)
+    decoded, notes = decode(tmp_path / "two.mkv")
+    assert len(decoded) == 3 and {"timestamps that run backwards", "audio timestamps that run backwards"} <= set(notes)
 
 
 @pytest.mark.parametrize("name", ["opposite.wav", "opposite.flac", "opposite.ogg", "opposite.mp3"])
 def test_channels_of_opposite_phase_are_named(tmp_path, name):
     wave = tone(44_100)
     soundfile.write(tmp_path / name, np.stack([wave, -wave], 1), 44_100)
-    assert reason(tmp_path / name) in ("digital silence", "channels of opposite phase")
+    assert reason(tmp_path / name) == "digital silence"
+    notes = Notes()
+    with pytest.raises(Unusable):
+        list(clips(tmp_path / name, SMALL, notes))
+    assert [remark.reason for remark in notes.remarks("")] == ["channels of opposite phase, silence in one channel"]
     # Of two thirds that do not cancel, one stays.
     soundfile.write(tmp_path / name, np.stack([wave, -wave / 3], 1), 44_100)
     decoded, notes = decode(tmp_path / name)

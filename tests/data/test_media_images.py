@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from selfflow.data.media.read import read_image
 from selfflow.errors import UserError
@@ -172,6 +172,9 @@ def test_the_default_image_of_an_animation_is_no_frame(tmp_path):
     assert corners(read_image(tmp_path / "a.png", 16))[0] == (1, 0, 0)
 
 
+@pytest.mark.skipif(
+    not features.check("avif"), reason="this Pillow does not write AVIF, with which the test makes HEIF"
+)
 @pytest.mark.parametrize("name", ["photo.heic", "photo.heif", "photo", "photo.mp4"])
 def test_images_in_iso_media_files_are_refused_by_name(tmp_path, name):
     Image.fromarray(quadrants(512, 512)).save(tmp_path / "a.avif")

@@ -270,3 +270,39 @@ def test_parts_of_a_file_that_are_not_used_are_counted(tmp_path):
     pages = [Image.new("L", (16, 16), level) for level in (50, 100, 200)]
     pages[0].save(tmp_path / "pages.tiff", save_all=True, append_images=pages[1:])
     assert decode(tmp_path / "pages.tiff")[1] == {"several pages": "the first of 3 is used"}
+
+
+def test_audio_of_a_file_whose_video_has_no_frames(tmp_path):
+    whole = write_video(tmp_path / "whole.mkv", codec="libx264")
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "audio.mkv"), "w") as target:
+        copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None and packet.stream.type == "audio":
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    decoded, notes = decode(tmp_path / "audio.mkv")
+    assert len(decoded) == 3 and decoded[0].video is None and "no frame could be decoded" in notes
+    # A codec that this FFmpeg does not know.
+    (tmp_path / "unknown.mkv").write_bytes(whole.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_MPEG9/ISO/XXX"))
+    decoded, notes = decode(tmp_path / "unknown.mkv")
+    assert len(decoded) == 3 and decoded[0].video is None and notes == {"streams without a decoder": "1 streams"}
+
+
+def test_a_recording_that_was_cut_is_used_with_a_remark(tmp_path):
+    with av.open(str(tmp_path / "whole.mp4"), "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
+        stream = container.add_stream(
+            "libx264", rate=5, width=64, height=48, pix_fmt="yuv420p", options={"g": "5", "bf": "0"}
+        )
+        for number, x in enumerate(ramp()):
+            frame = av.VideoFrame.from_ndarray(x, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 5)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    data = (tmp_path / "whole.mp4").read_bytes()
+    assert len(decode(tmp_path / "whole.mp4", SLOW)[0]) == 3 and not decode(tmp_path / "whole.mp4", SLOW)[1]
+    # Within the last of three fragments.
+    (tmp_path / "cut.mp4").write_bytes(data[: data.rindex(b"mdat") + 10])
+    decoded, notes = decode(tmp_path / "cut.mp4", SLOW)
+    assert len(decoded) == 2 and "incomplete file" in notes
+    for number, clip in enumerate(decoded):
+        np.testing.assert_allclose(clip.video.mean((1, 2, 3)), 20 + 15 * (5 * number + np.arange(5)), atol=5)

@@ -7,14 +7,17 @@ import json
 import numpy as np
 import pytest
 
+from selfflow.cli.evaluation_tables import print_report
 from selfflow.config.files import load_experiment
+from selfflow.errors import UserError
 from selfflow.evaluation import metrics
 from selfflow.evaluation.compare import Comparison, SampleMetrics, sample_metrics
 from selfflow.evaluation.config import Evaluation
 from selfflow.evaluation.metrics.metric import Value
 from selfflow.evaluation.samples import EvaluationSetup, SampleAccumulator
 from selfflow.run.run import open_run
-from tests.conftest import TINY
+from selfflow.tasks.evaluate_samples import SAMPLES, SampleReport
+from tests.conftest import TINY, mentions
 
 
 class Brightness:
@@ -92,6 +95,38 @@ def test_numbers_hold_errors_and_no_nan():
     result = SampleMetrics(values, {})
     assert result.numbers() == {"kid/A/image": 0.5, "kid_error/A/image": 0.1}
     assert result.counts() == {"physics/time": 0}
+
+
+def test_the_error_of_a_metric_without_parts():
+    assert SampleMetrics({"sharpness": Value(2.0, error=0.5)}, {}).numbers() == {
+        "sharpness": 2.0,
+        "sharpness_error": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    "value, cell",
+    [
+        (Value(2.0), "2.00"),
+        (Value(2.0, error=0.25), "2.00 +- 0.25"),
+        (Value(2.0, count=3), "2.00 (3)"),
+        (Value(2.0, error=0.25, count=3), "2.00 +- 0.25 (3)"),
+        (Value(float("nan"), count=0), "-"),
+    ],
+)
+def test_cells_of_metrics_with_and_without_a_count(value, cell, capsys, monkeypatch):
+    monkeypatch.setattr(metrics, "METRICS", (Brightness(),))
+    row = SampleMetrics({"brightness": value}, {})
+    print_report(SampleReport({SAMPLES: row}, "", (0, ""), True, None))
+    assert capsys.readouterr().out.splitlines()[-1].split(maxsplit=1) == ["brightness", cell]
+
+
+def test_a_metric_with_an_unknown_need_is_refused(monkeypatch):
+    metric = Brightness()
+    metric.needs = "text"
+    monkeypatch.setattr(metrics, "METRICS", (metric,))
+    with pytest.raises(UserError, match=mentions("brightness needs text clips")):
+        sample_metrics({}, SampleAccumulator(EvaluationSetup({}), n=2))
 
 
 def test_facts_of_a_comparison_are_json_data():

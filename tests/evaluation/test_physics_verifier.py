@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from selfflow.evaluation.physics.calibrate import as_markdown, as_text, calibrat
 from selfflow.evaluation.physics.energy import energies, energy
 from selfflow.evaluation.physics.materials import fit_material_classifiers
 from selfflow.evaluation.physics.track import track
-from selfflow.evaluation.physics.verifier import fit_classifiers
+from selfflow.evaluation.physics.verifier import fit_classifiers, physics_verifier
 from selfflow.evaluation.physics.verify import PASSES, score_clips, track_clip, verify
 from tests.conftest import mentions
 
@@ -301,3 +302,10 @@ def test_corruptions_are_what_they_say(records):
     teleported = corruptions.teleported(motion, np.random.default_rng(0))
     wrong = (teleported != records[0]["video"]).any(axis=(1, 2, 3))
     assert not wrong[: len(wrong) // 4].any() and wrong[-1]
+
+
+def test_an_unknown_verifier_is_refused():
+    toy = SimpleNamespace(kind="toy", verifier="chemistry")
+    with pytest.raises(UserError, match=mentions("toy verifier chemistry physics")):
+        physics_verifier(toy, ("video",), None)
+    assert physics_verifier(SimpleNamespace(kind="toy", verifier=""), ("video",), None) is None

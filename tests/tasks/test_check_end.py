@@ -4,6 +4,7 @@ import dataclasses
 from collections import namedtuple
 from types import SimpleNamespace
 
+import av
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +19,11 @@ from selfflow.input.mixture import Component
 from selfflow.run.prepare_data import prepare_data
 from selfflow.tasks import check_end
 from selfflow.tasks.check_end import (
+    check_decoders,
     check_files,
     check_latents,
     check_probes,
-    check_samples,
+    check_sample_files,
     kept_checkpoints,
     warn_of_space,
 )
@@ -53,8 +55,8 @@ def test_an_experiment_of_images_alone_encodes_images_alone(tiny_experiment, tmp
     assert list(source.latents["media"].manifest["modalities"]) == ["image"]
     check_latents(source)
     check_probes(setup, source, built)
-    check_samples(setup, source, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "images"]
+    check_sample_files(setup)
+    check_decoders(setup, source)
 
 
 @pytest.mark.slow
@@ -92,9 +94,9 @@ def test_latents_that_never_vary_are_an_error_before_the_folder_is_a_run(tiny_ex
     assert not (tmp_path / "run" / "experiment.json").exists()
 
 
-def test_files_that_cannot_be_written_name_component_size_and_rate(tmp_path, monkeypatch):
+def test_files_that_cannot_be_written_name_component_size_and_rate(monkeypatch):
     media = {"video": MediaSpec((5, 8, 8, 3), 12.5), "audio": MediaSpec((3200,), 8000.0)}
-    check_files("joint", media, tmp_path)
+    check_files("joint", media)
 
     def no_codec(stem, clips, rates):
         assert clips["video"].shape == (2, 8, 8, 3) and clips["audio"].shape == (3200,)
@@ -102,10 +104,9 @@ def test_files_that_cannot_be_written_name_component_size_and_rate(tmp_path, mon
 
     monkeypatch.setattr(check_end, "write_media", no_codec)
     with pytest.raises(UserError, match=mentions("mixture.joint video 12.5 audio 8000 h264")):
-        check_files("joint", media, tmp_path)
-    check_files("joint", media, tmp_path, clips=False)
-    check_files("image", {"image": MediaSpec((8, 8, 3), 0.0)}, tmp_path)  # a sheet alone
-    assert list(tmp_path.iterdir()) == []
+        check_files("joint", media)
+    check_files("joint", media, clips=False)
+    check_files("image", {"image": MediaSpec((8, 8, 3), 0.0)})  # a sheet alone
 
 
 @pytest.mark.parametrize("missing", ["validation", "test"])
@@ -119,7 +120,13 @@ def test_a_missing_split_of_the_probes_is_named(missing):
         objective=SimpleNamespace(modalities={"video": None, "audio": None}),
     )
     source = SimpleNamespace(latents={"a": SimpleNamespace(records=clips, open_split=clips.get)})
-    built = {"a": SimpleNamespace(settings=SimpleNamespace(ground_truth=object()))}
+    built = {
+        "a": SimpleNamespace(
+            settings=SimpleNamespace(
+                ground_truth=SimpleNamespace(columns=("count",)), media_shapes=lambda: ("video", "audio")
+            )
+        )
+    }
     with pytest.raises(UserError, match=mentions("final_evaluation.probe_clips 64 data.a", missing)):
         check_probes(setup, source, built)
     setup.experiment.final_evaluation.probe_clips = 0
@@ -147,3 +154,34 @@ def test_too_little_space_for_the_kept_checkpoints_is_a_warning(cadence, steps, 
     assert capsys.readouterr().err == ""
     warn_of_space(tmp_path, state, cadence, steps, [])
     assert mentions(tmp_path, kept, "GB cadence.keep_last cadence.keep_every").search(capsys.readouterr().err)
+
+
+def test_a_missing_encoder_shows_before_the_run(monkeypatch):
+    for size in ((1, 1), (31, 33), (1080, 1920)):
+        check_files("joint", {"video": MediaSpec((25, *size, 3), 12.5)})
+    with pytest.raises(UserError, match=mentions("mixture.joint 17000 2 av")):
+        check_files("joint", {"video": MediaSpec((25, 2, 17_000, 3), 12.5)})
+    add_stream = av.container.OutputContainer.add_stream
+
+    class WithoutFlac:
+        def __init__(self, container):
+            self._container = container
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            self._container.close()
+
+        def add_stream(self, codec, **options):
+            if codec == "flac":
+                raise av.codec.codec.UnknownCodecError(codec)
+            return add_stream(self._container, codec, **options)
+
+        def mux(self, packets):
+            self._container.mux(packets)
+
+    real_open = av.open
+    monkeypatch.setattr(av, "open", lambda *arguments, **options: WithoutFlac(real_open(*arguments, **options)))
+    with pytest.raises(UserError, match=mentions("mixture.joint flac 32")):
+        check_files("joint", {"video": MediaSpec((25, 32, 32, 3), 12.5), "audio": MediaSpec((16_000,), 8000)})

@@ -79,7 +79,7 @@ class FeatureMetric(Protocol):
     Its key is NAME/FEATURES/MODALITY, such as `kid/LogMel/audio`; a standard error is at NAME_error/FEATURES/MODALITY.
 
     Attributes:
-      name: first part of its keys in JSON and `metrics.jsonl`.
+      name: beginning of its keys in JSON and `metrics.jsonl`.
       title: header of its column.
       better: which direction is better.
       needs: input of the metric: `features`, `media` or `clips`.

@@ -9,6 +9,7 @@ from selfflow.data.built import BuiltDataset
 from selfflow.data.collisions import Collisions
 from selfflow.data.dataset import Dataset
 from selfflow.data.shards import BadRecord
+from selfflow.errors import UserError
 from selfflow.evaluation.physics.materials import MaterialClassifiers, fit_material_classifiers
 from selfflow.evaluation.physics.verify import ClipAnalysis, PhysicsReport, score_clips, track_clip
 from selfflow.progress import progress
@@ -40,8 +41,13 @@ def physics_verifier(data: Dataset, modalities: tuple[str, ...], built: BuiltDat
 
     Returns:
       None if the data set has no such verifier, if the clips have no video, and without raw records.
+
+    Raises:
+      UserError: if the data set names an unknown verifier.
     """
-    if data.verifier != "physics" or built is None or "video" not in modalities:
+    if data.verifier not in ("", "physics"):
+        raise UserError(f"data set {data.kind}: verifier is {data.verifier!r}: give 'physics' or '' for none")
+    if not data.verifier or built is None or "video" not in modalities:
         return None
     if "audio" not in modalities or data.materials != "clip":
         return PhysicsVerifier(data, None)

@@ -38,6 +38,8 @@ def principal_figure(clips: ComponentClips, components: Features, i: int) -> Fig
             strips.video(m, record[m])
         elif medium_of(m).preview == "spectrogram":
             strips.audio(m, record[m], len(record[m]) / seconds_of(clips.modalities))
+        elif medium_of(m).has_time:
+            raise UserError(f"{m}: figures of tokens show image, video and audio: leave out {m}")
         for layer, taps in components.layers.items():
             colours, shares = principal_colours(taps[m])
             label = f"block {layer}\n{shares.sum():.0%}"

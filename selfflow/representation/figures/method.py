@@ -3,6 +3,7 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from selfflow.errors import UserError
 from selfflow.media import medium_of
 from selfflow.representation.figures.strips import Strips
 from selfflow.representation.views import Drawn, Views
@@ -92,6 +93,9 @@ def _strips(views: Views) -> Strips:
 
 
 def _drawable(views: Views) -> list[str]:
+    for m in views.modalities:
+        if not (medium_of(m).is_visual or medium_of(m).is_audio):
+            raise UserError(f"{m}: figures of views show video and audio: take a component without {m}")
     return [m for m in ("video", "audio") if m in views.modalities]
 
 

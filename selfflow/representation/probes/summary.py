@@ -4,13 +4,13 @@ It fits the probes of `probe_run` and adds rows of features that need no network
 the noise of a clip depends on its position in the table's clips, not on its id as in `probe_run`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from selfflow.data.dataset import Dataset
+from selfflow.data.dataset import Dataset, ProbeTargets
 from selfflow.modality import Modality
 from selfflow.models.joint import Output
 from selfflow.progress import Progress
@@ -45,14 +45,16 @@ class Column(NamedTuple):
         return self.target.kind == "token"
 
 
-_CLASSES = [Target(name, "class") for name in ("material", "shape", "count")]
-COLUMNS = (
-    *(Column(target, source) for target in _CLASSES for source in SOURCES),
-    Column(Target("position", "token"), "video"),
-    Column(Target("contacts", "number"), "audio"),
-)
-REGRESSED = tuple(column.target.name for column in COLUMNS if column.target.kind != "class")
-"""Targets whose scores are R^2; those of the others are balanced accuracies."""
+def columns_of(truth: ProbeTargets) -> tuple[Column, ...]:
+    """The columns that a data set's ground truth names. Targets that are not in its `kinds` are labels: classes."""
+    return tuple(Column(Target(name, truth.kinds.get(name, "class")), source) for name, source in truth.columns)
+
+
+def measures_of(columns: Iterable[Column]) -> str:
+    """What the scores of the columns are, such as "accuracy; position and contacts: R^2"."""
+    regressed = dict.fromkeys(column.target.name for column in columns if column.target.kind != "class")
+    return "accuracy" + (f"; {' and '.join(regressed)}: R^2" if regressed else "")
+
 
 Network = tuple[Callable[..., Output], Any]
 """Model as `Forward` takes it, and its parameters."""
@@ -72,9 +74,9 @@ def summary_table(
 ) -> Table:
     """Scores by row and column.
 
-    Material, shape (presence of each, averaged) and count are balanced accuracies of logistic regression; position (of
-    the centre of a body in the token that contains it) and number of contacts are R^2 of ridge regression. Strengths,
-    and layers where a row says so, are chosen on the validation split.
+    Columns are those of the data set's ground truth. Scores of classes are balanced accuracies of logistic regression,
+    averaged over the parts of a target; those of numbers and of tokens are R^2 of ridge regression. Strengths, and
+    layers where a row says so, are chosen on the validation split.
 
     Args:
       clips: of the splits train, validation and test.
@@ -111,11 +113,11 @@ def summary_table(
             table[f"{name}, best block on validation"] = {
                 key: max((row[key] for row in rows), key=lambda score: score.validation) for key in rows[0]
             }
-        material = COLUMNS[0]
-        if material in prober.columns:
-            splits = prober.splits(material, prober.features("video", "motion"))
+        first = columns_of(dataset.ground_truth)[0]
+        if first in prober.columns and first.target.kind == "class":
+            splits = prober.splits(first, prober.features("video", "motion"))
             score = tree_probe(*(parts[0] for parts in splits)).balanced
-            table["true kinematics, boosted trees"] = {material.key: score}
+            table["true kinematics, boosted trees"] = {first.key: score}
         shown.advance()
     return table
 
@@ -135,7 +137,8 @@ class _Prober:
     def __init__(self, clips: Mapping[str, BaselineClips], modalities: dict[str, Modality], dataset: Dataset):
         self._clips, self._modalities = clips, modalities
         self._labels = {split: ProbeLabels(clips[split], dataset) for split in SPLITS}
-        self.columns = [column for column in COLUMNS if column.is_token or min(self._values(column.target)) > 1]
+        columns = columns_of(dataset.ground_truth)
+        self.columns = [column for column in columns if column.is_token or min(self._values(column.target)) > 1]
 
     def _values(self, target: Target) -> list[int]:
         """Number of values of each part of a target, in the split with the fewest."""
@@ -242,15 +245,15 @@ class _Extraction:
         return by_split
 
 
-def as_text(table: Table) -> str:
+def as_text(table: Table, columns: Sequence[Column]) -> str:
     """The table as aligned text: test scores, accuracies in per cent, R^2 with two decimals."""
     width = max(map(len, table)) + 2
     lines = [
-        " " * width + " ".join(f"{column.target.name:>8}" for column in COLUMNS),
-        " " * width + " ".join(f"{column.source:>8}" for column in COLUMNS),
+        " " * width + " ".join(f"{column.target.name:>8}" for column in columns),
+        " " * width + " ".join(f"{column.source:>8}" for column in columns),
     ]
     for row, scores in table.items():
-        cells = [_cell(column, scores.get(column.key)) for column in COLUMNS]
+        cells = [_cell(column, scores.get(column.key)) for column in columns]
         lines.append(f"{row:<{width}}" + " ".join(cells))
     return "\n".join(lines)
 

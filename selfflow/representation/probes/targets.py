@@ -9,6 +9,7 @@ import numpy as np
 from selfflow.data.dataset import Dataset, TargetKind
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
+from selfflow.media import MEDIA
 from selfflow.modality import frames_of_tokens
 from selfflow.representation.features.arrays import Arrays
 from selfflow.representation.features.extract import Features
@@ -31,7 +32,9 @@ class Target(NamedTuple):
         """Whether the target can be read from features of these modalities: tokens are those of one modality."""
         if self.kind == "token":
             return source == ("video",)
-        return self.kind != "time_step" or source in (("video",), ("audio",))
+        if self.kind == "time_step":
+            return len(source) == 1 and source[0] in MEDIA and MEDIA[source[0]].has_time
+        return True
 
 
 def targets_of(run: OpenRun, clips: LabelledClips) -> dict[str, Target]:
@@ -149,6 +152,9 @@ class ProbeLabels:
 
         Returns:
           One (values [k], mask [n] of the k clips that have one) per part of the target, sorted by its name.
+
+        Raises:
+          UserError: if the ground truth has no such target.
         """
         if target.name in labels:
             y = labels[target.name]
@@ -157,6 +163,11 @@ class ProbeLabels:
         is_readable = np.array([record is not None for record in records])
         values = [self._dataset.ground_truth.of_clip(record) for record in records if record is not None]
         parts = sorted(name for name in values[0] if name.split("/")[0] == target.name)
+        if not parts:
+            raise UserError(
+                f"target {target.name!r}: {self._dataset.kind}.ground_truth.of_clip returns {', '.join(values[0])}: "
+                "name one of them"
+            )
         return [(np.array([of_clip[part] for of_clip in values]), is_readable) for part in parts]
 
     def _time_steps(
