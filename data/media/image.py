@@ -28,6 +28,7 @@ _UPRIGHT = {
 _WHITE = (1, 255, 65_535)
 # Floats may exceed white by this factor, as after resampling.
 _OVERSHOOT = 1.5
+_SUBFILE_TAG, _PREVIEW = 254, 1
 _BITS_TAG, _PHOTOMETRIC_TAG, _SAMPLE_FORMAT_TAG = 258, 262, 339
 _UNSIGNED = 1
 
@@ -59,8 +60,11 @@ def as_image(image: Image.Image, size: int, notes: Notes | None = None) -> np.nd
     """An opened image as uint8 [size, size, 3].
 
     Raises:
-      Unusable: what is white in it is unknown.
+      Unusable: it is the preview of a raw photograph, or what is white in it is unknown.
     """
+    # Raw photographs (DNG, NEF, ARW) are TIFF files that begin with a thumbnail.
+    if getattr(image, "tag_v2", {}).get(_SUBFILE_TAG, 0) & _PREVIEW:
+        raise Unusable("a raw photograph", "convert it to JPEG or PNG")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if image.format == "JPEG":  # decodes a large photograph at a fraction of its resolution
@@ -143,8 +147,10 @@ def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:
         notes.add(
             "pixel values without a range", f"{values.min():.4g} to {largest:.4g}, where {white} is taken as white"
         )
-    inverted = tags.get(_PHOTOMETRIC_TAG) == 0
-    return (white - values if inverted else values), white
+    if tags.get(_PHOTOMETRIC_TAG) == 0:  # inverted
+        values = white - values
+    transparent = image.info.get("transparency")
+    return (values if transparent is None else np.where(values == transparent, white, values)), white
 
 
 def crop_square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:

@@ -249,13 +249,14 @@ def _mean_lines(
     """
     last_steps = [rows_of_run[-1]["step"] for rows_of_run in rows.values() if rows_of_run]
     longest = max(last_steps, default=0)
-    # The bins are the same for all runs. Short runs have fewer, of at least 8 steps.
+    # Runs may log at different steps and losses of single steps are noisy: means over bins have common steps and less
+    # noise. The bins are the same for all runs. Short runs have fewer, of at least 8 steps.
     width = longest / min(_BINS, max(1, longest // 8)) if longest else 1.0
     # By (quantity, line), by run, and by the number of the bin.
     bins: dict[tuple[str, str], dict[str, dict[int, _Bin]]] = {}
     for member in study.members:
         for row in rows.get(member.name, []):
-            number = math.ceil(row["step"] / width)
+            number = math.ceil(row["step"] / width)  # bin i has the steps above (i - 1) width, up to i width
             for name, value in quantities(row).items():
                 if isinstance(value, int | float) and math.isfinite(value):
                     bins_by_run = bins.setdefault((name, line_name(member)), {})
@@ -276,6 +277,7 @@ def _mean_points(runs: list[dict[int, _Bin]]) -> list[Point]:
     points = []
     for number in sorted(common):
         steps, means = [], []
+        # Each run once, however many rows it logged: the interval is that over seeds.
         for bins in runs:
             values = bins[number].values
             steps += bins[number].steps

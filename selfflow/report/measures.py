@@ -95,6 +95,7 @@ def _compare(
         if math.isfinite(score):
             by_arm.setdefault(member.arm, {})[member.seed] = score
         else:
+            # A mean with it would not be finite, and one without it is of fewer seeds, which the note explains.
             notes.append(f"{member.name}: {measure.group.lower()}, {measure.name} is {score} and in no mean")
     if by_arm:
         # The baseline first, and the others in the order of the study: that of the table.
@@ -133,11 +134,13 @@ def _probes(study: Study, rows: list[Row], notes: list[str]) -> Iterable[Measure
             continue
         references = _probe_references(key, rows_of_key, study.done())
         measure = Measure("Probes", name, _probe_detail(key, rows_of_key), "higher", [], references)
-        yield from _compare(study, measure, [(members[row.run], row.test) for row in trained], notes)
+        scores = [(members[row.run], row.test) for row in trained]
+        yield from _compare(study, measure, scores, notes)
 
 
 def _probe_references(key: ProbeKey, rows: list[Row], members: list[Member]) -> dict[str, float]:
     """Means of chance, of the baselines in `summary.json`, and of the untrained network; those that exist."""
+    # R^2 has no chance level in the table: it is 0 by definition.
     references = {"chance": [row.chance for row in rows if row.chance > 0]}
     if key.probe == END_OF_RUN:
         column = f"{key.target}/{key.source.replace('video+audio', 'both')}"
@@ -154,23 +157,27 @@ def _probe_references(key: ProbeKey, rows: list[Row], members: list[Member]) -> 
 
 def _probe_detail(key: ProbeKey, rows: list[Row]) -> str:
     """Definition of a probe score, with the noise levels that validation chose from."""
+    taus: set[float] = set()
     taus_by_run: dict[str, set[float]] = {}
     for row in rows:
+        taus.add(row.tau)
         taus_by_run.setdefault(row.run, set()).add(row.tau)
-    taus = sorted(set.union(*taus_by_run.values()))
-    detail = f"{describe(key)}; layer chosen on validation, tau {', '.join(f'{tau:g}' for tau in taus)}"
-    if any(len(taus_of_run) < len(taus) for taus_of_run in taus_by_run.values()):
+    detail = f"{describe(key)}; layer chosen on validation, tau {', '.join(f'{tau:g}' for tau in sorted(taus))}"
+    if min(map(len, taus_by_run.values())) < len(taus):
         detail += " (not of every run: validation chose from those available)"
     return detail
 
 
 def _chosen(rows: list[Row]) -> list[Row]:
     """One row of each run: the best on validation, or its only one if no row has a validation score."""
-    validated = [row for row in rows if not math.isnan(row.validation)]
-    if validated:
-        return list(best(validated))
-    runs = [row.run for row in rows]
-    return [row for row in rows if runs.count(row.run) == 1]
+    chosen = best(rows)
+    if chosen:
+        return chosen
+    # Without validation, as of few-shot probes, a choice among several rows would be one on the test split.
+    rows_by_run: dict[str, list[Row]] = {}
+    for row in rows:
+        rows_by_run.setdefault(row.run, []).append(row)
+    return [rows_of_run[0] for rows_of_run in rows_by_run.values() if len(rows_of_run) == 1]
 
 
 def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
@@ -196,6 +203,7 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
                 continue
             features = name.removeprefix(f"{metric.name}/").removeprefix("FD-")
             if metric.needs == "features" and features.startswith("layer"):
+                # The features of such a distance are those of the evaluated run, so that every run has another scale.
                 own_layer = True
             else:
                 scores = []

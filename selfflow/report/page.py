@@ -96,6 +96,7 @@ def _paragraphs(text: str) -> list[tuple[str, bool]]:
     paragraphs = []
     for paragraph in text.strip().split("\n\n"):
         lines = paragraph.strip("\n").split("\n")
+        # Indents and double spaces are those of commands and tables, whose line breaks matter.
         is_laid_out = any(line.startswith((" ", "\t")) or "  " in line.strip() for line in lines)
         if paragraph.strip():
             paragraphs.append((paragraph if is_laid_out else " ".join(lines), is_laid_out))

@@ -71,12 +71,14 @@ def cell_of(study: Study, measure: Measure, arm: str) -> Cell:
         return Cell()
     method = methods[arm]
     mean, decimals = method.mean, _decimals_of(measure)
+    # The interval of a mean is one over seeds, so that one seed has none.
     remark = f"n = {mean.n}" if mean.n > 1 else f"n = {mean.n}: no interval"
     # An arm with few runs has the remark at its name.
     if is_exploratory(method) and len(study.done(arm)) >= FEW:
         remark += ", exploratory"
     cell = Cell(_format(mean.estimate, decimals), _format_interval(mean, decimals), remark)
     if method.difference is not None:
+        # Pairs are seeds that both arms have, which may be fewer than those of the arm.
         paired = method.difference.n
         remark = "" if paired == mean.n else f", {paired} seeds in common"
         return cell._replace(
@@ -97,7 +99,7 @@ def reference_rows(columns: list[Measure], group: list[Measure]) -> dict[str, li
       columns: measures of the table.
       group: measures of all tables of the group, which give the order of the rows.
     """
-    names: dict[str, None] = {}
+    names: dict[str, None] = {}  # an ordered set
     for measure in group:
         names.update(dict.fromkeys(measure.references))
     rows = {}

@@ -131,6 +131,7 @@ def _read(file: _File) -> Sample | None:
     from PIL import Image
 
     path, poster, size = file.path, "", (0, 0)
+    # Decoded here, since a browser shows a damaged file as an empty frame without a message.
     try:
         if path.suffix == ".mp4":
             with av.open(str(path)) as video:

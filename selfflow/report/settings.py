@@ -1,5 +1,6 @@
 """The settings in which arms differ, and the code, packages, devices and data of each run."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ def differences(study: Study) -> dict[str, dict[str, Any]]:
     experiments: dict[str, Experiment] = {}
     for member in study.members:
         if member.run is not None:
+            # Runs of an arm differ in their seeds alone: the first stands for all.
             experiments.setdefault(member.arm, member.run.experiment)
     if len(experiments) < 2:
         return {}
@@ -57,6 +59,7 @@ def differences(study: Study) -> dict[str, dict[str, Any]]:
             arm_values[arm][name] = new
     values_by_name = {}
     for name in sorted(names):
+        # An arm that does not differ from the base in a field has the value of the base.
         values_by_name[name] = {arm: arm_values[arm].get(name, base_values[name]) for arm in arms}
     return values_by_name
 
@@ -90,19 +93,22 @@ def origins(study: Study) -> list[Origin]:
 
 def _origin(member: Member) -> Origin:
     provenance, all_sessions = member.run.provenance(), sessions(member.run)
-    commits = [_commit(session) for session in all_sessions]
+    commits: dict[str, None] = {}  # an ordered set
+    for session in all_sessions:
+        commits[_commit(session)] = None
+    # A resumed run may have changed machines: packages and devices are those that its last step ran on.
     last = all_sessions[-1] if all_sessions else {}
     packages = last.get("packages") or {}
     versions = {"selfflow": last.get("selfflow"), "Python": last.get("python"), **packages}
-    devices = [str(device) for device in last.get("devices") or []]
+    devices = Counter(map(str, last.get("devices") or []))
     data = []
     for entry in (provenance.get("datasets") or {}).values():
         data.append(f"{entry.get('dataset')} ({entry.get('fingerprint')}), latents {entry.get('latents')}")
     return Origin(
         member,
-        commits=tuple(dict.fromkeys(commits)),
+        commits=tuple(commits),
         versions=", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        devices=", ".join(f"{devices.count(device)} x {device}" for device in dict.fromkeys(devices)),
+        devices=", ".join(f"{count} x {device}" for device, count in devices.items()),
         data="; ".join(data),
         started_from=str(provenance.get("started_from") or ""),
     )

@@ -133,7 +133,7 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
     if baseline and baseline not in study.arms:
         raise UserError(f"--baseline is {baseline}, expected one of {', '.join(study.arms)}")
     if len(study.arms) == 1:
-        return study  # nothing to compare
+        return study  # without a baseline there are no differences
     return study._replace(baseline=baseline or study.arms[0])
 
 
@@ -179,8 +179,9 @@ def _from_sweep(folder: Path) -> Study:
     _check_arms(members, folder)
     _check_data(members)
 
-    listed = {member.name for member in members}
-    others = sorted(path.parent.name for path in folder.glob("*/experiment.json") if path.parent.name not in listed)
+    # `sweep.json` has no arm and no command for other runs in the folder.
+    names = {path.parent.name for path in folder.glob("*/experiment.json")}
+    others = sorted(names - {member.name for member in members})
     notes = [f"{', '.join(others)}: not a run of this sweep"] if others else []
     return Study(folder.absolute().name, folder, sweep["question"], sweep["file"], "", members, notes)
 

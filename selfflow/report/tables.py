@@ -55,6 +55,7 @@ def _table(study: Study, measures: list[Measure]) -> Iterable[Sequence]:
         columns = [measure.group, measure.name, measure.detail, measure.better]
         for method in measure.methods:
             mean, difference = method.mean, method.difference
+            # The columns from "baseline" to "p", which are empty for the baseline itself.
             comparison = [""] * 6
             if difference is not None:
                 comparison = [study.baseline, difference.n, difference.difference]

@@ -85,13 +85,14 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
       UserError: an unknown name, or no seed that all four have.
     """
     scores = {method.name: method.scores for method in methods}
-    unknown = [name for name in (*here, *there) if name not in scores]
-    if unknown:
-        raise UserError(f"interaction of {unknown[0]!r}: there are {', '.join(scores)}")
+    for name in (*here, *there):
+        if name not in scores:
+            raise UserError(f"interaction of {name!r}: there are {', '.join(scores)}")
 
     def gain(a: str, b: str) -> dict[int, float]:
         return {seed: scores[a][seed] - scores[b][seed] for seed in scores[a].keys() & scores[b].keys()}
 
+    # Paired by seed, so that the variance that the four runs of a seed share cancels.
     difference = _paired(gain(*there), gain(*here))
     if difference is None:
         raise UserError(f"interaction of {', '.join((*here, *there))}: they have no seed in common")
@@ -99,8 +100,11 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
 
 
 def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
-    seeds = sorted(a.keys() & b.keys())
-    return paired({s: a[s] for s in seeds}, {s: b[s] for s in seeds}) if seeds else None
+    """The comparison over the seeds that both have; None without any."""
+    a_shared, b_shared = {}, {}
+    for seed in sorted(a.keys() & b.keys()):
+        a_shared[seed], b_shared[seed] = a[seed], b[seed]
+    return paired(a_shared, b_shared) if a_shared else None
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

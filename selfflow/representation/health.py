@@ -6,7 +6,7 @@ here they are those of all pairs of blocks at fixed noise levels.
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 import jax
@@ -115,37 +115,32 @@ def health(
     """
     objective = require_self_flow(objective, "health")
     layers = _checked_layers(objective, taus, layers, teacher_tau)
-    student_layer = next(iter(objective.alignment.student_taps), None)
-    # A projector to the channels of another network does not map to the teacher's features.
-    has_projector = "projector" in params and objective.alignment.target_channels is None
-    projected = layers.index(student_layer) if student_layer in layers and has_projector else None
+    projected = _projected_index(objective, params, layers)
+    teacher_taus = {tau: tau if teacher_tau is None else teacher_tau for tau in taus}
     step = jax.jit(partial(_add, objective, layers, projected))
     key = jax.random.key(seed)
     sums: dict[float, Any] = {}
     count = 0
-    names: list[str] | None = None
+    names: list[str] = []
     for batch in latents:
         names = names or sorted(batch)
         size = _checked_size(batch, names, objective.modalities)
         for tau in taus:
-            levels = jnp.asarray([tau, tau if teacher_tau is None else teacher_tau], jnp.float32)
+            levels = jnp.asarray([tau, teacher_taus[tau]], jnp.float32)
             inputs = (params, frozen["ema"], batch, levels, key, jnp.arange(count, count + size))
             if tau not in sums:
                 # Shapes and dtypes of the sums are those that a step without sums returns.
                 sums[tau] = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, None, *inputs))
             sums[tau] = step(sums[tau], *inputs)
         count += size
-    if names is None:
+    if not count:
         raise UserError("there are no samples: give at least one batch")
     tables = Health([], [])
-    for m in names:
-        for tau in taus:
-            totals = jax.device_get(sums[tau][m])
-            if not all(np.isfinite(x).all() for x in totals.values()):
-                raise UserError(f"features of {m} at tau {tau:g} are not finite: look at the latents and the weights")
-            at = {"modality": m, "tau": tau, "teacher_tau": tau if teacher_tau is None else teacher_tau}
-            tables.pairs.extend(_pairs(at, layers, projected, totals, count))
-            tables.layers.extend(_layers(at, layers, totals, count))
+    for m, tau in product(names, taus):
+        totals = _finite(jax.device_get(sums[tau][m]), m, tau)
+        at = {"modality": m, "tau": tau, "teacher_tau": teacher_taus[tau]}
+        tables.pairs.extend(_pairs(at, layers, projected, totals, count))
+        tables.layers.extend(_layers(at, layers, totals, count))
     return tables
 
 
@@ -208,6 +203,22 @@ def _checked_layers(
     return layers
 
 
+def _projected_index(objective: SelfFlowObjective, params: Any, layers: tuple[int, ...]) -> int | None:
+    """Index in `layers` of the block that the projector reads; None without a projector to the teacher's features."""
+    # A projector to the channels of another network does not map to the teacher's features.
+    if "projector" not in params or objective.alignment.target_channels is not None:
+        return None
+    student_layer = next(iter(objective.alignment.student_taps), None)
+    return layers.index(student_layer) if student_layer in layers else None
+
+
+def _finite(totals: dict[str, np.ndarray], m: str, tau: float) -> dict[str, np.ndarray]:
+    for x in totals.values():
+        if not np.isfinite(x).all():
+            raise UserError(f"features of {m} at tau {tau:g} are not finite: look at the latents and the weights")
+    return totals
+
+
 def _checked_size(batch: dict[str, np.ndarray], names: list[str], known: dict[str, Modality]) -> int:
     """Number of samples of a batch that has the modalities of the first one."""
     unknown = sorted(set(names) - set(known))
@@ -228,6 +239,7 @@ def _add(objective, layers, projected, sums, params, ema, batch, levels_2, key, 
     feature vectors so far.
     """
     x = to_tokens(objective.modalities, batch)
+    # One noise for both networks and all levels, so that their features differ by the level and the weights alone.
     eps = draw_eps(jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers_B), x)
     label_B = jnp.full(len(numbers_B), objective.model.labels)
     assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
@@ -241,20 +253,23 @@ def _add(objective, layers, projected, sums, params, ema, batch, levels_2, key, 
     student, teacher = features(params["model"], levels_2[0]), features(ema, levels_2[1])
     new_sums = {}
     for m in x:
-        views = {"direct": student[m]}
+        views = {"direct": student[m]}  # [L, B, N, D]
         if projected is not None:
-            views["projected"] = objective.project(params, {m: student[m][projected]})[m].astype(jnp.float32)[None]
+            projected_BND = objective.project(params, {m: student[m][projected]})[m].astype(jnp.float32)
+            views["projected"] = projected_BND[None]  # L = 1
         totals = {}
         for name, view_LBND in views.items():
             totals[name] = _cosines(view_LBND, teacher[m])
             totals[f"{name}_centred"] = _cosines(_centred(view_LBND), _centred(teacher[m]))
             totals[f"{name}_other_sample"] = _cosines(view_LBND, jnp.roll(teacher[m], 1, axis=1))
-        for network, f_LBND in (("student", student[m]), ("teacher", teacher[m])):
+        networks = {"student": student[m], "teacher": teacher[m]}
+        for network, f_LBND in networks.items():
             totals[f"{network}_norm"] = jnp.linalg.norm(f_LBND, axis=-1).mean(axis=-1).sum(axis=-1)
         if sums is not None:
             totals = {name: sums[m][name] + value for name, value in totals.items()}
-        for network, f_LBND in (("student", student[m]), ("teacher", teacher[m])):
-            rows_LMD = f_LBND.reshape(len(layers), -1, f_LBND.shape[-1])
+        # Factors R are not added: the next one is that of the previous one and the new rows.
+        for network, f_LBND in networks.items():
+            rows_LMD = f_LBND.reshape(len(layers), -1, f_LBND.shape[-1])  # M = B N feature vectors
             width = rows_LMD.shape[-1]
             r_LDD = jnp.zeros((len(layers), width, width)) if sums is None else sums[m][f"{network}_r"]
             # One block at a time, so that the workspace of QR is that of one block.

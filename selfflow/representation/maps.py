@@ -46,17 +46,18 @@ def principal_colours(
     if len(x_nND) < 2:
         raise UserError("principal_colours: the mean over 1 clip leaves no differences; give at least 2 clips")
     x_nND = x_nND - x_nND.mean(axis=0)
-    flat = x_nND.reshape(-1, x_nND.shape[-1])
+    x_MD = x_nND.reshape(-1, x_nND.shape[-1])  # all tokens of all clips
     # Eigenvalues ascend, so that the last columns are the first components.
-    values, vectors = np.linalg.eigh(flat.T @ flat)
-    if values[-1] <= 0:
+    values_D, vectors_DD = np.linalg.eigh(x_MD.T @ x_MD)
+    if values_D[-1] <= 0:
         raise UserError("principal_colours: all tokens are the same: give clips that differ")
-    axes_DK = vectors[:, ::-1][:, :components]
+    axes_DK = vectors_DD[:, ::-1][:, :components]
+    # The sign of an eigenvector is arbitrary, and without a rule it would differ between machines.
     axes_DK = axes_DK * np.sign(axes_DK[np.abs(axes_DK).argmax(axis=0), np.arange(axes_DK.shape[1])])
-    scores = flat @ axes_DK
-    low, high = np.percentile(scores, [2, 98], axis=0)
-    colours = np.clip((scores - low) / np.where(high > low, high - low, 1.0), 0, 1)
-    return colours.reshape(*x_nND.shape[:2], -1), values[::-1][:components] / values.sum()
+    scores_MK = x_MD @ axes_DK
+    low_K, high_K = np.percentile(scores_MK, [2, 98], axis=0)
+    colours_MK = np.clip((scores_MK - low_K) / np.where(high_K > low_K, high_K - low_K, 1.0), 0, 1)
+    return colours_MK.reshape(*x_nND.shape[:2], -1), values_D[::-1][:components] / values_D.sum()
 
 
 def attention_of_clips(
@@ -157,6 +158,7 @@ def contacts_as_tokens(record: Mapping[str, Any], layout: ClipLayout, far: float
     grid, audio_tokens, seconds, truth = layout
     times = np.asarray(record["contacts"]["time"], np.float64)
     centres = (np.arange(audio_tokens) + 0.5) * seconds / audio_tokens
+    # Start of every step of the video grid in seconds, and the end of the clip.
     bounds = frames_of_tokens(len(record["positions"]), grid[0]) * seconds / len(record["positions"])
     near = np.abs(centres[:, None] - times[None]).min(axis=1, initial=np.inf) < far
     size = grid[1] * grid[2]  # video tokens of one step
@@ -246,8 +248,17 @@ def attention_on_bodies(
                 shares.append(_shares_at(contact, to_video_LBANM[:, i]))
     if not shares:
         raise UserError(f"none of {len(numbers)} clips has a contact between two frames: give more clips")
-    columns = {name: np.array([getattr(each, name) for each in shares]) for name in _Shares._fields}
-    return ContactAttention(clip=np.array(clip_of_contact), layers=layers, moment=2 / layout.grid[0], **columns)
+    # Fields of all contacts, which are the first axis C.
+    on_bodies_CLA, elsewhere_CLA, tokens_C, on_moment_CLA = map(np.array, zip(*shares))
+    return ContactAttention(
+        clip=np.array(clip_of_contact),
+        layers=layers,
+        on_bodies=on_bodies_CLA,
+        elsewhere=elsewhere_CLA,
+        tokens=tokens_C,
+        on_moment=on_moment_CLA,
+        moment=2 / layout.grid[0],  # the two steps of the video grid around a contact
+    )
 
 
 def layout_of(run: OpenRun, clips: ComponentClips) -> ClipLayout:
@@ -280,6 +291,7 @@ def _shares_at(contact: Contact, weight_LANM: np.ndarray) -> _Shares:
     """Shares of the attention from audio tokens N to video tokens M of the contact's clip."""
     body_tokens, frame_tokens = contact.tokens[contact.holds], contact.tokens
 
+    # Within the frames around the contact, so that a head that reads the right time counts only if it reads the bodies.
     def on_bodies(weight_LAM: np.ndarray) -> np.ndarray:
         return weight_LAM[..., body_tokens].sum(-1) / weight_LAM[..., frame_tokens].sum(-1)
 

@@ -21,14 +21,15 @@ class Moments:
         batch = Moments(len(self.mean))
         batch.count = len(features)
         batch.mean = features.mean(axis=0, dtype=np.float64)
-        centred = features.astype(np.float64) - batch.mean
-        batch.scatter = centred.T @ centred
+        centred_nD = features.astype(np.float64) - batch.mean
+        batch.scatter = centred_nD.T @ centred_nD
         self.join(batch)
 
     def join(self, other: "Moments") -> None:
         """Adds the samples of other moments (Chan, Golub and LeVeque, 1979)."""
         if not other.count:
             return
+        # Differences of means in place of sums of squares, which lose all digits where means are far above deviations.
         count = self.count + other.count
         difference = other.mean - self.mean
         self.scatter += other.scatter + np.outer(difference, difference) * (self.count * other.count / count)

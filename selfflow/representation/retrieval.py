@@ -72,24 +72,26 @@ class Retrieved(NamedTuple):
     def summary(self) -> "Summary":
         """The numbers to report."""
         ranks, size = self.ranks(), self.candidates.shape[1]
-        best = self.scores.argmax(axis=1)
+        best = self.scores.argmax(axis=1)  # [Q]
         return Summary(
             queries=len(ranks),
             top1=float(np.mean(ranks == 1)),
+            # By chance all ranks from 1 to M are as likely.
             top1_chance=1 / size,
             reciprocal_rank=float(np.mean(1 / ranks)),
             reciprocal_rank_chance=float(np.mean(1 / np.arange(1, size + 1))),
             top1_within_material=float(np.mean(self.ranks_within_material() == 1)),
+            # Half of the candidates are of the material.
             top1_within_material_chance=2 / size,
             material=float(np.mean(self.same_material[np.arange(len(best)), best])),
             material_chance=0.5,
         )
 
     def _ranks(self, among: Bool[np.ndarray, "Q M"]) -> Int[np.ndarray, "Q"]:
-        true = self.candidates == self.queries[:, None]
-        # Candidates stand in random order, so that a network that cannot tell them apart is right by chance.
-        order = np.argsort(np.where(among, -self.scores, np.inf), axis=1, kind="stable")
-        return np.take_along_axis(true, order, axis=1).argmax(axis=1) + 1
+        is_true_QM = self.candidates == self.queries[:, None]
+        # A stable sort leaves equal scores in the random order of the candidates: ties rank the true one by chance.
+        order_QM = np.argsort(np.where(among, -self.scores, np.inf), axis=1, kind="stable")
+        return np.take_along_axis(is_true_QM, order_QM, axis=1).argmax(axis=1) + 1
 
 
 class Summary(NamedTuple):
@@ -145,21 +147,21 @@ def retrieve(
     """
     material, queries = np.asarray(material), np.arange(len(material)) if queries is None else np.asarray(queries)
     _check(modalities, latents, material, queries, settings.candidates)
-    modalities = {m: modalities[m] for m in (VIDEO, AUDIO)}
-    score = _scorer(apply, modalities, null_label, settings)
-    candidates = np.stack([_candidates(material, int(query), settings) for query in queries])
-    scores = np.empty(candidates.shape)
+    score = _scorer(apply, {VIDEO: modalities[VIDEO], AUDIO: modalities[AUDIO]}, null_label, settings)
+    candidates_QM = np.stack([_candidates(material, int(query), settings) for query in queries])
+    scores_QM = np.empty(candidates_QM.shape)
     with Progress("retrieve", len(queries), unit="video") as shown:
-        for row, (query, chosen) in enumerate(zip(queries, candidates)):
-            scores[row] = score(params, latents[VIDEO][query], latents[AUDIO][chosen])
-            if not np.isfinite(scores[row]).all():
-                wrong = chosen[int(np.argmin(np.isfinite(scores[row])))]
+        for row, (query, candidates_M) in enumerate(zip(queries, candidates_QM)):
+            scores_QM[row] = score(params, latents[VIDEO][query], latents[AUDIO][candidates_M])
+            is_finite_M = np.isfinite(scores_QM[row])
+            if not is_finite_M.all():
+                wrong = candidates_M[int(np.argmin(is_finite_M))]
                 raise UserError(
                     f"the audio of clip {wrong} with the video of clip {query} has a score that is not finite: look at "
                     "their latents and at the weights"
                 )
             shown.advance()
-    return Retrieved(queries, candidates, scores, material[candidates] == material[queries][:, None])
+    return Retrieved(queries, candidates_QM, scores_QM, material[candidates_QM] == material[queries][:, None])
 
 
 def _check(
@@ -195,6 +197,7 @@ def _candidates(material: Int[np.ndarray, "n"], query: int, settings: Retrieval)
     """Clips of the candidates of a query: itself and others of its material, then as many of other materials."""
     rng = np.random.default_rng([settings.seed, query])
     half = settings.candidates // 2
+    # Half of one material, so that the right material alone does not make the right audio the first.
     alike = material == material[query]
     others = rng.choice(np.flatnonzero(~alike), half, replace=False)
     alike[query] = False
@@ -214,7 +217,7 @@ def _scorer(
         x = to_tokens(modalities, {VIDEO: jnp.repeat(video[None], len(candidates), axis=0), AUDIO: candidates})
         context = {}
         for m, context_N in modality_context(modalities, (VIDEO,)).items():
-            context[m] = jnp.broadcast_to(context_N, x[m].shape[:2])
+            context[m] = jnp.broadcast_to(context_N, x[m].shape[:2])  # [M, N]
         label_B = jnp.full(len(candidates), null_label)
 
         def add(total_B, at):
@@ -268,18 +271,7 @@ def retrieval_rows(
     if queries < 1:
         raise UserError(f"--retrieval is {queries}: give the number of videos, at least 1")
     clips, model = _audiovisual_clips(run, component, split, data_dir), run.model(weights, step)
-    count = min(len(clips), max(_MIN_CLIPS, 8 * queries))
-    numbers, latents = zip(*readable_and_whole(clips, range(count)))
-    summary = retrieve(
-        model.apply,
-        model.params,
-        clips.modalities,
-        model.null_label,
-        {m: np.stack([x[m] for x in latents]) for m in (VIDEO, AUDIO)},
-        clips.labels["material"][list(numbers)],
-        Retrieval(),
-        np.arange(min(queries, len(numbers))),
-    ).summary()
+    summary = _retrieve_first(clips, model, queries).summary()
     nan = float("nan")
     audio = Row(
         run=run.name,
@@ -307,6 +299,26 @@ def retrieval_rows(
     return [audio, material]
 
 
+def _retrieve_first(clips: ComponentClips, model: Any, queries: int) -> Retrieved:
+    """Retrieval among the first clips that can be read, which are numbered anew; the first of them are the queries."""
+    count = min(len(clips), max(_MIN_CLIPS, 8 * queries))
+    numbers, video, audio = [], [], []
+    for number, latents in readable_and_whole(clips, range(count)):
+        numbers.append(number)
+        video.append(latents[VIDEO])
+        audio.append(latents[AUDIO])
+    return retrieve(
+        model.apply,
+        model.params,
+        clips.modalities,
+        model.null_label,
+        {VIDEO: np.stack(video), AUDIO: np.stack(audio)},
+        clips.labels["material"][numbers],
+        Retrieval(),
+        np.arange(min(queries, len(numbers))),
+    )
+
+
 def _audiovisual_clips(run: OpenRun, component: str, split: str, data_dir: str | Path | None) -> ComponentClips:
     """Clips with video, audio and material, by default of the first component that has both modalities."""
     name = component
@@ -318,7 +330,7 @@ def _audiovisual_clips(run: OpenRun, component: str, split: str, data_dir: str |
     clips = run.data(split, name, data_dir)
     if "material" not in clips.labels:
         raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
-    missing = [m for m in (VIDEO, AUDIO) if m not in clips.modalities]
-    if missing:
-        raise UserError(f"component {name!r} has no {missing[0]}: retrieval needs a component of video and audio")
+    for m in (VIDEO, AUDIO):
+        if m not in clips.modalities:
+            raise UserError(f"component {name!r} has no {m}: retrieval needs a component of video and audio")
     return clips

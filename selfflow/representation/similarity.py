@@ -34,8 +34,8 @@ def linear_cka(a: Float[np.ndarray, "n D1"], b: Float[np.ndarray, "n D2"], debia
       UserError: fewer than 2 samples, or than 4 debiased, another number in `a` than in `b`, features that are not
         finite or the same for all samples; debiased, samples that are all equally far from each other.
     """
-    x, y = (_centred(features) for features in _checked(a, b, 4 if debiased else 2))
-    hsic = _unbiased_hsic if debiased else (lambda u, v: np.sum(np.square(u.T @ v)))
+    x, y = map(_centred, _checked(a, b, 4 if debiased else 2))
+    hsic = _unbiased_hsic if debiased else _biased_hsic
     return _normalised(hsic(x, y), hsic(x, x), hsic(y, y))
 
 
@@ -54,7 +54,7 @@ def mutual_knn(a: Float[np.ndarray, "n D1"], b: Float[np.ndarray, "n D2"], k: in
       UserError: fewer than k + 1 samples, another number in `a` than in `b`, features that are not finite, the same for
         all samples, or 0 in all channels of a sample.
     """
-    x, y = (_unit(features) for features in _checked(a, b, _least(k)))
+    x, y = map(_unit, _checked(a, b, _least(k)))
     return len(_shared(_neighbours(x, k), _neighbours(y, k))) / (len(x) * k)
 
 
@@ -87,7 +87,7 @@ def cknna(
     """
     if form not in ("released", "paper"):
         raise UserError(f"cknna: form is {form!r}; give released or paper")
-    x, y = (_unit(features) for features in _checked(a, b, max(4, _least(k))))
+    x, y = map(_unit, _checked(a, b, max(4, _least(k))))
     align = _released if form == "released" else _of_paper
     near_x, near_y = _neighbours(x, k), _neighbours(y, k)
     return _normalised(
@@ -174,6 +174,7 @@ def _unit(x: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
 def _normalised(across: float, within_a: float, within_b: float) -> float:
     if min(within_a, within_b) <= 0:
         raise UserError("features do not align with themselves: give more samples, fewer neighbours or other features")
+    # Two roots, since the product of the two may overflow.
     return float(across / np.sqrt(within_a) / np.sqrt(within_b))
 
 
@@ -182,16 +183,16 @@ def _neighbours(x: Float[np.ndarray, "n D"], k: int) -> Int[np.ndarray, "n*k"]:
     n = len(x)
     pairs = []
     for start in range(0, n, _BLOCK):
-        similar = x[start : start + _BLOCK] @ x.T
-        rows = np.arange(len(similar))
-        similar[rows, start + rows] = -np.inf  # a sample is not its own neighbour
-        least = np.partition(similar, n - k, axis=1)[:, n - k, None]
+        similar_bn = x[start : start + _BLOCK] @ x.T
+        rows = np.arange(len(similar_bn))
+        similar_bn[rows, start + rows] = -np.inf  # a sample is not its own neighbour
+        kth_b1 = np.partition(similar_bn, n - k, axis=1)[:, n - k, None]
         # Where several others are as near as the k-th, the last of them are dropped.
-        near, equal = similar >= least, similar == least
-        for row in np.flatnonzero(near.sum(axis=1) > k):
-            last = np.flatnonzero(equal[row])
-            near[row, last[len(last) - (near[row].sum() - k) :]] = False
-        i, j = np.nonzero(near)
+        near_bn, equal_bn = similar_bn >= kth_b1, similar_bn == kth_b1
+        for row in np.flatnonzero(near_bn.sum(axis=1) > k):
+            last = np.flatnonzero(equal_bn[row])
+            near_bn[row, last[len(last) - (near_bn[row].sum() - k) :]] = False
+        i, j = np.nonzero(near_bn)
         pairs.append((start + i) * n + j)
     return np.concatenate(pairs)
 
@@ -214,10 +215,11 @@ def _released(x: np.ndarray, y: np.ndarray, pairs: Int[np.ndarray, "p"]) -> floa
     """n (n - 3) times the unbiased HSIC of the kernels, of which only `pairs` are not 0."""
     n = len(x)
     i, j = np.divmod(pairs, n)
-    kernel_x, kernel_y = (_products(z, i, z, j) for z in (x, y))
-    # tr(KL) multiplies K_ij by L_ji.
+    kernel_x, kernel_y = _products(x, i, x, j), _products(y, i, y, j)
+    # tr(KL) multiplies K_ij by L_ji, and (j, i) need not be a pair where (i, j) is one.
     _, there, back = np.intersect1d(pairs, j * n + i, assume_unique=True, return_indices=True)
     trace = np.sum(kernel_x[there] * kernel_y[back])
+    # 1'K and L1, of which 1'KL1 is the product.
     columns, rows = np.bincount(j, kernel_x, n), np.bincount(i, kernel_y, n)
     return _song(trace, kernel_x.sum(), kernel_y.sum(), columns @ rows, n)
 
@@ -231,11 +233,19 @@ def _products(x: np.ndarray, i: np.ndarray, y: np.ndarray, j: np.ndarray) -> Flo
     return out
 
 
+def _biased_hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """(n - 1)^2 times the biased HSIC of linear kernels of centred features."""
+    return np.sum(np.square(x.T @ y))
+
+
 def _unbiased_hsic(x: np.ndarray, y: np.ndarray) -> float:
     """n (n - 3) times the unbiased HSIC of linear kernels, without forming them."""
-    squares_x, squares_y = np.sum(x**2, axis=1), np.sum(y**2, axis=1)
-    trace = np.sum(np.square(x.T @ y)) - squares_x @ squares_y
-    rows_x, rows_y = (z @ z.sum(axis=0) - squares for z, squares in ((x, squares_x), (y, squares_y)))
+    # The diagonals of K = x x^T and L = y y^T are set to 0: their part is subtracted from tr(KL) = |x^T y|^2 and from
+    # the sums of rows, x (x^T 1).
+    diagonal_x, diagonal_y = np.sum(x**2, axis=1), np.sum(y**2, axis=1)
+    trace = np.sum(np.square(x.T @ y)) - diagonal_x @ diagonal_y
+    rows_x = x @ x.sum(axis=0) - diagonal_x
+    rows_y = y @ y.sum(axis=0) - diagonal_y
     return _song(trace, rows_x.sum(), rows_y.sum(), rows_x @ rows_y, len(x))
 
 

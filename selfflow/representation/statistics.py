@@ -76,6 +76,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
         raise UserError(f"paired: seeds {' and '.join(unpaired)}: run the missing ones, or leave these out")
     differences = _finite("paired", [b[seed] - a[seed] for seed in a])
     low, high = _t_interval(differences)
+    # Equal differences have no variance, and no t.
     p, n = None, len(differences)
     error = differences.std(ddof=1) / np.sqrt(n) if n > 1 else 0.0
     if error > 0:
@@ -114,10 +115,12 @@ def bootstrap(y: np.ndarray, predicted: np.ndarray, draws: int = 2000, seed: int
     y, predicted = np.asarray(y), np.asarray(predicted)
     if y.ndim != 1 or not len(y) or y.shape != predicted.shape:
         raise UserError(f"bootstrap: classes of shape {list(y.shape)}, predicted {list(predicted.shape)}: give n each")
+    # Counts of right and wrong predictions of each of K classes, and S resamples of them.
     _, index = np.unique(y, return_inverse=True)
     right_wrong_2K = np.stack([np.bincount(index, y == predicted), np.bincount(index, y != predicted)])
     drawn = np.random.default_rng(seed).multinomial(len(y), right_wrong_2K.ravel() / len(y), size=draws)
     right_SK, wrong_SK = np.moveaxis(drawn.reshape(draws, *right_wrong_2K.shape), 1, 0)
+    # Recall of a class without a sample in a resample is 0 here, and not counted in the mean.
     has_samples_SK = right_SK + wrong_SK > 0
     scores_S = np.sum(right_SK / np.maximum(right_SK + wrong_SK, 1), axis=1) / has_samples_SK.sum(axis=1)
     low, high = np.quantile(scores_S, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
@@ -135,7 +138,7 @@ def _t_interval(values: np.ndarray) -> tuple[float | None, float | None]:
 
     n = len(values)
     if n < 2:
-        return None, None
+        return None, None  # the variance over seeds is unknown
     half = t.ppf((1 + _LEVEL) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
     return float(values.mean() - half), float(values.mean() + half)
 

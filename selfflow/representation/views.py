@@ -12,7 +12,7 @@ from jaxtyping import Float
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import Modality, modality_of, to_tokens
-from selfflow.noise import UniformTau, corrupt, draw_eps
+from selfflow.noise import Corruption, UniformTau, corrupt, draw_eps
 from selfflow.objectives.self_flow import SelfFlowObjective, require_self_flow
 from selfflow.representation.protocols import ComponentClips, OpenRun
 
@@ -84,43 +84,78 @@ def views(
         features = [clips.features(i) for i in numbers]
         batch["features"] = {m: np.stack([each[m] for each in features]) for m in features[0]}
     keys_B = jax.random.split(jax.random.key(seed), len(ids))
-    state = run.weights(step)
-
-    @jax.jit
-    def compute(params, frozen, batch):
-        draw = objective.draw(keys_B, batch, state.step)
-        terms = objective.terms(params, frozen, batch, keys_B, draw)
-        x = to_tokens(modalities, batch["latents"])
-        eps, corruption = draw_eps(keys_B, x), draw.student.corruption
-        # Without alignment there is no teacher; its input is shown as Self-Flow would draw it.
-        cleaner = draw.teacher.corruption if draw.teacher else corruption.at_min_level()
-        noisy = {"data": x, "student": corrupt(x, eps, corruption), "teacher": corrupt(x, eps, cleaner)}
-        flow = {m: jnp.sum(error_BN * draw.weight[m]) for m, error_BN in terms.flow.items()}
-        aligned = {m: jnp.sum(error_BN * draw.aligned[m]) for m, error_BN in terms.aligned.items()}
-        return draw, cleaner, noisy, terms.flow, terms.aligned, flow, aligned
-
-    results = compute(state.params, state.frozen, batch)
-    draw, cleaner, noisy, flow_error, alignment_error, flow, alignment = jax.device_get(results)
-    corruption = draw.student.corruption
-    media = {view: _decoded(run, modalities, tokens) for view, tokens in noisy.items()}
-    loss = {f"flow/{m}": float(x) for m, x in flow.items()}
-    loss |= {f"alignment/{m}": float(x) for m, x in alignment.items()}
-    loss["total"] = float(_total(objective, flow, alignment, draw.gamma[0]))
+    computed = jax.device_get(_training_step(objective, modalities, run.weights(step), batch, keys_B))
+    corruption = computed.student
+    student_taus, teacher_taus = corruption.tau(), computed.teacher.tau()
+    media = {view: _decoded(run, modalities, tokens) for view, tokens in computed.tokens.items()}
+    rate, levels, tau, teacher_tau, loss = {}, {}, {}, {}, {}
+    for m, levels_BK in corruption.levels.items():
+        rate[m] = media["data"][m].shape[1] / seconds
+        # The level of the context is the last one.
+        levels[m] = levels_BK[:, :-1] if m in corruption.context else levels_BK
+        tau[m], teacher_tau[m] = np.asarray(student_taus[m]), np.asarray(teacher_taus[m])
+        loss[f"flow/{m}"] = float(computed.flow[m])
+    for m, alignment in computed.alignment.items():
+        loss[f"alignment/{m}"] = float(alignment)
+    loss["total"] = float(_total(objective, computed.flow, computed.alignment, computed.gamma))
     return Views(
         ids=ids,
         modalities=modalities,
         seconds=seconds,
         media=media,
-        rate={m: x.shape[1] / seconds for m, x in media["data"].items()},
-        # The level of the context is the last one.
-        levels={m: x[:, : x.shape[1] - (m in corruption.context)] for m, x in corruption.levels.items()},
-        tau={m: np.asarray(x) for m, x in corruption.tau().items()},
-        teacher_tau={m: np.asarray(x) for m, x in cleaner.tau().items()},
-        flow=flow_error,
-        cosine={m: 1 - x for m, x in alignment_error.items()},
-        context={m: np.asarray(x) for m, x in corruption.context.items()},
+        rate=rate,
+        levels=levels,
+        tau=tau,
+        teacher_tau=teacher_tau,
+        flow=computed.flow_error,
+        cosine={m: 1 - error_BN for m, error_BN in computed.alignment_error.items()},
+        context=dict(corruption.context),
         loss=loss,
     )
+
+
+class _Step(NamedTuple):
+    """What a training step draws and computes.
+
+    Attributes:
+      student, teacher: corruption of their inputs.
+      tokens: {"data", "student" or "teacher": {modality: [B, N, P]}}.
+      flow_error, alignment_error: of every token, {modality: [B, N]}.
+      flow, alignment: their means over the tokens that count, by modality.
+      gamma: weight of the alignment.
+    """
+
+    student: Corruption
+    teacher: Corruption
+    tokens: dict[str, dict[str, jax.Array]]
+    flow_error: dict[str, jax.Array]
+    alignment_error: dict[str, jax.Array]
+    flow: dict[str, jax.Array]
+    alignment: dict[str, jax.Array]
+    gamma: jax.Array
+
+
+def _training_step(
+    objective: SelfFlowObjective, modalities: dict[str, Modality], state: Any, batch: dict[str, Any], keys_B: jax.Array
+) -> _Step:
+    """The forward half of the training step of a state's weights, with the noise of `keys_B`."""
+
+    @jax.jit
+    def compute(params, frozen, batch) -> _Step:
+        draw = objective.draw(keys_B, batch, state.step)
+        terms = objective.terms(params, frozen, batch, keys_B, draw)
+        x = to_tokens(modalities, batch["latents"])
+        eps, student = draw_eps(keys_B, x), draw.student.corruption
+        # Without alignment there is no teacher; its input is shown as Self-Flow would draw it.
+        teacher = draw.teacher.corruption if draw.teacher else student.at_min_level()
+        tokens = {"data": x, "student": corrupt(x, eps, student), "teacher": corrupt(x, eps, teacher)}
+        # The weights of the tokens that count sum to 1.
+        flow = {m: jnp.sum(error_BN * draw.weight[m]) for m, error_BN in terms.flow.items()}
+        alignment = {m: jnp.sum(error_BN * draw.aligned[m]) for m, error_BN in terms.aligned.items()}
+        # Gamma is the same for all samples.
+        return _Step(student, teacher, tokens, terms.flow, terms.aligned, flow, alignment, draw.gamma[0])
+
+    return compute(state.params, state.frozen, batch)
 
 
 def _decoded(run: OpenRun, modalities: dict[str, Modality], tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -142,21 +177,22 @@ def whole_clips(clips: ComponentClips, numbers: Iterable[int]) -> tuple[dict[str
     Raises:
       UserError: a number that no clip has, or a clip that is unreadable or shorter than those of the component.
     """
-    numbers = list(numbers)
-    unknown = [i for i in numbers if not 0 <= i < len(clips)]
-    if unknown:
-        raise UserError(f"there is no clip {unknown[0]}: the {clips.split} split has 0 to {len(clips) - 1}")
-    latents_of_clips = []
+    ids: list[str] = []
+    latents: dict[str, list[np.ndarray]] = {}
     for i in numbers:
+        if not 0 <= i < len(clips):
+            raise UserError(f"there is no clip {i}: the {clips.split} split has 0 to {len(clips) - 1}")
         try:
-            latents_of_clips.append(clips.latents(i))
+            latents_of_clip = clips.latents(i)
         except BadRecord as error:
             raise UserError(f"clip {i}, {clips.ids[i]!r}, cannot be read ({error}): take another") from error
-    for i, latents in zip(numbers, latents_of_clips):
-        for m, x in latents.items():
-            if x.shape != clips.shapes[m]:
+        for m, shape in clips.shapes.items():
+            x = latents_of_clip[m]
+            if x.shape != shape:
                 raise UserError(f"clip {i} is shorter than the component has them ({m} {x.shape}): take another")
-    return {m: np.stack([x[m] for x in latents_of_clips]) for m in clips.shapes}, [clips.ids[i] for i in numbers]
+            latents.setdefault(m, []).append(x)
+        ids.append(clips.ids[i])
+    return {m: np.stack(of_clips) for m, of_clips in latents.items()}, ids
 
 
 def seconds_of(modalities: dict[str, Modality]) -> float:

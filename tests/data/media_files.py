@@ -97,13 +97,14 @@ def quadrants(width=64, height=64):
     return pixels
 
 
-def write_tiff(path, array, white_is_zero=False, orientation=None):
+def write_tiff(path, array, white_is_zero=False, preview=False):
     """An uncompressed TIFF of one channel, of any type of number."""
     height, width = array.shape
     data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()
     kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
-    tags = {256: width, 257: height, 258: 8 * array.dtype.itemsize, 259: 1, 262: 0 if white_is_zero else 1, 273: 8,
-            274: orientation or 1, 277: 1, 278: height, 279: len(data), 339: kind}  # fmt: skip
+    bits, photometric = 8 * array.dtype.itemsize, int(not white_is_zero)
+    tags = {254: int(preview), 256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 8,
+            277: 1, 278: height, 279: len(data), 339: kind}  # fmt: skip
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
     directory = struct.pack("<H", len(tags)) + entries + bytes(4)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)

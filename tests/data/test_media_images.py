@@ -194,3 +194,20 @@ def test_images_of_one_pixel(tmp_path, size):
     for name in ("a.png", "a.gif", "a.webp", "a.tiff", "a.bmp"):
         Image.fromarray(pixels).save(tmp_path / name, **({"lossless": True} if name == "a.webp" else {}))
         np.testing.assert_allclose(decode(tmp_path / name)[0][0].image, np.full((16, 16, 3), pixels[0, 0]), atol=6)
+
+
+def test_the_preview_of_a_raw_photograph_is_not_taken_for_it(tmp_path):
+    gray = np.full((20, 20), 100, np.uint8)
+    for name in ("photo.dng", "photo.nef", "photo.tiff"):
+        assert reason(write_tiff(tmp_path / name, gray, preview=True)) == "a raw photograph"
+        with pytest.raises(UserError, match=mentions(name, "JPEG")):
+            read_image(tmp_path / name, 16)
+
+
+def test_one_transparent_value(tmp_path):
+    stripes = np.full((40, 40), 100, np.uint8)
+    stripes[:, 20:] = 200
+    for name, pixels, transparent in (("8.png", stripes, 200), ("16.png", stripes * np.uint16(257), 200 * 257)):
+        Image.fromarray(pixels).save(tmp_path / name, transparency=transparent)
+        image = decode(tmp_path / name)[0][0].image
+        assert abs(int(image[8, 3, 0]) - 100) < 4 and image[8, 13].tolist() == [255, 255, 255]

@@ -38,20 +38,25 @@ class Arrays:
         labels: Mapping[str, np.ndarray] | None = None,
     ):
         self._latents = dict(latents)
-        lengths = {m: len(x) for m, x in self._latents.items()}
-        count = next(iter(lengths.values()), 0)
+        self.labels: dict[str, np.ndarray] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        lengths: dict[str, int] = {}
+        for m, x in self._latents.items():
+            self.shapes[m] = x.shape[1:]
+            lengths[m] = len(x)
+        first, count = next(iter(lengths.items()), ("", 0))
         if not count:
             raise UserError("Arrays: there is no latent; give {modality: [n, ...]}")
-        self.ids = None if ids is None else [str(i) for i in ids]
-        self.labels = {field: np.asarray(values) for field, values in (labels or {}).items()}
-        lengths |= {} if self.ids is None else {"ids": len(self.ids)}
-        lengths |= {f"labels of {field}": len(x) for field, x in self.labels.items()}
+        if ids is not None:
+            ids = [str(i) for i in ids]
+            lengths["ids"] = len(ids)
+        for field, values in (labels or {}).items():
+            self.labels[field] = np.asarray(values)
+            lengths[f"labels of {field}"] = len(self.labels[field])
         for what, length in lengths.items():
             if length != count:
-                raise UserError(f"Arrays: {what} are {length}, and {next(iter(lengths))} {count}: give as many of each")
-        self.shapes = {m: x.shape[1:] for m, x in self._latents.items()}
-        if self.ids is None:
-            self.ids = [self._hash(i) for i in range(count)]
+                raise UserError(f"Arrays: {what} are {length}, and {first} {count}: give as many of each")
+        self.ids = [self._hash(i) for i in range(count)] if ids is None else ids
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,6 +67,7 @@ class Arrays:
         digest = hashlib.sha256()
         for m, x in sorted(self._latents.items()):
             digest.update(f"{m} {x.dtype.str} {x.shape}".encode())
+            # Some rows at a time, since the arrays may be memory-mapped and larger than memory.
             rows = max(1, _BYTES_AT_ONCE // max(1, x[0].nbytes))
             for start in range(0, len(x), rows):
                 digest.update(np.ascontiguousarray(x[start : start + rows]).tobytes())

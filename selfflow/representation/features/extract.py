@@ -5,7 +5,6 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from selfflow.errors import UserError
 from selfflow.input.clips import readable_clips, warn_left_out
 from selfflow.modality import Modality, of_latents
 from selfflow.progress import Progress
-from selfflow.representation.features.feature_files import LayerWriter, read_layer
+from selfflow.representation.features.feature_files import LayerWriter, Stored, read_layer
 from selfflow.representation.features.forward import Forward, Taps, code_hash
 from selfflow.representation.protocols import LabelledClips, OpenRun
 from selfflow.serialization import digest, to_json
@@ -99,39 +98,56 @@ def features(
     model = run.model(weights, step, mesh)
     blocks = _blocks(layers, model.depth)
     view = _view(model.modalities, clips.shapes, modalities, context, tau)
-    streams, levels = view.streams, view.tau
     count = len(clips) if limit is None else min(int(limit), len(clips))
     key = _key(model, clips, count, view, pool, seed)
+
+    def compute(missing: tuple[int, ...], folder: Path) -> None:
+        forward = Forward(
+            model.apply, view.streams, missing, view.tau, model.null_label, pool, seed, view.context, mesh
+        )
+        metadata = {"run": str(run.source), "weights": weights, "step": model.step, "key": key}
+        with Progress(f"features of {_title(view, clips)}", count, unit="clip") as shown:
+            extract(forward, model.params, clips, count, folder, metadata, batch_size, shown.advance)
+
     if cache:
-        target = nullcontext(run.path / "features" / digest(key))
+        stored = _stored_layers(run.path / "features" / digest(key), blocks, tuple(view.streams), compute)
     else:
         # Memory-mapped arrays stay readable after their files are removed.
-        target = tempfile.TemporaryDirectory(prefix="features-")
-    with target as folder:
-        stored_layers = {layer: read_layer(Path(folder), layer, tuple(streams)) for layer in blocks}
-        missing = tuple(layer for layer in blocks if stored_layers[layer] is None)
-        if missing:
-            forward = Forward(model.apply, streams, missing, levels, model.null_label, pool, seed, view.context, mesh)
-            metadata = {"run": str(run.source), "weights": weights, "step": model.step, "key": key}
-            with Progress(f"features of {_title(streams, levels, clips)}", count, unit="clip") as shown:
-                extract(forward, model.params, clips, count, Path(folder), metadata, batch_size, shown.advance)
-            for layer in missing:
-                stored_layers[layer] = read_layer(Path(folder), layer, tuple(streams))
-    first = stored_layers[blocks[0]]
-    if any(other.ids != first.ids for other in stored_layers.values()):
-        raise UserError(
-            f"{folder}: its layers have different samples, since records became readable or unreadable between "
-            "extractions: remove it, and all layers will be computed again"
-        )
-    warn_left_out(clips, first.left_out)
-    rows = np.delete(np.arange(count), first.left_out)
+        with tempfile.TemporaryDirectory(prefix="features-") as folder:
+            stored = _stored_layers(Path(folder), blocks, tuple(view.streams), compute)
+    left_out = stored[blocks[0]].left_out
+    warn_left_out(clips, left_out)
+    rows = np.delete(np.arange(count), left_out)
     return Features(
-        ids=first.ids,
+        ids=stored[blocks[0]].ids,
         labels={field: np.asarray(values)[rows] for field, values in clips.labels.items()},
-        layers={layer: stored_layers[layer].arrays for layer in blocks},
-        tau=levels,
-        grids={m: stream.grid for m, stream in streams.items()},
+        layers={layer: stored[layer].arrays for layer in blocks},
+        tau=view.tau,
+        grids={m: stream.grid for m, stream in view.streams.items()},
     )
+
+
+def _stored_layers(
+    folder: Path,
+    blocks: tuple[int, ...],
+    modalities: tuple[str, ...],
+    compute: Callable[[tuple[int, ...], Path], None],
+) -> dict[int, Stored]:
+    """Features of blocks in a folder, after `compute` has written those that are missing."""
+    stored = {layer: read_layer(folder, layer, modalities) for layer in blocks}
+    missing = tuple(layer for layer in blocks if stored[layer] is None)
+    if missing:
+        compute(missing, folder)
+        for layer in missing:
+            stored[layer] = read_layer(folder, layer, modalities)
+    # Layers of one folder may be of several extractions, and records readable in one alone.
+    for layer in blocks[1:]:
+        if stored[layer].ids != stored[blocks[0]].ids:
+            raise UserError(
+                f"{folder}: its layers have different samples, since records became readable or unreadable between "
+                "extractions: remove it, and all layers will be computed again"
+            )
+    return stored
 
 
 def _key(model: Any, clips: LabelledClips, count: int, view: "_View", pool: str, seed: int) -> dict[str, Any]:
@@ -150,9 +166,10 @@ def _key(model: Any, clips: LabelledClips, count: int, view: "_View", pool: str,
     }
 
 
-def _title(streams: Mapping[str, Modality], levels: Mapping[str, float], clips: LabelledClips) -> str:
-    taus = dict.fromkeys(f"{levels[m]:g}" for m in streams)
-    return f"{'+'.join(streams)}, tau {'/'.join(taus)}, {getattr(clips, 'split', 'arrays')}"
+def _title(view: "_View", clips: LabelledClips) -> str:
+    """Such as "video+audio, tau 0.1, test"; two levels if a modality is context."""
+    taus = dict.fromkeys(f"{level:g}" for level in view.tau.values())
+    return f"{'+'.join(view.streams)}, tau {'/'.join(taus)}, {getattr(clips, 'split', 'arrays')}"
 
 
 def extract(
@@ -188,7 +205,7 @@ def extract(
     def store(batch: Batch, taps: Taps) -> None:
         batch_ids = [clips.ids[i] for i in batch.rows]
         for layer, tap in jax.device_get(taps).items():
-            # The rest of an incomplete batch is a repeated clip.
+            # The last batch is filled up with copies of a clip, which are dropped here.
             tap = {m: x[: len(batch_ids)] for m, x in tap.items()}
             _check_finite(tap, layer, batch_ids)
             writers[layer].add(tap)
@@ -243,18 +260,24 @@ def batches(
         group = list(islice(readable, size))
         if not group:
             return
-        rows = [row for row, _ in group]
-        filled = group + group[:1] * (size - len(group))
+        # Copies of the first clip fill up the last batch, so that there is one shape to compile.
+        rows, samples = zip(*group, *(group[:1] * (size - len(group))))
         latents, frames = {}, {}
         for m in forward.modalities:
-            parts, whole = [np.asarray(sample[m]) for _, sample in filled], clips.shapes[m][0]
-            lengths = np.array([len(x) for x in parts], np.int32)
-            if (lengths < whole).any():
-                frames[m] = lengths
-                parts = [np.pad(x, [(0, whole - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts]
+            whole_length = clips.shapes[m][0]
+            parts, lengths = [], []
+            for sample in samples:
+                x = np.asarray(sample[m])
+                lengths.append(len(x))
+                if len(x) < whole_length:
+                    x = np.pad(x, [(0, whole_length - len(x))] + [(0, 0)] * (x.ndim - 1))
+                parts.append(x)
             latents[m] = np.stack(parts)
-        seeds = [seed_of(clips.ids[row]) for row, _ in filled]
-        yield Batch(rows, latents, frames, np.array(seeds, np.uint32))
+            # Without padding there is no mask of valid tokens, and the program for whole clips is used.
+            if min(lengths) < whole_length:
+                frames[m] = np.array(lengths, np.int32)
+        seeds = [seed_of(clips.ids[row]) for row in rows]
+        yield Batch(list(rows[: len(group)]), latents, frames, np.array(seeds, np.uint32))
 
 
 def seed_of(name: str) -> int:
@@ -339,8 +362,10 @@ def _view(
         raise UserError(f"modalities is empty: name at least one of {', '.join(available) or ', '.join(known)}")
     # In one order, so that equal settings have one key.
     names = [m for m in available if m in names]
+    # The streams of the model with the lengths of this data, which may differ from those of training.
+    batch_of_one = {m: jax.ShapeDtypeStruct((1, *shapes[m]), np.float32) for m in names}
     try:
-        streams = of_latents(known, {m: jax.ShapeDtypeStruct((1, *shapes[m]), np.float32) for m in names})
+        streams = of_latents(known, batch_of_one)
     except ValueError as error:
         raise UserError(f"data: {error}") from error
     levels = dict(tau) if isinstance(tau, Mapping) else dict.fromkeys(names, tau)
@@ -349,11 +374,16 @@ def _view(
             raise UserError(f"tau: {m!r} is not a modality of this data; there are {', '.join(names)}")
         if not 0 <= level <= 1:
             raise UserError(f"tau is {level}: give a number from 0, data, to 1, noise")
+    context_in_order, tau_of = [], {}
     for m in names:
-        if m not in levels and m not in context_names:
+        if m in context_names:
+            context_in_order.append(m)
+            tau_of[m] = 0.0
+        elif m in levels:
+            tau_of[m] = float(levels[m])
+        else:
             raise UserError(f"tau has no level for {m}: it needs one for each of {', '.join(names)}")
-    context = tuple(m for m in names if m in context_names)
-    return _View(streams, context, {m: 0.0 if m in context else float(levels[m]) for m in names})
+    return _View(streams, tuple(context_in_order), tau_of)
 
 
 def _names(names: str | Iterable[str]) -> list[str]:

@@ -27,27 +27,31 @@ def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
     figure = Figure(figsize=((0.75 * most + 1.2) * len(panels) + 0.3, 5.0), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 2))
     for (title, methods), scores, differences in zip(panels.items(), *axes):
-        names = [method.name.replace("_", "\n") for method in methods]
-        seeds = sorted({seed for method in methods for seed in method.scores})
-        # The brightest sixth of the colour map is too pale on white.
-        colours = matplotlib.colormaps["viridis"]([i / max(1, len(seeds) - 1) * 0.85 for i in range(len(seeds))])
-        shades = dict(zip(seeds, colours))
-        for seed in seeds:
-            there = [(i, method.scores[seed]) for i, method in enumerate(methods) if seed in method.scores]
-            scores.plot(*zip(*there), marker="o", ms=3.5, lw=0.6, color=shades[seed], label=f"seed {seed}")
+        # By seed, the places of the methods that have it, and their scores.
+        dots: dict[int, tuple[list[int], list[float]]] = {}
+        for i, method in enumerate(methods):
+            for seed, score in method.scores.items():
+                places, scores_of_seed = dots.setdefault(seed, ([], []))
+                places.append(i)
+                scores_of_seed.append(score)
+        for shade, (seed, (places, scores_of_seed)) in enumerate(sorted(dots.items())):
+            # The brightest sixth of the colour map is too pale on white.
+            colour = matplotlib.colormaps["viridis"](shade / max(1, len(dots) - 1) * 0.85)
+            scores.plot(places, scores_of_seed, marker="o", ms=3.5, lw=0.6, color=colour, label=f"seed {seed}")
+        baseline = next(i for i, method in enumerate(methods) if method.difference is None)
         for i, method in enumerate(methods):
             _bar(scores, i + 0.22, method.mean)
-            d = method.difference
-            if d is not None:
-                _bar(differences, i, Interval(d.difference, d.low, d.high, d.n))
-        baseline = next(i for i, method in enumerate(methods) if method.difference is None)
+            difference = method.difference
+            if difference is not None:
+                _bar(differences, i, Interval(difference.difference, difference.low, difference.high, difference.n))
         differences.axhline(0, color="0.6", lw=1, ls=(0, (1, 2)))
         differences.annotate("baseline", (baseline, 0), (0, 4), textcoords="offset points", ha="center", fontsize=7)
         differences.set_ylabel("difference")
         scores.set_title(title, fontsize=9)
         scores.set_ylabel("score")
         for axis in (scores, differences):
-            axis.set_xticks(range(len(methods)), names if axis is differences else [""] * len(methods), fontsize=7)
+            names = [method.name.replace("_", "\n") if axis is differences else "" for method in methods]
+            axis.set_xticks(range(len(methods)), names, fontsize=7)
             axis.set_xlim(-0.5, len(methods) - 0.5)
             low, high = axis.get_ylim()
             missing = max(0.0, _LEAST - (high - low)) / 2
@@ -65,21 +69,23 @@ def loss_curves(runs: Mapping[str, Any]) -> Figure:
     Args:
       runs: opened runs by name.
     """
-    metrics = {name: run.metrics() for name, run in runs.items()}
-    keys = set()
-    for rows in metrics.values():
-        for row in rows:
-            keys |= row.keys()
+    metrics, keys = {}, set()
+    for name, run in runs.items():
+        metrics[name] = run.metrics()
+        for row in metrics[name]:
+            keys.update(row)
     kinds = sorted(key for key in keys if re.fullmatch(r"flow_loss/[^/]+", key))
     figure = Figure(figsize=(4.2 * len(kinds) + 0.6, 3.4), layout="constrained")
     axes = figure.subplots(1, len(kinds), squeeze=False)[0]
     shades = dict(zip(runs, matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(runs)))))
     for axis, kind in zip(axes, kinds):
         for name, rows in metrics.items():
-            steps, values = np.array([(row["step"], row[kind]) for row in rows if kind in row]).reshape(-1, 2).T
-            if not len(steps):
+            logged = [(row["step"], row[kind]) for row in rows if kind in row]
+            if not logged:
                 continue  # an arm without this modality
+            steps, values = np.array(logged).T
             wide = min(20, len(steps))
+            # A median, since losses of single batches at high noise levels are far above the others.
             medians = np.median(np.lib.stride_tricks.sliding_window_view(values, wide), axis=1)
             axis.plot(steps, values, ".", ms=2, alpha=0.3, color=shades[name])
             axis.plot(steps[wide - 1 :], medians, lw=1.3, color=shades[name], label=name)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from selfflow.errors import UserError
 from selfflow.media import medium_of
 from selfflow.representation.features.extract import Features
+from selfflow.representation.figures.layers import draw_means
 from selfflow.representation.figures.strips import Body, Strips
 from selfflow.representation.maps import (
     Contact,
@@ -76,6 +77,7 @@ def attention_figure(
     touched = _contact(contacts, contact, clips.ids[number])
     weights = attention_of_clips(run, clips, [number], layers, **options)
     frames = len(record["video"])
+    # Ten frames from the fourth before the contact on.
     first = max(0, min(touched.frames[0] * frames // grid[0] - 4, frames - 10))
     strips = Strips(frames, layout.seconds, columns=10, start=first, every=1)
     bodies = []
@@ -86,10 +88,11 @@ def attention_figure(
             bodies.append(Body(frame, tuple(record["positions"][frame, body] / truth.box), radius, colour))
     strips.video("video", record["video"], bodies)
     for layer in layers:
-        to_video_N = weights[layer]["audio"]["video"][0, :, touched.audio_token].mean(axis=0)
-        even = to_video_N / to_video_N.mean()
-        limits = (0.0, max(2.0, float(np.percentile(even, 95))))
-        strips.video_tokens(f"block {layer}", even, grid, limits, "inferno", record["video"], bodies)
+        # [B, A, N, M] of one clip and one audio token, as a mean over heads.
+        to_video_M = weights[layer]["audio"]["video"][0, :, touched.audio_token].mean(axis=0)
+        multiple_M = to_video_M / to_video_M.mean()
+        limits = (0.0, max(2.0, float(np.percentile(multiple_M, 95))))
+        strips.video_tokens(f"block {layer}", multiple_M, grid, limits, "inferno", record["video"], bodies)
     strips.audio("audio", record["audio"], len(record["audio"]) / layout.seconds)
     strips.audio_tokens("query", np.arange(layout.audio_tokens) == touched.audio_token, (0.0, 1.0), "Reds")
     what = "two bodies" if len(touched.bodies) > 1 else "a body and a wall"
@@ -115,6 +118,7 @@ def shares_figure(trained: ContactAttention, untrained: ContactAttention) -> Fig
     trained, untrained = _with_quiet_moments(trained), _with_quiet_moments(untrained)
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
+    # Shares [C, L, A] are means over heads A in the lines, and by head on the right.
     _line(left, trained, trained.on_bodies.mean(axis=2), "tab:red", "from the audio of the contact")
     _line(left, trained, trained.elsewhere.mean(axis=2), "tab:blue", "from quiet times of the clip")
     _line(left, untrained, untrained.on_bodies.mean(axis=2), "0.6", "from the audio of the contact, untrained")
@@ -161,6 +165,7 @@ def shares_table(shares: ContactAttention) -> str:
         f"({shares.moment:.3f} is even)",
     ]
     for i, layer in enumerate(shares.layers):
+        # Means over heads, [C].
         own, quiet = shares.on_bodies[:, i].mean(axis=1), shares.elsewhere[:, i].mean(axis=1)
         columns = [own, quiet, own - quiet, shares.on_moment[:, i].mean(axis=1)]
         lines.append(f"{layer:>5}   " + "   ".join(f"{_shown(shares, column):<21}" for column in columns))
@@ -178,30 +183,39 @@ def _with_quiet_moments(shares: ContactAttention) -> ContactAttention:
     kept = np.isfinite(shares.elsewhere).all(axis=(1, 2))
     if not kept.any():
         return shares
-    columns = ("clip", "on_bodies", "elsewhere", "tokens", "on_moment")
-    return shares._replace(**{name: getattr(shares, name)[kept] for name in columns})
+    return shares._replace(
+        clip=shares.clip[kept],
+        on_bodies=shares.on_bodies[kept],
+        elsewhere=shares.elsewhere[kept],
+        tokens=shares.tokens[kept],
+        on_moment=shares.on_moment[kept],
+    )
 
 
 def _by_clip(shares: ContactAttention, values: np.ndarray) -> list[float]:
     """The mean of each clip, since contacts of one clip are not independent; clips with NaN are left out."""
-    means = [np.mean(values[shares.clip == clip]) for clip in np.unique(shares.clip)]
-    return [float(mean) for mean in means if np.isfinite(mean)]
+    means = []
+    for clip in np.unique(shares.clip):
+        mean = float(np.mean(values[shares.clip == clip]))
+        if np.isfinite(mean):
+            means.append(mean)
+    return means
 
 
 def _line(axis: Axes, shares: ContactAttention, values_CL: np.ndarray, colour: str, label: str) -> None:
-    means = [_by_clip(shares, values) for values in values_CL.T]
-    if not all(means):
-        return
-    shown = [interval(values) for values in means]
-    axis.plot(shares.layers, [one.estimate for one in shown], color=colour, marker="o", ms=3.5, lw=1.5, label=label)
-    if shown[0].low is not None:
-        bounds = [one.low for one in shown], [one.high for one in shown]
-        axis.fill_between(shares.layers, *bounds, color=colour, alpha=0.15, lw=0)
+    """A line of means over clips against blocks; none if a block has no clip with a value."""
+    means = []
+    for values_C in values_CL.T:
+        by_clip = _by_clip(shares, values_C)
+        if not by_clip:
+            return
+        means.append(interval(by_clip))
+    draw_means(axis, shares.layers, means, colour, label)
 
 
 def _shown(shares: ContactAttention, values: np.ndarray) -> str:
     means = _by_clip(shares, values)
     if not means:
         return "none"
-    one = interval(means)
-    return f"{one.estimate:.3f}" + ("" if one.low is None else f" [{one.low:.3f}, {one.high:.3f}]")
+    mean = interval(means)
+    return f"{mean.estimate:.3f}" + ("" if mean.low is None else f" [{mean.low:.3f}, {mean.high:.3f}]")

@@ -78,10 +78,15 @@ def marginals_figure(drawn: dict[str, Drawn]) -> Figure:
         left.set(xlabel="$\\tau$", ylabel="density", xlim=(0, 1), title=f"{m}: over all draws")
         left.legend(fontsize=7, frameon=False)
         left.spines[["top", "right"]].set_visible(False)
-        of_each = np.stack([np.histogram(tau, bins=bins, density=True)[0] for tau in drawn_tau.tau.T], axis=1)
+        # Columns are tokens: all are as the density if every token has the same distribution of tau.
+        density_of_tokens = np.empty((len(drawn_tau.density), drawn_tau.tau.shape[1]))
+        for token, taus in enumerate(drawn_tau.tau.T):
+            density_of_tokens[:, token] = np.histogram(taus, bins=bins, density=True)[0]
         most = 1.5 * drawn_tau.density.max()
-        extent = (0, of_each.shape[1], 0, 1)
-        image = right.imshow(of_each, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=most, cmap="magma")
+        extent = (0, density_of_tokens.shape[1], 0, 1)
+        image = right.imshow(
+            density_of_tokens, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=most, cmap="magma"
+        )
         right.set(xlabel=f"token of {m}", ylabel="$\\tau$", title=f"{m}: density of each token's $\\tau$")
         figure.colorbar(image, ax=right)
     return figure

@@ -88,6 +88,7 @@ class Strips:
                 self._draw_video(axis, np.repeat(over.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8), [])
             colour_map = colormaps[colours].with_extremes(bad="0.92")
             for column, frame in enumerate(self.shown):
+                # Several frames may belong to one step of the grid.
                 place = int(np.searchsorted(frames_of_tokens(self._frames, grid[0]), frame, side="right")) - 1
                 cell, how = cells[place], {"alpha": 0.6} if over is not None else {}
                 image = axis.imshow(cell, norm=norm, cmap=colour_map, extent=self._extent(column), zorder=2, **how)
@@ -148,6 +149,7 @@ class Strips:
         self._rows.append((label, height, draw))
 
     def _extent(self, column: int) -> tuple[float, float, float, float]:
+        # In seconds, so that frames and audio share the axis, with a gap of 2 % at either side.
         wide = self._every * self._frame_seconds
         left = self._span[0] + column * wide
         return left + 0.02 * wide, left + 0.98 * wide, 0.0, 1.0

@@ -44,9 +44,10 @@ def attentive_probe(train: Split, validation: Split, test: Split, seed: int = 0)
     classes, labels_n = np.unique(train.y, return_inverse=True)
     n, width = len(labels_n), train.x.shape[-1]
     batch = min(n, max(_LEAST_BATCH, min(_BATCH, n // _STEPS_PER_EPOCH)))
+    # Heads have an equal number of channels.
     heads = max(h for h in range(1, _HEADS + 1) if width % h == 0)
     steps = n // batch
-    epochs = max(_EPOCHS, -(-_LEAST_STEPS // steps))
+    epochs = max(_EPOCHS, -(-_LEAST_STEPS // steps))  # rounded up
     params = _initial(jax.random.key(seed), width, len(classes))
     moments = _adam(epochs * steps).init(params)
     random = np.random.default_rng(seed)
@@ -110,6 +111,7 @@ def _loss(params: Params, x_BND: Float[Array, "B N D"], y_B: Int[Array, "B"], he
 
 
 def _adam(steps: int) -> optax.GradientTransformation:
+    # Weights have two axes; biases and norms have one and do not decay.
     return optax.adamw(
         optax.cosine_decay_schedule(_LEARNING_RATE, steps),
         weight_decay=_WEIGHT_DECAY,

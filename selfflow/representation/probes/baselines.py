@@ -65,6 +65,7 @@ class BaselineClips:
 
 def frame_differences(video: np.ndarray) -> np.ndarray:
     """Log of the mean squared difference of successive frames of a uint8 video, [T - 1], and the log of its mean."""
+    # 1e-5 is below the square of one level of 8 bits, and bounds the logarithm for frames without motion.
     energy = np.mean(np.square(np.diff(video.astype(np.float32) / 255, axis=0)), axis=(1, 2, 3))
     return np.log(np.append(energy, energy.mean()) + 1e-5)
 
@@ -77,4 +78,5 @@ def latent_tokens(modality: Modality, latent: np.ndarray) -> np.ndarray:
 def latent_moments(modality: Modality, latent: np.ndarray) -> np.ndarray:
     """Mean and log standard deviation over the tokens of a latent, float32 [2P]."""
     tokens_NP = latent_tokens(modality, latent)
+    # 1e-3 bounds the logarithm for constant channels; latents have a standard deviation of about 1.
     return np.concatenate([tokens_NP.mean(axis=0), np.log(tokens_NP.std(axis=0) + 1e-3)])

@@ -57,8 +57,10 @@ def fit_probe(target: Target, probe: ProbeName, splits: list[list[Split]]) -> Pr
     if target.kind != "class":
         regressed = [ridge_probe(*parts) for parts in zip(train, validation, test)]
         score = _mean_score([result.r2 for result in regressed])
+        # R^2 compares with the mean of the split, which is the best constant prediction.
         return ProbeResult("ridge", "r2", _setting(regressed), score, nan, nan, chance=0.0)
 
+    # A constant prediction has recall 1 for one class and 0 for the others, however frequent they are.
     chance = float(np.mean([1 / len(np.unique(part.y)) for part in test]))
     if probe == "few-shot":
         means = [few_shot(a, b, (_SHOTS,))[_SHOTS].mean for a, b in zip(train, test)]
@@ -67,6 +69,7 @@ def fit_probe(target: Target, probe: ProbeName, splits: list[list[Split]]) -> Pr
 
     classified = [CLASSIFIERS[probe](*parts) for parts in zip(train, validation, test)]
     low, high = nan, nan
+    # Parts are read from the same clips, so that their errors are not independent: a mean has no interval.
     if len(classified) == 1:
         _, low, high, *_ = bootstrap(test[0].y, classified[0].predicted)
     score = _mean_score([result.balanced for result in classified])
@@ -79,5 +82,5 @@ def _setting(results: list) -> float:
 
 
 def _mean_score(scores: list[Score]) -> Score:
-    validation = float(np.mean([score.validation for score in scores]))
-    return Score(test=float(np.mean([score.test for score in scores])), validation=validation)
+    test, validation = zip(*scores)
+    return Score(test=float(np.mean(test)), validation=float(np.mean(validation)))

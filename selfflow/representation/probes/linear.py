@@ -44,12 +44,14 @@ def linear_probe(train: Split, validation: Split, test: Split, seed: int = 0) ->
     epochs = max(_EPOCHS, -(-_LEAST_STEPS // (n // batch)))
     key = jax.random.key(seed)
     weights = _fit(jnp.asarray(train.x), jnp.asarray(labels_n), key, classes=len(classes), batch=batch, epochs=epochs)
-    on_validation, on_test = (classes[np.asarray(_logits(weights, s.x)).argmax(axis=1)] for s in (validation, test))
+    on_validation = classes[np.asarray(_logits(weights, validation.x)).argmax(axis=1)]
+    on_test = classes[np.asarray(_logits(weights, test.x)).argmax(axis=1)]
     return classified(validation, test, (on_validation, on_test))
 
 
 @partial(jax.jit, static_argnames=("classes", "batch", "epochs"))
 def _fit(x_nD: Float[Array, "n D"], y_n: Int[Array, "n"], key: Array, *, classes: int, batch: int, epochs: int):
+    # The whole training is one program, a scan over epochs of scans over batches, so that no step returns to the host.
     n, width = x_nD.shape
     steps = n // batch
     adam = optax.adam(optax.cosine_decay_schedule(_LEARNING_RATE, epochs * steps))
@@ -72,8 +74,8 @@ def _fit(x_nD: Float[Array, "n D"], y_n: Int[Array, "n"], key: Array, *, classes
         return (optax.apply_updates(layer, update), moments, running), None
 
     def epoch(carry, key):
-        rows = jax.random.permutation(key, n)[: steps * batch].reshape(steps, batch)
-        return jax.lax.scan(step, carry, rows)[0], None
+        rows_SB = jax.random.permutation(key, n)[: steps * batch].reshape(steps, batch)
+        return jax.lax.scan(step, carry, rows_SB)[0], None
 
     layer = {"weight": jnp.zeros((width, classes)), "bias": jnp.zeros(classes)}
     start = layer, adam.init(layer), (jnp.zeros(width), jnp.ones(width))
@@ -83,5 +85,6 @@ def _fit(x_nD: Float[Array, "n D"], y_n: Int[Array, "n"], key: Array, *, classes
 
 @jax.jit
 def _logits(weights, x_ND: Float[Array, "N D"]) -> Float[Array, "N C"]:
+    # At test the running statistics of training, as PyTorch's BatchNorm in evaluation mode.
     layer, (mean_D, variance_D) = weights
     return (x_ND - mean_D) * jax.lax.rsqrt(variance_D + _EPSILON) @ layer["weight"] + layer["bias"]

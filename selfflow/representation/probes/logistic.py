@@ -36,11 +36,17 @@ def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
     from sklearn.linear_model import LogisticRegression
 
     train, validation, test = checked_classes(train=train, validation=validation, test=test)
-    mean = train.x.mean(axis=0, dtype=np.float64)
-    std = train.x.std(axis=0, dtype=np.float64)
+    # Channels of one scale, since the L2 penalty is that of the weights and a large channel needs only small ones.
+    # Statistics are those of train alone, so that nothing of validation and test enters the fit.
+    mean_D = train.x.mean(axis=0, dtype=np.float64)
+    std_D = train.x.std(axis=0, dtype=np.float64)
     # The deviation of a constant feature is rounding.
-    std = np.where(std > 1e-6 * np.abs(mean), std, np.inf)
-    x_train, x_validation, x_test = (((s.x - mean) / std).astype(np.float32) for s in (train, validation, test))
+    std_D = np.where(std_D > 1e-6 * np.abs(mean_D), std_D, np.inf)
+
+    def standardised(x_nD: np.ndarray) -> np.ndarray:
+        return ((x_nD - mean_D) / std_D).astype(np.float32)
+
+    x_train, x_validation, x_test = standardised(train.x), standardised(validation.x), standardised(test.x)
     probe = LogisticRegression(max_iter=200, warm_start=True)
     best, predictions, chosen = -np.inf, None, None
     with _plain_fits():
@@ -122,18 +128,22 @@ def few_shot(
             f"train: class {classes[counts.argmin()]} has {counts.min()} samples, fewer than {max(shots)} shots: use "
             "fewer shots or more samples"
         )
-    x_train, x_test = (unit_vectors(s.x - s.x.mean(axis=1, keepdims=True)) for s in (train, test))
+    # Each vector alone: statistics over so few samples would be noise.
+    x_train = unit_vectors(train.x - train.x.mean(axis=1, keepdims=True))
+    x_test = unit_vectors(test.x - test.x.mean(axis=1, keepdims=True))
     random = np.random.default_rng(seed)
-    scores = {k: [] for k in shots}
+    balanced, plain = np.empty((len(shots), draws)), np.empty((len(shots), draws))
     probe = LogisticRegression(C=4000, max_iter=300, fit_intercept=False)
     with _plain_fits():
-        for _ in range(draws):
+        for draw in range(draws):
+            # One order for all numbers of shots, so that their scores differ by the shots and not by the samples.
             orders = [random.permutation(np.flatnonzero(train.y == c)) for c in classes]
-            for k in shots:
+            for i, k in enumerate(shots):
                 drawn = np.concatenate([order[:k] for order in orders])
                 predicted = probe.fit(x_train[drawn], train.y[drawn]).predict(x_test)
-                scores[k].append((balanced_accuracy(test.y, predicted), accuracy(test.y, predicted)))
-    return {k: FewShot(*np.array(of_k).T) for k, of_k in scores.items()}
+                balanced[i, draw] = balanced_accuracy(test.y, predicted)
+                plain[i, draw] = accuracy(test.y, predicted)
+    return {k: FewShot(balanced[i], plain[i]) for i, k in enumerate(shots)}
 
 
 @contextmanager

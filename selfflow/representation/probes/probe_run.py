@@ -114,7 +114,9 @@ def probe_run(
         fitted to, with target and split; and if there is no target.
     """
     clips = _clips(run, settings, data_dir, data)
-    labels = {split: ProbeLabels(of_split, dataset_of(run, of_split)) for split, of_split in clips.items()}
+    labels: dict[str, ProbeLabels] = {}
+    for split, clips_of_split in clips.items():
+        labels[split] = ProbeLabels(clips_of_split, dataset_of(run, clips_of_split))
     targets = _targets(run, settings, labels)
     sources = _sources(settings.sources, tuple(clips["train"].shapes), targets)
     model = run.model(weights, step)
@@ -126,7 +128,7 @@ def probe_run(
         "weights": weights,
     }
     rows: list[Row] = []
-    count = sum(target.applies_to(source) for source in sources for target in targets)
+    count = sum(target.applies_to(source) for source, target in product(sources, targets))
     total = count * len(settings.tau) * len(settings.layers or range(model.depth))
     with Progress(f"probe {run.name}", total, unit="probe") as shown:
         for tau, source in product(settings.tau, sources):
@@ -144,12 +146,15 @@ def probe_run(
 
 def best(rows: list[Row]) -> list[Row]:
     """The row with the best validation score of each run, weights, target and source, over layers and noise levels."""
-    groups: dict[tuple, list[Row]] = {}
+    best_rows: dict[tuple, Row] = {}
     for row in rows:
-        groups.setdefault((row.run, row.weights, row.target, row.source, row.probe, row.split), []).append(row)
-    # Few-shot probes have no validation score, so that no row of theirs can be chosen.
-    validated = [group for group in groups.values() if not np.isnan(group[0].validation)]
-    return [max(group, key=lambda row: row.validation) for group in validated]
+        # Few-shot probes have no validation score, and a choice on test would be a choice by luck.
+        if np.isnan(row.validation):
+            continue
+        question = (row.run, row.weights, row.target, row.source, row.probe, row.split)
+        if question not in best_rows or row.validation > best_rows[question].validation:
+            best_rows[question] = row
+    return list(best_rows.values())
 
 
 def _clips(
@@ -159,12 +164,15 @@ def _clips(
     if settings.split in ("train", "validation"):
         raise UserError(f"--split {settings.split}: probes are fitted to it; take another, such as test")
     splits = ("train", "validation", settings.split)
-    if data is None:
-        return {split: run.data(split, settings.component or None, data_dir) for split in splits}
-    missing = [split for split in splits if split not in data]
-    if missing:
-        raise UserError(f"data has {', '.join(data) or 'no split'}, and no {missing[0]}: give {', '.join(splits)}")
-    return {split: data[split] for split in splits}
+    clips: dict[str, LabelledClips] = {}
+    for split in splits:
+        if data is None:
+            clips[split] = run.data(split, settings.component or None, data_dir)
+        elif split in data:
+            clips[split] = data[split]
+        else:
+            raise UserError(f"data has {', '.join(data) or 'no split'}, and no {split}: give {', '.join(splits)}")
+    return clips
 
 
 def _features(
@@ -223,8 +231,10 @@ def _by_features(targets: list[Target], source: Source, settings: Probing) -> di
         if not target.applies_to(source):
             continue
         if target.kind in ("time_step", "token"):
+            # A clip has many rows, so that fewer clips are enough, and all tokens of many would not fit in memory.
             needs = _Needs("tokens", (settings.token_clips,) * 3)
         else:
+            # Settings are chosen on all clips of validation, and scores are of all of the split.
             reads_tokens = settings.probe == "attentive" and target.kind == "class"
             needs = _Needs("tokens" if reads_tokens else "mean", (settings.clips, None, None))
         groups.setdefault(needs, []).append(target)
@@ -257,7 +267,8 @@ def _targets(run: OpenRun, settings: Probing, labels: dict[str, ProbeLabels]) ->
 
 def _sources(names: tuple[str, ...], known: tuple[str, ...], targets: list[Target]) -> list[Source]:
     """Sources by their names, such as "video+audio"; by default each known modality, and all of them."""
-    names = names or (*known, *(("+".join(known),) if len(known) > 1 else ()))
+    if not names:
+        names = (*known, "+".join(known)) if len(known) > 1 else known
     sources = []
     for name in names:
         source = tuple(name.split("+"))

@@ -77,33 +77,44 @@ def ridge_probe(
 
 
 def _solved(moments: dict[str, Moments], width: int) -> Regressed:
-    """The best strength on validation; `width` is the number of features."""
+    """The best strength on validation.
+
+    Args:
+      moments: of [features, targets], D + K channels, by split.
+      width: number of features, D.
+    """
     for name, m in moments.items():
-        stds = np.sqrt(np.diag(m.scatter)[width:] / m.count)
-        if not (stds > 1e-9 * np.abs(m.mean[width:])).any():
+        std_K = np.sqrt(np.diag(m.scatter)[width:] / m.count)
+        if not (std_K > 1e-9 * np.abs(m.mean[width:])).any():
             raise UserError(f"{name}: targets are the same for all {m.count} samples: R^2 needs numbers that vary")
     train = moments["train"]
     covariance = train.scatter / train.count
-    std = np.sqrt(np.diag(covariance)[:width])
+    # Features of one scale, since the penalty is that of the weights and a large feature needs only a small one.
+    std_D = np.sqrt(np.diag(covariance)[:width])
     # The variance of a constant feature is rounding; it gets no weight.
-    std = np.where(std > 1e-9 * np.abs(train.mean[:width]), std, np.inf)
-    # One eigendecomposition serves all strengths.
-    values, vectors = np.linalg.eigh(covariance[:width, :width] / np.outer(std, std))
-    cross = vectors.T @ (covariance[:width, width:] / std[:, None])
+    std_D = np.where(std_D > 1e-9 * np.abs(train.mean[:width]), std_D, np.inf)
+    # The correlations of features are V diag(e) V^T, and weights of standardised features V (e + strength)^-1 V^T C
+    # with the covariances C of features and targets. One eigendecomposition serves all strengths.
+    values_D, vectors_DD = np.linalg.eigh(covariance[:width, :width] / np.outer(std_D, std_D))
+    cross_DK = vectors_DD.T @ (covariance[:width, width:] / std_D[:, None])
     best = None
     for strength in STRENGTHS:
-        weights = vectors @ (cross / (np.maximum(values, 0) + strength)[:, None]) / std[:, None]
-        offset = train.mean[width:] - train.mean[:width] @ weights
-        score = Score(*(_r2(moments[name], weights, offset) for name in ("test", "validation")))
+        # Eigenvalues of fewer rows than features are 0 up to rounding, which may be negative.
+        weights_DK = vectors_DD @ (cross_DK / (np.maximum(values_D, 0) + strength)[:, None]) / std_D[:, None]
+        offset_K = train.mean[width:] - train.mean[:width] @ weights_DK
+        score = Score(
+            test=_r2(moments["test"], weights_DK, offset_K), validation=_r2(moments["validation"], weights_DK, offset_K)
+        )
         if best is None or score.validation > best.r2.validation:
-            best = Regressed(score, weights, offset, strength)
+            best = Regressed(score, weights_DK, offset_K, strength)
     return best
 
 
-def _r2(moments: Moments, weights: np.ndarray, offset: np.ndarray) -> float:
-    width = len(weights)
+def _r2(moments: Moments, weights_DK: np.ndarray, offset_K: np.ndarray) -> float:
+    width = len(weights_DK)
     spread = np.trace(moments.scatter[width:, width:])
-    # y - x W - offset is linear in [x, y], so that the moments give the sum of its squares.
-    error = np.concatenate([-weights, np.eye(len(offset))])
-    bias = moments.mean @ error - offset
-    return float(1 - (np.sum(error * (moments.scatter @ error)) + moments.count * np.sum(bias**2)) / spread)
+    # The error y - x W - offset is [x, y] E - offset with E = [-W; I], so that its sum of squares follows from the
+    # moments: tr(E^T scatter E) about its mean, and n times the square of the mean.
+    error_DK = np.concatenate([-weights_DK, np.eye(len(offset_K))])  # D + K rows
+    bias_K = moments.mean @ error_DK - offset_K
+    return float(1 - (np.sum(error_DK * (moments.scatter @ error_DK)) + moments.count * np.sum(bias_K**2)) / spread)

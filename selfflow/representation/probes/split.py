@@ -70,6 +70,7 @@ def accuracy(y: np.ndarray, predicted: np.ndarray) -> float:
 
 def balanced_accuracy(y: np.ndarray, predicted: np.ndarray) -> float:
     """Mean over the classes of y of the share of their samples that is predicted."""
+    # The classes of y alone: a prediction of another class is an error and no class of its own.
     _, index = np.unique(y, return_inverse=True)
     return float(np.mean(np.bincount(index, y == predicted) / np.bincount(index)))
 
@@ -103,13 +104,12 @@ def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
             )
     _check_compatible(checked)
 
-    first, *others = checked
-    are_strings = {name: split.y.dtype.kind in "US" for name, split in checked.items()}
-    for name in others:
-        if are_strings[name] != are_strings[first]:
+    first, train = next(iter(checked.items()))
+    for name, split in checked.items():
+        # NumPy would compare numbers and strings as strings.
+        if (split.y.dtype.kind in "US") != (train.y.dtype.kind in "US"):
             raise UserError(
-                f"{name}: classes are {checked[name].y.dtype} and those of {first} {checked[first].y.dtype}: give both "
-                "the same type"
+                f"{name}: classes are {split.y.dtype} and those of {first} {train.y.dtype}: give both the same type"
             )
     classes = len(np.unique(np.concatenate([split.y for split in checked.values()])))
     for name, split in checked.items():
@@ -120,7 +120,7 @@ def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
             )
         if len(split.y) < classes:
             raise UserError(f"{name}: {len(split.y)} samples of {classes} classes: give at least as many as classes")
-        missing = np.setdiff1d(split.y, checked[first].y)
+        missing = np.setdiff1d(split.y, train.y)
         if len(missing):
             names = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
             warnings.warn(f"{name}: {first} shows no sample of class {names}: none is predicted", stacklevel=3)
@@ -190,10 +190,15 @@ def _checked_features(name: str, split: Split, tokens: bool) -> Split:
 
 def _check_compatible(splits: dict[str, Split]) -> None:
     """Raises `UserError` unless features have the same shape and no two splits share samples."""
-    shapes = {name: split.x.shape[1:] for name, split in splits.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    ids: dict[str, set] = {}
+    for name, split in splits.items():
+        shapes[name] = split.x.shape[1:]
+        if split.ids is not None:
+            ids[name] = set(split.ids.tolist())
     if len(set(shapes.values())) > 1:
         raise UserError(f"features of different shapes, {_listed(shapes)}: take all splits from the same layer")
-    refuse_shared({name: set(split.ids.tolist()) for name, split in splits.items() if split.ids is not None})
+    refuse_shared(ids)
 
 
 def refuse_shared(ids: dict[str, set]) -> None:

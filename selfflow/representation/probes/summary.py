@@ -94,7 +94,7 @@ def summary_table(
     table: Table = {"chance": prober.chance()}
     with Progress("probe", 4 + len(networks) * (1 + len(layers)), unit="row") as shown:
         means, tokens = prober.latent_features()
-        table["raw latents"] = prober.scores({source: means for source in SOURCES}, tokens)
+        table["raw latents"] = prober.scores(dict.fromkeys(SOURCES, means), tokens)
         shown.advance()
         table["frame differences"] = prober.scores({"video": prober.features("video", "frame_differences")})
         shown.advance()
@@ -102,6 +102,7 @@ def summary_table(
         shown.advance()
         for name, network in networks.items():
             extract = _Extraction(clips, network, modalities, layers, tau, null_label)
+            # The network sees the modalities of the source alone: with all of them, features of video contain audio.
             means = {source: extract(names, "mean") for source, names in SOURCES.items()}
             tokens = extract(("video",), "tokens", _TOKEN_CLIPS)
             shown.advance()
@@ -110,16 +111,26 @@ def summary_table(
                 rows.append(prober.scores(means, tokens, layer))
                 table[f"{name}, block {layer}"] = rows[-1]
                 shown.advance()
-            table[f"{name}, best block on validation"] = {
-                key: max((row[key] for row in rows), key=lambda score: score.validation) for key in rows[0]
-            }
+            table[f"{name}, best block on validation"] = _best_on_validation(rows)
         first = columns_of(dataset.ground_truth)[0]
         if first in prober.columns and first.target.kind == "class":
-            splits = prober.splits(first, prober.features("video", "motion"))
-            score = tree_probe(*(parts[0] for parts in splits)).balanced
+            # The target as far as motion determines it. Trees, since the features of motion interact.
+            train, validation, test = prober.splits(first, prober.features("video", "motion"))
+            score = tree_probe(train[0], validation[0], test[0]).balanced
             table["true kinematics, boosted trees"] = {first.key: score}
         shown.advance()
     return table
+
+
+def _best_on_validation(rows: list[dict[str, Score]]) -> dict[str, Score]:
+    """The scores of the row with the best validation score, column by column."""
+    # Not the best test scores: the largest of many is above the score of the same block on other clips.
+    best: dict[str, Score] = {}
+    for row in rows:
+        for key, score in row.items():
+            if key not in best or score.validation > best[key].validation:
+                best[key] = score
+    return best
 
 
 BySplit = Mapping[str, Features]
@@ -142,18 +153,19 @@ class _Prober:
 
     def _values(self, target: Target) -> list[int]:
         """Number of values of each part of a target, in the split with the fewest."""
-        by_split = []
+        counts_by_split = []
         for split in SPLITS:
             parts = self._labels[split].of_clips(target, self._clips[split].ids, {})
-            by_split.append([len(np.unique(values)) for values, _ in parts])
-        return [min(counts) for counts in zip(*by_split)]
+            counts_by_split.append([len(np.unique(values)) for values, _ in parts])
+        return [min(counts) for counts in zip(*counts_by_split)]
 
     def chance(self) -> dict[str, Score]:
         """Scores of a constant prediction by column."""
         chance = {}
         for column in self.columns:
-            value = 0.0
+            value = 0.0  # R^2 of the mean
             if column.target.kind == "class":
+                # Balanced accuracy of one class of n is 1 / n; a target of several parts is their mean.
                 value = float(np.mean([1 / n for n in self._values(column.target)]))
             chance[column.key] = Score(value, value)
         return chance
@@ -169,14 +181,14 @@ class _Prober:
         """Means and log standard deviations of the latent tokens of all modalities, and all tokens of video."""
         moments, tokens = {}, {}
         grids = {m: self._modalities[m].grid for m in MODALITIES}
-        for split in SPLITS:
-            clips = self._clips[split]
-            by_modality = {}
+        for split, clips in self._clips.items():
+            moments_n2P: dict[str, np.ndarray] = {}
             for m in MODALITIES:
-                by_modality[m] = np.stack([latent_moments(self._modalities[m], z[m]) for z in clips.latents])
-            moments[split] = Features(clips.ids, {}, {0: by_modality}, {}, grids)
-            video = [latent_tokens(self._modalities["video"], z["video"]) for z in clips.latents[:_TOKEN_CLIPS]]
-            tokens[split] = Features(clips.ids[:_TOKEN_CLIPS], {}, {0: {"video": np.stack(video)}}, {}, grids)
+                moments_n2P[m] = np.stack([latent_moments(self._modalities[m], z[m]) for z in clips.latents])
+            moments[split] = Features(clips.ids, {}, {0: moments_n2P}, {}, grids)
+            few = clips.latents[:_TOKEN_CLIPS]
+            video_nNP = np.stack([latent_tokens(self._modalities["video"], z["video"]) for z in few])
+            tokens[split] = Features(clips.ids[:_TOKEN_CLIPS], {}, {0: {"video": video_nNP}}, {}, grids)
         return moments, tokens
 
     def scores(self, by_source: Mapping[str, BySplit], tokens: BySplit | None = None, layer: int = 0):
@@ -228,19 +240,22 @@ class _Extraction:
           pool: as for `Forward`.
           limit: largest number of clips of each split.
         """
-        streams = {m: self._modalities[m] for m in names}
+        streams, grids = {}, {}
+        for m in names:
+            streams[m] = self._modalities[m]
+            grids[m] = self._modalities[m].grid
         forward = Forward(self._apply, streams, self._layers, self._tau, self._null_label, pool)
         # All splits in one pass, so that there is one program to compile.
         latents = [self._clips[split].latents[:limit] for split in SPLITS]
         taps = forward_all(forward, self._params, chain.from_iterable(latents))
-        grids = {m: stream.grid for m, stream in streams.items()}
+        tau = dict.fromkeys(names, self._tau)
         by_split, start = {}, 0
-        for split, of_split in zip(SPLITS, latents):
-            rows = slice(start, start + len(of_split))
-            layers = {layer: {m: x[rows] for m, x in tap.items()} for layer, tap in taps.items()}
-            by_split[split] = Features(
-                self._clips[split].ids[:limit], {}, layers, dict.fromkeys(names, self._tau), grids
-            )
+        for split, latents_of_split in zip(SPLITS, latents):
+            rows = slice(start, start + len(latents_of_split))
+            layers = {}
+            for layer, tap in taps.items():
+                layers[layer] = {m: x[rows] for m, x in tap.items()}
+            by_split[split] = Features(self._clips[split].ids[:limit], {}, layers, tau, grids)
             start = rows.stop
         return by_split
 
@@ -248,10 +263,11 @@ class _Extraction:
 def as_text(table: Table, columns: Sequence[Column]) -> str:
     """The table as aligned text: test scores, accuracies in per cent, R^2 with two decimals."""
     width = max(map(len, table)) + 2
-    lines = [
-        " " * width + " ".join(f"{column.target.name:>8}" for column in columns),
-        " " * width + " ".join(f"{column.source:>8}" for column in columns),
-    ]
+    names, sources = [], []
+    for column in columns:
+        names.append(f"{column.target.name:>8}")
+        sources.append(f"{column.source:>8}")
+    lines = [" " * width + " ".join(names), " " * width + " ".join(sources)]
     for row, scores in table.items():
         cells = [_cell(column, scores.get(column.key)) for column in columns]
         lines.append(f"{row:<{width}}" + " ".join(cells))

@@ -39,11 +39,15 @@ class Target(NamedTuple):
 
 def targets_of(run: OpenRun, clips: LabelledClips) -> dict[str, Target]:
     """All targets of clips, by name: labels of the data, and targets of the data set's ground truth."""
-    kinds: dict[str, TargetKind] = {field: "class" for field, values in clips.labels.items() if (values >= 0).any()}
+    targets: dict[str, Target] = {}
+    for field, values in clips.labels.items():
+        if (values >= 0).any():
+            targets[field] = Target(field, "class")
     dataset = dataset_of(run, clips)
     if dataset is not None and dataset.ground_truth is not None:
-        kinds |= dataset.ground_truth.kinds
-    return {name: Target(name, kind) for name, kind in kinds.items()}
+        for name, kind in dataset.ground_truth.kinds.items():
+            targets[name] = Target(name, kind)
+    return targets
 
 
 def select_targets(run: OpenRun, clips: LabelledClips, names: tuple[str, ...]) -> list[Target]:
@@ -53,12 +57,14 @@ def select_targets(run: OpenRun, clips: LabelledClips, names: tuple[str, ...]) -
       UserError: an unknown target, with a list of the known ones; or cropped clips, for a target of their content.
     """
     known = targets_of(run, clips)
+    targets = []
     for name in names:
         if name not in known:
             raise UserError(f"target {name!r}: the data has {', '.join(known) or 'none'}")
         if name not in clips.labels and known[name].kind != "class":
             refuse_cropped(run, clips, f"target {name!r}")
-    return [known[name] for name in names]
+        targets.append(known[name])
+    return targets
 
 
 def refuse_cropped(run: OpenRun, clips: LabelledClips, what: str) -> None:
@@ -160,7 +166,7 @@ class ProbeLabels:
             y = labels[target.name]
             return [(y[y >= 0], y >= 0)]
         records = self._read(ids)
-        is_readable = np.array([record is not None for record in records])
+        is_readable_n = np.array([record is not None for record in records])
         values = [self._dataset.ground_truth.of_clip(record) for record in records if record is not None]
         parts = sorted(name for name in values[0] if name.split("/")[0] == target.name)
         if not parts:
@@ -168,16 +174,18 @@ class ProbeLabels:
                 f"target {target.name!r}: {self._dataset.kind}.ground_truth.of_clip returns {', '.join(values[0])}: "
                 "name one of them"
             )
-        return [(np.array([of_clip[part] for of_clip in values]), is_readable) for part in parts]
+        return [(np.array([of_clip[part] for of_clip in values]), is_readable_n) for part in parts]
 
     def _time_steps(
         self, target: Target, record: Mapping, features: Features, m: str, x_ND: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Means of tokens over each time step, [W, D], and values, [W, 1]."""
         rows, frames = features.grids[m][0], self._dataset.media_shapes()["video"][0]
+        # Bounds of the time steps in frames: the first latent frame of video may be shorter than the others.
         bounds = frames_of_tokens(frames, rows) if m == "video" else np.arange(rows + 1) * frames / rows
         values = self._dataset.ground_truth.of_time_steps(record, bounds / self._dataset.frames_per_second)
-        return x_ND.reshape(rows, -1, x_ND.shape[-1]).mean(axis=1), values[target.name][:, None]
+        x_WND = x_ND.reshape(rows, -1, x_ND.shape[-1])  # time is the first axis of the grid
+        return x_WND.mean(axis=1), values[target.name][:, None]
 
     def _read(self, ids: Sequence[str]) -> list[Mapping[str, Any] | None]:
         """The features of raw records that targets are computed from, read once; None for unreadable records."""
