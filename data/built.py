@@ -3,11 +3,13 @@
 import hashlib
 import importlib
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfflow.data import report
 from selfflow.data.dataset import Dataset
 from selfflow.data.records import Records
 from selfflow.data.stored import INFO
@@ -41,6 +43,17 @@ class BuiltDataset:
     def records(self, split: str) -> Records:
         """Random access to the records of a split."""
         return Records(self.settings, self.folder, split)
+
+    def modalities(self) -> set[str]:
+        """Modalities of training records: of a folder of files those in its report, else all that it may have."""
+        path = self.folder / report.FILE
+        if not path.exists():
+            return set(self.settings.media_shapes())
+        modalities = set()
+        for content, count in json.loads(path.read_text(encoding="utf-8"))["records"]["train"].items():
+            if count:
+                modalities |= set(re.split(" with | and ", content))
+        return modalities
 
     @property
     def fingerprint(self) -> str:

@@ -39,8 +39,8 @@ class Interrupted(KeyboardInterrupt):
 def system_error_message(error: BaseException | None) -> str | None:
     """A message if an error, or one that caused it, is due to the machine and not to the code; else None.
 
-    Covers full disks and shared memory, files that cannot be accessed, and devices that JAX cannot initialise. Libraries
-    wrap such errors in other classes.
+    Covers full disks, full shared memory, files that cannot be accessed, and devices that JAX cannot initialise.
+    Libraries wrap such errors in other classes.
     """
     while error is not None:
         platforms = os.environ.get("JAX_PLATFORMS")

@@ -204,14 +204,22 @@ def _fit(
     data_dir: Path,
     share: EncodeShare,
 ) -> dict[str, FittedAutoencoder]:
-    """The autoencoder of each modality: that of latents from elsewhere, or one fitted to the data sets built here."""
+    """The autoencoder of each modality: that of latents from elsewhere, or one fitted to the data sets built here.
+
+    A modality that no component reads and no record has gets none, such as video in a folder of images alone.
+    """
+    needed: set[str] = set()
+    for component in experiment.mixture.values():
+        needed |= set(component.modalities)
+    for dataset in built.values():
+        needed |= dataset.modalities()
     fitted = {}
     for m, config in experiment.autoencoders.items():
         with_modality = {name: b for name, b in built.items() if m in experiment.data[name].media_shapes()}
         elsewhere = [latents for latents in stored.values() if m in latents.manifest["modalities"]]
         if elsewhere:
             fitted[m] = _autoencoder_of(elsewhere[0], m, config)
-        elif with_modality:
+        elif with_modality and m in needed:
             if share.host and can_decode(config):
                 # The first host fits; the others wait for the metadata that it writes last.
                 metadata = fitted_path(m, config, with_modality, excluded, data_dir).with_suffix(".json")

@@ -1,7 +1,6 @@
 """Media as files: videos, audio, images, and sheets that show many clips on one page."""
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from selfflow.errors import UserError
 from selfflow.media import Medium, images_only, medium_of
 
 if TYPE_CHECKING:
@@ -74,26 +72,6 @@ def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | 
             block.sample_rate, block.pts, block.time_base = track_rate, 0, Fraction(1, track_rate)
             container.mux(track.encode(block))
             container.mux(track.encode())
-
-
-def check_video_files(shape: tuple[int, ...], fps: float) -> None:
-    """Writes a short video of some shape [T, H, W, 3] to a temporary folder, as at the end of a run.
-
-    Raises:
-      UserError: this installation of PyAV cannot write it.
-    """
-    import av
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            write_video(
-                Path(folder) / "check.mp4", np.zeros((2, *shape[1:]), np.uint8), fps, np.zeros(8, np.int16), 8000
-            )
-        except (av.FFmpegError, ValueError, OSError) as error:
-            raise UserError(
-                f"video of {shape[2]} x {shape[1]} pixels at {fps:g} frames a second: PyAV {av.__version__} cannot "
-                f"write it as H.264 with FLAC ({error}): install av from PyPI, or make the video smaller"
-            ) from error
 
 
 def write_audio(path: Path, audio: np.ndarray, rate: float) -> None:

@@ -12,7 +12,6 @@ from selfflow.autoencoders.config import can_decode
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import FlowSetup
 from selfflow.data.built import BuiltDataset
-from selfflow.data.dataset import Dataset
 from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
 from selfflow.media import MEDIA, images_only
@@ -23,6 +22,7 @@ from selfflow.representation.probes.baselines import BaselineClips
 from selfflow.representation.probes.summary import Column, Table, as_text, columns_of, measures_of, summary_table
 from selfflow.sampling.generate import Condition, Generator
 from selfflow.sampling.media_files import write_media, write_sheet
+from selfflow.tasks.check_end import probed_dataset
 from selfflow.training.metrics import read_metrics
 from selfflow.training.state import State
 from selfflow.training.step import batch_size, sample_keys
@@ -56,9 +56,8 @@ def evaluate_run(
     summary["ema_decay"] = experiment.ema_decay
     summary["ema_initialisation_left"] = experiment.ema_decay ** int(state.step)
     table = None
-    # The targets of the probes are the ground truth of a data set, from video and audio.
-    probed = next((name for name, dataset in built.items() if _has_probe_table(dataset.settings)), None)
-    if probed and experiment.final_evaluation.probe_clips and {"video", "audio"} <= set(setup.objective.modalities):
+    probed = probed_dataset(setup, built)
+    if probed:
         table = _probe(setup, built[probed], source.latents[probed], state)
         summary["probes"] = {}
         for row, scores in table.items():
@@ -67,11 +66,6 @@ def evaluate_run(
     columns = columns_of(built[probed].settings.ground_truth) if table is not None else ()
     _print(summary, experiment, workdir, table, columns)
     return summary
-
-
-def _has_probe_table(dataset: Dataset) -> bool:
-    truth = dataset.ground_truth
-    return truth is not None and bool(truth.columns) and {"video", "audio"} <= set(dataset.media_shapes())
 
 
 def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str, dict[str, float]]:

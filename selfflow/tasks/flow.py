@@ -16,10 +16,11 @@ from selfflow.run.init_state import frozen_of_runs
 from selfflow.run.paths import AUTOENCODERS
 from selfflow.run.prepare_data import autoencoder_files, dataset_provenance, latents_hash, prepare_data
 from selfflow.run.run import Run
+from selfflow.tasks.check_end import check_decoders, check_latents, check_probes
 from selfflow.tasks.final_evaluation import evaluate_run
 from selfflow.tasks.sample_evaluation import SampleEvaluation
 from selfflow.tasks.task import TrainingTask
-from selfflow.training.distributed import primary_first, run_on_all
+from selfflow.training.distributed import is_primary, primary_first, run_on_all
 from selfflow.training.sharding import pad_batch, shard_batch
 from selfflow.training.state import State
 from selfflow.training.step import batch_size, sample_keys
@@ -55,6 +56,7 @@ class FlowTask(TrainingTask):
             autoencoder_files(latents),
         )
         self._evaluation = run_on_all(self._sample_evaluation)
+        run_on_all(self._check_end)
 
         # A fixed batch of every component: the batch of a step has one component, and other samples in every step.
         self._held_out = {}
@@ -84,6 +86,13 @@ class FlowTask(TrainingTask):
     def init(self) -> State:
         """The state at step 0; frozen trees may be the EMA of other runs."""
         return frozen_of_runs(self.setup.objective.frozen_from(), super().init(), self.mesh)
+
+    def _check_end(self) -> None:
+        """Checks before the first step what the final evaluation needs."""
+        check_latents(self.source)
+        check_probes(self.setup, self.source, self._built)
+        if is_primary():
+            check_decoders(self.setup, self.source)
 
     def start_message(self, state: State) -> str:
         experiment = self.setup.experiment

@@ -14,14 +14,13 @@ from selfflow.config.experiment import Experiment
 from selfflow.config.files import AnyExperiment
 from selfflow.config.setup import FlowSetup, Setup
 from selfflow.errors import UserError
-from selfflow.media import medium_of
 from selfflow.run.folder import check_run, create_or_resume, run_lock
 from selfflow.run.run import Run
-from selfflow.sampling.media_files import check_video_files
 from selfflow.storage.atomic import atomic_write
 from selfflow.storage.paths import bucket_url, url_of_copy
 from selfflow.storage.runs import open_for_training, upload_changes
 from selfflow.tasks.autoencoder import AutoencoderTask
+from selfflow.tasks.check_end import check_sample_files, warn_of_space
 from selfflow.tasks.flow import FlowTask
 from selfflow.tasks.task import TrainingTask
 from selfflow.training.checkpoints import Checkpoints
@@ -97,12 +96,9 @@ def _check(experiment: AnyExperiment, folder: Path) -> None:
         experiment.model.execution.check(jax.default_backend())
     setup = check_run(folder, experiment)
     setup.check_devices(experiment.devices.mesh())
-    if isinstance(setup, FlowSetup) and is_primary():
-        for media in setup.media.values():
-            for m, spec in media.items():
-                # Samples are written after the last step, which must not be where a missing encoder shows.
-                if medium_of(m).suffix == ".mp4":
-                    check_video_files(spec.shape, spec.rate)
+    # Samples are written after the last step, which must not be where a missing encoder shows.
+    if is_primary():
+        check_sample_files(setup)
 
 
 def _task(setup: Setup, data_dir: Path, mesh: Mesh, folder: Path) -> TrainingTask:
@@ -126,6 +122,9 @@ def _create_or_resume(task: TrainingTask, data_dir: Path) -> tuple[Checkpoints, 
 
     run_on_all(lambda: create() if is_primary() else None)
     checkpoints = Checkpoints(folder, cadence.keep_last, cadence.keep_every)
+    if is_primary():
+        state_shapes = task.setup.abstract_state(task.mesh)
+        warn_of_space(folder, state_shapes, cadence, task.setup.experiment.steps, checkpoints.steps())
     if state is None:
         state = checkpoints.restore_newest(task.setup.abstract_state(task.mesh))
     return checkpoints, state

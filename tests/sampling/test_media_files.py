@@ -9,9 +9,7 @@ import soundfile
 
 from selfflow.data.media import Media
 from selfflow.data.media.read import read_clip
-from selfflow.errors import UserError
-from selfflow.sampling.media_files import check_video_files, write_audio, write_media, write_sheet, write_video
-from tests.conftest import mentions
+from selfflow.sampling.media_files import write_audio, write_media, write_sheet, write_video
 
 COLOURS = ((250, 20, 20), (20, 250, 20), (20, 20, 250), (250, 250, 20), (128, 128, 128), (0, 0, 0), (255, 255, 255))
 
@@ -148,34 +146,3 @@ def test_odd_names_and_types(tmp_path, monkeypatch):
     # Titles and labels are no formulas, and audio may be shorter than a window of the spectrogram.
     groups = {"$a_{b$": {"video": video[None], "audio": audio[None, :5]}}
     write_sheet(Path("sheet.png"), groups, {"video": 12.5, "audio": 8000}, "runs/$a_{b$")
-
-
-def test_a_missing_encoder_shows_before_the_run(monkeypatch):
-    for size in ((1, 1), (31, 33), (1080, 1920)):
-        check_video_files((25, *size, 3), 12.5)
-    with pytest.raises(UserError, match=mentions("17000 2 av")):
-        check_video_files((25, 2, 17_000, 3), 12.5)
-    add_stream = av.container.OutputContainer.add_stream
-
-    class WithoutFlac:
-        def __init__(self, container):
-            self._container = container
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exception):
-            self._container.close()
-
-        def add_stream(self, codec, **options):
-            if codec == "flac":
-                raise av.codec.codec.UnknownCodecError(codec)
-            return add_stream(self._container, codec, **options)
-
-        def mux(self, packets):
-            self._container.mux(packets)
-
-    real_open = av.open
-    monkeypatch.setattr(av, "open", lambda *arguments, **options: WithoutFlac(real_open(*arguments, **options)))
-    with pytest.raises(UserError, match=mentions("flac", "32 x 32")):
-        check_video_files((25, 32, 32, 3), 12.5)
