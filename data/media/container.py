@@ -19,13 +19,13 @@ _DECODING_TIMES = {"avi", "asf"}
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
 # The decoders of FFmpeg itself leave out the transparency of WebM.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# Formats whose headers contain a duration that is no estimate from the bit rate.
+# Formats whose headers contain an exact duration, not an estimate from the bit rate.
 _EXACT_DURATION = {"mov", "matroska", "avi", "flac", "asf", "flv", "aiff", "au"}
 UNKNOWN = "streams without a decoder"
 _JOINED = "joined files"
 HEIF = "an image in a HEIF or AVIF file"
 _ERRORS = (av.FFmpegError, ValueError)
-# Titles that are not UTF-8 are no reason to refuse a file. From version 19 on, PyAV accepts them.
+# A title that is not UTF-8 must not make a file unreadable. From version 19 on, PyAV accepts them.
 _TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 

@@ -27,7 +27,7 @@ _ACTIONS = {
     "build": "build a data set; one that is built is not built again",
     "show": "print the card of a data set and write samples",
     "verify": "read a data set and its latents completely, and print the problems",
-    "delete": "delete samples for good, from a data set and its latents",
+    "delete": "delete samples permanently from a data set and its latents",
 }
 _EXAMPLES = {
     "list": "selfflow data list",

@@ -41,7 +41,7 @@ def find_remaining(
     folders = list(folders)
     pattern = _pattern({_stored_id(built, name) for name in ids})
     lines, remaining, matches = _search_records(built, ids, pattern, advance)
-    # An id may be part of the longer id of a sample that stays: where that occurs it is no match.
+    # An id may be part of the longer id of a sample that stays: such an occurrence is not a match.
     # Matches are therefore decided once the ids of all records are known.
     longer: list[bytes] = []
     if pattern:
