@@ -1,6 +1,7 @@
 """Cuts a media file into clips."""
 
 import itertools
+import math
 import mimetypes
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -204,16 +205,12 @@ def _frames_through_gaps(
         while frame.next_start is not None and frame.end < frame.next_start:
             end = min(frame.end + LONGEST_FRAME, frame.next_start)
             if audio is None or not audio.covers(round(frame.end * rate), round(end * rate)):
-                notes.count(f"no frame and no audio for more than {LONGEST_FRAME:g} s", "gaps")
+                if not math.isinf(frame.next_start):
+                    notes.count(f"no frame and no audio for more than {LONGEST_FRAME:g} s", "gaps")
                 break
             frame = replace(frame, start=frame.end, end=end)
             yield frame
-    if frame is None or audio is None:
-        return
-    while audio.covers(round(frame.end * rate), round((frame.end + LONGEST_FRAME) * rate)):
-        frame = replace(frame, start=frame.end, end=frame.end + LONGEST_FRAME)
-        yield frame
-    rest = audio.skip_to_end() / rate - frame.end
+    rest = 0.0 if frame is None or audio is None else audio.skip_to_end() / rate - frame.end
     if rest > _UNACCOMPANIED:
         notes.add("audio after the last frame", f"{rest:.1f} s left out")
 

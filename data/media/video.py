@@ -1,5 +1,6 @@
 """Decodes the frames of a video stream one by one."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Frame:
       start: when it is first shown, seconds.
       end: when it is last shown.
       read: decodes it to uint8 [size, size, 3], which is slow.
-      next_start: when the next frame is shown, if that is after a gap.
+      next_start: when the next frame is shown, if that is after a gap; infinity for the last frame of a video.
     """
 
     start: float
@@ -134,6 +135,7 @@ def video_frames(source: Container, size: int, longest_lead: float, notes: Notes
             last_time, last_end = time, time + (duration if duration <= longest else LONGEST_FRAME)
             pending = (start, last_end, frame)
         if pending is not None:
-            yield reader.frame(*pending)
+            # After damage there are no pending frames: the end of what decodes is not that of the video.
+            yield reader.frame(*pending, next_start=math.inf)
         if not source.has_timestamps:
             notes.add("no timestamps in the file", f"taken as {1 / duration:.5g} frames per second")

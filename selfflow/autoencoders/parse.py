@@ -23,8 +23,8 @@ def parse_autoencoder(text: str, modality: str, previous: AnyAutoencoder | None 
     """The config of `NAME` or `NAME=PATH`; fields that neither name nor file determine have their defaults.
 
     Args:
-      text: to parse.
-      modality: that it is for.
+      text: text to parse.
+      modality: modality that it is for.
       previous: config of a run that resumes. If it is of the same name and path it is returned whatever the path
         contains by now, since the run has a copy of the weights.
 

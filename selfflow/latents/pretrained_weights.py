@@ -50,10 +50,10 @@ def copy_weights(modality: str, config: AnyAutoencoder, path: Path, metadata_pat
     """Copies user-supplied weights and records their identity; does nothing if both files exist.
 
     Args:
-      modality: which modality they are for.
-      config: of the autoencoder.
-      path: of the copy, from `copy_path`.
-      metadata_path: of the JSON file beside it.
+      modality: modality that they are for.
+      config: config of the autoencoder.
+      path: path of the copy, from `copy_path`.
+      metadata_path: path of the JSON file beside it.
 
     Raises:
       UserError: if the weights are missing, damaged or of another model.

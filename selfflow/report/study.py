@@ -21,7 +21,7 @@ class Member(NamedTuple):
     """One run of a study, which may not have started yet.
 
     Attributes:
-      name: of the run folder.
+      name: name of the run folder.
       arm: name of the arm; runs that differ only in their seeds form one.
       seed: `seed.init`; runs of two arms with the same seed are paired.
       run: the opened run; None before it starts.
@@ -81,10 +81,10 @@ class Study(NamedTuple):
     """Runs that are reported together.
 
     Attributes:
-      name: of the folder.
+      name: name of the folder.
       folder: default folder of the report.
       question: docstring of the experiment file; empty if none is known.
-      question_source: that file.
+      question_source: path of that file.
       baseline: the arm that the others are compared to; empty if there is one arm.
       members: the runs in their order.
       notes: omissions and their reasons.

@@ -55,10 +55,10 @@ def check_keys(path: Path, weights: Collection[str], expected: Collection[str], 
     """Checks that a file has all weights of a model, and no others.
 
     Args:
-      path: of the file.
+      path: path of the file.
       weights: its keys.
-      expected: those of the model.
-      model: what the model is called.
+      expected: keys of the model.
+      model: name of the model.
 
     Raises:
       UserError: otherwise; the message names the first key.

@@ -306,3 +306,26 @@ def test_a_recording_that_was_cut_is_used_with_a_remark(tmp_path):
     assert len(decoded) == 2 and "incomplete file" in notes
     for number, clip in enumerate(decoded):
         np.testing.assert_allclose(clip.video.mean((1, 2, 3)), 20 + 15 * (5 * number + np.arange(5)), atol=5)
+
+
+def test_the_last_frame_before_damage_does_not_stay(tmp_path):
+    path = slides(tmp_path / "whole.mkv", [i / 5 for i in range(100)], 35.0)
+    decoded, notes = decode(path, SLOW)
+    assert [round(clip.start) for clip in decoded] == list(range(30)) and "audio after the last frame" in notes
+    # Damage to every frame after the first key frame, not to audio.
+    with av.open(str(path)) as source, av.open(str(tmp_path / "damaged.mkv"), "w") as target:
+        copies = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if not packet.size:
+                continue
+            copy = packet
+            if packet.stream.type == "video" and packet.pts * packet.time_base > 6:
+                copy = av.Packet(b"\xff" * packet.size)
+                copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+                copy.is_keyframe = False
+            copy.stream = copies[packet.stream.index]
+            target.mux(copy)
+    decoded, notes = decode(tmp_path / "damaged.mkv", SLOW)
+    assert (
+        4 <= len(decoded) <= 6 and "damaged" in notes and notes["audio after the last frame"].startswith(("28", "29"))
+    )
