@@ -139,7 +139,8 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
 
 def _from_folder(folder: Path) -> Study:
     """All runs one level below a folder, except those of autoencoders."""
-    paths = [path.parent for path in folder.glob("*/experiment.json")]
+    # A link, such as `latest`, is the run that it leads to, and not another one.
+    paths = {path.parent.resolve() for path in folder.glob("*/experiment.json")}
     if not paths:
         raise UserError(f"{folder} has no run (no experiment.json in it or one folder below): give another folder")
     runs, notes = [], []
