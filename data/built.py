@@ -106,7 +106,7 @@ def build(settings: Dataset, data_dir: Path, recorded: str = "") -> BuiltDataset
     """Builds a data set, or opens it if it exists.
 
     Args:
-      settings: of the data set.
+      settings: settings of the data set.
       data_dir: folder of data sets.
       recorded: name of the data set that a run was trained on (see `BuiltDataset.name`). If it exists, it is opened,
         whatever happened to the files that it was built from; a line on stderr says if they have changed.

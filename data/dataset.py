@@ -78,7 +78,7 @@ class Dataset(Protocol):
       varying_length: whether video and audio records may differ in length from `media_shapes`.
       ground_truth: probe targets computed from raw records; None if the labels are all there is.
       verifier: name of the checks of generated clips in `selfflow.evaluation` that need no reference; "" for none.
-      id_prefix: what decoding puts before the stored id of a record.
+      id_prefix: text that decoding puts before the stored id of a record.
       package: package that the builder needs beyond those of the project; "" for none.
       extra: extra of the project that installs it.
     """
@@ -100,7 +100,7 @@ class Dataset(Protocol):
         """Nominal shapes of the media of a record: `image` [H, W, 3], `video` [T, H, W, 3], `audio` [samples].
 
         Args:
-          folder: of the prepared data set. Data sets whose modalities follow from what is stored read it.
+          folder: folder of the prepared data set. Data sets whose modalities follow from what is stored read it.
 
         Raises:
           UserError: the shapes follow from files that do not exist.

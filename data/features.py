@@ -52,7 +52,7 @@ def read_features(
     """The features of the records in `folder`, ready to deserialize them.
 
     Args:
-      folder: of a prepared data set.
+      folder: folder of a prepared data set.
       only: dotted paths of the features to read; all of them by default.
       encoded: whether images stay as the bytes that are stored.
 

@@ -88,7 +88,7 @@ class File:
     Attributes:
       path: its path.
       relative: its path below the folder, with slashes.
-      size: bytes.
+      size: size in bytes.
       modified: time of the last change, ns.
     """
 

@@ -32,8 +32,8 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
     A data set defines `name`, `_info`, `records_of` and the two phrases.
 
     Args:
-      files: of the folder; none to open a prepared data set.
-      remarks: on files that cannot be opened.
+      files: files of the folder; none to open a prepared data set.
+      remarks: remarks on files that cannot be opened.
     """
 
     empty: ClassVar[str] = "it is empty"
@@ -148,10 +148,10 @@ def build_folder(
 
     Args:
       builder: its class.
-      settings: of the data set.
+      settings: settings of the data set.
       data_dir: folder of data sets.
       identity: files whose paths, sizes and times identify the contents of the folder.
-      **arguments: of the builder.
+      **arguments: arguments of the builder.
     """
     title = (settings.name or Path(settings.folder()).name).lower()
     slug = re.sub(r"[^a-z0-9]+", "_", title).strip("_")[:40] or settings.kind

@@ -16,8 +16,8 @@ class Records(Sequence):
     Can be pickled; files are opened when they are first read. Never imports TensorFlow.
 
     Args:
-      settings: of the data set.
-      folder: of its shards, `builder.data_dir`.
+      settings: settings of the data set.
+      folder: folder of its shards, `builder.data_dir`.
       split: name of the split.
 
     Raises:

@@ -63,8 +63,8 @@ class Report:
 
     Attributes:
       source: folder of the files.
-      date: of the build, ISO 8601.
-      settings: of the data set.
+      date: date of the build, ISO 8601.
+      settings: settings of the data set.
       files: number of files in the folder.
       used: number of files that gave a record.
       records: records[split][content] is the number of records with this content (see CONTENTS).

@@ -17,11 +17,11 @@ class StoredSplit:
     """One split, as `dataset_info.json` describes it.
 
     Attributes:
-      name: of the split.
+      name: name of the split.
       paths: its shards.
       lengths: number of records in each.
       size: bytes of all records before compression.
-      template: of the names of the shards; "" for the default of TFDS.
+      template: template of the names of the shards; "" for the default of TFDS.
     """
 
     name: str
@@ -53,7 +53,7 @@ def read_splits(folder: Path, info: dict[str, Any] | None = None) -> dict[str, S
     """The splits of a data set by name, including those without records.
 
     Args:
-      folder: of the data set.
+      folder: folder of the data set.
       info: content of its `dataset_info.json`; read by default.
 
     Raises:

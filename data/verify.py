@@ -19,7 +19,7 @@ class Kind:
     """A kind of problem.
 
     Attributes:
-      name: of the kind.
+      name: name of the kind.
       remedy: what to do, where {folder} is that of the data set or of the latents.
       note: whether it is only worth a note.
     """
@@ -46,10 +46,10 @@ class Problem:
     """One problem.
 
     Attributes:
-      kind: with its remedy.
+      kind: kind with its remedy.
       file: name of the file.
       record: id of the record, or its position where the id is unknown; "" if the problem is about the whole file.
-      detail: what exactly is wrong.
+      detail: description of the problem.
     """
 
     kind: Kind
@@ -66,7 +66,7 @@ class Contents:
     """What the latents of a data set are compared with.
 
     Attributes:
-      ids: of all records in order, by split; None where a record cannot be read.
+      ids: ids of all records in order, by split; None where a record cannot be read.
       rows: labels and `quality` of all records in order, by split; {} where a record cannot be read.
     """
 

@@ -80,7 +80,8 @@ def check_at_least(config: Any, prefix: str, **bounds: float) -> None:
 
     Args:
       config: object with these fields.
-      prefix: put before the name of a field in the message, such as "loader."; with "--" the name is written as a flag.
+      prefix: text before the name of a field in the message, such as "loader."; with "--" the name is written as a
+        flag.
       bounds: smallest value allowed of each field.
 
     Raises:

@@ -20,15 +20,15 @@ class Medium:
     """Raw media of one modality.
 
     Attributes:
-      name: of the modality.
-      dtype: of the raw data: "uint8" pixels, "int16" samples, "float32" values.
-      axes: of one clip as data sets store it; a last axis "3" is red, green, blue.
-      latent_axes: of the latent of one clip.
+      name: name of the modality.
+      dtype: dtype of the raw data: "uint8" pixels, "int16" samples, "float32" values.
+      axes: axes of one clip as data sets store it; a last axis "3" is red, green, blue.
+      latent_axes: axes of the latent of one clip.
       rate_field: field of a data set's config that holds steps per second; "" for media without time.
       unit: what one step of the time axis is called; an image is one frame.
       preview: how a figure shows a clip: an image among others in a grid, a strip of frames, a spectrogram, or a curve
         for each channel.
-      suffix: of the file that holds one clip.
+      suffix: suffix of the file that holds one clip.
       metrics: names of the reconstruction errors, from `autoencoders/quality.py:METRICS`; the first is used where one
         has to do.
     """

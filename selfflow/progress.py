@@ -19,10 +19,10 @@ class Progress:
     Use as a context manager; call `advance()` after each item, or `advance(note="loss 1.23")`.
 
     Args:
-      description: what is done.
+      description: name of the work.
       total: number of items, if it is known.
       done: items that were done before.
-      unit: of items.
+      unit: unit of items.
 
     Attributes:
       silent: whether to print nothing in this process; set in all but one of several processes.

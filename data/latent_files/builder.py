@@ -21,7 +21,7 @@ class LatentFilesBuilder(FolderBuilder, skip_registration=True):
 
     Args:
       manifest: the content of latents.json; None to open a prepared data set.
-      **kwargs: of `FolderBuilder`.
+      **kwargs: arguments of `FolderBuilder`.
     """
 
     name = "latent_files"

@@ -26,11 +26,11 @@ class Stream:
 
     Attributes:
       autoencoder: name of the autoencoder, or its identity as `selfflow encode` prints it.
-      shape: of one latent, channels last, at the nominal length: [H, W, C], [T, H, W, C] or [T, C].
+      shape: shape of one latent, channels last, at the nominal length: [H, W, C], [T, H, W, C] or [T, C].
       stride: pixels per latent position along each side; 0 for audio.
       temporal_stride: frames or samples in one latent frame.
-      causal_padding: how many of those the first latent frame lacks: temporal_stride - 1 where it holds the first frame
-        of a video alone.
+      causal_padding: frames or samples that the first latent frame lacks: temporal_stride - 1 where it holds the first
+        frame of a video alone.
       scale, shift: a number, or one for each channel: (stored - shift) * scale has about unit variance.
       channels_first: whether files have the channels before all other axes, as in torch.
     """
@@ -59,8 +59,8 @@ class Manifest:
     """The content of latents.json.
 
     Attributes:
-      streams: by modality.
-      frames_per_second: of the videos; 0 without video.
+      streams: streams by modality.
+      frames_per_second: frames per second of the videos; 0 without video.
       sample_rate: samples per second of the audio; 0 without audio.
       labels: the names of a label's classes, or their number, by label.
     """

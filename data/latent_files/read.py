@@ -24,10 +24,10 @@ class Sample:
     """One sample.
 
     Attributes:
-      latents: by modality, float16, channels last, of about unit variance.
+      latents: latents by modality, float16, channels last, of about unit variance.
       stds: their standard deviations by modality, where the autoencoder is stochastic.
       labels: all labels of the manifest; -1 for none.
-      caption: "" for none.
+      caption: caption; "" for none.
     """
 
     latents: dict[str, np.ndarray] = field(default_factory=dict)
@@ -42,7 +42,7 @@ def read_samples(
     """The samples of one file: (index in a stack, None for a file of one sample; the sample, or what is wrong with it).
 
     Args:
-      path: of the file.
+      path: path of the file.
       manifest: the content of latents.json.
       unknown_arrays: gets the names of arrays that the manifest does not describe.
 
@@ -118,7 +118,7 @@ class _Safetensors(AbstractContextManager):
 
 
 def _open(path: Path) -> _Npz | _Safetensors:
-    return _Npz(path) if path.suffix == ".npz" else _Safetensors(path)
+    return _Npz(path) if path.suffix.lower() == ".npz" else _Safetensors(path)
 
 
 def _samples(arrays: _Npz | _Safetensors, manifest: Manifest) -> Iterator[tuple[int | None, Sample | Unusable]]:

@@ -23,7 +23,7 @@ class Chunk(NamedTuple):
     """Resampled audio.
 
     Attributes:
-      position: of its first sample.
+      position: position of its first sample.
       samples: mono, float32 [n] in [-1, 1].
     """
 

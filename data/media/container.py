@@ -34,7 +34,7 @@ class Container:
     """Streams of a video or audio file.
 
     Attributes:
-      path: of the file.
+      path: path of the file.
       video: index of the first video stream; None without video.
       audio: index of the first audio stream; None without audio.
       others: number of further video and audio streams.

@@ -23,10 +23,10 @@ class MediaFormat(NamedTuple):
     Attributes:
       shapes: nominal shapes by modality, which absent media have.
       size: height and width of images and frames, pixels.
-      frames_per_second: of decoded videos.
-      source_frames_per_second: of stored videos.
-      sample_rate: of decoded audio, Hz.
-      source_sample_rate: of stored audio, Hz; 0 for the rate that the field has.
+      frames_per_second: frames per second of decoded videos.
+      source_frames_per_second: frames per second of stored videos.
+      sample_rate: sample rate of decoded audio, Hz.
+      source_sample_rate: sample rate of stored audio, Hz; 0 for the rate that the field has.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -41,10 +41,10 @@ class Decoder:
     """`decoder(serialized)` is a record.
 
     Args:
-      folder: of the prepared data set.
+      folder: folder of the prepared data set.
       fields: fields to decode.
       media: format of the media.
-      id_prefix: what the ids of records begin with.
+      id_prefix: text that the ids of records begin with.
 
     Raises:
       UserError: a field has a type that cannot be decoded.

@@ -17,10 +17,10 @@ class Fields:
     """Dotted paths of the fields that records are decoded from.
 
     Attributes:
-      media: by modality.
-      labels: by their name in a record.
-      caption: "" for none.
-      id: "" for none.
+      media: path of each modality.
+      labels: path of each label, by its name in a record.
+      caption: path of the caption; "" for none.
+      id: path of the id; "" for none.
       specs: all fields of the data set, as features.json describes them.
     """
 
@@ -40,7 +40,7 @@ def select_fields(folder: Path, named: Mapping[str, str], labels: tuple[str, ...
     """The named fields; without named media the first field of each media type.
 
     Args:
-      folder: of the prepared data set.
+      folder: folder of the prepared data set.
       named: paths of the fields `image`, `video`, `audio`, `caption` and `id`; "" for none.
       labels: paths of the labels; () for all integer fields that serve nothing else.
 

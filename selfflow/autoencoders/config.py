@@ -26,7 +26,7 @@ class Autoencoder(Protocol):
     videos, int16 [..., samples] audio. Leading axes are kept.
 
     Attributes:
-      config: that it was loaded from.
+      config: config that it was loaded from.
       identity: kind, and hash of weights and config: equal identities mean equal latents.
       batch_size: records per call for which encoding is fastest.
     """
@@ -53,9 +53,9 @@ class Config(Protocol):
 
     Attributes:
       kind: its name.
-      modalities: that it can encode.
+      modalities: modalities that it can encode.
       temporal_stride: frames or samples per latent frame; 1 if each frame is encoded by itself.
-      causal_padding: by how many of them the first latent frame is shorter; temporal_stride - 1 if the first frame of a
+      causal_padding: frames or samples that the first latent frame lacks; temporal_stride - 1 if the first frame of a
         video has a separate latent frame.
     """
 

@@ -133,9 +133,9 @@ class Network:
         """Mean and log variance of the latents of a chunk of media, and the cache for the next chunk.
 
         Args:
-          params: of the network; their dtype is that of the arithmetic.
+          params: parameters of the network; their dtype is that of the arithmetic.
           x: media [B, T, H, W, 3] or [B, T, 1] in [-1, 1]; multiples of `downsampling`, a first chunk with its padding.
-          cache: of the previous chunk; None for the first.
+          cache: cache of the previous chunk; None for the first.
         """
         p, causal = params["encoder"], _CausalInputs(cache)
         x = x.astype(p["out"].kernel.dtype)

@@ -29,7 +29,7 @@ class ConvolutionalAutoencoder:
     Clips of any length are processed in chunks of one shape, which share a compiled program.
 
     Args:
-      config: of the autoencoder.
+      config: config of the autoencoder.
       path: its file, as `convolutional_file.write` writes it, or the folder of its run.
 
     Raises:
@@ -132,7 +132,7 @@ class ConvolutionalAutoencoder:
 
         Args:
           network: (params, chunk, cache of the previous chunk) -> (outputs [B, T, ...], cache).
-          source: of the chunks.
+          source: source of the chunks.
           finish: outputs of a chunk -> arrays [B, T, ...] to keep.
         """
         chunk_size = source.elements * source.unit
@@ -166,9 +166,9 @@ class _Source(NamedTuple):
     Attributes:
       read: (clips, start, stop) -> chunk [B, T, ...], up to the end of the clips.
       clips: their number.
-      length: of each.
+      length: length of each clip.
       unit: least length of a chunk; chunks are multiples of it.
-      elements: of media per step of the length and clip.
+      elements: media elements per step of the length and per clip.
     """
 
     read: Callable[[slice, int, int], np.ndarray]

@@ -30,11 +30,11 @@ def write(
     """Writes an autoencoder as safetensors.
 
     Args:
-      path: of the file.
+      path: path of the file.
       network: its shape.
       rate: audio samples per second; 0 for images and video.
-      params: by dotted names.
-      mean, std: of each latent channel, by which latents are normalised.
+      params: parameters by dotted names.
+      mean, std: mean and standard deviation of each latent channel, by which latents are normalised.
     """
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in params.items()}
     tensors |= {"normalisation.mean": np.float32(mean), "normalisation.deviation": np.float32(std)}

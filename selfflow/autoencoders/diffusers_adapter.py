@@ -31,7 +31,7 @@ class DiffusersAutoencoder:
     """Raw media <-> latents of about unit variance; see `config.Autoencoder`.
 
     Args:
-      config: of the autoencoder.
+      config: config of the autoencoder.
       path: the file that `pin_revision` wrote; the weights themselves are read where they are.
 
     Raises:

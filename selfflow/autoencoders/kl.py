@@ -33,7 +33,7 @@ def encode(params: dict[str, Any], x_BHWC: Float[Array, "B H W 3"], groups: int)
     Args:
       params: as `read_kl` returns them; their dtype is that of the arithmetic.
       x_BHWC: images in [-1, 1]; height and width are multiples of the stride s.
-      groups: of the group normalisations.
+      groups: number of groups of the group normalisations.
     """
     p, resnet = params["encoder"], partial(_resnet, groups=groups)
     h = convolve(x_BHWC.astype(p["conv_in"].kernel.dtype), p["conv_in"])

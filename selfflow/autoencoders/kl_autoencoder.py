@@ -31,7 +31,7 @@ class KLAutoencoder:
     """uint8 images [..., H, W, 3] <-> float32 latents [..., H / s, W / s, C]; see `config.Autoencoder`.
 
     Args:
-      config: of the autoencoder.
+      config: config of the autoencoder.
       path: its weights, .safetensors.
 
     Raises:
@@ -143,8 +143,8 @@ def read_config_json(config: SDVAE | Flux2VAE, path: Path) -> dict[str, Any]:
     """Fields from the config.json of diffusers beside the weights, if there is one.
 
     Args:
-      config: whose kind and defaults apply.
-      path: of the weights, or their folder.
+      config: config whose kind and defaults apply.
+      path: path of the weights, or their folder.
 
     Raises:
       UserError: if it is damaged, or of another class.

@@ -22,7 +22,7 @@ def read_kl(weights: Weights) -> dict[str, Any]:
     """The parameters of a network: {"encoder", "decoder"}, and "quant" and "post_quant" if it has them.
 
     Args:
-      weights: by their names in diffusers.
+      weights: arrays by their names in diffusers.
 
     Raises:
       UserError: naming a key that is missing, of another shape or not one of such a network.
@@ -132,7 +132,7 @@ class _Reader:
 
         Args:
           side: "encoder" or "decoder".
-          name: of the list of levels, such as "down_blocks".
+          name: name of the list of levels, such as "down_blocks".
           sampler: name of the list that holds the down- or upsampling of a level.
           channels: before the first level.
         """

@@ -22,7 +22,7 @@ def load_autoencoder(config: AnyAutoencoder, path: Path) -> Autoencoder:
     """Reads the weights of an autoencoder.
 
     Args:
-      config: of the autoencoder.
+      config: config of the autoencoder.
       path: file or folder of its weights.
 
     Raises:

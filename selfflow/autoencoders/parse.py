@@ -23,8 +23,8 @@ def parse_autoencoder(text: str, modality: str, previous: AnyAutoencoder | None 
     """The config of `NAME` or `NAME=PATH`; fields that neither name nor file determine have their defaults.
 
     Args:
-      text: to parse.
-      modality: that it is for.
+      text: text to parse.
+      modality: modality that it is for.
       previous: config of a run that resumes. If it is of the same name and path it is returned whatever the path
         contains by now, since the run has a copy of the weights.
 
@@ -85,7 +85,7 @@ def _image_autoencoder(
         return previous
     file = Path(path).expanduser()
     # A file that does not exist is no error here: the data folder may have a copy of its weights.
-    if file.is_file() and file.suffix != ".safetensors":
+    if file.is_file() and file.suffix.lower() != ".safetensors":
         raise UserError(f"{flag}: give a .safetensors file, or a folder of diffusers that holds one")
     default = config(path=path)
     return dataclasses.replace(default, **read_config_json(default, file))

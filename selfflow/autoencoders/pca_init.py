@@ -28,7 +28,7 @@ def init_from_pca(network: Network, params: dict[str, Any], sets: Sequence[np.nd
       network: its shape.
       params: fresh parameters, of which the blocks are kept.
       sets: media of each set, uint8 [B, T, H, W, 3] or int16 [B, T, 1]; all sets have equal weight.
-      seed: of the random rotations and of the weights of empty directions.
+      seed: seed of the random rotations and of the weights of empty directions.
     """
     rng = np.random.default_rng(seed)
     fitted: list[_LinearPair] = []

@@ -59,9 +59,9 @@ def reconstruction_quality(
     """Reconstruction errors of a modality; for audio the SNR also per material.
 
     Args:
-      autoencoder: to measure.
-      records: of a split that it was not fitted on, if there is one.
-      modality: to encode.
+      autoencoder: autoencoder to measure.
+      records: records of a split that it was not fitted on, if there is one.
+      modality: modality to encode.
       rate: steps per second.
       materials: names of the material labels of records; empty if they have none.
     """
@@ -83,7 +83,7 @@ def reconstruction_metrics(modality: str, original: Clips, decoded: Clips, rate:
     """Each error that the medium names, over clips that may differ in length.
 
     Args:
-      modality: of the clips.
+      modality: modality of the clips.
       original, decoded: clips of equal shapes, pair by pair.
       rate: steps per second.
     """

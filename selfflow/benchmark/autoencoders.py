@@ -38,9 +38,9 @@ class AutoencoderRate:
 
     Attributes:
       modality: its name.
-      identity: of its autoencoder.
-      clips: in a round.
-      shape: of one clip.
+      identity: identity of its autoencoder.
+      clips: number of clips in a round.
+      shape: shape of one clip.
       encoded_per_second, decoded_per_second: images, frames or audio samples, in the median round.
       torch_encode_ratio, torch_decode_ratio: time of diffusers on the same cores divided by ours, median over rounds;
         None without a reference.
@@ -69,7 +69,7 @@ def autoencoder_rates(setup: FlowSetup, feed: BatchSource, rounds: int) -> list[
     """Times the autoencoder of each modality on noise of the shape in the mixture.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       feed: its data.
       rounds: timed repetitions.
     """

@@ -26,9 +26,9 @@ class FeaturesRate:
 
     Attributes:
       component: its name in the mixture.
-      clips: in a round.
+      clips: number of clips in a round.
       batch_size: clips at once.
-      clips_per_second: by the median round, from latents on disk to files of all layers.
+      clips_per_second: rate of the median round, from latents on disk to files of all layers.
       bare_per_second: the same of the compiled forward pass alone, on the same batches, which are in memory.
       ratio: the time of the bare passes over that of the extraction; median of the rounds.
     """
@@ -45,7 +45,7 @@ def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float 
     """Times the extraction of the mean features of all layers, alternating with bare forward passes.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       feed: its data; training clips of every component are used.
       rounds: timed repetitions.
       tau: noise level of the latents.

@@ -62,7 +62,7 @@ def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
     """Trains for some steps as a run does, and measures the share of time spent waiting for batches.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       feed: its batches.
       steps: number of timed steps, after every component was compiled.
     """

@@ -23,9 +23,9 @@ class SamplingRate:
       component: its name in the mixture.
       solver: its name.
       samples: batch size.
-      evaluations: of the network per sample.
-      samples_per_second: in the median round, from a seed to latents on the host.
-      evaluations_per_second: of the network for a single sample.
+      evaluations: network evaluations per sample.
+      samples_per_second: samples per second in the median round, from a seed to latents on the host.
+      evaluations_per_second: network evaluations per second for a single sample.
       overhead: time of a round divided by that of as many bare calls of the compiled network, minus 1; median over
         rounds.
     """
@@ -43,7 +43,7 @@ def sampling_rates(setup: FlowSetup, rounds: int, samples: int | None = None) ->
     """Times every solver on every component of the mixture, alternating with bare evaluations of the network.
 
     Args:
-      setup: of the experiment, whose sampler gives the number of steps.
+      setup: setup of the experiment, whose sampler gives the number of steps.
       rounds: timed repetitions.
       samples: batch size; by default that of the component.
     """

@@ -72,7 +72,7 @@ def step_rates(setup: FlowSetup, rounds: int, peak: float, per_token: bool = Fal
     Steps of each kind alternate, so that load of a shared machine affects all of them.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       rounds: timed steps of each kind.
       peak: floating-point operations per second, from `matmul_peak`.
       per_token: also time the step with a SiT's modulation computed for every token.

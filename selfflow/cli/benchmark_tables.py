@@ -20,11 +20,11 @@ def print_steps(rates: Sequence[StepRate], mean: Mapping[str, Any], peak: float,
     """Prints the compiled step of each component and their mean.
 
     Args:
-      rates: of each component of the mixture.
-      mean: of the mixture, from `mixture_mean`.
+      rates: rates of each component of the mixture.
+      mean: mean of the mixture, from `mixture_mean`.
       peak: FLOP/s of the measured matrix product.
       rounds: timed steps of each component.
-      dtype: of the model.
+      dtype: dtype of the model.
     """
     print(f"\nThe compiled step, {rounds} rounds, {_device()}, {dtype}:")
     print(
@@ -120,10 +120,10 @@ def print_input(
     """Prints the speed of reading, the share of training that waits for data, and the speed of generators.
 
     Args:
-      rates: of reading with different numbers of workers.
-      waiting: of training steps.
+      rates: rates of reading with different numbers of workers.
+      waiting: waiting times of training steps.
       generated: frames per second of each data set that is generated.
-      loader: of the experiment.
+      loader: loader settings of the experiment.
       seconds: duration of each measurement of reading.
     """
     print(f"\nReading batches and nothing else, {seconds:g} s a row, {cores()} cores:")

@@ -36,7 +36,7 @@ def unused_path(path: Path, settings: dict[str, Any]) -> Path:
 
     Args:
       path: a folder, whose settings are in its file `SETTINGS`, or a JSON file with them.
-      settings: as JSON data.
+      settings: settings as JSON data.
 
     Raises:
       UserError: if 999 paths with other settings exist.
@@ -55,7 +55,7 @@ def claim_path(path: Path, settings_file: Path, settings: dict[str, Any]) -> Pat
     Args:
       path: a file or a folder to write.
       settings_file: file of its settings.
-      settings: as JSON data.
+      settings: settings as JSON data.
 
     Raises:
       UserError: naming a setting that differs.

@@ -60,7 +60,7 @@ def parse(
 
         Args:
           experiment: the experiment.
-          options: of the command.
+          options: options of the command.
           data_dir: folder for data sets and latents, on a disk or in a bucket (gs://, s3://); by default
             $SELFFLOW_DATA or ~/.cache/selfflow.
         """

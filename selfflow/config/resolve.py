@@ -23,8 +23,8 @@ def resolve(experiment, previous=None):
 
     Args:
       experiment: as its file and the flags define it.
-      previous: that of the run that is resumed. Fields that follow from the length of a run keep its values, so that
-        more steps do not change what is computed.
+      previous: experiment of the run that is resumed. Fields that follow from the length of a run keep its values, so
+        that more steps do not change what is computed.
 
     Raises:
       UserError: naming the field that does not fit.

@@ -86,7 +86,7 @@ def modality_stream(
     Args:
       data: the data set.
       m: the modality.
-      autoencoder: that encodes it.
+      autoencoder: autoencoder that encodes it.
       patch: latent positions in one token.
       component: component that cuts the clips; by default they have the data set's length.
       name: name of the component.

@@ -19,10 +19,10 @@ def resample(audio_BS: np.ndarray, rate: float, target: int, name: str) -> Float
     """int16 audio as float32 in [-1, 1], resampled by soxr.
 
     Args:
-      audio_BS: to resample.
+      audio_BS: audio to resample.
       rate: samples per second.
       target: samples per second of the result.
-      name: of the features, for messages.
+      name: name of the features, for messages.
 
     Raises:
       UserError: if it is not int16 audio, the rate is not positive, or the result is empty.

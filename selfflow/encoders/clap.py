@@ -21,7 +21,7 @@ class Clap:
     features depend on the audio alone.
 
     Args:
-      folder: with config.json, preprocessor_config.json and model.safetensors; no code in it is executed.
+      folder: folder with config.json, preprocessor_config.json and model.safetensors; no code in it is executed.
 
     Raises:
       UserError: if a package or a file is missing, or transformers cannot read the folder.

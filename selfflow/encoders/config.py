@@ -18,7 +18,7 @@ class FrozenEncoder(Protocol):
 
     Attributes:
       identity: name, and hash of weights and settings: equal identities mean equal features.
-      ids: of the samples that it has features of; None if it computes them.
+      ids: ids of the samples that it has features of; None if it computes them.
     """
 
     identity: str

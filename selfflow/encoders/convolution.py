@@ -23,8 +23,8 @@ class Weights:
     """Weights of a file by their keys.
 
     Args:
-      path: of the file, for messages.
-      weights: by key.
+      path: path of the file, for messages.
+      weights: arrays by key.
       network: name of the network that they should be of.
     """
 

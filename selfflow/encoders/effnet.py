@@ -37,7 +37,7 @@ class EffNet:
 
     Args:
       medium: "image" or "video".
-      path: of the weights; by default those of the package.
+      path: path of the weights; by default those of the package.
 
     Raises:
       UserError: if the package is not installed, or the file is damaged or holds other weights.

@@ -39,7 +39,7 @@ class I3d:
     release), or conversions of them of which no hash is known: a distance is called FD-I3D.
 
     Args:
-      path: of a state dict, `.pt`, `.pth` or `.safetensors`, of which nothing is executed.
+      path: path of a state dict, `.pt`, `.pth` or `.safetensors`, of which nothing is executed.
 
     Raises:
       UserError: if the file is missing or damaged, or holds other weights.

@@ -33,7 +33,7 @@ class TorchScriptI3d:
     hash; with another program it is FD-I3D. Torch executes the program: give files that you trust.
 
     Args:
-      path: of the program.
+      path: path of the program.
 
     Raises:
       UserError: if torch is not installed, or cannot read the file.

@@ -20,7 +20,7 @@ class Accumulator:
 
     Attributes:
       features: name of the Frechet distance of these features, such as "FD-EffNet".
-      identity: of the extractor; only features of one identity are compared.
+      identity: identity of the extractor; only features of one identity are compared.
       samples: n, the samples on either side of a Frechet distance.
       first, second: moments of the first n samples, and of the next n, for the Frechet distance between two sets of
         real clips.
@@ -125,7 +125,7 @@ def load_reference(path: Path, extractor: Extractor) -> Accumulator | Statistics
 
     Args:
       path: a `.npz` file; pickles in it are not read.
-      extractor: of the generated set.
+      extractor: extractor of the generated set.
 
     Raises:
       UserError: a missing or damaged file, another format, or features of another extractor. Files of statistics (ADM,

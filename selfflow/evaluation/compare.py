@@ -27,11 +27,11 @@ class Comparison:
 
     Attributes:
       features: name of the Frechet distance in this space, such as "FID" or "FD-EffNet".
-      identity: of the extractor.
+      identity: identity of the extractor.
       real, generated: samples; None for a reference of statistics.
       compared: samples (real, generated) in KID, precision and recall.
       samples: n of the Frechet distances.
-      values: by the name of the metric; those that need more samples are left out.
+      values: values by the name of the metric; those that need more samples are left out.
       frechet_real: Frechet distance of the next n real samples from the first n, which a perfect model would reach;
         None with fewer samples, and for statistics.
       headline: "kid" below 10 000 real or generated samples, "frechet" from there on, where n is 10 000 too; None if
@@ -95,8 +95,8 @@ class SampleMetrics:
     """All metrics of a set of samples.
 
     Attributes:
-      values: by key, such as `kid/LogMel/audio` or `physics/bodies`.
-      comparisons: by the name of the feature space.
+      values: values by key, such as `kid/LogMel/audio` or `physics/bodies`.
+      comparisons: comparisons by the name of the feature space.
     """
 
     values: dict[str, Value]
@@ -123,7 +123,7 @@ def sample_metrics(reference: Reference, accumulated: SampleAccumulator) -> Samp
 
     Args:
       reference: features of real samples; feature spaces without a reference are left out.
-      accumulated: of the samples.
+      accumulated: accumulated samples.
 
     Raises:
       UserError: if a metric needs something else than features, media or clips.

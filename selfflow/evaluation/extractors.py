@@ -12,7 +12,7 @@ class Extractor(Protocol):
     """A source of features of media.
 
     Attributes:
-      name: of the features, such as "EffNet".
+      name: name of the features, such as "EffNet".
       identity: name and hash of the weights: equal identities give equal features.
       distance: name of the Frechet distance of these features: "FID", "FVD", otherwise "FD-" and the name.
       medium: modality of its input.

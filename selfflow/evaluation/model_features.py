@@ -19,7 +19,7 @@ class ModelFeatures:
 
     Args:
       apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`.
-      modalities: those of the component.
+      modalities: modalities of the component.
       block: counted from 1.
       tau: noise level of the latents.
       null_label: the label that stands for none.
@@ -49,7 +49,7 @@ class ModelFeatures:
         """A copy with parameters of the model.
 
         Args:
-          params: of the model.
+          params: parameters of the model.
           identity: distinguishes them from others, such as RUN and step.
         """
         other = copy.copy(self)

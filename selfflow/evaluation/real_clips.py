@@ -25,9 +25,9 @@ class RealClips(NamedTuple):
       source: batches and latents of the run.
       built: the data set with its raw media; None if only the latents exist.
       component: name of the component.
-      split: of the data.
+      split: split of the data.
       lengths: frames or samples of the component's media, by modality; 0 for images.
-      autoencoders: by modality.
+      autoencoders: autoencoders by modality.
     """
 
     source: "BatchSource"
@@ -48,7 +48,7 @@ class RealClips(NamedTuple):
         """Latents and media of records, without those that are unreadable or shorter than the component's clips.
 
         Args:
-          indices: of the records.
+          indices: indices of the records.
           rows: records in a batch.
           decoded: whether media are decoded latents in place of raw media; always so without raw records.
         """

@@ -21,9 +21,9 @@ class EvaluationSetup(NamedTuple):
 
     Attributes:
       rates: frames or samples per second by modality; 0 for images.
-      extractors: of features, each of one modality.
+      extractors: extractors of features, each of one modality.
       model_features: features of latents by the run's own network.
-      verifier: of the physics of the data set.
+      verifier: verifier of the physics of the data set.
       max_clips: clips, from the first on, for metrics of single clips: those of media and of the verifier.
     """
 
@@ -55,7 +55,7 @@ class SampleAccumulator:
       n: samples on either side of the Frechet distances.
 
     Attributes:
-      features: by the name of the feature space, see `space_name`.
+      features: features by the name of the feature space, see `space_name`.
       clips: tracked clips; None without a verifier.
       per_clip: values of each clip by the name of the metric, for metrics of media.
       count: number of samples.

@@ -62,7 +62,7 @@ class BatchSource:
     """The latents and settings that batches are drawn from.
 
     Attributes:
-      latents: by data set.
+      latents: latents by data set.
       mixture: components by name, each with its data set.
       modalities: streams of each component.
       curriculum: changes of the mixture.

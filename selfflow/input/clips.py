@@ -26,7 +26,7 @@ def readable_clips(
 
     Args:
       clips: the clips.
-      numbers: of clips.
+      numbers: numbers of clips.
       left_out: numbers of unreadable clips are appended to it.
     """
     for i in numbers:

@@ -27,7 +27,7 @@ def shuffled(
       samples, records: the samples, and the records that they are read from, of which there are at least two.
       others: the same records in another order; a record that would be paired with itself gets the next one there.
       reader: reads a record as a sample.
-      modalities: those that come from the other record.
+      modalities: modalities that come from the other record.
     """
     import grain
 

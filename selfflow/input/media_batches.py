@@ -25,8 +25,8 @@ class Cut:
 
     Attributes:
       length: frames or samples; 0 for an image.
-      side: of the cropped area, pixels; 0 for audio.
-      shape: of a sample, with a time and a channel axis.
+      side: side of the cropped area, pixels; 0 for audio.
+      shape: shape of a sample, with a time and a channel axis.
     """
 
     length: int
@@ -49,7 +49,7 @@ class MediaSource:
 
     Args:
       built: the data set.
-      split: which split.
+      split: name of the split.
       excluded: ids that are never read.
       indexes: folder of the cached indexes.
     """
@@ -95,7 +95,7 @@ class MediaReader:
     Attributes:
       source: the records.
       records: numbers of the records that the component uses.
-      modality: of the media.
+      modality: modality of the media.
       cut: shape of a sample.
       delayed: always empty.
     """

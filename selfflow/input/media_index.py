@@ -36,8 +36,8 @@ def media_index(built: BuiltDataset, split: str, folder: Path) -> Index:
 
     Args:
       built: the data set.
-      split: which split.
-      folder: of the cached indexes.
+      split: name of the split.
+      folder: folder of the cached indexes.
     """
     key = digest([_FORMAT, built.fingerprint, built.deleted, built.settings.decoding_options()], 12)
     path = folder / f"{folder_name(built.name)}-{split}-{key}.safetensors"

@@ -40,7 +40,7 @@ class Component:
         Args:
           rate: frames or samples per second.
           m: the modality.
-          name: of the component.
+          name: name of the component.
 
         Raises:
           UserError: if it is not a whole number.

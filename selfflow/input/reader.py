@@ -19,7 +19,7 @@ class _Clip(NamedTuple):
     """A cropped clip.
 
     Attributes:
-      latents: by modality.
+      latents: latents by modality.
       frames: number of latent frames before padding, of padded modalities.
       features: targets of the tokens, by modality.
     """
@@ -223,7 +223,7 @@ class SampleReader(Protocol):
     Attributes:
       source: random access to a split, with `shard_of(i)`, `id(i)`, `folder` and `remedy`.
       records: numbers of the records that the component uses.
-      modalities: of its samples; empty if they are raw media.
+      modalities: modalities of its samples; empty if they are raw media.
       delayed: latent frames by which modalities are late.
     """
 

@@ -16,7 +16,7 @@ def check_shared_memory(workers: int, batch_bytes: int, folder: Path = SHARED_ME
 
     Args:
       workers: reader processes.
-      batch_bytes: of the largest batch.
+      batch_bytes: size of the largest batch in bytes.
       folder: where POSIX shared memory lies; a system without it is not checked.
 
     Raises:

@@ -33,8 +33,8 @@ def model_card(run: "Run", description: "Description", provenance: dict[str, Any
 
     Args:
       run: the run.
-      description: of the exported weights.
-      provenance: from `run.provenance()`.
+      description: description of the exported weights.
+      provenance: provenance from `run.provenance()`.
       parameters: number of parameters of "model", and of "projector" if there is one.
 
     Raises:

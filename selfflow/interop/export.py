@@ -30,8 +30,8 @@ def export(
 
     Args:
       run: an opened run.
-      folder: to write to.
-      step: of the checkpoint; by default the newest.
+      folder: folder to write to.
+      step: step of the checkpoint; by default the newest.
       weights: the EMA, which samples and features are of, or the student.
 
     Returns:

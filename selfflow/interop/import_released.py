@@ -18,7 +18,7 @@ class ImportedRun(NamedTuple):
     """The result of an import.
 
     Attributes:
-      config: of the network.
+      config: config of the network.
       weights: parameters of the "model" and, where the file has one, of the "projector".
       origin: path, size in bytes and SHA-256 of the file.
     """

@@ -81,7 +81,7 @@ def sit_of(path: Path, weights: dict[str, np.ndarray], config: SiTConfig, projec
     """A SiT of a given shape with weights in the released layout.
 
     Args:
-      path: of the file with the weights, for errors.
+      path: path of the file with the weights, for errors.
       weights: {key: array}; emptied, so that memory holds them once.
       config: shape of the model.
       projector: whether the weights include the projector.
@@ -117,7 +117,7 @@ def released_sit_weights(model: SiT) -> dict[str, np.ndarray]:
     """The weights of a SiT in the released layout, bit for bit those that `load_released_sit` reads.
 
     Args:
-      model: with or without a projector.
+      model: model with or without a projector.
 
     Returns:
       {key: float32 array}, in the order of the keys.
@@ -150,7 +150,7 @@ def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int | None, pa
     """The shape of weights in the released layout, and whether they include the projector.
 
     Args:
-      path: of the file with the weights, for errors.
+      path: path of the file with the weights, for errors.
       weights: {key: array}.
       heads: attention heads; None for those of the published SiT of this width.
       patch: latent positions in a token along each axis.

@@ -78,7 +78,7 @@ def encode(
       encoders: frozen encoders whose features of these modalities are stored, too.
       share: the part that this process does.
       exclude: ids that the returned latents never read. They are encoded: other experiments share the folder.
-      records_per_shard: by default as many as make 32 MB.
+      records_per_shard: number of records; by default as many as take 32 MB.
 
     Returns:
       The latents, or None if other hosts have not finished their part yet.

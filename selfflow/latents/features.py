@@ -61,7 +61,7 @@ def encode_features(
       encoder: config of the encoder.
       m: the modality.
       media: the sample, before it was encoded.
-      id: of the sample.
+      id: id of the sample.
       latent: shape of its latent.
       modality: its stream; a first latent frame that spans less time than the others is averaged over that time.
 
@@ -150,8 +150,8 @@ def check_features(latents: Latents, encoders: Mapping[str, Encoder], identities
 
     Args:
       latents: the folder.
-      encoders: of the modalities whose features are needed.
-      identities: of those encoders that are on this machine.
+      encoders: encoders of the modalities whose features are needed.
+      identities: identities of those encoders that are on this machine.
 
     Raises:
       UserError: naming what is missing or differs.

@@ -76,8 +76,8 @@ def fit_autoencoder(
     An autoencoder that was fitted before is reused. A pretrained one is copied, after which its file is not needed.
 
     Args:
-      modality: which modality it is for.
-      config: of the autoencoder.
+      modality: modality that it is for.
+      config: config of the autoencoder.
       data: the data sets that have the modality.
       exclude: ids of samples to leave out.
       data_dir: cache folder; it is written to `data_dir/autoencoders`.
@@ -231,8 +231,8 @@ def sample_records(
 
     Args:
       built: the data set.
-      split: which split.
-      modality: which modality.
+      split: name of the split.
+      modality: name of the modality.
       count: number of records, if there are so many.
       temporal_stride: frames or samples of one latent frame.
       exclude: ids to leave out.

@@ -28,13 +28,13 @@ class Inspection(NamedTuple):
     """The latents of one modality of a data set.
 
     Attributes:
-      name: of the data set.
-      modality: of the latents.
-      statistics: of each channel, as `channel_statistics`; None if no record is readable.
+      name: name of the data set.
+      modality: modality of the latents.
+      statistics: statistics of each channel, as `channel_statistics`; None if no record is readable.
       reconstruction: errors by name; None without an autoencoder that decodes, or without raw data.
       can_decode: whether there is an autoencoder that decodes.
       notes: properties that may harm training.
-      files: that were written.
+      files: files that were written.
     """
 
     name: str
@@ -57,7 +57,7 @@ def inspect_latents(
 
     Args:
       autoencoders: configs by modality.
-      latents: by data set.
+      latents: latents by data set.
       built: the data sets whose raw data is available.
       rates: steps per second of each data set by modality.
       out: folder for `DATA_MODALITY.csv`, `DATA_MODALITY_channels.png` and `DATA_MODALITY.png`.

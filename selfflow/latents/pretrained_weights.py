@@ -50,10 +50,10 @@ def copy_weights(modality: str, config: AnyAutoencoder, path: Path, metadata_pat
     """Copies user-supplied weights and records their identity; does nothing if both files exist.
 
     Args:
-      modality: which modality they are for.
-      config: of the autoencoder.
-      path: of the copy, from `copy_path`.
-      metadata_path: of the JSON file beside it.
+      modality: modality that they are for.
+      config: config of the autoencoder.
+      path: path of the copy, from `copy_path`.
+      metadata_path: path of the JSON file beside it.
 
     Raises:
       UserError: if the weights are missing, damaged or of another model.
@@ -112,7 +112,7 @@ def _check_config(config: AnyAutoencoder, source: Path) -> None:
 
 def _source(modality: str, config: AnyAutoencoder) -> Path:
     source = find_weights(config)
-    if not config.path or source.suffix != ".safetensors":
+    if not config.path or source.suffix.lower() != ".safetensors":
         raise UserError(_missing_weights(modality, config))
     return source
 

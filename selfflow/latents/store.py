@@ -130,7 +130,7 @@ class Latents:
           configs: autoencoder of each modality.
           modalities: shapes and periods of the latents.
           text: config of the caption encoder, or None if the experiment has no captions.
-          identity: of that encoder; None if it is not on this machine and the captions were encoded elsewhere.
+          identity: identity of that encoder; None if it is not on this machine and the captions were encoded elsewhere.
 
         Raises:
           UserError: naming what differs.

@@ -55,7 +55,7 @@ def latents_folders(data_dir: Path, name: str) -> list[Path]:
 
     Args:
       data_dir: cache folder.
-      name: of the data set, as `BuiltDataset.name`.
+      name: name of the data set, as `BuiltDataset.name`.
     """
     pattern = re.compile(re.escape(folder_name(name)) + "-[0-9a-f]{12}")
     folders = []
@@ -87,7 +87,7 @@ def verify_latents(
     Args:
       folder: the latents.
       built: the data set that they were made of.
-      contents: from `verify_data`; read again by default.
+      contents: contents from `verify_data`; read again by default.
       advance: called after each record.
 
     Returns:
@@ -278,8 +278,8 @@ def _record_faults(
 
     Args:
       stored: its arrays.
-      row: of the index; None if that is damaged.
-      manifest: of the folder.
+      row: row of the index; None if that is damaged.
+      manifest: manifest of the folder.
       varying_length: whether clips may have any length.
     """
     for m in manifest["modalities"]:

@@ -94,7 +94,7 @@ def run_blocks(
       blocks: as `stack` makes them; the parameters of other blocks are never touched.
       carry: input of the first block.
       call: (block, carry) -> input of the next block.
-      execution: how blocks are run.
+      execution: execution settings of the blocks.
     """
     # Parameters of the blocks alone, [stop - start, ...]: a tap or a teacher's last block cuts the loop here.
     graph, params = nnx.split(blocks)
@@ -129,7 +129,7 @@ class Segments:
     """The blocks of one forward pass, run in segments that end where something is returned.
 
     Args:
-      execution: how blocks are run.
+      execution: execution settings of the blocks.
       attend: attention of all blocks.
       taps: blocks after which the residual stream is returned, counted from 1.
       features_of: the residual stream of the media tokens -> features by modality.
@@ -137,8 +137,8 @@ class Segments:
       weights_of: (queries, keys) -> attention weights by modality; needed with `attention_of`.
 
     Attributes:
-      features: of the taps that have run, {block: {modality: [B, N, D]}}.
-      weights: of the blocks of `attention_of` that have run.
+      features: features of the taps that have run, {block: {modality: [B, N, D]}}.
+      weights: weights of the blocks of `attention_of` that have run.
     """
 
     def __init__(

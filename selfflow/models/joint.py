@@ -152,7 +152,7 @@ class JointTransformer(nnx.Module):
           taps: blocks after which the residual stream of the media tokens is returned.
           stop_at: return after this block, without a velocity; later weights are never touched.
           open_gates: take every gate as 1, which makes an untrained network more than its embedding.
-          caption: of each sample, beside its label; a dropped condition is the null label and an empty mask.
+          caption: caption of each sample, beside its label; a dropped condition is the null label and an empty mask.
           scalars: values of those of `config.scalars` that the samples have; of the size of 1, as tau is.
           valid: tokens that are not padding; no token attends to padding. Modalities that are not named have none.
           groups: two groups of tokens that do not see each other.

@@ -30,8 +30,8 @@ def alignment_diagnostics(
       student: features before the projector, by modality.
       projected: features after the projector.
       target: features of the teacher.
-      weight: of each token in the mean of its modality. Tokens of weight 0 (context, padding, unreadable samples) are
-        left out.
+      weight: weight of each token in the mean of its modality. Tokens of weight 0 (context, padding, unreadable
+        samples) are left out.
       same_width: whether E is D, the model's width.
     """
     metrics = {}

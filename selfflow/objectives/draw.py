@@ -53,7 +53,7 @@ def token_weight(
     """The samples' weights for tokens that are neither context nor padding, summing to 1 over batch and modality.
 
     Args:
-      corruption: of the batch.
+      corruption: corruption of the batch.
       valid: tokens that are not padding, of the modalities that may be padded.
       weight_B: weights of the samples.
       tokens: which tokens count: all, or those at the highest or at the lowest level of their sample and modality.

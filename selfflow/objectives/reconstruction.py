@@ -58,9 +58,9 @@ class ReconstructionObjective:
 
     Attributes:
       network: its shape.
-      weights: of the terms.
+      weights: weights of the terms.
       rate: audio samples per second; 0 for images and video.
-      dtype: of the network's arithmetic.
+      dtype: dtype of the network's arithmetic.
     """
 
     network: Network

@@ -341,8 +341,8 @@ def require_self_flow(objective: FlowObjective, purpose: str) -> SelfFlowObjecti
     """The objective, for tools that read what other objectives need not have, such as `alignment` and `terms`.
 
     Args:
-      objective: of a run.
-      purpose: what needs it, for the error.
+      objective: objective of a run.
+      purpose: caller, for the error message.
 
     Raises:
       UserError: if it is another objective.

@@ -34,7 +34,8 @@ class Compiled:
 
     Attributes:
       text: its HLO.
-      temporary_bytes: per device, activations included: everything except the step's arguments and results.
+      temporary_bytes: temporary bytes per device, activations included: everything except the step's arguments and
+        results.
       program_bytes: size of the program's code.
       seconds: spent on tracing and compilation.
     """
@@ -50,7 +51,7 @@ class Refused:
     """A step that exceeds the memory of a device.
 
     Attributes:
-      used_bytes: that it needs.
+      used_bytes: bytes that it needs.
       limit_bytes: available to the compiler.
       seconds: spent on tracing and compilation.
     """
@@ -99,9 +100,9 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
     """Compiles the update on a component of the mixture, as a run does: placed, sharded, its state donated.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       name: the component.
-      mesh: of devices that need not exist.
+      mesh: mesh of devices that need not exist.
     """
     began = time.perf_counter()
     state, batch = setup.abstract_state(mesh), abstract_batch(setup, name, mesh)

@@ -39,7 +39,7 @@ def nearest_fit(
     some idle time; a smaller batch, the last resort, changes the training itself.
 
     Args:
-      setup: of the experiment that does not fit.
+      setup: setup of the experiment that does not fit.
       name: the component that does not.
       plan: its plan.
       make_mesh: the mesh of an experiment over the slice.

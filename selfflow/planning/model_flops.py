@@ -50,7 +50,7 @@ def model_flops(setup: FlowSetup, name: str) -> int:
     """Operations of one step on a component of the mixture: student forward and backward, and what the objective adds.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       name: the component.
     """
     experiment = setup.experiment
@@ -96,7 +96,7 @@ def program_flops(setup: FlowSetup, name: str) -> int:
     """Operations of all matrix products in the program of one step, recomputation included.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       name: the component.
     """
     # Kernels hide their products from the count, so it uses plain attention.

@@ -33,7 +33,7 @@ class Memory:
 
     Attributes:
       parameters, optimizer, ema, batch: the step's arguments, from their shardings.
-      temporaries: of the compiled step, activations included; the missing amount if it does not fit.
+      temporaries: temporaries of the compiled step, activations included; the missing amount if it does not fit.
       program: code of the step.
       total: sum of the above.
       limit: memory of the chip.
@@ -55,7 +55,7 @@ class ComponentPlan:
 
     Attributes:
       component: its name.
-      share: of the steps.
+      share: share of the steps.
       compiled: whether its own step was compiled; otherwise the communication of the compiled one is used.
       model_flops: operations of the whole step, from its shapes.
       flops: operations of the program, recomputation included.
@@ -133,8 +133,8 @@ def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool
     """Compiles the step and derives its requirements.
 
     Args:
-      setup: of the experiment.
-      topology: of the devices of the mesh.
+      setup: setup of the experiment.
+      topology: topology of the devices of the mesh.
       mesh: the devices.
       every_component: compile a program for each component, and not for the one with most tokens alone.
     """
@@ -184,9 +184,9 @@ def _bounds(
     """Bounds of the mixture, from those of its components and the transfers of one of them.
 
     Args:
-      steps: of the run.
-      components: of the mixture.
-      transfers: of the component that takes most memory.
+      steps: number of steps of the run.
+      components: components of the mixture.
+      transfers: transfers of the component that takes most memory.
       peak: operations per second of all chips.
       hosts: their number.
     """
@@ -254,9 +254,9 @@ def _seconds(
     """Time that the memory and the networks of a chip need for a step.
 
     Args:
-      memory: of the step.
+      memory: memory of the step.
       compiled: whether it was compiled; if not, `memory` and `transfers` are of another component.
-      transfers: of one device.
+      transfers: transfers of one device.
       mesh: the devices.
       chip: their kind.
       cores: devices of a chip.

@@ -47,7 +47,7 @@ class Line(NamedTuple):
     Attributes:
       arm: name of the arm, or of a run that is not done.
       kind: distinguishes several lines of the arm, such as "teacher"; empty if there is one.
-      points: in ascending x.
+      points: points in ascending x.
     """
 
     arm: str
@@ -62,7 +62,7 @@ class Panel(NamedTuple):
       section: title of the group of panels.
       title: the quantity.
       x: the quantity along x: step, FLOPs or block.
-      lines: of all arms.
+      lines: lines of all arms.
       level: height of a horizontal line, such as chance; None for none.
       log: whether y is logarithmic.
     """
@@ -109,7 +109,7 @@ def loss_panels(study: Study, rows: Rows) -> list[Panel]:
 
     Args:
       study: the runs.
-      rows: from `read_metrics`.
+      rows: rows from `read_metrics`.
     """
     lines_by_name = _mean_lines(study, rows, _losses)
     # The training loss of an arm is that of its own noise levels and data, unlike the held-out losses of the tables.
@@ -133,7 +133,7 @@ def diagnostic_panels(study: Study, rows: Rows) -> list[Panel]:
 
     Args:
       study: the runs.
-      rows: from `read_metrics`.
+      rows: rows from `read_metrics`.
     """
     lines_by_panel: dict[tuple[str, str], list[Line]] = {}
     for name, lines in _mean_lines(study, rows, _diagnostics).items():
@@ -158,7 +158,7 @@ def probe_panels(study: Study, rows: Iterable[Row]) -> list[Panel]:
 
     Args:
       study: the runs.
-      rows: of their probes, from `probe_rows`.
+      rows: rows of their probes, from `probe_rows`.
     """
     by_panel: dict[tuple[ProbeKey, float], _ProbeScores] = {}
     for row in rows:
@@ -244,7 +244,7 @@ def _mean_lines(
 
     Args:
       study: the runs.
-      rows: from `read_metrics`.
+      rows: rows from `read_metrics`.
       quantities: selects {name: value} from a row.
     """
     last_steps = [rows_of_run[-1]["step"] for rows_of_run in rows.values() if rows_of_run]

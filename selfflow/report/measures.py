@@ -27,7 +27,7 @@ class Measure(NamedTuple):
 
     Attributes:
       group: title of its table.
-      name: of its column.
+      name: name of its column.
       detail: definition, in a line.
       better: the direction of better values; empty if there is none, as between losses of two tasks.
       methods: arms with their scores, in the order of the study, without those that have none.
@@ -75,7 +75,7 @@ def measures(study: Study, rows: Iterable[Row]) -> tuple[list[Measure], list[str
 
     Args:
       study: the runs.
-      rows: of their probes, from `probe_rows`.
+      rows: rows of their probes, from `probe_rows`.
 
     Raises:
       UserError: if a file of a run is damaged.
@@ -226,8 +226,8 @@ def _sample_measure(name: str, metric: Metric, results: list[dict[str, Any]]) ->
 
     Args:
       name: the key.
-      metric: of the key.
-      results: of one kind, of all runs.
+      metric: metric of the key.
+      results: results of one kind, of all runs.
     """
     first = results[0]
     context = f", given {' '.join(map(str, first['context']))}" if first.get("context") else ""

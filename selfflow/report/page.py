@@ -53,7 +53,7 @@ def render(content: Content, files: list[str]) -> str:
     """The page as HTML.
 
     Args:
-      content: of the report.
+      content: content of the report.
       files: names of the CSV files beside the page.
     """
     environment = jinja2.Environment(

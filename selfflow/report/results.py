@@ -15,9 +15,9 @@ class Summary(NamedTuple):
     """All differences to the baseline.
 
     Attributes:
-      single: those of one seed, which have no interval.
-      compared: those with an interval.
-      significant: those whose interval excludes 0.
+      single: differences of one seed, which have no interval.
+      compared: differences with an interval.
+      significant: differences whose interval excludes 0.
       listed: the first of these, each in a line.
     """
 
@@ -32,9 +32,9 @@ class Cell(NamedTuple):
 
     Attributes:
       mean: over seeds; empty if there is none.
-      interval: of the mean; empty for one seed.
+      interval: interval of the mean; empty for one seed.
       remark: number of seeds.
-      difference: to the baseline, with its interval; empty if there is none.
+      difference: difference to the baseline, with its interval; empty if there is none.
       verdict: conclusion from the difference, or the reason why there is none.
       significant: whether its interval excludes 0.
     """

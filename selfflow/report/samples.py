@@ -24,7 +24,7 @@ class Sample(NamedTuple):
     Attributes:
       member: the run that drew it.
       title: component or case, and number.
-      media_type: of the file.
+      media_type: media type of the file.
       data: the file as a data URI.
       poster: first frame of a video as a data URI; else empty.
       size: width and height of a video or image, in pixels.

@@ -21,9 +21,9 @@ class Origin(NamedTuple):
 
     Attributes:
       member: the run.
-      commits: of the code, in the order of its sessions, with a note on uncommitted changes.
-      versions: of selfflow, Python and packages, in its last session.
-      devices: in its last session.
+      commits: commits of the code, in the order of its sessions, with a note on uncommitted changes.
+      versions: versions of selfflow, Python and packages, in its last session.
+      devices: devices in its last session.
       data: hashes of the records and latents that it was trained on.
       started_from: the run whose weights it started from; empty for none.
     """
@@ -69,7 +69,7 @@ def other_tasks(differing: Iterable[str], name: str) -> list[str]:
 
     Args:
       differing: names of fields, as in `differences`.
-      name: of the component.
+      name: name of the component.
     """
     component = f"mixture.{name}."
     fields = []

@@ -30,11 +30,11 @@ def write_tables(
     """Writes means and differences, the scores of each run, the differing settings, and the curves.
 
     Args:
-      folder: to write to.
+      folder: folder to write to.
       study: the runs.
-      measures: from `measures.measures`.
+      measures: measures from `measures.measures`.
       panels: curves by the name of their file.
-      differing: from `settings.differences`.
+      differing: differing settings, from `settings.differences`.
 
     Returns:
       The files.

@@ -20,7 +20,7 @@ class Written(NamedTuple):
     """A written report.
 
     Attributes:
-      path: of the page.
+      path: path of the page.
       files: the CSV files beside it.
       measures: comparisons of arms.
       notes: omissions and their reasons.
@@ -39,7 +39,7 @@ def write_report(
 
     Args:
       study: the runs.
-      folder: to write to; created if missing.
+      folder: folder to write to; created if missing.
       probes: CSV files of `selfflow probe`, besides those in the folders of the study.
       samples: clips of each component of each arm.
       megabytes: limit on the size of all samples in the page.

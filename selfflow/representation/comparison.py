@@ -15,10 +15,11 @@ class Method(NamedTuple):
     """Scores of a method over its seeds, and its difference from the baseline.
 
     Attributes:
-      name: of the method.
+      name: name of the method.
       scores: test score by seed.
       mean: over seeds, with its t interval.
-      difference: to the baseline, paired by seed; None for the baseline itself, and where they share no seed.
+      difference: difference to the baseline, paired by seed; None for the baseline itself, and where they share no
+        seed.
     """
 
     name: str
@@ -41,7 +42,7 @@ def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
     """Methods of rows of one target and source, one row for each run (see `best`).
 
     Args:
-      rows: of all runs.
+      rows: rows of all runs.
       baseline: method that the others are compared with; by default the first.
 
     Raises:
@@ -63,7 +64,7 @@ def compare_to_baseline(scores: Mapping[str, Mapping[int, float]], baseline: str
     """Methods by their scores, each compared with one of them.
 
     Args:
-      scores: by method and seed; finite.
+      scores: scores by method and seed; finite.
       baseline: the method that the others are compared with; without scores of it no method has a difference.
     """
     against = scores.get(baseline, {})

@@ -104,7 +104,7 @@ def health(
       layers: blocks, counted from 1; by default all. Later ones are not computed.
       teacher_tau: noise level of the teacher for every tau; by default that of the student. In Self-Flow it is
         the lower of two levels.
-      seed: of the noise.
+      seed: seed of the noise.
 
     Returns:
       The tables, as plain numbers.
@@ -158,11 +158,11 @@ def health_of_run(
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
-      clips: from `run.data`, all of the component's full length; unreadable ones are left out.
+      clips: clips from `run.data`, all of the component's full length; unreadable ones are left out.
       taus: noise levels of the student.
       limit: largest number of clips. An incomplete last batch is left out, unless it is the only one.
       batch_size: clips of a batch.
-      step: of the weights; by default the newest.
+      step: step of the weights; by default the newest.
       **options: as for `health`.
 
     Raises:

@@ -33,7 +33,7 @@ def principal_colours(
     2nd and 98th percentile of a component become 0 and 1. The sign of a component makes its largest weight positive.
 
     Args:
-      features_nND: of tokens.
+      features_nND: features of tokens.
       components: their number, at most D.
 
     Returns:
@@ -78,11 +78,11 @@ def attention_of_clips(
     Args:
       run: an opened run with a joint transformer, `selfflow.run.run.Run`.
       clips: as `run.data` gives them.
-      numbers: of the clips in their split.
+      numbers: numbers of the clips in their split.
       layers: blocks, counted from 1.
       tau: noise level.
       weights, step: as for `Run.model`.
-      seed: of the noise.
+      seed: seed of the noise.
 
     Raises:
       UserError: a SiT, unknown blocks or clips, or clips shorter than those of the component.
@@ -152,7 +152,7 @@ def contacts_as_tokens(record: Mapping[str, Any], layout: ClipLayout, far: float
 
     Args:
       record: raw record of the clip.
-      layout: of its tokens.
+      layout: layout of its tokens.
       far: least distance in seconds of the centre of a quiet audio token from every contact.
     """
     grid, audio_tokens, seconds, truth = layout

@@ -39,7 +39,7 @@ class ComponentClips(LabelledClips, Protocol):
 
     Attributes:
       component: name of the component.
-      split: of its data set.
+      split: split of its data set.
       modalities: the streams of the component.
     """
 
@@ -74,7 +74,7 @@ class OpenRun(Protocol):
     """An opened run, `selfflow.run.run.Run`.
 
     Attributes:
-      name: of its folder.
+      name: name of its folder.
       path: its folder; for a run in object storage a local copy.
       source: path or URL.
       experiment: its resolved `Experiment`.

@@ -134,11 +134,11 @@ def retrieve(
     Args:
       apply: model as (params, tokens, levels, label, assignment) -> `Output`.
       params: parameters of the model.
-      modalities: with `video` and `audio`; others are left out.
+      modalities: modalities with `video` and `audio`; others are left out.
       null_label: the label that stands for none.
-      latents: of n clips, {"video": [n, ...], "audio": [n, ...]}.
+      latents: latents of n clips, {"video": [n, ...], "audio": [n, ...]}.
       material: label of each clip, 0 or above.
-      settings: of the retrieval.
+      settings: settings of the retrieval.
       queries: numbers of the query clips; by default all. Candidates are drawn from all clips.
 
     Raises:
@@ -261,7 +261,7 @@ def retrieval_rows(
     Args:
       run: an opened run.
       queries: number of videos.
-      component: of video and audio; by default the first such.
+      component: component of video and audio; by default the first one.
       method, weights, step, split, data_dir: as for `probe_run`.
 
     Raises:

@@ -28,7 +28,7 @@ def linear_cka(a: Float[np.ndarray, "n D1"], b: Float[np.ndarray, "n D2"], debia
 
     Args:
       a, b: features of the same samples.
-      debiased: which HSIC.
+      debiased: whether to use the unbiased HSIC.
 
     Raises:
       UserError: fewer than 2 samples, or than 4 debiased, another number in `a` than in `b`, features that are not
@@ -79,7 +79,7 @@ def cknna(
     Args:
       a, b: features of the same samples.
       k: number of neighbours; 10 in most figures.
-      form: which of the two.
+      form: which of the two definitions of Align to use.
 
     Raises:
       UserError: as `mutual_knn`; fewer than 4 samples; features so alike for all samples, or so few for k, that they do

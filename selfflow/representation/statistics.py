@@ -107,7 +107,7 @@ def bootstrap(y: np.ndarray, predicted: np.ndarray, draws: int = 2000, seed: int
     Args:
       y, predicted: classes of independent samples [n]; tokens of one clip are not independent.
       draws: number of resamples of n samples. Classes without a sample in a resample are left out of its mean.
-      seed: of the draws.
+      seed: seed of the draws.
 
     Raises:
       UserError: if there are no samples, or not as many predictions.

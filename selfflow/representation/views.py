@@ -21,7 +21,7 @@ class Views(NamedTuple):
     """Clips as inputs of the training step.
 
     Attributes:
-      ids: of the clips.
+      ids: ids of the clips.
       modalities: the streams of the clips.
       seconds: length of a clip.
       media: decoded latents, {"data", "student" or "teacher": {modality: [B, ...]}}: clean, at the student's mixed
@@ -30,7 +30,7 @@ class Views(NamedTuple):
       levels: the levels drawn for each clip, without that of the context, {modality: [B, K]}.
       tau, teacher_tau: the noise level of every token, {modality: [B, N]}.
       flow: mean over a token's elements of (v - (eps - x0))^2, {modality: [B, N]}.
-      cosine: of the student's projected features and the teacher's, {modality: [B, N]}; empty without alignment.
+      cosine: cosine of the student's projected features and the teacher's, {modality: [B, N]}; empty without alignment.
       context: tokens at tau = 0 that are in no loss, {modality: [B, N]}.
       loss: L_flow and L_rep of each modality, means over the tokens of the batch that count, and "total", their
         weighted sum.
@@ -62,11 +62,11 @@ def views(
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
-      clips: from `run.data`.
-      numbers: of the clips in their split.
-      seed: of the noise, levels and context.
+      clips: clips from `run.data`.
+      numbers: numbers of the clips in their split.
+      seed: seed of the noise, levels and context.
       context: whether context is drawn by the run's schedule.
-      step: of the weights; by default the newest.
+      step: step of the weights; by default the newest.
 
     Raises:
       UserError: as `whole_clips`; or if the clips have neither video nor audio, or the objective is another than
@@ -120,7 +120,7 @@ class _Step(NamedTuple):
     Attributes:
       student, teacher: corruption of their inputs.
       tokens: {"data", "student" or "teacher": {modality: [B, N, P]}}.
-      flow_error, alignment_error: of every token, {modality: [B, N]}.
+      flow_error, alignment_error: errors of every token, {modality: [B, N]}.
       flow, alignment: their means over the tokens that count, by modality.
       gamma: weight of the alignment.
     """
@@ -214,8 +214,8 @@ class Drawn(NamedTuple):
     """Noise levels of tokens over many draws of a schedule.
 
     Attributes:
-      tau: of every token, [draws, N].
-      teacher_tau: of all tokens of the teacher, [draws].
+      tau: noise level of every token, [draws, N].
+      teacher_tau: noise level of all tokens of the teacher, [draws].
       masked: whether a token is masked, [draws, N]; all False for a schedule without a mask.
       density: p(tau) in equal bins of [0, 1].
     """
@@ -230,12 +230,12 @@ def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bin
     """The noise levels that a schedule draws for the tokens of a modality, without context.
 
     Args:
-      schedule: of the run, `selfflow.noise.Schedule`.
+      schedule: schedule of the run, `selfflow.noise.Schedule`.
       modality: name of the stream.
       tokens: number of its tokens, N.
       draws: number of samples.
-      bins: of the density.
-      seed: of the draws.
+      bins: number of bins of the density.
+      seed: seed of the draws.
     """
     corruption = schedule.sample(jax.random.split(jax.random.key(seed), draws), {modality: tokens})
     taus, lowest = corruption.tau()[modality], corruption.levels[modality].min(axis=1)

@@ -40,7 +40,7 @@ def encode_files(
       requests: the context; requests without a file are ignored.
       modalities: streams of the sampled component.
       media: shape and rate of the media of each modality that has an autoencoder.
-      autoencoders: by modality.
+      autoencoders: autoencoders by modality.
 
     Returns:
       {modality: latent of one clip}.

@@ -25,7 +25,7 @@ def open_data(
     """Opens the data that a run was trained on.
 
     Args:
-      setup: of the run.
+      setup: setup of the run.
       provenance: content of its `provenance.json`.
       path: path or URL of the run, for messages.
       own: folder of the run's autoencoders.
@@ -79,13 +79,13 @@ class Clips:
     Iteration yields the latents of each clip. Unreadable clips are left out, with a warning that counts them.
 
     Args:
-      data: of the run.
-      split: of the component's data set.
+      data: data of the run.
+      split: split of the component's data set.
       component: its name; by default the first of the mixture.
 
     Attributes:
       component: name of the component.
-      split: of its data set.
+      split: split of its data set.
       modalities: the streams of the component, in clips of its length.
       ids: id of each clip.
       labels: {field: int32 [n]}, the labels of the data set; -1 for none.

@@ -15,7 +15,7 @@ def initial_state(setup: Setup, mesh: Mesh | None = None) -> State:
     """The state at step 0, from `seed.init`, or from the weights of another run if `init_from` names one.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       mesh: devices of the state; by default those of `experiment.devices`.
 
     Raises:
@@ -64,7 +64,7 @@ def frozen_of_runs(sources: dict[str, str], state: State, mesh: Mesh) -> State:
 
     Args:
       sources: RUN or RUN:STEP by the name of the tree.
-      state: at step 0.
+      state: state at step 0.
       mesh: devices of the state.
 
     Raises:
@@ -89,7 +89,7 @@ def _copied(where: str, source: Tree, tree: Tree, prefix: str = "") -> tuple[Tre
     Args:
       where: field and run, for the error.
       source, tree: parameters, of another run and of this one.
-      prefix: of the names.
+      prefix: prefix of the names.
 
     Raises:
       UserError: if a parameter has another shape.

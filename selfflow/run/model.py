@@ -45,7 +45,7 @@ def model_of(
     """The network of an experiment.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       state: a trained state; None for fresh weights from `seed.init`, with the gates of all blocks open.
       weights: which weights of the state.
       mesh: devices over which fresh weights are sharded; by default the first device alone.

@@ -50,7 +50,7 @@ def prepare_data(
     """Builds data sets, fits autoencoders and encodes latents that do not exist yet, and opens them.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       data_dir: cache folder of data sets, autoencoders and latents.
       share: part of the encoding for this process.
       own: a run's copies of its autoencoders, used in place of the weights that the experiment names.

@@ -38,8 +38,8 @@ class Run:
     Attributes:
       path: the folder; for a run in a bucket a local copy without checkpoints.
       source: the path or URL that it was opened by.
-      setup: of its experiment.
-      experiment, objective: of the setup.
+      setup: setup of its experiment.
+      experiment, objective: experiment and objective of the setup.
 
     Raises:
       UserError: if the folder is not a run.
@@ -56,8 +56,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
-        return str(self.source).rstrip("/").rsplit("/", 1)[-1]
+        """Name of the folder: of `.` and of a link that of the folder itself."""
+        url = bucket_url(self.source)
+        return url.rstrip("/").rsplit("/", 1)[-1] if url else self.path.resolve().name
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of `metrics.jsonl`, oldest first."""
@@ -215,9 +216,9 @@ class Run:
 
         Args:
           count: number of samples; sample i depends on the seed and i alone.
-          modalities: to generate; by default those of the first component of the mixture.
+          modalities: modalities to generate; by default those of the first component of the mixture.
           context: what samples are conditioned on, in the syntax of `--context`, such as ("video=clip.mp4",).
-          sampler: by default that of the experiment.
+          sampler: settings of the solver; by default those of the experiment.
           label, caption: class and caption of the samples, if the model has them.
           mesh: devices to spread samples over; by default the first alone.
           data_dir: as for `open_data`, if the context is taken from the run's data.

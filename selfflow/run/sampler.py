@@ -86,7 +86,7 @@ class RunSampler:
 
     Args:
       run: the run.
-      request: what to draw.
+      request: samples to draw.
       weights: parameters of the model, such as the EMA, on the devices of the mesh.
       reader: component -> reader of its clips; called only if part of the context is taken from the run's data.
       mesh: devices over which samples are sharded; by default the first device alone.

@@ -26,11 +26,11 @@ class ContextRequest:
     """One `--context`.
 
     Attributes:
-      text: of the flag.
+      text: text of the flag.
       name: a modality, or a case of `context.CASES` other than "modality".
-      numbers: of the case: seconds, or sides of a rectangle.
+      numbers: arguments of the case: seconds, or sides of a rectangle.
       level: tau of a whole modality. At 0 it is context, above 0 samples start from it.
-      file: that the context comes from; None for the run's data.
+      file: file that the context comes from; None for the run's data.
     """
 
     text: str
@@ -67,7 +67,7 @@ def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
     """Parses CASE[:NUMBERS][@TAU][=FILE].
 
     Args:
-      text: of the flag.
+      text: text of the flag.
       known: modalities that CASE may be, besides first_frame, prefix, inpaint_time and inpaint_region.
 
     Raises:
@@ -118,8 +118,8 @@ def check_trained(
 
     Args:
       requests: all `--context` of the samples.
-      modalities: of the component.
-      probabilities: of each case, `schedule.context` of the run.
+      modalities: modalities of the component.
+      probabilities: probabilities of each case, `schedule.context` of the run.
 
     Raises:
       UserError: naming the case that `schedule.context` lacks; or if all tokens are context, or none.
@@ -188,7 +188,7 @@ def choose_component(
 
     Args:
       names: modalities to generate; by default all of the first component that has the context.
-      requests: of the context.
+      requests: requests of the context.
       mixture: modalities of each component.
 
     Raises:

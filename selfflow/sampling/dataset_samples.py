@@ -22,7 +22,7 @@ class DatasetSamples(NamedTuple):
     """Written samples.
 
     Attributes:
-      records: by kind, such as "video with audio", in the order of the data set.
+      records: records by kind, such as "video with audio", in the order of the data set.
       files: sheets first, then clips.
     """
 

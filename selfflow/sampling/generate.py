@@ -80,7 +80,7 @@ class Generator:
 
     Attributes:
       apply: model as (params, tokens, levels, label, assignment, caption=) -> `Output`.
-      modalities: to generate together, by name.
+      modalities: modalities to generate together, by name.
       sampler: settings of the solver.
       null_label: label of no class.
       start: tau at which the solver starts. Below 1 samples start from `Condition.clean` with that much noise (SDEdit,
@@ -105,9 +105,9 @@ class Generator:
 
         Args:
           params: parameters of the model, on the devices of the mesh.
-          condition: of each sample.
-          seed: of the noise.
-          numbers: of the samples; by default 0, 1, 2, ...
+          condition: condition of each sample.
+          seed: seed of the noise.
+          numbers: numbers of the samples; by default 0, 1, 2, ...
 
         Returns:
           {modality: latents [B, ...]} as float32.

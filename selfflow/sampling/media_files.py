@@ -31,7 +31,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | 
     The audio is lossless (FLAC): AAC delays it, pads it to whole blocks and takes few sample rates.
 
     Args:
-      path: of the file.
+      path: path of the file.
       frames: uint8 [T, H, W, 3].
       fps: frames per second.
       audio: int16 [samples] that starts with the first frame, or None.
@@ -125,10 +125,10 @@ class _Row(NamedTuple):
 
     Attributes:
       label: left of the row.
-      medium: which decides on the preview.
-      values: of the preview: uint8 pixels [H, W, 3] of a grid or strip, else the clip.
-      max_height: in inches, so that few images are not enlarged to the width of the sheet.
-      rate: of the clip.
+      medium: medium, which determines the preview.
+      values: values of the preview: uint8 pixels [H, W, 3] of a grid or strip, else the clip.
+      max_height: maximum height in inches, so that few images are not enlarged to the width of the sheet.
+      rate: frames or samples per second of the clip.
     """
 
     label: str
@@ -170,10 +170,10 @@ def write_sheet(
     The audio of a video is drawn below its strip, on the same time axis.
 
     Args:
-      path: of the png.
+      path: path of the png.
       groups: {group, such as "sample": {modality: clips [B, ...]}}.
       rates: frames or samples per second, by modality.
-      title: of the page.
+      title: title of the page.
       context: modalities that are labelled as context instead of by their group.
     """
     import matplotlib

@@ -184,7 +184,7 @@ def guided(
 
     Args:
       velocity: (x, tau, condition) -> predicted eps - x0, of the structure of x.
-      condition: such as labels [B].
+      condition: condition of the samples, such as labels [B].
       null: the condition of unconditional samples, of the same structure.
       scale: 1 is no guidance, 0 no condition.
       low, high: ends of the interval.

@@ -15,7 +15,7 @@ class CheckpointUploads:
 
     Args:
       folder: local copy of the run.
-      url: of the run.
+      url: URL of the run.
       keep_last, keep_every: which checkpoints stay in the bucket, as for `Checkpoints`.
     """
 

@@ -83,7 +83,7 @@ def wait_for_file(path: Path, task: str) -> None:
 
     Args:
       path: file on a disk that the hosts share.
-      task: what host 0 does.
+      task: description of the work of host 0.
     """
     announced = 0.0
     while not path.exists():

@@ -26,7 +26,7 @@ def describe(sweep: Sweep, arguments: list[str]) -> dict[str, Any]:
 
     Args:
       sweep: the comparison.
-      arguments: of `selfflow sweep`, the experiment file first.
+      arguments: arguments of `selfflow sweep`, the experiment file first.
     """
     members = []
     for name, run in sweep.runs.items():
@@ -57,8 +57,8 @@ def check_sweep(folder: Path, description: dict[str, Any]) -> None:
     A sweep may get more runs. Those that it has keep their lengths and all fields that may not change in a run.
 
     Args:
-      folder: on a disk or in a bucket; it need not exist.
-      description: of `describe`.
+      folder: folder on a disk or in a bucket; it need not exist.
+      description: result of `describe`.
     """
     if not bucket_url(folder) and (folder / "experiment.json").exists():
         raise UserError(f"--workdir {folder} is a run folder: give the sweep a folder of its own")
@@ -91,8 +91,8 @@ def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
     """Writes `sweep.json` into the folder of a sweep, unless it has another; processes may call it at once.
 
     Args:
-      folder: on a disk or in a bucket.
-      description: of `describe`.
+      folder: folder on a disk or in a bucket.
+      description: result of `describe`.
 
     Raises:
       UserError: as `check_sweep`.

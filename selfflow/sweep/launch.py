@@ -35,9 +35,9 @@ def launch(runs: Mapping[str, SweepRun], folder: Path, arguments: Sequence[str],
     state.
 
     Args:
-      runs: by name, in the order of their indices.
-      folder: of the sweep, on this disk; the run NAME logs to NAME.log in it.
-      arguments: of `selfflow sweep`; each process gets them with `--index`.
+      runs: runs by name, in the order of their indices.
+      folder: folder of the sweep, on this disk; the run NAME logs to NAME.log in it.
+      arguments: arguments of `selfflow sweep`; each process gets them with `--index`.
       jobs: number of processes at a time.
 
     Raises:
@@ -139,9 +139,9 @@ def start_run(index: int, log: Path, arguments: Sequence[str], slot: int, jobs: 
     """Starts a process that trains one run, so that no run depends on the memory or the failure of another.
 
     Args:
-      index: of the run.
+      index: index of the run.
       log: file that its output is appended to.
-      arguments: of `selfflow sweep`.
+      arguments: arguments of `selfflow sweep`.
       slot: number of the process among those at one time, from 0; it has every `jobs`-th core and GPU.
       jobs: number of processes at a time.
     """

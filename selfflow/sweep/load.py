@@ -24,8 +24,8 @@ class SweepRun(NamedTuple):
     """A run of a sweep.
 
     Attributes:
-      member: as the file yields it.
-      experiment: with its overrides, and the steps that the budget allows.
+      member: member that the file yields.
+      experiment: experiment with its overrides, and the steps that the budget allows.
       flops: model FLOPs of its whole training.
     """
 
@@ -42,7 +42,7 @@ class Sweep:
       question: the file's docstring.
       budget: length of each run; an empty one leaves the steps to the experiments.
       base: the experiment that the overrides are applied to.
-      runs: by name, in order.
+      runs: runs by name, in order.
     """
 
     question: str
@@ -78,7 +78,7 @@ def load_sweep(path: str | Path, base: Experiment, budget: Budget = Budget()) ->
 
     Args:
       path: experiment file that defines `sweep()` or `sweep(base)`, which yields or returns `Member`s.
-      base: what the overrides are applied to.
+      base: experiment that the overrides are applied to.
       budget: length of each run; by default the steps of its experiment.
 
     Raises:
@@ -128,9 +128,9 @@ def with_overrides(experiment: Experiment, overrides: dict[str, Any], where: str
     """The experiment with fields replaced, each checked against its type.
 
     Args:
-      experiment: what to change.
+      experiment: experiment to change.
       overrides: new values by dotted name.
-      where: what they belong to, for errors.
+      where: owner of the overrides, for errors.
 
     Raises:
       UserError: naming the field, if it does not exist or the value is not of its type.

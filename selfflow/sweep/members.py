@@ -25,7 +25,7 @@ class Member(NamedTuple):
     """One run of a sweep: what `sweep()` of an experiment file yields.
 
     Attributes:
-      name: of its run folder, such as matched_0.
+      name: name of its run folder, such as matched_0.
       overrides: fields by their dotted names, such as {"seed.init": 1, "alignment": NoAlignment()}.
       arm: name that members share which differ in their seeds alone; by default the member's name.
     """

@@ -38,7 +38,7 @@ class AutoencoderTask(TrainingTask):
     """Trains a convolutional autoencoder on media; builds the data sets that do not exist yet.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       data_dir: folder for data sets and indexes.
       mesh: the devices of the run.
       folder: the run folder.

@@ -33,9 +33,9 @@ def evaluate_autoencoder(
     """Writes the autoencoder of the EMA and measures its reconstruction of held-out media, next to that of PCA.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       folder: the run folder, for the weights and a sheet of each component.
-      source: of media.
+      source: source of media.
       state: the last one.
 
     Returns:

@@ -33,7 +33,7 @@ class SampleReport:
     """Metrics of samples, of real clips and of noise.
 
     Attributes:
-      rows: by REAL, DECODED, SAMPLES and NOISE; rows of fewer than two clips are left out.
+      rows: metrics by REAL, DECODED, SAMPLES and NOISE; rows of fewer than two clips are left out.
       reference: name of the real set of the distances, a file or a number of clips.
       real_clips: number and split of the clips of the rows REAL and DECODED, none of which is in the reference.
       has_raw: whether real clips are raw media and not decoded latents.
@@ -60,9 +60,9 @@ def evaluate_samples(
     """Draws `evaluator.samples` samples and computes their metrics, and those of real clips and of noise.
 
     Args:
-      evaluator: of the sampler's component, with the weights of the model.
+      evaluator: evaluator of the sampler's component, with the weights of the model.
       sampler: draws the samples.
-      seed: of the samples.
+      seed: seed of the samples.
       batch_rows: samples in a batch.
       reference: file of real features to use in place of those of the test split, see `load_reference`.
       save_reference: file to write the features of the real clips to.
@@ -201,7 +201,7 @@ def calibrate_verifier(run: "Run", built: Mapping[str, "BuiltDataset"]) -> dict[
     """Calibrates the physics verifier on the test split: on raw clips, and through the autoencoders of a run.
 
     Args:
-      run: with the autoencoders.
+      run: run with the autoencoders.
       built: its data sets with raw records, by name. The first with a physics verifier is used.
 
     Raises:

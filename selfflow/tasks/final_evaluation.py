@@ -42,7 +42,7 @@ def evaluate_run(
     """Measures the last state of a run and writes samples; prints the summary and returns it as JSON data.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       workdir: the run folder.
       source: batches and latents of the run.
       built: data sets with raw records, by name.

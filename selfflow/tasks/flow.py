@@ -30,7 +30,7 @@ class FlowTask(TrainingTask):
     """Trains a flow-matching transformer on latents; builds, fits and encodes what does not exist yet.
 
     Args:
-      setup: of the experiment.
+      setup: setup of the experiment.
       data_dir: folder for data sets and latents.
       mesh: the devices of the run.
       folder: the run folder.

@@ -36,7 +36,7 @@ class SampleEvaluation:
     and all evaluations draw the same. All processes draw samples together; the primary process evaluates them.
 
     Args:
-      setup: of the run's experiment.
+      setup: setup of the run's experiment.
       source: batches and latents of the run.
       built: data sets with raw records, by name.
       mesh: devices of the run.
@@ -119,11 +119,11 @@ class _ComponentEvaluation:
     """The evaluation of one component at one step, in the primary process.
 
     Args:
-      experiment: of the run.
-      evaluator: of the component.
-      name: of the component.
+      experiment: experiment of the run.
+      evaluator: evaluator of the component.
+      name: name of the component.
       weights: parameters of the model on the host, for the run's own features, or None.
-      step: of the run.
+      step: step of the run.
     """
 
     def __init__(self, experiment: Experiment, evaluator: SampleEvaluator, name: str, weights: Any, step: int):

@@ -27,7 +27,7 @@ class SampleEvaluator:
     physics verifier is fitted on first use.
 
     Args:
-      run_setup: of the run's experiment.
+      run_setup: setup of the run's experiment.
       source: batches and latents of the run.
       built: data sets with raw records, by name.
       component: name of the component.
@@ -71,7 +71,7 @@ class SampleEvaluator:
         """Sets the parameters of the model for the run's own features.
 
         Args:
-          params: of the model, on the devices that compute the features.
+          params: parameters of the model, on the devices that compute the features.
           identity: distinguishes them from others, such as RUN and step.
         """
         if self.setup.model_features:
@@ -97,8 +97,8 @@ class SampleEvaluator:
         are computed in every call, because weights change.
 
         Args:
-          clips: of a split.
-          indices: of the clips, [m].
+          clips: clips of a split.
+          indices: indices of the clips, [m].
           rows: clips in a batch.
         """
         # Metrics of single clips, such as physics, need no reference.

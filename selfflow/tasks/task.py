@@ -24,8 +24,8 @@ class TrainingTask(ABC):
     """A task of the training loop (`training.task.Task`) with the data of a run.
 
     Args:
-      setup: of the experiment.
-      source: what batches are read from.
+      setup: setup of the experiment.
+      source: source of the batches.
       mesh: the devices of the run.
       folder: the run folder.
       data_hash: identity of everything that is read.
@@ -100,5 +100,5 @@ class TrainingTask(ABC):
         """Measures the last state, writes samples, prints the summary and returns it as JSON data.
 
         Args:
-          state: on one device, without that of the optimizer.
+          state: state on one device, without that of the optimizer.
         """

@@ -28,9 +28,9 @@ class _Stored(NamedTuple):
     """Content of a checkpoint.
 
     Attributes:
-      fields: of a `State`, by name.
+      fields: fields of a `State`, by name.
       position: number of batches that the run had consumed.
-      checksums: of each array, by its dotted name.
+      checksums: checksums of each array, by its dotted name.
       damage: why it cannot be read; then the other attributes are empty.
     """
 
@@ -45,7 +45,7 @@ class Checkpoints:
 
     Args:
       folder: the run folder.
-      keep_last: how many of the newest to keep.
+      keep_last: number of newest checkpoints to keep.
       keep_every: also keeps the checkpoints of all multiples of this step.
     """
 

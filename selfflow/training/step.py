@@ -32,7 +32,7 @@ def sample_keys(noise_seed: int | jax.Array | np.ndarray, step: jax.Array | int,
     Args:
       noise_seed: a seed, or its `key_of`.
       step: number of finished updates.
-      batch_size: of the whole batch.
+      batch_size: number of samples in the whole batch.
     """
     # seed, then step, then sample: a sample's key depends neither on the batch size nor on the number of parts.
     key = jax.random.key(noise_seed) if isinstance(noise_seed, int) else jax.random.wrap_key_data(noise_seed)

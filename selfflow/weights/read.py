@@ -31,9 +31,9 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the weights as .pt or .safetensors")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         weights = _read_safetensors(path)
-    elif path.suffix in _TORCH:
+    elif path.suffix.lower() in _TORCH:
         weights = read_torch_file(path)
     else:
         raise UserError(f"{path} is neither .safetensors nor {', '.join(_TORCH)}: give weights in one of these formats")
@@ -55,10 +55,10 @@ def check_keys(path: Path, weights: Collection[str], expected: Collection[str], 
     """Checks that a file has all weights of a model, and no others.
 
     Args:
-      path: of the file.
+      path: path of the file.
       weights: its keys.
-      expected: those of the model.
-      model: what the model is called.
+      expected: keys of the model.
+      model: name of the model.
 
     Raises:
       UserError: otherwise; the message names the first key.

@@ -41,10 +41,10 @@ class Tensor(NamedTuple):
     """A view of a storage.
 
     Attributes:
-      storage: where the elements are.
+      storage: storage of the elements.
       offset: index of the first element.
-      shape: of the tensor.
-      strides: in elements.
+      shape: shape of the tensor.
+      strides: strides in elements.
     """
 
     storage: Storage

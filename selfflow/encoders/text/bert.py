@@ -35,7 +35,7 @@ class Bert:
     Attributes:
       width: channels D of an embedding.
       files: the files that embeddings depend on.
-      implementation: what runs them.
+      implementation: package that computes them.
     """
 
     implementation = "selfflow bert"

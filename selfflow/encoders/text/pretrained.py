@@ -15,7 +15,8 @@ class Pretrained:
     Attributes:
       width: channels D of an embedding.
       files: the files that embeddings depend on.
-      implementation: what runs them, with the major version of transformers, which may choose another tokenizer.
+      implementation: package that computes them, with the major version of transformers, which may choose another
+        tokenizer.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any], tokens: int):

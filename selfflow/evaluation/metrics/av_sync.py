@@ -41,7 +41,7 @@ def synchrony(
     Args:
       videos: [T, H, W, C] each, of any real dtype.
       audio: int16 or float [S] each.
-      frames_per_second: of the videos.
+      frames_per_second: frames per second of the videos.
       sample_rate: samples per second of the audio.
       max_lag: largest lag in either direction, seconds.
 

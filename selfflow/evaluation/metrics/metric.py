@@ -81,7 +81,7 @@ class FeatureMetric(Protocol):
     Attributes:
       name: beginning of its keys in JSON and `metrics.jsonl`.
       title: header of its column.
-      better: which direction is better.
+      better: direction of better values.
       needs: input of the metric: `features`, `media` or `clips`.
       unit: unit and range of its values.
     """

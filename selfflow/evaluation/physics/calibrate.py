@@ -82,12 +82,12 @@ def calibrate(
     """Measures the verifier on real clips and on corrupted ones.
 
     Args:
-      records: of a split that the classifiers were not fitted to, with the ids of the data set.
-      settings: of the data set.
+      records: records of a split that the classifiers were not fitted to, with the ids of the data set.
+      settings: settings of the data set.
       classifiers: see `fit_classifiers`.
       through_video: applied to all videos, corrupted ones too, before they are scored, such as an autoencoder.
       through_audio: likewise for audio.
-      seed: for the choice of partners, frames and bodies.
+      seed: seed for the choice of partners, frames and bodies.
     """
     records = list(records)
     # By corruption: the corrupted clips, and the indices of their records. Some corruptions do not apply to all clips.

@@ -39,10 +39,10 @@ def energy(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisio
     Energies before and after the inferred push are not compared. NaN with fewer than two comparable energies.
 
     Args:
-      tracks: of a clip.
-      lines: of its bodies.
-      events: of its bodies.
-      settings: of the data set.
+      tracks: tracks of a clip.
+      lines: lines of its bodies.
+      events: events of its bodies.
+      settings: settings of the data set.
       action: [T, 4] as in a record, or None if the push is unknown.
     """
     seconds = 1 / settings.frames_per_second

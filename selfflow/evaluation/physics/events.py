@@ -41,9 +41,9 @@ def find_events(tracks: Tracks, lines: Lines, settings: Collisions) -> list[Even
     """The changes of velocity of all bodies of a clip, by body and time.
 
     Args:
-      tracks: of a clip, T frames and K bodies.
-      lines: of the same bodies, N = K.
-      settings: of the data set.
+      tracks: tracks of a clip, T frames and K bodies.
+      lines: lines of the same bodies, N = K.
+      settings: settings of the data set.
     """
     events = []
     for body in range(len(lines.piece)):
@@ -85,10 +85,10 @@ def _touched(
     """The nearest wall or body in contact (WALL, its index, or NOTHING), and the speed along the normal.
 
     Args:
-      body, first, last: of the event.
+      body, first, last: the event's body, and the frames that bound it.
       delay: frames from `first` to the event.
-      positions: of the body during the event, units, [M, 2]; the last is the corner of its two lines.
-      tracks, lines, settings: of the clip.
+      positions: positions of the body during the event, units, [M, 2]; the last is the corner of its two lines.
+      tracks, lines, settings: tracks, lines and settings of the clip.
     """
     before, change = lines.velocity[body, first], lines.velocity[body, last] - lines.velocity[body, first]
     box = settings.box

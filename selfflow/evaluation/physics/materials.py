@@ -149,9 +149,9 @@ def fit_material_classifiers(
 
     Args:
       audio: int16 [S] each.
-      events: of the same clips, as `track_clip` finds them.
+      events: events of the same clips, as `track_clip` finds them.
       materials: labels, int [n].
-      settings: of the data set.
+      settings: settings of the data set.
 
     Raises:
       UserError: the clips have no label, or all the same.

@@ -75,7 +75,7 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
 
     Args:
       video: uint8 [T, H, W, 3]; the box of `settings` fills the frame.
-      settings: of the data set.
+      settings: settings of the data set.
 
     Raises:
       UserError: `video` is not a uint8 video of square frames.
@@ -158,7 +158,7 @@ def _link(
     """Links the blobs of one colour over time.
 
     Args:
-      blobs: of all colours.
+      blobs: blobs of all colours.
       members: indices of those of the colour.
       labels, cover: as `segment` returns them.
       frames: T.

@@ -23,8 +23,8 @@ class PhysicsVerifier(NamedTuple):
     """The checks of a data set.
 
     Attributes:
-      settings: of the data set.
-      classifiers: of the material, fitted to real clips; None leaves out the checks that need them.
+      settings: settings of the data set.
+      classifiers: classifiers of the material, fitted to real clips; None leaves out the checks that need them.
     """
 
     settings: Collisions
@@ -36,7 +36,7 @@ def physics_verifier(data: Dataset, modalities: tuple[str, ...], built: BuiltDat
 
     Args:
       data: settings of the data set.
-      modalities: those of the clips.
+      modalities: modalities of the clips.
       built: the data set with its raw records, or None.
 
     Returns:
@@ -85,7 +85,7 @@ class TrackedClips:
     """Tracked clips of samples, with their audio: the input of the physics checks.
 
     Args:
-      verifier: of their data set.
+      verifier: verifier of their data set.
 
     Attributes:
       tracked: one analysis per clip.

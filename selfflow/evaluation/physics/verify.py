@@ -79,8 +79,8 @@ def verify(
     Args:
       videos: uint8 [B, T, H, W, 3]; None leaves out all checks of the motion.
       audio: int16 [B, S]; None leaves out the checks of the audio.
-      settings: of the data set.
-      classifiers: of `fit_material_classifiers`; None leaves out `timbre`, `kappa` and `loudness`.
+      settings: settings of the data set.
+      classifiers: classifiers from `fit_material_classifiers`; None leaves out `timbre`, `kappa` and `loudness`.
       actions: `action` of the records, [B, T, 4], if the pushes are known; otherwise they are inferred.
 
     Raises:

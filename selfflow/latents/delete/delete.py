@@ -82,7 +82,7 @@ def delete_samples(
 
     Args:
       built: the data set.
-      ids: of the samples.
+      ids: ids of the samples.
       data_dir: cache folder.
       advance: called after each record that is read, twice for every record of the data set.
 

@@ -28,14 +28,14 @@ class DeletionPlan:
 
     Attributes:
       built: the data set as it is.
-      ids: to delete.
-      masks: by split, bool [records], True for the records of these ids.
-      remaining: by split, the ids of the other records in order.
-      changes: of each finished folder of latents.
-      entry: of this list of ids in `deleted.json`, present or future.
+      ids: ids to delete.
+      masks: masks by split, bool [records], True for the records of these ids.
+      remaining: ids of the other records in order, by split.
+      changes: changes of each finished folder of latents.
+      entry: entry of this list of ids in `deleted.json`, present or future.
       entries: all entries of `deleted.json` at the end.
       is_repeated: whether the same list was deleted before, perhaps in part.
-      present: those of the ids that are in the data set or its latents.
+      present: the ids that are in the data set or its latents.
     """
 
     built: BuiltDataset
@@ -67,7 +67,7 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
 
     Args:
       built: the data set.
-      ids: to delete.
+      ids: ids to delete.
       folders: all latents of the data set.
       advance: called after each record that is read.
 

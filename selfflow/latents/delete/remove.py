@@ -26,8 +26,8 @@ def write_remaining(folder: Path, deleted: dict[str, np.ndarray]) -> dict[str, A
     exchanges all of them in one step.
 
     Args:
-      folder: of the data set.
-      deleted: by split, bool [records], True for the records to leave out.
+      folder: folder of the data set.
+      deleted: masks by split, bool [records], True for the records to leave out.
 
     Returns:
       The next content of `dataset_info.json`, without splits that become empty.
@@ -101,7 +101,7 @@ def copy_records(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
     Args:
       old, new: the shards.
       keep: bool [records].
-      options: of the writer of ArrayRecord.
+      options: options of the writer of ArrayRecord.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -144,7 +144,7 @@ class LatentsChange:
     Attributes:
       folder: the folder.
       manifest: its present manifest.
-      keep: by split, bool [records].
+      keep: masks by split, bool [records].
       deleted: the entry `deleted` of the next manifest.
     """
 

@@ -31,8 +31,8 @@ def find_remaining(
 
     Args:
       built: the data set as it is now.
-      folders: of latents.
-      ids: that must not occur.
+      folders: folders of latents.
+      ids: ids that must not occur.
       advance: called after each record.
 
     Returns:

@@ -19,11 +19,11 @@ class Arrays:
 
     Args:
       latents: {modality: [n, ...]}.
-      ids: of the samples; by default a hash of the latents of each, so that those of two splits differ.
+      ids: ids of the samples; by default a hash of the latents of each, so that those of two splits differ.
       labels: {field: [n]}, integers.
 
     Attributes:
-      ids: of the samples.
+      ids: ids of the samples.
       labels: {field: [n]}.
       shapes: {modality: shape of one latent}.
 
@@ -91,8 +91,8 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
 
     Args:
       path: the file.
-      modality: what the latents are of.
-      seed: of the split.
+      modality: modality of the latents.
+      seed: seed of the split.
 
     Raises:
       UserError: if the file is missing, damaged, or holds something else.

@@ -32,7 +32,7 @@ class Features:
     """Features of n samples.
 
     Attributes:
-      ids: of the samples.
+      ids: ids of the samples.
       labels: {field: int [n]}, of the data.
       layers: {layer: {modality: float32 [n, D], or [n, N, D]}}, memory-mapped and read-only.
       tau: the noise level of each modality; 0 of the context.
@@ -77,10 +77,10 @@ def features(
       tau: one noise level for all modalities, or {modality: level}.
       weights, step: as for `Run.model`.
       context: modalities that are shown without noise, as context tokens are in training.
-      modalities: those that the network sees; by default all of the data.
+      modalities: modalities that the network sees; by default all of the data.
       pool: the mean over the tokens of each modality, or all tokens; those of padding count in no mean, and are 0.
       limit: number of samples, from the first on; by default all.
-      seed: of the noise.
+      seed: seed of the noise.
       batch_size: samples at once; over a mesh, as many more as make a whole number for each device.
       mesh: devices to spread weights and samples over; by default the first alone.
       cache: whether to store them in the run folder; otherwise in a temporary folder that is removed with the arrays.
@@ -241,7 +241,7 @@ class Batch(NamedTuple):
       rows: numbers of the clips, without copies.
       latents: {modality: [B, ...]}, padded with zeros where a clip is shorter than the others.
       frames: number of latent frames that are data [B], for modalities with padded clips.
-      seeds: of the noise of each clip, uint32 [B].
+      seeds: seeds of the noise of each clip, uint32 [B].
     """
 
     rows: list[int]
@@ -327,7 +327,7 @@ class _View(NamedTuple):
     """The input of the network.
 
     Attributes:
-      streams: of its modalities, in the order of the data.
+      streams: streams of its modalities, in the order of the data.
       context: names of those that are context.
       tau: noise level of each modality, 0 of the context.
     """
@@ -348,7 +348,7 @@ def _view(
 
     Args:
       known: streams of the model.
-      shapes: of one latent of each modality of the data.
+      shapes: shape of one latent of each modality of the data.
       modalities, context, tau: as for `features`.
     """
     available = [m for m in shapes if m in known]

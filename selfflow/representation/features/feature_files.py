@@ -26,7 +26,7 @@ class Stored(NamedTuple):
 
     Attributes:
       arrays: {modality: float32 [n, ...]}, memory-mapped and read-only.
-      ids: of the samples.
+      ids: ids of the samples.
       left_out: numbers of the samples that could not be read.
     """
 

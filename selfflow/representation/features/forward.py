@@ -86,8 +86,8 @@ class Forward:
         Args:
           params: parameters of the model, on the devices of the mesh.
           latents: {modality: [B, ...]}; over a mesh its axes `data` and `fsdp` must divide B.
-          numbers_B: of the samples.
-          frames: of the modalities that may be padded how many latent frames are data, [B].
+          numbers_B: numbers of the samples.
+          frames: number of latent frames that are data, [B], for the modalities that may be padded.
         """
         inputs = ({m: latents[m] for m in self.modalities}, frames or {}, np.asarray(numbers_B))
         if self._mesh is None:

@@ -26,7 +26,7 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
     Over several seeds lines are means and bands their 95 % t intervals.
 
     Args:
-      rows: of one run or of several; rows of layer 0 are left out.
+      rows: rows of one run or of several; rows of layer 0 are left out.
       columns: panels in a row, at most.
     """
     table = _ProbeTable([row for row in rows if row.layer])
@@ -70,8 +70,8 @@ class _ProbeTable:
 
     Attributes:
       questions: rows by (target, source).
-      methods: in the order of the rows.
-      layers, taus: in ascending order.
+      methods: methods in the order of the rows.
+      layers, taus: layers and noise levels in ascending order.
     """
 
     def __init__(self, rows: Iterable[Row]):
@@ -115,7 +115,7 @@ def probe_map(rows: Iterable[Row]) -> Figure:
     Over several seeds colours are means. Panels of one question share their colours.
 
     Args:
-      rows: of one run or of several, of several noise levels.
+      rows: rows of one run or of several, of several noise levels.
     """
     table = _ProbeTable(rows)
     questions, methods, layers, taus = table.questions, table.methods, table.layers, table.taus

@@ -30,7 +30,7 @@ def principal_figure(clips: ComponentClips, components: Features, i: int) -> Fig
     Args:
       clips: as `run.data` gives them, with their raw records.
       components: features of all tokens of them (`pool="tokens"`); components are those of all these clips together.
-      i: which of them to show.
+      i: index of the clip to show.
     """
     record = clips.record(clips.ids.index(components.ids[i]))
     strips = Strips(len(record["video"]), seconds_of(clips.modalities))
@@ -62,7 +62,7 @@ def attention_figure(
 
     Args:
       run, clips: as for `attention_of_clips`, of Collisions.
-      number: of the clip.
+      number: number of the clip.
       contact: index among its contacts.
       layers: blocks.
       **options: `tau`, `weights`, `step` and `seed`, as there.
@@ -112,8 +112,8 @@ def shares_figure(trained: ContactAttention, untrained: ContactAttention) -> Fig
     whole video, the share on these frames. Right: the share on bodies by head, as a multiple of their share of tokens.
 
     Args:
-      trained: of a run.
-      untrained: of the same clips by the network before training.
+      trained: attention shares of a run.
+      untrained: attention shares of the same clips by the network before training.
     """
     trained, untrained = _with_quiet_moments(trained), _with_quiet_moments(untrained)
     figure = Figure(figsize=(12, 4.2), layout="constrained")

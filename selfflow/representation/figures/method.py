@@ -15,7 +15,7 @@ def corruption_figure(views: Views, i: int) -> Figure:
     """Clip i: data, input of the student and input of the teacher, with tau of every token.
 
     Args:
-      views: of a batch of clips.
+      views: views of a batch of clips.
       i: index of the clip.
     """
     strips = _strips(views)
@@ -39,7 +39,7 @@ def loss_figure(views: Views, i: int) -> Figure:
     """Clip i: tau, flow error and cosine with the teacher of every token but those of the context.
 
     Args:
-      views: of a batch of clips.
+      views: views of a batch of clips.
       i: index of the clip.
     """
     strips = _strips(views)
@@ -63,7 +63,7 @@ def marginals_figure(drawn: dict[str, Drawn]) -> Figure:
     """Histograms of tau over many draws beside p(tau), and those of every single token, a row for each modality.
 
     Args:
-      drawn: by modality.
+      drawn: draws by modality.
     """
     figure = Figure(figsize=(10, 2.7 * len(drawn) + 0.3), layout="constrained")
     axes = figure.subplots(len(drawn), 2, squeeze=False, width_ratios=(1, 1.15))

@@ -29,8 +29,8 @@ class Strips:
     """Rows that are added one below the other, and drawn by `figure`.
 
     Args:
-      frames: of the clip's video; for a clip without video, any number of segments of its time axis.
-      seconds: how long it lasts.
+      frames: number of frames of the clip's video; for a clip without video, any number of segments of its time axis.
+      seconds: duration of the clip.
       columns: number of frames to show, at equal distances.
       start: the first frame to show.
       every: distance of the frames; by default such that the columns reach the end.
@@ -75,7 +75,7 @@ class Strips:
 
         Args:
           grid: tokens along (time, height, width).
-          limits: of the colours; by default the least and largest value.
+          limits: limits of the colours; by default the least and largest value.
           over: frames that show through.
           bodies: circles over them.
         """

@@ -35,7 +35,7 @@ def attentive_probe(train: Split, validation: Split, test: Split, seed: int = 0)
     position of a token matters only as far as its features encode it.
 
     Args:
-      seed: of the initial weights and the order of samples.
+      seed: seed of the initial weights and the order of samples.
 
     Raises:
       UserError: see `checked_classes`; or if features are no tokens.

@@ -20,8 +20,8 @@ class BaselineClips:
 
     Args:
       built: the data set with raw records and ground truth.
-      latents: of the same data set.
-      split: of both.
+      latents: latents of the same data set.
+      split: split of both.
       count: largest number of clips.
 
     Attributes:

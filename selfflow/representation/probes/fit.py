@@ -26,7 +26,7 @@ class ProbeResult(NamedTuple):
       metric: "balanced_accuracy", or "r2" for numbers.
       setting: strength or number of neighbours chosen on validation; NaN if there is no choice, and for a target that
         is the mean of several probes.
-      score: on test and on validation; that of validation is NaN for a probe that does not use it.
+      score: score on test and on validation; that of validation is NaN for a probe that does not use it.
       low, high: 95 % bootstrap interval of the test score over test samples; NaN unless it is one balanced accuracy.
       chance: score of a constant prediction.
     """
@@ -46,8 +46,8 @@ def fit_probe(target: Target, probe: ProbeName, splits: list[list[Split]]) -> Pr
     Args:
       target: classes are read by `probe`, numbers by ridge regression.
       probe: name of the probe.
-      splits: of train, validation and test, each with one `Split` per part of the target (see `ProbeLabels.of`), whose
-        scores are averaged.
+      splits: splits of train, validation and test, each with one `Split` per part of the target (see `ProbeLabels.of`),
+        whose scores are averaged.
 
     Raises:
       UserError: for samples that a probe cannot be fitted to.

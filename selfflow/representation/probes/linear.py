@@ -32,7 +32,7 @@ def linear_probe(train: Split, validation: Split, test: Split, seed: int = 0) ->
     the logistic probe scores higher.
 
     Args:
-      seed: of the order of samples.
+      seed: seed of the order of samples.
 
     Raises:
       UserError: see `checked_classes`.

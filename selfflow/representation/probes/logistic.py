@@ -112,7 +112,7 @@ def few_shot(
       test: scores all draws.
       shots: numbers of samples of each class.
       draws: number of draws.
-      seed: of the draws. A draw of more shots contains those of fewer.
+      seed: seed of the draws. A draw of more shots contains those of fewer.
 
     Raises:
       UserError: see `checked_classes`; or if a class has fewer samples than shots.

@@ -57,9 +57,9 @@ class Row(NamedTuple):
     """One probe: the score of one layer for one target at one noise level.
 
     Attributes:
-      run, method, seed: of the run; runs that differ only in their seeds share the method.
-      step, weights: of the run.
-      target, source: what is read, and from which modalities.
+      run, method, seed: name, method and `seed.init` of the run; runs that differ only in their seeds share the method.
+      step, weights: step and weights of the run.
+      target, source: target, and the modalities that it is read from.
       tau, layer: noise level and block.
       probe, metric, setting, low, high, chance: as of `ProbeResult`.
       validation, test: scores.
@@ -103,7 +103,7 @@ def probe_run(
 
     Args:
       run: an opened run.
-      settings: what to probe.
+      settings: settings of the probes.
       method: name of the method in the rows; by default the name of the run's folder.
       weights, step: as for `Run.model`.
       data_dir: as for `Run.data`.

@@ -20,8 +20,8 @@ class Regressed(NamedTuple):
     Attributes:
       r2: R^2, pooled over targets: one minus the sum of all squared errors over that of all squared differences from
         the means of the split.
-      weights: of unscaled features [D, K].
-      offset: [K].
+      weights: weights of unscaled features [D, K].
+      offset: intercept [K].
       chosen: strength chosen on validation.
     """
 
@@ -80,7 +80,7 @@ def _solved(moments: dict[str, Moments], width: int) -> Regressed:
     """The best strength on validation.
 
     Args:
-      moments: of [features, targets], D + K channels, by split.
+      moments: moments of [features, targets], D + K channels, by split.
       width: number of features, D.
     """
     for name, m in moments.items():

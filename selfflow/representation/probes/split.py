@@ -19,7 +19,7 @@ class Split(NamedTuple):
     Attributes:
       x: features [n, D], or tokens [n, N, D], whose mean all probes but the attentive one read; converted to float32.
       y: classes [n] (integers, booleans or strings), or numbers [n] or [n, K].
-      ids: [n]. Splits that share a sample are refused. None for samples without ids.
+      ids: ids [n]; splits that share a sample are refused. None for samples without ids.
     """
 
     x: np.ndarray
@@ -88,7 +88,7 @@ def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
 
     Args:
       tokens: whether the probe needs tokens [n, N, D].
-      **splits: by name, for messages.
+      **splits: splits by name, for messages.
 
     Raises:
       UserError: different lengths or widths; features that are not finite numbers; targets that are no classes, all the

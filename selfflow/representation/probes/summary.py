@@ -79,9 +79,9 @@ def summary_table(
     layers where a row says so, are chosen on the validation split.
 
     Args:
-      clips: of the splits train, validation and test.
-      networks: by the name of their rows.
-      modalities: with `video` and `audio`.
+      clips: clips of the splits train, validation and test.
+      networks: networks by the name of their rows.
+      modalities: modalities with `video` and `audio`.
       layers: blocks to probe.
       tau: noise level of the latents.
       null_label: label that stands for none.
@@ -142,7 +142,7 @@ class _Prober:
     Args: as of `summary_table`.
 
     Attributes:
-      columns: those with more than one value of their target in every split.
+      columns: columns with more than one value of their target in every split.
     """
 
     def __init__(self, clips: Mapping[str, BaselineClips], modalities: dict[str, Modality], dataset: Dataset):
@@ -196,8 +196,8 @@ class _Prober:
 
         Args:
           by_source: features of clips by source.
-          tokens: of video, for targets of tokens.
-          layer: of the features.
+          tokens: tokens of video, for targets of tokens.
+          layer: layer of the features.
         """
         scores: dict[str, Score] = {}
         for column in self.columns:

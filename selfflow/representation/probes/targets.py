@@ -88,7 +88,7 @@ class ProbeLabels:
     """Values of targets for the clips of one split.
 
     Args:
-      clips: of the split. Their raw records are read for targets of the ground truth.
+      clips: clips of the split. Their raw records are read for targets of the ground truth.
       dataset: settings of their data set; None for clips with labels only.
     """
 
@@ -111,9 +111,9 @@ class ProbeLabels:
         """Features and values of a target, for a probe.
 
         Args:
-          target: which.
-          features: of clips: means, or for time steps and tokens all tokens.
-          layer: of the features.
+          target: the target.
+          features: features of clips: means, or for time steps and tokens all tokens.
+          layer: layer of the features.
           source: modalities. Means of several are concatenated along channels, tokens along the sequence.
 
         Returns:
@@ -153,8 +153,8 @@ class ProbeLabels:
 
         Args:
           target: a label, or a target of the ground truth.
-          ids: of n clips.
-          labels: of the same clips, {field: [n]}.
+          ids: ids of n clips.
+          labels: labels of the same clips, {field: [n]}.
 
         Returns:
           One (values [k], mask [n] of the k clips that have one) per part of the target, sorted by its name.
