@@ -61,7 +61,7 @@ class LatentFiles(FolderSettings):
 
         scanned, remarks = scan(self, (data_dir, data_dir / self.kind))
         manifest = [file for file in scanned if file.relative == MANIFEST]
-        return manifest + [file for file in scanned if Path(file.relative).suffix in SUFFIXES], remarks
+        return manifest + [file for file in scanned if Path(file.relative).suffix.lower() in SUFFIXES], remarks
 
     def media_shapes(self, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
         """Shapes of the media that were encoded, by modality, at the nominal length."""

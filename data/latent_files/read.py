@@ -118,7 +118,7 @@ class _Safetensors(AbstractContextManager):
 
 
 def _open(path: Path) -> _Npz | _Safetensors:
-    return _Npz(path) if path.suffix == ".npz" else _Safetensors(path)
+    return _Npz(path) if path.suffix.lower() == ".npz" else _Safetensors(path)
 
 
 def _samples(arrays: _Npz | _Safetensors, manifest: Manifest) -> Iterator[tuple[int | None, Sample | Unusable]]:

@@ -85,7 +85,7 @@ def _image_autoencoder(
         return previous
     file = Path(path).expanduser()
     # A missing file is not an error here: the data folder may have a copy of its weights.
-    if file.is_file() and file.suffix != ".safetensors":
+    if file.is_file() and file.suffix.lower() != ".safetensors":
         raise UserError(f"{flag}: give a .safetensors file, or a folder of diffusers that holds one")
     default = config(path=path)
     return dataclasses.replace(default, **read_config_json(default, file))

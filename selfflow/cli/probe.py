@@ -186,7 +186,7 @@ def default_path(paths: list[str], options: Options) -> Path:
 
     if any(bucket_url(path) for path in paths):
         raise UserError("--csv: name a local file for the rows of a run in object storage")
-    folder = Path(paths[0]) if len(paths) == 1 else Path(paths[0]).absolute().parent
+    folder = Path(paths[0]) if len(paths) == 1 else Path(paths[0]).resolve().parent
     parts = [options.targets.replace(",", "_") or "labels", options.probe]
     for field in fields(Options):
         value = getattr(options, field.name)

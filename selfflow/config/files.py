@@ -1,6 +1,7 @@
 """Experiments in Python files and in `experiment.json`, and the fields in which two experiments differ."""
 
 import dataclasses
+import importlib.machinery
 import importlib.util
 import json
 from fnmatch import fnmatch
@@ -54,9 +55,15 @@ def load_module(path: str | Path) -> ModuleType:
     if (path / "experiment.json").is_file():
         raise UserError(f"{path} is a run folder: give an experiment file, with --init-from {path} for its weights")
     if not path.is_file():
+        installed = _installed_file(path)
+        if installed:
+            raise UserError(f"no experiment file {path}; the installed package has {installed}")
         names = [str(p) for p in path.parent.glob("*.py")]
         raise UserError(f"no experiment file {path}; {did_you_mean(str(path), names)}")
-    spec = importlib.util.spec_from_file_location(f"selfflow_experiment_{path.stem}", path)
+    name = f"selfflow_experiment_{path.stem}"
+    # With a loader, as Python runs no files whose suffix is not .py, such as .PY.
+    loader = importlib.machinery.SourceFileLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -66,6 +73,16 @@ def load_module(path: str | Path) -> ModuleType:
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from error
     return module
+
+
+def _installed_file(path: Path) -> Path | None:
+    """The file of the installed package that `experiments/NAME.py` of a clone is; None if there is none."""
+    spec = importlib.util.find_spec("selfflow.experiments")
+    if spec is None or "experiments" not in path.parts:
+        return None
+    below = path.parts[path.parts.index("experiments") + 1 :]
+    file = Path(spec.origin).parent.joinpath(*below)
+    return file if file.is_file() else None
 
 
 def _raise_if_unknown_field(error: TypeError, path: str | Path) -> None:

@@ -25,7 +25,9 @@ class FeatureFileReader:
 
     def __init__(self, config: FeatureFiles):
         self.path = Path(config.path).expanduser()
-        files = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]
+        files = [self.path]
+        if self.path.is_dir():
+            files = sorted(path for path in self.path.iterdir() if path.suffix.lower() == ".safetensors")
         if not files or not files[0].is_file():
             raise UserError(
                 f"{self.path} is neither a .safetensors file nor a folder of them: give the path of your features"

@@ -21,7 +21,7 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
     Raises:
       UserError: other images or another number of images, or a missing folder.
     """
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         raise UserError(f"{path}: ADM's evaluator reads .npz files; give a name with this suffix")
     if not path.parent.is_dir():
         raise UserError(f"{path}: there is no folder {path.parent}; create it first")

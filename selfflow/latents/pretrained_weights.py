@@ -112,7 +112,7 @@ def _check_config(config: AnyAutoencoder, source: Path) -> None:
 
 def _source(modality: str, config: AnyAutoencoder) -> Path:
     source = find_weights(config)
-    if not config.path or source.suffix != ".safetensors":
+    if not config.path or source.suffix.lower() != ".safetensors":
         raise UserError(_missing_weights(modality, config))
     return source
 

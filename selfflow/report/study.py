@@ -123,7 +123,7 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
     first, *others = paths
     folder = Path(first)
     if others or bucket_url(first) or (folder / "experiment.json").is_file():
-        study = _from_runs([open_run(path) for path in paths], folder if not others else folder.absolute().parent)
+        study = _from_runs([open_run(path) for path in paths], folder if not others else folder.resolve().parent)
     elif not folder.is_dir():
         raise UserError(f"{first} is not a folder: give a run, the folder of a sweep, or several runs")
     elif (folder / SWEEP).is_file():
@@ -139,7 +139,8 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
 
 def _from_folder(folder: Path) -> Study:
     """All runs one level below a folder, except those of autoencoders."""
-    paths = [path.parent for path in folder.glob("*/experiment.json")]
+    # A link, such as `latest`, is the run that it leads to, and not another one.
+    paths = {path.parent.resolve() for path in folder.glob("*/experiment.json")}
     if not paths:
         raise UserError(f"{folder} has no run (no experiment.json in it or one folder below): give another folder")
     runs, notes = [], []
@@ -159,7 +160,7 @@ def _from_runs(runs: list[Run], folder: Path) -> Study:
     if len(runs) == 1:
         name, arms = runs[0].name, [runs[0].name]
     else:
-        name, arms = folder.absolute().name, arms_of(runs)
+        name, arms = folder.resolve().name, arms_of(runs)
     members = [_member(run, arm, command_of(run)) for run, arm in zip(runs, arms)]
     question, source = docstring_of(runs[0])
     return Study(name, folder, question, source, "", members, [])
@@ -183,7 +184,7 @@ def _from_sweep(folder: Path) -> Study:
     names = {path.parent.name for path in folder.glob("*/experiment.json")}
     others = sorted(names - {member.name for member in members})
     notes = [f"{', '.join(others)}: not a run of this sweep"] if others else []
-    return Study(folder.absolute().name, folder, sweep["question"], sweep["file"], "", members, notes)
+    return Study(folder.resolve().name, folder, sweep["question"], sweep["file"], "", members, notes)
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:

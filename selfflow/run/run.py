@@ -56,8 +56,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the folder."""
-        return str(self.source).rstrip("/").rsplit("/", 1)[-1]
+        """Name of the folder: of `.` and of a link that of the folder itself."""
+        url = bucket_url(self.source)
+        return url.rstrip("/").rsplit("/", 1)[-1] if url else self.path.resolve().name
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of `metrics.jsonl`, oldest first."""

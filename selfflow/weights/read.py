@@ -31,9 +31,9 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: give the weights as .pt or .safetensors")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         weights = _read_safetensors(path)
-    elif path.suffix in _TORCH:
+    elif path.suffix.lower() in _TORCH:
         weights = read_torch_file(path)
     else:
         raise UserError(f"{path} is neither .safetensors nor {', '.join(_TORCH)}: give weights in one of these formats")

@@ -143,3 +143,19 @@ def test_derived_fields_follow_the_length_and_stay_when_a_run_resumes(experiment
     assert longer.ema_decay == short.ema_decay and longer.optimizer.warmup_steps == 5 and longer.steps == 200
     with pytest.raises(UserError, match=mentions("steps 200 optimizer.decay_steps 100")):
         resolve(dataclasses.replace(experiment, steps=200), short)
+
+
+def test_an_experiment_may_have_an_upper_case_suffix(tmp_path):
+    (tmp_path / "QUICK.PY").write_text((ROOT / "experiments" / "quickstart.py").read_text(encoding="utf-8"))
+    assert load_experiment(tmp_path / "QUICK.PY") == load_experiment(ROOT / "experiments" / "quickstart.py")
+
+
+@pytest.mark.parametrize("file", ["experiments/quickstart.py", "experiments/ablations/schedules.py"])
+def test_the_file_of_the_installed_package_is_named_where_there_is_no_clone(file, tmp_path, monkeypatch):
+    assert (ROOT / file).is_file()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=mentions(file, ROOT / file)):
+        load_experiment(file)
+    with pytest.raises(UserError, match=mentions("experiments/nothing.py")) as error:
+        load_experiment("experiments/nothing.py")
+    assert str(ROOT) not in str(error.value)

@@ -342,3 +342,12 @@ def test_frozen_encoders_need_features_in_a_file(tiny_experiment, tmp_path):
         resolve(experiment_of(tiny_experiment, source, config, alignment=external)), tmp_path / "data"
     )
     assert feed.latents["mine"].features
+
+
+def test_upper_case_suffixes_are_the_same_formats(tmp_path):
+    source = written(tmp_path / "source", {"image": IMAGE}, one={"image": noise(8, 6, 4)})
+    (source / "one.npz").rename(source / "one.NPZ")
+    save_file({"image": noise(3, 8, 6, 4)}, source / "stack.SAFETENSORS")
+    settings = LatentFiles(source=str(source), validation_fraction=0.0, test_fraction=0.0)
+    records = build(settings, tmp_path / "data").records("train")
+    assert {record["id"] for record in records} == {"one.NPZ", *(f"stack.SAFETENSORS#{i}" for i in range(3))}

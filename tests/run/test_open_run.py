@@ -8,8 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from selfflow.config.files import save_experiment
+from selfflow.config.resolve import resolve
 from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
+from selfflow.report.study import open_study
 from selfflow.run.prepare_data import prepare_data
 from selfflow.run.run import open_run
 from tests.conftest import mentions
@@ -133,3 +136,19 @@ def test_samples_are_those_of_the_command(run, tiny_run, data_dir, tmp_path):
 def test_samples_that_cannot_be_drawn(run, arguments, words):
     with pytest.raises(UserError, match=mentions(words)):
         run.sample(**arguments)
+
+
+def test_a_run_is_named_by_its_folder_however_it_is_opened(tiny_experiment, tmp_path, monkeypatch):
+    folder = tmp_path / "first"
+    (folder / "samples").mkdir(parents=True)
+    save_experiment(resolve(tiny_experiment).experiment, folder / "experiment.json")
+    (folder / "provenance.json").write_text('{"sessions": [], "datasets": {}}')
+    (tmp_path / "link").symlink_to(folder)
+    for path in (folder, f"{folder}/", tmp_path / "link"):
+        assert open_run(path).name == "first"
+    monkeypatch.chdir(folder)
+    assert open_run(".").name == "first" and open_run("../first").name == "first"
+    monkeypatch.chdir(folder / "samples")
+    assert open_run("..").name == "first"
+    assert open_study([".."]).name == "first"
+    assert [member.name for member in open_study([str(tmp_path)]).members] == ["first"]

@@ -243,3 +243,10 @@ def test_counters_of_batch_normalisations_are_left_out(tmp_path):
     path = write_entries(tmp_path / "bn.pt", parts)
     assert read_torch_file(path)["bn.num_batches_tracked"].dtype == np.int64
     assert list(read_weights(path)) == ["bn.weight"]
+
+
+@pytest.mark.parametrize("file, suffix", [(PT, ".PT"), (SAFETENSORS, ".SafeTensors")])
+def test_the_case_of_a_suffix_does_not_matter(tmp_path, file, suffix):
+    (tmp_path / f"weights{suffix}").write_bytes(file.read_bytes())
+    weights = read_weights(tmp_path / f"weights{suffix}")
+    assert weights and weights.keys() == read_weights(file).keys()

@@ -90,7 +90,7 @@ def read_tensors(files: Iterable[Path]) -> dict[str, np.ndarray]:
     """
     tensors = {}
     for file in files:
-        if file.suffix != ".safetensors":
+        if file.suffix.lower() != ".safetensors":
             continue
         try:
             with safe_open(file, "np") as opened:
