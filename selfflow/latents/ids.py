@@ -25,7 +25,7 @@ def read_ids(path: str | Path) -> set[str]:
         raise UserError(f"the file of ids {path} is not UTF-8 text: give one with an id on each line") from error
     ids = {line.strip() for line in text.splitlines()} - {""}
     if not ids:
-        raise UserError(f"the file of ids {path} holds none: give one with an id on each line")
+        raise UserError(f"the file of ids {path} has no ids: give one with an id on each line")
     return ids
 
 
