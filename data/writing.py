@@ -145,8 +145,8 @@ def _fill(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def prepare(make: Callable[[], Builder], fill: Callable[[Builder], None] = _fill) -> Builder:
-    """A builder of a prepared data set; prepares it if it does not exist. Of several processes one builds and the
-    others wait.
+    """A builder of a prepared data set; prepares it if it does not exist. If several processes call it, one
+    builds and the others wait.
 
     Args:
       make: returns a builder, always of the same folder; called again after the data set is prepared.

@@ -15,7 +15,7 @@ The arms differ in their audio alone. All arms see the same videos in the same o
 initialisation; about every second batch is video without audio.
 
 matched            the audio of the clip
-shuffled           the audio of another clip, drawn anew in each epoch: equal tokens, compute and audio clips
+shuffled           the audio of another clip, redrawn in each epoch: equal tokens, compute and audio clips
 delayed            the audio of the clip, 0.5 s late: its content is kept, its timing is not
 video              no audio
 matched_unaligned  as matched, with alignment weight 0

@@ -29,8 +29,8 @@ class Medium:
       preview: how a figure shows a clip: an image among others in a grid, a strip of frames, a spectrogram, or a curve
         for each channel.
       suffix: suffix of the file that holds one clip.
-      metrics: names of the reconstruction errors, from `autoencoders/quality.py:METRICS`; the first is used where one
-        has to do.
+      metrics: names of the reconstruction errors, from `autoencoders/quality.py:METRICS`; the first is used where a
+        single error is reported.
     """
 
     name: str

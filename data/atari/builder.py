@@ -98,7 +98,7 @@ def build(settings: Atari, data_dir: Path) -> AtariBuilder:
     """The TFDS builder below `data_dir`; plays the game first if the data set does not exist.
 
     Raises:
-      UserError: ale-py is missing, it has no such game, the game needs two players or gives no clips, or `data_dir`
+      UserError: ale-py is missing, it has no such game, the game needs two players or yields no clips, or `data_dir`
         cannot be written.
     """
     config = Config(name=settings.config_name, settings=settings)

@@ -56,7 +56,7 @@ def clip_starts(settings: Atari) -> np.ndarray:
 def play(settings: Atari, console: Console, split: str, number: int, longest: int) -> Episode:
     """Plays episode `number` of a split under the random policy, for `longest` frames or until the game is over.
 
-    The policy decides right after a frame that a clip shows, so that one action holds from frame to frame of a clip.
+    The policy draws an action right after each frame that a clip shows, and holds it until the next one.
     """
     rng = np.random.default_rng([settings.seed, settings.splits.index(split), number])
     shown = set(np.add.outer(clip_starts(settings), frame_offsets(settings)).ravel().tolist())

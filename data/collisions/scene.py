@@ -32,7 +32,7 @@ class Body:
         """Corners at angle 0 about the centre, [corners, 2]; none for a circle."""
         count = {"circle": 0, "triangle": 3, "square": 4}.get(self.shape)
         if count is None:
-            raise UserError(f"body.shape: {self.shape!r} is no shape; choose from {', '.join(SHAPE_NAMES)}")
+            raise UserError(f"body.shape: {self.shape!r} is not a shape; choose from {', '.join(SHAPE_NAMES)}")
         turns = (np.arange(count) + 0.5) * (2 * math.pi / max(count, 1))
         return self.radius * np.stack([np.cos(turns), np.sin(turns)], axis=-1)
 

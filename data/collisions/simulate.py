@@ -92,7 +92,7 @@ def material_of(body: Body, settings: Collisions) -> Material:
       UserError: there is no material of its name.
     """
     if body.material not in MATERIAL_NAMES:
-        raise UserError(f"body.material: {body.material!r} is no material; choose from {', '.join(MATERIAL_NAMES)}")
+        raise UserError(f"body.material: {body.material!r} is not a material; choose from {', '.join(MATERIAL_NAMES)}")
     return getattr(settings, body.material)
 
 
@@ -161,7 +161,7 @@ def _add_walls(space: pymunk.Space, box: float) -> None:
     corners = (low, low), (high, low), (high, high), (low, high)
     for a, b in zip(corners, corners[1:] + corners[:1], strict=True):
         wall = pymunk.Segment(space.static_body, a, b, _WALL_THICKNESS)
-        # pymunk multiplies the values of both sides, so that the body alone decides.
+        # pymunk multiplies the values of both sides, so that the value of the wall is 1.
         wall.elasticity = wall.friction = 1.0
         wall.collision_type = 0
         space.add(wall)

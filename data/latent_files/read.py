@@ -55,7 +55,7 @@ def read_samples(
             yield from _samples(arrays, manifest)
     except Unusable:
         raise
-    except Exception as error:  # whatever the bytes of a file do to a reader is a fault of this file
+    except Exception as error:  # readers raise errors of many types for damaged bytes
         raise Unusable("unreadable", f"{type(error).__name__}: {one_line(error)}") from error
 
 
@@ -72,7 +72,7 @@ class _Npz(AbstractContextManager):
 
     def __init__(self, path: Path):
         if not zipfile.is_zipfile(path):  # numpy would try to unpickle it, which executes code
-            raise ValueError("it is damaged, or no npz")
+            raise ValueError("it is damaged, or not an npz")
         self._file = np.load(path, allow_pickle=False)
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -129,7 +129,7 @@ def _samples(arrays: _Npz | _Safetensors, manifest: Manifest) -> Iterator[tuple[
         raise Unusable("no latents", f"it has {', '.join(names) or 'nothing'}, not {expected}")
     stack = _stack_size(arrays, modalities, manifest)
     if stack is not None:
-        # Whatever belongs to the samples must be a stack of as many.
+        # All arrays of the samples must be stacks of the same size.
         for name in names:
             if name in {*manifest.labels, CAPTION, *map(_std_name, modalities)} and arrays.shape(name)[:1] != (stack,):
                 detail = f"{name} has shape {arrays.shape(name)}, its stacks hold {stack} samples"
@@ -197,7 +197,7 @@ def _caption(stored: np.ndarray) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Unusable("wrong caption", f"{CAPTION} is no text: {error}") from error
+        raise Unusable("wrong caption", f"{CAPTION} is not valid text: {error}") from error
     return text
 
 

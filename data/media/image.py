@@ -24,7 +24,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What is white in images of floats or of 32 bits, whose type does not say.
+# Candidates for the white level of float and 32-bit images, whose type does not define it.
 _WHITE = (1, 255, 65_535)
 # Floats may exceed white by this factor, as after resampling.
 _OVERSHOOT = 1.5
@@ -52,7 +52,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def is_animated(image: Image.Image) -> bool:
-    """Whether an opened image is an animation; the pages of a TIFF and the views of an MPO are none."""
+    """Whether an opened image is an animation; the pages of a TIFF and the views of an MPO are not."""
     return image.format in _ANIMATED and getattr(image, "is_animated", False)
 
 
@@ -108,7 +108,7 @@ def rgb(image: Image.Image, notes: Notes | None = None) -> Image.Image:
     """Any mode of Pillow as RGB: 16 bits are reduced to 8 (Pillow itself would clip), transparency is white.
 
     Raises:
-      Unusable: what is white in it is unknown.
+      Unusable: the white level of the image is unknown.
     """
     if image.mode.startswith("I") or image.mode == "F":
         values, white = _values(image, Notes() if notes is None else notes)
@@ -123,8 +123,8 @@ def rgb(image: Image.Image, notes: Notes | None = None) -> Image.Image:
 def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:
     """The pixels of an image of 16 bits or more in float64, 0 for black, and the value that is white.
 
-    In images of 16 bits the largest value of the type is white. Floats and 32 bits do not say: white is 1, 255, 65535
-    or the largest value of the type, whichever is the first that no pixel exceeds (floats may, by half).
+    In images of 16 bits the largest value of the type is white. Floats and 32 bits do not define it: white is 1, 255,
+    65535 or the largest value of the type, whichever is the first that no pixel exceeds (floats may, by half).
     """
     values = np.asarray(image).astype(np.float64)
     values = np.nan_to_num(values, posinf=0.0, neginf=0.0)

@@ -73,7 +73,8 @@ class _FrameReader:
 
 
 def _upright(pixels: np.ndarray, source: av.VideoFrame) -> tuple[np.ndarray, bool]:
-    """Pixels [H, W, C] as the display matrix of their frame says, and whether height and width were exchanged."""
+    """Pixels [H, W, C] transformed by the display matrix of their frame, and whether height and width were
+    exchanged."""
     for side_data in source.side_data:
         if side_data.type.name == "DISPLAYMATRIX":
             # (x, y) of the source is shown at (a x + c y, b x + d y); y points downwards.

@@ -94,7 +94,7 @@ class Decoder:
 
     def _text(self, stored: dict[str, Any], path: str, errors: str = "replace") -> str:
         value = _at(stored, path)
-        # Of several texts the first.
+        # The first of several texts.
         while isinstance(value, list | np.ndarray):
             value = value[0] if len(value) else b""
         feature = _at(self._features, path)

@@ -54,7 +54,7 @@ class Config(Protocol):
     Attributes:
       kind: its name.
       modalities: modalities that it can encode.
-      temporal_stride: frames or samples per latent frame; 1 if each frame is encoded by itself.
+      temporal_stride: frames or samples per latent frame; 1 if each frame is encoded independently.
       causal_padding: frames or samples that the first latent frame lacks; temporal_stride - 1 if the first frame of a
         video has a separate latent frame.
     """
@@ -74,7 +74,7 @@ class Config(Protocol):
 
 
 class _ImageConfig:
-    """Autoencoders of images, which encode each frame of a video by itself."""
+    """Autoencoders of images, which encode each frame of a video independently."""
 
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     temporal_stride: ClassVar[int] = 1
@@ -107,7 +107,7 @@ class SDVAE(_ImageConfig):
     groups: int = 32
     """Groups of the group normalisations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Type of computation."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Flux2VAE(_ImageConfig):
     groups: int = 32
     """Groups of the group normalisations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Type of computation."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Convolutional(TemporalConfig):
     sample_rate: int = 0
     """Audio samples per second; 0 for images and video."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Type of computation."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class Diffusers(TemporalConfig):
     sample_rate: int = 0
     """Audio samples per second; 0 for images and video."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the arithmetic."""
+    """Type of computation."""
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ class Network:
     channels: int
     """Latent channels, C."""
     strides: tuple[tuple[int, ...], ...]
-    """Of each level, in the order of the encoder; a latent position spans their product."""
+    """Stride of each level along each axis, in the order of the encoder; a latent position spans their product."""
     widths: tuple[int, ...]
     """Channels after each of these strides."""
     windows: tuple[tuple[int, ...], ...]
-    """Of the convolutions of a residual block, in their order, along each axis; causal along the first."""
+    """Windows of the convolutions of a residual block, in order, along each axis; causal along the first."""
     blocks: int = 1
     """Residual blocks of each level, in the encoder and in the decoder."""
 

@@ -20,7 +20,7 @@ from selfflow.errors import UserError
 from selfflow.media import from_unit_range, medium_of, to_unit_range
 from selfflow.weights.read import sha256_of
 
-_CHUNK_ELEMENTS = 2**21  # of media in one call; activations take a few hundred times as many
+_CHUNK_ELEMENTS = 2**21  # elements of media in one call; activations have a few hundred times as many
 
 
 class ConvolutionalAutoencoder:

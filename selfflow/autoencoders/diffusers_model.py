@@ -48,11 +48,11 @@ def load_model(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, s
     options = {"use_safetensors": True, "torch_dtype": getattr(torch, dtype), "low_cpu_mem_usage": False}
     try:
         model, report = kind.from_pretrained(source, subfolder=subfolder or None, output_loading_info=True, **options)
-    except Exception as error:  # of a dozen classes, from missing fields to damaged files
+    except Exception as error:  # a dozen classes of errors, from missing fields to damaged files
         raise UserError(f"diffusers cannot read {path} as {name}: {' '.join(str(error).split())[:300]}") from None
     wrong = sorted(report["missing_keys"]) or sorted(report["unexpected_keys"])
     if wrong:
-        raise UserError(f"{path} is no {name}: {wrong[0]} is missing or unexpected, {len(wrong)} in all")
+        raise UserError(f"{path} is not a {name}: {wrong[0]} is missing or unexpected, {len(wrong)} in all")
     identity = f"{name}-{_weights_digest(model)}"
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     if media_axes(model) == 3 and hasattr(model, "enable_tiling"):

@@ -18,7 +18,7 @@ from selfflow.encoders.convolution import Convolution
 from selfflow.media import to_unit_range
 
 _BATCH_SIZE = 32
-_MIN_VARIANCE = 1e-6  # of the largest variance; directions below are taken for empty
+_MIN_VARIANCE = 1e-6  # relative to the largest variance; directions below it count as empty
 
 
 def init_from_pca(network: Network, params: dict[str, Any], sets: Sequence[np.ndarray], seed: int) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def _diffusers_calls(config: AnyAutoencoder, media: np.ndarray, batch_size: int)
 
 def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """(length, bytes) of clips of several lengths: peak memory beyond that of the shortest."""
-    stride, elements = config.temporal_stride, int(np.prod(shape[1:]))  # of one frame
+    stride, elements = config.temporal_stride, int(np.prod(shape[1:]))  # elements of one frame
     lengths = []
     for times in _TIMES:
         latent_frames = max(1, times * _LONG // elements // stride)
@@ -216,7 +216,7 @@ def _peak(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) ->
     decoded = autoencoder.decode(mean)
 
     statistics = jax.devices()[0].memory_stats()
-    if statistics:  # of an accelerator; it holds only pieces of the clip
+    if statistics:  # memory of an accelerator, which holds only parts of the clip
         return statistics["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
     own = media.nbytes + mean.nbytes + (0 if std is None else std.nbytes) + decoded.nbytes

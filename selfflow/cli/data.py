@@ -28,7 +28,7 @@ _ACTIONS = {
     "show": "print the card of a data set and write samples",
     "ids": "print the ids of all records, one on each line, as files of ids have them",
     "verify": "read a data set and its latents completely, and print the problems",
-    "delete": "delete samples for good, from a data set and its latents",
+    "delete": "delete samples permanently from a data set and its latents",
 }
 _EXAMPLES = {
     "list": "selfflow data list",

@@ -50,7 +50,7 @@ def check_flow(setup: FlowSetup) -> None:
         _check_component(experiment, name, streams)
     for name in experiment.latents:
         if name not in experiment.data:
-            raise UserError(f"latents.{name}: no such data set; there are {', '.join(experiment.data)}")
+            raise UserError(f"latents.{name}: no such data set; choose from {', '.join(experiment.data)}")
     if bool(experiment.text) != (experiment.model.text > 0):
         raise UserError("text and model.text go together: the encoder, and how many channels its embeddings have")
     if bool(experiment.label) != (experiment.model.labels > 0):
@@ -59,7 +59,7 @@ def check_flow(setup: FlowSetup) -> None:
         raise UserError(f"model.scalars is {experiment.model.scalars}: no record has them; leave it empty")
     for m in experiment.modality_weight:
         if m not in modalities:
-            raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
+            raise UserError(f"modality_weight.{m}: no such modality; choose from {', '.join(modalities)}")
     check_fraction(experiment, "", "condition_drop")
     _check_unused(experiment)
     _check_separation(experiment)

@@ -52,7 +52,7 @@ class Clap:
             model, report = transformers.ClapModel.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, **options
             )
-        except Exception as error:  # of a dozen classes, from damaged files to unknown settings
+        except Exception as error:  # a dozen classes of errors, from damaged files to unknown settings
             raise UserError(f"--features clap: transformers cannot read {folder}: {_line(error)}") from None
         # transformers would initialise missing weights at random.
         missing = sorted(name for name in report["missing_keys"] if "audio" in name)

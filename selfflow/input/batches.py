@@ -94,7 +94,7 @@ class BatchSource:
           rows: batch size -> numbers of the rows that this process reads; by default all.
 
         Raises:
-          UserError: if a component has no record, or a label is none of the classes.
+          UserError: if a component has no record, or a label is not one of the classes.
         """
         return Batches(self, start, steps, rows)
 
@@ -168,7 +168,7 @@ class Batches:
             known |= {name for name in index if name.startswith("label/")}
         if label and f"label/{label}" not in known:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
-            raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
+            raise UserError(f"label {label!r}: no data set has such a field; choose from {names}")
 
     def _reader(self, pool: Pool) -> SampleReader:
         reader = self._source.reader(pool.component, "train", pool.quality)

@@ -16,7 +16,7 @@ from selfflow.input.media_index import media_index
 from selfflow.input.mixture import Component, Stage
 from selfflow.media import medium_of
 
-_HELD_OUT_BYTES = 200e6  # of a component
+_HELD_OUT_BYTES = 200e6  # limit for each component
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ class Component:
     """Name of the data set; may be left out if there is one."""
     seconds: float | None = None
     """Length of its clips; longer records are cropped at a random place, or at their beginning if the autoencoder
-    encodes the first frame of a video by itself; shorter ones are padded. By default that of the data set."""
+    encodes the first frame of a video separately; shorter ones are padded. By default that of the data set."""
     quality: float = 0.0
-    """Least `quality` of its records."""
+    """Minimum `quality` of its records."""
     shuffled: tuple[str, ...] = ()
-    """Modalities taken from another record of the component, drawn anew in each epoch: a control that keeps the
+    """Modalities taken from another record of the component, redrawn in each epoch: a control that keeps the
     distribution of each modality and removes the dependence between them."""
     delayed: dict[str, float] = field(default_factory=dict)
     """Seconds by which a modality is late in training; its end is moved to its beginning: a control that keeps the
@@ -62,7 +62,7 @@ class Stage:
     weights: dict[str, float] = field(default_factory=dict)
     """Shares of all components from then on; empty keeps the previous ones. Components that are not named get 0."""
     quality: dict[str, float] = field(default_factory=dict)
-    """Least quality of the records of some components from then on."""
+    """Minimum quality of the records of some components from that step on."""
 
 
 def check_mixture(mixture: Mapping[str, Component], curriculum: tuple[Stage, ...]) -> None:

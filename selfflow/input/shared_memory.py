@@ -7,8 +7,8 @@ from selfflow.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
 _BATCHES_PER_WORKER = 3  # one that is written, one in the queue of the worker and one that Grain has taken from it
-_QUEUE_BYTES = 2**18  # of a worker's semaphores
-_BATCHES_IN_USE = 2  # of the step and of the one before, until they are on the device
+_QUEUE_BYTES = 2**18  # semaphores of a worker
+_BATCHES_IN_USE = 2  # those of the current and of the previous step, until they are on the device
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:

@@ -89,7 +89,7 @@ def encode(
     fitted = {m: fitted[m] for m in sorted(fitted)}
     if built.settings.holds_latents:
         check_precomputed(built, fitted, modalities, encoders)
-    # The name of the folder is a hash of all that determines the latents, so that a later call opens it again.
+    # The name of the folder is a hash of everything that determines the latents, so that a later call opens it again.
     identities: dict[str, Any] = {m: autoencoder.identity for m, autoencoder in fitted.items()}
     identities["text"] = cached_text_encoder(text).identity if text else None
     if encoders:

@@ -30,7 +30,7 @@ _RECORDS_PER_BATCH = 256  # their captions are encoded together
 
 
 class _InvalidMedia(Exception):
-    """Media that differ from what the data set promises."""
+    """Media that differ from the description of their data set."""
 
 
 class _Encoded(NamedTuple):

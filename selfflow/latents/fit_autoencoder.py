@@ -29,7 +29,7 @@ from selfflow.storage.mirror import fetch_folder, publish_folder
 
 _FORMAT = 2  # raised when equal settings come to mean other autoencoders
 _RECORDS = 512
-_BYTES = 200e6  # of raw media; fewer records are used if clips are long or large
+_BYTES = 200e6  # bytes of raw media; fewer records are used if clips are long or large
 _CHUNK = 64
 _LINKED_BYTES = 16e6  # files from this size on are hard-linked rather than copied
 

@@ -24,7 +24,7 @@ class View(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """All that is drawn for a batch, sample by sample, before it is split for gradient accumulation.
+    """The random draws of a batch, sample by sample, before it is split for gradient accumulation.
 
     Attributes:
       student: what the student sees.
@@ -66,7 +66,7 @@ def token_weight(
         if m in valid:
             counted_BN *= valid[m]
         if tokens != "all":
-            # Context has the lowest level, 0, and is no candidate for the extreme.
+            # Context has the lowest level, 0, and is excluded from the extreme.
             free_BN = jnp.ones_like(assignment_BN, bool)
             if m in corruption.context:
                 free_BN = ~corruption.context[m]

@@ -141,7 +141,7 @@ def steps_within(costs: list[StageCost], flops: float) -> int:
         if cost.start + steps < end:
             break
         flops -= (end - cost.start) * cost.flops
-    # A number that is whole but for rounding is not cut to the one below.
+    # A number that is whole up to rounding is not rounded down to the next lower one.
     return max(1, int(cost.start + steps + 1e-6))
 
 

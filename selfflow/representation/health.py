@@ -223,7 +223,7 @@ def _checked_size(batch: dict[str, np.ndarray], names: list[str], known: dict[st
     """Number of samples of a batch that has the modalities of the first one."""
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise UserError(f"a batch holds {unknown[0]}, and the model knows {', '.join(known)}")
+        raise UserError(f"a batch holds {unknown[0]}, but the model has {', '.join(known)}")
     if sorted(batch) != names:
         raise UserError(f"a batch holds {', '.join(sorted(batch))}, the first {', '.join(names)}: give one component")
     size = len(batch[names[0]])

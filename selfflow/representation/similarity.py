@@ -103,8 +103,8 @@ def layer_similarity(
     """A measure of the features after each block of `a` (down) and those after each block of `b` (across).
 
     Args:
-      a, b: features of the same clips, means over tokens, and which of their modalities; of one network or of two. What
-        another encoder makes of the clips is compared as `Features(ids, {}, {1: {modality: [n, D]}}, {}, {})`.
+      a, b: features of the same clips, means over tokens, and which of their modalities; of one network or of two.
+        Features of another encoder are compared as `Features(ids, {}, {1: {modality: [n, D]}}, {}, {})`.
       measure: one of the above.
 
     Raises:

@@ -210,7 +210,7 @@ def seconds_of(modalities: dict[str, Modality]) -> float:
     return max(lengths)
 
 
-class Drawn(NamedTuple):
+class TauMarginals(NamedTuple):
     """Noise levels of tokens over many draws of a schedule.
 
     Attributes:
@@ -226,7 +226,9 @@ class Drawn(NamedTuple):
     density: Float[np.ndarray, "bins"]
 
 
-def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bins: int = 25, seed: int = 0) -> Drawn:
+def tau_marginals(
+    schedule: Any, modality: str, tokens: int, draws: int = 4096, bins: int = 25, seed: int = 0
+) -> TauMarginals:
     """The noise levels that a schedule draws for the tokens of a modality, without context.
 
     Args:
@@ -245,4 +247,4 @@ def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bin
     density = np.histogram(quantiles, bins=bins, range=(0, 1), density=True)[0]
     # Level 1 is the mask in schedules with a mask; under diffusion forcing it is the level of the second token.
     masked = (np.asarray(corruption.assignment[modality]) == 1) & hasattr(schedule, "mask_ratio")
-    return Drawn(np.asarray(taus), np.asarray(lowest), masked, density)
+    return TauMarginals(np.asarray(taus), np.asarray(lowest), masked, density)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ T = TypeVar("T")
 _BARRIER_SECONDS = 7 * 24 * 3600  # long, as the other processes wait while one of them encodes data
 _MESSAGE_BYTES = 2048
 _GRACE_SECONDS = 2.0
+_NOTICE_SECONDS = 30.0  # of waiting for other processes to start, after which a line says so
 _barrier_number = count()
 
 
@@ -51,6 +53,12 @@ class Processes:
         """
         if not self.coordinator and not _launched_together():
             return
+        where = f"at {self.coordinator}" if self.coordinator else "of the environment"
+        number = f"process {self.process} of {self.processes}" if self.coordinator else "this process"
+        line = f"{number} waits for the others {where}: start those that are missing"
+        notice = threading.Timer(_NOTICE_SECONDS, print, (line,), {"file": sys.stderr, "flush": True})
+        notice.daemon = True
+        notice.start()
         try:
             if self.coordinator:
                 jax.distributed.initialize(self.coordinator, self.processes, self.process)
@@ -58,11 +66,12 @@ class Processes:
                 jax.distributed.initialize()
         except (ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            where = self.coordinator or "from the environment"
             raise UserError(
                 f"the processes of this run ({where}) cannot connect ({reason}): start all of them with "
                 "--coordinator HOST:PORT --processes N --process I"
             ) from error
+        finally:
+            notice.cancel()
         Progress.silent = not is_primary()
 
 

@@ -69,7 +69,8 @@ def make_step(
     """
 
     def step(state: State, batch: Any, key: Any = noise_seed) -> tuple[State, dict[str, jax.Array]]:
-        # Drawn for the whole batch, so that its parts in gradient accumulation share one normalisation of the weights.
+        # Drawn for the whole batch, so that its parts in gradient accumulation share one normalisation of the
+        # weights.
         keys_B = sample_keys(key, state.step, batch_size(batch))
         draw = objective.draw(keys_B, batch, state.step)
         gradient, metrics = _gradient(objective, state, (batch, keys_B, draw), accumulate)

@@ -12,7 +12,7 @@ from selfflow.weights.torch_file import read_torch_file
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _FLOATS = ("float32", "float16", "bfloat16")
-_COUNTER = "num_batches_tracked"  # of a batch normalisation; inference does not use it
+_COUNTER = "num_batches_tracked"  # counter of a batch normalisation, which inference does not use
 _PARALLEL = "module."  # the prefix of DataParallel and DistributedDataParallel
 
 

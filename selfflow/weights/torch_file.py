@@ -51,7 +51,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             return _ZipFile(path, archive).tensors()
     except Refused as error:
         raise UserError(
-            f"{path} asks for {error}; only tensors and plain containers are read from a pickle: save "
+            f"{path} refers to {error}; only tensors and plain containers are read from a pickle: save "
             "model.state_dict() alone, or as safetensors"
         ) from None
     # RuntimeError (NotImplementedError is one): the archive is encrypted, or compressed in a way torch never uses.

@@ -34,7 +34,7 @@ def find_folder(encoder: str) -> Path:
     folder = Path(encoder).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"text.encoder {encoder!r} is no folder: give {PACKAGED!r}, or the path of a Hugging Face encoder folder "
+            f"text.encoder {encoder!r} is not a folder: give {PACKAGED!r}, or the path of a Hugging Face encoder "
             "(config.json, model.safetensors, tokenizer.json)"
         )
     return folder

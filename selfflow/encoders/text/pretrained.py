@@ -37,13 +37,14 @@ class Pretrained:
             ) from None
         if "vision_config" in config:
             raise UserError(
-                f"text.encoder: {folder} holds a {kind} that sees too; save its text model to a folder alone"
+                f"text.encoder: {folder} holds a multimodal {kind}; save its text model to a separate folder"
             )
         weights = weight_files(folder)
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
             known = transformers.AutoConfig.from_pretrained(folder, **options)
-            # Text encodings are the encoders alone of T5 and its like; of other encoder-decoders there is none.
+            # Text encodings are the encoders alone of T5 and its like; transformers has no such class for other
+            # encoder-decoders.
             encodes = known.is_encoder_decoder or type(known) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
             family = transformers.AutoModelForTextEncoding if encodes else transformers.AutoModel
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)

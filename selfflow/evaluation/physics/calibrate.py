@@ -64,7 +64,7 @@ def tracking_error(tracks: Tracks, record: dict[str, Any]) -> np.ndarray | None:
     if tracks.positions.shape[1] != count:
         return None
     true = record["positions"][:, :count]
-    # The tracker does not know the order of the record: the match with the least squared error.
+    # Tracked bodies have no order: they are matched to the record by the least squared error.
     errors = []
     for order in itertools.permutations(range(count)):
         errors.append(np.linalg.norm(tracks.positions[:, list(order)] - true, axis=-1))

@@ -12,7 +12,7 @@ from selfflow.data.collisions.render import render_video
 from selfflow.data.collisions.simulate import Motion, simulate
 
 _MIN_JUMP = 12.0  # units
-_SMALLEST = 0.6  # of the radius
+_SMALLEST = 0.6  # relative to the radius
 _GRAVITY = 60.0  # units per second^2
 _OUTSIDE = -1e3  # units; not visible there
 

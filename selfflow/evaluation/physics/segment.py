@@ -23,7 +23,7 @@ def find_colours(light: np.ndarray, most: float) -> np.ndarray:
 
     Args:
       light: pixels minus the background, float32 [T, H, W, 3].
-      most: a larger lit share of all pixels than this gives no colours.
+      most: largest lit share of all pixels; above it no colours are returned.
     """
     strength = np.sqrt(np.einsum("thwc,thwc->thw", light, light))
     lit = strength > _LIT

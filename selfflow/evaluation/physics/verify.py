@@ -88,7 +88,7 @@ def verify(
     """
     counts = [len(media) for media in (videos, audio, actions) if media is not None]
     if len(set(counts)) > 1:
-        raise UserError(f"verify: {' and '.join(map(str, counts))} clips; give as many of each")
+        raise UserError(f"verify: {' and '.join(map(str, counts))} clips; give equal numbers")
     for clip in () if audio is None else audio:
         if clip.dtype != np.int16 or clip.ndim != 1:
             raise UserError(f"audio of {clip.dtype} {list(clip.shape)}: give int16 [samples]")

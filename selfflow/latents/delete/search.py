@@ -43,7 +43,7 @@ def find_remaining(
     words = _written_forms(built, ids)
     pattern = _pattern(words)
     lines, remaining, matches = _search_records(built, ids, pattern, advance)
-    # An id may be part of the longer id of a sample that stays: where that occurs it is no match.
+    # An id may be part of the longer id of a sample that stays: such an occurrence is not a match.
     # Matches are therefore decided once the ids of all records are known.
     longer: list[bytes] = []
     if pattern:

@@ -90,5 +90,5 @@ class ExternalEncoder(FeatureAlignment):
         features = batch.get("features", {})
         missing = sorted((self.target_encoders.keys() & batch["latents"].keys()) - features.keys())
         if missing:
-            raise ValueError(f"batch has no features of {', '.join(missing)}, which alignment.encoders asks for")
+            raise ValueError(f"batch has no features of {', '.join(missing)}, which alignment.encoders requires")
         return {m: jax.lax.stop_gradient(jnp.asarray(features_BNE)) for m, features_BNE in features.items()}

@@ -36,7 +36,7 @@ class Column(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Such as "material/video"."""
+        """The key of a column, such as "material/video"."""
         return f"{self.target.name}/{self.source}"
 
     @property
@@ -76,7 +76,7 @@ def summary_table(
 
     Columns are those of the data set's ground truth. Scores of classes are balanced accuracies of logistic regression,
     averaged over the parts of a target; those of numbers and of tokens are R^2 of ridge regression. Strengths, and
-    layers where a row says so, are chosen on the validation split.
+    layers in rows of the best block, are chosen on the validation split.
 
     Args:
       clips: clips of the splits train, validation and test.
