@@ -9,7 +9,7 @@ The order of steps makes every interruption harmless:
 5. `deleted.json` records the deletion as finished.
 
 After a kill the same command resumes. Ids are stored only in the user's file of them; the entry of a deletion holds
-their hashes, so that ids that were deleted earlier are told from unknown ones.
+their hashes, by which ids that were deleted earlier are known.
 """
 
 import json
