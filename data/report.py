@@ -8,7 +8,7 @@ from typing import Any
 
 FILE = "report.json"
 CONTENTS = ("video with audio", "video", "audio", "image")
-"""What a record may contain, in the order of the report's columns."""
+"""Possible contents of a record, in the order of the report's columns."""
 _LINES_PER_GROUP = 20
 
 

@@ -1,4 +1,4 @@
-"""Worker processes: how many there may be, and how they handle signals."""
+"""Worker processes: their maximum number, and their handling of signals."""
 
 import multiprocessing
 import os

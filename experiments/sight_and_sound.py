@@ -27,7 +27,7 @@ seed, five seeds. The other arms have three seeds and are exploratory.
 
 Differences from the quickstart, with reasons:
 - a video token spans five frames, so that one token contains a bounce;
-- audio is a log-mel spectrogram, since video does not determine the phase that an MDCT carries;
+- audio is a log-mel spectrogram, since video does not determine the phase in the coefficients of an MDCT;
 - each modality has its own noise levels, low for video and so high for audio that noise often hides the material;
 - the flow loss of audio is weighted by five;
 - there are four times as many clips: even a network trained on the material labels of 4096 clips overfits;

@@ -1,4 +1,4 @@
-"""What each medium is: dtype and axes of its raw data, its rate, and how it is shown, written and compared.
+"""Descriptions of the media: dtype and axes of raw data, rate, preview, file suffix and reconstruction errors.
 
 One entry of `MEDIA` describes a modality. "Adding a modality" in `autoencoders/README.md` lists what else it needs.
 Importing this module imports numpy alone.

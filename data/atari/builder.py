@@ -58,7 +58,7 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
     def records(self) -> Iterator[tuple[str, dict]]:
         settings = self.builder_config.settings
         console = Console(settings.game)
-        # The version is known only if the package is installed, which reading does not need.
+        # The version is known only if the package is installed, which is not required for reading.
         self.info.metadata["ale_py"] = importlib.metadata.version("ale-py")
         with_audio = 0
         total = sum(map(settings.clips, settings.splits))

@@ -18,7 +18,7 @@ from selfflow.data.atari import CONSOLE_FRAMES_PER_SECOND, Atari
 from selfflow.data.atari.console import FIRE, SAMPLES_PER_FRAME, Console
 
 SOURCE_RATE = CONSOLE_FRAMES_PER_SECOND * SAMPLES_PER_FRAME
-# The console's samples are all at 128 or above. A high-pass filter removes their mean, as a television does.
+# All samples of the console are at least 128. A high-pass filter removes their mean, as a television does.
 _CUTOFF = 20.0
 _FIRE_FRAMES = 6
 

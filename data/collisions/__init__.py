@@ -65,13 +65,13 @@ class Collisions(GeneratedSettings):
     drawn: tuple[str, ...] = MATERIAL_NAMES
     """Materials to draw from; labels always count in the order felt, wood, stone, steel."""
     felt: Material = Material(restitution=0.45, friction=0.9, frequency=220.0, decay=0.03)
-    """Soft: loses most of its speed and grips, a dull thud."""
+    """A soft material with low restitution, high friction and a dull sound."""
     wood: Material = Material(restitution=0.60, friction=0.6, frequency=400.0, decay=0.06)
-    """Bounces somewhat, knocks."""
+    """A material with medium restitution and a short decay."""
     stone: Material = Material(restitution=0.76, friction=0.3, frequency=730.0, decay=0.11)
-    """Bounces well."""
+    """A material with high restitution and low friction."""
     steel: Material = Material(restitution=0.92, friction=0.05, frequency=1330.0, decay=0.2)
-    """Loses almost nothing and rings."""
+    """A hard material with high restitution and a long decay."""
     partials: tuple[float, ...] = (1.0, 1.59, 2.14)
     """Frequencies of a body's modes over that of its first; those above half the sample rate are left out."""
     partial_gains: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -91,7 +91,7 @@ class Collisions(GeneratedSettings):
     physics_rate: int = 1000
     """Steps of the physics per second; must give a whole number per frame."""
     gravity: float = 0.0
-    """Acceleration towards the bottom of the frame, units per second squared; lets single frames leak the material."""
+    """Acceleration towards the bottom of the frame, units per second squared; reveals the material in single frames."""
     rotation: bool = False
     """Whether bodies turn; without rotation their moment of inertia is infinite."""
     informative_impulse: float = 2_000.0

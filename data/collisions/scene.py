@@ -76,8 +76,8 @@ def clip_seed(settings: Collisions, split: str, index: int) -> tuple[int, int, i
 def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -> Scene:
     """Draws the scene of a clip; an equal (settings, split, index, attempt) gives an equal scene.
 
-    The material has its own random stream, which does not depend on `attempt`: whatever the rule by which scenes are
-    drawn again, materials keep their shares and stay independent of all else.
+    The material has its own random stream, which does not depend on `attempt`: for any rule by which scenes are
+    redrawn, materials keep their shares and stay independent of all other draws.
 
     Raises:
       UserError: the bodies do not fit into the box.

@@ -66,16 +66,17 @@ class _ContactRecorder:
     first_momentum: dict[float, float] = field(default_factory=dict)
 
     def begin(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
-        """Notes the momentum of the first contact, before the solver applies a restitution."""
+        """Records the momentum of the first contact, before the solver applies a restitution."""
         if not self.first_momentum or self.now in self.first_momentum:
             a, b = (shape.body for shape in arbiter.shapes)
             momentum = abs((a.velocity - b.velocity).dot(arbiter.normal)) / (1 / a.mass + 1 / b.mass)
             self.first_momentum[self.now] = max(momentum, self.first_momentum.get(self.now, 0.0))
 
     def post_solve(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
-        """Notes a contact with its impulse, which `begin` does not have yet.
+        """Records a contact with its impulse, which `begin` does not have yet.
 
-        Only its first step counts: a lasting contact (sliding, resting, being pushed against a wall) must not buzz.
+        Only its first step counts: a lasting contact (sliding, resting, pushing against a wall) must not repeat its
+        sound.
         """
         if not arbiter.is_first_contact:
             return

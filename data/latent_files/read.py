@@ -39,15 +39,15 @@ class Sample:
 def read_samples(
     path: Path, manifest: Manifest, unknown_arrays: set[str]
 ) -> Iterator[tuple[int | None, Sample | Unusable]]:
-    """The samples of one file: (index in a stack, None for a file of one sample; the sample, or what is wrong with it).
+    """The samples of one file: (index in a stack, None for a file of one sample; the sample, or its problem).
 
     Args:
       path: path of the file.
       manifest: the content of latents.json.
-      unknown_arrays: gets the names of arrays that the manifest does not describe.
+      unknown_arrays: names of arrays that the manifest does not describe are added to it.
 
     Raises:
-      Unusable: nothing of the file can be used.
+      Unusable: the file has no usable sample.
     """
     try:
         with _open(path) as arrays:
@@ -98,7 +98,7 @@ class _Npz(AbstractContextManager):
 
 
 class _Safetensors(AbstractContextManager):
-    """Arrays of a safetensors file by name; of a stack only the requested row is read."""
+    """Arrays of a safetensors file by name; only the requested row of a stack is read."""
 
     def __init__(self, path: Path):
         self._file = safe_open(path, "np")
@@ -150,7 +150,7 @@ def _stack_size(arrays: _Npz | _Safetensors, modalities: list[str], manifest: Ma
         if axes not in (0, 1):
             raise Unusable("wrong shape", f"{m} has shape {shape}, one sample {manifest.streams[m].shape}")
         leading_axes.add(axes)
-        # Empty without a leading axis.
+        # The set is empty if no array has a leading axis.
         sizes.update(shape[:axes])
     if len(leading_axes) > 1:
         raise Unusable("wrong shape", "some of its modalities are stacks of samples and others are not")

@@ -13,7 +13,7 @@ from selfflow.data.report import Notes, Unusable
 _WITHOUT_DECODER = {"MPEG", "EPS", "WMF", "GRIB", "BUFR", "HDF5"}
 _PAGED = {"TIFF", "DCX"}
 _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
-# By the number of the EXIF tag, of which cameras with a mirror use all.
+# By the number of the EXIF tag; mirrored orientations occur, too.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,7 +85,7 @@ def animation(image: Image.Image, size: int) -> Iterator[tuple[float, np.ndarray
         image.seek(number)
         image.load()  # some formats have the duration only now
         milliseconds = float(image.info.get("duration") or 0)
-        # As in browsers: a duration near 0 means that none was set.
+        # As in browsers, a duration near 0 means that no duration was set.
         yield (
             (milliseconds if milliseconds > 10 else 100.0) / 1000,
             crop_square(_upright(rgb(image), orientation), size),
@@ -96,7 +96,7 @@ def _orientation(image: Image.Image) -> int:
     """The number of a loaded image's orientation in EXIF; 1 is upright."""
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # many cameras write invalid EXIF, and the pixels are valid all the same
+    except Exception:  # many cameras write invalid EXIF beside valid pixels
         return 1
 
 
@@ -142,7 +142,7 @@ def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:
         white = in_type
     if not white:
         raise Unusable("pixel values of unknown range", f"up to {largest:.4g}")
-    # An image that fills half of the range is what it was taken for.
+    # The estimate is accepted if the image uses half of the range.
     if image.mode in ("I", "F") and not (values.min(initial=0) >= 0 and white / 2 <= largest <= white):
         notes.add(
             "pixel values without a range", f"{values.min():.4g} to {largest:.4g}, where {white} is taken as white"

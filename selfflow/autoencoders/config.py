@@ -27,7 +27,7 @@ class Autoencoder(Protocol):
 
     Attributes:
       config: config that it was loaded from.
-      identity: kind, and hash of weights and config: equal identities mean equal latents.
+      identity: kind, and hash of weights and config; equal identities imply equal latents.
       batch_size: records per call for which encoding is fastest.
     """
 
@@ -235,14 +235,14 @@ class Diffusers(TemporalConfig):
 
 @dataclass(frozen=True)
 class Precomputed(TemporalConfig):
-    """An autoencoder that is unavailable, of precomputed latents (`selfflow data build latent_files`).
+    """The unavailable autoencoder of precomputed latents (`selfflow data build latent_files`).
 
     It neither encodes nor decodes.
     """
 
     kind: Literal["precomputed"] = "precomputed"
     name: str = ""
-    """As latents.json names it. `--autoencoder.image precomputed=FOLDER` reads all fields from there."""
+    """Its name in latents.json. `--autoencoder.image precomputed=FOLDER` reads all fields from there."""
     first_frame_alone: bool = False
     """Whether the first latent frame of a video holds its first frame alone."""
 
@@ -273,12 +273,12 @@ def _spatial_shape(config: SDVAE | Flux2VAE | TemporalConfig, media: tuple[int, 
 
 
 def uses_pretrained(config: AnyAutoencoder) -> bool:
-    """Whether the weights are the user's, and not fitted to the data."""
+    """Whether the weights are supplied by the user instead of fitted to the data."""
     return isinstance(config, PRETRAINED)
 
 
 def can_decode(config: AnyAutoencoder | None) -> bool:
-    """Whether the autoencoder itself is available, and not only its latents."""
+    """Whether the autoencoder itself is available, in addition to its latents."""
     return not isinstance(config, Precomputed)
 
 

@@ -1,8 +1,8 @@
 """PCA initialisation of a convolutional autoencoder.
 
-From random layers a network first has to learn what a linear autoencoder is fitted to in seconds, which takes most of
-its steps. Here each layer between blocks is fitted to the outputs of the layers before it on some media, level by level
-(arXiv 1511.06856), while residual blocks are the identity.
+From random layers a network first has to learn what a linear autoencoder is fitted to in seconds, which takes most
+of its steps. Here each layer between blocks is fitted to the outputs of the layers before it on some media, level by
+level (arXiv 1511.06856), while residual blocks are the identity.
 """
 
 from collections.abc import Sequence

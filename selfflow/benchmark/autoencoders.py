@@ -200,7 +200,7 @@ def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) 
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
                 try:
                     peaks.append(pool.submit(_peak, m, config, path, (length, *shape[1:])).result())
-                except (MemoryError, RuntimeError) as error:  # out of memory shows in several ways
+                except (MemoryError, RuntimeError) as error:  # out-of-memory errors have several types
                     print(f"note: a clip of {length:,} does not fit in memory ({one_line(error)})", file=sys.stderr)
                     break
             shown.advance()

@@ -336,8 +336,8 @@ def _print_remaining(report: "DeletionReport", data_dir: Path) -> None:
     print("- images, video and audio that `data show` and runs wrote, ids in logs of runs, and the file of ids itself")
     print("- other builds of this data set, latents and features elsewhere, backups, deleted blocks of the disk")
     if report.fitted:
-        print("- autoencoders that were fitted to a few hundred records, which may include these samples:")
+        print("- autoencoders fitted to a few hundred records, which may include these samples:")
         for path in report.fitted:
             print(f"    {path}")
-        print("  delete them (with their .json) and the latents of this data set: both are made again")
+        print("  delete them (with their .json) and the latents of this data set: both are computed again")
     print("- runs that were trained before; those on these latents cannot resume")

@@ -115,7 +115,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
         if options.retrieval:
             component, split = settings.component, settings.split
             rows += retrieval_rows(run, options.retrieval, component=component, split=split, **network)
-        # After every network, so that an error in a later one loses nothing.
+        # After every network, so that its rows are kept if a later one fails.
         write_rows(out, rows)
     probe_curves(rows).savefig(out.with_suffix(".png"), dpi=150)
     print_rows(rows, baseline)

@@ -1,4 +1,4 @@
-"""Streaming accumulation of features: their moments and the first of them, in memory independent of their number."""
+"""Streaming accumulation of features: their moments and the first features, in memory independent of their number."""
 
 import zipfile
 from pathlib import Path

@@ -31,7 +31,7 @@ class Component:
     """Modalities taken from another record of the component, redrawn in each epoch: a control that keeps the
     distribution of each modality and removes the dependence between them."""
     delayed: dict[str, float] = field(default_factory=dict)
-    """Seconds by which a modality is late in training; its end is moved to its beginning: a control that keeps the
+    """Delay of a modality in training, seconds; its end is moved to its beginning: a control that keeps the
     content of the modalities and removes their synchrony."""
 
     def length(self, rate: float, m: str, name: str) -> int:
@@ -109,7 +109,7 @@ class MixturePlan:
 
     Step n draws from the component in whose interval of [0, 1) the fractional part of u + n / golden ratio falls.
     After any number of steps the count of each component is within a few of its exact share, and step n is known
-    without the steps before it. A pool continues where it stopped, whatever the weights were meanwhile, so that no
+    without the steps before it. A pool continues where it stopped, independently of changes of the weights, so that no
     record is skipped.
 
     Args:

@@ -1,4 +1,4 @@
-"""One stored record as one sample of a batch: cropped, padded, drawn from its distribution, or given weight 0."""
+"""Conversion of a stored record to a sample of a batch: crop, padding, draw from its distribution, or weight 0."""
 
 import math
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ class Reader:
             self._clip(self.source[record], self.source.shard_of(record), np.random.default_rng(0))
         except BadRecord as error:
             return error.shard, error.reason
-        return self.source.shard_of(record), "it can be read now"
+        return self.source.shard_of(record), "it is readable now"
 
     def _empty_clip(self) -> _Clip:
         latents, features = {}, {}

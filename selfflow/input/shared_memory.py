@@ -17,7 +17,7 @@ def check_shared_memory(workers: int, batch_bytes: int, folder: Path = SHARED_ME
     Args:
       workers: reader processes.
       batch_bytes: size of the largest batch in bytes.
-      folder: where POSIX shared memory lies; a system without it is not checked.
+      folder: folder of POSIX shared memory; systems without it are not checked.
 
     Raises:
       UserError: naming the needed and the free bytes.

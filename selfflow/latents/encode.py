@@ -32,7 +32,7 @@ from selfflow.storage.lock import locked
 from selfflow.storage.mirror import fetch_folder, publish_folder
 from selfflow.storage.paths import url_of_copy
 
-_FORMAT = 3  # raised when equal settings come to mean other latents
+_FORMAT = 3  # increment it when equal settings produce other latents
 _SHARD_BYTES = 32e6
 _FEW_RECORDS = 20_000  # below this, one process has finished before others have started
 _SHOWN_WARNINGS = 3  # for each shard

@@ -57,7 +57,7 @@ def read_ids(path: str | Path) -> set[str]:
         if id is not None:
             ids.add(id)
     if not ids:
-        raise UserError(f"{where} holds none: give one with an id on each line")
+        raise UserError(f"{where} has no ids: give one with an id on each line")
     return ids
 
 

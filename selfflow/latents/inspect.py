@@ -110,7 +110,7 @@ def _sample_latents(latents: Latents, built: BuiltDataset | None, m: str) -> tup
             try:
                 latent, record = source[int(i)][m].astype(np.float32), records[int(i)] if records else None
             except BadRecord:
-                continue  # encoding counted and named it
+                continue  # encoding counts and lists unreadable records
             stored.append(latent)
             size += latent.nbytes
             if record is not None:

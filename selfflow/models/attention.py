@@ -33,7 +33,7 @@ def attention(
 
     Every query attends to all visible keys, whether the query's own token is visible or not, and N may differ from M.
     Invisible keys and values, if finite, change no result, and no gradient reaches them. A sample should have at least
-    one visible key; without any, its results are finite and meaningless.
+    one visible key; without visible keys, its results are finite and meaningless.
 
     The implementations agree up to rounding:
 
@@ -77,7 +77,7 @@ def attention_weights(
 ) -> Float[Array, "B A N M"]:
     """softmax(q k^T / sqrt(H)) over the visible keys, float32: the factors of the values in `attention`.
 
-    For analysis: it holds all B A N M weights in memory, whatever the implementation of attention is.
+    For analysis: it holds all B A N M weights in memory for every implementation of attention.
     """
     score_BANM = jnp.einsum("bnah,bmah->banm", q_BNAH.astype(jnp.float32), k_BMAH.astype(jnp.float32))
     where = None if seen_BM is None else seen_BM[:, None, None, :]

@@ -330,7 +330,7 @@ def _audiovisual_clips(run: OpenRun, component: str, split: str, data_dir: str |
         name = both[0]
     clips = run.data(split, name, data_dir)
     if "material" not in clips.labels:
-        raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
+        raise UserError(f"the clips of {name} have no label material: half of the candidates must share it")
     for m in (VIDEO, AUDIO):
         if m not in clips.modalities:
             raise UserError(f"component {name!r} has no {m}: retrieval needs a component of video and audio")

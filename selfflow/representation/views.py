@@ -115,7 +115,7 @@ def views(
 
 
 class _Step(NamedTuple):
-    """What a training step draws and computes.
+    """The draws and results of a training step.
 
     Attributes:
       student, teacher: corruption of their inputs.
@@ -242,7 +242,7 @@ def tau_marginals(
     corruption = schedule.sample(jax.random.split(jax.random.key(seed), draws), {modality: tokens})
     taus, lowest = corruption.tau()[modality], corruption.levels[modality].min(axis=1)
     p = schedule.tau.get(modality_of(modality), UniformTau())
-    # The density of quantiles at equally spaced probabilities is p(tau), whatever its form.
+    # The density of quantiles at equally spaced probabilities is p(tau), for any form of p.
     quantiles = np.asarray(p.quantile((jnp.arange(200_000) + 0.5) / 200_000))
     density = np.histogram(quantiles, bins=bins, range=(0, 1), density=True)[0]
     # Level 1 is the mask in schedules with a mask; under diffusion forcing it is the level of the second token.

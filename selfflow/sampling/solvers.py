@@ -1,6 +1,6 @@
 """Solvers of the ODE and the SDE from noise to data, given a velocity.
 
-Every solver is one loop over a grid of falling taus, which holds the model once, whatever the number of steps.
+Every solver is one loop over a grid of falling taus, which holds the model once, for any number of steps.
 """
 
 from collections.abc import Callable

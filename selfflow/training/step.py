@@ -22,12 +22,12 @@ from selfflow.training.state import State
 
 
 def key_of(seed: int) -> np.ndarray:
-    """The key of a seed as numbers [2]: as an argument of a compiled program it serves all seeds."""
+    """The key of a seed as numbers [2]: as an argument of a compiled program it lets all seeds share the program."""
     return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def sample_keys(noise_seed: int | jax.Array | np.ndarray, step: jax.Array | int, batch_size: int) -> jax.Array:
-    """A key for each sample of a step's batch, whatever the batch is split into.
+    """A key for each sample of a step's batch, independent of how the batch is split.
 
     Args:
       noise_seed: a seed, or its `key_of`.

@@ -20,7 +20,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Reads all tensors of a file, without the prefix `module.` and without the counters of batch normalisations.
 
     Args:
-      path: `.safetensors`, or a file of torch.save (`.pt`, `.pth`, `.bin`, `.ckpt`), of which nothing is executed.
+      path: `.safetensors`, or a file of torch.save (`.pt`, `.pth`, `.bin`, `.ckpt`), which is read without executing
+        code.
 
     Returns:
       {key: array} in float32, float16 or bfloat16, as stored.

@@ -40,7 +40,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             start = file.read(4)
             if start[:1] == b"\x80":
-                # Reading beyond the end of a map allocates nothing, whatever lengths the pickles state.
+                # Reading beyond the end of a map allocates nothing, for any length that the pickles state.
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                     if unpickle(mapped) != _MAGIC:
                         raise UserError(not_torch)

@@ -48,9 +48,9 @@ def test_other_separators_and_blanks_belong_to_the_id(tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", "none"),
-        (b" \n\n", "none"),
-        (b"\xef\xbb\xbf", "none"),
+        (b"", "no ids"),
+        (b" \n\n", "no ids"),
+        (b"\xef\xbb\xbf", "no ids"),
         ("a\n".encode("utf-16"), "UTF-16"),
         ("a\n".encode("utf-16-le"), "line 1"),
         (b"a\n\xe9\n", "line 2 UTF-8"),

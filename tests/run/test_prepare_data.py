@@ -111,7 +111,7 @@ def test_the_hash_of_the_excluded_ids_is_in_the_experiment(mixed, tmp_path):
     assert resolve(again).experiment.exclude_hash == mixed.exclude_hash
     moved.write_text("nobody\n")
     assert resolve(again).experiment.exclude_hash != mixed.exclude_hash
-    for text, words in ((b"", "none"), (b"\xff\xfe", "UTF-16"), (b"a\n\xff", "2 UTF-8")):
+    for text, words in ((b"", "no ids"), (b"\xff\xfe", "UTF-16"), (b"a\n\xff", "2 UTF-8")):
         moved.write_bytes(text)
         with pytest.raises(UserError, match=mentions(moved, words)):
             resolve(again)

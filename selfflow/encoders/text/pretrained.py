@@ -51,7 +51,7 @@ class Pretrained:
             model, report = family.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
         except Exception as error:  # a dozen classes, from missing files to unknown model types
             raise UserError(f"text.encoder: transformers cannot read {folder}: {_line(error)}") from None
-        # transformers would draw them at random. A pooler is not used.
+        # transformers would initialise missing weights at random. A pooler is not used.
         missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
         if missing:
             raise UserError(
@@ -74,7 +74,7 @@ class Pretrained:
         if self.tokens <= special:
             raise UserError(f"text.tokens {self.tokens}: {special} are special tokens; give at least {special + 1}")
         if not special and self.tokenizer.eos_token_id is None:
-            raise UserError(f"text.encoder: the tokenizer in {folder} has no special token to stand for no caption")
+            raise UserError(f"text.encoder: the tokenizer in {folder} has no special token for an empty caption")
 
     def tokenise(self, caption: str) -> list[int]:
         """Token numbers of one caption, special ones included."""

@@ -194,7 +194,7 @@ def _corrupted_videos(
 ) -> Iterator[tuple[str, np.ndarray | None]]:
     """Yields (name, video or None) for every corruption of a clip's video.
 
-    The motion behind the video is not in the record: it is drawn again from the record's id.
+    Records do not contain the motion of the video: it is drawn again from the record's id.
     """
     split, _, index = str(record["id"]).rpartition("-")
     if split not in SPLITS or not index.isdigit():

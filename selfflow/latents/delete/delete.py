@@ -48,7 +48,7 @@ class DeletionReport:
       built: the data set after it.
       removed: number of records that were removed from each split of the data set.
       latents: number of records that were removed from each finished folder of latents.
-      cleared: unfinished folders of latents, in which encoding starts again.
+      cleared: unfinished folders of latents, in which encoding restarts.
       earlier: number of the ids that earlier deletions removed.
       siblings: remaining records that are clips, FILE@SECONDS, of the same files; clips may overlap.
       before: time of an earlier deletion of the same ids, finished or not; "" if there was none.

@@ -19,8 +19,8 @@ class ExternalEncoder(FeatureAlignment):
     """REPA (arXiv 2410.06940): the target is a frozen encoder's features of the clean sample.
 
     They are computed once, stored beside the latents, and pooled to the grid of the tokens; every modality has its
-    projector, since encoders differ in their channels. No teacher runs; an EMA is still kept to sample from.
-    The defaults are the paper's: weight 0.5, block 8 of SiT-XL/2's 28, three layers, cosine.
+    projector, since encoders differ in their channels. There is no teacher; the EMA is kept for sampling and
+    evaluation. The defaults are the paper's: weight 0.5, block 8 of SiT-XL/2's 28, three layers, cosine.
     """
 
     kind: Literal["external"] = "external"

@@ -23,7 +23,7 @@ Source = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Probing:
-    """What to probe."""
+    """Settings of the probes."""
 
     targets: tuple[str, ...] = ()
     """Labels of the data; for Collisions also shape, contacts, contact (per time step), position and velocity (per
@@ -148,7 +148,7 @@ def best(rows: list[Row]) -> list[Row]:
     """The row with the best validation score of each run, weights, target and source, over layers and noise levels."""
     best_rows: dict[tuple, Row] = {}
     for row in rows:
-        # Few-shot probes have no validation score, and a choice on test would be a choice by luck.
+        # Few-shot probes have no validation score, and a choice on test would be biased.
         if np.isnan(row.validation):
             continue
         question = (row.run, row.weights, row.target, row.source, row.probe, row.split)
