@@ -69,6 +69,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
     def records(self) -> Iterator[tuple[str, dict]]:
         settings = self.builder_config.settings
         self._contents: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+        self._ids: set[str] = set()
         self.report = Report(
             source=settings.folder(),
             date=datetime.datetime.now(datetime.UTC).isoformat(),
@@ -92,6 +93,10 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         notes, count, problem = Notes(), 0, None
         try:
             for content, record in self.records_of(file, notes):
+                # Such as of the names b"\xff" and r"\xff": excluding or deleting one would affect the other.
+                if record["id"] in self._ids:
+                    raise Unusable("has the id of another record", f"{record['id']}: rename the file")
+                self._ids.add(record["id"])
                 self._contents[split][content] += 1
                 count += 1
                 yield record
