@@ -27,7 +27,7 @@ class BuiltDataset:
     """A built data set; its records are read on demand, also in worker processes.
 
     Attributes:
-      settings: its settings.
+      settings: settings of the data set.
       name: NAME/CONFIG/VERSION, as TFDS writes it.
       folder: folder of its shards.
       splits: number of records of each split that has any.

@@ -92,7 +92,7 @@ def read_report(builder) -> dict[str, Any]:
     """The report of a built data set, as a dict with the fields of `Report`.
 
     Args:
-      builder: its TFDS builder, from `selfflow.data.built.load_builder`.
+      builder: TFDS builder of the data set, from `selfflow.data.built.load_builder`.
     """
     return json.loads((Path(builder.data_path) / FILE).read_text(encoding="utf-8"))
 

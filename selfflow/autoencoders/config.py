@@ -52,7 +52,7 @@ class Config(Protocol):
     """The properties of an autoencoder that do not depend on its weights.
 
     Attributes:
-      kind: its name.
+      kind: name of the kind.
       modalities: modalities that it can encode.
       temporal_stride: frames or samples per latent frame; 1 if each frame is encoded independently.
       causal_padding: frames or samples that the first latent frame lacks; temporal_stride - 1 if the first frame of a

@@ -206,7 +206,7 @@ def _fit(
 ) -> dict[str, FittedAutoencoder]:
     """The autoencoder of each modality: that of latents from elsewhere, or one fitted to the data sets built here.
 
-    A modality that no component reads and no record has gets none, such as video in a folder of images alone.
+    A modality that no component reads and no record has is left out, such as video in a folder of images alone.
     """
     needed: set[str] = set()
     for component in experiment.mixture.values():

@@ -143,7 +143,7 @@ class LatentsChange:
 
     Attributes:
       folder: the folder.
-      manifest: its present manifest.
+      manifest: present manifest of the folder.
       keep: masks by split, bool [records].
       deleted: the entry `deleted` of the next manifest.
     """

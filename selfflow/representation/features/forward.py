@@ -31,7 +31,7 @@ class Forward:
       modalities: what the model sees, by name; other modalities of a batch are left out.
       layers: blocks, counted from 1; later ones are not computed.
       tau: one noise level for all tokens, or one for each modality.
-      null_label: the label that stands for none.
+      null_label: label for no class.
       pool: the mean over a modality's tokens, [B, D], or all tokens, [B, N, D]; those of padding count in no mean, and
         are 0 among all tokens.
       seed: sample i's noise depends on the seed and i alone.
