@@ -142,7 +142,7 @@ class TemporalConfig:
     stride: int = 8
     """Pixels along the side of a latent position; 0 for audio."""
     images_only: bool = False
-    """Whether it encodes images, each a video of one frame, and no videos."""
+    """Whether it encodes images only, each as a video of one frame."""
 
     def __post_init__(self):
         name = f"the {self.kind} autoencoder"

@@ -60,7 +60,7 @@ def prepare_data(
       The data; None while other hosts encode their parts.
 
     Raises:
-      UserError: for what a user can correct in data, latents or experiment.
+      UserError: for errors in data, latents or experiment that a user can correct.
     """
     experiment, modalities = setup.experiment, setup.objective.modalities
     if own:

@@ -20,7 +20,7 @@ from selfflow.sampling.solvers import LAST_TAU, euler, euler_maruyama, guided, h
 
 @dataclass(frozen=True)
 class Sampler:
-    """How samples are drawn."""
+    """Settings of the sampler."""
 
     solver: Literal["euler", "heun", "euler_maruyama"] = "euler"
     """Euler and Heun integrate the ODE, Euler-Maruyama the SDE with the same marginals."""

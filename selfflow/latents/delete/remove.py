@@ -100,7 +100,7 @@ def copy_records(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
 
     Args:
       old, new: the shards.
-      keep: bool [records].
+      keep: mask of the records to keep, bool [records].
       options: options of the writer of ArrayRecord.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
