@@ -139,9 +139,9 @@ def _round_seconds(calls: dict[str, Callable[[], Any]], rounds: int, title: str)
     with Progress(title, rounds, unit="round") as shown:
         for i in range(rounds):
             for name, call in calls.items():
-                began = time.perf_counter()
+                start_time = time.perf_counter()
                 call()
-                seconds[name][i] = time.perf_counter() - began
+                seconds[name][i] = time.perf_counter() - start_time
             shown.advance()
     return seconds
 

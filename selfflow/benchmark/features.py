@@ -69,17 +69,17 @@ def _rate(forward: Forward, params: Any, clips: Clips, size: int, rounds: int, s
     prepared = list(batches(clips, count, forward, size, []))
 
     def bare() -> float:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         # All batches are dispatched before the first is waited for, as in the extraction.
         out = [forward.start(params, batch.latents, batch.seeds, batch.frames) for batch in prepared]
         jax.block_until_ready(out)
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def extracted() -> float:
         with tempfile.TemporaryDirectory(prefix="features-") as folder:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             extract(forward, params, clips, count, Path(folder), {}, size, lambda done: None)
-            return time.perf_counter() - began
+            return time.perf_counter() - start_time
 
     bare()  # compiles
     times, bare_times = np.empty(rounds), np.empty(rounds)

@@ -82,7 +82,8 @@ class Bounds:
 
     Attributes:
       components: each component of the mixture.
-      traffic: bytes that a device receives in a step of the compiled set, by collective and type, within its slice.
+      traffic: bytes that a device receives in a step of the compiled component, by collective and type, within its
+        slice.
       traffic_between_slices: the same over the network between slices.
       step_seconds: mean over the mixture.
       unhidden_seconds: the same without overlap of communication and arithmetic: the sum of both.
@@ -136,7 +137,7 @@ def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool
       setup: setup of the experiment.
       topology: topology of the devices of the mesh.
       mesh: the devices.
-      every_component: compile a program for each component, and not for the one with most tokens alone.
+      every_component: compile a program for each component instead of only that with the most tokens.
     """
     experiment, chip = setup.experiment, chip_of(topology)
     heaviest = max(experiment.mixture, key=lambda name: _tokens(setup, name))

@@ -145,7 +145,7 @@ def _accumulate(
                 yield media
                 shown.advance(batch_size(latents))
 
-    # One pass for both: batches are in memory one by one.
+    # One pass for both, because only one batch is in memory at a time.
     if adm_npz is None:
         for _ in media_of_batches():
             pass

@@ -28,7 +28,7 @@ class Forward:
     Args:
       apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`; where samples are padded
         also valid=.
-      modalities: what the model sees, by name; other modalities of a batch are left out.
+      modalities: inputs of the model, by name; other modalities of a batch are left out.
       layers: blocks, counted from 1; later ones are not computed.
       tau: one noise level for all tokens, or one for each modality.
       null_label: label for no class.
