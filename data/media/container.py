@@ -19,13 +19,12 @@ _DECODING_TIMES = {"avi", "asf"}
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
 # The decoders of FFmpeg itself leave out the transparency of WebM.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# Formats whose headers contain a duration that is no estimate from the bit rate.
+# Formats whose headers contain an exact duration, not an estimate from the bit rate.
 _EXACT_DURATION = {"mov", "matroska", "avi", "flac", "asf", "flv", "aiff", "au"}
 UNKNOWN = "streams without a decoder"
-_JOINED = "joined files"
 HEIF = "an image in a HEIF or AVIF file"
 _ERRORS = (av.FFmpegError, ValueError)
-# Titles that are not UTF-8 are no reason to refuse a file. From version 19 on, PyAV accepts them.
+# A title that is not UTF-8 must not make a file unreadable. From version 19 on, PyAV accepts them.
 _TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
@@ -151,8 +150,8 @@ def video_frames_with_times(
 ) -> Iterator["av.VideoFrame | None"]:
     """The decoded frames of a video, whose `pts` is when each is shown, or None; None for what cannot be decoded.
 
-    Where a container stores decoding times alone, FFmpeg's guess is late by the frames that the decoder holds back, or
-    out of order. There, frames are shown in the order in which they come out, at the times at which packets go in.
+    Where a container stores decoding times alone, FFmpeg's estimate is late by the frames that the decoder delays, or
+    out of order. There, frames are shown in the order in which they are decoded, at the times of the packets.
     """
     first: int | None = None
     delay: int | None = None
@@ -204,33 +203,42 @@ def decoded_frames(
 
 
 def note_structure(path: Path, notes: Notes) -> None:
-    """Remarks on what no decoder reads: a second WAV or MP4 file in the same file, and the end of an incomplete MP4."""
+    """Remarks on parts that no decoder reads: a second file in a WAV, FLV or MP4 file, and the end of an incomplete
+    MP4."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(12)
+        joined, position = False, 0
         if head[:4] == b"RIFF" and head[8:] == b"WAVE":
             file.seek(int.from_bytes(head[4:8], "little") + 8)
-            if file.read(4) == b"RIFF":
-                notes.add(_JOINED, "the first is used")
-        if head[4:8] != b"ftyp":
-            return
-        # The boxes of an mp4: size and name, then contents.
-        position, movies = 0, 0
-        while position + 8 <= size:
-            file.seek(position)
-            box = file.read(16)
-            length = int.from_bytes(box[:4], "big")
-            if length == 1:
-                length = int.from_bytes(box[8:16], "big")
-            movies += box[4:8] == b"moov"
-            # A length of 0 reaches to the end of the file.
-            if length < 8:
-                break
-            position += length
-        if movies > 1:
-            notes.add(_JOINED, "the first is used")
-        if position > size:
-            notes.add("incomplete file", f"{position - size} bytes of a part are missing")
+            joined = file.read(4) == b"RIFF"
+        elif head[:3] == b"FLV":
+            # Tags: type, length of the data in 3 bytes, 7 bytes more, data, and the length of the tag in 4 bytes.
+            position = 13
+            while position + 11 <= size and not joined:
+                file.seek(position)
+                tag = file.read(4)
+                joined = tag[:3] == b"FLV"
+                position += 15 + int.from_bytes(tag[1:], "big")
+        elif head[4:8] == b"ftyp":
+            # Boxes: length and name, then contents.
+            movies = 0
+            while position + 8 <= size:
+                file.seek(position)
+                box = file.read(16)
+                length = int.from_bytes(box[:4], "big")
+                if length == 1:
+                    length = int.from_bytes(box[8:], "big")
+                movies += box[4:8] == b"moov"
+                # A length of 0 reaches to the end of the file.
+                if length < 8:
+                    break
+                position += length
+            joined = movies > 1
+            if position > size:
+                notes.add("incomplete file", f"{position - size} bytes of a part are missing")
+        if joined:
+            notes.add("joined files", "the first is used")
 
 
 def _header_seconds(container: "av.container.InputContainer", path: Path) -> float | None:

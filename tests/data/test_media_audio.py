@@ -47,6 +47,10 @@ def test_what_cannot_be_read_of_joined_files_is_counted(tmp_path):
     (tmp_path / "two.mp4").write_bytes(mp4 + mp4)
     assert len(decode(tmp_path / "two.mp4")[0]) == 3 and "joined files" in decode(tmp_path / "two.mp4")[1]
     assert not decode(tmp_path / "one.mp4")[1]
+    flv = write_video(tmp_path / "one.flv", codec="libx264", sample_rate=44_100).read_bytes()
+    (tmp_path / "two.flv").write_bytes(flv + flv)
+    assert decode(tmp_path / "two.flv")[1] == {"joined files": "the first is used"}
+    assert not decode(tmp_path / "one.flv")[1]
     mkv = write_video(tmp_path / "one.mkv").read_bytes()
     (tmp_path / "two.mkv").write_bytes(mkv + mkv)
     decoded, notes = decode(tmp_path / "two.mkv")
