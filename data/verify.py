@@ -20,7 +20,7 @@ class Kind:
 
     Attributes:
       name: name of the kind.
-      remedy: what to do, where {folder} is that of the data set or of the latents.
+      remedy: remedy, in which {folder} stands for that of the data set or of the latents.
       note: whether it is reported as a note only.
     """
 

@@ -31,7 +31,7 @@ def write(
 
     Args:
       path: path of the file.
-      network: its shape.
+      network: shape of the network.
       rate: audio samples per second; 0 for images and video.
       params: parameters by dotted names.
       mean, std: mean and standard deviation of each latent channel, by which latents are normalised.

@@ -32,7 +32,7 @@ class KLAutoencoder:
 
     Args:
       config: config of the autoencoder.
-      path: its weights, .safetensors.
+      path: path of its weights, .safetensors.
 
     Raises:
       UserError: naming file and key, if weights are missing, damaged or of another model, or the field of `config` that

@@ -25,7 +25,7 @@ class FeaturesRate:
     """One component.
 
     Attributes:
-      component: its name in the mixture.
+      component: name of the component in the mixture.
       clips: number of clips in a round.
       batch_size: clips at once.
       clips_per_second: rate of the median round, from latents on disk to files of all layers.
@@ -46,7 +46,7 @@ def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float 
 
     Args:
       setup: setup of the experiment.
-      feed: its data; training clips of every component are used.
+      feed: data of the experiment; training clips of every component are used.
       rounds: timed repetitions.
       tau: noise level of the latents.
     """

@@ -63,7 +63,7 @@ def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
 
     Args:
       setup: setup of the experiment.
-      feed: its batches.
+      feed: batches of the experiment.
       steps: number of timed steps, after every component was compiled.
     """
     experiment = setup.experiment

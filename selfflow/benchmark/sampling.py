@@ -20,8 +20,8 @@ class SamplingRate:
     """One component with one solver.
 
     Attributes:
-      component: its name in the mixture.
-      solver: its name.
+      component: name of the component in the mixture.
+      solver: name of the solver.
       samples: batch size.
       evaluations: network evaluations per sample.
       samples_per_second: samples per second in the median round, from a seed to latents on the host.

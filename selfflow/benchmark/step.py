@@ -30,7 +30,7 @@ class StepRate:
     """One component's step.
 
     Attributes:
-      component: its name in the mixture.
+      component: name of the component in the mixture.
       step_seconds: median over the rounds.
       spread_seconds: interquartile range.
       tokens_per_second: media tokens of the batch divided by the median.

@@ -71,7 +71,7 @@ class BatchSource:
       caption: (L, C) of the captions' embeddings, or None if the model takes none.
       features: channels of the features of frozen encoders, by modality, if they are the target of alignment.
       seed: `seed.data` of the experiment.
-      loader: how records are read.
+      loader: settings of the readers.
     """
 
     latents: dict[str, Latents]

@@ -33,11 +33,11 @@ class Compiled:
     """A step that fits.
 
     Attributes:
-      text: its HLO.
+      text: HLO of the step.
       temporary_bytes: temporary bytes per device, activations included: everything except the step's arguments and
         results.
       program_bytes: size of the program's code.
-      seconds: spent on tracing and compilation.
+      seconds: duration of tracing and compilation.
     """
 
     text: str
@@ -52,8 +52,8 @@ class Refused:
 
     Attributes:
       used_bytes: bytes that it needs.
-      limit_bytes: available to the compiler.
-      seconds: spent on tracing and compilation.
+      limit_bytes: memory available to the compiler.
+      seconds: duration of tracing and compilation.
     """
 
     used_bytes: float

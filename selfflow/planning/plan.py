@@ -54,7 +54,7 @@ class ComponentPlan:
     """A step on one component of the mixture.
 
     Attributes:
-      component: its name.
+      component: name of the component.
       share: share of the steps.
       compiled: whether its own step was compiled; otherwise the communication of the compiled one is used.
       model_flops: operations of the whole step, from its shapes.
@@ -111,7 +111,7 @@ class Plan:
     Attributes:
       fits: whether the step fits into memory.
       component: the one that was compiled and takes most memory.
-      memory: its memory.
+      memory: memory of that component.
       excess_bytes: memory above the limit of a chip; 0 if it fits.
       compile_seconds: duration of all compilations.
       bounds: None if it does not fit.
@@ -188,7 +188,7 @@ def _bounds(
       components: components of the mixture.
       transfers: transfers of the component that takes most memory.
       peak: operations per second of all chips.
-      hosts: their number.
+      hosts: number of hosts.
     """
 
     def mean(value: Callable[[ComponentPlan], float]) -> float:
@@ -258,7 +258,7 @@ def _seconds(
       compiled: whether it was compiled; if not, `memory` and `transfers` are of another component.
       transfers: transfers of one device.
       mesh: the devices.
-      chip: their kind.
+      chip: kind of the chips.
       cores: devices of a chip.
     """
     # The whole state is read and written; activations for the backward pass are written and read.

@@ -75,9 +75,9 @@ class OpenRun(Protocol):
 
     Attributes:
       name: name of its folder.
-      path: its folder; for a run in object storage a local copy.
+      path: folder of the run; for a run in object storage a local copy.
       source: path or URL.
-      experiment: its resolved `Experiment`.
+      experiment: resolved `Experiment` of the run.
       objective: `FlowObjective` of its training; views and health need `SelfFlowObjective`.
     """
 

@@ -82,7 +82,7 @@ class Clips:
     Args:
       data: data of the run.
       split: split of the component's data set.
-      component: its name; by default the first of the mixture.
+      component: name of the component; by default the first of the mixture.
 
     Attributes:
       component: name of the component.

@@ -257,7 +257,7 @@ class Run:
         """A reader of the clips of full length of a component, which are the context of samples.
 
         Args:
-          component: its name in the mixture.
+          component: name of the component in the mixture.
           splits: splits to try in this order; the first that has such a clip is read.
           data_dir: as for `open_data`.
 

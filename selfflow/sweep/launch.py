@@ -119,8 +119,8 @@ def run_status(run: Path, experiment: Experiment) -> str:
     """The status of a run of a sweep: "to do", "started", "N of M steps" or "done".
 
     Args:
-      run: its folder.
-      experiment: its experiment in the sweep.
+      run: folder of the run.
+      experiment: experiment of the run in the sweep.
 
     Raises:
       UserError: if it is done with other settings, so that it cannot be compared with the others.

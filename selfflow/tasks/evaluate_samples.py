@@ -202,7 +202,7 @@ def calibrate_verifier(run: "Run", built: Mapping[str, "BuiltDataset"]) -> dict[
 
     Args:
       run: run with the autoencoders.
-      built: its data sets with raw records, by name. The first with a physics verifier is used.
+      built: data sets of the run with raw records, by name. The first with a physics verifier is used.
 
     Raises:
       UserError: if none of the data sets has a verifier and raw records.

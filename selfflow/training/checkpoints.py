@@ -31,7 +31,7 @@ class _Stored(NamedTuple):
       fields: fields of a `State`, by name.
       position: number of batches that the run had consumed.
       checksums: checksums of each array, by its dotted name.
-      damage: why it cannot be read; then the other attributes are empty.
+      damage: reason why it cannot be read; the other attributes are then empty.
     """
 
     fields: dict[str, Any]
