@@ -85,7 +85,7 @@ def verify_data(
 
     Args:
       built: the data set.
-      contents: filled with what `verify_latents` needs.
+      contents: records for `verify_latents`, filled in here.
       advance: called after each record.
 
     Returns:

@@ -69,7 +69,7 @@ def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.n
     """Network, audio samples per second and tensors of the autoencoder in a file.
 
     Raises:
-      UserError: if it is damaged, holds something else or a number that is not finite.
+      UserError: if it is damaged, holds other data or a number that is not finite.
     """
     try:
         with safe_open(path, "np") as file:

@@ -16,7 +16,7 @@ class LabelledClips(Protocol):
     """Latents of clips, such as `selfflow.run.data.Clips` or `features.arrays.Arrays`.
 
     Attributes:
-      ids: one per clip.
+      ids: ids of the clips.
       labels: {field: int [n]}; -1 for none.
       shapes: {modality: shape of the latent of a whole clip}.
       identity: distinguishes these latents from others.

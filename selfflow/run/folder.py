@@ -81,7 +81,7 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
 
     Args:
       folder: an empty folder.
-      experiment: one without data.
+      experiment: experiment without data.
       weights: the trained parameters; the EMA starts as a copy of them.
       origin: file of the weights, and its hash.
     """

@@ -124,7 +124,7 @@ class _Row(NamedTuple):
     """A row of a sheet: a grid of images, or one clip.
 
     Attributes:
-      label: left of the row.
+      label: text on the left of the row.
       medium: medium, which determines the preview.
       values: values of the preview: uint8 pixels [H, W, 3] of a grid or strip, else the clip.
       max_height: maximum height in inches, so that few images are not enlarged to the width of the sheet.

@@ -46,7 +46,7 @@ class Checkpoints:
     Args:
       folder: the run folder.
       keep_last: number of newest checkpoints to keep.
-      keep_every: also keeps the checkpoints of all multiples of this step.
+      keep_every: checkpoints at multiples of this step are kept, too.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None):

@@ -192,7 +192,7 @@ def extract(
       params: parameters of the model, on the devices of the mesh.
       clips: as for `features`.
       folder: the target.
-      metadata: stored beside the features.
+      metadata: JSON data stored beside the features.
       batch_size: samples at once.
       advance: called with the number of samples of every batch.
 

@@ -279,6 +279,6 @@ def _sources(names: tuple[str, ...], known: tuple[str, ...], targets: list[Targe
     for target in targets:
         if not any(target.applies_to(source) for source in sources):
             raise UserError(
-                f"target {target.name}: it is read from tokens of one modality, and from none of {', '.join(names)}"
+                f"target {target.name}: it requires tokens of one modality, but the sources are {', '.join(names)}"
             )
     return sources
