@@ -103,7 +103,7 @@ class _Scheduler:
                 continue
             del self.children[slot]
             message = f"{child.name}: {(time.monotonic() - child.started) / 60:.1f} min"
-            # An exit status of 0 is not enough: the experiment file may have changed meanwhile, and its order.
+            # An exit status of 0 is not sufficient: the runs of the experiment file or their order may have changed.
             if child.process.returncode == 0 and self._done(child.name):
                 print(f"{message}, done; {len(self.queue)} waiting, {len(self.children)} running", flush=True)
             else:
