@@ -96,7 +96,7 @@ def load_builder(settings: Dataset, data_dir: Path) -> "tfds.core.DatasetBuilder
     It comes from `build` in `data/KIND/builder.py`, which is imported here and nowhere else.
 
     Raises:
-      UserError: what the builder refuses.
+      UserError: as raised by the builder.
     """
     module = importlib.import_module(f"selfflow.data.{settings.kind}.builder")
     return module.build(settings, Path(data_dir))
@@ -108,11 +108,11 @@ def build(settings: Dataset, data_dir: Path, recorded: str = "") -> BuiltDataset
     Args:
       settings: settings of the data set.
       data_dir: folder of data sets.
-      recorded: name of the data set that a run was trained on (see `BuiltDataset.name`). If it exists, it is opened,
-        whatever happened to the files that it was built from; a line on stderr says if they have changed.
+      recorded: name of the data set that a run was trained on (see `BuiltDataset.name`). If it exists, it is opened
+        even if the files that it was built from have changed; a line on stderr then reports the change.
 
     Raises:
-      UserError: its training split is empty, its description is damaged, and whatever the builder refuses.
+      UserError: its training split is empty, its description is damaged, or as raised by the builder.
     """
     from google.protobuf.json_format import ParseError
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 TargetKind = Literal["class", "number", "time_step", "token"]
-"""What a probe target has a value of: a class or a number of each clip, a number of each time step, or a vector of each
+"""The kind of a probe target: a class or a number of each clip, a number of each time step, or a vector of each
 token of some tokens."""
 
 
@@ -30,7 +30,7 @@ class ProbeTargets(Protocol):
     """Probe targets computed from the raw records of a data set, in addition to its labels.
 
     Attributes:
-      kinds: what each target has a value of, by its name.
+      kinds: kind of each target, by its name.
       columns: (target, source) of each column of the probe table at the end of training. A target is one of `kinds`
         but of no time step, or a label that `of_clip` returns; a source is "video", "audio" or "both".
       features: features of a record that the methods read.

@@ -16,7 +16,7 @@ from selfflow.serialization import digest
 
 @dataclass(frozen=True)
 class FolderSettings(Dataset):
-    """What the settings of data sets made of a folder have in common."""
+    """Settings shared by all data sets made of a folder."""
 
     source: str = ""
     """The folder to read, with all folders below it; hidden files are ignored."""
@@ -33,7 +33,7 @@ class FolderSettings(Dataset):
     """Fields that are filled in from the contents of the folder."""
 
     def check(self) -> None:
-        """Raises UserError, which names the field, if a value makes no sense."""
+        """Raises UserError, which names the field, if a value is invalid."""
         check_fraction(self, f"{self.kind}.", "validation_fraction", "test_fraction", below_one=True)
         if self.validation_fraction + self.test_fraction >= 1:
             raise UserError(
@@ -146,7 +146,7 @@ def scan(settings: FolderSettings, excluded: tuple[Path, ...] = ()) -> tuple[lis
                 pending.append((path, relative + "/"))
             elif stat.S_ISREG(status.st_mode):
                 files.append(File(path, _text(relative), status.st_size, status.st_mtime_ns))
-            else:  # opening a named pipe would wait for ever
+            else:  # opening a named pipe would block
                 remarks.append(Remark(_text(relative), "not a regular file"))
     return sorted(files, key=lambda file: os.fsencode(file.path)), remarks
 

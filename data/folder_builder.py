@@ -37,19 +37,19 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
     """
 
     empty: ClassVar[str] = "it is empty"
-    """Why nothing can be used if there are no files."""
+    """Reason of the error if the folder has no files."""
     remedy: ClassVar[str] = ""
-    """What to add to the folder then."""
+    """Remedy in that error: the files to add."""
 
     def __init__(self, *, files: list[File] = (), remarks: list[Remark] = (), **kwargs):
         self.files, self.remarks = files, remarks
         super().__init__(**kwargs)
 
     def records_of(self, file: File, notes: Notes) -> Iterator[FileRecord]:
-        """The records of one file; `notes` gets what is left out.
+        """The records of one file; omissions are added to `notes`.
 
         Raises:
-          Unusable: the file gives no further records. Any other exception is reported, too.
+          Unusable: the file yields no further records. Other exceptions are reported, too.
         """
         raise NotImplementedError
 
@@ -69,6 +69,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
     def records(self) -> Iterator[tuple[str, dict]]:
         settings = self.builder_config.settings
         self._contents: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+        self._ids: set[str] = set()
         self.report = Report(
             source=settings.folder(),
             date=datetime.datetime.now(datetime.UTC).isoformat(),
@@ -88,16 +89,20 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
                 progress.advance()
 
     def _records_and_report(self, file: File, split: str) -> Iterator[dict[str, Any]]:
-        """The records of a file; whatever is wrong with it goes to the report."""
+        """The records of a file; its problems are added to the report."""
         notes, count, problem = Notes(), 0, None
         try:
             for content, record in self.records_of(file, notes):
+                # Such as of the names b"\xff" and r"\xff": excluding or deleting one would affect the other.
+                if record["id"] in self._ids:
+                    raise Unusable("has the id of another record", f"{record['id']}: rename the file")
+                self._ids.add(record["id"])
                 self._contents[split][content] += 1
                 count += 1
                 yield record
         except Unusable as error:
             problem = Remark(file.relative, error.reason, error.detail)
-        except Exception as error:  # decoders fail in every way, and one file must not end the build
+        except Exception as error:  # decoders raise errors of many types, and one file must not end the build
             problem = Remark(file.relative, "unreadable", f"{type(error).__name__}: {error}".splitlines()[0])
         remarks = notes.remarks(file.relative) + ([problem] if problem else [])
         # Remarks on a file without a record are the reasons why it was skipped.

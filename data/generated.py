@@ -1,4 +1,4 @@
-"""What the settings of generated data sets have in common. Importing this module is cheap."""
+"""Settings shared by all generated data sets. Importing this module is cheap."""
 
 import dataclasses
 from collections.abc import Collection

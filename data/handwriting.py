@@ -1,4 +1,4 @@
-"""What the settings of data sets of handwritten digits have in common. Importing this module is cheap."""
+"""Settings shared by all data sets of handwritten digits. Importing this module is cheap."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -58,7 +58,7 @@ def build_handwriting(
     """The TFDS builder of a data set of digits below `data_dir`; writes the data set first if it does not exist.
 
     Raises:
-      UserError: what `source` raises, or `data_dir` cannot be written.
+      UserError: as raised by `source`; or `data_dir` cannot be written.
     """
 
     class HandwritingBuilder(RecordsBuilder, skip_registration=True):

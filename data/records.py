@@ -22,7 +22,7 @@ class Records(Sequence):
 
     Raises:
       UserError: on first use, if there is no prepared data set in `folder`, or no such split in it.
-      BadRecord: from `records[i]` and `raw(i)`, if record i cannot be read; other records can.
+      BadRecord: from `records[i]` and `raw(i)`, if record i cannot be read; other records remain readable.
     """
 
     def __init__(self, settings: Dataset, folder: Path, split: str):
@@ -48,7 +48,7 @@ class Records(Sequence):
             return self._decode(raw)
         except UserError:
             raise
-        except Exception as error:  # whatever its bytes do to a decoder is a fault of this record
+        except Exception as error:  # decoders raise errors of many types for damaged bytes
             raise BadRecord(self.shard_of(i), f"record {i} cannot be decoded: {one_line(error)}") from error
 
     def raw(self, i: int) -> bytes:

@@ -1,4 +1,4 @@
-"""A report of what the builder made of every file: collected during the build, stored with the data set."""
+"""A report of the records and omissions of every file: collected during the build, stored with the data set."""
 
 import json
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any
 
 FILE = "report.json"
 CONTENTS = ("video with audio", "video", "audio", "image")
-"""What a record may contain, in the order of the report's columns."""
+"""Possible contents of a record, in the order of the report's columns."""
 _LINES_PER_GROUP = 20
 
 
@@ -22,7 +22,7 @@ class Remark:
 
 
 class Unusable(Exception):
-    """A file, or a part of it, that gives no record.
+    """A file, or a part of it, that yields no record.
 
     Attributes:
       reason: the same for all files of one sort.
@@ -66,10 +66,10 @@ class Report:
       date: date of the build, ISO 8601.
       settings: settings of the data set.
       files: number of files in the folder.
-      used: number of files that gave a record.
+      used: number of files that yielded a record.
       records: records[split][content] is the number of records with this content (see CONTENTS).
       notes: statements about the whole data set.
-      skipped: remarks on files that gave no record.
+      skipped: remarks on files that yielded no record.
       partial: remarks on files that were used in part.
     """
 

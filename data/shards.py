@@ -37,7 +37,7 @@ class ShardReader(Sequence):
       lengths: number of records in each.
 
     Raises:
-      BadRecord: from `shards[i]`, if record i cannot be read; other records can.
+      BadRecord: from `shards[i]`, if record i cannot be read; other records remain readable.
     """
 
     def __init__(self, paths: list[Path], lengths: list[int]):

@@ -40,7 +40,7 @@ def read_info(folder: Path) -> dict[str, Any]:
     path = folder / INFO
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
-        # Accessed here, so that all that is missing or of another type is reported in one place.
+        # Accessed here, so that missing fields and wrong types are reported in one place.
         info["name"]
         for split in info.get("splits", []):
             split["name"], [int(length) for length in split.get("shardLengths", [])]

@@ -21,7 +21,7 @@ class Kind:
     Attributes:
       name: name of the kind.
       remedy: what to do, where {folder} is that of the data set or of the latents.
-      note: whether it is only worth a note.
+      note: whether it is reported as a note only.
     """
 
     name: str
@@ -35,7 +35,7 @@ UNREADABLE = Kind("unreadable records", _REBUILD)
 SHAPE = Kind("wrong shapes or types", _REBUILD)
 NOT_FINITE = Kind("values that are not finite", _REBUILD)
 NO_ID = Kind("records without an id", _REBUILD)
-DUPLICATE = Kind("duplicate ids", "make the ids of the source differ, then " + _REBUILD)
+DUPLICATE = Kind("duplicate ids", "make the ids of the source distinct, then " + _REBUILD)
 EMPTY = Kind("empty splits", _REBUILD)
 UNFINISHED_DELETION = Kind("unfinished deletion", "run `selfflow data delete` again with the same file of ids")
 LEFTOVER = Kind("leftovers of interrupted commands", "no command reads them: delete them", note=True)
@@ -63,7 +63,7 @@ class Problem:
 
 @dataclass
 class Contents:
-    """What the latents of a data set are compared with.
+    """The reference that the latents of a data set are compared with.
 
     Attributes:
       ids: ids of all records in order, by split; None where a record cannot be read.
@@ -106,7 +106,7 @@ def verify_data(
             problems.append(Problem(UNFINISHED_DELETION, DELETED, "", detail))
     shard_by_id: dict[str, str] = {}
     for name, split in splits.items():
-        # Readers expect records in every split that is listed.
+        # Every listed split must have records.
         if not sum(split.lengths):
             problems.append(Problem(EMPTY, INFO, "", f"the split {name} has no record"))
             continue

@@ -1,4 +1,4 @@
-"""Worker processes: how many there may be, and how they handle signals."""
+"""Worker processes: their maximum number, and their handling of signals."""
 
 import multiprocessing
 import os
@@ -30,6 +30,6 @@ def start_reader(number: int, count: int) -> None:
 
 
 def _end_with_parent() -> None:
-    # A worker holds both ends of its queue, so that it would otherwise wait for ever for a killed parent.
+    # A worker holds both ends of its queue, so that it would otherwise wait for a killed parent indefinitely.
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -145,8 +145,8 @@ def _fill(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def prepare(make: Callable[[], Builder], fill: Callable[[Builder], None] = _fill) -> Builder:
-    """A builder of a prepared data set; prepares it if it does not exist. Of several processes one builds and the
-    others wait.
+    """A builder of a prepared data set; prepares it if it does not exist. If several processes call it, one
+    builds and the others wait.
 
     Args:
       make: returns a builder, always of the same folder; called again after the data set is prepared.
@@ -171,12 +171,12 @@ def prepare(make: Callable[[], Builder], fill: Callable[[Builder], None] = _fill
                         shutil.rmtree(leftover, ignore_errors=True)
                 fill(builder)
         except OSError as error:
-            # Without locks another process may have been faster; TFDS does not rename over its data set.
+            # Without locks another process may have built the data set, which TFDS does not replace.
             if not make().is_prepared():
                 reason = error.strerror or error
                 raise UserError(
                     f"data_dir: the data set cannot be written to {folder} ({reason}); "
-                    "make room or choose another folder"
+                    "free disk space or choose another folder"
                 ) from error
         return make()
 
@@ -189,7 +189,7 @@ def _build_lock(folder: Path) -> Iterator[bool]:
     while True:
         lock = path.open("w")
         try:
-            # Without waiting first, so that a line can say why the command waits.
+            # First without blocking, so that the reason for waiting can be printed.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"another process is building {folder}: waiting for it", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ The arms differ in their audio alone. All arms see the same videos in the same o
 initialisation; about every second batch is video without audio.
 
 matched            the audio of the clip
-shuffled           the audio of another clip, drawn anew in each epoch: equal tokens, compute and audio clips
+shuffled           the audio of another clip, redrawn in each epoch: equal tokens, compute and audio clips
 delayed            the audio of the clip, 0.5 s late: its content is kept, its timing is not
 video              no audio
 matched_unaligned  as matched, with alignment weight 0
@@ -27,7 +27,7 @@ seed, five seeds. The other arms have three seeds and are exploratory.
 
 Differences from the quickstart, with reasons:
 - a video token spans five frames, so that one token contains a bounce;
-- audio is a log-mel spectrogram, since video does not determine the phase that an MDCT carries;
+- audio is a log-mel spectrogram, since video does not determine the phase in the coefficients of an MDCT;
 - each modality has its own noise levels, low for video and so high for audio that noise often hides the material;
 - the flow loss of audio is weighted by five;
 - there are four times as many clips: even a network trained on the material labels of 4096 clips overfits;

@@ -64,7 +64,7 @@ attention_figure(run, data, shown, contact, tuple(layers), tau=tau)
 #
 # Over all contacts of many clips: of the attention to the video tokens just before and after the contact, how much
 # falls on the tokens that contain its bodies? Uniform attention gives their share of the tokens. As a control, quiet
-# times of the same clip are queried about the same video tokens: a body may attract attention whatever the audio is.
+# times of the same clip are queried about the same video tokens: a body may attract attention for any audio.
 # The middle panel shows the share of the attention to the video that falls on these frames. Intervals are over clips.
 
 # %%

@@ -30,7 +30,7 @@ seed = 0
 # %matplotlib inline
 from selfflow import open_run
 from selfflow.representation.figures.method import corruption_figure, loss_figure, marginals_figure
-from selfflow.representation.views import drawn_taus, views
+from selfflow.representation.views import tau_marginals, views
 
 run = open_run(run_path)
 data = run.data(split)
@@ -50,7 +50,7 @@ run.experiment.schedule
 
 # %%
 layout = {m: stream.tokens for m, stream in data.modalities.items()}
-marginals_figure({m: drawn_taus(run.experiment.schedule, m, n, draws) for m, n in layout.items()})
+marginals_figure({m: tau_marginals(run.experiment.schedule, m, n, draws) for m, n in layout.items()})
 
 # %% [markdown]
 # ## Two views

@@ -14,7 +14,7 @@
 # # Probing a released SiT
 #
 # The authors of Self-Flow released the weights of a SiT-XL/2, trained on ImageNet at 256 x 256. `import_released_sit`
-# makes a run of them, and this notebook probes its layers. Without the files it does nothing.
+# creates a run from them, and this notebook probes its layers. Without the files it does nothing.
 #
 # The network sees latents of the autoencoder that it was trained with, which for the released weights is the SD-VAE:
 # images of 256 x 256 pixels become latents [32, 32, 4], multiplied by 0.18215. `--autoencoder.image sd-vae=PATH` of

@@ -20,7 +20,7 @@
 # | arm | audio |
 # |---|---|
 # | matched | of the clip |
-# | shuffled | of another clip, drawn anew in each epoch: equal tokens, compute and audio clips |
+# | shuffled | of another clip, redrawn in each epoch: equal tokens, compute and audio clips |
 # | delayed | of the clip, 0.5 s late: its content is kept, its timing is not |
 # | video | none |
 # | matched_unaligned, shuffled_unaligned | as matched and shuffled, with alignment weight 0 |

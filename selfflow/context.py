@@ -18,11 +18,11 @@ from selfflow.modality import Modality, modality_of
 Masks = dict[str, Bool[Array, "N"]]
 
 CASES = {
-    "modality": "some of the modalities, whole, and not all of them",
+    "modality": "one or more whole modalities, but not all of them",
     "first_frame": "the first frame of the video",
-    "prefix": "all that ends before a point in time",
-    "inpaint_time": "all but a stretch of time",
-    "inpaint_region": "all of each image but a rectangle",
+    "prefix": "everything before a point in time",
+    "inpaint_time": "everything outside an interval of time",
+    "inpaint_region": "everything outside a rectangle of each frame",
 }
 
 # Edges of tokens and times are sums and quotients of floats: comparisons need a margin.

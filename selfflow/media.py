@@ -1,4 +1,4 @@
-"""What each medium is: dtype and axes of its raw data, its rate, and how it is shown, written and compared.
+"""Descriptions of the media: dtype and axes of raw data, rate, preview, file suffix and reconstruction errors.
 
 One entry of `MEDIA` describes a modality. "Adding a modality" in `autoencoders/README.md` lists what else it needs.
 Importing this module imports numpy alone.
@@ -29,8 +29,8 @@ class Medium:
       preview: how a figure shows a clip: an image among others in a grid, a strip of frames, a spectrogram, or a curve
         for each channel.
       suffix: suffix of the file that holds one clip.
-      metrics: names of the reconstruction errors, from `autoencoders/quality.py:METRICS`; the first is used where one
-        has to do.
+      metrics: names of the reconstruction errors, from `autoencoders/quality.py:METRICS`; the first is used where a
+        single error is reported.
     """
 
     name: str

@@ -158,7 +158,7 @@ class _Schedule:
     """p(tau) of each modality; uniform where it is not named."""
     draw: Literal["shared", "per_modality"] = "shared"
     """Whether the modalities of a sample map one draw of uniforms through their p(tau), or draw their own; the paper
-    does not say."""
+    does not specify it."""
     context: dict[str, float] = field(default_factory=dict)
     """Probability of each case of context in training, which sampling may then use: modality, first_frame, prefix,
     inpaint_time, inpaint_region. The remaining samples have no context."""

@@ -28,7 +28,7 @@ class Atari(GeneratedSettings):
     skip_seconds: float = 2.0
     """Play before the first clip of an episode, seconds."""
     clips_per_episode: int = 16
-    """Most clips of an episode, one after another; then the console is reset."""
+    """Maximum number of successive clips of an episode; then the console is reset."""
     licence: ClassVar[str] = "ALE is GPL-2.0; the games belong to their makers"
     package: ClassVar[str] = "ale_py"
     extra: ClassVar[str] = "atari"

@@ -58,7 +58,7 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
     def records(self) -> Iterator[tuple[str, dict]]:
         settings = self.builder_config.settings
         console = Console(settings.game)
-        # The version is known only if the package is installed, which reading does not need.
+        # The version is known only if the package is installed, which is not required for reading.
         self.info.metadata["ale_py"] = importlib.metadata.version("ale-py")
         with_audio = 0
         total = sum(map(settings.clips, settings.splits))
@@ -98,7 +98,7 @@ def build(settings: Atari, data_dir: Path) -> AtariBuilder:
     """The TFDS builder below `data_dir`; plays the game first if the data set does not exist.
 
     Raises:
-      UserError: ale-py is missing, it has no such game, the game needs two players or gives no clips, or `data_dir`
+      UserError: ale-py is missing, it has no such game, the game needs two players or yields no clips, or `data_dir`
         cannot be written.
     """
     config = Config(name=settings.config_name, settings=settings)

@@ -18,7 +18,7 @@ class Console:
     """A game of ale-py; call `start` before playing.
 
     Raises:
-      UserError: ale-py is missing, or has no such game, or not for one player.
+      UserError: ale-py is missing, has no such game, or the game needs two players.
     """
 
     def __init__(self, game: str):

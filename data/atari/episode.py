@@ -18,7 +18,7 @@ from selfflow.data.atari import CONSOLE_FRAMES_PER_SECOND, Atari
 from selfflow.data.atari.console import FIRE, SAMPLES_PER_FRAME, Console
 
 SOURCE_RATE = CONSOLE_FRAMES_PER_SECOND * SAMPLES_PER_FRAME
-# The console's samples are all at 128 or above. A high-pass filter removes their mean, as a television does.
+# All samples of the console are at least 128. A high-pass filter removes their mean, as a television does.
 _CUTOFF = 20.0
 _FIRE_FRAMES = 6
 
@@ -56,7 +56,7 @@ def clip_starts(settings: Atari) -> np.ndarray:
 def play(settings: Atari, console: Console, split: str, number: int, longest: int) -> Episode:
     """Plays episode `number` of a split under the random policy, for `longest` frames or until the game is over.
 
-    The policy decides right after a frame that a clip shows, so that one action holds from frame to frame of a clip.
+    The policy draws an action right after each frame that a clip shows, and holds it until the next one.
     """
     rng = np.random.default_rng([settings.seed, settings.splits.index(split), number])
     shown = set(np.add.outer(clip_starts(settings), frame_offsets(settings)).ravel().tolist())

@@ -49,15 +49,15 @@ class Collisions(GeneratedSettings):
     box: float = 64.0
     """Side of the square box, which fills the frame, units."""
     bodies: tuple[int, int] = (1, 3)
-    """Fewest and most bodies of a clip."""
+    """Minimum and maximum number of bodies in a clip."""
     radius: tuple[float, float] = (6.0, 9.0)
-    """Least and largest radius of a body's circumscribed circle, units."""
+    """Minimum and maximum radius of a body's circumscribed circle, units."""
     shifted_bodies: tuple[int, int] = (4, 4)
-    """Fewest and most bodies of a clip of the split shifted."""
+    """Minimum and maximum number of bodies in a clip of the split shifted."""
     shifted_radius: tuple[float, float] = (10.0, 12.0)
-    """Least and largest radius of a body in the split shifted, units."""
+    """Minimum and maximum radius of a body in the split shifted, units."""
     speed: tuple[float, float] = (40.0, 160.0)
-    """Least and largest speed at the start, log-uniform, units per second."""
+    """Minimum and maximum speed at the start, log-uniform, units per second."""
     shapes: tuple[str, ...] = SHAPE_NAMES
     """Shapes to draw from."""
     materials: Literal["clip", "body"] = "clip"
@@ -65,13 +65,13 @@ class Collisions(GeneratedSettings):
     drawn: tuple[str, ...] = MATERIAL_NAMES
     """Materials to draw from; labels always count in the order felt, wood, stone, steel."""
     felt: Material = Material(restitution=0.45, friction=0.9, frequency=220.0, decay=0.03)
-    """Soft: loses most of its speed and grips, a dull thud."""
+    """A soft material with low restitution, high friction and a dull sound."""
     wood: Material = Material(restitution=0.60, friction=0.6, frequency=400.0, decay=0.06)
-    """Bounces somewhat, knocks."""
+    """A material with medium restitution and a short decay."""
     stone: Material = Material(restitution=0.76, friction=0.3, frequency=730.0, decay=0.11)
-    """Bounces well."""
+    """A material with high restitution and low friction."""
     steel: Material = Material(restitution=0.92, friction=0.05, frequency=1330.0, decay=0.2)
-    """Loses almost nothing and rings."""
+    """A hard material with high restitution and a long decay."""
     partials: tuple[float, ...] = (1.0, 1.59, 2.14)
     """Frequencies of a body's modes over that of its first; those above half the sample rate are left out."""
     partial_gains: tuple[float, ...] = (1.0, 0.5, 0.25)
@@ -87,15 +87,15 @@ class Collisions(GeneratedSettings):
     push_seconds: float = 0.08
     """Duration of a push, seconds."""
     push_force: tuple[float, float] = (50_000.0, 200_000.0)
-    """Least and largest force of a push, log-uniform, any direction; mass is area."""
+    """Minimum and maximum force of a push, log-uniform, any direction; mass is area."""
     physics_rate: int = 1000
     """Steps of the physics per second; must give a whole number per frame."""
     gravity: float = 0.0
-    """Acceleration towards the bottom of the frame, units per second squared; lets single frames leak the material."""
+    """Acceleration towards the bottom of the frame, units per second squared; reveals the material in single frames."""
     rotation: bool = False
     """Whether bodies turn; without rotation their moment of inertia is infinite."""
     informative_impulse: float = 2_000.0
-    """Least momentum along the normal in the first contact of every clip, whatever the material."""
+    """Minimum momentum along the normal in the first contact of every clip, for any material."""
     quiet_end: float = 0.4
     """That first contact comes at least this long before the end, seconds."""
     workers: int = 0
@@ -122,8 +122,8 @@ class Collisions(GeneratedSettings):
         for name in _RANGES:
             bounds = getattr(self, name)
             two = len(bounds) == 2 and all(map(is_number, bounds))
-            require(two, self, name, "must be two finite numbers, the least and the largest")
-            require(0 < bounds[0] <= bounds[1], self, name, "must be above 0, the least first")
+            require(two, self, name, "must be two finite numbers, minimum and maximum")
+            require(0 < bounds[0] <= bounds[1], self, name, "must be above 0, the minimum first")
         # A body as wide as the box has no position.
         for name, radius in (("bodies", "radius"), ("shifted_bodies", "shifted_radius")):
             require(all(isinstance(bound, int) for bound in getattr(self, name)), self, name, "must be whole numbers")
@@ -147,7 +147,7 @@ class Collisions(GeneratedSettings):
             require(material.decay > 0, self, name, "its decay must be above 0")
         # Gains belong to partials by position.
         as_many = len(self.partial_gains) == len(self.partials) > 0
-        require(as_many, self, "partial_gains", "must be as many as partials, one or more")
+        require(as_many, self, "partial_gains", "must have one value for each of partials, at least one")
         require(min(self.partial_gains) > 0, self, "partial_gains", "must be above 0")
         require(min(self.partials) > 0, self, "partials", "must be above 0")
 

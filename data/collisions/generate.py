@@ -16,14 +16,14 @@ _ATTEMPTS = 2_000
 def draw_motion(settings: Collisions, split: str, index: int) -> Motion:
     """The motion of a clip: that of the first drawn scene whose video and audio depend on the material.
 
-    Its first contact must have a momentum of at least `informative_impulse` along the normal and leave `quiet_end`
-    seconds of clip. Up to the first contact all materials move alike, so that this choice is independent of the
-    material.
+    Its first contact must have a momentum of at least `informative_impulse` along the normal and be followed by
+    `quiet_end` seconds of clip. Up to the first contact the motion is the same for all materials, so that this choice
+    is independent of the material.
 
     Raises:
       UserError: no drawn scene meets the conditions.
     """
-    # A contact at the very end would show nothing of the material.
+    # A contact at the very end does not reveal the material.
     latest = settings.seconds - settings.quiet_end
     for attempt in range(_ATTEMPTS):
         motion = simulate(draw_scene(settings, split, index, attempt))
@@ -42,7 +42,7 @@ def record(settings: Collisions, split: str, index: int) -> dict:
 
 
 def as_record(motion: Motion, name: str) -> dict:
-    """The record of any motion, a counterfactual one too, under the id `name`."""
+    """The record of any motion, including counterfactual ones, with the id `name`."""
     settings, bodies, contacts = motion.scene.settings, motion.scene.bodies, motion.contacts
     clip = render(motion)
     slots = max(settings.slots, len(bodies))
@@ -75,7 +75,7 @@ def as_record(motion: Motion, name: str) -> dict:
 def _pad(values: np.ndarray, slots: int, fill: float = 0, axis: int = 0) -> np.ndarray:
     """`values` with its axis of bodies padded to a number of slots."""
     widths = [(0, 0)] * values.ndim
-    # All records have the same shapes, whatever their number of bodies.
+    # All records have the same shapes, for any number of bodies.
     widths[axis] = (0, slots - values.shape[axis])
     return np.pad(values, widths, constant_values=fill)
 

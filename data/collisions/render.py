@@ -64,7 +64,7 @@ def _signed_distance(body: Body, grid: np.ndarray, positions: np.ndarray, angles
     turns = np.arctan2(middles[:, 1], middles[:, 0])[None, :] + angles[:, None]
     normals = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype(np.float32)
     reach = np.einsum("tek,tk->te", normals, positions) + np.float32(apothem)
-    # Without rotation one projection serves all frames.
+    # Without rotation all frames share one projection.
     if (angles == angles[0]).all():
         along = (normals[0] @ grid)[None]
     else:

@@ -32,7 +32,7 @@ class Body:
         """Corners at angle 0 about the centre, [corners, 2]; none for a circle."""
         count = {"circle": 0, "triangle": 3, "square": 4}.get(self.shape)
         if count is None:
-            raise UserError(f"body.shape: {self.shape!r} is no shape; choose from {', '.join(SHAPE_NAMES)}")
+            raise UserError(f"body.shape: {self.shape!r} is not a shape; choose from {', '.join(SHAPE_NAMES)}")
         turns = (np.arange(count) + 0.5) * (2 * math.pi / max(count, 1))
         return self.radius * np.stack([np.cos(turns), np.sin(turns)], axis=-1)
 
@@ -76,8 +76,8 @@ def clip_seed(settings: Collisions, split: str, index: int) -> tuple[int, int, i
 def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -> Scene:
     """Draws the scene of a clip; an equal (settings, split, index, attempt) gives an equal scene.
 
-    The material has its own random stream, which does not depend on `attempt`: whatever the rule by which scenes are
-    drawn again, materials keep their shares and stay independent of all else.
+    The material has its own random stream, which does not depend on `attempt`: for any rule by which scenes are
+    redrawn, materials keep their shares and stay independent of all other draws.
 
     Raises:
       UserError: the bodies do not fit into the box.

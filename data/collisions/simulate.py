@@ -66,16 +66,17 @@ class _ContactRecorder:
     first_momentum: dict[float, float] = field(default_factory=dict)
 
     def begin(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
-        """Notes the momentum of the first contact, before the solver applies a restitution."""
+        """Records the momentum of the first contact, before the solver applies a restitution."""
         if not self.first_momentum or self.now in self.first_momentum:
             a, b = (shape.body for shape in arbiter.shapes)
             momentum = abs((a.velocity - b.velocity).dot(arbiter.normal)) / (1 / a.mass + 1 / b.mass)
             self.first_momentum[self.now] = max(momentum, self.first_momentum.get(self.now, 0.0))
 
     def post_solve(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
-        """Notes a contact with its impulse, which `begin` does not have yet.
+        """Records a contact with its impulse, which `begin` does not have yet.
 
-        Only its first step counts: a lasting contact (sliding, resting, being pushed against a wall) must not buzz.
+        Only its first step counts: a lasting contact (sliding, resting, pushing against a wall) must not repeat its
+        sound.
         """
         if not arbiter.is_first_contact:
             return
@@ -92,7 +93,7 @@ def material_of(body: Body, settings: Collisions) -> Material:
       UserError: there is no material of its name.
     """
     if body.material not in MATERIAL_NAMES:
-        raise UserError(f"body.material: {body.material!r} is no material; choose from {', '.join(MATERIAL_NAMES)}")
+        raise UserError(f"body.material: {body.material!r} is not a material; choose from {', '.join(MATERIAL_NAMES)}")
     return getattr(settings, body.material)
 
 
@@ -161,7 +162,7 @@ def _add_walls(space: pymunk.Space, box: float) -> None:
     corners = (low, low), (high, low), (high, high), (low, high)
     for a, b in zip(corners, corners[1:] + corners[:1], strict=True):
         wall = pymunk.Segment(space.static_body, a, b, _WALL_THICKNESS)
-        # pymunk multiplies the values of both sides, so that the body alone decides.
+        # pymunk multiplies the values of both sides, so that the value of the wall is 1.
         wall.elasticity = wall.friction = 1.0
         wall.collision_type = 0
         space.add(wall)

@@ -104,11 +104,11 @@ class LatentFilesBuilder(FolderBuilder, skip_registration=True):
 def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
     """The TFDS builder below `data_dir`; builds the data set and prints its report if it does not exist.
 
-    A folder whose files changed (paths, sizes, times) is built anew. If the folder does not exist, the newest data set
-    that was built from it with these settings is used, and a line on stderr says so.
+    A folder whose files changed (paths, sizes, times) is built again. If the folder does not exist, the newest data set
+    that was built from it with these settings is used, and a line on stderr reports it.
 
     Raises:
-      UserError: a setting makes no sense, the folder or its latents.json is missing, or nothing can be used.
+      UserError: a setting is invalid, the folder or its latents.json is missing, or nothing can be used.
     """
     settings.check()
     folder = Path(settings.folder())
@@ -125,7 +125,7 @@ def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
 
 
 def _content(sample: Sample) -> str:
-    """What a sample holds latents of, as reports of media call it."""
+    """The modalities of a sample, by the names that reports of media use."""
     if {"video", "audio"} <= sample.latents.keys():
         return "video with audio"
     return " and ".join(sample.latents)

@@ -96,7 +96,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path} describes no {', '.join(_MODALITIES)}; write for instance {_EXAMPLE}")
     unknown = sorted(content.keys() - {*_MODALITIES, "labels"})
     if unknown:
-        raise UserError(f"{path}: {unknown[0]} is not known; there are {', '.join(_MODALITIES)} and labels")
+        raise UserError(f"{path}: {unknown[0]} is unknown; expected {', '.join(_MODALITIES)} or labels")
     streams = {m: _stream(content[m], m, f"{path}: {m}") for m in _MODALITIES if m in content}
     return Manifest(
         streams,
@@ -108,9 +108,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _stream(fields: Any, m: str, where: str) -> Stream:
     """Checks and converts the description of one modality."""
-    _require(isinstance(fields, dict), where, "is no table of fields")
+    _require(isinstance(fields, dict), where, "is not a table of fields")
     unknown = sorted(fields.keys() - _FIELDS)
-    _require(not unknown, where, f"has {unknown}, which is not known; there are {', '.join(sorted(_FIELDS))}")
+    _require(not unknown, where, f"has {unknown}, which is unknown; expected fields: {', '.join(sorted(_FIELDS))}")
     medium = medium_of(m)
     # What the shape of the media and the clock of the tokens follow from.
     required = {"autoencoder", "shape", "stride" if medium.is_visual else "temporal_stride"}
@@ -118,7 +118,7 @@ def _stream(fields: Any, m: str, where: str) -> Stream:
         required.add(medium.rate_field)
     _require(required <= fields.keys(), where, f"lacks {', '.join(sorted(required - fields.keys()))}")
     named = isinstance(fields["autoencoder"], str) and fields["autoencoder"]
-    _require(named, where, "has an autoencoder that is no name")
+    _require(named, where, "has an autoencoder that is not a name")
 
     shape, axes = fields["shape"], len(medium.latent_axes)
     fits = isinstance(shape, list) and len(shape) == axes and all(map(_is_positive_integer, shape))
@@ -150,7 +150,7 @@ def _stream(fields: Any, m: str, where: str) -> Stream:
 
 
 def _labels(labels: Any, where: str) -> Labels:
-    _require(isinstance(labels, dict), where, "are no table of label: number or names of its classes")
+    _require(isinstance(labels, dict), where, "are not a table of the number or the names of each label's classes")
     for name, classes in labels.items():
         names = isinstance(classes, list) and classes and all(isinstance(entry, str) for entry in classes)
         valid = names or _is_positive_integer(classes)

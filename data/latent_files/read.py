@@ -39,15 +39,15 @@ class Sample:
 def read_samples(
     path: Path, manifest: Manifest, unknown_arrays: set[str]
 ) -> Iterator[tuple[int | None, Sample | Unusable]]:
-    """The samples of one file: (index in a stack, None for a file of one sample; the sample, or what is wrong with it).
+    """The samples of one file: (index in a stack, None for a file of one sample; the sample, or its problem).
 
     Args:
       path: path of the file.
       manifest: the content of latents.json.
-      unknown_arrays: gets the names of arrays that the manifest does not describe.
+      unknown_arrays: names of arrays that the manifest does not describe are added to it.
 
     Raises:
-      Unusable: nothing of the file can be used.
+      Unusable: the file has no usable sample.
     """
     try:
         with _open(path) as arrays:
@@ -55,7 +55,7 @@ def read_samples(
             yield from _samples(arrays, manifest)
     except Unusable:
         raise
-    except Exception as error:  # whatever the bytes of a file do to a reader is a fault of this file
+    except Exception as error:  # readers raise errors of many types for damaged bytes
         raise Unusable("unreadable", f"{type(error).__name__}: {one_line(error)}") from error
 
 
@@ -72,7 +72,7 @@ class _Npz(AbstractContextManager):
 
     def __init__(self, path: Path):
         if not zipfile.is_zipfile(path):  # numpy would try to unpickle it, which executes code
-            raise ValueError("it is damaged, or no npz")
+            raise ValueError("it is damaged, or not an npz")
         self._file = np.load(path, allow_pickle=False)
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -98,7 +98,7 @@ class _Npz(AbstractContextManager):
 
 
 class _Safetensors(AbstractContextManager):
-    """Arrays of a safetensors file by name; of a stack only the requested row is read."""
+    """Arrays of a safetensors file by name; only the requested row of a stack is read."""
 
     def __init__(self, path: Path):
         self._file = safe_open(path, "np")
@@ -129,7 +129,7 @@ def _samples(arrays: _Npz | _Safetensors, manifest: Manifest) -> Iterator[tuple[
         raise Unusable("no latents", f"it has {', '.join(names) or 'nothing'}, not {expected}")
     stack = _stack_size(arrays, modalities, manifest)
     if stack is not None:
-        # Whatever belongs to the samples must be a stack of as many.
+        # All arrays of the samples must be stacks of the same size.
         for name in names:
             if name in {*manifest.labels, CAPTION, *map(_std_name, modalities)} and arrays.shape(name)[:1] != (stack,):
                 detail = f"{name} has shape {arrays.shape(name)}, its stacks hold {stack} samples"
@@ -150,7 +150,7 @@ def _stack_size(arrays: _Npz | _Safetensors, modalities: list[str], manifest: Ma
         if axes not in (0, 1):
             raise Unusable("wrong shape", f"{m} has shape {shape}, one sample {manifest.streams[m].shape}")
         leading_axes.add(axes)
-        # Empty without a leading axis.
+        # The set is empty if no array has a leading axis.
         sizes.update(shape[:axes])
     if len(leading_axes) > 1:
         raise Unusable("wrong shape", "some of its modalities are stacks of samples and others are not")
@@ -197,7 +197,7 @@ def _caption(stored: np.ndarray) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Unusable("wrong caption", f"{CAPTION} is no text: {error}") from error
+        raise Unusable("wrong caption", f"{CAPTION} is not valid text: {error}") from error
     return text
 
 

@@ -44,19 +44,19 @@ class Media(FolderSettings):
         return whole_samples(self, self.frames)
 
     def media_shapes(self, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
-        """Shapes of the media of a record, by modality; `present` says which of them a record has."""
+        """Shapes of the media of a record, by modality; `present` marks those that a record has."""
         image = (self.size, self.size, 3)
         return {"video": (self.frames, *image), "audio": (self.samples,), "image": image}
 
     def contents(self, data_dir: Path) -> tuple[list[File], list[Remark]]:
-        """All files of the folder; the data folder may be inside of it, and holds no media."""
+        """All files of the folder; the data folder may be inside it and is skipped."""
         outputs = [data_dir / self.kind]
         if os.path.realpath(data_dir) != os.path.realpath(self.folder()):
             outputs.append(data_dir)
         return scan(self, excluded=tuple(outputs))
 
     def check(self) -> None:
-        """Raises UserError, which names the field, if a value makes no sense."""
+        """Raises UserError, which names the field, if a value is invalid."""
         # Not in __post_init__: the CLI and experiments make settings before their source is known.
         fields = ("frames", "frames_per_second", "size", "sample_rate", "hop_seconds")
         check_numbers(self, *fields)

@@ -14,7 +14,7 @@ from selfflow.data.report import Notes, Unusable
 
 # Audio whose timestamps deviate from its samples by more (s) is moved to its timestamp.
 _LARGEST_DRIFT = 0.04
-# Channels cancel out if their mean is weaker than they are by this factor.
+# Channels cancel out if their mean is weaker than each of them by this factor.
 _CANCELLED = 0.01
 _BEFORE_ALL = -(2**62)
 
@@ -48,7 +48,7 @@ class _SourceChunk(NamedTuple):
 def audio_chunks(source: Container, sample_rate: int, notes: Notes) -> Iterator[Chunk]:
     """The audio of a container, in the order of time.
 
-    Where the clock of audio without video starts again, as in joined files, the audio plays on. With video, it is left
+    Where the clock of audio without video restarts, as in joined files, the audio continues. With video, it is left
     out with a remark, because the two clocks need not agree.
 
     It reads the file on its own, apart from the video, so that a file whose streams are not interleaved needs no more
@@ -109,7 +109,7 @@ def _resample(
         # The resampler has a delay of its own, so that its output is placed by count and not by input.
         first, position = position, position + len(samples)
         if covered_until is not None and first < covered_until:
-            # Time ran backwards: what came first stays.
+            # Timestamps ran backwards: the earlier audio is kept.
             first, samples = covered_until, samples[covered_until - first :]
         if len(samples):
             covered_until = first + len(samples)
@@ -148,7 +148,7 @@ def _resample(
 def _mono(frame: av.AudioFrame, notes: Notes) -> np.ndarray:
     """The mean of a frame's channels, float32 [n] in [-1, 1], without the subwoofer, which few loudspeakers play.
 
-    Channels of opposite phase leave nothing but the noise of their codec: they are silence, with a remark.
+    The mean of channels of opposite phase is codec noise: it counts as silence, with a remark.
     """
     # Interleaved formats have one row of all channels.
     names = [channel.name for channel in frame.layout.channels]

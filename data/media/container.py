@@ -19,12 +19,12 @@ _DECODING_TIMES = {"avi", "asf"}
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
 # The decoders of FFmpeg itself leave out the transparency of WebM.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# Formats whose headers contain a duration that is no estimate from the bit rate.
+# Formats whose headers contain an exact duration, not an estimate from the bit rate.
 _EXACT_DURATION = {"mov", "matroska", "avi", "flac", "asf", "flv", "aiff", "au"}
 UNKNOWN = "streams without a decoder"
 HEIF = "an image in a HEIF or AVIF file"
 _ERRORS = (av.FFmpegError, ValueError)
-# Titles that are not UTF-8 are no reason to refuse a file. From version 19 on, PyAV accepts them.
+# A title that is not UTF-8 must not make a file unreadable. From version 19 on, PyAV accepts them.
 _TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
@@ -150,8 +150,8 @@ def video_frames_with_times(
 ) -> Iterator["av.VideoFrame | None"]:
     """The decoded frames of a video, whose `pts` is when each is shown, or None; None for what cannot be decoded.
 
-    Where a container stores decoding times alone, FFmpeg's guess is late by the frames that the decoder holds back, or
-    out of order. There, frames are shown in the order in which they come out, at the times at which packets go in.
+    Where a container stores decoding times alone, FFmpeg's estimate is late by the frames that the decoder delays, or
+    out of order. There, frames are shown in the order in which they are decoded, at the times of the packets.
     """
     first: int | None = None
     delay: int | None = None
@@ -203,7 +203,8 @@ def decoded_frames(
 
 
 def note_structure(path: Path, notes: Notes) -> None:
-    """Remarks on what no decoder reads: a second file in a WAV, FLV or MP4 file, and the end of an incomplete MP4."""
+    """Remarks on parts that no decoder reads: a second file in a WAV, FLV or MP4 file, and the end of an incomplete
+    MP4."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(12)

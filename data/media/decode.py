@@ -45,18 +45,18 @@ class Clip:
 def clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
     """The clips of one file, in the order of time, decoded on demand.
 
-    A clip starts at every `hop_seconds` after the first frame (without video: after the first audio sample), and anew
-    after every cut. Frame i is the frame nearest to start + i / frames_per_second (see `video_frames`), and the audio
-    begins at start; a video clip may extend over the end of its file by less than one frame, an audio clip by 1 ms.
-    `notes` gets what is left out.
+    A clip starts at every `hop_seconds` after the first frame (without video: after the first audio sample), and
+    again after every cut. Frame i is the frame nearest to start + i / frames_per_second (see `video_frames`), and the
+    audio begins at start; a video clip may extend over the end of its file by less than one frame, an audio clip by 1
+    ms. Omissions are added to `notes`.
 
     Raises:
-      Unusable: the file gives no clip.
+      Unusable: the file contains no clip.
     """
     if path.stat().st_size == 0:
         raise Unusable("empty file")
     expected = (mimetypes.guess_type(path.name)[0] or "").split("/")[0]
-    # The suffix decides only what is tried first, because many files have a wrong one.
+    # The suffix selects only the first reader to try, because many files have a wrong one.
     readers = [_container_clips, _image_clips, _soundfile_clips]
     if expected == "image":
         readers = [_image_clips, _container_clips, _soundfile_clips]
@@ -72,7 +72,7 @@ def clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
     specific = [error for error in errors if error.reason not in ("unreadable", "not media")]
     if specific:
         raise specific[0]
-    # A file that claims to be media is damaged; others are no media.
+    # A file with the suffix of a media file is damaged; others are not media.
     if expected in ("image", "video", "audio"):
         raise Unusable("unreadable", errors[0].detail or errors[0].reason)
     raise Unusable("not media")
@@ -248,7 +248,7 @@ def _audio_clips(audio: AudioWindow, media: Media, notes: Notes, header_seconds:
                 yield Clip(start / media.sample_rate, audio=quantised)
             else:
                 silent += 1
-        # A gap ends the interval; the next one starts clips anew.
+        # A gap ends the interval; clips start again with the next one.
         first = audio.next_start(after=start)
     if silent and not count:
         raise Unusable("digital silence")

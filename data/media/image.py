@@ -13,7 +13,7 @@ from selfflow.data.report import Notes, Unusable
 _WITHOUT_DECODER = {"MPEG", "EPS", "WMF", "GRIB", "BUFR", "HDF5"}
 _PAGED = {"TIFF", "DCX"}
 _ANIMATED = {"GIF", "PNG", "WEBP", "AVIF"}
-# By the number of the EXIF tag, of which cameras with a mirror use all.
+# By the number of the EXIF tag; mirrored orientations occur, too.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -24,7 +24,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What is white in images of floats or of 32 bits, whose type does not say.
+# Candidates for the white level of float and 32-bit images, whose type does not define it.
 _WHITE = (1, 255, 65_535)
 # Floats may exceed white by this factor, as after resampling.
 _OVERSHOOT = 1.5
@@ -52,7 +52,7 @@ def open_image(path: Path) -> Image.Image:
 
 
 def is_animated(image: Image.Image) -> bool:
-    """Whether an opened image is an animation; the pages of a TIFF and the views of an MPO are none."""
+    """Whether an opened image is an animation; the pages of a TIFF and the views of an MPO are not."""
     return image.format in _ANIMATED and getattr(image, "is_animated", False)
 
 
@@ -85,7 +85,7 @@ def animation(image: Image.Image, size: int) -> Iterator[tuple[float, np.ndarray
         image.seek(number)
         image.load()  # some formats have the duration only now
         milliseconds = float(image.info.get("duration") or 0)
-        # As in browsers: a duration near 0 means that none was set.
+        # As in browsers, a duration near 0 means that no duration was set.
         yield (
             (milliseconds if milliseconds > 10 else 100.0) / 1000,
             crop_square(_upright(rgb(image), orientation), size),
@@ -96,7 +96,7 @@ def _orientation(image: Image.Image) -> int:
     """The number of a loaded image's orientation in EXIF; 1 is upright."""
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # many cameras write invalid EXIF, and the pixels are valid all the same
+    except Exception:  # many cameras write invalid EXIF beside valid pixels
         return 1
 
 
@@ -108,7 +108,7 @@ def rgb(image: Image.Image, notes: Notes | None = None) -> Image.Image:
     """Any mode of Pillow as RGB: 16 bits are reduced to 8 (Pillow itself would clip), transparency is white.
 
     Raises:
-      Unusable: what is white in it is unknown.
+      Unusable: the white level of the image is unknown.
     """
     if image.mode.startswith("I") or image.mode == "F":
         values, white = _values(image, Notes() if notes is None else notes)
@@ -123,8 +123,8 @@ def rgb(image: Image.Image, notes: Notes | None = None) -> Image.Image:
 def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:
     """The pixels of an image of 16 bits or more in float64, 0 for black, and the value that is white.
 
-    In images of 16 bits the largest value of the type is white. Floats and 32 bits do not say: white is 1, 255, 65535
-    or the largest value of the type, whichever is the first that no pixel exceeds (floats may, by half).
+    In images of 16 bits the largest value of the type is white. Floats and 32 bits do not define it: white is 1, 255,
+    65535 or the largest value of the type, whichever is the first that no pixel exceeds (floats may, by half).
     """
     values = np.asarray(image).astype(np.float64)
     values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
@@ -142,7 +142,7 @@ def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:
         white = in_type
     if not white:
         raise Unusable("pixel values of unknown range", f"up to {largest:.4g}")
-    # An image that fills half of the range is what it was taken for.
+    # The estimate is accepted if the image uses half of the range.
     if image.mode in ("I", "F") and not (values.min(initial=0) >= 0 and white / 2 <= largest <= white):
         notes.add(
             "pixel values without a range", f"{values.min():.4g} to {largest:.4g}, where {white} is taken as white"

@@ -21,7 +21,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
       UserError: the file is missing or contains no image.
     """
     _check_file(path)
-    # Videos are no images to Pillow, and are tried next.
+    # Pillow does not open videos, which are read below.
     try:
         with open_image(path) as image:
             return as_image(image, size)
@@ -60,8 +60,8 @@ def read_clip(path: Path, modalities: tuple[str, ...], media: Media) -> dict[str
                 raise UserError(f"{path}: its first {media.clip_seconds:g} s have no {' and '.join(missing)}")
             return arrays
     except Unusable as error:
-        raise UserError(f"{path} gives no clip of {media.clip_seconds:g} s: {error}") from error
-    raise UserError(f"{path} gives no clip of {media.clip_seconds:g} s")
+        raise UserError(f"{path} contains no clip of {media.clip_seconds:g} s: {error}") from error
+    raise UserError(f"{path} contains no clip of {media.clip_seconds:g} s")
 
 
 def _read_audio(path: Path, media: Media) -> np.ndarray:

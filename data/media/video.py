@@ -16,7 +16,7 @@ from selfflow.data.report import Notes
 
 # A frame that lasts longer is a gap in the recording or an error of the timestamps, unless audio plays on.
 LONGEST_FRAME = 10.0
-# The same where the container stores the duration of every frame and no gaps.
+# The same limit for containers that store the duration of every frame and no gaps.
 _LONGEST_STORED = 3600.0
 # Numbers of ITU-T H.273.
 _UNSPECIFIED, _BT709 = 2, 1
@@ -47,7 +47,7 @@ class _FrameReader:
       reformatter: one for all frames, because making one is slower than using it.
       aspect: width of a pixel over its height.
       size: height and width of the result.
-      alpha_is_padding: whether the fourth byte of a pixel means nothing.
+      alpha_is_padding: whether the fourth byte of a pixel is padding.
     """
 
     reformatter: VideoReformatter
@@ -73,7 +73,8 @@ class _FrameReader:
 
 
 def _upright(pixels: np.ndarray, source: av.VideoFrame) -> tuple[np.ndarray, bool]:
-    """Pixels [H, W, C] as the display matrix of their frame says, and whether height and width were exchanged."""
+    """Pixels [H, W, C] transformed by the display matrix of their frame, and whether height and width were
+    exchanged."""
     for side_data in source.side_data:
         if side_data.type.name == "DISPLAYMATRIX":
             # (x, y) of the source is shown at (a x + c y, b x + d y); y points downwards.

@@ -27,17 +27,17 @@ class Tfds(Dataset):
     folder: str = ""
     """Where it was prepared, such as ~/tensorflow_datasets; by default the folder of all data sets."""
     image: str = ""
-    """Field of the image. If image, video and audio are all empty, the types of the fields choose."""
+    """Field of the image. If image, video and audio are all empty, fields are chosen by type."""
     video: str = ""
     """Field of the video, a sequence of images or a tensor [T, H, W, C]."""
     audio: str = ""
     """Field of the audio, a tensor [n] or [n, channels]."""
     label: tuple[str, ...] = ()
-    """Fields to keep as labels, whole numbers; by default all that are one."""
+    """Integer fields to keep as labels; by default all integer fields."""
     caption: str = ""
-    """Field of the text that describes a record; of several texts the first; of a class label its name."""
+    """Field of the caption: a text, the first of several texts, or the name of a class label."""
     id: str = ""
-    """Field that names a record; by default a hash of its contents does."""
+    """Field of the id of a record; by default the id is a hash of the contents."""
     size: int = 32
     """Height and width of images and frames, pixels: the largest centred square, resized."""
     frames: int = 25
@@ -70,7 +70,7 @@ class Tfds(Dataset):
 
     @property
     def names_media(self) -> bool:
-        """Whether fields are named as media; otherwise the types of the fields choose."""
+        """Whether the settings name the fields of the media; otherwise they are chosen by type."""
         return bool(self.image or self.video or self.audio)
 
     def fields(self, folder: Path) -> Fields:
@@ -91,15 +91,15 @@ class Tfds(Dataset):
     def media_shapes(self, folder: Path | None = None) -> dict[str, tuple[int, ...]]:
         """Shapes of the media of a record, by modality, at the nominal length.
 
-        Where no field is named, the types of the fields choose: those of the data set prepared in `self.folder`, in
-        `folder`, or where TFDS prepares by default.
+        Where no field is named, fields are chosen by type, from the data set prepared in `self.folder`, in `folder`, or
+        in the default folder of TFDS.
 
         Raises:
           UserError: no field is named and the data set is not prepared.
         """
         if self.names_media:
             return self._shapes({modality for modality in MEDIA_TYPES if getattr(self, modality)})
-        # Importing TFDS is not needed to find out.
+        # This does not import TFDS.
         prepared = self.find(DEFAULT_ROOT if folder is None else folder)
         if prepared is None:
             raise UserError(

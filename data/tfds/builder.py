@@ -92,7 +92,7 @@ def _prepare(settings: Tfds, data_dir: Path) -> Path:
             # TFDS prints its progress to stdout, which has the output of the command.
             with contextlib.redirect_stdout(sys.stderr):
                 builder.download_and_prepare(file_format=FORMAT, download_config=config)
-        except Exception as error:  # builders of TFDS fail in every way: no network, no TensorFlow, no files
+        except Exception as error:  # builders of TFDS raise errors of many types: no network, no TensorFlow, no files
             raise refusal(error) from error
 
     return Path(prepare(make, fill).data_dir)

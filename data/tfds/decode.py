@@ -86,20 +86,21 @@ class Decoder:
         return self._video(value) if modality == "video" else self._audio(value, path)
 
     def _id(self, stored: dict[str, Any], serialized: bytes) -> str:
-        # A hash of the contents is stable when TFDS shuffles or other records are removed.
+        # Ids that are not UTF-8 stay apart.
         if self._fields.id:
-            return f"{self._id_prefix}{self._text(stored, self._fields.id)}"
+            return f"{self._id_prefix}{self._text(stored, self._fields.id, 'backslashreplace')}"
+        # A hash of the contents is stable when TFDS shuffles or other records are removed.
         return f"{self._id_prefix}{hashlib.sha256(serialized).hexdigest()[:16]}"
 
-    def _text(self, stored: dict[str, Any], path: str) -> str:
+    def _text(self, stored: dict[str, Any], path: str, errors: str = "replace") -> str:
         value = _at(stored, path)
-        # Of several texts the first.
+        # The first of several texts.
         while isinstance(value, list | np.ndarray):
             value = value[0] if len(value) else b""
         feature = _at(self._features, path)
         if isinstance(value, int) and getattr(feature, "names", None):
             return feature.int2str(value).replace("_", " ")
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return value.decode("utf-8", errors) if isinstance(value, bytes) else str(value)
 
     def _video(self, frames: Any) -> np.ndarray | None:
         """The frames nearest to i / frames_per_second over the whole duration, uint8 [T, size, size, 3]."""

@@ -42,7 +42,7 @@ def select_fields(folder: Path, named: Mapping[str, str], labels: tuple[str, ...
     Args:
       folder: folder of the prepared data set.
       named: paths of the fields `image`, `video`, `audio`, `caption` and `id`; "" for none.
-      labels: paths of the labels; () for all integer fields that serve nothing else.
+      labels: paths of the labels; () for all integer fields without another use.
 
     Raises:
       UserError: a field does not exist or has another type, or there are no media.
@@ -54,8 +54,8 @@ def select_fields(folder: Path, named: Mapping[str, str], labels: tuple[str, ...
     for label in labels:
         _check_exists("label", label, specs)
         if not is_integer(specs[label]):
-            raise UserError(f"tfds.label = {label!r}: is {type_of(specs[label])}, not a whole number")
-    # A field that serves as caption or id is no label.
+            raise UserError(f"tfds.label = {label!r}: has type {type_of(specs[label])}; choose an integer field")
+    # A field used as caption or id is not a label.
     other = {*media.values(), named["caption"], named["id"]}
     paths = labels or [path for path, spec in specs.items() if is_integer(spec) and path not in other]
     by_name = {path.replace(".", "_"): path for path in paths}

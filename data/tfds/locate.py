@@ -79,6 +79,6 @@ def format_of(folder: Path) -> str:
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    """The version that names a folder, as integers; () if it is no version."""
+    """The version that names a folder, as integers; () if it is not a version."""
     parts = folder.name.split(".")
     return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else ()

@@ -1,4 +1,4 @@
-"""Do latents of trained autoencoders serve better than linear ones, and does Self-Flow help more on them?
+"""Are latents of trained autoencoders better than linear ones, and does Self-Flow help more on them?
 
     for m in image video audio; do selfflow train experiments/autoencoder_$m.py; done
     selfflow sweep experiments/ablations/autoencoders.py --jobs 2 --workdir runs/ablations/autoencoders

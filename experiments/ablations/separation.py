@@ -1,10 +1,10 @@
-"""Do cleaner tokens teach noisier ones? Attention Separation prevents attention between them (arXiv 2607.02508).
+"""Do noisier tokens learn from cleaner ones? Attention Separation excludes attention between them (arXiv 2607.02508).
 
     selfflow sweep experiments/ablations/separation.py --jobs 2 --workdir runs/ablations/separation
 
 together  every token attends to all others: Self-Flow
 apart     no attention between masked and other tokens, in any sample
-quarter   as apart, except for a quarter of the samples, which stay whole
+quarter   as apart, except for a quarter of the samples, which keep full attention
 teacher   as quarter, with the teacher's tokens separated too, as in the code released with that paper
 
 Exploratory: three seeds. The base and the measurements are those of experiments/ablations/self_flow.py.

@@ -27,7 +27,7 @@ class Autoencoder(Protocol):
 
     Attributes:
       config: config that it was loaded from.
-      identity: kind, and hash of weights and config: equal identities mean equal latents.
+      identity: kind, and hash of weights and config; equal identities imply equal latents.
       batch_size: records per call for which encoding is fastest.
     """
 
@@ -54,7 +54,7 @@ class Config(Protocol):
     Attributes:
       kind: its name.
       modalities: modalities that it can encode.
-      temporal_stride: frames or samples per latent frame; 1 if each frame is encoded by itself.
+      temporal_stride: frames or samples per latent frame; 1 if each frame is encoded independently.
       causal_padding: frames or samples that the first latent frame lacks; temporal_stride - 1 if the first frame of a
         video has a separate latent frame.
     """
@@ -74,7 +74,7 @@ class Config(Protocol):
 
 
 class _ImageConfig:
-    """Autoencoders of images, which encode each frame of a video by itself."""
+    """Autoencoders of images, which encode each frame of a video independently."""
 
     modalities: ClassVar[tuple[str, ...]] = ("image", "video")
     temporal_stride: ClassVar[int] = 1
@@ -107,7 +107,7 @@ class SDVAE(_ImageConfig):
     groups: int = 32
     """Groups of the group normalisations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Type of computation."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Flux2VAE(_ImageConfig):
     groups: int = 32
     """Groups of the group normalisations."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Type of computation."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Convolutional(TemporalConfig):
     sample_rate: int = 0
     """Audio samples per second; 0 for images and video."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic."""
+    """Type of computation."""
 
 
 @dataclass(frozen=True)
@@ -230,19 +230,19 @@ class Diffusers(TemporalConfig):
     sample_rate: int = 0
     """Audio samples per second; 0 for images and video."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the arithmetic."""
+    """Type of computation."""
 
 
 @dataclass(frozen=True)
 class Precomputed(TemporalConfig):
-    """An autoencoder that is unavailable, of precomputed latents (`selfflow data build latent_files`).
+    """The unavailable autoencoder of precomputed latents (`selfflow data build latent_files`).
 
     It neither encodes nor decodes.
     """
 
     kind: Literal["precomputed"] = "precomputed"
     name: str = ""
-    """As latents.json names it. `--autoencoder.image precomputed=FOLDER` reads all fields from there."""
+    """Its name in latents.json. `--autoencoder.image precomputed=FOLDER` reads all fields from there."""
     first_frame_alone: bool = False
     """Whether the first latent frame of a video holds its first frame alone."""
 
@@ -273,12 +273,12 @@ def _spatial_shape(config: SDVAE | Flux2VAE | TemporalConfig, media: tuple[int, 
 
 
 def uses_pretrained(config: AnyAutoencoder) -> bool:
-    """Whether the weights are the user's, and not fitted to the data."""
+    """Whether the weights are supplied by the user instead of fitted to the data."""
     return isinstance(config, PRETRAINED)
 
 
 def can_decode(config: AnyAutoencoder | None) -> bool:
-    """Whether the autoencoder itself is available, and not only its latents."""
+    """Whether the autoencoder itself is available, in addition to its latents."""
     return not isinstance(config, Precomputed)
 
 

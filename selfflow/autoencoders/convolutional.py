@@ -25,7 +25,7 @@ from selfflow.encoders.convolution import Convolution, convolve
 from selfflow.errors import UserError
 
 _LOG_VARIANCE = (-30.0, 20.0)
-# Noise that drowns the latents would be unlearned at the rate of a bias, which is slow.
+# Posterior noise far above the latents would decrease slowly, at the learning rate of a bias.
 _INITIAL_LOG_VARIANCE = -12.0
 # The last inputs of the causal convolutions of a network, in their order.
 Cache = list[Array]
@@ -35,18 +35,18 @@ Cache = list[Array]
 class Network:
     """The shape of a convolutional autoencoder.
 
-    It is one of images and video if strides have three axes (frames, rows, columns), and of audio if they have one,
-    (samples,).
+    Strides with three axes (frames, rows, columns) make it a network of images and video, those with one axis
+    (samples,) a network of audio.
     """
 
     channels: int
     """Latent channels, C."""
     strides: tuple[tuple[int, ...], ...]
-    """Of each level, in the order of the encoder; a latent position spans their product."""
+    """Stride of each level along each axis, in the order of the encoder; a latent position spans their product."""
     widths: tuple[int, ...]
     """Channels after each of these strides."""
     windows: tuple[tuple[int, ...], ...]
-    """Of the convolutions of a residual block, in their order, along each axis; causal along the first."""
+    """Windows of the convolutions of a residual block, in order, along each axis; causal along the first."""
     blocks: int = 1
     """Residual blocks of each level, in the encoder and in the decoder."""
 
@@ -76,7 +76,7 @@ class Network:
 
     @property
     def is_visual(self) -> bool:
-        """Whether it is a network of images and video, and not of audio."""
+        """Whether it is a network of images and video instead of audio."""
         return len(self.strides[0]) == 3
 
     @property
@@ -87,8 +87,8 @@ class Network:
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Fresh parameters, {"encoder", "decoder"}.
 
-        Residual blocks are the identity. Layers between them are orthogonal, those of the decoder the transposes of the
-        encoder's, and the posterior has hardly any noise. A network in which no level widens thus starts as a
+        Residual blocks start as the identity. Layers between them are orthogonal, decoder layers are the transposes of
+        encoder layers, and the posterior has almost no noise. A network without a widening level thus starts as a
         projection on a random subspace.
         """
         keys = iter(jax.random.split(key, (2 * self.blocks * len(self.windows) + 1) * len(self.widths) + 1))

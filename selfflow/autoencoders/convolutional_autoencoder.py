@@ -20,7 +20,7 @@ from selfflow.errors import UserError
 from selfflow.media import from_unit_range, medium_of, to_unit_range
 from selfflow.weights.read import sha256_of
 
-_CHUNK_ELEMENTS = 2**21  # of media in one call; activations take a few hundred times as many
+_CHUNK_ELEMENTS = 2**21  # elements of media in one call; activations have a few hundred times as many
 
 
 class ConvolutionalAutoencoder:
@@ -68,7 +68,7 @@ class ConvolutionalAutoencoder:
         """
         check_media(media, self._medium.name)
         if self.network.is_visual:
-            # Checks height and width, whatever the length.
+            # Checks height and width; the length may be arbitrary.
             dataclasses.replace(self.config, images_only=True).latent_shape(media.shape[-3:])
         axes = len(self._medium.axes)
         lead = media.shape[:-axes]
@@ -145,7 +145,7 @@ class ConvolutionalAutoencoder:
             for start in range(0, source.length, step):
                 x = source.read(rows, start, start + step)
                 length = x.shape[1]
-                # Missing clips and the end of the last chunk are zeros: they come last and influence nothing.
+                # Missing clips and the end of the last chunk are zeros, which come last and do not affect the results.
                 x = np.pad(x, [(0, clips - len(x)), (0, step - length)] + [(0, 0)] * (x.ndim - 2))
                 outputs, cache = network(self._params, x, cache)
                 valid = [np.asarray(y)[: rows.stop - first, : y.shape[1] * length // step] for y in outputs]

@@ -15,7 +15,7 @@ from selfflow.media import images_only, medium_of
 from selfflow.serialization import from_json, to_json
 from selfflow.storage.atomic import atomic_write
 
-_FORMAT = "selfflow-autoencoder-2"  # raised when the same weights come to mean another network
+_FORMAT = "selfflow-autoencoder-2"  # increment it when the meaning of the weights changes
 _METADATA_KEY = "autoencoder"
 
 
@@ -48,7 +48,7 @@ def read_config(path: Path, modality: str) -> Convolutional:
     """The config of the autoencoder in a file, for a modality.
 
     Raises:
-      UserError: if there is none, or it is one of other modalities.
+      UserError: if the file has no autoencoder, or that of other modalities.
     """
     network, rate, _ = read(path, weights=False)
     medium = medium_of(modality)

@@ -1,6 +1,6 @@
 """Autoencoders of diffusers, run by their own torch code on a CPU or a GPU.
 
-Encoding happens once, so that the original code serves better than a port.
+Encoding happens once, so that the original code is preferred to a port.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ class DiffusersAutoencoder:
     def __init__(self, config: Diffusers, path: Path):
         self.config = config
         pinned = {name: bytes(array).decode() for name, array in load(path.read_bytes()).items()}
-        # The pinned path serves if the config has none that exists: it may be relative to another folder.
+        # The pinned path is used if that of the config does not exist: it may be relative to another folder.
         source = pinned["path"]
         if config.path and (Path(config.path).expanduser().is_dir() or not Path(source).is_dir()):
             source = config.path
@@ -76,7 +76,7 @@ class DiffusersAutoencoder:
         """
         check_media(media, self._medium.name)
         if not self._is_audio:
-            # Checks height and width, whatever the length.
+            # Checks height and width; the length may be arbitrary.
             dataclasses.replace(self.config, images_only=True).latent_shape(media.shape[-3:])
         media = self._whole_latent_frames(media)
         axes = len(self._medium.axes)

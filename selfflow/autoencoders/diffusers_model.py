@@ -1,6 +1,6 @@
-"""Models of diffusers: loading, encoding and decoding in torch, and what is known of them only by trying.
+"""Models of diffusers: loading, encoding and decoding in torch, and properties that are measured.
 
-Classes differ little: in whether latents are a distribution, in their normalisation, and in the axes of the media.
+Classes differ in whether latents are a distribution, in their normalisation, and in the axes of the media.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from selfflow.data.shards import one_line
 from selfflow.errors import UserError
 from selfflow.media import to_unit_range
 
-# Media that `measure` tries a model on.
+# Media on which `measure` runs a model.
 _TRIAL_SAMPLES, _TRIAL_SIDE = 2**15, 64
 
 _LOADED: dict[tuple[str, str, str, str], tuple[Any, str]] = {}
@@ -48,11 +48,11 @@ def load_model(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, s
     options = {"use_safetensors": True, "torch_dtype": getattr(torch, dtype), "low_cpu_mem_usage": False}
     try:
         model, report = kind.from_pretrained(source, subfolder=subfolder or None, output_loading_info=True, **options)
-    except Exception as error:  # of a dozen classes, from missing fields to damaged files
+    except Exception as error:  # a dozen classes of errors, from missing fields to damaged files
         raise UserError(f"diffusers cannot read {path} as {name}: {' '.join(str(error).split())[:300]}") from None
     wrong = sorted(report["missing_keys"]) or sorted(report["unexpected_keys"])
     if wrong:
-        raise UserError(f"{path} is no {name}: {wrong[0]} is missing or unexpected, {len(wrong)} in all")
+        raise UserError(f"{path} is not a {name}: {wrong[0]} is missing or unexpected, {len(wrong)} in all")
     identity = f"{name}-{_weights_digest(model)}"
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     if media_axes(model) == 3 and hasattr(model, "enable_tiling"):
@@ -138,7 +138,7 @@ def measure(model: Any, images_only: bool) -> dict[str, int]:
         return _measure_images(model) if images_only or media_axes(model) == 4 else _measure_video(model)
     except UserError:
         raise
-    except Exception as error:  # whatever its class raises for media that it is not for
+    except Exception as error:  # classes raise errors of many types for unsuitable media
         raise UserError(
             f"{type(model).__name__} cannot be tried on small media ({one_line(error)}): it may be for other media, or "
             "its config and weights do not belong together"

@@ -84,7 +84,7 @@ def unpack(z_BHWC: Float[Array, "B h w 4*C"]) -> Float[Array, "B H W C"]:
 
 def _norm(x: Float[Array, "B H W C"], norm: Norm, groups: int) -> Float[Array, "B H W C"]:
     batch, height, width, channels = x.shape
-    # In float32 whatever the dtype: a sum over an image exceeds half precision.
+    # In float32 for every dtype: a sum over an image exceeds half precision.
     grouped = x.reshape(batch, height * width, groups, channels // groups).astype(jnp.float32)
     mean = grouped.mean(axis=(1, 3), keepdims=True)
     variance = grouped.var(axis=(1, 3), keepdims=True)

@@ -45,7 +45,7 @@ class KLAutoencoder:
         self.config = config
         weights = Weights(path, read_weights(path), "AutoencoderKL")
         packed = config.kind == "flux2_vae"
-        # Before the network is read, which accepts a batch normalisation whatever the kind.
+        # Before the network is read, which accepts a batch normalisation for either kind.
         self._mean, self._scale = _normalisation(config, weights)
         params = read_kl(weights)
         _check_sizes(config, params, path, 4 if packed else 1)

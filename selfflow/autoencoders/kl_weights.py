@@ -14,7 +14,7 @@ from selfflow.errors import UserError
 
 # Names of attention layers in older files, and now.
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# Of a batch normalisation after the encoder, which `kl_autoencoder` reads.
+# Keys of a batch normalisation after the encoder, which `kl_autoencoder` reads.
 _BATCH_NORM = {"bn.running_mean", "bn.running_var"}
 
 

@@ -11,8 +11,9 @@ _MIN_STD = 1e-12
 def channel_statistics(latents: Sequence[Float[np.ndarray, "... C"]]) -> dict[str, Float[np.ndarray, "C"]]:
     """Mean, standard deviation, largest magnitude and excess kurtosis of each channel, over all latents.
 
-    Flow matching assumes data of about the scale of its noise, std 1. A channel with a std far from 1 wastes noise
-    levels, one with std 0 carries nothing, and heavy tails (a Gaussian has excess kurtosis 0) are hard for a velocity.
+    Flow matching assumes data of about the scale of its noise, std 1. A channel with a std far from 1 makes noise
+    levels ineffective, one with std 0 is constant, and heavy tails (a Gaussian has excess kurtosis 0) are hard to
+    predict.
     """
     count = sum(x.size // x.shape[-1] for x in latents)
 
@@ -38,7 +39,7 @@ def _rows(x: Float[np.ndarray, "... C"]) -> Float[np.ndarray, "N C"]:
 def difference(original: np.ndarray, decoded: np.ndarray) -> np.ndarray:
     """decoded - original in the dtype of the media, to be shown as such media.
 
-    Of unsigned pixels it is half the difference around mid-grey, of signed samples the clipped difference.
+    For unsigned pixels it is half the difference around mid-grey, for signed samples the clipped difference.
     """
     if original.dtype.kind == "f":
         return decoded - original

@@ -17,8 +17,8 @@ _FLOOR = 1e-4  # power below which there is silence, of a signal in [-1, 1]
 class LogMel:
     """The bands of a log-mel spectrogram, inverted by Griffin-Lim (librosa).
 
-    A video predicts when and how loud something sounds, and hardly its phase. Given the video, coefficients that carry
-    the phase, such as those of an MDCT, have a mean near 0, which is what a velocity learns.
+    A video predicts the time and the loudness of a sound, but hardly its phase. Given the video, coefficients that
+    carry the phase, such as those of an MDCT, have a mean near 0, which a velocity model then predicts.
     """
 
     kind: Literal["log_mel"] = "log_mel"
@@ -31,7 +31,7 @@ class LogMel:
     modalities: ClassVar[tuple[str, ...]] = ("audio",)
     causal_padding: ClassVar[int] = 0
     companded: ClassVar[bool] = False
-    # Whitened principal components would give those that hardly vary the weight of loudness.
+    # Whitening principal components would weight nearly constant ones as much as loudness.
     rotated: ClassVar[bool] = False
 
     def __post_init__(self):
@@ -69,7 +69,8 @@ class LogMel:
         # A model may produce powers that no recording has: their exp must not overflow.
         power = np.maximum(np.exp(np.minimum(np.moveaxis(frames, -1, -2), 20)) - _FLOOR, 0)
         filters = librosa.filters.mel(sr=self.sample_rate, n_fft=2 * self.temporal_stride, n_mels=self.bands)
-        # Least squares clipped at 0 is much faster than with the constraint, and Griffin-Lim smooths the difference.
+        # Least squares clipped at 0 is much faster than constrained least squares, and Griffin-Lim smooths the
+        # difference.
         magnitude = np.sqrt(np.maximum(np.linalg.pinv(filters) @ power, 0))
         samples = frames.shape[-2] * self.temporal_stride
         signal = librosa.griffinlim(magnitude, random_state=0, length=samples + self.temporal_stride, **self._windows)

@@ -1,4 +1,4 @@
-"""Checks of what autoencoders encode and decode, and the blocks of audio that some of them share."""
+"""Checks of the media and latents of autoencoders, and the blocks of audio that some autoencoders share."""
 
 from typing import Any
 

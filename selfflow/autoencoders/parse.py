@@ -84,7 +84,7 @@ def _image_autoencoder(
     if isinstance(previous, config) and _is_same_path(previous.path, path):
         return previous
     file = Path(path).expanduser()
-    # A file that does not exist is no error here: the data folder may have a copy of its weights.
+    # A missing file is not an error here: the data folder may have a copy of its weights.
     if file.is_file() and file.suffix.lower() != ".safetensors":
         raise UserError(f"{flag}: give a .safetensors file, or a folder of diffusers that holds one")
     default = config(path=path)

@@ -1,8 +1,8 @@
 """PCA initialisation of a convolutional autoencoder.
 
-From random layers a network first has to learn what a linear autoencoder is fitted to in seconds, which takes most of
-its steps. Here each layer between blocks is fitted to the outputs of the layers before it on some media, level by level
-(arXiv 1511.06856), while residual blocks are the identity.
+From random layers a network first has to learn what a linear autoencoder is fitted to in seconds, which takes most
+of its steps. Here each layer between blocks is fitted to the outputs of the layers before it on some media, level by
+level (arXiv 1511.06856), while residual blocks are the identity.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from selfflow.encoders.convolution import Convolution
 from selfflow.media import to_unit_range
 
 _BATCH_SIZE = 32
-_MIN_VARIANCE = 1e-6  # of the largest variance; directions below are taken for empty
+_MIN_VARIANCE = 1e-6  # relative to the largest variance; directions below it count as empty
 
 
 def init_from_pca(network: Network, params: dict[str, Any], sets: Sequence[np.ndarray], seed: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reconstruction errors: how far what an autoencoder decodes is from the media that it encoded."""
+"""Reconstruction errors: distances of decoded from original media."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

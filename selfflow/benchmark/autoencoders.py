@@ -188,7 +188,7 @@ def _diffusers_calls(config: AnyAutoencoder, media: np.ndarray, batch_size: int)
 
 def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """(length, bytes) of clips of several lengths: peak memory beyond that of the shortest."""
-    stride, elements = config.temporal_stride, int(np.prod(shape[1:]))  # of one frame
+    stride, elements = config.temporal_stride, int(np.prod(shape[1:]))  # elements of one frame
     lengths = []
     for times in _TIMES:
         latent_frames = max(1, times * _LONG // elements // stride)
@@ -200,7 +200,7 @@ def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) 
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
                 try:
                     peaks.append(pool.submit(_peak, m, config, path, (length, *shape[1:])).result())
-                except (MemoryError, RuntimeError) as error:  # out of memory shows in several ways
+                except (MemoryError, RuntimeError) as error:  # out-of-memory errors have several types
                     print(f"note: a clip of {length:,} does not fit in memory ({one_line(error)})", file=sys.stderr)
                     break
             shown.advance()
@@ -216,7 +216,7 @@ def _peak(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) ->
     decoded = autoencoder.decode(mean)
 
     statistics = jax.devices()[0].memory_stats()
-    if statistics:  # of an accelerator; it holds only pieces of the clip
+    if statistics:  # memory of an accelerator, which holds only parts of the clip
         return statistics["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
     own = media.nbytes + mean.nbytes + (0 if std is None else std.nbytes) + decoded.nbytes

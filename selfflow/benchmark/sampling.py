@@ -59,7 +59,7 @@ def _rates(setup: FlowSetup, params: Any, name: str, rounds: int, count: int) ->
     experiment, modalities, objective = setup.experiment, setup.modalities[name], setup.objective
     null = experiment.model.labels
     condition = Condition(np.full(count, null))
-    steps = max(experiment.sampler.steps, 2)  # the fewest of Euler-Maruyama
+    steps = max(experiment.sampler.steps, 2)  # the minimum of Euler-Maruyama
     samplers, generators = {}, {}
     for solver in SOLVERS:
         # Without guidance, which would evaluate the network twice.

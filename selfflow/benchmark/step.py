@@ -103,7 +103,7 @@ def _rate(setup: FlowSetup, name: str, rounds: int, peak: float, per_token: bool
     quartiles = np.quantile(times["this"], [0.25, 0.75])
 
     def ratio(above: str, below: str) -> float:
-        # Of the two times of one round, in which the load of the machine is most alike.
+        # Ratio of two times of the same round, because the load of the machine changes between rounds.
         return float(np.median(times[above] / times[below]))
 
     flops = model_flops(setup, name)

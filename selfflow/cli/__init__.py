@@ -20,7 +20,7 @@ _COMMANDS = {
     "encode": "encode an experiment's data into latents",
     "plan": "compute memory and least step time on a slice of TPUs, without one",
     "benchmark": "measure the speed of an experiment's parts",
-    "import": "make a run of the weights of a released SiT",
+    "import": "create a run from the weights of a released SiT",
     "report": "write a run or a sweep as one HTML page",
     "export": "write a run's weights with a model card",
     "data": "list, build, show and verify data sets, and delete samples",

@@ -16,7 +16,7 @@ _EXAMPLE = "selfflow benchmark experiments/quickstart.py --only input"
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `selfflow benchmark` that are no fields of the experiment."""
+    """Flags of `selfflow benchmark` that are not fields of the experiment."""
 
     only: Literal["step", "input", "sampling", "features", "autoencoders", "all"] = "all"
     """The part to measure: `step`, the compiled update on random numbers, on one device; `input`, from latents on disk

@@ -1,5 +1,6 @@
-"""`selfflow data list | build | show | verify | delete`: data sets on disk."""
+"""`selfflow data list | build | show | ids | verify | delete`: data sets on disk."""
 
+import contextlib
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
     from selfflow.latents.delete.delete import DeletionReport
 
 _LINES_PER_GROUP = 20
-_SHOWN_SIBLINGS = 5
 
 _ACTIONS = {
     "list": "print the data sets, and which configurations of each are built",
     "build": "build a data set; one that is built is not built again",
     "show": "print the card of a data set and write samples",
+    "ids": "print the ids of all records, one on each line, as files of ids have them",
     "verify": "read a data set and its latents completely, and print the problems",
-    "delete": "delete samples for good, from a data set and its latents",
+    "delete": "delete samples permanently from a data set and its latents",
 }
 _EXAMPLES = {
     "list": "selfflow data list",
     "build": "selfflow data build media --source ~/videos",
     "show": "selfflow data show collisions --count 3",
+    "ids": "selfflow data ids media --source ~/videos > ids.txt",
     "verify": "selfflow data verify collisions",
     "delete": "selfflow data delete media --source ~/videos --ids withdrawn.txt",
 }
@@ -67,7 +69,7 @@ class Delete:
     """Flags of `selfflow data delete`."""
 
     ids: Path
-    """File with the ids of the samples to delete, one on each line."""
+    """File with the ids of the samples to delete, one on each line, as `selfflow data ids` prints them."""
 
 
 def main(arguments: list[str]) -> None:
@@ -100,6 +102,8 @@ def main(arguments: list[str]) -> None:
             _build(settings, options, data_dir)
         case "show":
             _show(settings, options, data_dir)
+        case "ids":
+            _ids(settings, data_dir)
         case "verify":
             _verify(settings, data_dir)
         case "delete":
@@ -206,8 +210,9 @@ def _show(settings: "Dataset", options: Show, data_dir: Path) -> None:
 def _describe(record: dict[str, Any], built: "BuiltDataset") -> str:
     """Id, labels and caption of a record, with the names of label values if the data set has them."""
     from selfflow.data.verify import numbers_of
+    from selfflow.latents.ids import format_id
 
-    parts, labels = [record["id"]], numbers_of(record)
+    parts, labels = [format_id(record["id"])], numbers_of(record)
     del labels["quality"]
     for name, value in labels.items():
         # The names of the classes of a label `material` are in the metadata as `materials`.
@@ -216,6 +221,20 @@ def _describe(record: dict[str, Any], built: "BuiltDataset") -> str:
         parts.append(f"{name} {value} ({class_names[value]})" if is_named else f"{name} {value}")
     caption = f': "{record["caption"]}"' if record.get("caption") else ""
     return ", ".join(parts) + caption
+
+
+def _ids(settings: "Dataset", data_dir: Path) -> None:
+    from selfflow.data.built import build
+    from selfflow.latents.ids import format_id
+
+    # Only ids belong in the output, and files of ids are UTF-8 in every locale.
+    with contextlib.redirect_stdout(sys.stderr):
+        built = build(settings, data_dir)
+    sys.stdout.reconfigure(encoding="utf-8")
+    for split in built.splits:
+        records = built.records(split)
+        for i in range(len(records)):
+            print(format_id(records[i]["id"]))
 
 
 def _verify(settings: "Dataset", data_dir: Path) -> None:
@@ -276,6 +295,8 @@ def _delete(settings: "Dataset", options: Delete, data_dir: Path) -> None:
 
 
 def _print_deleted(report: "DeletionReport", ids: set[str]) -> None:
+    from selfflow.latents.ids import format_ids
+
     if report.before:
         state = "it was interrupted and is finished now" if report.resumed else "already complete"
         print(f"deletion of these {len(ids)} ids, {report.before}: {state}")
@@ -287,14 +308,10 @@ def _print_deleted(report: "DeletionReport", ids: set[str]) -> None:
         print(f"latents {name}: {_plural(number, 'record')} deleted; their statistics are unchanged")
     for name in report.cleared:
         print(f"latents {name}: incomplete; the shards so far are deleted and will be encoded again")
-    if report.missing:
-        print(f"{len(report.missing)} of {len(ids)} ids do not exist:")
-        for name in report.missing:
-            print(f"  {name}")
+    if report.earlier and not report.before:
+        print(f"{report.earlier} of {len(ids)} ids were deleted earlier")
     if report.siblings:
-        shown = ", ".join(report.siblings[:_SHOWN_SIBLINGS])
-        if len(report.siblings) > _SHOWN_SIBLINGS:
-            shown += ", ..."
+        shown = format_ids(report.siblings)
         print(f"other clips of the same files remain, and may overlap: {len(report.siblings)} ({shown})")
     if report.left:
         print("NOT absent: the ids remain in")
@@ -319,8 +336,8 @@ def _print_remaining(report: "DeletionReport", data_dir: Path) -> None:
     print("- images, video and audio that `data show` and runs wrote, ids in logs of runs, and the file of ids itself")
     print("- other builds of this data set, latents and features elsewhere, backups, deleted blocks of the disk")
     if report.fitted:
-        print("- autoencoders that were fitted to a few hundred records, which may include these samples:")
+        print("- autoencoders fitted to a few hundred records, which may include these samples:")
         for path in report.fitted:
             print(f"    {path}")
-        print("  delete them (with their .json) and the latents of this data set: both are made again")
+        print("  delete them (with their .json) and the latents of this data set: both are computed again")
     print("- runs that were trained before; those on these latents cannot resume")

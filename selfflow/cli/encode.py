@@ -21,7 +21,7 @@ _EXAMPLE = "selfflow encode experiments/quickstart.py --processes 2"
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `selfflow encode` that are no fields of the experiment."""
+    """Flags of `selfflow encode` that are not fields of the experiment."""
 
     out: Path
     """Folder for the files of --inspect."""
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     setup = resolve(experiment)
     data = prepare_data(setup, data_dir, options.share)
     if data is None:
-        print("this host's share is encoded; the latents are complete once the other hosts have encoded theirs")
+        print("the shards of this host are encoded; the latents are complete once the other hosts have finished")
         return
     for name, latents in data.source.latents.items():
         print_latents(name, latents)

@@ -153,7 +153,7 @@ def _print_header(report: "SampleReport", sampler: "RunSampler", options: Option
     if conditioned:
         print(f"{' and '.join(conditioned)} of the samples: context. Metrics of it alone are those of the data.")
     if n < 100:
-        print(f"Distances of {n} samples are mostly noise: use hundreds.")
+        print(f"Distances of {n} samples are mostly noise: use hundreds of samples.")
     if not report.has_raw:
         print("The raw data does not exist: all real clips are decoded latents.")
 

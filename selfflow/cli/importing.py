@@ -1,4 +1,4 @@
-"""`selfflow import`: makes a run folder of the weights of a released SiT."""
+"""`selfflow import`: creates a run folder from the weights of a released SiT."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ class Arguments:
 
 def main(arguments: list[str]) -> None:
     """Parses `FILE --out DIR [--num-heads N] [--patch-size N]` and writes the run."""
-    description = f"Make a run of the weights of a released SiT.\n\nexample: {_EXAMPLE}"
+    description = f"Create a run from the weights of a released SiT.\n\nexample: {_EXAMPLE}"
     options = tyro.cli(Arguments, prog="selfflow import", description=description, args=arguments)
     from selfflow.interop.import_released import import_released_sit
 

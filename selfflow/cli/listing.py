@@ -11,7 +11,7 @@ from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
 from selfflow.storage.paths import data_folder
 
-# Folders of the cache that are no data sets; all others that no builder names are data sets of TFDS.
+# Folders of the cache that do not hold data sets; all others without a builder here are data sets of TFDS.
 _NO_DATA_SETS = ("latents", "autoencoders", "compiled", "indexes", "downloads", "buckets", "staged", "locks")
 
 

@@ -21,7 +21,7 @@ _EXAMPLE = "selfflow plan experiments/joint_625m.py --topology v5e:16x16"
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `selfflow plan` that are no fields of the experiment."""
+    """Flags of `selfflow plan` that are not fields of the experiment."""
 
     topology: str = "v5e:16x16"
     """Chip and shape of a slice: v4, v5e, v5p, v6e or tpu7x, a colon, and chips along each axis, as in v5p:8x8x4."""
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
     experiment, options, _ = parsed
     import jax
 
-    # Planning needs no device: a TPU of this machine may be in use by a training process.
+    # Planning does not use devices: a training process may use a TPU of this machine.
     jax.config.update("jax_platforms", "cpu")
     from selfflow.planning.compile import slice_devices
     from selfflow.planning.fit import nearest_fit
@@ -110,7 +110,7 @@ def _print_memory(experiment: Experiment, plan: "Plan") -> None:
 def _print_bounds(experiment: Experiment, plan: "Plan") -> None:
     """Prints the least time of a step by resource, the traffic, and what follows for the run."""
     bounds = plan.bounds
-    print("\nLeast times of a step, in ms, if nothing else were to be done:")
+    print("\nMinimum times of a step by resource, in ms:")
     print(
         f"  {'component':<14} {'share':>6} {'model TFLOP':>12} {'program':>9} {'compute':>8} "
         f"{'HBM':>7} {'ICI':>7} {'DCN':>7}"
@@ -139,8 +139,8 @@ def _print_bounds(experiment: Experiment, plan: "Plan") -> None:
     print(
         f"\nA step takes at least {bounds.step_seconds * 1e3:.1f} ms, bounded by {bounds.by}: at most "
         f"{bounds.mfu:.0%} MFU, and at least {bounds.days:.2f} days for {experiment.steps:,} steps.\n"
-        f"If no transfer were hidden behind arithmetic: {unhidden * 1e3:.1f} ms, {unhidden_mfu:.0%} MFU.\n"
+        f"Without overlap of transfers and arithmetic: {unhidden * 1e3:.1f} ms, {unhidden_mfu:.0%} MFU.\n"
         f"Input at the former rate: {rate / 1e6:,.0f} MB/s in all, {host_rate / 1e6:,.1f} MB/s for each host.\n"
-        f"These are bounds, with the resource busy all the time; no program reaches them. "
+        f"These are lower bounds at full utilisation of the resource, which no program reaches. "
         f"Compiled in {plan.compile_seconds:.0f} s."
     )

@@ -95,7 +95,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
     settings, all_weights = _settings(options), _names(options.weights)
     for weights in all_weights:
         if weights not in ("ema", "student", "untrained"):
-            raise UserError(f"--weights {weights}: there are ema, student and untrained")
+            raise UserError(f"--weights is {weights}, expected ema, student or untrained")
     runs = [open_run(path) for path in paths]
     if not settings.component and not settings.sources:
         check_components(runs)
@@ -115,7 +115,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
         if options.retrieval:
             component, split = settings.component, settings.split
             rows += retrieval_rows(run, options.retrieval, component=component, split=split, **network)
-        # After every network, so that an error in a later one loses nothing.
+        # After every network, so that its rows are kept if a later one fails.
         write_rows(out, rows)
     probe_curves(rows).savefig(out.with_suffix(".png"), dpi=150)
     print_rows(rows, baseline)
@@ -176,7 +176,7 @@ def match_baseline(name: str, labels: list[str]) -> str:
         return name
     matches = {label for label in labels if label.startswith(f"{name}, ")}
     if len(matches) != 1:
-        raise UserError(f"--baseline {name!r}: there are {', '.join(map(repr, dict.fromkeys(labels)))}; name one")
+        raise UserError(f"--baseline is {name!r}, expected one of {', '.join(map(repr, dict.fromkeys(labels)))}")
     return matches.pop()
 
 

@@ -21,7 +21,7 @@ _EXAMPLE = "selfflow sweep experiments/sight_and_sound.py --jobs 2 --budget.step
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `selfflow sweep` that are no fields of the experiment."""
+    """Flags of `selfflow sweep` that are not fields of the experiment."""
 
     workdir: Path
     """The folder of the sweep, with a run folder for each run. With --index it may be in a bucket."""
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     base, options, data_dir = parsed
     folder, budget = options.workdir, options.budget
     if budget and any(argument.partition("=")[0] == "--steps" for argument in arguments):
-        raise UserError("--steps and a budget contradict: give --budget.steps alone, or --budget.flops")
+        raise UserError("--steps and a budget contradict each other: give --budget.steps alone, or --budget.flops")
     if options.index is None and bucket_url(folder):
         raise UserError(
             f"--workdir {bucket_url(folder)}: train runs into a bucket one by one with --index, or name a local folder"
@@ -99,8 +99,8 @@ def _train_all(
 
     gpus = len(visible_gpus())
     if 0 < gpus < options.jobs:
-        raise UserError(f"--jobs is {options.jobs}, and there are {gpus} GPUs: give no more than one to each")
-    # Before the folder is made, so that an error leaves none.
+        raise UserError(f"--jobs is {options.jobs}, but there are {gpus} GPUs: give at most one job per GPU")
+    # Before the folder is created, so that no folder is left after an error.
     check_sweep(options.workdir, description)
     with run_lock(options.workdir):
         enter_sweep(options.workdir, description)

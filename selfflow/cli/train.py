@@ -14,7 +14,7 @@ _EXAMPLE = "selfflow train experiments/quickstart.py --steps 100 --optimizer.lea
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `selfflow train` that are no fields of the experiment."""
+    """Flags of `selfflow train` that are not fields of the experiment."""
 
     workdir: Path
     """The run folder, on a disk or in a bucket (gs://, s3://)."""

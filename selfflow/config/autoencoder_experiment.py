@@ -23,6 +23,6 @@ class AutoencoderExperiment(TrainingConfig):
     loss: ReconstructionLoss = ReconstructionLoss()
     """What is minimised."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic; parameters, EMA and losses are float32."""
+    """Type of computation; parameters, EMA and losses are float32."""
     held_out: int = 128
     """Held-out samples of each component that reconstruction is measured on at the end."""

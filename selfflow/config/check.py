@@ -39,7 +39,7 @@ def check_length(experiment: TrainingConfig) -> None:
     if experiment.optimizer.decay == "cosine" and experiment.steps > experiment.optimizer.decay_steps:
         raise UserError(
             f"steps is {experiment.steps}, but the cosine rate reaches 0 at optimizer.decay_steps "
-            f"{experiment.optimizer.decay_steps}: nothing is learned after it; start another run with --init-from"
+            f"{experiment.optimizer.decay_steps}: the model does not train after it; start another run with --init-from"
         )
 
 
@@ -50,16 +50,16 @@ def check_flow(setup: FlowSetup) -> None:
         _check_component(experiment, name, streams)
     for name in experiment.latents:
         if name not in experiment.data:
-            raise UserError(f"latents.{name}: no such data set; there are {', '.join(experiment.data)}")
+            raise UserError(f"latents.{name}: no such data set; choose from {', '.join(experiment.data)}")
     if bool(experiment.text) != (experiment.model.text > 0):
-        raise UserError("text and model.text go together: the encoder, and how many channels its embeddings have")
+        raise UserError("set both text and model.text, the encoder and the channels of its embeddings, or neither")
     if bool(experiment.label) != (experiment.model.labels > 0):
-        raise UserError("label and model.labels go together: the field's name, and how many classes it has")
+        raise UserError("set both label and model.labels, the field's name and its number of classes, or neither")
     if getattr(experiment.model, "scalars", ()):
         raise UserError(f"model.scalars is {experiment.model.scalars}: no record has them; leave it empty")
     for m in experiment.modality_weight:
         if m not in modalities:
-            raise UserError(f"modality_weight.{m}: no such modality; there are {', '.join(modalities)}")
+            raise UserError(f"modality_weight.{m}: no such modality; choose from {', '.join(modalities)}")
     check_fraction(experiment, "", "condition_drop")
     _check_unused(experiment)
     _check_separation(experiment)
@@ -78,7 +78,7 @@ def check_autoencoder(setup: AutoencoderSetup) -> None:
         if component.shuffled or component.delayed:
             raise UserError(f"mixture.{name}: shuffled and delayed need several modalities; leave them out")
     if experiment.cadence.evaluate_every:
-        raise UserError("cadence.evaluate_every evaluates samples, and an autoencoder has none: leave it out")
+        raise UserError("cadence.evaluate_every evaluates samples, which an autoencoder does not draw: leave it out")
     visual = experiment.network.is_visual
     if visual and loss.spectral:
         raise UserError(f"loss.spectral is {loss.spectral}, but this network is for images and video: set it to 0")
@@ -133,7 +133,7 @@ def _check_separation(experiment: Experiment) -> None:
 
 
 def _check_context(setup: FlowSetup) -> None:
-    """Raises `UserError` for a case of context that no component can have: it would never be trained."""
+    """Raises `UserError` for a case of context that applies to no component and is never trained."""
     components = list(setup.modalities.values())
     streams: list[tuple[str, Modality]] = []
     for component in components:

@@ -67,9 +67,9 @@ class Experiment(TrainingConfig):
     sampler: Sampler = Sampler()
     """How samples are drawn during training, at its end, and by default by `selfflow sample`."""
     evaluation: Evaluation = Evaluation()
-    """What is measured of samples during training."""
+    """Evaluation of samples during training."""
     final_evaluation: FinalEvaluation = FinalEvaluation()
-    """What is drawn and measured at the end."""
+    """Evaluation at the end of the run."""
     latents: dict[str, str] = field(default_factory=dict)
     """Folders of latents that were encoded elsewhere, by data set; the raw data is then not needed. They may lie in a
     bucket."""

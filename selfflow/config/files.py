@@ -137,7 +137,7 @@ def diff(old: AnyExperiment, new: AnyExperiment) -> dict[str, tuple[Any, Any]]:
 
 
 def _leaves(data: dict[str, Any]) -> dict[str, Any]:
-    """The values of a nested dict that are no dicts, by dotted names."""
+    """The leaves of a nested dict, by dotted names."""
     leaves = {}
     for key, value in data.items():
         if isinstance(value, dict):

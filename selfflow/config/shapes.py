@@ -146,7 +146,7 @@ def _media(data: AnyDataset, m: str, component: Component | None, name: str) -> 
 
 
 def _check_alike(m: str, streams: dict[str, Modality]) -> None:
-    """Raises `UserError` unless the latents of all data sets have one rate and, but for their length, one shape."""
+    """Raises `UserError` unless the latents of all data sets have one rate and, except for their length, one shape."""
     (first, expected), *others = streams.items()
     timed = 1 if expected.period else 0  # the first axis is time, which may differ
     for name, stream in others:

@@ -47,7 +47,8 @@ class TrainingConfig:
     init_from: str = ""
     """RUN or RUN:STEP whose weights to start from."""
     exclude: str = ""
-    """A file with one sample id on each line: these samples are never read."""
+    """A file with one sample id on each line, as `selfflow data ids` prints them: these samples are never read. Each id
+    must be in a data set of the mixture, or have been deleted from one."""
     exclude_hash: str = ""
     """Hash of that file; follows from it."""
 

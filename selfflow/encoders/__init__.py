@@ -1,4 +1,4 @@
-"""Frozen networks whose features of clean media are targets of alignment or are evaluated. Imports no JAX."""
+"""Frozen networks whose features of clean media are targets of alignment or inputs of metrics. Imports no JAX."""
 
 from selfflow.encoders.config import EffNetLite0, Encoder, FeatureFiles, FrozenEncoder, VisionFolder
 

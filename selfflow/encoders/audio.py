@@ -34,7 +34,7 @@ def resample(audio_BS: np.ndarray, rate: float, target: int, name: str) -> Float
         raise UserError(f"{name} needs the samples per second of audio, and got {rate}: give the rate of the data")
     scaled = to_unit_range(audio_BS)
     if rate != target:
-        # soxr takes [S, channels] and resamples each channel by itself.
+        # soxr takes [S, channels] and resamples each channel independently.
         scaled = np.concatenate([soxr.resample(row[:, None], rate, target).T for row in scaled])
     if not scaled.shape[1]:
         raise UserError(f"{name}: {audio_BS.shape[1]} samples at {rate} per second are too few: give longer audio")
@@ -44,8 +44,8 @@ def resample(audio_BS: np.ndarray, rate: float, target: int, name: str) -> Float
 class LogMelStatistics:
     """Mean and standard deviation over time of 40 log-mel bands of audio at 16 kHz, natural logarithm / 10.
 
-    A baseline that needs no weights. It measures spectra and how much they vary, and does not depend on the order in
-    time. The factor makes features of order 1, for which the kernel of KID, (x.y / D + 1)^3, is meant.
+    A baseline without weights. It measures spectra and their variation, and does not depend on the order in time. The
+    factor makes features of order 1, for which the kernel of KID, (x.y / D + 1)^3, is meant.
     """
 
     name = "LogMel"

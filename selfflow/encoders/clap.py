@@ -17,8 +17,8 @@ _BATCH = 8
 class Clap:
     """Audio -> CLAP's normalised embedding, its mean over windows of the network's own length, mostly 10 s.
 
-    The network's preprocessor pads the last window. It would cut a random part out of longer audio, where windows make
-    features depend on the audio alone.
+    The network's preprocessor pads the last window. It would crop longer audio at random; with windows, features
+    depend on the audio alone.
 
     Args:
       folder: folder with config.json, preprocessor_config.json and model.safetensors; no code in it is executed.
@@ -52,7 +52,7 @@ class Clap:
             model, report = transformers.ClapModel.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, **options
             )
-        except Exception as error:  # of a dozen classes, from damaged files to unknown settings
+        except Exception as error:  # a dozen classes of errors, from damaged files to unknown settings
             raise UserError(f"--features clap: transformers cannot read {folder}: {_line(error)}") from None
         # transformers would initialise missing weights at random.
         missing = sorted(name for name in report["missing_keys"] if "audio" in name)

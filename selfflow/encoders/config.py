@@ -17,7 +17,7 @@ class FrozenEncoder(Protocol):
     """A frozen encoder with its weights, as `load_encoder` returns it.
 
     Attributes:
-      identity: name, and hash of weights and settings: equal identities mean equal features.
+      identity: name, and hash of weights and settings: equal identities imply equal features.
       ids: ids of the samples that it has features of; None if it computes them.
     """
 

@@ -83,7 +83,7 @@ def convolve(x: Float[Array, "B ..."], weights: Convolution, stride: int = 1, pa
 
 
 def depthwise(x_BHWC: Float[Array, "B H W C"], weights: Convolution, stride: int):
-    """Convolves each channel by itself, padded as TensorFlow's "SAME"."""
+    """Convolves each channel separately, padded as TensorFlow's "SAME"."""
     # A sum of shifted maps, which XLA fuses: on CPUs about six times faster than its grouped convolution.
     batch, *sides, channels = x_BHWC.shape
     window = weights.kernel.shape[0]

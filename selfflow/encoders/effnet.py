@@ -32,7 +32,7 @@ class EffNet:
     """Features of whole clips: 112 channels of an image, 224 of a video.
 
     Images are resized to 224 x 224 (bicubic, antialiased) and scaled to (x - 127) / 128, as in the training of the Lite
-    variants. Of an image the features are the mean over positions of the last map. Of a video they are mean and
+    variants. The features of an image are the mean over positions of the last map. Those of a video are mean and
     standard deviation of those over frames, called EffNetMeanStd, which do not depend on the order of frames.
 
     Args:

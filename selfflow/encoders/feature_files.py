@@ -30,7 +30,7 @@ class FeatureFileReader:
             files = sorted(path for path in self.path.iterdir() if path.suffix.lower() == ".safetensors")
         if not files or not files[0].is_file():
             raise UserError(
-                f"{self.path} is no .safetensors file and no folder of them: give the path of your features"
+                f"{self.path} is neither a .safetensors file nor a folder of them: give the path of your features"
             )
         self.ids: dict[str, Path] = {}
         digest = hashlib.sha256()

@@ -35,11 +35,11 @@ class I3d:
     """Videos -> 400 logits, their mean over time, on which FVD is defined (arXiv 1812.01717).
 
     Frames are resized to 224 x 224 as in TensorFlow 1 and scaled to 2 x / 255 - 1, as in the reference implementation
-    of FVD, and used at any rate. Published state dicts hold other weights than FVD's (those of the first
-    release), or conversions of them of which no hash is known: a distance is called FD-I3D.
+    of FVD, and used at any rate. Published state dicts hold weights other than FVD's (those of the first
+    release), or conversions without a known hash: the distance is called FD-I3D.
 
     Args:
-      path: path of a state dict, `.pt`, `.pth` or `.safetensors`, of which nothing is executed.
+      path: path of a state dict, `.pt`, `.pth` or `.safetensors`, which is read without executing code.
 
     Raises:
       UserError: if the file is missing or damaged, or holds other weights.

@@ -29,7 +29,7 @@ class Inception:
     this layout it is FD-Inception.
 
     Args:
-      path: path of a state dict, `.pth` or `.safetensors`, of which nothing is executed.
+      path: path of a state dict, `.pth` or `.safetensors`, which is read without executing code.
 
     Raises:
       UserError: if the file is missing or damaged, or holds other weights.

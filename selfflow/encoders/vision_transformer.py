@@ -49,7 +49,7 @@ class VisionTransformerEncoder:
         try:
             model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **options)
             mean, std = (torch.tensor(preprocessor[f"image_{name}"]).reshape(1, 3, 1, 1) for name in ("mean", "std"))
-        except Exception as error:  # of a dozen classes, from missing fields to damaged files
+        except Exception as error:  # a dozen classes of errors, from missing fields to damaged files
             raise UserError(f"transformers cannot read {folder}: {' '.join(str(error).split())[:200]}") from None
         # transformers would initialise missing weights at random. A pooler is not used.
         missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)

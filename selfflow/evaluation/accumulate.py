@@ -1,4 +1,4 @@
-"""Streaming accumulation of features: their moments and the first of them, in memory independent of their number."""
+"""Streaming accumulation of features: their moments and the first features, in memory independent of their number."""
 
 import zipfile
 from pathlib import Path
@@ -152,7 +152,7 @@ def load_reference(path: Path, extractor: Extractor) -> Accumulator | Statistics
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` file."""
     if not path.is_file():
-        raise UserError(f"{path} is no file: give a reference as .npz")
+        raise UserError(f"{path} is not a file: give a reference as .npz")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):

@@ -11,7 +11,7 @@ from selfflow.storage.atomic import atomic_write
 
 
 def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
-    """Writes images batch by batch, in memory of one batch. An error leaves no file.
+    """Writes images batch by batch, holding one batch in memory. No file remains after an error.
 
     Args:
       path: the `.npz`, which is replaced if it exists.
@@ -19,7 +19,7 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
       count: their number, for the header of the array.
 
     Raises:
-      UserError: other images or another number of images, or a missing folder.
+      UserError: images of another format or size, another number of images, or a missing folder.
     """
     if path.suffix.lower() != ".npz":
         raise UserError(f"{path}: ADM's evaluator reads .npz files; give a name with this suffix")
@@ -41,11 +41,11 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
                 written += len(batch)
                 file.write(np.ascontiguousarray(batch).data)
             if written != count:
-                raise UserError(f"{path}: {written} images in place of {count}; the file is not written")
+                raise UserError(f"{path}: {written} images, expected {count}; the file is not written")
 
 
 def _checked(path: Path, batch: np.ndarray) -> np.ndarray:
-    """The batch, if it is of images."""
+    """The batch; raises `UserError` unless it consists of uint8 images."""
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
         raise UserError(
             f"{path}: images of {batch.dtype} {list(batch.shape)}; ADM's evaluator reads uint8 [B, H, W, 3]"

@@ -108,7 +108,7 @@ def open_extractor(spec: str, medium: str) -> Extractor:
 
 
 def _remedy(kind: str) -> str:
-    """How to correct a name that is unknown, or has a path too many or too few."""
+    """The remedy for an unknown name, or for a superfluous or missing path."""
     known = {name.rstrip("="): name for name in _KINDS}
     name = known.get(kind.lower())
     if name is None:

@@ -94,7 +94,7 @@ class BatchSource:
           rows: batch size -> numbers of the rows that this process reads; by default all.
 
         Raises:
-          UserError: if a component has no record, or a label is none of the classes.
+          UserError: if a component has no record, or a label is not one of the classes.
         """
         return Batches(self, start, steps, rows)
 
@@ -105,7 +105,8 @@ class BatchSource:
         records = source.indices_with(component.modalities, quality)
         labels = class_labels(source, self.label, self.classes)
         modalities = {m: self.modalities[name][m] for m in component.modalities}
-        # All batches of a component have the same arrays, whatever its curriculum: consider records of any quality.
+        # All batches of a component have the same arrays in every stage of the curriculum: consider records of any
+        # quality.
         of_any_quality = source.indices_with(component.modalities)
         padded = []
         for m, modality in modalities.items():
@@ -121,7 +122,7 @@ class BatchSource:
 
         Args:
           splits: splits to try in this order, and train after them; the first that has the component is used.
-          size: samples in a batch, if there are so many; by default the batch size of the component.
+          size: samples in a batch, if that many exist; by default the batch size of the component.
         """
         batches = {}
         for name, component in self.mixture.items():
@@ -168,7 +169,7 @@ class Batches:
             known |= {name for name in index if name.startswith("label/")}
         if label and f"label/{label}" not in known:
             names = ", ".join(sorted(name.removeprefix("label/") for name in known)) or "no labels"
-            raise UserError(f"label {label!r}: no data set has such a field; there are {names}")
+            raise UserError(f"label {label!r}: no data set has such a field; choose from {names}")
 
     def _reader(self, pool: Pool) -> SampleReader:
         reader = self._source.reader(pool.component, "train", pool.quality)

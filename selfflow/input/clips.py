@@ -10,7 +10,7 @@ from selfflow.data.shards import BadRecord
 
 
 class Clips(Protocol):
-    """Clips by number, such as those of a split of a run's data."""
+    """Clips by number, such as the clips of a split of a run's data."""
 
     ids: Sequence[str]
 
@@ -43,7 +43,7 @@ def warn_left_out(clips: Clips, left_out: list[int]) -> None:
     if not left_out:
         return
     # The error is not kept while reading: the first clip is read once more for its reason.
-    first, reason = left_out[0], "it can be read now"
+    first, reason = left_out[0], "it is readable now"
     try:
         clips.latents(first)
     except BadRecord as error:

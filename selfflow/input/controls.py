@@ -25,7 +25,8 @@ def shuffled(
 
     Args:
       samples, records: the samples, and the records that they are read from, of which there are at least two.
-      others: the same records in another order; a record that would be paired with itself gets the next one there.
+      others: the same records in another order; a record that would be paired with itself is paired with the next one
+        there.
       reader: reads a record as a sample.
       modalities: modalities that come from the other record.
     """

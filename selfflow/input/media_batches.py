@@ -16,7 +16,7 @@ from selfflow.input.media_index import media_index
 from selfflow.input.mixture import Component, Stage
 from selfflow.media import medium_of
 
-_HELD_OUT_BYTES = 200e6  # of a component
+_HELD_OUT_BYTES = 200e6  # limit for each component
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class MediaReader:
             self._cropped(self.source[record], record, None)
         except BadRecord as error:
             return error.shard, error.reason
-        return self.source.shard_of(record), "it can be read now"
+        return self.source.shard_of(record), "it is readable now"
 
     def _cropped(self, record: dict[str, Any], number: int, rng: np.random.Generator | None) -> np.ndarray:
         medium, cut = medium_of(self.modality), self.cut
@@ -140,7 +140,7 @@ class MediaReader:
         cropped_axes = cut.shape[: -1 if x.ndim > 2 else 1]
         for axis, size in enumerate(cropped_axes):
             if x.shape[axis] < size:
-                # Too short: repeat the last frame or the border of frames, or append silence.
+                # Media that are too short: repeat the last frame or the border of frames, or append silence.
                 missing = [(0, 0)] * x.ndim
                 missing[axis] = (0, size - x.shape[axis])
                 x = np.pad(x, missing, mode="edge" if medium.is_visual else "constant")
@@ -206,7 +206,7 @@ class MediaBatchSource:
 
         Args:
           splits: splits to try in this order, and train after them; the first that has the component is used.
-          size: number of samples, if there are so many; fewer of large ones.
+          size: number of samples, if that many exist; fewer for large samples.
 
         Raises:
           UserError: if a component has no readable record.

@@ -18,7 +18,7 @@ from selfflow.progress import Progress
 from selfflow.serialization import digest
 from selfflow.storage.atomic import atomic_write
 
-_FORMAT = 1  # raised when equal data sets come to have other indexes
+_FORMAT = 1  # increment it when equal data sets produce other indexes
 
 Index = dict[str, np.ndarray]
 

@@ -24,14 +24,14 @@ class Component:
     """Name of the data set; may be left out if there is one."""
     seconds: float | None = None
     """Length of its clips; longer records are cropped at a random place, or at their beginning if the autoencoder
-    encodes the first frame of a video by itself; shorter ones are padded. By default that of the data set."""
+    encodes the first frame of a video separately; shorter ones are padded. By default that of the data set."""
     quality: float = 0.0
-    """Least `quality` of its records."""
+    """Minimum `quality` of its records."""
     shuffled: tuple[str, ...] = ()
-    """Modalities taken from another record of the component, drawn anew in each epoch: a control that keeps the
+    """Modalities taken from another record of the component, redrawn in each epoch: a control that keeps the
     distribution of each modality and removes the dependence between them."""
     delayed: dict[str, float] = field(default_factory=dict)
-    """Seconds by which a modality is late in training; its end is moved to its beginning: a control that keeps the
+    """Delay of a modality in training, seconds; its end is moved to its beginning: a control that keeps the
     content of the modalities and removes their synchrony."""
 
     def length(self, rate: float, m: str, name: str) -> int:
@@ -62,7 +62,7 @@ class Stage:
     weights: dict[str, float] = field(default_factory=dict)
     """Shares of all components from then on; empty keeps the previous ones. Components that are not named get 0."""
     quality: dict[str, float] = field(default_factory=dict)
-    """Least quality of the records of some components from then on."""
+    """Minimum quality of the records of some components from that step on."""
 
 
 def check_mixture(mixture: Mapping[str, Component], curriculum: tuple[Stage, ...]) -> None:
@@ -109,7 +109,7 @@ class MixturePlan:
 
     Step n draws from the component in whose interval of [0, 1) the fractional part of u + n / golden ratio falls.
     After any number of steps the count of each component is within a few of its exact share, and step n is known
-    without the steps before it. A pool continues where it stopped, whatever the weights were meanwhile, so that no
+    without the steps before it. A pool continues where it stopped, independently of changes of the weights, so that no
     record is skipped.
 
     Args:

@@ -1,4 +1,4 @@
-"""One stored record as one sample of a batch: cropped, padded, drawn from its distribution, or given weight 0."""
+"""Conversion of a stored record to a sample of a batch: crop, padding, draw from its distribution, or weight 0."""
 
 import math
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ class Reader:
             self._clip(self.source[record], self.source.shard_of(record), np.random.default_rng(0))
         except BadRecord as error:
             return error.shard, error.reason
-        return self.source.shard_of(record), "it can be read now"
+        return self.source.shard_of(record), "it is readable now"
 
     def _empty_clip(self) -> _Clip:
         latents, features = {}, {}
@@ -160,7 +160,7 @@ class Reader:
     def _starts(self, latents: dict[str, np.ndarray], rng: np.random.Generator | None) -> dict[str, int]:
         """First frame of each timed modality: the same time for all, drawn among those at which all frames start.
 
-        If an autoencoder encodes the first frame of a video by itself, clips start at 0: no other latent frame stands
+        If an autoencoder encodes the first frame of a video separately, clips start at 0: no other latent frame stands
         for a single frame.
         """
         room, periods = {}, {}
@@ -205,7 +205,7 @@ def class_labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
       classes: number of classes.
 
     Raises:
-      UserError: if a label is none of the classes.
+      UserError: if a label is not one of the classes.
     """
     if f"label/{label}" not in source.index:
         return np.full(len(source), -1, np.int32)

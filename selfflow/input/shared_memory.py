@@ -7,8 +7,8 @@ from selfflow.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
 _BATCHES_PER_WORKER = 3  # one that is written, one in the queue of the worker and one that Grain has taken from it
-_QUEUE_BYTES = 2**18  # of a worker's semaphores
-_BATCHES_IN_USE = 2  # of the step and of the one before, until they are on the device
+_QUEUE_BYTES = 2**18  # semaphores of a worker
+_BATCHES_IN_USE = 2  # those of the current and of the previous step, until they are on the device
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:
@@ -17,7 +17,7 @@ def check_shared_memory(workers: int, batch_bytes: int, folder: Path = SHARED_ME
     Args:
       workers: reader processes.
       batch_bytes: size of the largest batch in bytes.
-      folder: where POSIX shared memory lies; a system without it is not checked.
+      folder: folder of POSIX shared memory; systems without it are not checked.
 
     Raises:
       UserError: naming the needed and the free bytes.

@@ -77,7 +77,7 @@ class Exported(NamedTuple):
     Attributes:
       model: the model; a SiT has the projector as `model.projector`, too.
       config: shape of the model.
-      modalities: shapes of latents; `modalities[name].to_tokens(latents)` makes tokens of them.
+      modalities: shapes of latents; `modalities[name].to_tokens(latents)` converts them to tokens.
       projector: the student's projector, or None.
       description: the content of `config.json`.
     """

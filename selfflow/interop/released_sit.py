@@ -168,8 +168,8 @@ def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int | None, pa
         )
     if token_size % patch**2:
         raise UserError(
-            f"{path}: x_embedder.proj.weight takes tokens of {token_size} elements, no multiple of patch_size {patch} "
-            "squared; give the model's own patch_size"
+            f"{path}: x_embedder.proj.weight takes tokens of {token_size} elements, which patch_size {patch} squared "
+            "does not divide; give the model's own patch_size"
         )
     heads = _heads(path, width, heads)
     outputs, _ = _shape(path, weights, "final_layer.linear.weight", 2)

@@ -32,7 +32,7 @@ from selfflow.storage.lock import locked
 from selfflow.storage.mirror import fetch_folder, publish_folder
 from selfflow.storage.paths import url_of_copy
 
-_FORMAT = 3  # raised when equal settings come to mean other latents
+_FORMAT = 3  # increment it when equal settings produce other latents
 _SHARD_BYTES = 32e6
 _FEW_RECORDS = 20_000  # below this, one process has finished before others have started
 _SHOWN_WARNINGS = 3  # for each shard
@@ -89,7 +89,7 @@ def encode(
     fitted = {m: fitted[m] for m in sorted(fitted)}
     if built.settings.holds_latents:
         check_precomputed(built, fitted, modalities, encoders)
-    # The name of the folder is a hash of all that determines the latents, so that a later call opens it again.
+    # The name of the folder is a hash of everything that determines the latents, so that a later call opens it again.
     identities: dict[str, Any] = {m: autoencoder.identity for m, autoencoder in fitted.items()}
     identities["text"] = cached_text_encoder(text).identity if text else None
     if encoders:

@@ -30,7 +30,7 @@ _RECORDS_PER_BATCH = 256  # their captions are encoded together
 
 
 class _InvalidMedia(Exception):
-    """Media that differ from what the data set promises."""
+    """Media that differ from the description of their data set."""
 
 
 class _Encoded(NamedTuple):
@@ -107,7 +107,7 @@ def _write_index(shard: Shard, rows: list[dict[str, Any]], sums: dict[str, _Sums
     for m, total in sums.items():
         index |= {f"sum/{m}": total.total, f"square/{m}": total.square, f"count/{m}": np.array([total.count])}
     with atomic_write(shard.index_path) as partial:
-        # Not save_file, which creates files that other users of a shared disk cannot read.
+        # Not save_file, whose files are not readable by other users of a shared disk.
         partial.write_bytes(save(index, metadata={"skipped": json.dumps(skipped)}))
 
 

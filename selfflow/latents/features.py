@@ -132,7 +132,7 @@ def _readable(built: BuiltDataset, split: str, advance: Callable[[], None]) -> I
 
 
 def encoder_identities(encoders: Mapping[str, Encoder]) -> dict[str, str]:
-    """Identity of each encoder: equal identities mean equal features."""
+    """Identity of each encoder: equal identities imply equal features."""
     return {m: load_encoder(encoder).identity for m, encoder in sorted(encoders.items())}
 
 

@@ -27,9 +27,9 @@ from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
 from selfflow.storage.mirror import fetch_folder, publish_folder
 
-_FORMAT = 2  # raised when equal settings come to mean other autoencoders
+_FORMAT = 2  # increment it when equal settings produce other autoencoders
 _RECORDS = 512
-_BYTES = 200e6  # of raw media; fewer records are used if clips are long or large
+_BYTES = 200e6  # bytes of raw media; fewer records are used if clips are long or large
 _CHUNK = 64
 _LINKED_BYTES = 16e6  # files from this size on are hard-linked rather than copied
 
@@ -127,7 +127,7 @@ def _fit(
     """Fits a linear autoencoder and writes it."""
     media, fitted_on = [], {}
     for built in data.values():
-        # Equal parts, whatever the sizes of the data sets.
+        # Equal parts, independent of the sizes of the data sets.
         count, largest = _RECORDS // len(data), _BYTES / len(data)
         records = sample_records(built, "train", modality, count, config.temporal_stride, exclude, largest)
         fitted_on[f"{built.name} {built.fingerprint}"] = len(records)
@@ -233,13 +233,13 @@ def sample_records(
       built: the data set.
       split: name of the split.
       modality: name of the modality.
-      count: number of records, if there are so many.
+      count: maximum number of records.
       temporal_stride: frames or samples of one latent frame.
       exclude: ids to leave out.
       largest: bytes of the modality after which sampling stops, though not before `_CHUNK` records.
 
     Returns:
-      Of each record the modality, and its material if it has one.
+      The modality of each record, and its material if it has one.
     """
     records, samples, size = built.records(split), [], 0
     for i in np.random.default_rng(0).permutation(len(records)):

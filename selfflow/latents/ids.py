@@ -1,37 +1,133 @@
-"""Ids of samples: files of them, arrays of them, and hashes."""
+"""Ids of samples: their text form and files of it, arrays, and hashes.
 
-from collections.abc import Collection
+The text form of an id is the id itself, or a JSON string in double quotes where the id alone could be misread: if it is
+empty, has blanks at an end, begins with a double quote, or has control characters, line or paragraph separators, or a
+byte order mark. A file of ids has one text form on each line.
+"""
+
+import json
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from selfflow.errors import UserError
 from selfflow.serialization import digest
 
+_QUOTED_CATEGORIES = {"Cc", "Zl", "Zp", "Cs"}  # control characters, line and paragraph separators, surrogates
+_BYTE_ORDER_MARK = "\ufeff"
+_SHOWN_IDS = 5
+
+
+def format_id(id: str) -> str:
+    """The text form of an id, which is on one line and differs from that of every other id."""
+    is_plain = id and id == id.strip() and not id.startswith('"') and _BYTE_ORDER_MARK not in id
+    if is_plain and not any(unicodedata.category(character) in _QUOTED_CATEGORIES for character in id):
+        return id
+    return json.dumps(id)
+
+
+def format_ids(ids: Collection[str]) -> str:
+    """The text forms of the first few of some ids in order, and "..." if there are more."""
+    shown = [format_id(id) for id in sorted(ids)[:_SHOWN_IDS]]
+    return ", ".join(shown) + (", ..." if len(ids) > _SHOWN_IDS else "")
+
 
 def read_ids(path: str | Path) -> set[str]:
-    """The ids in a text file with one id on each line; empty lines are ignored.
+    """The ids in a file of UTF-8 text, with or without a byte order mark, with one id on each line.
+
+    Lines end with LF or CRLF; other separators and blanks belong to the id. A line that begins with a double quote is a
+    JSON string. Lines of blanks alone are ignored.
 
     Raises:
-      UserError: if the file cannot be read, is not UTF-8 or holds no id.
+      UserError: if the file cannot be read, a line is not UTF-8 or is a damaged JSON string, or the file holds no id.
     """
+    where = f"the file of ids {path}"
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        content = Path(path).expanduser().read_bytes()
     except OSError as error:
-        raise UserError(
-            f"the file of ids {path} cannot be read ({error.strerror}): give one with an id on each line"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"the file of ids {path} is not UTF-8 text: give one with an id on each line") from error
-    ids = {line.strip() for line in text.splitlines()} - {""}
+        raise UserError(f"{where} cannot be read ({error.strerror}): give one with an id on each line") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{where} is UTF-16, not UTF-8 text: convert it (iconv -f UTF-16 -t UTF-8)")
+    ids = set()
+    for number, line in enumerate(content.removeprefix(_BYTE_ORDER_MARK.encode()).split(b"\n"), start=1):
+        id = _parse_line(line.removesuffix(b"\r"), f"{where}, line {number}")
+        if id is not None:
+            ids.add(id)
     if not ids:
-        raise UserError(f"the file of ids {path} holds none: give one with an id on each line")
+        raise UserError(f"{where} has no ids: give one with an id on each line")
     return ids
+
+
+def _parse_line(line: bytes, where: str) -> str | None:
+    """The id on a line, None if it is blank."""
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: {line[:60]!r} is not UTF-8 text: write ids as `selfflow data ids` does") from error
+    if "\0" in text:
+        raise UserError(f"{where}: {text[:60]!r} has a NUL character: give UTF-8 text, not UTF-16")
+    if not text.startswith('"'):
+        return text if text.strip() else None
+    try:
+        id = json.loads(text)
+        id.encode("utf-8")  # an escaped surrogate is in no id
+    except ValueError as error:
+        raise UserError(
+            f"{where}: {text[:60]} begins with a double quote but is no JSON string: write ids as `selfflow data ids` "
+            "does"
+        ) from error
+    return id
 
 
 def hash_ids(ids: Collection[str], length: int = 16) -> str:
     """Hash of a set of ids, independent of their order."""
-    return digest("\n".join(sorted(ids)), length)
+    return digest("\n".join(sorted(map(format_id, ids))), length)
+
+
+def hash_id(id: str) -> str:
+    """Hash of one id, as records of deletions hold it."""
+    return hash_ids((id,))
+
+
+def deleted_ids(ids: Collection[str], deletions: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Those of some ids that deletions removed.
+
+    Args:
+      ids: the ids.
+      deletions: entries of `deleted.json` or of the manifests of latents.
+    """
+    hashes: set[str] = set()
+    for entry in deletions:
+        hashes.update(entry.get("hashes", ()))
+    return {id for id in ids if hash_id(id) in hashes} if hashes else set()
+
+
+def check_excluded(
+    path: str, excluded: Collection[str], present: Collection[str], deletions: Iterable[Mapping[str, Any]]
+) -> set[str]:
+    """The excluded ids that are no longer in the data because they were deleted.
+
+    Args:
+      path: the file of the excluded ids.
+      excluded: the ids.
+      present: ids of all data sets of the mixture, or those of them that are excluded.
+      deletions: deletions from these data sets.
+
+    Raises:
+      UserError: if an id is in no data set and was deleted from none.
+    """
+    absent = set(excluded).difference(present)
+    earlier = deleted_ids(absent, deletions)
+    unmatched = absent - earlier
+    if unmatched:
+        raise UserError(
+            f"exclude {path}: {len(unmatched)} of {len(excluded)} ids are in no data set of the mixture and were not "
+            f"deleted: {format_ids(unmatched)}; correct or remove these lines (`selfflow data ids` prints all ids)"
+        )
+    return earlier
 
 
 def encode_ids(ids: list[str]) -> np.ndarray:

@@ -18,7 +18,7 @@ from selfflow.media import medium_of
 from selfflow.progress import Progress
 from selfflow.sampling.media_files import write_sheet
 
-_MAX_RECORDS, _MAX_BYTES = 128, 200e6  # of a modality, with its raw media
+_MAX_RECORDS, _MAX_BYTES = 128, 200e6  # limits for each modality, raw media included
 _IMAGES_SHOWN, _CLIPS_SHOWN = 16, 4
 # Standard deviations outside of this range, and larger excess kurtosis, give a note.
 _STD_RANGE, _MAX_KURTOSIS = (0.5, 2.0), 10.0
@@ -110,7 +110,7 @@ def _sample_latents(latents: Latents, built: BuiltDataset | None, m: str) -> tup
             try:
                 latent, record = source[int(i)][m].astype(np.float32), records[int(i)] if records else None
             except BadRecord:
-                continue  # encoding counted and named it
+                continue  # encoding counts and lists unreadable records
             stored.append(latent)
             size += latent.nbytes
             if record is not None:

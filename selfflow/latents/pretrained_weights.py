@@ -24,7 +24,7 @@ from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
 from selfflow.weights.read import sha256_of
 
-_FORMAT = 2  # raised when equal settings come to mean other copies
+_FORMAT = 2  # increment it when equal settings produce other copies
 
 
 def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:

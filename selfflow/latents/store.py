@@ -26,7 +26,7 @@ from selfflow.modality import Modality
 from selfflow.serialization import digest, to_json
 
 MANIFEST = "manifest.json"
-NEXT_MANIFEST = "manifest.next"  # the manifest to come while `selfflow data delete` is at work
+NEXT_MANIFEST = "manifest.next"  # the next manifest while `selfflow data delete` runs
 INDEX_FOLDER = "indexes"  # in the cache folder: indexes of data sets that autoencoders train on
 CAPTION = "caption"
 

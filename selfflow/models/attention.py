@@ -1,7 +1,7 @@
 """Attention, and the kernels that compute it: every block of every model attends through `attention`.
 
 All kernels compute softmax(q k^T / sqrt(H)) v over the visible keys, with the softmax in float32 or wider; the hardware
-decides which kernel is used.
+determines which kernel is used.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ def attention(
 
     Every query attends to all visible keys, whether the query's own token is visible or not, and N may differ from M.
     Invisible keys and values, if finite, change no result, and no gradient reaches them. A sample should have at least
-    one visible key; without any, its results are finite and meaningless.
+    one visible key; without visible keys, its results are finite and meaningless.
 
     The implementations agree up to rounding:
 
@@ -57,7 +57,7 @@ def attention(
       UserError: if cuDNN does not support the inputs, or batch or heads do not divide by the mesh.
     """
     if implementation not in get_args(Implementation):
-        raise ValueError(f"attention {implementation!r}: it is one of {', '.join(get_args(Implementation))}")
+        raise ValueError(f"attention is {implementation!r}, expected one of {', '.join(get_args(Implementation))}")
     if implementation == "auto":
         implementation = implementation_for(platform(), q_BNAH.dtype)
     inputs = (q_BNAH, k_BMAH, v_BMAH) if seen_BM is None else (q_BNAH, k_BMAH, v_BMAH, seen_BM)
@@ -77,7 +77,7 @@ def attention_weights(
 ) -> Float[Array, "B A N M"]:
     """softmax(q k^T / sqrt(H)) over the visible keys, float32: the factors of the values in `attention`.
 
-    For analysis: it holds all B A N M weights in memory, whatever the implementation of attention is.
+    For analysis: it holds all B A N M weights in memory for every implementation of attention.
     """
     score_BANM = jnp.einsum("bnah,bmah->banm", q_BNAH.astype(jnp.float32), k_BMAH.astype(jnp.float32))
     where = None if seen_BM is None else seen_BM[:, None, None, :]
@@ -139,7 +139,7 @@ def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax
         )
     batch, keys, _, size = k_BMAH.shape
     # Lengths even where all keys are seen: without them the backward pass of several versions of cuDNN gives NaN for
-    # sequences that are no multiple of its tiles (github.com/NVIDIA/cudnn-frontend, numbers 160 and 1072).
+    # sequences that are not multiples of its tiles (github.com/NVIDIA/cudnn-frontend, numbers 160 and 1072).
     seen_B = jnp.full(batch, keys, jnp.int32)
     if seen_BM is not None:
         # cuDNN implements a mask as a bias of every score, whose gradient it computes too. The order of keys does not

@@ -70,7 +70,7 @@ class SingleBlock(nnx.Module):
         width, hidden = config.width, round(config.width * config.mlp_ratio)
         self.heads, self.width = config.heads, width
         options = {"rngs": rngs, "dtype": config.dtype}
-        # Attention and MLP read the same input and are summed: one product in and one out serves both.
+        # Attention and MLP read the same input and are summed: they share the input and output products.
         self.inputs = Dense(width, 3 * width + 2 * hidden, ("embed", "mlp"), **options)
         self.query_norm = RMSNorm(width // config.heads, rngs=rngs)
         self.key_norm = RMSNorm(width // config.heads, rngs=rngs)

@@ -37,7 +37,7 @@ class JointConfig:
     """Channels of a caption's embeddings; 0 for a model without captions."""
     text_tau: Literal["mean", "clean"] = "mean"
     """Noise level that modulates the text stream: the mean over the media tokens, as in a port of arXiv 2603.06507, or
-    0. Text carries no noise, and the paper does not say (issue 9 of the released code asks)."""
+    0. Text carries no noise, and the paper does not specify the level (see issue 9 of the released code)."""
     scalars: tuple[str, ...] = ()
     """Names of scalar conditions, such as a guidance scale, whose embeddings are added to that of tau. The embeddings
     are zero at first: a run may start from the weights of one without them."""
@@ -71,7 +71,7 @@ class JointConfig:
           UserError: if there is no such shape.
         """
         if name not in SHAPES:
-            raise UserError(f"there is no joint transformer {name!r}: it is one of {', '.join(SHAPES)}")
+            raise UserError(f"there is no joint transformer {name!r}; choose from {', '.join(SHAPES)}")
         width, heads, double, single = SHAPES[name]
         return cls(width=width, heads=heads, double_blocks=double, single_blocks=single, **fields)
 

@@ -28,8 +28,8 @@ def platform() -> str:
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
     """`x` with its leading axes split over mesh axes; unchanged where no mesh is set.
 
-    The compiler would choose a placement by itself, and in long programs not always the intended one. Sizes need not
-    divide: the last devices then hold less.
+    Without the constraint the compiler chooses a placement, which in long programs may differ from the intended one.
+    Sizes need not divide: the last devices then hold less.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

@@ -99,7 +99,7 @@ def separated_attention(
     The sizes of the slices are static: L + N0 and L + N1 tokens, where N1 is `groups.masked`.
     """
     batch, count = q.shape[:2]
-    runs = math.gcd(batch, groups.whole)  # of `batch` where none is whole
+    runs = math.gcd(batch, groups.whole)  # equal to `batch` if no sample is whole
     first = groups.whole // runs  # samples of each run that are not separated
     middle = count - groups.masked  # where group 1 starts
 

@@ -83,7 +83,7 @@ class SiTConfig:
         """
         size, _, patch = name.partition("/")
         if size not in SHAPES or patch not in map(str, PATCH_SIZES):
-            raise UserError(f"there is no SiT {name!r}: it is one of {', '.join(SHAPES)}, a slash, and 1, 2, 4 or 8")
+            raise UserError(f"there is no SiT {name!r}; give one of {', '.join(SHAPES)}, a slash, and 1, 2, 4 or 8")
         depth, width, heads = SHAPES[size]
         return cls(depth=depth, width=width, heads=heads, patch_size=int(patch), **fields)
 

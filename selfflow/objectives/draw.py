@@ -24,11 +24,11 @@ class View(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """All that is drawn for a batch, sample by sample, before it is split for gradient accumulation.
+    """The random draws of a batch, sample by sample, before it is split for gradient accumulation.
 
     Attributes:
       student: what the student sees.
-      teacher: what the teacher sees; None where no teacher runs.
+      teacher: what the teacher sees; None without a teacher.
       valid: tokens that are not padding, of the modalities that may be padded, [B, N].
       weight: weight of each token in its modality's mean, [B, N]; sums to 1 over the whole batch,
         so that the losses of its parts add up to the loss of the whole.
@@ -66,7 +66,7 @@ def token_weight(
         if m in valid:
             counted_BN *= valid[m]
         if tokens != "all":
-            # Context has the lowest level, 0, and is no candidate for the extreme.
+            # Context has the lowest level, 0, and is excluded from the extreme.
             free_BN = jnp.ones_like(assignment_BN, bool)
             if m in corruption.context:
                 free_BN = ~corruption.context[m]

@@ -1,4 +1,4 @@
-"""Flow matching: its error, the linear baseline that normalises it, and what all of its objectives have in common."""
+"""Flow matching: its error, the linear baseline that normalises it, and the members shared by its objectives."""
 
 from typing import Any, Protocol
 

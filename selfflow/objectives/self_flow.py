@@ -234,7 +234,7 @@ class SelfFlowObjective:
         """The masked tokens of all modalities, and the others."""
         if corruption.context:
             raise ValueError("context tokens have no group: separation excludes them")
-        # Of two levels, index 1 is that of the masked tokens.
+        # Index 1 of the two levels is that of the masked tokens.
         group = corruption.assignment
         masked = sum(self.schedule.masked(m, group_BN.shape[1]) for m, group_BN in group.items())
         batch_size = len(next(iter(group.values())))

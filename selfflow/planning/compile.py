@@ -15,7 +15,7 @@ from selfflow.errors import UserError
 from selfflow.planning.chips import chip_of, topologies_of
 from selfflow.training.sharding import batch_sharding, device_bytes, shardings_of
 
-# libtpu searches for a local TPU, waits, warns, and locks it for one process; without a TPU all of that is disabled.
+# libtpu searches for a local TPU, waits, warns, and locks it for one process; all of these are disabled here.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",

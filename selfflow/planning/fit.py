@@ -33,7 +33,7 @@ class _Change:
 def nearest_fit(
     setup: FlowSetup, name: str, plan: Plan, make_mesh: Callable[[Experiment], Mesh]
 ) -> tuple[FlowSetup, list[str]] | None:
-    """Tries changes in the order of their cost until one fits, with at most a few compilations.
+    """Tries changes in the order of their cost until one fits, with a few compilations at most.
 
     Sharding parameters over more devices costs communication, rematerialisation a quarter more arithmetic, accumulation
     some idle time; a smaller batch, the last resort, changes the training itself.

@@ -79,7 +79,7 @@ def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]
             if transfer is None or not rounds[name]:
                 continue
             if math.isnan(rounds[name]):
-                raise NotImplementedError(f"{instruction.name} is in a loop whose number of rounds is unknown")
+                raise NotImplementedError(f"{instruction.name} is in a loop whose trip count is unknown")
             count = round(rounds[name])
             transfers.append(replace(transfer, bytes=count * transfer.bytes, count=count))
     return transfers

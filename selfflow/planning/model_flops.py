@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step: those that the shapes demand, and those of its program.
+"""Floating-point operations of a training step: those that follow from the shapes, and those of its program.
 
 Only matrix products count, 2 operations for each multiply-add. `model_flops` takes a backward pass as twice its forward
 pass (arXiv 2204.02311, appendix B), less the gradient of the network's inputs, and counts no recomputation, selection
@@ -99,7 +99,7 @@ def program_flops(setup: FlowSetup, name: str) -> int:
       setup: setup of the experiment.
       name: the component.
     """
-    # Kernels hide their products from the count, so it uses plain attention.
+    # Products inside kernels are not counted, so plain attention is traced.
     model = setup.experiment.model
     execution = dataclasses.replace(model.execution, attention="xla", unroll=1)
     model = dataclasses.replace(model, execution=execution)
@@ -134,14 +134,14 @@ def flops_of(costs: list[StageCost], steps: int) -> float:
 
 
 def steps_within(costs: list[StageCost], flops: float) -> int:
-    """The most steps that take no more operations than `flops`, but at least one."""
+    """The maximum number of steps within `flops` operations, at least one."""
     for cost, following in itertools.zip_longest(costs, costs[1:]):
         end = math.inf if following is None else following.start
         steps = flops / cost.flops
         if cost.start + steps < end:
             break
         flops -= (end - cost.start) * cost.flops
-    # A number that is whole but for rounding is not cut to the one below.
+    # A number that is whole up to rounding is not rounded down to the next lower one.
     return max(1, int(cost.start + steps + 1e-6))
 
 

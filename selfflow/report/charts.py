@@ -14,7 +14,7 @@ from selfflow.report.measures import FEW
 
 COLOURS = 12  # style.css defines --c0 to --c11
 _DASHES = ("-", "--", ":")
-_STEPS = [1, 2, 5, 10]  # of ticks, times powers of ten
+_STEPS = [1, 2, 5, 10]  # steps between ticks, times powers of ten
 _MARKED = 12  # points; longer lines have no markers
 
 
@@ -23,7 +23,7 @@ def _placeholder(index: int) -> str:
     return f"#c0ff{index:02x}"
 
 
-# matplotlib knows no CSS variables, and the page needs them for its light and its dark theme.
+# matplotlib does not support CSS variables, which the page needs for its light and its dark theme.
 _DIM, _RULE = "#c0ff0d", "#c0ff0e"
 _VARIABLES = {_DIM: "var(--dim)", _RULE: "var(--rule)"}
 _VARIABLES |= {_placeholder(index): f"var(--c{index})" for index in range(COLOURS)}

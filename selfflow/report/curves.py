@@ -201,7 +201,7 @@ class _ProbeScores:
 
 
 def _probe_title(key: ProbeKey, tau: float) -> str:
-    """Such as "material from video + audio, tau 0.1: balanced accuracy"."""
+    """Title of a panel, such as "material from video + audio, tau 0.1: balanced accuracy"."""
     unit = "R²" if key.metric == "r2" else key.metric.replace("_", " ")
     probe = "" if key.probe in (END_OF_RUN, "logistic", "ridge") else f", {key.probe}"
     return f"{key.target} from {key.source.replace('+', ' + ')}, tau {tau:g}: {unit}{probe}"

@@ -17,7 +17,7 @@ from selfflow.representation.probes.probe_run import Row, best
 
 FEW = 5
 """Seeds; an arm with fewer is exploratory."""
-# Rows of tables of runs that are no result of an arm: references of the probes, and of the samples.
+# Rows of the tables of a run that are references and not results of an arm: of the probes, and of the samples.
 _SUMMARY_REFERENCES = ("raw latents", "frame differences", "log-mel mean", "true kinematics, boosted trees")
 _SAMPLE_REFERENCES = ("real clips", "real, decoded", "noise")
 
@@ -130,7 +130,7 @@ def _probes(study: Study, rows: list[Row], notes: list[str]) -> Iterable[Measure
         name = f"{key.target} from {key.source.replace('+', ' + ')}"
         trained = _chosen([row for row in rows_of_key if row.weights == "ema"])
         if not trained:
-            notes.append(f"{name}, {describe(key)}: validation chose no layer of the EMA; see the probe curves")
+            notes.append(f"{name}, {describe(key)}: no layer of the EMA was chosen on validation; see the probe curves")
             continue
         references = _probe_references(key, rows_of_key, study.done())
         measure = Measure("Probes", name, _probe_detail(key, rows_of_key), "higher", [], references)
@@ -156,7 +156,7 @@ def _probe_references(key: ProbeKey, rows: list[Row], members: list[Member]) -> 
 
 
 def _probe_detail(key: ProbeKey, rows: list[Row]) -> str:
-    """Definition of a probe score, with the noise levels that validation chose from."""
+    """Definition of a probe score, with the noise levels that it was chosen from on validation."""
     taus: set[float] = set()
     taus_by_run: dict[str, set[float]] = {}
     for row in rows:
@@ -164,7 +164,7 @@ def _probe_detail(key: ProbeKey, rows: list[Row]) -> str:
         taus_by_run.setdefault(row.run, set()).add(row.tau)
     detail = f"{describe(key)}; layer chosen on validation, tau {', '.join(f'{tau:g}' for tau in sorted(taus))}"
     if min(map(len, taus_by_run.values())) < len(taus):
-        detail += " (not of every run: validation chose from those available)"
+        detail += " (not all runs have all levels)"
     return detail
 
 
@@ -264,7 +264,7 @@ def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
     folder = member.run.path / "evaluations"
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
         if path.name.startswith("calibration"):
-            continue  # of the physics verifier, without samples
+            continue  # a calibration of the physics verifier, without samples
         result = _read_result(path)
         step = result["step"]
         if step == member.summary["steps"]:

@@ -36,7 +36,7 @@ def key_of(row: Row) -> ProbeKey:
 
 
 def describe(key: ProbeKey) -> str:
-    """Such as "R² of the ridge probe, test split, fitted on 64"."""
+    """Description of a key, such as "R² of the ridge probe, test split, fitted on 64"."""
     metric = key.metric.replace("_", " ").replace("r2", "R²")
     clips = f", fitted on {key.train_n}" if key.train_n else ""
     return f"{metric} of the {key.probe} probe, {key.split} split{clips}"

@@ -144,7 +144,7 @@ def _format_difference(measure: Measure, method: Method) -> str:
 
 
 def _format_interval(estimate: Interval | Paired, decimals: int, sign: str = "") -> str:
-    """Such as "[0.42, 0.47]"; empty for one seed."""
+    """The interval of an estimate, such as "[0.42, 0.47]"; empty for one seed."""
     if estimate.low is None:
         return ""
     return f"[{_format(estimate.low, decimals, sign)}, {_format(estimate.high, decimals, sign)}]"

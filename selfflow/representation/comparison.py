@@ -46,7 +46,7 @@ def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
       baseline: method that the others are compared with; by default the first.
 
     Raises:
-      UserError: if a method has two runs of one seed, or the baseline is none of them.
+      UserError: if a method has two runs of one seed, or the baseline is not one of them.
     """
     scores: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -56,7 +56,7 @@ def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
         by_seed[row.seed] = row.test
     baseline = baseline or next(iter(scores))
     if baseline not in scores:
-        raise UserError(f"baseline {baseline!r}: there are {', '.join(scores)}")
+        raise UserError(f"baseline is {baseline!r}, expected one of {', '.join(scores)}")
     return compare_to_baseline(scores, baseline)
 
 
@@ -88,7 +88,7 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
     scores = {method.name: method.scores for method in methods}
     for name in (*here, *there):
         if name not in scores:
-            raise UserError(f"interaction of {name!r}: there are {', '.join(scores)}")
+            raise UserError(f"interaction of {name!r}: no such method; choose from {', '.join(scores)}")
 
     def gain(a: str, b: str) -> dict[int, float]:
         return {seed: scores[a][seed] - scores[b][seed] for seed in scores[a].keys() & scores[b].keys()}

@@ -89,7 +89,7 @@ def health(
     """Norms, effective ranks and alignment of student and teacher, by block and noise level.
 
     Both networks get the same unlabelled samples with the same noise, all tokens of a sample at one level. Each runs
-    once for a batch and a level, whatever the number of blocks. Sums, and for the ranks a matrix [D, D] for every
+    once for a batch and a level, for any number of blocks. Sums, and for the ranks a matrix [D, D] for every
     block, are carried from batch to batch: memory does not grow with the number of samples.
 
     The noise of a sample depends on the seed and its number alone. Centring and the choice of another sample depend on
@@ -223,7 +223,7 @@ def _checked_size(batch: dict[str, np.ndarray], names: list[str], known: dict[st
     """Number of samples of a batch that has the modalities of the first one."""
     unknown = sorted(set(names) - set(known))
     if unknown:
-        raise UserError(f"a batch holds {unknown[0]}, and the model knows {', '.join(known)}")
+        raise UserError(f"a batch holds {unknown[0]}, but the model has {', '.join(known)}")
     if sorted(batch) != names:
         raise UserError(f"a batch holds {', '.join(sorted(batch))}, the first {', '.join(names)}: give one component")
     size = len(batch[names[0]])

@@ -33,7 +33,7 @@ class Retrieval:
     """Settings of the retrieval."""
 
     candidates: int = 16
-    """Audio candidates: the true one and others of the same material, and as many of other materials."""
+    """Audio candidates: the true one and others of the same material, and an equal number of other materials."""
     taus: tuple[float, ...] = (0.3, 0.5, 0.7, 0.9)
     """Noise levels of the candidates at which the loss is evaluated."""
     draws: int = 4
@@ -62,7 +62,7 @@ class Retrieved(NamedTuple):
     """Candidates of the video's material."""
 
     def ranks(self) -> Int[np.ndarray, "Q"]:
-        """Rank of the true audio among all candidates, from 1. Of equal scores the first is the better."""
+        """Rank of the true audio among all candidates, from 1. The first of equal scores ranks higher."""
         return self._ranks(np.ones_like(self.same_material))
 
     def ranks_within_material(self) -> Int[np.ndarray, "Q"]:
@@ -194,7 +194,8 @@ def _check(
 
 
 def _candidates(material: Int[np.ndarray, "n"], query: int, settings: Retrieval) -> Int[np.ndarray, "M"]:
-    """Clips of the candidates of a query: itself and others of its material, then as many of other materials."""
+    """Clips of the candidates of a query: itself and others of its material, then an equal number of other
+    materials."""
     rng = np.random.default_rng([settings.seed, query])
     half = settings.candidates // 2
     # Half of one material, so that the right material alone does not make the right audio the first.
@@ -300,7 +301,7 @@ def retrieval_rows(
 
 
 def _retrieve_first(clips: ComponentClips, model: Any, queries: int) -> Retrieved:
-    """Retrieval among the first clips that can be read, which are numbered anew; the first of them are the queries."""
+    """Retrieval among the first clips that can be read, which are renumbered; the first of them are the queries."""
     count = min(len(clips), max(_MIN_CLIPS, 8 * queries))
     numbers, video, audio = [], [], []
     for number, latents in readable_and_whole(clips, range(count)):
@@ -329,7 +330,7 @@ def _audiovisual_clips(run: OpenRun, component: str, split: str, data_dir: str |
         name = both[0]
     clips = run.data(split, name, data_dir)
     if "material" not in clips.labels:
-        raise UserError(f"the clips of {name} have no label material: half of the candidates are to be of one")
+        raise UserError(f"the clips of {name} have no label material: half of the candidates must share it")
     for m in (VIDEO, AUDIO):
         if m not in clips.modalities:
             raise UserError(f"component {name!r} has no {m}: retrieval needs a component of video and audio")

@@ -71,7 +71,7 @@ def cknna(
       `released`: that of the authors' code, which the figures of other papers come from. The unbiased HSIC of K and L
         with all other pairs set to 0, by the formula for symmetric matrices, which these are not: exchanging `a` and
         `b` moves the value, by 0.006 in a case of 60 samples and hardly for hundreds. Their code adds 1e-6 to the
-        denominator; here nothing is.
+        denominator, this function does not.
       `paper`: that of equation 16, the sum over those pairs of (K_ij - mean_l K_il) (L_ij - mean_l L_il).
     With k = n - 1 the first is the debiased CKA of features of length 1. Independent features give about k / (n - 1)
     or less.
@@ -103,8 +103,8 @@ def layer_similarity(
     """A measure of the features after each block of `a` (down) and those after each block of `b` (across).
 
     Args:
-      a, b: features of the same clips, means over tokens, and which of their modalities; of one network or of two. What
-        another encoder makes of the clips is compared as `Features(ids, {}, {1: {modality: [n, D]}}, {}, {})`.
+      a, b: features of the same clips, means over tokens, and which of their modalities; of one network or of two.
+        Features of another encoder are compared as `Features(ids, {}, {1: {modality: [n, D]}}, {}, {})`.
       measure: one of the above.
 
     Raises:
@@ -115,8 +115,8 @@ def layer_similarity(
         i = next((i for i, (x, y) in enumerate(zip(first.ids, second.ids)) if x != y), None)
         differ = f"sample {i} is {first.ids[i]!r} and {second.ids[i]!r}" if i is not None else "one holds more"
         raise UserError(
-            f"features of {len(first.ids)} and {len(second.ids)} samples that are not the same ({differ}): likeness is "
-            "that of two views of the same samples in the same order"
+            f"features of {len(first.ids)} and {len(second.ids)} different samples ({differ}): give "
+            "features of the same samples in the same order"
         )
     values = np.empty((len(first.layers), len(second.layers)))
     for i, down in enumerate(first.layers.values()):
@@ -147,7 +147,7 @@ def _checked(a: np.ndarray, b: np.ndarray, least: int) -> list[np.ndarray]:
         raise UserError(f"{len(a)} samples, and at least {least} are needed: give more, or fewer neighbours")
     for which, x in zip(("first", "second"), arrays):
         if np.linalg.norm(_centred(x)) <= _ROUNDING * np.linalg.norm(x):
-            raise UserError(f"{which} features are the same for all {len(x)} samples: likeness of nothing has no value")
+            raise UserError(f"{which} features are the same for all {len(x)} samples: their similarity is undefined")
     return arrays
 
 
@@ -167,7 +167,7 @@ def _unit(x: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
         raise UserError(f"features of sample {int(np.argmin(norm))} are all 0: it has no direction and no neighbours")
     unit = x / norm
     if np.linalg.norm(_centred(unit)) <= _ROUNDING * np.sqrt(len(x)):
-        raise UserError(f"features of all {len(x)} samples point the same way: none is nearer than another")
+        raise UserError(f"features of all {len(x)} samples have the same direction: nearest neighbours are undefined")
     return unit
 
 
@@ -179,7 +179,7 @@ def _normalised(across: float, within_a: float, within_b: float) -> float:
 
 
 def _neighbours(x: Float[np.ndarray, "n D"], k: int) -> Int[np.ndarray, "n*k"]:
-    """Pairs i n + j of each sample i and its k nearest others j, sorted; of equally near ones the first."""
+    """Pairs i n + j of each sample i and its k nearest others j, sorted; the first of equally near ones."""
     n = len(x)
     pairs = []
     for start in range(0, n, _BLOCK):
@@ -187,7 +187,7 @@ def _neighbours(x: Float[np.ndarray, "n D"], k: int) -> Int[np.ndarray, "n*k"]:
         rows = np.arange(len(similar_bn))
         similar_bn[rows, start + rows] = -np.inf  # a sample is not its own neighbour
         kth_b1 = np.partition(similar_bn, n - k, axis=1)[:, n - k, None]
-        # Where several others are as near as the k-th, the last of them are dropped.
+        # If several samples are as near as the k-th, the last of them are dropped.
         near_bn, equal_bn = similar_bn >= kth_b1, similar_bn == kth_b1
         for row in np.flatnonzero(near_bn.sum(axis=1) > k):
             last = np.flatnonzero(equal_bn[row])

@@ -48,7 +48,7 @@ def interval(scores: Sequence[float] | Mapping[int, float]) -> Interval:
       scores: one per seed, or by seed.
 
     Raises:
-      UserError: if there is none, or one is no finite number.
+      UserError: if there are no scores, or one is not a finite number.
     """
     values = _finite("interval", scores.values() if isinstance(scores, Mapping) else scores)
     return Interval(float(values.mean()), *_t_interval(values), len(values))
@@ -64,7 +64,7 @@ def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
       a, b: score by seed.
 
     Raises:
-      UserError: if a seed is in one of the two only, there is none, or a score is no finite number.
+      UserError: if a seed occurs in only one of the two, there are no seeds, or a score is not a finite number.
     """
     from scipy.stats import t
 
@@ -110,7 +110,7 @@ def bootstrap(y: np.ndarray, predicted: np.ndarray, draws: int = 2000, seed: int
       seed: seed of the draws.
 
     Raises:
-      UserError: if there are no samples, or not as many predictions.
+      UserError: if there are no samples, or the numbers of samples and predictions differ.
     """
     y, predicted = np.asarray(y), np.asarray(predicted)
     if y.ndim != 1 or not len(y) or y.shape != predicted.shape:
@@ -118,8 +118,8 @@ def bootstrap(y: np.ndarray, predicted: np.ndarray, draws: int = 2000, seed: int
     # Counts of right and wrong predictions of each of K classes, and S resamples of them.
     _, index = np.unique(y, return_inverse=True)
     right_wrong_2K = np.stack([np.bincount(index, y == predicted), np.bincount(index, y != predicted)])
-    drawn = np.random.default_rng(seed).multinomial(len(y), right_wrong_2K.ravel() / len(y), size=draws)
-    right_SK, wrong_SK = np.moveaxis(drawn.reshape(draws, *right_wrong_2K.shape), 1, 0)
+    counts = np.random.default_rng(seed).multinomial(len(y), right_wrong_2K.ravel() / len(y), size=draws)
+    right_SK, wrong_SK = np.moveaxis(counts.reshape(draws, *right_wrong_2K.shape), 1, 0)
     # Recall of a class without a sample in a resample is 0 here, and not counted in the mean.
     has_samples_SK = right_SK + wrong_SK > 0
     scores_S = np.sum(right_SK / np.maximum(right_SK + wrong_SK, 1), axis=1) / has_samples_SK.sum(axis=1)

@@ -115,7 +115,7 @@ def views(
 
 
 class _Step(NamedTuple):
-    """What a training step draws and computes.
+    """The draws and results of a training step.
 
     Attributes:
       student, teacher: corruption of their inputs.
@@ -210,7 +210,7 @@ def seconds_of(modalities: dict[str, Modality]) -> float:
     return max(lengths)
 
 
-class Drawn(NamedTuple):
+class TauMarginals(NamedTuple):
     """Noise levels of tokens over many draws of a schedule.
 
     Attributes:
@@ -226,7 +226,9 @@ class Drawn(NamedTuple):
     density: Float[np.ndarray, "bins"]
 
 
-def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bins: int = 25, seed: int = 0) -> Drawn:
+def tau_marginals(
+    schedule: Any, modality: str, tokens: int, draws: int = 4096, bins: int = 25, seed: int = 0
+) -> TauMarginals:
     """The noise levels that a schedule draws for the tokens of a modality, without context.
 
     Args:
@@ -240,9 +242,9 @@ def drawn_taus(schedule: Any, modality: str, tokens: int, draws: int = 4096, bin
     corruption = schedule.sample(jax.random.split(jax.random.key(seed), draws), {modality: tokens})
     taus, lowest = corruption.tau()[modality], corruption.levels[modality].min(axis=1)
     p = schedule.tau.get(modality_of(modality), UniformTau())
-    # The density of quantiles at equally spaced probabilities is p(tau), whatever its form.
+    # The density of quantiles at equally spaced probabilities is p(tau), for any form of p.
     quantiles = np.asarray(p.quantile((jnp.arange(200_000) + 0.5) / 200_000))
     density = np.histogram(quantiles, bins=bins, range=(0, 1), density=True)[0]
     # Level 1 is the mask in schedules with a mask; under diffusion forcing it is the level of the second token.
     masked = (np.asarray(corruption.assignment[modality]) == 1) & hasattr(schedule, "mask_ratio")
-    return Drawn(np.asarray(taus), np.asarray(lowest), masked, density)
+    return TauMarginals(np.asarray(taus), np.asarray(lowest), masked, density)

@@ -10,7 +10,7 @@ from selfflow.errors import UserError
 
 
 class StudyRun(Protocol):
-    """What arms are formed from: `selfflow.run.run.Run`.
+    """The members of a run that arms depend on: `selfflow.run.run.Run`.
 
     Attributes:
       name: name of its folder.

@@ -118,7 +118,7 @@ class Clips:
         self.identity = f"{latents.hash} {self.component} {split}"
         kind = latents.manifest.get("settings", {}).get("kind")
         self._latents_only = kind in DATASETS and DATASETS[kind].holds_latents
-        self._records: Any = None  # of the raw data, opened on first use
+        self._records: Any = None  # records of the raw data, opened on first use
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -77,7 +77,7 @@ def create_or_resume(
 
 
 def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Makes a run of weights that were trained elsewhere: step 0, without data and optimizer.
+    """Creates a run from weights that were trained elsewhere: step 0, without data and optimizer.
 
     Args:
       folder: an empty folder.
@@ -180,7 +180,7 @@ def _check_new(folder: Path) -> None:
     for path in paths:
         if path.name not in expected and ".partial-" not in path.name:
             raise UserError(
-                f"{folder} is no run folder (no experiment.json) but has {path.name}: use another --workdir"
+                f"{folder} is not a run folder (no experiment.json) but contains {path.name}: use another --workdir"
             )
 
 

@@ -17,7 +17,7 @@ from selfflow.input.batches import BatchSource
 from selfflow.latents.encode import EncodeShare, encode
 from selfflow.latents.features import check_features, encoder_identities
 from selfflow.latents.fit_autoencoder import FittedAutoencoder, fit_autoencoder, fitted_path
-from selfflow.latents.ids import read_ids
+from selfflow.latents.ids import check_excluded, read_ids
 from selfflow.latents.pretrained_weights import find_weights
 from selfflow.latents.store import MANIFEST, Latents
 from selfflow.modality import Modality
@@ -262,17 +262,16 @@ def _check_identities(latents: Mapping[str, Latents], encoders: dict[str, dict[s
 
 
 def _print_excluded(path: str, excluded: Collection[str], latents: Mapping[str, Latents]) -> None:
-    """Prints how many excluded ids are in the data, and names those that are not."""
+    """Prints how many excluded ids are in the data; raises `UserError` for those that neither are nor were."""
     if not excluded:
         return
-    present = set()
+    present: set[str] = set()
+    deletions = []
     for stored in latents.values():
+        deletions += stored.manifest["deleted"]
         for split in stored.records:
             source = stored.open_split(split)
             present.update(id.decode() for id in source.index["id"][source.excluded])
-    missing = sorted(set(excluded) - present)
-    note = ""
-    if missing:
-        note = f"; not in the data: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}"
-    count = len(excluded) - len(missing)
-    print(f"exclude {path}: {count} of {len(excluded)} ids are in the data and never read{note}")
+    earlier = check_excluded(path, excluded, present, deletions)
+    note = f"; {len(earlier)} were deleted" if earlier else ""
+    print(f"exclude {path}: {len(excluded) - len(earlier)} of {len(excluded)} ids are in the data and never read{note}")

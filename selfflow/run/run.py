@@ -160,7 +160,7 @@ class Run:
           UserError: as `restore`, or if there are no such weights.
         """
         if weights not in ("ema", "student", "untrained"):
-            raise UserError(f"weights {weights!r}: there are ema, student and untrained")
+            raise UserError(f"weights is {weights!r}, expected ema, student or untrained")
         if weights == "untrained" and step is not None:
             raise UserError(f"weights untrained, step {step}: untrained weights have no step; leave it out")
         newest = self.last_step() if step is None and weights != "untrained" else step

@@ -47,7 +47,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """What to draw from a run.
+    """A request for samples of a run.
 
     Attributes:
       modalities: modalities to generate; with those of the context they must form a component of the run. By default
@@ -66,7 +66,7 @@ class SampleRequest:
 
 
 class SampledRun(Protocol):
-    """What sampling needs of a run: `selfflow.run.run.Run`.
+    """The members of a run that sampling uses: `selfflow.run.run.Run`.
 
     Attributes:
       setup: setup of the experiment.

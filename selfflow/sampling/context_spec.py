@@ -71,7 +71,7 @@ def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
       known: modalities that CASE may be, besides first_frame, prefix, inpaint_time and inpaint_region.
 
     Raises:
-      UserError: if CASE is none of these, or does not have these numbers.
+      UserError: if CASE is unknown, or has the wrong numbers.
     """
     # The file first: its name may contain the other separators.
     spec, equals, file = text.partition("=")
@@ -124,7 +124,7 @@ def check_trained(
     Raises:
       UserError: naming the case that `schedule.context` lacks; or if all tokens are context, or none.
     """
-    # Requests with a noise level start samples from noisy media: they are no context, and need no training.
+    # Requests with a noise level start samples from noisy media: they are not context, and need no training.
     clean = tuple(request for request in requests if not request.level)
     texts = " ".join(request.text for request in clean)
     for request in clean:

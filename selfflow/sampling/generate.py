@@ -182,7 +182,7 @@ class Generator:
 def sample_noise(seed: int, numbers: np.ndarray, modality: str, shape: tuple[int, int]) -> np.ndarray:
     """The noise from which samples start, float32 [B, N, P]; that of sample i depends on `seed` and i alone.
 
-    Each sample's noise is drawn by one program by itself, so that no bit of it depends on the batch or the devices.
+    Each sample's noise is drawn separately by one program, so that no bit of it depends on the batch or the devices.
     """
     return np.stack([np.asarray(_noise(_seed_of(seed, number), modality, shape)) for number in numbers])
 

@@ -1,6 +1,6 @@
 """Solvers of the ODE and the SDE from noise to data, given a velocity.
 
-Every solver is one loop over a grid of falling taus, which holds the model once, whatever the number of steps.
+Every solver is one loop over a grid of falling taus, which holds the model once, for any number of steps.
 """
 
 from collections.abc import Callable
@@ -186,7 +186,7 @@ def guided(
       velocity: (x, tau, condition) -> predicted eps - x0, of the structure of x.
       condition: condition of the samples, such as labels [B].
       null: the condition of unconditional samples, of the same structure.
-      scale: 1 is no guidance, 0 no condition.
+      scale: scale of the guidance; 1 disables it, 0 ignores the condition.
       low, high: ends of the interval.
 
     Returns:

@@ -73,7 +73,7 @@ class Lease:
                 file=sys.stderr,
                 flush=True,
             )
-            # Unless another process has taken it over meanwhile. Of several that delete it, one creates it anew.
+            # Unless another process has taken it over. If several processes delete it, only one can create it again.
             if read_object(self._url) == previous:
                 delete_objects([self._url])
         if not write_object(self._url, content, fresh=True):

@@ -18,7 +18,7 @@ _warned: set[Path] = set()
 def try_lock(file: IO, shared: bool = False, unsupported: bool = True) -> bool:
     """Locks an open file without waiting.
 
-    A file system without locks gives no exclusion: a warning on stderr, once for each folder.
+    On a file system without locks there is no exclusion, and a warning is printed to stderr once for each folder.
 
     Args:
       file: open file; the lock is held until it is closed.

@@ -14,7 +14,7 @@ from selfflow.errors import UserError
 from selfflow.storage.atomic import atomic_write
 
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
-_WAITS = (1, 2, 4, 8, 16, 32, 60, 60, 60)  # seconds between tries; each client retries a few times by itself, too
+_WAITS = (1, 2, 4, 8, 16, 32, 60, 60, 60)  # seconds between tries; in addition to the retries of each client
 _CLIENTS = ("aiohttp", "botocore", "aiobotocore", "s3fs", "gcsfs", "google", "requests", "urllib3", "fsspec")
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 _DOWNLOADS = 3

@@ -91,7 +91,7 @@ def _default_folder(variable: str) -> Path:
     """
     try:
         return _resolved("~/.cache/selfflow")
-    except RuntimeError as error:  # of expanduser: HOME is not set, and the user has no entry in the password database
+    except RuntimeError as error:  # HOME is not set, and the user is not in the password database
         raise UserError(f"~/.cache/selfflow: this user has no home folder; set {variable} to another folder") from error
 
 

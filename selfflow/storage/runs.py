@@ -1,6 +1,6 @@
 """Run folders in buckets: training works on a local copy whose changes are uploaded whenever something is saved.
 
-Checkpoints are exempt: Orbax writes them to `gs://` by itself, and `CheckpointUploads` sends them to `s3://`.
+Checkpoints are exempt: Orbax writes them to `gs://` directly, and `CheckpointUploads` sends them to `s3://`.
 """
 
 import shutil
@@ -111,7 +111,7 @@ def checkpoint_folder(folder: Path) -> Path:
 
 @contextmanager
 def bucket_errors(folder: Path) -> Iterator[None]:
-    """Explains errors of Orbax on the checkpoints of a run in `gs://`, which it writes by itself.
+    """Explains errors of Orbax on the checkpoints of a run in `gs://`, which Orbax writes directly.
 
     Raises:
       UserError: naming the bucket and the permissions that are needed.

@@ -66,7 +66,7 @@ def byte_limit() -> int:
     """Bytes that staged shards may take: `$SELFFLOW_STAGED_GB`, by default 50 GB.
 
     Raises:
-      UserError: if it is no positive number.
+      UserError: if it is not a positive number.
     """
     gigabytes = os.environ.get("SELFFLOW_STAGED_GB", "50")
     try:
@@ -112,7 +112,7 @@ def _make_room(size: int) -> bool:
                     "again and again: set SELFFLOW_STAGED_GB to more",
                     file=sys.stderr,
                 )
-            for leftover in _folder().glob(f"{path.name}.partial-*"):  # of a killed process
+            for leftover in _folder().glob(f"{path.name}.partial-*"):  # left by a killed process
                 leftover.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             free += _size(path)

@@ -65,7 +65,7 @@ class _Scheduler:
     def __init__(self, runs: Mapping[str, SweepRun], folder: Path, arguments: Sequence[str], jobs: int):
         self._runs, self._folder, self._arguments, self._jobs = runs, folder, arguments, jobs
         self._indices = {name: index for index, name in enumerate(runs)}
-        self.children: dict[int, _Child] = {}  # by slot, which decides on cores and GPUs
+        self.children: dict[int, _Child] = {}  # by slot, which determines cores and GPUs
         self.failed: list[str] = []
         self.queue = [name for name in runs if not self._done(name)]
         print(f"{folder}: {len(runs)} runs, {len(runs) - len(self.queue)} of them done")

@@ -96,7 +96,7 @@ def zipped(*factors: Iterable[Member]) -> list[Member]:
     lists = [list(factor) for factor in factors]
     if len({len(members) for members in lists}) > 1:
         lengths = [f"{len(members)} ({', '.join(member.name for member in members)})" for members in lists]
-        raise UserError(f"zipped() joins factors of {' and '.join(lengths)} members: give all as many")
+        raise UserError(f"zipped() joins factors of {' and '.join(lengths)} members: give all the same number")
     return [_joined(parts) for parts in zip(*lists)]
 
 

@@ -17,7 +17,8 @@ from selfflow.config.setup import AutoencoderSetup
 from selfflow.config.shapes import MediaSpec
 from selfflow.data.built import BuiltDataset, build
 from selfflow.input.media_batches import MediaBatchSource
-from selfflow.latents.ids import read_ids
+from selfflow.input.media_index import media_index
+from selfflow.latents.ids import check_excluded, read_ids
 from selfflow.latents.store import INDEX_FOLDER
 from selfflow.media import medium_of, to_unit_range
 from selfflow.progress import Progress
@@ -56,12 +57,21 @@ class AutoencoderTask(TrainingTask):
         built = primary_first(
             lambda: {name: build(experiment.data[name], data_dir, recorded.get(name, "")) for name in names}
         )
+        excluded = frozenset(read_ids(experiment.exclude) if experiment.exclude else ())
+        if excluded:
+            present, deletions = set(), []
+            for dataset in built.values():
+                deletions += dataset.deleted
+                for split in dataset.splits:
+                    index = media_index(dataset, split, data_dir / INDEX_FOLDER)
+                    present.update(id.decode() for id in index["id"])
+            check_excluded(experiment.exclude, excluded, present, deletions)
         source = MediaBatchSource(
             built,
             experiment.mixture,
             setup.cuts,
             experiment.curriculum,
-            frozenset(read_ids(experiment.exclude) if experiment.exclude else ()),
+            excluded,
             experiment.seed.data,
             experiment.loader,
             data_dir / INDEX_FOLDER,

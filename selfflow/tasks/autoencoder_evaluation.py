@@ -91,7 +91,7 @@ def _write_normalised(path: Path, setup: AutoencoderSetup, fitting: dict[str, np
                 z_NC = np.asarray(encode(part), np.float64).reshape(-1, network.channels)
                 sums.append([z_NC.sum(0), np.square(z_NC).sum(0)])
                 positions += len(z_NC)
-            # Components have equal weights, whatever their number of positions.
+            # Components have equal weights, independent of their number of positions.
             moments += np.sum(sums, axis=0) / positions / len(fitting)
             progress.advance()
     std_C = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))

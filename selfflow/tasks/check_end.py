@@ -1,4 +1,5 @@
-"""What a run needs after its last step, checked before its first: decoders, media files, probes, disk space."""
+"""Checks, before the first step, of the requirements of a run after its last: decoders, media files, probes, disk
+space."""
 
 import shutil
 import sys

@@ -71,7 +71,8 @@ def evaluate_run(
 def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str, dict[str, float]]:
     """Flow loss of the EMA on held-out samples, its linear baseline, their ratio and the split.
 
-    All tokens of a sample have the same tau, whatever the schedule of training, so that arms of a study are comparable.
+    All tokens of a sample have the same tau, independent of the training schedule, so that arms of a study are
+    comparable.
 
     Returns:
       {"component/modality": {"loss", "linear_baseline", "normalised_loss", "split"}}.

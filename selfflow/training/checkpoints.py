@@ -151,7 +151,7 @@ class Checkpoints:
     def _read(self, wanted: dict[str, Any], step: int) -> _Stored:
         """Fields of a state with their metadata, verified; runs in all processes, each of which reads its shards."""
         stored = run_on_all(lambda: self._try_read(wanted, step))
-        # All processes must know of damage before they compute checksums together.
+        # Damage is exchanged between all processes before they compute checksums together.
         damage = first_message(stored.damage)
         if damage:
             raise Damaged(

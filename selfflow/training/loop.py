@@ -127,7 +127,7 @@ def train(
                         diagnostics = task.diagnose(state)  # before the step, which may reuse the state's memory
                     state, metrics = task.step(state, batch)
                     checkpoints.check()
-                    note = rows.write()  # of the step before
+                    note = rows.write()  # the row of the previous step
                 for hook in hooks:
                     hook.after(number, state)
 

@@ -55,7 +55,7 @@ class MetricsLog:
             os.fsync(file.fileno())
 
     def _write_event(self, row: dict) -> None:
-        # Not tensorboardX's SummaryWriter: on a full disk its thread ends, and the run would block for ever.
+        # Not tensorboardX's SummaryWriter: on a full disk its thread ends, and the run would block.
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.record_writer import RecordWriter

@@ -12,7 +12,7 @@ class Objective(Protocol):
     """A loss with the parameters that it trains and the frozen trees that it reads.
 
     The step, the state and the shardings of a run are computed by these methods alone. Frozen trees are parameters
-    without gradient, such as an EMA, a reference network or a second teacher; the objective says how each of them is
+    without gradient, such as an EMA, a reference network or a second teacher; the objective defines how each of them is
     initialised, sharded and updated. A frozen tree may have any shape.
 
     The name of a parameter is its path in the tree with dots, as `training.state.parameter_name` writes it. A logical
@@ -52,7 +52,7 @@ class Objective(Protocol):
         ...
 
     def draw(self, keys_B: Key[Array, "B"], batch: Any, step: Int[Array, ""] | int) -> Any:
-        """All that is random in the loss of a batch: a tree of arrays [B, ...].
+        """The random draws of the loss of a batch: a tree of arrays [B, ...].
 
         Args:
           keys_B: a key for each sample.

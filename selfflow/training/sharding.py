@@ -36,7 +36,8 @@ class Devices:
     """Devices that heads and hidden channels are split over; -1 for the rest."""
     slices: int = 1
     """Slices joined by the data-centre network (DCN) that the copies of the parameters are spread over: every slice
-    holds as many of them, so that only gradients cross between slices. Part of `data`, not an axis beside it."""
+    holds an equal number of them, so that only gradients cross between slices. Part of `data`, not an axis beside
+    it."""
     rules: dict[str, str] = field(default_factory=lambda: {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"})
     """The mesh axis of each logical axis of parameters; axes that are not named are not split."""
 
@@ -51,7 +52,7 @@ class Devices:
             raise UserError(f"devices.slices is {self.slices}: give 1 or more")
         for logical, axis in self.rules.items():
             if axis not in sizes:
-                raise UserError(f"devices.rules.{logical} is {axis!r}: it is one of {', '.join(sizes)}")
+                raise UserError(f"devices.rules.{logical} is {axis!r}, expected one of {', '.join(sizes)}")
             if logical not in LOGICAL_AXES:
                 raise UserError(f"devices.rules has {logical!r}: parameters have the axes {', '.join(LOGICAL_AXES)}")
 
@@ -161,7 +162,7 @@ def _spec(name: str, shape: tuple[int, ...], axes: tuple, rules: dict[str, str],
         spec.append(mesh_axis if mesh_axis is not None and mesh.shape[mesh_axis] > 1 else None)
     named = [mesh_axis for mesh_axis in spec if mesh_axis is not None]
     if len(set(named)) < len(named):
-        raise UserError(f"devices.rules split {name} {axes} twice over one mesh axis: change one of them")
+        raise UserError(f"devices.rules split {name} {axes} twice over the same mesh axis: change one of them")
     return PartitionSpec(*spec)
 
 

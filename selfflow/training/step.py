@@ -22,12 +22,12 @@ from selfflow.training.state import State
 
 
 def key_of(seed: int) -> np.ndarray:
-    """The key of a seed as numbers [2]: as an argument of a compiled program it serves all seeds."""
+    """The key of a seed as numbers [2]: as an argument of a compiled program it lets all seeds share the program."""
     return np.asarray(jax.random.key_data(jax.random.key(seed)))
 
 
 def sample_keys(noise_seed: int | jax.Array | np.ndarray, step: jax.Array | int, batch_size: int) -> jax.Array:
-    """A key for each sample of a step's batch, whatever the batch is split into.
+    """A key for each sample of a step's batch, independent of how the batch is split.
 
     Args:
       noise_seed: a seed, or its `key_of`.
@@ -69,7 +69,8 @@ def make_step(
     """
 
     def step(state: State, batch: Any, key: Any = noise_seed) -> tuple[State, dict[str, jax.Array]]:
-        # Drawn for the whole batch, so that its parts in gradient accumulation share one normalisation of the weights.
+        # Drawn for the whole batch, so that its parts in gradient accumulation share one normalisation of the
+        # weights.
         keys_B = sample_keys(key, state.step, batch_size(batch))
         draw = objective.draw(keys_B, batch, state.step)
         gradient, metrics = _gradient(objective, state, (batch, keys_B, draw), accumulate)

@@ -12,7 +12,7 @@ from selfflow.weights.torch_file import read_torch_file
 
 _TORCH = (".pt", ".pth", ".bin", ".ckpt")
 _FLOATS = ("float32", "float16", "bfloat16")
-_COUNTER = "num_batches_tracked"  # of a batch normalisation; inference does not use it
+_COUNTER = "num_batches_tracked"  # counter of a batch normalisation, which inference does not use
 _PARALLEL = "module."  # the prefix of DataParallel and DistributedDataParallel
 
 
@@ -20,7 +20,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Reads all tensors of a file, without the prefix `module.` and without the counters of batch normalisations.
 
     Args:
-      path: `.safetensors`, or a file of torch.save (`.pt`, `.pth`, `.bin`, `.ckpt`), of which nothing is executed.
+      path: `.safetensors`, or a file of torch.save (`.pt`, `.pth`, `.bin`, `.ckpt`), which is read without executing
+        code.
 
     Returns:
       {key: array} in float32, float16 or bfloat16, as stored.

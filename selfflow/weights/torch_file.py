@@ -40,7 +40,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             start = file.read(4)
             if start[:1] == b"\x80":
-                # Reading beyond the end of a map allocates nothing, whatever lengths the pickles state.
+                # Reading beyond the end of a map allocates nothing, for any length that the pickles state.
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                     if unpickle(mapped) != _MAGIC:
                         raise UserError(not_torch)
@@ -51,7 +51,7 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
             return _ZipFile(path, archive).tensors()
     except Refused as error:
         raise UserError(
-            f"{path} asks for {error}; only tensors and plain containers are read from a pickle: save "
+            f"{path} refers to {error}; only tensors and plain containers are read from a pickle: save "
             "model.state_dict() alone, or as safetensors"
         ) from None
     # RuntimeError (NotImplementedError is one): the archive is encrypted, or compressed in a way torch never uses.

@@ -207,7 +207,7 @@ def _ordered_dict(*arguments: Any) -> _OrderedDict:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """The rest says whether the tensor needs gradients, and which hooks it has: torch writes an empty dict."""
+    """The other arguments are `requires_grad` and the hooks, for which torch writes an empty dict."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ValueError("a tensor without storage, shape or strides")
     if len(shape) != len(strides):

@@ -36,7 +36,7 @@ def test_help_and_mistakes(capsys):
     for arguments in (
         [],
         ["--help"],
-        *([action, "--help"] for action in ("list", "build", "show", "verify", "delete")),
+        *([action, "--help"] for action in ("list", "build", "show", "ids", "verify", "delete")),
     ):
         code, out, _ = run(capsys, *arguments)
         assert code == 0 and "example" in out and "selfflow data " in out
@@ -79,10 +79,17 @@ def test_build_list_show_verify_and_delete(capsys, folder, tmp_path):
     assert code == 0 and mentions("11 records").search(out) and "remedy" not in out
     ids = tmp_path / "ids.txt"
     ids.write_text("train-000001\nnobody-000000\n")
+    line = refusal(capsys, "data", "delete", "collisions", "--ids", ids, *where)
+    assert mentions("1 2 ids nobody-000000").search(line)
+    code, out, _ = run(capsys, "ids", "collisions", *where)
+    assert code == 0 and "train-000001" in out.splitlines()
+    ids.write_bytes(b"\xef\xbb\xbftrain-000001\r\n")  # a byte order mark before the first id
     code, out, _ = run(capsys, "delete", "collisions", "--ids", ids, *where)
-    assert code == 0 and mentions("train 1 2 ids nobody-000000 absent").search(out)
+    assert code == 0 and mentions("train 1 absent").search(out)
     code, out, _ = run(capsys, "delete", "collisions", "--ids", ids, *where)
-    assert code == 0 and mentions("2 ids absent").search(out) and "train 1" not in out
+    assert code == 0 and mentions("1 ids absent").search(out) and "train 1" not in out
+    code, out, _ = run(capsys, "ids", "collisions", *where)
+    assert code == 0 and "train-000001" not in out.splitlines()
     ids.write_text("nobody-000000\n")
     line = refusal(capsys, "data", "delete", "collisions", "--ids", ids, *where)
     assert mentions("1 ids nobody-000000").search(line)

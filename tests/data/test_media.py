@@ -304,3 +304,20 @@ def test_a_real_clip(tmp_path):
     overlap = slice(SMALL.sample_rate, None), slice(0, SMALL.sample_rate)
     for one, two in itertools.pairwise(records):  # successive clips share their second
         np.testing.assert_array_equal(one["audio"][overlap[0]], two["audio"][overlap[1]])
+
+
+def test_records_of_several_files_never_share_an_id(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    write_video(folder / "a.mp4")
+    image = Image.fromarray(quadrants())
+    names = [b"a.mp4@0.500", b"\xff.png", rb"\xff.png", "é.png".encode(), "e\u0301.png".encode()]
+    for name in names:
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:
+            image.save(file, "PNG")
+    ready = build(folder, tmp_path / "out")
+    ids = [record["id"].decode() for record in ready.as_data_source("train")]
+    assert len(ids) == len(set(ids)) and {"a.mp4@0.500", r"\xff.png", "é.png", "e\u0301.png"} <= set(ids)
+    report = read_report(ready)
+    details = {remark["detail"].split(": ")[0] for remark in report["skipped"] + report["partial"]}
+    assert {"a.mp4@0.500", r"\xff.png"} <= details

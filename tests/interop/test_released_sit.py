@@ -150,7 +150,7 @@ def test_an_unfit_weight_is_named(tmp_path, weights, change, error):
         ({"num_heads": 5}, "num_heads 5"),
         ({"num_heads": 0}, "num_heads 0"),
         ({"num_heads": 4, "patch_size": 3}, "patch_size is 3"),
-        ({"num_heads": 4, "patch_size": 8}, "no multiple of patch_size 8"),
+        ({"num_heads": 4, "patch_size": 8}, "patch_size 8"),
     ],
 )
 def test_sizes_that_do_not_fit_the_weights_are_named(arguments, error):

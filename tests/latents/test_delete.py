@@ -59,8 +59,8 @@ def test_samples_are_gone_byte_for_byte_and_the_others_are_what_they_were(home, 
     assert any(b"train-000001" in path.read_bytes() for path in (root / INDEX_FOLDER).iterdir())
     assert searched(root, wanted) == set(wanted)
     statistics = json.loads((latents / "manifest.json").read_text())["statistics"]
-    done = delete_samples(built, {*IDS, "nobody-000001"}, root)
-    assert done.removed == {"train": 7, "validation": 1} and done.missing == ["nobody-000001"] and done.left == []
+    done = delete_samples(built, IDS, root)
+    assert done.removed == {"train": 7, "validation": 1} and done.earlier == 0 and done.left == []
     assert done.latents == {latents.name: 8} and len(done.cleared) == 1 and len(done.fitted) == 3
     assert searched(root, wanted) == set()
     assert media_of(done.built, latents) == {i: bytes_ for i, bytes_ in media.items() if i not in IDS}
@@ -70,7 +70,7 @@ def test_samples_are_gone_byte_for_byte_and_the_others_are_what_they_were(home, 
     assert manifest["statistics"] == statistics and manifest["shards"]["train"] == [4, 5, 0, 5, 3]
     (entry,) = manifest["deleted"]
     assert entry == done.built.deleted[0] and entry["count"] == 8
-    assert entry["ids"] == hashlib.sha256("\n".join(sorted({*IDS, "nobody-000001"})).encode()).hexdigest()
+    assert entry["ids"] == hashlib.sha256("\n".join(sorted(IDS)).encode()).hexdigest()
     assert done.built.fingerprint == built.fingerprint == manifest["fingerprint"]
 
 
@@ -101,6 +101,11 @@ def test_deleting_repeatedly_and_encoding_after_it(home, tiny_experiment):
     same = delete_samples(second.built, ["train-000002"], root)  # done before: nothing changes
     assert same.before == first.deleted[0]["when"] and not same.resumed and not same.removed and not same.latents
     assert same.built.deleted == second.built.deleted
+    with pytest.raises(UserError, match=mentions("1 3 ids train-000099")):  # the others were deleted or are there
+        delete_samples(second.built, ["train-000003", "train-000004", "train-000099"], root)
+    assert second.built.records("train")[2]["id"] == "train-000004"
+    subset = delete_samples(second.built, ["test-000004"], root)  # of an earlier list
+    assert subset.earlier == 1 and not subset.removed and not subset.latents and not subset.before
     with pytest.raises(UserError, match=mentions("1 ids train-000099")):
         delete_samples(second.built, ["train-000099"], root)
     fitted = {
@@ -157,6 +162,8 @@ def test_a_deletion_that_is_refused_changes_nothing(home):
 
     refused("all split train", ids=[f"train-{i:06d}" for i in range(24)])
     refused("1 ids absent", ids=["absent"])
+    refused("1 2 ids train-000001", ids=["train-000001", "train-000001 "])
+    refused("1 ids TRAIN-000001 train-000001", ids=["TRAIN-000001"])
     index = latents / "train.index.safetensors"
     index.write_bytes(b"damaged")
     refused(latents, "damaged")

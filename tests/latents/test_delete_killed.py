@@ -91,7 +91,7 @@ def kill_everywhere(original: tuple[BuiltDataset, Path], root: Path, number: int
             assert done.left == [] and done.built.splits["train"] == 17
             assert verify_data(done.built) == [] and verify_latents(latents, done.built) == []
             (entry,) = done.built.deleted
-            assert set(entry) == {"count", "when", "ids"} and entry["count"] == 8
+            assert set(entry) == {"count", "when", "ids", "hashes"} and entry["count"] == 8
             assert searched(home, [i.encode() for i in IDS]) == set()
             assert not [path for path in home.rglob("*") if "partial" in path.name or ".new" in path.name]
             other = [f for f in latents_folders(home, built.name) if f != latents]

@@ -243,7 +243,7 @@ def test_what_cannot_be_measured_is_refused(objective, params, ema, latents):
         ("no samples", {"data": []}),
         ("a batch of 1 sample", {"data": batches(latents, [1, 3])}),
         ("give one component", {"data": [*batches(latents, [3]), {"video": latents["video"]}]}),
-        ("a batch holds text, and the model knows", {"data": [{"text": np.zeros((3, 2, 2))}]}),
+        ("a batch holds text", {"data": [{"text": np.zeros((3, 2, 2))}]}),
         ("audio at tau 0.5 are not finite", {"data": batches(latents | {"audio": latents["audio"] * np.nan}, [3])}),
     ):
         with pytest.raises(UserError, match=told):

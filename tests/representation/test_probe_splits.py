@@ -69,11 +69,11 @@ def with_value(value):
         ("train", {"x": np.ones((0, 6)), "y": np.zeros(0, int)}, "[0, 6] nothing"),
         ("train", {"x": np.ones((12, 0)), "y": np.zeros(12, int)}, "[12, 0] nothing"),
         ("train", {"x": np.ones((12, 0, 6)), "y": np.zeros(12, int)}, "[12, 0, 6] nothing"),
-        ("train", {"x": np.full((12, 2), "a")}, "no array"),
-        ("train", {"x": np.full((12, 2), None)}, "no array"),
-        ("train", {"x": np.ones((12, 2), complex)}, "no array"),
-        ("train", {"x": [[1.0], [1.0, 2.0]]}, "no array"),
-        ("train", {"x": None}, "no array"),
+        ("train", {"x": np.full((12, 2), "a")}, "features numbers [n, D]"),
+        ("train", {"x": np.full((12, 2), None)}, "features numbers [n, D]"),
+        ("train", {"x": np.ones((12, 2), complex)}, "features numbers [n, D]"),
+        ("train", {"x": [[1.0], [1.0, 2.0]]}, "features numbers [n, D]"),
+        ("train", {"x": None}, "features numbers [n, D]"),
     ],
 )
 def test_hostile_features_are_named(name, changes, words):

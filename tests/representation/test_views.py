@@ -8,7 +8,7 @@ from selfflow.data.shards import BadRecord
 from selfflow.errors import UserError
 from selfflow.modality import to_tokens
 from selfflow.noise import DiffusionForcing, DualTimestep, FullMasking, LogitNormalTau, UniformTimestep
-from selfflow.representation.views import drawn_taus, views
+from selfflow.representation.views import tau_marginals, views
 from selfflow.run.run import open_run
 from tests.conftest import mentions
 
@@ -62,17 +62,17 @@ def test_the_teacher_sees_the_lower_level_and_less_noise(run, seen):
 
 def test_marginals_are_p_of_tau_masked_or_not():
     schedule = DualTimestep({"audio": LogitNormalTau(shift=2.0)}, mask_ratio={"audio": 0.5, "video": 0.25})
-    found = drawn_taus(schedule, "audio", 8, draws=4000, bins=5)
+    found = tau_marginals(schedule, "audio", 8, draws=4000, bins=5)
     assert found.tau.shape == found.masked.shape == (4000, 8) and (found.masked.sum(axis=1) == 4).all()
     assert found.density.sum() / 5 == pytest.approx(1, abs=1e-6)
     for taus in (found.tau[found.masked], found.tau[~found.masked], found.tau[:, 3]):
         density = np.histogram(taus, bins=5, range=(0, 1), density=True)[0]
         np.testing.assert_allclose(density, found.density, atol=0.12)
     np.testing.assert_array_equal(found.teacher_tau, found.tau.min(axis=1))
-    full = drawn_taus(FullMasking(mask_ratio={"video": 0.25}), "video", 8, draws=10)
+    full = tau_marginals(FullMasking(mask_ratio={"video": 0.25}), "video", 8, draws=10)
     assert full.masked.sum() == 20 and (full.tau[full.masked] == 1).all()
     for schedule in (DiffusionForcing(), UniformTimestep()):
-        assert not drawn_taus(schedule, "video", 8, draws=10).masked.any()
+        assert not tau_marginals(schedule, "video", 8, draws=10).masked.any()
 
 
 def test_there_is_no_context_by_default(run, seen):

@@ -15,8 +15,9 @@ from selfflow.encoders.text.encoder import load_text_encoder
 from selfflow.errors import UserError
 from selfflow.input.batches import LoaderOptions
 from selfflow.input.mixture import Component, Stage
+from selfflow.latents.ids import check_excluded, hash_id
 from selfflow.objectives.alignment import NoAlignment
-from selfflow.run.prepare_data import latents_hash, prepare_data
+from selfflow.run.prepare_data import _print_excluded, latents_hash, prepare_data
 from selfflow.run.run import open_run
 from selfflow.serialization import from_json, to_json
 from selfflow.tasks.train import train
@@ -29,7 +30,7 @@ def mixed(tiny_experiment, tmp_path_factory):
     """Collisions with captions, Pong, and MNIST in one mixture, with a curriculum."""
     encoder = write_bert(tmp_path_factory.mktemp("bert"))
     excluded = tmp_path_factory.mktemp("ids") / "ids.txt"
-    excluded.write_text("train-000003\ntrain-000011\nnobody\n")
+    excluded.write_text("train-000003\ntrain-000011\n")
     return resolve(
         dataclasses.replace(
             tiny_experiment,
@@ -94,18 +95,23 @@ def test_excluded_samples_are_in_no_reader(prepared, mixed, capsys, data_dir):
         assert not {"train-000003", "train-000011"} & {reader.source.id(i) for i in reader.records}
     assert len(feed.reader("collisions", "train").records) == 22
     prepare_data(resolve(mixed), data_dir)
-    assert mentions("exclude 2 3 ids nobody").search(capsys.readouterr().out)
+    assert mentions("exclude 2 ids").search(capsys.readouterr().out)
+    # Ids that are neither in the data nor deleted from it; the autoencoders are those of the latents.
+    latents = feed.latents
+    assert check_excluded("ids", ["gone"], (), [{"hashes": [hash_id("gone")]}]) == {"gone"}
+    with pytest.raises(UserError, match=mentions("exclude ids.txt 1 3 ids nobody")):
+        _print_excluded("ids.txt", {"train-000003", "train-000011", "nobody"}, latents)
 
 
 def test_the_hash_of_the_excluded_ids_is_in_the_experiment(mixed, tmp_path):
     assert len(mixed.exclude_hash) == 16 and from_json(to_json(mixed), type(mixed), "here") == mixed
     moved = tmp_path / "moved.txt"
-    moved.write_text("nobody\n\ntrain-000011\r\ntrain-000003")
+    moved.write_text("\n\ntrain-000011\r\ntrain-000003")
     again = dataclasses.replace(mixed, exclude=str(moved), exclude_hash="")
     assert resolve(again).experiment.exclude_hash == mixed.exclude_hash
     moved.write_text("nobody\n")
     assert resolve(again).experiment.exclude_hash != mixed.exclude_hash
-    for text, words in ((b"", "none"), (b"\xff\xfe", "UTF-8")):
+    for text, words in ((b"", "no ids"), (b"\xff\xfe", "UTF-16"), (b"a\n\xff", "2 UTF-8")):
         moved.write_bytes(text)
         with pytest.raises(UserError, match=mentions(moved, words)):
             resolve(again)

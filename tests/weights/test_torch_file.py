@@ -43,7 +43,7 @@ def test_a_pickle_that_runs_a_command_is_refused_by_name_and_does_not_run(tmp_pa
     assert marker.exists()  # Python's own unpickler runs it
     marker.unlink()
     path = write_entries(tmp_path / "evil.pt", {"data.pkl": evil, "byteorder": b"little"})
-    with pytest.raises(UserError, match=r"evil.pt asks for (posix|nt)\.system"):
+    with pytest.raises(UserError, match=r"evil.pt .* (posix|nt)\.system"):
         read_torch_file(path)
     assert not marker.exists()
 
@@ -207,7 +207,7 @@ def test_files_that_python_2_wrote_are_read(tmp_path):
     tensors = read_torch_file(path)
     assert list(tensors) == ["a.weight"] and tensors["a.weight"].tolist() == [3, 4]
     path.write_bytes(b"".join(head) + program.replace(b"eetR.", b"eK\x01etR."))
-    with pytest.raises(UserError, match="two.pt asks for collections.OrderedDict"):
+    with pytest.raises(UserError, match=r"two.pt .*collections\.OrderedDict"):
         read_torch_file(path)
 
 
@@ -231,7 +231,7 @@ def test_damaged_and_executing_files_from_before_torch_1_6_are_refused(tmp_path)
     marker = tmp_path / "ran"
     evil = pickle.dumps({"a": CallOnLoad(os.system, f"touch {marker}")}, 2)
     path.write_bytes(b"".join(pickle.dumps(value, 2) for value in (MAGIC, 1001, MACHINE)) + evil)
-    with pytest.raises(UserError, match=r"old.pth asks for (posix|nt)\.system"):
+    with pytest.raises(UserError, match=r"old.pth .* (posix|nt)\.system"):
         read_torch_file(path)
     assert not marker.exists()
 

@@ -45,7 +45,7 @@ class Bert:
 
         Raises:
           UserError: if tokenizers is not installed, `tokens` does not suit the encoder, a file is missing or damaged,
-            or the weights are not those that config.json tells.
+            or the weights do not match config.json.
         """
         sizes = _sizes(folder, config)
         self.width, self.heads = sizes["hidden_size"], sizes["num_attention_heads"]
@@ -114,9 +114,7 @@ def _sizes(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     sizes = {name: config.get(name) for name in (*names, "max_position_embeddings", "type_vocab_size")}
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
-            raise UserError(
-                f"text.encoder: {folder / 'config.json'} says {name} = {size}; it must be a positive number"
-            )
+            raise UserError(f"text.encoder: {folder / 'config.json'} has {name} = {size}; it must be a positive number")
     if sizes["hidden_size"] % sizes["num_attention_heads"]:
         raise UserError(
             f"text.encoder: {folder / 'config.json'} divides hidden_size {sizes['hidden_size']} among "

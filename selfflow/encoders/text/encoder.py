@@ -33,7 +33,7 @@ class TextEncoder:
 
     Attributes:
       width: channels D of an embedding.
-      identity: name, and hash of weights, tokenizer and settings: equal identities mean equal embeddings.
+      identity: name, and hash of weights, tokenizer and settings: equal identities imply equal embeddings.
     """
 
     def __init__(self, network: Network, tokens: int, identity: str):
@@ -81,7 +81,7 @@ def load_text_encoder(text: Text) -> TextEncoder:
     """Reads the encoder that `text` names: BERT in JAX, others through transformers.
 
     Raises:
-      UserError: if the folder or a package is missing, or a file is damaged or not what it should be.
+      UserError: if the folder or a package is missing, or a file is damaged or of another format.
     """
     folder = find_folder(text.encoder)
     config = read_json(folder / "config.json")

@@ -34,7 +34,7 @@ def find_folder(encoder: str) -> Path:
     folder = Path(encoder).expanduser()
     if not folder.is_dir():
         raise UserError(
-            f"text.encoder {encoder!r} is no folder: give {PACKAGED!r}, or the path of a Hugging Face encoder folder "
+            f"text.encoder {encoder!r} is not a folder: give {PACKAGED!r}, or the path of a Hugging Face encoder "
             "(config.json, model.safetensors, tokenizer.json)"
         )
     return folder
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-      UserError: if the file is missing or holds none.
+      UserError: if the file is missing or does not hold one.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def weight_files(folder: Path) -> list[Path]:
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(f"text.encoder: {index} has no weight_map from tensors to files; copy it again")
-    # Only names, so that an index cannot point out of its folder.
+    # Only names without folders, so that an index cannot refer to files outside its folder.
     files = [folder / Path(name).name for name in sorted(set(shards.values()))]
     for file in files:
         if not file.is_file():

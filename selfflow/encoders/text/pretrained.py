@@ -37,20 +37,21 @@ class Pretrained:
             ) from None
         if "vision_config" in config:
             raise UserError(
-                f"text.encoder: {folder} holds a {kind} that sees too; save its text model to a folder alone"
+                f"text.encoder: {folder} holds a multimodal {kind}; save its text model to a separate folder"
             )
         weights = weight_files(folder)
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
             known = transformers.AutoConfig.from_pretrained(folder, **options)
-            # Text encodings are the encoders alone of T5 and its like; of other encoder-decoders there is none.
+            # Text encodings are the encoders alone of T5 and its like; transformers has no such class for other
+            # encoder-decoders.
             encodes = known.is_encoder_decoder or type(known) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
             family = transformers.AutoModelForTextEncoding if encodes else transformers.AutoModel
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
             model, report = family.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
         except Exception as error:  # a dozen classes, from missing files to unknown model types
             raise UserError(f"text.encoder: transformers cannot read {folder}: {_line(error)}") from None
-        # transformers would draw them at random. A pooler is not used.
+        # transformers would initialise missing weights at random. A pooler is not used.
         missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)
         if missing:
             raise UserError(
@@ -73,7 +74,7 @@ class Pretrained:
         if self.tokens <= special:
             raise UserError(f"text.tokens {self.tokens}: {special} are special tokens; give at least {special + 1}")
         if not special and self.tokenizer.eos_token_id is None:
-            raise UserError(f"text.encoder: the tokenizer in {folder} has no special token to stand for no caption")
+            raise UserError(f"text.encoder: the tokenizer in {folder} has no special token for an empty caption")
 
     def tokenise(self, caption: str) -> list[int]:
         """Token numbers of one caption, special ones included."""

@@ -49,7 +49,7 @@ def synchrony(
       UserError: unequal numbers of clips, or media of another shape.
     """
     if len(videos) != len(audio):
-        raise UserError(f"synchrony: {len(videos)} videos and {len(audio)} clips of audio; give as many of each")
+        raise UserError(f"synchrony: {len(videos)} videos and {len(audio)} clips of audio; give equal numbers")
     peaks = np.full((2, len(videos)), np.nan)
     for i, (video, clip) in enumerate(zip(videos, audio)):
         if video.ndim != 4 or clip.ndim != 1:

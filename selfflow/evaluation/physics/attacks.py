@@ -8,7 +8,7 @@ from selfflow.evaluation.physics.track import Tracks
 
 _HOP = 0.005  # s
 _MEMORY = 5  # hops
-_MIN_CONTACTS = 3  # fewer give a correlation by chance
+_MIN_CONTACTS = 3  # fewer contacts yield correlations by chance
 
 
 def attacks(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +95,7 @@ def _contacts_by_body(lines: Lines, events: list[Event]) -> np.ndarray:
 def synchrony(change: np.ndarray, onset: np.ndarray, contacts: int) -> float:
     """Correlation over frames of momentum changes [T] and onset strength [T], of their square roots.
 
-    The root keeps one loud contact from dominating. NaN with fewer than 3 contacts; 0 with motion but no audio.
+    The root reduces the weight of single loud contacts. NaN with fewer than 3 contacts; 0 with motion but no audio.
     """
     known = np.isfinite(change)
     if contacts < _MIN_CONTACTS or known.sum() < 3:
@@ -120,5 +120,5 @@ def is_isolated(event: Event, events: list[Event]) -> bool:
         return False
     near = [e for e in events if e.first <= event.last + 1 and e.last >= event.first - 1]
     bodies = [e.body for e in near]
-    # Two bodies in contact are two events, one of each body.
+    # Two bodies in contact produce two events, one for each body.
     return set(bodies) <= {event.body, event.touched} and bodies.count(event.body) == 1

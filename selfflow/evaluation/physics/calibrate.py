@@ -64,7 +64,7 @@ def tracking_error(tracks: Tracks, record: dict[str, Any]) -> np.ndarray | None:
     if tracks.positions.shape[1] != count:
         return None
     true = record["positions"][:, :count]
-    # The tracker does not know the order of the record: the match with the least squared error.
+    # Tracked bodies have no order: they are matched to the record by the least squared error.
     errors = []
     for order in itertools.permutations(range(count)):
         errors.append(np.linalg.norm(tracks.positions[:, list(order)] - true, axis=-1))
@@ -194,7 +194,7 @@ def _corrupted_videos(
 ) -> Iterator[tuple[str, np.ndarray | None]]:
     """Yields (name, video or None) for every corruption of a clip's video.
 
-    The motion behind the video is not in the record: it is drawn again from the record's id.
+    Records do not contain the motion of the video: it is drawn again from the record's id.
     """
     split, _, index = str(record["id"]).rpartition("-")
     if split not in SPLITS or not index.isdigit():

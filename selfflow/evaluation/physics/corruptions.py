@@ -12,7 +12,7 @@ from selfflow.data.collisions.render import render_video
 from selfflow.data.collisions.simulate import Motion, simulate
 
 _MIN_JUMP = 12.0  # units
-_SMALLEST = 0.6  # of the radius
+_SMALLEST = 0.6  # relative to the radius
 _GRAVITY = 60.0  # units per second^2
 _OUTSIDE = -1e3  # units; not visible there
 
@@ -61,7 +61,7 @@ def duplicated(motion: Motion, rng: np.random.Generator) -> np.ndarray | None:
 
 def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarray | None:
     """Mirrors the path of one body from a frame on, in place of the path or as a copy next to it."""
-    # A mirrored path is as plausible as the path itself, so that only its first frame is wrong.
+    # A mirrored path is as plausible as the path itself, except for the jump in its first frame.
     frames, number = motion.positions.shape[:2]
     frame, box = int(rng.integers(frames // 4, frames - frames // 4)), motion.scene.settings.box
     jump = np.abs(box - 2 * motion.positions[frame])  # [bodies, axes]
@@ -101,7 +101,7 @@ def shrinking(motion: Motion, rng: np.random.Generator) -> np.ndarray:
 
 
 def passing(motion: Motion) -> np.ndarray | None:
-    """The bodies move as if each were alone; None if they would hardly overlap."""
+    """The bodies move as if each were alone; None if they would overlap too little."""
     scene = motion.scene
     alone = []
     for i, body in enumerate(scene.bodies):

@@ -7,7 +7,7 @@ from selfflow.evaluation.physics.events import NOTHING, Event
 from selfflow.evaluation.physics.motion import Lines
 from selfflow.evaluation.physics.track import Tracks
 
-_RELATIVE_ERROR = 0.03  # of an energy
+_RELATIVE_ERROR = 0.03  # relative to the energy
 
 
 def energies(tracks: Tracks, lines: Lines, seconds: float) -> tuple[np.ndarray, np.ndarray]:

@@ -89,7 +89,7 @@ def motion_features(events: list[Event]) -> np.ndarray:
     for event in events:
         before, after = np.linalg.norm(event.before), np.linalg.norm(event.after)
         if event.last > event.first + 1:
-            # Several contacts in a short time: only their total effect on the speed is known.
+            # For several contacts in a short time only the total effect on the speed is known.
             if before > _MIN_SPEED:
                 ratios.append(after / before)
         elif event.touched == WALL:
@@ -168,7 +168,7 @@ def fit_material_classifiers(
     of_audio = np.stack([audio_features(clip, settings.sample_rate) for clip in audio])
     of_motion = np.stack([motion_features(clip) for clip in events])
     of_motion[:, np.isnan(of_motion).all(axis=0)] = 0.0  # scikit-learn's trees raise on a column of NaN
-    with threadpool_limits(1):  # threads of so small a fit mostly wait for each other
+    with threadpool_limits(1):  # threads of such a small fit mostly wait for each other
         from_audio = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(of_audio, labels)
         from_motion = HistGradientBoostingClassifier(
             max_iter=80, max_leaf_nodes=12, min_samples_leaf=15, learning_rate=0.08, random_state=0

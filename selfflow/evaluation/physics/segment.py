@@ -18,12 +18,12 @@ _FAINT = 0.08
 def find_colours(light: np.ndarray, most: float) -> np.ndarray:
     """Colours of the bodies minus the background, float32 [C, 3], found one by one as the densest hue of the rest.
 
-    A blurred body shows its colour in every strength, and almost its own only in the middle: hue is the direction
+    A blurred body shows its colour at all strengths, and at full strength only in the middle: the hue is the direction
     from the background, and the strength of the colour is a high quantile.
 
     Args:
       light: pixels minus the background, float32 [T, H, W, 3].
-      most: a larger lit share of all pixels than this gives no colours.
+      most: largest lit share of all pixels; above it no colours are returned.
     """
     strength = np.sqrt(np.einsum("thwc,thwc->thw", light, light))
     lit = strength > _LIT

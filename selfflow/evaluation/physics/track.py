@@ -168,7 +168,7 @@ def _link(
     """
     by_frame = [members[blobs.frame[members] == t] for t in range(frames)]
     counts = np.array([len(of_frame) for of_frame in by_frame])
-    # Blobs present in less than a fifth of the frames are no bodies; they are surplus if they are large enough.
+    # Blobs present in less than a fifth of the frames are not bodies; they count as surplus if they are large enough.
     number = int(np.sort(counts)[::-1][frames // 5]) or 1
     centres = np.full((number, frames, 2), np.nan)
     areas, path_blobs = np.full((number, frames), np.nan), np.full((number, frames), -1)
@@ -252,7 +252,7 @@ def _split(
         centre = np.where(area[:, None] > 0, mean, centre)
     in_frame.centre[sharing] = centre
     in_frame.area[sharing] = np.where(area > 0, area, np.nan)
-    in_frame.blob[sharing] = -1  # of several bodies
+    in_frame.blob[sharing] = -1  # the blob belongs to several bodies
 
 
 def _extent(

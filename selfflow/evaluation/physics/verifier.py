@@ -73,7 +73,7 @@ def fit_classifiers(records: Iterable[dict[str, Any]], settings: Collisions) -> 
 
 
 def readable_records(records: Sequence[dict[str, Any]], count: int | None = None) -> Iterator[dict[str, Any]]:
-    """Those of the first `count` records, by default of all, that can be read."""
+    """The readable ones of the first `count` records, by default of all records."""
     for i in range(len(records) if count is None else min(count, len(records))):
         try:
             yield records[i]

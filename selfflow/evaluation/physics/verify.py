@@ -88,7 +88,7 @@ def verify(
     """
     counts = [len(media) for media in (videos, audio, actions) if media is not None]
     if len(set(counts)) > 1:
-        raise UserError(f"verify: {' and '.join(map(str, counts))} clips; give as many of each")
+        raise UserError(f"verify: {' and '.join(map(str, counts))} clips; give equal numbers")
     for clip in () if audio is None else audio:
         if clip.dtype != np.int16 or clip.ndim != 1:
             raise UserError(f"audio of {clip.dtype} {list(clip.shape)}: give int16 [samples]")
@@ -181,7 +181,7 @@ def _predict(classifier: object, features: list[np.ndarray]) -> np.ndarray:
 
     if not features:
         return np.zeros(0, int)
-    with threadpool_limits(1):  # on busy cores threads would take seconds
+    with threadpool_limits(1):  # with several threads this takes seconds on busy cores
         return classifier.predict(np.stack(features)).astype(int)
 
 
@@ -216,7 +216,7 @@ def _loudness(
         if material < 0:
             continue
         for event in clip.events:
-            # Two bodies in contact are two events and one contact.
+            # Two bodies in contact produce two events for one contact.
             is_first = event.touched == WALL or event.touched > event.body
             if is_first and attacks.is_isolated(event, clip.events):
                 loudness = attacks.loudness(event, clip_audio, settings.sample_rate, 1 / settings.frames_per_second)

@@ -8,7 +8,8 @@ The order of steps makes every interruption harmless:
 4. The folders of latents follow, one after the other.
 5. `deleted.json` records the deletion as finished.
 
-After a kill the same command resumes. Ids are stored only in the user's file of them.
+After a kill the same command resumes. Ids are stored only in the user's file of them; the entry of a deletion holds
+their hashes, by which ids that were deleted earlier are known.
 """
 
 import json
@@ -20,7 +21,6 @@ from typing import Any
 
 from selfflow.data.built import DELETED, BuiltDataset
 from selfflow.data.stored import read_splits
-from selfflow.errors import UserError
 from selfflow.latents.delete.plan import DeletionPlan, plan_deletion
 from selfflow.latents.delete.remove import (
     apply_change,
@@ -48,8 +48,8 @@ class DeletionReport:
       built: the data set after it.
       removed: number of records that were removed from each split of the data set.
       latents: number of records that were removed from each finished folder of latents.
-      cleared: unfinished folders of latents, in which encoding starts again.
-      missing: ids that neither the data set nor its latents have.
+      cleared: unfinished folders of latents, in which encoding restarts.
+      earlier: number of the ids that earlier deletions removed.
       siblings: remaining records that are clips, FILE@SECONDS, of the same files; clips may overlap.
       before: time of an earlier deletion of the same ids, finished or not; "" if there was none.
       resumed: whether that was interrupted.
@@ -61,7 +61,7 @@ class DeletionReport:
     removed: dict[str, int] = field(default_factory=dict)
     latents: dict[str, int] = field(default_factory=dict)
     cleared: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    earlier: int = 0
     siblings: list[str] = field(default_factory=list)
     before: str = ""
     resumed: bool = False
@@ -87,8 +87,8 @@ def delete_samples(
       advance: called after each record that is read, twice for every record of the data set.
 
     Raises:
-      UserError: if none of the ids is known, `train` would become empty, something cannot be read, or another
-        deletion was interrupted. Nothing has changed then.
+      UserError: if an id is neither there nor was deleted earlier, `train` would become empty, something cannot be
+        read, or another deletion was interrupted. Nothing has changed then.
     """
     ids = set(ids)
     with ExitStack() as locks:
@@ -110,12 +110,7 @@ def _delete(
         finish_change(folder)
     plan = plan_deletion(built, ids, folders, advance)
     has_work = bool(plan.present or plan.is_unfinished)
-    if not (has_work or plan.is_repeated):
-        raise UserError(
-            f"none of the {len(ids)} ids is in {built.name} or its latents, such as {min(ids)!r}: nothing was changed; "
-            "`selfflow data show` shows what ids look like"
-        )
-    report = DeletionReport(built, missing=[] if plan.is_repeated else sorted(ids - plan.present))
+    report = DeletionReport(built, earlier=len(plan.earlier))
     if plan.is_repeated:
         report.before, report.resumed = plan.entry["when"], has_work
     if has_work:

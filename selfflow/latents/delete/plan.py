@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from selfflow.data.shards import BadRecord
 from selfflow.data.stored import read_info, read_splits
 from selfflow.errors import UserError
 from selfflow.latents.delete.remove import LatentsChange
-from selfflow.latents.ids import decode_ids, hash_ids
+from selfflow.latents.ids import decode_ids, deleted_ids, format_id, format_ids, hash_id, hash_ids
 from selfflow.latents.store import MANIFEST
 
 _HASH_DIGITS = 64
@@ -36,6 +37,7 @@ class DeletionPlan:
       entries: all entries of `deleted.json` at the end.
       is_repeated: whether the same list was deleted before, perhaps in part.
       present: the ids that are in the data set or its latents.
+      earlier: the other ids, which earlier deletions removed.
     """
 
     built: BuiltDataset
@@ -47,6 +49,7 @@ class DeletionPlan:
     entries: list[dict[str, Any]]
     is_repeated: bool
     present: set[str]
+    earlier: set[str]
 
     @property
     def count(self) -> int:
@@ -72,7 +75,8 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
       advance: called after each record that is read.
 
     Raises:
-      UserError: if `train` would become empty, something cannot be read, or another deletion was interrupted.
+      UserError: if an id is neither there nor was deleted earlier, `train` would become empty, something cannot be
+        read, or another deletion was interrupted.
     """
     _refuse_other_formats(built.folder)
     # Read again: another deletion may have ended while this one waited for its lock.
@@ -87,16 +91,14 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
     present: set[str] = set()
     count = 0
     for split, names in _read_ids(built, advance).items():
-        masks[split] = np.isin(names, sorted(ids))
+        masks[split] = _are_in(names, ids)
         remaining[split] = [name for name, deleted in zip(names, masks[split]) if not deleted]
         present |= ids.intersection(names)
         count += int(masks[split].sum())
-    if masks["train"].all():
-        raise UserError("these are all samples of the split train: delete the data set and its latents instead")
 
     # The entry of this deletion. It replaces that of an interrupted one of the same ids.
     entry = _entry(built.deleted, ids, built.folder)
-    final = {key: entry[key] for key in ("count", "when", "ids")}
+    final = {key: value for key, value in entry.items() if key not in ("unfinished", "replaced")}
     entries, is_repeated = [], False
     for recorded in built.deleted:
         if recorded["ids"] == final["ids"]:
@@ -114,8 +116,51 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
             planned = _plan_folder(folder, built, remaining, ids, entries, final)
             changes.append(planned.change)
             present |= planned.present
+    earlier = deleted_ids(ids - present, [*built.deleted, *_deletions_of(changes)])
+    unmatched = ids - present - earlier
+    if unmatched:
+        similar = _similar(unmatched, set().union(*remaining.values()))
+        raise UserError(
+            f"{len(unmatched)} of {len(ids)} ids are not in {built.name} or its latents and were not deleted earlier: "
+            f"{format_ids(unmatched)}; nothing was changed{similar}: correct or "
+            "remove these lines (`selfflow data ids` prints all ids)"
+        )
+    if masks["train"].all():
+        raise UserError("these are all samples of the split train: delete the data set and its latents instead")
     entry = final | entry if is_repeated else final
-    return DeletionPlan(built, ids, masks, remaining, changes, entry, entries, is_repeated, present)
+    return DeletionPlan(built, ids, masks, remaining, changes, entry, entries, is_repeated, present, earlier)
+
+
+def _are_in(names: list[str], ids: set[str]) -> np.ndarray:
+    """Which names are ids, bool [names]; text arrays of numpy would compare without zeros at the end."""
+    return np.array([name in ids for name in names], bool)
+
+
+def _deletions_of(changes: list[LatentsChange]) -> list[dict[str, Any]]:
+    """The deletions that folders of latents record."""
+    entries = []
+    for change in changes:
+        entries += change.manifest["deleted"]
+    return entries
+
+
+def _similar(unmatched: set[str], names: set[str]) -> str:
+    """A remark on the first unmatched id that names a file of clips, or differs from an id in its spelling alone."""
+    spellings = {}
+    for name in sorted(names):
+        spellings.setdefault(_spelling(name), name)
+        spellings.setdefault(_spelling(name.rpartition("@")[0]), name)
+    for id in sorted(unmatched):
+        similar = spellings.get(_spelling(id))
+        if _spelling(id) and similar:
+            # Unicode forms of one text look alike: escapes show the difference.
+            return f"; there is {format_id(similar)} ({ascii(similar)}), not {ascii(id)}"
+    return ""
+
+
+def _spelling(id: str) -> str:
+    """An id without differences of case, of Unicode forms and of blanks at its ends."""
+    return unicodedata.normalize("NFC", id).casefold().strip()
 
 
 def _entry(entries: list[dict[str, Any]], ids: set[str], folder: Path) -> dict[str, Any]:
@@ -131,7 +176,7 @@ def _entry(entries: list[dict[str, Any]], ids: set[str], folder: Path) -> dict[s
         if entry["ids"] == key:
             return entry
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"count": 0, "when": now, "ids": key}
+    return {"count": 0, "when": now, "ids": key, "hashes": sorted(map(hash_id, ids))}
 
 
 def _refuse_other_formats(folder: Path) -> None:
@@ -198,7 +243,7 @@ def _plan_folder(
             keep[split] = _aligned(names, remaining.get(split, []), folder / split)
         else:
             # Records of another build need not correspond to those of this one.
-            keep[split] = ~np.isin(names, sorted(ids))
+            keep[split] = ~_are_in(names, ids)
     if is_of_this_build:
         deleted = entries
     elif present and entry["ids"] not in [recorded["ids"] for recorded in deleted]:

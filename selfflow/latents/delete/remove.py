@@ -167,7 +167,7 @@ def apply_change(change: LatentsChange) -> None:
     """
     folder, manifest = change.folder, change.manifest
     for path in [*folder.glob(f"*{_NEW}*"), *folder.glob(f"{NEXT_MANIFEST}.partial-*")]:
-        path.unlink()  # of a process that was killed
+        path.unlink()  # written by a killed process
     shards = dict(manifest["shards"])
     unreadable = {}
     for split, keep in change.keep.items():
@@ -203,7 +203,7 @@ def _next(path: Path) -> Path:
 
 def _renumbered(unreadable: list, keep: np.ndarray) -> list[tuple]:
     """The entries of unreadable records that are kept, with the numbers that these have among all kept records."""
-    position = np.cumsum(keep) - 1  # of each kept record among them
+    position = np.cumsum(keep) - 1  # position of each kept record among them
     return [(int(position[int(i)]), *rest) for i, *rest in unreadable if keep[int(i)]]
 
 
@@ -217,7 +217,7 @@ def finish_change(folder: Path) -> None:
         os.replace(path, path.with_name(path.name.removesuffix(_NEW)))
     for path in foreign_files(folder, manifest):
         if path.name != NEXT_MANIFEST and path.suffix in (".array_record", ".safetensors"):
-            path.unlink()  # of a split that has become empty
+            path.unlink()  # the index of a split that has become empty
     # The names of all new files must be on the disk before the manifest that needs them.
     sync(folder)
     os.replace(folder / NEXT_MANIFEST, folder / MANIFEST)

@@ -1,5 +1,6 @@
 """Searches a data set and its latents for ids of deleted samples."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -10,7 +11,7 @@ from safetensors.numpy import load_file
 
 from selfflow.data.built import BuiltDataset
 from selfflow.data.shards import BadRecord
-from selfflow.latents.ids import decode_ids
+from selfflow.latents.ids import decode_ids, format_id
 
 _SHORT_BYTES = 8  # shorter ids occur in large files by chance
 _BLOCK_BYTES = 16 << 20
@@ -39,22 +40,22 @@ def find_remaining(
       A line for each place; empty if there is none.
     """
     folders = list(folders)
-    pattern = _pattern({_stored_id(built, name) for name in ids})
+    words = _written_forms(built, ids)
+    pattern = _pattern(words)
     lines, remaining, matches = _search_records(built, ids, pattern, advance)
-    # An id may be part of the longer id of a sample that stays: where that occurs it is no match.
+    # An id may be part of the longer id of a sample that stays: such an occurrence is not a match.
     # Matches are therefore decided once the ids of all records are known.
     longer: list[bytes] = []
     if pattern:
-        stored = {_stored_id(built, name).encode() for name in remaining}
-        longer = [name for name in stored if pattern.search(name)]
+        longer = [word for word in (form.encode() for form in _written_forms(built, remaining)) if pattern.search(word)]
     for split, i, name in matches:
         records = built.records(split)
         if _contains(records.raw(i), pattern, longer):
-            lines.append(f"{records.shard_of(i)}: inside the record {name}")
+            lines.append(f"{records.shard_of(i)}: inside the record {format_id(name)}")
     for folder in folders:
         lines += _search_indexes(folder, ids)
     if pattern:
-        sizes = [len(name.encode()) for name in ids] + [len(name) for name in longer]
+        sizes = [len(word.encode()) for word in words] + [len(name) for name in longer]
         overlap = 1 + max(sizes)
         for folder in (built.folder, *folders):
             for path in sorted(folder.rglob("*")):
@@ -85,7 +86,7 @@ def _search_records(
                 continue
             names.add(name)
             if name in ids:
-                lines.append(f"{records.shard_of(i)}: the record {name}")
+                lines.append(f"{records.shard_of(i)}: the record {format_id(name)}")
             elif pattern and pattern.search(raw):
                 matches.append((split, i, name))
             advance()
@@ -101,7 +102,16 @@ def _search_indexes(folder: Path, ids: Collection[str]) -> Iterator[str]:
             yield f"{folder.name}/{path.name}: it cannot be searched: {error}"
             continue
         for name in sorted(rows & set(ids)):
-            yield f"{folder.name}/{path.name}: the row of {name}"
+            yield f"{folder.name}/{path.name}: the row of {format_id(name)}"
+
+
+def _written_forms(built: BuiltDataset, ids: Collection[str]) -> set[str]:
+    """Ids as records store them, and as JSON files do, in which other characters than ASCII are escaped."""
+    forms = set()
+    for name in ids:
+        stored = _stored_id(built, name)
+        forms |= {stored, json.dumps(stored)[1:-1]}
+    return forms
 
 
 def _stored_id(built: BuiltDataset, name: str) -> str:

@@ -1,4 +1,4 @@
-"""The interface of alignment methods, the settings that they share, and the distances between features.
+"""The interface and the shared settings of alignment methods, and the distances between features.
 
 Alignment adds a second term to the flow loss (arXiv 2603.06507):
 
@@ -81,7 +81,7 @@ class AlignmentMethod:
       projector_depth: layers of the student's projector; 0 for none.
       target_encoders: the frozen encoder of each modality whose target it computes; `batch["features"]` holds them.
       target_channels: channels of the target by modality, each of which then has its projector; None where the
-        target has the model's width and one projector serves all modalities.
+        target has the model's width and all modalities share one projector.
       teacher_layer: block whose features are the target, which evaluation probes by default; None where the target is
         not of one block of the model.
       unaligned: modalities that the settings exempt.
@@ -189,14 +189,14 @@ class FeatureAlignment(AlignmentMethod):
     """1 - cosine (arXiv 2603.06507, where l1 was unstable late), or the mean absolute error over channels, or the same
     with a parabola below 0.05 (SRA, arXiv 2505.02831)."""
     over: Literal["features", "tokens"] = "features"
-    """Axis of the cosine: over the channels of each token, or over the tokens of each channel, as the code released
-    with arXiv 2607.02508 has it."""
+    """Axis of the cosine: over the channels of each token, or over the tokens of each channel, as in the code released
+    with arXiv 2607.02508."""
     tokens: Literal["all", "noisier", "cleaner"] = "all"
     """Tokens that count: all (arXiv 2603.06507), or those at the highest or at the lowest level of their modality. The
-    paper explains its gain by what cleaner tokens reveal of noisier ones, which arXiv 2607.02508 disputes."""
+    paper attributes its gain to information of cleaner tokens about noisier ones, which arXiv 2607.02508 disputes."""
     projector_depth: int = 2
-    """Layers of the student's projector: 2 in the weights released with arXiv 2603.06507; 3 have the number of
-    parameters that its text gives, and are REPA's; 0 is none."""
+    """Layers of the student's projector: 2 in the weights released with arXiv 2603.06507; 3 layers match the number of
+    parameters in its text, and REPA; 0 omits the projector."""
 
     def __post_init__(self):
         for name in ("weight", "warm_up", "fade", "projector_depth"):

@@ -19,8 +19,8 @@ class ExternalEncoder(FeatureAlignment):
     """REPA (arXiv 2410.06940): the target is a frozen encoder's features of the clean sample.
 
     They are computed once, stored beside the latents, and pooled to the grid of the tokens; every modality has its
-    projector, since encoders differ in their channels. No teacher runs; an EMA is still kept to sample from.
-    The defaults are the paper's: weight 0.5, block 8 of SiT-XL/2's 28, three layers, cosine.
+    projector, since encoders differ in their channels. There is no teacher; the EMA is kept for sampling and
+    evaluation. The defaults are the paper's: weight 0.5, block 8 of SiT-XL/2's 28, three layers, cosine.
     """
 
     kind: Literal["external"] = "external"
@@ -90,5 +90,5 @@ class ExternalEncoder(FeatureAlignment):
         features = batch.get("features", {})
         missing = sorted((self.target_encoders.keys() & batch["latents"].keys()) - features.keys())
         if missing:
-            raise ValueError(f"batch has no features of {', '.join(missing)}, which alignment.encoders asks for")
+            raise ValueError(f"batch has no features of {', '.join(missing)}, which alignment.encoders requires")
         return {m: jax.lax.stop_gradient(jnp.asarray(features_BNE)) for m, features_BNE in features.items()}

@@ -14,8 +14,8 @@ from selfflow.objectives.draw import Draw
 class LayerSync(FeatureAlignment):
     """A deeper layer of the student's own forward pass is the target, without gradient (arXiv 2510.12581).
 
-    No teacher runs and no projector is learned; an EMA is still kept to sample from. Weight and layers are those of the
-    code released with the paper, for SiT-XL/2.
+    There is no teacher and no projector; the EMA is kept for sampling and evaluation. Weight and layers are those of
+    the code released with the paper, for SiT-XL/2.
     """
 
     kind: Literal["layer_sync"] = "layer_sync"

@@ -8,6 +8,6 @@ from selfflow.objectives.alignment.base import AlignmentMethod
 
 @dataclass(frozen=True)
 class NoAlignment(AlignmentMethod):
-    """Flow matching alone: no teacher runs; an EMA is still kept to sample from."""
+    """Flow matching alone, without a teacher; the EMA is kept for sampling and evaluation."""
 
     kind: Literal["none"] = "none"

@@ -55,7 +55,7 @@ class Arrays:
             lengths[f"labels of {field}"] = len(self.labels[field])
         for what, length in lengths.items():
             if length != count:
-                raise UserError(f"Arrays: {what} are {length}, and {first} {count}: give as many of each")
+                raise UserError(f"Arrays: {what} are {length}, and {first} {count}: give equal numbers")
         self.ids = [self._hash(i) for i in range(count)] if ids is None else ids
 
     def __len__(self) -> int:

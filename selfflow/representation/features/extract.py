@@ -94,7 +94,7 @@ def features(
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}: it must be at least 1")
     if pool not in ("mean", "tokens"):
-        raise UserError(f"pool {pool!r}: there are mean and tokens")
+        raise UserError(f"pool is {pool!r}, expected mean or tokens")
     model = run.model(weights, step, mesh)
     blocks = _blocks(layers, model.depth)
     view = _view(model.modalities, clips.shapes, modalities, context, tau)
@@ -151,7 +151,7 @@ def _stored_layers(
 
 
 def _key(model: Any, clips: LabelledClips, count: int, view: "_View", pool: str, seed: int) -> dict[str, Any]:
-    """All that determines the numbers of a layer, so that equal keys share a folder."""
+    """Everything that determines the numbers of a layer, so that equal keys share a folder."""
     return {
         "code": code_hash(),
         "weights": model.identity,
@@ -167,7 +167,7 @@ def _key(model: Any, clips: LabelledClips, count: int, view: "_View", pool: str,
 
 
 def _title(view: "_View", clips: LabelledClips) -> str:
-    """Such as "video+audio, tau 0.1, test"; two levels if a modality is context."""
+    """Title of an extraction, such as "video+audio, tau 0.1, test"; with two levels if a modality is context."""
     taus = dict.fromkeys(f"{level:g}" for level in view.tau.values())
     return f"{'+'.join(view.streams)}, tau {'/'.join(taus)}, {getattr(clips, 'split', 'arrays')}"
 
@@ -357,7 +357,7 @@ def _view(
     for argument, values, choices in (("modalities", names, available), ("context", context_names, names)):
         for m in values:
             if m not in choices:
-                raise UserError(f"{argument}: {m!r} is unknown; there are {', '.join(choices) or 'none'}")
+                raise UserError(f"{argument}: {m!r} is unknown; choose from {', '.join(choices) or 'none'}")
     if not names:
         raise UserError(f"modalities is empty: name at least one of {', '.join(available) or ', '.join(known)}")
     # In one order, so that equal settings have one key.
@@ -371,7 +371,7 @@ def _view(
     levels = dict(tau) if isinstance(tau, Mapping) else dict.fromkeys(names, tau)
     for m, level in levels.items():
         if m not in names:
-            raise UserError(f"tau: {m!r} is not a modality of this data; there are {', '.join(names)}")
+            raise UserError(f"tau: {m!r} is not a modality of this data; choose from {', '.join(names)}")
         if not 0 <= level <= 1:
             raise UserError(f"tau is {level}: give a number from 0, data, to 1, noise")
     context_in_order, tau_of = [], {}

@@ -23,7 +23,7 @@ Taps = dict[int, dict[str, Any]]  # {layer: {modality: float32 features}}
 class Forward:
     """A compiled forward pass from latents to the residual stream after given blocks, for unlabelled samples.
 
-    One program serves all values of tau and seed.
+    All values of tau and seed share one program.
 
     Args:
       apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`; where samples are padded

@@ -36,7 +36,7 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
     high = -(-len(panels) // wide)  # rounded up
     figure = Figure(figsize=(4.2 * wide + 0.6, 3.2 * high + 0.5), layout="constrained")
     axes = np.atleast_1d(figure.subplots(high, wide, squeeze=False)).ravel()
-    # Of one method, colours distinguish the noise levels; of several, colours the methods and dashes the levels.
+    # For one method, colours distinguish noise levels; for several, colours distinguish methods and dashes levels.
     colours = _colours(methods if several else taus)
     for axis, ((target, source), shown) in zip(axes, panels.items()):
         for method in methods:

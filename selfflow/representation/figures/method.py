@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from selfflow.errors import UserError
 from selfflow.media import medium_of
 from selfflow.representation.figures.strips import Strips
-from selfflow.representation.views import Drawn, Views
+from selfflow.representation.views import TauMarginals, Views
 
 _TAU = {"limits": (0.0, 1.0), "colours": "cividis"}
 
@@ -59,30 +59,30 @@ def loss_figure(views: Views, i: int) -> Figure:
     return strips.figure(f"loss of the batch of {len(views.ids)}: {means}")
 
 
-def marginals_figure(drawn: dict[str, Drawn]) -> Figure:
+def marginals_figure(marginals: dict[str, TauMarginals]) -> Figure:
     """Histograms of tau over many draws beside p(tau), and those of every single token, a row for each modality.
 
     Args:
-      drawn: draws by modality.
+      marginals: noise levels by modality.
     """
-    figure = Figure(figsize=(10, 2.7 * len(drawn) + 0.3), layout="constrained")
-    axes = figure.subplots(len(drawn), 2, squeeze=False, width_ratios=(1, 1.15))
-    for (m, drawn_tau), (left, right) in zip(drawn.items(), axes):
-        bins = np.linspace(0, 1, len(drawn_tau.density) + 1)
+    figure = Figure(figsize=(10, 2.7 * len(marginals) + 0.3), layout="constrained")
+    axes = figure.subplots(len(marginals), 2, squeeze=False, width_ratios=(1, 1.15))
+    for (m, levels), (left, right) in zip(marginals.items(), axes):
+        bins = np.linspace(0, 1, len(levels.density) + 1)
         step = {"bins": bins, "density": True, "histtype": "step", "lw": 1.5}
-        left.hist(drawn_tau.tau[~drawn_tau.masked], **step, color="tab:blue", label="tokens that are not masked")
-        if drawn_tau.masked.any():
-            left.hist(drawn_tau.tau[drawn_tau.masked], **step, color="tab:orange", label="masked tokens")
-        left.hist(drawn_tau.teacher_tau, **step, color="0.6", ls="--", label="teacher's tokens")
-        left.stairs(drawn_tau.density, bins, color="black", lw=1, ls=":", label=f"p($\\tau$) of {m}")
+        left.hist(levels.tau[~levels.masked], **step, color="tab:blue", label="tokens that are not masked")
+        if levels.masked.any():
+            left.hist(levels.tau[levels.masked], **step, color="tab:orange", label="masked tokens")
+        left.hist(levels.teacher_tau, **step, color="0.6", ls="--", label="teacher's tokens")
+        left.stairs(levels.density, bins, color="black", lw=1, ls=":", label=f"p($\\tau$) of {m}")
         left.set(xlabel="$\\tau$", ylabel="density", xlim=(0, 1), title=f"{m}: over all draws")
         left.legend(fontsize=7, frameon=False)
         left.spines[["top", "right"]].set_visible(False)
         # Columns are tokens: all are as the density if every token has the same distribution of tau.
-        density_of_tokens = np.empty((len(drawn_tau.density), drawn_tau.tau.shape[1]))
-        for token, taus in enumerate(drawn_tau.tau.T):
+        density_of_tokens = np.empty((len(levels.density), levels.tau.shape[1]))
+        for token, taus in enumerate(levels.tau.T):
             density_of_tokens[:, token] = np.histogram(taus, bins=bins, density=True)[0]
-        most = 1.5 * drawn_tau.density.max()
+        most = 1.5 * levels.density.max()
         extent = (0, density_of_tokens.shape[1], 0, 1)
         image = right.imshow(
             density_of_tokens, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=most, cmap="magma"

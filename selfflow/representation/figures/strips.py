@@ -75,7 +75,7 @@ class Strips:
 
         Args:
           grid: tokens along (time, height, width).
-          limits: limits of the colours; by default the least and largest value.
+          limits: limits of the colours; by default the minimum and maximum of the values.
           over: frames that show through.
           bodies: circles over them.
         """

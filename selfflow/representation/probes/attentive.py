@@ -38,7 +38,7 @@ def attentive_probe(train: Split, validation: Split, test: Split, seed: int = 0)
       seed: seed of the initial weights and the order of samples.
 
     Raises:
-      UserError: see `checked_classes`; or if features are no tokens.
+      UserError: see `checked_classes`; or if features are not tokens.
     """
     train, validation, test = checked_classes(tokens=True, train=train, validation=validation, test=test)
     classes, labels_n = np.unique(train.y, return_inverse=True)

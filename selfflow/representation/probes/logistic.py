@@ -139,8 +139,8 @@ def few_shot(
             # One order for all numbers of shots, so that their scores differ by the shots and not by the samples.
             orders = [random.permutation(np.flatnonzero(train.y == c)) for c in classes]
             for i, k in enumerate(shots):
-                drawn = np.concatenate([order[:k] for order in orders])
-                predicted = probe.fit(x_train[drawn], train.y[drawn]).predict(x_test)
+                rows = np.concatenate([order[:k] for order in orders])
+                predicted = probe.fit(x_train[rows], train.y[rows]).predict(x_test)
                 balanced[i, draw] = balanced_accuracy(test.y, predicted)
                 plain[i, draw] = accuracy(test.y, predicted)
     return {k: FewShot(balanced[i], plain[i]) for i, k in enumerate(shots)}

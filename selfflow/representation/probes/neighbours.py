@@ -21,7 +21,7 @@ def knn_probe(train: Split, validation: Split, test: Split) -> Classified:
 
     As in DINO (arXiv 2104.14294 and its released `eval_knn.py`), after Wu et al. (arXiv 1805.01978): k is 10, 20,
     100 or 200. DINO reports the best k, usually 20; here `chosen` is the k with the best balanced accuracy on
-    validation, the smallest of equal ones, and at most the number of train samples. Memory does not grow with the
+    validation, the smallest in case of ties, and at most the number of train samples. Memory does not grow with the
     product of the numbers of samples.
 
     Raises:

@@ -23,7 +23,7 @@ Source = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Probing:
-    """What to probe."""
+    """Settings of the probes."""
 
     targets: tuple[str, ...] = ()
     """Labels of the data; for Collisions also shape, contacts, contact (per time step), position and velocity (per
@@ -148,7 +148,7 @@ def best(rows: list[Row]) -> list[Row]:
     """The row with the best validation score of each run, weights, target and source, over layers and noise levels."""
     best_rows: dict[tuple, Row] = {}
     for row in rows:
-        # Few-shot probes have no validation score, and a choice on test would be a choice by luck.
+        # Few-shot probes have no validation score, and a choice on test would be biased.
         if np.isnan(row.validation):
             continue
         question = (row.run, row.weights, row.target, row.source, row.probe, row.split)
@@ -261,7 +261,7 @@ def _targets(run: OpenRun, settings: Probing, labels: dict[str, ProbeLabels]) ->
             targets.append(target)
     if not targets:
         known = ", ".join(name for name in targets_of(run, train) if name not in names)
-        raise UserError(f"no label of the data can be probed: name other --targets; there are {known or 'none'}")
+        raise UserError(f"no label of the data can be probed: choose --targets from {known or 'none'}")
     return targets
 
 
@@ -274,7 +274,7 @@ def _sources(names: tuple[str, ...], known: tuple[str, ...], targets: list[Targe
         source = tuple(name.split("+"))
         unknown = [m for m in source if m not in known]
         if unknown:
-            raise UserError(f"--sources {name}: {unknown[0]} is none of the component's {', '.join(known)}")
+            raise UserError(f"--sources {name}: {unknown[0]} is not a modality of the component, {', '.join(known)}")
         sources.append(source)
     for target in targets:
         if not any(target.applies_to(source) for source in sources):

@@ -94,7 +94,7 @@ def _solved(moments: dict[str, Moments], width: int) -> Regressed:
     # The variance of a constant feature is rounding; it gets no weight.
     std_D = np.where(std_D > 1e-9 * np.abs(train.mean[:width]), std_D, np.inf)
     # The correlations of features are V diag(e) V^T, and weights of standardised features V (e + strength)^-1 V^T C
-    # with the covariances C of features and targets. One eigendecomposition serves all strengths.
+    # with the covariances C of features and targets. All strengths share one eigendecomposition.
     values_D, vectors_DD = np.linalg.eigh(covariance[:width, :width] / np.outer(std_D, std_D))
     cross_DK = vectors_DD.T @ (covariance[:width, width:] / std_D[:, None])
     best = None

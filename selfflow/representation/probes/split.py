@@ -91,8 +91,8 @@ def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
       **splits: splits by name, for messages.
 
     Raises:
-      UserError: different lengths or widths; features that are not finite numbers; targets that are no classes, all the
-        same, or of more classes than samples; or splits that share samples.
+      UserError: different lengths or widths; features that are not finite numbers; targets that are not classes, all
+        the same, or of more classes than samples; or splits that share samples.
     """
     checked: dict[str, Split] = {}
     for name, split in splits.items():
@@ -119,7 +119,7 @@ def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
                 f"{name}: all {len(split.y)} samples are of class {of_split[0]}: give samples of at least two"
             )
         if len(split.y) < classes:
-            raise UserError(f"{name}: {len(split.y)} samples of {classes} classes: give at least as many as classes")
+            raise UserError(f"{name}: {len(split.y)} samples of {classes} classes: give at least one sample per class")
         missing = np.setdiff1d(split.y, train.y)
         if len(missing):
             names = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -162,7 +162,7 @@ def _checked_features(name: str, split: Split, tokens: bool) -> Split:
         with np.errstate(over="ignore"):
             x = raw.astype(np.float32)
     except (TypeError, ValueError):
-        raise UserError(f"{name}: features are no array of numbers: give floats [n, D] or tokens [n, N, D]") from None
+        raise UserError(f"{name}: features are not numbers: give floats [n, D] or tokens [n, N, D]") from None
     if x.ndim != 3 and (tokens or x.ndim != 2):
         expected = "tokens [n, N, D]" if tokens else "[n, D] or tokens [n, N, D]"
         raise UserError(f"{name}: features have shape {list(x.shape)}, and this probe takes {expected}")

@@ -37,7 +37,7 @@ class Column(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Such as "material/video"."""
+        """The key of a column, such as "material/video"."""
         return f"{self.target.name}/{self.source}"
 
     @property
@@ -52,7 +52,7 @@ def columns_of(truth: ProbeTargets) -> tuple[Column, ...]:
 
 
 def measures_of(columns: Iterable[Column]) -> str:
-    """What the scores of the columns are, such as "accuracy; position and contacts: R^2"."""
+    """The measures of the columns, such as "accuracy; position and contacts: R^2"."""
     regressed = dict.fromkeys(column.target.name for column in columns if column.target.kind != "class")
     return "accuracy" + (f"; {' and '.join(regressed)}: R^2" if regressed else "")
 
@@ -77,7 +77,7 @@ def summary_table(
 
     Columns are those of the data set's ground truth. Scores of classes are balanced accuracies of logistic regression,
     averaged over the parts of a target; those of numbers and of tokens are R^2 of ridge regression. Strengths, and
-    layers where a row says so, are chosen on the validation split.
+    layers in rows of the best block, are chosen on the validation split.
 
     Args:
       clips: clips of the splits train, validation and test.
