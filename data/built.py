@@ -27,7 +27,7 @@ class BuiltDataset:
     """A built data set; its records are read on demand, also in worker processes.
 
     Attributes:
-      settings: its settings.
+      settings: settings of the data set.
       name: NAME/CONFIG/VERSION, as TFDS writes it.
       folder: folder of its shards.
       splits: number of records of each split that has any.
@@ -45,7 +45,7 @@ class BuiltDataset:
         return Records(self.settings, self.folder, split)
 
     def modalities(self) -> set[str]:
-        """Modalities of training records: of a folder of files those in its report, else all that it may have."""
+        """Modalities of training records: those in the report of a folder of files, otherwise all of the data set."""
         path = self.folder / report.FILE
         if not path.exists():
             return set(self.settings.media_shapes())
@@ -126,7 +126,7 @@ def build(settings: Dataset, data_dir: Path, recorded: str = "") -> BuiltDataset
         damaged = [str(path) for path in (data_dir / settings.kind).rglob(INFO) if not _is_json(path)]
         raise UserError(f"{', '.join(damaged) or data_dir} is damaged: remove its folder and build again") from error
     if not (Path(builder.data_dir) / INFO).exists():
-        raise UserError(f"{builder.data_dir} has lost its dataset_info.json: remove this folder and build again")
+        raise UserError(f"{builder.data_dir} has no dataset_info.json: remove this folder and build again")
     publish_folder(Path(builder.data_dir), INFO)
     # TFDS lists empty splits, too.
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}

@@ -18,7 +18,7 @@ class TokenTargets(NamedTuple):
     """Probe targets of M tokens of one clip.
 
     Attributes:
-      tokens: their indices in row-major order, int [M].
+      tokens: indices of the tokens in row-major order, int [M].
       values: targets by name, float32 [M, D].
     """
 

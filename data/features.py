@@ -1,7 +1,7 @@
 """The features of a data set on disk, read from its features.json without TensorFlow.
 
 TFDS needs TensorFlow for the types of its Video and Audio features, although only numbers are stored. Here they are
-read as what is stored: a sequence of images, and a tensor.
+read in their stored form: a sequence of images, and a tensor.
 """
 
 import json

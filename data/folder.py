@@ -86,8 +86,8 @@ class File:
     """A file in the folder.
 
     Attributes:
-      path: its path.
-      relative: its path below the folder, with slashes.
+      path: path of the file.
+      relative: path below the folder, with slashes.
       size: size in bytes.
       modified: time of the last change, ns.
     """

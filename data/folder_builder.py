@@ -152,7 +152,7 @@ def build_folder(
     """Builds the data set of a folder and prints its report, or opens it if it exists.
 
     Args:
-      builder: its class.
+      builder: class of the builder.
       settings: settings of the data set.
       data_dir: folder of data sets.
       identity: files whose paths, sizes and times identify the contents of the folder.

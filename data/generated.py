@@ -14,7 +14,7 @@ from selfflow.serialization import digest
 
 @dataclass(frozen=True)
 class GeneratedSettings(Dataset):
-    """Clips of video and audio on one clock, in splits of a given size; changed settings are another data set."""
+    """Clips of video and audio on one clock, in splits of a given size; other settings define another data set."""
 
     frames: int = 25
     """Frames of a clip; frame i shows the state at i / frames_per_second."""

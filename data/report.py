@@ -14,7 +14,7 @@ _LINES_PER_GROUP = 20
 
 @dataclass(frozen=True)
 class Remark:
-    """Why a file was skipped or used in part; `detail` is what differs between files of one reason."""
+    """The reason why a file was skipped or used in part; `detail` differs between files of the same reason."""
 
     file: str
     reason: str
@@ -25,8 +25,8 @@ class Unusable(Exception):
     """A file, or a part of it, that yields no record.
 
     Attributes:
-      reason: the same for all files of one sort.
-      detail: what is particular to this file; may be "".
+      reason: reason, equal for all files with the same problem.
+      detail: details of this file; may be "".
     """
 
     def __init__(self, reason: str, detail: str = ""):
@@ -92,7 +92,7 @@ def read_report(builder) -> dict[str, Any]:
     """The report of a built data set, as a dict with the fields of `Report`.
 
     Args:
-      builder: its TFDS builder, from `selfflow.data.built.load_builder`.
+      builder: TFDS builder of the data set, from `selfflow.data.built.load_builder`.
     """
     return json.loads((Path(builder.data_path) / FILE).read_text(encoding="utf-8"))
 

@@ -16,7 +16,7 @@ class BadRecord(Exception):
 
     Attributes:
       shard: name of the file that holds it.
-      reason: one line.
+      reason: reason in one line.
     """
 
     def __init__(self, shard: str, reason: str):

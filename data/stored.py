@@ -18,7 +18,7 @@ class StoredSplit:
 
     Attributes:
       name: name of the split.
-      paths: its shards.
+      paths: paths of the shards.
       lengths: number of records in each.
       size: bytes of all records before compression.
       template: template of the names of the shards; "" for the default of TFDS.

@@ -20,7 +20,7 @@ class Kind:
 
     Attributes:
       name: name of the kind.
-      remedy: what to do, where {folder} is that of the data set or of the latents.
+      remedy: remedy, in which {folder} stands for that of the data set or of the latents.
       note: whether it is reported as a note only.
     """
 
@@ -85,7 +85,7 @@ def verify_data(
 
     Args:
       built: the data set.
-      contents: filled with what `verify_latents` needs.
+      contents: records for `verify_latents`, filled in here.
       advance: called after each record.
 
     Returns:

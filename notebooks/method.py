@@ -57,7 +57,7 @@ marginals_figure({m: tau_marginals(run.experiment.schedule, m, n, draws) for m, 
 #
 # The same clip, noise and positions twice: the student's tokens at their own levels, the teacher's all at the lower
 # one. The panels show the noisy latents, decoded by the run's autoencoders. A run may be trained with context tokens,
-# which stay at $\tau = 0$ in both views and are in no loss: the parameter `context` draws them.
+# which stay at $\tau = 0$ in both views and are excluded from the loss: the parameter `context` draws them.
 
 # %%
 clip_views = views(run, data, clips, seed, context)

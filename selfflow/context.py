@@ -1,4 +1,4 @@
-"""Context: the tokens of a sample at tau = 0, in student and teacher, which are in no loss.
+"""Context: the tokens of a sample at tau = 0, in student and teacher, which are excluded from every loss.
 
 Video to audio, audio to video, continuation and in-painting are masks over tokens, True for context. A case is a family
 of masks: training draws from those in `schedule.context`; sampling uses one mask of one case.

@@ -25,7 +25,7 @@ class Medium:
       axes: axes of one clip as data sets store it; a last axis "3" is red, green, blue.
       latent_axes: axes of the latent of one clip.
       rate_field: field of a data set's config that holds steps per second; "" for media without time.
-      unit: what one step of the time axis is called; an image is one frame.
+      unit: name of one step of the time axis; an image is one frame.
       preview: how a figure shows a clip: an image among others in a grid, a strip of frames, a spectrogram, or a curve
         for each channel.
       suffix: suffix of the file that holds one clip.

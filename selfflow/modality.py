@@ -22,7 +22,7 @@ class Modality:
 
     Attributes:
       latent: shape of one latent, channels last: [H, W, C], [T, H, W, C] or [T, C].
-      patch: how many latent positions one token spans along each axis but the channels.
+      patch: number of latent positions that a token spans along each axis except the channels.
       period: time between two latent frames, in units of 10 ms; 0 where there is no time axis.
       offset: added to the coordinates (t, h, w, l) of every token. With it one modality can occur twice in a
         component, as in `image` and `image:reference`: two streams, whose names begin with that of their modality.

@@ -30,7 +30,7 @@ class Corruption(NamedTuple):
     Attributes:
       levels: the distinct taus of a sample, [B, K]. With `context` the last level is 0.
       assignment: the index of each token's level, [B, N]: tau_i = levels[assignment_i].
-      context: tokens held at tau = 0 for student and teacher and in no loss, [B, N]; a modality
+      context: tokens held at tau = 0 for student and teacher and excluded from every loss, [B, N]; a modality
         without context tokens is absent.
     """
 
@@ -179,7 +179,7 @@ class _Schedule:
         return corruption.with_context(draw_context(keys_for(keys_B, "given"), self.context, modalities))
 
     def intervals(self, keys_B: Key[Array, "B"], corruption: Corruption, high: float) -> dict[str, Float[Array, "B K"]]:
-        """A uniform number in [0, high) for each level, by modality: what a teacher's levels are lowered by."""
+        """A uniform number in [0, high) for each level, by modality: which is subtracted from a teacher's levels."""
         intervals = {}
         for m, level_BK in corruption.levels.items():
             intervals[m] = high * self._uniforms(keys_B, "interval", m, level_BK.shape[1])

@@ -21,7 +21,7 @@ class Progress:
     Args:
       description: name of the work.
       total: number of items, if it is known.
-      done: items that were done before.
+      done: number of items that were done before.
       unit: unit of items.
 
     Attributes:

@@ -17,7 +17,7 @@ ACTION_NAMES = (
 
 @dataclass(frozen=True)
 class Atari(GeneratedSettings):
-    """The settings of the Atari data set; changed settings are another data set."""
+    """The settings of the Atari data set; other settings define another data set."""
 
     kind: Literal["atari"] = "atari"
     """Name of the data set."""

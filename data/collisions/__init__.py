@@ -23,9 +23,10 @@ class Material:
     """Restitution, friction and modes of a body."""
 
     restitution: float = 0.5
-    """Normal speed after a contact with a wall over the speed before it, 0 to 1; two bodies multiply theirs."""
+    """Normal speed after a contact with a wall over the speed before it, 0 to 1; for a contact of two bodies their
+    values are multiplied."""
     friction: float = 0.5
-    """Coulomb coefficient against a wall; two bodies multiply theirs."""
+    """Coulomb coefficient against a wall; for a contact of two bodies their values are multiplied."""
     frequency: float = 440.0
     """Frequency of the first mode at the reference radius, Hz."""
     decay: float = 0.1
@@ -34,7 +35,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Collisions(GeneratedSettings):
-    """The settings of the Collisions data set; changed settings are another data set."""
+    """The settings of the Collisions data set; other settings define another data set."""
 
     kind: Literal["collisions"] = "collisions"
     """Name of the data set."""
@@ -124,7 +125,7 @@ class Collisions(GeneratedSettings):
             two = len(bounds) == 2 and all(map(is_number, bounds))
             require(two, self, name, "must be two finite numbers, minimum and maximum")
             require(0 < bounds[0] <= bounds[1], self, name, "must be above 0, the minimum first")
-        # A body as wide as the box has no position.
+        # A body as wide as the box cannot be placed.
         for name, radius in (("bodies", "radius"), ("shifted_bodies", "shifted_radius")):
             require(all(isinstance(bound, int) for bound in getattr(self, name)), self, name, "must be whole numbers")
             diameter = 2 * getattr(self, radius)[1]

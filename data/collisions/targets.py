@@ -13,7 +13,7 @@ from selfflow.modality import frames_of_tokens
 
 
 class CollisionsTargets(ProbeTargets):
-    """Which shapes a clip shows, how many contacts it has and when, and where bodies are and how they move.
+    """Shapes in a clip, number and times of contacts, and positions and velocities of bodies.
 
     Args:
       seconds: duration of a clip.

@@ -25,7 +25,7 @@ class Sample:
 
     Attributes:
       latents: latents by modality, float16, channels last, of about unit variance.
-      stds: their standard deviations by modality, where the autoencoder is stochastic.
+      stds: standard deviations of the latents by modality, where the autoencoder is stochastic.
       labels: all labels of the manifest; -1 for none.
       caption: caption; "" for none.
     """

@@ -44,7 +44,7 @@ def read_clip(path: Path, modalities: tuple[str, ...], media: Media) -> dict[str
       media: size, rates and duration of the clip; its other settings have no effect.
 
     Returns:
-      {"video": uint8 [frames, size, size, 3], "audio": int16 [samples]}, those of `modalities`.
+      {"video": uint8 [frames, size, size, 3], "audio": int16 [samples]}, with the entries of `modalities`.
 
     Raises:
       UserError: the file is missing, cannot be read, is shorter than a clip, or lacks a modality.

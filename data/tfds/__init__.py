@@ -13,19 +13,19 @@ from selfflow.errors import UserError, check_above_zero, check_at_least
 from selfflow.serialization import to_json
 
 DEFAULT_ROOT = Path("~/tensorflow_datasets")
-"""Where TFDS prepares data sets by default."""
+"""Default folder of prepared data sets of TFDS."""
 
 
 @dataclass(frozen=True)
 class Tfds(Dataset):
-    """The name of a data set of TFDS, and how its fields become media. Fields are named by their dotted path."""
+    """The name of a data set of TFDS, and the mapping of its fields to media. Fields are named by their dotted path."""
 
     kind: Literal["tfds"] = "tfds"
     """Name of the data set."""
     name: str = ""
-    """The data set as TFDS writes it: NAME, NAME/CONFIG or NAME/CONFIG:VERSION; imagenet2012, ucf101/ucf101_1."""
+    """Name in the form of TFDS: NAME, NAME/CONFIG or NAME/CONFIG:VERSION; imagenet2012, ucf101/ucf101_1."""
     folder: str = ""
-    """Where it was prepared, such as ~/tensorflow_datasets; by default the folder of all data sets."""
+    """Folder of the prepared data set, such as ~/tensorflow_datasets; by default the folder of all data sets."""
     image: str = ""
     """Field of the image. If image, video and audio are all empty, fields are chosen by type."""
     video: str = ""

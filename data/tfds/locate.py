@@ -36,7 +36,7 @@ def find_prepared(dataset: DatasetName, roots: list[Path]) -> Path | None:
     versions before older ones; None if there is none.
 
     Args:
-      dataset: its name.
+      dataset: name of the data set.
       roots: data folders of TFDS, or the folder of the data set itself.
 
     Raises:

@@ -52,7 +52,7 @@ class Config(Protocol):
     """The properties of an autoencoder that do not depend on its weights.
 
     Attributes:
-      kind: its name.
+      kind: name of the kind.
       modalities: modalities that it can encode.
       temporal_stride: frames or samples per latent frame; 1 if each frame is encoded independently.
       causal_padding: frames or samples that the first latent frame lacks; temporal_stride - 1 if the first frame of a
@@ -142,7 +142,7 @@ class TemporalConfig:
     stride: int = 8
     """Pixels along the side of a latent position; 0 for audio."""
     images_only: bool = False
-    """Whether it encodes images, each a video of one frame, and no videos."""
+    """Whether it encodes images only, each as a video of one frame."""
 
     def __post_init__(self):
         name = f"the {self.kind} autoencoder"

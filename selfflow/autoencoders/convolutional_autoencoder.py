@@ -30,7 +30,7 @@ class ConvolutionalAutoencoder:
 
     Args:
       config: config of the autoencoder.
-      path: its file, as `convolutional_file.write` writes it, or the folder of its run.
+      path: path of its file, as `convolutional_file.write` writes it, or the folder of its run.
 
     Raises:
       UserError: if the file is damaged or of another kind, or a field of `config` differs from it.
@@ -165,7 +165,7 @@ class _Source(NamedTuple):
 
     Attributes:
       read: (clips, start, stop) -> chunk [B, T, ...], up to the end of the clips.
-      clips: their number.
+      clips: number of clips.
       length: length of each clip.
       unit: least length of a chunk; chunks are multiples of it.
       elements: media elements per step of the length and per clip.

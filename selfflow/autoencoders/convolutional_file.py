@@ -31,7 +31,7 @@ def write(
 
     Args:
       path: path of the file.
-      network: its shape.
+      network: shape of the network.
       rate: audio samples per second; 0 for images and video.
       params: parameters by dotted names.
       mean, std: mean and standard deviation of each latent channel, by which latents are normalised.
@@ -69,7 +69,7 @@ def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.n
     """Network, audio samples per second and tensors of the autoencoder in a file.
 
     Raises:
-      UserError: if it is damaged, holds something else or a number that is not finite.
+      UserError: if it is damaged, holds other data or a number that is not finite.
     """
     try:
         with safe_open(path, "np") as file:

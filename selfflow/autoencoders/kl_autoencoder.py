@@ -32,7 +32,7 @@ class KLAutoencoder:
 
     Args:
       config: config of the autoencoder.
-      path: its weights, .safetensors.
+      path: path of its weights, .safetensors.
 
     Raises:
       UserError: naming file and key, if weights are missing, damaged or of another model, or the field of `config` that
@@ -158,7 +158,7 @@ def read_config_json(config: SDVAE | Flux2VAE, path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         if settings.get("_class_name", name) != name:
-            raise UserError(f"{file} is of an {settings['_class_name']}, and {config.kind} is for an {name}")
+            raise UserError(f"{file} is that of an {settings['_class_name']}, but {config.kind} requires an {name}")
         packing = 2 if packed else 1
         fields = {
             "channels": int(settings["latent_channels"]) * packing**2,

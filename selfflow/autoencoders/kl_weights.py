@@ -12,7 +12,7 @@ from selfflow.autoencoders.kl import Norm
 from selfflow.encoders.convolution import Convolution, Weights
 from selfflow.errors import UserError
 
-# Names of attention layers in older files, and now.
+# Old and current names of attention layers.
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # Keys of a batch normalisation after the encoder, which `kl_autoencoder` reads.
 _BATCH_NORM = {"bn.running_mean", "bn.running_var"}
@@ -25,7 +25,7 @@ def read_kl(weights: Weights) -> dict[str, Any]:
       weights: arrays by their names in diffusers.
 
     Raises:
-      UserError: naming a key that is missing, of another shape or not one of such a network.
+      UserError: naming a key that is missing, unknown or of another shape.
     """
     weights = Weights(weights.path, dict(_current_names(weights.weights)), weights.network)
     reader = _Reader(weights)
@@ -134,7 +134,7 @@ class _Reader:
           side: "encoder" or "decoder".
           name: name of the list of levels, such as "down_blocks".
           sampler: name of the list that holds the down- or upsampling of a level.
-          channels: before the first level.
+          channels: channels before the first level.
         """
         levels = []
         for i in range(self.count(f"{side}.{name}.N.")):

@@ -25,7 +25,7 @@ def init_from_pca(network: Network, params: dict[str, Any], sets: Sequence[np.nd
     """Parameters of a network with principal components in the layers between blocks, and their inverse in the decoder.
 
     Args:
-      network: its shape.
+      network: shape of the network.
       params: fresh parameters, of which the blocks are kept.
       sets: media of each set, uint8 [B, T, H, W, 3] or int16 [B, T, 1]; all sets have equal weight.
       seed: seed of the random rotations and of the weights of empty directions.

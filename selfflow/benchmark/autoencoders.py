@@ -37,7 +37,7 @@ class AutoencoderRate:
     """One modality.
 
     Attributes:
-      modality: its name.
+      modality: name of the modality.
       identity: identity of its autoencoder.
       clips: number of clips in a round.
       shape: shape of one clip.
@@ -70,7 +70,7 @@ def autoencoder_rates(setup: FlowSetup, feed: BatchSource, rounds: int) -> list[
 
     Args:
       setup: setup of the experiment.
-      feed: its data.
+      feed: data of the experiment.
       rounds: timed repetitions.
     """
     rates: dict[str, AutoencoderRate] = {}
@@ -139,9 +139,9 @@ def _round_seconds(calls: dict[str, Callable[[], Any]], rounds: int, title: str)
     with Progress(title, rounds, unit="round") as shown:
         for i in range(rounds):
             for name, call in calls.items():
-                began = time.perf_counter()
+                start_time = time.perf_counter()
                 call()
-                seconds[name][i] = time.perf_counter() - began
+                seconds[name][i] = time.perf_counter() - start_time
             shown.advance()
     return seconds
 

@@ -25,7 +25,7 @@ class FeaturesRate:
     """One component.
 
     Attributes:
-      component: its name in the mixture.
+      component: name of the component in the mixture.
       clips: number of clips in a round.
       batch_size: clips at once.
       clips_per_second: rate of the median round, from latents on disk to files of all layers.
@@ -46,7 +46,7 @@ def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float 
 
     Args:
       setup: setup of the experiment.
-      feed: its data; training clips of every component are used.
+      feed: data of the experiment; training clips of every component are used.
       rounds: timed repetitions.
       tau: noise level of the latents.
     """
@@ -69,17 +69,17 @@ def _rate(forward: Forward, params: Any, clips: Clips, size: int, rounds: int, s
     prepared = list(batches(clips, count, forward, size, []))
 
     def bare() -> float:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         # All batches are dispatched before the first is waited for, as in the extraction.
         out = [forward.start(params, batch.latents, batch.seeds, batch.frames) for batch in prepared]
         jax.block_until_ready(out)
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def extracted() -> float:
         with tempfile.TemporaryDirectory(prefix="features-") as folder:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             extract(forward, params, clips, count, Path(folder), {}, size, lambda done: None)
-            return time.perf_counter() - began
+            return time.perf_counter() - start_time
 
     bare()  # compiles
     times, bare_times = np.empty(rounds), np.empty(rounds)

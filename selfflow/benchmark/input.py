@@ -39,7 +39,7 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
       start: first step.
     """
     feed = replace(feed, loader=replace(feed.loader, workers=workers))
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     stream = iter(feed.batches(start, start + 1_000_000))
     next(stream)
     first = time.perf_counter()
@@ -55,7 +55,7 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
         tokens += facts["tokens"]
         elapsed = time.perf_counter() - clock
     stream.close()
-    return InputRate(workers, first - began, samples / elapsed, tokens / elapsed)
+    return InputRate(workers, first - start_time, samples / elapsed, tokens / elapsed)
 
 
 def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
@@ -63,7 +63,7 @@ def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
 
     Args:
       setup: setup of the experiment.
-      feed: its batches.
+      feed: batches of the experiment.
       steps: number of timed steps, after every component was compiled.
     """
     experiment = setup.experiment
@@ -76,9 +76,9 @@ def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
     pending: Any = None  # metrics of the step before
     clock = time.perf_counter()
     for _ in range(steps):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         batch, _ = next(stream)
-        waited += time.perf_counter() - began
+        waited += time.perf_counter() - start_time
         state, metrics = step(state, batch)
         jax.block_until_ready(pending)  # one step late, as the loop fetches metrics
         pending = metrics
@@ -103,6 +103,6 @@ def generation_rate(settings: Collisions, clips: int = 48) -> float:
     from selfflow.data.collisions.generate import records
 
     records(settings, "train", 0, 2)  # imports and first calls
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     records(settings, "train", 2, 2 + clips)
-    return clips * settings.frames / (time.perf_counter() - began)
+    return clips * settings.frames / (time.perf_counter() - start_time)

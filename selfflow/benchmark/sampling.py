@@ -20,8 +20,8 @@ class SamplingRate:
     """One component with one solver.
 
     Attributes:
-      component: its name in the mixture.
-      solver: its name.
+      component: name of the component in the mixture.
+      solver: name of the solver.
       samples: batch size.
       evaluations: network evaluations per sample.
       samples_per_second: samples per second in the median round, from a seed to latents on the host.
@@ -77,16 +77,16 @@ def _rates(setup: FlowSetup, params: Any, name: str, rounds: int, count: int) ->
         return objective.apply(params, x, levels, label_B, assignment).velocity
 
     def evaluate(times: int) -> float:
-        began, x = time.perf_counter(), tokens
+        start_time, x = time.perf_counter(), tokens
         for _ in range(times):
             x = network(params, x)  # each call depends on the one before, as in a solver
         jax.block_until_ready(x)
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     def draw(solver: str, seed: int) -> float:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         generators[solver](params, condition, seed)
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
     evaluate(1)
     for solver in SOLVERS:

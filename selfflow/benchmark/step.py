@@ -30,7 +30,7 @@ class StepRate:
     """One component's step.
 
     Attributes:
-      component: its name in the mixture.
+      component: name of the component in the mixture.
       step_seconds: median over the rounds.
       spread_seconds: interquartile range.
       tokens_per_second: media tokens of the batch divided by the median.
@@ -129,9 +129,9 @@ class _Arm:
     def __init__(self, setup: FlowSetup, batch: dict[str, Any]):
         self._batch = jax.device_put(batch)
         self._state = jax.jit(setup.init)(jax.random.key(setup.experiment.seed.init))
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         self._step = jax.jit(setup.step(), donate_argnums=0).lower(self._state, self._batch).compile()
-        self.compile_seconds = time.perf_counter() - began
+        self.compile_seconds = time.perf_counter() - start_time
         # Results that reuse the memory of donated arguments count once.
         memory = self._step.memory_analysis()
         self.peak_memory = int(
@@ -144,9 +144,9 @@ class _Arm:
 
     def seconds(self) -> float:
         """Duration of one step."""
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         self._state, _ = jax.block_until_ready(self._step(self._state, self._batch))
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time
 
 
 def random_batch(setup: FlowSetup, name: str) -> dict[str, Any]:
@@ -173,9 +173,9 @@ def matmul_peak(dtype: str) -> float:
     product(a, a).block_until_ready()
     times = []
     for _ in range(_PEAK_ROUNDS):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         product(a, a).block_until_ready()
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start_time)
     return 2 * size**3 / min(times)
 
 

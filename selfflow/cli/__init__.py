@@ -42,6 +42,9 @@ example:
 
 def main() -> None:
     """Runs a command; a `UserError` prints one line and exits with status 2."""
+    # Python sets a stream that was closed before it started to None, on which every line would fail.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     try:
         _run(sys.argv[1:])
         sys.stdout.flush()  # a closed pipe raises here, not while the interpreter exits

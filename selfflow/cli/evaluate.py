@@ -26,7 +26,7 @@ class Options:
     """Flags of `selfflow evaluate`."""
 
     sampler: Sampler
-    """How samples are drawn; by default that of the run."""
+    """Settings of the sampler; by default those of the run."""
     features: tuple[str, ...] = ()
     """Features of the distances: layer (the run's own teacher block) or layer=K, effnet, logmel, birdnet,
     inception=FILE, i3d=FILE, clap=FOLDER; by default those of the run."""

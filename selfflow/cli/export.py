@@ -22,7 +22,7 @@ class Arguments:
     step: int | None = None
     """Checkpoint; by default the newest."""
     weights: Literal["ema", "student"] = "ema"
-    """Weights: EMA or student. Samples and features are by default of the EMA."""
+    """Weights: EMA or student. Samples and features are computed with the EMA by default."""
 
 
 def main(arguments: list[str]) -> None:

@@ -27,7 +27,7 @@ def parse(
     """Reads the command line of a command on an experiment file.
 
     Args:
-      command: its name.
+      command: name of the command.
       arguments: the arguments after the name.
       example: a command line for messages.
       make_options: experiment file -> dataclass of the command's flags, with their defaults.
@@ -128,7 +128,7 @@ def parse_run(
     """Reads the command line of a command on a run: `selfflow COMMAND RUN [--FLAG VALUE ...]`.
 
     Args:
-      command: its name.
+      command: name of the command.
       arguments: the arguments after the name.
       example: a command line for messages.
       make_options: experiment of the run -> dataclass of the command's flags, with their defaults.

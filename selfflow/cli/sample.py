@@ -26,7 +26,7 @@ class Options:
     """Flags of `selfflow sample`."""
 
     sampler: Sampler
-    """How samples are drawn; by default that of the run."""
+    """Settings of the sampler; by default those of the run."""
     modality: str = ""
     """Modalities to generate, separated by commas: video,audio. With those of the context they must be a component of
     the run's mixture; by default the first."""

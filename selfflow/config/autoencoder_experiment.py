@@ -21,7 +21,7 @@ class AutoencoderExperiment(TrainingConfig):
     side: int | None = None
     """Side in pixels of the area that images and video are cropped to at random; by default that of the data."""
     loss: ReconstructionLoss = ReconstructionLoss()
-    """What is minimised."""
+    """The objective, whose loss is minimised."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of computation; parameters, EMA and losses are float32."""
     held_out: int = 128

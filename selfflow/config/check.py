@@ -86,7 +86,9 @@ def check_autoencoder(setup: AutoencoderSetup) -> None:
         raise UserError(f"loss.gradient is {loss.gradient}, but this network is for audio: set it to 0")
     shortest = min(cut.length for cut in setup.cuts.values())
     if loss.spectral and max(loss.windows) > shortest:
-        raise UserError(f"loss.windows {loss.windows}: clips have {shortest} samples; give longer clips or less")
+        raise UserError(
+            f"loss.windows {loss.windows}: clips have {shortest} samples; give longer clips or shorter windows"
+        )
 
 
 def _check_component(experiment: Experiment, name: str, streams: dict[str, Modality]) -> None:

@@ -50,11 +50,11 @@ class Experiment(TrainingConfig):
     text: Text | None = None
     """The encoder of captions; None for a model without them."""
     objective: FlowMatching = FlowMatching()
-    """What is minimised."""
+    """The objective, whose loss is minimised."""
     schedule: UniformTimestep | DualTimestep | FullMasking | DiffusionForcing = DualTimestep()
-    """How noise levels are distributed over tokens."""
+    """Distribution of the noise levels over tokens."""
     alignment: Alignment = SelfFlow()
-    """What the student's features are aligned with."""
+    """The alignment method, which computes the target of the student's features."""
     separation: Separation | None = None
     """Attention Separation; None lets all tokens of a sample attend to each other."""
     modality_weight: dict[str, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Experiment(TrainingConfig):
     """Probability that a sample's label and caption are replaced by null, for classifier-free guidance
     (arXiv 2207.12598)."""
     sampler: Sampler = Sampler()
-    """How samples are drawn during training, at its end, and by default by `selfflow sample`."""
+    """Settings of the sampler during training, at its end, and by default of `selfflow sample`."""
     evaluation: Evaluation = Evaluation()
     """Evaluation of samples during training."""
     final_evaluation: FinalEvaluation = FinalEvaluation()

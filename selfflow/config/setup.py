@@ -41,7 +41,7 @@ class Setup(Generic[E]):
 
     Attributes:
       experiment: resolved.
-      objective: what is minimised.
+      objective: objective of the run.
     """
 
     experiment: E
@@ -97,7 +97,7 @@ class FlowSetup(Setup[Experiment]):
     """The setup of a flow-matching transformer.
 
     Attributes:
-      objective: what is minimised; its `modalities` are all streams.
+      objective: objective of the run; its `modalities` are all streams.
       modalities: the streams of latents of each component, in clips of its length.
       media: the media that they encode.
     """
@@ -126,7 +126,7 @@ class AutoencoderSetup(Setup[AutoencoderExperiment]):
     """The setup of an autoencoder.
 
     Attributes:
-      objective: what is minimised.
+      objective: objective of the run.
       cuts: the samples of each component.
     """
 

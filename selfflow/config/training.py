@@ -1,4 +1,4 @@
-"""The fields that experiments of all kinds have."""
+"""Fields shared by all experiments."""
 
 from dataclasses import dataclass
 
@@ -35,22 +35,22 @@ class TrainingConfig:
     seed: Seeds = Seeds()
     """Seeds."""
     devices: Devices = Devices()
-    """How the run is spread over devices."""
+    """Distribution of the run over devices."""
     cadence: Cadence = Cadence()
-    """How often to log, to evaluate and to save."""
+    """Intervals of logging, evaluation and checkpoints."""
     limits: Limits = Limits()
     """Limits on steps that are not finite and on time without progress."""
     profile: Profile = Profile()
-    """Which steps are traced."""
+    """Steps to trace."""
     loader: LoaderOptions = LoaderOptions()
-    """How batches are read."""
+    """Settings of the readers of batches."""
     init_from: str = ""
-    """RUN or RUN:STEP whose weights to start from."""
+    """RUN or RUN:STEP with the initial weights."""
     exclude: str = ""
     """A file with one sample id on each line, as `selfflow data ids` prints them: these samples are never read. Each id
     must be in a data set of the mixture, or have been deleted from one."""
     exclude_hash: str = ""
-    """Hash of that file; follows from it."""
+    """Hash of that file; filled in."""
 
     def dataset_of(self, component: str) -> AnyDataset:
         """The data set of a component; the only one, if the component names none."""

@@ -25,7 +25,7 @@ class Weights:
     Args:
       path: path of the file, for messages.
       weights: arrays by key.
-      network: name of the network that they should be of.
+      network: name of the expected network.
     """
 
     def __init__(self, path: Path, weights: Mapping[str, np.ndarray], network: str):

@@ -16,7 +16,7 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
     Args:
       path: the `.npz`, which is replaced if it exists.
       batches: uint8 images [B, H, W, 3] of one size.
-      count: their number, for the header of the array.
+      count: number of images, for the header of the array.
 
     Raises:
       UserError: images of another format or size, another number of images, or a missing folder.

@@ -88,7 +88,7 @@ def frechet(
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise UserError("frechet: a mean or a covariance has NaN or infinity; check the features")
     if mean_a.shape != mean_b.shape:
-        raise UserError(f"frechet: features of {len(mean_a)} channels against {len(mean_b)}: use the same extractor")
+        raise UserError(f"frechet: features of {len(mean_a)} and {len(mean_b)} channels: use the same extractor")
     cross = np.linalg.svd(_root(covariance_a).T @ _root(covariance_b), compute_uv=False).sum()
     traces = np.trace(covariance_a), np.trace(covariance_b)
     # Rounding may leave a value just below 0 for equal Gaussians.

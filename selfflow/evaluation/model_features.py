@@ -22,7 +22,7 @@ class ModelFeatures:
       modalities: modalities of the component.
       block: counted from 1.
       tau: noise level of the latents.
-      null_label: the label that stands for none.
+      null_label: label for no class.
       width: D, channels of the residual stream.
 
     Attributes: as of `extractors.Extractor`; `medium` names all modalities.

@@ -24,7 +24,7 @@ Rows = Callable[[int], np.ndarray]
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are read; does not change their content, and may differ when a run is resumed."""
+    """Settings of the readers of batches; they do not change the content, and may differ when a run is resumed."""
 
     workers: int = 0
     """Processes that read; 0 reads in threads of this one, which is enough for latents on a local disk."""
@@ -71,7 +71,7 @@ class BatchSource:
       caption: (L, C) of the captions' embeddings, or None if the model takes none.
       features: channels of the features of frozen encoders, by modality, if they are the target of alignment.
       seed: `seed.data` of the experiment.
-      loader: how records are read.
+      loader: settings of the readers.
     """
 
     latents: dict[str, Latents]

@@ -164,7 +164,7 @@ class MediaBatchSource:
       curriculum: changes of the mixture.
       excluded: ids of samples that are never read.
       seed: `seed.data` of the experiment.
-      loader: how records are read.
+      loader: settings of the readers.
       indexes: folder of the cached indexes.
     """
 

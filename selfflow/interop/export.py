@@ -32,7 +32,7 @@ def export(
       run: an opened run.
       folder: folder to write to.
       step: step of the checkpoint; by default the newest.
-      weights: the EMA, which samples and features are of, or the student.
+      weights: the EMA, from which samples are drawn and features computed, or the student.
 
     Returns:
       The content of `config.json`.
@@ -43,7 +43,7 @@ def export(
     provenance = run.provenance()
     state = run.weights(step)
     params = {"model": state.frozen["ema"]} if weights == "ema" else {"model": state.params["model"]}
-    # Only the projector of the released form has a layout: of depth 2, onto features of the model itself.
+    # Only a projector of the released form has a layout: depth 2, onto features of the model itself.
     alignment = run.experiment.alignment
     if "projector" in state.params and alignment.projector_depth == 2 and alignment.target_channels is None:
         params["projector"] = state.params["projector"]
@@ -62,7 +62,7 @@ def export(
             )
     (folder / CONFIG).write_text(json.dumps(to_json(description), indent=1) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS)
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors makes its files private
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors creates files that only their owner can read
     shutil.copyfile(run.path / _EXPERIMENT, folder / _EXPERIMENT)
     (folder / "README.md").write_text(text, encoding="utf-8")
     lines = [f"{sha256_of(folder / name)}  {name}\n" for name in (WEIGHTS, CONFIG, _EXPERIMENT)]
@@ -72,7 +72,7 @@ def export(
 
 def _describe(run: "Run", provenance: dict[str, Any], step: int, weights: Any, projector: bool) -> Description:
     experiment = run.experiment
-    # A modality has the same autoencoder in all data sets; so have captions their encoder.
+    # All data sets have the same autoencoder for a modality, and the same encoder for captions.
     identities, text = {}, ""
     for dataset in provenance.get("datasets", {}).values():
         identities.update(dataset["autoencoders"])

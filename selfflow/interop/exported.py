@@ -60,7 +60,7 @@ class Description:
     projector: bool
     """Whether the projector is included."""
     weights: Literal["ema", "student"]
-    """Which weights of the run these are; the projector is always the student's."""
+    """Weights of the run, EMA or student; the projector is always the student's."""
     step: int
     """Number of updates."""
     autoencoders: dict[str, Encoder]

@@ -1,4 +1,4 @@
-"""Features of frozen encoders beside the latents: what is stored of them, and how targets of tokens are computed.
+"""Features of frozen encoders beside the latents: their stored form, and the computation of targets of tokens.
 
 The target of a token is the mean of the encoder's feature map over the area and time of the token. Areas need not
 consist of whole cells of the map: a cell is weighted by its share within the area. Means over parts of equal size

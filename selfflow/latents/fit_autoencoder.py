@@ -39,8 +39,8 @@ class FittedAutoencoder:
     """An autoencoder on disk.
 
     Attributes:
-      config: its config.
-      path: its weights; None if only latents that it encoded are on this machine.
+      config: config of the autoencoder.
+      path: path of its weights; None if only latents that it encoded are on this machine.
       identity: kind and hash of the weights.
       fitted_on: number of records of each data set that it was fitted to, by name and fingerprint.
     """

@@ -73,9 +73,9 @@ class SkippedRecord(NamedTuple):
     """A record that could not be encoded; it keeps its position, without latents.
 
     Attributes:
-      record: its number in the split.
+      record: number of the record in the split.
       shard: file of the data set that holds it.
-      reason: one line.
+      reason: reason in one line.
     """
 
     record: int

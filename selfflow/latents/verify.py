@@ -277,7 +277,7 @@ def _record_faults(
     """Problems of one record: of its latents, of its caption, and of names and values of all arrays.
 
     Args:
-      stored: its arrays.
+      stored: arrays of the record.
       row: row of the index; None if that is damaged.
       manifest: manifest of the folder.
       varying_length: whether clips may have any length.

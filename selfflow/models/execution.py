@@ -22,7 +22,7 @@ _KEPT = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is run on the hardware; it changes no result beyond rounding."""
+    """Execution of a model on the hardware; it changes results only by rounding."""
 
     unroll: int | None = None
     """Blocks per iteration of the loop over depth; compilation time grows with them. By default 1, and on a CPU, where

@@ -146,7 +146,7 @@ class JointTransformer(nnx.Module):
         """Predicts the velocity of every token.
 
         Args:
-          tokens: noisy tokens of the modalities of this set.
+          tokens: noisy tokens of the modalities of the component.
           levels, assignment: their noise, as in `noise.Corruption`.
           label_B: class labels; `config.labels` means no label.
           taps: blocks after which the residual stream of the media tokens is returned.

@@ -44,7 +44,7 @@ class JointConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of computation; parameters are float32."""
     execution: Execution = Execution()
-    """How the model runs on the hardware."""
+    """Execution on the hardware."""
 
     def __post_init__(self):
         check_at_least(self, "model.", width=1, heads=1, labels=0, text=0, mlp_ratio=0.1)

@@ -57,7 +57,7 @@ class SiTConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of computation; parameters are float32."""
     execution: Execution = Execution()
-    """How the model runs on the hardware."""
+    """Execution on the hardware."""
 
     def __post_init__(self):
         check_at_least(self, "model.", width=4, heads=1, depth=1, input_size=1, channels=1, labels=0, mlp_ratio=0.1)

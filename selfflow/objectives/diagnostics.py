@@ -23,7 +23,7 @@ def alignment_diagnostics(
       `cosine/projected/M`: the cosine of the loss;
       `cosine/direct/M`: without the projector; only where the target has the model's width;
       `cosine/centred/M`: projected, after subtracting from both the batch mean at each position;
-      `cosine/other_sample/M`: projected, with the teacher of another sample: what position alone explains;
+      `cosine/other_sample/M`: projected, with the teacher of another sample: the cosine due to position alone;
       `norm/student/M`, `norm/teacher/M`, `rank/student/M`, `rank/teacher/M`: feature norm and effective rank.
 
     Args:
@@ -66,8 +66,8 @@ def _centre(x: Float[Array, "B N D"], counted_BN1: Bool[Array, "B N 1"]) -> Floa
 def effective_rank(features: Float[Array, "M D"]) -> Float[Array, ""]:
     """exp(entropy of the normalised singular values), RankMe (arXiv 2210.02885); from 1 to D."""
     x = features.astype(jnp.float32)
-    # R of x = QR has the singular values of x and is D x D, where M is many tokens. Not the Gram matrix: the roots
-    # of its rounding errors look like directions.
+    # R of x = QR has the singular values of x and is D x D, where M is many tokens. The Gram matrix is less
+    # accurate: the roots of its rounding errors would count as singular values.
     singular = jnp.linalg.svd(jnp.linalg.qr(x, mode="r"), compute_uv=False)
     p = singular / jnp.maximum(singular.sum(), 1e-12) + 1e-7
     return jnp.exp(-jnp.sum(p * jnp.log(p)))

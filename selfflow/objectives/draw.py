@@ -27,8 +27,8 @@ class Draw(NamedTuple):
     """The random draws of a batch, sample by sample, before it is split for gradient accumulation.
 
     Attributes:
-      student: what the student sees.
-      teacher: what the teacher sees; None without a teacher.
+      student: view of the student.
+      teacher: view of the teacher; None without a teacher.
       valid: tokens that are not padding, of the modalities that may be padded, [B, N].
       weight: weight of each token in its modality's mean, [B, N]; sums to 1 over the whole batch,
         so that the losses of its parts add up to the loss of the whole.

@@ -57,7 +57,7 @@ class ReconstructionObjective:
     """Reconstruction through the bottleneck of an autoencoder.
 
     Attributes:
-      network: its shape.
+      network: shape of the network.
       weights: weights of the terms.
       rate: audio samples per second; 0 for images and video.
       dtype: dtype of the network's arithmetic.

@@ -33,11 +33,11 @@ class Compiled:
     """A step that fits.
 
     Attributes:
-      text: its HLO.
+      text: HLO of the step.
       temporary_bytes: temporary bytes per device, activations included: everything except the step's arguments and
         results.
       program_bytes: size of the program's code.
-      seconds: spent on tracing and compilation.
+      seconds: duration of tracing and compilation.
     """
 
     text: str
@@ -52,8 +52,8 @@ class Refused:
 
     Attributes:
       used_bytes: bytes that it needs.
-      limit_bytes: available to the compiler.
-      seconds: spent on tracing and compilation.
+      limit_bytes: memory available to the compiler.
+      seconds: duration of tracing and compilation.
     """
 
     used_bytes: float
@@ -104,7 +104,7 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
       name: the component.
       mesh: mesh of devices that need not exist.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     state, batch = setup.abstract_state(mesh), abstract_batch(setup, name, mesh)
     step = jax.jit(setup.step(), donate_argnums=0, out_shardings=(shardings_of(state), None))
     with jax.set_mesh(mesh):
@@ -112,14 +112,14 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
         try:
             program = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            return _refusal(error, bytes_on_device((state, batch)), time.perf_counter() - began)
+            return _refusal(error, bytes_on_device((state, batch)), time.perf_counter() - start_time)
     memory = program.memory_analysis()
     # Donated arguments and the results that reuse their memory count once, among the arguments.
     return Compiled(
         program.as_text(),
         int(memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes),
         int(memory.generated_code_size_in_bytes),
-        time.perf_counter() - began,
+        time.perf_counter() - start_time,
     )
 
 

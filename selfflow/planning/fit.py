@@ -41,7 +41,7 @@ def nearest_fit(
     Args:
       setup: setup of the experiment that does not fit.
       name: the component that does not.
-      plan: its plan.
+      plan: plan of that component.
       make_mesh: the mesh of an experiment over the slice.
 
     Returns:

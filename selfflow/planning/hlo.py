@@ -34,8 +34,8 @@ class Collective:
     Attributes:
       kind: one of `KINDS`.
       dtype: HLO's name of the type, such as bf16.
-      bytes: received by a chip in one step, over all iterations of the enclosing loop; an all-reduce counts twice,
-        since it passes everything twice.
+      bytes: bytes received by a chip in one step, over all iterations of the enclosing loop; an all-reduce counts
+        twice, since it passes everything twice.
       count: executions per step.
       groups: the partitions that exchange data; for a permute the pairs.
       between_slices: whether it uses the network between slices instead of the links within one.

@@ -38,7 +38,7 @@ class _Stream(NamedTuple):
     """One modality of a sample.
 
     Attributes:
-      tokens: their number.
+      tokens: number of tokens.
       size: channels of a token.
     """
 

@@ -54,7 +54,7 @@ class ComponentPlan:
     """A step on one component of the mixture.
 
     Attributes:
-      component: its name.
+      component: name of the component.
       share: share of the steps.
       compiled: whether its own step was compiled; otherwise the communication of the compiled one is used.
       model_flops: operations of the whole step, from its shapes.
@@ -82,7 +82,8 @@ class Bounds:
 
     Attributes:
       components: each component of the mixture.
-      traffic: bytes that a device receives in a step of the compiled set, by collective and type, within its slice.
+      traffic: bytes that a device receives in a step of the compiled component, by collective and type, within its
+        slice.
       traffic_between_slices: the same over the network between slices.
       step_seconds: mean over the mixture.
       unhidden_seconds: the same without overlap of communication and arithmetic: the sum of both.
@@ -111,7 +112,7 @@ class Plan:
     Attributes:
       fits: whether the step fits into memory.
       component: the one that was compiled and takes most memory.
-      memory: its memory.
+      memory: memory of that component.
       excess_bytes: memory above the limit of a chip; 0 if it fits.
       compile_seconds: duration of all compilations.
       bounds: None if it does not fit.
@@ -136,7 +137,7 @@ def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool
       setup: setup of the experiment.
       topology: topology of the devices of the mesh.
       mesh: the devices.
-      every_component: compile a program for each component, and not for the one with most tokens alone.
+      every_component: compile a program for each component instead of only that with the most tokens.
     """
     experiment, chip = setup.experiment, chip_of(topology)
     heaviest = max(experiment.mixture, key=lambda name: _tokens(setup, name))
@@ -188,7 +189,7 @@ def _bounds(
       components: components of the mixture.
       transfers: transfers of the component that takes most memory.
       peak: operations per second of all chips.
-      hosts: their number.
+      hosts: number of hosts.
     """
 
     def mean(value: Callable[[ComponentPlan], float]) -> float:
@@ -258,7 +259,7 @@ def _seconds(
       compiled: whether it was compiled; if not, `memory` and `transfers` are of another component.
       transfers: transfers of one device.
       mesh: the devices.
-      chip: their kind.
+      chip: kind of the chips.
       cores: devices of a chip.
     """
     # The whole state is read and written; activations for the backward pass are written and read.

@@ -38,7 +38,7 @@ class Content(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """Code, packages, devices and data that several runs have in common.
+    """Code, packages, devices and data shared by several runs.
 
     Attributes: as of `Origin`, as text.
     """
@@ -58,7 +58,7 @@ def render(content: Content, files: list[str]) -> str:
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("selfflow.report"),
-        # Names of runs and arms, docstrings and settings are text of others.
+        # Names of runs and arms, docstrings and settings are untrusted text.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -31,7 +31,7 @@ class Cell(NamedTuple):
     """One measure of one arm.
 
     Attributes:
-      mean: over seeds; empty if there is none.
+      mean: mean over seeds; empty if there is none.
       interval: interval of the mean; empty for one seed.
       remark: number of seeds.
       difference: difference to the baseline, with its interval; empty if there is none.

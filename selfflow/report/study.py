@@ -25,7 +25,7 @@ class Member(NamedTuple):
       arm: name of the arm; runs that differ only in their seeds form one.
       seed: `seed.init`; runs of two arms with the same seed are paired.
       run: the opened run; None before it starts.
-      summary: content of `summary.json`; None until the run is finished. Unfinished runs are in no mean.
+      summary: content of `summary.json`; None until the run is finished. Unfinished runs are excluded from every mean.
       state: progress, for a table.
       command: shell command that trains it.
     """

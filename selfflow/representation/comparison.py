@@ -17,7 +17,7 @@ class Method(NamedTuple):
     Attributes:
       name: name of the method.
       scores: test score by seed.
-      mean: over seeds, with its t interval.
+      mean: mean over seeds, with its t interval.
       difference: difference to the baseline, paired by seed; None for the baseline itself, and where they share no
         seed.
     """
@@ -119,10 +119,10 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads what `write_rows` wrote.
+    """Reads the rows that `write_rows` wrote.
 
     Raises:
-      UserError: if the file is not there, or holds something else.
+      UserError: if the file is missing, or holds other data.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; `selfflow probe --csv {path}` writes it")

@@ -317,7 +317,7 @@ def _pairs(
       at: modality and noise levels.
       layers: blocks.
       projected: index of the block that the projector reads, if any.
-      sums: over samples.
+      sums: sums over samples.
       count: number of samples.
     """
     for i, student_layer in enumerate(layers):

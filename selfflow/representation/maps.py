@@ -34,7 +34,7 @@ def principal_colours(
 
     Args:
       features_nND: features of tokens.
-      components: their number, at most D.
+      components: number of components, at most D.
 
     Returns:
       Colours, and the share of the variance of each component.

@@ -16,7 +16,7 @@ class LabelledClips(Protocol):
     """Latents of clips, such as `selfflow.run.data.Clips` or `features.arrays.Arrays`.
 
     Attributes:
-      ids: one per clip.
+      ids: ids of the clips.
       labels: {field: int [n]}; -1 for none.
       shapes: {modality: shape of the latent of a whole clip}.
       identity: distinguishes these latents from others.
@@ -75,9 +75,9 @@ class OpenRun(Protocol):
 
     Attributes:
       name: name of its folder.
-      path: its folder; for a run in object storage a local copy.
+      path: folder of the run; for a run in object storage a local copy.
       source: path or URL.
-      experiment: its resolved `Experiment`.
+      experiment: resolved `Experiment` of the run.
       objective: `FlowObjective` of its training; views and health need `SelfFlowObjective`.
     """
 

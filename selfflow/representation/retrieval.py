@@ -135,7 +135,7 @@ def retrieve(
       apply: model as (params, tokens, levels, label, assignment) -> `Output`.
       params: parameters of the model.
       modalities: modalities with `video` and `audio`; others are left out.
-      null_label: the label that stands for none.
+      null_label: label for no class.
       latents: latents of n clips, {"video": [n, ...], "audio": [n, ...]}.
       material: label of each clip, 0 or above.
       settings: settings of the retrieval.

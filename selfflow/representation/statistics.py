@@ -45,7 +45,7 @@ def interval(scores: Sequence[float] | Mapping[int, float]) -> Interval:
     """The mean of a method's scores over seeds with Student's t interval: mean -+ t(n - 1) s / sqrt(n).
 
     Args:
-      scores: one per seed, or by seed.
+      scores: scores by seed, or a sequence with one per seed.
 
     Raises:
       UserError: if there are no scores, or one is not a finite number.

@@ -31,7 +31,7 @@ class Views(NamedTuple):
       tau, teacher_tau: the noise level of every token, {modality: [B, N]}.
       flow: mean over a token's elements of (v - (eps - x0))^2, {modality: [B, N]}.
       cosine: cosine of the student's projected features and the teacher's, {modality: [B, N]}; empty without alignment.
-      context: tokens at tau = 0 that are in no loss, {modality: [B, N]}.
+      context: tokens at tau = 0, which are excluded from the loss, {modality: [B, N]}.
       loss: L_flow and L_rep of each modality, means over the tokens of the batch that count, and "total", their
         weighted sum.
     """

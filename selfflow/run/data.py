@@ -37,12 +37,13 @@ def open_data(
     if not setup.experiment.data:
         raise UserError(f"{path} has no data: its weights were imported; give arrays of latents instead")
     if not data_dir:
-        last = provenance["sessions"][-1].get("data_dir", "")
+        sessions = provenance.get("sessions") or [{}]
+        last = sessions[-1].get("data_dir", "")
         if last and (bucket_url(last) or Path(last).is_dir()):
             data_dir = last
     recorded = {name: entry["dataset"] for name, entry in provenance["datasets"].items()}
     data = prepare_data(setup, data_folder(data_dir), own=own, recorded=recorded)
-    identity, expected = latents_hash(data.source.latents), provenance["data"]
+    identity, expected = latents_hash(data.source.latents), provenance.get("data")
     if identity != expected:
         raise UserError(
             f"{path} was trained on other latents ({expected}, now {identity}): the data set was rebuilt; give the "
@@ -81,7 +82,7 @@ class Clips:
     Args:
       data: data of the run.
       split: split of the component's data set.
-      component: its name; by default the first of the mixture.
+      component: name of the component; by default the first of the mixture.
 
     Attributes:
       component: name of the component.

@@ -58,16 +58,16 @@ def create_or_resume(
     if (folder / "experiment.json").exists():
         run = Run(folder)
         changed, provenance = diff(run.experiment, experiment), run.provenance()
-        if provenance["data"] != data_hash:
+        if provenance.get("data") != data_hash:
             raise UserError(
-                f"{folder} was trained on other latents ({provenance['data']}, now {data_hash}): the data set was "
+                f"{folder} was trained on other latents ({provenance.get('data')}, now {data_hash}): the data set was "
                 "rebuilt or its autoencoder is another; use another --workdir, or the --data-dir of that time"
             )
     else:
         provenance = {"started_from": experiment.init_from or None, "ancestors": _ancestors(experiment.init_from)}
         provenance |= {"data": data_hash, "sessions": []}
     provenance["datasets"] = datasets
-    provenance["sessions"].append(_session() | {"changed": changed, "data_dir": data_dir})
+    provenance.setdefault("sessions", []).append(_session() | {"changed": changed, "data_dir": data_dir})
     for m, file in autoencoders.items():
         copy = folder / AUTOENCODERS / f"{m}.safetensors"
         if not copy.exists():
@@ -81,7 +81,7 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
 
     Args:
       folder: an empty folder.
-      experiment: one without data.
+      experiment: experiment without data.
       weights: the trained parameters; the EMA starts as a copy of them.
       origin: file of the weights, and its hash.
     """

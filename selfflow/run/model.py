@@ -22,9 +22,9 @@ class Model:
 
     Attributes:
       apply: as `SelfFlowObjective.apply`: (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`.
-      params: its parameters.
+      params: parameters of the network.
       modalities: all streams of the network.
-      null_label: the label for no class.
+      null_label: label for no class.
       depth: number of blocks.
       step: finished updates; 0 for untrained weights.
       identity: hash of the network and its weights, independent of how they are sharded.

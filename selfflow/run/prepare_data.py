@@ -60,7 +60,7 @@ def prepare_data(
       The data; None while other hosts encode their parts.
 
     Raises:
-      UserError: for what a user can correct in data, latents or experiment.
+      UserError: for errors in data, latents or experiment that a user can correct.
     """
     experiment, modalities = setup.experiment, setup.objective.modalities
     if own:
@@ -206,7 +206,7 @@ def _fit(
 ) -> dict[str, FittedAutoencoder]:
     """The autoencoder of each modality: that of latents from elsewhere, or one fitted to the data sets built here.
 
-    A modality that no component reads and no record has gets none, such as video in a folder of images alone.
+    A modality that no component reads and no record has is left out, such as video in a folder of images alone.
     """
     needed: set[str] = set()
     for component in experiment.mixture.values():

@@ -75,9 +75,13 @@ class Run:
           UserError: if it is missing or damaged.
         """
         provenance = self._json("provenance.json")
-        datasets = provenance.get("datasets", {})
+        damage, datasets = "", provenance.get("datasets", {})
         if not isinstance(datasets, dict) or not all(isinstance(entry, dict) for entry in datasets.values()):
-            raise UserError(f"{self.path}/provenance.json is damaged: datasets holds no tables: restore it from a copy")
+            damage = "datasets holds no tables"
+        elif not all({"dataset", "fingerprint"} <= entry.keys() for entry in datasets.values()):
+            damage = "an entry of datasets has no dataset or no fingerprint"
+        if damage:
+            raise UserError(f"{self.path}/provenance.json is damaged: {damage}: restore it from a copy")
         return provenance
 
     def summary(self) -> dict[str, Any] | None:
@@ -116,7 +120,8 @@ class Run:
             autoencoder = load_autoencoder(self.experiment.autoencoders[modality], path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} is damaged ({error}): restore it from a copy of the run") from error
-        identities = {entry["autoencoders"].get(modality) for entry in self.provenance()["datasets"].values()} - {None}
+        datasets = self.provenance()["datasets"].values()
+        identities = {entry.get("autoencoders", {}).get(modality) for entry in datasets} - {None}
         if autoencoder.identity not in identities:
             expected = " or ".join(identities)
             raise UserError(f"{path} is {autoencoder.identity}, not {expected}: restore it from a copy of the run")
@@ -252,7 +257,7 @@ class Run:
         """A reader of the clips of full length of a component, which are the context of samples.
 
         Args:
-          component: its name in the mixture.
+          component: name of the component in the mixture.
           splits: splits to try in this order; the first that has such a clip is read.
           data_dir: as for `open_data`.
 

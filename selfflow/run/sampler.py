@@ -93,7 +93,7 @@ class RunSampler:
 
     Attributes:
       component: name of the component of the mixture; "image" if the weights were imported.
-      modalities: its streams.
+      modalities: streams of the component.
       media: shape and rate of each modality's media; empty if the run has no autoencoder.
 
     Raises:

@@ -20,7 +20,7 @@ from selfflow.sampling.solvers import LAST_TAU, euler, euler_maruyama, guided, h
 
 @dataclass(frozen=True)
 class Sampler:
-    """How samples are drawn."""
+    """Settings of the sampler."""
 
     solver: Literal["euler", "heun", "euler_maruyama"] = "euler"
     """Euler and Heun integrate the ODE, Euler-Maruyama the SDE with the same marginals."""
@@ -30,7 +30,7 @@ class Sampler:
     """sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid of taus; above 1 steps are short
     near noise."""
     guidance: float = 1.0
-    """Scale of classifier-free guidance towards label and caption; 1 is none. Both velocities keep the context."""
+    """Scale of classifier-free guidance towards label and caption; 1 disables it. Both velocities keep the context."""
     guidance_low: float = 0.0
     """Lowest tau at which guidance acts."""
     guidance_high: float = 1.0
@@ -62,7 +62,7 @@ class Condition(NamedTuple):
     """Condition of samples; every array has a leading axis of samples.
 
     Attributes:
-      label: class labels, [B]; the number of classes is the label of none.
+      label: class labels, [B]; the number of classes means no label.
       caption: embeddings and their mask, for models with captions.
       clean: latents {modality: [B, ...]} that hold the context, or from which sampling starts.
       context: tokens of them that stay at tau = 0, {modality: [B, N]}.
@@ -82,7 +82,7 @@ class Generator:
       apply: model as (params, tokens, levels, label, assignment, caption=) -> `Output`.
       modalities: modalities to generate together, by name.
       sampler: settings of the solver.
-      null_label: label of no class.
+      null_label: label for no class.
       start: tau at which the solver starts. Below 1 samples start from `Condition.clean` with that much noise (SDEdit,
         arXiv 2108.01073).
       mesh: devices over which samples are sharded; by default the first device alone.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 16
 _STRIP_FRAMES = 12
-# Pixels of the longer side of a video file, about.
+# Approximate size of the longer side of a video file in pixels.
 _VIDEO_SIDE = 256
 # The highest sample rate that players take.
 _LARGEST_RATE = 192_000
@@ -65,7 +65,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | 
             )
             frame.pts, frame.time_base = number, 1 / frame_rate
             container.mux(video.encode(frame))
-        # An encoder without a frame returns the packets that it holds back.
+        # Without a frame, an encoder returns its delayed packets.
         container.mux(video.encode())
         if track is not None:
             block = av.AudioFrame.from_ndarray(audio[None], format="s16", layout="mono")
@@ -124,7 +124,7 @@ class _Row(NamedTuple):
     """A row of a sheet: a grid of images, or one clip.
 
     Attributes:
-      label: left of the row.
+      label: text on the left of the row.
       medium: medium, which determines the preview.
       values: values of the preview: uint8 pixels [H, W, 3] of a grid or strip, else the clip.
       max_height: maximum height in inches, so that few images are not enlarged to the width of the sheet.

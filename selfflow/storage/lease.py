@@ -16,7 +16,7 @@ from selfflow.errors import UserError
 from selfflow.storage.object_store import delete_objects, read_object, write_object
 
 _RENEWAL_SECONDS = 20.0
-_EXPIRY_SECONDS = 100.0  # without a renewal the holder is taken for dead
+_EXPIRY_SECONDS = 100.0  # the lease expires after this time without a renewal
 
 
 class Lease:
@@ -52,7 +52,7 @@ class Lease:
         while not self._ended.wait(_RENEWAL_SECONDS):
             try:
                 self.renew()
-            except Exception as error:  # any: the thread must go on, as the lease expires without renewals
+            except Exception as error:  # renewals must continue after any error, or the lease expires
                 print(f"warning: {error}", file=sys.stderr)
                 if self._successor is not None:
                     return
@@ -77,7 +77,7 @@ class Lease:
             if read_object(self._url) == previous:
                 delete_objects([self._url])
         if not write_object(self._url, content, fresh=True):
-            raise UserError(f"{self._url}: another process was faster: wait for it, or use another --workdir")
+            raise UserError(f"{self._url}: another process holds the lease: wait for it, or use another --workdir")
 
     def _wait_for_expiry(self) -> bytes | None:
         """The content of a lease that has expired; None if it was released meanwhile."""
@@ -137,11 +137,12 @@ def _namespace() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
-        return uuid.uuid4().hex  # unknown: no process is taken to have ended here
+        return uuid.uuid4().hex  # unknown: processes of this holder do not count as ended
 
 
 def _ended_here(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that has ended, so that waiting for expiry is needless."""
+    """Whether the holder was a process of this machine that has ended, so that its lease can be taken over before it
+    expires."""
     holder = _parse(content)
     if holder is None or holder.get("where") != _namespace():
         return False

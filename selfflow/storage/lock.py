@@ -1,4 +1,4 @@
-"""Locks of files between processes; the kernel releases them when their holder ends, however it ends."""
+"""Locks of files between processes; the kernel releases them when their holder ends, even if it is killed."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ def try_lock(file: IO, shared: bool = False, unsupported: bool = True) -> bool:
     Args:
       file: open file; the lock is held until it is closed.
       shared: whether other processes may hold a shared lock beside this one.
-      unsupported: what is returned on a file system without locks.
+      unsupported: return value on a file system without locks.
 
     Returns:
       False if another process holds the lock.

@@ -103,7 +103,7 @@ class _Scheduler:
                 continue
             del self.children[slot]
             message = f"{child.name}: {(time.monotonic() - child.started) / 60:.1f} min"
-            # An exit status of 0 is not enough: the experiment file may have changed meanwhile, and its order.
+            # An exit status of 0 is not sufficient: the runs of the experiment file or their order may have changed.
             if child.process.returncode == 0 and self._done(child.name):
                 print(f"{message}, done; {len(self.queue)} waiting, {len(self.children)} running", flush=True)
             else:
@@ -119,8 +119,8 @@ def run_status(run: Path, experiment: Experiment) -> str:
     """The status of a run of a sweep: "to do", "started", "N of M steps" or "done".
 
     Args:
-      run: its folder.
-      experiment: its experiment in the sweep.
+      run: folder of the run.
+      experiment: experiment of the run in the sweep.
 
     Raises:
       UserError: if it is done with other settings, so that it cannot be compared with the others.

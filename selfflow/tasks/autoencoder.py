@@ -143,7 +143,7 @@ def _diagnostics(network: Network, params: Any, batch: dict[str, jax.Array]) -> 
 
     Args:
       network: the autoencoder.
-      params: its parameters.
+      params: parameters of the network.
       batch: `media` [B, T, ...] as stored, and `weight` [B], 0 for rows that pad the batch.
     """
     x = to_unit_range(batch["media"])

@@ -133,7 +133,7 @@ def warn_of_space(folder: Path, state: State, cadence: Cadence, steps: int, save
       folder: the run folder.
       state: of the run, or its shapes.
       cadence: of the run.
-      steps: its length.
+      steps: length of the run.
       saved: steps that have a checkpoint already.
     """
     if url_of_copy(folder) or bucket_url(folder):

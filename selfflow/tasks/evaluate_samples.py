@@ -145,7 +145,7 @@ def _accumulate(
                 yield media
                 shown.advance(batch_size(latents))
 
-    # One pass for both: batches are in memory one by one.
+    # One pass for both, because only one batch is in memory at a time.
     if adm_npz is None:
         for _ in media_of_batches():
             pass
@@ -202,7 +202,7 @@ def calibrate_verifier(run: "Run", built: Mapping[str, "BuiltDataset"]) -> dict[
 
     Args:
       run: run with the autoencoders.
-      built: its data sets with raw records, by name. The first with a physics verifier is used.
+      built: data sets of the run with raw records, by name. The first with a physics verifier is used.
 
     Raises:
       UserError: if none of the data sets has a verifier and raw records.

@@ -31,7 +31,7 @@ class _Stored(NamedTuple):
       fields: fields of a `State`, by name.
       position: number of batches that the run had consumed.
       checksums: checksums of each array, by its dotted name.
-      damage: why it cannot be read; then the other attributes are empty.
+      damage: reason why it cannot be read; the other attributes are then empty.
     """
 
     fields: dict[str, Any]
@@ -46,7 +46,7 @@ class Checkpoints:
     Args:
       folder: the run folder.
       keep_last: number of newest checkpoints to keep.
-      keep_every: also keeps the checkpoints of all multiples of this step.
+      keep_every: checkpoints at multiples of this step are kept, too.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None):

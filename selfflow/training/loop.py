@@ -20,7 +20,7 @@ from selfflow.training.watchdog import dump_stacks_when_stalled
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often a run logs, saves and evaluates; may change in a run."""
+    """Intervals of logging, checkpoints and evaluation; may change in a run."""
 
     log_every: int = 50
     """Steps between diagnostics: ranks and cosines, which cost a forward pass."""
@@ -94,7 +94,7 @@ def train(
       state: the state after any number of steps.
       task: batches, update, diagnostics and evaluation.
       steps: number of steps to reach.
-      cadence: how often to diagnose, to evaluate and to save.
+      cadence: intervals of diagnostics, evaluation and checkpoints.
       limits: when to stop because of skipped steps, and when to report a run without progress.
       log: receives the metrics; None in all processes but the first.
       checkpoints: receives the states.

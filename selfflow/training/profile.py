@@ -13,7 +13,7 @@ from selfflow.training.distributed import is_primary
 
 @dataclass(frozen=True)
 class Profile:
-    """Which steps are traced; may differ when a run is resumed."""
+    """Steps to trace; may differ when a run is resumed."""
 
     steps: str = ""
     """FIRST:END, steps counted from 1, without END: `10:15` traces steps 10 to 14 into RUN/profile; empty for none."""

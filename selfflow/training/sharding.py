@@ -26,7 +26,7 @@ LOGICAL_AXES = ("layers", "embed", "heads", "mlp")
 
 @dataclass(frozen=True)
 class Devices:
-    """How a run is spread over devices; may change while it runs."""
+    """Distribution of a run over devices; may change when it is resumed."""
 
     data: int = -1
     """Copies of the parameters, each with its part of a batch; -1 for all devices that the other axes leave."""

@@ -55,7 +55,7 @@ def make_step(
     """The update as a function to be compiled.
 
     Args:
-      objective: what is minimised.
+      objective: objective of the run.
       optimizer: the update rule.
       ema_decay: decay of the moving averages that the objective keeps.
       noise_seed: seed of all random draws.

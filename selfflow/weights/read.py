@@ -57,7 +57,7 @@ def check_keys(path: Path, weights: Collection[str], expected: Collection[str], 
 
     Args:
       path: path of the file.
-      weights: its keys.
+      weights: weights of the file by key.
       expected: keys of the model.
       model: name of the model.
 

@@ -29,7 +29,7 @@ class Storage(NamedTuple):
     Attributes:
       key: name of the storage in the file.
       dtype: type of the elements.
-      elements: their number.
+      elements: number of elements.
     """
 
     key: str

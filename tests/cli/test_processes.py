@@ -1,6 +1,7 @@
 """`selfflow` as a process of a shell: closed pipes and Ctrl-C."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,3 +33,12 @@ def test_sigint_while_modules_are_imported_shows_no_traceback(seconds):
     _, error = process.communicate(timeout=60)
     assert process.returncode in (-signal.SIGINT, 130, 0)  # 0: the command was faster
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_stop_no_command(closed):
+    command = shlex.join([*COMMAND, "data", "list"])
+    process = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    assert ("collisions" in process.stdout) == (" >&-" not in f" {closed}")

@@ -152,3 +152,19 @@ def test_a_run_is_named_by_its_folder_however_it_is_opened(tiny_experiment, tmp_
     assert open_run("..").name == "first"
     assert open_study([".."]).name == "first"
     assert [member.name for member in open_study([str(tmp_path)]).members] == ["first"]
+
+
+@pytest.mark.parametrize(
+    "content, word",
+    [
+        ('{"datasets": {"a": {}}}', "fingerprint"),
+        ('{"datasets": [1]}', "datasets"),
+        ("[]", "JSON"),
+        ('{"datasets"', "damaged"),
+    ],
+)
+def test_an_edited_provenance_is_named(content, word, tiny_experiment, tmp_path):
+    save_experiment(resolve(tiny_experiment).experiment, tmp_path / "experiment.json")
+    (tmp_path / "provenance.json").write_text(content)
+    with pytest.raises(UserError, match=mentions(tmp_path / "provenance.json", word)):
+        open_run(tmp_path).open_data()

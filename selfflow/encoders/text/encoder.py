@@ -41,9 +41,9 @@ class TextEncoder:
         self.width = network.width
 
     def encode(self, captions: list[str]) -> list[np.ndarray]:
-        """Embeddings float16 [l, D] of each caption, l its tokens (`tokens` at most), special ones included.
+        """Embeddings, float16 [l, D], of each caption, for its l tokens including special ones, at most `tokens`.
 
-        An empty caption has those of the special tokens alone. An embedding does not depend on the other captions.
+        An empty caption consists of the special tokens alone. An embedding does not depend on the other captions.
 
         Raises:
           UserError: if an embedding is not finite in float16.
@@ -61,7 +61,7 @@ class TextEncoder:
         tokens = [self.network.tokenise(caption) for caption in captions]
         ids_BL = np.zeros((BATCH, self.tokens), np.int32)
         valid_BL = np.zeros((BATCH, self.tokens), bool)
-        # No row may be without a valid token: a softmax over nothing is not a number.
+        # Every row needs a valid token: a softmax over no keys is NaN.
         valid_BL[:, 0] = True
         for row, ids in enumerate(tokens):
             ids_BL[row, : len(ids)], valid_BL[row, : len(ids)] = ids, True
@@ -86,7 +86,7 @@ def load_text_encoder(text: Text) -> TextEncoder:
     folder = find_folder(text.encoder)
     config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
-        raise UserError(f"text.encoder: {folder / 'config.json'} has no model_type; it is not that of an encoder")
+        raise UserError(f"text.encoder: {folder / 'config.json'} has no model_type; give the folder of an encoder")
     reader = bert.Bert if bert.supports(config) else Pretrained
     network = reader(folder, config, text.tokens)
     name = PACKAGED if text.encoder == PACKAGED else folder.resolve().name

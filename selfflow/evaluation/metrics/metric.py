@@ -22,7 +22,7 @@ class Value(NamedTuple):
 
     Attributes:
       value: NaN where it is not defined.
-      error: its standard error; None if it is unknown.
+      error: standard error; None if it is unknown.
       count: number of clips that the metric applies to; None for metrics of all samples.
     """
 

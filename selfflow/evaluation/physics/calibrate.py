@@ -85,8 +85,9 @@ def calibrate(
       records: records of a split that the classifiers were not fitted to, with the ids of the data set.
       settings: settings of the data set.
       classifiers: see `fit_classifiers`.
-      through_video: applied to all videos, corrupted ones too, before they are scored, such as an autoencoder.
-      through_audio: likewise for audio.
+      through_video: function applied to all videos before they are scored, also to corrupted ones, such as an
+        autoencoder.
+      through_audio: the same for audio.
       seed: seed for the choice of partners, frames and bodies.
     """
     records = list(records)

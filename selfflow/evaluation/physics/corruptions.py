@@ -111,7 +111,8 @@ def passing(motion: Motion) -> np.ndarray | None:
     positions = np.concatenate(alone, axis=1)
     for i in range(len(scene.bodies)):
         for j in range(i):
-            # Circles of this size fit in any shape: that of a square has 0.7 of its radius, that of a triangle 0.5.
+            # Circles of this size fit into every shape: the inscribed circle of a square has 0.7 of its radius, that
+            # of a triangle 0.5.
             near = 0.5 * (scene.bodies[i].radius + scene.bodies[j].radius)
             if (np.linalg.norm(positions[:, i] - positions[:, j], axis=1) < near).any():
                 return render_video(replace(motion, positions=positions))

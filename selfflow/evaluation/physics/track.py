@@ -228,7 +228,7 @@ def _split(
     Nothing happens if the blob is too small for all of them.
 
     Args:
-      body: without a blob in this frame.
+      body: index of a body without a blob in this frame.
       expected: predicted centres, [K, 2].
       typical: typical areas, [K].
       candidates: blobs of the frame.

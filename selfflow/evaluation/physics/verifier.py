@@ -88,7 +88,7 @@ class TrackedClips:
       verifier: verifier of their data set.
 
     Attributes:
-      tracked: one analysis per clip.
+      tracked: tracking results, one per clip.
       audio: int16 [S] per clip; empty for clips without audio.
     """
 

@@ -100,7 +100,7 @@ def copy_records(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
 
     Args:
       old, new: the shards.
-      keep: bool [records].
+      keep: mask of the records to keep, bool [records].
       options: options of the writer of ArrayRecord.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -143,7 +143,7 @@ class LatentsChange:
 
     Attributes:
       folder: the folder.
-      manifest: its present manifest.
+      manifest: present manifest of the folder.
       keep: masks by split, bool [records].
       deleted: the entry `deleted` of the next manifest.
     """

@@ -8,7 +8,8 @@ from selfflow.objectives.alignment.ema_teacher import EMATeacher
 
 @dataclass(frozen=True)
 class SRA(EMATeacher):
-    """Self-Representation Alignment (arXiv 2505.02831): an EMA copy sees a little less noise; with schedule uniform.
+    """Self-Representation Alignment (arXiv 2505.02831): an EMA copy sees a little less noise. Use it with the uniform
+    schedule.
 
     The defaults are the paper's smooth l1 and the layers of SiT-XL/2; its other setting is cosine with weight 0.5.
     """

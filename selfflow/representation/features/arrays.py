@@ -95,7 +95,7 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
       seed: seed of the split.
 
     Raises:
-      UserError: if the file is missing, damaged, or holds something else.
+      UserError: if the file is missing, damaged, or holds other data.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

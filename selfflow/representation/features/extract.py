@@ -35,7 +35,7 @@ class Features:
       ids: ids of the samples.
       labels: {field: int [n]}, of the data.
       layers: {layer: {modality: float32 [n, D], or [n, N, D]}}, memory-mapped and read-only.
-      tau: the noise level of each modality; 0 of the context.
+      tau: noise level of each modality; 0 for context modalities.
       grids: tokens along each axis of a modality, whose product is N.
     """
 
@@ -78,10 +78,11 @@ def features(
       weights, step: as for `Run.model`.
       context: modalities that are shown without noise, as context tokens are in training.
       modalities: modalities that the network sees; by default all of the data.
-      pool: the mean over the tokens of each modality, or all tokens; those of padding count in no mean, and are 0.
+      pool: the mean over the tokens of each modality, or all tokens; padding tokens are excluded from the mean, and are
+        0.
       limit: number of samples, from the first on; by default all.
       seed: seed of the noise.
-      batch_size: samples at once; over a mesh, as many more as make a whole number for each device.
+      batch_size: samples at once; over a mesh, rounded up to a multiple of the number of devices.
       mesh: devices to spread weights and samples over; by default the first alone.
       cache: whether to store them in the run folder; otherwise in a temporary folder that is removed with the arrays.
 
@@ -191,7 +192,7 @@ def extract(
       params: parameters of the model, on the devices of the mesh.
       clips: as for `features`.
       folder: the target.
-      metadata: stored beside the features.
+      metadata: JSON data stored beside the features.
       batch_size: samples at once.
       advance: called with the number of samples of every batch.
 
@@ -329,7 +330,7 @@ class _View(NamedTuple):
     Attributes:
       streams: streams of its modalities, in the order of the data.
       context: names of those that are context.
-      tau: noise level of each modality, 0 of the context.
+      tau: noise level of each modality; 0 for context modalities.
     """
 
     streams: dict[str, Modality]

@@ -28,12 +28,12 @@ class Forward:
     Args:
       apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`; where samples are padded
         also valid=.
-      modalities: what the model sees, by name; other modalities of a batch are left out.
+      modalities: inputs of the model, by name; other modalities of a batch are left out.
       layers: blocks, counted from 1; later ones are not computed.
       tau: one noise level for all tokens, or one for each modality.
-      null_label: the label that stands for none.
-      pool: the mean over a modality's tokens, [B, D], or all tokens, [B, N, D]; those of padding count in no mean, and
-        are 0 among all tokens.
+      null_label: label for no class.
+      pool: the mean over a modality's tokens, [B, D], or all tokens, [B, N, D]; padding tokens are excluded from the
+        mean, and are 0 among all tokens.
       seed: sample i's noise depends on the seed and i alone.
       context: modalities of which all tokens stay at tau = 0 (`Corruption.with_context`).
       mesh: devices that the samples of a batch are split over; by default the first one alone.

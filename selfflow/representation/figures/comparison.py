@@ -27,7 +27,7 @@ def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
     figure = Figure(figsize=((0.75 * most + 1.2) * len(panels) + 0.3, 5.0), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 2))
     for (title, methods), scores, differences in zip(panels.items(), *axes):
-        # By seed, the places of the methods that have it, and their scores.
+        # For each seed, the positions and the scores of the methods with this seed.
         dots: dict[int, tuple[list[int], list[float]]] = {}
         for i, method in enumerate(methods):
             for seed, score in method.scores.items():

@@ -25,7 +25,7 @@ class BaselineClips:
       count: largest number of clips.
 
     Attributes:
-      ids: one per clip.
+      ids: ids of the clips.
       labels: none; targets are computed from the records.
       latents: {modality: [...]} per clip.
       frame_differences: see `frame_differences`, [n, T].

@@ -22,7 +22,7 @@ class ProbeResult(NamedTuple):
     """Scores of one target.
 
     Attributes:
-      probe: its name; "ridge" for numbers.
+      probe: name of the probe; "ridge" for numbers.
       metric: "balanced_accuracy", or "r2" for numbers.
       setting: strength or number of neighbours chosen on validation; NaN if there is no choice, and for a target that
         is the mean of several probes.

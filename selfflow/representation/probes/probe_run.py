@@ -234,7 +234,7 @@ def _by_features(targets: list[Target], source: Source, settings: Probing) -> di
             # A clip has many rows, so that fewer clips are enough, and all tokens of many would not fit in memory.
             needs = _Needs("tokens", (settings.token_clips,) * 3)
         else:
-            # Settings are chosen on all clips of validation, and scores are of all of the split.
+            # Settings are chosen on all clips of validation, and scores are computed on the whole split.
             reads_tokens = settings.probe == "attentive" and target.kind == "class"
             needs = _Needs("tokens" if reads_tokens else "mean", (settings.clips, None, None))
         groups.setdefault(needs, []).append(target)
@@ -279,6 +279,6 @@ def _sources(names: tuple[str, ...], known: tuple[str, ...], targets: list[Targe
     for target in targets:
         if not any(target.applies_to(source) for source in sources):
             raise UserError(
-                f"target {target.name}: it is read from tokens of one modality, and from none of {', '.join(names)}"
+                f"target {target.name}: it requires tokens of one modality, but the sources are {', '.join(names)}"
             )
     return sources

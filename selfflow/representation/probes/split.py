@@ -123,7 +123,7 @@ def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
         missing = np.setdiff1d(split.y, train.y)
         if len(missing):
             names = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
-            warnings.warn(f"{name}: {first} shows no sample of class {names}: none is predicted", stacklevel=3)
+            warnings.warn(f"{name}: {first} has no samples of class {names}: it is never predicted", stacklevel=3)
     return list(checked.values())
 
 

@@ -85,7 +85,7 @@ def summary_table(
       modalities: modalities with `video` and `audio`.
       layers: blocks to probe.
       tau: noise level of the latents.
-      null_label: label that stands for none.
+      null_label: label for no class.
       dataset: settings of the data set, with ground truth.
 
     Returns:
