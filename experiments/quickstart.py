@@ -2,7 +2,7 @@
 
     selfflow train experiments/quickstart.py
 
-Hardware: two CPU cores, 2 GB. Wall time: about 5 minutes, data building included.
+Hardware: two CPU cores, 2.5 GB. Wall time: about 5 minutes, data building included.
 Expect a normalised loss on the test split of video 0.8, audio 0.9, image 0.5 to 0.7; image differs most between seeds.
 """
 

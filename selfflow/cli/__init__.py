@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from selfflow.cli.allocator import keep_freed_memory
 from selfflow.errors import Interrupted, UserError, did_you_mean, system_error_message
 
 _COMMANDS = {
@@ -81,6 +82,7 @@ def _run(arguments: list[str]) -> None:
     command = arguments[0]
     if command not in _COMMANDS:
         raise UserError(f"no command {command!r}; {did_you_mean(command, _COMMANDS)}")
+    keep_freed_memory()
     with _ended_by_sigint():
         module = importlib.import_module(f"selfflow.cli.{_MODULES.get(command, command)}")
     module.main(arguments[1:])

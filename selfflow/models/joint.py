@@ -136,7 +136,7 @@ class JointTransformer(nnx.Module):
         assignment: dict[str, Int[Array, "B N"]],
         taps: tuple[int, ...] = (),
         stop_at: int | None = None,
-        open_gates: bool = False,
+        open_gates: bool | Bool[Array, ""] = False,
         caption: Caption | None = None,
         scalars: dict[str, Float[Array, "B"]] | None = None,
         valid: dict[str, Bool[Array, "B N"]] | None = None,
@@ -151,7 +151,8 @@ class JointTransformer(nnx.Module):
           label_B: class labels; `config.labels` means no label.
           taps: blocks after which the residual stream of the media tokens is returned.
           stop_at: return after this block, without a velocity; later weights are never touched.
-          open_gates: take every gate as 1, which makes an untrained network more than its embedding.
+          open_gates: take every gate as 1, which makes an untrained network more than its embedding. An array may be
+            an argument of a compiled program, which then serves both values.
           caption: caption of each sample, beside its label; a dropped condition is the null label and an empty mask.
           scalars: values of those of `config.scalars` that the samples have; of the size of 1, as tau is.
           valid: tokens that are not padding; no token attends to padding. Modalities that are not named have none.
@@ -220,7 +221,7 @@ class JointTransformer(nnx.Module):
         return _Sequence(text, media, counts, media_level_BN, angles_BNH, attend, seen_BN, order)
 
     def _run_blocks(
-        self, segments: Segments, sequence: _Sequence, condition_BKD: jax.Array, last: int, open_gates: bool
+        self, segments: Segments, sequence: _Sequence, condition_BKD: jax.Array, last: int, open_gates: bool | jax.Array
     ) -> Float[Array, "B N D"]:
         """The media tokens after block `last`."""
         text, media, text_count = sequence.text, sequence.media, sequence.text.shape[1]
@@ -310,12 +311,12 @@ class JointTransformer(nnx.Module):
 
 
 def _modulation(
-    layer: Dense, x_BKD: jax.Array, level_BN: jax.Array | None, count: int, open_gates: bool
+    layer: Dense, x_BKD: jax.Array, level_BN: jax.Array | None, count: int, open_gates: bool | jax.Array
 ) -> tuple[Float[Array, "B N D"], ...]:
     """The `count` parts of a modulation, for each token; every third is a gate, which `open_gates` sets to 1."""
     parts = jnp.split(layer(x_BKD), count, axis=-1)
-    if open_gates:
-        parts = [jnp.ones_like(part) if i % 3 == 2 else part for i, part in enumerate(parts)]
+    if open_gates is not False:
+        parts = [jnp.where(open_gates, 1, part) if i % 3 == 2 else part for i, part in enumerate(parts)]
     return tuple(select(part, level_BN) for part in parts)
 
 

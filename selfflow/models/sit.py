@@ -131,12 +131,12 @@ class Block(nnx.Module):
         condition_BKD: Float[Array, "B K D"],
         assignment_BN: Int[Array, "B N"] | None,
         attend: Attend,
-        open_gates: bool,
+        open_gates: bool | Bool[Array, ""],
     ) -> Float[Array, "B N D"]:
         # Computed for the levels and selected part by part: one [B, N, D] for each use, never [B, N, 6D].
         parts = jnp.split(self.modulation(condition_BKD), 6, axis=-1)
-        if open_gates:
-            parts = [jnp.ones_like(p) if i % 3 == 2 else p for i, p in enumerate(parts)]
+        if open_gates is not False:
+            parts = [jnp.where(open_gates, 1, p) if i % 3 == 2 else p for i, p in enumerate(parts)]
         shift1, scale1, gate1, shift2, scale2, gate2 = (select(part, assignment_BN) for part in parts)
         qkv = self.qkv(modulate(x_BND, shift1, scale1))
         q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * self.heads, -1), 3, axis=2)
@@ -202,7 +202,7 @@ class SiT(nnx.Module):
         assignment: dict[str, Int[Array, "B N"]] | None = None,
         taps: tuple[int, ...] = (),
         stop_at: int | None = None,
-        open_gates: bool = False,
+        open_gates: bool | Bool[Array, ""] = False,
         caption: Caption | None = None,
         valid: dict[str, Bool[Array, "B N"]] | None = None,
         groups: Groups | None = None,

@@ -1,7 +1,6 @@
 """The evaluation at the end of a run: losses with their linear baselines, probes, and samples."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from selfflow.data.built import BuiltDataset
 from selfflow.input.batches import BatchSource
 from selfflow.latents.store import Latents
 from selfflow.media import MEDIA, images_only
+from selfflow.models.joint import Output
 from selfflow.noise import UniformTau
 from selfflow.objectives.flow import linear_baseline
 from selfflow.progress import Progress
@@ -168,13 +168,20 @@ def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State
     experiment, objective = setup.experiment, setup.objective
     count = experiment.final_evaluation.probe_clips
     counts = {"train": count, "validation": count // 2, "test": count // 2}
-    # At its initialisation every block is gated off: with open gates the untrained network is a random one.
+    trained = state.frozen["ema"]
     untrained = objective.init(jax.random.key(experiment.seed.init))["model"]
+    untrained = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), untrained, trained)
+
+    def apply(params: tuple[Any, Any], *inputs: Any, **options: Any) -> Output:
+        model_params, open_gates = params
+        return objective.apply(model_params, *inputs, open_gates=open_gates, **options)
+
     return summary_table(
         {split: BaselineClips(built, latents, split, n) for split, n in counts.items()},
         {
-            "untrained network": (partial(objective.apply, open_gates=True), untrained),
-            "trained": (objective.apply, state.frozen["ema"]),
+            # At its initialisation every block is gated off: with open gates the untrained network is a random one.
+            "untrained network": (apply, (untrained, np.True_)),
+            "trained": (apply, (trained, np.False_)),
         },
         objective.modalities,
         layers=tuple(range(1, experiment.model.depth + 1)),

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,14 @@ def test_an_untrained_network_repeats_its_embedding_unless_its_gates_are_open(ob
     closed, opened = run(), run(open_gates=True)
     np.testing.assert_array_equal(closed.taps[1]["video"], closed.taps[5]["video"])
     assert jnp.abs(opened.taps[1]["video"] - opened.taps[5]["video"]).mean() > 0.1
+
+    @jax.jit
+    def either(open_gates):
+        arguments = (fresh, tokens, c.levels, label_B, c.assignment)
+        return SelfFlowObjective.apply(objective, *arguments, taps=(1, 5), open_gates=open_gates).taps
+
+    for open_gates, expected in ((False, closed), (True, opened)):
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), either(open_gates), expected.taps)
 
 
 def test_no_biases_and_shared_modulation(objective, params):

@@ -163,12 +163,15 @@ def _taps(
 
 
 def forward_all(
-    forward: Forward, params: Any, latents: Iterator[dict[str, np.ndarray]], batch_size: int = 64
+    forward: Callable[..., dict[int, dict[str, np.ndarray]]],
+    params: Any,
+    latents: Iterator[dict[str, np.ndarray]],
+    batch_size: int = 64,
 ) -> dict[int, dict[str, np.ndarray]]:
     """The features of many samples, numbered in their order.
 
     Args:
-      forward: the compiled forward pass.
+      forward: (params, latents, numbers) -> features, such as a `Forward`.
       params: parameters of the model.
       latents: samples {modality: [...]}.
       batch_size: samples in one forward pass.

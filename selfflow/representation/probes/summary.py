@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from selfflow.data.dataset import Dataset, ProbeTargets
@@ -15,7 +16,7 @@ from selfflow.modality import Modality
 from selfflow.models.joint import Output
 from selfflow.progress import Progress
 from selfflow.representation.features.extract import Features
-from selfflow.representation.features.forward import Forward, forward_all
+from selfflow.representation.features.forward import Forward, Taps, forward_all
 from selfflow.representation.probes.baselines import BaselineClips, latent_moments, latent_tokens
 from selfflow.representation.probes.fit import fit_probe
 from selfflow.representation.probes.logistic import tree_probe
@@ -57,7 +58,7 @@ def measures_of(columns: Iterable[Column]) -> str:
 
 
 Network = tuple[Callable[..., Output], Any]
-"""Model as `Forward` takes it, and its parameters."""
+"""Model as `Forward` takes it, and its parameters. Networks with the same model share compiled programs."""
 Table = dict[str, dict[str, Score]]
 """Scores by row and by the key of a column."""
 
@@ -244,10 +245,17 @@ class _Extraction:
         for m in names:
             streams[m] = self._modalities[m]
             grids[m] = self._modalities[m].grid
-        forward = Forward(self._apply, streams, self._layers, self._tau, self._null_label, pool)
+        # Tokens are probed of video alone: its means are taken here, so that one program serves both.
+        compiled_pool = "tokens" if names == ("video",) else pool
+        forward = Forward(self._apply, streams, self._layers, self._tau, self._null_label, compiled_pool)
+
+        def features(params: Any, latents: dict[str, np.ndarray], numbers_B: np.ndarray) -> Taps:
+            taps = forward(params, latents, numbers_B)
+            return taps if compiled_pool == pool else jax.tree.map(lambda f_BND: f_BND.mean(axis=1), taps)
+
         # All splits in one pass, so that there is one program to compile.
         latents = [self._clips[split].latents[:limit] for split in SPLITS]
-        taps = forward_all(forward, self._params, chain.from_iterable(latents))
+        taps = forward_all(features, self._params, chain.from_iterable(latents))
         tau = dict.fromkeys(names, self._tau)
         by_split, start = {}, 0
         for split, latents_of_split in zip(SPLITS, latents):
