@@ -130,7 +130,7 @@ def _verify(folder: Path) -> None:
         raise UserError(f"{folder} is not a folder: give one that `selfflow export` wrote")
     path = folder / SUMS
     try:
-        lines = path.read_text("ascii").splitlines()
+        lines = path.read_text(encoding="ascii").splitlines()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is missing or damaged ({error}): give a folder that `selfflow export` wrote") from None
     hashes = {}
