@@ -3,6 +3,7 @@
 import fcntl
 import functools
 import hashlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -15,9 +16,10 @@ _CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.ge
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of the tests is XLA's, on networks that run for milliseconds. Loops are emitted without MLIR, whose
-# passes take longer than they save.
+# passes take longer than they save. XLA ends the process at a flag that it does not know, as jaxlib 0.12 this one.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+_HAS_FLAG = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false" if _HAS_FLAG else "")
 # Background jobs of a shell ignore SIGINT, and so would every process that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

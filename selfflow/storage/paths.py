@@ -90,7 +90,7 @@ def _default_folder(variable: str) -> Path:
       UserError: if the user has no home folder, naming the variable that sets another folder.
     """
     try:
-        return _resolved("~/.cache/selfflow")
+        return _resolved(str(Path("~/.cache/selfflow").expanduser()))
     except RuntimeError as error:  # HOME is not set, and the user is not in the password database
         raise UserError(f"~/.cache/selfflow: this user has no home folder; set {variable} to another folder") from error
 

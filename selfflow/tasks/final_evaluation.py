@@ -198,7 +198,7 @@ def _print(
     print(f"\n{workdir}: {summary['steps']} steps done\n")
     print("Flow loss of the EMA (linear baseline: the best linear predictor of each channel)")
     for name, value in summary["flow_loss"].items():
-        verdict = "learned structure" if value["normalised_loss"] < 1 else "NO structure learned"
+        verdict = "better than linear" if value["normalised_loss"] < 1 else "NOT better than linear"
         print(
             f"  {name:<14} {value['loss']:.3f}   linear baseline {value['linear_baseline']:.3f}   "
             f"normalised {value['normalised_loss']:.2f}   {verdict} ({value['split']} split)"
@@ -220,6 +220,7 @@ def _print(
             f"student reads block {student}, teacher block {teacher})\n{as_text(table, columns)}"
         )
     _print_files([Path(file) for file in summary["files"]])
+    print(f"\nNext: selfflow report {workdir} writes losses, probes and samples as one HTML page")
 
 
 def _print_files(files: list[Path]) -> None:

@@ -78,4 +78,4 @@ def test_the_columns_of_collisions():
     sources = ("video", "audio", "both")
     classes = [f"{target}/{source}" for target in ("material", "shape", "count") for source in sources]
     assert [column.key for column in columns] == [*classes, "position/video", "contacts/audio"]
-    assert measures_of(columns) == "accuracy; position and contacts: R^2"
+    assert measures_of(columns) == "balanced accuracy; position and contacts: R^2"

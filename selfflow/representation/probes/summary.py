@@ -52,9 +52,9 @@ def columns_of(truth: ProbeTargets) -> tuple[Column, ...]:
 
 
 def measures_of(columns: Iterable[Column]) -> str:
-    """The measures of the columns, such as "accuracy; position and contacts: R^2"."""
+    """The measures of the columns, such as "balanced accuracy; position and contacts: R^2"."""
     regressed = dict.fromkeys(column.target.name for column in columns if column.target.kind != "class")
-    return "accuracy" + (f"; {' and '.join(regressed)}: R^2" if regressed else "")
+    return "balanced accuracy" + (f"; {' and '.join(regressed)}: R^2" if regressed else "")
 
 
 Network = tuple[Callable[..., Output], Any]
