@@ -150,7 +150,7 @@ class _Arm:
 
 
 def random_batch(setup: FlowSetup, name: str) -> dict[str, Any]:
-    """A batch of a component with standard normal latents."""
+    """Returns a batch of a component with standard normal latents."""
     random = np.random.default_rng(0)
 
     def draw(x: jax.ShapeDtypeStruct) -> np.ndarray:

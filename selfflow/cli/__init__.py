@@ -1,4 +1,4 @@
-"""The command line: one file per command, imported only when it is called."""
+"""Command-line interface: one module per command, imported only when the command is run."""
 
 import importlib
 import os
@@ -41,13 +41,13 @@ example:
 
 
 def main() -> None:
-    """Runs a command; a `UserError` prints one line and exits with status 2."""
-    # Python sets a stream that was closed before it started to None, on which every line would fail.
+    """Runs a command; on a `UserError` prints its message and exits with status 2."""
+    # Python sets standard streams to None if they were closed before it started, and every print would fail.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     try:
         _run(sys.argv[1:])
-        sys.stdout.flush()  # a closed pipe raises here, not while the interpreter exits
+        sys.stdout.flush()  # raises here if the pipe is closed, and not while the interpreter exits
     except UserError as error:
         _fail(str(error))
     except Interrupted as stopped:
@@ -57,13 +57,13 @@ def main() -> None:
         print("\nstopped; the same command resumes", file=sys.stderr)
         _exit(130)
     except BrokenPipeError:
-        # The reader of the pipe has ended: flushing at exit would raise again.
+        # The pipe is closed: flushing at exit would raise again.
         sys.stdout = None
         _exit(1)
     except Exception as error:
         message = system_error_message(error)
         if message is None:
-            # The other processes would wait for this one; a lone process may end with its traceback.
+            # The other processes would wait for this one, so it exits at once; a single process re-raises.
             if _is_one_of_several():
                 traceback.print_exc()
                 _exit(1)
@@ -71,7 +71,7 @@ def main() -> None:
         print(f"selfflow: {message}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        # At once: background threads that cannot write would each print a traceback during a regular exit.
+        # Exit at once: during a regular exit, background threads that cannot write would each print a traceback.
         os._exit(2)
 
 
@@ -90,12 +90,12 @@ def _run(arguments: list[str]) -> None:
 
 @contextmanager
 def _ended_by_sigint() -> Iterator[None]:
-    """Lets Ctrl-C end the process at once while modules are imported, when nothing is open yet.
+    """Context in which Ctrl-C ends the process at once, for the time of imports, when no file is open yet.
 
-    A KeyboardInterrupt there can be swallowed by an extension module, or show the traceback of a library.
+    During imports a KeyboardInterrupt can be swallowed by an extension module, or print the traceback of a library.
     """
     previous = signal.getsignal(signal.SIGINT)
-    if previous is not signal.default_int_handler:  # ignored, as for a background job of a shell: it stays ignored
+    if previous is not signal.default_int_handler:  # such as SIG_IGN in background jobs of a shell
         yield
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -111,13 +111,13 @@ def _fail(message: str) -> None:
 
 
 def _is_one_of_several() -> bool:
-    """Whether this is one of several processes. JAX is not imported: if no module did, there is one process."""
+    """Returns whether this is one of several processes, without importing JAX: before that there is only one."""
     distributed = sys.modules.get("selfflow.training.distributed")
     return distributed is not None and distributed.is_multiprocess()
 
 
 def _exit(status: int) -> None:
-    """Exits; at once in one of several processes, see `training.distributed.abort`."""
+    """Exits the process; one of several processes exits without cleanup, see `training.distributed.abort`."""
     if _is_one_of_several():
         sys.modules["selfflow.training.distributed"].abort(status)
     sys.exit(status)

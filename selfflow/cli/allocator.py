@@ -1,4 +1,4 @@
-"""How glibc's allocator treats large arrays on machines that compute on their CPU."""
+"""Settings of glibc's memory allocator for computation on CPUs."""
 
 import ctypes
 import sys
@@ -15,24 +15,24 @@ _ACCELERATORS = ("nvidia[0-9]*", "dxg", "kfd", "accel*", "vfio/[0-9]*")
 
 
 def keep_freed_memory() -> bool:
-    """Lets the process keep the memory of freed arrays, on Linux with glibc and without an accelerator.
+    """Sets the allocator to keep freed memory, on Linux with glibc and without an accelerator.
 
     By default glibc returns large blocks to the kernel as soon as they are freed. XLA's CPU backend allocates the
-    temporaries of a program at every call, hundreds of megabytes in a training step, and the kernel then clears every
-    page of them again: a quarter of the CPU time of the quickstart's step. The price is that the process keeps its
-    largest size. All threads share one heap, because only that one holds blocks above 64 MiB; call this before other
-    threads start.
+    temporaries of a program at every call, hundreds of megabytes in a training step, and each time the kernel clears
+    their pages, which takes a quarter of the CPU time of the quickstart's step. With this setting the process does not
+    shrink from its peak size. All threads share one heap, because only the main heap can hold blocks above 64 MiB; call
+    this function before other threads start.
 
-    With an accelerator, temporaries are in its memory, and one heap would make the threads of a large host wait for
-    each other.
+    With an accelerator nothing is set: temporaries are in device memory, and the threads of a large host would contend
+    for the single heap.
 
     Returns:
-      Whether the allocator was set.
+      Whether the allocator was configured.
     """
     if sys.platform != "linux" or has_accelerator(Path("/dev")):
         return False
     libc = ctypes.CDLL(None)
-    # musl and others have neither the function nor the problem.
+    # Other C libraries, such as musl, have no such parameters.
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
     settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: _LARGEST}
@@ -40,5 +40,5 @@ def keep_freed_memory() -> bool:
 
 
 def has_accelerator(devices: Path) -> bool:
-    """Whether a folder of device files has one of a GPU or a TPU."""
+    """Returns whether a folder of device files, such as /dev, has a file of a GPU or a TPU."""
     return any(any(devices.glob(pattern)) for pattern in _ACCELERATORS)

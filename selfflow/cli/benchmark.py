@@ -1,4 +1,4 @@
-"""`selfflow benchmark`: speed of an experiment's parts on this machine."""
+"""`selfflow benchmark`: measures the speed of an experiment's parts on this machine."""
 
 import dataclasses
 import json
@@ -20,27 +20,27 @@ class Options:
 
     only: Literal["step", "input", "sampling", "features", "autoencoders", "all"] = "all"
     """The part to measure: `step`, the compiled update on random numbers, on one device; `input`, from latents on disk
-    to batches; `sampling`, each solver and bare evaluations of the network; `features`, from latents on disk to files
-    of features, and bare forward passes, on one device; `autoencoders`, encoding and decoding, also in bfloat16 and
-    with diffusers where it has the autoencoder, and the memory for long clips."""
+    to batches; `sampling`, each solver, and network evaluations alone; `features`, from latents on disk to files of
+    features, and forward passes alone, on one device; `autoencoders`, encoding and decoding, also in bfloat16 and with
+    diffusers if it has the autoencoder, and the memory for long clips."""
     rounds: int = 10
-    """Timed steps, each followed by one without alignment; and repetitions for each solver, component and
-    autoencoder."""
+    """Timed steps, each paired with a step without alignment; also the number of repetitions for each solver, component
+    and autoencoder."""
     per_token: bool = False
     """Also time the step of a SiT with its modulation computed for every token, as in the released code."""
     seconds: float = 5.0
-    """Duration of each measurement of reading."""
+    """Duration in seconds of each measurement of reading."""
     timed_steps: int = 40
-    """Training steps in which waiting for data is measured."""
+    """Training steps for the measurement of the time spent waiting for data."""
     json: bool = False
-    """Print one JSON object and no table."""
+    """Print one JSON object instead of tables."""
 
     def __post_init__(self):
         check_above_zero(self, "--", "rounds", "seconds", "timed_steps")
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--only PART] [--per-token] [--json] [--FIELD VALUE ...]` and measures."""
+    """Parses `EXPERIMENT [--only PART] [--per-token] [--json] [--FIELD VALUE ...]` and prints the measurements."""
     parsed = parse("benchmark", arguments, _EXAMPLE, lambda file: Options())
     if parsed is None:
         return

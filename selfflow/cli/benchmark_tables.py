@@ -1,4 +1,4 @@
-"""The tables of `selfflow benchmark`."""
+"""Tables of `selfflow benchmark`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from selfflow.media import medium_of
 
 
 def print_steps(rates: Sequence[StepRate], mean: Mapping[str, Any], peak: float, rounds: int, dtype: str) -> None:
-    """Prints the compiled step of each component and their mean.
+    """Prints the speed of the compiled step of each component, and the mean of the mixture.
 
     Args:
       rates: rates of each component of the mixture.
       mean: mean of the mixture, from `mixture_mean`.
-      peak: FLOP/s of the measured matrix product.
+      peak: measured FLOP/s of a matrix product.
       rounds: timed steps of each component.
       dtype: dtype of the model.
     """
@@ -44,7 +44,7 @@ def print_steps(rates: Sequence[StepRate], mean: Mapping[str, Any], peak: float,
 
 
 def _print_step(name: str, row: Mapping[str, Any]) -> None:
-    """Prints the fields of a `StepRate`, or of the mean of the mixture, which has no spread."""
+    """Prints one row: a `StepRate` as a dict, or the mean of the mixture, which has no spread."""
     spread = f"{row['spread_seconds']:.3f}" if "spread_seconds" in row else ""
     ratio = "-" if row["alignment_ratio"] is None else f"{row['alignment_ratio']:.2f}"
     print(
@@ -85,7 +85,7 @@ def print_features(rates: Sequence[FeaturesRate], rounds: int, dtype: str) -> No
 
 
 def print_autoencoders(rates: Sequence[AutoencoderRate], rounds: int) -> None:
-    """Prints speed, bfloat16 error and memory of each autoencoder."""
+    """Prints the speed, bfloat16 error and memory of each autoencoder."""
     print(f"\nAutoencoders, {rounds} rounds, {_device()}:")
     print(
         f"  {'modality':<9} {'autoencoder':<27} {'encoded/s':>10} {'decoded/s':>10} {'torch':>12} {'bf16':>5} "
@@ -117,12 +117,12 @@ def print_input(
     loader: LoaderOptions,
     seconds: float,
 ) -> None:
-    """Prints the speed of reading, the share of training that waits for data, and the speed of generators.
+    """Prints the speed of reading, the share of training time spent waiting for data, and the speed of generators.
 
     Args:
       rates: rates of reading with different numbers of workers.
-      waiting: waiting times of training steps.
-      generated: frames per second of each data set that is generated.
+      waiting: time that training steps wait for data.
+      generated: frames per second of each generated data set.
       loader: loader settings of the experiment.
       seconds: duration of each measurement of reading.
     """
@@ -145,7 +145,7 @@ def print_input(
 
 
 def _rate(per_second: float) -> str:
-    """A rate with two decimals below 100."""
+    """Formats a rate, with two decimals below 100."""
     return f"{per_second:,.0f}" if per_second >= 100 else f"{per_second:,.2f}"
 
 

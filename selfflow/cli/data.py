@@ -1,4 +1,4 @@
-"""`selfflow data list | build | show | ids | verify | delete`: data sets on disk."""
+"""`selfflow data list | build | show | ids | verify | delete`: manages data sets on disk."""
 
 import contextlib
 import sys
@@ -50,8 +50,8 @@ class Build:
     """Flags of `selfflow data build`."""
 
     autoencoder: dict[str, str] = field(default_factory=lambda: dict.fromkeys(MEDIA, ""))
-    """Also encode a modality by an autoencoder, NAME or NAME=PATH, such as sd-vae=sd-vae.safetensors. Experiments with
-    the same autoencoders use these latents."""
+    """Autoencoder that encodes a modality after the build, NAME or NAME=PATH, such as sd-vae=sd-vae.safetensors.
+    Experiments with the same autoencoders use these latents."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Show:
     """Flags of `selfflow data show`."""
 
     out: Path
-    """Folder for the samples."""
+    """Output folder."""
     count: int = 6
-    """Videos, audio clips and rows of images to write."""
+    """Number of videos, audio clips and rows of images to write."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Delete:
     """Flags of `selfflow data delete`."""
 
     ids: Path
-    """File with the ids of the samples to delete, one on each line, as `selfflow data ids` prints them."""
+    """File with the ids of the samples to delete, one per line, as `selfflow data ids` prints them."""
 
 
 def main(arguments: list[str]) -> None:
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _parse(action: str, arguments: list[str]) -> tuple["Dataset", Any, Path]:
-    """The settings of the data set, the options of the action and the data folder."""
+    """Parses the flags of an action; returns the settings of the data set, the options and the data folder."""
     from selfflow.data.catalogue import DATASETS
 
     name, *flags = arguments
@@ -177,7 +177,7 @@ def _build(settings: "Dataset", options: Build, data_dir: Path) -> None:
     for m, config in autoencoders.items():
         if m not in shapes:
             raise UserError(f"--autoencoder.{m}: {settings.kind} has {' and '.join(shapes)}, and no {m}")
-        # Latents do not depend on patches, which are a field of the experiment: take one position in a token.
+        # Latents do not depend on the patch size, which is a field of experiments; any value would do.
         patch = (1,) * (len(medium_of(m).latent_axes) - 1)
         streams[m] = modality_stream(settings, m, config, patch)
     for m, config in autoencoders.items():
@@ -208,14 +208,14 @@ def _show(settings: "Dataset", options: Show, data_dir: Path) -> None:
 
 
 def _describe(record: dict[str, Any], built: "BuiltDataset") -> str:
-    """Id, labels and caption of a record, with the names of label values if the data set has them."""
+    """Formats id, labels and caption of a record, with class names if the data set has them."""
     from selfflow.data.verify import numbers_of
     from selfflow.latents.ids import format_id
 
     parts, labels = [format_id(record["id"])], numbers_of(record)
     del labels["quality"]
     for name, value in labels.items():
-        # The names of the classes of a label `material` are in the metadata as `materials`.
+        # The metadata has the class names of a label `material` under the key `materials`.
         class_names = built.metadata.get(f"{name}s") or []
         is_named = isinstance(class_names, list) and 0 <= value < len(class_names)
         parts.append(f"{name} {value} ({class_names[value]})" if is_named else f"{name} {value}")
@@ -227,7 +227,7 @@ def _ids(settings: "Dataset", data_dir: Path) -> None:
     from selfflow.data.built import build
     from selfflow.latents.ids import format_id
 
-    # Only ids belong in the output, and files of ids are UTF-8 in every locale.
+    # Only ids are printed to standard output, in UTF-8, the encoding of files of ids in every locale.
     with contextlib.redirect_stdout(sys.stderr):
         built = build(settings, data_dir)
     sys.stdout.reconfigure(encoding="utf-8")
@@ -246,7 +246,7 @@ def _verify(settings: "Dataset", data_dir: Path) -> None:
     from selfflow.storage.mirror import fetch_folder
 
     built, contents = build(settings, data_dir), Contents()
-    # For a data folder in a bucket: its latents are copied to this disk, where `latents_folders` lists them.
+    # For a data folder in a bucket, the latents are first copied to this disk, so that `latents_folders` finds them.
     fetch_folder(data_dir / "latents", MANIFEST)
     total = sum(built.splits.values())
     with Progress("verify data set", total, unit="records") as progress:
@@ -261,7 +261,7 @@ def _verify(settings: "Dataset", data_dir: Path) -> None:
 
 
 def _print_problems(part: str, records: int, problems: list["Problem"], folder: Path) -> int:
-    """Prints the problems of a data set or of a folder of latents; returns their number without notes."""
+    """Prints the problems of a data set or of a folder of latents; returns their number, without notes."""
     count = sum(not problem.kind.note for problem in problems)
     print(f"{part}: {_plural(records, 'record')}, {_plural(count, 'problem') if count else 'no problems'}")
     by_kind = defaultdict(list)
@@ -285,7 +285,7 @@ def _delete(settings: "Dataset", options: Delete, data_dir: Path) -> None:
 
     ids = read_ids(options.ids)
     built = build(settings, data_dir)
-    # Each record is visited twice: to find it, and to verify that it is absent.
+    # Each record is read twice: to delete samples, and to verify that they are absent.
     with Progress("delete", 2 * sum(built.splits.values()), unit="records") as progress:
         report = delete_samples(built, ids, data_dir, progress.advance)
     _print_deleted(report, ids)
@@ -319,14 +319,14 @@ def _print_deleted(report: "DeletionReport", ids: set[str]) -> None:
             print(f"  {line}")
         return
     print("verified absent: no record, index or file of the data set and its latents contains any of the ids")
-    # Short ids occur in unrelated bytes by chance.
+    # Short ids can occur in unrelated bytes by chance.
     short = [name for name in ids if len(name.encode()) < 8]
     if short:
         print(f"  ({len(short)} ids shorter than 8 bytes were compared with all ids, not searched for in all bytes)")
 
 
 def _print_remaining(report: "DeletionReport", data_dir: Path) -> None:
-    """Prints where the samples may remain outside of the data set and its latents."""
+    """Prints where copies of the samples may remain outside of the data set and its latents."""
     print("\nnot deleted:")
     source = report.built.settings.source_folder(data_dir)
     if source:

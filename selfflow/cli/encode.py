@@ -1,4 +1,4 @@
-"""`selfflow encode`: encodes the data of an experiment before its training."""
+"""`selfflow encode`: encodes the data of an experiment into latents."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +24,15 @@ class Options:
     """Flags of `selfflow encode` that are not fields of the experiment."""
 
     out: Path
-    """Folder for the files of --inspect."""
+    """Output folder of --inspect."""
     inspect: bool = False
-    """Print statistics of each latent channel and reconstruction errors, and draw originals, decoded clips and their
-    difference."""
+    """Print statistics of the latent channels and reconstruction errors, and write images and clips of originals,
+    reconstructions and their differences."""
     share: Annotated[EncodeShare, tyro.conf.arg(name="")] = EncodeShare()
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--inspect] [--processes N] [--data-dir DIR] [--FIELD VALUE ...]` and encodes."""
+    """Parses `EXPERIMENT [--inspect] [--processes N] [--data-dir DIR] [--FIELD VALUE ...]` and encodes the data."""
     parsed = parse("encode", arguments, _EXAMPLE, lambda file: Options(Path(f"{file.stem}-latents")))
     if parsed is None:
         return
@@ -67,7 +67,7 @@ def print_latents(name: str, latents: "Latents") -> None:
 
 
 def _inspect(experiment: "Experiment", data: "RunData", folder: Path) -> None:
-    """Prints a row of statistics for each data set and modality, and writes the files of `--inspect`."""
+    """Prints statistics of the latents of each data set and modality, and writes the files of `--inspect`."""
     from selfflow.latents.inspect import inspect_latents
 
     rates = {}
@@ -75,7 +75,7 @@ def _inspect(experiment: "Experiment", data: "RunData", folder: Path) -> None:
         rates[name] = {m: medium_of(m).rate(config) for m in experiment.autoencoders}
     print(f"\n{'latents':<24} {'std of a channel':>18} {'kurtosis, most':>15} {'largest':>8}   reconstruction")
     notes, files = [], []
-    # Each row is printed as soon as it is computed; decoding a data set takes minutes.
+    # Each row is printed as soon as it is computed, because decoding a data set takes minutes.
     for inspection in inspect_latents(experiment.autoencoders, data.source.latents, data.built, rates, folder):
         _print_inspection(inspection)
         notes += [f"{inspection.name} {inspection.modality}: {note}" for note in inspection.notes]
@@ -98,7 +98,7 @@ def _print_inspection(inspection: "Inspection") -> None:
         reconstruction = "no raw data" if inspection.can_decode else "no autoencoder that decodes"
     std, kurtosis = inspection.statistics["std"], inspection.statistics["kurtosis"]
     largest = inspection.statistics["largest"].max()
-    # Constant channels have no kurtosis: it is NaN, which differs from itself.
+    # The kurtosis of constant channels is NaN, which differs from itself.
     finite = kurtosis[kurtosis == kurtosis]
     heaviest = f"{finite.max():.1f}" if finite.size else "-"
     print(f"{title:<24} {f'{std.min():.2f} to {std.max():.2f}':>18} {heaviest:>15} {largest:>8.1f}   {reconstruction}")

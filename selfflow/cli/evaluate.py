@@ -1,4 +1,4 @@
-"""`selfflow evaluate`: metrics of samples of a run, next to those of real clips and noise."""
+"""`selfflow evaluate`: computes metrics of a run's samples, and for comparison of real clips and noise."""
 
 import dataclasses
 import json
@@ -28,14 +28,14 @@ class Options:
     sampler: Sampler
     """Settings of the sampler; by default those of the run."""
     features: tuple[str, ...] = ()
-    """Features of the distances: layer (the run's own teacher block) or layer=K, effnet, logmel, birdnet,
+    """Features for the distances: layer (the teacher block of the run) or layer=K, effnet, logmel, birdnet,
     inception=FILE, i3d=FILE, clap=FOLDER; by default those of the run."""
     samples: int = 256
-    """Number of samples. Compare only distances of the same number."""
+    """Number of samples. Distances are comparable only between equal numbers."""
     modality: str = ""
-    """Modalities to generate, as for `selfflow sample`."""
+    """Modalities to generate, as in `selfflow sample`."""
     context: tuple[str, ...] = ()
-    """Context of the samples, as for `selfflow sample`; without a file, clips of the validation split."""
+    """Context of the samples, as in `selfflow sample`; without a file, clips of the validation split."""
     seed: int = 0
     """Seed of the samples."""
     step: int | None = None
@@ -45,21 +45,21 @@ class Options:
     batch_size: int = 32
     """Samples in a batch."""
     reference: Path | None = None
-    """File of real features in place of the test split: written by --save-reference, or for FID statistics of ADM. For
-    one extractor of --features."""
+    """File of real features that replaces the test split, from --save-reference, or statistics of ADM for FID. Requires
+    a single extractor in --features."""
     save_reference: Path | None = None
-    """File to write the features of the real clips to, of one extractor of --features."""
+    """Output file for the features of the real clips. Requires a single extractor in --features."""
     adm_npz: Path | None = None
-    """File to write the samples to in the format of ADM's evaluator (images only)."""
+    """Output file for the samples in the format of ADM's evaluator; images only."""
     calibrate: bool = False
-    """Measure the physics verifier on clips of the test split: unchanged, decoded from their latents, and corrupted.
-    Draws no samples."""
+    """Calibrate the physics verifier on clips of the test split (unchanged, decoded from their latents, and corrupted)
+    instead of drawing samples."""
     out: Path | None = None
-    """File for the results; by default in RUN/evaluations."""
+    """Output file for the results; by default in RUN/evaluations."""
     devices: Devices = Devices()
     """Sharding of weights and samples."""
     data_dir: Path | None = None
-    """Folder of the run's data; by default that of its training."""
+    """Data folder; by default that of the run's training."""
 
     def __post_init__(self):
         check_at_least(self, "--", samples=4, batch_size=1)
@@ -102,7 +102,7 @@ def _evaluate(run: "Run", location: str, options: Options) -> None:
     source, built = run.open_data(options.data_dir)
 
     def context_clips(component: str) -> "Reader":
-        """Clips for the context. They are not of the test split: no sample may contain part of a reference clip."""
+        """Reads context clips, never from the test split: no sample may contain part of a reference clip."""
         return run.held_out(component, ("validation", "train"), options.data_dir)
 
     modalities = tuple(filter(None, options.modality.split(",")))
@@ -117,7 +117,7 @@ def _evaluate(run: "Run", location: str, options: Options) -> None:
         raise UserError(f"--features {' '.join(options.features)}: none applies to {names}")
     evaluator.set_weights(model.params, f"the {options.weights} of {run.source} at step {model.step}")
 
-    # The path is claimed before the samples are drawn, so that a wrong --out costs no time.
+    # The path is checked before samples are drawn, so that errors in --out appear early.
     settings = {"run": location, "step": model.step, "component": component, **_settings(options)}
     cases = name_of_context(options.context)
     name = f"step_{model.step}_{options.weights}_{component}{cases}_seed{options.seed}_n{options.samples}"
@@ -159,7 +159,7 @@ def _print_header(report: "SampleReport", sampler: "RunSampler", options: Option
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    """The flags that the numbers depend on, as JSON data."""
+    """Returns the flags that affect the results, as JSON data."""
     reference = options.reference and str(options.reference)
     flags = to_json(dataclasses.replace(options, reference=reference))
     names = ("samples", "context", "seed", "weights", "sampler", "features", "reference")
@@ -167,7 +167,7 @@ def _settings(options: Options) -> dict[str, Any]:
 
 
 def _results(report: "SampleReport", sampler: "RunSampler") -> dict[str, Any]:
-    """The report as JSON data: values, comparisons of features and numbers of clips of each row."""
+    """Returns the report as JSON data: metrics, comparisons of features and number of clips for each row."""
     numbers, spaces, counts = {}, {}, {}
     for row, metrics in report.rows.items():
         numbers[row] = metrics.numbers()

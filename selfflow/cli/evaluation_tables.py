@@ -1,4 +1,4 @@
-"""The tables of `selfflow evaluate`."""
+"""Tables of `selfflow evaluate`."""
 
 from selfflow.evaluation import metrics
 from selfflow.evaluation.compare import Comparison
@@ -7,8 +7,7 @@ from selfflow.tasks.evaluate_samples import SAMPLES, SampleReport
 
 
 def print_report(report: SampleReport) -> None:
-    """Prints all metrics of the samples next to those of real clips and noise: a table for each feature space, and one
-    for each other metric."""
+    """Prints metrics of samples, real clips and noise: one table for each feature space and for each other metric."""
     for space in report.rows[SAMPLES].comparisons:
         by_row = {row: of_row.comparisons[space] for row, of_row in report.rows.items()}
         _print_feature_space(space, by_row)
@@ -24,7 +23,7 @@ def _values_of(metric: Metric, values: dict[str, Value]) -> dict[str, Value]:
 
 
 def _print_feature_space(space: str, comparisons: dict[str, Comparison]) -> None:
-    """One row for each set of samples, one column for each metric of features."""
+    """Prints one row for each set of samples and one column for each metric of features."""
     columns = [metric for metric in metrics.METRICS if metric.needs == "features"]
     cells = {}
     for row, comparison in comparisons.items():
@@ -54,7 +53,7 @@ def _cell(value: Value | None) -> str:
 
 
 def _print_metric(metric: Metric, by_row: dict[str, dict[str, Value]]) -> None:
-    """One line for each key of a metric, one column for each set of samples, with the number of clips if known."""
+    """Prints one row for each key of a metric and one column for each set of samples, with the number of clips."""
     print(f"\n{metric.title}: {metric.unit}; {metric.better} is better; in brackets the number of clips")
     keys = dict.fromkeys(key for values in by_row.values() for key in values)
     cells = {}
@@ -71,7 +70,7 @@ def _cell_with_count(value: Value | None) -> str:
 
 
 def print_table(header: list[str], rows: dict[str, list[str]]) -> None:
-    """Prints labelled rows with right-aligned columns, as wide as their widest cell."""
+    """Prints labelled rows with right-aligned columns."""
     lines = {"": header, **rows}
     label_width = max(map(len, rows)) + 2
     widths = [max(map(len, column)) + 2 for column in zip(*lines.values())]

@@ -1,4 +1,4 @@
-"""`selfflow export`: writes the weights of a run with its config and a model card."""
+"""`selfflow export`: writes the weights of a run with their configuration and a model card."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Arguments:
     run: tyro.conf.Positional[Path]
     """The run folder."""
     out: Path
-    """The folder to write; it must not exist yet, or be empty."""
+    """Output folder; it must be empty or not exist."""
     step: int | None = None
     """Checkpoint; by default the newest."""
     weights: Literal["ema", "student"] = "ema"
@@ -26,7 +26,7 @@ class Arguments:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `RUN --out DIR [--step N] [--weights ema|student]` and writes the folder."""
+    """Parses `RUN --out DIR [--step N] [--weights ema|student]` and exports the weights."""
     description = f"Write a run's weights, config and model card into a folder.\n\nexample: {_EXAMPLE}"
     options = tyro.cli(Arguments, prog="selfflow export", description=description, args=arguments)
     from selfflow.interop.export import export

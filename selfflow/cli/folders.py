@@ -1,4 +1,4 @@
-"""Files and folders of results: their names, and the settings that they were computed with."""
+"""Names of output files and folders, and checks of the settings of existing results."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from selfflow.errors import UserError
 from selfflow.storage.paths import url_of_copy
 
 SETTINGS = "samples.json"
-"""File in a folder of samples with the settings that they were drawn with."""
+"""File with the settings of the samples in a folder."""
 
 
 def refuse_bucket(folder: Path, command: str) -> None:
@@ -16,7 +16,7 @@ def refuse_bucket(folder: Path, command: str) -> None:
 
     Args:
       folder: the data folder.
-      command: a command that supports local disks only.
+      command: name of the command, which supports only local disks.
     """
     bucket = url_of_copy(folder)
     if bucket:
@@ -27,15 +27,15 @@ def refuse_bucket(folder: Path, command: str) -> None:
 
 
 def name_of_context(context: tuple[str, ...]) -> str:
-    """The part of a file name for the flag `--context`, such as "_video" or "_prefix-0.5"; empty without context."""
+    """Returns the suffix of a file name for `--context`, such as "_video" or "_prefix-0.5"; empty without context."""
     return "".join(f"_{text.partition('=')[0].replace(':', '-')}" for text in context)
 
 
 def unused_path(path: Path, settings: dict[str, Any]) -> Path:
-    """The first of path, path-2, path-3, ... that does not exist or was written with the same settings.
+    """Returns the first of path, path-2, path-3, ... that does not exist or was written with the same settings.
 
     Args:
-      path: a folder, whose settings are in its file `SETTINGS`, or a JSON file with them.
+      path: a folder with its settings in the file `SETTINGS`, or a JSON file that contains its settings.
       settings: settings as JSON data.
 
     Raises:
@@ -50,11 +50,11 @@ def unused_path(path: Path, settings: dict[str, Any]) -> Path:
 
 
 def claim_path(path: Path, settings_file: Path, settings: dict[str, Any]) -> Path:
-    """Checks that a path has no results of other settings, and makes its parent folder.
+    """Checks that a path has no results with other settings, and creates its parent folder.
 
     Args:
-      path: a file or a folder to write.
-      settings_file: file of its settings.
+      path: output file or folder.
+      settings_file: file that contains the settings of existing results.
       settings: settings as JSON data.
 
     Raises:
@@ -70,7 +70,7 @@ def claim_path(path: Path, settings_file: Path, settings: dict[str, Any]) -> Pat
 
 
 def _differences(file: Path, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ from those in a file: {name: (in the file, now)}. An unreadable file has none."""
+    """Returns the settings that differ from a file, {name: (in the file, now)}; an unreadable file has no settings."""
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

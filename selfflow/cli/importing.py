@@ -17,17 +17,17 @@ class Arguments:
     """Arguments of `selfflow import`."""
 
     file: tyro.conf.Positional[Path]
-    """Weights of a SiT: .safetensors, or .pt, of which no code is executed."""
+    """Weights of a SiT as .safetensors or .pt; code in a .pt file is not executed."""
     out: Path
-    """The run folder to write; it must not exist yet, or be empty."""
+    """The run folder to create; it must be empty or not exist."""
     num_heads: int | None = None
-    """Attention heads, which weights do not determine; by default those of the published SiT of this width."""
+    """Number of attention heads; by default that of the published SiT of the same width."""
     patch_size: int = 2
     """Latent positions in a token along each axis: 1, 2, 4 or 8."""
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `FILE --out DIR [--num-heads N] [--patch-size N]` and writes the run."""
+    """Parses `FILE --out DIR [--num-heads N] [--patch-size N]` and creates the run."""
     description = f"Create a run from the weights of a released SiT.\n\nexample: {_EXAMPLE}"
     options = tyro.cli(Arguments, prog="selfflow import", description=description, args=arguments)
     from selfflow.interop.import_released import import_released_sit

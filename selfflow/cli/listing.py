@@ -1,4 +1,4 @@
-"""`selfflow data list`: the data sets, and which configurations of each are built."""
+"""`selfflow data list`: lists the data sets and their built configurations."""
 
 import importlib.util
 import sys
@@ -11,7 +11,7 @@ from selfflow.data.catalogue import DATASETS, card
 from selfflow.errors import UserError
 from selfflow.storage.paths import data_folder
 
-# Folders of the cache that do not hold data sets; all others without a builder here are data sets of TFDS.
+# Subfolders of the data folder that are not data sets; all other unknown names are data sets of TFDS.
 _NO_DATA_SETS = ("latents", "autoencoders", "compiled", "indexes", "downloads", "buckets", "staged", "locks")
 
 
@@ -47,7 +47,7 @@ def list_data(arguments: list[str], example: str) -> None:
 
 
 def _description(name: str) -> str:
-    """A data set in one line: the title of its card, or of the docstring of its module."""
+    """Describes a data set in one line, from the title of its card or the docstring of its module."""
     try:
         title, _, body = card(name).partition("\n")
     except FileNotFoundError:
@@ -56,15 +56,15 @@ def _description(name: str) -> str:
     for end in (". ", ": ", "; "):
         text = text.partition(end)[0]
     text = text.rstrip(".")
-    # An abbreviation at the beginning stays in capitals.
+    # An abbreviation at the beginning keeps its capitals.
     return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
 
 def _amount(folder: Path, empty: str) -> str:
-    """Number and size of the configurations in the folder of a data set; `empty` if there are none."""
+    """Returns number and size of the configurations in the folder of a data set; `empty` if there are none."""
     count, size = 0, 0
     for info in folder.rglob("dataset_info.json"):
-        if "incomplete." in str(info):  # TFDS writes into such a folder until a configuration is built
+        if "incomplete." in str(info):  # temporary folder of TFDS during a build
             continue
         count += 1
         size += sum(file.stat().st_size for file in info.parent.rglob("*") if file.is_file())
@@ -72,7 +72,7 @@ def _amount(folder: Path, empty: str) -> str:
 
 
 def _size(count: float) -> str:
-    """A number of bytes with two digits or more, in decimal units."""
+    """Formats a number of bytes in decimal units, with at least two digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             break

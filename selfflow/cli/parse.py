@@ -1,4 +1,4 @@
-"""Command lines of experiment files, `selfflow COMMAND EXPERIMENT [--FIELD VALUE ...]`, and of runs."""
+"""Parsing of command lines with an experiment file, `selfflow COMMAND EXPERIMENT [--FIELD VALUE ...]`, or a run."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -24,13 +24,13 @@ def parse(
     make_options: Callable[[Path], Options],
     autoencoders: bool = False,
 ) -> tuple[AnyExperiment, Options, Path] | None:
-    """Reads the command line of a command on an experiment file.
+    """Parses the command line of a command on an experiment file.
 
     Args:
       command: name of the command.
-      arguments: the arguments after the name.
-      example: a command line for messages.
-      make_options: experiment file -> dataclass of the command's flags, with their defaults.
+      arguments: arguments after the name of the command.
+      example: example of a command line, for messages.
+      make_options: function experiment file -> dataclass of the command's flags, with their defaults.
       autoencoders: whether experiments that train an autoencoder are accepted.
 
     Returns:
@@ -73,9 +73,9 @@ def parse(
 
 
 def _with_autoencoders(experiment: Experiment, arguments: list[str], options: Any) -> tuple[Experiment, list[str]]:
-    """The experiment with the autoencoders of the flags `--autoencoder.M NAME[=PATH]`, and the other arguments.
+    """Applies the flags `--autoencoder.M NAME[=PATH]`; returns the experiment and the remaining arguments.
 
-    They are read before tyro, which derives the flags of an autoencoder's fields from its class.
+    These flags are parsed before tyro runs, because tyro derives the flags of an autoencoder's fields from its class.
     """
     texts: dict[str, str] = {}  # by modality
     others, rest = [], iter(arguments)
@@ -91,14 +91,14 @@ def _with_autoencoders(experiment: Experiment, arguments: list[str], options: An
     if not texts:
         return experiment, others
 
-    # A run that resumes has copies of its weights: their original files may have changed or be gone.
+    # A resumed run uses its own copies of the weights, because the original files may have been changed or removed.
     previous = _autoencoders_of_run(_workdir(arguments, options))
     chosen = {m: parse_autoencoder(text, m, previous.get(m)) for m, text in texts.items()}
     return dataclasses.replace(experiment, autoencoders=experiment.autoencoders | chosen), others
 
 
 def _workdir(arguments: list[str], options: Any) -> Path | None:
-    """The run folder of a command line whose flags are not parsed yet; None for a command without one."""
+    """Returns the run folder of an unparsed command line; None if the command has no run folder."""
     workdir = getattr(options, "workdir", None)
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -109,7 +109,7 @@ def _workdir(arguments: list[str], options: Any) -> Path | None:
 
 
 def _autoencoders_of_run(folder: Path | None) -> Mapping[str, AnyAutoencoder]:
-    """The autoencoders of the run in a folder, or of the first readable run of the sweep in it; {} without one."""
+    """Returns the autoencoders of a run, or of the first readable run of a sweep; {} if the folder has no run."""
     if folder is None:
         return {}
     for path in [folder / "experiment.json", *sorted(folder.glob("*/experiment.json"))]:
@@ -118,20 +118,20 @@ def _autoencoders_of_run(folder: Path | None) -> Mapping[str, AnyAutoencoder]:
         try:
             return getattr(read_experiment(path), "autoencoders", {})
         except UserError:
-            continue  # a damaged one is reported where it is trained
+            continue  # training reports the damaged file
     return {}
 
 
 def parse_run(
     command: str, arguments: list[str], example: str, make_options: Callable[[Experiment], Options]
 ) -> tuple[str, Options] | None:
-    """Reads the command line of a command on a run: `selfflow COMMAND RUN [--FLAG VALUE ...]`.
+    """Parses the command line of a command on a run: `selfflow COMMAND RUN [--FLAG VALUE ...]`.
 
     Args:
       command: name of the command.
-      arguments: the arguments after the name.
-      example: a command line for messages.
-      make_options: experiment of the run -> dataclass of the command's flags, with their defaults.
+      arguments: arguments after the name of the command.
+      example: example of a command line, for messages.
+      make_options: function experiment of the run -> dataclass of the command's flags, with their defaults.
 
     Returns:
       The run's path or URL and the options; None if the usage was printed.
@@ -150,7 +150,7 @@ def parse_run(
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     repeated = sorted(flag for flag in flags if flags.count(flag) > 1)
     if repeated:
-        # tyro would silently keep only the last.
+        # tyro would silently use only the last value.
         raise UserError(f"{repeated[0]} is repeated: list all its values after one flag")
     path = local_copy(arguments[0]) / "experiment.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""`selfflow plan`: memory and least step time of an experiment on a slice of TPUs, by compiling it without one."""
+"""`selfflow plan`: computes memory and minimum step time of an experiment on a slice of TPUs, without a TPU."""
 
 import dataclasses
 import json
@@ -24,27 +24,27 @@ class Options:
     """Flags of `selfflow plan` that are not fields of the experiment."""
 
     topology: str = "v5e:16x16"
-    """Chip and shape of a slice: v4, v5e, v5p, v6e or tpu7x, a colon, and chips along each axis, as in v5p:8x8x4."""
+    """Chip (v4, v5e, v5p, v6e or tpu7x), a colon, and the number of chips along each axis, such as v5p:8x8x4."""
     slices: int | None = None
-    """Slices of that shape, connected by the data-centre network; sets devices.slices."""
+    """Number of slices, connected by the data-centre network; sets devices.slices."""
     every_component: bool = False
-    """Compile the step of each component of the mixture; by default only that of the component with most tokens, whose
-    memory and traffic, mostly of the parameters, approximate the others."""
+    """Compile the step of each component of the mixture. By default only the step of the component with most tokens is
+    compiled; its memory and traffic, mostly due to parameters, approximate those of the others."""
     search: bool = True
-    """If the step does not fit into memory, compile up to five other settings for one that does."""
+    """If the step does not fit into memory, search for settings that do, with up to five compilations."""
     json: bool = False
-    """Print one JSON object and no table."""
+    """Print one JSON object instead of tables."""
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--topology CHIP:SHAPE] [--slices N] [--json] [--FIELD VALUE ...]` and plans."""
+    """Parses `EXPERIMENT [--topology CHIP:SHAPE] [--slices N] [--json] [--FIELD VALUE ...]` and prints the plan."""
     parsed = parse("plan", arguments, _EXAMPLE, lambda file: Options())
     if parsed is None:
         return
     experiment, options, _ = parsed
     import jax
 
-    # Planning does not use devices: a training process may use a TPU of this machine.
+    # Planning needs no device, and a local TPU may be in use by a training process.
     jax.config.update("jax_platforms", "cpu")
     from selfflow.planning.compile import slice_devices
     from selfflow.planning.fit import nearest_fit
@@ -91,7 +91,7 @@ def _print_plan(experiment: Experiment, plan: "Plan") -> None:
 
 
 def _print_memory(experiment: Experiment, plan: "Plan") -> None:
-    """Prints the mesh and the memory of a chip."""
+    """Prints the mesh and the memory of one chip."""
     mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     print(f"\n{plan.topology}: {plan.chips} chips of {plan.hosts} hosts, {mesh}, {experiment.model.dtype}")
     memory = dataclasses.asdict(plan.memory)
@@ -108,7 +108,7 @@ def _print_memory(experiment: Experiment, plan: "Plan") -> None:
 
 
 def _print_bounds(experiment: Experiment, plan: "Plan") -> None:
-    """Prints the least time of a step by resource, the traffic, and what follows for the run."""
+    """Prints minimum step times by resource, the traffic, and the bounds of the whole run."""
     bounds = plan.bounds
     print("\nMinimum times of a step by resource, in ms:")
     print(

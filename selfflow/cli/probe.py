@@ -1,4 +1,4 @@
-"""`selfflow probe`: probes of the layers of one run or several, as tables, CSV and figures."""
+"""`selfflow probe`: probes the layers of one or more runs; writes tables, CSV files and figures."""
 
 import itertools
 from collections.abc import Callable
@@ -23,44 +23,51 @@ class Options:
     """Flags of `selfflow probe`; several values are separated by commas."""
 
     targets: str = ""
-    """Probe targets: labels of the data; for Collisions also shape, contacts (of a clip), contact (per time step),
-    position and velocity (per video token). By default the labels."""
+    """Probe targets: labels of the data set; for Collisions also shape, contacts (per clip), contact (per time step),
+    position and velocity (per video token). By default all labels."""
     layers: str = "all"
     """Blocks whose features are probed, counted from 1, such as 2,4."""
     tau: str = "0.1"
-    """Noise levels of the latents. The best of several is chosen on the validation split, as the best layer is."""
+    """Noise levels of the latents. The best layer and noise level are chosen on the validation split."""
     sources: str = ""
-    """Modalities that the network and the probe read, such as video or video+audio; by default each modality of the
-    component alone, and all of them."""
+    """Input modalities of the network and the probe, such as video or video+audio; by default each modality of the
+    component separately, and all together."""
     probe: Literal["logistic", "linear", "knn", "attentive", "few-shot"] = "logistic"
     """Probe of classes: logistic regression; linear, as in REPA and Self-Flow; knn, as in DINO; attentive, over all
-    tokens, as in V-JEPA; few-shot, with 5 samples of each class, as in MSN. Numbers are read by ridge regression."""
+    tokens, as in V-JEPA; few-shot, with 5 samples per class, as in MSN. Continuous targets use ridge regression."""
     weights: str = "ema"
-    """ema, student, or untrained: fresh weights with open gates, for comparison."""
+    """Weights: ema, student, or untrained (random weights with open gates, for comparison)."""
     step: int | None = None
     """Checkpoint; by default the newest."""
     component: str = ""
     """Component of the mixture; by default the first."""
     split: str = "test"
-    """Split that is scored."""
+    """Split that scores are computed on."""
     clips: int = 2048
-    """Largest number of train clips that probes are fitted on."""
+    """Maximum number of training clips that probes are fitted on."""
     token_clips: int = 256
-    """Clips of each split for targets of time steps and tokens."""
+    """Number of clips of each split for targets per time step and per token."""
     retrieval: int = 0
-    """Number of videos of the split for audio retrieval: by the flow loss, own audio among 16; 100 take minutes."""
+    """Number of videos for audio retrieval, which picks the matching one of 16 audio clips by flow loss; 100 take
+    minutes."""
     baseline: str = ""
-    """Method that the others are compared with; by default that of the first run. With several weights its name has
-    them, too, such as "shuffled, ema"."""
+    """Method that the others are compared with; by default that of the first run. With several weights the name
+    includes the weights, such as "shuffled, ema"."""
     csv: Path | None = None
-    """File for all rows; by default probes/TARGETS_PROBE.csv in the run, or next to the runs if there are several, with
-    all flags that differ from their defaults in its name."""
+    """Output file for all rows; by default probes/TARGETS_PROBE.csv in the run folder, or next to several run folders,
+    with all flags that differ from their defaults in the name."""
     data_dir: Path | None = None
-    """Folder of the runs' data; by default that of their training."""
+    """Data folder; by default that of each run's training."""
 
 
 class _Network(NamedTuple):
-    """One network to probe: a run, which of its weights, and the name of its method in tables."""
+    """A network to probe.
+
+    Attributes:
+      run: the run.
+      weights: weights of the run: ema, student or untrained.
+      method: name of the method in tables.
+    """
 
     run: "Run"
     weights: str
@@ -68,7 +75,7 @@ class _Network(NamedTuple):
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `RUN [RUN ...] [--targets T,...] [--layers L,...] [--tau X,...]`, probes, prints and writes."""
+    """Parses `RUN [RUN ...] [--targets T,...] [--layers L,...] [--tau X,...]` and probes the runs."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: selfflow probe RUN [RUN ...] [--FLAG VALUE ...]\n\nexample: {_EXAMPLE}\n")
         if not arguments:
@@ -83,7 +90,7 @@ def main(arguments: list[str]) -> None:
 
 
 def probe(paths: list[str], options: Options) -> list["Row"]:
-    """Probes runs one by one, prints the tables and writes CSV and figures."""
+    """Probes runs one after the other, prints tables, and writes a CSV file and a figure."""
     from selfflow.cli.probe_tables import print_rows
     from selfflow.representation.comparison import write_rows
     from selfflow.representation.figures.layers import probe_curves
@@ -115,7 +122,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
         if options.retrieval:
             component, split = settings.component, settings.split
             rows += retrieval_rows(run, options.retrieval, component=component, split=split, **network)
-        # After every network, so that its rows are kept if a later one fails.
+        # Rows are written after every network, so that they are kept if a later network fails.
         write_rows(out, rows)
     probe_curves(rows).savefig(out.with_suffix(".png"), dpi=150)
     print_rows(rows, baseline)
@@ -124,7 +131,7 @@ def probe(paths: list[str], options: Options) -> list["Row"]:
 
 
 def check_components(runs: list["Run"]) -> None:
-    """Raises `UserError` unless the first components of runs have the same modalities."""
+    """Raises `UserError` unless the first components of all runs have the same modalities."""
     first_with: dict[frozenset | None, str] = {}
     for run in runs:
         name, component = next(iter(run.experiment.mixture.items()), ("none", None))
@@ -154,7 +161,7 @@ def _settings(options: Options) -> "Probing":
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Values separated by commas, without repetitions."""
+    """Splits text at commas, and removes empty values and repetitions."""
     return tuple(dict.fromkeys(filter(None, text.split(","))))
 
 
@@ -166,11 +173,11 @@ def _numbers(flag: str, text: str, convert: Callable[[str], Number]) -> tuple[Nu
 
 
 def match_baseline(name: str, labels: list[str]) -> str:
-    """The method that `--baseline` names: exactly, or without its weights if only one method fits.
+    """Returns the method for `--baseline`: an exact match, or the only method that starts with the name.
 
     Args:
       name: value of the flag; empty for none.
-      labels: names of all methods.
+      labels: names of all methods, such as "shuffled, ema".
     """
     if not name or name in labels:
         return name
@@ -181,7 +188,7 @@ def match_baseline(name: str, labels: list[str]) -> str:
 
 
 def default_path(paths: list[str], options: Options) -> Path:
-    """The file of the rows without `--csv`; its name has all flags that the rows depend on."""
+    """Returns the default of `--csv`; the file name contains all flags that affect the rows."""
     from selfflow.storage.paths import bucket_url
 
     if any(bucket_url(path) for path in paths):

@@ -1,17 +1,17 @@
-"""The tables of `selfflow probe`."""
+"""Tables of `selfflow probe`."""
 
 from selfflow.representation.comparison import compare_methods
 from selfflow.representation.probes.probe_run import Row, best
 
-_MAX_RUNS = 6  # with more, only the comparison is printed
+_MAX_RUNS = 6  # for more runs only the comparison of methods is printed
 
 
 def print_rows(rows: list[Row], baseline: str) -> None:
-    """Prints a table of layers and a comparison of methods for every target and source.
+    """Prints a table of layers and a comparison of methods for each target and source.
 
     Args:
-      rows: rows of one run or several.
-      baseline: method that the others are compared with; empty for that of the first row.
+      rows: probe results of one or more runs.
+      baseline: method that the others are compared with; empty for the method of the first row.
     """
     several = len({(row.run, row.weights) for row in rows}) > 1
     groups: dict[tuple[str, str], list[Row]] = {}
@@ -31,7 +31,7 @@ def print_rows(rows: list[Row], baseline: str) -> None:
 
 
 def _print_whole_network(rows: list[Row], several: bool, baseline: str) -> None:
-    """Scores of the network as a whole, such as retrieval."""
+    """Prints scores of the network as a whole, such as retrieval."""
     if several:
         _print_comparison(rows, baseline)
         return
@@ -48,7 +48,7 @@ def _print_one(rows: list[Row]) -> None:
 
 
 def _print_several(rows: list[Row], baseline: str) -> None:
-    chosen = best(rows)  # by run, on the validation split; empty if there is none
+    chosen = best(rows)  # for each run, on the validation split; empty without that split
     if len({(row.run, row.weights) for row in rows}) <= _MAX_RUNS or not chosen:
         _print_layers(rows)
     if chosen:
@@ -59,7 +59,7 @@ def _print_several(rows: list[Row], baseline: str) -> None:
 
 
 def _print_layers(rows: list[Row]) -> None:
-    """One line for each run and tau, one column for each block."""
+    """Prints one row for each run and tau, and one column for each block."""
     layers, width = sorted({row.layer for row in rows}), max(len(row.method) for row in rows)
     header = " ".join(f"{f'block {layer}':>8}" for layer in layers)
     print(f"  {'':<{width}}  {'tau':>5}  {header}")
@@ -73,9 +73,9 @@ def _print_layers(rows: list[Row]) -> None:
 
 
 def _print_comparison(rows: list[Row], baseline: str) -> None:
-    """Means of methods over seeds, and their differences from the baseline."""
+    """Prints means of methods over seeds, and their differences from the baseline."""
     note = "  in brackets: 95 %, Student's t over training seeds"
-    if baseline and baseline not in {row.method for row in rows}:  # such as a run without this modality
+    if baseline and baseline not in {row.method for row in rows}:  # such as a baseline without this modality
         for method in compare_methods(rows):
             print(f"  {method._replace(difference=None).summary()}")
         print(f"{note}; without differences: {baseline} has no such rows")

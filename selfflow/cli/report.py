@@ -1,4 +1,4 @@
-"""`selfflow report`: a run or a sweep as one HTML page, with its numbers as CSV."""
+"""`selfflow report`: writes a run or a sweep as one HTML page, with its numbers as CSV."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,15 @@ class Arguments:
     runs: tyro.conf.Positional[tuple[str, ...]]
     """A run, several runs, or the folder of a sweep."""
     baseline: str = ""
-    """The arm that the others are compared to; by default the first. Runs that differ only in their seeds form an
-    arm."""
+    """Arm that the others are compared to; by default the first. Runs that differ only in their seeds form an arm."""
     probes: tuple[Path, ...] = ()
-    """CSV files of `selfflow probe` in addition to those in the folders of the runs."""
+    """CSV files of `selfflow probe` outside of the run folders."""
     samples: int = 2
-    """Clips of each component of each arm."""
+    """Clips to show for each component and arm."""
     megabytes: float = 16.0
-    """Limit on the size of all samples in the page, which states how many are left out."""
+    """Limit on the size of all samples in the page, in MB; the page states the number of omitted samples."""
     out: Path | None = None
-    """The folder to write to; by default `report` in the run or the sweep, or beside several runs."""
+    """Output folder; by default `report` in the folder of the run or the sweep, or next to several runs."""
 
     def __post_init__(self):
         if not self.runs:

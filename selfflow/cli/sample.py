@@ -1,4 +1,4 @@
-"""`selfflow sample`: draws video, audio and images from a run, with any context."""
+"""`selfflow sample`: draws samples of video, audio and images from a run, with or without context."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from selfflow.input.reader import Reader
 
 _EXAMPLE = "selfflow sample runs/any_to_any --modality audio --context video=clip.mp4 --count 8"
-# Options that samples do not depend on.
+# Options that do not affect the samples in a folder.
 _NO_SETTINGS = ("modality", "count", "batch_size", "devices", "out", "data_dir")
 
 
@@ -28,18 +28,18 @@ class Options:
     sampler: Sampler
     """Settings of the sampler; by default those of the run."""
     modality: str = ""
-    """Modalities to generate, separated by commas: video,audio. With those of the context they must be a component of
-    the run's mixture; by default the first."""
+    """Modalities to generate, separated by commas, such as video,audio. Together with those of the context they must
+    form a component of the run's mixture; by default the first component."""
     context: tuple[str, ...] = ()
-    """Context of the samples: a modality (video), first_frame, prefix:SECONDS, or all but the generated part
-    inpaint_time:FROM,TO or inpaint_region:LEFT,TOP,RIGHT,BOTTOM; each from a file (video=clip.mp4) or by default from
-    the run's test split. image@0.6 starts from an image at noise level 0.6."""
+    """Context of the samples: a modality (video), first_frame, prefix:SECONDS, or everything outside of the generated
+    part inpaint_time:FROM,TO or inpaint_region:LEFT,TOP,RIGHT,BOTTOM; from a file, as in video=clip.mp4, or by default
+    from the run's test split. image@0.6 starts from an image at noise level 0.6."""
     count: int = 16
     """Number of samples."""
     seed: int = 0
-    """Seed of the samples; sample i depends on the seed and i alone."""
+    """Seed of the samples; sample i depends only on the seed and i."""
     label: int | None = None
-    """Class label of all samples; by default each draws one, if the run has labels."""
+    """Class label of all samples; by default a random one for each sample, if the run has labels."""
     caption: str = ""
     """Caption of all samples, if the run has captions."""
     step: int | None = None
@@ -47,20 +47,20 @@ class Options:
     weights: Literal["ema", "student"] = "ema"
     """Weights: EMA or student."""
     out: Path | None = None
-    """Folder for the files; by default one in RUN/samples. Samples that exist are not drawn again."""
+    """Output folder; by default a subfolder of RUN/samples. Samples that exist are not drawn again."""
     batch_size: int = 16
     """Samples in a batch."""
     devices: Devices = Devices()
     """Sharding of weights and samples."""
     data_dir: Path | None = None
-    """Folder of the run's data, for context from it; by default that of its training."""
+    """Data folder for context from the run's data; by default that of its training."""
 
     def __post_init__(self):
         check_at_least(self, "--", count=1, batch_size=1)
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `RUN [--modality M,M] [--context CASE[=FILE] ...] [--count N] [--seed S]` and writes the files."""
+    """Parses `RUN [--modality M,M] [--context CASE[=FILE] ...] [--count N] [--seed S]` and writes samples."""
     parsed = parse_run("sample", arguments, _EXAMPLE, lambda experiment: Options(experiment.sampler))
     if parsed is None:
         return
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> None:
 
     sampler = RunSampler(run, request, model.params, context_clips, mesh)
 
-    # A folder has samples of one setting only, so that more can be added to it and none is drawn twice.
+    # All samples in a folder have the same settings, so that a later command can add samples with other numbers.
     settings = {name: value for name, value in to_json(options).items() if name not in _NO_SETTINGS}
     source = run.source if bucket_url(path) else str(run.path.resolve())
     component = sampler.component

@@ -1,4 +1,4 @@
-"""`selfflow sweep`: trains the runs of a sweep, or resumes them."""
+"""`selfflow sweep`: trains or resumes the runs of a sweep."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ class Options:
     """Flags of `selfflow sweep` that are not fields of the experiment."""
 
     workdir: Path
-    """The folder of the sweep, with a run folder for each run. With --index it may be in a bucket."""
+    """Folder of the sweep, with a subfolder for each run. With --index it may be in a bucket."""
     index: int | None = None
-    """Train only this run, counted from 0, as in arrays of Slurm jobs."""
+    """Train only the run with this index, counted from 0, as in Slurm job arrays."""
     jobs: int = 1
-    """Runs that are trained at once on this machine, each on its share of the cores, and of the NVIDIA GPUs if there
-    are any. TPUs are not divided: use --index on each host."""
+    """Number of runs trained at once on this machine, each on a share of the cores and of any NVIDIA GPUs. TPUs are not
+    divided: use --index on each host."""
     list: bool = False
-    """Print the runs, their steps, model FLOPs and status, and train nothing."""
+    """Print the runs with their steps, model FLOPs and status, without training."""
     budget: Budget = Budget()
-    """Length of each run; by default the file's `BUDGET`, or `steps`."""
+    """Length of each run; by default `BUDGET` of the file, or `steps`."""
     processes: Annotated[Processes, tyro.conf.arg(name="")] = Processes()
 
     def __post_init__(self):
@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
             f"--workdir {bucket_url(folder)}: train runs into a bucket one by one with --index, or name a local folder"
         )
     if options.index is None:
-        # The accelerators are left to the processes of the runs.
+        # Accelerators are used by the child processes, which train the runs.
         jax.config.update("jax_platforms", "cpu")
     else:
         options.processes.connect()
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     if options.index is not None:
         if not 0 <= options.index < len(sweep.runs):
             raise UserError(f"--index {options.index}: {arguments[0]} has runs 0 to {len(sweep.runs) - 1}")
-        # One process writes the description; its error is raised in all.
+        # One process writes the description; if that fails, the error is raised in all processes.
         run_on_all(lambda: enter_sweep(folder, description) if is_primary() else None)
         name = list(sweep.runs)[options.index]
         _train_one(sweep.runs[name], folder / name, data_dir)
@@ -100,7 +100,7 @@ def _train_all(
     gpus = len(visible_gpus())
     if 0 < gpus < options.jobs:
         raise UserError(f"--jobs is {options.jobs}, but there are {gpus} GPUs: give at most one job per GPU")
-    # Before the folder is created, so that no folder is left after an error.
+    # Checked before `run_lock` creates the folder, so that no folder remains after an error.
     check_sweep(options.workdir, description)
     with run_lock(options.workdir):
         enter_sweep(options.workdir, description)

@@ -1,4 +1,4 @@
-"""`selfflow train`: trains an experiment file into a run folder."""
+"""`selfflow train`: trains an experiment, or resumes its run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """Parses `EXPERIMENT [--workdir DIR] [--data-dir DIR] [--FIELD VALUE ...]` and trains."""
+    """Parses `EXPERIMENT [--workdir DIR] [--data-dir DIR] [--FIELD VALUE ...]` and trains the experiment."""
 
     def make_options(file: Path) -> Options:
         return Options(Path("runs") / file.stem)

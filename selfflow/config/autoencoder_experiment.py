@@ -10,19 +10,20 @@ from selfflow.objectives.reconstruction import ReconstructionLoss
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderExperiment(TrainingConfig):
-    """Everything that the training of an autoencoder depends on.
+    """Configuration of a run that trains an autoencoder.
 
-    Each component of the mixture has one modality. Components of images and of video may share an autoencoder.
+    Each component of the mixture has one modality. An autoencoder can be trained on components of images and of video
+    together.
     """
 
     network: Network
     """The autoencoder."""
     kind: Literal["autoencoder"] = "autoencoder"
     side: int | None = None
-    """Side in pixels of the area that images and video are cropped to at random; by default that of the data."""
+    """Side in pixels of random crops of images and video; by default the size of the data."""
     loss: ReconstructionLoss = ReconstructionLoss()
-    """The objective, whose loss is minimised."""
+    """Training objective."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of computation; parameters, EMA and losses are float32."""
+    """Dtype of the computation; parameters, EMA and losses are float32."""
     held_out: int = 128
-    """Held-out samples of each component that reconstruction is measured on at the end."""
+    """Held-out samples of each component for the final evaluation of the reconstruction."""

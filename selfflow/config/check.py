@@ -1,4 +1,4 @@
-"""Checks that involve several fields of an experiment."""
+"""Validation that involves several fields of an experiment."""
 
 from selfflow.config.experiment import Experiment
 from selfflow.config.setup import AutoencoderSetup, FlowSetup
@@ -28,7 +28,7 @@ def check_components(experiment: TrainingConfig) -> None:
 
 
 def check_length(experiment: TrainingConfig) -> None:
-    """Raises `UserError` unless traced steps and learning rate fit the length of the run."""
+    """Raises `UserError` unless profiled steps and the learning rate schedule fit the length of the run."""
     traced = experiment.profile.step_range()
     if traced and traced[-1] > experiment.steps:
         raise UserError(
@@ -113,7 +113,7 @@ def _check_component(experiment: Experiment, name: str, streams: dict[str, Modal
 
 
 def _check_unused(experiment: Experiment) -> None:
-    """Raises `UserError` for a field that the objective does not read, unless it has no effect on any objective."""
+    """Raises `UserError` if a field that the objective does not use is set to anything but its neutral value."""
     objective = experiment.objective
     neutral = {"alignment": NoAlignment(), "modality_weight": {}, "condition_drop": 0.0, "separation": None}
     for name, value in neutral.items():

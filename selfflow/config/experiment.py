@@ -23,8 +23,8 @@ class FinalEvaluation:
     samples: int = 8
     """Samples drawn from the EMA for each component of the mixture."""
     probe_clips: int = 1024
-    """Training clips that probes are fitted on, 0 for no probes; half as many each of the validation and of the test
-    split are used."""
+    """Training clips that probes are fitted on, 0 for no probes; the validation and the test split use half this number
+    each."""
     probe_tau: float = 0.25
     """Noise level of the latents whose features are probed."""
 
@@ -39,37 +39,37 @@ class FinalEvaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(TrainingConfig):
-    """Everything that a run depends on. The data sets are {} where weights were imported."""
+    """Configuration of a run. `data` is empty for runs with imported weights."""
 
     autoencoders: dict[str, AnyAutoencoder]
-    """The autoencoder of each modality."""
+    """Autoencoder of each modality."""
     patch: dict[str, tuple[int, ...]]
-    """Latent positions in one token, along each axis but the channels."""
+    """Patch size: latent positions in one token along each axis except the channels."""
     model: JointConfig | SiTConfig
     """The transformer."""
     text: Text | None = None
-    """The encoder of captions; None for a model without them."""
+    """Encoder of captions; None for a model without captions."""
     objective: FlowMatching = FlowMatching()
-    """The objective, whose loss is minimised."""
+    """Training objective."""
     schedule: UniformTimestep | DualTimestep | FullMasking | DiffusionForcing = DualTimestep()
     """Distribution of the noise levels over tokens."""
     alignment: Alignment = SelfFlow()
-    """The alignment method, which computes the target of the student's features."""
+    """Alignment method, which computes the targets of the student's features."""
     separation: Separation | None = None
     """Attention Separation; None lets all tokens of a sample attend to each other."""
     modality_weight: dict[str, float] = field(default_factory=dict)
     """w_m, the weight of each modality's losses (arXiv 2603.06507); 1 by default."""
     label: str = ""
-    """Field of the records that is the class label; empty for none."""
+    """Field of the records that contains the class label; empty for none."""
     condition_drop: float = 0.1
     """Probability that a sample's label and caption are replaced by null, for classifier-free guidance
     (arXiv 2207.12598)."""
     sampler: Sampler = Sampler()
-    """Settings of the sampler during training, at its end, and by default of `selfflow sample`."""
+    """Settings of the sampler during training and at its end, and defaults of `selfflow sample`."""
     evaluation: Evaluation = Evaluation()
     """Evaluation of samples during training."""
     final_evaluation: FinalEvaluation = FinalEvaluation()
     """Evaluation at the end of the run."""
     latents: dict[str, str] = field(default_factory=dict)
-    """Folders of latents that were encoded elsewhere, by data set; the raw data is then not needed. They may lie in a
+    """Folders of latents that were encoded elsewhere, by data set; they replace the raw data, and may be in a
     bucket."""

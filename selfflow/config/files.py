@@ -1,4 +1,4 @@
-"""Experiments in Python files and in `experiment.json`, and the fields in which two experiments differ."""
+"""Reading and writing of experiments, as Python files and as `experiment.json`, and their comparison."""
 
 import dataclasses
 import importlib.machinery
@@ -15,7 +15,7 @@ from selfflow.errors import UserError, did_you_mean
 from selfflow.serialization import dataclasses_in, from_json, to_json
 from selfflow.storage.atomic import atomic_write
 
-# The experiment of a run: `AutoencoderExperiment` trains an autoencoder, `Experiment` a model of its latents.
+# The experiment of a run. `AutoencoderExperiment` trains an autoencoder, `Experiment` a model of latents.
 AnyExperiment = Experiment | AutoencoderExperiment
 
 
@@ -23,7 +23,7 @@ def load_experiment(path: str | Path, autoencoders: bool = False) -> AnyExperime
     """Runs an experiment file and returns the experiment of its function `experiment()`.
 
     Args:
-      path: the file.
+      path: path of the experiment file.
       autoencoders: whether experiments that train an autoencoder are accepted.
 
     Raises:
@@ -41,7 +41,7 @@ def load_experiment(path: str | Path, autoencoders: bool = False) -> AnyExperime
         raise UserError(f"{path} trains an autoencoder, which only `selfflow train` does")
     if not isinstance(experiment, AnyExperiment):
         raise UserError(f"{path}: experiment() returned {type(experiment).__name__}, not an Experiment")
-    # Dataclasses do not check the types of their values; reading JSON does.
+    # Dataclasses do not check the types of their values, but `from_json` does.
     return from_json(to_json(experiment), type(experiment), str(path))
 
 
@@ -61,7 +61,7 @@ def load_module(path: str | Path) -> ModuleType:
         names = [str(p) for p in path.parent.glob("*.py")]
         raise UserError(f"no experiment file {path}; {did_you_mean(str(path), names)}")
     name = f"selfflow_experiment_{path.stem}"
-    # With a loader, as Python runs no files whose suffix is not .py, such as .PY.
+    # An explicit loader is needed for suffixes other than .py, such as .PY.
     loader = importlib.machinery.SourceFileLoader(name, str(path))
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     module = importlib.util.module_from_spec(spec)
@@ -76,7 +76,7 @@ def load_module(path: str | Path) -> ModuleType:
 
 
 def _installed_file(path: Path) -> Path | None:
-    """The file of the installed package that `experiments/NAME.py` of a clone is; None if there is none."""
+    """Returns the file of the installed package for a path `experiments/NAME.py`; None if there is none."""
     spec = importlib.util.find_spec("selfflow.experiments")
     if spec is None or "experiments" not in path.parts:
         return None
@@ -86,7 +86,7 @@ def _installed_file(path: Path) -> Path | None:
 
 
 def _raise_if_unknown_field(error: TypeError, path: str | Path) -> None:
-    """Raises a `UserError` if an error is that of a dataclass called with a field that it does not have."""
+    """Raises `UserError` if an error is due to a dataclass called with an unknown field."""
     if "keyword argument" in str(error):
         raise UserError(f"{path}: {_with_suggestion(str(error))}") from error
 
@@ -106,7 +106,7 @@ def _with_suggestion(message: str) -> str:
     return f"{message.replace('.__init__()', '')}; {did_you_mean(typo, fields)}"
 
 
-# Fields that may change when a run is resumed: they define how and how long it computes, not what.
+# Fields that may change when a run is resumed: length, evaluation, execution, locations of files, excluded samples.
 MUTABLE_FIELDS = (
     "steps",
     "cadence",
@@ -127,7 +127,7 @@ MUTABLE_FIELDS = (
 
 
 def diff(old: AnyExperiment, new: AnyExperiment) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two experiments differ: {dotted name: (old, new)}."""
+    """Returns the fields in which two experiments differ: {dotted name: (old, new)}."""
     before, after = _leaves(to_json(old)), _leaves(to_json(new))
     changes = {}
     for name in sorted(before | after):
@@ -137,7 +137,7 @@ def diff(old: AnyExperiment, new: AnyExperiment) -> dict[str, tuple[Any, Any]]:
 
 
 def _leaves(data: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of a nested dict, by dotted names."""
+    """Returns the leaves of a nested dict, by dotted names."""
     leaves = {}
     for key, value in data.items():
         if isinstance(value, dict):
@@ -149,7 +149,7 @@ def _leaves(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_fixed(name: str) -> bool:
-    """Whether a field defines what is computed, so that it may not change in a run."""
+    """Returns whether a field may not change when a run is resumed."""
     return not any(fnmatch(name, free) or fnmatch(name, f"{free}.*") for free in MUTABLE_FIELDS)
 
 

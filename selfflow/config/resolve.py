@@ -1,4 +1,4 @@
-"""From an experiment as a user writes it to its setup: derived fields filled in, and all fields checked."""
+"""Resolution of an experiment: fills in derived fields and validates all fields."""
 
 import dataclasses
 from typing import Any, overload
@@ -19,15 +19,15 @@ def resolve(experiment: Experiment, previous: Experiment | None = None) -> FlowS
 @overload
 def resolve(experiment: AutoencoderExperiment, previous: AutoencoderExperiment | None = None) -> AutoencoderSetup: ...
 def resolve(experiment, previous=None):
-    """The setup of an experiment, whose derived fields are filled in.
+    """Fills in the derived fields of an experiment, validates it and returns its setup.
 
     Args:
-      experiment: as its file and the flags define it.
-      previous: experiment of the run that is resumed. Fields that follow from the length of a run keep its values, so
-        that more steps do not change what is computed.
+      experiment: the experiment, as defined by its file and flags.
+      previous: experiment of the run that is resumed. Fields that depend on the number of steps keep its values, so
+        that a longer run computes the same steps.
 
     Raises:
-      UserError: naming the field that does not fit.
+      UserError: naming the field, if the experiment is invalid.
     """
     if not experiment.data:
         raise UserError("data is empty: name at least one data set; imported weights are started from with init_from")
@@ -45,13 +45,13 @@ def resolve(experiment, previous=None):
 
 
 def _derived_fields(experiment: TrainingConfig, previous: TrainingConfig | None) -> dict[str, Any]:
-    """The values of the fields that any experiment leaves to be derived."""
+    """Returns the derived fields that all kinds of experiments have."""
     ema_decay = experiment.ema_decay
     if ema_decay is None:
         ema_decay = previous.ema_decay if previous else ema_decay_for(experiment.steps)
     init_from = experiment.init_from
     if previous and init_from and previous.init_from.startswith(f"{init_from}:"):
-        init_from = previous.init_from  # the step that RUN stood for when the run started
+        init_from = previous.init_from  # with the step that RUN had when the run started
     exclude_hash = hash_ids(read_ids(experiment.exclude)) if experiment.exclude else ""
     if experiment.exclude_hash not in ("", exclude_hash):
         raise UserError(
@@ -70,7 +70,7 @@ def _derived_fields(experiment: TrainingConfig, previous: TrainingConfig | None)
 
 
 def _with_data(experiment: TrainingConfig, name: str) -> Component:
-    """A component with its data set filled in."""
+    """Returns a component with the name of its data set filled in."""
     component, datasets = experiment.mixture[name], experiment.data
     if not component.data and len(datasets) > 1:
         raise UserError(f"mixture.{name}.data is empty: name one of {', '.join(datasets)}")

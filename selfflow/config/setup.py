@@ -1,4 +1,4 @@
-"""A resolved experiment with what follows from it: shapes, objective, states, update and shardings."""
+"""Setup of a resolved experiment: its shapes, objective, initial state, update and shardings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Setup(Generic[E]):
     """A resolved experiment and the objective that it defines.
 
     Attributes:
-      experiment: resolved.
+      experiment: the resolved experiment.
       objective: objective of the run.
     """
 
@@ -48,15 +48,15 @@ class Setup(Generic[E]):
     objective: Objective
 
     def optimizer(self) -> optax.GradientTransformation:
-        """The update rule; without data, where weights were imported, one without state."""
+        """Returns the optimizer; for imported weights, which have no data, a transformation without state."""
         return self.experiment.optimizer.make() if self.experiment.data else optax.identity()
 
     def init(self, key: Key[Array, ""]) -> State:
-        """The state at step 0."""
+        """Returns the state at step 0."""
         return init_state(self.objective, self.optimizer(), key)
 
     def step(self) -> Callable[..., tuple[State, dict[str, Any]]]:
-        """The update, to be compiled; see `training.step.make_step`."""
+        """Returns the update as a function to be compiled, see `training.step.make_step`."""
         experiment = self.experiment
         return make_step(
             self.objective,
@@ -67,12 +67,12 @@ class Setup(Generic[E]):
         )
 
     def shardings(self, mesh: Mesh) -> State:
-        """The sharding of every array of the state on a mesh: a `State` of `NamedSharding`s."""
+        """Returns the sharding of every array of the state on a mesh, as a `State` of `NamedSharding`s."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         return state_shardings(self.objective, self.optimizer(), shapes, self.experiment.devices, mesh)
 
     def abstract_state(self, mesh: Mesh | None = None) -> State:
-        """Shapes, types and shardings of the state, on a mesh or on the first device."""
+        """Returns the shapes, dtypes and shardings of the state, on a mesh or on the first device."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         if mesh is None:
             first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -97,9 +97,9 @@ class FlowSetup(Setup[Experiment]):
     """The setup of a flow-matching transformer.
 
     Attributes:
-      objective: objective of the run; its `modalities` are all streams.
-      modalities: the streams of latents of each component, in clips of its length.
-      media: the media that they encode.
+      objective: objective of the run; its `modalities` are the streams of all components.
+      modalities: latent streams of each component, for clips of the component's length.
+      media: shape and rate of the media that each stream encodes.
     """
 
     objective: FlowObjective
@@ -113,7 +113,7 @@ class FlowSetup(Setup[Experiment]):
         kernel = implementation_for(mesh.devices.flat[0].platform, experiment.model.dtype) != "xla"
         if separation is None or not kernel:
             return
-        # The kernel computes samples with full attention and separated ones apart.
+        # The kernel computes samples with full attention and separated samples in two calls.
         for name, component in experiment.mixture.items():
             size = component.batch_size // experiment.optimizer.accumulate
             whole = round(separation.whole * size)
@@ -127,7 +127,7 @@ class AutoencoderSetup(Setup[AutoencoderExperiment]):
 
     Attributes:
       objective: objective of the run.
-      cuts: the samples of each component.
+      cuts: crop and length of the samples of each component.
     """
 
     objective: ReconstructionObjective
@@ -139,7 +139,7 @@ def setup_of(experiment: Experiment) -> FlowSetup: ...
 @overload
 def setup_of(experiment: AutoencoderExperiment) -> AutoencoderSetup: ...
 def setup_of(experiment):
-    """The setup of a resolved experiment, such as that of a run.
+    """Returns the setup of a resolved experiment, such as the experiment of a run.
 
     Raises:
       UserError: naming the field, if the shapes of data, autoencoders and network do not fit together.
@@ -157,7 +157,7 @@ def setup_of(experiment):
 
 
 def _flow_objective(experiment: Experiment) -> FlowObjective:
-    """The objective that an experiment chooses, made from the fields that define it."""
+    """Returns the objective of an experiment."""
     match experiment.objective:
         case FlowMatching():
             return SelfFlowObjective(

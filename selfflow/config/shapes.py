@@ -15,19 +15,20 @@ from selfflow.models.sit import SiTConfig
 
 
 class MediaSpec(NamedTuple):
-    """Shape of a clip of raw media, and its frames or samples a second; 0 for images."""
+    """Shape of a clip of raw media, and its frames or samples per second; 0 for images."""
 
     shape: tuple[int, ...]
     rate: float
 
 
 def all_streams(experiment: Experiment) -> dict[str, Modality]:
-    """The streams of latents of all modalities, in clips as long as those of the first data set that has them.
+    """Returns the latent stream of each modality, for clips of the length of the first data set that has it.
 
-    Without data, where weights were imported, a SiT determines its one modality, `image`.
+    For imported weights, which have no data, the stream `image` has the input size of the SiT.
 
     Raises:
-      UserError: naming the field, if a modality has no data or no patch, or data sets give it latents of other shapes.
+      UserError: naming the field, if a modality has no data or no patch, or its latents differ in shape between data
+        sets.
     """
     if not experiment.data and isinstance(experiment.model, SiTConfig):
         size, patch = experiment.model.input_size, experiment.model.patch_size
@@ -49,7 +50,7 @@ def all_streams(experiment: Experiment) -> dict[str, Modality]:
 
 
 def component_streams(experiment: Experiment, name: str) -> dict[str, Modality]:
-    """The streams of latents of a component, in clips of its length.
+    """Returns the latent streams of a component, for clips of its length.
 
     Raises:
       UserError: naming the field, if a modality of the component has no autoencoder or is not in its data set.
@@ -68,7 +69,7 @@ def component_streams(experiment: Experiment, name: str) -> dict[str, Modality]:
 
 
 def component_media(experiment: Experiment, name: str) -> dict[str, MediaSpec]:
-    """The media of a component by modality, in clips of its length."""
+    """Returns shape and rate of the media of a component by modality, for clips of its length."""
     component, data = experiment.mixture[name], experiment.dataset_of(name)
     return {m: _media(data, m, component, name) for m in component.modalities}
 
@@ -81,14 +82,14 @@ def modality_stream(
     component: Component | None = None,
     name: str = "",
 ) -> Modality:
-    """The latents of a modality of a data set.
+    """Returns the latent stream of a modality of a data set.
 
     Args:
       data: the data set.
       m: the modality.
       autoencoder: autoencoder that encodes it.
       patch: latent positions in one token.
-      component: component that cuts the clips; by default they have the data set's length.
+      component: component that sets the length of the clips; by default the length of the data set's clips.
       name: name of the component.
 
     Raises:
@@ -109,13 +110,13 @@ def modality_stream(
             "data that rate, or take another autoencoder"
         )
     frame = 100 / media.rate if media.rate else 0.0  # in units of 10 ms
-    # A first latent frame that covers fewer frames ends where they end, as the others do.
+    # Causal padding precedes the clip, so that the first latent frame starts at a negative time.
     offset = (0.0 - autoencoder.causal_padding * frame, 0.0, 0.0, 0.0)
     return Modality(autoencoder.latent_shape(media.shape), tuple(patch), frame * autoencoder.temporal_stride, offset)
 
 
 def component_cuts(experiment: AutoencoderExperiment) -> dict[str, Cut]:
-    """The samples of each component that an autoencoder is trained on.
+    """Returns crop and length of the samples of each component that an autoencoder is trained on.
 
     Raises:
       UserError: naming the field that does not fit the network.
@@ -124,10 +125,10 @@ def component_cuts(experiment: AutoencoderExperiment) -> dict[str, Cut]:
 
 
 def audio_rate(experiment: AutoencoderExperiment) -> float:
-    """Samples of audio a second; 0 for images and video.
+    """Returns the sample rate of the audio in Hz; 0 for images and video.
 
     Raises:
-      UserError: if the data sets differ in it.
+      UserError: if the data sets have different sample rates.
     """
     if experiment.network.is_visual:
         return 0.0
@@ -146,7 +147,7 @@ def _media(data: AnyDataset, m: str, component: Component | None, name: str) -> 
 
 
 def _check_alike(m: str, streams: dict[str, Modality]) -> None:
-    """Raises `UserError` unless the latents of all data sets have one rate and, except for their length, one shape."""
+    """Raises `UserError` unless the latents of all data sets have the same rate and, except for length, shape."""
     (first, expected), *others = streams.items()
     timed = 1 if expected.period else 0  # the first axis is time, which may differ
     for name, stream in others:

@@ -1,4 +1,4 @@
-"""Fields shared by all experiments."""
+"""Configuration fields shared by all experiments."""
 
 from dataclasses import dataclass
 
@@ -14,44 +14,44 @@ from selfflow.training.sharding import Devices
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Data, length, update rule and hardware of a training run.
+    """Data, length, optimizer and devices of a training run.
 
-    Fields with a default of None or an empty default may follow from others; `resolve` fills them in.
+    Some fields whose default is None or empty are derived from other fields; `resolve` fills them in.
     """
 
     data: dict[str, AnyDataset]
-    """The data sets, by the names that the components of the mixture use."""
+    """Data sets, by the names that the components of the mixture use."""
     mixture: dict[str, Component]
-    """The components of the mixture, by name; each batch holds one."""
+    """Components of the mixture, by name; each batch has samples of one component."""
     steps: int
-    """Updates."""
+    """Number of updates."""
     curriculum: tuple[Stage, ...] = ()
-    """Changes of the mixture at later steps."""
+    """Stages that change the mixture at later steps."""
     optimizer: AdamW = AdamW()
-    """The update rule."""
+    """Optimizer."""
     ema_decay: float | None = None
-    """Decay of the EMA of the parameters; by default min(0.9999, 1 - 10 / steps), as 0.9999 (arXiv 2603.06507) is for
-    4 M steps."""
+    """Decay of the EMA of the parameters; by default min(0.9999, 1 - 10 / steps), because 0.9999 (arXiv 2603.06507) is
+    meant for 4 M steps."""
     seed: Seeds = Seeds()
-    """Seeds."""
+    """Random seeds."""
     devices: Devices = Devices()
     """Distribution of the run over devices."""
     cadence: Cadence = Cadence()
     """Intervals of logging, evaluation and checkpoints."""
     limits: Limits = Limits()
-    """Limits on steps that are not finite and on time without progress."""
+    """Limits on consecutive non-finite steps and on time without progress."""
     profile: Profile = Profile()
-    """Steps to trace."""
+    """Steps to profile."""
     loader: LoaderOptions = LoaderOptions()
-    """Settings of the readers of batches."""
+    """Settings of the data loader."""
     init_from: str = ""
     """RUN or RUN:STEP with the initial weights."""
     exclude: str = ""
-    """A file with one sample id on each line, as `selfflow data ids` prints them: these samples are never read. Each id
-    must be in a data set of the mixture, or have been deleted from one."""
+    """File of ids, one on each line, as `selfflow data ids` prints them; these samples are not read. Each id must be in
+    a data set of the mixture, or have been deleted from one."""
     exclude_hash: str = ""
-    """Hash of that file; filled in."""
+    """Hash of the file `exclude`; filled in by `resolve`."""
 
     def dataset_of(self, component: str) -> AnyDataset:
-        """The data set of a component; the only one, if the component names none."""
+        """Returns the data set of a component; a component that names none uses the only data set."""
         return self.data[self.mixture[component].data or next(iter(self.data))]

@@ -43,7 +43,7 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology such as "v5e:16x16".
+    """Returns the chip of a topology such as "v5e:16x16".
 
     Raises:
       UserError: if there is no such chip.

@@ -102,7 +102,7 @@ def _apply(experiment: Experiment, plan: Plan, change: _Change) -> Experiment:
 
 
 def _flags(before: Experiment, after: Experiment) -> list[str]:
-    """The flags that turn one experiment into the other."""
+    """Returns the flags that turn one experiment into the other."""
     fields = {}
     for axis in ("data", "fsdp", "tensor"):
         fields[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)

@@ -47,7 +47,7 @@ def _count(jaxpr: Jaxpr) -> int:
 
 
 def _jaxprs(value: Any) -> list[Jaxpr]:
-    """The programs in a parameter of an equation, closed or open."""
+    """Returns the programs in a parameter of an equation, closed or open."""
     if isinstance(value, tuple | list):
         programs = []
         for item in value:

@@ -60,7 +60,7 @@ class _Instruction(NamedTuple):
 
 
 def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]:
-    """All transfers between chips of a program.
+    """Returns all transfers between chips of a program.
 
     Args:
       text: the optimised HLO of a program for TPUs, `Compiled.as_text()`.
@@ -149,7 +149,7 @@ def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: l
 
 
 def _initial_count(loop: _Instruction, condition: list[_Instruction], around: list[_Instruction]) -> int:
-    """The counter's initial value if it is a constant of the program; otherwise 0, as in JAX's loops."""
+    """Returns the counter's initial value if it is a constant of the program; otherwise 0, as in JAX's loops."""
     by_name = {instruction.name: instruction for instruction in around}
     # The condition reads one element of the carry, the counter.
     indices = []
@@ -198,7 +198,7 @@ def _collective(instruction: _Instruction, computation: str, partitions: int, sl
 
 
 def _between_slices(send: _Instruction, slices: int) -> Collective:
-    """A chip's part of a collective between slices, sent by its host after the reduction within the slice."""
+    """Returns a chip's part of a collective between slices, sent by its host after the reduction within the slice."""
     how = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
     kind = how[1].lower().replace("_", "-") if how else "collective-permute"
     dtype, size = _arrays(send.type)[0]
@@ -218,7 +218,7 @@ def _arrays(type_text: str) -> list[tuple[str, float]]:
 
 
 def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
-    """The groups of partitions, in any of the notations of HLO."""
+    """Returns the groups of partitions, in any of the notations of HLO."""
     mesh = _MESH.search(rest)
     if mesh:
         return _mesh_groups(*mesh.groups())

@@ -134,7 +134,7 @@ def flops_of(costs: list[StageCost], steps: int) -> float:
 
 
 def steps_within(costs: list[StageCost], flops: float) -> int:
-    """The maximum number of steps within `flops` operations, at least one."""
+    """Returns the maximum number of steps within `flops` operations, at least one."""
     for cost, following in itertools.zip_longest(costs, costs[1:]):
         end = math.inf if following is None else following.start
         steps = flops / cost.flops
@@ -179,7 +179,7 @@ def _forward(
 
 
 def _inputs(model: JointConfig | SiTConfig, streams: dict[str, _Stream], levels: dict[str, int], text: int) -> float:
-    """The first layers, of tokens, captions and noise levels; the latter have 256 sinusoidal features."""
+    """Returns the first layers, of tokens, captions and noise levels; the latter have 256 sinusoidal features."""
     patches = sum(2 * stream.tokens * stream.size for stream in streams.values())
     captions = 2 * (text - 1) * model.text if text else 0
     return model.width * (patches + captions + 2 * _rows(model, levels) * 256)
@@ -191,7 +191,7 @@ def _rows(model: JointConfig | SiTConfig, levels: dict[str, int]) -> int:
 
 
 def _head(model: JointConfig | SiTConfig, streams: dict[str, _Stream], levels: dict[str, int]) -> float:
-    """The last layer and its modulation."""
+    """Returns the last layer and its modulation."""
     doubled = 2 if getattr(model, "learn_sigma", False) else 1
     readout = sum(2 * stream.tokens * model.width * stream.size * doubled for stream in streams.values())
     return 2 * _rows(model, levels) * 2 * model.width**2 + readout

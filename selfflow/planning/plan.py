@@ -275,7 +275,7 @@ def _seconds(
 def _component_plan(
     setup: FlowSetup, name: str, compiled: bool, seconds: dict[str, float], chips: int, chip: Chip
 ) -> ComponentPlan:
-    """The plan of a component, with the times of memory and networks from `_seconds`."""
+    """Returns the plan of a component, with the times of memory and networks from `_seconds`."""
     flops = program_flops(setup, name)
     seconds = {"compute": flops / chips / chip.peak_flops} | seconds
     batch_bytes = 0

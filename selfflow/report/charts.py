@@ -19,7 +19,7 @@ _MARKED = 12  # points; longer lines have no markers
 
 
 def _placeholder(index: int) -> str:
-    """The colour of arm `index` in the figure, which the CSS variable of the arm replaces in the SVG."""
+    """Returns the colour of arm `index` in the figure, which the CSS variable of the arm replaces in the SVG."""
     return f"#c0ff{index:02x}"
 
 
@@ -50,7 +50,7 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def draw(panel: Panel, colours: dict[str, int]) -> Markup:
-    """A panel as an SVG element. Lines are means, bands their 95 % t intervals.
+    """Returns a panel as an SVG element. Lines are means, bands their 95 % t intervals.
 
     Args:
       panel: lines and axes.
@@ -128,7 +128,7 @@ def _scale(axes: Axes, panel: Panel, lines: list[Line]) -> None:
 
 
 def _as_element(svg: str) -> str:
-    """The root element of an SVG file of matplotlib, without declarations, style and repeated identifiers."""
+    """Returns the root element of an SVG file of matplotlib, without declarations, style and repeated identifiers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r' id="[^"]*_\d+"', "", svg)  # such as axes_1, which every chart contains

@@ -76,12 +76,12 @@ class Panel(NamedTuple):
 
 
 def line_name(member: Member) -> str:
-    """The line that a run belongs to: that of its arm if it is done, otherwise a line for this run alone."""
+    """Returns the line that a run belongs to: that of its arm if it is done, otherwise a line for this run alone."""
     return member.arm if member.done else f"{member.name}, not done"
 
 
 def read_metrics(study: Study) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """The rows of `metrics.jsonl` by the name of the run, and notes about runs without this file.
+    """Returns the rows of `metrics.jsonl` by the name of the run, and notes about runs without this file.
 
     Raises:
       UserError: if the metrics of a run are damaged, or end before its last step.
@@ -224,7 +224,7 @@ def _diagnostics(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _against_flops(line: Line, costs: list[StageCost]) -> Line:
-    """A line against step as a line against training compute, with the costs of `mean_flops`."""
+    """Returns a line against step as a line against training compute, with the costs of `mean_flops`."""
     points = [point._replace(x=flops_of(costs, point.x)) for point in line.points]
     return line._replace(points=points)
 

@@ -43,7 +43,7 @@ class Measure(NamedTuple):
 
 
 def verdict(measure: Measure, method: Method) -> str:
-    """The conclusion from the difference of an arm to the baseline; empty if it has none."""
+    """Returns the conclusion from the difference of an arm to the baseline; empty if it has none."""
     difference = method.difference
     if difference is None:
         return ""
@@ -61,17 +61,17 @@ def verdict(measure: Measure, method: Method) -> str:
 
 
 def is_exploratory(method: Method) -> bool:
-    """Whether the difference to the baseline, or without one the mean, has fewer than `FEW` seeds."""
+    """Returns whether the difference to the baseline, or without one the mean, has fewer than `FEW` seeds."""
     return (method.difference or method.mean).n < FEW
 
 
 def excludes_zero(measure: Measure, method: Method) -> bool:
-    """Whether the interval of the difference to the baseline excludes 0."""
+    """Returns whether the interval of the difference to the baseline excludes 0."""
     return verdict(measure, method).startswith(("lower", "higher"))
 
 
 def measures(study: Study, rows: Iterable[Row]) -> tuple[list[Measure], list[str]]:
-    """All measures of the finished runs, and notes about omitted scores.
+    """Returns all measures of the finished runs, and notes about omitted scores.
 
     Args:
       study: the runs.
@@ -222,7 +222,7 @@ def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> None:
 
 
 def _sample_measure(name: str, metric: Metric, results: list[dict[str, Any]]) -> Measure:
-    """The measure of one key of an evaluation, without scores.
+    """Returns the measure of one key of an evaluation, without scores.
 
     Args:
       name: the key.
@@ -275,7 +275,7 @@ def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    """The content of a file of `selfflow evaluate`; `UserError` if a field that the report reads is missing."""
+    """Returns the content of a file of `selfflow evaluate`; `UserError` if a field that the report reads is missing."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         for name in ("step", "component", "samples", "weights"):
@@ -290,7 +290,7 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 
 def _kind(result: dict[str, Any]) -> tuple[str, ...]:
-    """The fields in which results must agree for their numbers to be comparable, as JSON."""
+    """Returns the fields in which results must agree for their numbers to be comparable, as JSON."""
     fields = ("component", "modality", "context", "samples", "seed", "weights", "sampler", "reference_set", "reference")
     return tuple(json.dumps(result.get(field), sort_keys=True) for field in fields)
 
@@ -301,5 +301,5 @@ def _means(values_by_name: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def _number(value: Any) -> float | None:
-    """A JSON number as float; None for other types, also for booleans, which are instances of int."""
+    """Returns a JSON number as float; None for other types, also for booleans, which are instances of int."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -50,7 +50,7 @@ class Environment(NamedTuple):
 
 
 def render(content: Content, files: list[str]) -> str:
-    """The page as HTML.
+    """Returns the page as HTML.
 
     Args:
       content: content of the report.
@@ -112,7 +112,7 @@ def _colours(content: Content) -> dict[str, int]:
 
 
 def _arms_of(panels: list[Panel]) -> list[str]:
-    """The arms that have a line in any of the panels, in order."""
+    """Returns the arms that have a line in any of the panels, in order."""
     arms: dict[str, None] = {}  # an ordered set
     for panel in panels:
         arms.update(dict.fromkeys(line.arm for line in panel.lines))
@@ -120,7 +120,7 @@ def _arms_of(panels: list[Panel]) -> list[str]:
 
 
 def _dashes_of(panels: list[Panel]) -> list[str]:
-    """The key to the dashes of the lines, and to the horizontal line."""
+    """Returns the key to the dashes of the lines, and to the horizontal line."""
     # Kinds are dashed in the order of their panel: the panel with the most kinds has the whole key.
     kinds: list[str] = []
     for panel in panels:

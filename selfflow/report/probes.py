@@ -31,7 +31,7 @@ class ProbeKey(NamedTuple):
 
 
 def key_of(row: Row) -> ProbeKey:
-    """The key of a row."""
+    """Returns the key of a row."""
     return ProbeKey(row.target, row.source, row.probe, row.metric, row.split, row.train_n)
 
 
@@ -43,7 +43,7 @@ def describe(key: ProbeKey) -> str:
 
 
 def probe_rows(study: Study, files: Sequence[Path] = ()) -> tuple[list[Row], list[str]]:
-    """The probe rows of finished runs, with arms as methods.
+    """Returns the probe rows of finished runs, with arms as methods.
 
     Args:
       study: the runs.
@@ -94,7 +94,7 @@ def _files_of(study: Study) -> list[Path]:
 
 
 def _has_probe_rows(path: Path) -> bool:
-    """Whether a CSV file has the columns of `selfflow probe`. Folders may contain other tables."""
+    """Returns whether a CSV file has the columns of `selfflow probe`. Folders may contain other tables."""
     try:
         with path.open(encoding="utf-8", newline="", errors="replace") as file:
             return next(csv.reader(file), []) == list(Row._fields)
@@ -103,12 +103,12 @@ def _has_probe_rows(path: Path) -> bool:
 
 
 def _identity(row: Row) -> tuple:
-    """The fields that identify a probe; the others are its results."""
+    """Returns the fields that identify a probe; the others are its results."""
     return (row.run, row.weights, key_of(row), row.tau, row.layer)
 
 
 def _summary_rows(member: Member) -> Iterable[Row]:
-    """The probe table of `summary.json` as rows, one for each block and column."""
+    """Returns the probe table of `summary.json` as rows, one for each block and column."""
     settings = member.run.experiment.final_evaluation
     kinds: dict[str, TargetKind] = {}
     for dataset in member.run.experiment.data.values():

@@ -65,7 +65,7 @@ def summarise(measures: list[Measure]) -> Summary:
 
 
 def cell_of(study: Study, measure: Measure, arm: str) -> Cell:
-    """The cell of a measure and an arm; empty if the arm has no scores."""
+    """Returns the cell of a measure and an arm; empty if the arm has no scores."""
     methods = {method.name: method for method in measure.methods}
     if arm not in methods:
         return Cell()
@@ -114,7 +114,7 @@ def reference_rows(columns: list[Measure], group: list[Measure]) -> dict[str, li
 
 
 def arms_in(study: Study, measures: list[Measure]) -> list[str]:
-    """The arms that have scores in any of the measures, in the order of the study."""
+    """Returns the arms that have scores in any of the measures, in the order of the study."""
     names: set[str] = set()
     for measure in measures:
         names.update(method.name for method in measure.methods)
@@ -122,12 +122,12 @@ def arms_in(study: Study, measures: list[Measure]) -> list[str]:
 
 
 def count_of(n: int, noun: str) -> str:
-    """A number and a noun: "1 seed", "2 seeds"."""
+    """Returns a number and a noun: "1 seed", "2 seeds"."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _sentence(measure: Measure, method: Method) -> str:
-    """A difference to the baseline as a line of the summary."""
+    """Returns a difference to the baseline as a line of the summary."""
     n = method.difference.n
     remark = "" if n >= FEW else f"; exploratory, {count_of(n, 'seed')}"
     where = f"{method.name}, {measure.group.lower()}, {measure.name}"
@@ -144,7 +144,7 @@ def _format_difference(measure: Measure, method: Method) -> str:
 
 
 def _format_interval(estimate: Interval | Paired, decimals: int, sign: str = "") -> str:
-    """The interval of an estimate, such as "[0.42, 0.47]"; empty for one seed."""
+    """Returns the interval of an estimate, such as "[0.42, 0.47]"; empty for one seed."""
     if estimate.low is None:
         return ""
     return f"[{_format(estimate.low, decimals, sign)}, {_format(estimate.high, decimals, sign)}]"

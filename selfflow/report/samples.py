@@ -91,7 +91,7 @@ def select_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sam
 
 
 def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str]) -> list[_File]:
-    """The files of the first run that has any."""
+    """Returns the files of the first run that has any."""
     for member in members:
         files = list(_files_of_run(member, count))
         if files:
@@ -106,7 +106,7 @@ def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str])
 
 
 def _files_of_run(member: Member, count: int) -> Iterable[_File]:
-    """The files in the folder of the last step, and in the folders of cases below it."""
+    """Returns the files in the folder of the last step, and in the folders of cases below it."""
     folder = member.run.path / "samples" / f"step_{member.summary['steps']}"
     for path in sorted(folder.rglob("*"), key=lambda path: (path.parent != folder, path)):
         if path.suffix not in _TYPES or not path.is_file():
@@ -126,7 +126,7 @@ def _files_of_run(member: Member, count: int) -> Iterable[_File]:
 
 
 def _read(file: _File) -> Sample | None:
-    """The file as data URI; None if it is damaged."""
+    """Returns the file as data URI; None if it is damaged."""
     import av
     from PIL import Image
 

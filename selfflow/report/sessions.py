@@ -10,7 +10,7 @@ from selfflow.run.run import Run
 
 
 def sessions(run: Run) -> list[dict[str, Any]]:
-    """The training sessions of a run, oldest first; a resumed run has several.
+    """Returns the training sessions of a run, oldest first; a resumed run has several.
 
     Raises:
       UserError: if `provenance.json` is missing or damaged.
@@ -27,7 +27,7 @@ def sessions(run: Run) -> list[dict[str, Any]]:
 
 
 def command_of(run: Run) -> str:
-    """The command of the run's first session; empty if it is not recorded."""
+    """Returns the command of the run's first session; empty if it is not recorded."""
     for session in sessions(run):
         if session.get("command"):
             program, *arguments = map(str, session["command"])

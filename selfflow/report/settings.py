@@ -83,7 +83,7 @@ def other_tasks(differing: Iterable[str], name: str) -> list[str]:
 
 
 def origins(study: Study) -> list[Origin]:
-    """The origin of each run that was started.
+    """Returns the origin of each run that was started.
 
     Raises:
       UserError: if a `provenance.json` is missing or damaged.

@@ -44,7 +44,7 @@ class Member(NamedTuple):
         return self.summary is not None
 
     def score(self, name: str, *keys: str) -> float | None:
-        """A number of `summary.json` by its path of keys; None if a key is missing.
+        """Returns a number of `summary.json` by its path of keys; None if a key is missing.
 
         Raises:
           UserError: if the value is not a number.
@@ -61,7 +61,7 @@ class Member(NamedTuple):
         return float(value)
 
     def keys(self, *names: str) -> list[str]:
-        """The keys of a table of `summary.json`; none if it is missing.
+        """Returns the keys of a table of `summary.json`; none if it is missing.
 
         Raises:
           UserError: if the value is not a table.
@@ -105,7 +105,7 @@ class Study(NamedTuple):
         return list(dict.fromkeys([*names, *(member.arm for member in self.members)]))
 
     def done(self, arm: str = "") -> list[Member]:
-        """The finished runs of one arm, or of all."""
+        """Returns the finished runs of one arm, or of all."""
         return [member for member in self.members if member.done and arm in ("", member.arm)]
 
 
@@ -138,7 +138,7 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
 
 
 def _from_folder(folder: Path) -> Study:
-    """All runs one level below a folder, except those of autoencoders."""
+    """Returns all runs one level below a folder, except those of autoencoders."""
     # A link, such as `latest`, is the run that it leads to, and not another one.
     paths = {path.parent.resolve() for path in folder.glob("*/experiment.json")}
     if not paths:
@@ -156,7 +156,7 @@ def _from_folder(folder: Path) -> Study:
 
 
 def _from_runs(runs: list[Run], folder: Path) -> Study:
-    """The study of opened runs. Its arms are inferred from the experiments."""
+    """Returns the study of opened runs. Its arms are inferred from the experiments."""
     if len(runs) == 1:
         name, arms = runs[0].name, [runs[0].name]
     else:
@@ -167,7 +167,7 @@ def _from_runs(runs: list[Run], folder: Path) -> Study:
 
 
 def _from_sweep(folder: Path) -> Study:
-    """The runs in `sweep.json`, also those that have not started."""
+    """Returns the runs in `sweep.json`, also those that have not started."""
     sweep = _read_sweep(folder / SWEEP)
     members: list[Member] = []
     for index, entry in enumerate(sweep["members"]):
@@ -251,7 +251,7 @@ def _check_data(members: list[Member]) -> None:
 
 
 def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Member:
-    """A run that was started; it is done at `steps`, by default those of its experiment."""
+    """Returns a run that was started; it is done at `steps`, by default those of its experiment."""
     steps = run.experiment.steps if steps is None else steps
     summary = run.summary()
     if summary is None:

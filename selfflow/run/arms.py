@@ -1,4 +1,4 @@
-"""Arms of a study: runs that differ in their seeds alone, and the fields in which runs differ."""
+"""Arms of a study (runs that differ only in their seeds), and comparison of experiments."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from selfflow.errors import UserError
 
 
 class StudyRun(Protocol):
-    """The members of a run that arms depend on: `selfflow.run.run.Run`.
+    """Protocol with the members of `selfflow.run.run.Run` that arms depend on.
 
     Attributes:
-      name: name of its folder.
-      source: path or URL.
-      experiment: resolved.
+      name: name of the run folder.
+      source: path or URL of the run.
+      experiment: resolved experiment of the run.
     """
 
     name: str
@@ -23,18 +23,18 @@ class StudyRun(Protocol):
     experiment: Experiment
 
     def provenance(self) -> Mapping[str, Any]:
-        """Content of `provenance.json`."""
+        """Returns the content of `provenance.json`."""
         ...
 
 
 def arms_of(runs: Sequence[StudyRun]) -> list[str]:
-    """The name of each run's arm.
+    """Returns the name of each run's arm.
 
-    Runs whose folders differ in a number at the end, such as `dual_1` and `dual_2`, form an arm of the name before it,
-    if they differ in their seeds alone. Every other run is an arm of its own name.
+    Runs whose names differ only in a number at the end, such as `dual_1` and `dual_2`, form an arm with the common part
+    as its name, if their experiments differ only in their seeds. Every other run is an arm with the name of the run.
 
     Raises:
-      UserError: if two runs have one name, or one arm and one seed, or were trained on different records.
+      UserError: if two runs have the same name, or the same arm and seed, or were trained on different records.
     """
     check_same_data(runs)
     by_name: dict[str, StudyRun] = {}
@@ -62,7 +62,7 @@ def arms_of(runs: Sequence[StudyRun]) -> list[str]:
 
 
 def check_same_data(runs: Sequence[StudyRun]) -> None:
-    """Raises `UserError` unless all runs were trained on the same records; their scores are comparable only then."""
+    """Raises `UserError` unless all runs were trained on the same records: other scores are not comparable."""
     first: dict[str, str] | None = None
     for run in runs:
         fingerprints = {}
@@ -77,11 +77,11 @@ def check_same_data(runs: Sequence[StudyRun]) -> None:
 
 
 def differing_fields(one: Experiment, other: Experiment) -> list[str]:
-    """The fields in which two experiments differ, of those that may not change in a run and `steps`, without seeds."""
+    """Returns the fields in which two experiments differ, without seeds and fields that may change except `steps`."""
     names = [name for name in diff(one, other) if is_fixed(name) or name == "steps"]
     return [name for name in names if name.split(".")[0] != "seed"]
 
 
 def _stem(name: str) -> str:
-    """A name without the number at its end."""
+    """Returns a name without the number at its end."""
     return re.sub(r"[-_]?\d+$", "", name) or name

@@ -1,4 +1,4 @@
-"""Context of samples from files: media of a run's size, rates and length, encoded by its autoencoders."""
+"""Context from files: reads media at the size, rates and length of a run, and encodes them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def conditioned_modalities(request: ContextRequest, modalities: Mapping[str, Modality]) -> tuple[str, ...]:
-    """The modalities whose latents a request needs, as context or as the start of sampling.
+    """Returns the modalities whose clean latents a request requires, as context or as the start of sampling.
 
     Args:
       request: a context request.
-      modalities: streams of the sampled component.
+      modalities: streams of the component to sample.
     """
     return (request.name,) if request.level else tuple(merge_requests((request,), modalities))
 
@@ -34,16 +34,16 @@ def encode_files(
     media: Mapping[str, "MediaSpec"],
     autoencoders: Mapping[str, Autoencoder],
 ) -> dict[str, np.ndarray]:
-    """Latents of the requests that name a file.
+    """Encodes the files of context requests.
 
     Args:
-      requests: the context; requests without a file are ignored.
-      modalities: streams of the sampled component.
+      requests: context requests; those without a file are ignored.
+      modalities: streams of the component to sample.
       media: shape and rate of the media of each modality that has an autoencoder.
       autoencoders: autoencoders by modality.
 
     Returns:
-      {modality: latent of one clip}.
+      Latents {modality: [...]} of one clip.
 
     Raises:
       UserError: naming the request, if its file cannot be read or a modality has no autoencoder.
@@ -70,7 +70,7 @@ def encode_files(
 def _read_media(
     request: ContextRequest, names: tuple[str, ...], media: Mapping[str, "MediaSpec"]
 ) -> dict[str, np.ndarray]:
-    """The file of a request as one clip of each modality in `names`.
+    """Reads one clip of each modality in `names` from the file of a request.
 
     Raises:
       UserError: if the file is missing, damaged, shorter than a clip or lacks a modality.
@@ -82,7 +82,7 @@ def _read_media(
         return clips
     if request.case == "first_frame":
         (m,) = timed
-        # Only the first frame is context; the others fill the clip and are generated.
+        # Only the first frame is context; its copies fill the rest of the clip, which is generated.
         frame = read_image(request.file, _side(m, media))
         return clips | {m: np.stack([frame] * media[m].shape[0])}
     try:
@@ -90,7 +90,7 @@ def _read_media(
     except UserError:
         if request.case != "prefix":
             raise
-    # The file may be shorter than a clip, as long as it has the prefix; what follows the prefix is generated anyway.
+    # The file may be shorter than a clip if it contains the prefix: everything after the prefix is generated.
     prefix = read_clip(request.file, timed, _clip_settings(timed, media, request.numbers[0]))
     for m, x in prefix.items():
         padding = [(0, media[m].shape[0] - len(x))] + [(0, 0)] * (x.ndim - 1)
@@ -99,7 +99,7 @@ def _read_media(
 
 
 def _side(m: str, media: Mapping[str, "MediaSpec"]) -> int:
-    """Height and width of a visual modality."""
+    """Returns the height, equal to the width, of a visual modality."""
     height, width, _ = media[m].shape[-3:]
     if height != width:
         raise UserError(f"this run's {m} is {width} x {height}: only square images and video are read from a file")
@@ -107,10 +107,10 @@ def _side(m: str, media: Mapping[str, "MediaSpec"]) -> int:
 
 
 def _clip_settings(timed: tuple[str, ...], media: Mapping[str, "MediaSpec"], seconds: float | None = None) -> Media:
-    """Size, rates and length of a clip, at most `seconds` long."""
+    """Returns size, rates and length of a clip of at most `seconds` seconds."""
     by_modality = {modality_of(m): media[m] for m in timed}
     audio = by_modality.get("audio")
-    # Clips are counted in frames; without video a sample is a frame.
+    # The length is counted in video frames, or in audio samples if there is no video.
     clock = by_modality.get("video") or audio
     frames = clock.shape[0]
     if seconds is not None:

@@ -1,4 +1,4 @@
-"""The data that a run was trained on, and its clips."""
+"""Access to the data that a run was trained on."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +26,13 @@ def open_data(
 
     Args:
       setup: setup of the run.
-      provenance: content of its `provenance.json`.
+      provenance: content of the run's `provenance.json`.
       path: path or URL of the run, for messages.
-      own: folder of the run's autoencoders.
+      own: folder of the run's copies of its autoencoders.
       data_dir: folder for data sets and latents; by default that of the run's last session, if it still exists.
 
     Raises:
-      UserError: if the run has no data, or its latents are not those that it was trained on.
+      UserError: if the run has no data, or the latents differ from those that it was trained on.
     """
     if not setup.experiment.data:
         raise UserError(f"{path} has no data: its weights were imported; give arrays of latents instead")
@@ -53,10 +53,10 @@ def open_data(
 
 
 def held_out_reader(source: BatchSource, component: str, splits: Sequence[str]) -> Reader:
-    """A reader of the clips of full length of a component, from the first split that has any.
+    """Returns a reader of the full-length clips of a component, from the first split that has any.
 
     Raises:
-      UserError: if no split has one.
+      UserError: if no split has a full-length clip.
     """
     latents = source.latents[source.mixture[component].data]
     for split in splits:
@@ -75,9 +75,9 @@ def held_out_reader(source: BatchSource, component: str, splits: Sequence[str]) 
 
 
 class Clips:
-    """The clips of a component of the mixture in one split of its data, numbered in the order of their records.
+    """Clips of a component of the mixture in one split of its data, in the order of their records.
 
-    Iteration yields the latents of each clip. Unreadable clips are left out, with a warning that counts them.
+    Iteration yields the latents of each clip. Unreadable clips are skipped, and their number is printed in a warning.
 
     Args:
       data: data of the run.
@@ -87,13 +87,13 @@ class Clips:
     Attributes:
       component: name of the component.
       split: split of its data set.
-      modalities: the streams of the component, in clips of its length.
+      modalities: streams of the component, for clips of its length.
       ids: id of each clip.
       labels: {field: int32 [n]}, the labels of the data set; -1 for none.
-      identity: identity of these latents; other clips or other latents have another.
+      identity: string that is unique to these clips and their latents.
 
     Raises:
-      UserError: naming those that exist, if there is no such component or split, or no clip in it.
+      UserError: if the component or the split does not exist, or the split has no clip of the component.
     """
 
     def __init__(self, data: RunData, split: str, component: str | None = None):
@@ -126,24 +126,24 @@ class Clips:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{modality: shape of one latent} of clips of the component's length."""
+        """Shapes of the latents of one clip, {modality: shape}."""
         return {m: modality.latent for m, modality in self.modalities.items()}
 
     def latents(self, i: int) -> dict[str, np.ndarray]:
-        """The latents of clip i, {modality: [...]}: from its start, cut to the component's length, without padding.
+        """Returns the latents of clip i, {modality: [...]}, cut to the component's length and without padding.
 
         Raises:
-          BadRecord: if they cannot be read.
+          BadRecord: if the latents cannot be read.
         """
         sample = self._sample(i)
         frames = sample.get("frames", {})
         return {m: x[: frames[m]] if m in frames else x for m, x in sample["latents"].items()}
 
     def features(self, i: int) -> dict[str, np.ndarray]:
-        """Features of clip i from the frozen encoders, on the grid of its tokens, {modality: [N, E]}; {} without any.
+        """Returns features of the frozen encoders for each token of clip i, {modality: [N, E]}; {} if none are stored.
 
         Raises:
-          BadRecord: if they cannot be read.
+          BadRecord: if the features cannot be read.
         """
         return self._sample(i).get("features", {})
 
@@ -161,11 +161,11 @@ class Clips:
         warn_left_out(self, left_out)
 
     def record(self, i: int) -> dict[str, Any]:
-        """The raw record of clip i: media of its full length, labels and other features of the data set.
+        """Returns the raw record of clip i: its media at full length, labels and other fields of the data set.
 
         Raises:
           UserError: if the raw data does not exist.
-          BadRecord: if it cannot be read.
+          BadRecord: if the record cannot be read.
         """
         if self._built is None and self._latents_only:
             raise UserError(f"{self._data} has latents alone: there are no media of its clips")

@@ -1,4 +1,4 @@
-"""Creation of run folders, by training or by the import of weights, and their lock and checks."""
+"""Creation, locking and validation of run folders."""
 
 import dataclasses
 import importlib.metadata
@@ -41,15 +41,15 @@ def create_or_resume(
     autoencoders: dict[str, Path],
     data_dir: str = "",
 ) -> None:
-    """Writes `experiment.json` and `provenance.json` of a new run, or of a new session of an existing one.
+    """Writes `experiment.json` and `provenance.json` of a new run, or of a new session of an existing run.
 
     Args:
       folder: the run folder.
-      experiment: resolved, as in the setup of `check_run`.
+      experiment: the resolved experiment, as in the setup of `check_run`.
       data_hash: identity of the latents.
       datasets: provenance of each data set, from `prepare_data.dataset_provenance`.
-      autoencoders: weights by modality; the run keeps copies, so that samples are decoded without the data.
-      data_dir: path or URL of the data, which later commands use by default.
+      autoencoders: weights files by modality; the run keeps copies, so that samples can be decoded without the data.
+      data_dir: path or URL of the data, the default of later commands on the run.
 
     Raises:
       UserError: if the run was trained on other data.
@@ -77,13 +77,13 @@ def create_or_resume(
 
 
 def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Creates a run from weights that were trained elsewhere: step 0, without data and optimizer.
+    """Creates a run at step 0 from weights that were trained elsewhere, without data and optimizer state.
 
     Args:
       folder: an empty folder.
       experiment: experiment without data.
       weights: the trained parameters; the EMA starts as a copy of them.
-      origin: file of the weights, and its hash.
+      origin: name, size and hash of the weights file.
     """
     frozen = setup_of(experiment).objective.init_frozen(weights, jax.random.key(experiment.seed.init))
     state = State(jnp.zeros((), jnp.int32), weights, frozen, optax.EmptyState())
@@ -100,12 +100,12 @@ def import_run(folder: Path, experiment: Experiment, weights: dict[str, Any], or
 def _write_records(folder: Path, experiment: Experiment, provenance: dict[str, Any]) -> None:
     with atomic_write(folder / "provenance.json") as partial:
         partial.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-    # The experiment comes last, because it makes a folder a run.
+    # The experiment is written last, because a folder with this file is a run.
     save_experiment(experiment, folder / "experiment.json")
 
 
 def _ancestors(source: str) -> list[dict[str, Any]]:
-    """The runs that the weights of RUN:STEP descend from, nearest first, each with its data or its origin."""
+    """Returns the runs that the weights of RUN:STEP descend from, nearest first, with the data or origin of each."""
     if not source:
         return []
     provenance = parse_run_step(source)[0].provenance()
@@ -115,12 +115,12 @@ def _ancestors(source: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Exclusive lock on a run folder, which is created if missing: two processes must not train into one run.
+    """Holds an exclusive lock on a run folder, so that only one process trains into it; creates the folder if missing.
 
     Raises:
       UserError: if another process holds the lock, or the folder cannot be written.
     """
-    # TensorStore writes names in UTF-8, Python in the locale's encoding: one folder would become two.
+    # TensorStore encodes paths in UTF-8, Python in the locale's encoding: the two would create different folders.
     if os.fsencode(folder) != str(folder).encode("utf-8", "replace"):
         encoding = sys.getfilesystemencoding()
         raise UserError(f"--workdir {folder!a} is not ASCII, and the locale's encoding is {encoding}: set PYTHONUTF8=1")
@@ -136,7 +136,7 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def is_training(folder: Path) -> bool:
-    """Whether a process trains into a run folder on this disk. A process that ends in any way releases its lock."""
+    """Returns whether a process trains into a run folder on this disk. The lock is released when the process ends."""
     try:
         with (folder / _LOCK).open() as lock:
             return not try_lock(lock, shared=True)
@@ -145,18 +145,18 @@ def is_training(folder: Path) -> bool:
 
 
 def recorded_datasets(folder: Path) -> dict[str, str]:
-    """Name of each data set that the run in a folder was trained on; {} before its first session."""
+    """Returns the name of each data set that the run in a folder was trained on; {} before its first session."""
     if not (folder / "experiment.json").exists():
         return {}
     return {name: entry["dataset"] for name, entry in Run(folder).provenance()["datasets"].items()}
 
 
 def check_run(folder: Path, experiment: AnyExperiment) -> Setup:
-    """Resolves an experiment for training into a folder, which may have its run already; writes nothing.
+    """Resolves an experiment to be trained in a new folder or in its existing run; writes nothing.
 
     Raises:
-      UserError: if the folder has the run of another experiment, naming the fields that differ; if the run already has
-        more steps; if the folder has other content.
+      UserError: if the folder has the run of another experiment (the message names the fields that differ), if the run
+        already has more steps, or if the folder has other content.
     """
     if (folder / "experiment.json").exists():
         return _check_resumed(folder, experiment)
@@ -173,7 +173,7 @@ def check_run(folder: Path, experiment: AnyExperiment) -> Setup:
 
 
 def _check_new(folder: Path) -> None:
-    """Raises `UserError` if a folder without a run has files of other origin."""
+    """Raises `UserError` if a folder without a run contains other files."""
     # A process that was killed before `experiment.json` was written leaves these, and temporary files.
     expected = (_LOCK, AUTOENCODERS, "provenance.json")
     paths = folder.iterdir() if folder.exists() else ()
@@ -185,7 +185,7 @@ def _check_new(folder: Path) -> None:
 
 
 def _check_resumed(folder: Path, experiment: AnyExperiment) -> Setup:
-    """The setup of an experiment that continues the run in a folder; errors as of `check_run`."""
+    """Returns the setup of an experiment that continues the run in a folder; raises as `check_run`."""
     run = Run(folder)
     old, done = run.experiment, run.last_step()
     if type(old) is not type(experiment):
@@ -197,7 +197,7 @@ def _check_resumed(folder: Path, experiment: AnyExperiment) -> Setup:
         )
     if experiment.steps < done:
         raise UserError(f"steps is {experiment.steps}, but {folder} has done {done}: use another --workdir")
-    # Fields derived from the number of steps keep their values: more steps must not change what is computed.
+    # Fields derived from the number of steps keep their values, so that a longer run computes the same steps.
     setup = resolve(experiment, previous=old)
     fixed = {name: values for name, values in diff(old, setup.experiment).items() if is_fixed(name)}
     if fixed:
@@ -211,7 +211,7 @@ def _check_resumed(folder: Path, experiment: AnyExperiment) -> Setup:
 
 
 def _session() -> dict[str, Any]:
-    """Code, packages, devices and command of this process."""
+    """Returns version, packages, devices and command of this process."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     source = Path(__file__).parent
 

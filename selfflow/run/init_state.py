@@ -1,4 +1,4 @@
-"""The state that training starts from: fresh weights, or those of another run."""
+"""Initial state of training: random weights, or the weights of another run."""
 
 import jax
 from jax.sharding import Mesh
@@ -12,14 +12,14 @@ from selfflow.training.step import key_of
 
 
 def initial_state(setup: Setup, mesh: Mesh | None = None) -> State:
-    """The state at step 0, from `seed.init`, or from the weights of another run if `init_from` names one.
+    """Returns the state at step 0, initialised from `seed.init` or with the weights of the run in `init_from`.
 
     Args:
       setup: setup of the experiment.
       mesh: devices of the state; by default those of `experiment.devices`.
 
     Raises:
-      UserError: if the other run has no such step, or a parameter of it another shape.
+      UserError: if the other run has no such step, or one of its parameters has another shape.
     """
     experiment = setup.experiment
     mesh = mesh or experiment.devices.mesh()
@@ -27,17 +27,17 @@ def initial_state(setup: Setup, mesh: Mesh | None = None) -> State:
     def init(key: jax.Array) -> State:
         return setup.init(jax.random.wrap_key_data(key))
 
-    # The key is an argument, so that all seeds share one program, and is passed as numbers, because a key array would
-    # be on a device of this process alone.
+    # The key is an argument, so that all seeds share one compiled program. It is passed as raw numbers, because a key
+    # array would be placed on a device of this process alone.
     state = jax.jit(init, out_shardings=setup.shardings(mesh))(key_of(experiment.seed.init))
     return _start_from(experiment.init_from, setup, state, mesh) if experiment.init_from else state
 
 
 def _start_from(source: str, setup: Setup, state: State, mesh: Mesh) -> State:
-    """Copies parameters and frozen trees of RUN[:STEP]; parameters that the run lacks stay fresh and are printed.
+    """Copies parameters and frozen trees of RUN[:STEP]; missing parameters stay random, and their names are printed.
 
-    A frozen tree that the run lacks is made by the objective from the copied parameters: a reference that is the
-    initial student starts from the weights of the run, too.
+    The objective creates missing frozen trees from the copied parameters, so that a reference that equals the initial
+    student has the weights of the run.
     """
     run, step = parse_run_step(source)
     weights = run.weights(step, mesh)
@@ -60,15 +60,15 @@ def _start_from(source: str, setup: Setup, state: State, mesh: Mesh) -> State:
 
 
 def frozen_of_runs(sources: dict[str, str], state: State, mesh: Mesh) -> State:
-    """The state with frozen trees that are the EMA of other runs; see `FlowObjective.frozen_from`.
+    """Returns the state with frozen trees replaced by the EMA of other runs; see `FlowObjective.frozen_from`.
 
     Args:
-      sources: RUN or RUN:STEP by the name of the tree.
+      sources: RUN or RUN:STEP for each frozen tree, by name.
       state: state at step 0.
       mesh: devices of the state.
 
     Raises:
-      UserError: if a run has no such step, other parameters than the tree, or one in another shape.
+      UserError: if a run has no such step, or its parameters differ from those of the tree in name or shape.
     """
     frozen = dict(state.frozen)
     for name, source in sources.items():
@@ -84,11 +84,12 @@ def frozen_of_runs(sources: dict[str, str], state: State, mesh: Mesh) -> State:
 
 
 def _copied(where: str, source: Tree, tree: Tree, prefix: str = "") -> tuple[Tree, list[str]]:
-    """A tree with the parameters of another where that has them, and the names of those that it lacks.
+    """Copies parameters from `source` to a tree; returns the tree and the names of parameters that `source` lacks.
 
     Args:
       where: field and run, for the error.
-      source, tree: parameters, of another run and of this one.
+      source: parameters of another run.
+      tree: parameters of this run.
       prefix: prefix of the names.
 
     Raises:
@@ -109,9 +110,9 @@ def _copied(where: str, source: Tree, tree: Tree, prefix: str = "") -> tuple[Tre
 
 
 def parse_run_step(source: str, field: str = "init_from") -> tuple[Run, int | None]:
-    """The run of RUN or RUN:STEP, and the step, if one is named."""
+    """Parses RUN or RUN:STEP; returns the run, and the step or None."""
     path, _, step = source.rpartition(":")
-    if not path or "/" in step:  # the colon is that of a URL, or there is none
+    if not path or "/" in step:  # there is no colon, or it is part of a URL
         path, step = source, ""
     if step and not step.isdigit():
         raise UserError(f"{field} is {source!r}: write RUN or RUN:STEP")

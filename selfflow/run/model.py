@@ -1,4 +1,4 @@
-"""The network of a run with its parameters."""
+"""Network and parameters of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,15 +18,16 @@ from selfflow.training.state import State
 
 @dataclass(frozen=True)
 class Model:
-    """A network with parameters of a run.
+    """Network and parameters of a run.
 
     Attributes:
-      apply: as `SelfFlowObjective.apply`: (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`.
+      apply: forward pass (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`, as
+        `SelfFlowObjective.apply`.
       params: parameters of the network.
       modalities: all streams of the network.
-      null_label: label for no class.
+      null_label: the label that stands for no class.
       depth: number of blocks.
-      step: finished updates; 0 for untrained weights.
+      step: number of updates; 0 for untrained weights.
       identity: hash of the network and its weights, independent of how they are sharded.
     """
 
@@ -42,13 +43,13 @@ class Model:
 def model_of(
     setup: FlowSetup, state: State | None, weights: Literal["ema", "student", "untrained"], mesh: Mesh | None
 ) -> Model:
-    """The network of an experiment.
+    """Returns the network of an experiment with its parameters.
 
     Args:
       setup: setup of the experiment.
-      state: a trained state; None for fresh weights from `seed.init`, with the gates of all blocks open.
-      weights: which weights of the state.
-      mesh: devices over which fresh weights are sharded; by default the first device alone.
+      state: a trained state; None for random weights from `seed.init`, with the gates of all blocks open.
+      weights: weights of the state to use.
+      mesh: devices over which random weights are sharded; by default the first device alone.
     """
     objective, config = setup.objective, setup.experiment.model
     if state is None:
@@ -69,7 +70,7 @@ def model_of(
         "model": to_json(config),
         "gates": "open" if state is None else "its own",
     }
-    content["model"].pop("execution")  # it changes how numbers are computed, not what they are
+    content["model"].pop("execution")  # affects speed and memory, not the values
     return Model(
         apply,
         params,

@@ -1,4 +1,4 @@
-"""Names in a run folder."""
+"""Names of files and folders in a run folder."""
 
 AUTOENCODERS = "autoencoders"
-"""Folder of the weights of each modality's autoencoder."""
+"""Folder of the autoencoders' weights, one file for each modality."""

@@ -1,4 +1,4 @@
-"""Data of an experiment: builds data sets, fits autoencoders and encodes latents that do not exist yet."""
+"""Preparation of an experiment's data: builds data sets, fits autoencoders and encodes latents."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -32,8 +32,8 @@ class RunData(NamedTuple):
     """The data of a run.
 
     Attributes:
-      source: latents and batches of all components of the mixture.
-      built: the data sets whose raw records exist, by name.
+      source: source of the batches of all components of the mixture, with their latents.
+      built: data sets whose raw records exist, by name.
     """
 
     source: BatchSource
@@ -47,14 +47,14 @@ def prepare_data(
     own: Path | None = None,
     recorded: Mapping[str, str] = MappingProxyType({}),
 ) -> RunData | None:
-    """Builds data sets, fits autoencoders and encodes latents that do not exist yet, and opens them.
+    """Opens the latents of an experiment; first builds data sets, fits autoencoders and encodes latents if missing.
 
     Args:
       setup: setup of the experiment.
       data_dir: cache folder of data sets, autoencoders and latents.
-      share: part of the encoding for this process.
-      own: a run's copies of its autoencoders, used in place of the weights that the experiment names.
-      recorded: names of the data sets that a run was trained on, in its provenance.
+      share: part of the encoding that this process does.
+      own: folder of a run's copies of its autoencoders, which replace the weights that the experiment names.
+      recorded: names of the data sets that a run was trained on, from its provenance.
 
     Returns:
       The data; None while other hosts encode their parts.
@@ -73,7 +73,7 @@ def prepare_data(
         if name not in experiment.latents:
             built[name] = build(experiment.data[name], data_dir, recorded.get(name, ""))
 
-    # Latents from elsewhere: they must be those that this experiment would encode.
+    # Latents that were encoded elsewhere must equal those that this experiment would encode.
     latents: dict[str, Latents | None] = {}
     for name in names:
         if name in experiment.latents:
@@ -109,7 +109,7 @@ def prepare_data(
 
 
 def latents_hash(latents: Mapping[str, Latents]) -> str:
-    """Identity of everything that a run may read: latents, and the features stored beside them."""
+    """Returns a hash of all data that a run may read: latents, and the features stored beside them."""
     hashes = {name: stored.hash for name, stored in latents.items()}
     features = {name: stored.features for name, stored in latents.items() if stored.features}
     if len(hashes) == 1 and not features:
@@ -118,7 +118,7 @@ def latents_hash(latents: Mapping[str, Latents]) -> str:
 
 
 def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -> dict[str, Any]:
-    """Provenance of each data set, as JSON data: licence, and identities of records and encoders."""
+    """Returns the provenance of each data set, as JSON data: licence, and identities of records and encoders."""
     provenance = {}
     for name, stored in latents.items():
         manifest = stored.manifest
@@ -135,7 +135,7 @@ def dataset_provenance(experiment: Experiment, latents: Mapping[str, Latents]) -
 
 
 def autoencoder_files(latents: Mapping[str, Latents]) -> dict[str, Path]:
-    """The weights of each modality's autoencoder; data sets that share a modality have the same."""
+    """Returns the weights file of each modality's autoencoder, which all data sets with the modality share."""
     files = {}
     for stored in latents.values():
         for m in stored.manifest["modalities"]:
@@ -144,7 +144,7 @@ def autoencoder_files(latents: Mapping[str, Latents]) -> dict[str, Path]:
 
 
 def _with_own_weights(experiment: Experiment, own: Path) -> Experiment:
-    """The experiment with pretrained weights read from a run's copies."""
+    """Returns the experiment with paths of pretrained weights replaced by those of a run's copies."""
     configs = dict(experiment.autoencoders)
     for m, config in configs.items():
         copy = own / f"{m}.safetensors"
@@ -154,14 +154,14 @@ def _with_own_weights(experiment: Experiment, own: Path) -> Experiment:
 
 
 def _open_latents(path: str, excluded: Collection[str]) -> Latents:
-    """Latents in a folder or a bucket, of which all but the shards are copied to this disk."""
+    """Opens latents in a folder or a bucket; from a bucket all files but the shards are copied to this disk."""
     folder = local_path(path)
     fetch_folder(folder, MANIFEST)
     return Latents(folder, excluded)
 
 
 def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
-    """The frozen encoders of the modalities that the mixture reads from a data set."""
+    """Returns the frozen encoders of the modalities that the mixture reads from a data set."""
     modalities = set()
     for component in experiment.mixture.values():
         if component.data == data:
@@ -172,7 +172,7 @@ def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
 def _batch_source(
     experiment: Experiment, modalities: dict[str, dict[str, Modality]], latents: dict[str, Latents]
 ) -> BatchSource:
-    """The source of batches; raises `UserError` if the width of stored captions is not that of the model."""
+    """Returns the source of batches; raises `UserError` if the width of stored captions is not that of the model."""
     caption = None
     if experiment.text:
         caption = (experiment.text.tokens, experiment.model.text)
@@ -204,9 +204,9 @@ def _fit(
     data_dir: Path,
     share: EncodeShare,
 ) -> dict[str, FittedAutoencoder]:
-    """The autoencoder of each modality: that of latents from elsewhere, or one fitted to the data sets built here.
+    """Returns the autoencoder of each modality: that of latents encoded elsewhere, or one fitted to built data sets.
 
-    A modality that no component reads and no record has is left out, such as video in a folder of images alone.
+    A modality that no component reads and no record has is left out, such as video in a folder of images.
     """
     needed: set[str] = set()
     for component in experiment.mixture.values():
@@ -221,7 +221,7 @@ def _fit(
             fitted[m] = _autoencoder_of(elsewhere[0], m, config)
         elif with_modality and m in needed:
             if share.host and can_decode(config):
-                # The first host fits; the others wait for the metadata that it writes last.
+                # The first host fits the autoencoder; the others wait for the metadata, which it writes last.
                 metadata = fitted_path(m, config, with_modality, excluded, data_dir).with_suffix(".json")
                 wait_for_file(metadata, f"fit the {m} autoencoder")
             fitted[m] = fit_autoencoder(m, config, with_modality, excluded, data_dir)
@@ -229,7 +229,7 @@ def _fit(
 
 
 def _autoencoder_of(latents: Latents, m: str, config: AnyAutoencoder) -> FittedAutoencoder:
-    """The autoencoder that latents from elsewhere were encoded by.
+    """Returns the autoencoder that encoded latents from elsewhere.
 
     Raises:
       UserError: if the experiment names other weights.
@@ -262,7 +262,7 @@ def _check_identities(latents: Mapping[str, Latents], encoders: dict[str, dict[s
 
 
 def _print_excluded(path: str, excluded: Collection[str], latents: Mapping[str, Latents]) -> None:
-    """Prints how many excluded ids are in the data; raises `UserError` for those that neither are nor were."""
+    """Prints the number of excluded ids in the data; raises `UserError` for ids that were never in it."""
     if not excluded:
         return
     present: set[str] = set()

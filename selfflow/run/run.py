@@ -1,4 +1,4 @@
-"""A run: the folder that an experiment leaves behind, with its weights, data, metrics and provenance."""
+"""Access to a run folder: weights, data, metrics, provenance and samples of a trained experiment."""
 
 import json
 from collections.abc import Callable
@@ -36,10 +36,11 @@ class Run:
     """An existing run folder.
 
     Attributes:
-      path: the folder; for a run in a bucket a local copy without checkpoints.
-      source: the path or URL that it was opened by.
-      setup: setup of its experiment.
-      experiment, objective: experiment and objective of the setup.
+      path: the run folder; for a run in a bucket a local copy without checkpoints.
+      source: path or URL that was passed to the constructor.
+      setup: setup of the experiment.
+      experiment: experiment of the setup.
+      objective: objective of the setup.
 
     Raises:
       UserError: if the folder is not a run.
@@ -56,23 +57,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the folder: of `.` and of a link that of the folder itself."""
+        """Name of the run folder, with `.` and links resolved."""
         url = bucket_url(self.source)
         return url.rstrip("/").rsplit("/", 1)[-1] if url else self.path.resolve().name
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All rows of `metrics.jsonl`, oldest first."""
+        """Returns all rows of `metrics.jsonl`, oldest first."""
         return read_metrics(self.path)
 
     def last_step(self) -> int:
-        """The step of the newest checkpoint; 0 if there is none."""
+        """Returns the step of the newest checkpoint; 0 if there is none."""
         return max(saved_steps(self.path), default=0)
 
     def provenance(self) -> dict[str, Any]:
-        """The run's code, data and origin: the content of `provenance.json`.
+        """Returns the content of `provenance.json`: code, data and origin of the run.
 
         Raises:
-          UserError: if it is missing or damaged.
+          UserError: if the file is missing or damaged.
         """
         provenance = self._json("provenance.json")
         damage, datasets = "", provenance.get("datasets", {})
@@ -85,7 +86,7 @@ class Run:
         return provenance
 
     def summary(self) -> dict[str, Any] | None:
-        """The content of `summary.json`, which the final evaluation writes; None before it.
+        """Returns the content of `summary.json`, which the final evaluation writes; None if it does not exist yet.
 
         Raises:
           UserError: if `summary.json` is damaged.
@@ -103,10 +104,10 @@ class Run:
         return content
 
     def autoencoder(self, modality: str) -> Autoencoder:
-        """The autoencoder of a modality, from the run's copy of its weights.
+        """Returns the autoencoder of a modality, from the run's copy of its weights.
 
         Raises:
-          UserError: if the run has none, or it is damaged.
+          UserError: if the run has no such autoencoder, or its file is damaged.
         """
         path = self.path / AUTOENCODERS / f"{modality}.safetensors"
         if not can_decode(self.experiment.autoencoders.get(modality)):
@@ -128,22 +129,26 @@ class Run:
         return autoencoder
 
     def restore(self, step: int | None = None, mesh: Mesh | None = None) -> State:
-        """The state at a step, by default the newest checkpoint.
+        """Restores the state of a checkpoint.
 
         Args:
-          step: a step that was saved.
-          mesh: devices to restore to, which may differ from those it was saved from; by default the first device.
+          step: step of the checkpoint; by default the newest.
+          mesh: devices to restore to, which may differ from those of the training; by default the first device.
 
         Raises:
-          UserError: if there is no such checkpoint, or it is damaged.
+          UserError: if the checkpoint does not exist or is damaged.
         """
         return self._read(Checkpoints.restore, step, mesh)
 
     def weights(self, step: int | None = None, mesh: Mesh | None = None) -> State:
-        """The state without that of the optimizer, which is not read: half the memory. Arguments as of `restore`.
+        """Restores parameters and frozen trees without the optimizer state, which halves the memory.
+
+        Args:
+          step: as in `restore`.
+          mesh: as in `restore`.
 
         Raises:
-          UserError: as `restore`.
+          UserError: as in `restore`.
         """
         return self._read(Checkpoints.restore_weights, step, mesh)
 
@@ -153,16 +158,16 @@ class Run:
         step: int | None = None,
         mesh: Mesh | None = None,
     ) -> Model:
-        """The network of the run. The last one is cached.
+        """Returns the network of the run with its parameters. The last result is cached.
 
         Args:
-          weights: the EMA, the student, or fresh ones from `seed.init` with the gates of all blocks open, the baseline
-            of trained features.
-          step: a step that was saved; by default the newest.
-          mesh: devices to restore to; by default the first.
+          weights: the EMA, the student, or random weights from `seed.init` with the gates of all blocks open, as a
+            baseline for trained features.
+          step: step of the checkpoint; by default the newest.
+          mesh: devices to restore to; by default the first device.
 
         Raises:
-          UserError: as `restore`, or if there are no such weights.
+          UserError: as in `restore`, or if `weights` has another value.
         """
         if weights not in ("ema", "student", "untrained"):
             raise UserError(f"weights is {weights!r}, expected ema, student or untrained")
@@ -171,21 +176,22 @@ class Run:
         newest = self.last_step() if step is None and weights != "untrained" else step
         key = (weights, newest, mesh)
         if key not in self._models:
-            self._models.clear()  # frees memory that the next one may need
+            self._models.clear()  # frees the memory of the previous model
             state = None if weights == "untrained" else self.weights(step, mesh)
             self._models[key] = model_of(self.setup, state, weights, mesh)
         return self._models[key]
 
     def open_data(self, data_dir: str | Path | None = None) -> "RunData":
-        """The data that the run was trained on; cached.
+        """Opens the data that the run was trained on. The result is cached.
 
         Args:
-          data_dir: folder for data sets and latents; by default that of the run's last session, or the default one.
+          data_dir: folder for data sets and latents; by default that of the run's last session if it still exists,
+            otherwise the default data folder.
 
         Raises:
-          UserError: if the run has no data, or its latents are not those that it was trained on.
+          UserError: if the run has no data, or the latents differ from those that it was trained on.
         """
-        from selfflow.run.data import open_data  # imports TFDS, which many commands do without
+        from selfflow.run.data import open_data  # imports TFDS, which many commands do not need
 
         if str(data_dir) not in self._data:
             own = self.path / AUTOENCODERS
@@ -193,10 +199,15 @@ class Run:
         return self._data[str(data_dir)]
 
     def data(self, split: str = "test", component: str | None = None, data_dir: str | Path | None = None) -> "Clips":
-        """The clips of a component of the mixture, by default its first, in a split of its data set.
+        """Returns the clips of a component of the mixture in a split of its data set.
+
+        Args:
+          split: name of the split.
+          component: name of the component; by default the first of the mixture.
+          data_dir: as in `open_data`.
 
         Raises:
-          UserError: as `open_data`; if there is no such component or split.
+          UserError: as in `open_data`, or if the component or the split does not exist.
         """
         from selfflow.run.data import Clips
 
@@ -217,19 +228,24 @@ class Run:
         mesh: Mesh | None = None,
         data_dir: str | Path | None = None,
     ) -> "Samples":
-        """The samples of `selfflow sample`, in memory; the arguments are its flags.
+        """Draws the same samples as `selfflow sample` and returns them.
 
         Args:
-          count: number of samples; sample i depends on the seed and i alone.
+          count: number of samples; sample i depends only on the seed and i.
           modalities: modalities to generate; by default those of the first component of the mixture.
-          context: what samples are conditioned on, in the syntax of `--context`, such as ("video=clip.mp4",).
+          context: context of the samples, in the syntax of `--context`, such as ("video=clip.mp4",).
+          seed: seed of the samples.
           sampler: settings of the solver; by default those of the experiment.
-          label, caption: class and caption of the samples, if the model has them.
-          mesh: devices to spread samples over; by default the first alone.
-          data_dir: as for `open_data`, if the context is taken from the run's data.
+          weights: the EMA or the student.
+          step: step of the checkpoint; by default the newest.
+          label: class label of the samples, if the model has labels.
+          caption: caption of the samples, if the model has captions.
+          batch_size: samples in a batch.
+          mesh: devices over which samples are sharded; by default the first device alone.
+          data_dir: as in `open_data`, if the context is taken from the run's data.
 
         Raises:
-          UserError: as `RunSampler`.
+          UserError: as in `RunSampler`.
         """
         from selfflow.run.sampler import RunSampler, SampleRequest
 
@@ -254,15 +270,15 @@ class Run:
         splits: tuple[str, ...] = ("test", "validation", "train"),
         data_dir: str | Path | None = None,
     ) -> "Reader":
-        """A reader of the clips of full length of a component, which are the context of samples.
+        """Returns a reader of the full-length clips of a component, which samples use as context.
 
         Args:
           component: name of the component in the mixture.
-          splits: splits to try in this order; the first that has such a clip is read.
-          data_dir: as for `open_data`.
+          splits: splits in order of preference; the first that has a full-length clip is read.
+          data_dir: as in `open_data`.
 
         Raises:
-          UserError: as `open_data`, or if no split has one.
+          UserError: as in `open_data`, or if no split has a full-length clip.
         """
         from selfflow.run.data import held_out_reader
 
@@ -288,7 +304,7 @@ def open_run(path: str | Path) -> Run:
     """Opens a run folder, on a disk or in a bucket.
 
     Raises:
-      UserError: if it is not a run, or one that trained an autoencoder.
+      UserError: if the folder is not a run, or the run trained an autoencoder.
     """
     run = Run(path)
     if not isinstance(run.experiment, Experiment):

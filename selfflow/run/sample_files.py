@@ -1,4 +1,4 @@
-"""Samples of a run as files: media and latents of each sample, and a sheet of many."""
+"""Files of samples: media and latents of each sample, and a sheet with many of them."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _IMAGES_ON_A_SHEET, _CLIPS_ON_A_SHEET = 64, 8
 
 
 def write_samples(sampler: RunSampler, folder: Path, count: int, seed: int, batch_size: int) -> None:
-    """Writes those of samples 0 to `count` - 1 that a folder lacks: their media, and their latents as npz."""
+    """Draws samples 0 to `count` - 1 that a folder lacks, and writes their media, and their latents as npz."""
     missing = [number for number in range(count) if not _latents_path(folder, number).exists()]
     rates = {m: media.rate for m, media in sampler.media.items()}
     with Progress("sample", count, done=count - len(missing), unit="sample") as progress:
@@ -23,14 +23,14 @@ def write_samples(sampler: RunSampler, folder: Path, count: int, seed: int, batc
             for row, number in enumerate(samples.numbers):
                 path = _latents_path(folder, number)
                 write_media(path.with_suffix(""), {m: x[row] for m, x in samples.media.items()}, rates)
-                # The latents come last: a sample exists once they do.
+                # The latents are written last: their file marks the sample as complete.
                 with atomic_write(path) as partial, partial.open("wb") as file:
                     np.savez(file, **{m: x[row] for m, x in samples.latents.items()})
                 progress.advance()
 
 
 def write_sample_sheet(sampler: RunSampler, folder: Path, count: int, title: str) -> int:
-    """Writes `SHEET` with the first of the `count` samples of a folder; returns the number of samples shown."""
+    """Writes `SHEET` with the first samples of a folder of `count` samples; returns the number of samples shown."""
     shown = min(count, _IMAGES_ON_A_SHEET if images_only(sampler.modalities) else _CLIPS_ON_A_SHEET)
     parts = []
     for number in range(shown):

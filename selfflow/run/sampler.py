@@ -1,4 +1,4 @@
-"""Samples of a run as latents and media, with context from files or from the run's data."""
+"""Sampling from a run, with context from files or from the run's data."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -36,8 +36,8 @@ class Samples(NamedTuple):
 
     Attributes:
       numbers: numbers of the samples, int [B].
-      latents: {modality: float32 [B, ...]}.
-      media: {modality: raw media [B, ...]}; empty if the run has no autoencoder.
+      latents: latents {modality: float32 [B, ...]}.
+      media: decoded media {modality: [B, ...]}; empty if the run has no autoencoder.
     """
 
     numbers: np.ndarray
@@ -47,14 +47,14 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """A request for samples of a run.
+    """Modalities and conditioning of samples to draw from a run.
 
     Attributes:
-      modalities: modalities to generate; with those of the context they must form a component of the run. By default
-        those of its first component.
-      context: values of the flag `--context`.
+      modalities: modalities to generate; together with those of the context they must form a component of the run. By
+        default the modalities of the first component.
+      context: context of the samples, in the syntax of the flag `--context`.
       sampler: settings of the solver; by default those of the experiment.
-      label: class label; by default each sample draws one, if the model has labels.
+      label: class label of all samples; by default a random one for each sample, if the model has labels.
       caption: caption of all samples, for runs with captions; empty for none.
     """
 
@@ -66,7 +66,7 @@ class SampleRequest:
 
 
 class SampledRun(Protocol):
-    """The members of a run that sampling uses: `selfflow.run.run.Run`.
+    """Protocol with the members of `selfflow.run.run.Run` that sampling uses.
 
     Attributes:
       setup: setup of the experiment.
@@ -77,7 +77,7 @@ class SampledRun(Protocol):
     source: str
 
     def autoencoder(self, modality: str) -> Autoencoder:
-        """The autoencoder of a modality."""
+        """Returns the autoencoder of a modality."""
         ...
 
 
@@ -88,16 +88,16 @@ class RunSampler:
       run: the run.
       request: samples to draw.
       weights: parameters of the model, such as the EMA, on the devices of the mesh.
-      reader: component -> reader of its clips; called only if part of the context is taken from the run's data.
+      reader: function component -> reader of its clips; called only if context is taken from the run's data.
       mesh: devices over which samples are sharded; by default the first device alone.
 
     Attributes:
-      component: name of the component of the mixture; "image" if the weights were imported.
+      component: name of the component of the mixture; "image" for imported weights.
       modalities: streams of the component.
       media: shape and rate of each modality's media; empty if the run has no autoencoder.
 
     Raises:
-      UserError: naming the flag, if the run was not trained for the request or a file does not fit.
+      UserError: naming the flag, if the run was not trained for the request or a file is not suitable.
     """
 
     def __init__(
@@ -111,19 +111,19 @@ class RunSampler:
         setup, experiment = run.setup, run.setup.experiment
         self._experiment, self._request, self._weights = experiment, request, weights
 
-        # The component, and the context in terms of its modalities.
+        # The component and its context.
         components = {name: component.modalities for name, component in experiment.mixture.items()}
         components = components or {"image": ("image",)}
         self.component, self._context = choose_component(
             request.modalities, _parse_contexts(request, components), components
         )
-        # Imported weights have no mixture, and the modalities of their objective.
+        # Imported weights have no mixture: their streams are those of the objective.
         streams = setup.modalities.get(self.component) or setup.objective.modalities
         self.modalities = {m: streams[m] for m in components[self.component]}
         check_trained(self._context, self.modalities, experiment.schedule.context)
         self._masks = merge_requests(self._context, self.modalities)
 
-        # Media, and clean latents of the context.
+        # Media of the samples, and clean latents of the context.
         media = setup.media.get(self.component, {})
         self.media = {m: shape for m, shape in media.items() if can_decode(experiment.autoencoders[m])}
         if not self.media and any(part.file for part in self._context):
@@ -131,7 +131,7 @@ class RunSampler:
         self._autoencoders = {m: run.autoencoder(m) for m in self.media}
         self._reader = reader(self.component) if any(part.file is None for part in self._context) else None
         self._latents = encode_files(self._context, self.modalities, self.media, self._autoencoders)
-        self._unreadable: set[int] = set()  # records that were reported
+        self._unreadable: set[int] = set()  # records that a warning was printed for
 
         # Caption and solver.
         self._caption = _encode_caption(experiment, request.caption)
@@ -158,11 +158,11 @@ class RunSampler:
             raise UserError(f"--context @{start:g}: euler_maruyama starts above its last step, {LAST_TAU}; take euler")
 
     def batches(self, numbers: np.ndarray, seed: int, batch_size: int = 16) -> Iterator[Samples]:
-        """Samples of these numbers in batches; sample i depends on the seed and i alone."""
+        """Yields the samples with the given numbers in batches; sample i depends only on the seed and i."""
         size = min(batch_size, len(numbers))
         for start in range(0, len(numbers), max(size, 1)):
             batch = numbers[start : start + size]
-            # The last batch is padded to the size of the others, so that one program is compiled.
+            # The last batch is padded to the size of the others, so that only one program is compiled.
             padded = np.append(batch, np.repeat(batch[:1], size - len(batch)))
             latents = self._generate(self._weights, self._condition(padded, seed), seed, padded)
             latents = {m: x[: len(batch)] for m, x in latents.items()}
@@ -171,15 +171,15 @@ class RunSampler:
 
     @property
     def fully_conditioned(self) -> tuple[str, ...]:
-        """The modalities of which every token is context."""
+        """Modalities whose tokens are all context."""
         return tuple(m for m, mask in self._masks.items() if mask.all())
 
     def decode(self, latents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raw media of latents; empty if the run has no autoencoder."""
+        """Decodes latents to raw media; returns {} if the run has no autoencoder."""
         return {m: autoencoder.decode(latents[m]) for m, autoencoder in self._autoencoders.items()}
 
     def _condition(self, numbers: np.ndarray, seed: int) -> Condition:
-        """Labels, captions and context of the samples of these numbers."""
+        """Returns labels, captions and context of the samples with the given numbers."""
         count = len(numbers)
         records = [] if self._reader is None else self._records(numbers)
         clean = {m: np.stack([x] * count) for m, x in self._latents.items()}
@@ -191,8 +191,8 @@ class RunSampler:
         return Condition(self._labels(numbers, seed, records), self._captions(count, records), clean, masks)
 
     def _labels(self, numbers: np.ndarray, seed: int, records: list[dict[str, Any]]) -> np.ndarray:
-        """Class labels [B]: the requested one, that of the context, or a random one of each sample."""
-        null = self._experiment.model.labels  # the label for no class
+        """Returns class labels [B]: the requested label, the label of the context, or a random one for each sample."""
+        null = self._experiment.model.labels  # the label that stands for no class
         label_B = np.full(len(numbers), null)
         if self._request.label is not None:
             label_B[:] = self._request.label
@@ -204,7 +204,7 @@ class RunSampler:
         return label_B
 
     def _captions(self, count: int, records: list[dict[str, Any]]) -> Caption | None:
-        """The requested caption for each sample, or that of its context."""
+        """Returns the requested caption, or the captions of the context; None without any."""
         if self._caption is not None:
             embedding, mask = self._caption
             return Caption(np.stack([embedding] * count), np.stack([mask] * count))
@@ -214,7 +214,7 @@ class RunSampler:
         return None
 
     def _records(self, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """The records that are context of samples; sample i has record i modulo their number, or the next readable."""
+        """Returns the context records: sample i uses record i modulo their number, or the next readable one."""
         return [self._next_readable(int(number)) for number in numbers]
 
     def _next_readable(self, first: int) -> dict[str, Any]:
@@ -232,12 +232,12 @@ class RunSampler:
 
 
 def _parse_contexts(request: SampleRequest, components: dict[str, tuple[str, ...]]) -> tuple[ContextRequest, ...]:
-    """The context of a request; raises `UserError` for modalities that no component has."""
+    """Parses the context of a request; raises `UserError` for modalities that no component has."""
     known = list(dict.fromkeys(m for modalities in components.values() for m in modalities))
     for m in request.modalities:
         if m not in known:
             raise UserError(f"--modality {m}: this run has {', '.join(known)}")
-    # An image can be the first frame of a video, also in a run without images.
+    # An image can be the first frame of a video even if the run has no images.
     if "image" not in known and any(modality_of(m) == "video" for m in known):
         known.append("image")
     return tuple(parse_context(text, tuple(known)) for text in request.context)

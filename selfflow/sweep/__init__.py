@@ -1,4 +1,4 @@
-"""Sweeps: comparisons of runs of one experiment file."""
+"""Sweeps: sets of runs of one experiment file that are compared with each other."""
 
 from selfflow.sweep.members import Budget, Member, axis, chain, product, seeds, zipped
 

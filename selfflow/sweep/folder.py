@@ -1,4 +1,4 @@
-"""The folder of a sweep: `sweep.json` describes the comparison that its runs belong to."""
+"""Folder of a sweep, with its description in `sweep.json`."""
 
 import dataclasses
 import json
@@ -16,17 +16,17 @@ from selfflow.sweep.load import Sweep, with_overrides
 
 SWEEP = "sweep.json"
 _LOCK = "sweep.lock"
-# Flags that do not change the runs, only where and how they are trained, with the number of values that follow each.
+# Flags that affect only the execution of the runs, with the number of values that follow each.
 _LAUNCH_FLAGS = {"--index": 1, "--jobs": 1, "--data-dir": 1, "--list": 0, "--no-list": 0}
 _LAUNCH_FLAGS |= {"--coordinator": 1, "--processes": 1, "--process": 1}
 
 
 def describe(sweep: Sweep, arguments: list[str]) -> dict[str, Any]:
-    """The content of `sweep.json`, as JSON data.
+    """Returns the content of `sweep.json`, as JSON data.
 
     Args:
-      sweep: the comparison.
-      arguments: arguments of `selfflow sweep`, the experiment file first.
+      sweep: the sweep.
+      arguments: arguments of `selfflow sweep`; the first is the experiment file.
     """
     members = []
     for name, run in sweep.runs.items():
@@ -52,9 +52,9 @@ def describe(sweep: Sweep, arguments: list[str]) -> dict[str, Any]:
 
 
 def check_sweep(folder: Path, description: dict[str, Any]) -> None:
-    """Raises `UserError` if a folder has another sweep; writes nothing.
+    """Raises `UserError` if a folder has a different sweep; writes nothing.
 
-    A sweep may get more runs. Those that it has keep their lengths and all fields that may not change in a run.
+    Runs may be added to a sweep. Existing runs must keep their lengths and all fields that may not change in a run.
 
     Args:
       folder: folder on a disk or in a bucket; it need not exist.
@@ -88,21 +88,21 @@ def check_sweep(folder: Path, description: dict[str, Any]) -> None:
 
 
 def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
-    """Writes `sweep.json` into the folder of a sweep, unless it has another; processes may call it at once.
+    """Writes `sweep.json` to the folder of a sweep; safe to call from several processes at once.
 
     Args:
       folder: folder on a disk or in a bucket.
       description: result of `describe`.
 
     Raises:
-      UserError: as `check_sweep`.
+      UserError: as in `check_sweep`.
     """
     content = json.dumps(description, indent=1).encode()
     where = bucket_url(folder)
     if where:
         from selfflow.storage.object_store import write_object
 
-        # An object store has no locks: the first process creates the object, the others compare theirs with it.
+        # Object stores have no locks: the first process creates the object, the others check it first.
         if not write_object(f"{where}/{SWEEP}", content, fresh=True):
             check_sweep(folder, description)
             write_object(f"{where}/{SWEEP}", content)
@@ -126,7 +126,7 @@ def _read(folder: Path) -> bytes | None:
 
 
 def _experiments(description: dict[str, Any], path: str) -> dict[str, Experiment]:
-    """The experiment of each run of a description."""
+    """Returns the experiment of each run in a description, by the name of the run."""
     base = from_json(description["experiment"], Experiment, path)
     experiments = {}
     for member in description["members"]:
@@ -136,7 +136,7 @@ def _experiments(description: dict[str, Any], path: str) -> dict[str, Experiment
 
 
 def _without_launch_flags(arguments: list[str]) -> list[str]:
-    """The arguments that the runs depend on."""
+    """Returns the arguments without flags that affect only the execution."""
     others, values_to_skip = [], 0
     for argument in arguments:
         flag, equals, _ = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Training of the runs of a sweep on one machine, one process for each, with a share of the cores and GPUs."""
+"""Training of the runs of a sweep on one machine, each in its own process with a share of the cores and GPUs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.2
 
 
 class _Child(NamedTuple):
-    """A process that trains a run, and the monotonic time of its start."""
+    """Process that trains a run, with the name of the run and the monotonic time of its start."""
 
     name: str
     process: subprocess.Popen
@@ -29,19 +29,19 @@ class _Child(NamedTuple):
 
 
 def launch(runs: Mapping[str, SweepRun], folder: Path, arguments: Sequence[str], jobs: int) -> None:
-    """Trains the runs of a sweep that are not done, `jobs` at a time, and prints when each starts and ends.
+    """Trains the unfinished runs of a sweep, `jobs` at a time, and prints a line when each starts and ends.
 
-    A run that fails does not stop the others. SIGINT and SIGTERM are passed on to the processes, which save their
-    state.
+    A failed run does not stop the others. On SIGINT and SIGTERM the processes are terminated after they have saved
+    their state.
 
     Args:
       runs: runs by name, in the order of their indices.
-      folder: folder of the sweep, on this disk; the run NAME logs to NAME.log in it.
-      arguments: arguments of `selfflow sweep`; each process gets them with `--index`.
-      jobs: number of processes at a time.
+      folder: folder of the sweep, on this disk; the output of run NAME is appended to NAME.log in this folder.
+      arguments: arguments of `selfflow sweep`, to which `--index` is added for each process.
+      jobs: number of simultaneous processes.
 
     Raises:
-      UserError: if runs failed, once all others are done.
+      UserError: if a run failed; raised after all others have ended.
       Interrupted: if the process was asked to stop.
     """
     scheduler = _Scheduler(runs, folder, arguments, jobs)
@@ -60,23 +60,23 @@ def launch(runs: Mapping[str, SweepRun], folder: Path, arguments: Sequence[str],
 
 
 class _Scheduler:
-    """The state of a sweep's runs: queued, trained by another process, trained by a child, or failed."""
+    """Scheduler of the runs of a sweep: starts child processes, and waits for runs that other processes train."""
 
     def __init__(self, runs: Mapping[str, SweepRun], folder: Path, arguments: Sequence[str], jobs: int):
         self._runs, self._folder, self._arguments, self._jobs = runs, folder, arguments, jobs
         self._indices = {name: index for index, name in enumerate(runs)}
-        self.children: dict[int, _Child] = {}  # by slot, which determines cores and GPUs
+        self.children: dict[int, _Child] = {}  # by slot; the slot determines cores and GPUs
         self.failed: list[str] = []
         self.queue = [name for name in runs if not self._done(name)]
         print(f"{folder}: {len(runs)} runs, {len(runs) - len(self.queue)} of them done")
 
-        # The processes of a killed sweep continue to train; no run may be trained by two processes.
+        # The child processes of a killed sweep continue to train; two processes must not train the same run.
         self._elsewhere = [name for name in self.queue if is_training(folder / name)]
         if self._elsewhere:
             print(f"waiting for other processes, which train {', '.join(self._elsewhere)}", flush=True)
 
     def check_elsewhere(self) -> None:
-        """Takes those runs off the queue that other processes have finished."""
+        """Removes runs that other processes have finished from the queue."""
         ended = [name for name in self._elsewhere if not is_training(self._folder / name)]
         for name in ended:
             self._elsewhere.remove(name)
@@ -85,7 +85,7 @@ class _Scheduler:
                 print(f"{name}: done by another process", flush=True)
 
     def fill_slots(self) -> None:
-        """Starts queued runs in free slots; a run that another process trains occupies a slot, too."""
+        """Starts queued runs in free slots; each run that another process trains occupies one slot."""
         for slot in range(self._jobs - len(self._elsewhere)):
             ready = [name for name in self.queue if name not in self._elsewhere]
             if ready and slot not in self.children:
@@ -97,13 +97,13 @@ class _Scheduler:
                 self.children[slot] = _Child(name, process, time.monotonic())
 
     def collect(self) -> None:
-        """Frees the slots of processes that have ended."""
+        """Frees the slots of processes that have ended, and prints their status."""
         for slot, child in list(self.children.items()):
             if child.process.poll() is None:
                 continue
             del self.children[slot]
             message = f"{child.name}: {(time.monotonic() - child.started) / 60:.1f} min"
-            # An exit status of 0 is not sufficient: the runs of the experiment file or their order may have changed.
+            # The status is checked, too, because the experiment file may have changed since the start of the sweep.
             if child.process.returncode == 0 and self._done(child.name):
                 print(f"{message}, done; {len(self.queue)} waiting, {len(self.children)} running", flush=True)
             else:
@@ -116,14 +116,14 @@ class _Scheduler:
 
 
 def run_status(run: Path, experiment: Experiment) -> str:
-    """The status of a run of a sweep: "to do", "started", "N of M steps" or "done".
+    """Returns the status of a run of a sweep: "to do", "started", "N of M steps" or "done".
 
     Args:
       run: folder of the run.
       experiment: experiment of the run in the sweep.
 
     Raises:
-      UserError: if it is done with other settings, so that it cannot be compared with the others.
+      UserError: if the run is done but has other settings than in the sweep.
     """
     try:
         steps = json.loads((run / "summary.json").read_text(encoding="utf-8"))["steps"]
@@ -136,14 +136,14 @@ def run_status(run: Path, experiment: Experiment) -> str:
 
 
 def start_run(index: int, log: Path, arguments: Sequence[str], slot: int, jobs: int) -> subprocess.Popen:
-    """Starts a process that trains one run, so that no run depends on the memory or the failure of another.
+    """Starts a process that trains one run. Separate processes isolate the memory and the failures of runs.
 
     Args:
       index: index of the run.
-      log: file that its output is appended to.
+      log: file to which the output is appended.
       arguments: arguments of `selfflow sweep`.
-      slot: number of the process among those at one time, from 0; it has every `jobs`-th core and GPU.
-      jobs: number of processes at a time.
+      slot: slot of the process, from 0 to `jobs` - 1; the process uses every `jobs`-th core and GPU from this one.
+      jobs: number of simultaneous processes.
     """
     command = [sys.executable, "-m", "selfflow", "sweep", *arguments, "--index", str(index)]
     environment = dict(os.environ)
@@ -155,7 +155,7 @@ def start_run(index: int, log: Path, arguments: Sequence[str], slot: int, jobs: 
 
 
 def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs that a child process sees, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the NVIDIA GPUs available to child processes, in the notation of CUDA_VISIBLE_DEVICES."""
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     if names is not None:
         return [name for name in names.split(",") if name]
@@ -164,7 +164,7 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def _share_of_cores(slot: int, jobs: int) -> Iterator[None]:
-    """Restricts processes that start within to every `jobs`-th core."""
+    """Context in which started processes are restricted to every `jobs`-th core, from core `slot`."""
     if jobs == 1 or not hasattr(os, "sched_getaffinity"):
         yield
         return
@@ -178,9 +178,9 @@ def _share_of_cores(slot: int, jobs: int) -> Iterator[None]:
 
 @contextmanager
 def _stopping(children: Mapping[int, _Child]) -> Iterator[None]:
-    """Passes SIGINT and SIGTERM on to the children and waits until they have saved their state.
+    """Context in which SIGINT and SIGTERM terminate the children, and wait until they have saved their state.
 
-    SIGINT that is ignored, as in background jobs of a shell, stays ignored.
+    A signal that is ignored, such as SIGINT in background jobs of a shell, stays ignored.
     """
     signals: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Sweeps in experiment files: from the members that `sweep()` yields to the experiment and length of each run."""
+"""Loading of sweeps from experiment files: the experiment and length of each run."""
 
 import dataclasses
 import inspect
@@ -24,9 +24,9 @@ class SweepRun(NamedTuple):
     """A run of a sweep.
 
     Attributes:
-      member: member that the file yields.
-      experiment: experiment with its overrides, and the steps that the budget allows.
-      flops: model FLOPs of its whole training.
+      member: member of the sweep, from the experiment file.
+      experiment: experiment of the run, with overrides and the steps that the budget allows.
+      flops: model FLOPs of the whole training.
     """
 
     member: Member
@@ -36,13 +36,13 @@ class SweepRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """The comparison that an experiment file defines.
+    """Sweep that an experiment file defines.
 
     Attributes:
-      question: the file's docstring.
+      question: docstring of the file, which states the question of the study.
       budget: length of each run; an empty one leaves the steps to the experiments.
-      base: the experiment that the overrides are applied to.
-      runs: runs by name, in order.
+      base: experiment that the overrides are applied to.
+      runs: runs by name, in the order of the members.
     """
 
     question: str
@@ -52,11 +52,11 @@ class Sweep:
 
 
 class _Arm(NamedTuple):
-    """Runs that differ in their seeds alone.
+    """Arm of a sweep: runs that differ only in their seeds.
 
     Attributes:
-      first: name of its first run.
-      settings: the experiment of all of them, without its seeds.
+      first: name of the first run of the arm.
+      settings: experiment of the runs, with default seeds.
       costs: model FLOPs of a step in each stage of the curriculum.
     """
 
@@ -66,7 +66,7 @@ class _Arm(NamedTuple):
 
 
 def budget_of(path: str | Path) -> Budget:
-    """The `BUDGET` of an experiment file; an empty one by default."""
+    """Returns the `BUDGET` of an experiment file; an empty budget by default."""
     budget = getattr(load_module(path), "BUDGET", Budget())
     if not isinstance(budget, Budget):
         raise UserError(f"{path}: BUDGET is {budget!r}, not a selfflow.sweep.members.Budget")
@@ -74,7 +74,7 @@ def budget_of(path: str | Path) -> Budget:
 
 
 def load_sweep(path: str | Path, base: Experiment, budget: Budget = Budget()) -> Sweep:
-    """The sweep of an experiment file.
+    """Loads the sweep of an experiment file.
 
     Args:
       path: experiment file that defines `sweep()` or `sweep(base)`, which yields or returns `Member`s.
@@ -109,7 +109,7 @@ def load_sweep(path: str | Path, base: Experiment, budget: Budget = Budget()) ->
 
 
 def _run(member: Member, experiment: Experiment, budget: Budget, arms: dict[str, _Arm]) -> SweepRun:
-    """Checks the experiment of a run, and that it belongs to its arm; gives it the steps that the budget allows."""
+    """Checks the experiment of a run against its arm, and sets its steps from the budget."""
     setup = resolve(experiment)
     name, settings = member.arm or member.name, dataclasses.replace(experiment, seed=Seeds())
     if name not in arms:
@@ -120,20 +120,20 @@ def _run(member: Member, experiment: Experiment, budget: Budget, arms: dict[str,
         raise UserError(f"it is of the arm {name}, but differs from {arm.first} in {differing[0]}: name another arm")
     if budget.flops is not None:
         experiment = dataclasses.replace(experiment, steps=steps_within(arm.costs, budget.flops))
-        resolve(experiment)  # fields may not fit the new length
+        resolve(experiment)  # checks the fields again, with the new length
     return SweepRun(member, experiment, flops_of(arm.costs, experiment.steps))
 
 
 def with_overrides(experiment: Experiment, overrides: dict[str, Any], where: str) -> Experiment:
-    """The experiment with fields replaced, each checked against its type.
+    """Returns an experiment with the values of some fields replaced.
 
     Args:
-      experiment: experiment to change.
-      overrides: new values by dotted name.
+      experiment: the original experiment.
+      overrides: new values by dotted field name.
       where: owner of the overrides, for errors.
 
     Raises:
-      UserError: naming the field, if it does not exist or the value is not of its type.
+      UserError: naming the field, if it does not exist or the value has another type.
     """
     data = to_json(experiment)
     for name, value in overrides.items():
@@ -148,10 +148,10 @@ def with_overrides(experiment: Experiment, overrides: dict[str, Any], where: str
 
 
 def _members(path: str | Path, module: ModuleType, base: Experiment) -> list[Member]:
-    """The members that `sweep()` yields, each checked individually."""
+    """Returns the validated members that `sweep()` yields."""
     try:
         members = list(module.sweep(base) if inspect.signature(module.sweep).parameters else module.sweep())
-    except UserError as error:  # members that cannot be joined
+    except UserError as error:  # such as members that cannot be joined
         raise UserError(f"{path}: {error}") from error
     for member in members:
         _check_member(path, member)
@@ -167,7 +167,7 @@ def _check_member(path: str | Path, member: Any) -> None:
         raise UserError(f"{path}: sweep member {member.name!r} has the name of a file in the sweep's folder: rename it")
     fields = list(member.overrides)
     for i, field in enumerate(fields):
-        # Overrides of a field and of a part of it would depend on their order.
+        # If one override contained another, the result would depend on their order.
         pair = overlapping([field], fields[:i])
         if pair:
             raise UserError(f"{path}: sweep member {member.name} sets {pair[1]} and {pair[0]}: one contains the other")

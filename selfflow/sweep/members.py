@@ -1,12 +1,12 @@
-"""Members of a sweep, which `sweep()` of an experiment file yields, and functions that combine them.
+"""Members of a sweep, and functions that combine them. An experiment file defines them in a function `sweep()`:
 
     def sweep():
         none = [Member("none", {"alignment": NoAlignment()})]
         return seeds(chain(none, axis("alignment.weight", (0.2, 0.4))), range(1, 4))
 
-has the members none_1, 0.2_1, 0.4_1, none_2 and so on; the first arm, none, is the baseline. `chain` is that of
-itertools. A sweep that depends on the experiment, such as on half of its steps, is a function `sweep(base)`; `base` is
-the file's experiment with the flags and the budget of the command line.
+This sweep has the members none_1, 0.2_1, 0.4_1, none_2 and so on; the first arm, none, is the baseline. `chain` is
+`itertools.chain`. A sweep that depends on the experiment, such as one with half of its steps, is a function
+`sweep(base)`, where `base` is the file's experiment with the flags and the budget of the command line.
 """
 
 import itertools
@@ -22,12 +22,12 @@ __all__ = ["Budget", "Member", "axis", "chain", "product", "seeds", "zipped"]
 
 
 class Member(NamedTuple):
-    """One run of a sweep: what `sweep()` of an experiment file yields.
+    """One run of a sweep.
 
     Attributes:
-      name: name of its run folder, such as matched_0.
-      overrides: fields by their dotted names, such as {"seed.init": 1, "alignment": NoAlignment()}.
-      arm: name that members share which differ in their seeds alone; by default the member's name.
+      name: name of the run folder, such as matched_0.
+      overrides: values by dotted field name, such as {"seed.init": 1, "alignment": NoAlignment()}.
+      arm: common name of members that differ only in their seeds; by default the member's name.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """Length of each run of a sweep, in steps or in FLOPs; `BUDGET` of an experiment file is one."""
+    """Length of each run of a sweep, in steps or in FLOPs. An experiment file defines it as `BUDGET`."""
 
     steps: int | None = None
-    """Updates of each run, unless its overrides set steps."""
+    """Number of updates of each run, unless its overrides set steps."""
     flops: float | None = None
-    """Model FLOPs of each run's training: the costlier a step, the fewer steps."""
+    """Model FLOPs of each run's training, which determine its number of steps."""
 
     def __post_init__(self):
         if self.steps is not None and self.flops is not None:
@@ -59,14 +59,15 @@ class Budget:
 
 
 def axis(field: str, values: Iterable[Any] | Mapping[str, Any]) -> list[Member]:
-    """A member for each value of a field.
+    """Returns a member for each value of a field.
 
     Args:
-      field: dotted name, such as "alignment.weight".
-      values: numbers, strings, booleans or None, each of which names its member; or values of any kind by name.
+      field: dotted name of the field, such as "alignment.weight".
+      values: numbers, strings, booleans or None, which also serve as names of the members; or a mapping from names to
+        values of any type.
 
     Raises:
-      UserError: if a value needs a name.
+      UserError: if a value of another type has no name.
     """
     if isinstance(values, Mapping):
         return [Member(name, {field: value}) for name, value in values.items()]
@@ -79,19 +80,19 @@ def axis(field: str, values: Iterable[Any] | Mapping[str, Any]) -> list[Member]:
 
 
 def product(*factors: Iterable[Member]) -> list[Member]:
-    """Every pairing of members of the factors, the last factor changing fastest; names are joined by `_`.
+    """Returns the Cartesian product of the factors, with the last changing fastest; names are joined by `_`.
 
     Raises:
-      UserError: if members that are joined set the same field.
+      UserError: if two members of a combination set the same field.
     """
     return [_joined(parts) for parts in itertools.product(*factors)]
 
 
 def zipped(*factors: Iterable[Member]) -> list[Member]:
-    """The first members of all factors joined, then the second ones, and so on.
+    """Joins the first members of all factors, the second members, and so on; names are joined by `_`.
 
     Raises:
-      UserError: if the factors differ in length, or members that are joined set the same field.
+      UserError: if the factors differ in length, or two members of a combination set the same field.
     """
     lists = [list(factor) for factor in factors]
     if len({len(members) for members in lists}) > 1:
@@ -101,9 +102,9 @@ def zipped(*factors: Iterable[Member]) -> list[Member]:
 
 
 def seeds(members: Iterable[Member], numbers: Iterable[int]) -> list[Member]:
-    """Each member with each seed, as NAME_SEED: all members with the first seed, then with the next.
+    """Returns each member with each seed, named NAME_SEED: all members with the first seed, then with the next.
 
-    Initial weights, order of the data and noise have the same seed, so that arms are paired by it.
+    Initial weights, data order and noise use the same seed, so that runs of different arms can be paired by seed.
     """
     members = list(members)
     seeded = []
@@ -115,7 +116,7 @@ def seeds(members: Iterable[Member], numbers: Iterable[int]) -> list[Member]:
 
 
 def overlapping(one: Iterable[str], other: Iterable[str]) -> tuple[str, str] | None:
-    """A pair of dotted field names, one of each, of which one contains or equals the other; None without any."""
+    """Returns the first pair of dotted field names, one from each list, that overlap; None if none do."""
     for a, b in itertools.product(one, other):
         if f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}."):
             return a, b

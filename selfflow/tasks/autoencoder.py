@@ -1,4 +1,4 @@
-"""The training task of an autoencoder."""
+"""Training task of an autoencoder."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -34,16 +34,16 @@ _DIAGNOSED = 32  # held-out samples of each component
 
 
 class AutoencoderTask(TrainingTask):
-    """Trains a convolutional autoencoder on media; builds the data sets that do not exist yet.
+    """Trains a convolutional autoencoder on media; first builds data sets that do not exist yet.
 
     Args:
       setup: setup of the experiment.
       data_dir: folder for data sets and indexes.
-      mesh: the devices of the run.
+      mesh: devices of the run.
       folder: the run folder.
 
     Raises:
-      UserError: invalid or missing data, or an experiment that does not fit it.
+      UserError: if data is invalid or missing, or does not fit the experiment.
     """
 
     setup: AutoencoderSetup
@@ -83,23 +83,23 @@ class AutoencoderTask(TrainingTask):
         self._diagnostics = jax.jit(partial(_diagnostics, experiment.network), out_shardings=self.replicated)
 
     def init(self) -> State:
-        """The state at step 0; a fresh network is initialised as a linear autoencoder, fitted to training media."""
+        """Returns the state at step 0, from `init_from` or a linear autoencoder (PCA) fitted to training media."""
         state, experiment = super().init(), self.setup.experiment
         if experiment.init_from:
             return state
         fresh = jax.jit(experiment.network.init)(jax.random.wrap_key_data(key_of(experiment.seed.init)))
-        # A random network would spend most of its steps on learning what PCA fits in seconds.
+        # A randomly initialised network would need most of the training steps to reach the solution of PCA.
         with Progress("fit the layers", 1, unit="fit") as progress:
             media = [media for _, media in self.source.held_out((), FITTING_SAMPLES).values()]
             fitted = jax.device_get(init_from_pca(experiment.network, fresh, media, experiment.seed.init))
-            # The last bits may differ between hosts, but the replicas of a parameter must be equal.
+            # The result may differ between hosts by rounding, but all replicas of a parameter must be equal.
             fitted = broadcast(fitted)
             progress.advance()
 
         def place(old: jax.Array, new: np.ndarray) -> jax.Array:
             return jax.device_put(new, old.sharding)
 
-        # The EMA starts from the same weights, as a copy: the step reuses the memory of the parameters.
+        # The EMA is a copy of the parameters, because the step donates the memory of the parameters.
         params = jax.tree.map(place, state.params, {"model": fitted})
         return state._replace(params=params, frozen=jax.tree.map(place, state.frozen, {"ema": fitted}))
 
@@ -119,7 +119,7 @@ class AutoencoderTask(TrainingTask):
         return metrics
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """No metrics: an autoencoder draws no samples, and `resolve` refuses `cadence.evaluate_every`."""
+        """Returns no metrics: an autoencoder draws no samples, and `cadence.evaluate_every` is not allowed."""
         return {}
 
     def final_evaluation(self, state: State) -> dict[str, Any]:
@@ -127,12 +127,12 @@ class AutoencoderTask(TrainingTask):
 
 
 def _diagnostics(network: Network, params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Reconstruction error and spread of the latents of a batch.
+    """Computes the reconstruction error of a batch and standard deviations of its latents.
 
     Args:
       network: the autoencoder.
       params: parameters of the network.
-      batch: `media` [B, T, ...] as stored, and `weight` [B], 0 for rows that pad the batch.
+      batch: `media` [B, T, ...] as stored, and `weight` [B], 0 for padding rows.
     """
     x = to_unit_range(batch["media"])
     mean, log_variance, _ = network.encode(params, pad_causal(x, network.causal_padding))
@@ -149,7 +149,7 @@ def _diagnostics(network: Network, params: Any, batch: dict[str, jax.Array]) -> 
 
 
 def _data_hash(built: Mapping[str, BuiltDataset]) -> str:
-    """Identity of the media: a change of the records, of their decoding or a deletion changes it."""
+    """Returns a hash of the media, which depends on records, decoding options and deletions."""
     records = {}
     for name, dataset in built.items():
         options = dataset.settings.decoding_options()
@@ -158,7 +158,7 @@ def _data_hash(built: Mapping[str, BuiltDataset]) -> str:
 
 
 def _provenance(experiment: AutoencoderExperiment, built: Mapping[str, BuiltDataset]) -> dict[str, Any]:
-    """The data sets as in `provenance.json`, which lists autoencoders for those of latents."""
+    """Returns the data sets in the format of `provenance.json`; media have no autoencoders."""
     provenance = {}
     for name, dataset in built.items():
         provenance[name] = {

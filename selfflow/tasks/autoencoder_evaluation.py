@@ -1,4 +1,4 @@
-"""Final evaluation of an autoencoder: writes its weights and compares its reconstruction with that of PCA."""
+"""Final evaluation of an autoencoder: writes its weights and compares its reconstruction error with that of PCA."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from selfflow.storage.paths import url_of_copy
 from selfflow.training.state import State, flat_by_name
 
 FITTING_SAMPLES = 512
-"""Samples of each component for the initialisation, the normalisation of latents and the linear autoencoder."""
+"""Number of samples of each component for initialisation, normalisation of latents and the linear autoencoder."""
 _BATCH_SIZE = 32
 _IMAGES_SHOWN, _CLIPS_SHOWN = 16, 4
 
@@ -30,13 +30,13 @@ _IMAGES_SHOWN, _CLIPS_SHOWN = 16, 4
 def evaluate_autoencoder(
     setup: AutoencoderSetup, folder: Path, source: MediaBatchSource, state: State
 ) -> dict[str, Any]:
-    """Writes the autoencoder of the EMA and measures its reconstruction of held-out media, next to that of PCA.
+    """Writes the EMA as an autoencoder file, and compares its reconstruction of held-out media with that of PCA.
 
     Args:
       setup: setup of the experiment.
       folder: the run folder, for the weights and a sheet of each component.
       source: source of media.
-      state: the last one.
+      state: the last state.
 
     Returns:
       The printed summary as JSON data.
@@ -55,7 +55,7 @@ def evaluate_autoencoder(
             (modality,) = experiment.mixture[name].modalities
             medium = medium_of(modality)
             original = medium.from_sequence(media)
-            # From its file, as in every later use.
+            # Loaded from its file, to evaluate the autoencoder exactly as experiments will use it.
             trained = load_autoencoder(read_config(path, modality), path)
             decoded = _reconstruct(trained, original)
             row: dict[str, Any] = {"split": split, "samples": len(original)}
@@ -83,7 +83,7 @@ def _write_normalised(path: Path, setup: AutoencoderSetup, fitting: dict[str, np
     def encode(media: jax.Array) -> jax.Array:
         return network.encode(params, pad_causal(to_unit_range(media), network.causal_padding))[0]
 
-    moments = np.zeros((2, network.channels))  # means of z and of z^2, by channel
+    moments = np.zeros((2, network.channels))  # means of z and z^2 for each channel
     with Progress("normalise latents", len(fitting), unit="component") as progress:
         for media in fitting.values():
             sums, positions = [], 0
@@ -91,16 +91,16 @@ def _write_normalised(path: Path, setup: AutoencoderSetup, fitting: dict[str, np
                 z_NC = np.asarray(encode(part), np.float64).reshape(-1, network.channels)
                 sums.append([z_NC.sum(0), np.square(z_NC).sum(0)])
                 positions += len(z_NC)
-            # Components have equal weights, independent of their number of positions.
+            # Components have equal weights, independent of their number of latent positions.
             moments += np.sum(sums, axis=0) / positions / len(fitting)
             progress.advance()
     std_C = np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
-    std_C = np.where(std_C > 1e-6, std_C, 1)  # a constant channel stays constant
+    std_C = np.where(std_C > 1e-6, std_C, 1)  # avoids division by 0 for constant channels
     write(path, network, int(setup.objective.rate), flat_by_name(params), moments[0], std_C)
 
 
 def _linear_autoencoder(network: Network, media: np.ndarray, modality: str) -> LinearAutoencoder | None:
-    """PCA with a latent as large as that of the network, or slightly larger; None if no such PCA exists."""
+    """Fits PCA with latents of at least the network's size; returns None if no such PCA exists."""
     medium = medium_of(modality)
     if not medium.is_visual:
         stride = network.downsampling[0]
@@ -111,12 +111,12 @@ def _linear_autoencoder(network: Network, media: np.ndarray, modality: str) -> L
     numbers = network.channels * ((frames + network.causal_padding) // network.downsampling[0])
     channels = -(-numbers // frames)
     if channels > 3 * stride**2:
-        return None  # more channels than a patch has numbers
+        return None  # more channels than values in a patch
     return LinearAutoencoder.fit(PatchPCA(patch=stride, channels=channels), _parts(media))
 
 
 def _parts(media: np.ndarray) -> list[np.ndarray]:
-    """Batches of media [B, ...]."""
+    """Splits media [B, ...] into batches."""
     return [media[i : i + _BATCH_SIZE] for i in range(0, len(media), _BATCH_SIZE)]
 
 
@@ -125,7 +125,7 @@ def _reconstruct(autoencoder: Autoencoder, media: np.ndarray) -> np.ndarray:
 
 
 def _write_sheet(path: Path, modality: str, original: np.ndarray, decoded: np.ndarray, rate: float, title: str) -> None:
-    """Writes originals, reconstructions and their difference."""
+    """Writes a sheet of originals, reconstructions and their differences."""
     count = _IMAGES_SHOWN if images_only([modality]) else _CLIPS_SHOWN
     original, decoded = original[:count], decoded[:count]
     groups = {"original": original, "decoded": decoded, "lost": difference(original, decoded)}

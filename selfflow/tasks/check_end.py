@@ -1,4 +1,4 @@
-"""Checks, before the first step, of the requirements of a run after its last: decoders, media files, probes, disk
+"""Checks, before the first step, of the requirements of the final evaluation: decoders, media files, probes and disk
 space."""
 
 import shutil
@@ -22,11 +22,11 @@ from selfflow.storage.paths import bucket_url, url_of_copy
 from selfflow.training.loop import Cadence
 from selfflow.training.state import State
 
-_SHOWN_FRAMES = 2  # encoders of video fail, if they do, at the first
+_SHOWN_FRAMES = 2  # video encoders that cannot write a file fail at its first frames
 
 
 def check_latents(source: BatchSource) -> None:
-    """Raises `UserError` if the latents of a component never vary: no velocity can be learned, and none evaluated."""
+    """Raises `UserError` if the latents of a component are constant: nothing can be learned or evaluated."""
     for name, component in source.mixture.items():
         statistics = source.latents[component.data].manifest["statistics"]
         for m in component.modalities:
@@ -38,7 +38,7 @@ def check_latents(source: BatchSource) -> None:
 
 
 def check_decoders(setup: FlowSetup, source: BatchSource) -> None:
-    """Loads the autoencoders that decode samples.
+    """Loads the autoencoders that decode samples, to check that they are available.
 
     Raises:
       UserError: if a package or weights are missing.
@@ -51,10 +51,10 @@ def check_decoders(setup: FlowSetup, source: BatchSource) -> None:
 
 
 def check_sample_files(setup: Setup) -> None:
-    """Writes a blank sample of each component to a temporary folder, as the final evaluation does.
+    """Checks that samples of each component can be written, with blank samples in a temporary folder.
 
     Raises:
-      UserError: naming the component, as `check_files`.
+      UserError: as `check_files`.
     """
     if isinstance(setup, FlowSetup):
         for name, media in setup.media.items():
@@ -69,15 +69,15 @@ def check_sample_files(setup: Setup) -> None:
 
 
 def check_files(component: str, media: Mapping[str, MediaSpec], clips: bool = True) -> None:
-    """Writes a sheet and files of one blank clip to a temporary folder.
+    """Checks that samples can be written, with a sheet and files of one blank clip in a temporary folder.
 
     Args:
-      component: name of the component.
-      media: of the clip, by modality.
-      clips: whether clips are written as files, too, and not on the sheet alone.
+      component: name of the component, for the error.
+      media: shape and rate of the clip's media, by modality.
+      clips: whether clips are also written as separate files.
 
     Raises:
-      UserError: naming component, size and rate, if that fails: a codec, a font or a cache folder is missing.
+      UserError: naming component, size and rate, if writing fails, such as for a missing codec, font or cache folder.
     """
     clip, rates = {}, {}
     for m, spec in media.items():
@@ -115,8 +115,8 @@ def check_probes(setup: FlowSetup, source: BatchSource, built: Mapping[str, Buil
 
 
 def probed_dataset(setup: FlowSetup, built: Mapping[str, BuiltDataset]) -> str:
-    """The data set that the probes of the final evaluation read, the first with ground truth; "" for no probes."""
-    # The targets of the probes are the ground truth of a data set, from video and audio.
+    """Returns the name of the data set for the probes of the final evaluation; empty without probes."""
+    # Probes predict the ground truth of a data set from video and audio.
     if not setup.experiment.final_evaluation.probe_clips or not {"video", "audio"} <= set(setup.objective.modalities):
         return ""
     for name, dataset in built.items():
@@ -131,10 +131,10 @@ def warn_of_space(folder: Path, state: State, cadence: Cadence, steps: int, save
 
     Args:
       folder: the run folder.
-      state: of the run, or its shapes.
-      cadence: of the run.
+      state: state of the run, or its shapes.
+      cadence: cadence of the run.
       steps: length of the run.
-      saved: steps that have a checkpoint already.
+      saved: steps that already have a checkpoint.
     """
     if url_of_copy(folder) or bucket_url(folder):
         return
@@ -150,7 +150,7 @@ def warn_of_space(folder: Path, state: State, cadence: Cadence, steps: int, save
 
 
 def kept_checkpoints(cadence: Cadence, steps: int) -> int:
-    """Number of checkpoints on the disk at the end of a run, and one more, which is removed after the last is saved."""
+    """Returns the peak number of checkpoints on disk: the kept ones, and one that is removed after the last save."""
     saved = -(-steps // cadence.checkpoint_every)
     kept_for_good = steps // cadence.keep_every if cadence.keep_every else 0
     return min(saved, cadence.keep_last + 1 + kept_for_good)

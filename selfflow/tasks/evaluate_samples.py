@@ -1,4 +1,4 @@
-"""Evaluation of samples of a run next to real clips and noise, for `selfflow evaluate`."""
+"""Evaluation of samples of a run in comparison with real clips and noise, for `selfflow evaluate`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from selfflow.run.run import Run
 
 REAL, DECODED, SAMPLES, NOISE = "real clips", "real, decoded", "samples", "noise"
-"""Rows of the result. Noise is the start of the sampler, decoded."""
+"""Rows of the result. The row NOISE is decoded Gaussian noise, the sampler's initial state."""
 
 
 @dataclass(frozen=True)
 class SampleReport:
-    """Metrics of samples, of real clips and of noise.
+    """Metrics of samples, real clips and noise.
 
     Attributes:
-      rows: metrics by REAL, DECODED, SAMPLES and NOISE; rows of fewer than two clips are left out.
-      reference: name of the real set of the distances, a file or a number of clips.
-      real_clips: number and split of the clips of the rows REAL and DECODED, none of which is in the reference.
+      rows: metrics by REAL, DECODED, SAMPLES and NOISE; rows of fewer than two clips are omitted.
+      reference: description of the reference set of the distances: a file, or number and split of clips.
+      real_clips: number and split of the clips of the rows REAL and DECODED, which are not in the reference.
       has_raw: whether real clips are raw media and not decoded latents.
       saved: name of the feature space and number of clips written to `save_reference`; None without it.
     """
@@ -57,19 +57,19 @@ def evaluate_samples(
     save_reference: Path | None = None,
     adm_npz: Path | None = None,
 ) -> SampleReport:
-    """Draws `evaluator.samples` samples and computes their metrics, and those of real clips and of noise.
+    """Draws `evaluator.samples` samples and computes metrics of samples, real clips and noise.
 
     Args:
       evaluator: evaluator of the sampler's component, with the weights of the model.
-      sampler: draws the samples.
+      sampler: sampler of the run.
       seed: seed of the samples.
-      batch_rows: samples in a batch.
-      reference: file of real features to use in place of those of the test split, see `load_reference`.
-      save_reference: file to write the features of the real clips to.
-      adm_npz: file to write the samples to for ADM's evaluator.
+      batch_rows: batch size.
+      reference: file of real features that replaces the test split, see `load_reference`.
+      save_reference: output file for the features of the real clips.
+      adm_npz: output file for the samples in the format of ADM's evaluator.
 
     Raises:
-      UserError: for flags that do not fit, before anything is drawn.
+      UserError: if flags contradict each other; raised before samples are drawn.
     """
     n = evaluator.samples
     evaluator.exclude(sampler.fully_conditioned)
@@ -80,11 +80,11 @@ def evaluate_samples(
     )
     saved = None
     if save_reference:
-        ((space, real_features),) = features.items()  # `_load_reference` checked that there is one
+        ((space, real_features),) = features.items()  # exactly one, as checked by `_load_reference`
         real_features.save(save_reference)
         saved = space, real_features.count
 
-    # Batches are computed when they are iterated over, one row after the other.
+    # These are generators: the batches of a row are computed when the row is accumulated.
     batches = {
         REAL: real.others.batches(real.other_indices, batch_rows),
         DECODED: real.others.batches(real.other_indices, batch_rows, decoded=True),
@@ -108,11 +108,13 @@ def evaluate_samples(
 
 
 class _RealSets(NamedTuple):
-    """Two disjoint sets of real clips, neither of which the material classifiers are fitted to.
+    """Two disjoint sets of real clips, neither of which was used to fit the material classifiers.
 
     Attributes:
-      reference, reference_indices: clips of the reference, [m].
-      others, other_indices: clips of the rows REAL and DECODED, at most n.
+      reference: clips of the split of the reference.
+      reference_indices: indices of the reference clips, [m].
+      others: clips of the split of the rows REAL and DECODED.
+      other_indices: indices of the clips of these rows, at most n.
     """
 
     reference: RealClips
@@ -122,21 +124,21 @@ class _RealSets(NamedTuple):
 
 
 def _split_real_clips(evaluator: SampleEvaluator) -> _RealSets:
-    """The reference from the split test and the other clips from train; without test, both from halves of train."""
+    """Takes the reference from the test split, or from half of train without one, and the other clips from train."""
     n = evaluator.samples
     train, reference = evaluator.clips("train"), evaluator.clips("test")
     others, indices = train.indices(fitted_clips(evaluator.built)), reference.indices()
     if not len(indices):
         half = len(others) // 2
         reference, indices, others = train, others[half:], others[:half]
-    # 2 n clips for the Frechet distance of real clips from real ones, and more for KID.
+    # 2n clips for the Frechet distance between two sets of real clips; KID uses more clips.
     return _RealSets(reference, indices[: max(2 * n, MAX_CLIPS)], train, others[:n])
 
 
 def _accumulate(
     batches: Iterator[Batch], accumulated: SampleAccumulator, row: str, n: int, adm_npz: Path | None
 ) -> None:
-    """Adds all batches of a row, and writes their images to `adm_npz` if it is not None."""
+    """Adds all batches of a row to `accumulated`, and writes their images to `adm_npz` unless it is None."""
 
     def media_of_batches() -> Iterator[Mapping[str, np.ndarray]]:
         with Progress(row, n, unit="clip") as shown:
@@ -145,7 +147,7 @@ def _accumulate(
                 yield media
                 shown.advance(batch_size(latents))
 
-    # One pass for both, because only one batch is in memory at a time.
+    # Both are done in a single pass, because only one batch is in memory at a time.
     if adm_npz is None:
         for _ in media_of_batches():
             pass
@@ -154,13 +156,13 @@ def _accumulate(
 
 
 def _samples(sampler: RunSampler, n: int, seed: int, batch_rows: int) -> Iterator[Batch]:
-    """Batches of n samples."""
+    """Yields batches of n samples in total."""
     for samples in sampler.batches(np.arange(n), seed, batch_rows):
         yield samples.latents, samples.media
 
 
 def _noise(sampler: RunSampler, n: int, batch_rows: int) -> Iterator[Batch]:
-    """Batches of n samples of noise, in the shapes of the sampler's latents."""
+    """Yields batches of n samples of Gaussian noise in total, in the shapes of the sampler's latents."""
     for start in range(0, n, batch_rows):
         indices = np.arange(start, min(start + batch_rows, n))
         latents = {}
@@ -173,7 +175,7 @@ def _noise(sampler: RunSampler, n: int, batch_rows: int) -> Iterator[Batch]:
 def _load_reference(
     evaluator: SampleEvaluator, reference: Path | None, save_reference: Path | None
 ) -> dict[str, Accumulator | Statistics]:
-    """The features of `reference` by their feature space, {} without it. Checks both files before anything is drawn."""
+    """Checks the flags of both files; returns the features of `reference` by feature space, {} without a file."""
     spaces = evaluator.setup.feature_spaces
     for flag, path in (("--save-reference", save_reference), ("--reference", reference)):
         if path is not None and len(spaces) != 1:
@@ -198,11 +200,11 @@ def _load_reference(
 
 
 def calibrate_verifier(run: "Run", built: Mapping[str, "BuiltDataset"]) -> dict[str, Calibration]:
-    """Calibrates the physics verifier on the test split: on raw clips, and through the autoencoders of a run.
+    """Calibrates the physics verifier on the test split, with raw clips and with reconstructions of autoencoders.
 
     Args:
-      run: run with the autoencoders.
-      built: data sets of the run with raw records, by name. The first with a physics verifier is used.
+      run: run that provides the autoencoders.
+      built: data sets of the run with raw records, by name. The first that has a physics verifier is used.
 
     Raises:
       UserError: if none of the data sets has a verifier and raw records.
@@ -225,7 +227,7 @@ def calibrate_verifier(run: "Run", built: Mapping[str, "BuiltDataset"]) -> dict[
 
 
 def _reconstruction(run: "Run", modality: str) -> Transform:
-    """Encoding and decoding of single clips by the autoencoder of a modality."""
+    """Returns a function that encodes and decodes a single clip with the autoencoder of a modality."""
     autoencoder = run.autoencoder(modality)
 
     def reconstruct(media: np.ndarray) -> np.ndarray:

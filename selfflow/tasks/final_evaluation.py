@@ -1,4 +1,4 @@
-"""The evaluation at the end of a run: losses with their linear baselines, probes, and samples."""
+"""Evaluation at the end of a run: normalised losses, probes, and samples."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,25 +28,25 @@ from selfflow.training.state import State
 from selfflow.training.step import batch_size, sample_keys
 
 Decode = Callable[[np.ndarray], np.ndarray]
-"""Latents [B, ...] to media."""
+"""Function from latents [B, ...] to media."""
 
 _LOSS_CLIPS = 128
 _LOSS_DRAWS = 8
-_LOSS_STEP = 2**30  # step of the noise, beyond the last step of any run
-_SHEET_CLIPS = 4  # videos and audio on a sheet
+_LOSS_STEP = 2**30  # step for the noise keys, beyond the last step of any run
+_SHEET_CLIPS = 4  # number of video or audio clips on a sheet
 
 
 def evaluate_run(
     setup: FlowSetup, workdir: Path, source: BatchSource, built: dict[str, BuiltDataset], state: State
 ) -> dict[str, Any]:
-    """Measures the last state of a run and writes samples; prints the summary and returns it as JSON data.
+    """Evaluates the last state of a run and writes samples; prints the summary and returns it as JSON data.
 
     Args:
       setup: setup of the experiment.
       workdir: the run folder.
       source: batches and latents of the run.
       built: data sets with raw records, by name.
-      state: the last one, on one device.
+      state: the last state, on one device.
     """
     experiment = setup.experiment
     losses = flow_losses(setup, source, state)
@@ -69,13 +69,14 @@ def evaluate_run(
 
 
 def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str, dict[str, float]]:
-    """Flow loss of the EMA on held-out samples, its linear baseline, their ratio and the split.
+    """Computes the normalised flow loss of the EMA on held-out samples.
 
     All tokens of a sample have the same tau, independent of the training schedule, so that arms of a study are
     comparable.
 
     Returns:
-      {"component/modality": {"loss", "linear_baseline", "normalised_loss", "split"}}.
+      {"component/modality": {"loss", "linear_baseline", "normalised_loss", "split"}}, where the normalised loss is the
+      loss divided by the linear baseline.
     """
     experiment, tau = setup.experiment, setup.experiment.schedule.tau
 
@@ -86,7 +87,7 @@ def flow_losses(setup: FlowSetup, source: BatchSource, state: State) -> dict[str
     losses = {}
     held_out = source.held_out(("test", "validation"), _LOSS_CLIPS)
     for name, (split, batch) in held_out.items():
-        # Every sample at eight taus: the loss varies much more with tau than with the sample.
+        # Several noise levels for each sample, because the loss varies much more with tau than between samples.
         metrics = []
         for draw in range(_LOSS_DRAWS):
             keys_B = sample_keys(experiment.seed.noise, _LOSS_STEP + draw, batch_size(batch))
@@ -117,7 +118,7 @@ def write_samples(setup: FlowSetup, workdir: Path, source: BatchSource, state: S
                 config = experiment.autoencoders[m]
                 if can_decode(config):
                     decoders[m] = source.latents[component.data].autoencoder(m, config).decode
-            if decoders:  # latents of other codes may have no decoder
+            if decoders:  # precomputed latents may have no decoder
                 files += _write_component(setup, folder, source, state, name, decoders)
             shown.advance()
     return files
@@ -126,7 +127,7 @@ def write_samples(setup: FlowSetup, workdir: Path, source: BatchSource, state: S
 def _write_component(
     setup: FlowSetup, folder: Path, source: BatchSource, state: State, name: str, decoders: dict[str, Decode]
 ) -> list[Path]:
-    """Writes a sheet with decoded real clips and samples of a component, and each sample as video or audio."""
+    """Writes a sheet with decoded real clips and samples of a component, and files of video and audio samples."""
     experiment, modalities = setup.experiment, source.modalities[name]
     count, labels = experiment.final_evaluation.samples, experiment.model.labels
     label_B = np.arange(count) % labels if labels else np.full(count, labels)
@@ -146,14 +147,14 @@ def _write_component(
     rates = {m: media.rate for m, media in setup.media[name].items()}
     files = [folder / f"{name}.png"]
     write_sheet(files[0], sheet, rates, f"{name}: data through the autoencoder, and samples")
-    if not only_images:  # the sheet has all images, unscaled
+    if not only_images:  # the sheet already has all images at full resolution
         for i in range(count):
             files += write_media(folder / f"{name}_{i:02d}", {m: x[i] for m, x in samples.items()}, rates)
     return files
 
 
 def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
-    """The newest cosines in the metrics, by "component/modality" and by view."""
+    """Returns the last logged alignment cosines, by "component/modality" and by view."""
     cosines: dict[str, dict[str, float]] = {}
     for row in read_metrics(workdir):
         for name, value in row.items():
@@ -164,7 +165,7 @@ def _last_cosines(workdir: Path) -> dict[str, dict[str, float]]:
 
 
 def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State) -> Table:
-    """The probe table of the untrained network and of the EMA."""
+    """Computes the table of probes of the untrained network and of the EMA."""
     experiment, objective = setup.experiment, setup.objective
     count = experiment.final_evaluation.probe_clips
     counts = {"train": count, "validation": count // 2, "test": count // 2}
@@ -179,7 +180,7 @@ def _probe(setup: FlowSetup, built: BuiltDataset, latents: Latents, state: State
     return summary_table(
         {split: BaselineClips(built, latents, split, n) for split, n in counts.items()},
         {
-            # At its initialisation every block is gated off: with open gates the untrained network is a random one.
+            # The gates of all blocks are initialised to 0; with open gates the untrained network is a random network.
             "untrained network": (apply, (untrained, np.True_)),
             "trained": (apply, (trained, np.False_)),
         },
@@ -223,7 +224,7 @@ def _print(
 
 
 def _print_files(files: list[Path]) -> None:
-    """The sheets one by one, videos and audio as patterns."""
+    """Prints the path of each sheet, and file name patterns for video and audio."""
     if not files:
         print("\nNo samples are drawn: none of the autoencoders can decode.")
         return

@@ -1,4 +1,4 @@
-"""The flow-matching training task."""
+"""Training task of a flow-matching transformer."""
 
 import math
 from functools import partial
@@ -27,16 +27,16 @@ from selfflow.training.step import batch_size, sample_keys
 
 
 class FlowTask(TrainingTask):
-    """Trains a flow-matching transformer on latents; builds, fits and encodes what does not exist yet.
+    """Trains a flow-matching transformer on latents; first prepares data sets, autoencoders and latents if missing.
 
     Args:
       setup: setup of the experiment.
       data_dir: folder for data sets and latents.
-      mesh: the devices of the run.
+      mesh: devices of the run.
       folder: the run folder.
 
     Raises:
-      UserError: invalid or missing data, latents or autoencoders, or an experiment that does not fit them.
+      UserError: if data, latents or autoencoders are invalid or missing, or do not fit the experiment.
     """
 
     setup: FlowSetup
@@ -58,7 +58,7 @@ class FlowTask(TrainingTask):
         self._evaluation = run_on_all(self._sample_evaluation)
         run_on_all(self._check_end)
 
-        # A fixed batch of every component: the batch of a step has one component, and other samples in every step.
+        # A fixed batch of every component for diagnostics, because training batches differ in component and samples.
         self._held_out = {}
         for name, (_, batch) in source.held_out(("validation",)).items():
             self._held_out[name] = shard_batch(pad_batch(batch, mesh), mesh)
@@ -71,7 +71,7 @@ class FlowTask(TrainingTask):
         self._diagnostics = diagnostics
 
     def _sample_evaluation(self) -> SampleEvaluation | None:
-        """The evaluation of samples during training; None without `cadence.evaluate_every`."""
+        """Returns the evaluation of samples during training; None without `cadence.evaluate_every`."""
         experiment = self.setup.experiment
         if not experiment.cadence.evaluate_every:
             return None
@@ -84,11 +84,11 @@ class FlowTask(TrainingTask):
         return SampleEvaluation(self.setup, self.source, self._built, self.mesh)
 
     def init(self) -> State:
-        """The state at step 0; frozen trees may be the EMA of other runs."""
+        """Returns the state at step 0; the objective may take frozen trees from the EMA of other runs."""
         return frozen_of_runs(self.setup.objective.frozen_from(), super().init(), self.mesh)
 
     def _check_end(self) -> None:
-        """Checks before the first step what the final evaluation needs."""
+        """Checks the requirements of the final evaluation before the first step."""
         check_latents(self.source)
         check_probes(self.setup, self.source, self._built)
         if is_primary():
@@ -114,7 +114,7 @@ class FlowTask(TrainingTask):
             unaligned = ", ".join(experiment.alignment.unaligned)
             lines.append(f"  {unaligned}: no encoder in alignment.encoders, not aligned")
         remainder = experiment.ema_decay**experiment.steps
-        # A decay that fits the length of the run leaves less: five time constants or more.
+        # A suitable decay has at least five time constants within the run.
         if remainder > math.exp(-5):
             lines.append(
                 f"warning: ema_decay {experiment.ema_decay} keeps {remainder:.0%} of the random initialisation in the "
@@ -131,7 +131,7 @@ class FlowTask(TrainingTask):
         return metrics
 
     def summarise(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """The scalars, and the mean of the flow loss in each bucket of tau that has tokens."""
+        """Returns all scalar metrics, and the mean flow loss of each non-empty bucket of tau."""
         row = super().summarise(metrics)
         for name, total in metrics.items():
             if name.startswith("flow_sum/"):
@@ -151,7 +151,7 @@ class FlowTask(TrainingTask):
 
 
 def _has_autoencoders(folder: Path, setup: FlowSetup) -> bool:
-    """Whether a folder has a run with the same autoencoders; a resumed run uses its own copies of them."""
+    """Returns whether a folder has a run with the same autoencoders, whose copies are then used."""
     if not (folder / "experiment.json").exists():
         return False
     return Run(folder).experiment.autoencoders == setup.experiment.autoencoders

@@ -30,10 +30,11 @@ _REFERENCE_BATCH = 64
 
 
 class SampleEvaluation:
-    """Metrics of samples of the EMA, and files of some of them, every `cadence.evaluate_every` steps.
+    """Computes metrics of samples of the EMA, and writes some samples, every `cadence.evaluate_every` steps.
 
-    Samples depend on `seed.noise` and their index alone: training draws the same noise with and without evaluations,
-    and all evaluations draw the same. All processes draw samples together; the primary process evaluates them.
+    Samples depend only on the weights, `seed.noise` and their index: every evaluation uses the same noise, and
+    evaluations do not change the noise of the training. All processes draw samples together; the primary process
+    evaluates them.
 
     Args:
       setup: setup of the run's experiment.
@@ -42,7 +43,7 @@ class SampleEvaluation:
       mesh: devices of the run.
 
     Raises:
-      UserError: unknown features, or a missing package or file.
+      UserError: if features are unknown, or a package or file is missing.
     """
 
     def __init__(self, setup: FlowSetup, source: BatchSource, built: dict[str, BuiltDataset], mesh: Mesh):
@@ -61,20 +62,20 @@ class SampleEvaluation:
                 )
 
     def __call__(self, state: State, workdir: Path) -> dict[str, float]:
-        """Evaluates the EMA of a state; files go to `evaluations/step_N` of the run folder.
+        """Evaluates the EMA of a state; writes files to `evaluations/step_N` in the run folder.
 
         Returns:
-          Numbers by `samples/COMPONENT/KEY`; empty in all processes but the primary.
+          Metrics by names `samples/COMPONENT/KEY`; empty in all processes except the primary.
         """
         ema, step = state.frozen["ema"], int(state.step)
         features = self._experiment.evaluation.features
         needs_weights = any(name.partition("=")[0] == "layer" for name in features)
-        # Through the host, because an array that was sharded over a mesh keeps the mesh.
+        # Copied through the host, because a device array would remain bound to the mesh.
         weights = jax.device_get(gather_to_one(ema)) if needs_weights else None
         numbers: dict[str, float] = {}
         total = len(self._generators) * self._experiment.evaluation.samples
         with Progress("evaluate", total, unit="sample") as shown:
-            # Every process draws, as the program runs on all devices; the others have no evaluation.
+            # All processes draw samples, because the program runs on all devices; only the primary evaluates them.
             for name in self._generators:
                 evaluation = None
                 if is_primary():
@@ -93,12 +94,12 @@ class SampleEvaluation:
         return numbers
 
     def _draw(self, name: str, ema: Any) -> Iterator[dict[str, np.ndarray]]:
-        """Samples of a component in batches, as latents."""
+        """Yields the latents of samples of a component in batches."""
         experiment = self._experiment
         count, size = experiment.evaluation.samples, experiment.mixture[name].batch_size
         labels = experiment.model.labels
         for start in range(0, count, size):
-            # The last batch is as large as the others, so that one program is compiled.
+            # The last batch has the size of the others, so that only one program is compiled.
             indices = np.arange(start, start + size)
             label_B = indices % labels if labels else np.zeros(size, int)
             latents = self._generators[name](ema, Condition(label_B), experiment.seed.noise, indices)
@@ -106,7 +107,7 @@ class SampleEvaluation:
 
 
 def _summary(metrics: SampleMetrics | None) -> str:
-    """The values that have a standard error, in one line."""
+    """Formats the metrics that have a standard error in one line."""
     parts = []
     if metrics:
         for key, value in metrics.values.items():
@@ -116,19 +117,19 @@ def _summary(metrics: SampleMetrics | None) -> str:
 
 
 class _ComponentEvaluation:
-    """The evaluation of one component at one step, in the primary process.
+    """Evaluation of one component at one step, in the primary process.
 
     Args:
       experiment: experiment of the run.
       evaluator: evaluator of the component.
       name: name of the component.
-      weights: parameters of the model on the host, for the run's own features, or None.
+      weights: parameters of the model on the host, for features of the run's own network; None if not needed.
       step: step of the run.
     """
 
     def __init__(self, experiment: Experiment, evaluator: SampleEvaluator, name: str, weights: Any, step: int):
         self._experiment, self._evaluator, self._name, self._step = experiment, evaluator, name, step
-        # On one device of this process: a computation over all devices would wait for the other processes.
+        # Metrics are computed on one local device: a computation over all devices would wait for other processes.
         self._mesh = Devices().mesh(jax.local_devices()[:1])
         with jax.set_mesh(self._mesh):
             if evaluator.setup.model_features:
@@ -152,11 +153,11 @@ class _ComponentEvaluation:
             with jax.set_mesh(self._mesh):
                 self._accumulated.add(latents, media)
         except UserError as error:
-            # Latents that are not finite must not end the training; `metrics` prints the warning.
+            # Non-finite latents must not stop the training; `metrics` prints a warning.
             self._error = error
 
     def metrics(self) -> SampleMetrics | None:
-        """The metrics; None, with a warning, if they cannot be computed."""
+        """Returns the metrics; if they cannot be computed, prints a warning and returns None."""
         try:
             if self._error:
                 raise self._error
@@ -170,7 +171,7 @@ class _ComponentEvaluation:
             return None
 
     def write_files(self, folder: Path) -> None:
-        """Writes a sheet of some samples, and video and audio files."""
+        """Writes a sheet of some samples, and their video and audio files."""
         count = self._experiment.evaluation.shown
         if not count:
             return

@@ -1,4 +1,4 @@
-"""Evaluation of samples of a run: shared by `selfflow evaluate` and by evaluations during training."""
+"""Evaluation of samples of a run, in `selfflow evaluate` and during training."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -21,9 +21,9 @@ from selfflow.progress import Progress
 
 
 class SampleEvaluator:
-    """Computes metrics of samples of one component of the mixture, relative to its real clips.
+    """Computes metrics of samples of one component of the mixture, compared with its real clips.
 
-    Extractors are opened on construction, so that mistakes in `features` are errors before anything is drawn. The
+    Extractors are opened in the constructor, so that errors in `features` are raised before samples are drawn. The
     physics verifier is fitted on first use.
 
     Args:
@@ -31,16 +31,17 @@ class SampleEvaluator:
       source: batches and latents of the run.
       built: data sets with raw records, by name.
       component: name of the component.
-      features: as `Evaluation.features` names them. Those of media that the component lacks are left out.
+      features: names of features, as in `Evaluation.features`. Features of media that the component lacks are ignored.
       samples: n, the number of samples.
-      max_clips: clips for metrics of single clips.
+      max_clips: maximum number of clips for metrics of single clips.
 
     Attributes:
+      built: data set of the component with raw records; None if they do not exist.
       setup: extractors, without the verifier.
-      samples: n.
+      samples: n, the number of samples.
 
     Raises:
-      UserError: unknown features, two that give the same distance, or a missing package or file.
+      UserError: if features are unknown, two of them are the same feature space, or a package or file is missing.
     """
 
     def __init__(
@@ -63,43 +64,43 @@ class SampleEvaluator:
         self._references: dict[str, Accumulator] = {}
 
     def exclude(self, modalities: tuple[str, ...]) -> None:
-        """Leaves out extractors of modalities that are context as a whole: their features are those of the data."""
+        """Removes the extractors of modalities that are entirely context, and thus equal to the data."""
         extractors = [extractor for extractor in self.setup.extractors if extractor.medium not in modalities]
         self.setup = self.setup._replace(extractors=tuple(extractors))
 
     def set_weights(self, params: Any, identity: str) -> None:
-        """Sets the parameters of the model for the run's own features.
+        """Sets the parameters of the model for features of the run's own network.
 
         Args:
           params: parameters of the model, on the devices that compute the features.
-          identity: distinguishes them from others, such as RUN and step.
+          identity: unique description of the parameters, such as run and step.
         """
         if self.setup.model_features:
             self.setup = self.setup._replace(model_features=self.setup.model_features.with_params(params, identity))
 
     @cached_property
     def verifier(self) -> PhysicsVerifier | None:
-        """The physics verifier of the data set, if it has one; fitting takes about a minute."""
+        """Physics verifier of the data set, or None; fitting it takes about a minute."""
         data, modalities = self._experiment.data[self._data], self._experiment.mixture[self._component].modalities
         return physics_verifier(data, modalities, self.built)
 
     def clips(self, split: str) -> RealClips:
-        """Real clips of the component in a split of its data."""
+        """Returns the real clips of the component in a split of its data set."""
         latents = self._source.latents[self._data]
         lengths = {m: media.shape[0] if media.rate else 0 for m, media in self._media.items()}
         autoencoders = {m: latents.autoencoder(m, self._experiment.autoencoders[m]) for m in self._media}
         return RealClips(self._source, self.built, self._component, split, lengths, autoencoders)
 
     def reference(self, clips: RealClips, indices: np.ndarray, rows: int) -> dict[str, Accumulator]:
-        """Features of real clips by the name of the feature space.
+        """Computes features of real clips, by the name of the feature space.
 
-        Those of extractors are kept: they are computed once, for the clips of the first call. The run's own features
-        are computed in every call, because weights change.
+        Features of extractors are cached: they are computed once, for the clips of the first call. Features of the
+        run's own network are computed in every call, because its weights change.
 
         Args:
           clips: clips of a split.
           indices: indices of the clips, [m].
-          rows: clips in a batch.
+          rows: batch size.
         """
         # Metrics of single clips, such as physics, need no reference.
         setup = self.setup._replace(verifier=None, max_clips=0)
@@ -117,12 +118,12 @@ class SampleEvaluator:
         return self._references | accumulated.features
 
     def accumulator(self) -> SampleAccumulator:
-        """An empty accumulator for n samples."""
+        """Returns an empty accumulator for n samples."""
         return SampleAccumulator(self.setup._replace(verifier=self.verifier), self.samples)
 
 
 def _open_features(features: tuple[str, ...], run_setup: FlowSetup, component: str) -> EvaluationSetup:
-    """Opens the extractors of `features` that apply to the component; the run's own features have no weights yet."""
+    """Opens the extractors of `features` that apply to the component; weights of the run's network are set later."""
     experiment, modalities = run_setup.experiment, run_setup.modalities[component]
     rates = {m: media.rate for m, media in run_setup.media[component].items()}
     extractors: dict[str, Extractor] = {}
@@ -153,7 +154,7 @@ def _open_features(features: tuple[str, ...], run_setup: FlowSetup, component: s
 
 
 def _block(experiment: Experiment, text: str) -> int:
-    """The block of `layer=K`; by default that of the teacher, or at 0.7 of the depth."""
+    """Parses the block K of `layer=K`; the default is the teacher's block, or the block at 0.7 of the depth."""
     depth = experiment.model.depth
     block = text or experiment.alignment.teacher_layer or max(1, round(0.7 * depth))
     if not str(block).isdigit() or not 1 <= int(block) <= depth:

@@ -1,4 +1,4 @@
-"""The base of the tasks of `selfflow train`: training of a run on its data."""
+"""Base class of the training tasks of `selfflow train`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
@@ -21,16 +21,16 @@ from selfflow.training.step import key_of
 
 
 class TrainingTask(ABC):
-    """A task of the training loop (`training.task.Task`) with the data of a run.
+    """Base class of tasks for the training loop, see `training.task.Task`.
 
     Args:
       setup: setup of the experiment.
       source: source of the batches.
-      mesh: the devices of the run.
+      mesh: devices of the run.
       folder: the run folder.
-      data_hash: identity of everything that is read.
+      data_hash: hash of all training data.
       datasets: provenance of each data set, as JSON data.
-      autoencoders: weights of each modality's autoencoder, of which the run keeps a copy.
+      autoencoders: weights file of each modality's autoencoder, which is copied to the run folder.
 
     Raises:
       UserError: if processes read different data, or a component has no record.
@@ -50,21 +50,21 @@ class TrainingTask(ABC):
         self.data_hash, self.datasets, self.autoencoders = data_hash, datasets, autoencoders
         check_agreed(data_hash, "the data that they read")
         rows = partial(local_rows, mesh)
-        # The plan reads the data, so that errors in it appear before the folder becomes a run.
+        # The plan reads the data, so that errors in the data appear before the run folder is written.
         self._plan = run_on_all(lambda: source.batches(0, setup.experiment.steps, rows))
         run_on_all(self._plan.check_shared_memory)
-        # An argument of the compiled step and not a constant in it: runs that differ in their seeds share the cache.
+        # The key is an argument of the compiled step, so that runs with other seeds use the same compilation cache.
         self.key = key_of(setup.experiment.seed.noise)
         self.replicated = NamedSharding(mesh, PartitionSpec())
         shardings = setup.shardings(mesh), self.replicated
         self._step = jax.jit(setup.step(), donate_argnums=0, out_shardings=shardings)
 
     def init(self) -> State:
-        """The state at step 0, fresh or from the weights of another run."""
+        """Returns the state at step 0, fresh or from the weights of another run."""
         return initial_state(self.setup, self.mesh)
 
     def start_message(self, state: State) -> str:
-        """Lines for the console: the model, the steps and the data."""
+        """Returns the console message at the start of training: model size, steps and data."""
         count = sum(x.size for x in jax.tree.leaves(state.params["model"]))
         start = f", from step {int(state.step)}" if int(state.step) else ""
         where = url_of_copy(self.folder) or self.folder
@@ -78,7 +78,7 @@ class TrainingTask(ABC):
                 size = experiment.mixture[facts["component"]].batch_size
                 yield shard_batch(batch, self.mesh, size), facts
         finally:
-            stream.close()  # ends the processes that read ahead
+            stream.close()  # ends the reader processes
 
     def ids(self, step: int) -> list[str]:
         return self._plan.ids(step)
@@ -97,8 +97,8 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def final_evaluation(self, state: State) -> dict[str, Any]:
-        """Measures the last state, writes samples, prints the summary and returns it as JSON data.
+        """Evaluates the last state, writes samples, prints the summary and returns it as JSON data.
 
         Args:
-          state: state on one device, without that of the optimizer.
+          state: state on one device, without optimizer state.
         """

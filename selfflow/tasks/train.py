@@ -1,4 +1,4 @@
-"""Training of an experiment: opens or resumes the run, trains, and evaluates the result."""
+"""Training of an experiment: creates or resumes the run, trains, and evaluates the result."""
 
 import json
 import time
@@ -37,20 +37,20 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
     """Trains an experiment into a run folder, or resumes the run in it.
 
     Args:
-      experiment: as loaded from its file.
+      experiment: the experiment, as loaded from its file.
       workdir: the run folder, on a disk or in a bucket.
       data_dir: folder for data sets and latents.
 
     Returns:
-      The summary, as printed and written to `summary.json`; {} in all processes but the first.
+      The summary, which is also written to `summary.json`; {} in all processes except the primary.
 
     Raises:
-      UserError: an invalid experiment, folder or data set, or devices that do not fit the experiment.
+      UserError: if experiment, folder or data set are invalid, or the devices do not fit the experiment.
       Interrupted: if the process was asked to stop.
     """
     started = time.monotonic()
     if not jax.config.jax_compilation_cache_dir:
-        # A resumed run, or the next one of a sweep, need not compile again.
+        # The persistent cache spares resumed runs and later runs of a sweep the compilation.
         jax.config.update("jax_compilation_cache_dir", str(data_dir / "compiled"))
     _check_places(workdir, data_dir)
     with ExitStack() as stack:
@@ -79,7 +79,7 @@ def train(experiment: AnyExperiment, workdir: Path, data_dir: Path) -> dict[str,
 
 
 def _check_places(workdir: Path, data_dir: Path) -> None:
-    """Raises `UserError` if the run or its data cannot be in these buckets."""
+    """Raises `UserError` if the run or its data are in unsupported buckets."""
     run, data = bucket_url(workdir) or "", url_of_copy(data_dir) or ""
     if is_multiprocess() and run.startswith("s3://"):
         raise UserError(
@@ -91,12 +91,12 @@ def _check_places(workdir: Path, data_dir: Path) -> None:
 
 
 def _check(experiment: AnyExperiment, folder: Path) -> None:
-    """Raises `UserError` if the experiment is invalid, fits neither the run nor the devices, or its samples no file."""
+    """Raises `UserError` if the experiment is invalid or does not fit run or devices, or samples cannot be written."""
     if isinstance(experiment, Experiment):
         experiment.model.execution.check(jax.default_backend())
     setup = check_run(folder, experiment)
     setup.check_devices(experiment.devices.mesh())
-    # Samples are written after the last step, which must not be where a missing encoder shows.
+    # Samples are written after the last step; a missing encoder must be detected before the first.
     if is_primary():
         check_sample_files(setup)
 
@@ -112,13 +112,13 @@ def _create_or_resume(task: TrainingTask, data_dir: Path) -> tuple[Checkpoints, 
     folder, cadence = task.folder, task.setup.experiment.cadence
     exists = (folder / "experiment.json").exists()
     last = check_agreed(Run(folder).last_step() if exists else 0, "the checkpoints they find")
-    # Errors in initial weights appear before the folder becomes a run.
+    # The state is initialised first, so that errors in initial weights appear before the run folder is written.
     state = None if last else task.init()
 
     def create() -> None:
         data = url_of_copy(data_dir) or str(data_dir.absolute())
         create_or_resume(folder, task.setup.experiment, task.data_hash, task.datasets, task.autoencoders, data)
-        upload_changes(folder)  # the bucket has the run, even if no checkpoint follows
+        upload_changes(folder)  # so that the run is in the bucket even before its first checkpoint
 
     run_on_all(lambda: create() if is_primary() else None)
     checkpoints = Checkpoints(folder, cadence.keep_last, cadence.keep_every)

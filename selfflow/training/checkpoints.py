@@ -1,4 +1,4 @@
-"""Checkpoints of a run: state and data position, written by Orbax in the background and verified on reading."""
+"""Checkpoints of a run, with state and data position, written by Orbax in the background and verified on reading."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from selfflow.training.state import State, flat_by_name
 
 
 class Damaged(UserError):
-    """A checkpoint that differs from what was saved, or belongs to another experiment; an older one may be intact."""
+    """Error of a checkpoint that is damaged or belongs to another experiment; an older checkpoint may be intact."""
 
 
 class _Stored(NamedTuple):
@@ -29,9 +29,9 @@ class _Stored(NamedTuple):
 
     Attributes:
       fields: fields of a `State`, by name.
-      position: number of batches that the run had consumed.
-      checksums: checksums of each array, by its dotted name.
-      damage: reason why it cannot be read; the other attributes are then empty.
+      position: number of batches that the run has consumed.
+      checksums: checksum of each array, by dotted name.
+      damage: reason why the checkpoint cannot be read; the other attributes are then empty.
     """
 
     fields: dict[str, Any]
@@ -41,25 +41,25 @@ class _Stored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a run folder.
+    """Reads and writes the checkpoints of a run folder.
 
     Args:
       folder: the run folder.
       keep_last: number of newest checkpoints to keep.
-      keep_every: checkpoints at multiples of this step are kept, too.
+      keep_every: interval of additional checkpoints to keep, at multiples of this step.
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None):
-        import orbax.checkpoint as ocp  # takes a second, which commands that only read metrics need not wait
+        import orbax.checkpoint as ocp  # takes a second, which commands without checkpoints save
 
-        # Orbax logs the failure of each array and then raises it, and warns of partial checkpoints, which are what a
-        # killed run leaves and what resuming handles.
+        # Orbax logs errors that it also raises, and warns of partial checkpoints, which are normal after a run was
+        # killed.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._ocp = ocp
         self.path, self._folder = folder / "checkpoints", folder
         self._path, url = checkpoint_folder(folder), url_of_copy(folder)
-        self._name = f"{url or folder}/checkpoints"  # in messages
+        self._name = f"{url or folder}/checkpoints"  # for messages
         self._uploads = None
         if url is not None and url.startswith("s3://"):
             from selfflow.storage.checkpoint_uploads import CheckpointUploads
@@ -72,18 +72,18 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._path, options=options, item_names=("state", "data"))
 
     def latest(self) -> int | None:
-        """The newest complete step, or None."""
+        """Returns the step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def steps(self) -> list[int]:
-        """All complete steps, in ascending order."""
+        """Returns the steps of all complete checkpoints, in ascending order."""
         return saved_steps(self._folder) if self._uploads else sorted(self._manager.all_steps())
 
     def save(self, state: State, step: int) -> None:
-        """Starts saving; the data position of a run is its step."""
+        """Starts to save a state in the background. The data position of the checkpoint equals its step."""
         ocp = self._ocp
         if self._uploads:
-            self.wait()  # otherwise a disk that is faster than the network would fill up
+            self.wait()  # limits the use of the disk if uploads are slower than saves
         upload_changes(self._folder)
         metadata = {"position": step, "checksums": fetch_checksums(state)}
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(metadata))
@@ -91,12 +91,12 @@ class Checkpoints:
             self._manager.save(step, args=args, force=True)
 
     def restore_newest(self, abstract: State) -> State:
-        """Reads the newest intact checkpoint into the shapes and shardings of `abstract`.
+        """Restores the newest intact checkpoint, with the shapes and shardings of `abstract`.
 
-        Newer damaged ones are reported, and renamed to `damaged-STEP` once an older one has been read.
+        Newer damaged checkpoints are reported, and renamed to `damaged-STEP` after an older one has been restored.
 
         Raises:
-          UserError: if there is no intact checkpoint, or one cannot be read at the moment.
+          UserError: if there is no intact checkpoint, or reading fails for another reason, such as a network error.
         """
         damaged: list[tuple[int, Damaged]] = []
         for step in reversed(self.steps()):
@@ -116,7 +116,7 @@ class Checkpoints:
         raise damaged[0][1] if damaged else UserError(f"{self._name} holds no complete checkpoint")
 
     def _set_aside(self, step: int) -> str:
-        """Renames a damaged checkpoint, and returns its new name."""
+        """Renames a damaged checkpoint and returns its new name."""
         name, number = f"damaged-{step}", 0
         while (self._path / name).exists():
             number += 1
@@ -128,10 +128,10 @@ class Checkpoints:
         return name
 
     def restore(self, abstract: State, step: int) -> State:
-        """Reads a checkpoint into the shapes and shardings of `abstract`.
+        """Restores a checkpoint with the shapes and shardings of `abstract`.
 
         Raises:
-          Damaged: if it holds other parameters or another step, or an array differs from what was saved in any bit.
+          Damaged: if the checkpoint has other parameters or another step, or any bit of an array has changed.
         """
         stored = self._read(abstract._asdict(), step)
         counts = [int(x) for x in jax.tree.leaves(stored.fields["optimizer"]) if x.ndim == 0]
@@ -140,16 +140,16 @@ class Checkpoints:
         return State(**stored.fields)
 
     def restore_weights(self, abstract: State, step: int) -> State:
-        """Reads a checkpoint without the state of the optimizer, in whose place is `optax.EmptyState()`.
+        """Restores a checkpoint without optimizer state, which is replaced by `optax.EmptyState()`.
 
         Raises:
-          Damaged: as `restore`.
+          Damaged: as in `restore`.
         """
         wanted = {name: getattr(abstract, name) for name in ("step", "params", "frozen")}
         return State(**self._read(wanted, step).fields, optimizer=optax.EmptyState())
 
     def _read(self, wanted: dict[str, Any], step: int) -> _Stored:
-        """Fields of a state with their metadata, verified; runs in all processes, each of which reads its shards."""
+        """Reads and verifies fields of a state; must be called in all processes, each of which reads its shards."""
         stored = run_on_all(lambda: self._try_read(wanted, step))
         # Damage is exchanged between all processes before they compute checksums together.
         damage = first_message(stored.damage)
@@ -167,9 +167,9 @@ class Checkpoints:
         return stored
 
     def _try_read(self, wanted: dict[str, Any], step: int) -> _Stored:
-        """Reads the files of a checkpoint; damage is returned, not raised.
+        """Reads the files of a checkpoint; returns damage instead of raising an error.
 
-        Orbax' handler is called without its manager, whose barriers would block the other processes if one of them
+        Orbax's handler is called directly: the barriers of its manager would block the other processes if one of them
         fails on a damaged file.
         """
         try:
@@ -184,7 +184,7 @@ class Checkpoints:
         if self._uploads and self._uploads.fetch(step):
             self._manager.reload()
         with closing(ocp.PyTreeCheckpointHandler()) as handler:
-            # A partial restore ignores what either side lacks, so names and shapes are compared here.
+            # A partial restore ignores missing and additional arrays, so names and shapes are compared here.
             tree = handler.metadata(path / "state").tree
             stored = {name: tree.get(name) for name in wanted}
             saved, expected = _shapes(stored), _shapes(wanted)
@@ -200,14 +200,14 @@ class Checkpoints:
             return _Stored(fields, int(metadata["position"]), dict(metadata["checksums"]))
 
     def _check_dtypes(self, step: int, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-        """Raises `UserError` if arrays have other types: Orbax would convert them, to other bits than were saved."""
+        """Raises `UserError` if arrays have other dtypes, because Orbax would silently convert them."""
         saved, expected = _dtypes(stored), _dtypes(wanted)
         for name in sorted(expected):
             if saved[name] == expected[name]:
                 continue
             x64 = jax.config.jax_enable_x64
             remedy = f"JAX_ENABLE_X64 is {x64}, set it to {not x64}, as when the checkpoint was saved"
-            if saved[name].itemsize <= 4 and expected[name].itemsize <= 4:  # types of the experiment, such as bfloat16
+            if saved[name].itemsize <= 4 and expected[name].itemsize <= 4:  # dtype of the experiment, such as bfloat16
                 remedy = "take the experiment that it was saved by"
             raise UserError(f"{self._name}/{step}: {name} is {saved[name]}, and here {expected[name]}: {remedy}")
 
@@ -215,24 +215,24 @@ class Checkpoints:
         return Damaged(f"{self._name}/{step} is damaged ({reason}): take an older one, or a copy of it")
 
     def check(self) -> None:
-        """Raises the error of a background save that has failed; does not wait for those in progress."""
+        """Raises errors of background saves that have failed; does not wait for saves in progress."""
         with bucket_errors(self._folder):
             self._manager.check_for_errors()
-            # The manager's own thread may have consumed the error, which then shows only on waiting.
+            # If the manager's thread has consumed the error, it is raised only by waiting.
             if not self._manager.is_saving_in_progress():
                 self._manager.wait_until_finished()
         if self._uploads:
             self._uploads.start_new()
 
     def wait(self) -> None:
-        """Blocks until every started save is complete; raises errors of background saves."""
+        """Waits until all saves are complete; raises errors of background saves."""
         with bucket_errors(self._folder):
             self._manager.wait_until_finished()
         if self._uploads:
             self._uploads.wait()
 
     def close(self) -> None:
-        """Waits, then ends the background threads."""
+        """Waits until all saves are complete, and ends the background threads."""
         self._manager.close()
         if self._uploads:
             try:
@@ -242,7 +242,7 @@ class Checkpoints:
 
 
 def _is_environment_error(error: Exception) -> bool:
-    """Whether an error is due to machine, network or account rather than to the checkpoint."""
+    """Returns whether an error is due to machine, network or account and not to the checkpoint."""
     if isinstance(error, FileNotFoundError | MissingObject | IncompleteObject):
         return False
     status = "PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|ABORTED|CANCELLED"
@@ -258,9 +258,9 @@ def _dtypes(tree: Any) -> dict[str, np.dtype]:
 
 
 def checksums(tree: Any) -> Any:
-    """The sum of each array's bits modulo 2^32, in words of the size of its elements: uint32 [].
+    """Computes a checksum of each array: the sum of its elements' bit patterns modulo 2^32, uint32 [].
 
-    It is independent of the sharding, and any single flipped bit changes it.
+    It is independent of the sharding, and detects any single flipped bit.
     """
 
     def checksum(x: jax.Array) -> jax.Array:
@@ -274,7 +274,7 @@ _CHECKSUMS = jax.jit(checksums)
 
 
 def fetch_checksums(tree: Any) -> dict[str, int]:
-    """The checksum of each array of a tree, by its dotted name."""
+    """Returns the checksum of each array of a tree, by dotted name."""
     tree = tree._asdict() if isinstance(tree, State) else tree
     sums = jax.device_get(_CHECKSUMS(flat_by_name(tree)))
     return {name: int(np.asarray(value)) for name, value in sums.items()}

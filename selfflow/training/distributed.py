@@ -1,4 +1,4 @@
-"""Runs on several processes: connecting them, barriers, and messages between them."""
+"""Utilities for runs on several processes: connection, barriers and exchange of messages."""
 
 import importlib.util
 import os
@@ -18,10 +18,10 @@ from selfflow.progress import Progress
 
 T = TypeVar("T")
 
-_BARRIER_SECONDS = 7 * 24 * 3600  # long, as the other processes wait while one of them encodes data
+_BARRIER_SECONDS = 7 * 24 * 3600  # long, because all processes wait while one of them encodes data
 _MESSAGE_BYTES = 2048
 _GRACE_SECONDS = 2.0
-_NOTICE_SECONDS = 30.0  # of waiting for other processes to start, after which a line says so
+_NOTICE_SECONDS = 30.0  # waiting time for other processes after which a notice is printed
 _barrier_number = count()
 
 
@@ -30,11 +30,11 @@ class Processes:
     """Flags of a run on several processes; not needed on Cloud TPU, GKE, Slurm and Open MPI, which are detected."""
 
     coordinator: str = ""
-    """HOST:PORT of process 0, at which the others reach it."""
+    """HOST:PORT of process 0, which the others connect to."""
     processes: int | None = None
     """Number of processes."""
     process: int | None = None
-    """Number of this one, from 0."""
+    """Index of this process, from 0."""
 
     def __post_init__(self):
         flags = [bool(self.coordinator), self.processes is not None, self.process is not None]
@@ -46,10 +46,10 @@ class Processes:
             raise UserError(f"coordinator is {self.coordinator!r}: give HOST:PORT")
 
     def connect(self) -> None:
-        """Connects this process to the others, if there are any; must be called before any device is used.
+        """Connects this process to the other processes of the run, if any; must be called before devices are used.
 
         Raises:
-          UserError: if they cannot be reached.
+          UserError: if the other processes cannot be reached.
         """
         if not self.coordinator and not _launched_together():
             return
@@ -76,38 +76,38 @@ class Processes:
 
 
 def _launched_together() -> bool:
-    """Whether a launcher has started several processes, or this is a TPU host, which may be one of several."""
+    """Returns whether a launcher has started several processes, or this is a TPU host and may be one of several."""
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if int(os.environ.get(name) or 1) > 1:
             return True
-    # GKE lists the hosts of a slice, and the number of slices if there are several; a lone host is called localhost.
+    # GKE lists the hosts of a slice, and the number of slices if there are several; a single host is localhost.
     hosts = os.environ.get("TPU_PROCESS_ADDRESSES") or os.environ.get("TPU_WORKER_HOSTNAMES") or ""
     if "," in hosts or int(os.environ.get("MEGASCALE_NUM_SLICES") or 1) > 1:
         return True
-    # JAX sets the variable where there is no TPU, and GKE always; on a lone TPU host there is one process.
+    # JAX sets the variable on machines without a TPU, and GKE always. A single TPU host connects to itself.
     return importlib.util.find_spec("libtpu") is not None and "TPU_SKIP_MDS_QUERY" not in os.environ
 
 
 def is_multiprocess() -> bool:
-    """Whether this is one of several processes."""
+    """Returns whether this is one of several processes."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, which alone writes metrics and prints."""
+    """Returns whether this is process 0, the only one that prints and writes metrics."""
     return jax.process_index() == 0
 
 
 def abort(status: int) -> None:
-    """Ends this process at once, after an error that the other processes may not have.
+    """Ends this process at once, after an error that other processes may not have.
 
-    A regular exit of Python would wait for the others, and they for this one.
+    During a regular exit of Python, this process and the others would wait for each other.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
     if is_primary():
-        # The coordinator runs in this process, and the others end with it: let them print their errors first.
+        # The coordinator runs in this process, and the others end with it: give them time to print their errors.
         time.sleep(_GRACE_SECONDS)
     os._exit(status)
 
@@ -117,7 +117,7 @@ def barrier() -> None:
     if is_multiprocess():
         from orbax.checkpoint import multihost
 
-        # A barrier of the coordinator: one over devices would time out on a slow process after 30 seconds on CPUs.
+        # Uses a barrier of the coordinator, because on CPUs a barrier over devices times out after 30 seconds.
         everyone = set(range(jax.process_count()))
         name = f"selfflow-{next(_barrier_number)}"
         multihost.sync_global_processes(name, timeout=_BARRIER_SECONDS, processes=everyone)
@@ -139,7 +139,7 @@ def run_on_all(work: Callable[[], T]) -> T:
 
 
 def first_message(message: str) -> str:
-    """The first message of all processes that is not empty, or ""."""
+    """Returns the first message of all processes that is not empty, or ""."""
     for text in _gather_text(message):
         if text:
             return text
@@ -147,7 +147,7 @@ def first_message(message: str) -> str:
 
 
 def primary_first(work: Callable[[], T]) -> T:
-    """Calls `work` in process 0 and then in all others, which can use the files it wrote on a shared disk."""
+    """Calls `work` in process 0 and then in all others, which can use files that process 0 wrote on a shared disk."""
     if not is_multiprocess():
         return work()
     result = run_on_all(lambda: work() if is_primary() else None)
@@ -155,7 +155,7 @@ def primary_first(work: Callable[[], T]) -> T:
 
 
 def broadcast(tree: T) -> T:
-    """The arrays of process 0, in all processes."""
+    """Returns a tree with the arrays of process 0 in all processes."""
     if not is_multiprocess():
         return tree
     from jax.experimental import multihost_utils
@@ -165,10 +165,10 @@ def broadcast(tree: T) -> T:
 
 
 def check_agreed(value: T, what: str) -> T:
-    """Returns `value`, which must be the same in all processes.
+    """Returns `value` after checking that it is equal in all processes.
 
     Raises:
-      UserError: if it is not.
+      UserError: if the values differ; `what` describes them in the message.
     """
     values = sorted(set(_gather_text(repr(value))))
     if len(values) > 1:
@@ -180,7 +180,7 @@ def check_agreed(value: T, what: str) -> T:
 
 
 def _gather_text(text: str) -> list[str]:
-    """The texts of all processes in their order, each cut to `_MESSAGE_BYTES`."""
+    """Returns the texts of all processes in their order, each truncated to `_MESSAGE_BYTES`."""
     if not is_multiprocess():
         return [text]
     from jax.experimental import multihost_utils

@@ -1,4 +1,4 @@
-"""The training loop: a state, a step, and a stream of batches."""
+"""Training loop."""
 
 import time
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ from selfflow.training.watchdog import dump_stacks_when_stalled
 
 @dataclass(frozen=True)
 class Cadence:
-    """Intervals of logging, checkpoints and evaluation; may change in a run."""
+    """Intervals of logging, checkpoints and evaluation; may change when a run is resumed."""
 
     log_every: int = 50
-    """Steps between diagnostics: ranks and cosines, which cost a forward pass."""
+    """Steps between diagnostics, such as ranks and cosines, which require an additional forward pass."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     keep_last: int = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int | None = None
-    """Checkpoints at multiples of this step are kept, too."""
+    """Interval of additional checkpoints to keep: those at multiples of this step."""
     evaluate_every: int | None = None
     """Steps between evaluations of samples of the EMA (`evaluation`); None for never."""
 
@@ -43,12 +43,12 @@ class Cadence:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on steps that are not finite and on time without progress; may change in a run."""
+    """Limits on consecutive non-finite steps and on time without progress; may change when a run is resumed."""
 
     max_skipped_steps: int = 10
-    """Steps in a row whose loss or gradient is not finite, and whose updates are skipped, after which a run stops."""
+    """Number of consecutive steps with a non-finite loss or gradient, whose updates are skipped, that stops a run."""
     hang_timeout: float = 1800.0
-    """Seconds without a finished step, compilation included, after which the stacks of all threads are printed."""
+    """Seconds without a finished step, including compilation, after which the stacks of all threads are printed."""
 
     def __post_init__(self):
         check_at_least(self, "limits.", max_skipped_steps=1)
@@ -57,18 +57,18 @@ class Limits:
 
 
 class Hook(Protocol):
-    """Observes the steps of a run, such as `profile.Trace`."""
+    """Protocol of hooks, which are called around every step, such as `profile.Trace`."""
 
     def before(self, step: int) -> None:
         """Called before a step, counted from 1."""
         ...
 
     def after(self, step: int, state: State) -> None:
-        """Called once a step has been dispatched; its state may not be computed yet."""
+        """Called after a step has been dispatched; its state may not be computed yet."""
         ...
 
     def close(self) -> None:
-        """Called at the end, after an error, too."""
+        """Called at the end of training, also after an error."""
         ...
 
 
@@ -84,26 +84,29 @@ def train(
     interruption: Interruption,
     hooks: Sequence[Hook] = (),
 ) -> State:
-    """Trains from a state to step `steps`.
+    """Trains a state up to step `steps`.
 
-    Metrics are fetched one step late, so that the device always has work waiting. A checkpoint is written only after
-    the metrics up to its step are on disk. After a skipped step it waits for a step that is not skipped: the state is
-    finite, and may still be the cause of losses that are not. The last step is always saved.
+    Metrics are fetched one step late, so that the device does not idle. A checkpoint is written only after the metrics
+    up to its step are on disk. After a skipped step, saving is postponed to the next step that is not skipped, because
+    the state, although finite, may be the cause of non-finite losses. The last step is always saved.
 
     Args:
-      state: the state after any number of steps.
-      task: batches, update, diagnostics and evaluation.
-      steps: number of steps to reach.
+      state: initial state, at any step.
+      task: task that provides batches, update, diagnostics and evaluation.
+      steps: total number of steps.
       cadence: intervals of diagnostics, evaluation and checkpoints.
-      limits: when to stop because of skipped steps, and when to report a run without progress.
-      log: receives the metrics; None in all processes but the first.
-      checkpoints: receives the states.
-      interruption: a request to stop, read after every step.
-      hooks: called around every step.
+      limits: limits on skipped steps and on time without progress.
+      log: log of the metrics; None in all processes except the primary.
+      checkpoints: checkpoints of the run.
+      interruption: stop request, checked after every step.
+      hooks: hooks to call around every step.
+
+    Returns:
+      The state at step `steps`.
 
     Raises:
-      UserError: if too many steps in a row were skipped.
-      Interrupted: if the process was asked to stop; the state is saved.
+      UserError: if too many consecutive steps were skipped.
+      Interrupted: if a signal requested a stop; raised after the state is saved.
     """
     start = number = int(state.step)
     rows = _Rows(task, limits, log, checkpoints)
@@ -115,7 +118,7 @@ def train(
             dump_stacks_when_stalled(limits.hang_timeout) as report_progress,
         ):
             for number in range(start + 1, steps + 1):
-                # The update. It is dispatched, not awaited: the row of the step before is written meanwhile.
+                # Update. It is only dispatched; the row of the previous step is written while the device computes.
                 for hook in hooks:
                     hook.before(number)
                 with jax.profiler.StepTraceAnnotation("train", step_num=number):
@@ -124,19 +127,19 @@ def train(
                     waiting = time.monotonic() - requested
                     diagnostics = {}
                     if number % cadence.log_every == 0 or number == steps:
-                        diagnostics = task.diagnose(state)  # before the step, which may reuse the state's memory
+                        diagnostics = task.diagnose(state)  # before the step, which may donate the state
                     state, metrics = task.step(state, batch)
                     checkpoints.check()
-                    note = rows.write()  # the row of the previous step
+                    note = rows.write()
                 for hook in hooks:
                     hook.after(number, state)
 
-                # Evaluation, and this step's row.
+                # Evaluation, and the row of this step.
                 if cadence.evaluate_every and number % cadence.evaluate_every == 0:
                     facts = facts | rows.evaluate(state)
                 rows.add(_Row(number, facts, waiting, metrics | diagnostics))
 
-                # Checkpoint. It stays due until a step is not skipped.
+                # Checkpoint. It remains due until a step is not skipped.
                 stop = interruption.reached()
                 due = due or number % cadence.checkpoint_every == 0
                 if due or stop or number == steps:
@@ -162,20 +165,20 @@ def train(
 
 
 def _interrupted(interruption: Interruption, step: int, saved: int | None) -> Interrupted:
-    """The error of a run that was asked to stop after a step; `saved` is the step of its newest checkpoint."""
+    """Returns the exception for a stop after a step; `saved` is the step of the newest checkpoint."""
     cause = interruption.cause
     remedy = f"resumes from step {saved}, which is saved" if saved else "starts again, for nothing is saved yet"
     return Interrupted(f"stopped by {cause.name} after step {step}: the same command {remedy}", 128 + cause)
 
 
 class _Row(NamedTuple):
-    """A step whose metrics may still be on the device.
+    """Metrics of a step, which may still be on the device.
 
     Attributes:
       step: number of the step, from 1.
-      facts: values of the batch and of an evaluation, which are on the host.
+      facts: values of the batch and metrics of an evaluation, on the host.
       waiting: seconds that the loop waited for the batch.
-      metrics: values of the step and diagnostics, which are on the device.
+      metrics: metrics of the step and diagnostics, on the device.
     """
 
     step: int
@@ -185,10 +188,10 @@ class _Row(NamedTuple):
 
 
 class _Rows:
-    """Writes the metrics of each step one step late, and counts skipped steps.
+    """Writer of the metrics of each step, one step late; counts skipped steps.
 
     Attributes:
-      skipped_in_a_row: skipped steps up to the last row that was written.
+      skipped_in_a_row: number of consecutive skipped steps up to the last written row.
     """
 
     def __init__(self, task: Task, limits: Limits, log: MetricsLog | None, checkpoints: Checkpoints):
@@ -198,22 +201,22 @@ class _Rows:
         self._skipped = self.skipped_in_a_row = 0
 
     def add(self, row: _Row) -> None:
-        """Keeps the row of a step; that of the step before must have been written."""
+        """Sets the pending row; the previous one must have been written."""
         self._pending = row
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """Metrics of samples of a state; their time is excluded from the durations of steps."""
-        jax.block_until_ready(state)  # or the time of the step would count as the evaluation's
+        """Returns metrics of samples of a state; the time of the evaluation is excluded from step durations."""
+        jax.block_until_ready(state)  # so that the time of the step is not attributed to the evaluation
         start = time.monotonic()
         metrics = self._task.evaluate(state)
         self._written += time.monotonic() - start
         return metrics
 
     def write(self) -> str:
-        """Writes the pending row, if there is one, and returns a note on it for the progress bar.
+        """Writes the pending row, if any, and returns a short summary of it for the progress bar.
 
         Raises:
-          UserError: if too many steps in a row were skipped.
+          UserError: if too many consecutive steps were skipped.
         """
         if self._pending is None:
             return ""

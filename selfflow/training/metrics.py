@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON object a step, a TensorBoard copy of them, and the steps that were skipped."""
+"""Metrics of a run: one JSON object for each step, a copy as TensorBoard events, and a list of skipped steps."""
 
 import json
 import math
@@ -14,15 +14,15 @@ TIMINGS = ("seconds", "waiting", "tokens_per_second")
 
 
 class MetricsLog:
-    """Writes `metrics.jsonl`, `skipped.jsonl` and the TensorBoard events of a run folder.
+    """Writer of `metrics.jsonl`, `skipped.jsonl` and the TensorBoard events of a run folder.
 
-    `metrics.jsonl` is authoritative: events are written again from it whenever a run is resumed, so that every step
-    occurs once in both. A value that is not finite is null in JSON and absent from the events. The event of a step
-    includes the images and audio in `evaluations/step_N`.
+    When a run is resumed, the events are rewritten from `metrics.jsonl`, so that every step occurs once in both.
+    Non-finite values are null in JSON and omitted from the events. The event of a step includes the images and audio in
+    `evaluations/step_N`.
 
     Args:
       folder: the run folder.
-      step: the step that the run resumes from; later rows and evaluations, and a row that a crash cut off, are removed.
+      step: step from which the run resumes; later rows and evaluations are removed, and a row that a crash truncated.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -43,19 +43,19 @@ class MetricsLog:
             self._write_event(row)
 
     def write(self, row: dict) -> None:
-        """Appends a row; it must have the key `step`."""
+        """Appends a row to `metrics.jsonl`; it must have the key `step`."""
         self._file.write(_line(row))
         self._write_event(row)
 
     def skip(self, row: dict) -> None:
-        """Appends a row to `skipped.jsonl`, which exists from the first one on; it must have the key `step`."""
+        """Appends a row to `skipped.jsonl`, which is created on first use; the row must have the key `step`."""
         with self.skipped.open("a", encoding="utf-8") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
 
     def _write_event(self, row: dict) -> None:
-        # Not tensorboardX's SummaryWriter: on a full disk its thread ends, and the run would block.
+        # tensorboardX's SummaryWriter is not used, because on a full disk its thread ends, and the run would block.
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
         from tensorboardX.record_writer import RecordWriter
@@ -74,7 +74,7 @@ class MetricsLog:
         self._events.write(event.SerializeToString())
 
     def flush(self) -> None:
-        """Writes all rows to the disk."""
+        """Flushes all rows to disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._events is not None:
@@ -89,7 +89,7 @@ class MetricsLog:
 
 
 def _media_values(folder: Path) -> list:
-    """The images and audio of an evaluation as values of a TensorBoard event."""
+    """Returns the images and audio of an evaluation as values of a TensorBoard event."""
     import soundfile
     from PIL import Image
     from tensorboardX.proto.summary_pb2 import Summary
@@ -100,7 +100,7 @@ def _media_values(folder: Path) -> list:
             with Image.open(path) as page:
                 width, height = page.size
         except OSError:
-            continue  # a crash cut it off; metrics do not depend on it
+            continue  # truncated by a crash; metrics do not depend on it
         image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
         values.append(Summary.Value(tag=f"samples/{path.stem}", image=image))
     for path in sorted(folder.glob("*.wav")):
@@ -120,7 +120,7 @@ def _media_values(folder: Path) -> list:
 
 
 def read_metrics(folder: Path) -> list[dict]:
-    """All rows of a run's metrics, oldest first, without a last line that a crash cut off."""
+    """Returns all rows of a run's metrics, oldest first, without a truncated last line."""
     return _read_rows(folder / "metrics.jsonl")
 
 
@@ -132,7 +132,7 @@ def _line(row: dict) -> str:
 
 
 def _remove_after(path: Path, step: int) -> list[dict]:
-    """Removes the rows after a step from a file, and returns the others."""
+    """Removes the rows after a step from a file, and returns the remaining rows."""
     rows = [row for row in _read_rows(path) if row["step"] <= step]
     with atomic_write(path, durable=True) as partial:
         partial.write_text("".join(map(_line, rows)), encoding="utf-8")
@@ -147,6 +147,6 @@ def _read_rows(path: Path) -> list[dict]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            break  # only the end of the file can be cut off, and nothing was written after it
+            break  # only the last line can be truncated
         rows.append(row)
     return rows

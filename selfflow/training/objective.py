@@ -1,4 +1,4 @@
-"""The protocol of an objective: a loss, its parameters, and its frozen trees."""
+"""Protocol of training objectives, which define a loss, its parameters and its frozen trees."""
 
 from typing import Any, Protocol
 
@@ -9,54 +9,53 @@ Axes = dict[str, tuple[str | None, ...]]
 
 
 class Objective(Protocol):
-    """A loss with the parameters that it trains and the frozen trees that it reads.
+    """Protocol of an objective: a loss, its trainable parameters, and frozen trees.
 
-    The step, the state and the shardings of a run are computed by these methods alone. Frozen trees are parameters
-    without gradient, such as an EMA, a reference network or a second teacher; the objective defines how each of them is
-    initialised, sharded and updated. A frozen tree may have any shape.
+    Step, state and shardings of a run use only these methods. Frozen trees are parameters without gradient, such as an
+    EMA, a reference network or a second teacher. The objective defines how each frozen tree is initialised, sharded and
+    updated; its structure may differ from that of the trainable parameters.
 
-    The name of a parameter is its path in the tree with dots, as `training.state.parameter_name` writes it. A logical
-    axis is the name of an axis of a parameter, such as "embed", or None; `Devices.rules` maps it to an axis of the
-    mesh.
+    Parameters are named by `training.state.parameter_name`. A logical axis is the name of an axis of a parameter, such
+    as "embed", or None; `Devices.rules` maps logical axes to axes of the mesh.
     """
 
     def init(self, key: Key[Array, ""]) -> Tree:
-        """Fresh trainable parameters."""
+        """Returns the trainable parameters at step 0."""
         ...
 
     def logical_axes(self) -> Axes:
-        """The logical axes of each trainable parameter, by its name."""
+        """Returns the logical axes of each trainable parameter, by its name."""
         ...
 
     def init_frozen(self, params: Tree, key: Key[Array, ""]) -> dict[str, Tree]:
-        """The frozen trees at step 0, by name.
+        """Returns the frozen trees at step 0, by name.
 
         Args:
-          params: the trainable parameters at step 0, which are not to be shared: a step may reuse their memory.
-          key: independent of that of `init`.
+          params: trainable parameters at step 0. The frozen trees must not share their memory, which a step may donate.
+          key: random key, independent of the key of `init`.
         """
         ...
 
     def frozen_axes(self) -> dict[str, Axes]:
-        """The logical axes of each frozen tree's parameters: {tree: {name within the tree: axes}}."""
+        """Returns the logical axes of the parameters of each frozen tree, {tree: {name within the tree: axes}}."""
         ...
 
     def update_frozen(self, frozen: dict[str, Tree], params: Tree, ema_decay: float) -> dict[str, Tree]:
-        """The frozen trees after an update; one that is never updated is returned unchanged.
+        """Returns the frozen trees after an update; constant trees are returned unchanged.
 
         Args:
-          frozen: the trees before.
-          params: the trainable parameters after.
+          frozen: frozen trees before the update.
+          params: trainable parameters after the update.
           ema_decay: decay of moving averages of the parameters.
         """
         ...
 
     def draw(self, keys_B: Key[Array, "B"], batch: Any, step: Int[Array, ""] | int) -> Any:
-        """The random draws of the loss of a batch: a tree of arrays [B, ...].
+        """Returns the random numbers for the loss of a batch, as a tree of arrays [B, ...].
 
         Args:
-          keys_B: a key for each sample.
-          batch: a whole batch, before it is split for gradient accumulation.
+          keys_B: random key of each sample.
+          batch: the whole batch, before it is split for gradient accumulation.
           step: number of finished updates.
         """
         ...
@@ -64,8 +63,8 @@ class Objective(Protocol):
     def loss(
         self, params: Tree, frozen: dict[str, Tree], batch: Any, keys_B: Key[Array, "B"], draw: Any
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
-        """The loss and metrics of a batch, or of a part of one with the same part of the draw.
+        """Returns loss and metrics of a batch, or of a part of a batch with the corresponding part of `draw`.
 
-        The values for the parts of a batch must add up to those of the whole.
+        Both must be additive: their sums over the parts of a batch must equal the values for the whole batch.
         """
         ...

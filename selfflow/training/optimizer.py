@@ -10,35 +10,35 @@ from selfflow.errors import UserError, check_above_zero, check_at_least, check_f
 
 
 def learning_rate_for(steps: int) -> float:
-    """min(2e-3, 1e-4 sqrt(400 000 / steps)), but at least 1e-4."""
+    """Returns the default learning rate min(2e-3, 1e-4 sqrt(400 000 / steps)), but at least 1e-4."""
     return min(2e-3, 1e-4 * max(1.0, 400_000 / steps) ** 0.5)
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW; defaults are those of arXiv 2603.06507, except where short runs need others."""
+    """AdamW optimizer. Defaults follow arXiv 2603.06507, except for values that depend on the length of the run."""
 
     learning_rate: float | None = None
-    """Peak rate; by default min(2e-3, 1e-4 sqrt(400 000 / steps)), and at least 1e-4: the paper's is for 4 M steps, and
-    the best constant rate falls with the root of their number (Zinkevich, 2003)."""
+    """Peak learning rate; by default min(2e-3, 1e-4 sqrt(400 000 / steps)), and at least 1e-4, because the paper's rate
+    is for 4 M steps, and the best constant rate falls with the square root of the steps (Zinkevich, 2003)."""
     beta1: float = 0.9
-    """Decay of the gradient's mean."""
+    """Decay of the first moment of the gradient."""
     beta2: float = 0.999
-    """Decay of the gradient's square."""
+    """Decay of the second moment of the gradient."""
     epsilon: float = 1e-8
-    """Added to the root of the squares."""
+    """Constant added to the square root of the second moment."""
     weight_decay: float = 0.0
-    """Decoupled decay of all parameters."""
+    """Coefficient of decoupled weight decay, for all parameters."""
     clip: float = 1.0
-    """Largest norm of the whole gradient."""
+    """Maximum global norm of the gradient."""
     warmup_steps: int | None = 0
-    """Steps in which the rate rises linearly from 0; none means a twentieth of the run's length."""
+    """Steps of linear warm-up of the learning rate from 0; none means a twentieth of the run's length."""
     decay: Literal["constant", "cosine"] = "constant"
-    """Schedule of the rate after the warm-up."""
+    """Schedule of the learning rate after the warm-up."""
     decay_steps: int | None = None
-    """Step at which a cosine reaches 0; by default the run's length."""
+    """Step at which the cosine schedule reaches 0; by default the run's length."""
     accumulate: int = 1
-    """Parts that a batch is split into; the gradient equals that of the whole batch."""
+    """Number of parts of each batch for gradient accumulation; the gradient equals that of the whole batch."""
 
     def __post_init__(self):
         check_above_zero(self, "optimizer.", "learning_rate", "clip", "epsilon")
@@ -46,7 +46,7 @@ class AdamW:
         check_at_least(self, "optimizer.", accumulate=1, warmup_steps=0)
 
     def resolved(self, steps: int, previous: "AdamW | None" = None) -> "AdamW":
-        """A copy whose rate and lengths are filled in, from the run's length or from `previous` on resuming."""
+        """Returns a copy with default values filled in, from the run's length, or from `previous` when resuming."""
         rate, warmup, decay = self.learning_rate, self.warmup_steps, self.decay_steps
         if rate is None:
             rate = previous.learning_rate if previous else learning_rate_for(steps)
@@ -57,7 +57,7 @@ class AdamW:
         return dataclasses.replace(self, learning_rate=rate, warmup_steps=warmup, decay_steps=decay)
 
     def schedule(self) -> optax.Schedule:
-        """The learning rate by step, of a resolved optimizer."""
+        """Returns the learning rate schedule of a resolved optimizer."""
         if self.decay == "cosine":
             if self.decay_steps is None or self.decay_steps <= self.warmup_steps:
                 raise UserError(
@@ -69,7 +69,7 @@ class AdamW:
         return optax.constant_schedule(self.learning_rate)
 
     def make(self) -> optax.GradientTransformation:
-        """The optimizer."""
+        """Returns the optimizer as a gradient transformation."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip),
             optax.adamw(

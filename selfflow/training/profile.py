@@ -1,4 +1,4 @@
-"""Traces of some steps of a run, for XProf or TensorBoard's profile plugin."""
+"""Profiling of some steps of a run, for XProf or TensorBoard's profile plugin."""
 
 import re
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from selfflow.training.distributed import is_primary
 
 @dataclass(frozen=True)
 class Profile:
-    """Steps to trace; may differ when a run is resumed."""
+    """Steps to profile; may change when a run is resumed."""
 
     steps: str = ""
-    """FIRST:END, steps counted from 1, without END: `10:15` traces steps 10 to 14 into RUN/profile; empty for none."""
+    """FIRST:END, counted from 1 and without END: `10:15` traces steps 10 to 14 into RUN/profile; empty for none."""
 
     def __post_init__(self):
         self.step_range()
 
     def step_range(self) -> range:
-        """The numbers of the steps to trace."""
+        """Returns the step numbers to trace."""
         if not self.steps:
             return range(0)
         match = re.fullmatch(r"(\d+):(\d+)", self.steps, re.ASCII)
@@ -36,12 +36,13 @@ class Profile:
 
 
 class Trace:
-    """Traces steps of a run that computes steps `start` + 1 to `steps`.
+    """Hook that traces some of the steps `start` + 1 to `steps` of a run.
 
     Args:
-      profile: which steps; those that the run has already computed are left out, and a line is printed.
-      folder: the run folder; the trace is written to its folder `profile`.
-      start, steps: number of finished steps, and of steps in all.
+      profile: steps to trace; steps that the run has already computed are left out, and a message is printed.
+      folder: the run folder; the trace is written to its subfolder `profile`.
+      start: number of finished steps.
+      steps: number of steps of the whole run.
     """
 
     def __init__(self, profile: Profile, folder: Path, start: int, steps: int):
@@ -53,20 +54,20 @@ class Trace:
             print(f"profile.steps {profile.steps}: traces {what}, as the run is at step {start}")
 
     def before(self, step: int) -> None:
-        """Starts the trace before the first of its steps."""
+        """Starts the trace before its first step."""
         if self._steps and step == self._steps[0]:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, results: Any) -> None:
-        """Ends the trace after the last of its steps, once its results have been computed."""
+        """Ends the trace after its last step, once the results of the step have been computed."""
         self._last = step
         if self._steps and step == self._steps[-1]:
             jax.block_until_ready(results)
             self.close()
 
     def close(self) -> None:
-        """Ends and writes a trace in progress."""
+        """Ends a trace in progress and writes it."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

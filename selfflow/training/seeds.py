@@ -1,4 +1,4 @@
-"""Seeds of the random numbers of a run."""
+"""Random seeds of a run."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from selfflow.errors import UserError
 
 @dataclass(frozen=True)
 class Seeds:
-    """Three seeds, so that the arms of a comparison can share some of them."""
+    """Random seeds of a run. They are separate, so that arms of a study can share some of them."""
 
     init: int = 0
-    """Initial weights."""
+    """Seed of the initial weights."""
     data: int = 0
-    """Order of the data."""
+    """Seed of the data order."""
     noise: int = 0
-    """Noise, levels, masks and dropped labels."""
+    """Seed of noise, noise levels, masks and dropped labels."""
 
     def __post_init__(self):
         for name in ("init", "data", "noise"):

@@ -1,8 +1,8 @@
-"""Where arrays live: the mesh of devices, and the rules from logical to mesh axes.
+"""Sharding: the mesh of devices, and rules that map logical axes of arrays to axes of the mesh.
 
-Trained parameters and frozen trees are sharded by their logical axes, and the optimizer's moments exactly as the
-parameters (ZeRO-3, arXiv 1910.02054, over `fsdp`); batches by samples over `data` and `fsdp`. The compiler places the
-rest.
+Trained parameters and frozen trees are sharded by their logical axes, and the optimizer's moments in the same way as
+the parameters (ZeRO-3, arXiv 1910.02054, over `fsdp`). Batches are sharded by samples over `data` and `fsdp`. The
+shardings of all other arrays are chosen by the compiler.
 """
 
 import math
@@ -20,26 +20,25 @@ from selfflow.models.placement import BATCH_AXES
 from selfflow.training.objective import Axes, Objective
 from selfflow.training.state import State, flat_by_name, parameter_name
 
-# The names of axes of parameters.
+# Names of the logical axes of parameters.
 LOGICAL_AXES = ("layers", "embed", "heads", "mlp")
 
 
 @dataclass(frozen=True)
 class Devices:
-    """Distribution of a run over devices; may change when it is resumed."""
+    """Distribution of a run over devices; may change when the run is resumed."""
 
     data: int = -1
-    """Copies of the parameters, each with its part of a batch; -1 for all devices that the other axes leave."""
+    """Size of the data axis: copies of the parameters, each with a part of the batch; -1 for all remaining devices."""
     fsdp: int = 1
-    """Devices that parameters, EMA, moments and a batch's samples are split over; -1 for the rest."""
+    """Size of the fsdp axis: devices over which parameters, EMA, moments and samples are split; -1 for the rest."""
     tensor: int = 1
-    """Devices that heads and hidden channels are split over; -1 for the rest."""
+    """Size of the tensor axis: devices over which heads and hidden channels are split; -1 for the rest."""
     slices: int = 1
-    """Slices joined by the data-centre network (DCN) that the copies of the parameters are spread over: every slice
-    holds an equal number of them, so that only gradients cross between slices. Part of `data`, not an axis beside
-    it."""
+    """Number of TPU slices, connected by the data-centre network (DCN). Slices split the data axis: each holds an equal
+    number of copies of the parameters, so that only gradients are exchanged between slices."""
     rules: dict[str, str] = field(default_factory=lambda: {"embed": "fsdp", "heads": "tensor", "mlp": "tensor"})
-    """The mesh axis of each logical axis of parameters; axes that are not named are not split."""
+    """Mesh axis of each logical axis of parameters; other axes are not split."""
 
     def __post_init__(self):
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
@@ -57,10 +56,10 @@ class Devices:
                 raise UserError(f"devices.rules has {logical!r}: parameters have the axes {', '.join(LOGICAL_AXES)}")
 
     def shape(self, count: int) -> dict[str, int]:
-        """Sizes of the mesh axes on `count` devices.
+        """Returns the sizes of the mesh axes on `count` devices.
 
         Raises:
-          UserError: if they do not multiply to `count`.
+          UserError: if the product of the sizes is not `count`.
         """
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         fixed = math.prod(size for size in sizes.values() if size > 0)
@@ -78,12 +77,12 @@ class Devices:
         return sizes
 
     def mesh(self, devices: list[Any] | None = None) -> Mesh:
-        """The mesh over the given devices, by default all of them; slices follow each other along `data`.
+        """Returns the mesh over devices, by default all of them; slices are consecutive along the axis `data`.
 
-        Devices without a slice index, as those of a CPU, are cut into equal runs in their order.
+        Devices without a slice index, such as CPUs, are divided into equal slices in their order.
 
         Raises:
-          UserError: if the sizes do not make the devices, or the devices have another number of slices.
+          UserError: if the sizes do not match the number of devices, or the devices have another number of slices.
         """
         devices = jax.devices() if devices is None else devices
         sizes = self.shape(len(devices))
@@ -104,7 +103,7 @@ class Devices:
         return Mesh(np.concatenate(meshes), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
 
     def several(self) -> Mesh | None:
-        """The mesh over all devices; None where there is only one."""
+        """Returns the mesh over all devices; None if there is only one."""
         mesh = self.mesh()
         return mesh if mesh.size > 1 else None
 
@@ -112,20 +111,20 @@ class Devices:
 def state_shardings(
     objective: Objective, optimizer: optax.GradientTransformation, state: State, devices: Devices, mesh: Mesh
 ) -> State:
-    """The sharding of every array of a state.
+    """Returns the sharding of every array of a state.
 
     Args:
-      objective: names the logical axes of its parameters and frozen trees.
-      optimizer: its moments are sharded as the parameters.
-      state: arrays, or their shapes.
-      devices: the rules from logical to mesh axes.
-      mesh: the mesh.
+      objective: objective, which defines the logical axes of parameters and frozen trees.
+      optimizer: optimizer, whose moments are sharded in the same way as the parameters.
+      state: state of arrays or of their shapes.
+      devices: settings with the rules from logical to mesh axes.
+      mesh: mesh of devices.
 
     Returns:
       A `State` of `NamedSharding`s.
 
     Raises:
-      UserError: if an axis of a parameter does not divide by its mesh axis.
+      UserError: if the size of a parameter's axis is not divisible by the size of its mesh axis.
     """
     params = _tree_shardings(state.params, objective.logical_axes(), "", devices.rules, mesh)
     frozen_axes, frozen = objective.frozen_axes(), {}
@@ -139,7 +138,7 @@ def state_shardings(
 
 
 def _tree_shardings(tree: Any, axes: Axes, prefix: str, rules: dict[str, str], mesh: Mesh) -> Any:
-    """The sharding of each parameter of a tree; `prefix` precedes its name in errors."""
+    """Returns the sharding of each parameter of a tree; `prefix` is prepended to names in errors."""
 
     def sharding(path: tuple, x: Any) -> NamedSharding:
         name = parameter_name(path)
@@ -158,7 +157,7 @@ def _spec(name: str, shape: tuple[int, ...], axes: tuple, rules: dict[str, str],
                 f"along its axis {axis}, which has {size}: change devices.{mesh_axis} or the model, or leave {axis} "
                 "out of devices.rules"
             )
-        # A mesh axis of one device is left out: equal shardings then compare as equal.
+        # Mesh axes of one device are omitted, so that equivalent shardings compare as equal.
         spec.append(mesh_axis if mesh_axis is not None and mesh.shape[mesh_axis] > 1 else None)
     named = [mesh_axis for mesh_axis in spec if mesh_axis is not None]
     if len(set(named)) < len(named):
@@ -167,12 +166,12 @@ def _spec(name: str, shape: tuple[int, ...], axes: tuple, rules: dict[str, str],
 
 
 def shardings_of(state: State) -> State:
-    """Where the arrays of a state lie."""
+    """Returns the shardings of the arrays of a state."""
     return jax.tree.map(lambda x: x.sharding, state)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Samples over `data` and `fsdp`."""
+    """Returns the sharding of batches: samples over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -187,21 +186,21 @@ def check_batch(mesh: Mesh, size: int, where: str) -> None:
 
 
 def local_rows(mesh: Mesh, size: int) -> np.ndarray:
-    """Which samples of a batch of `size` the devices of this process hold, in rising order.
+    """Returns the sorted indices of the samples in a batch of `size` that the devices of this process hold.
 
-    Together the processes hold all of them; two hold the same ones where `tensor` spans both.
+    All processes together hold the whole batch; two processes hold the same samples if the `tensor` axis spans both.
     """
     slices = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
     return np.unique(np.concatenate([np.arange(size)[rows] for (rows,) in slices]))
 
 
 def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
-    """A batch over the devices, its samples over `data` and `fsdp`.
+    """Places a batch on the devices of a mesh, with samples sharded over `data` and `fsdp`.
 
     Args:
-      batch: all samples, the same in every process; with `size`, those of `local_rows` only.
-      mesh: the devices.
-      size: samples in the whole batch.
+      batch: all samples, equal in every process; with `size`, only the samples of `local_rows`.
+      mesh: mesh of devices.
+      size: number of samples in the whole batch.
     """
     sharding = batch_sharding(mesh)
     rows = None if size is None else local_rows(mesh, size)
@@ -219,7 +218,7 @@ def shard_batch(batch: Any, mesh: Mesh, size: int | None = None) -> Any:
 
 
 def pad_batch(batch: Any, mesh: Mesh) -> Any:
-    """A batch whose samples divide by the devices: the last ones are repeated, with weight 0."""
+    """Pads a batch to a multiple of the number of devices, by repetition of the last sample with weight 0."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     missing = -len(batch["weight"]) % parts
     more = jax.tree.map(lambda x: np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]), batch)
@@ -228,7 +227,7 @@ def pad_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def gather_to_one(tree: Any) -> Any:
-    """All of a tree on the first device of each process."""
+    """Gathers the arrays of a tree on the first device of each process."""
     if jax.process_count() > 1:
         mesh = jax.tree.leaves(tree)[0].sharding.mesh
         tree = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
@@ -237,8 +236,7 @@ def gather_to_one(tree: Any) -> Any:
 
 
 def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> str:
-    """Each parameter's shape, logical axes, sharding and bytes on a device, and the sums over the whole state."""
-    # One line for each parameter, in columns.
+    """Formats a table with shape, logical axes, sharding and size per device of each parameter, and the total sizes."""
     rows = [("parameter", "shape", "logical axes", "sharding", "MB a device")]
     sharding_of = flat_by_name(shardings.params)
     for name, x in flat_by_name(state.params).items():
@@ -251,7 +249,7 @@ def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> st
         padded = map(str.ljust, row, widths)
         lines.append("  ".join(padded).rstrip())
 
-    # The sums over parameters, frozen trees and optimizer.
+    # Total sizes of parameters, frozen trees and optimizer.
     trees = [("parameters", state.params, shardings.params)]
     trees += [(f"frozen {name}", tree, shardings.frozen[name]) for name, tree in state.frozen.items()]
     trees.append(("optimizer", state.optimizer, shardings.optimizer))
@@ -265,5 +263,5 @@ def sharding_table(state: State, shardings: State, axes: dict[str, tuple]) -> st
 
 
 def device_bytes(x: jax.ShapeDtypeStruct | jax.Array, sharding: NamedSharding) -> int:
-    """Bytes of an array on one device."""
+    """Returns the bytes of an array on one device."""
     return math.prod(sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize

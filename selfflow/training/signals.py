@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run ends its step, saves a checkpoint and prints how to resume."""
+"""Handling of SIGTERM and SIGINT: the run finishes its step, saves a checkpoint and stops."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """Whether this process was asked to stop; created by `interruptible`.
+    """State of stop requests by signals; created by `interruptible`.
 
     Attributes:
-      signal: the signal that was received, or None.
+      signal: the received signal, or None.
     """
 
     def __init__(self):
@@ -25,20 +25,20 @@ class Interruption:
         self._steps = 0
 
     def reached(self) -> bool:
-        """Whether to stop now; must be called after every step.
+        """Returns whether to stop after the current step; must be called after every step.
 
-        With several processes, of which one or more were asked, the result is True at the same step in all of them.
+        With several processes the result becomes True at the same step in all of them, if any received a signal.
         """
         if self._multiprocess:
-            # Counted from the start of this process: asked before its first step JAX stops at step 1, which a resumed
-            # run would never reach.
+            # Steps are counted from the start of the process: for a signal before its first step JAX stops at step 1,
+            # which the step numbers of a resumed run would never reach.
             self._steps += 1
             return multihost_utils.reached_preemption_sync_point(self._steps)
         return self.signal is not None
 
     @property
     def cause(self) -> signal.Signals:
-        """The signal that was received; SIGTERM if another process received it."""
+        """The received signal; SIGTERM if another process received it."""
         return self.signal or signal.SIGTERM
 
     def receive(self, number: int) -> None:
@@ -57,19 +57,19 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Makes SIGTERM and SIGINT request a stop instead of ending the process.
+    """Context in which SIGTERM and SIGINT request a stop instead of ending the process.
 
-    With several processes SIGTERM is left to JAX, whose preemption service handles it from
-    `jax.distributed.initialize` on. Outside the main thread, which alone may install handlers, nothing changes; a
-    SIGINT that is ignored, as in background jobs of a shell, stays ignored.
+    With several processes SIGTERM is handled by JAX's preemption service, which `jax.distributed.initialize` starts.
+    Outside the main thread handlers cannot be installed, and nothing changes. A signal that is ignored, such as SIGINT
+    in background jobs of a shell, stays ignored.
     """
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
         return
     numbers = (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGINT, signal.SIGTERM)
-    # A Python handler runs in the main thread, which may be compiling for minutes. Python writes the number of a signal
-    # to the wake-up descriptor at once, and a separate thread reads it there.
+    # A Python handler runs in the main thread, which may be compiling for minutes. The wake-up descriptor receives the
+    # number of a signal at once, and a separate thread reads it.
     receiver, wakeup = socket.socketpair()
     wakeup.setblocking(False)
 
@@ -100,4 +100,4 @@ def interruptible() -> Iterator[Interruption]:
 
 
 def _ignore(*_) -> None:
-    """Handler that does nothing: it keeps the default action from ending the process."""
+    """Signal handler without effect, which replaces the default action of ending the process."""

@@ -1,4 +1,4 @@
-"""The protocol of a task: batches, update and evaluation for the training loop."""
+"""Protocol of training tasks, which provide batches, update and evaluation for the training loop."""
 
 from collections.abc import Generator
 from typing import Any, Protocol
@@ -9,35 +9,34 @@ from selfflow.training.state import State
 
 
 class Task(Protocol):
-    """Batches, a compiled update, and the metrics of both."""
+    """Protocol of a training task: batches, a compiled update, diagnostics and evaluation."""
 
     def batches(self, start: int) -> Generator[tuple[Any, dict[str, Any]]]:
-        """Yields the batch of every step after `start`, on the devices of the run.
+        """Yields batches for all steps after `start`, on the devices of the run, with values for the metrics.
 
-        Each comes with values for its row of the metrics: `component`, its entry in the mixture, `tokens`, the number
-        of tokens in it, and any others.
+        The values include `component`, the component of the mixture, and `tokens`, the number of tokens in the batch.
         """
         ...
 
     def ids(self, step: int) -> list[str]:
-        """The ids of the samples in the batch of a step, counted from 0; called for skipped steps alone."""
+        """Returns the ids of the samples in the batch of a step, counted from 0. Called only for skipped steps."""
         ...
 
     def step(self, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
-        """The update and its metrics, among them `loss` and `skipped`, 1 where the update was not finite and skipped.
+        """Returns the updated state, and metrics with `loss` and `skipped`, see `training.step.make_step`.
 
-        It may reuse the memory of the state.
+        The memory of `state` may be donated.
         """
         ...
 
     def diagnose(self, state: State) -> dict[str, jax.Array]:
-        """Metrics of a state that cost a forward pass, such as ranks of features."""
+        """Returns metrics that require an additional forward pass, such as ranks of features."""
         ...
 
     def summarise(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """The numbers of a row, from the metrics of a step and diagnostics once they are on the host."""
+        """Converts metrics and diagnostics of a step, as arrays on the host, to scalars for a row of the metrics."""
         ...
 
     def evaluate(self, state: State) -> dict[str, float]:
-        """Metrics of samples of a state. It must not change what training draws."""
+        """Returns metrics of samples of a state. The random numbers of the training must not depend on it."""
         ...

@@ -1,4 +1,4 @@
-"""Stack traces of a run that makes no progress."""
+"""Watchdog that prints stack traces of a run without progress."""
 
 import faulthandler
 import sys
@@ -10,27 +10,27 @@ from contextlib import contextmanager
 
 @contextmanager
 def dump_stacks_when_stalled(seconds: float) -> Iterator[Callable[[], None]]:
-    """Prints the stacks of all threads to stderr whenever no work has ended for some time; the work continues.
+    """Context in which the stacks of all threads are printed to stderr when no progress is reported for some time.
 
     Args:
-      seconds: time without progress before the first print; later ones follow every `seconds` + 1.
+      seconds: time without progress until the first print; the print is repeated every `seconds` + 1 seconds.
 
     Yields:
-      A function to call after each piece of work.
+      A function that reports progress.
     """
     ended, last = threading.Event(), time.monotonic()
 
     def done() -> None:
         nonlocal last
         last = time.monotonic()
-        # faulthandler uses a thread without Python, which also prints while something holds Python's global lock. The
-        # line of `announce` comes one second before the stacks.
+        # faulthandler uses a C thread, which can print even while another thread holds the GIL. The line of `announce`
+        # is printed one second before the stacks.
         faulthandler.dump_traceback_later(seconds + 1, repeat=True, file=sys.__stderr__)
 
     def announce() -> None:
         since, prints = last, 0
         while not ended.wait(max(0.0, since + seconds + prints * (seconds + 1) - time.monotonic())):
-            if since != last:  # a piece of work has ended meanwhile
+            if since != last:  # progress was reported meanwhile
                 since, prints = last, 0
             else:
                 prints += 1
