@@ -14,20 +14,18 @@ from selfflow.autoencoders.convolutional import Network, pad_causal
 from selfflow.autoencoders.pca_init import init_from_pca
 from selfflow.config.autoencoder_experiment import AutoencoderExperiment
 from selfflow.config.setup import AutoencoderSetup
-from selfflow.config.shapes import MediaSpec
 from selfflow.data.built import BuiltDataset, build
 from selfflow.input.media_batches import MediaBatchSource
 from selfflow.input.media_index import media_index
 from selfflow.latents.ids import check_excluded, read_ids
 from selfflow.latents.store import INDEX_FOLDER
-from selfflow.media import medium_of, to_unit_range
+from selfflow.media import to_unit_range
 from selfflow.progress import Progress
 from selfflow.run.folder import recorded_datasets
 from selfflow.serialization import digest
 from selfflow.tasks.autoencoder_evaluation import FITTING_SAMPLES, evaluate_autoencoder
-from selfflow.tasks.check_end import check_files
 from selfflow.tasks.task import TrainingTask
-from selfflow.training.distributed import broadcast, is_primary, primary_first, run_on_all
+from selfflow.training.distributed import broadcast, primary_first
 from selfflow.training.sharding import pad_batch, shard_batch
 from selfflow.training.state import State
 from selfflow.training.step import key_of
@@ -77,22 +75,12 @@ class AutoencoderTask(TrainingTask):
             data_dir / INDEX_FOLDER,
         )
         super().__init__(setup, source, mesh, folder, _data_hash(built), _provenance(experiment, built), {})
-        run_on_all(self._check_end)
 
         self._held_out = {}
         for name, (_, media) in source.held_out(("validation",), _DIAGNOSED).items():
             batch = pad_batch({"media": media, "weight": np.ones(len(media), np.float32)}, mesh)
             self._held_out[name] = shard_batch(batch, mesh)
         self._diagnostics = jax.jit(partial(_diagnostics, experiment.network), out_shardings=self.replicated)
-
-    def _check_end(self) -> None:
-        """Checks that the sheets of the final evaluation can be written, with blank media for each component."""
-        if not is_primary():
-            return
-        for name, cut in self.setup.cuts.items():
-            (modality,) = self.setup.experiment.mixture[name].modalities
-            blank = medium_of(modality).from_sequence(np.zeros(cut.shape, np.uint8))
-            check_files(name, {modality: MediaSpec(blank.shape, self.setup.objective.rate)}, self.folder, clips=False)
 
     def init(self) -> State:
         """Returns the state at step 0, from `init_from` or a linear autoencoder (PCA) fitted to training media."""

@@ -54,6 +54,7 @@ def test_a_reader_yields_any_rows(folders):
         assert numbers(batch) == [everything[0], everything[-2], everything[-1]] and facts == expected
 
 
+@pytest.mark.resilience
 def test_reader_processes_yield_the_same_batches(folders):
     """The same in worker processes, whatever their number, from a step in the middle."""
     made = feed(folders, MIXTURE)

@@ -61,7 +61,7 @@ def test_the_columns_of_the_table_are_those_of_the_ground_truth():
     assert latents["direction/video"].test == 1 and latents["length/both"].test > 0.9
     assert table["true kinematics, boosted trees"].keys() == {"direction/video"}
     columns = columns_of(Pendulum())
-    assert measures_of(columns) == "accuracy; length and angle: R^2"
+    assert measures_of(columns) == "balanced accuracy; length and angle: R^2"
     header = as_text(table, columns).splitlines()[:2]
     assert [line.split() for line in header] == [["direction", "length", "angle"], ["video", "both", "video"]]
 

@@ -57,6 +57,7 @@ def files_of(folder, step: int) -> list:
     return sorted(p for p in (folder / "checkpoints" / str(step)).rglob("*") if p.is_file() and p.stat().st_size)
 
 
+@pytest.mark.resilience
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_ten_damages_never_give_wrong_weights(saved, damage, capsys):

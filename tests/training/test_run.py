@@ -159,6 +159,7 @@ def _events(folder) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.resilience
 def test_more_steps_resume_the_run_and_change_nothing_before(tiny_run, tiny_experiment, data_dir, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
@@ -220,6 +221,7 @@ def test_a_damaged_checkpoint_is_named(tiny_run, tmp_path):
     gc.collect()  # warnings of TensorStore about it belong to this test
 
 
+@pytest.mark.resilience
 def test_updates_that_are_not_finite_stop_the_run_and_name_their_samples(tiny_experiment, data_dir, tmp_path):
     wild = dataclasses.replace(tiny_experiment.optimizer, learning_rate=1e30, warmup_steps=0, clip=1e30)
     experiment = dataclasses.replace(tiny_experiment, optimizer=wild, limits=Limits(max_skipped_steps=2))

@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from selfflow.training.loop import Limits
 from tests.conftest import mentions
 from tests.training.small import run
@@ -12,6 +14,7 @@ def hang(step):
         time.sleep(2.5)
 
 
+@pytest.mark.resilience
 def test_the_stacks_of_a_step_that_hangs_are_printed_and_the_run_continues(tmp_path, capfd):
     state = run(tmp_path, 5, before=hang, limits=Limits(hang_timeout=1.0))
     assert int(state.step) == 5
