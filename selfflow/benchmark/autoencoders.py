@@ -1,4 +1,4 @@
-"""Speed of autoencoders on this machine, their error in bfloat16, and their memory for long clips."""
+"""Benchmark of autoencoders: speed, error in bfloat16, and memory for long clips."""
 
 import dataclasses
 import importlib.util
@@ -28,27 +28,29 @@ from selfflow.progress import Progress
 
 _TORCH = {"sd_vae": "AutoencoderKL", "flux2_vae": "AutoencoderKLFlux2"}
 _CLIPS = 4  # minimum number of clips per round
-_TIMES = (1, 4, 16)  # lengths of clips, in units of `_LONG` elements
+_TIMES = (1, 4, 16)  # sizes of clips, in units of `_LONG` elements
 _LONG = 2**21
 
 
 @dataclass(frozen=True)
 class AutoencoderRate:
-    """One modality.
+    """Measurements of the autoencoder of one modality.
 
     Attributes:
       modality: name of the modality.
-      identity: identity of its autoencoder.
+      identity: identity of the autoencoder.
       clips: number of clips in a round.
       shape: shape of one clip.
-      encoded_per_second, decoded_per_second: images, frames or audio samples, in the median round.
-      torch_encode_ratio, torch_decode_ratio: time of diffusers on the same cores divided by ours, median over rounds;
-        None without a reference.
-      bfloat16_encode_ratio: time in float32 divided by that in bfloat16.
+      encoded_per_second: images, frames or audio samples encoded per second, in the median round.
+      decoded_per_second: images, frames or audio samples decoded per second, in the median round.
+      torch_encode_ratio: encoding time of diffusers on the same cores divided by ours, median over rounds; None without
+        a reference.
+      torch_decode_ratio: decoding time of diffusers divided by ours, in the same way.
+      bfloat16_encode_ratio: encoding time in float32 divided by that in bfloat16, median over rounds.
       bfloat16_error: relative root mean square error of latents in bfloat16.
-      bfloat16_decoded_db: PSNR, for audio SNR, of media decoded in bfloat16 against float32.
-      memory: (frames or samples, bytes) of clips of several lengths: the peak while they are encoded and decoded,
-        beyond the clip, its latents and its reconstruction, and beyond the peak of the shortest.
+      bfloat16_decoded_db: PSNR, for audio SNR, of media decoded in bfloat16 with those in float32 as reference.
+      memory: (frames or samples, bytes) for clips of several lengths: peak memory of encoding and decoding, without the
+        clip, its latents and its reconstruction, minus the same of the shortest clip.
     """
 
     modality: str
@@ -66,12 +68,12 @@ class AutoencoderRate:
 
 
 def autoencoder_rates(setup: FlowSetup, feed: BatchSource, rounds: int) -> list[AutoencoderRate]:
-    """Times the autoencoder of each modality on noise of the shape in the mixture.
+    """Benchmarks the autoencoder of each modality on noise in the shape of the mixture's media.
 
     Args:
       setup: setup of the experiment.
       feed: data of the experiment.
-      rounds: timed repetitions.
+      rounds: number of timed repetitions.
     """
     rates: dict[str, AutoencoderRate] = {}
     experiment = setup.experiment
@@ -79,7 +81,7 @@ def autoencoder_rates(setup: FlowSetup, feed: BatchSource, rounds: int) -> list[
         latents = feed.latents[component.data]
         for m, media in setup.media[name].items():
             config = experiment.autoencoders[m]
-            # One clip shape for each modality: that of the first component with it.
+            # Each modality is measured once, with the clip shape of its first component.
             if m not in rates and can_decode(config):
                 path = latents.autoencoder_path(m)
                 rates[m] = _rate(m, config, path, latents.autoencoder(m, config), media.shape, rounds)
@@ -92,7 +94,7 @@ def _rate(
     media = _noise(m, (max(_CLIPS, autoencoder.batch_size), *shape))
     latents = autoencoder.encode(media)
     units = len(media) * (shape[0] if medium_of(m).has_time else 1)
-    # Autoencoders of diffusers are pinned to the dtype of their config.
+    # The dtype of autoencoders of diffusers is fixed by their config.
     half = None
     if config.kind != "diffusers" and getattr(config, "dtype", "") == "float32":
         half = load_autoencoder(dataclasses.replace(config, dtype="bfloat16"), path)
@@ -132,7 +134,7 @@ def _rate(
 
 
 def _round_seconds(calls: dict[str, Callable[[], Any]], rounds: int, title: str) -> dict[str, np.ndarray]:
-    """Times of each call [rounds]; calls alternate, so that load of a shared machine affects all of them."""
+    """Measures the times [rounds] of each call; calls alternate, so that load of the machine affects all of them."""
     for call in calls.values():
         call()  # compiles
     seconds = {name: np.empty(rounds) for name in calls}
@@ -147,7 +149,7 @@ def _round_seconds(calls: dict[str, Callable[[], Any]], rounds: int, title: str)
 
 
 def _noise(m: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise in the format of raw media: uint8 pixels or int16 samples."""
+    """Returns noise in the format of raw media: uint8 pixels or int16 samples."""
     rng = np.random.default_rng(0)
     if medium_of(m).is_visual:
         return rng.integers(0, 256, shape, np.uint8)
@@ -155,9 +157,9 @@ def _noise(m: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _diffusers_calls(config: AnyAutoencoder, media: np.ndarray, batch_size: int) -> dict[str, Callable[[], None]]:
-    """Encoding and decoding by diffusers, `torch_encode` and `torch_decode`.
+    """Returns the calls `torch_encode` and `torch_decode`, which encode and decode with diffusers.
 
-    Empty if diffusers is not installed or the weights are not in its folder layout.
+    Returns {} if diffusers is not installed or the weights are not in its folder layout.
     """
     folder = find_weights(config).parent if config.kind in _TORCH and config.path else None
     if not folder or not (folder / "config.json").exists() or not importlib.util.find_spec("diffusers"):
@@ -172,7 +174,7 @@ def _diffusers_calls(config: AnyAutoencoder, media: np.ndarray, batch_size: int)
     images = np.moveaxis(media.reshape(-1, *media.shape[-3:]).astype(np.float32) / 127.5 - 1, -1, 1)
     x = torch.as_tensor(np.ascontiguousarray(images)).to(model.device, model.dtype)
     with torch.inference_mode():
-        # Only the shape and type of latents matter for the time of decoding.
+        # The time of decoding depends only on shape and dtype of the latents.
         z = model.encode(x[:1]).latent_dist.mode()
         z = z.new_zeros(len(x), *z.shape[1:]).normal_()
 
@@ -187,7 +189,7 @@ def _diffusers_calls(config: AnyAutoencoder, media: np.ndarray, batch_size: int)
 
 
 def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """(length, bytes) of clips of several lengths: peak memory beyond that of the shortest."""
+    """Measures (length, bytes) for clips of several lengths: peak memory minus that of the shortest clip."""
     stride, elements = config.temporal_stride, int(np.prod(shape[1:]))  # elements of one frame
     lengths = []
     for times in _TIMES:
@@ -196,7 +198,7 @@ def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) 
     peaks = []
     with Progress(f"memory of the {m} autoencoder", len(lengths), unit="clip") as shown:
         for length in lengths:
-            # The peak of a process never falls: each length has a new process.
+            # Each length is measured in a new process, because the recorded peak of a process never decreases.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
                 try:
                     peaks.append(pool.submit(_peak, m, config, path, (length, *shape[1:])).result())
@@ -208,7 +210,7 @@ def _memory(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) 
 
 
 def _peak(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) -> int:
-    """Peak memory of this process while a clip is encoded and decoded, beyond the clip and both results."""
+    """Returns the peak memory of this process for encoding and decoding a clip, without the clip and both results."""
     import jax
 
     autoencoder, media = load_autoencoder(config, path), _noise(m, shape)
@@ -216,7 +218,7 @@ def _peak(m: str, config: AnyAutoencoder, path: Path, shape: tuple[int, ...]) ->
     decoded = autoencoder.decode(mean)
 
     statistics = jax.devices()[0].memory_stats()
-    if statistics:  # memory of an accelerator, which holds only parts of the clip
+    if statistics:  # device memory of an accelerator, which holds only parts of the clip
         return statistics["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
     own = media.nbytes + mean.nbytes + (0 if std is None else std.nbytes) + decoded.nbytes

@@ -1,4 +1,4 @@
-"""Speed of feature extraction to files on this machine, compared with the bare forward pass."""
+"""Benchmark of feature extraction to files, in comparison with the forward pass alone."""
 
 import tempfile
 import time
@@ -17,20 +17,20 @@ from selfflow.representation.features.forward import Forward
 from selfflow.run.data import Clips
 from selfflow.run.prepare_data import RunData
 
-_BATCHES = 16  # in a round
+_BATCHES = 16  # number of batches in a round
 
 
 @dataclass(frozen=True)
 class FeaturesRate:
-    """One component.
+    """Measurements of feature extraction on one component.
 
     Attributes:
       component: name of the component in the mixture.
       clips: number of clips in a round.
-      batch_size: clips at once.
-      clips_per_second: rate of the median round, from latents on disk to files of all layers.
-      bare_per_second: the same of the compiled forward pass alone, on the same batches, which are in memory.
-      ratio: the time of the bare passes over that of the extraction; median of the rounds.
+      batch_size: number of clips in a batch.
+      clips_per_second: rate of the extraction in the median round, from latents on disk to files of all layers.
+      bare_per_second: rate of the compiled forward pass alone, on the same batches in memory.
+      ratio: time of the forward passes alone divided by that of the extraction, median over rounds.
     """
 
     component: str
@@ -42,12 +42,12 @@ class FeaturesRate:
 
 
 def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
-    """Times the extraction of the mean features of all layers, alternating with bare forward passes.
+    """Times the extraction of mean features of all layers, alternating with forward passes alone.
 
     Args:
       setup: setup of the experiment.
       feed: data of the experiment; training clips of every component are used.
-      rounds: timed repetitions.
+      rounds: number of timed repetitions.
       tau: noise level of the latents.
     """
     experiment, objective = setup.experiment, setup.objective
@@ -64,13 +64,13 @@ def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float 
 
 
 def _rate(forward: Forward, params: Any, clips: Clips, size: int, rounds: int, shown: Progress) -> FeaturesRate:
-    # Both passes take the same clips; the bare one has them in memory.
+    # Both use the same clips; for the forward pass alone they are loaded into memory before.
     count = min(_BATCHES * size, len(clips))
     prepared = list(batches(clips, count, forward, size, []))
 
     def bare() -> float:
         start_time = time.perf_counter()
-        # All batches are dispatched before the first is waited for, as in the extraction.
+        # All batches are dispatched before waiting for the first, as in the extraction.
         out = [forward.start(params, batch.latents, batch.seeds, batch.frames) for batch in prepared]
         jax.block_until_ready(out)
         return time.perf_counter() - start_time

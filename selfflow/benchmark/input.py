@@ -1,4 +1,4 @@
-"""Speed of the input pipeline: batches alone, and the time that training steps wait for them."""
+"""Benchmark of the input pipeline: rate of reading, and the time that training steps wait for batches."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,14 @@ from selfflow.input.batches import BatchSource
 
 
 class InputRate(NamedTuple):
-    """Rate of the input pipeline alone, in the mixture of the experiment."""
+    """Rate of reading batches of the mixture, without training.
+
+    Attributes:
+      workers: number of reader processes; 0 for threads.
+      start_seconds: time until the first batch.
+      samples_per_second: samples per second after the first batches.
+      tokens_per_second: tokens per second after the first batches.
+    """
 
     workers: int
     start_seconds: float
@@ -22,7 +29,13 @@ class InputRate(NamedTuple):
 
 
 class Waiting(NamedTuple):
-    """Time that steps wait for their batch."""
+    """Time that training steps wait for batches.
+
+    Attributes:
+      steps: number of timed steps.
+      step_seconds: mean time of a step.
+      waiting_share: share of the time that is spent waiting.
+    """
 
     steps: int
     step_seconds: float
@@ -30,11 +43,11 @@ class Waiting(NamedTuple):
 
 
 def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) -> InputRate:
-    """Reads and discards batches for about `seconds`.
+    """Measures the rate of reading batches, which are discarded.
 
     Args:
-      feed: the batches.
-      workers: number of reading processes; 0 reads in threads.
+      feed: source of the batches.
+      workers: number of reader processes; 0 reads in threads.
       seconds: duration of the measurement after the first batch.
       start: first step.
     """
@@ -44,7 +57,7 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
     next(stream)
     first = time.perf_counter()
     samples = tokens = 0
-    # Batches prefetched before the clock starts do not count.
+    # Batches that were prefetched before the start of the clock are not counted.
     for _ in range(feed.loader.prefetch * max(1, workers)):
         next(stream)
     clock = time.perf_counter()
@@ -59,12 +72,12 @@ def input_rate(feed: BatchSource, workers: int, seconds: float, start: int = 0) 
 
 
 def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
-    """Trains for some steps as a run does, and measures the share of time spent waiting for batches.
+    """Trains for some steps and measures the share of the time that is spent waiting for batches.
 
     Args:
       setup: setup of the experiment.
-      feed: batches of the experiment.
-      steps: number of timed steps, after every component was compiled.
+      feed: source of the batches.
+      steps: number of timed steps, after the steps of all components are compiled.
     """
     experiment = setup.experiment
     step = jax.jit(setup.step(), donate_argnums=0)
@@ -73,14 +86,14 @@ def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
     components = {name for name, component in experiment.mixture.items() if component.weight > 0}
     state = _compile(step, state, stream, components)
     waited = 0.0
-    pending: Any = None  # metrics of the step before
+    pending: Any = None  # metrics of the previous step
     clock = time.perf_counter()
     for _ in range(steps):
         start_time = time.perf_counter()
         batch, _ = next(stream)
         waited += time.perf_counter() - start_time
         state, metrics = step(state, batch)
-        jax.block_until_ready(pending)  # one step late, as the loop fetches metrics
+        jax.block_until_ready(pending)  # one step late, as in the training loop
         pending = metrics
     jax.block_until_ready(state)
     total = time.perf_counter() - clock
@@ -89,7 +102,7 @@ def waiting(setup: FlowSetup, feed: BatchSource, steps: int) -> Waiting:
 
 
 def _compile(step: Any, state: Any, stream: Iterator, components: set[str]) -> Any:
-    """Runs steps until every component has been compiled; each has its own program."""
+    """Runs steps until the step of every component is compiled; each component has its own program."""
     while components:
         batch, facts = next(stream)
         if facts["component"] in components:
@@ -99,10 +112,10 @@ def _compile(step: Any, state: Any, stream: Iterator, components: set[str]) -> A
 
 
 def generation_rate(settings: Collisions, clips: int = 48) -> float:
-    """Frames with their audio that Collisions generates per second in one process."""
+    """Measures the number of frames with audio that Collisions generates per second in one process."""
     from selfflow.data.collisions.generate import records
 
-    records(settings, "train", 0, 2)  # imports and first calls
+    records(settings, "train", 0, 2)  # warm-up
     start_time = time.perf_counter()
     records(settings, "train", 2, 2 + clips)
     return clips * settings.frames / (time.perf_counter() - start_time)

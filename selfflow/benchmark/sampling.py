@@ -1,4 +1,4 @@
-"""Speed of sampling on this machine, and the overhead of the sampling loop over the network."""
+"""Benchmark of sampling: speed of each solver, and overhead in comparison with the network alone."""
 
 import dataclasses
 import time
@@ -17,7 +17,7 @@ SOLVERS: tuple[str, ...] = get_args(Sampler.__annotations__["solver"])
 
 @dataclass(frozen=True)
 class SamplingRate:
-    """One component with one solver.
+    """Measurements of one solver on one component.
 
     Attributes:
       component: name of the component in the mixture.
@@ -25,9 +25,9 @@ class SamplingRate:
       samples: batch size.
       evaluations: network evaluations per sample.
       samples_per_second: samples per second in the median round, from a seed to latents on the host.
-      evaluations_per_second: network evaluations per second for a single sample.
-      overhead: time of a round divided by that of as many bare calls of the compiled network, minus 1; median over
-        rounds.
+      evaluations_per_second: samples per second times network evaluations per sample.
+      overhead: time of a round divided by the time of the same number of network evaluations alone, minus 1; median
+        over rounds.
     """
 
     component: str
@@ -40,11 +40,11 @@ class SamplingRate:
 
 
 def sampling_rates(setup: FlowSetup, rounds: int, samples: int | None = None) -> list[SamplingRate]:
-    """Times every solver on every component of the mixture, alternating with bare evaluations of the network.
+    """Times every solver on every component of the mixture, alternating with evaluations of the network alone.
 
     Args:
-      setup: setup of the experiment, whose sampler gives the number of steps.
-      rounds: timed repetitions.
+      setup: setup of the experiment, whose sampler defines the number of steps.
+      rounds: number of timed repetitions.
       samples: batch size; by default that of the component.
     """
     experiment = setup.experiment
@@ -66,7 +66,7 @@ def _rates(setup: FlowSetup, params: Any, name: str, rounds: int, count: int) ->
         sampler = dataclasses.replace(experiment.sampler, solver=solver, steps=steps, guidance=1.0)
         samplers[solver] = sampler
         generators[solver] = Generator(objective.apply, modalities, sampler, null)
-    # Inputs of the bare network: one level for all tokens, as a solver has.
+    # Inputs of the network alone: one noise level for all tokens, as in a solver.
     tokens = {m: jnp.zeros((count, x.tokens, x.token_size)) for m, x in modalities.items()}
     levels = {m: jnp.full((count, 1), 0.5) for m in modalities}
     assignment = {m: jnp.zeros((count, x.tokens), jnp.int32) for m, x in modalities.items()}
@@ -79,7 +79,7 @@ def _rates(setup: FlowSetup, params: Any, name: str, rounds: int, count: int) ->
     def evaluate(times: int) -> float:
         start_time, x = time.perf_counter(), tokens
         for _ in range(times):
-            x = network(params, x)  # each call depends on the one before, as in a solver
+            x = network(params, x)  # each call depends on the previous one, as in a solver
         jax.block_until_ready(x)
         return time.perf_counter() - start_time
 

@@ -1,6 +1,6 @@
-"""Speed of a training step on this machine, and its share of the peak arithmetic rate.
+"""Benchmark of the training step: speed and model FLOPs utilisation.
 
-Batches are random numbers of the right shapes; no data set is needed.
+Batches are random arrays in the shapes of the experiment, so that no data set is needed.
 """
 
 import dataclasses
@@ -21,27 +21,28 @@ from selfflow.objectives.self_flow import SelfFlowObjective, require_self_flow
 from selfflow.planning.compile import batch_shapes
 from selfflow.planning.model_flops import model_flops, program_flops
 
-_PEAK_SIZE = {"cpu": 2048}  # side of the square matrices whose product is timed; 8192 on accelerators
+_PEAK_SIZE = {"cpu": 2048}  # size of the square matrices whose product is timed; 8192 on accelerators
 _PEAK_ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class StepRate:
-    """One component's step.
+    """Measurements of the step on one component.
 
     Attributes:
       component: name of the component in the mixture.
-      step_seconds: median over the rounds.
-      spread_seconds: interquartile range.
-      tokens_per_second: media tokens of the batch divided by the median.
-      model_flops: operations from the shapes: forward, backward and teacher.
-      flops: operations of all matrix products of the program, from its jaxpr, recomputation included.
-      mfu: model_flops divided by the operations of the measured matmul peak in the median step time.
-      alignment_ratio: median over rounds of the time divided by that of the same step without alignment; None without
+      step_seconds: median time of a step.
+      spread_seconds: interquartile range of the time of a step.
+      tokens_per_second: media tokens of the batch divided by the median time.
+      model_flops: operations from the shapes of the model, see `planning.model_flops`.
+      flops: operations of all matrix products in the traced program, including recomputation.
+      mfu: model FLOPs per second at the median time, divided by the measured matmul peak.
+      alignment_ratio: time divided by that of the same step without alignment, median over rounds; None without
         alignment.
-      per_token_ratio: the same for a step with modulation per token, divided by this one; None if not requested.
-      peak_memory_bytes: arguments, results and temporaries of the compiled step.
-      compile_seconds: compilation of the step of the experiment.
+      per_token_ratio: time of a step with modulation per token divided by that of this step, median over rounds; None
+        if not requested.
+      peak_memory_bytes: size of arguments, results and temporaries of the compiled step.
+      compile_seconds: compile time of the step.
     """
 
     component: str
@@ -58,10 +59,13 @@ class StepRate:
 
 
 class PerToken(SelfFlowObjective):
-    """The arithmetic of the released code, with equal results: a SiT's modulation is computed for every token."""
+    """Objective with the arithmetic of the released code, which computes a SiT's modulation for every token.
+
+    The results are equal to those of `SelfFlowObjective`.
+    """
 
     def apply(self, model_params, tokens, levels, label_B, assignment, **more):
-        # A level for each token: levels [B, K], assignment [B, N] -> tau [B, N].
+        # One noise level for each token: levels [B, K], assignment [B, N] -> tau [B, N].
         tau = {m: jnp.take_along_axis(levels[m], assignment[m], axis=1) for m in levels}
         return super().apply(model_params, tokens, tau, label_B, None, **more)
 
@@ -69,17 +73,17 @@ class PerToken(SelfFlowObjective):
 def step_rates(setup: FlowSetup, rounds: int, peak: float, per_token: bool = False) -> list[StepRate]:
     """Times the compiled step of every component of the mixture.
 
-    Steps of each kind alternate, so that load of a shared machine affects all of them.
+    Steps of all variants alternate, so that load of a shared machine affects all of them.
 
     Args:
       setup: setup of the experiment.
-      rounds: timed steps of each kind.
-      peak: floating-point operations per second, from `matmul_peak`.
+      rounds: number of timed steps of each variant.
+      peak: peak floating-point operations per second, from `matmul_peak`.
       per_token: also time the step with a SiT's modulation computed for every token.
 
     Raises:
-      UserError: if `per_token` is set for a joint transformer, whose modulation is shared by all blocks, or for another
-        objective than flow matching.
+      UserError: if `per_token` is set for a joint transformer, whose blocks share their modulation, or for an objective
+        other than flow matching.
     """
     if per_token and not isinstance(setup.experiment.model, SiTConfig):
         raise UserError("per-token applies to a SiT; a joint transformer computes its modulation once for all blocks")
@@ -124,7 +128,7 @@ def _rate(setup: FlowSetup, name: str, rounds: int, peak: float, per_token: bool
 
 
 class _Arm:
-    """A compiled step with its own state."""
+    """Variant of the step: a compiled program with its own state."""
 
     def __init__(self, setup: FlowSetup, batch: dict[str, Any]):
         self._batch = jax.device_put(batch)
@@ -140,10 +144,10 @@ class _Arm:
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes
         )
-        self.seconds()  # the first call includes one-time work
+        self.seconds()  # warm-up
 
     def seconds(self) -> float:
-        """Duration of one step."""
+        """Runs one step and returns its duration."""
         start_time = time.perf_counter()
         self._state, _ = jax.block_until_ready(self._step(self._state, self._batch))
         return time.perf_counter() - start_time
@@ -166,7 +170,7 @@ def random_batch(setup: FlowSetup, name: str) -> dict[str, Any]:
 
 
 def matmul_peak(dtype: str) -> float:
-    """Operations per second of a large plain matrix product, the best of several rounds."""
+    """Measures the peak operations per second of a large matrix product, the maximum of several rounds."""
     size = _PEAK_SIZE.get(jax.default_backend(), 8192)
     a = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
     product = jax.jit(jnp.matmul)
@@ -180,7 +184,7 @@ def matmul_peak(dtype: str) -> float:
 
 
 def mixture_mean(setup: FlowSetup, rates: list[StepRate]) -> dict[str, float | int | None]:
-    """Mean cost of a step of the mixture: seconds weighted by the components' shares, rates from their sums."""
+    """Returns the mean cost of a step of the mixture: times weighted by the components' shares, and resulting rates."""
     seconds = tokens = flops_of_shapes = flops_of_program = utilised_seconds = 0
     seconds_without_alignment: float | None = 0
     for rate in rates:

@@ -1,4 +1,4 @@
-"""TPU chips: the figures that Google publishes, in one table."""
+"""Specifications of TPU chips, as published by Google."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from selfflow.errors import UserError
 
 @dataclass(frozen=True)
 class Chip:
-    """One TPU chip.
+    """Specifications of a TPU chip.
 
     Attributes:
-      peak_flops: bfloat16 operations per second.
-      hbm_bytes: advertised memory capacity; the compiler reserves a part of it.
-      hbm_bandwidth: bytes per second.
-      ici_bandwidth: bytes per second received from neighbours in the slice, over all links: half of the published
-        figure, which adds both directions.
-      torus_axes: axes of the torus, each with two links.
-      dcn_bandwidth: share of the host's network, bytes per second in one direction; None if it is not published.
-      source: pages that publish the figures.
+      peak_flops: peak bfloat16 operations per second.
+      hbm_bytes: advertised memory capacity, of which the compiler reserves a part.
+      hbm_bandwidth: memory bandwidth in bytes per second.
+      ici_bandwidth: interconnect bandwidth for received data over all links, in bytes per second: half of the published
+        figure, which is the sum of both directions.
+      torus_axes: number of axes of the torus; a chip has two links along each axis.
+      dcn_bandwidth: share of the host's network bandwidth in one direction, in bytes per second; None if not published.
+      source: pages with these specifications.
     """
 
     peak_flops: float
@@ -31,8 +31,8 @@ class Chip:
 
 _PAGES = "https://docs.cloud.google.com/tpu/docs"
 
-# v4: the page gives no bandwidth of the links; 6 links of 50 GB/s are from arXiv 2304.01433, table 4.
-# v5e: 6.4 Tb/s for the 256 chips of a pod. v6e: its DCN figure is on the page of tpu7x, which compares generations.
+# v4: the page has no bandwidth of the links; 6 links of 50 GB/s are from arXiv 2304.01433, table 4.
+# v5e: DCN bandwidth of 6.4 Tb/s for the 256 chips of a pod. v6e: DCN bandwidth from the page of tpu7x.
 CHIPS = {
     "v4": Chip(275e12, 32 * 2**30, 1200e9, 300e9, 3, None, f"{_PAGES}/v4, arXiv 2304.01433"),
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 2, 6.4e12 / 8 / 256, f"{_PAGES}/v5e"),
@@ -43,10 +43,10 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-    """Returns the chip of a topology such as "v5e:16x16".
+    """Returns the chip of a topology, such as "v5e:16x16".
 
     Raises:
-      UserError: if there is no such chip.
+      UserError: if the chip is unknown.
     """
     name = topology.partition(":")[0]
     if name not in CHIPS:
@@ -58,7 +58,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def topologies_of(name: str) -> tuple[str, ...]:
-    """Common topologies of a chip; larger ones exist."""
+    """Returns common topologies of a chip; larger ones exist."""
     shapes = "2x2 2x4 4x4 4x8 8x8 8x16 16x16"
     if CHIPS[name].torus_axes == 3:
         shapes = "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x4 8x8x8"

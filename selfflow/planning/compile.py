@@ -1,4 +1,4 @@
-"""The training step of an experiment, compiled ahead of time for a slice of TPUs; needs no TPU."""
+"""Ahead-of-time compilation of the training step for a slice of TPUs, without a TPU."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from selfflow.errors import UserError
 from selfflow.planning.chips import chip_of, topologies_of
 from selfflow.training.sharding import batch_sharding, device_bytes, shardings_of
 
-# libtpu searches for a local TPU, waits, warns, and locks it for one process; all of these are disabled here.
+# Keeps libtpu from searching for a local TPU, waiting for it, and locking it for one process, and from its warnings.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -30,12 +30,11 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """A step that fits.
+    """Compiled step that fits into memory.
 
     Attributes:
       text: HLO of the step.
-      temporary_bytes: temporary bytes per device, activations included: everything except the step's arguments and
-        results.
+      temporary_bytes: bytes per device in addition to the step's arguments, including activations.
       program_bytes: size of the program's code.
       seconds: duration of tracing and compilation.
     """
@@ -48,11 +47,11 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Refused:
-    """A step that exceeds the memory of a device.
+    """Step that the compiler refused because it exceeds the memory of a device.
 
     Attributes:
-      used_bytes: bytes that it needs.
-      limit_bytes: memory available to the compiler.
+      used_bytes: bytes that the step requires.
+      limit_bytes: bytes available to the compiler.
       seconds: duration of tracing and compilation.
     """
 
@@ -62,14 +61,14 @@ class Refused:
 
 
 def slice_devices(topology: str, slices: int = 1) -> list[Any]:
-    """Descriptions of the devices of one or more slices; the devices need not exist.
+    """Returns descriptions of the devices of one or more slices, which need not exist.
 
     Args:
       topology: chip and shape, such as "v5e:16x16".
       slices: number of equal slices, connected by the data-centre network.
 
     Raises:
-      UserError: if libtpu is not installed, or there is no such topology.
+      UserError: if libtpu is not installed, or the topology does not exist.
     """
     chip_of(topology)
     for name, value in _ENVIRONMENT.items():
@@ -97,12 +96,12 @@ def slice_devices(topology: str, slices: int = 1) -> list[Any]:
 
 
 def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
-    """Compiles the update on a component of the mixture, as a run does: placed, sharded, its state donated.
+    """Compiles the update on a component of the mixture in the same way as a run, sharded and with donated state.
 
     Args:
       setup: setup of the experiment.
-      name: the component.
-      mesh: mesh of devices that need not exist.
+      name: name of the component.
+      mesh: mesh of devices, which need not exist.
     """
     start_time = time.perf_counter()
     state, batch = setup.abstract_state(mesh), abstract_batch(setup, name, mesh)
@@ -114,7 +113,7 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
         except jax.errors.JaxRuntimeError as error:
             return _refusal(error, bytes_on_device((state, batch)), time.perf_counter() - start_time)
     memory = program.memory_analysis()
-    # Donated arguments and the results that reuse their memory count once, among the arguments.
+    # Results that reuse the memory of donated arguments are counted as arguments.
     return Compiled(
         program.as_text(),
         int(memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes),
@@ -124,11 +123,11 @@ def compile_step(setup: FlowSetup, name: str, mesh: Mesh) -> Compiled | Refused:
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Bytes on one device of a tree of arrays that have shardings."""
+    """Returns the bytes of a tree of sharded arrays on one device."""
     return sum(device_bytes(x, x.sharding) for x in jax.tree.leaves(tree))
 
 
-# Forms of the out-of-memory errors of the TPU compiler, each with the required and the available size.
+# Patterns of out-of-memory errors of the TPU compiler, each with the required and the available size.
 _SIZE = r"([\d.]+)([KMGT]?)"
 _REFUSALS = (
     rf"Used {_SIZE} of {_SIZE} hbm",
@@ -138,12 +137,12 @@ _REFUSALS = (
 
 
 def _refusal(error: jax.errors.JaxRuntimeError, arguments: int, seconds: float) -> Refused:
-    """Parses the compiler's out-of-memory error; any other error is raised again."""
+    """Parses an out-of-memory error of the compiler; re-raises other errors."""
     for form in _REFUSALS:
         match = re.search(form, str(error))
         if match is not None:
             used, limit = _bytes(match[1], match[2]), _bytes(match[3], match[4])
-            # One of the messages counts the temporaries alone.
+            # One of the messages has only the size of the temporaries.
             return Refused(used + arguments * ("temporaries" in form), limit, seconds)
     raise error
 
@@ -153,14 +152,14 @@ def _bytes(number: str, unit: str) -> float:
 
 
 def coordinates(mesh: Mesh) -> np.ndarray:
-    """Torus coordinates of the devices of a mesh's first slice, in the order of the program [devices, axes]."""
-    # Devices of a single slice have no index.
+    """Returns torus coordinates [devices, axes] of the devices in the first slice of a mesh, in program order."""
+    # Devices of a single slice have no slice index.
     first = getattr(mesh.devices.flat[0], "slice_index", None)
     return np.array([d.coords for d in mesh.devices.flat if getattr(d, "slice_index", None) == first])
 
 
 def abstract_batch(setup: FlowSetup, name: str, mesh: Mesh) -> dict[str, Any]:
-    """Shapes, types and shardings of a batch of a component on a mesh."""
+    """Returns shapes, dtypes and shardings of a batch of a component on a mesh."""
     sharding = batch_sharding(mesh)
 
     def sharded(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -170,7 +169,7 @@ def abstract_batch(setup: FlowSetup, name: str, mesh: Mesh) -> dict[str, Any]:
 
 
 def batch_shapes(setup: FlowSetup, name: str) -> dict[str, Any]:
-    """Shapes and types of a batch of a component, as `BatchSource` yields them."""
+    """Returns shapes and dtypes of a batch of a component, as yielded by `BatchSource`."""
     experiment, streams = setup.experiment, setup.modalities[name]
     size = experiment.mixture[name].batch_size
 

@@ -1,4 +1,4 @@
-"""The nearest setting that fits into memory, found by compilation."""
+"""Search for a setting that fits into memory, by compilation of candidates."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -13,15 +13,23 @@ from selfflow.errors import UserError
 from selfflow.planning.compile import Refused, compile_step
 from selfflow.planning.plan import Plan
 
-_ATTEMPTS = 5  # compilations
-# Approximate share of activations that remains with rematerialisation, and the factor above the limit from which an
-# estimate excludes a candidate without compiling it. Both affect the time of the search, not whether a candidate fits.
+_ATTEMPTS = 5  # maximum number of compilations
+# Approximate share of activation memory that remains with rematerialisation, and the ratio of estimated memory to the
+# limit above which a candidate is excluded without compilation. Both affect only the duration of the search.
 _REMAT_SHARE, _EXCLUDED_ABOVE = 0.35, 1.3
 
 
 @dataclass(frozen=True)
 class _Change:
-    """Rematerialisation, and factors: of mesh axes, of the parts of a batch, and by which batches become smaller."""
+    """Change of an experiment that reduces its memory.
+
+    Attributes:
+      fsdp: factor of the fsdp axis.
+      remat: whether blocks are rematerialised.
+      accumulate: factor of the number of gradient accumulation parts.
+      tensor: factor of the tensor axis.
+      batch: divisor of the batch sizes.
+    """
 
     fsdp: int = 1
     remat: bool = False
@@ -33,24 +41,24 @@ class _Change:
 def nearest_fit(
     setup: FlowSetup, name: str, plan: Plan, make_mesh: Callable[[Experiment], Mesh]
 ) -> tuple[FlowSetup, list[str]] | None:
-    """Tries changes in the order of their cost until one fits, with a few compilations at most.
+    """Tries changes in the order of their cost until one fits, with at most `_ATTEMPTS` compilations.
 
-    Sharding parameters over more devices costs communication, rematerialisation a quarter more arithmetic, accumulation
-    some idle time; a smaller batch, the last resort, changes the training itself.
+    Sharding parameters over more devices costs communication, rematerialisation about a quarter more arithmetic, and
+    gradient accumulation some idle time. A smaller batch comes last, because it changes the training.
 
     Args:
       setup: setup of the experiment that does not fit.
-      name: the component that does not.
-      plan: plan of that component.
-      make_mesh: the mesh of an experiment over the slice.
+      name: name of the component that does not fit.
+      plan: plan with the memory of that component.
+      make_mesh: function that returns the mesh of an experiment on the slice.
 
     Returns:
-      The setup that fits and the flags that give it; None if no candidate fits.
+      The setup that fits and the corresponding flags; None if no candidate fits.
     """
     experiment, memory, attempts = setup.experiment, plan.memory, 0
     state = memory.parameters + memory.optimizer + memory.ema
     for change in _changes(plan.mesh["data"] // experiment.devices.slices, experiment):
-        # Parameters and optimizer are sharded over more devices; activations scale with the samples of one pass.
+        # The state is divided by the factors of the mesh axes; activations are proportional to the samples of a pass.
         share = _REMAT_SHARE if change.remat and experiment.model.execution.remat != "block" else 1.0
         parts = change.accumulate * change.batch
         expected = state / change.fsdp / change.tensor + (memory.total - state) * share / parts
@@ -61,7 +69,7 @@ def nearest_fit(
             mesh = make_mesh(candidate.experiment)
             candidate.check_devices(mesh)
         except UserError:
-            continue  # no such mesh, or the batch cannot be sharded over it
+            continue  # invalid mesh, or the batch cannot be sharded over it
         if attempts == _ATTEMPTS:
             return None
         attempts += 1
@@ -71,7 +79,7 @@ def nearest_fit(
 
 
 def _changes(copies: int, experiment: Experiment) -> Iterator[_Change]:
-    """Changes from the cheapest to the most expensive; a slice holds `copies` of the parameters."""
+    """Yields changes from the cheapest to the most expensive; a slice has `copies` copies of the parameters."""
     wider = [2**i for i in range(1, 12) if copies % 2**i == 0]
     most = max(wider, default=1)
     for factor in wider:
@@ -102,7 +110,7 @@ def _apply(experiment: Experiment, plan: Plan, change: _Change) -> Experiment:
 
 
 def _flags(before: Experiment, after: Experiment) -> list[str]:
-    """Returns the flags that turn one experiment into the other."""
+    """Returns the flags that change the experiment `before` into `after`."""
     fields = {}
     for axis in ("data", "fsdp", "tensor"):
         fields[f"devices.{axis}"] = getattr(before.devices, axis), getattr(after.devices, axis)

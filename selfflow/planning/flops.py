@@ -9,16 +9,16 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 
 def matmul_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Operations (2 per multiply-add) of all matrix products in `function(*args)`.
+    """Counts the operations (2 per multiply-add) of all matrix products in `function(*args)`, by tracing it.
 
-    A loop body counts once per iteration, a conditional as its most expensive branch. Nothing is computed.
+    A loop body counts once per iteration, a conditional as its most expensive branch.
 
     Args:
-      function: traceable by JAX.
+      function: a function that JAX can trace.
       *args: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-      NotImplementedError: if a product is inside a while loop, whose number of iterations is unknown.
+      NotImplementedError: if a matrix product is inside a while loop, whose number of iterations is unknown.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -28,7 +28,7 @@ def _count(jaxpr: Jaxpr) -> int:
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
-            # Each element of the result is a sum over the contracted axes.
+            # Each element of the result is a sum over the contracted axes, of the size of their product.
             (contracted, _), _ = params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
@@ -40,14 +40,14 @@ def _count(jaxpr: Jaxpr) -> int:
             if _count(params["body_jaxpr"].jaxpr):
                 raise NotImplementedError("a matrix product in a while loop, whose number of iterations is unknown")
         else:
-            # Calls of other programs: jit, checkpoint, custom derivatives, shard_map.
+            # Other primitives may contain programs: jit, checkpoint, custom derivatives, shard_map.
             for value in params.values():
                 total += sum(_count(inner) for inner in _jaxprs(value))
     return total
 
 
 def _jaxprs(value: Any) -> list[Jaxpr]:
-    """Returns the programs in a parameter of an equation, closed or open."""
+    """Returns the jaxprs in a parameter of an equation, closed or open."""
     if isinstance(value, tuple | list):
         programs = []
         for item in value:

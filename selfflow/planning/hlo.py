@@ -1,8 +1,8 @@
-"""Communication of a compiled program, read from its HLO text.
+"""Communication of a compiled program, parsed from its HLO text.
 
-The TPU compiler writes a loop body once, without its trip count; splits a collective that overlaps with computation
-into a chain of parts, each of which contains a copy of it; writes a reduce-scatter as an all-reduce in a fusion; and
-lets hosts transfer data between slices. This module accounts for all four.
+This module accounts for four properties of the TPU compiler's output: a loop body occurs once, without its trip count;
+a collective that overlaps with computation is split into a chain of parts, each with a copy of the collective; a
+reduce-scatter is an all-reduce in a fusion; and transfers between slices are operations of the hosts.
 """
 
 import math
@@ -18,27 +18,28 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-# Attributes that name computations; not `condition`, which `_trips` reads, and `to_apply`, mostly of scalar reducers.
+# Attributes that contain names of computations, without `condition`, which `_trips` reads, and `to_apply`, which mostly
+# names scalar reducers.
 _CALLED = re.compile(
     r"(?:calls|body|branch_computations|called_computations|\w+_computation)=\{?((?:%?[\w.\-]+(?:, )?)+)"
 )
-# Compact notations of groups: `[16,16]T(1,0)`, and groups along named axes of a mesh.
+# Compact notations of groups: `[16,16]T(1,0)`, and named axes of a mesh.
 _IOTA = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? ?\{([^}]*)\}")
 
 
 @dataclass(frozen=True)
 class Collective:
-    """A transfer between chips.
+    """Transfer between chips.
 
     Attributes:
       kind: one of `KINDS`.
-      dtype: HLO's name of the type, such as bf16.
-      bytes: bytes received by a chip in one step, over all iterations of the enclosing loop; an all-reduce counts
-        twice, since it passes everything twice.
-      count: executions per step.
-      groups: the partitions that exchange data; for a permute the pairs.
-      between_slices: whether it uses the network between slices instead of the links within one.
+      dtype: HLO name of the dtype, such as bf16.
+      bytes: bytes received by a chip per step, over all iterations of enclosing loops; an all-reduce counts twice,
+        because it consists of a reduce-scatter and an all-gather.
+      count: number of executions per step.
+      groups: groups of partitions that exchange data; for a permute the pairs.
+      between_slices: whether the transfer uses the network between slices instead of the links within a slice.
     """
 
     kind: str
@@ -50,7 +51,7 @@ class Collective:
 
 
 class _Instruction(NamedTuple):
-    """One line of a computation; `rest` holds operands and attributes."""
+    """Instruction of a computation; `rest` contains operands and attributes as text."""
 
     root: bool
     name: str
@@ -60,15 +61,15 @@ class _Instruction(NamedTuple):
 
 
 def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]:
-    """Returns all transfers between chips of a program.
+    """Returns all transfers between chips in a program.
 
     Args:
-      text: the optimised HLO of a program for TPUs, `Compiled.as_text()`.
-      partitions: devices of one slice.
+      text: optimised HLO of a program for TPUs, from `Compiled.as_text()`.
+      partitions: number of devices of one slice.
       slices: number of slices that the program runs on.
 
     Raises:
-      NotImplementedError: if a transfer is in a loop whose trip count cannot be read.
+      NotImplementedError: if a transfer is in a loop with unknown trip count.
     """
     program = _computations(text)
     rounds = _rounds(program)
@@ -86,7 +87,7 @@ def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]
 
 
 def _computations(text: str) -> dict[str, list[_Instruction]]:
-    """Computations by name, callees before callers, as HLO orders them."""
+    """Parses HLO text into computations by name, with callees before callers, as in the text."""
     program: dict[str, list[_Instruction]] = {}
     current = None
     for line in text.splitlines():
@@ -102,9 +103,9 @@ def _computations(text: str) -> dict[str, list[_Instruction]]:
 
 
 def _rounds(program: dict[str, list[_Instruction]]) -> dict[str, float]:
-    """Executions of each computation in the whole program; NaN if a trip count cannot be read."""
+    """Returns the number of executions of each computation in the program; NaN if a trip count is unknown."""
     rounds = dict.fromkeys(program, 0.0) | {"ENTRY": 1.0}
-    # Callers first, so that the count of a computation is complete when its callees are reached.
+    # Callers are visited first, so that the count of a computation is complete before its callees are visited.
     for name in reversed(program):
         for instruction in program[name]:
             times = _trips(instruction, program, program[name]) if instruction.opcode == "while" else 1
@@ -115,7 +116,7 @@ def _rounds(program: dict[str, list[_Instruction]]) -> dict[str, float]:
 
 
 def _called(instruction: _Instruction) -> list[str]:
-    """Computations that an instruction calls, without scalar reducers and comparators."""
+    """Returns the computations that an instruction calls, without scalar reducers and comparators."""
     called = []
     for names in _CALLED.findall(instruction.rest):
         called += [name.strip(" %") for name in names.split(",")]
@@ -125,7 +126,10 @@ def _called(instruction: _Instruction) -> list[str]:
 
 
 def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: list[_Instruction]) -> float:
-    """Trip count of a loop that counts up by 1: the constant in its condition minus the counter's initial value."""
+    """Returns the trip count of a loop whose counter increases by 1; NaN if it is unknown.
+
+    It is the constant in the condition of the loop minus the counter's initial value.
+    """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:
         return int(known[1])
@@ -149,9 +153,9 @@ def _trips(loop: _Instruction, program: dict[str, list[_Instruction]], around: l
 
 
 def _initial_count(loop: _Instruction, condition: list[_Instruction], around: list[_Instruction]) -> int:
-    """Returns the counter's initial value if it is a constant of the program; otherwise 0, as in JAX's loops."""
+    """Returns the counter's initial value if it is a constant in the program; otherwise 0, as in JAX's loops."""
     by_name = {instruction.name: instruction for instruction in around}
-    # The condition reads one element of the carry, the counter.
+    # The only element of the carry that the condition reads is the counter.
     indices = []
     for instruction in condition:
         if instruction.opcode == "get-tuple-element":
@@ -165,30 +169,30 @@ def _initial_count(loop: _Instruction, condition: list[_Instruction], around: li
 
 
 def _operands(instruction: _Instruction) -> list[str]:
-    """Names of the operands, without types and comments such as `/*index=5*/`."""
+    """Returns the names of the operands, without types and comments such as `/*index=5*/`."""
     operands = re.sub(r"/\*.*?\*/", "", instruction.rest.partition(")")[0])
     return [operand.split()[-1].lstrip("%") for operand in operands.split(", ") if operand.strip()]
 
 
 def _collective(instruction: _Instruction, computation: str, partitions: int, slices: int) -> Collective | None:
-    """One execution of a communicating instruction; None for others and for parts counted elsewhere."""
+    """Returns the transfer of one execution of an instruction; None for other instructions and for copies."""
     if instruction.opcode == "send" and "xla_megascale_runtime" in instruction.rest:
         return _between_slices(instruction, slices)
     kind = instruction.opcode.removesuffix("-start")
-    # The flag marks the copies of a collective in a chain of parts; one part, without it, is counted.
+    # The flag marks copies of a collective in a chain of parts; only the part without the flag is counted.
     if kind not in KINDS or re.search(r'"flag_start":"\d', instruction.rest):
         return None
     groups = _groups(instruction.rest, partitions)
     members = len(groups[0]) if groups else 1
     arrays = _arrays(instruction.type)
     if instruction.opcode == "all-gather-start":
-        arrays = arrays[len(arrays) // 2 :]  # operands come first, results second
+        arrays = arrays[len(arrays) // 2 :]  # the type lists operands, then results
     if instruction.opcode == "collective-permute-start":
         arrays = arrays[1:2]
-    # A chip receives the parts of all other members; in terms of the type, which is that of the result.
+    # Each chip receives the parts of all other members. Shares are relative to the size of the result.
     ring = (members - 1) / members
     if kind == "all-reduce" and "all-reduce-scatter" in computation:
-        kind, share = "reduce-scatter", ring  # its type is that of the unscattered array
+        kind, share = "reduce-scatter", ring  # relative to the size of the input
     else:
         shares = {"all-gather": ring, "all-to-all": ring, "all-reduce": 2 * ring, "reduce-scatter": members - 1}
         share = shares.get(kind, 1)
@@ -198,17 +202,17 @@ def _collective(instruction: _Instruction, computation: str, partitions: int, sl
 
 
 def _between_slices(send: _Instruction, slices: int) -> Collective:
-    """Returns a chip's part of a collective between slices, sent by its host after the reduction within the slice."""
+    """Returns a chip's part of a collective between slices, which its host sends after reduction in the slice."""
     how = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest)
     kind = how[1].lower().replace("_", "-") if how else "collective-permute"
     dtype, size = _arrays(send.type)[0]
-    # Each slice needs the data of the S - 1 others; for a sum it also passes on its part of the result.
+    # Each slice receives the data of the other S - 1 slices; an all-reduce also sends the results back.
     share = {"all-reduce": 2 * (slices - 1) / slices, "all-gather": slices - 1}.get(kind, (slices - 1) / slices)
     return Collective(kind if kind in KINDS else "collective-permute", dtype, share * size, 1, (), True)
 
 
 def _arrays(type_text: str) -> list[tuple[str, float]]:
-    """(dtype, bytes) of the arrays of a type, without the counters of asynchronous operations."""
+    """Returns (dtype, bytes) of each array in a type, without the counters of asynchronous operations."""
     arrays = []
     for dtype, sizes in _ARRAY.findall(type_text):
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
@@ -218,7 +222,7 @@ def _arrays(type_text: str) -> list[tuple[str, float]]:
 
 
 def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
-    """Returns the groups of partitions, in any of the notations of HLO."""
+    """Parses the groups of partitions in any notation of HLO."""
     mesh = _MESH.search(rest)
     if mesh:
         return _mesh_groups(*mesh.groups())
@@ -226,30 +230,30 @@ def _groups(rest: str, partitions: int) -> tuple[tuple[int, ...], ...]:
     if lists:
         groups = re.findall(r"\{([\d,]+)\}", lists[1])
         return tuple(tuple(map(int, group.split(","))) for group in groups)
-    # `[groups,members]<=[...]`: the numbers of the iota, row by row.
+    # `[groups,members]<=[...]`: rows of an iota.
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=(\[[\d,]+\](?:T\([\d,]+\))?)", rest)
     if iota:
         members, count = _iota(iota[3]), int(iota[2])
         return tuple(tuple(members[i : i + count]) for i in range(0, len(members), count))
-    return (tuple(range(partitions)),)  # without groups all partitions take part
+    return (tuple(range(partitions)),)  # without groups, one group of all partitions
 
 
 def _mesh_groups(axes: str, devices: str | None, grouped: str) -> tuple[tuple[int, ...], ...]:
-    """Groups along the named axes of a mesh: `mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}`."""
+    """Returns the groups along named axes of a mesh: `mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}`."""
     names, shape = [], []
     for name, size in re.findall(r"'([^']+)'=(\d+)", axes):
         names.append(name)
         shape.append(int(size))
     along = [names.index(name) for name in re.findall(r"'([^']+)'", grouped)]
     ids = np.array(_iota(devices) if devices else range(math.prod(shape))).reshape(shape)
-    # Grouped axes last: each row of the flattened array is then a group.
+    # With the grouped axes last, each row of the flattened array is a group.
     others = [axis for axis in range(ids.ndim) if axis not in along]
     count = math.prod(ids.shape[axis] for axis in along)
     return tuple(tuple(map(int, group)) for group in ids.transpose(*others, *along).reshape(-1, count))
 
 
 def _iota(text: str) -> list[int]:
-    """`[16,16]T(1,0)`: 0, 1, 2, ... in that shape, transposed and flattened; or a plain list of numbers."""
+    """Parses `[16,16]T(1,0)`, an iota of this shape, transposed and flattened, or a plain list of numbers."""
     match = _IOTA.search(text)
     if match is None:
         return [int(number) for number in re.findall(r"\d+", text)]

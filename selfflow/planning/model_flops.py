@@ -1,8 +1,8 @@
-"""Floating-point operations of a training step: those that follow from the shapes, and those of its program.
+"""Floating-point operations of a training step, from the shapes of the model and from the traced program.
 
-Only matrix products count, 2 operations for each multiply-add. `model_flops` takes a backward pass as twice its forward
-pass (arXiv 2204.02311, appendix B), less the gradient of the network's inputs, and counts no recomputation, selection
-or padding; `program_flops` counts them all.
+Only matrix products are counted, with 2 operations for each multiply-add. `model_flops` counts a backward pass as twice
+its forward pass (arXiv 2204.02311, appendix B), minus the gradient with respect to the inputs, and does not count
+recomputation, selection or padding. `program_flops` counts all of these.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class StageCost:
 
     Attributes:
       start: number of steps before the stage.
-      flops: operations of a step, the mean over the components weighted by their shares.
+      flops: mean operations of a step, weighted by the shares of the components.
     """
 
     start: int
@@ -35,11 +35,11 @@ class StageCost:
 
 
 class _Stream(NamedTuple):
-    """One modality of a sample.
+    """Shape of one modality of a sample.
 
     Attributes:
       tokens: number of tokens.
-      size: channels of a token.
+      size: number of channels of a token.
     """
 
     tokens: int
@@ -47,25 +47,25 @@ class _Stream(NamedTuple):
 
 
 def model_flops(setup: FlowSetup, name: str) -> int:
-    """Operations of one step on a component of the mixture: student forward and backward, and what the objective adds.
+    """Returns the operations of a step on a component: the student's forward and backward pass, and the objective's.
 
     Args:
       setup: setup of the experiment.
-      name: the component.
+      name: name of the component.
     """
     experiment = setup.experiment
     model, separation = experiment.model, experiment.separation
     streams = {m: _Stream(stream.tokens, stream.token_size) for m, stream in setup.modalities[name].items()}
     counts = {m: stream.tokens for m, stream in streams.items()}
     count = sum(counts.values())
-    # The number of levels of a schedule, from the shapes of its draw; nothing is computed.
+    # The number of levels is obtained from the shapes of the schedule's samples, without computation.
     key = jax.ShapeDtypeStruct((1,), jax.eval_shape(jax.random.key, 0).dtype)
     corruption = jax.eval_shape(lambda keys: experiment.schedule.sample(keys, counts), key)
     context = bool(experiment.schedule.context)
     levels = {m: level_BK.shape[1] + context for m, level_BK in corruption.levels.items()}
 
-    # Pairs of tokens that attend to each other: all, or, with separated attention, those of one group with each other
-    # and with the text. The text of a joint transformer is a token for the label and those of the caption.
+    # Number of pairs of tokens that attend to each other. With separated attention, tokens attend only to their own
+    # group and to the text. The text of a joint transformer has one token for the label, and the tokens of the caption.
     joint_text = 1 + (experiment.text.tokens if experiment.text else 0)
     text = 0 if isinstance(model, SiTConfig) else joint_text
     student_pairs = teacher_pairs = (text + count) ** 2
@@ -93,13 +93,13 @@ def model_flops(setup: FlowSetup, name: str) -> int:
 
 
 def program_flops(setup: FlowSetup, name: str) -> int:
-    """Operations of all matrix products in the program of one step, recomputation included.
+    """Returns the operations of all matrix products in the traced program of a step, including recomputation.
 
     Args:
       setup: setup of the experiment.
-      name: the component.
+      name: name of the component.
     """
-    # Products inside kernels are not counted, so plain attention is traced.
+    # Matrix products inside custom kernels are not counted, so plain attention is traced.
     model = setup.experiment.model
     execution = dataclasses.replace(model.execution, attention="xla", unroll=1)
     model = dataclasses.replace(model, execution=execution)
@@ -109,7 +109,7 @@ def program_flops(setup: FlowSetup, name: str) -> int:
 
 
 def mean_flops(setup: FlowSetup) -> list[StageCost]:
-    """Mean cost of a step of a resolved experiment: of the mixture, then of each stage of the curriculum."""
+    """Returns the mean cost of a step of a resolved experiment, for the initial mixture and each curriculum stage."""
     experiment = setup.experiment
     flops = {name: model_flops(setup, name) for name in experiment.mixture}
 
@@ -125,7 +125,7 @@ def mean_flops(setup: FlowSetup) -> list[StageCost]:
 
 
 def flops_of(costs: list[StageCost], steps: int) -> float:
-    """Operations of the first `steps` steps, with the costs of `mean_flops`."""
+    """Returns the operations of the first `steps` steps, with the costs of `mean_flops`."""
     total = 0.0
     for cost, following in itertools.zip_longest(costs, costs[1:]):
         end = steps if following is None else min(following.start, steps)
@@ -134,14 +134,14 @@ def flops_of(costs: list[StageCost], steps: int) -> float:
 
 
 def steps_within(costs: list[StageCost], flops: float) -> int:
-    """Returns the maximum number of steps within `flops` operations, at least one."""
+    """Returns the maximum number of steps within `flops` operations, but at least one."""
     for cost, following in itertools.zip_longest(costs, costs[1:]):
         end = math.inf if following is None else following.start
         steps = flops / cost.flops
         if cost.start + steps < end:
             break
         flops -= (end - cost.start) * cost.flops
-    # A number that is whole up to rounding is not rounded down to the next lower one.
+    # The tolerance keeps rounding errors from losing a step.
     return max(1, int(cost.start + steps + 1e-6))
 
 
@@ -153,7 +153,7 @@ def _forward(
     pairs: float,
     depth: int,
 ) -> float:
-    """Operations of one sample through `depth` blocks.
+    """Returns the operations of the forward pass of one sample through the input layers and `depth` blocks.
 
     Args:
       model: config of the transformer.
@@ -172,26 +172,26 @@ def _forward(
         # Query, key, value and output projections, a two-layer MLP; each block computes its modulation.
         block = 2 * count * (4 * width**2 + 2 * width * hidden) + 2 * rows * 6 * width**2
         return before + depth * (block + attention)
-    # One modulation for all double blocks, one with half as many vectors for all single blocks.
+    # All double blocks share a modulation of 6 vectors, and all single blocks a modulation of 3 vectors.
     modulation = 2 * 6 * width**2 * (1 + rows) + (2 * 3 * width**2 * rows if depth > model.double_blocks else 0)
     block = 2 * count * (4 * width**2 + 3 * width * hidden)  # a SwiGLU has three products
     return before + modulation + depth * (block + attention)
 
 
 def _inputs(model: JointConfig | SiTConfig, streams: dict[str, _Stream], levels: dict[str, int], text: int) -> float:
-    """Returns the first layers, of tokens, captions and noise levels; the latter have 256 sinusoidal features."""
+    """Returns the operations of the input layers for tokens, captions and 256 sinusoidal features of noise levels."""
     patches = sum(2 * stream.tokens * stream.size for stream in streams.values())
     captions = 2 * (text - 1) * model.text if text else 0
     return model.width * (patches + captions + 2 * _rows(model, levels) * 256)
 
 
 def _rows(model: JointConfig | SiTConfig, levels: dict[str, int]) -> int:
-    """Levels of one sample, for each of which modulation is computed; the text of a joint transformer has one."""
+    """Returns the number of noise levels with a separate modulation; the text of a joint transformer adds one."""
     return sum(levels.values()) + (not isinstance(model, SiTConfig))
 
 
 def _head(model: JointConfig | SiTConfig, streams: dict[str, _Stream], levels: dict[str, int]) -> float:
-    """Returns the last layer and its modulation."""
+    """Returns the operations of the last layer and its modulation."""
     doubled = 2 if getattr(model, "learn_sigma", False) else 1
     readout = sum(2 * stream.tokens * model.width * stream.size * doubled for stream in streams.values())
     return 2 * _rows(model, levels) * 2 * model.width**2 + readout

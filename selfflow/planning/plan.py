@@ -1,7 +1,7 @@
-"""Requirements of a run on a slice of TPUs: memory, arithmetic and communication, and a lower bound of the step time.
+"""Plan of a run on a slice of TPUs: memory, arithmetic, communication, and a lower bound of the step time.
 
-The step is compiled for the slice and not executed. Times are lower bounds: each is the time that one resource needs at
-full utilisation, and a step with perfect overlap takes the longest of them.
+The step is compiled for the slice, but not executed. Times are lower bounds: each is the time of one resource at full
+utilisation, and a step with perfect overlap takes the maximum of these times.
 """
 
 from collections import defaultdict
@@ -29,11 +29,15 @@ from selfflow.planning.model_flops import model_flops, program_flops
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one chip.
+    """Memory of a step on one chip, in bytes.
 
     Attributes:
-      parameters, optimizer, ema, batch: the step's arguments, from their shardings.
-      temporaries: temporaries of the compiled step, activations included; the missing amount if it does not fit.
+      parameters: trained parameters.
+      optimizer: state of the optimizer.
+      ema: frozen trees, such as the EMA.
+      batch: batch of the step.
+      temporaries: temporaries of the compiled step, including activations; if the step does not fit, the memory that
+        it requires in addition to its arguments.
       program: code of the step.
       total: sum of the above.
       limit: memory of the chip.
@@ -51,18 +55,19 @@ class Memory:
 
 @dataclass(frozen=True)
 class ComponentPlan:
-    """A step on one component of the mixture.
+    """Plan of the step on one component of the mixture.
 
     Attributes:
       component: name of the component.
-      share: share of the steps.
-      compiled: whether its own step was compiled; otherwise the communication of the compiled one is used.
-      model_flops: operations of the whole step, from its shapes.
-      flops: operations of the program, recomputation included.
-      seconds: time that each resource needs: `compute`, `hbm`, `ici`, `dcn`.
-      step_seconds: the longest of them.
+      share: share of the component in the steps.
+      compiled: whether the step of this component was compiled; otherwise the communication of the compiled component
+        is used.
+      model_flops: operations of the step on all chips, from the shapes of the model.
+      flops: operations of the program on all chips, including recomputation.
+      seconds: minimum time by resource: `compute`, `hbm`, `ici` and `dcn`.
+      step_seconds: maximum of these times.
       transfer_seconds: sum of `ici` and `dcn`.
-      batch_bytes: size of its batch.
+      batch_bytes: size of the batch.
     """
 
     component: str
@@ -78,18 +83,19 @@ class ComponentPlan:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Lower bounds of a step that fits.
+    """Lower bounds of the time of a step that fits, and the corresponding rates.
 
     Attributes:
-      components: each component of the mixture.
-      traffic: bytes that a device receives in a step of the compiled component, by collective and type, within its
-        slice.
-      traffic_between_slices: the same over the network between slices.
-      step_seconds: mean over the mixture.
-      unhidden_seconds: the same without overlap of communication and arithmetic: the sum of both.
-      mfu: the model's operations divided by those of the chips' peak in `step_seconds`.
-      by: the resource that bounds most of that time.
-      input_bytes_per_second: size of batches per second, for all hosts together and for each.
+      components: plans of the components of the mixture.
+      traffic: bytes that a device receives within its slice in a step of the compiled component, by collective and
+        dtype.
+      traffic_between_slices: bytes that a device receives over the network between slices, in the same form.
+      step_seconds: minimum time of a step, mean over the mixture.
+      unhidden_seconds: minimum time of a step without overlap of communication and arithmetic.
+      mfu: model FLOPs utilisation at `step_seconds`.
+      by: resource that bounds the largest part of `step_seconds`.
+      input_bytes_per_second: rate at which batches are consumed, in total.
+      input_bytes_per_second_of_a_host: the same rate for each host.
       days: duration of all steps.
     """
 
@@ -107,15 +113,19 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on one or more slices.
+    """Plan of a run on one or more slices.
 
     Attributes:
+      topology: chip and shape of a slice.
+      chips: number of chips.
+      hosts: number of hosts.
+      mesh: sizes of the mesh axes.
       fits: whether the step fits into memory.
-      component: the one that was compiled and takes most memory.
-      memory: memory of that component.
-      excess_bytes: memory above the limit of a chip; 0 if it fits.
+      component: compiled component with the largest memory.
+      memory: memory of the step on that component.
+      excess_bytes: memory above the limit of a chip; 0 if the step fits.
       compile_seconds: duration of all compilations.
-      bounds: None if it does not fit.
+      bounds: lower bounds of the step time; None if the step does not fit.
     """
 
     topology: str
@@ -131,19 +141,19 @@ class Plan:
 
 
 def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool = False) -> Plan:
-    """Compiles the step and derives its requirements.
+    """Compiles the training step and computes its memory and minimum time.
 
     Args:
       setup: setup of the experiment.
-      topology: topology of the devices of the mesh.
-      mesh: the devices.
-      every_component: compile a program for each component instead of only that with the most tokens.
+      topology: topology of the devices.
+      mesh: mesh of devices.
+      every_component: compile the step of each component instead of only the one with the most tokens.
     """
     experiment, chip = setup.experiment, chip_of(topology)
     heaviest = max(experiment.mixture, key=lambda name: _tokens(setup, name))
     names = list(experiment.mixture) if every_component else [heaviest]
     programs = {name: compile_step(setup, name, mesh) for name in names}
-    # A chip may have several cores, each of which is a device. Coordinates are those within a slice.
+    # A chip may have several cores, each of which is a device. Coordinates are unique within a slice.
     chips = len({(_slice_of(device), *device.coords) for device in mesh.devices.flat})
     hosts = len({(_slice_of(device), device.process_index) for device in mesh.devices.flat})
     cores = mesh.size // chips
@@ -156,7 +166,7 @@ def make_plan(setup: FlowSetup, topology: str, mesh: Mesh, every_component: bool
         transfers = {name: collectives(program.text, mesh.size // slices, slices) for name, program in programs.items()}
         components = []
         for name in experiment.mixture:
-            # Traffic and state of a component that was not compiled: those of the compiled one.
+            # A component that was not compiled uses the communication and state of the heaviest one.
             own = name if name in programs else heaviest
             seconds = _seconds(memory[own], name in programs, transfers[own], mesh, chip, cores)
             components.append(_component_plan(setup, name, name in programs, seconds, chips, chip))
@@ -182,12 +192,12 @@ def _slice_of(device: jax.Device) -> int:
 def _bounds(
     steps: int, components: list[ComponentPlan], transfers: list[Collective], peak: float, hosts: int
 ) -> Bounds:
-    """Bounds of the mixture, from those of its components and the transfers of one of them.
+    """Combines the plans of all components into bounds of the mixture.
 
     Args:
       steps: number of steps of the run.
-      components: components of the mixture.
-      transfers: transfers of the component that takes most memory.
+      components: plans of the components of the mixture.
+      transfers: transfers of the component with the largest memory.
       peak: operations per second of all chips.
       hosts: number of hosts.
     """
@@ -199,7 +209,7 @@ def _bounds(
         return max(component.seconds["compute"], component.seconds["hbm"]) + component.transfer_seconds
 
     step_seconds = mean(lambda component: component.step_seconds)
-    by: dict[str, float] = defaultdict(float)  # seconds of the steps that a resource bounds
+    by: dict[str, float] = defaultdict(float)  # step time that is bounded by each resource
     for component in components:
         by[max(component.seconds, key=component.seconds.get)] += component.share * component.step_seconds
     rate = mean(lambda component: component.batch_bytes) / step_seconds
@@ -218,20 +228,20 @@ def _bounds(
 
 
 def _tokens(setup: FlowSetup, name: str) -> float:
-    """Tokens of a batch, with which activations scale; the attention kernel pads a part of them to blocks of 128."""
+    """Estimates the memory of activations by the tokens of a batch, partly padded to the kernel's blocks of 128."""
     count = sum(modality.tokens for modality in setup.modalities[name].values())
     return setup.experiment.mixture[name].batch_size * (count + (count + -count % 128 + 128) / 4)
 
 
 def _memory(setup: FlowSetup, name: str, mesh: Mesh, program: Compiled | Refused, chip: Chip, cores: int) -> Memory:
-    """Memory of a step on one chip, all of whose cores hold equal parts."""
+    """Returns the memory of a step on one chip; all of its cores hold equal parts."""
     state, batch = setup.abstract_state(mesh), abstract_batch(setup, name, mesh)
     parameters = cores * bytes_on_device(state.params)
     optimizer = cores * bytes_on_device(state.optimizer)
     ema = cores * bytes_on_device(state.frozen)
     arguments = parameters + optimizer + ema + cores * bytes_on_device(batch)
     if isinstance(program, Refused):
-        # The compiler reports the sum alone.
+        # The compiler reports only the total.
         temporaries, code = cores * int(program.used_bytes) - arguments, 0
         limit = cores * int(program.limit_bytes)
     else:
@@ -252,17 +262,17 @@ def _memory(setup: FlowSetup, name: str, mesh: Mesh, program: Compiled | Refused
 def _seconds(
     memory: Memory, compiled: bool, transfers: list[Collective], mesh: Mesh, chip: Chip, cores: int
 ) -> dict[str, float]:
-    """Time that the memory and the networks of a chip need for a step.
+    """Returns the minimum times of a step for the memory and the networks of a chip.
 
     Args:
       memory: memory of the step.
-      compiled: whether it was compiled; if not, `memory` and `transfers` are of another component.
+      compiled: whether the step was compiled; otherwise `memory` and `transfers` are those of another component.
       transfers: transfers of one device.
-      mesh: the devices.
-      chip: kind of the chips.
-      cores: devices of a chip.
+      mesh: mesh of devices.
+      chip: specifications of the chips.
+      cores: number of devices of a chip.
     """
-    # The whole state is read and written; activations for the backward pass are written and read.
+    # The whole state is read and written once. Activations are written, and read by the backward pass.
     activations = memory.temporaries if compiled else 0
     between = cores * sum(transfer.bytes for transfer in transfers if transfer.between_slices)
     return {
@@ -275,7 +285,7 @@ def _seconds(
 def _component_plan(
     setup: FlowSetup, name: str, compiled: bool, seconds: dict[str, float], chips: int, chip: Chip
 ) -> ComponentPlan:
-    """Returns the plan of a component, with the times of memory and networks from `_seconds`."""
+    """Returns the plan of a component; `seconds` are the times of memory and networks from `_seconds`."""
     flops = program_flops(setup, name)
     seconds = {"compute": flops / chips / chip.peak_flops} | seconds
     batch_bytes = 0
@@ -295,23 +305,23 @@ def _component_plan(
 
 
 def _axis_bytes(transfers: list[Collective], mesh: Mesh) -> list[float]:
-    """Bytes that a device receives along each axis of the torus; a group over several axes uses the links of all."""
+    """Returns the bytes that a device receives along each torus axis; groups over several axes use all their links."""
     places = coordinates(mesh)
     load = np.zeros(places.shape[1])
     for collective in transfers:
         if collective.between_slices or not collective.groups:
             continue
-        # Axes along which the members of a group differ.
+        # Axes along which the members of a group have different coordinates.
         spanned = np.zeros(places.shape[1], bool)
         for group in collective.groups:
             spanned |= np.ptp(places[list(group)], axis=0) > 0
-        if spanned.any():  # otherwise it stays within a chip
+        if spanned.any():  # otherwise the transfer is within a chip
             load[spanned] += collective.bytes / spanned.sum()
     return load.tolist()
 
 
 def _by_kind(transfers: list[Collective], between_slices: bool) -> dict[str, float]:
-    """Bytes by kind and type, such as "all-gather bf16"."""
+    """Returns the bytes by kind and dtype, such as "all-gather bf16"."""
     totals: dict[str, float] = defaultdict(float)
     for collective in sorted(transfers, key=lambda collective: KINDS.index(collective.kind)):
         if collective.between_slices == between_slices:
