@@ -1,4 +1,4 @@
-"""Real clips of a component, as latents and as media: the reference of samples."""
+"""Real clips of a component, as latents and as media: the reference for generated samples."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,19 +38,20 @@ class RealClips(NamedTuple):
     autoencoders: dict[str, Autoencoder]
 
     def indices(self, first: int = 0) -> np.ndarray:
-        """Indices of the records from `first` on, in random order; empty if the data has no such split."""
+        """Returns the indices of the records from `first` on, in random order; empty if the data has no such split."""
         if self.split not in self.source.latents[self.source.mixture[self.component].data].records:
             return np.zeros(0, int)
         records = self.source.reader(self.component, self.split).records
         return np.random.default_rng(0).permutation(records[records >= first])
 
     def batches(self, indices: np.ndarray, rows: int, decoded: bool = False) -> Iterator[Batch]:
-        """Latents and media of records, without those that are unreadable or shorter than the component's clips.
+        """Yields latents and media of records; unreadable records and those shorter than the component's clips are left
+        out.
 
         Args:
           indices: indices of the records.
           rows: records in a batch.
-          decoded: whether media are decoded latents in place of raw media; always so without raw records.
+          decoded: whether media are decoded latents instead of raw media; always true if there are no raw records.
         """
         reader = self.source.reader(self.component, self.split)
         raw = None if decoded or self.built is None else self.built.records(self.split)

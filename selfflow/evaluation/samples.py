@@ -12,7 +12,7 @@ from selfflow.evaluation.model_features import ModelFeatures
 from selfflow.evaluation.physics.verifier import PhysicsVerifier, TrackedClips
 from selfflow.sampling.generate import check_finite
 
-# Physics checks and other metrics of single clips are of at most this number: tracking is slow, and audio is kept.
+# Physics checks and other metrics of single clips use at most this number: tracking is slow, and audio is kept.
 MAX_CLIPS = 1024
 
 
@@ -21,10 +21,10 @@ class EvaluationSetup(NamedTuple):
 
     Attributes:
       rates: frames or samples per second by modality; 0 for images.
-      extractors: extractors of features, each of one modality.
+      extractors: feature extractors, each for one modality.
       model_features: features of latents by the run's own network.
       verifier: verifier of the physics of the data set.
-      max_clips: clips, from the first on, for metrics of single clips: those of media and of the verifier.
+      max_clips: number of the first clips that metrics of media and of the verifier are computed from.
     """
 
     rates: dict[str, float]
@@ -35,7 +35,7 @@ class EvaluationSetup(NamedTuple):
 
     @property
     def feature_spaces(self) -> list[Extractor | ModelFeatures]:
-        """All sources of features, those of media first."""
+        """All feature extractors, those of media first."""
         spaces: list[Extractor | ModelFeatures] = list(self.extractors)
         if self.model_features:
             spaces.append(self.model_features)
@@ -43,7 +43,7 @@ class EvaluationSetup(NamedTuple):
 
 
 def space_name(extractor: Extractor | ModelFeatures) -> str:
-    """Name of a feature space: that of its Frechet distance and its modality, such as "FD-EffNet video"."""
+    """Name of a feature space: its Frechet distance and its modality, such as "FD-EffNet video"."""
     return f"{extractor.distance} {extractor.medium}"
 
 
@@ -72,7 +72,7 @@ class SampleAccumulator:
 
         Args:
           latents: {modality: [B, ...]}.
-          media: the same samples, decoded: uint8 images and videos, int16 audio.
+          media: decoded media of the same samples: uint8 images and videos, int16 audio.
 
         Raises:
           UserError: latents that are not finite, naming the sample.

@@ -27,11 +27,11 @@ class LoaderOptions:
     """Settings of the readers of batches; they do not change the content, and may differ when a run is resumed."""
 
     workers: int = 0
-    """Processes that read; 0 reads in threads of this one, which is enough for latents on a local disk."""
+    """Reader processes; 0 reads in threads of the main process, which is enough for latents on a local disk."""
     threads: int = 2
-    """Threads of each process that reads."""
+    """Threads of each reader process."""
     prefetch: int = 4
-    """Batches that are read ahead."""
+    """Number of batches to read ahead."""
     unreadable_share: float = 0.01
     """Stop when more than this share of a component's records was unreadable since the start of the process; until then
     such records have weight 0."""
@@ -42,7 +42,7 @@ class LoaderOptions:
 
 
 class Source(Protocol):
-    """Source of `Batches`: `BatchSource` of latents, or `MediaBatchSource` of raw media."""
+    """The data behind `Batches`: `BatchSource` for latents, or `MediaBatchSource` for raw media."""
 
     latents: Mapping[str, Latents]
     mixture: Mapping[str, Component]
@@ -66,10 +66,10 @@ class BatchSource:
       mixture: components by name, each with its data set.
       modalities: streams of each component.
       curriculum: changes of the mixture.
-      label: field with the class label, or "" for none.
+      label: name of the field with the class label; "" for none.
       classes: number of classes of the model.
       caption: (L, C) of the captions' embeddings, or None if the model takes none.
-      features: channels of the features of frozen encoders, by modality, if they are the target of alignment.
+      features: channels of the frozen encoders' features by modality, if alignment uses them as target.
       seed: `seed.data` of the experiment.
       loader: settings of the readers.
     """
@@ -86,12 +86,12 @@ class BatchSource:
     loader: LoaderOptions = LoaderOptions()
 
     def batches(self, start: int, steps: int, rows: Rows | None = None) -> "Batches":
-        """The batches of steps `start` to `steps`.
+        """Returns the batches of steps `start` to `steps`.
 
         Args:
           start: number of batches to skip, at no cost.
           steps: length of the run.
-          rows: batch size -> numbers of the rows that this process reads; by default all.
+          rows: function from batch size to the numbers of the rows that this process reads; by default all.
 
         Raises:
           UserError: if a component has no record, or a label is not one of the classes.
@@ -105,8 +105,8 @@ class BatchSource:
         records = source.indices_with(component.modalities, quality)
         labels = class_labels(source, self.label, self.classes)
         modalities = {m: self.modalities[name][m] for m in component.modalities}
-        # All batches of a component have the same arrays in every stage of the curriculum: consider records of any
-        # quality.
+        # All batches of a component have the same arrays in every stage of the curriculum, so records of any quality
+        # count here.
         of_any_quality = source.indices_with(component.modalities)
         padded = []
         for m, modality in modalities.items():
@@ -118,10 +118,10 @@ class BatchSource:
         return Reader(source, records, labels, modalities, tuple(padded), caption, features)
 
     def held_out(self, splits: tuple[str, ...], size: int | None = None) -> dict[str, tuple[str, dict[str, Any]]]:
-        """A fixed batch of each component without labels and captions: {component: (split, batch)}.
+        """Returns a fixed batch of each component without labels and captions: {component: (split, batch)}.
 
         Args:
-          splits: splits to try in this order, and train after them; the first that has the component is used.
+          splits: splits in order of preference, followed by train; the first that has the component is used.
           size: samples in a batch, if that many exist; by default the batch size of the component.
         """
         batches = {}
@@ -145,8 +145,8 @@ class Batches:
     """Iterates over (batch, facts); see `BatchSource.batches`.
 
     A batch is {"latents", "label", "weight"} and, if a component has them, "frames", "features" and "caption", as
-    `SelfFlowObjective.draw` takes it. Facts are {"component", "tokens"}, the tokens of the whole batch, and under
-    "unreadable" the ids of unreadable records among the rows that were read here.
+    `SelfFlowObjective.draw` takes it. Facts are {"component", "tokens"}, where tokens are counted over the whole batch;
+    "unreadable" lists the ids of unreadable records among the rows that this process read.
     """
 
     def __init__(self, source: Source, start: int, steps: int, rows: Rows | None = None):
@@ -214,12 +214,12 @@ class Batches:
         size = self._source.mixture[pool.component].batch_size
         # Components and purposes have independent orders; CRC-32 is equal in all processes, unlike hash().
         seed = self._source.seed ^ zlib.crc32((pool.component + purpose).encode())
-        # As many epochs as the run needs: lengths near the largest integer overflow in `batch`.
+        # Repeat only as often as the run needs: lengths near the largest integer overflow in `batch`.
         epochs = self.plan.batches(number) * size // len(reader.records) + 1
         return grain.MapDataset.source(reader.records).seed(seed).shuffle().repeat(epochs)
 
     def ids(self, step: int) -> list[str]:
-        """Ids of the samples of step `step`, counted from 0, in all processes; reads no record."""
+        """Returns the ids of the samples of a step, counted from 0, over all processes; reads no records."""
         number, batch = self.plan[step]
         component = self._source.mixture[self.plan.pools[number].component]
         size, records = component.batch_size, self._records(number)
@@ -278,7 +278,7 @@ class Batches:
         """Counts unreadable records of a component, with a warning for each shard, and returns their ids.
 
         Raises:
-          UserError: if they are too many.
+          UserError: if there are too many.
         """
         known, size = self._unreadable[name], self._source.mixture[name].batch_size
         share_read_here = 1.0 if self._rows is None else len(self._rows(size)) / size
@@ -290,7 +290,7 @@ class Batches:
             if (name, shard) not in self._warned:
                 self._warned.add((name, shard))
                 self._warn(name, reader, record, shard, share_read_here)
-        # An estimate for all processes, from the rows that are read here.
+        # Estimate the number over all processes from the rows that this process reads.
         share, limit = len(known) / self._sizes[name] / share_read_here, self._source.loader.unreadable_share
         if share > limit:
             shard, reason = reader.why(int(records[-1]))
@@ -313,7 +313,7 @@ class Batches:
 
 
 class _RowsOf:
-    """Given rows of each batch of `size` samples, one batch after the other, as a source of Grain."""
+    """A Grain source of the given rows of each batch of `size` samples, batch by batch."""
 
     def __init__(self, samples: Any, rows: np.ndarray, size: int):
         self._samples, self._rows, self._size = samples, rows, size
@@ -327,7 +327,7 @@ class _RowsOf:
 
 
 def _stacked(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples as one batch: arrays get a leading axis."""
+    """Stacks samples to a batch: arrays get a leading axis."""
     import jax
 
     return jax.tree.map(lambda *parts: np.stack(parts), *samples)

@@ -15,19 +15,19 @@ class Clips(Protocol):
     ids: Sequence[str]
 
     def latents(self, i: int) -> dict[str, np.ndarray]:
-        """{modality: latent} of clip i; raises `BadRecord` if it cannot be read."""
+        """Returns the latents of clip i, {modality: [...]}; raises `BadRecord` if it cannot be read."""
         ...
 
 
 def readable_clips(
     clips: Clips, numbers: Iterable[int], left_out: list[int]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Yields (i, latents) of the clips of these numbers that can be read.
+    """Yields (i, latents) for each readable clip of the given numbers.
 
     Args:
       clips: the clips.
       numbers: numbers of clips.
-      left_out: numbers of unreadable clips are appended to it.
+      left_out: list to which the numbers of unreadable clips are appended.
     """
     for i in numbers:
         try:
@@ -42,7 +42,7 @@ def warn_left_out(clips: Clips, left_out: list[int]) -> None:
     """Prints to stderr how many clips were left out, with the reason for the first; nothing if there are none."""
     if not left_out:
         return
-    # The error is not kept while reading: the first clip is read once more for its reason.
+    # Errors are not kept while reading, so the first clip is read again for its reason.
     first, reason = left_out[0], "it is readable now"
     try:
         clips.latents(first)

@@ -1,4 +1,4 @@
-"""Controls: batches in which modalities depend less on each other, while each has the same distribution."""
+"""Controls: batches whose modalities depend less on each other but keep their distributions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,24 +21,23 @@ def shuffled(
     reader: "SampleReader",
     modalities: tuple[str, ...],
 ) -> "grain.MapDataset":
-    """Samples some modalities of which come from other records.
+    """Returns samples in which some modalities come from other records.
 
     Args:
-      samples, records: the samples, and the records that they are read from, of which there are at least two.
-      others: the same records in another order; a record that would be paired with itself is paired with the next one
-        there.
+      samples, records: the samples and the records they are read from, at least two.
+      others: the same records in another order; a record that meets itself is paired with the next different record.
       reader: reads a record as a sample.
       modalities: modalities that come from the other record.
     """
     import grain
 
-    # Separate random numbers: those of the samples are the same with and without the control.
+    # The control has its own random numbers, so that the samples do not depend on it.
     others = grain.MapDataset.source(_Others(records, others)).seed(0).random_map(reader)
     return grain.MapDataset.source(_Shuffled(samples, others, modalities))
 
 
 def delays(component: Component, modalities: Mapping[str, Modality], where: str) -> dict[str, int]:
-    """Latent frames by which the modalities of a component are late in training.
+    """Returns the delays of a component's modalities in training, in latent frames.
 
     Raises:
       UserError: naming the field, if a delay is negative, not finite, or not a whole number of frames.
@@ -58,7 +57,7 @@ def delays(component: Component, modalities: Mapping[str, Modality], where: str)
 
 
 class _Others:
-    """For each record another one: that at the same place of `others`, or the next one there that differs."""
+    """Pairs each record with another one: the record at the same position of `others`, or the next that differs."""
 
     def __init__(self, records: Sequence[int], others: Sequence[int]):
         self._records, self._others = records, others
@@ -67,7 +66,7 @@ class _Others:
         return len(self._records)
 
     def __getitem__(self, i: int) -> Any:
-        # Records repeat in `others` once an epoch, so a few steps suffice.
+        # A record occurs in `others` once an epoch, so a few steps suffice.
         own = self._records[int(i)]
         for n in range(len(self)):
             other = self._others[(int(i) + n) % len(self)]
@@ -77,7 +76,7 @@ class _Others:
 
 
 class _Shuffled:
-    """Samples with some modalities of others."""
+    """Samples that take some modalities from other samples."""
 
     def __init__(self, samples: Sequence, others: Sequence, modalities: tuple[str, ...]):
         self._samples, self._others, self._modalities = samples, others, modalities

@@ -35,12 +35,12 @@ class Cut:
 
     @property
     def tokens(self) -> int:
-        """Frames or samples, the unit in which the speed of a run is measured."""
+        """Number of frames or audio samples, the unit of a run's speed."""
         return max(self.length, 1)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a sample."""
+        """Size of a sample in bytes."""
         return math.prod(self.shape) * (1 if self.side else 2)
 
 
@@ -75,7 +75,7 @@ class MediaSource:
         return self._records[i]
 
     def indices_with(self, modality: str, quality: float = 0.0) -> np.ndarray:
-        """Numbers of the records that have a modality and at least this quality, without the excluded."""
+        """Returns the numbers of the records with a modality and at least this quality, without excluded ones."""
         present = self.index.get(f"present/{modality}", np.zeros(len(self), bool))
         return np.flatnonzero(present & (self.index["quality"] >= quality) & ~self._excluded)
 
@@ -109,7 +109,8 @@ class MediaReader:
     modalities = {}  # samples hold no latents
 
     def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """The sample of a record, {"media", "weight", "record"}; without `rng` a crop from the start and the centre.
+        """Returns the sample of a record, {"media", "weight", "record"}; without `rng` it is cropped at start and
+        centre.
 
         An unreadable record becomes a sample of zeros with weight 0.
         """
@@ -122,7 +123,7 @@ class MediaReader:
         return sample
 
     def why(self, record: int) -> tuple[str, str]:
-        """(shard, reason) of an unreadable record."""
+        """Returns (shard, reason) for an unreadable record."""
         try:
             self._cropped(self.source[record], record, None)
         except BadRecord as error:
@@ -136,11 +137,11 @@ class MediaReader:
             raise BadRecord(
                 self.source.shard_of(number), f"its {self.modality} has shape {record[self.modality].shape}"
             )
-        # Time and area of visual media [T, H, W, C], time of audio [T, C].
+        # Crop time and area of visual media [T, H, W, C], and time of audio [T, C].
         cropped_axes = cut.shape[: -1 if x.ndim > 2 else 1]
         for axis, size in enumerate(cropped_axes):
             if x.shape[axis] < size:
-                # Media that are too short: repeat the last frame or the border of frames, or append silence.
+                # Pad short media: repeat the last frame or the border of frames, or append silence.
                 missing = [(0, 0)] * x.ndim
                 missing[axis] = (0, size - x.shape[axis])
                 x = np.pad(x, missing, mode="edge" if medium.is_visual else "constant")
@@ -178,17 +179,17 @@ class MediaBatchSource:
     indexes: Path = Path()
     _sources: dict[tuple[str, str], MediaSource] = field(default_factory=dict, repr=False, compare=False)
 
-    # Media have no labels, and no latents in which `Batches` would look for them.
+    # Raw media have no labels.
     label = ""
     latents = {}
 
     @property
     def modalities(self) -> dict[str, dict[str, Cut]]:
-        """The one modality of each component, from which `Batches` takes the number of `tokens`."""
+        """The single modality of each component with its `Cut`, which gives `Batches` the number of tokens."""
         return {name: {component.modalities[0]: self.cuts[name]} for name, component in self.mixture.items()}
 
     def batches(self, start: int, steps: int, rows: Rows | None = None) -> Batches:
-        """The batches {"media", "weight"} of steps `start` to `steps`; see `BatchSource.batches`."""
+        """Returns the batches {"media", "weight"} of steps `start` to `steps`; see `BatchSource.batches`."""
         return Batches(self, start, steps, rows)
 
     def reader(self, name: str, split: str, quality: float = 0.0) -> MediaReader:
@@ -202,11 +203,11 @@ class MediaBatchSource:
         return MediaReader(source, source.indices_with(modality, quality), modality, self.cuts[name])
 
     def held_out(self, splits: tuple[str, ...], size: int) -> dict[str, tuple[str, np.ndarray]]:
-        """Media of each component, {component: (split, [B, ...])}: always the same, and cropped at random.
+        """Returns fixed, randomly cropped media of each component, {component: (split, [B, ...])}.
 
         Args:
           splits: splits to try in this order, and train after them; the first that has the component is used.
-          size: number of samples, if that many exist; fewer for large samples.
+          size: maximum number of samples; fewer if samples are large.
 
         Raises:
           UserError: if a component has no readable record.
@@ -227,7 +228,7 @@ class MediaBatchSource:
         return media
 
     def _fixed_samples(self, reader: MediaReader, size: int) -> list[np.ndarray]:
-        """Media of up to `size` readable records; the number of a record seeds its crop."""
+        """Reads media of up to `size` readable records; the number of a record seeds its crop."""
         count, samples = max(1, min(size, int(_HELD_OUT_BYTES // reader.cut.nbytes))), []
         for i in np.random.default_rng(0).permutation(reader.records):
             if len(samples) == count:

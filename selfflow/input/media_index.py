@@ -18,7 +18,7 @@ from selfflow.progress import Progress
 from selfflow.serialization import digest
 from selfflow.storage.atomic import atomic_write
 
-_FORMAT = 1  # increment it when equal data sets produce other indexes
+_FORMAT = 1  # increment when the index of an unchanged data set changes
 
 Index = dict[str, np.ndarray]
 
@@ -32,7 +32,7 @@ class _Row(NamedTuple):
 
 
 def media_index(built: BuiltDataset, split: str, folder: Path) -> Index:
-    """Columns [n] of a split: `id` (bytes), `quality` and `present/M`; unreadable records have no modality.
+    """Returns the columns [n] of a split: `id` (bytes), `quality` and `present/M`; unreadable records have no modality.
 
     Args:
       built: the data set.
@@ -52,11 +52,11 @@ def media_index(built: BuiltDataset, split: str, folder: Path) -> Index:
 
 
 def _read_rows(built: BuiltDataset, split: str) -> tuple[list[_Row], int]:
-    """The rows of all records, and the number of unreadable ones."""
+    """Reads the index rows of all records, and counts unreadable records."""
     records, rows, unreadable = built.records(split), [], 0
     features = None
     if type(built.settings).decoder is Dataset.decoder:
-        # A data set with the default decoder: only the small fields of the index are decoded, not the media.
+        # The default decoder can decode the small fields of the index without the media.
         names = [name for name in read_specs(built.folder) if name in ("id", "quality") or name.startswith("present.")]
         features = read_features(built.folder, only=names)
     with Progress(f"index {built.name.split('/')[0]} {split}", len(records), unit="record") as shown:

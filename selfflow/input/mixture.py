@@ -1,4 +1,4 @@
-"""The mixture of training data: the component of each batch, and the records of the component in it."""
+"""The mixture of training data: the component of each batch, and the component's records in it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,19 +12,20 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True)
 class Component:
-    """One entry of the mixture: modalities of a data set that form a batch together."""
+    """One entry of the mixture: modalities of one data set that are batched together."""
 
     modalities: tuple[str, ...] = ("image",)
     """Modalities in one sequence."""
     weight: float = 1.0
-    """Share of the steps; those of all components sum to 1."""
+    """Share of the steps; the shares of all components sum to 1."""
     batch_size: int = 64
     """Samples in a batch."""
     data: str = ""
-    """Name of the data set; may be left out if there is one."""
+    """Name of the data set; optional if there is only one."""
     seconds: float | None = None
     """Length of its clips; longer records are cropped at a random place, or at their beginning if the autoencoder
-    encodes the first frame of a video separately; shorter ones are padded. By default that of the data set."""
+    encodes the first frame of a video separately; shorter ones are padded. By default the clip length of the data
+    set."""
     quality: float = 0.0
     """Minimum `quality` of its records."""
     shuffled: tuple[str, ...] = ()
@@ -35,7 +36,7 @@ class Component:
     content of the modalities and removes their synchrony."""
 
     def length(self, rate: float, m: str, name: str) -> int:
-        """Frames or samples of a modality in the `seconds` of its clips.
+        """Returns the number of frames or samples in the `seconds` of a modality's clips.
 
         Args:
           rate: frames or samples per second.
@@ -105,17 +106,17 @@ class Pool:
 
 
 class MixturePlan:
-    """Which pool of records each step draws its batch from, and which of that pool's batches.
+    """Maps each step to a pool of records and to a batch of that pool.
 
     Step n draws from the component in whose interval of [0, 1) the fractional part of u + n / golden ratio falls.
-    After any number of steps the count of each component is within a few of its exact share, and step n is known
+    After any number of steps the count of each component is within a few of its exact share, and step n can be computed
     without the steps before it. A pool continues where it stopped, independently of changes of the weights, so that no
     record is skipped.
 
     Args:
       mixture: components by name.
       curriculum: changes of the mixture.
-      steps: steps of the run; the first steps do not depend on their number.
+      steps: number of steps of the run; a longer run begins with the same steps.
       seed: `seed.data` of the experiment.
 
     Attributes:
@@ -136,7 +137,7 @@ class MixturePlan:
                 quality = quality | stage.quality
                 if stage.weights:
                     weights = {name: stage.weights.get(name, 0.0) for name in mixture}
-            # Each component has an interval of [0, 1) of the length of its weight.
+            # Each component has an interval of [0, 1) whose length is its weight.
             numbers, shares = [], []
             for name in mixture:
                 if weights[name] > 0:
@@ -159,12 +160,12 @@ class MixturePlan:
         return self.pools.index(pool)
 
     def batches(self, pool: int) -> int:
-        """Number of batches that all steps together draw from a pool."""
+        """Returns the number of batches that all steps together draw from a pool."""
         return int((self._pool == pool).sum())
 
     def __len__(self) -> int:
         return len(self._pool)
 
     def __getitem__(self, step: int) -> tuple[int, int]:
-        """(number of the pool, batch of that pool) of step `step`, counted from 0."""
+        """Returns (number of the pool, number of the batch in the pool) of a step, counted from 0."""
         return int(self._pool[step]), int(self._batch[step])

@@ -1,4 +1,4 @@
-"""Conversion of a stored record to a sample of a batch: crop, padding, draw from its distribution, or weight 0."""
+"""Conversion of stored records to samples: drawing of latents, cropping, padding, and weight 0 if unreadable."""
 
 import math
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class _Clip(NamedTuple):
 
     Attributes:
       latents: latents by modality.
-      frames: number of latent frames before padding, of padded modalities.
+      frames: number of latent frames before padding, for padded modalities.
       features: targets of the tokens, by modality.
     """
 
@@ -38,10 +38,10 @@ class Reader:
       records: numbers of the records that the component uses.
       labels: class of every record; -1 for none.
       modalities: streams of a sample.
-      padded: modalities of which some records are shorter than a sample.
+      padded: modalities with records shorter than a sample.
       caption: (L, C) of the caption's embedding, or None.
       features: channels of the features that are read, by modality.
-      delayed: latent frames by which modalities are late.
+      delayed: delays of modalities in latent frames.
     """
 
     source: LatentSource
@@ -54,7 +54,7 @@ class Reader:
     delayed: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """The sample of a record; without `rng` clips are cropped at their start and latents are their mean.
+        """Returns the sample of a record; without `rng` clips are cropped at their start and latents are means.
 
         An unreadable record becomes a sample of zeros with weight 0.
         """
@@ -118,14 +118,14 @@ class Reader:
         return _Clip(latents, frames, features)
 
     def _latent(self, stored: dict[str, np.ndarray], m: str, shard: str, rng: np.random.Generator | None) -> np.ndarray:
-        """The latent of a modality, drawn from its distribution if the autoencoder is stochastic."""
+        """Returns the latent of a modality, drawn from its distribution if the autoencoder is stochastic."""
         latent, modality = stored.get(m), self.modalities[m]
         timed = bool(modality.period)  # then the first axis may have any length
         if latent is None or latent.ndim != len(modality.latent) or latent.shape[timed:] != modality.latent[timed:]:
             shape = None if latent is None else latent.shape
             raise BadRecord(shard, f"{m} has shape {shape}, expected {modality.latent}")
         if rng is not None and f"{m}.std" in stored:
-            # z = mean + std * noise, a draw of the posterior: its decoder was trained on those. Computed in float32.
+            # z = mean + std * noise, a draw from the posterior, as in the training of the decoder. Computed in float32.
             if stored[f"{m}.std"].shape != latent.shape:
                 raise BadRecord(shard, f"the standard deviation of its {m} has another shape than the mean")
             noise = rng.standard_normal(latent.shape, np.float32)
@@ -135,7 +135,7 @@ class Reader:
         return latent
 
     def _stored_features(self, stored: dict[str, np.ndarray], m: str, shard: str) -> np.ndarray:
-        """The features of a modality [..., E], for the whole record.
+        """Returns the features of a modality [..., E] for the whole record.
 
         Raises:
           BadRecord: if they are missing, have another shape than expected or are not finite.
@@ -149,7 +149,7 @@ class Reader:
         return features
 
     def _crop(self, x: np.ndarray, m: str, start: int) -> np.ndarray:
-        """The frames [T, ...] of a clip from `start` on: delayed if the modality is, then padded with zeros."""
+        """Returns the frames [T, ...] of a clip from `start` on, delayed if configured, then padded with zeros."""
         frames = self.modalities[m].latent[0]
         clip = x[start : start + frames]
         missing = frames - len(clip)
@@ -158,10 +158,11 @@ class Reader:
         return np.pad(clip, [(0, missing)] + [(0, 0)] * (clip.ndim - 1)) if missing else clip
 
     def _starts(self, latents: dict[str, np.ndarray], rng: np.random.Generator | None) -> dict[str, int]:
-        """First frame of each timed modality: the same time for all, drawn among those at which all frames start.
+        """Returns the first frame of each timed modality: one time for all, drawn from the times at which all frames
+        start.
 
-        If an autoencoder encodes the first frame of a video separately, clips start at 0: no other latent frame stands
-        for a single frame.
+        If an autoencoder encodes the first frame of a video separately, clips start at 0: no later latent frame encodes
+        a single frame.
         """
         room, periods = {}, {}
         first_frame_alone = False
@@ -181,14 +182,14 @@ class Reader:
 
 
 def _least_common_multiple(numbers: list[Fraction]) -> Fraction:
-    # Over a common denominator it is that of integers.
+    # Reduce to integers over a common denominator.
     denominator = math.lcm(*[number.denominator for number in numbers])
     numerators = [int(number * denominator) for number in numbers]
     return Fraction(math.lcm(*numerators), denominator)
 
 
 def padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """An embedding [l, C], or none, padded or cut to [L, C], and which tokens are not padding, bool [L]."""
+    """Pads or cuts an embedding [l, C], or None, to [L, C]; also returns the mask [L] of tokens that are data."""
     embedding = np.zeros((tokens, width), np.float16)
     count = 0 if stored is None else min(len(stored), tokens)
     if count:
@@ -197,11 +198,11 @@ def padded_caption(stored: np.ndarray | None, tokens: int, width: int) -> tuple[
 
 
 def class_labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
-    """The class label of every record, int32 [n]; -1 for a record without one.
+    """Returns the class label of every record, int32 [n]; -1 for a record without one.
 
     Args:
       source: the records.
-      label: field with the label, or "".
+      label: name of the field with the label; "" for none.
       classes: number of classes.
 
     Raises:
@@ -218,13 +219,13 @@ def class_labels(source: LatentSource, label: str, classes: int) -> np.ndarray:
 
 
 class SampleReader(Protocol):
-    """Reads records of one component as samples, in worker processes; a frozen dataclass.
+    """Reads records of one component as samples in worker processes; implementations are frozen dataclasses.
 
     Attributes:
       source: random access to a split, with `shard_of(i)`, `id(i)`, `folder` and `remedy`.
       records: numbers of the records that the component uses.
       modalities: modalities of its samples; empty if they are raw media.
-      delayed: latent frames by which modalities are late.
+      delayed: delays of modalities in latent frames.
     """
 
     source: Any
@@ -233,7 +234,7 @@ class SampleReader(Protocol):
     delayed: Mapping[str, int]
 
     def __call__(self, record: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """The sample of a record."""
+        """Returns the sample of a record."""
         ...
 
     def why(self, record: int) -> tuple[str, str]:

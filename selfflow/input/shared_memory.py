@@ -1,4 +1,4 @@
-"""Shared memory, in which reader processes hand over batches."""
+"""Checks of the shared memory through which reader processes pass batches."""
 
 import shutil
 from pathlib import Path
@@ -6,13 +6,13 @@ from pathlib import Path
 from selfflow.errors import UserError
 
 SHARED_MEMORY = Path("/dev/shm")
-_BATCHES_PER_WORKER = 3  # one that is written, one in the queue of the worker and one that Grain has taken from it
+_BATCHES_PER_WORKER = 3  # one being written, one in the worker's queue and one that Grain has taken from it
 _QUEUE_BYTES = 2**18  # semaphores of a worker
-_BATCHES_IN_USE = 2  # those of the current and of the previous step, until they are on the device
+_BATCHES_IN_USE = 2  # of the current and the previous step, until they are on the device
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: Path = SHARED_MEMORY) -> None:
-    """Checks that the batches of reader processes fit into shared memory: where they do not, SIGBUS ends a process.
+    """Checks that the batches of reader processes fit into shared memory; otherwise SIGBUS would end a process.
 
     Args:
       workers: reader processes.

@@ -32,22 +32,22 @@ from selfflow.storage.lock import locked
 from selfflow.storage.mirror import fetch_folder, publish_folder
 from selfflow.storage.paths import url_of_copy
 
-_FORMAT = 3  # increment it when equal settings produce other latents
+_FORMAT = 3  # increment when the latents for unchanged settings change
 _SHARD_BYTES = 32e6
-_FEW_RECORDS = 20_000  # below this, one process has finished before others have started
+_FEW_RECORDS = 20_000  # with fewer, one process finishes before others have started
 _SHOWN_WARNINGS = 3  # for each shard
 
 
 @dataclass(frozen=True)
 class EncodeShare:
-    """The part of the encoding that this process does: that of host `host` of `hosts`, in `processes` workers."""
+    """The part of the encoding for this host: number `host` of `hosts`, with `processes` workers."""
 
     processes: int | None = None
-    """Worker processes; by default one for each core when there is much to do."""
+    """Worker processes; by default one for each core if there are many records."""
     host: int = 0
     """Number of this host, from 0."""
     hosts: int = 1
-    """Hosts that encode into the same folder at once."""
+    """Number of hosts that encode into the same folder."""
 
     def __post_init__(self):
         if not 0 <= self.host < self.hosts:
@@ -75,13 +75,13 @@ def encode(
       modalities: the expected latents.
       text: config of the caption encoder, or None.
       data_dir: cache folder.
-      encoders: frozen encoders whose features of these modalities are stored, too.
-      share: the part that this process does.
-      exclude: ids that the returned latents never read. They are encoded: other experiments share the folder.
-      records_per_shard: number of records; by default as many as take 32 MB.
+      encoders: frozen encoders, by modality, whose features are stored as well.
+      share: the part of the encoding for this process.
+      exclude: ids that the returned latents never read; they are encoded nevertheless, as experiments share the folder.
+      records_per_shard: records per shard; by default a shard has about 32 MB.
 
     Returns:
-      The latents, or None if other hosts have not finished their part yet.
+      The latents; None if other hosts have not finished their parts.
 
     Raises:
       UserError: if too many records cannot be read, a worker process died, or an encoder lacks samples.
@@ -89,7 +89,7 @@ def encode(
     fitted = {m: fitted[m] for m in sorted(fitted)}
     if built.settings.holds_latents:
         check_precomputed(built, fitted, modalities, encoders)
-    # The name of the folder is a hash of everything that determines the latents, so that a later call opens it again.
+    # The folder is named by a hash of everything that determines the latents, so that later calls find it.
     identities: dict[str, Any] = {m: autoencoder.identity for m, autoencoder in fitted.items()}
     identities["text"] = cached_text_encoder(text).identity if text else None
     if encoders:
@@ -127,12 +127,12 @@ def _encode_folder(job: EncodeJob, share: EncodeShare, records_per_shard: int | 
     name, manifest = job.built.name, job.folder / MANIFEST
     job.folder.mkdir(parents=True, exist_ok=True)
     with locked(job.folder / f"lock-{share.host}", f"encode {name}"):
-        if manifest.exists():  # another process finished it while this one waited for the lock
+        if manifest.exists():  # finished by another process while this one waited for the lock
             return True
         check_encoder_ids(job.built, job.encoders)
         shards = _shards(job, records_per_shard)
         _encode_shards(job, shards, share)
-        # Every host tries to finish; all but the last still miss shards of others.
+        # Every host tries to finish; only the last one has all shards.
         with locked(job.folder / "lock-finish", f"finish the latents of {name}"):
             if not manifest.exists():
                 if not all(shard.done for shard in shards):
@@ -146,7 +146,8 @@ def _encode_folder(job: EncodeJob, share: EncodeShare, records_per_shard: int | 
 def _shards(job: EncodeJob, records_per_shard: int | None) -> list[Shard]:
     """All shards of all splits; they do not depend on the number of hosts and processes."""
     if records_per_shard is None:
-        # Features do not count, so that equal latents have equal shards, and thus the same hash, with and without them.
+        # Features do not affect the shard size, so that latents have the same shards and hash with and without
+        # features.
         size = 2 * sum(np.prod(modality.latent) for modality in job.modalities.values())
         if job.text:
             size += 2 * job.text.tokens * cached_text_encoder(job.text).width
@@ -185,14 +186,14 @@ def _encode_shards(job: EncodeJob, shards: list[Shard], share: EncodeShare) -> N
         if processes == 1:
             from threadpoolctl import threadpool_limits
 
-            # As in a worker: the last bits of a matrix product depend on the number of threads that share it.
+            # As in workers: the last bits of a matrix product depend on the number of threads.
             with threadpool_limits(1, "blas"):
                 for shard in waiting:
                     add(encode_shard(shard, shown.advance))
             return
-        # spawn: JAX may be running threads in this process, and those do not survive a fork.
+        # spawn: JAX may have started threads in this process, which a fork does not copy.
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
-            # Results in the order of completion; an error cancels the shards that were not started.
+            # Process results in the order of completion; an error cancels the shards that have not started.
             futures = {pool.submit(encode_shard, shard): shard for shard in waiting}
             try:
                 for future in as_completed(futures):
@@ -213,13 +214,13 @@ def _count(shards: list[Shard]) -> int:
 
 
 def _default_processes(job: EncodeJob, records: int) -> int:
-    """One worker for each core if there is much to do; pretrained networks use all cores, or a GPU, in one process."""
+    """One worker per core for many records; one process for pretrained networks, which use all cores or a GPU."""
     pretrained = any(uses_pretrained(fitted.config) for fitted in job.fitted.values())
     return cores() if records > _FEW_RECORDS and not pretrained else 1
 
 
 def _is_unfinished(shard: Shard) -> bool:
-    """Whether a shard is missing, or has skipped records, which may be readable since the data set was built again."""
+    """Whether a shard is missing, or has skipped records, which a new build of the data set may have repaired."""
     try:
         return bool(skipped_records(shard))
     except FileNotFoundError:

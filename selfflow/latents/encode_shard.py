@@ -1,4 +1,4 @@
-"""Encoding of one shard of a data set: the part that worker processes run."""
+"""Encoding of one shard of a data set in a worker process."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -30,11 +30,11 @@ _RECORDS_PER_BATCH = 256  # their captions are encoded together
 
 
 class _InvalidMedia(Exception):
-    """Media that differ from the description of their data set."""
+    """Raised for media that differ from the description of their data set."""
 
 
 class _Encoded(NamedTuple):
-    """A record as it is stored: its arrays, and its row of the index."""
+    """A record in stored form: its arrays, and its row of the index."""
 
     latents: dict[str, np.ndarray]
     row: dict[str, Any]
@@ -49,7 +49,7 @@ class _Sums:
     def add(self, latent: np.ndarray) -> None:
         """Adds a latent [..., C]."""
         flat = latent.reshape(-1, latent.shape[-1]).astype(np.float64)
-        # In float64, as the variance is a difference of two sums.
+        # Sum in float64, as the variance is a difference of two sums.
         self.total += flat.sum(0)
         self.square += np.square(flat).sum(0)
         self.count += len(flat)
@@ -60,7 +60,7 @@ def _no_progress() -> None:
 
 
 def encode_shard(shard: Shard, advance: Callable[[], None] = _no_progress) -> list[SkippedRecord]:
-    """Encodes a shard and its index; both files appear when they are complete.
+    """Encodes a shard and its index; files get their final names once they are complete.
 
     Args:
       shard: the records to encode.
@@ -78,10 +78,10 @@ def encode_shard(shard: Shard, advance: Callable[[], None] = _no_progress) -> li
     rows: list[dict[str, Any]] = []
     skipped: list[SkippedRecord] = []
     with atomic_write(shard.path) as partial:
-        # Locked while it is written, so that `clear_partials` of another process leaves it alone.
+        # Locked during writing, so that `clear_partials` of another process does not remove it.
         lock = partial.open("w")
         try_lock(lock)
-        # One record a group for random access; float16 latents hardly compress.
+        # One record per group for random access; float16 latents hardly compress.
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for start in range(shard.start, shard.stop, _RECORDS_PER_BATCH):
             numbers = range(start, min(start + _RECORDS_PER_BATCH, shard.stop))
@@ -112,7 +112,7 @@ def _write_index(shard: Shard, rows: list[dict[str, Any]], sums: dict[str, _Sums
 
 
 def _autoencoders(job: EncodeJob) -> dict[str, Autoencoder | None]:
-    """The autoencoder of each modality; None if the data set holds latents already."""
+    """Returns the autoencoder of each modality; None if the data set already holds latents."""
     if job.built.settings.holds_latents:
         return dict.fromkeys(job.fitted)
     return {m: _load(fitted.path, fitted.config) for m, fitted in job.fitted.items()}
@@ -178,7 +178,7 @@ def _distributions(
 
 
 def _encode_media(autoencoder: Autoencoder | None, m: str, records: dict[int, dict[str, Any]]) -> dict[int, Any]:
-    """(mean, std or None) of one modality of some records, by number, or the `_InvalidMedia` of those that fail.
+    """Encodes one modality of records: {number: (mean, std or None), or `_InvalidMedia` on failure}.
 
     Without an autoencoder the records hold mean and std.
     """
@@ -209,7 +209,7 @@ def _encode_media(autoencoder: Autoencoder | None, m: str, records: dict[int, di
 
 
 def _batches(media: dict[int, np.ndarray], batch_size: int) -> list[list[int]]:
-    """Numbers of media that are encoded in one call: single ones, or all of one shape."""
+    """Groups the numbers of media that are encoded in one call: single media, or media of one shape."""
     if batch_size == 1:
         return [[i] for i in media]
     by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -224,7 +224,7 @@ def _encode_record(
     modalities: Mapping[str, Modality],
     encoders: Mapping[str, Encoder],
 ) -> _Encoded:
-    """A record as it is stored, from the latents of its modalities; its caption is still text.
+    """Converts a record to its stored form, given the latents of its modalities; the caption remains text.
 
     Raises:
       _InvalidMedia: if latents have another shape than expected or are not finite in float16, or the quality is NaN.
@@ -238,7 +238,7 @@ def _encode_record(
         if mean.shape[timed:] != modality.latent[timed:] or mean.ndim != len(modality.latent):
             raise _InvalidMedia(f"{m} of shape {record[m].shape} gives latents {mean.shape}, not {modality.latent}")
         with np.errstate(over="ignore"):  # overflow is infinite, and refused below
-            # C order, because safetensors stores the bytes as they lie in memory.
+            # C order, because safetensors stores the bytes in memory order.
             stored = {m: mean.astype(np.float16, order="C")}
             if std is not None:
                 stored[f"{m}.std"] = std.astype(np.float16, order="C")
@@ -259,7 +259,7 @@ def _encode_record(
 def _add_captions(batch: list[_Encoded], text: Text | None) -> None:
     """Replaces the captions in rows by their lengths in tokens, and adds their embeddings to the latents."""
     captions = [row["caption"] for _, row in batch if row["caption"]]
-    # In one call, as the encoder embeds equal captions once.
+    # One call for all captions, as the encoder embeds equal captions once.
     embeddings = iter(cached_text_encoder(text).encode(captions) if text else ())
     for latents, row in batch:
         embedding = next(embeddings) if text and row["caption"] else None
@@ -269,7 +269,7 @@ def _add_captions(batch: list[_Encoded], text: Text | None) -> None:
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Rows as columns; a missing entry is -1 for a label, else 0 or False."""
+    """Converts rows to columns; a missing entry is -1 for labels, otherwise 0 or False."""
     columns: dict[str, np.ndarray] = {"id": encode_ids([row["id"] for row in rows])}
     names: set[str] = set()
     for row in rows:

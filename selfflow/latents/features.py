@@ -1,10 +1,9 @@
-"""Features of frozen encoders beside the latents: their stored form, and the computation of targets of tokens.
+"""Features of frozen encoders: their stored form beside the latents, and the alignment targets of tokens.
 
-The target of a token is the mean of the encoder's feature map over the area and time of the token. Areas need not
-consist of whole cells of the map: a cell is weighted by its share within the area. Means over parts of equal size
-average to the mean over the whole, so stored features may be coarser than the map, as long as they are finer than
-tokens: they are stored for each latent frame, and within it at most at the resolution of the latent. Patch sizes may
-then change, and clips may be cropped.
+The target of a token is the mean of the encoder's feature map over the area and time of the token. A cell of the map
+that lies partly in the area is weighted by its share in it. The mean of means over equal parts is the mean over the
+whole, so stored features may be coarser than the map, but not than the tokens: they are stored for each latent frame,
+at most at the resolution of the latent. Patch sizes can therefore change, and clips can be cropped.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,20 +24,20 @@ from selfflow.serialization import to_json
 
 
 def features_key(m: str) -> str:
-    """Name of the features of a modality in a record of latents."""
+    """Returns the key of a modality's features in a record of latents."""
     return f"{m}.features"
 
 
 def overlap_shares(size: int, parts: int) -> Float[np.ndarray, "parts size"]:
-    """Shares of `size` equal cells of an axis in each of `parts` equal parts of it; rows sum to 1."""
-    # In units of 1 / (size * parts) of the axis all bounds are integers.
+    """Returns the weights of `size` equal cells of an axis in each of its `parts` equal parts; rows sum to 1."""
+    # All bounds are integers in units of 1 / (size * parts) of the axis.
     part, cell = np.arange(parts)[:, None] * size, np.arange(size)[None] * parts
     shared = np.minimum(part + size, cell + parts) - np.maximum(part, cell)
     return (np.maximum(shared, 0) / size).astype(np.float32)
 
 
 def mean_over_grid(features: Float[np.ndarray, "... E"], grid: tuple[int, ...]) -> Float[np.ndarray, "... E"]:
-    """Means over the cells of another grid over the same axes: [*axes, E] -> float32 [*grid, E]."""
+    """Averages features over the cells of a grid: [*axes, E] -> float32 [*grid, E]."""
     features = np.asarray(features, np.float32)
     for axis, parts in enumerate(grid):
         if features.shape[axis] != parts:
@@ -48,22 +47,23 @@ def mean_over_grid(features: Float[np.ndarray, "... E"], grid: tuple[int, ...]) 
 
 
 def token_features(features: Float[np.ndarray, "... E"], modality: Modality) -> Float[np.ndarray, "N E"]:
-    """The target of each token, float16, from features of the clip or image that the tokens are of."""
+    """Returns the target of each token, float16, from the features of its clip or image."""
     return mean_over_grid(features, modality.grid).reshape(modality.tokens, -1).astype(np.float16)
 
 
 def encode_features(
     encoder: Encoder, m: str, media: np.ndarray, id: str, latent: tuple[int, ...], modality: Modality
 ) -> Float[np.ndarray, "... E"]:
-    """The features of a sample in the format of the files of latents, float16.
+    """Computes the features of a sample in their stored form, float16.
 
     Args:
       encoder: config of the encoder.
       m: the modality.
-      media: the sample, before it was encoded.
+      media: raw media of the sample.
       id: id of the sample.
       latent: shape of its latent.
-      modality: its stream; a first latent frame that spans less time than the others is averaged over that time.
+      modality: stream of the sample; a first latent frame that spans less time than the others is averaged over that
+        time.
 
     Raises:
       UserError: naming encoder and sample, if the features have another shape, or are not finite in float16.
@@ -73,7 +73,7 @@ def encode_features(
     if features.ndim != len(latent) or features.shape[-1] != encoder.width or not features.size:
         axes = {4: "T, h, w", 3: "h, w", 2: "T"}[len(latent)]
         raise UserError(f"{who} have shape {list(features.shape)}, not [{axes}, {encoder.width}]; give others")
-    # No finer than the latent, since tokens are no finer either.
+    # No finer than the latent, as tokens are no finer.
     grid = [min(size, most) for size, most in zip(features.shape, latent[:-1])]
     if modality.period:
         grid[0] = latent[0]
@@ -90,10 +90,10 @@ def encode_features(
 
 
 def check_encoder_ids(built: BuiltDataset, encoders: Mapping[str, Encoder]) -> None:
-    """Checks that encoders that are files of features have those of all samples of a data set.
+    """Checks that feature files hold features of all samples of a data set.
 
     Raises:
-      UserError: naming the first missing sample and their number.
+      UserError: naming the first missing sample and the number of missing samples.
     """
     known = {}
     for m, encoder in encoders.items():
@@ -132,12 +132,12 @@ def _readable(built: BuiltDataset, split: str, advance: Callable[[], None]) -> I
 
 
 def encoder_identities(encoders: Mapping[str, Encoder]) -> dict[str, str]:
-    """Identity of each encoder: equal identities imply equal features."""
+    """Returns the identity of each encoder: equal identities imply equal features."""
     return {m: load_encoder(encoder).identity for m, encoder in sorted(encoders.items())}
 
 
 def encoder_metadata(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
-    """The entry `features` of a manifest."""
+    """Returns the entry `features` of a manifest."""
     entries = {}
     for m, encoder in encoders.items():
         identity = load_encoder(encoder).identity
@@ -146,12 +146,12 @@ def encoder_metadata(encoders: Mapping[str, Encoder]) -> dict[str, Any]:
 
 
 def check_features(latents: Latents, encoders: Mapping[str, Encoder], identities: Mapping[str, str]) -> None:
-    """Checks that latents that were encoded elsewhere hold the features that an experiment needs.
+    """Checks that latents from another machine hold the features that an experiment needs.
 
     Args:
       latents: the folder.
       encoders: encoders of the modalities whose features are needed.
-      identities: identities of those encoders that are on this machine.
+      identities: identities of the encoders on this machine.
 
     Raises:
       UserError: naming what is missing or differs.
@@ -174,7 +174,7 @@ def check_features(latents: Latents, encoders: Mapping[str, Encoder], identities
 
 
 def features_fault(stored: Mapping[str, np.ndarray], m: str, timed: bool, width: int) -> str:
-    """The fault in the shape of a modality's features in a record of latents; "" if there is none.
+    """Describes a wrong shape of a modality's features in a record of latents; "" if the shape is right.
 
     Args:
       stored: arrays of the record.

@@ -1,4 +1,4 @@
-"""The last part of encoding: joins the indexes of shards, measures reconstructions and writes the manifest."""
+"""The last step of encoding: joins the indexes of shards, measures reconstructions and writes the manifest."""
 
 import json
 from typing import Any
@@ -98,7 +98,7 @@ def _text(text: Text | None) -> dict[str, Any] | None:
 
 
 def _quality(job: EncodeJob) -> dict[str, dict[str, float]]:
-    """Reconstruction errors of each modality on held-out records; none for latents that were computed elsewhere."""
+    """Computes reconstruction errors of each modality on held-out records; none for precomputed latents."""
     built = job.built
     if built.settings.holds_latents:
         return {}
@@ -116,7 +116,7 @@ def _quality(job: EncodeJob) -> dict[str, dict[str, float]]:
 
 
 def _joined_indexes(shards: list[Shard], modalities: list[str]) -> tuple[dict, dict]:
-    """The index of a split from those of its shards, and mean and standard deviation of each latent channel."""
+    """Joins the indexes of a split's shards, and computes mean and standard deviation of each latent channel."""
     parts, statistics = [load_file(shard.index_path) for shard in shards], {}
     for m in modalities:
         total = square = count = 0
@@ -126,16 +126,16 @@ def _joined_indexes(shards: list[Shard], modalities: list[str]) -> tuple[dict, d
             count += int(part.pop(f"count/{m}")[0])
         count = max(1, count)
         mean = total / count
-        # Rounding may make the difference of a constant channel negative.
+        # For a constant channel rounding may make the difference negative.
         std = np.sqrt(np.maximum(square / count - mean**2, 0))
         statistics[m] = {"mean": mean.round(6).tolist(), "std": std.round(6).tolist(), "positions": count}
-    # Ids are arrays of bytes, as wide as the longest of their shard.
+    # Ids are byte arrays, as wide as the longest id of their shard.
     width = max(part["id"].shape[1] for part in parts)
     dtypes = {}
     for part in parts:
         part["id"] = np.pad(part["id"], ((0, 0), (0, width - part["id"].shape[1])))
         dtypes |= {name: column.dtype for name, column in part.items()}
-    # A shard without any record of a modality, or with a label, lacks the column.
+    # A shard lacks the columns of modalities and labels that none of its records has.
     index = {}
     for name, dtype in dtypes.items():
         missing = -1 if name.startswith("label/") else 0

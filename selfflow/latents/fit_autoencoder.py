@@ -1,4 +1,4 @@
-"""The autoencoders of an experiment on disk: fitted to its data, copied from weights of the user, or precomputed."""
+"""The autoencoders of an experiment on disk: fitted to its data, copied from user-supplied weights, or precomputed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
 from selfflow.storage.mirror import fetch_folder, publish_folder
 
-_FORMAT = 2  # increment it when equal settings produce other autoencoders
+_FORMAT = 2  # increment when the autoencoder for unchanged settings changes
 _RECORDS = 512
 _BYTES = 200e6  # bytes of raw media; fewer records are used if clips are long or large
 _CHUNK = 64
@@ -40,9 +40,9 @@ class FittedAutoencoder:
 
     Attributes:
       config: config of the autoencoder.
-      path: path of its weights; None if only latents that it encoded are on this machine.
+      path: path of its weights; None if this machine has only its latents.
       identity: kind and hash of the weights.
-      fitted_on: number of records of each data set that it was fitted to, by name and fingerprint.
+      fitted_on: number of records it was fitted to, by name and fingerprint of the data set.
     """
 
     config: AnyAutoencoder
@@ -58,7 +58,7 @@ class FittedAutoencoder:
 def fitted_path(
     modality: str, config: AnyAutoencoder, data: Mapping[str, BuiltDataset], exclude: Collection[str], data_dir: Path
 ) -> Path:
-    """Path of the autoencoder that `fit_autoencoder` returns for these arguments."""
+    """Returns the path of the autoencoder that `fit_autoencoder` returns for these arguments."""
     if uses_pretrained(config):
         return copy_path(modality, config, data_dir)
     datasets = []
@@ -73,17 +73,18 @@ def fit_autoencoder(
 ) -> FittedAutoencoder:
     """Fits a linear autoencoder to a few hundred training records, in equal parts from all data sets.
 
-    An autoencoder that was fitted before is reused. A pretrained one is copied, after which its file is not needed.
+    An existing fitted autoencoder is reused. A pretrained autoencoder is copied; its original file is then no longer
+    needed.
 
     Args:
-      modality: modality that it is for.
+      modality: modality to encode.
       config: config of the autoencoder.
       data: the data sets that have the modality.
       exclude: ids of samples to leave out.
-      data_dir: cache folder; it is written to `data_dir/autoencoders`.
+      data_dir: cache folder; the autoencoder is written to `data_dir/autoencoders`.
 
     Raises:
-      UserError: if no training record has the modality, or weights are missing or of another model.
+      UserError: if no training record has the modality, or weights are missing or belong to another model.
     """
     if isinstance(config, Precomputed):
         media = [built for built in data.values() if not built.settings.holds_latents]
@@ -102,7 +103,7 @@ def fit_autoencoder(
             f"latents, made by {name!r}: name that autoencoder, or set --autoencoder.{modality} "
             f"precomputed={latents[0].settings.source}"
         )
-    # Weights first, then the JSON file, which marks both as complete.
+    # Weights are written first, then the JSON file, which marks both as complete.
     metadata_path = path.with_suffix(".json")
     fetch_folder(path.parent, metadata_path.name, only=path.stem)
     if uses_pretrained(config):
@@ -160,11 +161,11 @@ def check_precomputed(
       encoders: frozen encoders whose features are needed.
 
     Raises:
-      UserError: naming the autoencoder, shape or encoder that does not fit.
+      UserError: naming the autoencoder, shape or encoder that differs.
     """
     for m, autoencoder in fitted.items():
         entry = built.metadata["latents"][m]
-        # latents.json names autoencoders in the user's words; weights, if there are any, must agree.
+        # latents.json may name autoencoders freely; their weights, if present, must agree.
         who, name = f"autoencoders.{m}", entry["autoencoder"]
         if autoencoder.path and not _is_named(name, autoencoder):
             raise UserError(
@@ -202,7 +203,7 @@ def _is_named(name: str, autoencoder: FittedAutoencoder) -> bool:
 
 
 def _simplified(text: str) -> str:
-    """Lower-case letters and digits of a name, so that `SD-VAE` and `sd_vae` are equal."""
+    """Reduces a name to lower-case letters and digits, so that `SD-VAE` equals `sd_vae`."""
     return re.sub("[^a-z0-9]", "", text.lower())
 
 
@@ -225,7 +226,7 @@ def sample_records(
     exclude: Collection[str] = (),
     largest: float = float("inf"),
 ) -> list[dict[str, Any]]:
-    """Up to `count` random records of a split that have a modality, always the same ones.
+    """Returns up to `count` records of a split with a modality, in a fixed random order.
 
     Records that cannot be read, and audio of fewer than `temporal_stride` samples, are left out.
 
@@ -234,9 +235,9 @@ def sample_records(
       split: name of the split.
       modality: name of the modality.
       count: maximum number of records.
-      temporal_stride: frames or samples of one latent frame.
+      temporal_stride: frames or samples per latent frame.
       exclude: ids to leave out.
-      largest: bytes of the modality after which sampling stops, though not before `_CHUNK` records.
+      largest: bytes of media after which sampling stops, but not before `_CHUNK` records.
 
     Returns:
       The modality of each record, and its material if it has one.
@@ -250,8 +251,8 @@ def sample_records(
         if modality not in record or not record["present"][modality] or record["id"] in exclude:
             continue
         if not medium_of(modality).is_visual and len(record[modality]) < temporal_stride:
-            continue  # too short to be encoded
-        # Only the needed fields, as the other media of a record may be large.
+            continue  # too short to encode
+        # Keep only the needed fields, as other media of a record may be large.
         samples.append({name: record[name] for name in (modality, "material") if name in record})
         size += record[modality].nbytes
         if len(samples) == count or (size >= largest and len(samples) >= _CHUNK):
@@ -260,7 +261,7 @@ def sample_records(
 
 
 def _batches(media: list[np.ndarray]) -> list[np.ndarray]:
-    """Media [...] stacked to [B, ...], in batches of equal shape."""
+    """Stacks media [...] to batches [B, ...] of equal shape."""
     by_shape: dict[tuple, list[np.ndarray]] = {}
     for item in media:
         by_shape.setdefault(item.shape, []).append(item)

@@ -1,7 +1,7 @@
-"""Ids of samples: their text form and files of it, arrays, and hashes.
+"""Ids of samples: text form, files, arrays and hashes.
 
-The text form of an id is the id itself, or a JSON string in double quotes where the id alone could be misread: if it is
-empty, has blanks at an end, begins with a double quote, or has control characters, line or paragraph separators, or a
+The text form of an id is the id itself, or a JSON string in double quotes if the id could be misread: if it is empty,
+has surrounding blanks, begins with a double quote, or contains control characters, line or paragraph separators, or a
 byte order mark. A file of ids has one text form on each line.
 """
 
@@ -22,7 +22,7 @@ _SHOWN_IDS = 5
 
 
 def format_id(id: str) -> str:
-    """The text form of an id, which is on one line and differs from that of every other id."""
+    """Returns the text form of an id: one line, unique for each id."""
     is_plain = id and id == id.strip() and not id.startswith('"') and _BYTE_ORDER_MARK not in id
     if is_plain and not any(unicodedata.category(character) in _QUOTED_CATEGORIES for character in id):
         return id
@@ -30,16 +30,16 @@ def format_id(id: str) -> str:
 
 
 def format_ids(ids: Collection[str]) -> str:
-    """The text forms of the first few of some ids in order, and "..." if there are more."""
+    """Returns the text forms of the first few ids in order, followed by "..." if there are more."""
     shown = [format_id(id) for id in sorted(ids)[:_SHOWN_IDS]]
     return ", ".join(shown) + (", ..." if len(ids) > _SHOWN_IDS else "")
 
 
 def read_ids(path: str | Path) -> set[str]:
-    """The ids in a file of UTF-8 text, with or without a byte order mark, with one id on each line.
+    """Reads a UTF-8 file with one id per line, with or without a byte order mark.
 
     Lines end with LF or CRLF; other separators and blanks belong to the id. A line that begins with a double quote is a
-    JSON string. Lines of blanks alone are ignored.
+    JSON string. Blank lines are ignored.
 
     Raises:
       UserError: if the file cannot be read, a line is not UTF-8 or is a damaged JSON string, or the file holds no id.
@@ -62,7 +62,7 @@ def read_ids(path: str | Path) -> set[str]:
 
 
 def _parse_line(line: bytes, where: str) -> str | None:
-    """The id on a line, None if it is blank."""
+    """Returns the id on a line; None if the line is blank."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -73,7 +73,7 @@ def _parse_line(line: bytes, where: str) -> str | None:
         return text if text.strip() else None
     try:
         id = json.loads(text)
-        id.encode("utf-8")  # an escaped surrogate is in no id
+        id.encode("utf-8")  # ids hold no surrogates
     except ValueError as error:
         raise UserError(
             f"{where}: {text[:60]} begins with a double quote but is no JSON string: write ids as `selfflow data ids` "
@@ -83,17 +83,17 @@ def _parse_line(line: bytes, where: str) -> str | None:
 
 
 def hash_ids(ids: Collection[str], length: int = 16) -> str:
-    """Hash of a set of ids, independent of their order."""
+    """Returns the hash of a set of ids, independent of their order."""
     return digest("\n".join(sorted(map(format_id, ids))), length)
 
 
 def hash_id(id: str) -> str:
-    """Hash of one id, as records of deletions hold it."""
+    """Returns the hash of one id, as in records of deletions."""
     return hash_ids((id,))
 
 
 def deleted_ids(ids: Collection[str], deletions: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Those of some ids that deletions removed.
+    """Returns the ids that deletions have removed.
 
     Args:
       ids: the ids.
@@ -108,16 +108,16 @@ def deleted_ids(ids: Collection[str], deletions: Iterable[Mapping[str, Any]]) ->
 def check_excluded(
     path: str, excluded: Collection[str], present: Collection[str], deletions: Iterable[Mapping[str, Any]]
 ) -> set[str]:
-    """The excluded ids that are no longer in the data because they were deleted.
+    """Returns the excluded ids that are no longer in the data because they were deleted.
 
     Args:
       path: the file of the excluded ids.
       excluded: the ids.
-      present: ids of all data sets of the mixture, or those of them that are excluded.
+      present: ids of all data sets of the mixture, or at least the excluded ids among them.
       deletions: deletions from these data sets.
 
     Raises:
-      UserError: if an id is in no data set and was deleted from none.
+      UserError: if an id is in no data set and was not deleted from any.
     """
     absent = set(excluded).difference(present)
     earlier = deleted_ids(absent, deletions)
@@ -131,7 +131,7 @@ def check_excluded(
 
 
 def encode_ids(ids: list[str]) -> np.ndarray:
-    """Ids as uint8 [n, bytes of the longest], padded with zeros: safetensors holds no text."""
+    """Encodes ids as uint8 [n, bytes of the longest id], padded with zeros, as safetensors cannot hold text."""
     encoded = np.array([i.encode() for i in ids], bytes)
     return encoded.view(np.uint8).reshape(len(ids), encoded.itemsize)
 

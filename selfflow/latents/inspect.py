@@ -20,7 +20,7 @@ from selfflow.sampling.media_files import write_sheet
 
 _MAX_RECORDS, _MAX_BYTES = 128, 200e6  # limits for each modality, raw media included
 _IMAGES_SHOWN, _CLIPS_SHOWN = 16, 4
-# Standard deviations outside of this range, and larger excess kurtosis, give a note.
+# Standard deviations outside this range, and larger excess kurtosis, produce a note.
 _STD_RANGE, _MAX_KURTOSIS = (0.5, 2.0), 10.0
 
 
@@ -30,7 +30,7 @@ class Inspection(NamedTuple):
     Attributes:
       name: name of the data set.
       modality: modality of the latents.
-      statistics: statistics of each channel, as `channel_statistics`; None if no record is readable.
+      statistics: statistics of each channel from `channel_statistics`; None if no record is readable.
       reconstruction: errors by name; None without an autoencoder that decodes, or without raw data.
       can_decode: whether there is an autoencoder that decodes.
       notes: properties that may harm training.
@@ -99,10 +99,10 @@ def _inspect(
 
 
 def _sample_latents(latents: Latents, built: BuiltDataset | None, m: str) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Latents of a modality, of the validation split if there is one, and the media that they were encoded from."""
+    """Reads latents of a modality, from the validation split if it exists, and the media they were encoded from."""
     split = "validation" if "validation" in latents.records else "train"
     source, records = latents.open_split(split), built.records(split) if built else None
-    # Record i of the latents is that of record i of the data set.
+    # Record i of the latents belongs to record i of the data set.
     indices = source.indices_with((m,))[:_MAX_RECORDS]
     stored, originals, size = [], [], 0
     with Progress(f"inspect {m}", len(indices), unit="record") as progress:
@@ -150,7 +150,7 @@ def _reconstruct(
 
 
 def _stack(clips: list[np.ndarray], m: str) -> np.ndarray:
-    """Clips [B, ...], cut to the length of the shortest: those of a data set may differ."""
+    """Stacks clips to [B, ...], cut to the length of the shortest, as clips of a data set may differ in length."""
     if medium_of(m).has_time:
         length = min(len(x) for x in clips)
         clips = [x[:length] for x in clips]
@@ -186,7 +186,7 @@ def _draw_channels(path: Path, title: str, statistics: dict[str, np.ndarray]) ->
 
 
 def _notes(statistics: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """Properties of latents that may harm training: constant channels, large or small ones, heavy tails."""
+    """Returns notes on properties that may harm training: constant channels, extreme scales, heavy tails."""
     std, kurtosis, notes = statistics["std"], statistics["kurtosis"], []
     low, high = _STD_RANGE
     constant = int(np.sum(std < 1e-6))

@@ -1,4 +1,4 @@
-"""Weights of autoencoders that the user supplies: copied to the data folder once, and identified by their hash."""
+"""User-supplied weights of autoencoders: copied to the data folder once, and identified by their hash."""
 
 import json
 import os
@@ -24,11 +24,11 @@ from selfflow.serialization import digest, to_json
 from selfflow.storage.atomic import atomic_write
 from selfflow.weights.read import sha256_of
 
-_FORMAT = 2  # increment it when equal settings produce other copies
+_FORMAT = 2  # increment when the copy for unchanged settings changes
 
 
 def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
-    """Path of the copy that `copy_weights` makes, or of an earlier copy if the weights no longer exist.
+    """Returns the path of the copy that `copy_weights` makes, or of an earlier copy if the weights no longer exist.
 
     Raises:
       UserError: if neither exists.
@@ -39,8 +39,7 @@ def copy_path(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
         source = find_weights(config)
         if not config.path or not source.exists():
             return _earlier_copy(modality, config, data_dir)
-        # The key is that of the content: after another training the same path holds another autoencoder, and earlier
-        # runs keep theirs.
+        # The key depends on the content: if the file at the same path changes, earlier runs keep their copy.
         status = source.stat()
         key = _copy_key(modality, config, _cached_sha256(source, status.st_size, status.st_mtime_ns))
     return data_dir / "autoencoders" / f"{modality}-{config.kind}-{key}.safetensors"
@@ -50,13 +49,13 @@ def copy_weights(modality: str, config: AnyAutoencoder, path: Path, metadata_pat
     """Copies user-supplied weights and records their identity; does nothing if both files exist.
 
     Args:
-      modality: modality that they are for.
+      modality: modality to encode.
       config: config of the autoencoder.
       path: path of the copy, from `copy_path`.
       metadata_path: path of the JSON file beside it.
 
     Raises:
-      UserError: if the weights are missing, damaged or of another model.
+      UserError: if the weights are missing, damaged or for another model.
     """
     if path.exists() and metadata_path.exists():
         return
@@ -66,7 +65,7 @@ def copy_weights(modality: str, config: AnyAutoencoder, path: Path, metadata_pat
     source = _source(modality, config)
     with Progress(f"copy the {modality} autoencoder", 1, unit="file") as shown:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # In a temporary folder instead of under a temporary name: the suffix selects the reader of weights.
+        # A temporary folder instead of a temporary name, since the suffix selects the reader of weights.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
             copy = Path(folder) / "weights.safetensors"
             shutil.copyfile(source, copy)
@@ -85,7 +84,7 @@ def copy_weights(modality: str, config: AnyAutoencoder, path: Path, metadata_pat
 
 
 def find_weights(config: AnyAutoencoder) -> Path:
-    """The file of weights that the path of an autoencoder, a file or a folder, refers to."""
+    """Returns the weights file for an autoencoder's path, which may be a file or a folder."""
     path = Path(config.path).expanduser()
     name = AUTOENCODER_FILE if isinstance(config, Convolutional) else "diffusion_pytorch_model.safetensors"
     return path / name if path.is_dir() else path
@@ -118,7 +117,7 @@ def _source(modality: str, config: AnyAutoencoder) -> Path:
 
 
 def _earlier_copy(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path:
-    """The newest copy of weights that were at the path of this config and no longer exist."""
+    """Returns the newest copy of weights that no longer exist at the path of this config."""
     copies = []
     for path in (data_dir / "autoencoders").glob(f"{modality}-{config.kind}-*.json"):
         try:
@@ -133,7 +132,7 @@ def _earlier_copy(modality: str, config: AnyAutoencoder, data_dir: Path) -> Path
 
 
 def _origin(config: AnyAutoencoder) -> dict[str, Any]:
-    """Identifies a copy after the original weights were removed."""
+    """Returns the data that identify a copy after the original weights are removed."""
     return config_without_path(config) | {"path": str(Path(config.path).expanduser().absolute())}
 
 
@@ -151,12 +150,12 @@ def _copy_key(modality: str, config: AnyAutoencoder, sha256: str) -> str:
 
 @lru_cache(maxsize=16)
 def _cached_sha256(path: Path, size: int, modified: int) -> str:
-    """Hash of a file; size and time of modification are part of the key of the cache."""
+    """Returns the hash of a file; the cache key includes its size and modification time."""
     return sha256_of(path)
 
 
 def _pin(modality: str, config: Diffusers, path: Path, metadata_path: Path) -> None:
-    """Records the revision of an autoencoder of diffusers, whose weights stay in the cache of Hugging Face."""
+    """Records the revision of a diffusers autoencoder, whose weights stay in the Hugging Face cache."""
     from selfflow.autoencoders.diffusers_adapter import pin_revision  # imports torch
 
     with Progress(f"look at the {modality} autoencoder", 1, unit="model") as shown:

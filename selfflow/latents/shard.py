@@ -1,4 +1,4 @@
-"""Shards of latents as units of encoding: records, files, and records that could not be encoded."""
+"""Shards of latents, the units of encoding: their records, files and skipped records."""
 
 import json
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class EncodeJob:
 
     Attributes:
       built: the data set.
-      fitted: autoencoder of each modality, in alphabetical order.
+      fitted: autoencoder of each modality, sorted by modality.
       modalities: expected latents of the same modalities.
       text: config of the caption encoder, or None.
       encoders: frozen encoders whose features are stored beside the latents, by modality.
@@ -74,7 +74,7 @@ class SkippedRecord(NamedTuple):
 
     Attributes:
       record: number of the record in the split.
-      shard: file of the data set that holds it.
+      shard: file of the data set that holds the record.
       reason: reason in one line.
     """
 
@@ -84,7 +84,7 @@ class SkippedRecord(NamedTuple):
 
 
 def skipped_records(shard: Shard) -> list[SkippedRecord]:
-    """The records of a finished shard that could not be encoded, from the metadata of its index."""
+    """Reads the skipped records of a finished shard from the metadata of its index."""
     with safe_open(shard.index_path, "numpy") as file:
         return [SkippedRecord(*each) for each in json.loads(file.metadata()["skipped"])]
 
@@ -94,7 +94,7 @@ def clear_partials(folder: Path) -> None:
     for partial in folder.glob("*.partial-*"):
         try:
             with partial.open() as file:
-                # On a file system without locks another process may be writing it: it is kept.
+                # Without file locks another process may still be writing the file, so it is kept.
                 if try_lock(file, unsupported=False):
                     partial.unlink()
         except FileNotFoundError:

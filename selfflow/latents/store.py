@@ -1,10 +1,10 @@
-"""Latents on disk: every record of a data set encoded once, beside the autoencoders that encoded it.
+"""Latents on disk: every record of a data set, encoded once, with the autoencoders that encoded it.
 
-A folder of latents holds `manifest.json` (written last: without it the folder is unfinished), the autoencoders, and
+A folder of latents holds `manifest.json` (written last; a folder without it is unfinished), the autoencoders, and
 for each split `SPLIT-00000-of-00003.array_record`, ... and `SPLIT.index.safetensors`. A record is a safetensors blob:
-per modality M present in it M [...], float16, and `M.std` if the autoencoder is stochastic; `M.features` [..., E] of
-a frozen encoder if alignment uses one; `caption` [l, C] if the record has a caption. A folder is self-contained and
-can be moved.
+for each modality M of the record `M` [...], float16, and `M.std` if the autoencoder is stochastic; `M.features` [...,
+E] if alignment uses a frozen encoder; `caption` [l, C] if the record has a caption. A folder is self-contained and can
+be moved.
 """
 
 import json
@@ -59,13 +59,13 @@ class Latents:
 
     @property
     def hash(self) -> str:
-        """Identity of the data set, its records and the networks that encoded them; features have their own."""
+        """Hash of the data set, its records and the networks that encoded them, without features."""
         parts = ("dataset", "fingerprint", "shards", "modalities", "text", "deleted")
         return digest({name: self.manifest[name] for name in parts})
 
     @property
     def features(self) -> dict[str, str]:
-        """Identity of the features that are stored beside the latents of a modality."""
+        """Identity of the stored features, by modality."""
         return {m: entry["identity"] for m, entry in self.manifest["features"].items()}
 
     @property
@@ -84,7 +84,7 @@ class Latents:
         return index
 
     def open_split(self, split: str) -> "LatentSource":
-        """Random access to the latents of a split; opened once."""
+        """Opens a split for random access; later calls return the same source."""
         if split not in self._splits:
             index = self.index(split)
             lengths = self.manifest["shards"][split]
@@ -103,7 +103,7 @@ class Latents:
         return self.path / f"autoencoder_{modality}.safetensors"
 
     def autoencoder(self, modality: str, config: AnyAutoencoder) -> Autoencoder:
-        """The autoencoder that encoded a modality."""
+        """Loads the autoencoder that encoded a modality."""
         path = self.autoencoder_path(modality) or self.path
         try:
             autoencoder = load_autoencoder(config, path)
@@ -124,13 +124,13 @@ class Latents:
         text: Text | None = None,
         identity: str | None = None,
     ) -> None:
-        """Checks that these latents are those of an experiment.
+        """Checks that these latents fit an experiment.
 
         Args:
           configs: autoencoder of each modality.
           modalities: shapes and periods of the latents.
           text: config of the caption encoder, or None if the experiment has no captions.
-          identity: identity of that encoder; None if it is not on this machine and the captions were encoded elsewhere.
+          identity: identity of the caption encoder; None if it is not on this machine.
 
         Raises:
           UserError: naming what differs.
@@ -138,8 +138,8 @@ class Latents:
         for m, config in configs.items():
             entry = self.manifest["modalities"].get(m)
             if entry is None:
-                continue  # `Batches` refuses a mixture that uses it, as no record has it
-            timed = bool(modalities[m].period)  # the length of clips may differ
+                continue  # no record has it; `Batches` raises an error if the mixture uses it
+            timed = bool(modalities[m].period)  # clips may differ in length
             self._check_equal(m, "autoencoder", entry["autoencoder"], config_without_path(config))
             self._check_equal(m, "resolution", entry["latent"][timed:], list(modalities[m].latent[timed:]))
             self._check_equal(m, "frame rate (period in 10 ms)", entry["period"], modalities[m].period)
@@ -160,7 +160,7 @@ class Latents:
 
 
 class LatentSource:
-    """Random access to one split: `source[i]` is {name: array} of record i.
+    """Random access to one split: `source[i]` is record i, {name: array}.
 
     Raises:
       BadRecord: from `source[i]`, if the record cannot be read.
@@ -203,7 +203,7 @@ class LatentSource:
             raise BadRecord(self.shard_of(i), f"record {i} cannot be decoded: {error}".splitlines()[0]) from error
 
     def indices_with(self, modalities: tuple[str, ...], quality: float = 0.0) -> np.ndarray:
-        """Numbers of the records that have all of `modalities` and at least this quality, without the excluded."""
+        """Returns the numbers of records with all `modalities` and at least this quality, without excluded ones."""
         present = [self.index.get(f"present/{m}", np.zeros(len(self), bool)) for m in modalities]
         return np.flatnonzero(np.logical_and.reduce(present) & (self.index["quality"] >= quality) & ~self.excluded)
 
@@ -213,5 +213,5 @@ class LatentSource:
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """File name of a shard, in the numbering of TFDS."""
+    """Returns the file name of a shard, numbered as in TFDS."""
     return f"{split}-{number:05d}-of-{count:05d}.array_record"

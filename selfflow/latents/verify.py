@@ -1,4 +1,4 @@
-"""Verification of a folder of latents: reads all of it, and compares it with its data set."""
+"""Verification of a folder of latents: reads all of its files, and compares them with the data set."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ def _no_progress() -> None:
 
 
 def latents_folders(data_dir: Path, name: str) -> list[Path]:
-    """The folders of latents of a data set, finished or not, in `data_dir/latents`.
+    """Returns the folders of latents of a data set in `data_dir/latents`, finished or unfinished.
 
     Args:
       data_dir: cache folder.
@@ -86,8 +86,8 @@ def verify_latents(
 
     Args:
       folder: the latents.
-      built: the data set that they were made of.
-      contents: contents from `verify_data`; read again by default.
+      built: the data set that was encoded.
+      contents: contents from `verify_data`; by default the data set is read.
       advance: called after each record.
 
     Returns:
@@ -117,8 +117,8 @@ def verify_latents(
 
 
 def foreign_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
-    """Files in a finished folder of latents that do not belong to it, according to its manifest."""
-    # Locks of processes belong to it, too.
+    """Returns the files in a finished folder of latents that its manifest does not account for."""
+    # Lock files belong to the folder, too.
     known = {MANIFEST}
     for m in manifest["modalities"]:
         known.add(f"autoencoder_{m}.safetensors")
@@ -133,7 +133,7 @@ def foreign_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
 
 
 def _manifest_faults(manifest: dict[str, Any], built: BuiltDataset) -> Iterator[Problem]:
-    """Problems of the manifest, alone and compared with the data set."""
+    """Yields problems of the manifest, alone and compared with the data set."""
     if manifest["dataset"] != built.name:
         yield Problem(BUILD, MANIFEST, "", f"it was made of {manifest['dataset']}, not of {built.name}")
     elif manifest["fingerprint"] != built.fingerprint:
@@ -152,7 +152,7 @@ def _manifest_faults(manifest: dict[str, Any], built: BuiltDataset) -> Iterator[
 
 
 def _autoencoder_faults(folder: Path, manifest: dict[str, Any]) -> Iterator[Problem]:
-    """Problems of the autoencoders and of the statistics of their latents."""
+    """Yields problems of the autoencoders and of the statistics of their latents."""
     for m, entry in manifest["modalities"].items():
         path = folder / f"autoencoder_{m}.safetensors"
         try:
@@ -180,11 +180,11 @@ def _verify_split(
     contents: Contents | None,
     advance: Callable[[], None],
 ) -> list[Problem]:
-    """Problems of the index and the records of a split; it is compared with the data set if `contents` are given."""
+    """Returns problems of a split's index and records; they are compared with the data set if `contents` is given."""
     lengths, file = manifest["shards"][split], f"{split}.index.safetensors"
     total = sum(lengths)
     index, problems = _read_index(folder, manifest, file, total)
-    # Problems name records by their ids, or by their numbers if these are unknown.
+    # Problems name records by their ids, or by their numbers if the ids are unknown.
     names = [f"{split} record {i}" for i in range(total)]
     if index is not None:
         ids = [name.decode(errors="replace") for name in index["id"]]
@@ -211,7 +211,7 @@ def _verify_split(
 
 
 def _read_index(folder: Path, manifest: dict[str, Any], file: str, total: int) -> tuple[Index | None, list[Problem]]:
-    """The index of a split, or None if it is damaged or its rows cannot be matched with records; and its problems."""
+    """Reads the index of a split, None if it is damaged or its rows do not match the records; also its problems."""
     try:
         index = load_file(folder / file)
         index["id"] = decode_ids(index["id"])
@@ -225,7 +225,7 @@ def _index_faults(index: Index, manifest: dict[str, Any], file: str, total: int)
     needed = ["quality", "caption"]
     for m, entry in manifest["modalities"].items():
         needed.append(f"present/{m}")
-        # An index has no lengths of a modality that no record of the split has.
+        # An index has no column of lengths for a modality that no record of the split has.
         if entry["period"] and index.get(f"present/{m}", np.zeros(1)).any():
             needed.append(f"frames/{m}")
     for name in needed:
@@ -241,7 +241,7 @@ def _compare_with_dataset(
 ) -> Iterator[Problem]:
     """Compares ids, labels and quality in an index with the records of the data set."""
     expected_ids, rows = contents.ids.get(split, []), contents.rows.get(split, [])
-    # Rows correspond by their position.
+    # Rows are matched by position.
     if len(expected_ids) != len(ids):
         yield Problem(IDS, file, "", f"{len(ids)} records; the split {split} of the data set has {len(expected_ids)}")
         return
@@ -254,7 +254,7 @@ def _compare_with_dataset(
     seen: set[str] = set()
     for i, (own, expected, row) in enumerate(zip(ids, expected_ids, rows)):
         if expected is None or (i in left_out and not own):
-            continue  # it could not be read in one of the two
+            continue  # unreadable in the latents or in the data set
         if own != expected:
             yield Problem(IDS, file, own or f"{split} record {i}", f"record {i} of the data set is {expected!r}")
             continue
@@ -274,11 +274,11 @@ def _compare_with_dataset(
 def _record_faults(
     stored: dict[str, np.ndarray], row: dict[str, Any] | None, manifest: dict[str, Any], varying_length: bool
 ) -> Iterator[tuple[Kind, str]]:
-    """Problems of one record: of its latents, of its caption, and of names and values of all arrays.
+    """Yields problems of one record: its latents, its caption, and the names and values of all arrays.
 
     Args:
       stored: arrays of the record.
-      row: row of the index; None if that is damaged.
+      row: row of the index; None if the index is damaged.
       manifest: manifest of the folder.
       varying_length: whether clips may have any length.
     """
@@ -307,7 +307,7 @@ def _record_faults(
 def _latent_faults(
     stored: dict[str, np.ndarray], row: dict[str, Any] | None, manifest: dict[str, Any], m: str, varying_length: bool
 ) -> Iterator[tuple[Kind, str]]:
-    """Problems of one modality of a record; arguments as for `_record_faults`."""
+    """Yields problems of one modality of a record; arguments as for `_record_faults`."""
     entry = manifest["modalities"][m]
     latent, timed = stored.get(m), bool(entry["period"])
     if row is not None and bool(row[f"present/{m}"]) != (latent is not None):

@@ -1,4 +1,4 @@
-"""Kinetic energy of tracked bodies. It rises only by a push, and its loss at contacts gives the direction of time."""
+"""Kinetic energy of tracked bodies. Only a push raises it, and its loss at contacts gives the direction of time."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def energies(tracks: Tracks, lines: Lines, seconds: float) -> tuple[np.ndarray, 
     n = np.maximum(lines.length, 2)
     error = lines.noise[:, None] / seconds / np.sqrt(n * (n**2 - 1) / 12)
     total = np.sum(mass * speed**2, axis=0) / 2
-    # A line of one body that starts where a line of another ends: both changes may be of one contact, a frame apart.
+    # Where a line of one body starts and a line of another ends, both changes may belong to one contact, a frame apart.
     ends = np.pad(np.diff(lines.piece, axis=1) > 0, ((0, 0), (0, 1)))
     starts = np.roll(ends, 1, axis=1)
     total[starts.any(axis=0) & ends.any(axis=0) & ~(starts & ends).any(axis=0)] = np.nan
@@ -33,10 +33,11 @@ def energies(tracks: Tracks, lines: Lines, seconds: float) -> tuple[np.ndarray, 
 def energy(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisions, action: np.ndarray | None) -> float:
     """Minus the largest rise of the energy, in tolerances of three standard errors plus 3 % of the energy.
 
-    With the record's `action` the work of the push is subtracted: an impulse J on a body of mass m and velocity v does
-    the work J v + J^2 / 2m, known to 3 %. Without it the push is inferred: it is the event that touches nothing and
-    changes momentum most, or, if every event touches something, the event without which the energy rises least.
-    Energies before and after the inferred push are not compared. NaN with fewer than two comparable energies.
+    If the record's `action` is given, the work of the push is subtracted: an impulse J on a body of mass m and velocity
+    v does the work J v + J^2 / 2m, known to 3 %. Otherwise the push is inferred: it is the event without contact that
+    changes momentum most or, if every event has a contact, the event whose removal leaves the smallest rise of the
+    energy. Energies before and after the inferred push are not compared. NaN if fewer than two energies can be
+    compared.
 
     Args:
       tracks: tracks of a clip.
@@ -65,14 +66,14 @@ def energy(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisio
 def direction(
     tracks: Tracks, lines: Lines, events: list[Event], settings: Collisions, action: np.ndarray | None
 ) -> float:
-    """Minus the slope of the energy over the clip, relative to its mean; above 0 time runs forwards.
+    """Minus the slope of the energy over the clip, relative to its mean; above 0 if time runs forwards.
 
     NaN for a clip with a push (without `action`: with an event that touches nothing, or with an energy that both rises
     and falls), and if the energy does not change beyond its tolerance.
     """
     pushed = np.any(action[:, :2]) if action is not None else any(e.touched == NOTHING for e in events)
     total, error = energies(tracks, lines, 1 / settings.frames_per_second)
-    # The energy falls where it rises in reversed time.
+    # A fall of the energy is a rise in reversed time.
     rises, falls = _largest_rise(total, error, []) < -1, _largest_rise(total[::-1], error[::-1], []) < -1
     if pushed or not (rises or falls) or (action is None and rises and falls):
         return np.nan
@@ -95,7 +96,7 @@ def _may_be_pushed(event: Event, tracks: Tracks, settings: Collisions) -> bool:
 def _largest_rise(total: np.ndarray, error: np.ndarray, pushes: list[Event]) -> float:
     """Minus the largest rise between two frames on the same side of each push, in tolerances; see `energy`."""
     known = np.flatnonzero(np.isfinite(total))
-    # All pairs of frames: a rise may be spread over several.
+    # Compare all pairs of frames, since a rise may be spread over several.
     early, late = np.triu_indices(len(known), 1)
     early, late = known[early], known[late]
     for push in pushes:
@@ -114,7 +115,7 @@ def _work(tracks: Tracks, lines: Lines, events: list[Event], action: np.ndarray,
     if not len(pushed) or not len(tracks.radii):
         return work
 
-    # The pushed body is the one nearest to where the action applies.
+    # The pushed body is the one nearest to the position of the action.
     distance = np.linalg.norm(tracks.positions[pushed[0]] - action[pushed[0], 2:], axis=1)
     body = int(np.argmin(np.where(np.isfinite(distance), distance, np.inf)))
     impulse, mass = action[pushed, :2].sum(axis=0) * seconds, tracks.masses[body]

@@ -22,7 +22,7 @@ class Event(NamedTuple):
     first: int
     """Last frame of the line before."""
     last: int
-    """First frame of the line after; more than first + 1 where frames in between are on neither line."""
+    """First frame of the line after; above first + 1 if frames in between are on neither line."""
     time: float
     """Time at which the two lines are nearest to each other, in frames."""
     before: np.ndarray
@@ -38,7 +38,7 @@ class Event(NamedTuple):
 
 
 def find_events(tracks: Tracks, lines: Lines, settings: Collisions) -> list[Event]:
-    """The changes of velocity of all bodies of a clip, by body and time.
+    """Finds the changes of velocity of all bodies of a clip, ordered by body and time.
 
     Args:
       tracks: tracks of a clip, T frames and K bodies.
@@ -58,7 +58,7 @@ def find_events(tracks: Tracks, lines: Lines, settings: Collisions) -> list[Even
 
 
 def _event(body: int, first: int, last: int, tracks: Tracks, lines: Lines, settings: Collisions) -> Event:
-    """The event of a body between the last frame of one line and the first frame of the next."""
+    """Returns the event of a body between the last frame of one line and the first frame of the next."""
     before, after = lines.velocity[body, first], lines.velocity[body, last]
     change, step = after - before, 1 / settings.frames_per_second
     # Difference of the two lines at the frame `first`, and the delay after which they are nearest.
@@ -82,7 +82,7 @@ def _touched(
     lines: Lines,
     settings: Collisions,
 ) -> tuple[int, float]:
-    """The nearest wall or body in contact (WALL, its index, or NOTHING), and the speed along the normal.
+    """Finds the nearest wall or body in contact: WALL, its index or NOTHING, and the speed along the normal.
 
     Args:
       body, first, last: the event's body, and the frames that bound it.
@@ -106,8 +106,8 @@ def _touched(
         if other == body:
             continue
         velocity = np.nan_to_num(lines.velocity[other, first])
-        # Position of the other body at the event, by its line before and by its line after: the end of that line may
-        # be a frame off.
+        # Position of the other body at the event, from its line before and its line after, as lines may end a frame
+        # off.
         since = np.array([delay, delay - (last - first)])[:, None] / settings.frames_per_second
         extrapolated = lines.position[other, [first, last]] + lines.velocity[other, [first, last]] * since
         of_other = np.concatenate([tracks.positions[first : last + 1, other], extrapolated])

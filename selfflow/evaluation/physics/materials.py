@@ -19,17 +19,17 @@ CONTACT_COUNTS = slice(-3, -1)
 
 
 class MaterialClassifiers(NamedTuple):
-    """Fitted scikit-learn classifiers of the material: of `audio_features` and of `motion_features`."""
+    """Fitted scikit-learn classifiers of the material, from `audio_features` and from `motion_features`."""
 
     audio: object
     motion: object
 
 
 def audio_features(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Spectrum and decay of audio, float64 [36]: zeros for silence.
+    """Computes the spectrum and decay of audio, float64 [36]; zeros for silence.
 
-    Log energy shares of 32 bands from 80 Hz to half the sample rate, the log of their centroid, and the
-    autocorrelation of the envelope at 20, 60 and 150 ms.
+    The features are log energy shares of 32 bands from 80 Hz to half the sample rate, the log of their centroid, and
+    the autocorrelation of the envelope at 20, 60 and 150 ms.
 
     Args:
       audio: int16 [S].
@@ -53,7 +53,7 @@ def audio_features(audio: np.ndarray, sample_rate: int) -> np.ndarray:
 
     hop = max(1, round(0.01 * sample_rate))
     envelope = np.sqrt(np.square(x[: len(x) // hop * hop]).reshape(-1, hop).mean(axis=1))
-    envelope = np.pad(envelope, (0, 15))  # by the longest lag, so that short audio has all of them
+    envelope = np.pad(envelope, (0, 15))  # pad by the longest lag, so that short audio has all lags
     correlations = []
     for lag in (0, 2, 6, 15):  # hops of 10 ms
         correlations.append(float(envelope[lag:] @ envelope[: len(envelope) - lag]))
@@ -65,7 +65,7 @@ class _WallContact(NamedTuple):
     """A contact with one wall. Ordered by speed."""
 
     speed: float
-    """Along the normal, units per second."""
+    """Speed along the normal, units per second."""
     restitution: float
     friction: float
 
@@ -74,27 +74,27 @@ class _BodyContact(NamedTuple):
     """A contact of two bodies. Ordered by speed."""
 
     speed: float
-    """At which they approach, units per second."""
+    """Speed at which they approach, units per second."""
     restitution: float
 
 
 def motion_features(events: list[Event]) -> np.ndarray:
-    """Restitution and friction of tracked contacts, float64 [15]; -1 where a clip has no such contact.
+    """Computes restitution and friction of tracked contacts, float64 [15]; -1 where a clip has no such contact.
 
-    For walls: restitution and friction of the three hardest contacts, and the medians. For two bodies: restitution of
-    the three hardest contacts, and the median. Then the numbers of contacts with walls and of two bodies, and the
-    median ratio of speeds after and before all other events.
+    The features are: restitution and friction of the three hardest wall contacts, and their medians; restitution of the
+    three hardest contacts of two bodies, and its median; the numbers of both kinds of contact; and the median ratio of
+    the speeds after and before all other events.
     """
     walls, pairs, ratios = [], [], []
     for event in events:
         before, after = np.linalg.norm(event.before), np.linalg.norm(event.after)
         if event.last > event.first + 1:
-            # For several contacts in a short time only the total effect on the speed is known.
+            # Only the total effect of several contacts in a short time on the speed is known.
             if before > _MIN_SPEED:
                 ratios.append(after / before)
         elif event.touched == WALL:
             walls += _wall_contact(event)
-        elif event.touched > event.body:  # the pair once; NOTHING is negative
+        elif event.touched > event.body:  # count a pair once; NOTHING is negative
             partners = [e for e in events if e.body == event.touched and abs(e.first - event.first) <= 1]
             if len(partners) == 1 and partners[0].last == partners[0].first + 1:
                 pairs += _body_contact(event.before - partners[0].before, event.after - partners[0].after)
@@ -115,7 +115,7 @@ def motion_features(events: list[Event]) -> np.ndarray:
 def _wall_contact(event: Event) -> list[_WallContact]:
     """The contact, or nothing if the wall does not reverse the velocity or the contact is too slow."""
     change = np.abs(event.after - event.before)
-    # Friction is below 1: the change along the normal is the larger one.
+    # Friction is below 1, so the change along the normal is the larger one.
     normal = int(change.argmax())
     speed = abs(event.before[normal])
     if event.before[normal] * event.after[normal] > 0 or speed < _MIN_SPEED:
@@ -132,7 +132,7 @@ def _body_contact(before: np.ndarray, after: np.ndarray) -> list[_BodyContact]:
     closing, parting = -before @ change / length, after @ change / length
     if closing < _MIN_SPEED or parting < 0:
         return []
-    # Restitutions of two bodies multiply, and both bodies of a clip have the same.
+    # The restitution of a contact is the product of both bodies', which are equal in a clip.
     return [_BodyContact(closing, float(np.sqrt(parting / closing)))]
 
 
@@ -154,7 +154,7 @@ def fit_material_classifiers(
       settings: settings of the data set.
 
     Raises:
-      UserError: the clips have no label, or all the same.
+      UserError: the clips have no labels, or one label.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression

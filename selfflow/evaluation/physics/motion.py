@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 MIN_FRAMES = 3
-"""Frames of a line that has a velocity. The difference of two frames mixes velocities before and after a contact."""
+"""Frames of a line that has a velocity. A line of two frames may mix the velocities before and after a contact."""
 
 # Penalties of a line and of a single point, in units of the variance of the noise.
 _LINE, _POINT = 18.0, 14.0
@@ -21,13 +21,13 @@ class Lines(NamedTuple):
     velocity: np.ndarray
     """Slope of the line, float64 [N, T, 2]; NaN on lines of fewer than `MIN_FRAMES` frames."""
     position: np.ndarray
-    """Positions on the line, units, float64 [N, T, 2]; NaN likewise."""
+    """Positions on the line, units, float64 [N, T, 2]; NaN as for `velocity`."""
     noise: np.ndarray
-    """Standard deviation of a coordinate from the lines, units, float64 [N]."""
+    """Standard deviation of coordinates around the lines, units, float64 [N]."""
 
 
 def fit_lines(positions: np.ndarray, seconds: float, least_noise: float = 0.04) -> Lines:
-    """The fewest straight lines that explain the positions of each body, by dynamic programming.
+    """Fits the fewest straight lines that explain the positions of each body, by dynamic programming.
 
     A contact between frames i and i + 1 ends a line at i and starts one at i + 1. The cost of a line is the sum of its
     squared residuals over the variance of the noise, plus a constant, as in the penalised segmentation of Killick et
@@ -42,7 +42,7 @@ def fit_lines(positions: np.ndarray, seconds: float, least_noise: float = 0.04) 
     visible = np.isfinite(positions).all(axis=-1)
     noise = _noise(positions, least_noise)
     fit = _all_lines(np.where(visible[..., None], positions, 0.0), visible)
-    # A single frame has a position and no slope; otherwise two frames would be as good a line as many.
+    # A single frame has a position and no slope, and so a lower penalty.
     cost = fit.residual / noise[:, None, None] ** 2 + np.where(fit.n > 1, _LINE, _POINT)
 
     # best[:, end] is the least cost of the frames before `end`, start[:, end] the first frame of their last line.
@@ -53,7 +53,7 @@ def fit_lines(positions: np.ndarray, seconds: float, least_noise: float = 0.04) 
         start[:, end] = total.argmin(axis=1)
         best[:, end] = total.min(axis=1)
 
-    # Back from the end: the first and the last frame of the line of every frame.
+    # Trace back from the end: the first and the last frame of each frame's line.
     piece, first = np.zeros((number, frames), int), np.zeros((number, frames), int)
     last = np.zeros((number, frames), int)
     end, rows = np.full(number, frames), np.arange(number)
@@ -61,7 +61,7 @@ def fit_lines(positions: np.ndarray, seconds: float, least_noise: float = 0.04) 
         first[:, t], last[:, t] = start[rows, end], end - 1
         end = np.where(start[rows, end] == t, t, end)
     piece[:, 1:] = np.cumsum(first[:, 1:] != first[:, :-1], axis=1)
-    # The fit of the line of every frame, [N, T, ...].
+    # The fitted line of each frame, [N, T, ...].
     line = rows[:, None], first, last
     n, slope = fit.n[line], fit.slope[line]
     velocity = slope / seconds
@@ -112,8 +112,10 @@ def _all_lines(x: np.ndarray, visible: np.ndarray) -> _Fits:
 
 
 def _noise(positions: np.ndarray, least: float) -> np.ndarray:
-    """Standard deviation of positions from smooth motion, [N], estimated from second differences, few of which hold a
-    contact."""
+    """Estimates the standard deviation of positions around smooth motion, [N].
+
+    It is computed from second differences, few of which span a contact.
+    """
     if positions.shape[1] < 4 or not len(positions):
         return np.full(len(positions), least)
     bends = np.abs(np.diff(positions, n=2, axis=1)).reshape(len(positions), -1)

@@ -16,7 +16,7 @@ _FAINT = 0.08
 
 
 def find_colours(light: np.ndarray, most: float) -> np.ndarray:
-    """Colours of the bodies minus the background, float32 [C, 3], found one by one as the densest hue of the rest.
+    """Finds the colours of the bodies minus the background, float32 [C, 3]: repeatedly the densest remaining hue.
 
     A blurred body shows its colour at all strengths, and at full strength only in the middle: the hue is the direction
     from the background, and the strength of the colour is a high quantile.
@@ -68,27 +68,27 @@ def _residual(light: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _pair(light: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Shares of two colours in pixels [n, 3], nonnegative with a sum of at most 1, [2, n]."""
-    # Least squares with a ridge, for colours that are almost parallel.
+    """Computes the shares [2, n] of two colours in pixels [n, 3]; nonnegative, with a sum of at most 1."""
+    # The ridge regularises least squares for colours that are almost parallel.
     gram = np.array([[a @ a, a @ b], [a @ b, b @ b]]) + 1e-3 * np.eye(2)
     shares = np.clip(np.stack([light @ a, light @ b], axis=-1) @ np.linalg.inv(gram), 0, 1)
     return (shares / np.maximum(shares.sum(axis=-1, keepdims=True), 1)).T
 
 
 def segment(light: np.ndarray, palette: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Connected patches of each colour with at least `least` pixels, and the share of each pixel that they cover.
+    """Finds connected patches of each colour with at least `least` pixels, and the share of each pixel that they cover.
 
     Colours that are tinges of another are dropped, so that C may be smaller than the palette.
 
     Args:
       light: pixels minus the background, float32 [T, H, W, 3].
       palette: colours of `find_colours`, at least one.
-      least: pixels.
+      least: minimum number of pixels of a patch.
 
     Returns:
-      Labels, int [C, T, H, W], 0 for none, each with the faint edge around it, and coverage, float32 of that shape.
+      Labels, int [C, T, H, W], 0 for none, which include faint edges; and coverage, float32 of that shape.
     """
-    # Shares depend on the palette: after a colour is dropped they are computed again.
+    # Shares depend on the palette, so dropping a colour means computing them again.
     while True:
         residuals, shares = [], []
         for colour in palette:
@@ -104,7 +104,7 @@ def segment(light: np.ndarray, palette: np.ndarray, least: float) -> tuple[np.nd
         palette = np.delete(palette, duplicate, axis=0)
     solid = _merge_small(solid, palette)
     labels, _ = _patches(solid, least)
-    # An edge pixel is too faint for its hue to identify the body: it belongs to a patch that it touches.
+    # The hue of an edge pixel is too faint to identify the body: the pixel belongs to a patch that it touches.
     labels = np.where(labels > 0, labels, _dilate(labels))
     labelled = labels > 0
     cover = np.where(labelled, share, 0)
@@ -137,7 +137,7 @@ def _duplicate(solid: np.ndarray, palette: np.ndarray) -> int | None:
 
 def _patches(solid: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Connected patches of at least `least` pixels: labels from 1 on, [C, T, H, W], and their sizes, 0 first."""
-    # Neighbours within a frame and a colour only.
+    # Only pixels of one frame and one colour are neighbours.
     structure = np.zeros((3, 3, 3, 3), bool)
     structure[1, 1] = ndimage.generate_binary_structure(2, 1)
     labels, count = ndimage.label(solid, structure)

@@ -45,16 +45,16 @@ class Tracks(NamedTuple):
 
 
 class _Blobs(NamedTuple):
-    """The M connected patches of one colour in one frame, of all colours and frames."""
+    """M connected patches, each of one colour in one frame."""
 
     frame: np.ndarray
-    """Int [M]."""
+    """Frame of each patch, int [M]."""
     colour: np.ndarray
     """Index of the palette, int [M]."""
     area: np.ndarray
-    """Pixels, float64 [M]."""
+    """Area in pixels, float64 [M]."""
     centre: np.ndarray
-    """Pixels, float64 [M, 2]."""
+    """Centre in pixels, float64 [M, 2]."""
     shade: np.ndarray
     """Red, green, blue minus the background, float64 [M, 3]."""
 
@@ -63,9 +63,9 @@ class _Path(NamedTuple):
     """One body over the frames of a clip, in pixels."""
 
     centre: np.ndarray
-    """Float64 [T, 2]; NaN where the body is not visible."""
+    """Centres, float64 [T, 2]; NaN where the body is not visible."""
     area: np.ndarray
-    """Float64 [T]; NaN likewise."""
+    """Areas, float64 [T]; NaN where the body is not visible."""
     blob: np.ndarray
     """Index of its blob in each frame, int [T]; -1 for none."""
 
@@ -88,7 +88,7 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
     unit = settings.box / size
     light = video.astype(np.float32) / 255 - np.asarray(BACKGROUND, np.float32)
 
-    # A larger lit share than that of the most and largest bodies is noise or a blank frame.
+    # A lit share above that of the largest number of the largest bodies is noise or a blank frame.
     max_area = 1.2 * max(settings.bodies[1], settings.shifted_bodies[1]) * np.pi
     max_area *= max(settings.radius[1], settings.shifted_radius[1]) ** 2
     palette = find_colours(light, max_area / settings.box**2)
@@ -121,7 +121,7 @@ def track(video: np.ndarray, settings: Collisions) -> Tracks:
 
 
 def _no_tracks(frames: int) -> Tracks:
-    """The result for a video without bodies."""
+    """Returns the result for a video without bodies."""
     return Tracks(
         positions=np.zeros((frames, 0, 2)),
         areas=np.zeros((frames, 0)),
@@ -159,8 +159,8 @@ def _link(
 
     Args:
       blobs: blobs of all colours.
-      members: indices of those of the colour.
-      labels, cover: as `segment` returns them.
+      members: indices of the blobs of this colour.
+      labels, cover: labels and coverage from `segment`.
       frames: T.
 
     Returns:
@@ -168,12 +168,12 @@ def _link(
     """
     by_frame = [members[blobs.frame[members] == t] for t in range(frames)]
     counts = np.array([len(of_frame) for of_frame in by_frame])
-    # Blobs present in less than a fifth of the frames are not bodies; they count as surplus if they are large enough.
+    # Blobs in less than a fifth of the frames are not bodies; they count as surplus if they are large enough.
     number = int(np.sort(counts)[::-1][frames // 5]) or 1
     centres = np.full((number, frames, 2), np.nan)
     areas, path_blobs = np.full((number, frames), np.nan), np.full((number, frames), -1)
     surplus = np.zeros(frames, int)
-    if counts.max() == 1:  # by far the most frequent case, without an assignment
+    if counts.max() == 1:  # by far the most frequent case, which needs no assignment
         at = blobs.frame[members]
         centres[0, at], areas[0, at], path_blobs[0, at] = blobs.centre[members], blobs.area[members], members
         return [_Path(*path) for path in zip(centres, areas, path_blobs)], surplus
@@ -225,7 +225,7 @@ def _split(
 ) -> None:
     """Divides a blob between a missing body and the bodies assigned to it: touching bodies of one colour form one blob.
 
-    Nothing happens if the blob is too small for all of them.
+    A blob that is too small for all of them is left unchanged.
 
     Args:
       body: index of a body without a blob in this frame.

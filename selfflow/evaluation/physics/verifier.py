@@ -1,4 +1,4 @@
-"""The physics verifier of a data set, fitted to its real clips, and the clips that it scores."""
+"""The physics verifier of a data set, fitted to its real clips, and the tracked clips that it scores."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ class PhysicsVerifier(NamedTuple):
 
 
 def physics_verifier(data: Dataset, modalities: tuple[str, ...], built: BuiltDataset | None) -> PhysicsVerifier | None:
-    """The physics verifier of a data set. Fitting its classifiers takes about a minute.
+    """Returns the physics verifier of a data set. Fitting its classifiers takes about a minute.
 
     Args:
       data: settings of the data set.
@@ -40,7 +40,7 @@ def physics_verifier(data: Dataset, modalities: tuple[str, ...], built: BuiltDat
       built: the data set with its raw records, or None.
 
     Returns:
-      None if the data set has no such verifier, if the clips have no video, and without raw records.
+      The verifier; None if the data set has none, if the clips have no video, or if there are no raw records.
 
     Raises:
       UserError: if the data set names an unknown verifier.
@@ -58,7 +58,7 @@ def physics_verifier(data: Dataset, modalities: tuple[str, ...], built: BuiltDat
 
 
 def fitted_clips(built: BuiltDataset | None) -> int:
-    """Number of training clips, from the first on, that classifiers are fitted to."""
+    """Number of the first training clips that classifiers are fitted to."""
     return 0 if built is None else min(_MAX_FITTED, len(built.records("train")) // 2)
 
 
@@ -73,7 +73,7 @@ def fit_classifiers(records: Iterable[dict[str, Any]], settings: Collisions) -> 
 
 
 def readable_records(records: Sequence[dict[str, Any]], count: int | None = None) -> Iterator[dict[str, Any]]:
-    """The readable ones of the first `count` records, by default of all records."""
+    """Yields the readable records among the first `count`, by default among all."""
     for i in range(len(records) if count is None else min(count, len(records))):
         try:
             yield records[i]
@@ -106,7 +106,7 @@ class TrackedClips:
         self._report = None
 
     def report(self) -> PhysicsReport:
-        """Results of the checks on all clips."""
+        """Computes the results of the checks on all clips."""
         if self._report is None:
             settings, classifiers = self.verifier
             self._report = score_clips(self.tracked, self.audio or None, settings, classifiers)

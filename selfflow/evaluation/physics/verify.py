@@ -1,4 +1,4 @@
-"""Physics checks of decoded clips of Collisions: tracking of the bodies in the pixels, and scores of the clips."""
+"""Physics checks of decoded clips of Collisions: bodies are tracked in the pixels, then the clips are scored."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,7 +47,7 @@ class PhysicsReport(NamedTuple):
     scores: dict[str, np.ndarray]
     """Score of each check, higher is more plausible, float64 [B]; NaN where it does not apply."""
     materials: dict[str, np.ndarray]
-    """Labels of the classifiers of `audio` and of `motion`, int [B]; -1 for silence, and without isolated contacts."""
+    """Labels predicted from `audio` and from `motion`, int [B]; -1 for silence, or if no contact is isolated."""
     rows: dict[str, CheckResult]
     """The checks over all clips."""
 
@@ -56,7 +56,7 @@ def track_clip(video: np.ndarray, settings: Collisions) -> ClipAnalysis:
     """Tracks the bodies of a uint8 video [T, H, W, 3] and finds the changes of their velocities.
 
     Raises:
-      UserError: another shape or dtype, or settings with gravity, under which bodies do not move along straight lines.
+      UserError: a wrong shape or dtype, or settings with gravity, under which bodies do not move along straight lines.
     """
     if settings.gravity:
         raise UserError(f"collisions.gravity = {settings.gravity:g}: the physics verifier requires gravity = 0")
@@ -72,9 +72,9 @@ def verify(
     classifiers: MaterialClassifiers | None = None,
     actions: Sequence[np.ndarray] | np.ndarray | None = None,
 ) -> PhysicsReport:
-    """Scores decoded clips by the physics of the data set. Clips of any content have scores.
+    """Scores decoded clips by the physics of the data set. Clips with other content are scored, too.
 
-    Spin is not tracked: with `rotation` its energy may appear as a rise in a few real clips.
+    Spin is not tracked: if bodies rotate, its energy may appear as a rise in a few real clips.
 
     Args:
       videos: uint8 [B, T, H, W, 3]; None leaves out all checks of the motion.
@@ -103,7 +103,7 @@ def score_clips(
     classifiers: MaterialClassifiers | None = None,
     actions: Sequence[np.ndarray] | np.ndarray | None = None,
 ) -> PhysicsReport:
-    """`verify` for tracked clips, so that the same videos can be scored with other audio.
+    """Applies `verify` to tracked clips, so that the same videos can be scored with other audio.
 
     Args: as of `verify`; `tracked` has the results of `track_clip`.
     """
@@ -130,7 +130,7 @@ def score_clips(
         rows["loudness"] = _loudness(tracked, audio, materials["audio"], settings)
 
     count = len(tracked if tracked is not None else audio if audio is not None else ())
-    passed_CB = np.array(list(passed.values())).reshape(len(passed), count)  # also without checks or clips
+    passed_CB = np.array(list(passed.values())).reshape(len(passed), count)  # also if there are no checks or clips
     applicable_B = np.isfinite(passed_CB).sum(axis=0)
     score_B = np.where(applicable_B > 0, np.nansum(passed_CB, axis=0) / np.maximum(applicable_B, 1), np.nan)
     return PhysicsReport(score_B, scores, materials, rows)
@@ -142,7 +142,7 @@ def _predict_materials(
     settings: Collisions,
     classifiers: MaterialClassifiers,
 ) -> dict[str, np.ndarray]:
-    """`PhysicsReport.materials`: labels by `audio` and by `motion`, those of the two that exist."""
+    """`PhysicsReport.materials`: labels from `audio` and from `motion`, as far as they exist."""
     materials = {}
     if audio is not None:
         labels = _predict(classifiers.audio, [audio_features(clip, settings.sample_rate) for clip in audio])
@@ -155,7 +155,7 @@ def _predict_materials(
 
 
 def motion_scores(clip: ClipAnalysis, settings: Collisions, action: np.ndarray | None = None) -> dict[str, float]:
-    """Scores of the checks that need no audio; with the record's `action` [T, 4] the push is known."""
+    """Computes the scores of the checks that need no audio; a record's `action` [T, 4] gives the push."""
     tracks, lines, events = clip
     return {
         "bodies": checks.bodies(tracks),
@@ -181,7 +181,7 @@ def _predict(classifier: object, features: list[np.ndarray]) -> np.ndarray:
 
     if not features:
         return np.zeros(0, int)
-    with threadpool_limits(1):  # with several threads this takes seconds on busy cores
+    with threadpool_limits(1):  # several threads take seconds on busy cores
         return classifier.predict(np.stack(features)).astype(int)
 
 
@@ -191,7 +191,7 @@ def _pass_rate(passed: np.ndarray) -> CheckResult:
 
 
 def _kappa(materials: dict[str, np.ndarray]) -> CheckResult:
-    """Cohen's kappa of both classifiers, over the clips that both label."""
+    """Cohen's kappa between the two classifiers, over the clips that both label."""
     both = (materials["audio"] >= 0) & (materials["motion"] >= 0)
     from_audio, from_motion = materials["audio"][both], materials["motion"][both]
     if not both.any():
@@ -207,7 +207,7 @@ def _loudness(
 ) -> CheckResult:
     """Rank correlation of impact speed and loudness of isolated contacts, within each material, weighted by contacts.
 
-    The material is that of the classifier of audio.
+    Materials are predicted from audio.
     """
     from scipy.stats import rankdata
 
@@ -224,7 +224,7 @@ def _loudness(
 
     correlations = []
     for pairs in impacts.values():
-        # Materials differ in loudness: ranks are within one.
+        # Materials differ in loudness, so clips are ranked within each material.
         ranks = rankdata(pairs, axis=0)
         if len(pairs) > 2 and (np.ptp(ranks, axis=0) > 0).all():
             correlations.append((np.corrcoef(ranks.T)[0, 1], len(pairs)))

@@ -1,15 +1,15 @@
-"""Deletes samples from a data set and from everything that was encoded of it.
+"""Deletes samples from a data set and from all latents encoded from it.
 
-The order of steps makes every interruption harmless:
+The order of the steps makes interruptions harmless:
 
 1. New shards are written beside the present ones.
 2. `deleted.json` records the deletion as unfinished; from now on `encode` refuses latents that hold the samples.
 3. `dataset_info.json` is replaced, which exchanges all shards in one step.
-4. The folders of latents follow, one after the other.
+4. The folders of latents are replaced, one after the other.
 5. `deleted.json` records the deletion as finished.
 
-After a kill the same command resumes. Ids are stored only in the user's file of them; the entry of a deletion holds
-their hashes, by which ids that were deleted earlier are known.
+After a kill the same command resumes. Only the user's file stores the ids; the entry of a deletion holds their hashes,
+which identify ids that were deleted earlier.
 """
 
 import json
@@ -45,16 +45,16 @@ class DeletionReport:
     """Result of a deletion.
 
     Attributes:
-      built: the data set after it.
+      built: the data set after the deletion.
       removed: number of records that were removed from each split of the data set.
       latents: number of records that were removed from each finished folder of latents.
       cleared: unfinished folders of latents, in which encoding restarts.
-      earlier: number of the ids that earlier deletions removed.
+      earlier: number of ids that earlier deletions had removed.
       siblings: remaining records that are clips, FILE@SECONDS, of the same files; clips may overlap.
       before: time of an earlier deletion of the same ids, finished or not; "" if there was none.
-      resumed: whether that was interrupted.
+      resumed: whether that deletion was interrupted.
       fitted: autoencoders that were fitted to records of this data set.
-      left: places in which ids still occur.
+      left: places where ids still occur.
     """
 
     built: BuiltDataset
@@ -76,7 +76,7 @@ def _no_progress() -> None:
 def delete_samples(
     built: BuiltDataset, ids: Collection[str], data_dir: Path, advance: Advance = _no_progress
 ) -> DeletionReport:
-    """Removes samples from a data set and all its latents, and searches the remaining files for their ids.
+    """Removes samples from a data set and all its latents, then searches the remaining files for their ids.
 
     Statistics of latents, reconstruction quality and autoencoders are kept: later numbers remain comparable.
 
@@ -87,8 +87,8 @@ def delete_samples(
       advance: called after each record that is read, twice for every record of the data set.
 
     Raises:
-      UserError: if an id is neither there nor was deleted earlier, `train` would become empty, something cannot be
-        read, or another deletion was interrupted. Nothing has changed then.
+      UserError: if an id neither exists nor was deleted earlier, `train` would become empty, a file cannot be read, or
+        another deletion was interrupted. In these cases nothing is changed.
     """
     ids = set(ids)
     with ExitStack() as locks:
@@ -105,7 +105,7 @@ def delete_samples(
 def _delete(
     built: BuiltDataset, ids: set[str], folders: list[Path], data_dir: Path, advance: Advance
 ) -> DeletionReport:
-    # Exchanges of files that a killed deletion has prepared.
+    # Finish the exchanges of files that a killed deletion prepared.
     for folder in folders:
         finish_change(folder)
     plan = plan_deletion(built, ids, folders, advance)
@@ -123,14 +123,14 @@ def _delete(
         report.siblings += [name for name in names if name.rpartition("@")[0] in files]
     report.built = replace(plan.built, splits=splits)
     report.fitted = fitted_to(report.built, data_dir)
-    for index in (data_dir / INDEX_FOLDER).glob(f"{folder_name(built.name)}-*"):  # written again when it is needed
+    for index in (data_dir / INDEX_FOLDER).glob(f"{folder_name(built.name)}-*"):  # rebuilt when needed
         index.unlink()
     report.left = find_remaining(report.built, folders, ids, advance)
     return report
 
 
 def _remove(plan: DeletionPlan, folders: list[Path], report: DeletionReport) -> None:
-    """Carries out a plan; see the steps at the head of this file."""
+    """Executes a plan; see the steps in the module docstring."""
     folder, fingerprint, entry = plan.built.folder, plan.built.fingerprint, plan.entry
     if plan.count:
         splits = read_splits(folder)
@@ -164,7 +164,7 @@ def _remove(plan: DeletionPlan, folders: list[Path], report: DeletionReport) -> 
 
 
 def fitted_to(built: BuiltDataset, data_dir: Path) -> list[Path]:
-    """The autoencoders in `data_dir` that were fitted to records of a data set."""
+    """Returns the autoencoders in `data_dir` that were fitted to records of a data set."""
     paths = []
     for metadata in sorted((data_dir / "autoencoders").glob("*.json")):
         if f"{built.name} {built.fingerprint}" in json.loads(metadata.read_text(encoding="utf-8")).get("fitted_on", {}):
@@ -173,7 +173,7 @@ def fitted_to(built: BuiltDataset, data_dir: Path) -> list[Path]:
 
 
 def _files_of(ids: Collection[str]) -> set[str]:
-    """The files that ids FILE@SECONDS are clips of."""
+    """Returns the files whose clips have these ids, FILE@SECONDS."""
     return {name.rpartition("@")[0] for name in ids} - {""}
 
 
@@ -183,9 +183,9 @@ def _record(folder: Path, fingerprint: str, entries: list[dict[str, Any]]) -> No
 
 
 def _clean_report(folder: Path, ids: set[str], remaining: set[str]) -> None:
-    """Removes the remarks on these samples from the builder's `report.json`.
+    """Removes remarks on deleted samples from the builder's `report.json`.
 
-    An id may consist of the name of a file and a time, FILE@SECONDS: remarks on a file go with its last clip.
+    An id may consist of a file name and a time, FILE@SECONDS: remarks on a file are removed with its last clip.
     """
     path = folder / "report.json"
     if not path.exists():

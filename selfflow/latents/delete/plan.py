@@ -1,4 +1,4 @@
-"""Plans a deletion: locates the records of some ids, and refuses what cannot be done before anything changes."""
+"""Planning of deletions: locates the records of the ids, and checks that they can be deleted before any change."""
 
 import datetime
 import json
@@ -28,16 +28,16 @@ class DeletionPlan:
     """The records to delete.
 
     Attributes:
-      built: the data set as it is.
+      built: the present data set.
       ids: ids to delete.
       masks: masks by split, bool [records], True for the records of these ids.
-      remaining: ids of the other records in order, by split.
-      changes: changes of each finished folder of latents.
-      entry: entry of this list of ids in `deleted.json`, present or future.
-      entries: all entries of `deleted.json` at the end.
+      remaining: ids of the remaining records in order, by split.
+      changes: changes to each finished folder of latents.
+      entry: present or future entry of this list of ids in `deleted.json`.
+      entries: all entries of `deleted.json` after the deletion.
       is_repeated: whether the same list was deleted before, perhaps in part.
       present: the ids that are in the data set or its latents.
-      earlier: the other ids, which earlier deletions removed.
+      earlier: the other ids, which earlier deletions have removed.
     """
 
     built: BuiltDataset
@@ -53,7 +53,7 @@ class DeletionPlan:
 
     @property
     def count(self) -> int:
-        """Number of records of the data set to delete."""
+        """Number of records to delete from the data set."""
         return sum(int(mask.sum()) for mask in self.masks.values())
 
     @property
@@ -75,11 +75,11 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
       advance: called after each record that is read.
 
     Raises:
-      UserError: if an id is neither there nor was deleted earlier, `train` would become empty, something cannot be
-        read, or another deletion was interrupted.
+      UserError: if an id neither exists nor was deleted earlier, `train` would become empty, a file cannot be read, or
+        another deletion was interrupted.
     """
     _refuse_other_formats(built.folder)
-    # Read again: another deletion may have ended while this one waited for its lock.
+    # Read the data set again: another deletion may have ended while this one waited for its lock.
     splits = {}
     for name, split in read_splits(built.folder).items():
         if sum(split.lengths):
@@ -96,7 +96,7 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
         present |= ids.intersection(names)
         count += int(masks[split].sum())
 
-    # The entry of this deletion. It replaces that of an interrupted one of the same ids.
+    # The entry of this deletion replaces the entry of an interrupted deletion of the same ids.
     entry = _entry(built.deleted, ids, built.folder)
     final = {key: value for key, value in entry.items() if key not in ("unfinished", "replaced")}
     entries, is_repeated = [], False
@@ -132,12 +132,12 @@ def plan_deletion(built: BuiltDataset, ids: set[str], folders: list[Path], advan
 
 
 def _are_in(names: list[str], ids: set[str]) -> np.ndarray:
-    """Which names are ids, bool [names]; text arrays of numpy would compare without zeros at the end."""
+    """Returns the mask of names that are ids, bool [names]; numpy would compare text without trailing zeros."""
     return np.array([name in ids for name in names], bool)
 
 
 def _deletions_of(changes: list[LatentsChange]) -> list[dict[str, Any]]:
-    """The deletions that folders of latents record."""
+    """Returns the deletions that folders of latents record."""
     entries = []
     for change in changes:
         entries += change.manifest["deleted"]
@@ -145,7 +145,7 @@ def _deletions_of(changes: list[LatentsChange]) -> list[dict[str, Any]]:
 
 
 def _similar(unmatched: set[str], names: set[str]) -> str:
-    """A remark on the first unmatched id that names a file of clips, or differs from an id in its spelling alone."""
+    """Returns a hint for the first unmatched id that names a file of clips, or that is a misspelt id."""
     spellings = {}
     for name in sorted(names):
         spellings.setdefault(_spelling(name), name)
@@ -153,18 +153,18 @@ def _similar(unmatched: set[str], names: set[str]) -> str:
     for id in sorted(unmatched):
         similar = spellings.get(_spelling(id))
         if _spelling(id) and similar:
-            # Unicode forms of one text look alike: escapes show the difference.
+            # Unicode forms of one text look alike, so the message shows escapes.
             return f"; there is {format_id(similar)} ({ascii(similar)}), not {ascii(id)}"
     return ""
 
 
 def _spelling(id: str) -> str:
-    """An id without differences of case, of Unicode forms and of blanks at its ends."""
+    """Normalises case, Unicode form and surrounding blanks of an id."""
     return unicodedata.normalize("NFC", id).casefold().strip()
 
 
 def _entry(entries: list[dict[str, Any]], ids: set[str], folder: Path) -> dict[str, Any]:
-    """The entry of this list of ids, or a new one; lists are recorded by their hash alone."""
+    """Returns the entry of this list of ids, or a new one; entries identify lists by their hash only."""
     key = hash_ids(ids, _HASH_DIGITS)
     for entry in entries:
         if entry.get("unfinished") and entry["ids"] != key:
@@ -190,7 +190,7 @@ def _refuse_other_formats(folder: Path) -> None:
 
 
 def _read_ids(built: BuiltDataset, advance: Callable[[], None]) -> dict[str, list[str]]:
-    """The ids of every split, in order."""
+    """Reads the ids of every split, in order."""
     names = {}
     for split in built.splits:
         records = built.records(split)
@@ -208,7 +208,7 @@ def _read_ids(built: BuiltDataset, advance: Callable[[], None]) -> dict[str, lis
 
 
 class _FolderPlan(NamedTuple):
-    """Change of a folder of latents, and those of the ids that are in it."""
+    """Change of a folder of latents, and the ids that occur in it."""
 
     change: LatentsChange
     present: set[str]
@@ -222,7 +222,7 @@ def _plan_folder(
     entries: list[dict[str, Any]],
     entry: dict[str, Any],
 ) -> _FolderPlan:
-    """Plans the change of a finished folder of latents, which may be of another build of the data set."""
+    """Plans the change of a finished folder of latents, which may belong to another build of the data set."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         rows = {}
@@ -242,7 +242,7 @@ def _plan_folder(
         if is_of_this_build:
             keep[split] = _aligned(names, remaining.get(split, []), folder / split)
         else:
-            # Records of another build need not correspond to those of this one.
+            # Records of another build need not correspond to records of this build.
             keep[split] = ~_are_in(names, ids)
     if is_of_this_build:
         deleted = entries
@@ -252,10 +252,10 @@ def _plan_folder(
 
 
 def _aligned(rows: list[str], remaining: list[str], where: Path) -> np.ndarray:
-    """Which rows of an index belong to records that the data set keeps, bool [rows].
+    """Returns the mask of index rows whose records the data set keeps, bool [rows].
 
-    A row without an id is of a record that was unreadable when it was encoded: it corresponds to a record of the data
-    set that no other row corresponds to.
+    A row without an id belongs to a record that was unreadable during encoding: it is matched with a record of the data
+    set that has no other row.
     """
     known, expected, keep = set(rows), iter(remaining), np.zeros(len(rows), bool)
     following = next(expected, None)

@@ -1,4 +1,4 @@
-"""Removes records from a data set and from latents so that a kill at any moment leaves both readable."""
+"""Removal of records from a data set and from latents; a kill at any moment leaves both readable."""
 
 import json
 import os
@@ -20,14 +20,14 @@ _NEW = ".new"
 
 
 def write_remaining(folder: Path, deleted: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Writes the shards of a data set without some records beside the present ones, which do not change.
+    """Writes shards without the deleted records beside the present shards, which do not change.
 
     Every shard of a split that loses records gets a new name, so that replacing `dataset_info.json` by the result
-    exchanges all of them in one step.
+    exchanges all shards in one step.
 
     Args:
       folder: folder of the data set.
-      deleted: masks by split, bool [records], True for the records to leave out.
+      deleted: masks by split, bool [records], True for records to delete.
 
     Returns:
       The next content of `dataset_info.json`, without splits that become empty.
@@ -59,7 +59,7 @@ def _write_split(folder: Path, info: dict, split: StoredSplit, deleted: np.ndarr
     template = next_template(split.template)
     new_paths = shard_paths(folder, info, split.name, template, len(remaining))
     for (path, mask), new in zip(remaining, new_paths, strict=True):
-        new.unlink(missing_ok=True)  # never written into: it may be a hard link to a shard
+        new.unlink(missing_ok=True)  # not overwritten in place, as it may be a hard link to a shard
         if mask.any():
             copy_records(path, new, ~mask, "group_size:1")
         else:
@@ -81,7 +81,7 @@ def read_raw(path: Path) -> list[bytes]:
     """All records of a shard, as bytes.
 
     Raises:
-      UserError: if any of it cannot be read.
+      UserError: if the shard is damaged.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -96,12 +96,12 @@ def read_raw(path: Path) -> list[bytes]:
 
 
 def copy_records(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
-    """Writes the records of a shard that are to be kept to another one, which is on the disk on return.
+    """Copies the records to keep to a new shard, which is flushed to disk on return.
 
     Args:
       old, new: the shards.
       keep: mask of the records to keep, bool [records].
-      options: options of the writer of ArrayRecord.
+      options: options of `ArrayRecordWriter`.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -120,13 +120,13 @@ def copy_records(old: Path, new: Path, keep: np.ndarray, options: str) -> None:
 
 
 def switch_shards(folder: Path, info: dict[str, Any]) -> None:
-    """Replaces `dataset_info.json`, which makes the shards of `write_remaining` those of the data set."""
+    """Replaces `dataset_info.json`, after which the data set consists of the shards of `write_remaining`."""
     with atomic_write(folder / INFO, durable=True) as partial:
         partial.write_text(json.dumps(info, indent=2), encoding="utf-8")
 
 
 def remove_replaced(folder: Path, replaced: list[str]) -> None:
-    """Deletes the previous shards of a data set, and what killed processes wrote in their place."""
+    """Deletes the previous shards of a data set, and partial files of killed processes."""
     current: set[Path] = set()
     for split in read_splits(folder).values():
         current.update(split.paths)
@@ -155,7 +155,7 @@ class LatentsChange:
 
     @property
     def removed(self) -> int:
-        """Number of records that are removed."""
+        """Number of records to remove."""
         return sum(int((~mask).sum()) for mask in self.keep.values())
 
 
@@ -163,11 +163,12 @@ def apply_change(change: LatentsChange) -> None:
     """Removes records from the shards, indexes and manifest of a folder of latents.
 
     All new files are written beside the present ones; `manifest.next` then marks them as complete, and `finish_change`
-    exchanges them. A kill before that leaves the present latents; after a later kill the next `finish_change` resumes.
+    exchanges them. A kill before `manifest.next` leaves the present latents; after a later kill, `finish_change`
+    resumes.
     """
     folder, manifest = change.folder, change.manifest
     for path in [*folder.glob(f"*{_NEW}*"), *folder.glob(f"{NEXT_MANIFEST}.partial-*")]:
-        path.unlink()  # written by a killed process
+        path.unlink()  # left by a killed process
     shards = dict(manifest["shards"])
     unreadable = {}
     for split, keep in change.keep.items():
@@ -202,8 +203,8 @@ def _next(path: Path) -> Path:
 
 
 def _renumbered(unreadable: list, keep: np.ndarray) -> list[tuple]:
-    """The entries of unreadable records that are kept, with the numbers that these have among all kept records."""
-    position = np.cumsum(keep) - 1  # position of each kept record among them
+    """Returns the entries of unreadable records that are kept, with their new record numbers."""
+    position = np.cumsum(keep) - 1  # new number of each kept record
     return [(int(position[int(i)]), *rest) for i, *rest in unreadable if keep[int(i)]]
 
 
@@ -212,7 +213,7 @@ def finish_change(folder: Path) -> None:
     if not (folder / NEXT_MANIFEST).exists():
         return
     manifest = json.loads((folder / NEXT_MANIFEST).read_text(encoding="utf-8"))
-    # Resumable: files that were renamed before a kill are not in the glob any more.
+    # This can be resumed: files that were renamed before a kill no longer match.
     for path in folder.glob(f"*{_NEW}"):
         os.replace(path, path.with_name(path.name.removesuffix(_NEW)))
     for path in foreign_files(folder, manifest):

@@ -24,14 +24,14 @@ def _no_progress() -> None:
 def find_remaining(
     built: BuiltDataset, folders: Iterable[Path], ids: Collection[str], advance: Callable[[], None] = _no_progress
 ) -> list[str]:
-    """Places in which ids still occur.
+    """Returns the places where ids still occur.
 
-    Every record of the data set is read: its id is compared, and its decompressed bytes are searched. Indexes of
-    latents are compared, and all files of all folders are searched as bytes. Ids of fewer than 8 bytes are only
-    compared.
+    Every record of the data set is read: its id is compared, and its decompressed bytes are searched. The ids in
+    indexes of latents are compared, and all files of all folders are searched as bytes. Ids of fewer than 8 bytes are
+    only compared.
 
     Args:
-      built: the data set as it is now.
+      built: the present data set.
       folders: folders of latents.
       ids: ids that must not occur.
       advance: called after each record.
@@ -43,8 +43,8 @@ def find_remaining(
     words = _written_forms(built, ids)
     pattern = _pattern(words)
     lines, remaining, matches = _search_records(built, ids, pattern, advance)
-    # An id may be part of the longer id of a sample that stays: such an occurrence is not a match.
-    # Matches are therefore decided once the ids of all records are known.
+    # An id may be part of the longer id of a remaining sample, which is not a match.  # So matches are decided once the
+    # ids of all records are known.
     longer: list[bytes] = []
     if pattern:
         longer = [word for word in (form.encode() for form in _written_forms(built, remaining)) if pattern.search(word)]
@@ -94,7 +94,7 @@ def _search_records(
 
 
 def _search_indexes(folder: Path, ids: Collection[str]) -> Iterator[str]:
-    """Lines about rows of these ids in the indexes of a folder of latents, and about unreadable indexes."""
+    """Yields lines about index rows with these ids in a folder of latents, and about unreadable indexes."""
     for path in folder.glob("*.index.safetensors"):
         try:
             rows = {row.decode(errors="replace") for row in decode_ids(load_file(path)["id"])}
@@ -106,7 +106,7 @@ def _search_indexes(folder: Path, ids: Collection[str]) -> Iterator[str]:
 
 
 def _written_forms(built: BuiltDataset, ids: Collection[str]) -> set[str]:
-    """Ids as records store them, and as JSON files do, in which other characters than ASCII are escaped."""
+    """Returns ids as stored in records, and as in JSON files, which escape characters other than ASCII."""
     forms = set()
     for name in ids:
         stored = _stored_id(built, name)
@@ -115,7 +115,7 @@ def _written_forms(built: BuiltDataset, ids: Collection[str]) -> set[str]:
 
 
 def _stored_id(built: BuiltDataset, name: str) -> str:
-    """The id as it is stored in the record, without what decoding puts before it."""
+    """Returns the id as stored in the record, without the prefix that decoding adds."""
     return name.removeprefix(built.settings.id_prefix)
 
 
@@ -134,12 +134,12 @@ def _in_file(path: Path, pattern: re.Pattern[bytes], longer: list[bytes], overla
 
 
 def _contains(data: bytes, pattern: re.Pattern[bytes], longer: list[bytes], end: int | None = None) -> bool:
-    """Whether an id starts in data[:end] that is not part of one of the `longer` ids."""
+    """Whether data[:end] contains the start of an id that is not part of one of the `longer` ids."""
     for match in pattern.finditer(data):
         start, stop = match.span()
         if end is not None and start >= end:
             continue
-        # A longer id that contains the match lies within its own length around it.
+        # A longer id that contains the match lies within its length on either side.
         is_part = False
         for name in longer:
             if data.find(name, max(0, stop - len(name)), start + len(name)) >= 0:
@@ -151,9 +151,9 @@ def _contains(data: bytes, pattern: re.Pattern[bytes], longer: list[bytes], end:
 
 
 def _pattern(ids: Iterable[str]) -> re.Pattern[bytes] | None:
-    """Expression that matches any of the ids that are long enough, as a prefix tree.
+    """Compiles a regular expression that matches any id of sufficient length, as a prefix tree.
 
-    Each byte of the data is then compared a few times only, however many ids there are.
+    With a prefix tree the number of comparisons per byte hardly depends on the number of ids.
     """
     encoded = {name.encode() for name in ids}
     words = sorted(word for word in encoded if len(word) >= _SHORT_BYTES)
@@ -161,12 +161,12 @@ def _pattern(ids: Iterable[str]) -> re.Pattern[bytes] | None:
 
 
 def _prefix_tree(words: list[bytes]) -> bytes:
-    """Expression for any of the sorted words; a word that is a prefix of others matches wherever they do."""
+    """Builds a regular expression for the sorted words; a word that is a prefix of others matches in place of them."""
     shared = len(os.path.commonprefix([words[0], words[-1]]))
     start = re.escape(words[0][:shared])
     if len(words[0]) == shared:
         return start
-    # Branches by the first byte that differs.
+    # Branch at the first byte that differs.
     groups: dict[int, list[bytes]] = {}
     for word in words:
         groups.setdefault(word[shared], []).append(word[shared:])
