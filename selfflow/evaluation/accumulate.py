@@ -21,7 +21,7 @@ class Accumulator:
     Attributes:
       features: name of the Frechet distance of these features, such as "FD-EffNet".
       identity: identity of the extractor; only features of one identity are compared.
-      samples: n, the samples on either side of a Frechet distance.
+      samples: n, the number of samples on each side of a Frechet distance.
       first, second: moments of the first n samples, and of the next n, for the Frechet distance between two sets of
         real clips.
       kept: features of the first `keep` samples, float32, for KID, precision and recall.
@@ -92,7 +92,7 @@ class Accumulator:
 
     @classmethod
     def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> Self:
-        """The accumulator in the arrays of `save`; ValueError, KeyError or TypeError if they are inconsistent."""
+        """Restores an accumulator from the arrays of `save`; ValueError, KeyError or TypeError if they disagree."""
         self = object.__new__(cls)
         kept = arrays["kept"]
         whole = {name: int(arrays[name]) for name in ("samples", "keep", "count")}
@@ -114,14 +114,14 @@ class Accumulator:
 
 
 class Statistics(NamedTuple):
-    """Mean [D] and covariance [D, D] of a reference without features, as in the `.npz` files of ADM."""
+    """Mean [D] and covariance [D, D] of a reference set whose features are not stored, as in ADM's `.npz` files."""
 
     mean: np.ndarray
     covariance: np.ndarray
 
 
 def load_reference(path: Path, extractor: Extractor) -> Accumulator | Statistics:
-    """A reference set: a file of `Accumulator.save`, or a file of statistics with `mu` and `sigma`.
+    """Reads a reference set: a file of `Accumulator.save`, or a file of statistics with `mu` and `sigma`.
 
     Args:
       path: a `.npz` file; pickles in it are not read.
@@ -129,7 +129,7 @@ def load_reference(path: Path, extractor: Extractor) -> Accumulator | Statistics
 
     Raises:
       UserError: a missing or damaged file, another format, or features of another extractor. Files of statistics (ADM,
-        pytorch-fid, TTUR) do not name their features, and are taken for those of FID's Inception.
+        pytorch-fid, TTUR) do not name their features, which are assumed to be the Inception features of FID.
     """
     arrays = _read(path)
     try:
@@ -150,7 +150,7 @@ def load_reference(path: Path, extractor: Extractor) -> Accumulator | Statistics
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` file."""
+    """Reads the arrays of a `.npz` file."""
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a reference as .npz")
     try:
@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             known = [name for name in archive.files if name not in ("arr_0", "arr_1", "mu_s", "sigma_s")]
             return {name: archive[name] for name in known}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
-        # Without numpy's message, which may advise to unpickle.
+        # numpy's own message may advise loading pickles, so it is not shown.
         raise UserError(f"{path} is damaged, or not a .npz of plain arrays; copy or save it again") from None
 
 

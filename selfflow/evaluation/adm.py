@@ -45,7 +45,7 @@ def write_adm(path: Path, batches: Iterable[np.ndarray], count: int) -> None:
 
 
 def _checked(path: Path, batch: np.ndarray) -> np.ndarray:
-    """The batch; raises `UserError` unless it consists of uint8 images."""
+    """Returns the batch; raises `UserError` unless it consists of uint8 images."""
     if batch.dtype != np.uint8 or batch.ndim != 4 or batch.shape[-1] != 3:
         raise UserError(
             f"{path}: images of {batch.dtype} {list(batch.shape)}; ADM's evaluator reads uint8 [B, H, W, 3]"

@@ -1,4 +1,4 @@
-"""Metrics of accumulated samples, relative to accumulated real clips."""
+"""Computes metrics of accumulated samples against accumulated real clips."""
 
 import math
 from collections.abc import Mapping
@@ -31,11 +31,11 @@ class Comparison:
       real, generated: samples; None for a reference of statistics.
       compared: samples (real, generated) in KID, precision and recall.
       samples: n of the Frechet distances.
-      values: values by the name of the metric; those that need more samples are left out.
-      frechet_real: Frechet distance of the next n real samples from the first n, which a perfect model would reach;
-        None with fewer samples, and for statistics.
-      headline: "kid" below 10 000 real or generated samples, "frechet" from there on, where n is 10 000 too; None if
-        that metric has no value.
+      values: values by the name of the metric; metrics that need more samples are left out.
+      frechet_real: Frechet distance between the first n real samples and the next n, the value of a perfect model;
+        None if there are fewer samples, and for statistics.
+      headline: the metric to report: "kid" below 10 000 real or generated samples, otherwise "frechet" with n = 10 000;
+        None if that metric has no value.
     """
 
     features: str
@@ -49,14 +49,14 @@ class Comparison:
     headline: Literal["kid", "frechet"] | None
 
     def to_json(self) -> dict[str, Any]:
-        """All but the values, as JSON data."""
+        """Returns all fields except the values, as JSON data."""
         fields = asdict(self)
         del fields["values"]
         return fields
 
 
 def compare(real: Accumulator | Statistics, generated: Accumulator) -> Comparison:
-    """Compares two sets in their feature space by all metrics of features.
+    """Computes all feature metrics of two sets in one feature space.
 
     Raises:
       UserError: fewer than two samples in a set, features of different extractors, or different n.
@@ -103,7 +103,7 @@ class SampleMetrics:
     comparisons: dict[str, Comparison]
 
     def numbers(self) -> dict[str, float]:
-        """The finite values by key, and their standard errors, for JSON files and `metrics.jsonl`."""
+        """Returns the finite values and their standard errors by key, for JSON files and `metrics.jsonl`."""
         numbers = {}
         for key, value in self.values.items():
             numbers[key] = value.value
@@ -114,7 +114,7 @@ class SampleMetrics:
         return {key: number for key, number in numbers.items() if math.isfinite(number)}
 
     def counts(self) -> dict[str, int]:
-        """Clips that a value is computed from, by key, where not all samples count."""
+        """Returns the number of clips behind each value, by key, for metrics that do not apply to all samples."""
         return {key: value.count for key, value in self.values.items() if value.count is not None}
 
 
@@ -126,7 +126,7 @@ def sample_metrics(reference: Reference, accumulated: SampleAccumulator) -> Samp
       accumulated: accumulated samples.
 
     Raises:
-      UserError: if a metric needs something else than features, media or clips.
+      UserError: if a metric needs an input other than features, media or clips.
     """
     comparisons, values = {}, {}
     for space, features in accumulated.features.items():

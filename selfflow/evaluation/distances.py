@@ -22,7 +22,7 @@ class Kid(NamedTuple):
 
 
 class PrecisionRecall(NamedTuple):
-    """Share of generated samples in the manifold of the real ones, and of real samples in that of the generated."""
+    """Share of generated samples in the manifold of the real ones, and the converse for real samples."""
 
     precision: float
     recall: float
@@ -31,16 +31,16 @@ class PrecisionRecall(NamedTuple):
 def kid(real: Float[np.ndarray, "m D"], generated: Float[np.ndarray, "n D"]) -> Kid:
     """Unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (arXiv 1801.01401).
 
-    Over all pairs of samples: sum k(x, x') / m(m - 1) + sum k(y, y') / n(n - 1) - 2 sum k(x, y) / mn, without pairs of
-    a sample with itself. torch-fidelity prints the mean over random subsets, a less precise estimate of the same
-    quantity, and the standard deviation of a subset of 1 000 samples, which does not shrink as samples are added. The
-    error here is the standard error of the value, by the two-sample jackknife: (m - 1) / m sum (d_i - mean d)^2 over
-    the estimates d_i without real sample i, plus the same over generated samples. It assumes independent samples. It
-    is not too small on average (Efron and Stein, 1981), and about sqrt(2) too large if both sets have the same
-    distribution.
+    The estimate over all pairs of samples is sum k(x, x') / m(m - 1) + sum k(y, y') / n(n - 1) - 2 sum k(x, y) / mn,
+    where no sample is paired with itself. torch-fidelity prints the mean over random subsets, a less precise estimate
+    of the same quantity, and the standard deviation of a subset of 1 000 samples, which does not shrink as samples are
+    added. The error here is the standard error of the value, by the two-sample jackknife: (m - 1) / m sum (d_i - mean
+    d)^2 over the estimates d_i without real sample i, plus the same over generated samples. It assumes independent
+    samples. It is not too small on average (Efron and Stein, 1981), and about sqrt(2) too large if both sets have the
+    same distribution.
 
     Returns:
-      The value, which may be below 0 for similar distributions, and its standard error.
+      The estimate, which may be negative for similar distributions, and its standard error.
 
     Raises:
       UserError: fewer than three samples in a set, different widths, or values that are not finite.
@@ -72,8 +72,8 @@ def frechet(
     """Squared Frechet distance of two Gaussians, |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (arXiv 1706.08500).
 
     tr (A B)^(1/2) is the sum of the singular values of R^T S, where A = R R^T and B = S S^T; eigenvalues that are 0 up
-    to rounding are left out of R and S. Nothing is added to the diagonals, so that singular covariances, as of few
-    samples or constant features, give the value of the formula.
+    to rounding are left out of R and S. Nothing is added to the diagonals, so that the formula also holds for singular
+    covariances, which result from few samples or constant features.
 
     Raises:
       UserError: if shapes disagree or a value is not finite.
@@ -101,9 +101,9 @@ def precision_recall(
     """Improved precision and recall (arXiv 1904.06991), as computed by the evaluator of ADM (arXiv 2105.05233).
 
     The manifold of a set is the union of balls around its samples, whose radius is the distance to the k-th nearest
-    other sample. Precision is the share of generated samples in the manifold of the real ones, recall the share of
-    real samples in that of the generated ones. Both depend on the numbers of samples: compare only values of the same
-    numbers.
+    other sample. Precision is the share of generated samples in the manifold of the real ones, and recall the share of
+    real samples in the manifold of the generated ones. Both depend on the sample counts: compare values of equal counts
+    only.
 
     Raises:
       UserError: k samples or fewer in a set, different widths, or values that are not finite.
@@ -151,14 +151,14 @@ def _check(real: np.ndarray, generated: np.ndarray, least: int) -> None:
 
 
 def _blocks(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of features in blocks, as slices and as float64 arrays."""
+    """Yields blocks of rows of the features, as slices and as float64 arrays."""
     for start in range(0, len(features), _BLOCK):
         rows = slice(start, start + _BLOCK)
         yield rows, features[rows].astype(np.float64)
 
 
 def _kernel_sums(a: np.ndarray, b: np.ndarray, within: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of k(a_i, b_j) over j and over i, [len(a)] and [len(b)]; `within` one set without i = j."""
+    """Sums of k(a_i, b_j) over j and over i, [len(a)] and [len(b)]; `within` leaves out i = j."""
     over_b, over_a = np.zeros(len(a)), np.zeros(len(b))
     for rows, x in _blocks(a):
         for columns, y in _blocks(b):
@@ -171,7 +171,7 @@ def _kernel_sums(a: np.ndarray, b: np.ndarray, within: bool = False) -> tuple[np
 
 
 def _radii(features: np.ndarray, centre_D: np.ndarray, k: int) -> np.ndarray:
-    """Squared distance of each sample to its k-th nearest other one, [n]."""
+    """Squared distance from each sample to its k-th nearest neighbour, [n]."""
     radii = np.empty(len(features))
     for rows, x in _blocks(features):
         nearest = np.empty((len(x), 0))
@@ -192,7 +192,7 @@ def _squared_distances(x_md: np.ndarray, y_nd: np.ndarray) -> np.ndarray:
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """R [D, rank] with R R^T = covariance."""
+    """Returns R [D, rank] with R R^T = covariance."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     nonzero = values > values[-1] * len(values) * np.finfo(np.float64).eps
     return vectors[:, nonzero] * np.sqrt(values[nonzero])

@@ -9,12 +9,12 @@ from selfflow.errors import UserError, did_you_mean
 
 
 class Extractor(Protocol):
-    """A source of features of media.
+    """Computes features of media.
 
     Attributes:
       name: name of the features, such as "EffNet".
       identity: name and hash of the weights: equal identities give equal features.
-      distance: name of the Frechet distance of these features: "FID", "FVD", otherwise "FD-" and the name.
+      distance: name of the Frechet distance of these features: "FID", "FVD", or otherwise "FD-" followed by the name.
       medium: modality of its input.
       width: channels D of a feature.
     """
@@ -26,7 +26,7 @@ class Extractor(Protocol):
     width: int
 
     def __call__(self, media: np.ndarray, rate: float = 0) -> np.ndarray:
-        """Features, float32 [B, D]. A row does not depend on the other samples of the batch.
+        """Computes features, float32 [B, D]. A row does not depend on the other samples of the batch.
 
         Args:
           media: uint8 images [B, H, W, 3], uint8 videos [B, T, H, W, 3], or int16 audio [B, samples].
@@ -47,7 +47,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
 
 
 def media_of(spec: str) -> tuple[str, ...]:
-    """The modalities that an extractor applies to.
+    """Returns the modalities that an extractor applies to.
 
     Raises:
       UserError: if there is no such extractor.
@@ -69,7 +69,7 @@ def open_extractor(spec: str, medium: str) -> Extractor:
 
     Raises:
       UserError: an unknown extractor, another modality, a package that is not installed, or a file that is missing,
-        damaged or of another network.
+        damaged or for another network.
     """
     modalities = media_of(spec)
     kind, _, file = spec.partition("=")
@@ -108,7 +108,7 @@ def open_extractor(spec: str, medium: str) -> Extractor:
 
 
 def _remedy(kind: str) -> str:
-    """The remedy for an unknown name, or for a superfluous or missing path."""
+    """Suggests a fix for an unknown name, or for a superfluous or missing path."""
     known = {name.rstrip("="): name for name in _KINDS}
     name = known.get(kind.lower())
     if name is None:
@@ -120,7 +120,7 @@ def _remedy(kind: str) -> str:
 
 
 def _usage(name: str) -> str:
-    """A name of `_KINDS` with a placeholder for its path."""
+    """Formats a name of `_KINDS` with a placeholder for its path."""
     if not name.endswith("="):
         return name
     return name + ("FOLDER" if name == "clap=" else "FILE")

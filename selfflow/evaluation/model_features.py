@@ -1,4 +1,4 @@
-"""Features of latents by the network of the run itself: the residual stream after a block."""
+"""Features of latents from the run's own network: the residual stream after a block."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ class ModelFeatures:
     Args:
       apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`.
       modalities: modalities of the component.
-      block: counted from 1.
+      block: number of the block, from 1.
       tau: noise level of the latents.
       null_label: label for no class.
       width: D, channels of the residual stream.
@@ -46,11 +46,11 @@ class ModelFeatures:
         self._forward = Forward(apply, modalities, (block,), tau, null_label)
 
     def with_params(self, params: Any, identity: str) -> Self:
-        """A copy with parameters of the model.
+        """Returns a copy with parameters of the model.
 
         Args:
           params: parameters of the model.
-          identity: distinguishes them from others, such as RUN and step.
+          identity: unique name of these parameters, such as RUN and step.
         """
         other = copy.copy(self)
         other._params = params
@@ -58,7 +58,7 @@ class ModelFeatures:
         return other
 
     def __call__(self, latents: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Features of latents {modality: [B, ...]}, float32 [B, D]. All samples have the same noise."""
+        """Computes features of latents {modality: [B, ...]}, float32 [B, D]. All samples share the same noise."""
         indices = np.zeros(len(latents[self._names[0]]), int)
         features = self._forward(self._params, latents, indices)[self._block]
         scaled = []

@@ -1,7 +1,7 @@
 """Metrics of generated samples.
 
 `METRICS` lists all of them. The tables of `selfflow evaluate`, its JSON file, the metrics of training and reports
-iterate over it, so that a new metric is a class, as `metric.py` describes, and an entry here.
+iterate over it, so a new metric needs only a class, as described in `metric.py`, and an entry here.
 """
 
 from selfflow.evaluation.metrics.av_sync import AVSync
@@ -13,7 +13,7 @@ METRICS: tuple[Metric, ...] = (KID(), Frechet(), Precision(), Recall(), PhysicsC
 
 
 def metric_of(key: str) -> Metric | None:
-    """The metric that a key of an evaluation belongs to, such as `kid/LogMel/audio`; None for other keys."""
+    """Returns the metric of a key such as `kid/LogMel/audio`; None if the key belongs to no metric."""
     owners = [metric for metric in METRICS if key == metric.name or key.startswith(f"{metric.name}/")]
-    # The longest name: `physics/audio_match_auc` also starts with `physics/`.
+    # Prefer the longest name: `physics/audio_match_auc` also starts with `physics/`.
     return max(owners, key=lambda metric: len(metric.name), default=None)

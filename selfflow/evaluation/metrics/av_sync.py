@@ -33,10 +33,10 @@ def synchrony(
 ) -> Synchrony:
     """Cross-correlates onset strength and motion energy, for media without ground truth.
 
-    Motion energy is the mean absolute difference of a frame and the next; onset strength is the rise of the log
-    spectrum between the times of the two. Both are standardised over the clip and multiplied at every lag; the sum is
-    divided by the number of frames, so that the peak does not favour lags with a short overlap. Values depend on the
-    kind of media: compare sets of the same kind, or a set with itself with permuted audio.
+    Motion energy is the mean absolute difference of successive frames; onset strength is the rise of the log spectrum
+    between them. Both are standardised over the clip and multiplied at every lag; the sum is divided by the number of
+    frames, so that the peak does not favour lags with a short overlap. Values depend on the kind of media: compare sets
+    of the same kind, or a set with itself with permuted audio.
 
     Args:
       videos: [T, H, W, C] each, of any real dtype.
@@ -46,7 +46,7 @@ def synchrony(
       max_lag: largest lag in either direction, seconds.
 
     Raises:
-      UserError: unequal numbers of clips, or media of another shape.
+      UserError: unequal numbers of clips, or media of the wrong shape.
     """
     if len(videos) != len(audio):
         raise UserError(f"synchrony: {len(videos)} videos and {len(audio)} clips of audio; give equal numbers")
@@ -88,17 +88,17 @@ def motion_energy(video: np.ndarray) -> np.ndarray:
 def onset_strength(audio: np.ndarray, sample_rate: int, frames_per_second: float, steps: int) -> np.ndarray:
     """Spectral flux of audio [S] between successive frames, float64 [steps]: summed rises of the log spectrum.
 
-    0 after the end of the audio. Half-wave rectified flux of log-compressed magnitudes: Böck, Krebs and Schedl,
-    "Evaluating the online capabilities of onset detection methods", ISMIR 2012.
+    The flux is 0 after the end of the audio. It is the half-wave rectified flux of log-compressed magnitudes: Böck,
+    Krebs and Schedl, "Evaluating the online capabilities of onset detection methods", ISMIR 2012.
     """
-    # To full scale 1, so that the log compression does not depend on the dtype.
+    # Scale to [-1, 1], so that the log compression does not depend on the dtype.
     x = audio.astype(np.float64) / (32768 if np.issubdtype(audio.dtype, np.integer) else 1)
     window = max(8, round(_WINDOW * sample_rate))
     hop = max(1, round(sample_rate / frames_per_second / _HOPS_PER_FRAME))
     strength = np.zeros(steps)
     if not len(x) or not steps:
         return strength
-    # With half a window of silence on both sides block k is centred at sample k hop.
+    # Pad half a window of silence on both sides, which centres block k at sample k hop.
     x = np.pad(x, (window // 2, window - window // 2))
     blocks = np.lib.stride_tricks.sliding_window_view(x, window)[::hop]
     spectrum = np.log1p(_COMPRESSION * np.abs(np.fft.rfft(blocks * np.hanning(window), axis=1)) / window)

@@ -25,7 +25,7 @@ class KID:
 
 
 class Frechet:
-    """Frechet distance of the first n generated samples from the first n real ones, or from statistics."""
+    """Frechet distance between the first n generated and the first n real samples, or the statistics of a reference."""
 
     name = "frechet"
     title = "FD"
@@ -34,7 +34,7 @@ class Frechet:
     unit = "squared distance of features, which depends on n"
 
     def compute(self, pair: FeaturePair) -> Value | None:
-        """See `distances.frechet`. None with fewer than n samples on either side."""
+        """See `distances.frechet`. None if either set has fewer than n samples."""
         real, first = pair.real, pair.generated.first
         if first.count != pair.generated.samples:
             return None

@@ -61,7 +61,7 @@ class FeaturePair:
 
     @property
     def kept(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Features of real [m, D] and generated samples [n, D]; None for statistics, and with too few samples."""
+        """Features of real [m, D] and generated samples [n, D]; None for statistics or too few samples."""
         if isinstance(self.real, Statistics):
             return None
         enough = min(len(self.real.kept), len(self.generated.kept)) > NEIGHBOURS
@@ -74,14 +74,15 @@ class FeaturePair:
 
 
 class FeatureMetric(Protocol):
-    """A distance of generated from real samples in one feature space, such as KID.
+    """A distance between generated and real samples in one feature space, such as KID.
 
-    Its key is NAME/FEATURES/MODALITY, such as `kid/LogMel/audio`; a standard error is at NAME_error/FEATURES/MODALITY.
+    Its key is NAME/FEATURES/MODALITY, such as `kid/LogMel/audio`; the key of its standard error is
+    NAME_error/FEATURES/MODALITY.
 
     Attributes:
       name: beginning of its keys in JSON and `metrics.jsonl`.
       title: header of its column.
-      better: direction of better values.
+      better: whether higher or lower values are better.
       needs: input of the metric: `features`, `media` or `clips`.
       unit: unit and range of its values.
     """
@@ -93,12 +94,12 @@ class FeatureMetric(Protocol):
     unit: str
 
     def compute(self, pair: FeaturePair) -> Value | None:
-        """The value; None if there are too few samples."""
+        """Computes the value; None if there are too few samples."""
         ...
 
 
 class MediaMetric(Protocol):
-    """The mean over clips of a number that is computed from the decoded media of each. Its key is NAME.
+    """The mean over clips of a value that is computed from the decoded media of each clip. Its key is NAME.
 
     Attributes: as of `FeatureMetric`.
     """
@@ -110,7 +111,7 @@ class MediaMetric(Protocol):
     unit: str
 
     def per_clip(self, media: Mapping[str, np.ndarray], rates: Mapping[str, float]) -> np.ndarray | None:
-        """Values of clips.
+        """Computes the value of each clip.
 
         Args:
           media: uint8 images [B, H, W, 3], uint8 videos [B, T, H, W, 3], int16 audio [B, S], by modality.
@@ -123,7 +124,7 @@ class MediaMetric(Protocol):
 
 
 class ClipMetric(Protocol):
-    """Numbers that the physics verifier computes from all tracked clips. Its keys are NAME or NAME/PART.
+    """Values that the physics verifier computes from all tracked clips. Their keys are NAME or NAME/PART.
 
     Attributes: as of `FeatureMetric`.
     """
@@ -135,7 +136,7 @@ class ClipMetric(Protocol):
     unit: str
 
     def compute(self, clips: TrackedClips) -> dict[str, Value]:
-        """Values by key."""
+        """Computes the values by key."""
         ...
 
 

@@ -28,10 +28,10 @@ class PhysicsChecks:
 
 
 class AudioMatch:
-    """AUC of the verifier's synchrony for the audio of a clip against the audio of another clip.
+    """AUC of the verifier's synchrony: a clip with its own audio against the clip with the audio of another clip.
 
-    0.5 if audio and video are independent. Computed from the clips with three contacts or more, for which both are
-    defined.
+    0.5 if audio and video are independent. It is computed from clips with at least three contacts, for which both
+    synchronies are defined.
     """
 
     name = "physics/audio_match_auc"
@@ -41,7 +41,7 @@ class AudioMatch:
     unit = "AUC of own against other audio"
 
     def compute(self, clips: TrackedClips) -> dict[str, Value]:
-        """The AUC; nothing for clips without audio, and with fewer than two clips."""
+        """Computes the AUC; no values without audio, or with fewer than two clips."""
         if not clips.tracked or not clips.audio:
             return {}
         own, partners = clips.report().scores["synchrony"], random_partners(len(clips.audio))

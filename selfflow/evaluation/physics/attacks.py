@@ -1,4 +1,4 @@
-"""Attacks in the audio of a clip, compared to the contacts that should cause them."""
+"""Attacks in the audio of a clip, compared with the contacts that should cause them."""
 
 import numpy as np
 
@@ -12,10 +12,10 @@ _MIN_CONTACTS = 3  # fewer contacts yield correlations by chance
 
 
 def attacks(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rises of the amplitude and their times.
+    """Computes the rises of the amplitude and their times.
 
-    The envelope is the RMS of 10 ms every 5 ms. A rise is the excess of the envelope over its maximum of the last
-    25 ms, so that neither decay nor the beating of modes counts.
+    The envelope is the RMS of 10 ms every 5 ms. A rise is the excess of the envelope over its maximum in the last 25
+    ms, so that neither decay nor the beating of modes is counted.
 
     Args:
       audio: int16 [S].
@@ -41,7 +41,7 @@ def attacks(audio: np.ndarray, sample_rate: int) -> tuple[np.ndarray, np.ndarray
 
 
 def onset_strength(audio: np.ndarray, sample_rate: int, frames: int, seconds: float) -> np.ndarray:
-    """Attacks around each frame, float64 [T]: weight 1 at the time of the frame, 0 at that of its neighbours.
+    """Attacks around each frame, float64 [T]; the weight falls from 1 at a frame to 0 at its neighbours.
 
     The second difference of positions weights a contact between two frames in the same way.
 
@@ -64,7 +64,7 @@ def onset_strength(audio: np.ndarray, sample_rate: int, frames: int, seconds: fl
 def momentum_change(tracks: Tracks, lines: Lines, events: list[Event], seconds: float) -> np.ndarray:
     """Change of momentum around each frame, summed over bodies, units^2 times units per second, float64 [T].
 
-    Computed from second differences of positions. They count as 0 within a line, where they are noise, and at pushes.
+    Computed from second differences of positions. They are set to 0 within a line, where they are noise, and at pushes.
     NaN in the first and the last frame.
     """
     total = np.full(len(tracks.count), np.nan)
@@ -93,9 +93,9 @@ def _contacts_by_body(lines: Lines, events: list[Event]) -> np.ndarray:
 
 
 def synchrony(change: np.ndarray, onset: np.ndarray, contacts: int) -> float:
-    """Correlation over frames of momentum changes [T] and onset strength [T], of their square roots.
+    """Correlation over frames of the square roots of momentum changes [T] and onset strength [T].
 
-    The root reduces the weight of single loud contacts. NaN with fewer than 3 contacts; 0 with motion but no audio.
+    The root reduces the weight of single loud contacts. NaN for fewer than 3 contacts; 0 for silent audio.
     """
     known = np.isfinite(change)
     if contacts < _MIN_CONTACTS or known.sum() < 3:
@@ -115,7 +115,7 @@ def loudness(event: Event, audio: np.ndarray, sample_rate: int, seconds: float) 
 
 
 def is_isolated(event: Event, events: list[Event]) -> bool:
-    """Whether an event lies between two frames, with no contact of a third body at nearly the same time."""
+    """Whether an event lies between two successive frames, with no contact of a third body near that time."""
     if event.last > event.first + 1 or event.touched == NOTHING:
         return False
     near = [e for e in events if e.first <= event.last + 1 and e.last >= event.first - 1]

@@ -25,7 +25,7 @@ from selfflow.evaluation.physics.verify import (
 from selfflow.progress import progress
 
 Transform = Callable[[np.ndarray], np.ndarray]
-"""One clip to another of the same shape, such as an autoencoder's reconstruction."""
+"""Maps a clip to another of the same shape, such as its reconstruction by an autoencoder."""
 _SHIFTS = range(1, 9)  # frames
 _DETECTED_BY = {
     "body teleported": ("unbroken",),
@@ -35,18 +35,18 @@ _DETECTED_BY = {
     "world with gravity": ("causes",),
     "time reversed": ("energy", "time"),
 }
-"""The checks that should detect a corruption of the video."""
+"""The check that should detect each corruption of the video."""
 
 
 class Calibration(NamedTuple):
     """Results of `calibrate`."""
 
     tracker: CheckResult
-    """RMS distance of tracked from true centres, units, over body-frames; see `tracking_error`."""
+    """RMS distance between tracked and true centres, units, over body-frames; see `tracking_error`."""
     unmatched: int
-    """Clips with a wrong number of tracked bodies; not in `tracker`."""
+    """Number of clips with a wrong number of tracked bodies, which `tracker` does not include."""
     checks: dict[str, CheckResult]
-    """The checks on real clips, pushes inferred."""
+    """The checks on real clips, with inferred pushes."""
     with_action: dict[str, CheckResult]
     """`energy` and `time` with the pushes of the records."""
     auc: dict[str, tuple[str, float, int]]
@@ -56,9 +56,9 @@ class Calibration(NamedTuple):
 
 
 def tracking_error(tracks: Tracks, record: dict[str, Any]) -> np.ndarray | None:
-    """Distances of tracked from true centres, units, [T, bodies]; NaN where a body is not visible.
+    """Distances between tracked and true centres, units, [T, bodies]; NaN where a body is not visible.
 
-    Bodies are matched once for the whole clip. None for another number of bodies.
+    Bodies are matched once for the whole clip. None if the number of tracked bodies is wrong.
     """
     count = int(record["count"])
     if tracks.positions.shape[1] != count:
@@ -79,13 +79,13 @@ def calibrate(
     through_audio: Transform | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Measures the verifier on real clips and on corrupted ones.
+    """Measures the verifier on real and on corrupted clips.
 
     Args:
       records: records of a split that the classifiers were not fitted to, with the ids of the data set.
       settings: settings of the data set.
       classifiers: see `fit_classifiers`.
-      through_video: function applied to all videos before they are scored, also to corrupted ones, such as an
+      through_video: function applied to all videos, real and corrupted, before they are scored, such as an
         autoencoder.
       through_audio: the same for audio.
       seed: seed for the choice of partners, frames and bodies.
@@ -125,14 +125,14 @@ def calibrate(
 
 
 class _Detection:
-    """How well checks separate real from corrupted clips: `Calibration.auc` and `Calibration.flagged`."""
+    """Separation of real and corrupted clips by the checks: `Calibration.auc` and `Calibration.flagged`."""
 
     def __init__(self):
         self.auc: dict[str, tuple[str, float, int]] = {}
         self.flagged: dict[str, tuple[float, float]] = {}
 
     def add(self, name: str, check: str, real: np.ndarray, corrupted: np.ndarray) -> None:
-        """Compares the scores [n] of real clips with those of the same clips corrupted, where both are known."""
+        """Compares scores [n] of real clips with scores of the same clips after corruption, where both exist."""
         both = np.isfinite(real) & np.isfinite(corrupted)
         real, corrupted = real[both], corrupted[both]
         self.auc[name] = check, _auc(real, corrupted), len(real)
@@ -156,7 +156,7 @@ def _compare_audio(
     settings: Collisions,
     seed: int,
 ) -> None:
-    """Compares the synchrony of clips with that of the same videos with shifted audio, and with that of other clips."""
+    """Compares the synchrony of clips with the synchrony of their videos with shifted or exchanged audio."""
     synchrony = report.scores["synchrony"]
     hop = settings.samples // settings.frames
     for sign, direction in ((1, "late"), (-1, "early")):
@@ -178,7 +178,7 @@ def _compare_audio(
 
 
 def _tracker_accuracy(real: list[ClipAnalysis], records: list[dict[str, Any]]) -> tuple[CheckResult, int]:
-    """RMS distance of tracked from true centres, and the number of clips with a wrong number of bodies."""
+    """RMS distance between tracked and true centres, and the number of clips with a wrong number of bodies."""
     squares, unmatched = [np.zeros(0)], 0  # one empty array, as there may be no clip to concatenate
     for clip, record in zip(real, records):
         error = tracking_error(clip.tracks, record)
@@ -195,7 +195,7 @@ def _corrupted_videos(
 ) -> Iterator[tuple[str, np.ndarray | None]]:
     """Yields (name, video or None) for every corruption of a clip's video.
 
-    Records do not contain the motion of the video: it is drawn again from the record's id.
+    Records do not contain the motion of the video, which is drawn again from the record's id.
     """
     split, _, index = str(record["id"]).rpartition("-")
     if split not in SPLITS or not index.isdigit():
@@ -223,7 +223,7 @@ _TITLES = {"kappa": "timbre against motion: kappa", "loudness": "loudness with i
 
 
 def as_rows(calibrations: dict[str, Calibration]) -> tuple[list[list[str]], list[list[str]]]:
-    """Two tables, headers first: checks on real clips, one column per calibration, and corruptions, two columns."""
+    """Returns two tables with headers: checks on real clips, one column per calibration; corruptions, two columns."""
     columns = list(calibrations.values())
     checks = [["on real clips", *calibrations]]
     checks.append(["tracker: RMS error in units, of body-frames", *(_cell(c.tracker) for c in columns)])
@@ -252,7 +252,7 @@ def _cell(result: CheckResult) -> str:
 
 
 def as_text(calibrations: dict[str, Calibration]) -> str:
-    """Both tables, aligned; numbers of clips (of contacts, of body-frames) in brackets."""
+    """Formats both tables as aligned text; numbers of clips, contacts or body-frames are in brackets."""
     return "\n\n".join(_aligned(rows) for rows in as_rows(calibrations))
 
 
@@ -266,7 +266,7 @@ def _aligned(rows: list[list[str]]) -> str:
 
 
 def as_markdown(calibrations: dict[str, Calibration]) -> str:
-    """Both tables in Markdown, for the card of the data set."""
+    """Formats both tables as Markdown, for the card of the data set."""
     tables = []
     for header, *rows in as_rows(calibrations):
         lines = [header, ["---"] * len(header), *rows]

@@ -1,4 +1,4 @@
-"""Physics checks of tracked bodies. Each is a score of a clip; higher is more plausible.
+"""Physics checks of tracked bodies. Each check scores a clip; a higher score is more plausible.
 
 A score is NaN where the check does not apply.
 """
@@ -36,7 +36,7 @@ def bodies(tracks: Tracks) -> float:
 
 
 def size(tracks: Tracks, box: float) -> float:
-    """Bodies keep their area: minus the largest change of its logarithm over frames where the body is near nothing."""
+    """Bodies keep their area: minus the largest change of its logarithm, in frames away from walls and other bodies."""
     # Near walls and other bodies part of an area may be hidden.
     free = np.where(_near_anything(tracks, box), np.nan, tracks.areas)
     change = np.abs(np.log(free / tracks.masses))
@@ -59,20 +59,20 @@ def apart(tracks: Tracks, box: float) -> float:
 
 
 def unbroken(tracks: Tracks, lines: Lines, events: list[Event], settings: Collisions) -> float:
-    """Paths have no gaps: minus the largest jump between two lines that should meet, or of a step above any speed."""
+    """Paths have no gaps: minus the largest jump between two lines that should meet, or excess of a step."""
     speeds = np.linalg.norm(lines.velocity, axis=-1)
     if not np.isfinite(speeds).any():
         return np.nan
     seconds = 1 / settings.frames_per_second
     steps = np.linalg.norm(np.diff(tracks.positions, axis=0), axis=-1)
-    # A heavy body accelerates a light one up to twice its own speed, for a time that may be shorter than a line.
+    # A heavy body can accelerate a light one to twice its own speed, for a time that may be shorter than a line.
     most = 1.5 * np.nanmax(speeds) * seconds
     jumps = [0.0, np.nanmax(steps, initial=0.0) - max(settings.speed[1] * seconds, most)]
     for event in events:
         if event.last > event.first + 1:
             jumps.append(np.nanmax(steps[event.first : event.last, event.body], initial=0.0) - most)
         else:
-            # Two contacts between two frames hide a path that neither line describes.
+            # After two contacts between two frames, the path between them lies on neither line.
             fastest = max(np.linalg.norm(event.before), np.linalg.norm(event.after))
             jumps.append(event.jump - (0.5 * fastest * seconds if event.touched != NOTHING else 0.0))
     return -float(max(jumps))
@@ -90,7 +90,7 @@ def causes(events: list[Event], lines: Lines, settings: Collisions) -> float:
 
 
 def _pairs(tracks: Tracks) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(a, b, frames in which they are near each other, bool [T]) of all pairs of bodies."""
+    """Yields (a, b, frames in which they are near each other, bool [T]) for all pairs of bodies."""
     for a in range(len(tracks.radii)):
         for b in range(a):
             distance = np.linalg.norm(tracks.positions[:, a] - tracks.positions[:, b], axis=1)

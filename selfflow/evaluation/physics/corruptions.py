@@ -18,7 +18,7 @@ _OUTSIDE = -1e3  # units; not visible there
 
 
 def shift(audio: np.ndarray, samples: int) -> np.ndarray:
-    """Audio [S] delayed by `samples`, or advanced if negative; the rest is silent."""
+    """Delays audio [S] by `samples`, or advances it if negative; the rest is silent."""
     shifted = np.zeros_like(audio)
     samples = int(np.clip(samples, -len(audio), len(audio)))
     if samples >= 0:
@@ -84,7 +84,7 @@ def _mirrored(motion: Motion, rng: np.random.Generator, copy: bool) -> np.ndarra
 
 
 def shrinking(motion: Motion, rng: np.random.Generator) -> np.ndarray:
-    """The radius of one body decreases linearly to 0.6 of its value over the clip."""
+    """Renders a video in which the radius of one body decreases linearly to 0.6 of its value."""
     frames, scene = len(motion.positions), motion.scene
     body = int(rng.integers(len(scene.bodies)))
     # A clip of one frame has no time for a push or a quiet end, which the settings check.
@@ -101,18 +101,18 @@ def shrinking(motion: Motion, rng: np.random.Generator) -> np.ndarray:
 
 
 def passing(motion: Motion) -> np.ndarray | None:
-    """The bodies move as if each were alone; None if they would overlap too little."""
+    """Renders bodies that pass through each other; None if they would overlap too little."""
     scene = motion.scene
     alone = []
     for i, body in enumerate(scene.bodies):
-        # The pushed body is the only one, of index 0, in its own simulation.
+        # Each body is simulated alone, as body 0.
         push = replace(scene.push, body=0) if scene.push is not None and scene.push.body == i else None
         alone.append(simulate(replace(scene, bodies=(body,), push=push)).positions)
     positions = np.concatenate(alone, axis=1)
     for i in range(len(scene.bodies)):
         for j in range(i):
-            # Circles of this size fit into every shape: the inscribed circle of a square has 0.7 of its radius, that
-            # of a triangle 0.5.
+            # Circles of this size fit into every shape: the inscribed circle of a square has 0.7 of its radius, the
+            # inscribed circle of a triangle 0.5.
             near = 0.5 * (scene.bodies[i].radius + scene.bodies[j].radius)
             if (np.linalg.norm(positions[:, i] - positions[:, j], axis=1) < near).any():
                 return render_video(replace(motion, positions=positions))
@@ -120,6 +120,6 @@ def passing(motion: Motion) -> np.ndarray | None:
 
 
 def falling(motion: Motion) -> np.ndarray:
-    """The same scene with gravity: velocities change without contacts."""
+    """Renders the same scene with gravity: velocities change without contacts."""
     settings = replace(motion.scene.settings, gravity=_GRAVITY)
     return render_video(simulate(replace(motion.scene, settings=settings)))
