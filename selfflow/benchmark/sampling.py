@@ -1,4 +1,4 @@
-"""Benchmark of sampling: speed of each solver, and overhead in comparison with the network alone."""
+"""Benchmark of sampling: speed of each solver, and its overhead over the network."""
 
 import dataclasses
 import time
@@ -66,7 +66,7 @@ def _rates(setup: FlowSetup, params: Any, name: str, rounds: int, count: int) ->
         sampler = dataclasses.replace(experiment.sampler, solver=solver, steps=steps, guidance=1.0)
         samplers[solver] = sampler
         generators[solver] = Generator(objective.apply, modalities, sampler, null)
-    # Inputs of the network alone: one noise level for all tokens, as in a solver.
+    # Inputs of the network: one noise level for all tokens, as in a solver.
     tokens = {m: jnp.zeros((count, x.tokens, x.token_size)) for m, x in modalities.items()}
     levels = {m: jnp.full((count, 1), 0.5) for m in modalities}
     assignment = {m: jnp.zeros((count, x.tokens), jnp.int32) for m, x in modalities.items()}

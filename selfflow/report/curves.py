@@ -76,7 +76,7 @@ class Panel(NamedTuple):
 
 
 def line_name(member: Member) -> str:
-    """Returns the name of the line of a run: that of its arm if the run is finished, otherwise a separate one."""
+    """Returns the name of a run's line: the arm of a finished run, or a separate line for an unfinished run."""
     return member.arm if member.done else f"{member.name}, not done"
 
 

@@ -61,7 +61,7 @@ def verdict(measure: Measure, method: Method) -> str:
 
 
 def is_exploratory(method: Method) -> bool:
-    """Returns whether the difference to the baseline, or else the mean, is based on fewer than `FEW` seeds."""
+    """Returns whether the difference, or without a difference the mean, is based on fewer than `FEW` seeds."""
     return (method.difference or method.mean).n < FEW
 
 

@@ -40,7 +40,7 @@ class Content(NamedTuple):
 class Environment(NamedTuple):
     """Code, packages, devices and data shared by several runs.
 
-    The attributes are those of `Origin`, as text.
+    The attributes correspond to the attributes of `Origin`, as text.
     """
 
     commits: str

@@ -106,7 +106,7 @@ def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str])
 
 
 def _files_of_run(member: Member, count: int) -> Iterable[_File]:
-    """Yields the sample files of a run's last step: first those of the folder itself, then those of its subfolders."""
+    """Yields the sample files of a run's last step, in its folder and then in subfolders for cases of context."""
     folder = member.run.path / "samples" / f"step_{member.summary['steps']}"
     for path in sorted(folder.rglob("*"), key=lambda path: (path.parent != folder, path)):
         if path.suffix not in _TYPES or not path.is_file():
