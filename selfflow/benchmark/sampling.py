@@ -26,7 +26,7 @@ class SamplingRate:
       evaluations: network evaluations per sample.
       samples_per_second: samples per second in the median round, from a seed to latents on the host.
       evaluations_per_second: samples per second times network evaluations per sample.
-      overhead: time of a round divided by the time of the same number of network evaluations alone, minus 1; median
+      overhead: time of a round divided by the time of the same number of separate network evaluations, minus 1; median
         over rounds.
     """
 
@@ -40,7 +40,7 @@ class SamplingRate:
 
 
 def sampling_rates(setup: FlowSetup, rounds: int, samples: int | None = None) -> list[SamplingRate]:
-    """Times every solver on every component of the mixture, alternating with evaluations of the network alone.
+    """Times every solver on every component of the mixture, alternating with separate network evaluations.
 
     Args:
       setup: setup of the experiment, whose sampler defines the number of steps.

@@ -92,7 +92,7 @@ def render(content: Content, files: list[str]) -> str:
 
 
 def _paragraphs(text: str) -> list[tuple[str, bool]]:
-    """Splits text into paragraphs, each with whether its layout is preserved; lines of the others are joined."""
+    """Splits text into pairs (paragraph, is_laid_out); the lines of paragraphs that are not laid out are joined."""
     paragraphs = []
     for paragraph in text.strip().split("\n\n"):
         lines = paragraph.strip("\n").split("\n")

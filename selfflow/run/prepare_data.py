@@ -52,7 +52,7 @@ def prepare_data(
     Args:
       setup: setup of the experiment.
       data_dir: cache folder of data sets, autoencoders and latents.
-      share: part of the encoding that this process does.
+      share: number of worker processes, and the part of the shards that this host encodes.
       own: folder of a run's copies of its autoencoders, which replace the weights that the experiment names.
       recorded: names of the data sets that a run was trained on, from its provenance.
 
