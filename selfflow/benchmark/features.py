@@ -1,4 +1,4 @@
-"""Benchmark of feature extraction to files, in comparison with the forward pass alone."""
+"""Benchmark of feature extraction to files, in comparison with only the forward pass."""
 
 import tempfile
 import time
@@ -29,8 +29,8 @@ class FeaturesRate:
       clips: number of clips in a round.
       batch_size: number of clips in a batch.
       clips_per_second: rate of the extraction in the median round, from latents on disk to files of all layers.
-      bare_per_second: rate of the compiled forward pass alone, on the same batches in memory.
-      ratio: time of the forward passes alone divided by that of the extraction, median over rounds.
+      bare_per_second: rate of only the compiled forward pass, on the same batches in memory.
+      ratio: time of only the forward passes divided by the time of the extraction, median over rounds.
     """
 
     component: str
@@ -42,7 +42,7 @@ class FeaturesRate:
 
 
 def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float = 0.1) -> list[FeaturesRate]:
-    """Times the extraction of mean features of all layers, alternating with forward passes alone.
+    """Times the extraction of mean features of all layers, alternating with only the forward passes.
 
     Args:
       setup: setup of the experiment.
@@ -64,7 +64,7 @@ def features_rates(setup: FlowSetup, feed: BatchSource, rounds: int, tau: float 
 
 
 def _rate(forward: Forward, params: Any, clips: Clips, size: int, rounds: int, shown: Progress) -> FeaturesRate:
-    # Both use the same clips; for the forward pass alone they are loaded into memory before.
+    # Both measurements use the same clips; for only the forward passes they are loaded into memory beforehand.
     count = min(_BATCHES * size, len(clips))
     prepared = list(batches(clips, count, forward, size, []))
 

@@ -1,4 +1,4 @@
-"""Benchmark of sampling: speed of each solver, and overhead in comparison with the network alone."""
+"""Benchmark of sampling: speed of each solver, and its overhead over the network."""
 
 import dataclasses
 import time
@@ -26,7 +26,7 @@ class SamplingRate:
       evaluations: network evaluations per sample.
       samples_per_second: samples per second in the median round, from a seed to latents on the host.
       evaluations_per_second: samples per second times network evaluations per sample.
-      overhead: time of a round divided by the time of the same number of network evaluations alone, minus 1; median
+      overhead: time of a round divided by the time of the same number of separate network evaluations, minus 1; median
         over rounds.
     """
 
@@ -40,7 +40,7 @@ class SamplingRate:
 
 
 def sampling_rates(setup: FlowSetup, rounds: int, samples: int | None = None) -> list[SamplingRate]:
-    """Times every solver on every component of the mixture, alternating with evaluations of the network alone.
+    """Times every solver on every component of the mixture, alternating with separate network evaluations.
 
     Args:
       setup: setup of the experiment, whose sampler defines the number of steps.
@@ -66,7 +66,7 @@ def _rates(setup: FlowSetup, params: Any, name: str, rounds: int, count: int) ->
         sampler = dataclasses.replace(experiment.sampler, solver=solver, steps=steps, guidance=1.0)
         samplers[solver] = sampler
         generators[solver] = Generator(objective.apply, modalities, sampler, null)
-    # Inputs of the network alone: one noise level for all tokens, as in a solver.
+    # Inputs of the network: one noise level for all tokens, as in a solver.
     tokens = {m: jnp.zeros((count, x.tokens, x.token_size)) for m, x in modalities.items()}
     levels = {m: jnp.full((count, 1), 0.5) for m in modalities}
     assignment = {m: jnp.zeros((count, x.tokens), jnp.int32) for m, x in modalities.items()}

@@ -19,9 +19,9 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns large blocks to the kernel as soon as they are freed. XLA's CPU backend allocates the
     temporaries of a program at every call, hundreds of megabytes in a training step, and each time the kernel clears
-    their pages, which takes a quarter of the CPU time of the quickstart's step. With this setting the process does not
-    shrink from its peak size. All threads share one heap, because only the main heap can hold blocks above 64 MiB; call
-    this function before other threads start.
+    their pages, a quarter of the CPU time of the quickstart's step. With this setting the process does not shrink from
+    its peak size. All threads share one heap, because only the main heap can hold blocks above 64 MiB. This function
+    must be called before other threads start.
 
     With an accelerator nothing is set: temporaries are in device memory, and the threads of a large host would contend
     for the single heap.

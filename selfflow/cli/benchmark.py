@@ -20,9 +20,9 @@ class Options:
 
     only: Literal["step", "input", "sampling", "features", "autoencoders", "all"] = "all"
     """The part to measure: `step`, the compiled update on random numbers, on one device; `input`, from latents on disk
-    to batches; `sampling`, each solver, and network evaluations alone; `features`, from latents on disk to files of
-    features, and forward passes alone, on one device; `autoencoders`, encoding and decoding, also in bfloat16 and with
-    diffusers if it has the autoencoder, and the memory for long clips."""
+    to batches; `sampling`, each solver, and only the network; `features`, from latents on disk to files of features,
+    and only the forward pass, on one device; `autoencoders`, encoding and decoding, also in bfloat16 and with diffusers
+    if it has the autoencoder, and the memory for long clips."""
     rounds: int = 10
     """Timed steps, each paired with a step without alignment; also the number of repetitions for each solver, component
     and autoencoder."""

@@ -26,10 +26,10 @@ class Options:
     """Flags of `selfflow evaluate`."""
 
     sampler: Sampler
-    """Settings of the sampler; by default those of the run."""
+    """Settings of the sampler; by default the settings of the run."""
     features: tuple[str, ...] = ()
     """Features for the distances: layer (the teacher block of the run) or layer=K, effnet, logmel, birdnet,
-    inception=FILE, i3d=FILE, clap=FOLDER; by default those of the run."""
+    inception=FILE, i3d=FILE, clap=FOLDER; by default the features in the run's `evaluation`."""
     samples: int = 256
     """Number of samples. Distances are comparable only between equal numbers."""
     modality: str = ""
@@ -59,7 +59,7 @@ class Options:
     devices: Devices = Devices()
     """Sharding of weights and samples."""
     data_dir: Path | None = None
-    """Data folder; by default that of the run's training."""
+    """Data folder; by default the folder of the run's last session."""
 
     def __post_init__(self):
         check_at_least(self, "--", samples=4, batch_size=1)

@@ -21,7 +21,7 @@ class Arguments:
     out: Path
     """The run folder to create; it must be empty or not exist."""
     num_heads: int | None = None
-    """Number of attention heads; by default that of the published SiT of the same width."""
+    """Number of attention heads; by default as in the published SiT of the same width."""
     patch_size: int = 2
     """Latent positions in a token along each axis: 1, 2, 4 or 8."""
 

@@ -51,13 +51,13 @@ class Options:
     """Number of videos for audio retrieval, which picks the matching one of 16 audio clips by flow loss; 100 take
     minutes."""
     baseline: str = ""
-    """Method that the others are compared with; by default that of the first run. With several weights the name
+    """Method that the others are compared with; by default the method of the first run. With several weights the name
     includes the weights, such as "shuffled, ema"."""
     csv: Path | None = None
     """Output file for all rows; by default probes/TARGETS_PROBE.csv in the run folder, or next to several run folders,
     with all flags that differ from their defaults in the name."""
     data_dir: Path | None = None
-    """Data folder; by default that of each run's training."""
+    """Data folder; by default the folder of each run's last session."""
 
 
 class _Network(NamedTuple):

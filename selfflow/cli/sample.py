@@ -26,10 +26,10 @@ class Options:
     """Flags of `selfflow sample`."""
 
     sampler: Sampler
-    """Settings of the sampler; by default those of the run."""
+    """Settings of the sampler; by default the settings of the run."""
     modality: str = ""
-    """Modalities to generate, separated by commas, such as video,audio. Together with those of the context they must
-    form a component of the run's mixture; by default the first component."""
+    """Modalities to generate, separated by commas, such as video,audio. Together with the modalities of the context
+    they must form a component of the run's mixture; by default the first component."""
     context: tuple[str, ...] = ()
     """Context of the samples: a modality (video), first_frame, prefix:SECONDS, or everything outside of the generated
     part inpaint_time:FROM,TO or inpaint_region:LEFT,TOP,RIGHT,BOTTOM; from a file, as in video=clip.mp4, or by default
@@ -53,7 +53,7 @@ class Options:
     devices: Devices = Devices()
     """Sharding of weights and samples."""
     data_dir: Path | None = None
-    """Data folder for context from the run's data; by default that of its training."""
+    """Data folder for context from the run's data; by default the folder of the run's last session."""
 
     def __post_init__(self):
         check_at_least(self, "--", count=1, batch_size=1)

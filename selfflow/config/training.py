@@ -45,10 +45,10 @@ class TrainingConfig:
     loader: LoaderOptions = LoaderOptions()
     """Settings of the data loader."""
     init_from: str = ""
-    """RUN or RUN:STEP with the initial weights."""
+    """RUN or RUN:STEP that provides the initial weights; empty for random weights."""
     exclude: str = ""
-    """File of ids, one on each line, as `selfflow data ids` prints them; these samples are not read. Each id must be in
-    a data set of the mixture, or have been deleted from one."""
+    """File of sample ids, one per line, as `selfflow data ids` prints them; these samples are not read. Each id must be
+    in a data set of the mixture, or have been deleted from one."""
     exclude_hash: str = ""
     """Hash of the file `exclude`; filled in by `resolve`."""
 

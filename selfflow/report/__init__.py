@@ -1,1 +1,1 @@
-"""The report of a run or a sweep: one HTML page, and its figures as CSV."""
+"""Report of a run or a sweep as one HTML page, with its numbers as CSV files."""

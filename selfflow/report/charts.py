@@ -1,4 +1,4 @@
-"""Charts of a report: matplotlib figures as inline SVG, in the colours of the page."""
+"""Charts of a report: figures of matplotlib as inline SVG, in the colours of the page."""
 
 import io
 import re
@@ -14,16 +14,16 @@ from selfflow.report.measures import FEW
 
 COLOURS = 12  # style.css defines --c0 to --c11
 _DASHES = ("-", "--", ":")
-_STEPS = [1, 2, 5, 10]  # steps between ticks, times powers of ten
-_MARKED = 12  # points; longer lines have no markers
+_STEPS = [1, 2, 5, 10]  # distances between ticks, up to powers of ten
+_MARKED = 12  # maximum number of points of a line with markers
 
 
 def _placeholder(index: int) -> str:
-    """Returns the colour of arm `index` in the figure, which the CSS variable of the arm replaces in the SVG."""
+    """Returns the colour of arm `index` in the figure, which is replaced by a CSS variable in the SVG."""
     return f"#c0ff{index:02x}"
 
 
-# matplotlib does not support CSS variables, which the page needs for its light and its dark theme.
+# The page uses CSS variables for its light and dark themes; matplotlib does not support them.
 _DIM, _RULE = "#c0ff0d", "#c0ff0e"
 _VARIABLES = {_DIM: "var(--dim)", _RULE: "var(--rule)"}
 _VARIABLES |= {_placeholder(index): f"var(--c{index})" for index in range(COLOURS)}
@@ -33,13 +33,13 @@ _STYLE = {
     "axes.grid.axis": "y",
     "axes.labelcolor": _DIM,
     "axes.xmargin": 0.02,
-    "font.sans-serif": ["DejaVu Sans"],  # for the layout alone: the page sets the font
+    "font.sans-serif": ["DejaVu Sans"],  # only for the layout: the page sets the font
     "font.size": 8,
     "grid.color": _RULE,
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.3,
     "lines.markersize": 3,
-    "svg.fonttype": "none",  # <text> elements in place of outlines
+    "svg.fonttype": "none",  # <text> elements instead of outlines
     "xtick.labelcolor": _DIM,
     "xtick.major.size": 0,
     "ytick.labelcolor": _DIM,
@@ -50,15 +50,15 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def draw(panel: Panel, colours: dict[str, int]) -> Markup:
-    """Returns a panel as an SVG element. Lines are means, bands their 95 % t intervals.
+    """Draws a panel as an SVG element. Lines are means, and bands their 95 % t intervals.
 
     Args:
-      panel: lines and axes.
-      colours: index of the colour of each arm.
+      panel: panel to draw.
+      colours: colour index of each arm.
     """
     lines = [line for line in panel.lines if line.points]
     kinds = list(dict.fromkeys(line.kind for line in lines))
-    # Identifiers in the SVG are salted hashes: they must be unique in the page, and equal in every rendering.
+    # Identifiers in the SVG are salted hashes, which must be unique in the page and reproducible.
     salt = f"{panel.section} {panel.title} {panel.x}"
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
         figure = Figure(figsize=(3.4, 2.2))
@@ -70,7 +70,7 @@ def draw(panel: Panel, colours: dict[str, int]) -> Markup:
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = _as_element(file.getvalue())
-    # A <title> is the tooltip of a line.
+    # Browsers show a <title> as the tooltip of a line.
     for number, line in enumerate(lines):
         name = f"{line.arm}, {line.kind}" if line.kind else line.arm
         last = line.points[-1]
@@ -80,13 +80,13 @@ def draw(panel: Panel, colours: dict[str, int]) -> Markup:
 
 
 def _plot(axes: Axes, line: Line, colour: str, dash: str, gid: str) -> None:
-    """The means of a line, and the band of their intervals."""
+    """Plots the means of a line, and the band of their intervals."""
     x, mean, *_ = zip(*line.points)
     marker = "o" if len(x) <= _MARKED else ""
     axes.plot(x, mean, color=colour, linestyle=dash, marker=marker, gid=gid)
     band_x, low, high = [], [], []
     for point in line.points:
-        # The 95 % t interval of two seeds is 13 standard errors wide to either side.
+        # Without two seeds, whose 95 % t interval extends to 13 standard errors on either side.
         if point.n > 2:
             band_x.append(point.x)
             low.append(point.low)
@@ -95,12 +95,12 @@ def _plot(axes: Axes, line: Line, colour: str, dash: str, gid: str) -> None:
 
 
 def _scale(axes: Axes, panel: Panel, lines: list[Line]) -> None:
-    """Limits, ticks and the horizontal line."""
+    """Sets limits and ticks of the axes, and draws the horizontal line."""
     means, bounds = [], []
     for line in lines:
         for point in line.points:
             means.append(point.mean)
-            # Intervals of three or four seeds are so wide that they would flatten the lines: the axis may cut them.
+            # Intervals of few seeds are so wide that the lines would appear flat, so the axis may cut them off.
             if point.n >= FEW:
                 bounds += [point.low, point.high]
     ys = means + bounds
@@ -128,7 +128,7 @@ def _scale(axes: Axes, panel: Panel, lines: list[Line]) -> None:
 
 
 def _as_element(svg: str) -> str:
-    """Returns the root element of an SVG file of matplotlib, without declarations, style and repeated identifiers."""
+    """Extracts the root element from an SVG file of matplotlib, without style and repeated identifiers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r' id="[^"]*_\d+"', "", svg)  # such as axes_1, which every chart contains

@@ -1,4 +1,4 @@
-"""Curves of a study as means over seeds: training metrics against step and compute, probe scores against layer."""
+"""Curves of a study, averaged over seeds: training metrics against step and compute, probe scores against layer."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from selfflow.representation.probes.probe_run import Row
 from selfflow.representation.statistics import interval
 
 _BINS = 30
-# Arms that differ in one of these have training losses of different tasks.
+# Fields that affect the task of the training loss: the losses of differing arms are not comparable.
 TRAINING_TASK_FIELDS = ("objective", "schedule", "separation", "mixture", "data.", "autoencoders.", "patch.", "exclude")
 _LOSS = re.compile(r"flow_loss/([^/]+)")
 _DIAGNOSTIC = re.compile(r"(cosine|norm|rank)/([^/]+)/(.+)")
@@ -28,11 +28,11 @@ _COSINES = {
 _DIAGNOSTICS = [*_COSINES.values(), "norm of features", "rank of features"]
 
 Rows = Mapping[str, list[dict[str, Any]]]
-"""Rows of `metrics.jsonl` by the name of the run."""
+"""Rows of `metrics.jsonl` by name of the run."""
 
 
 class Point(NamedTuple):
-    """A mean over n seeds with its 95 % t interval; low and high are None if n is 1."""
+    """Mean over n seeds with its 95 % t interval; `low` and `high` are None if n is 1."""
 
     x: float
     mean: float
@@ -42,12 +42,12 @@ class Point(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One line of a panel.
+    """Line of a panel.
 
     Attributes:
-      arm: name of the arm, or of a run that is not done.
-      kind: distinguishes several lines of the arm, such as "teacher"; empty if there is one.
-      points: points in ascending x.
+      arm: name of the arm, or of an unfinished run.
+      kind: kind of the line if an arm has several, such as "teacher"; otherwise empty.
+      points: points in the order of x.
     """
 
     arm: str
@@ -56,15 +56,15 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One plot.
+    """Plot with the lines of all arms.
 
     Attributes:
       section: title of the group of panels.
-      title: the quantity.
-      x: the quantity along x: step, FLOPs or block.
+      title: quantity on the y axis.
+      x: quantity on the x axis: step, FLOPs or block.
       lines: lines of all arms.
-      level: height of a horizontal line, such as chance; None for none.
-      log: whether y is logarithmic.
+      level: y value of a horizontal line, such as chance; None for no line.
+      log: whether the y axis is logarithmic.
     """
 
     section: str
@@ -76,12 +76,12 @@ class Panel(NamedTuple):
 
 
 def line_name(member: Member) -> str:
-    """Returns the line that a run belongs to: that of its arm if it is done, otherwise a line for this run alone."""
+    """Returns the name of a run's line: the arm of a finished run, or a separate line for an unfinished run."""
     return member.arm if member.done else f"{member.name}, not done"
 
 
 def read_metrics(study: Study) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Returns the rows of `metrics.jsonl` by the name of the run, and notes about runs without this file.
+    """Reads the rows of `metrics.jsonl` by name of the run; also returns notes about runs without this file.
 
     Raises:
       UserError: if the metrics of a run are damaged, or end before its last step.
@@ -105,14 +105,14 @@ def read_metrics(study: Study) -> tuple[dict[str, list[dict[str, Any]]], list[st
 
 
 def loss_panels(study: Study, rows: Rows) -> list[Panel]:
-    """Flow losses against step and against training compute: means over bins of steps, then over seeds.
+    """Returns panels of flow losses against step and against training compute, averaged over bins of steps and seeds.
 
     Args:
-      study: the runs.
+      study: the study.
       rows: rows from `read_metrics`.
     """
     lines_by_name = _mean_lines(study, rows, _losses)
-    # The training loss of an arm is that of its own noise levels and data, unlike the held-out losses of the tables.
+    # Training losses depend on each arm's noise levels and data, unlike the held-out losses of the tables.
     own_task = any(name.startswith(TRAINING_TASK_FIELDS) for name in differences(study))
     remark = ", each arm with its own noise, attention or data: not comparable between arms" if own_task else ""
     flops: dict[str, list[StageCost]] = {}
@@ -129,10 +129,10 @@ def loss_panels(study: Study, rows: Rows) -> list[Panel]:
 
 
 def diagnostic_panels(study: Study, rows: Rows) -> list[Panel]:
-    """Cosines, norms and effective ranks of student and teacher features against step, by component and modality.
+    """Returns panels of cosines, norms and effective ranks of student and teacher features against step.
 
     Args:
-      study: the runs.
+      study: the study.
       rows: rows from `read_metrics`.
     """
     lines_by_panel: dict[tuple[str, str], list[Line]] = {}
@@ -141,7 +141,7 @@ def diagnostic_panels(study: Study, rows: Rows) -> list[Panel]:
         if quantity == "cosine":
             title = _COSINES.get(kind, kind)
         else:
-            # Student and teacher are two lines of one panel.
+            # Student and teacher are two lines of the same panel.
             title = f"{quantity} of features"
             lines = [line._replace(kind=kind) for line in lines]
         lines_by_panel.setdefault((where, title), []).extend(lines)
@@ -154,15 +154,15 @@ def diagnostic_panels(study: Study, rows: Rows) -> list[Panel]:
 
 
 def probe_panels(study: Study, rows: Iterable[Row]) -> list[Panel]:
-    """Probe scores on the test split against layer: a panel for each key and noise level.
+    """Returns panels of probe scores on the test split against layer, one for each key and noise level.
 
     Args:
-      study: the runs.
-      rows: rows of their probes, from `probe_rows`.
+      study: the study.
+      rows: probe results, from `probe_rows`.
     """
     by_panel: dict[tuple[ProbeKey, float], _ProbeScores] = {}
     for row in rows:
-        if row.layer and math.isfinite(row.test):  # 0 stands for features that are not of a block
+        if row.layer and math.isfinite(row.test):  # layer 0 stands for features that are not from a block
             by_panel.setdefault((key_of(row), row.tau), _ProbeScores()).add(row)
     panels = []
     for (key, tau), scores in by_panel.items():
@@ -177,7 +177,7 @@ class _ProbeScores:
 
     Attributes:
       by_line: scores of all seeds, by (arm, kind) and by layer.
-      chance: level of the panel; None if the rows have none.
+      chance: chance level; None if the rows have none.
     """
 
     by_line: dict[tuple[str, str], dict[int, list[float]]] = field(default_factory=dict)
@@ -191,7 +191,7 @@ class _ProbeScores:
             self.chance = row.chance
 
     def lines(self, arms: list[str]) -> list[Line]:
-        """Means over seeds against layer, in the order of the arms."""
+        """Returns lines of means over seeds against layer, in the order of the arms."""
         lines = []
         for arm, kind in sorted(self.by_line, key=lambda line: (arms.index(line[0]), line[1])):
             by_layer = self.by_line[arm, kind]
@@ -201,14 +201,14 @@ class _ProbeScores:
 
 
 def _probe_title(key: ProbeKey, tau: float) -> str:
-    """Title of a panel, such as "material from video + audio, tau 0.1: balanced accuracy"."""
+    """Returns the title of a panel, such as "material from video + audio, tau 0.1: balanced accuracy"."""
     unit = "R²" if key.metric == "r2" else key.metric.replace("_", " ")
     probe = "" if key.probe in (END_OF_RUN, "logistic", "ridge") else f", {key.probe}"
     return f"{key.target} from {key.source.replace('+', ' + ')}, tau {tau:g}: {unit}{probe}"
 
 
 def _losses(row: dict[str, Any]) -> dict[str, Any]:
-    """Flow losses of a row of the metrics, by "component/modality"."""
+    """Returns the flow losses in a row of the metrics, by "component/modality"."""
     component = f"{row['component']}/" if row.get("component") else ""
     losses = {}
     for name, value in row.items():
@@ -219,19 +219,19 @@ def _losses(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _diagnostics(row: dict[str, Any]) -> dict[str, Any]:
-    """Diagnostics of the alignment in a row of the metrics, by their names in it."""
+    """Returns the alignment diagnostics in a row of the metrics, by name."""
     return {name: value for name, value in row.items() if _DIAGNOSTIC.fullmatch(name)}
 
 
 def _against_flops(line: Line, costs: list[StageCost]) -> Line:
-    """Returns a line against step as a line against training compute, with the costs of `mean_flops`."""
+    """Converts a line against step to a line against training compute, with costs from `mean_flops`."""
     points = [point._replace(x=flops_of(costs, point.x)) for point in line.points]
     return line._replace(points=points)
 
 
 @dataclass
 class _Bin:
-    """Values of a quantity in one bin of steps of one run."""
+    """Values of a quantity of one run in one bin of steps."""
 
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -240,23 +240,23 @@ class _Bin:
 def _mean_lines(
     study: Study, rows: Rows, quantities: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, list[Line]]:
-    """Lines by the name of a quantity: means over bins of steps, then over seeds.
+    """Returns lines by name of the quantity, averaged over bins of steps and then over seeds.
 
     Args:
-      study: the runs.
+      study: the study.
       rows: rows from `read_metrics`.
-      quantities: selects {name: value} from a row.
+      quantities: function that selects quantities {name: value} from a row.
     """
     last_steps = [rows_of_run[-1]["step"] for rows_of_run in rows.values() if rows_of_run]
     longest = max(last_steps, default=0)
-    # Runs may log at different steps and losses of single steps are noisy: means over bins have common steps and less
-    # noise. The bins are the same for all runs. Short runs have fewer, of at least 8 steps.
+    # Bins of steps, which are the same for all runs, align runs that log at different steps, and reduce the noise of
+    # single steps. Short runs have fewer bins, of at least 8 steps.
     width = longest / min(_BINS, max(1, longest // 8)) if longest else 1.0
-    # By (quantity, line), by run, and by the number of the bin.
+    # Bins by (quantity, line), by run, and by number of the bin.
     bins: dict[tuple[str, str], dict[str, dict[int, _Bin]]] = {}
     for member in study.members:
         for row in rows.get(member.name, []):
-            number = math.ceil(row["step"] / width)  # bin i has the steps above (i - 1) width, up to i width
+            number = math.ceil(row["step"] / width)  # bin i has the steps in ((i - 1) * width, i * width]
             for name, value in quantities(row).items():
                 if isinstance(value, int | float) and math.isfinite(value):
                     bins_by_run = bins.setdefault((name, line_name(member)), {})
@@ -270,14 +270,14 @@ def _mean_lines(
 
 
 def _mean_points(runs: list[dict[int, _Bin]]) -> list[Point]:
-    """Means over runs of their means in each bin. Bins that a run lacks are left out: points are of the same runs."""
+    """Returns means over runs for each bin. Only bins of all runs are used, so that all points have the same runs."""
     common = set(runs[0])
     for bins in runs:
         common &= set(bins)
     points = []
     for number in sorted(common):
         steps, means = [], []
-        # Each run once, however many rows it logged: the interval is that over seeds.
+        # Each run contributes one mean, independent of its number of rows, because the interval is over seeds.
         for bins in runs:
             values = bins[number].values
             steps += bins[number].steps

@@ -1,4 +1,4 @@
-"""Scores of finished runs by arm and seed, and their differences to the baseline."""
+"""Measures of a report: scores of finished runs by arm and seed, and differences to the baseline."""
 
 import json
 import math
@@ -16,22 +16,22 @@ from selfflow.representation.comparison import Method, compare_to_baseline
 from selfflow.representation.probes.probe_run import Row, best
 
 FEW = 5
-"""Seeds; an arm with fewer is exploratory."""
-# Rows of the tables of a run that are references and not results of an arm: of the probes, and of the samples.
+"""Number of seeds; results with fewer seeds are exploratory."""
+# Rows in the tables of probes and of samples that are reference values and not results of the run.
 _SUMMARY_REFERENCES = ("raw latents", "frame differences", "log-mel mean", "true kinematics, boosted trees")
 _SAMPLE_REFERENCES = ("real clips", "real, decoded", "noise")
 
 
 class Measure(NamedTuple):
-    """One number of each finished run.
+    """One quantity of all finished runs.
 
     Attributes:
-      group: title of its table.
-      name: name of its column.
-      detail: definition, in a line.
-      better: the direction of better values; empty if there is none, as between losses of two tasks.
-      methods: arms with their scores, in the order of the study, without those that have none.
-      references: values to compare with, such as chance, by name.
+      group: title of the table.
+      name: name of the column.
+      detail: definition of the quantity in one line.
+      better: direction of better values; empty if values are not comparable, such as losses of different tasks.
+      methods: arms that have scores, in the order of the study.
+      references: reference values by name, such as chance.
     """
 
     group: str
@@ -43,13 +43,13 @@ class Measure(NamedTuple):
 
 
 def verdict(measure: Measure, method: Method) -> str:
-    """Returns the conclusion from the difference of an arm to the baseline; empty if it has none."""
+    """Returns the conclusion from the difference of an arm to the baseline; empty without a difference."""
     difference = method.difference
     if difference is None:
         return ""
     if difference.low is None:
         return "one seed: no interval"
-    # Without variance over seeds there is no t interval.
+    # If the difference is the same for all seeds, there is no t interval.
     if difference.low == difference.high:
         return "no difference shown" if difference.difference == 0 else "equal in every seed: no interval"
     if difference.low <= 0 <= difference.high:
@@ -61,7 +61,7 @@ def verdict(measure: Measure, method: Method) -> str:
 
 
 def is_exploratory(method: Method) -> bool:
-    """Returns whether the difference to the baseline, or without one the mean, has fewer than `FEW` seeds."""
+    """Returns whether the difference, or without a difference the mean, is based on fewer than `FEW` seeds."""
     return (method.difference or method.mean).n < FEW
 
 
@@ -74,8 +74,8 @@ def measures(study: Study, rows: Iterable[Row]) -> tuple[list[Measure], list[str
     """Returns all measures of the finished runs, and notes about omitted scores.
 
     Args:
-      study: the runs.
-      rows: rows of their probes, from `probe_rows`.
+      study: the study.
+      rows: probe results, from `probe_rows`.
 
     Raises:
       UserError: if a file of a run is damaged.
@@ -87,7 +87,7 @@ def measures(study: Study, rows: Iterable[Row]) -> tuple[list[Measure], list[str
 def _compare(
     study: Study, measure: Measure, scores: Iterable[tuple[Member, float | None]], notes: list[str]
 ) -> Iterable[Measure]:
-    """Yields the measure with its methods if any score is finite; notes those that are not."""
+    """Yields the measure with the methods filled in if any score is finite; adds notes about non-finite scores."""
     by_arm: dict[str, dict[int, float]] = {}
     for member, score in scores:
         if score is None:
@@ -95,16 +95,16 @@ def _compare(
         if math.isfinite(score):
             by_arm.setdefault(member.arm, {})[member.seed] = score
         else:
-            # A mean with it would not be finite, and one without it is of fewer seeds, which the note explains.
+            # The score would make the mean non-finite. It is omitted, and the note explains the lower number of seeds.
             notes.append(f"{member.name}: {measure.group.lower()}, {measure.name} is {score} and in no mean")
     if by_arm:
-        # The baseline first, and the others in the order of the study: that of the table.
+        # The order of the rows of the table: the baseline, then the other arms in the order of the study.
         ordered = {arm: by_arm[arm] for arm in study.arms if arm in by_arm}
         yield measure._replace(methods=compare_to_baseline(ordered, study.baseline))
 
 
 def _losses(study: Study, notes: list[str]) -> Iterable[Measure]:
-    """Flow losses of the EMA, normalised by the linear baseline, by component and modality."""
+    """Yields normalised flow losses of the EMA for each component and modality."""
     differing = differences(study)
     names: dict[str, None] = {}  # an ordered set
     for member in study.done():
@@ -112,7 +112,7 @@ def _losses(study: Study, notes: list[str]) -> Iterable[Measure]:
     for name in names:
         scores = [(member, member.score("flow_loss", name, "normalised_loss")) for member in study.done()]
         detail = "flow loss of the EMA on held-out clips / flow loss of the best per-channel linear predictor"
-        # The loss of an easier task is lower, which does not make the arm better.
+        # If the tasks of the arms differ, a lower loss may be due to an easier task.
         tasks = other_tasks(differing, name.split("/")[0])
         if tasks:
             detail += f"; each arm on its own task, as they differ in {', '.join(tasks)}"
@@ -121,7 +121,7 @@ def _losses(study: Study, notes: list[str]) -> Iterable[Measure]:
 
 
 def _probes(study: Study, rows: list[Row], notes: list[str]) -> Iterable[Measure]:
-    """Probe scores; layer and tau are chosen on validation for each run."""
+    """Yields probe scores, with layer and tau chosen on the validation split for each run."""
     members = {member.name: member for member in study.done()}
     rows_by_key: dict[ProbeKey, list[Row]] = {}
     for row in rows:
@@ -139,8 +139,8 @@ def _probes(study: Study, rows: list[Row], notes: list[str]) -> Iterable[Measure
 
 
 def _probe_references(key: ProbeKey, rows: list[Row], members: list[Member]) -> dict[str, float]:
-    """Means of chance, of the baselines in `summary.json`, and of the untrained network; those that exist."""
-    # R^2 has no chance level in the table: it is 0 by definition.
+    """Returns the means of chance, of the baselines in `summary.json`, and of the untrained network, if they exist."""
+    # Chance is 0 for R^2 by definition, and is then omitted.
     references = {"chance": [row.chance for row in rows if row.chance > 0]}
     if key.probe == END_OF_RUN:
         column = f"{key.target}/{key.source.replace('video+audio', 'both')}"
@@ -156,7 +156,7 @@ def _probe_references(key: ProbeKey, rows: list[Row], members: list[Member]) -> 
 
 
 def _probe_detail(key: ProbeKey, rows: list[Row]) -> str:
-    """Definition of a probe score, with the noise levels that it was chosen from on validation."""
+    """Returns the definition of a probe score, with the noise levels from which the best was chosen on validation."""
     taus: set[float] = set()
     taus_by_run: dict[str, set[float]] = {}
     for row in rows:
@@ -169,11 +169,11 @@ def _probe_detail(key: ProbeKey, rows: list[Row]) -> str:
 
 
 def _chosen(rows: list[Row]) -> list[Row]:
-    """One row of each run: the best on validation, or its only one if no row has a validation score."""
+    """Returns one row of each run: the best on validation, or its only row if no row has a validation score."""
     chosen = best(rows)
     if chosen:
         return chosen
-    # Without validation, as of few-shot probes, a choice among several rows would be one on the test split.
+    # Few-shot probes have no validation score: a choice among several rows would have to use the test split.
     rows_by_run: dict[str, list[Row]] = {}
     for row in rows:
         rows_by_run.setdefault(row.run, []).append(row)
@@ -181,9 +181,9 @@ def _chosen(rows: list[Row]) -> list[Row]:
 
 
 def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
-    """Metrics of samples by `selfflow evaluate`, at the last step of each run."""
+    """Yields metrics of samples from `selfflow evaluate`, at the last step of each run."""
     members = {member.name: member for member in study.done()}
-    # By kind and by run.
+    # Results by kind and by name of the run.
     results_by_kind: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
     for member in members.values():
         for result in _results_of(member, notes):
@@ -203,7 +203,7 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
                 continue
             features = name.removeprefix(f"{metric.name}/").removeprefix("FD-")
             if metric.needs == "features" and features.startswith("layer"):
-                # The features of such a distance are those of the evaluated run, so that every run has another scale.
+                # These distances use features of the evaluated run itself, so that their scale differs between runs.
                 own_layer = True
             else:
                 scores = []
@@ -215,19 +215,19 @@ def _evaluations(study: Study, notes: list[str]) -> Iterable[Measure]:
 
 
 def _merge(earlier: dict[str, Any], later: dict[str, Any]) -> None:
-    """Adds the numbers of a later evaluation of the same kind, such as one with other features, to an earlier one."""
+    """Adds the numbers of a later evaluation to an earlier one of the same kind; they may differ in features."""
     for part in ("rows", "counts"):
         for row, numbers in later.get(part, {}).items():
             earlier.setdefault(part, {}).setdefault(row, {}).update(numbers)
 
 
 def _sample_measure(name: str, metric: Metric, results: list[dict[str, Any]]) -> Measure:
-    """Returns the measure of one key of an evaluation, without scores.
+    """Returns the measure for one key of an evaluation, without scores.
 
     Args:
-      name: the key.
+      name: key of the evaluation.
       metric: metric of the key.
-      results: results of one kind, of all runs.
+      results: results of all runs that have the same kind.
     """
     first = results[0]
     context = f", given {' '.join(map(str, first['context']))}" if first.get("context") else ""
@@ -252,7 +252,7 @@ def _sample_measure(name: str, metric: Metric, results: list[dict[str, Any]]) ->
 
 
 def _label(name: str, metric: Metric) -> str:
-    """Header of the column, such as "KID LogMel audio", "physics: time" or "audio match"."""
+    """Returns the header of a column, such as "KID LogMel audio", "physics: time" or "audio match"."""
     part = name.removeprefix(metric.name).removeprefix("/")
     if metric.needs == "features":
         return f"{metric.title} {part.removeprefix('FD-').replace('/', ' ')}"
@@ -260,11 +260,11 @@ def _label(name: str, metric: Metric) -> str:
 
 
 def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
-    """The files in `RUN/evaluations` of the run's last step, oldest first: later numbers replace earlier ones."""
+    """Yields the evaluations of the run's last step, oldest first, so that later numbers replace earlier ones."""
     folder = member.run.path / "evaluations"
     for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
         if path.name.startswith("calibration"):
-            continue  # a calibration of the physics verifier, without samples
+            continue  # calibration of the physics verifier
         result = _read_result(path)
         step = result["step"]
         if step == member.summary["steps"]:
@@ -275,13 +275,13 @@ def _results_of(member: Member, notes: list[str]) -> Iterable[dict[str, Any]]:
 
 
 def _read_result(path: Path) -> dict[str, Any]:
-    """Returns the content of a file of `selfflow evaluate`; `UserError` if a field that the report reads is missing."""
+    """Reads a file of `selfflow evaluate`; raises `UserError` if a required field is missing."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         for name in ("step", "component", "samples", "weights"):
             result[name]
         result["rows"]["samples"]
-        # Every row is a table: other types have no keys.
+        # Every row must be a dict; other types have no keys.
         for row in (*result["rows"].values(), *result.get("counts", {}).values()):
             row.keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -290,16 +290,16 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 
 def _kind(result: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the fields in which results must agree for their numbers to be comparable, as JSON."""
+    """Returns the fields that must be equal for results to be comparable, as JSON."""
     fields = ("component", "modality", "context", "samples", "seed", "weights", "sampler", "reference_set", "reference")
     return tuple(json.dumps(result.get(field), sort_keys=True) for field in fields)
 
 
 def _means(values_by_name: Mapping[str, list[float]]) -> dict[str, float]:
-    """Means by name; names without values are left out."""
+    """Returns means by name; names without values are omitted."""
     return {name: sum(values) / len(values) for name, values in values_by_name.items() if values}
 
 
 def _number(value: Any) -> float | None:
-    """Returns a JSON number as float; None for other types, also for booleans, which are instances of int."""
+    """Returns a JSON number as float; None for other types, including booleans, which are instances of int."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

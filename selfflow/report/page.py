@@ -1,4 +1,4 @@
-"""The HTML page of a report, from the templates beside this module. It loads no other file and runs no script."""
+"""HTML page of a report, from the folder `templates`. The page loads no other file and runs no script."""
 
 import datetime
 import json
@@ -16,14 +16,14 @@ from selfflow.report.study import Study
 
 
 class Content(NamedTuple):
-    """The content of a report.
+    """Content of a report.
 
     Attributes:
-      study: the runs.
+      study: the study.
       measures: comparisons of arms.
-      panels: curves by the name of their CSV file: learning, probes, alignment.
-      samples: media of the runs.
-      differing: the settings in which arms differ, from `settings.differences`.
+      panels: panels of curves by the name of their CSV file: learning, probes or alignment.
+      samples: samples of the runs.
+      differing: settings in which arms differ, from `settings.differences`.
       origins: code, packages and data of the runs.
       notes: omissions and their reasons.
     """
@@ -40,7 +40,7 @@ class Content(NamedTuple):
 class Environment(NamedTuple):
     """Code, packages, devices and data shared by several runs.
 
-    Attributes: as of `Origin`, as text.
+    The attributes correspond to the attributes of `Origin`, as text.
     """
 
     commits: str
@@ -50,11 +50,11 @@ class Environment(NamedTuple):
 
 
 def render(content: Content, files: list[str]) -> str:
-    """Returns the page as HTML.
+    """Renders the page as HTML.
 
     Args:
       content: content of the report.
-      files: names of the CSV files beside the page.
+      files: names of the CSV files next to the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("selfflow.report"),
@@ -92,11 +92,11 @@ def render(content: Content, files: list[str]) -> str:
 
 
 def _paragraphs(text: str) -> list[tuple[str, bool]]:
-    """Paragraphs with their line breaks joined, and False; those with columns or indents unchanged, and True."""
+    """Splits text into pairs (paragraph, is_laid_out); the lines of paragraphs that are not laid out are joined."""
     paragraphs = []
     for paragraph in text.strip().split("\n\n"):
         lines = paragraph.strip("\n").split("\n")
-        # Indents and double spaces are those of commands and tables, whose line breaks matter.
+        # Indents and double spaces indicate commands and tables, whose line breaks must be preserved.
         is_laid_out = any(line.startswith((" ", "\t")) or "  " in line.strip() for line in lines)
         if paragraph.strip():
             paragraphs.append((paragraph if is_laid_out else " ".join(lines), is_laid_out))
@@ -104,7 +104,7 @@ def _paragraphs(text: str) -> list[tuple[str, bool]]:
 
 
 def _colours(content: Content) -> dict[str, int]:
-    """Index of the colour of each arm, and of each run that is not done: arms first, in the order of the study."""
+    """Returns the colour index of each arm, in the order of the study, and then of each unfinished run."""
     names = dict.fromkeys(content.study.arms)
     for panels in content.panels.values():
         names.update(dict.fromkeys(_arms_of(panels)))
@@ -112,7 +112,7 @@ def _colours(content: Content) -> dict[str, int]:
 
 
 def _arms_of(panels: list[Panel]) -> list[str]:
-    """Returns the arms that have a line in any of the panels, in order."""
+    """Returns the arms that have a line in any of the panels, in the order of the panels."""
     arms: dict[str, None] = {}  # an ordered set
     for panel in panels:
         arms.update(dict.fromkeys(line.arm for line in panel.lines))
@@ -120,8 +120,8 @@ def _arms_of(panels: list[Panel]) -> list[str]:
 
 
 def _dashes_of(panels: list[Panel]) -> list[str]:
-    """Returns the key to the dashes of the lines, and to the horizontal line."""
-    # Kinds are dashed in the order of their panel: the panel with the most kinds has the whole key.
+    """Returns the legend of the line styles and of the horizontal line."""
+    # Line styles are assigned to kinds in each panel: the panel with the most kinds determines the legend.
     kinds: list[str] = []
     for panel in panels:
         kinds_of_panel = list(dict.fromkeys(line.kind for line in panel.lines))
@@ -137,7 +137,7 @@ def _dashes_of(panels: list[Panel]) -> list[str]:
 
 
 def _environments(origins: list[Origin]) -> dict[Environment, list[str]]:
-    """Names of the runs by their environment."""
+    """Groups the names of the runs by environment."""
     names: dict[Environment, list[str]] = {}
     for origin in origins:
         commits = ", then ".join(origin.commits)

@@ -1,4 +1,4 @@
-"""The probe rows of a study: from the CSV files of `selfflow probe` and from the table in `summary.json`."""
+"""Probe results of a study, from the CSV files of `selfflow probe` and from the table in `summary.json`."""
 
 import csv
 import math
@@ -14,13 +14,13 @@ from selfflow.representation.comparison import read_rows
 from selfflow.representation.probes.probe_run import Row
 
 END_OF_RUN = "end-of-run"
-"""The probe of the table in `summary.json`."""
+"""Name of the probe of the table in `summary.json`."""
 _BLOCK = re.compile(r"(trained|untrained network), block (\d+)")
 _WEIGHTS = {"trained": "ema", "untrained network": "untrained"}
 
 
 class ProbeKey(NamedTuple):
-    """The fields in which probe rows must agree for their scores to be comparable."""
+    """Fields of a probe result that must be equal for scores to be comparable."""
 
     target: str
     source: str
@@ -31,35 +31,35 @@ class ProbeKey(NamedTuple):
 
 
 def key_of(row: Row) -> ProbeKey:
-    """Returns the key of a row."""
+    """Returns the key of a probe result."""
     return ProbeKey(row.target, row.source, row.probe, row.metric, row.split, row.train_n)
 
 
 def describe(key: ProbeKey) -> str:
-    """Description of a key, such as "R² of the ridge probe, test split, fitted on 64"."""
+    """Returns the description of a key, such as "R² of the ridge probe, test split, fitted on 64"."""
     metric = key.metric.replace("_", " ").replace("r2", "R²")
     clips = f", fitted on {key.train_n}" if key.train_n else ""
     return f"{metric} of the {key.probe} probe, {key.split} split{clips}"
 
 
 def probe_rows(study: Study, files: Sequence[Path] = ()) -> tuple[list[Row], list[str]]:
-    """Returns the probe rows of finished runs, with arms as methods.
+    """Returns the probe results of finished runs, with arms as methods.
 
     Args:
-      study: the runs.
-      files: CSV files of `selfflow probe`, besides those in the folders of the study.
+      study: the study.
+      files: CSV files of `selfflow probe` outside of the folders of the study.
 
     Returns:
       The rows, and notes about omitted rows.
 
     Raises:
-      UserError: if a file is damaged, or one of `files` is not of `selfflow probe`.
+      UserError: if a file is damaged, or one of `files` was not written by `selfflow probe`.
     """
     for path in files:
         if not _has_probe_rows(path):
             raise UserError(f"{path} has no rows of `selfflow probe`: give a file that its --csv wrote")
     done = {member.name: member for member in study.done()}
-    # A later row replaces an earlier one of the same probe, so that a CSV file may be given twice.
+    # Later rows replace earlier rows of the same probe, so that a CSV file may be read twice.
     rows: dict[tuple, Row] = {}
     for member in done.values():
         for row in _summary_rows(member):
@@ -84,7 +84,7 @@ def probe_rows(study: Study, files: Sequence[Path] = ()) -> tuple[list[Row], lis
 
 
 def _files_of(study: Study) -> list[Path]:
-    """CSV files with probe rows in the folder of the study and in those of its runs."""
+    """Returns the CSV files with probe results in the folders of the study and of its runs."""
     folders = [study.folder, study.folder / "probes"] if len(study.members) > 1 else []
     folders += [member.run.path / "probes" for member in study.done()]
     files: list[Path] = []
@@ -94,7 +94,7 @@ def _files_of(study: Study) -> list[Path]:
 
 
 def _has_probe_rows(path: Path) -> bool:
-    """Returns whether a CSV file has the columns of `selfflow probe`. Folders may contain other tables."""
+    """Returns whether a CSV file has the columns of `selfflow probe`."""
     try:
         with path.open(encoding="utf-8", newline="", errors="replace") as file:
             return next(csv.reader(file), []) == list(Row._fields)
@@ -103,12 +103,12 @@ def _has_probe_rows(path: Path) -> bool:
 
 
 def _identity(row: Row) -> tuple:
-    """Returns the fields that identify a probe; the others are its results."""
+    """Returns the fields that identify a probe, without its results."""
     return (row.run, row.weights, key_of(row), row.tau, row.layer)
 
 
 def _summary_rows(member: Member) -> Iterable[Row]:
-    """Returns the probe table of `summary.json` as rows, one for each block and column."""
+    """Yields the probe table of `summary.json` as rows, one for each block and column."""
     settings = member.run.experiment.final_evaluation
     kinds: dict[str, TargetKind] = {}
     for dataset in member.run.experiment.data.values():
@@ -117,7 +117,7 @@ def _summary_rows(member: Member) -> Iterable[Row]:
     for name in member.keys("probes"):
         match = _BLOCK.fullmatch(name)
         if not match:
-            continue  # a reference, such as "raw latents"
+            continue  # a reference value, such as "raw latents"
         for column in member.keys("probes", name):
             target, _, source = column.partition("/")
             validation = member.score("probes", name, column, "validation")

@@ -1,4 +1,4 @@
-"""Text of the results: the summary of all comparisons, and the cells of their tables."""
+"""Formatting of results: the summary of all comparisons, and the cells of the tables."""
 
 import math
 from typing import NamedTuple
@@ -8,17 +8,17 @@ from selfflow.report.study import Study
 from selfflow.representation.comparison import Method
 from selfflow.representation.statistics import Interval, Paired
 
-_LISTED = 12  # differences in the summary
+_LISTED = 12  # maximum number of differences in the summary
 
 
 class Summary(NamedTuple):
-    """All differences to the baseline.
+    """Summary of all differences to the baseline.
 
     Attributes:
-      single: differences of one seed, which have no interval.
-      compared: differences with an interval.
-      significant: differences whose interval excludes 0.
-      listed: the first of these, each in a line.
+      single: number of differences of one seed, which have no interval.
+      compared: number of differences with an interval.
+      significant: number of differences whose interval excludes 0.
+      listed: the first differences whose interval excludes 0, one per line.
     """
 
     single: int
@@ -28,15 +28,15 @@ class Summary(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One measure of one arm.
+    """Table cell with the text for one measure of one arm.
 
     Attributes:
-      mean: mean over seeds; empty if there is none.
+      mean: mean over seeds; empty without scores.
       interval: interval of the mean; empty for one seed.
       remark: number of seeds.
-      difference: difference to the baseline, with its interval; empty if there is none.
-      verdict: conclusion from the difference, or the reason why there is none.
-      significant: whether its interval excludes 0.
+      difference: difference to the baseline, with its interval; empty without a difference.
+      verdict: conclusion from the difference, or the reason why there is no difference.
+      significant: whether the interval of the difference excludes 0.
     """
 
     mean: str = ""
@@ -71,14 +71,14 @@ def cell_of(study: Study, measure: Measure, arm: str) -> Cell:
         return Cell()
     method = methods[arm]
     mean, decimals = method.mean, _decimals_of(measure)
-    # The interval of a mean is one over seeds, so that one seed has none.
+    # The interval of a mean is over seeds and does not exist for one seed.
     remark = f"n = {mean.n}" if mean.n > 1 else f"n = {mean.n}: no interval"
-    # An arm with few runs has the remark at its name.
+    # For an arm with few runs the page has this remark next to the name of the arm.
     if is_exploratory(method) and len(study.done(arm)) >= FEW:
         remark += ", exploratory"
     cell = Cell(_format(mean.estimate, decimals), _format_interval(mean, decimals), remark)
     if method.difference is not None:
-        # Pairs are seeds that both arms have, which may be fewer than those of the arm.
+        # The difference is over the seeds that both arms have in common.
         paired = method.difference.n
         remark = "" if paired == mean.n else f", {paired} seeds in common"
         return cell._replace(
@@ -93,11 +93,11 @@ def cell_of(study: Study, measure: Measure, arm: str) -> Cell:
 
 
 def reference_rows(columns: list[Measure], group: list[Measure]) -> dict[str, list[str]]:
-    """Cells of the reference values, such as chance, by name: one for each column, empty if the measure has none.
+    """Returns table rows of reference values by name, such as chance, with one cell for each column.
 
     Args:
       columns: measures of the table.
-      group: measures of all tables of the group, which give the order of the rows.
+      group: measures of all tables of the group, which determine the order of the rows.
     """
     names: dict[str, None] = {}  # an ordered set
     for measure in group:
@@ -122,12 +122,12 @@ def arms_in(study: Study, measures: list[Measure]) -> list[str]:
 
 
 def count_of(n: int, noun: str) -> str:
-    """Returns a number and a noun: "1 seed", "2 seeds"."""
+    """Formats a number and a noun, as in "1 seed" and "2 seeds"."""
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def _sentence(measure: Measure, method: Method) -> str:
-    """Returns a difference to the baseline as a line of the summary."""
+    """Formats a difference to the baseline as a line of the summary."""
     n = method.difference.n
     remark = "" if n >= FEW else f"; exploratory, {count_of(n, 'seed')}"
     where = f"{method.name}, {measure.group.lower()}, {measure.name}"
@@ -137,26 +137,26 @@ def _sentence(measure: Measure, method: Method) -> str:
 def _format_difference(measure: Measure, method: Method) -> str:
     difference = method.difference
     numbers = [x for x in (difference.difference, difference.low, difference.high) if x is not None]
-    # At most one digit more than the scores show.
+    # At most one digit more than the scores have.
     decimals = min(_decimals(max(map(abs, numbers))), _decimals_of(measure) + 1)
     interval = _format_interval(difference, decimals, "+")
     return f"{_format(difference.difference, decimals, '+')} {interval}".rstrip()
 
 
 def _format_interval(estimate: Interval | Paired, decimals: int, sign: str = "") -> str:
-    """Returns the interval of an estimate, such as "[0.42, 0.47]"; empty for one seed."""
+    """Formats the interval of an estimate, such as "[0.42, 0.47]"; empty for one seed."""
     if estimate.low is None:
         return ""
     return f"[{_format(estimate.low, decimals, sign)}, {_format(estimate.high, decimals, sign)}]"
 
 
 def _decimals_of(measure: Measure) -> int:
-    """Decimals of a column, the same for all arms."""
+    """Returns the number of decimals of a column, which is the same for all arms."""
     return _decimals(max(abs(method.mean.estimate) for method in measure.methods))
 
 
 def _decimals(size: float) -> int:
-    """Decimals that show three significant digits of a number, at most 6."""
+    """Returns the number of decimals for three significant digits of a number, at most 6."""
     return 3 if not size else min(6, max(0, 2 - math.floor(math.log10(size))))
 
 

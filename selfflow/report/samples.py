@@ -1,4 +1,4 @@
-"""Samples of a study for its page: videos with audio, audio and images as data URIs."""
+"""Samples of a study as data URIs for the page: videos with audio, audio and images."""
 
 import base64
 import io
@@ -19,14 +19,14 @@ _SHEET_WIDTH = 400  # pixels; wider images are sheets of several samples
 
 
 class Sample(NamedTuple):
-    """One video, audio clip or image.
+    """A video, audio clip or image of a run.
 
     Attributes:
-      member: the run that drew it.
-      title: component or case, and number.
+      member: run of the sample.
+      title: component or case, and number of the sample.
       media_type: media type of the file.
-      data: the file as a data URI.
-      poster: first frame of a video as a data URI; else empty.
+      data: content of the file as a data URI.
+      poster: first frame of a video as a data URI; empty for other media.
       size: width and height of a video or image, in pixels.
     """
 
@@ -39,12 +39,12 @@ class Sample(NamedTuple):
 
     @property
     def is_sheet(self) -> bool:
-        """Whether this is an image of several samples."""
+        """Whether the image shows several samples."""
         return self.media_type == "image/png" and self.size[0] > _SHEET_WIDTH
 
 
 class _File(NamedTuple):
-    """A media file of a run. Files of lower rank are embedded first."""
+    """Media file of a run. Files of lower rank are embedded first."""
 
     rank: int
     member: Member
@@ -53,15 +53,15 @@ class _File(NamedTuple):
 
 
 def select_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sample], list[str]]:
-    """Samples of the first run with samples of each arm, up to a limit of size.
+    """Selects samples of each arm, from its first run that has any, up to a limit of size.
 
     Args:
-      study: the runs.
-      count: clips of each component or case of an arm, besides its sheets.
+      study: the study.
+      count: number of clips for each component or case of an arm, in addition to sheets.
       megabytes: limit on the size of all samples in the page.
 
     Returns:
-      The samples, arm by arm, and notes about omitted ones.
+      The samples in the order of the arms, and notes about omitted samples.
     """
     notes: list[str] = []
     files: list[_File] = []
@@ -69,7 +69,7 @@ def select_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sam
         files.extend(_files_of_arm(study.done(arm), arm, count, notes))
     samples: dict[int, Sample] = {}
     left, omitted = megabytes * 1e6, 0
-    # By rank: the first clip of every arm before the second of any, so that the limit is the same for all arms.
+    # In the order of ranks: the first clips of all arms precede the second ones, so that the limit affects all arms.
     for index in sorted(range(len(files)), key=lambda index: files[index].rank):
         file = files[index]
         encoded = 4 * -(-file.path.stat().st_size // 3)  # base64 has 4 characters for 3 bytes
@@ -91,7 +91,7 @@ def select_samples(study: Study, count: int, megabytes: float) -> tuple[list[Sam
 
 
 def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str]) -> list[_File]:
-    """Returns the files of the first run that has any."""
+    """Returns the sample files of the first run of an arm that has any; adds notes about omitted files."""
     for member in members:
         files = list(_files_of_run(member, count))
         if files:
@@ -106,7 +106,7 @@ def _files_of_arm(members: list[Member], arm: str, count: int, notes: list[str])
 
 
 def _files_of_run(member: Member, count: int) -> Iterable[_File]:
-    """Returns the files in the folder of the last step, and in the folders of cases below it."""
+    """Yields the sample files of a run's last step, in its folder and then in subfolders for cases of context."""
     folder = member.run.path / "samples" / f"step_{member.summary['steps']}"
     for path in sorted(folder.rglob("*"), key=lambda path: (path.parent != folder, path)):
         if path.suffix not in _TYPES or not path.is_file():
@@ -114,7 +114,7 @@ def _files_of_run(member: Member, count: int) -> Iterable[_File]:
         title = [] if path.parent == folder else [str(path.parent.relative_to(folder))]
         match = _NUMBER.fullmatch(path.stem)
         if match is None:
-            # Sheets have no number. They follow the first clips, which have rank 0.
+            # Sheets have no number. Their rank is after that of the first clips.
             yield _File(1, member, ", ".join([*title, path.stem]), path)
             continue
         if path.suffix == ".wav" and path.with_suffix(".mp4").exists():
@@ -126,12 +126,12 @@ def _files_of_run(member: Member, count: int) -> Iterable[_File]:
 
 
 def _read(file: _File) -> Sample | None:
-    """Returns the file as data URI; None if it is damaged."""
+    """Reads a file as a sample; returns None if it is damaged."""
     import av
     from PIL import Image
 
     path, poster, size = file.path, "", (0, 0)
-    # Decoded here, since a browser shows a damaged file as an empty frame without a message.
+    # The file is decoded to detect damage, which a browser would show as an empty frame without a message.
     try:
         if path.suffix == ".mp4":
             with av.open(str(path)) as video:

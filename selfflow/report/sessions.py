@@ -1,4 +1,4 @@
-"""The training sessions of a run: commands, code and packages, from `provenance.json`."""
+"""Training sessions of a run, with commands, code and packages, from `provenance.json`."""
 
 import ast
 import shlex
@@ -10,7 +10,7 @@ from selfflow.run.run import Run
 
 
 def sessions(run: Run) -> list[dict[str, Any]]:
-    """Returns the training sessions of a run, oldest first; a resumed run has several.
+    """Returns the training sessions of a run, oldest first. A resumed run has several sessions.
 
     Raises:
       UserError: if `provenance.json` is missing or damaged.
@@ -31,14 +31,14 @@ def command_of(run: Run) -> str:
     for session in sessions(run):
         if session.get("command"):
             program, *arguments = map(str, session["command"])
-            # `python -m selfflow` and the installed command are the same.
+            # `python -m selfflow` is equivalent to the installed command.
             name = "selfflow" if program.endswith("__main__.py") else Path(program).name
             return shlex.join([name, *arguments])
     return ""
 
 
 def docstring_of(run: Run) -> tuple[str, str]:
-    """The docstring of the experiment file in a run's commands and its path; empty if the file no longer exists."""
+    """Returns the docstring of a run's experiment file, and the path; both empty if the file no longer exists."""
     for session in sessions(run):
         for word in session.get("command") or []:
             path = Path(str(word))
@@ -48,5 +48,5 @@ def docstring_of(run: Run) -> tuple[str, str]:
                         ast.parse(path.read_text(encoding="utf-8"))
                     ) or "", f"{path} (current version)"
                 except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
-                    return "", ""  # the file has been replaced since
+                    return "", ""  # the file has been replaced
     return "", ""

@@ -1,4 +1,4 @@
-"""The settings in which arms differ, and the code, packages, devices and data of each run."""
+"""Settings in which arms differ, and code, packages, devices and data of each run."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,9 +10,10 @@ from selfflow.report.sessions import sessions
 from selfflow.report.study import Member, Study
 from selfflow.run.arms import differing_fields
 
-# Arms that differ in one of these have held-out flow losses of different clips, latents or noise levels.
+# Fields that affect the clips, latents or noise levels of held-out flow losses. If arms differ in one of these fields,
+# their losses are not comparable.
 TASK_FIELDS = ("data.", "autoencoders.", "patch.", "schedule.tau.", "exclude")
-# Fields of a mixture component that change how often it is drawn, and not its task.
+# Fields of a mixture component that affect its share of the samples, but not its task.
 _SHARES = ("weight", "batch_size")
 
 
@@ -21,11 +22,11 @@ class Origin(NamedTuple):
 
     Attributes:
       member: the run.
-      commits: commits of the code, in the order of its sessions, with a note on uncommitted changes.
-      versions: versions of selfflow, Python and packages, in its last session.
-      devices: devices in its last session.
-      data: hashes of the records and latents that it was trained on.
-      started_from: the run whose weights it started from; empty for none.
+      commits: commits of the code in the order of sessions, with a note on uncommitted changes.
+      versions: versions of selfflow, Python and packages in the last session.
+      devices: devices of the last session.
+      data: hashes of the records and latents of the training data.
+      started_from: run that provided the initial weights; empty for none.
     """
 
     member: Member
@@ -37,11 +38,11 @@ class Origin(NamedTuple):
 
 
 def differences(study: Study) -> dict[str, dict[str, Any]]:
-    """{field: {arm: value}} of the fields in which arms differ, except seeds; None if an arm has no such field."""
+    """Returns the fields in which arms differ, except seeds, {field: {arm: value}}; a missing field has value None."""
     experiments: dict[str, Experiment] = {}
     for member in study.members:
         if member.run is not None:
-            # Runs of an arm differ in their seeds alone: the first stands for all.
+            # Runs of an arm differ only in their seeds, so the first represents all of them.
             experiments.setdefault(member.arm, member.run.experiment)
     if len(experiments) < 2:
         return {}
@@ -51,7 +52,7 @@ def differences(study: Study) -> dict[str, dict[str, Any]]:
     arm_values: dict[str, dict[str, Any]] = {}
     names: set[str] = set()
     for arm in arms:
-        # `diff` has the values of all fields, also of seeds; `differing_fields` has the names without seeds.
+        # `diff` returns the values of all differing fields; `differing_fields` the names without seeds.
         names.update(differing_fields(base, experiments[arm]))
         arm_values[arm] = {}
         for name, (old, new) in diff(base, experiments[arm]).items():
@@ -59,16 +60,16 @@ def differences(study: Study) -> dict[str, dict[str, Any]]:
             arm_values[arm][name] = new
     values_by_name = {}
     for name in sorted(names):
-        # An arm that does not differ from the base in a field has the value of the base.
+        # An arm that is missing in `arm_values` has the value of the base.
         values_by_name[name] = {arm: arm_values[arm].get(name, base_values[name]) for arm in arms}
     return values_by_name
 
 
 def other_tasks(differing: Iterable[str], name: str) -> list[str]:
-    """The differing fields that change the task of a mixture component, so that losses of arms are not comparable.
+    """Returns the differing fields that affect the task of a component, so that losses of arms are not comparable.
 
     Args:
-      differing: names of fields, as in `differences`.
+      differing: names of differing fields, as in `differences`.
       name: name of the component.
     """
     component = f"mixture.{name}."
@@ -96,7 +97,7 @@ def _origin(member: Member) -> Origin:
     commits: dict[str, None] = {}  # an ordered set
     for session in all_sessions:
         commits[_commit(session)] = None
-    # A resumed run may have changed machines: packages and devices are those that its last step ran on.
+    # A resumed run may have moved to another machine: packages and devices are those of its last session.
     last = all_sessions[-1] if all_sessions else {}
     packages = last.get("packages") or {}
     versions = {"selfflow": last.get("selfflow"), "Python": last.get("python"), **packages}

@@ -1,4 +1,4 @@
-"""The runs of a report, from a sweep, a folder or a list, with the progress of each."""
+"""Study of a report: runs of a sweep, of a folder or of a list, with their progress."""
 
 import json
 import re
@@ -22,12 +22,12 @@ class Member(NamedTuple):
 
     Attributes:
       name: name of the run folder.
-      arm: name of the arm; runs that differ only in their seeds form one.
-      seed: `seed.init`; runs of two arms with the same seed are paired.
-      run: the opened run; None before it starts.
-      summary: content of `summary.json`; None until the run is finished. Unfinished runs are excluded from every mean.
-      state: progress, for a table.
-      command: shell command that trains it.
+      arm: name of the arm; runs that differ only in their seeds form an arm.
+      seed: `seed.init`; runs of different arms with the same seed are paired.
+      run: the opened run; None if it has not started.
+      summary: content of `summary.json`; None until the run is finished. Unfinished runs are excluded from all means.
+      state: description of the progress, for a table.
+      command: shell command that trains the run.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Member(NamedTuple):
         return self.summary is not None
 
     def score(self, name: str, *keys: str) -> float | None:
-        """Returns a number of `summary.json` by its path of keys; None if a key is missing.
+        """Returns a number in `summary.json` by its path of keys; None if a key is missing.
 
         Raises:
           UserError: if the value is not a number.
@@ -61,10 +61,10 @@ class Member(NamedTuple):
         return float(value)
 
     def keys(self, *names: str) -> list[str]:
-        """Returns the keys of a table of `summary.json`; none if it is missing.
+        """Returns the keys of an object in `summary.json`; an empty list if it is missing.
 
         Raises:
-          UserError: if the value is not a table.
+          UserError: if the value is not an object.
         """
         table: Any = self.summary
         for name in names:
@@ -83,10 +83,10 @@ class Study(NamedTuple):
     Attributes:
       name: name of the folder.
       folder: default folder of the report.
-      question: docstring of the experiment file; empty if none is known.
-      question_source: path of that file.
-      baseline: the arm that the others are compared to; empty if there is one arm.
-      members: the runs in their order.
+      question: docstring of the experiment file, which states the question of the study; empty if unknown.
+      question_source: path of the experiment file.
+      baseline: arm that the others are compared to; empty if there is only one arm.
+      members: runs of the study, in order.
       notes: omissions and their reasons.
     """
 
@@ -100,12 +100,12 @@ class Study(NamedTuple):
 
     @property
     def arms(self) -> list[str]:
-        """The arms, the baseline first."""
+        """Names of the arms, with the baseline first."""
         names = [self.baseline] if self.baseline else []
         return list(dict.fromkeys([*names, *(member.arm for member in self.members)]))
 
     def done(self, arm: str = "") -> list[Member]:
-        """Returns the finished runs of one arm, or of all."""
+        """Returns the finished runs of one arm, by default of all arms."""
         return [member for member in self.members if member.done and arm in ("", member.arm)]
 
 
@@ -113,8 +113,8 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
     """Opens a run, the folder of a sweep, or several runs.
 
     Args:
-      paths: one run or folder, or several runs.
-      baseline: the arm that the others are compared to; by default the first.
+      paths: a run, a folder of runs, or several runs.
+      baseline: arm that the others are compared to; by default the first.
 
     Raises:
       UserError: if a folder has no run, a file in it is damaged, two runs of one arm have the same seed, or the
@@ -138,8 +138,8 @@ def open_study(paths: Sequence[str], baseline: str = "") -> Study:
 
 
 def _from_folder(folder: Path) -> Study:
-    """Returns all runs one level below a folder, except those of autoencoders."""
-    # A link, such as `latest`, is the run that it leads to, and not another one.
+    """Returns the study of all runs in the subfolders of a folder, except those of autoencoders."""
+    # Links, such as `latest`, are resolved, so that their runs are not counted twice.
     paths = {path.parent.resolve() for path in folder.glob("*/experiment.json")}
     if not paths:
         raise UserError(f"{folder} has no run (no experiment.json in it or one folder below): give another folder")
@@ -156,7 +156,7 @@ def _from_folder(folder: Path) -> Study:
 
 
 def _from_runs(runs: list[Run], folder: Path) -> Study:
-    """Returns the study of opened runs. Its arms are inferred from the experiments."""
+    """Returns the study of a list of runs, with arms inferred from names and experiments."""
     if len(runs) == 1:
         name, arms = runs[0].name, [runs[0].name]
     else:
@@ -167,7 +167,7 @@ def _from_runs(runs: list[Run], folder: Path) -> Study:
 
 
 def _from_sweep(folder: Path) -> Study:
-    """Returns the runs in `sweep.json`, also those that have not started."""
+    """Returns the study of the runs in `sweep.json`, including those that have not started."""
     sweep = _read_sweep(folder / SWEEP)
     members: list[Member] = []
     for index, entry in enumerate(sweep["members"]):
@@ -180,7 +180,7 @@ def _from_sweep(folder: Path) -> Study:
     _check_arms(members, folder)
     _check_data(members)
 
-    # `sweep.json` has no arm and no command for other runs in the folder.
+    # Other runs in the folder are omitted, because `sweep.json` has no arm and no command for them.
     names = {path.parent.name for path in folder.glob("*/experiment.json")}
     others = sorted(names - {member.name for member in members})
     notes = [f"{', '.join(others)}: not a run of this sweep"] if others else []
@@ -188,7 +188,7 @@ def _from_sweep(folder: Path) -> Study:
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:
-    """Reads `sweep.json` and checks the types of all fields that the report uses."""
+    """Reads `sweep.json` and validates all fields that the report uses."""
 
     def damaged(reason: object) -> UserError:
         return UserError(f"{path} is damaged ({reason}): run `selfflow sweep` again, which writes it")
@@ -211,14 +211,14 @@ def _read_sweep(path: Path) -> dict[str, Any]:
             if not isinstance(entry, dict) or not isinstance(entry.get(field), kind):
                 raise damaged(f"a member without {field}")
         name = entry["name"]
-        # Names become paths below the folder; a crafted one must not lead out of it.
+        # Names are used as paths below the folder; a crafted name must not lead out of it.
         if not entry["arm"] or not name or "/" in name or "\\" in name or name.startswith("."):
             raise damaged(f"a member with name {name!r} and arm {entry['arm']!r}")
     return sweep
 
 
 def _check_arms(members: list[Member], folder: Path) -> None:
-    """Raises `UserError` unless the runs of an arm differ in their seeds alone: others have no common mean."""
+    """Raises `UserError` unless the runs of each arm differ only in their seeds, as required for their mean."""
     by_seed: dict[tuple[str, int], str] = {}
     first_of: dict[str, Member] = {}
     for member in members:
@@ -240,7 +240,7 @@ def _check_arms(members: list[Member], folder: Path) -> None:
 
 
 def _check_data(members: list[Member]) -> None:
-    """Raises `UserError` unless runs with equal `data` were trained on the same records. Arms may differ in `data`."""
+    """Raises `UserError` unless all runs with the same `data` settings were trained on the same records."""
     runs_by_data: dict[str, list[Run]] = {}
     for member in members:
         if member.run is not None:
@@ -251,7 +251,7 @@ def _check_data(members: list[Member]) -> None:
 
 
 def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Member:
-    """Returns a run that was started; it is done at `steps`, by default those of its experiment."""
+    """Returns the member for a run, which is finished at step `steps`, by default the steps of its experiment."""
     steps = run.experiment.steps if steps is None else steps
     summary = run.summary()
     if summary is None:
@@ -263,13 +263,13 @@ def _member(run: Run, arm: str, command: str, steps: int | None = None) -> Membe
         if reached >= steps:
             state = f"done, {reached} steps"
         else:
-            # `steps` was raised after the run ended.
+            # `steps` was increased after the run had ended.
             state, summary = f"ended at step {reached} of {steps}", None
     return Member(run.name, arm, run.experiment.seed.init, run, summary, state, command)
 
 
 def _unfinished_state(run: Run, steps: int) -> str:
-    """Progress of a run without a summary, from the last row of its metrics."""
+    """Describes the progress of a run without a summary, from the last row of its metrics."""
     if run.provenance().get("imported"):
         return "imported weights, not trained"
     rows = run.metrics()
@@ -280,7 +280,7 @@ def _unfinished_state(run: Run, steps: int) -> str:
 
 
 def _natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Sort key that puts run_2 before run_10."""
+    """Returns a sort key that orders run_2 before run_10."""
     key = []
     for part in re.split(r"(\d+)", name):
         if part.isdecimal():

@@ -1,4 +1,4 @@
-"""The CSV files of a report."""
+"""CSV files of a report."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -27,17 +27,17 @@ def write_tables(
     panels: dict[str, list[Panel]],
     differing: dict[str, dict[str, Any]],
 ) -> list[Path]:
-    """Writes means and differences, the scores of each run, the differing settings, and the curves.
+    """Writes CSV files of means and differences, scores of each run, differing settings, and curves.
 
     Args:
-      folder: folder to write to.
-      study: the runs.
-      measures: measures from `measures.measures`.
-      panels: curves by the name of their file.
+      folder: output folder.
+      study: the study.
+      measures: measures, from `measures.measures`.
+      panels: panels of curves by file name.
       differing: differing settings, from `settings.differences`.
 
     Returns:
-      The files.
+      Paths of the files.
     """
     files = [
         _write(folder / "table.csv", _TABLE, _table(study, measures)),
@@ -50,12 +50,12 @@ def write_tables(
 
 
 def _table(study: Study, measures: list[Measure]) -> Iterable[Sequence]:
-    """One row for each measure and arm, then one for each reference value with its name in brackets."""
+    """Yields one row for each measure and arm, and one for each reference value with its name in brackets."""
     for measure in measures:
         columns = [measure.group, measure.name, measure.detail, measure.better]
         for method in measure.methods:
             mean, difference = method.mean, method.difference
-            # The columns from "baseline" to "p", which are empty for the baseline itself.
+            # The columns from "baseline" to "p" are empty for the baseline itself.
             comparison = [""] * 6
             if difference is not None:
                 comparison = [study.baseline, difference.n, difference.difference]
@@ -68,13 +68,13 @@ def _table(study: Study, measures: list[Measure]) -> Iterable[Sequence]:
 
 
 def _settings(study: Study, differing: dict[str, dict[str, Any]]) -> Iterable[Sequence]:
-    """One row for each differing field, one column for each arm."""
+    """Yields one row for each differing field, with one column for each arm."""
     for name, values in differing.items():
         yield [name, *(values.get(arm) for arm in study.arms)]
 
 
 def _scores(study: Study, measures: list[Measure]) -> Iterable[Sequence]:
-    """One row for each measure and run."""
+    """Yields one row for each measure and run."""
     runs = {(member.arm, member.seed): member.name for member in study.done()}
     for measure in measures:
         for method in measure.methods:
@@ -84,7 +84,7 @@ def _scores(study: Study, measures: list[Measure]) -> Iterable[Sequence]:
 
 
 def _curves(panels: list[Panel]) -> Iterable[Sequence]:
-    """One row for each point."""
+    """Yields one row for each point of a curve."""
     for panel in panels:
         for line in panel.lines:
             for point in line.points:
@@ -92,7 +92,7 @@ def _curves(panels: list[Panel]) -> Iterable[Sequence]:
 
 
 def _write(path: Path, head: list[str], rows: Iterable[Sequence]) -> Path:
-    """Writes a table, with eight significant digits. Surrogates of undecodable file names become question marks."""
+    """Writes a table with eight significant digits. Surrogates in undecodable file names become question marks."""
     with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)

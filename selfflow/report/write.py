@@ -1,4 +1,4 @@
-"""Writing of a report: the page, and its numbers as CSV."""
+"""Writing of a report as an HTML page and CSV files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ from selfflow.storage.atomic import atomic_write
 
 
 class Written(NamedTuple):
-    """A written report.
+    """Files of a report and its results.
 
     Attributes:
       path: path of the page.
-      files: the CSV files beside it.
+      files: paths of the CSV files next to the page.
       measures: comparisons of arms.
       notes: omissions and their reasons.
     """
@@ -35,13 +35,13 @@ class Written(NamedTuple):
 def write_report(
     study: Study, folder: Path, probes: Sequence[Path] = (), samples: int = 2, megabytes: float = 16.0
 ) -> Written:
-    """Writes `report.html` and the CSV files.
+    """Writes `report.html` and the CSV files of a study.
 
     Args:
-      study: the runs.
-      folder: folder to write to; created if missing.
-      probes: CSV files of `selfflow probe`, besides those in the folders of the study.
-      samples: clips of each component of each arm.
+      study: the study.
+      folder: output folder; created if missing.
+      probes: CSV files of `selfflow probe` outside of the folders of the study.
+      samples: number of clips for each component and arm.
       megabytes: limit on the size of all samples in the page.
 
     Raises:

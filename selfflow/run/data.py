@@ -29,7 +29,7 @@ def open_data(
       provenance: content of the run's `provenance.json`.
       path: path or URL of the run, for messages.
       own: folder of the run's copies of its autoencoders.
-      data_dir: folder for data sets and latents; by default that of the run's last session, if it still exists.
+      data_dir: folder for data sets and latents; by default the folder of the run's last session, if it still exists.
 
     Raises:
       UserError: if the run has no data, or the latents differ from those that it was trained on.

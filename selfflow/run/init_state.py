@@ -16,7 +16,7 @@ def initial_state(setup: Setup, mesh: Mesh | None = None) -> State:
 
     Args:
       setup: setup of the experiment.
-      mesh: devices of the state; by default those of `experiment.devices`.
+      mesh: devices of the state; by default the mesh of `experiment.devices`.
 
     Raises:
       UserError: if the other run has no such step, or one of its parameters has another shape.
@@ -28,7 +28,7 @@ def initial_state(setup: Setup, mesh: Mesh | None = None) -> State:
         return setup.init(jax.random.wrap_key_data(key))
 
     # The key is an argument, so that all seeds share one compiled program. It is passed as raw numbers, because a key
-    # array would be placed on a device of this process alone.
+    # array would be placed on a device of only this process.
     state = jax.jit(init, out_shardings=setup.shardings(mesh))(key_of(experiment.seed.init))
     return _start_from(experiment.init_from, setup, state, mesh) if experiment.init_from else state
 
@@ -68,7 +68,7 @@ def frozen_of_runs(sources: dict[str, str], state: State, mesh: Mesh) -> State:
       mesh: devices of the state.
 
     Raises:
-      UserError: if a run has no such step, or its parameters differ from those of the tree in name or shape.
+      UserError: if a run has no such step, or its parameters differ from the tree in name or shape.
     """
     frozen = dict(state.frozen)
     for name, source in sources.items():

@@ -25,7 +25,7 @@ class Model:
         `SelfFlowObjective.apply`.
       params: parameters of the network.
       modalities: all streams of the network.
-      null_label: the label that stands for no class.
+      null_label: label for no class, as in classifier-free guidance.
       depth: number of blocks.
       step: number of updates; 0 for untrained weights.
       identity: hash of the network and its weights, independent of how they are sharded.
@@ -49,7 +49,7 @@ def model_of(
       setup: setup of the experiment.
       state: a trained state; None for random weights from `seed.init`, with the gates of all blocks open.
       weights: weights of the state to use.
-      mesh: devices over which random weights are sharded; by default the first device alone.
+      mesh: devices over which random weights are sharded; by default only the first device.
     """
     objective, config = setup.objective, setup.experiment.model
     if state is None:

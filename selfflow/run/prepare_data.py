@@ -52,7 +52,7 @@ def prepare_data(
     Args:
       setup: setup of the experiment.
       data_dir: cache folder of data sets, autoencoders and latents.
-      share: part of the encoding that this process does.
+      share: number of worker processes, and the part of the shards that this host encodes.
       own: folder of a run's copies of its autoencoders, which replace the weights that the experiment names.
       recorded: names of the data sets that a run was trained on, from its provenance.
 
@@ -144,7 +144,7 @@ def autoencoder_files(latents: Mapping[str, Latents]) -> dict[str, Path]:
 
 
 def _with_own_weights(experiment: Experiment, own: Path) -> Experiment:
-    """Returns the experiment with paths of pretrained weights replaced by those of a run's copies."""
+    """Returns the experiment with paths of pretrained weights replaced by the paths of a run's copies."""
     configs = dict(experiment.autoencoders)
     for m, config in configs.items():
         copy = own / f"{m}.safetensors"
@@ -172,7 +172,7 @@ def _encoders(experiment: Experiment, data: str) -> dict[str, Encoder]:
 def _batch_source(
     experiment: Experiment, modalities: dict[str, dict[str, Modality]], latents: dict[str, Latents]
 ) -> BatchSource:
-    """Returns the source of batches; raises `UserError` if the width of stored captions is not that of the model."""
+    """Returns the source of batches; raises `UserError` if stored captions and the model differ in width."""
     caption = None
     if experiment.text:
         caption = (experiment.text.tokens, experiment.model.text)
@@ -204,7 +204,7 @@ def _fit(
     data_dir: Path,
     share: EncodeShare,
 ) -> dict[str, FittedAutoencoder]:
-    """Returns the autoencoder of each modality: that of latents encoded elsewhere, or one fitted to built data sets.
+    """Returns the autoencoder of each modality, from latents that were encoded elsewhere or fitted to built data sets.
 
     A modality that no component reads and no record has is left out, such as video in a folder of images.
     """

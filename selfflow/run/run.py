@@ -133,7 +133,7 @@ class Run:
 
         Args:
           step: step of the checkpoint; by default the newest.
-          mesh: devices to restore to, which may differ from those of the training; by default the first device.
+          mesh: devices to restore to, which may differ from the mesh of the training; by default the first device.
 
         Raises:
           UserError: if the checkpoint does not exist or is damaged.
@@ -185,8 +185,8 @@ class Run:
         """Opens the data that the run was trained on. The result is cached.
 
         Args:
-          data_dir: folder for data sets and latents; by default that of the run's last session if it still exists,
-            otherwise the default data folder.
+          data_dir: folder for data sets and latents; by default the folder of the run's last session if it still
+            exists, otherwise the default data folder.
 
         Raises:
           UserError: if the run has no data, or the latents differ from those that it was trained on.
@@ -232,16 +232,16 @@ class Run:
 
         Args:
           count: number of samples; sample i depends only on the seed and i.
-          modalities: modalities to generate; by default those of the first component of the mixture.
+          modalities: modalities to generate; by default all modalities of the first component of the mixture.
           context: context of the samples, in the syntax of `--context`, such as ("video=clip.mp4",).
           seed: seed of the samples.
-          sampler: settings of the solver; by default those of the experiment.
+          sampler: settings of the solver; by default `experiment.sampler`.
           weights: the EMA or the student.
           step: step of the checkpoint; by default the newest.
           label: class label of the samples, if the model has labels.
           caption: caption of the samples, if the model has captions.
           batch_size: samples in a batch.
-          mesh: devices over which samples are sharded; by default the first device alone.
+          mesh: devices over which samples are sharded; by default only the first device.
           data_dir: as in `open_data`, if the context is taken from the run's data.
 
         Raises:

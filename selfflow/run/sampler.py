@@ -50,10 +50,10 @@ class SampleRequest:
     """Modalities and conditioning of samples to draw from a run.
 
     Attributes:
-      modalities: modalities to generate; together with those of the context they must form a component of the run. By
-        default the modalities of the first component.
+      modalities: modalities to generate; together with the modalities of the context they must form a component of the
+        run. By default the modalities of the first component.
       context: context of the samples, in the syntax of the flag `--context`.
-      sampler: settings of the solver; by default those of the experiment.
+      sampler: settings of the solver; by default `experiment.sampler`.
       label: class label of all samples; by default a random one for each sample, if the model has labels.
       caption: caption of all samples, for runs with captions; empty for none.
     """
@@ -89,7 +89,7 @@ class RunSampler:
       request: samples to draw.
       weights: parameters of the model, such as the EMA, on the devices of the mesh.
       reader: function component -> reader of its clips; called only if context is taken from the run's data.
-      mesh: devices over which samples are sharded; by default the first device alone.
+      mesh: devices over which samples are sharded; by default only the first device.
 
     Attributes:
       component: name of the component of the mixture; "image" for imported weights.
@@ -117,7 +117,7 @@ class RunSampler:
         self.component, self._context = choose_component(
             request.modalities, _parse_contexts(request, components), components
         )
-        # Imported weights have no mixture: their streams are those of the objective.
+        # Imported weights have no mixture: the streams are taken from the objective.
         streams = setup.modalities.get(self.component) or setup.objective.modalities
         self.modalities = {m: streams[m] for m in components[self.component]}
         check_trained(self._context, self.modalities, experiment.schedule.context)
@@ -192,7 +192,7 @@ class RunSampler:
 
     def _labels(self, numbers: np.ndarray, seed: int, records: list[dict[str, Any]]) -> np.ndarray:
         """Returns class labels [B]: the requested label, the label of the context, or a random one for each sample."""
-        null = self._experiment.model.labels  # the label that stands for no class
+        null = self._experiment.model.labels  # label for no class
         label_B = np.full(len(numbers), null)
         if self._request.label is not None:
             label_B[:] = self._request.label

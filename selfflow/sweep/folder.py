@@ -102,7 +102,7 @@ def enter_sweep(folder: Path, description: dict[str, Any]) -> None:
     if where:
         from selfflow.storage.object_store import write_object
 
-        # Object stores have no locks: the first process creates the object, the others check it first.
+        # Object stores have no locks: the first process creates the object, the others check it before they write.
         if not write_object(f"{where}/{SWEEP}", content, fresh=True):
             check_sweep(folder, description)
             write_object(f"{where}/{SWEEP}", content)

@@ -40,7 +40,7 @@ class Sweep:
 
     Attributes:
       question: docstring of the file, which states the question of the study.
-      budget: length of each run; an empty one leaves the steps to the experiments.
+      budget: length of each run; with an empty budget it is the steps of its experiment.
       base: experiment that the overrides are applied to.
       runs: runs by name, in the order of the members.
     """

@@ -108,7 +108,7 @@ def evaluate_samples(
 
 
 class _RealSets(NamedTuple):
-    """Two disjoint sets of real clips, neither of which was used to fit the material classifiers.
+    """Two disjoint sets of real clips, none of which were used to fit the classifiers of the physics verifier.
 
     Attributes:
       reference: clips of the split of the reference.
@@ -124,7 +124,7 @@ class _RealSets(NamedTuple):
 
 
 def _split_real_clips(evaluator: SampleEvaluator) -> _RealSets:
-    """Takes the reference from the test split, or from half of train without one, and the other clips from train."""
+    """Returns a reference from the test split and other clips from train; without a test split both from train."""
     n = evaluator.samples
     train, reference = evaluator.clips("train"), evaluator.clips("test")
     others, indices = train.indices(fitted_clips(evaluator.built)), reference.indices()

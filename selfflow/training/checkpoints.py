@@ -50,7 +50,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None):
-        import orbax.checkpoint as ocp  # takes a second, which commands without checkpoints save
+        import orbax.checkpoint as ocp  # a slow import, which most commands do not need
 
         # Orbax logs errors that it also raises, and warns of partial checkpoints, which are normal after a run was
         # killed.
