@@ -1,4 +1,4 @@
-"""Attention, and the kernels that compute it: every block of every model attends through `attention`.
+"""Attention and its kernels: every block of every model calls `attention`.
 
 All kernels compute softmax(q k^T / sqrt(H)) v over the visible keys, with the softmax in float32 or wider; the hardware
 determines which kernel is used.
@@ -31,30 +31,30 @@ def attention(
 ) -> Float[Array, "B N D"]:
     """softmax(q k^T / sqrt(H)) v for all A heads, concatenated: D = A H.
 
-    Every query attends to all visible keys, whether the query's own token is visible or not, and N may differ from M.
-    Invisible keys and values, if finite, change no result, and no gradient reaches them. A sample should have at least
-    one visible key; without visible keys, its results are finite and meaningless.
+    Every query attends to all visible keys, even if its own token is invisible, and N may differ from M. Finite
+    invisible keys and values do not affect the result and receive no gradient. A sample should have at least one
+    visible key; without visible keys, its results are finite and meaningless.
 
     The implementations agree up to rounding:
 
     - `xla` runs everywhere and holds all B A N M scores in memory.
     - `cudnn` is cuDNN's flash attention for NVIDIA GPUs, in bfloat16 or float16.
     - `splash` is Pallas' splash attention for TPUs. In bfloat16 it rounds q / sqrt(H), which `xla` does not.
-    - `auto` is `implementation_for` of the devices of the current mesh, or of the default backend without a mesh. To
-      lower for another platform, name the implementation.
+    - `auto` selects `implementation_for` the devices of the current mesh, or the default backend without a mesh. Name
+      the implementation to lower for another platform.
 
     Neither kernel can be partitioned by the compiler. Under `jax.set_mesh` both run per device: the batch is split over
-    the axes `data` and `fsdp`, heads over `tensor`, as far as the mesh has them.
+    the axes `data` and `fsdp`, heads over `tensor`, if the mesh has these axes.
 
     Args:
       q_BNAH, k_BMAH, v_BMAH: queries, keys and values, of one type.
       seen_BM: visible keys; None for all.
       implementation: the kernel.
-      interpret: run splash's kernel in Pallas' interpreter, on any platform and very slowly: for tests. Without it,
-        splash compiles only for a TPU.
+      interpret: run splash's kernel in Pallas' interpreter, which is slow but works on any platform, for tests.
+        Otherwise splash compiles only for TPUs.
 
     Raises:
-      UserError: if cuDNN does not support the inputs, or batch or heads do not divide by the mesh.
+      UserError: if cuDNN does not support the inputs, or the mesh does not divide the batch or the heads.
     """
     if implementation not in get_args(Implementation):
         raise ValueError(f"attention is {implementation!r}, expected one of {', '.join(get_args(Implementation))}")
@@ -75,7 +75,7 @@ def attention_weights(
     k_BMAH: Float[Array, "B M A H"],
     seen_BM: Bool[Array, "B M"] | None = None,
 ) -> Float[Array, "B A N M"]:
-    """softmax(q k^T / sqrt(H)) over the visible keys, float32: the factors of the values in `attention`.
+    """softmax(q k^T / sqrt(H)) over the visible keys, float32: the weights of the values in `attention`.
 
     For analysis: it holds all B A N M weights in memory for every implementation of attention.
     """
@@ -85,14 +85,14 @@ def attention_weights(
 
 
 def implementation_for(platform: str, dtype) -> Implementation:
-    """The implementation that `auto` selects on a platform ("cpu", "gpu" or "tpu") for inputs of a type."""
+    """Returns the implementation that `auto` selects on a platform ("cpu", "gpu" or "tpu") for a dtype."""
     if platform == "tpu":
         return "splash"
     return "cudnn" if platform == "gpu" and jnp.dtype(dtype) in _HALF else "xla"
 
 
 def _per_device(kernel: Callable, name: Implementation) -> Callable:
-    """`kernel(q, k, v[, seen])` on each device's own samples and heads; `kernel` itself where no mesh is set."""
+    """Maps `kernel(q, k, v[, seen])` over the samples and heads of each device; returns `kernel` if no mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel
@@ -119,7 +119,7 @@ def _per_device(kernel: Callable, name: Implementation) -> Callable:
 
 def _xla(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax.Array | None = None) -> jax.Array:
     seen_B11M = None if seen_BM is None else seen_BM[:, None, None, :]
-    if q_BNAH.dtype in _HALF:  # jax.nn keeps to the products of this type in the backward pass too
+    if q_BNAH.dtype in _HALF:  # jax.nn computes products in this dtype in the backward pass, too
         return jax.nn.dot_product_attention(q_BNAH, k_BMAH, v_BMAH, mask=seen_B11M, implementation="xla")
     score_BANM = jnp.einsum("bnah,bmah->banm", q_BNAH, k_BMAH)
     if seen_B11M is not None:
@@ -138,16 +138,16 @@ def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax
             "set model.dtype to 'bfloat16' or model.execution.attention to 'xla'"
         )
     batch, keys, _, size = k_BMAH.shape
-    # Lengths even where all keys are seen: without them the backward pass of several versions of cuDNN gives NaN for
-    # sequences that are not multiples of its tiles (github.com/NVIDIA/cudnn-frontend, numbers 160 and 1072).
+    # Pass lengths even if all keys are visible: without them the backward pass of several versions of cuDNN gives NaN
+    # for sequences that are not multiples of its tiles (github.com/NVIDIA/cudnn-frontend, issues 160 and 1072).
     seen_B = jnp.full(batch, keys, jnp.int32)
     if seen_BM is not None:
-        # cuDNN implements a mask as a bias of every score, whose gradient it computes too. The order of keys does not
+        # cuDNN implements a mask as a bias of every score, and computes the bias's gradient. The order of keys does not
         # matter: with the visible keys first, their number is enough.
         reorder = jax.vmap(lambda x, order: x.at[order].get(unique_indices=True, mode="promise_in_bounds"))
         order_BM = jnp.argsort(~seen_BM, axis=1)
         k_BMAH, v_BMAH = reorder(k_BMAH, order_BM), reorder(v_BMAH, order_BM)
-        # Over no key at all it gives NaN before version 9.25 (number 943 there).
+        # Without any key, versions before 9.25 return NaN (issue 943 there).
         seen_B = jnp.maximum(seen_BM.sum(axis=1, dtype=jnp.int32), 1)
 
     def pad(x: jax.Array) -> jax.Array:
@@ -163,7 +163,7 @@ def _cudnn(q_BNAH: jax.Array, k_BMAH: jax.Array, v_BMAH: jax.Array, seen_BM: jax
             key_value_seq_lengths=seen_B,
             implementation="cudnn",
         )
-    except (NotImplementedError, RuntimeError) as error:  # heads that are too large; no cuDNN
+    except (NotImplementedError, RuntimeError) as error:  # heads are too large, or cuDNN is missing
         raise UserError(f"model.execution.attention 'cudnn': {error} Set model.execution.attention to 'xla'") from error
     return out_BNAH[:, : q_BNAH.shape[1], :, :size]
 
@@ -208,10 +208,10 @@ def _splash(
 
 
 def _block(length: int) -> int:
-    """The largest block of 128 to 512 tokens that pads a sequence to at most 1.25 times the length with blocks of 128.
+    """Returns the largest block of 128 to 512 tokens that pads to at most 1.25 times the length with blocks of 128.
 
-    The kernel takes multiples of 128, the lanes of a TPU. Each block has a fixed cost, so that larger blocks are worth
-    some padding (MaxText takes 512 throughout); the factor is a guess, not a measurement.
+    The kernel takes multiples of 128, the lanes of a TPU. Each block has a fixed cost, so larger blocks justify some
+    padding (MaxText takes 512 throughout); the factor is a guess, not a measurement.
     """
 
     def padded(block: int) -> int:

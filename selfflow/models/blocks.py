@@ -37,13 +37,13 @@ class _Stream(nnx.Module):
 
 
 def _heads(qkv: jax.Array, heads: int, query_norm: RMSNorm, key_norm: RMSNorm) -> tuple[jax.Array, ...]:
-    """Queries and keys, each with its RMS norm, and values, all [B, N, A, H], from one product [B, N, 3 A H]."""
+    """Splits one product [B, N, 3 A H] into RMS-normalised queries and keys, and values, all [B, N, A, H]."""
     q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * heads, -1), 3, axis=2)
     return query_norm(q), key_norm(k), v
 
 
 class DoubleBlock(nnx.Module):
-    """Text and media with separate weights, which attend to each other."""
+    """A double-stream block: text and media have separate weights and attend jointly."""
 
     def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
         self.text, self.media = _Stream(config, rngs=rngs), _Stream(config, rngs=rngs)
@@ -64,13 +64,13 @@ class DoubleBlock(nnx.Module):
 
 
 class SingleBlock(nnx.Module):
-    """Text and media with the same weights; attention and MLP in parallel."""
+    """A single-stream block: text and media share weights; attention and MLP run in parallel."""
 
     def __init__(self, config: JointConfig, *, rngs: nnx.Rngs):
         width, hidden = config.width, round(config.width * config.mlp_ratio)
         self.heads, self.width = config.heads, width
         options = {"rngs": rngs, "dtype": config.dtype}
-        # Attention and MLP read the same input and are summed: they share the input and output products.
+        # Attention and MLP share their input, and their outputs are summed, so each side is one product.
         self.inputs = Dense(width, 3 * width + 2 * hidden, ("embed", "mlp"), **options)
         self.query_norm = RMSNorm(width // config.heads, rngs=rngs)
         self.key_norm = RMSNorm(width // config.heads, rngs=rngs)

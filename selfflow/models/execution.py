@@ -22,11 +22,11 @@ _KEPT = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_
 
 @dataclass(frozen=True)
 class Execution:
-    """Execution of a model on the hardware; it changes results only by rounding."""
+    """Execution settings of a model; they change results only by rounding."""
 
     unroll: int | None = None
-    """Blocks per iteration of the loop over depth; compilation time grows with them. By default 1, and on a CPU, where
-    a loop costs a third of the step, all blocks up to the next tap."""
+    """Blocks per iteration of the loop over depth; more blocks take longer to compile. By default 1; on a CPU, where a
+    loop costs a third of the step, all blocks up to the next tap."""
     remat: Literal["none", "block", "dots"] = "none"
     """What the backward pass recomputes to save memory: nothing, whole blocks, or all of a block but the outputs of its
     dense layers."""
@@ -35,13 +35,13 @@ class Execution:
     elsewhere."""
     split_tokens: bool = False
     """On several devices keep the tokens between blocks split over the mesh axis `tensor`, as heads and hidden channels
-    are within them: less memory where tokens are many (arXiv 2205.05198)."""
+    are within blocks; saves memory for many tokens (arXiv 2205.05198)."""
 
     def __post_init__(self):
         check_at_least(self, "model.execution.", unroll=1)
 
     def check(self, platform: str) -> None:
-        """Raises `UserError` if a platform ("cpu", "gpu" or "tpu") does not have this attention."""
+        """Raises `UserError` if a platform ("cpu", "gpu" or "tpu") does not support this attention."""
         needed = {"splash": "tpu", "cudnn": "gpu"}.get(self.attention, platform)
         if platform != needed:
             raise UserError(
@@ -51,7 +51,7 @@ class Execution:
 
 
 def stack(block: type, config: Any, count: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`count` blocks whose parameters have a leading axis `layers`."""
+    """Creates `count` blocks whose parameters have a leading axis `layers`."""
 
     @nnx.split_rngs(splits=count)
     @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
@@ -62,12 +62,12 @@ def stack(block: type, config: Any, count: int, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def last_block(depth: int, stop_at: int | None, **layers: tuple[int, ...]) -> int:
-    """The last block that runs, counted from 1: `stop_at`, or `depth`.
+    """Returns the last block that runs, counted from 1: `stop_at`, or `depth`.
 
     Args:
       depth: number of blocks.
-      stop_at: as a model's call takes it.
-      layers: blocks whose results are requested, by the name of the argument.
+      stop_at: argument of a model's call.
+      layers: blocks whose results are requested, by argument name.
 
     Raises:
       ValueError: if one of them is not a block of the model, or lies above `stop_at`.
@@ -91,12 +91,12 @@ def run_blocks(
     """Applies blocks `start` to `stop` (counted from 0, `stop` excluded) of a stack, one after the other.
 
     Args:
-      blocks: as `stack` makes them; the parameters of other blocks are never touched.
+      blocks: blocks from `stack`; only the parameters of `start` to `stop` are read.
       carry: input of the first block.
       call: (block, carry) -> input of the next block.
       execution: execution settings of the blocks.
     """
-    # Parameters of the blocks alone, [stop - start, ...]: a tap or a teacher's last block cuts the loop here.
+    # Parameters of these blocks only, [stop - start, ...]: a tap or a teacher's last block ends the loop here.
     graph, params = nnx.split(blocks)
     params = jax.tree.map(lambda p: p[start:stop], params)
     unroll = execution.unroll
@@ -109,36 +109,36 @@ def run_blocks(
         return jax.tree.map(lambda x_BND: constrain(x_BND, BATCH_AXES, tokens), carry), None
 
     if execution.remat != "none":
-        # A loop's body cannot be merged with its own recomputation; unrolled blocks must be kept from it.
+        # A loop's body cannot be merged with its recomputation by CSE; for unrolled blocks this must be prevented.
         body = jax.checkpoint(body, prevent_cse=unroll > 1, policy=_KEPT[execution.remat])
     return jax.lax.scan(body, carry, params, unroll=unroll)[0]
 
 
 def run_apart(blocks: nnx.Module, index: int, carry: Carry, call: Callable[[nnx.Module, Carry], Carry]) -> Carry:
-    """Applies one block of a stack outside of any loop, so that `call` may keep arrays from within it.
+    """Applies one block of a stack outside any loop, so that `call` can return arrays from inside the block.
 
     Args:
       blocks, carry, call: as for `run_blocks`.
-      index: which block, counted from 0.
+      index: index of the block, from 0.
     """
     graph, params = nnx.split(blocks)
     return call(nnx.merge(graph, jax.tree.map(lambda p: p[index], params)), carry)
 
 
 class Segments:
-    """The blocks of one forward pass, run in segments that end where something is returned.
+    """The blocks of one forward pass, run in segments that end at requested outputs.
 
     Args:
       execution: execution settings of the blocks.
       attend: attention of all blocks.
       taps: blocks after which the residual stream is returned, counted from 1.
-      features_of: the residual stream of the media tokens -> features by modality.
+      features_of: function from the residual stream of the media tokens to features by modality.
       attention_of: blocks whose attention weights are returned.
       weights_of: (queries, keys) -> attention weights by modality; needed with `attention_of`.
 
     Attributes:
       features: features of the taps that have run, {block: {modality: [B, N, D]}}.
-      weights: weights of the blocks of `attention_of` that have run.
+      weights: attention weights of the blocks of `attention_of` that have run.
     """
 
     def __init__(
@@ -168,8 +168,8 @@ class Segments:
         """Applies blocks `first` + 1 to `last` of the model, one after the other.
 
         Args:
-          blocks: the stack that begins with block `first` + 1.
-          carry: input of that block.
+          blocks: stack whose first block is `first` + 1.
+          carry: input of block `first` + 1.
           call: (block, carry, attend) -> input of the next block.
           media_of: the residual stream of the media tokens in a carry; by default all of it.
 

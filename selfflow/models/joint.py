@@ -1,8 +1,8 @@
 """The joint transformer: any set of modalities in one sequence.
 
-Double-stream blocks, in which the text stream and the media stream have separate weights and attend together, then
-single-stream blocks over both; modulation is shared by all blocks of a kind, and its gates are 0 at the start
-(adaLN-Zero, arXiv 2212.09748). The form is that of FLUX.2, which arXiv 2603.06507 uses for its multimodal models. The
+Double-stream blocks, in which the text and media streams have separate weights and attend jointly, are followed by
+single-stream blocks over both. Modulation is shared by all blocks of a kind, and its gates are 0 at initialisation
+(adaLN-Zero, arXiv 2212.09748). The architecture follows FLUX.2, as do the multimodal models of arXiv 2603.06507. The
 text stream holds the condition: one learned token for the label, or for none, and the caption's embeddings.
 
 Every token is conditioned on its own tau_i. A sample has few distinct levels, so that modulation is computed for its K
@@ -31,7 +31,7 @@ from selfflow.models.separation import Groups, Order, separated_attention
 
 
 class Caption(NamedTuple):
-    """Embeddings of the captions of a batch; a sample whose mask is empty has none, or had it dropped."""
+    """Caption embeddings of a batch; the mask is empty for samples whose caption is missing or dropped."""
 
     embedding: Float[Array, "B L C"]
     mask: Bool[Array, "B L"]
@@ -58,7 +58,7 @@ class _Sequence(NamedTuple):
     Attributes:
       text, media: the two streams.
       counts: number of tokens of each modality, in the order of the media tokens.
-      media_level_BN: the index of each media token's level in the row of its sample.
+      media_level_BN: index of each media token's level among the levels of its sample.
       angles: rotary angles of all tokens, text first; per sample where the order differs by sample.
       attend: attention over all tokens, text first.
       seen_BN: tokens of text and media, in the order of the input, that are attended to; None for all.
@@ -96,9 +96,9 @@ class JointTransformer(nnx.Module):
 
     Args:
       config: the shape.
-      modalities: the streams that it takes. Streams of one modality, such as `image` and `image:reference`, share their
+      modalities: input streams. Streams of one modality, such as `image` and `image:reference`, share their
         projections, and differ in the offset of their coordinates.
-      rngs: keys of the initialisation.
+      rngs: random keys of the initialisation.
     """
 
     def __init__(self, config: JointConfig, modalities: dict[str, Modality], *, rngs: nnx.Rngs):
@@ -150,26 +150,26 @@ class JointTransformer(nnx.Module):
           levels, assignment: their noise, as in `noise.Corruption`.
           label_B: class labels; `config.labels` means no label.
           taps: blocks after which the residual stream of the media tokens is returned.
-          stop_at: return after this block, without a velocity; later weights are never touched.
-          open_gates: take every gate as 1, which makes an untrained network more than its embedding. An array may be
-            an argument of a compiled program, which then serves both values.
+          stop_at: return after this block, without a velocity; later weights are not read.
+          open_gates: set every gate to 1, so that the blocks of an untrained network have an effect. If it is an array
+            argument, one compiled program serves both values.
           caption: caption of each sample, beside its label; a dropped condition is the null label and an empty mask.
-          scalars: values of those of `config.scalars` that the samples have; of the size of 1, as tau is.
+          scalars: values of the given `config.scalars`, of order 1 like tau.
           valid: tokens that are not padding; no token attends to padding. Modalities that are not named have none.
           groups: two groups of tokens that do not see each other.
           attention_of: blocks whose attention weights are returned too.
 
         Returns:
-          An `Output`, with groups too in the order of the tokens.
+          An `Output`, in the order of the input tokens even with groups.
 
         Raises:
           ValueError: if a tap or `attention_of` is not a block of the model, or lies above `stop_at`; `attention_of` is
-            combined with groups; the model takes no captions, or not these scalars.
+            combined with groups; or the model does not take captions or these scalars.
         """
         last = last_block(self.config.depth, stop_at, taps=taps, attention_of=attention_of)
         if attention_of and groups is not None:
             raise ValueError(f"attention_of {attention_of}: groups have no single matrix of weights; leave groups out")
-        # Sorted by name: the order of the tokens does not depend on that of a dict.
+        # Sorted by name, so that the order of the tokens does not depend on the order of a dict.
         counts = {m: tokens[m].shape[1] for m in sorted(tokens)}
 
         # All tokens in one sequence, and the noise levels of a sample in one row.
@@ -206,7 +206,7 @@ class JointTransformer(nnx.Module):
         if groups is None:
             attend = partial(attention, seen_BM=seen_BN, implementation=implementation)
             return _Sequence(text, media, counts, media_level_BN, angles, attend, seen_BN, None)
-        # Each sample has its own order, and so its own angles.
+        # Each sample has its own order, and therefore its own angles.
         order = Order(groups, list(counts))
         angles_BNH = jnp.broadcast_to(angles, (len(label_B), *angles.shape))
         attend = partial(
@@ -223,7 +223,7 @@ class JointTransformer(nnx.Module):
     def _run_blocks(
         self, segments: Segments, sequence: _Sequence, condition_BKD: jax.Array, last: int, open_gates: bool | jax.Array
     ) -> Float[Array, "B N D"]:
-        """The media tokens after block `last`."""
+        """Returns the media tokens after block `last`."""
         text, media, text_count = sequence.text, sequence.media, sequence.text.shape[1]
 
         # Double-stream blocks: text and media have separate weights and modulations. Level 0 is the text's.
@@ -255,7 +255,7 @@ class JointTransformer(nnx.Module):
     def _velocity(
         self, media_BND: jax.Array, sequence: _Sequence, condition_BKD: jax.Array
     ) -> dict[str, Float[Array, "B N P"]]:
-        """The velocity of every token, from the media tokens after the last block."""
+        """Computes the velocity of every token from the media tokens after the last block."""
         # Scale first, as in the head of FLUX.2; the modulations of blocks have shift, scale, gate.
         scale, shift = _modulation(self.final_modulation, condition_BKD, sequence.media_level_BN, 2, open_gates=False)
         velocity = {}
@@ -264,7 +264,7 @@ class JointTransformer(nnx.Module):
         return velocity
 
     def _text(self, label_B: jax.Array, caption: Caption | None) -> Float[Array, "B L D"]:
-        """The text stream: the label's token, then the caption's."""
+        """Returns the text stream: the label's token, then the caption's tokens."""
         text = self.label_embedding[...].astype(jnp.dtype(self.config.dtype))[label_B][:, None]
         if caption is None:
             return text
@@ -297,7 +297,7 @@ class JointTransformer(nnx.Module):
         if unknown:
             raise ValueError(f"scalars {unknown} are unknown: model.scalars is {self.config.scalars}")
         time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(level_BK))))
-        # `scalar_out` is zero at first, so that a model with scalars starts from the weights of one without.
+        # `scalar_out` is initialised to zero, so that a model with scalars can start from weights without them.
         for name, value_B in scalars.items():
             hidden_BD = jax.nn.silu(self.scalar_in[name](sinusoids(value_B)))
             time_BKD = time_BKD + self.scalar_out[name](hidden_BD)[:, None]
@@ -326,7 +326,7 @@ def _split(x: jax.Array, counts: dict[str, int], axis: int) -> dict[str, jax.Arr
 
 
 def _token_sizes(modalities: dict[str, Modality]) -> dict[str, int]:
-    """P of each modality, which must be the same for all of its streams."""
+    """Returns P of each modality, which must be equal for all of its streams."""
     sizes: dict[str, int] = {}
     for stream, modality in modalities.items():
         if sizes.setdefault(modality_of(stream), modality.token_size) != modality.token_size:
@@ -342,7 +342,7 @@ def _seen(caption: Caption | None, valid: dict[str, jax.Array], shapes: dict[str
     if caption is None and not valid:
         return None
     batch = next(iter(shapes.values()))[0]
-    # The label's token is always visible: a softmax over no token is NaN.
+    # The label's token is always visible, since a softmax over no token is NaN.
     parts = [jnp.ones((batch, 1), bool)]
     if caption is not None:
         parts.append(caption.mask)

@@ -8,7 +8,7 @@ from selfflow.models.execution import Execution
 
 # width, heads, double-stream blocks, single-stream blocks. arXiv 2603.06507 gives the shape of its model of 625 M
 # parameters, and only the number of parameters of the others. Those shapes are chosen here: heads of 72 channels, as in
-# the published one, and about two single-stream blocks for each double-stream block.
+# the published model, and about two single-stream blocks for each double-stream block.
 SHAPES = {"290M": (864, 12, 6, 12), "420M": (1008, 14, 6, 12), "625M": (1152, 16, 7, 14), "1B": (1440, 20, 7, 15)}
 
 
@@ -20,13 +20,13 @@ class JointConfig:
     width: int = 1152
     """D, channels of the residual stream."""
     heads: int = 16
-    """Attention heads; they share the width."""
+    """Number of attention heads, which divides the width."""
     double_blocks: int = 7
     """Blocks in which text and media have separate weights."""
     single_blocks: int = 14
     """Blocks with the same weights for text and media."""
     mlp_ratio: float = 4.0
-    """Hidden channels of the SwiGLU over the width."""
+    """Ratio of the SwiGLU's hidden channels to the width."""
     rotary: tuple[int, int, int, int] = (18, 18, 18, 18)
     """Channels of a head rotated by the coordinates t, h, w and l; even numbers that add up to width / heads."""
     rotary_theta: float = 2000.0
@@ -40,9 +40,9 @@ class JointConfig:
     0. Text carries no noise, and the paper does not specify the level (see issue 9 of the released code)."""
     scalars: tuple[str, ...] = ()
     """Names of scalar conditions, such as a guidance scale, whose embeddings are added to that of tau. The embeddings
-    are zero at first: a run may start from the weights of one without them."""
+    are initialised to zero, so that a run can start from weights without them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of computation; parameters are float32."""
+    """dtype of the computation; parameters are float32."""
     execution: Execution = Execution()
     """Execution on the hardware."""
 
@@ -61,11 +61,11 @@ class JointConfig:
 
     @classmethod
     def named(cls, name: str, **fields) -> "JointConfig":
-        """A shape by its number of parameters, such as `JointConfig.named("625M", labels=1000)`.
+        """Returns a shape by its number of parameters, such as `JointConfig.named("625M", labels=1000)`.
 
         Args:
           name: 290M, 420M, 625M or 1B.
-          fields: any other field of the config.
+          fields: other fields of the config.
 
         Raises:
           UserError: if there is no such shape.

@@ -1,4 +1,4 @@
-"""Layers and functions that both transformers share."""
+"""Layers and functions of both transformers."""
 
 import math
 
@@ -18,7 +18,7 @@ class Dense(nnx.Module):
     Args:
       inputs, outputs: sizes of the last axis of x and of y.
       axes: logical axes of W [inputs, outputs]; b has the second.
-      zero: start W at 0.
+      zero: initialise W to 0.
       init: initialisation of W otherwise; Xavier's uniform by default. b starts at 0.
     """
 
@@ -41,7 +41,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
         kernel = self.kernel[...].astype(self.dtype)
-        # Flat tokens: with leading axes the weight gradient is slow on CPUs, and 100 times slower in bfloat16.
+        # Flatten tokens: with leading axes the weight gradient is slow on CPUs, and 100 times slower in bfloat16.
         y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
@@ -49,7 +49,7 @@ class Dense(nnx.Module):
 
 
 def to_float32(x: jax.Array) -> jax.Array:
-    """`x` in float32, or unchanged if its type is wider: for statistics and losses."""
+    """Casts `x` to float32 unless its dtype is wider, for statistics and losses."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -67,7 +67,7 @@ class RMSNorm(nnx.Module):
 
 
 def layer_norm(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Mean 0 and variance 1 over the last axis, without parameters, in float32."""
+    """Normalises the last axis to mean 0 and variance 1, without parameters, in float32."""
     x32 = to_float32(x)
     centred = x32 - x32.mean(axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
@@ -89,7 +89,7 @@ def sinusoids(tau: Float[Array, "..."], size: int = 256, scale: float = 1000.0) 
 
 
 def rotary_angles(coordinates: Float[Array, "N 4"], channels: tuple[int, ...], theta: float) -> Float[Array, "N H/2"]:
-    """Angles of the rotary embedding; axis i of the coordinates rotates `channels[i]` channels of a head."""
+    """Computes rotary angles; axis i of the coordinates rotates `channels[i]` channels of a head."""
     angles = []
     for axis, count in enumerate(channels):
         frequency = theta ** (-np.arange(0, count, 2, dtype=np.float32) / max(count, 1))
@@ -110,12 +110,12 @@ def rotate(x: Float[Array, "B N A H"], angles: Float[Array, "*B N H/2"]) -> Floa
 
 
 def select(modulation: Float[Array, "B K C"], assignment: Int[Array, "B N"] | None) -> Float[Array, "B N C"]:
-    """The modulation of each token's level; without an assignment, the one level of all tokens, which broadcasts."""
+    """Selects the modulation of each token's level; without an assignment, the single level, which broadcasts."""
     if assignment is None:
         return modulation
     levels, tokens = modulation.shape[1], assignment.shape[1]
     if levels * 4 > tokens:
         return jnp.take_along_axis(modulation, assignment[..., None], axis=1)
-    # A product with a 0/1 matrix gives the same numbers, and its gradient is a product too, not a scatter.
+    # A product with a one-hot matrix gives the same result, and its gradient is a product instead of a scatter.
     one_hot = jax.nn.one_hot(assignment, levels, dtype=modulation.dtype)
     return jnp.einsum("bnk,bkc->bnc", one_hot, modulation, precision="highest")

@@ -10,26 +10,26 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def split_samples(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    """An array of samples [B, ...], alike in every process, split over `BATCH_AXES`, whose size must divide B."""
+    """Splits an array [B, ...] that is equal in every process over `BATCH_AXES`, whose size must divide B."""
     x = np.asarray(x)
     where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
 def platform() -> str:
-    """The platform of the current mesh's devices, or of the default backend without a mesh: "cpu", "gpu" or "tpu".
+    """Returns the platform of the current mesh, or of the default backend without one: "cpu", "gpu" or "tpu".
 
-    The devices of a mesh need not be those of this host: a program for a TPU pod can be compiled without one.
+    The devices of a mesh need not be those of this host: a program for a TPU pod can be compiled on any host.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-    """`x` with its leading axes split over mesh axes; unchanged where no mesh is set.
+    """Constrains the leading axes of `x` to mesh axes; returns `x` unchanged if no mesh is set.
 
     Without the constraint the compiler chooses a placement, which in long programs may differ from the intended one.
-    Sizes need not divide: the last devices then hold less.
+    The mesh need not divide the sizes; the last devices then hold less.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

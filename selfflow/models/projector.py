@@ -1,4 +1,4 @@
-"""The student's projector: from its features to those of the alignment target."""
+"""The student's projector: maps its features to the channels of the alignment target."""
 
 import jax
 from flax import nnx
@@ -10,7 +10,7 @@ class Projector(nnx.Module):
 
     Args:
       width: D, channels of the features.
-      depth: number of linear layers, at least 1; those between the first and the last are 2D wide.
+      depth: number of linear layers, at least 1; hidden layers have 2D channels.
       outputs: channels of the target; D by default.
     """
 
@@ -19,9 +19,9 @@ class Projector(nnx.Module):
         names = ["embed", *["mlp"] * (depth - 1), "embed"]
         self.depth = depth
         for i in range(depth):
-            # The channels of another network may not divide by the mesh.
+            # The mesh may not divide the channels of another network.
             output = None if i == depth - 1 and sizes[depth] != width else names[i + 1]
-            # Two axes of one name cannot be on one axis of a mesh.
+            # Two equal logical axes cannot be mapped to one mesh axis.
             axes = (names[i], output if output != names[i] else None)
             linear = nnx.Linear(
                 sizes[i],
@@ -34,7 +34,7 @@ class Projector(nnx.Module):
             setattr(self, f"linear{i + 1}", linear)
 
     def __call__(self, x_BND: Float[Array, "B N D"]) -> Float[Array, "B N E"]:
-        # Flat tokens, as in `layers.Dense`.
+        # Flatten tokens, as in `layers.Dense`.
         flat = x_BND.reshape(-1, x_BND.shape[-1])
         for i in range(1, self.depth + 1):
             flat = getattr(self, f"linear{i}")(flat if i == 1 else jax.nn.silu(flat))
@@ -47,7 +47,7 @@ class Projectors(nnx.Module):
     Args:
       width: D, channels of the features.
       outputs: channels of the target, by modality.
-      depth: number of linear layers of each.
+      depth: number of linear layers of each projector.
     """
 
     def __init__(self, width: int, outputs: dict[str, int], *, rngs: nnx.Rngs, depth: int):

@@ -1,8 +1,8 @@
 """Attention Separation (arXiv 2607.02508): a token attends only to tokens of its group.
 
-The groups are the masked tokens of all modalities, and all others. Their sizes are the same in every sample, so tokens
-are put in the order of their groups once, before the first block, and attention is computed for two slices: its cost
-falls with the squares of their sizes, and no mask is needed.
+The groups are the masked tokens of all modalities, and all other tokens. Their sizes are equal in all samples, so
+tokens are sorted by group once, before the first block, and attention is computed for two slices: the cost is the sum
+of their squared sizes, and no mask is needed.
 """
 
 import math
@@ -19,7 +19,7 @@ from selfflow.models.attention import Implementation, attention
 
 @dataclass(frozen=True)
 class Separation:
-    """Attention Separation in training: no attention between masked tokens and the others."""
+    """Attention Separation in training: masked and other tokens do not attend to each other."""
 
     kind: Literal["groups"] = "groups"
     whole: float = 0.25
@@ -70,11 +70,11 @@ class Order:
         self._back_BN = jnp.argsort(self._order_BN, axis=1)
 
     def apply(self, x: Float[Array, "B N ..."], after: int = 0) -> Float[Array, "B N ..."]:
-        """Group 0 first, each group in its former order; the first `after` tokens, of the text, keep their places."""
+        """Sorts tokens by group, group 0 first; the first `after` tokens, of the text, keep their places."""
         return jnp.concatenate([x[:, :after], _take(x[:, after:], self._order_BN)], axis=1)
 
     def undo(self, x: Float[Array, "B N ..."]) -> Float[Array, "B N ..."]:
-        """The original order."""
+        """Restores the original order."""
         return _take(x, self._back_BN)
 
 
@@ -93,13 +93,13 @@ def separated_attention(
 ) -> Float[Array, "B N D"]:
     """`attention` within groups; the order of tokens is text, group 0, group 1.
 
-    The first `text` tokens hold the condition. Both groups attend to them; they attend only to each other, since
-    through them one group would reach the other. In samples that are not separated all tokens attend to all.
+    The first `text` tokens hold the condition. Both groups attend to them; they attend only to each other, so that no
+    information passes between the groups through them. In samples that are not separated all tokens attend to all.
 
     The sizes of the slices are static: L + N0 and L + N1 tokens, where N1 is `groups.masked`.
     """
     batch, count = q.shape[:2]
-    runs = math.gcd(batch, groups.whole)  # equal to `batch` if no sample is whole
+    runs = math.gcd(batch, groups.whole)  # `batch` if all samples are separated
     first = groups.whole // runs  # samples of each run that are not separated
     middle = count - groups.masked  # where group 1 starts
 

@@ -1,9 +1,9 @@
 """SiT: the class-conditional image transformer of arXiv 2401.08740, with a noise level for every token.
 
-The form, and to the bit the weights, are those that arXiv 2603.06507 released: adaLN-Zero blocks (arXiv 2212.09748),
-fixed sine-cosine positions, no normalisation of queries and keys. The released network takes 1 - tau and returns
-x0 - eps. `SiT.__call__` converts both: its inputs and outputs follow this project's convention (tau 0 is data, 1 is
-noise, the velocity is eps - x0), and the weights are the released ones, unchanged.
+The architecture and the weights are, bit for bit, those released with arXiv 2603.06507: adaLN-Zero blocks (arXiv
+2212.09748), fixed sine-cosine positions, no normalisation of queries and keys. The released network takes 1 - tau and
+returns x0 - eps. `SiT.__call__` converts both: its inputs and outputs follow this project's convention (tau 0 is data,
+1 is noise, the velocity is eps - x0), and the weights are the released ones, unchanged.
 """
 
 from dataclasses import dataclass
@@ -39,11 +39,11 @@ class SiTConfig:
     width: int = 1152
     """D, channels of the residual stream; a multiple of 4 and of heads."""
     heads: int = 16
-    """Attention heads; they share the width."""
+    """Number of attention heads, which divides the width."""
     depth: int = 28
     """Number of blocks."""
     mlp_ratio: float = 4.0
-    """Hidden channels of the MLP over the width."""
+    """Ratio of the MLP's hidden channels to the width."""
     patch_size: int = 2
     """Latent positions that a token spans along each axis: 1, 2, 4 or 8."""
     input_size: int = 32
@@ -55,7 +55,7 @@ class SiTConfig:
     learn_sigma: bool = False
     """Whether the head has 2C output channels, of which the second C are unused, as in the released weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of computation; parameters are float32."""
+    """dtype of the computation; parameters are float32."""
     execution: Execution = Execution()
     """Execution on the hardware."""
 
@@ -72,11 +72,11 @@ class SiTConfig:
 
     @classmethod
     def named(cls, name: str, **fields) -> "SiTConfig":
-        """A published shape, such as `SiTConfig.named("XL/2", input_size=32, channels=4, labels=1000)`.
+        """Returns a published shape, such as `SiTConfig.named("XL/2", input_size=32, channels=4, labels=1000)`.
 
         Args:
           name: S, B, L or XL, a slash, and the patch size.
-          fields: any other field of the config.
+          fields: other fields of the config.
 
         Raises:
           UserError: if there is no such shape.
@@ -88,7 +88,7 @@ class SiTConfig:
         return cls(depth=depth, width=width, heads=heads, patch_size=int(patch), **fields)
 
     def check(self, modalities: dict[str, Modality], where: str) -> None:
-        """Raises `UserError` unless the modalities are one, with the latents and patches of this shape."""
+        """Raises `UserError` unless there is one modality, with the latents and patches of this shape."""
         latent, patch = (self.input_size, self.input_size, self.channels), (self.patch_size, self.patch_size)
         if [(m.latent, m.patch) for m in modalities.values()] != [(latent, patch)]:
             others = ", ".join(f"{name} {m.latent} in patches {m.patch}" for name, m in modalities.items())
@@ -98,7 +98,7 @@ class SiTConfig:
 
     @property
     def text(self) -> int:
-        """Channels of captions: this model takes none."""
+        """Channels of captions, which this model does not take."""
         return 0
 
     @property
@@ -133,7 +133,7 @@ class Block(nnx.Module):
         attend: Attend,
         open_gates: bool | Bool[Array, ""],
     ) -> Float[Array, "B N D"]:
-        # Computed for the levels and selected part by part: one [B, N, D] for each use, never [B, N, 6D].
+        # Computed per level and selected part by part: one [B, N, D] for each use, never [B, N, 6D].
         parts = jnp.split(self.modulation(condition_BKD), 6, axis=-1)
         if open_gates is not False:
             parts = [jnp.where(open_gates, 1, p) if i % 3 == 2 else p for i, p in enumerate(parts)]
@@ -173,8 +173,7 @@ class SiT(nnx.Module):
     Args:
       config: the shape.
       projector: whether to create one.
-      rngs: keys of the initialisation, which is SiT's own: Xavier's uniform, embeddings with std 0.02, gates and head
-        at 0.
+      rngs: random keys of SiT's initialisation: Xavier uniform, embeddings with std 0.02, gates and head at 0.
     """
 
     def __init__(self, config: SiTConfig, *, projector: bool = False, rngs: nnx.Rngs):
@@ -209,10 +208,10 @@ class SiT(nnx.Module):
     ) -> Output:
         """Predicts the velocity of every token.
 
-        The call is that of `JointTransformer`, for one modality without captions or padding.
+        The signature is that of `JointTransformer`, for one modality without captions or padding.
 
-        Float32 on a CPU repeats the released network to about 1e-5. Accelerators multiply float32 matrices in fewer
-        bits unless `jax.default_matmul_precision("highest")` is set around the call.
+        In float32 on a CPU the output agrees with the released network to about 1e-5. Accelerators multiply float32
+        matrices in fewer bits unless `jax.default_matmul_precision("highest")` is set around the call.
 
         Args:
           tokens: noisy tokens of the modality in row-major order, flattened as (channel, row, column);
@@ -222,13 +221,13 @@ class SiT(nnx.Module):
           label_B: class labels; `config.labels` means no label.
           assignment: the index of each token's level among the K of its sample.
           taps: blocks after which the residual stream is returned.
-          stop_at: return after this block, without a velocity; later weights are never touched.
-          open_gates: take every gate of a block as 1, which makes an untrained network more than its embedding.
+          stop_at: return after this block, without a velocity; later weights are not read.
+          open_gates: set every gate of a block to 1, so that the blocks of an untrained network have an effect.
           caption, valid: must be absent or empty.
           groups: two groups of tokens that do not see each other.
 
         Returns:
-          An `Output`; the velocity is eps - x0, float32. With groups too tokens keep their order.
+          An `Output`; the velocity is eps - x0, float32. Tokens keep their order even with groups.
 
         Raises:
           ValueError: if there are several modalities, captions or padding; tokens or levels have another shape; a tap
@@ -265,7 +264,7 @@ class SiT(nnx.Module):
     ) -> _Sequence:
         """Embeds tokens and condition; with groups, the tokens are sorted by group."""
         config = self.config
-        # The released network has time 0 at noise and 1 at data, hence 1 - tau, and does not scale it by 1000.
+        # The released network has time 0 at noise and 1 at data, so it takes 1 - tau, and does not scale it by 1000.
         time_BKD = self.time_out(jax.nn.silu(self.time_in(sinusoids(1 - level_BK, scale=1.0))))
         label_BD = self.label_embedding[...].astype(time_BKD.dtype)[label_B]
         condition_BKD = jax.nn.silu(time_BKD + label_BD[:, None])
@@ -282,7 +281,7 @@ class SiT(nnx.Module):
         if assignment_BN is not None:
             assignment_BN = order.apply(assignment_BN)
         elif condition_BKD.shape[1] > 1:
-            # One level for each token: the conditions move with the tokens.
+            # With one level per token the conditions are sorted with the tokens.
             condition_BKD = order.apply(condition_BKD)
         attend = partial(
             separated_attention, seen_BN=None, groups=groups, text=0, implementation=config.execution.attention
@@ -290,13 +289,13 @@ class SiT(nnx.Module):
         return _Sequence(x_BND, condition_BKD, assignment_BN, attend, order)
 
     def _head(self, x_BND: jax.Array, sequence: _Sequence) -> Float[Array, "B N O"]:
-        """The output of the network, float32, with the tokens in the order of the blocks."""
+        """Computes the output of the network, float32, with the tokens in the order of the blocks."""
         parts = jnp.split(self.final_modulation(sequence.condition_BKD), 2, axis=-1)
         shift, scale = (select(part, sequence.assignment_BN) for part in parts)
         return to_float32(self.readout(modulate(x_BND, shift, scale)))
 
     def _levels(self, tokens_BNP: jax.Array, level: jax.Array, assignment_BN: jax.Array | None) -> Float[Array, "B K"]:
-        """The levels as [B, K]; checks all shapes."""
+        """Returns the levels as [B, K] after checking all shapes."""
         batch, count = tokens_BNP.shape[:2]
         if tokens_BNP.shape[1:] != (self.config.tokens, self.config.token_size):
             raise ValueError(
@@ -313,7 +312,7 @@ class SiT(nnx.Module):
         return level_BK
 
     def _velocity(self, out: jax.Array) -> Float[Array, "B N P"]:
-        """eps - x0 from the output of the network, which is x0 - eps.
+        """Converts the output of the network, x0 - eps, to the velocity eps - x0.
 
         The elements of a token are (row, column, channel) in the output, and (channel, row, column) in the velocity.
         The second C channels of the output, if any, are unused.
@@ -324,7 +323,7 @@ class SiT(nnx.Module):
 
 
 def position_embedding(grid: int, width: int) -> Float[np.ndarray, "N D"]:
-    """The fixed embedding of a token's position, float32: the column in half of the channels, then the row.
+    """Computes the fixed position embedding, float32: half of the channels encode the column, the other half the row.
 
     Each half is [sin, cos] of position / 10000^(i / (D / 4)), i = 0 .. D / 4 - 1, in float64 (arXiv 2212.09748).
 

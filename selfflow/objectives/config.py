@@ -14,5 +14,5 @@ class FlowMatching:
 
     kind: Literal["flow_matching"] = "flow_matching"
     uses: ClassVar[tuple[str, ...]] = ("alignment", "modality_weight", "condition_drop", "separation")
-    """Fields of the experiment that the objective reads beside `schedule`. The others must be left without effect:
+    """Fields of the experiment that the objective reads beside `schedule`. Other fields must have no effect:
     alignment NoAlignment(), condition_drop 0, modality_weight {}, separation None."""

@@ -14,7 +14,7 @@ class View(NamedTuple):
 
     Attributes:
       corruption: levels, assignment and context.
-      label: class labels [B]; that of a dropped condition is null.
+      label: class labels [B]; a dropped condition has the null label.
       caption: embeddings and their mask, which is empty for a dropped condition; None in components without captions.
     """
 
@@ -32,7 +32,7 @@ class Draw(NamedTuple):
       valid: tokens that are not padding, of the modalities that may be padded, [B, N].
       weight: weight of each token in its modality's mean, [B, N]; sums to 1 over the whole batch,
         so that the losses of its parts add up to the loss of the whole.
-      aligned: as `weight`, of the tokens that count in the alignment loss; empty without alignment.
+      aligned: as `weight`, for the tokens that count in the alignment loss; empty without alignment.
       gamma: weight of the alignment loss at this step, the same for all samples, [B].
     """
 
@@ -50,7 +50,7 @@ def token_weight(
     weight_B: Float[Array, "B"],
     tokens: Literal["all", "noisier", "cleaner"] = "all",
 ) -> dict[str, Float[Array, "B N"]]:
-    """The samples' weights for tokens that are neither context nor padding, summing to 1 over batch and modality.
+    """Spreads sample weights over tokens that are neither context nor padding; sums to 1 over batch and modality.
 
     Args:
       corruption: corruption of the batch.
@@ -74,7 +74,7 @@ def token_weight(
             sign = 1 if tokens == "noisier" else -1
             extreme_B1 = jnp.max(sign * tau[m], axis=1, keepdims=True, initial=-jnp.inf, where=free_BN)
             counted_BN *= sign * tau[m] >= extreme_B1
-        # Where no token counts the weights stay 0.
+        # If no token counts, the weights are 0.
         total = counted_BN.sum()
         weight[m] = counted_BN / jnp.where(total > 0, total, 1.0)
     return weight

@@ -1,7 +1,7 @@
 """Training of convolutional autoencoders: the reconstruction error of the media, and the KL divergence of the latents.
 
-Every term is a mean over a sample, so that weights do not depend on the size of the media; the KL is per latent
-element (arXiv 2112.10752 sums it).
+Every term is a mean over a sample, so that weights do not depend on the size of the media. The KL divergence is a mean
+over latent elements, too, whereas arXiv 2112.10752 sums it.
 """
 
 import warnings
@@ -69,11 +69,11 @@ class ReconstructionObjective:
     dtype: str = "float32"
 
     def init(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Fresh trainable parameters: {"model": ...}."""
+        """Initialises the trainable parameters: {"model": ...}."""
         return {"model": self.network.init(key)}
 
     def logical_axes(self) -> Axes:
-        """The logical axes of each parameter, by its name: the outputs of a layer inside a block are "embed"."""
+        """Returns the logical axes of each parameter by name: the outputs of a layer inside a block are "embed"."""
         axes = {}
         for name, shape in flat_by_name(jax.eval_shape(self.init, jax.random.key(0))).items():
             last = "embed" if ".blocks." in name and name.endswith("kernel") else None
@@ -81,19 +81,19 @@ class ReconstructionObjective:
         return axes
 
     def init_frozen(self, params: dict[str, Any], key: Key[Array, ""]) -> dict[str, Any]:
-        """{"ema": ...}, which follows all parameters."""
+        """Initialises the frozen tree {"ema": ...}, the EMA of all parameters."""
         return {"ema": init_ema(params["model"])}
 
     def frozen_axes(self) -> dict[str, Axes]:
-        """The EMA has the axes of the parameters."""
+        """Returns the logical axes of the EMA, which are those of the parameters."""
         return {"ema": {name.removeprefix("model."): axes for name, axes in self.logical_axes().items()}}
 
     def update_frozen(self, frozen: dict[str, Any], params: dict[str, Any], ema_decay: float) -> dict[str, Any]:
-        """One update of the EMA."""
+        """Updates the EMA."""
         return {"ema": update_ema(frozen["ema"], params["model"], ema_decay)}
 
     def draw(self, keys_B: Key[Array, "B"], batch: dict[str, Any], step: Int[Array, ""] | int = 0) -> dict[str, Array]:
-        """`noise` of the latents [B, ...], and the `weight` of each sample [B], which sum to 1."""
+        """Draws the `noise` of the latents [B, ...]; also returns sample weights `weight` [B] with sum 1."""
         del step
         shape = self.latent_shape(batch["media"].shape[1:])
         weight_B = jnp.asarray(batch["weight"], jnp.float32)
@@ -101,19 +101,19 @@ class ReconstructionObjective:
         return {"noise": noise, "weight": weight_B / jnp.maximum(weight_B.sum(), 1)}
 
     def latent_shape(self, media: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the latent of one sample [T, H, W, 3] or [T, 1]."""
+        """Returns the latent shape of one sample [T, H, W, 3] or [T, 1]."""
         sizes = (media[0] + self.network.causal_padding, *media[1:-1])
         return (*(size // n for size, n in zip(sizes, self.network.downsampling, strict=True)), self.network.channels)
 
     def loss(
         self, params: dict[str, Any], frozen: Any, batch: dict[str, Any], keys_B: Any, draw: dict[str, Array]
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """The weighted sum of the terms, and each of them.
+        """Returns the weighted sum of the terms, and each term.
 
         Args:
-          params: as `init` returns them.
+          params: parameters from `init`.
           batch: `media`, uint8 [B, T, H, W, 3] or int16 [B, T, 1], and `weight` [B], 0 for unreadable samples.
-          draw: as `draw` returns it; of a part of a batch, that part of it.
+          draw: result of `draw`, or the part of it for a part of a batch.
         """
         del frozen, keys_B
         # z = mean + std noise with std^2 = exp(log_variance): the reparameterisation of arXiv 1312.6114.
@@ -129,7 +129,7 @@ class ReconstructionObjective:
         return sum(getattr(self.weights, name) * value for name, value in metrics.items()), metrics
 
     def terms(self, x: Float[Array, "B ..."], decoded: Float[Array, "B ..."]) -> dict[str, Float[Array, "B"]]:
-        """Each term of the reconstruction error, of media in [-1, 1]."""
+        """Computes each term of the reconstruction error of media in [-1, 1]."""
         error = decoded - x
         terms = {"squared": _mean(jnp.square(error)), "absolute": _mean(jnp.abs(error))}
         if self.network.is_visual and self.weights.gradient:
@@ -141,7 +141,7 @@ class ReconstructionObjective:
         return terms
 
     def _spectral(self, x: Float[Array, "B S 1"], decoded: Float[Array, "B S 1"]) -> Float[Array, "B"]:
-        """Mean absolute error of log-mel spectrograms, over the windows that the clips are long enough for."""
+        """Mean absolute error of log-mel spectrograms over all windows that fit into the clips."""
         windows = [n for n in self.weights.windows if n <= x.shape[1]]
         total_B = jnp.zeros(x.shape[0])
         for n in windows:
@@ -152,11 +152,11 @@ class ReconstructionObjective:
 
 
 def log_mels(waveform: Float[Array, "B S"], window: int, bands: int, rate: float) -> Float[Array, "B F M"]:
-    """Natural logarithm of the power in mel bands, in Hann windows with a hop of a quarter of their length."""
+    """Computes log-mel power (natural logarithm) in Hann windows with a hop of a quarter window."""
     import librosa  # seconds to import
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a narrow window leaves low bands empty
+        warnings.simplefilter("ignore")  # narrow windows have empty low bands
         filters = librosa.filters.mel(sr=rate, n_fft=window, n_mels=bands)
     starts = np.arange(0, waveform.shape[1] - window + 1, window // 4)
     frames = waveform[:, starts[:, None] + np.arange(window)] * np.hanning(window + 1)[:-1].astype(np.float32)

@@ -7,7 +7,7 @@ The loss of arXiv 2603.06507, for clean tokens x0, noise eps and noise levels ta
     L_align = mean_i 1 - cos(projector(student_l,i), teacher_k,i)  block l < k; the teacher sees min(t, s)
     L       = sum over modalities m of w_m (L_flow,m + gamma L_align,m)
 
-In code (`SelfFlowObjective.terms` and `loss`), where the alignment method provides target and distance:
+In `SelfFlowObjective.terms` and `loss`, with target and distance from the alignment method:
 
     student = forward(params["model"], draw.student, taps=alignment.student_taps)
     flow    = flow_error(student.velocity, eps - x)
@@ -64,7 +64,7 @@ class Terms(NamedTuple):
       student: the student's output.
       velocity: eps - x0, the velocity to predict, {modality: [B, N, P]}.
       projected: the student's features after block l and the projector, {modality: [B, N, E]}; empty without alignment.
-      target: the features to align them with, likewise.
+      target: the features that `projected` is aligned with, {modality: [B, N, E]}; empty without alignment.
       flow: flow error of every token, {modality: [B, N]}.
       aligned: alignment error of every token, {modality: [B, N]}; empty without alignment.
     """
@@ -86,9 +86,9 @@ class SelfFlowObjective:
       modalities: the streams of latents of the run.
       schedule: distribution of the noise levels over tokens.
       alignment: the alignment method, which computes the target of the early features.
-      modality_weight: w_m; 1 where a modality is not named.
+      modality_weight: w_m; 1 for modalities that are not named.
       condition_drop: probability that a sample's label and caption are replaced by null, for student and teacher.
-      separation: whether masked tokens and the others see each other.
+      separation: settings of Attention Separation; None to disable it.
     """
 
     model: JointConfig | SiTConfig
@@ -108,14 +108,15 @@ class SelfFlowObjective:
             in no loss). Optional: `caption` (embeddings [B, L, C], mask [B, L]); `frames` {modality: number of latent
             frames that are data [B]} of clips that may be padded; `features` {modality: [B, N, E]} of a frozen encoder
             that is the target, on the grid of the tokens.
-          step: finished updates, which the weight of the alignment loss may follow.
+          step: number of finished updates, on which the weight of the alignment loss may depend.
         """
         # Noise: levels [B, K] and assignment [B, N] of each modality, then the context tokens, at tau = 0.
         modalities = of_latents(self.modalities, batch["latents"])
         corruption = self.schedule.sample(keys_B, {m: modality.tokens for m, modality in modalities.items()})
         corruption = self.schedule.with_context(corruption, keys_B, modalities)
 
-        # Condition: label and caption are dropped together, for student and teacher alike. A label below 0 is none.
+        # Condition: label and caption are dropped together, for student and teacher alike. A label below 0 means no
+        # label.
         dropped_B = jax.vmap(lambda key: jax.random.bernoulli(key, self.condition_drop))(keys_for(keys_B, "label"))
         label_B = jnp.where(dropped_B | (batch["label"] < 0), self.model.labels, batch["label"])
         caption = undropped_caption = None
@@ -125,7 +126,7 @@ class SelfFlowObjective:
         student = View(corruption, label_B, caption)
 
         # Weights [B, N] of the tokens in both losses, 0 for context and padding, with sum 1 in each modality. They are
-        # drawn for the whole batch: a part of it, in gradient accumulation, has its share of the sum.
+        # computed for the whole batch: in gradient accumulation each part has its share of the sum.
         valid = {}
         for m, frames_B in batch.get("frames", {}).items():
             valid[m] = modalities[m].valid_tokens(frames_B)
@@ -142,20 +143,20 @@ class SelfFlowObjective:
     def loss(
         self, params: Params, frozen: dict[str, Params], batch: dict[str, Any], keys_B: Key[Array, "B"], draw: Draw
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, "..."]]]:
-        """L = sum_m w_m (L_flow,m + gamma L_rep,m), and sums that add up over the parts of a batch.
+        """Computes L = sum_m w_m (L_flow,m + gamma L_align,m), and metrics that add up over the parts of a batch.
 
         Args:
           params: trained parameters.
           frozen: {"ema": the teacher's parameters}.
-          batch, keys_B, draw: a batch or a part of one, with what was drawn for it.
+          batch, keys_B, draw: a batch or a part of one, with its keys and draws.
 
         Returns:
-          The loss and metrics: `flow_loss/M`, those of the alignment, and `flow_sum/M`, `flow_count/M` per bucket of
-          tau [TAU_BUCKETS].
+          The loss and metrics: `flow_loss/M`, alignment metrics, and `flow_sum/M`, `flow_count/M` per bucket of tau
+          [TAU_BUCKETS].
         """
         terms = self.terms(params, frozen, batch, keys_B, draw)
 
-        # Means over the tokens of a modality, since its weights sum to 1.
+        # These are means over the tokens of a modality, since its weights sum to 1.
         flow = {m: jnp.sum(error_BN * draw.weight[m]) for m, error_BN in terms.flow.items()}
         loss = sum(self.modality_weight.get(m, 1.0) * flow[m] for m in flow)
         aligned = {}
@@ -169,7 +170,7 @@ class SelfFlowObjective:
         metrics = {f"flow_loss/{m}": value for m, value in flow.items()}
         metrics |= self.alignment.metrics(aligned, draw)
 
-        # Flow error by noise level: sums and counts, whose quotient is right however the batch was split.
+        # Flow error by noise level: sums and counts, so that their quotient does not depend on gradient accumulation.
         tau = draw.student.corruption.tau()
         for m, error_BN in terms.flow.items():
             bucket_BN = jnp.clip((tau[m] * TAU_BUCKETS).astype(jnp.int32), 0, TAU_BUCKETS - 1)
@@ -181,7 +182,7 @@ class SelfFlowObjective:
     def terms(
         self, params: Params, frozen: dict[str, Params], batch: dict[str, Any], keys_B: Key[Array, "B"], draw: Draw
     ) -> Terms:
-        """The errors of every token, and the features behind them; arguments of `loss`.
+        """Computes the errors of every token and the features behind them; arguments as for `loss`.
 
         Student and teacher see the same samples, noise and positions; no gradient reaches the target.
         """
@@ -213,7 +214,7 @@ class SelfFlowObjective:
         stop_at: int | None = None,
         teacher: bool = False,
     ) -> Output:
-        """The model on the noisy tokens of a view; with x, eps and draw bound it is an `alignment.base.Forward`."""
+        """Applies the model to the noisy tokens of a view; with x, eps and draw bound, an `alignment.base.Forward`."""
         corruption, groups = view.corruption, None
         if self.separation and (self.separation.teacher or not teacher):
             groups = self._groups(draw.student.corruption)
@@ -231,10 +232,10 @@ class SelfFlowObjective:
         )
 
     def _groups(self, corruption: Corruption) -> Groups:
-        """The masked tokens of all modalities, and the others."""
+        """Groups the masked tokens of all modalities, and the other tokens."""
         if corruption.context:
             raise ValueError("context tokens have no group: separation excludes them")
-        # Index 1 of the two levels is that of the masked tokens.
+        # Masked tokens have index 1 of the two levels.
         group = corruption.assignment
         masked = sum(self.schedule.masked(m, group_BN.shape[1]) for m, group_BN in group.items())
         batch_size = len(next(iter(group.values())))
@@ -243,7 +244,7 @@ class SelfFlowObjective:
     # Parameters: the model's, the projector's, and the EMA of the model's.
 
     def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh trainable parameters: {"model": ..., "projector": ...}; no projector where none is learned."""
+        """Initialises the parameters: {"model": ..., "projector": ...}; no projector if none is trained."""
         model_key, projector_key = jax.random.split(key)
         params = {"model": nnx.to_pure_dict(nnx.state(self._model(model_key)))}
         if self.alignment.projector_depth:
@@ -251,26 +252,26 @@ class SelfFlowObjective:
         return params
 
     def logical_axes(self) -> Axes:
-        """The logical axes of each parameter, by its name."""
+        """Returns the logical axes of each parameter by name."""
         axes = {f"model.{name}": value for name, value in _structure(self._model)[1].items()}
         if self.alignment.projector_depth:
             axes |= {f"projector.{name}": value for name, value in _structure(self._projector)[1].items()}
         return axes
 
     def init_frozen(self, params: Params, key: Key[Array, ""]) -> dict[str, Params]:
-        """{"ema": ...}, which follows the model without its projector."""
+        """Initialises the frozen tree {"ema": ...}, the EMA of the model without the projector."""
         return {"ema": init_ema(params["model"])}
 
     def frozen_axes(self) -> dict[str, Axes]:
-        """The EMA has the axes of the model."""
+        """Returns the logical axes of the EMA, which are those of the model."""
         return {"ema": _structure(self._model)[1]}
 
     def update_frozen(self, frozen: dict[str, Params], params: Params, ema_decay: float) -> dict[str, Params]:
-        """One update of the EMA."""
+        """Updates the EMA."""
         return {"ema": update_ema(frozen["ema"], params["model"], ema_decay)}
 
     def apply(self, model_params: Params, *args, **kwargs) -> Output:
-        """`JointTransformer.__call__` or `SiT.__call__` with these parameters."""
+        """Calls the `JointTransformer` or `SiT` with these parameters."""
         graph, _ = _structure(self._model)
         model = nnx.merge(graph, nnx.State(_in_compute_type(model_params, self.model.dtype)))
         return model(*args, **kwargs)
@@ -278,7 +279,7 @@ class SelfFlowObjective:
     def diagnose(
         self, params: Params, frozen: dict[str, Params], batch: dict[str, Any], keys_B: Key[Array, "B"]
     ) -> dict[str, Float[Array, ""]]:
-        """Diagnostics of the alignment on one batch, from `alignment_diagnostics`; empty without alignment."""
+        """Computes `alignment_diagnostics` on one batch; empty without alignment."""
         draw = self.draw(keys_B, batch)
         terms = self.terms(params, frozen, batch, keys_B, draw)
         features = self.alignment.student_features(terms.student)
@@ -292,7 +293,7 @@ class SelfFlowObjective:
         keys_B: Key[Array, "B"],
         tau: dict[str, UniformTau | LogitNormalTau],
     ) -> dict[str, Float[Array, "..."]]:
-        """The metrics of `loss` without alignment, separation and condition, all tokens of a modality at one level."""
+        """Computes the metrics of `loss` without alignment, separation or condition, with one level per modality."""
         plain = replace(
             self, schedule=UniformTimestep(tau=tau), alignment=NoAlignment(), separation=None, condition_drop=1.0
         )
@@ -300,17 +301,18 @@ class SelfFlowObjective:
         return plain.loss(params, frozen, batch, keys_B, plain.draw(keys_B, batch))[1]
 
     def extra_flops(self, sample: SampleShape) -> float:
-        """Operations of the alignment on one sample."""
+        """Returns the operations of the alignment on one sample."""
         return self.alignment.extra_flops(sample)
 
     def frozen_from(self) -> dict[str, str]:
-        """None: the EMA starts from the student."""
+        """Returns an empty dict: the EMA starts from the student."""
         return {}
 
     def project(self, params: Params, features: dict[str, Float[Array, "B N D"]]) -> dict[str, Float[Array, "B N E"]]:
-        """The student's features after the projector, which all modalities share.
+        """Applies the projector, which all modalities share, to the student's features.
 
-        Where the target's channels differ by modality each has its projector, and modalities without one are left out.
+        If the target's channels differ by modality, each modality has its own projector; modalities without one are
+        left out.
         """
         if not self.alignment.projector_depth:
             return features
@@ -320,7 +322,7 @@ class SelfFlowObjective:
             return projector(features)
         return {m: projector(features_BND) for m, features_BND in features.items()}
 
-    # Layers are created without a mesh: `jax.jit` places the whole state by the logical axes.
+    # Layers are created without a mesh; `jax.jit` places the whole state by the logical axes.
 
     def _model(self, key: Key[Array, ""]) -> JointTransformer | SiT:
         with nnx.use_eager_sharding(False):
@@ -338,14 +340,14 @@ class SelfFlowObjective:
 
 
 def require_self_flow(objective: FlowObjective, purpose: str) -> SelfFlowObjective:
-    """The objective, for tools that read what other objectives need not have, such as `alignment` and `terms`.
+    """Checks the objective for tools that need members of `SelfFlowObjective`, such as `alignment` and `terms`.
 
     Args:
       objective: objective of a run.
       purpose: caller, for the error message.
 
     Raises:
-      UserError: if it is another objective.
+      UserError: if it is not a `SelfFlowObjective`.
     """
     if not isinstance(objective, SelfFlowObjective):
         raise UserError(
@@ -355,10 +357,10 @@ def require_self_flow(objective: FlowObjective, purpose: str) -> SelfFlowObjecti
 
 
 def _in_compute_type(params: Params, dtype: str) -> Params:
-    """The weights of dense layers in their type of computation, before they are gathered from the devices.
+    """Casts the weights of dense layers to their compute dtype before they are gathered from the devices.
 
     A parameter that is split over devices is sent to all of them, layer by layer; in bfloat16 that is half the bytes.
-    Norms, embeddings and the projector, which compute in float32, keep their type.
+    Norms, embeddings and the projector, which compute in float32, keep their dtype.
     """
 
     def cast(path: tuple, x: jax.Array) -> jax.Array:
@@ -368,7 +370,7 @@ def _in_compute_type(params: Params, dtype: str) -> Params:
 
 
 def _structure(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[nnx.GraphDef, Axes]:
-    """A module without its parameters, and their logical axes by name."""
+    """Returns a module without its parameters, and the parameters' logical axes by name."""
     graph, axes = None, {}
 
     def trace() -> None:

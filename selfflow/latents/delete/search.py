@@ -43,8 +43,8 @@ def find_remaining(
     words = _written_forms(built, ids)
     pattern = _pattern(words)
     lines, remaining, matches = _search_records(built, ids, pattern, advance)
-    # An id may be part of the longer id of a remaining sample, which is not a match.  # So matches are decided once the
-    # ids of all records are known.
+    # An id may be part of the longer id of a remaining sample, which is not a match. Matches are therefore decided once
+    # the ids of all records are known.
     longer: list[bytes] = []
     if pattern:
         longer = [word for word in (form.encode() for form in _written_forms(built, remaining)) if pattern.search(word)]

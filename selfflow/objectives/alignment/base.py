@@ -5,7 +5,7 @@ Alignment adds a second term to the flow loss (arXiv 2603.06507):
     L_align = mean over tokens i of 1 - cos(projector(student_l,i), target_i)
 
 where student_l,i are the student's features of token i after block l, computed from tokens at mixed noise levels, and
-the target comes from cleaner tokens, a later block or another network. Methods differ in the target alone.
+the target comes from cleaner tokens, a later block or another network. Methods differ mainly in the target.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from selfflow.models.sit import SiTConfig
 from selfflow.noise import Corruption, Schedule
 from selfflow.objectives.draw import Draw, View, token_weight
 
-_BETA = 0.05  # where smooth l1 turns from a parabola into a line, as in the code of SRA
+_BETA = 0.05  # transition of smooth l1 from a parabola to a line, as in the code of SRA
 
 Features = dict[str, Float[Array, "B N D"]]
 
@@ -42,8 +42,8 @@ class Forward(Protocol):
           params: parameters of the model.
           view: noise levels and condition.
           taps: blocks whose features are returned.
-          stop_at: the last block to run; later ones and the head are skipped.
-          teacher: whether this is the teacher, which Attention Separation may leave whole.
+          stop_at: the last block to run; later blocks and the head are skipped.
+          teacher: whether this is the teacher's pass, to which Attention Separation may not apply.
         """
         ...
 
@@ -54,8 +54,8 @@ class SampleShape(NamedTuple):
     Attributes:
       width: D, channels of the model.
       tokens: number of tokens of each modality.
-      levels: number of noise levels of each modality, the context's included.
-      context: whether one of the levels is that of the context.
+      levels: number of noise levels of each modality, including the context's.
+      context: whether one of the levels belongs to the context.
       forward: operations of a teacher's forward pass, as a function of (levels, number of blocks).
       network: operations of the forward pass of another network on the sample, with its last layer, as a function of
         (config, levels).
@@ -70,7 +70,7 @@ class SampleShape(NamedTuple):
 
 
 class AlignmentMethod:
-    """An alignment method; this class alone has no target, and so no alignment loss.
+    """Base class of alignment methods; it has no target, and therefore no alignment loss.
 
     A method is a frozen dataclass of settings, in a separate file and in the union `Alignment`. Most methods subclass
     `FeatureAlignment` and define `target`; everything that depends on the method is one of the members below.
@@ -78,13 +78,13 @@ class AlignmentMethod:
     Attributes:
       student_taps: blocks whose features the student's forward pass returns, the aligned one first; none without
         alignment.
-      projector_depth: layers of the student's projector; 0 for none.
-      target_encoders: the frozen encoder of each modality whose target it computes; `batch["features"]` holds them.
-      target_channels: channels of the target by modality, each of which then has its projector; None where the
-        target has the model's width and all modalities share one projector.
-      teacher_layer: block whose features are the target, which evaluation probes by default; None where the target is
-        not of one block of the model.
-      unaligned: modalities that the settings exempt.
+      projector_depth: number of layers of the student's projector; 0 for none.
+      target_encoders: frozen encoder of each modality whose features are the target; `batch["features"]` holds them.
+      target_channels: channels of the target by modality, each with its own projector; None if the target has the
+        model's width and all modalities share one projector.
+      teacher_layer: block whose features are the target, which evaluation probes by default; None if the target does
+        not come from one block of the model.
+      unaligned: modalities that the settings exempt from alignment.
     """
 
     projector_depth: int = 0
@@ -111,22 +111,22 @@ class AlignmentMethod:
 
         Args:
           depth: number of blocks of the model.
-          width: D, its channels.
+          width: D, channels of the model.
           modalities: each modality of the mixture, with the name of a component that has it.
         """
 
     def gamma(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """The weight of the alignment loss after this many updates."""
+        """Returns the weight of the alignment loss after `step` updates."""
         return jnp.zeros((), jnp.float32)
 
     def token_weight(
         self, corruption: Corruption, valid: dict[str, Bool[Array, "B N"]], weight_B: Float[Array, "B"]
     ) -> dict[str, Float[Array, "B N"]]:
-        """Weight of each token in the mean of its modality's alignment error; arguments of `draw.token_weight`."""
+        """Returns each token's weight in its modality's alignment error; arguments as for `draw.token_weight`."""
         return {}
 
     def draw_teacher(self, student: View, undropped: View, schedule: Schedule, keys_B: Key[Array, "B"]) -> View | None:
-        """The teacher's view of the batch; None for methods without a teacher.
+        """Draws the teacher's view of the batch; None for methods without a teacher.
 
         Args:
           student: the student's view.
@@ -137,13 +137,13 @@ class AlignmentMethod:
         return None
 
     def student_features(self, student: Output) -> Features:
-        """The student's features, before the projector."""
+        """Returns the student's features before the projector."""
         return {}
 
     def target(
         self, forward: Forward, frozen: dict[str, Any], student: Output, batch: dict[str, Any], draw: Draw
     ) -> dict[str, Float[Array, "B N E"]]:
-        """The features that the projected student is compared with, by modality; no gradient reaches them.
+        """Computes the features that the projected student is compared with, by modality; no gradient reaches them.
 
         Args:
           forward: the model on this batch.
@@ -156,15 +156,15 @@ class AlignmentMethod:
     def error(
         self, projected: dict[str, Float[Array, "B N E"]], target: dict[str, Float[Array, "B N E"]], draw: Draw
     ) -> dict[str, Float[Array, "B N"]]:
-        """The distance of each token's projected features from the target, by modality."""
+        """Computes the distance between each token's projected features and the target, by modality."""
         return {}
 
     def metrics(self, error: dict[str, Float[Array, ""]], draw: Draw) -> dict[str, Float[Array, ""]]:
-        """Metrics of the mean errors by modality, under names "alignment_.../MODALITY"."""
+        """Computes metrics from the mean errors by modality, named "alignment_.../MODALITY"."""
         return {}
 
     def extra_flops(self, sample: SampleShape) -> float:
-        """Operations that the method adds to the student's forward and backward pass, per sample and step."""
+        """Returns the operations that the method adds to the student's forward and backward pass, per sample."""
         return 0
 
 
@@ -178,8 +178,8 @@ class FeatureAlignment(AlignmentMethod):
     """Steps over which the weight rises from 0, while projector and teacher are far from each other, as in
     musubi-tuner's port (its pull request 913)."""
     until: int | None = None
-    """Step from which the weight is 0: the early termination of HASTE (arXiv 2505.16792). The target is computed as
-    before, so that its cosine can be followed."""
+    """Step from which the weight is 0: the early termination of HASTE (arXiv 2505.16792). The target is still computed,
+    so that its cosine is logged."""
     fade: int = 0
     """Steps before `until` over which the weight falls to 0 linearly, instead of HASTE's one step."""
     student_layer: int = 6
@@ -220,7 +220,7 @@ class FeatureAlignment(AlignmentMethod):
         check_block("student_layer", self.student_layer, depth)
 
     def gamma(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
-        """weight, after a linear rise over `warm_up` steps and before a linear fall over `fade` steps up to `until`."""
+        """Returns `weight`, after a linear rise over `warm_up` and before a linear fall over `fade` to `until`."""
         # gamma(n) = weight min(1, n / warm_up) clip((until - n) / fade, 0, 1)
         step = jnp.asarray(step, jnp.float32)
         rise = jnp.minimum(1.0, step / self.warm_up) if self.warm_up else 1.0
@@ -240,20 +240,20 @@ class FeatureAlignment(AlignmentMethod):
     ) -> dict[str, Float[Array, "B N"]]:
         error = {}
         for m, projected_BNE in projected.items():
-            # A modality may be exempt, such as audio beside an encoder of images.
+            # A modality may be exempt, such as audio if there is only an image encoder.
             if m in target:
                 error[m] = feature_error(projected_BNE, target[m], draw.aligned[m] > 0, self.metric, self.over)
         return error
 
     def metrics(self, error: dict[str, Float[Array, ""]], draw: Draw) -> dict[str, Float[Array, ""]]:
-        """`alignment_cosine/M`, or `alignment_loss/M` of another metric."""
+        """Returns `alignment_cosine/M`, or `alignment_loss/M` for other metrics."""
         if self.metric != "cosine":
             return {f"alignment_loss/{m}": value for m, value in error.items()}
         # Errors are sums of w_i (1 - cos_i), so that sum_i w_i - error is the weighted cosine; 0 where no token counts.
         return {f"alignment_cosine/{m}": jnp.sum(draw.aligned[m]) - value for m, value in error.items()}
 
     def extra_flops(self, sample: SampleShape) -> float:
-        """The projector, forward and backward."""
+        """Returns the operations of the projector's forward and backward pass."""
         if not self.projector_depth:
             return 0
         channels = self.target_channels
@@ -281,7 +281,7 @@ def check_below(student_layer: int, teacher_layer: int) -> None:
 
 
 def projector_flops(depth: int, width: int, outputs: int) -> int:
-    """Operations of a `Projector`'s forward pass on one token: width to 2 width, 2 width to 2 width, to outputs."""
+    """Returns the operations of a `Projector`'s forward pass on one token."""
     if depth == 1:
         return 2 * width * outputs
     return 2 * (2 * width**2 + 4 * (depth - 2) * width**2 + 2 * width * outputs)
@@ -301,12 +301,12 @@ def feature_error(
     metric: str = "cosine",
     over: str = "features",
 ) -> Float[Array, "B N"]:
-    """Distance of each token's features from the target, in float32; no gradient reaches the target.
+    """Computes the distance between each token's features and the target, in float32; the target gets no gradient.
 
     Args:
       student_BND, target_BND: features.
-      counted_BN: tokens that count; over tokens the others are left out of the cosine.
-      metric, over: see the settings. Over tokens all tokens of a sample have one error, the mean of its channels'.
+      counted_BN: tokens that count; a cosine over tokens leaves out the others.
+      metric, over: see the settings. Over tokens, all tokens of a sample have the same error, the mean over channels.
     """
     student_BND, target_BND = to_float32(student_BND), to_float32(jax.lax.stop_gradient(target_BND))
     if metric == "cosine" and over == "features":

@@ -1,4 +1,4 @@
-"""The EMA copy of the student as the teacher: what Self-Flow and SRA share."""
+"""The EMA copy of the student as the teacher, the common part of Self-Flow and SRA."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,15 +22,15 @@ from selfflow.objectives.draw import Draw, View
 
 @dataclass(frozen=True)
 class EMATeacher(FeatureAlignment):
-    """The target is the features of the EMA copy after block k, at the noise levels of `teacher_view`."""
+    """Alignment with the features of the EMA copy after block k, at the noise levels of `teacher_view`."""
 
     teacher_layer: int = 14
     """k: the teacher's features are taken after this block (about 0.7 of the depth); l < k."""
     teacher_view: Literal["min", "interval", "same"] = "min"
     """Noise levels of the teacher: the lower of the two for all tokens (arXiv 2603.06507); each level minus a uniform
-    draw up to `interval`, at least 0, as in SRA and in the code of arXiv 2607.02508; or those of the student."""
+    draw up to `interval`, at least 0, as in SRA and in the code of arXiv 2607.02508; or the student's levels."""
     interval: float = 0.2
-    """Upper bound of what `interval` subtracts from a level (arXiv 2505.02831)."""
+    """Upper bound of the draw that `interval` subtracts from a level (arXiv 2505.02831)."""
     teacher_keeps_condition: bool = False
     """Whether the teacher sees labels and captions that are dropped for the student, as in the code of
     arXiv 2607.02508."""
@@ -41,7 +41,7 @@ class EMATeacher(FeatureAlignment):
             raise UserError(f"alignment.interval is {self.interval}: give a number above 0, up to 1")
 
     def check(self, depth: int, width: int, modalities: dict[str, str]) -> None:
-        """Raises `UserError` unless both blocks are the model's, the student's below the teacher's."""
+        """Raises `UserError` unless both blocks exist and the student's lies below the teacher's."""
         super().check(depth, width, modalities)
         check_block("teacher_layer", self.teacher_layer, depth)
         check_below(self.student_layer, self.teacher_layer)
@@ -59,13 +59,13 @@ class EMATeacher(FeatureAlignment):
     def target(
         self, forward: Forward, frozen: dict[str, Any], student: Output, batch: dict[str, Any], draw: Draw
     ) -> Features:
-        """The EMA copy's features after block k; nothing above that block is computed."""
-        # [B, N, D] by modality. The teacher stops at block k: deeper blocks and the head are not run.
+        """Computes the EMA copy's features after block k; later blocks are not run."""
+        # [B, N, D] by modality.
         ema, k = jax.lax.stop_gradient(frozen["ema"]), self.teacher_layer
         return forward(ema, draw.teacher, taps=(k,), stop_at=k, teacher=True).taps[k]
 
     def extra_flops(self, sample: SampleShape) -> float:
-        """The projector, and the teacher's forward pass through k blocks."""
+        """Returns the operations of the projector and of the teacher's forward pass through k blocks."""
         levels = sample.levels
         if self.teacher_view == "min":
             levels = dict.fromkeys(levels, 1 + sample.context)

@@ -18,8 +18,8 @@ from selfflow.objectives.draw import Draw
 class ExternalEncoder(FeatureAlignment):
     """REPA (arXiv 2410.06940): the target is a frozen encoder's features of the clean sample.
 
-    They are computed once, stored beside the latents, and pooled to the grid of the tokens; every modality has its
-    projector, since encoders differ in their channels. There is no teacher; the EMA is kept for sampling and
+    The features are computed once, stored beside the latents, and pooled to the grid of the tokens. Every modality has
+    its own projector, since encoders differ in their channels. There is no teacher; the EMA is kept for sampling and
     evaluation. The defaults are the paper's: weight 0.5, block 8 of SiT-XL/2's 28, three layers, cosine.
     """
 
@@ -29,8 +29,8 @@ class ExternalEncoder(FeatureAlignment):
     student_layer: int = 8
     projector_depth: int = 3
     encoders: dict[str, Encoder | None] = field(default_factory=dict)
-    """The encoder of each modality of the mixture; None for those that are not aligned. The paper takes DINOv2-B for
-    images, arXiv 2603.06507 compares with MERT for audio."""
+    """The encoder of each modality of the mixture; None for modalities that are not aligned. The paper takes DINOv2-B
+    for images, arXiv 2603.06507 compares with MERT for audio."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -56,7 +56,7 @@ class ExternalEncoder(FeatureAlignment):
     def check(self, depth: int, width: int, modalities: dict[str, str]) -> None:
         """Raises `UserError` unless every modality of the mixture, and no other, has an encoder or None.
 
-        A modality without an entry would otherwise be trained by flow matching alone, unnoticed.
+        Otherwise a missing entry would silently train its modality by flow matching alone.
         """
         super().check(depth, width, modalities)
         for m in self.encoders:
@@ -82,10 +82,10 @@ class ExternalEncoder(FeatureAlignment):
     def target(
         self, forward: Forward, frozen: dict[str, Any], student: Output, batch: dict[str, Any], draw: Draw
     ) -> dict[str, Float[Array, "B N E"]]:
-        """The features that the batch holds.
+        """Returns the features in the batch.
 
         Raises:
-          ValueError: if the batch lacks those of a modality that has an encoder.
+          ValueError: if the batch lacks the features of a modality that has an encoder.
         """
         features = batch.get("features", {})
         missing = sorted((self.target_encoders.keys() & batch["latents"].keys()) - features.keys())

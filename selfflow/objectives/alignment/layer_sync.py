@@ -12,10 +12,10 @@ from selfflow.objectives.draw import Draw
 
 @dataclass(frozen=True)
 class LayerSync(FeatureAlignment):
-    """A deeper layer of the student's own forward pass is the target, without gradient (arXiv 2510.12581).
+    """Alignment with a deeper layer of the student's own forward pass, without gradient (arXiv 2510.12581).
 
-    There is no teacher and no projector; the EMA is kept for sampling and evaluation. Weight and layers are those of
-    the code released with the paper, for SiT-XL/2.
+    There is no teacher and no projector; the EMA is kept for sampling and evaluation. The default weight and layers are
+    those of the released code for SiT-XL/2.
     """
 
     kind: Literal["layer_sync"] = "layer_sync"
@@ -33,7 +33,7 @@ class LayerSync(FeatureAlignment):
         return (self.student_layer, self.teacher_layer)
 
     def check(self, depth: int, width: int, modalities: dict[str, str]) -> None:
-        """Raises `UserError` unless both blocks are the model's, the student's below the target's."""
+        """Raises `UserError` unless both blocks exist and the student's lies below the target's."""
         super().check(depth, width, modalities)
         check_block("teacher_layer", self.teacher_layer, depth)
         check_below(self.student_layer, self.teacher_layer)
@@ -41,5 +41,5 @@ class LayerSync(FeatureAlignment):
     def target(
         self, forward: Forward, frozen: dict[str, Any], student: Output, batch: dict[str, Any], draw: Draw
     ) -> Features:
-        """The student's features after block k."""
+        """Returns the student's features after block k, without gradient."""
         return jax.lax.stop_gradient(student.taps[self.teacher_layer])
