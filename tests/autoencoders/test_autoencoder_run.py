@@ -153,6 +153,7 @@ def test_two_processes_initialise_and_train_as_one_does(run, data_dir, tmp_path)
     assert made == pytest.approx(run[1]["reconstruction"]["videos"]["convolutional"]["psnr_db"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_on_its_latents(run, audio_run, data_dir, tiny_experiment, tmp_path):
     """From the command line, by name and file: video and image share one autoencoder, audio has the other."""
     file = tmp_path / "tiny.py"
