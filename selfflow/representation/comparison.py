@@ -1,4 +1,4 @@
-"""Comparison of methods over training seeds, with intervals, and probe rows as CSV."""
+"""Comparison of methods over training seeds, with intervals, and CSV files of probe rows."""
 
 import csv
 from collections.abc import Iterable, Mapping
@@ -18,8 +18,7 @@ class Method(NamedTuple):
       name: name of the method.
       scores: test score by seed.
       mean: mean over seeds, with its t interval.
-      difference: difference to the baseline, paired by seed; None for the baseline itself, and where they share no
-        seed.
+      difference: difference to the baseline, paired by seed; None for the baseline itself, or if they share no seed.
     """
 
     name: str
@@ -28,22 +27,22 @@ class Method(NamedTuple):
     difference: Paired | None
 
     def summary(self) -> str:
-        """One line of a table: its name, its mean, its difference."""
+        """Formats the name, mean and difference as one line of a table."""
         difference = "" if self.difference is None else f"   difference {self.difference.summary()}"
         return f"{self.name:<20} {self.mean.summary()}{difference}"
 
 
 def select_rows(rows: Iterable[Row], **fields: Any) -> list[Row]:
-    """The rows of one question, such as `target="material", source="video", split="test", tau=0.1`."""
+    """Returns the rows with these values, such as `target="material", source="video", split="test", tau=0.1`."""
     return [row for row in rows if all(getattr(row, name) == value for name, value in fields.items())]
 
 
 def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
-    """Methods of rows of one target and source, one row for each run (see `best`).
+    """Compares methods by rows of one target and source, one row per run (see `best`).
 
     Args:
       rows: rows of all runs.
-      baseline: method that the others are compared with; by default the first.
+      baseline: method to compare the others with; by default the first.
 
     Raises:
       UserError: if a method has two runs of one seed, or the baseline is not one of them.
@@ -61,11 +60,11 @@ def compare_methods(rows: Iterable[Row], baseline: str = "") -> list[Method]:
 
 
 def compare_to_baseline(scores: Mapping[str, Mapping[int, float]], baseline: str) -> list[Method]:
-    """Methods by their scores, each compared with one of them.
+    """Compares methods with a baseline by their scores.
 
     Args:
       scores: scores by method and seed; finite.
-      baseline: the method that the others are compared with; without scores of it no method has a difference.
+      baseline: method to compare the others with; if it has no scores, no method has a difference.
     """
     against = scores.get(baseline, {})
     methods = []
@@ -76,10 +75,10 @@ def compare_to_baseline(scores: Mapping[str, Mapping[int, float]], baseline: str
 
 
 def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[str, str]) -> Paired:
-    """Difference of two differences of methods, (a - b) - (c - d) with here = (a, b) and there = (c, d), over seeds.
+    """Computes the interaction (a - b) - (c - d) over seeds, with here = (a, b) and there = (c, d).
 
     Args:
-      methods: as `compare_methods` gives them.
+      methods: methods from `compare_methods`.
       here, there: names of two methods each; seeds that all four have are paired.
 
     Raises:
@@ -93,7 +92,7 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
     def gain(a: str, b: str) -> dict[int, float]:
         return {seed: scores[a][seed] - scores[b][seed] for seed in scores[a].keys() & scores[b].keys()}
 
-    # Paired by seed, so that the variance that the four runs of a seed share cancels.
+    # Pairing by seed cancels the variance that the four runs of a seed share.
     difference = _paired(gain(*there), gain(*here))
     if difference is None:
         raise UserError(f"interaction of {', '.join((*here, *there))}: they have no seed in common")
@@ -101,7 +100,7 @@ def interaction(methods: Iterable[Method], here: tuple[str, str], there: tuple[s
 
 
 def _paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired | None:
-    """The comparison over the seeds that both have; None without any."""
+    """Compares scores over common seeds; None if there are none."""
     a_shared, b_shared = {}, {}
     for seed in sorted(a.keys() & b.keys()):
         a_shared[seed], b_shared[seed] = a[seed], b[seed]

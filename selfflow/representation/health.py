@@ -1,7 +1,7 @@
 """Norms, effective ranks and student-teacher cosines of features, by block and noise level.
 
 Training computes the same quantities in `objectives/diagnostics.py` for the aligned pair of blocks under its schedule;
-here they are those of all pairs of blocks at fixed noise levels.
+this module computes them for all pairs of blocks at fixed noise levels.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,12 +28,12 @@ Sums = dict[str, dict[str, Any]]
 
 
 class PairHealth(NamedTuple):
-    """Cosine of the student's features after block l and the teacher's after block k, a mean over tokens and samples.
+    """Mean cosine over tokens and samples between the student's features after block l and the teacher's after block k.
 
-    `direct` is the cosine of the features. `direct_centred` is that after the mean over the batch at each position is
-    subtracted from both, so that what all samples share does not count as alignment. `direct_other_sample` is that with
-    the teacher's features of the previous sample in the batch, which position and level alone explain. The projected
-    ones are None except at the block that the projector was trained for.
+    `direct` is the cosine of the features. For `direct_centred` the batch mean at each position is subtracted from
+    both, so that features common to all samples do not count as alignment. `direct_other_sample` compares with the
+    teacher's features of the previous sample in the batch, and measures the part due to position and level. Projected
+    cosines are None except at the block that the projector was trained for.
     """
 
     modality: str
@@ -86,18 +86,18 @@ def health(
     teacher_tau: float | None = None,
     seed: int = 0,
 ) -> Health:
-    """Norms, effective ranks and alignment of student and teacher, by block and noise level.
+    """Computes norms, effective ranks and alignment of student and teacher, by block and noise level.
 
     Both networks get the same unlabelled samples with the same noise, all tokens of a sample at one level. Each runs
     once for a batch and a level, for any number of blocks. Sums, and for the ranks a matrix [D, D] for every
     block, are carried from batch to batch: memory does not grow with the number of samples.
 
-    The noise of a sample depends on the seed and its number alone. Centring and the choice of another sample depend on
+    The noise of a sample depends only on the seed and its number. Centring and the choice of another sample depend on
     the batches, as in training: compare values of the same batch size. A batch of another size is compiled again.
 
     Args:
       objective: `SelfFlowObjective`; its schedule is not used.
-      params: trained parameters: {"model": ..., "projector": ...}, the latter of a run with alignment.
+      params: trained parameters: {"model": ..., "projector": ...}, the projector only with alignment.
       frozen: {"ema": the teacher's parameters}.
       latents: batches {modality: [B, ...]} of at least 2 samples, all of the same modalities and without padding.
       taus: noise levels of the student, 0 to 1.
@@ -111,7 +111,7 @@ def health(
 
     Raises:
       UserError: another objective, unknown blocks, levels outside 0 to 1 or below `teacher_tau`, a batch of fewer
-        than 2 samples or of other modalities than the first, no batch at all, or features that are not finite.
+        than 2 samples or of other modalities than the first, no batches, or features that are not finite.
     """
     objective = require_self_flow(objective, "health")
     layers = _checked_layers(objective, taus, layers, teacher_tau)
@@ -154,7 +154,7 @@ def health_of_run(
     step: int | None = None,
     **options: Any,
 ) -> Health:
-    """`health` of a run's own weights on the first clips of a split.
+    """Computes `health` of a run's weights on the first clips of a split.
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
@@ -166,7 +166,7 @@ def health_of_run(
       **options: as for `health`.
 
     Raises:
-      UserError: as `health`; or if a clip is shorter than the others, or none can be read.
+      UserError: as for `health`; or if a clip is shorter than the others, or none can be read.
     """
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value < 2:
@@ -176,7 +176,7 @@ def health_of_run(
 
 
 def _batches(clips: ComponentClips, limit: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Complete batches of the first clips; a single incomplete one if there are fewer clips."""
+    """Yields complete batches of the first clips; a single incomplete batch if there are fewer clips."""
     readable = readable_and_whole(clips, range(min(limit, len(clips))))
     first = True
     while True:
@@ -191,7 +191,7 @@ def _batches(clips: ComponentClips, limit: int, batch_size: int) -> Iterator[dic
 def _checked_layers(
     objective: SelfFlowObjective, taus: tuple[float, ...], layers: tuple[int, ...] | None, teacher_tau: float | None
 ) -> tuple[int, ...]:
-    """The blocks, by default all; raises `UserError` for wrong blocks or levels."""
+    """Returns the blocks, by default all; raises `UserError` for invalid blocks or levels."""
     depth = objective.model.depth
     layers = tuple(range(1, depth + 1)) if layers is None else tuple(layers)
     if not layers or not all(1 <= layer <= depth for layer in layers) or len(set(layers)) < len(layers):
@@ -220,7 +220,7 @@ def _finite(totals: dict[str, np.ndarray], m: str, tau: float) -> dict[str, np.n
 
 
 def _checked_size(batch: dict[str, np.ndarray], names: list[str], known: dict[str, Modality]) -> int:
-    """Number of samples of a batch that has the modalities of the first one."""
+    """Returns the number of samples of a batch after checking its modalities against the first batch."""
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise UserError(f"a batch holds {unknown[0]}, but the model has {', '.join(known)}")
@@ -239,7 +239,7 @@ def _add(objective, layers, projected, sums, params, ema, batch, levels_2, key, 
     feature vectors so far.
     """
     x = to_tokens(objective.modalities, batch)
-    # One noise for both networks and all levels, so that their features differ by the level and the weights alone.
+    # Both networks and all levels share the noise, so that features differ only by level and weights.
     eps = draw_eps(jax.vmap(lambda i: jax.random.fold_in(key, i))(numbers_B), x)
     label_B = jnp.full(len(numbers_B), objective.model.labels)
     assignment = {m: jnp.zeros(x[m].shape[:2], jnp.int32) for m in x}
@@ -267,12 +267,12 @@ def _add(objective, layers, projected, sums, params, ema, batch, levels_2, key, 
             totals[f"{network}_norm"] = jnp.linalg.norm(f_LBND, axis=-1).mean(axis=-1).sum(axis=-1)
         if sums is not None:
             totals = {name: sums[m][name] + value for name, value in totals.items()}
-        # Factors R are not added: the next one is that of the previous one and the new rows.
+        # Factors R are not summed: the next one is computed from the previous one and the new rows.
         for network, f_LBND in networks.items():
             rows_LMD = f_LBND.reshape(len(layers), -1, f_LBND.shape[-1])  # M = B N feature vectors
             width = rows_LMD.shape[-1]
             r_LDD = jnp.zeros((len(layers), width, width)) if sums is None else sums[m][f"{network}_r"]
-            # One block at a time, so that the workspace of QR is that of one block.
+            # One block at a time, which limits the workspace of QR.
             totals[f"{network}_r"] = jax.lax.map(lambda r_and_rows: _grown(*r_and_rows), (r_LDD, rows_LMD))
         new_sums[m] = totals
     return new_sums
@@ -290,7 +290,7 @@ def _cosines(a_LBND: Float[Array, "L B N D"], b_KBND: Float[Array, "K B N D"]) -
 
 
 def _centred(x_LBND: Float[Array, "L B N D"]) -> Float[Array, "L B N D"]:
-    """Features without their mean over the batch at each position."""
+    """Subtracts the mean over the batch at each position."""
 
     def square(x: Array) -> Array:
         return jnp.sum(x * x, axis=-1, keepdims=True)
@@ -301,7 +301,7 @@ def _centred(x_LBND: Float[Array, "L B N D"]) -> Float[Array, "L B N D"]:
 
 
 def _grown(r_DD: Float[Array, "D D"], rows_MD: Float[Array, "M D"]) -> Float[Array, "D D"]:
-    """R of the QR decomposition of all rows so far, from R of the previous ones and M new rows.
+    """Updates R of a QR decomposition with M new rows.
 
     R has the singular values of the matrix of all rows, from which the effective rank follows.
     """
@@ -311,7 +311,7 @@ def _grown(r_DD: Float[Array, "D D"], rows_MD: Float[Array, "M D"]) -> Float[Arr
 def _pairs(
     at: dict[str, Any], layers: tuple[int, ...], projected: int | None, sums: dict[str, np.ndarray], count: int
 ) -> Iterator[PairHealth]:
-    """Rows of all pairs of blocks.
+    """Yields the rows of all pairs of blocks.
 
     Args:
       at: modality and noise levels.
@@ -334,7 +334,7 @@ def _pairs(
 def _layers(
     at: dict[str, Any], layers: tuple[int, ...], sums: dict[str, np.ndarray], count: int
 ) -> Iterator[LayerHealth]:
-    """Rows of all blocks; arguments as of `_pairs`."""
+    """Yields the rows of all blocks; arguments as for `_pairs`."""
     for i, layer in enumerate(layers):
         values = {}
         for network in ("student", "teacher"):

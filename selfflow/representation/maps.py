@@ -26,7 +26,7 @@ Attention = dict[int, dict[str, dict[str, Float[np.ndarray, "B A N M"]]]]
 def principal_colours(
     features_nND: Float[np.ndarray, "n N D"], components: int = 3
 ) -> tuple[Float[np.ndarray, "n N components"], Float[np.ndarray, "components"]]:
-    """The first principal components of the tokens of clips, scaled to [0, 1] for use as colours.
+    """Computes the first principal components of tokens, scaled to [0, 1] for use as colours.
 
     Components are computed over all tokens of all clips, so that a colour means the same in each clip. The mean over
     clips is subtracted at each position, since components would otherwise encode position, which all clips share. The
@@ -40,7 +40,7 @@ def principal_colours(
       Colours, and the share of the variance of each component.
 
     Raises:
-      UserError: fewer than 2 clips, or tokens that are all the same.
+      UserError: fewer than 2 clips, or tokens that are all equal.
     """
     x_nND = np.asarray(features_nND, np.float64)
     if len(x_nND) < 2:
@@ -71,13 +71,13 @@ def attention_of_clips(
     step: int | None = None,
     seed: int = 0,
 ) -> Attention:
-    """Attention weights of blocks on clips, without a label, with all tokens at one noise level.
+    """Computes attention weights of blocks on clips, without labels, with all tokens at one noise level.
 
     The noise of a clip is the same as in `features`.
 
     Args:
       run: an opened run with a joint transformer, `selfflow.run.run.Run`.
-      clips: as `run.data` gives them.
+      clips: clips from `run.data`.
       numbers: numbers of the clips in their split.
       layers: blocks, counted from 1.
       tau: noise level.
@@ -118,7 +118,7 @@ class Contact(NamedTuple):
       audio_token: index of the audio token that contains its time.
       frames: steps of the video grid before and after it.
       tokens: indices of the video tokens of these steps, [M].
-      holds: mask of those that contain the centre of one of the bodies, [M].
+      holds: mask of the `tokens` that contain the centre of one of the bodies, [M].
       quiet: indices of the audio tokens far from any contact.
     """
 
@@ -148,12 +148,12 @@ class ClipLayout(NamedTuple):
 
 
 def contacts_as_tokens(record: Mapping[str, Any], layout: ClipLayout, far: float = 0.2) -> list[Contact]:
-    """The contacts of a clip of Collisions that fall between two steps of the video grid.
+    """Returns the contacts of a Collisions clip that fall between two steps of the video grid.
 
     Args:
       record: raw record of the clip.
       layout: layout of its tokens.
-      far: least distance in seconds of the centre of a quiet audio token from every contact.
+      far: minimum distance in seconds between the centre of a quiet audio token and every contact.
     """
     grid, audio_tokens, seconds, truth = layout
     times = np.asarray(record["contacts"]["time"], np.float64)
@@ -201,7 +201,7 @@ class ContactAttention(NamedTuple):
       tokens: share of these video tokens that contain the bodies, which uniform attention gives them, [C].
       on_moment: share of the attention to all video tokens that falls on those just before and after the contact,
         [C, L, A].
-      moment: share of all video tokens that these are.
+      moment: these tokens as a share of all video tokens.
     """
 
     clip: np.ndarray
@@ -222,11 +222,11 @@ def attention_on_bodies(
     batch_size: int = 32,
     **options: Any,
 ) -> ContactAttention:
-    """Attention from audio to the bodies in contact, compared with other tokens of the same frames.
+    """Computes attention from audio to the bodies in contact, compared with other tokens of the same frames.
 
     Args:
       run, clips, numbers, layers, tau: as for `attention_of_clips`; the clips are of Collisions, with video and audio.
-      batch_size: clips at once.
+      batch_size: clips per forward pass.
       **options: `weights`, `step` and `seed`, as there.
 
     Raises:
@@ -262,7 +262,7 @@ def attention_on_bodies(
 
 
 def layout_of(run: OpenRun, clips: ComponentClips) -> ClipLayout:
-    """The layout of clips.
+    """Returns the layout of clips.
 
     Raises:
       UserError: the data has no ground truth, or the clips lack video or audio, or are cropped.
@@ -288,10 +288,10 @@ class _Shares(NamedTuple):
 
 
 def _shares_at(contact: Contact, weight_LANM: np.ndarray) -> _Shares:
-    """Shares of the attention from audio tokens N to video tokens M of the contact's clip."""
+    """Computes shares of the attention from audio tokens N to video tokens M of the contact's clip."""
     body_tokens, frame_tokens = contact.tokens[contact.holds], contact.tokens
 
-    # Within the frames around the contact, so that a head that reads the right time counts only if it reads the bodies.
+    # Only frames around the contact count, so that reading the right time without the bodies has no effect.
     def on_bodies(weight_LAM: np.ndarray) -> np.ndarray:
         return weight_LAM[..., body_tokens].sum(-1) / weight_LAM[..., frame_tokens].sum(-1)
 

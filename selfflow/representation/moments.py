@@ -29,7 +29,7 @@ class Moments:
         """Adds the samples of other moments (Chan, Golub and LeVeque, 1979)."""
         if not other.count:
             return
-        # Differences of means in place of sums of squares, which lose all digits where means are far above deviations.
+        # Differences of means instead of sums of squares, which lose precision if means are far above deviations.
         count = self.count + other.count
         difference = other.mean - self.mean
         self.scatter += other.scatter + np.outer(difference, difference) * (self.count * other.count / count)

@@ -19,7 +19,7 @@ class LabelledClips(Protocol):
       ids: ids of the clips.
       labels: {field: int [n]}; -1 for none.
       shapes: {modality: shape of the latent of a whole clip}.
-      identity: distinguishes these latents from others.
+      identity: unique name of these latents.
     """
 
     ids: list[str]
@@ -30,7 +30,7 @@ class LabelledClips(Protocol):
     def __len__(self) -> int: ...
 
     def latents(self, i: int) -> dict[str, np.ndarray]:
-        """Latents of clip i, {modality: [...]}."""
+        """Returns the latents of clip i, {modality: [...]}."""
         ...
 
 
@@ -48,7 +48,7 @@ class ComponentClips(LabelledClips, Protocol):
     modalities: "dict[str, Modality]"
 
     def record(self, i: int) -> Mapping[str, Any]:
-        """As of `RecordedClips`."""
+        """See `RecordedClips.record`."""
         ...
 
 
@@ -62,7 +62,7 @@ class RecordedClips(Protocol):
     labels: dict[str, np.ndarray]
 
     def record(self, i: int) -> Mapping[str, Any]:
-        """The raw record of clip i.
+        """Reads the raw record of clip i.
 
         Raises:
           BadRecord: if it cannot be read.
@@ -88,17 +88,17 @@ class OpenRun(Protocol):
     objective: Any
 
     def model(self, weights: str = "ema", step: int | None = None, mesh: "Mesh | None" = None) -> Any:
-        """The network of the run, `selfflow.run.model.Model`."""
+        """Loads the network of the run, `selfflow.run.model.Model`."""
         ...
 
     def weights(self, step: int | None = None, mesh: "Mesh | None" = None) -> Any:
-        """Parameters and frozen trees of a checkpoint, `selfflow.training.state.State`."""
+        """Loads the parameters and frozen trees of a checkpoint, `selfflow.training.state.State`."""
         ...
 
     def autoencoder(self, modality: str) -> Any:
-        """The autoencoder of a modality's latents."""
+        """Loads the autoencoder of a modality."""
         ...
 
     def data(self, split: str, component: str | None = None, data_dir: str | Path | None = None) -> LabelledClips:
-        """The clips of a component in a split of its data."""
+        """Returns the clips of a component in a split of its data."""
         ...

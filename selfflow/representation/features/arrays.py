@@ -1,4 +1,4 @@
-"""Latents as the source of features: arrays, and clips of a run."""
+"""Latents from which features are computed: arrays, and clips of a run."""
 
 import hashlib
 import zipfile
@@ -19,7 +19,7 @@ class Arrays:
 
     Args:
       latents: {modality: [n, ...]}.
-      ids: ids of the samples; by default a hash of the latents of each, so that those of two splits differ.
+      ids: ids of the samples; by default a hash of each sample's latents, so that ids differ between splits.
       labels: {field: [n]}, integers.
 
     Attributes:
@@ -28,7 +28,7 @@ class Arrays:
       shapes: {modality: shape of one latent}.
 
     Raises:
-      UserError: if there is no sample, or lengths differ.
+      UserError: if there are no samples, or lengths differ.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Arrays:
         digest = hashlib.sha256()
         for m, x in sorted(self._latents.items()):
             digest.update(f"{m} {x.dtype.str} {x.shape}".encode())
-            # Some rows at a time, since the arrays may be memory-mapped and larger than memory.
+            # Hash in parts, since the arrays may be memory-mapped and larger than memory.
             rows = max(1, _BYTES_AT_ONCE // max(1, x[0].nbytes))
             for start in range(0, len(x), rows):
                 digest.update(np.ascontiguousarray(x[start : start + rows]).tobytes())
         return digest.hexdigest()[:16]
 
     def latents(self, i: int) -> dict[str, np.ndarray]:
-        """The latents of sample i, {modality: [...]}."""
+        """Returns the latents of sample i, {modality: [...]}."""
         return {m: x[i] for m, x in self._latents.items()}
 
     def _hash(self, i: int) -> str:
@@ -128,7 +128,7 @@ def read_labelled(path: str | Path, modality: str = "image", seed: int = 0) -> d
 
 
 def readable_and_whole(clips: Any, numbers: Iterable[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """As `readable_clips`, but all clips must have the component's full length; warns of those left out.
+    """Yields clips as `readable_clips`, but requires the component's full length; warns of unreadable clips.
 
     Raises:
       UserError: if a clip is shorter, or none can be read.

@@ -24,7 +24,7 @@ from selfflow.representation.protocols import LabelledClips, OpenRun
 from selfflow.serialization import digest, to_json
 
 T = TypeVar("T")
-_AHEAD = 2  # batches read while one is computed
+_AHEAD = 2  # batches to read ahead
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Features:
 
     Attributes:
       ids: ids of the samples.
-      labels: {field: int [n]}, of the data.
+      labels: labels of the data, {field: int [n]}.
       layers: {layer: {modality: float32 [n, D], or [n, N, D]}}, memory-mapped and read-only.
       tau: noise level of each modality; 0 for context modalities.
       grids: tokens along each axis of a modality, whose product is N.
@@ -63,12 +63,12 @@ def features(
     mesh: Mesh | None = None,
     cache: bool = True,
 ) -> Features:
-    """The residual stream after blocks of a run's network, for samples without a label.
+    """Computes the residual stream after blocks of a run's network, without labels.
 
     One forward pass computes all layers. Features are written to `RUN/features` batch by batch, so that memory does not
     grow with the number of samples. Stored layers are reused as long as weights, samples, arguments and the code that
-    determines the numbers (models, noise, modality, forward) are the same. The noise of a sample depends on the seed
-    and its id alone.
+    determines the numbers (models, noise, modality, forward) are the same. The noise of a sample depends only on the
+    seed and its id.
 
     Args:
       run: an opened run, `selfflow.run.run.Run`.
@@ -76,15 +76,15 @@ def features(
       layers: blocks, counted from 1.
       tau: one noise level for all modalities, or {modality: level}.
       weights, step: as for `Run.model`.
-      context: modalities that are shown without noise, as context tokens are in training.
-      modalities: modalities that the network sees; by default all of the data.
+      context: modalities without noise, like context tokens in training.
+      modalities: input modalities of the network; by default all modalities of the data.
       pool: the mean over the tokens of each modality, or all tokens; padding tokens are excluded from the mean, and are
         0.
-      limit: number of samples, from the first on; by default all.
+      limit: maximum number of samples, from the first on; by default all.
       seed: seed of the noise.
-      batch_size: samples at once; over a mesh, rounded up to a multiple of the number of devices.
-      mesh: devices to spread weights and samples over; by default the first alone.
-      cache: whether to store them in the run folder; otherwise in a temporary folder that is removed with the arrays.
+      batch_size: samples per forward pass; with a mesh, rounded up to a multiple of the number of devices.
+      mesh: devices over which weights and samples are sharded; by default the first device only.
+      cache: whether to store features in the run folder; otherwise a temporary folder is used and removed.
 
     Raises:
       UserError: for unknown layers, modalities or splits, naming the known ones; if features are not finite, naming
@@ -113,7 +113,7 @@ def features(
     if cache:
         stored = _stored_layers(run.path / "features" / digest(key), blocks, tuple(view.streams), compute)
     else:
-        # Memory-mapped arrays stay readable after their files are removed.
+        # Memory-mapped arrays remain readable after their files are removed.
         with tempfile.TemporaryDirectory(prefix="features-") as folder:
             stored = _stored_layers(Path(folder), blocks, tuple(view.streams), compute)
     left_out = stored[blocks[0]].left_out
@@ -134,14 +134,14 @@ def _stored_layers(
     modalities: tuple[str, ...],
     compute: Callable[[tuple[int, ...], Path], None],
 ) -> dict[int, Stored]:
-    """Features of blocks in a folder, after `compute` has written those that are missing."""
+    """Reads features of blocks from a folder, after `compute` has written missing layers."""
     stored = {layer: read_layer(folder, layer, modalities) for layer in blocks}
     missing = tuple(layer for layer in blocks if stored[layer] is None)
     if missing:
         compute(missing, folder)
         for layer in missing:
             stored[layer] = read_layer(folder, layer, modalities)
-    # Layers of one folder may be of several extractions, and records readable in one alone.
+    # Layers of one folder may come from several extractions, in which different records were readable.
     for layer in blocks[1:]:
         if stored[layer].ids != stored[blocks[0]].ids:
             raise UserError(
@@ -152,7 +152,7 @@ def _stored_layers(
 
 
 def _key(model: Any, clips: LabelledClips, count: int, view: "_View", pool: str, seed: int) -> dict[str, Any]:
-    """Everything that determines the numbers of a layer, so that equal keys share a folder."""
+    """Returns everything that determines the features of a layer; equal keys share a folder."""
     return {
         "code": code_hash(),
         "weights": model.identity,
@@ -191,9 +191,9 @@ def extract(
       forward: the compiled forward pass.
       params: parameters of the model, on the devices of the mesh.
       clips: as for `features`.
-      folder: the target.
+      folder: output folder.
       metadata: JSON data stored beside the features.
-      batch_size: samples at once.
+      batch_size: samples per forward pass.
       advance: called with the number of samples of every batch.
 
     Raises:
@@ -206,7 +206,7 @@ def extract(
     def store(batch: Batch, taps: Taps) -> None:
         batch_ids = [clips.ids[i] for i in batch.rows]
         for layer, tap in jax.device_get(taps).items():
-            # The last batch is filled up with copies of a clip, which are dropped here.
+            # Drop the copies of a clip that fill up the last batch.
             tap = {m: x[: len(batch_ids)] for m, x in tap.items()}
             _check_finite(tap, layer, batch_ids)
             writers[layer].add(tap)
@@ -229,7 +229,7 @@ def extract(
         store(*previous)
         for writer in writers.values():
             writer.finish(metadata | {"ids": ids, "left_out": left_out})
-    except BaseException:  # an interrupt, too, must not leave partial folders
+    except BaseException:  # remove partial folders after an interrupt, too
         for writer in writers.values():
             writer.drop()
         raise
@@ -254,14 +254,14 @@ class Batch(NamedTuple):
 def batches(
     clips: LabelledClips, count: int, forward: Forward, batch_size: int, left_out: list[int]
 ) -> Iterator[Batch]:
-    """Batches of the first `count` clips; numbers of unreadable clips are added to `left_out`."""
+    """Yields batches of the first `count` clips; appends the numbers of unreadable clips to `left_out`."""
     size = forward.whole(min(batch_size, count))
     readable = readable_clips(clips, range(count), left_out)
     while True:
         group = list(islice(readable, size))
         if not group:
             return
-        # Copies of the first clip fill up the last batch, so that there is one shape to compile.
+        # Copies of the first clip fill up the last batch, so that one shape is compiled.
         rows, samples = zip(*group, *(group[:1] * (size - len(group))))
         latents, frames = {}, {}
         for m in forward.modalities:
@@ -282,12 +282,12 @@ def batches(
 
 
 def seed_of(name: str) -> int:
-    """Per-sample seed of the noise, from the sample's id."""
+    """Returns the seed of a sample's noise, a hash of its id."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, computed in a thread ahead of their use."""
+    """Yields the same items, computed ahead of their use in a thread."""
     with ThreadPoolExecutor(1) as pool:
         # A generator may not run in two threads at once: the pool has one thread.
         end = object()
@@ -329,7 +329,7 @@ class _View(NamedTuple):
 
     Attributes:
       streams: streams of its modalities, in the order of the data.
-      context: names of those that are context.
+      context: names of the context modalities.
       tau: noise level of each modality; 0 for context modalities.
     """
 
@@ -345,7 +345,7 @@ def _view(
     context: Iterable[str],
     tau: float | Mapping[str, float],
 ) -> _View:
-    """The input of the network for a call of `features`.
+    """Resolves the input of the network for a call of `features`.
 
     Args:
       known: streams of the model.
@@ -361,9 +361,9 @@ def _view(
                 raise UserError(f"{argument}: {m!r} is unknown; choose from {', '.join(choices) or 'none'}")
     if not names:
         raise UserError(f"modalities is empty: name at least one of {', '.join(available) or ', '.join(known)}")
-    # In one order, so that equal settings have one key.
+    # A fixed order, so that equal settings have equal keys.
     names = [m for m in available if m in names]
-    # The streams of the model with the lengths of this data, which may differ from those of training.
+    # The streams of the model with the lengths of this data, which may differ from the training lengths.
     batch_of_one = {m: jax.ShapeDtypeStruct((1, *shapes[m]), np.float32) for m in names}
     try:
         streams = of_latents(known, batch_of_one)

@@ -1,8 +1,8 @@
-"""Features on disk: a folder for each layer, which exists once it is complete.
+"""Features on disk: one folder per layer, which exists only if it is complete.
 
 `FOLDER/layer_004/` holds `MODALITY.npy`, float32 [n, D] or [n, N, D], and `metadata.json`: the settings, the ids of the
-n samples, and the numbers of those that could not be read. While it is written its name ends in
-`.partial`; leftovers of a killed process under such a name are never read and may be deleted.
+n samples, and the numbers of unreadable samples. During writing its name ends in `.partial`; folders with such a name
+that a killed process leaves are never read and may be deleted.
 """
 
 import json
@@ -38,14 +38,14 @@ class Stored(NamedTuple):
 class LayerWriter:
     """Writes the features of one layer, batch by batch; memory does not grow with their number.
 
-    Files are not memory-mapped for writing, since a full disk would then end the process without an error.
+    Files are not memory-mapped for writing, since a full disk would then kill the process.
 
     Args:
       folder: parent of the layer's folder.
       layer: number of the block.
 
     Raises:
-      UserError: here and from every method, if the folder cannot be written.
+      UserError: from the constructor and every method, if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, layer: int):
@@ -68,7 +68,7 @@ class LayerWriter:
                 self._shapes[m] = (self._shapes[m][0] + len(x), *x.shape[1:])
 
     def finish(self, metadata: dict[str, Any]) -> None:
-        """Renames the folder to its final name; that of another process stays if it was first."""
+        """Renames the folder to its final name, unless another process has already written it."""
         with _writing(self._path.parent):
             for m, file in self._files.items():
                 file.seek(0)
@@ -83,7 +83,7 @@ class LayerWriter:
                 self.drop()
 
     def drop(self) -> None:
-        """Removes what was written so far."""
+        """Removes the partial folder."""
         for file in self._files.values():
             try:
                 file.close()
@@ -93,15 +93,15 @@ class LayerWriter:
 
 
 def layer_path(folder: Path, layer: int) -> Path:
-    """The folder of a layer."""
+    """Returns the folder of a layer."""
     return folder / f"layer_{layer:03d}"
 
 
 def read_layer(folder: Path, layer: int, modalities: tuple[str, ...]) -> Stored | None:
-    """The features of a layer; None if they do not exist.
+    """Reads the features of a layer; None if they do not exist.
 
     Raises:
-      UserError: if they are damaged.
+      UserError: if the files are damaged.
     """
     path = layer_path(folder, layer)
     if not path.exists():
@@ -118,7 +118,7 @@ def read_layer(folder: Path, layer: int, modalities: tuple[str, ...]) -> Stored 
 
 
 def _write_header(file: Any, shape: tuple[int, ...]) -> None:
-    # NumPy pads the header to the same length for any number of rows, so that it can be overwritten at the end.
+    # NumPy pads the header to the same length for any number of rows, so it can be overwritten at the end.
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
 

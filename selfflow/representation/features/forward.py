@@ -1,4 +1,4 @@
-"""Features of any blocks at any noise level, one forward pass for all of them."""
+"""Features of any blocks at any noise level, in one forward pass."""
 
 import hashlib
 import math
@@ -26,17 +26,17 @@ class Forward:
     All values of tau and seed share one program.
 
     Args:
-      apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`; where samples are padded
-        also valid=.
-      modalities: inputs of the model, by name; other modalities of a batch are left out.
+      apply: model as (params, tokens, levels, label, assignment, taps=, stop_at=) -> `Output`; with padded samples also
+        valid=.
+      modalities: input modalities of the model, by name; other modalities of a batch are left out.
       layers: blocks, counted from 1; later ones are not computed.
       tau: one noise level for all tokens, or one for each modality.
       null_label: label for no class.
       pool: the mean over a modality's tokens, [B, D], or all tokens, [B, N, D]; padding tokens are excluded from the
         mean, and are 0 among all tokens.
-      seed: sample i's noise depends on the seed and i alone.
-      context: modalities of which all tokens stay at tau = 0 (`Corruption.with_context`).
-      mesh: devices that the samples of a batch are split over; by default the first one alone.
+      seed: seed of the noise; sample i's noise depends only on the seed and i.
+      context: modalities whose tokens all stay at tau = 0 (`Corruption.with_context`).
+      mesh: devices over which the samples of a batch are split; by default the first device only.
 
     Attributes:
       modalities, layers: as passed.
@@ -57,7 +57,7 @@ class Forward:
         self.modalities, self.layers = modalities, tuple(layers)
         self._mesh, self._seed = mesh, np.uint32(seed % 2**32)
         levels = tau if isinstance(tau, Mapping) else dict.fromkeys(modalities, tau)
-        # Context modalities have one too, at which none of their tokens is.
+        # Context modalities have a level, too, which none of their tokens uses.
         self._tau = {m: np.float32(levels.get(m, 0.0)) for m in modalities}
         self._forward = partial(
             _taps,
@@ -70,7 +70,7 @@ class Forward:
         )
 
     def whole(self, count: int) -> int:
-        """The least number of samples, `count` or more, that the devices divide."""
+        """Rounds `count` up to a number of samples that the number of devices divides."""
         parts = 1 if self._mesh is None else math.prod(self._mesh.shape[axis] for axis in BATCH_AXES)
         return count + -count % parts
 
@@ -81,7 +81,7 @@ class Forward:
         numbers_B: np.ndarray,
         frames: dict[str, np.ndarray] | None = None,
     ) -> Taps:
-        """As a call, but returns arrays on the devices without waiting for them.
+        """Starts a call, and returns arrays on the devices without waiting for them.
 
         Args:
           params: parameters of the model, on the devices of the mesh.
@@ -99,7 +99,7 @@ class Forward:
     def __call__(
         self, params: Any, latents: dict[str, np.ndarray], numbers_B: np.ndarray
     ) -> dict[int, dict[str, np.ndarray]]:
-        """{layer: {modality: float32 features}} of latents {modality: [B, ...]} and the numbers of the samples."""
+        """Computes features {layer: {modality: float32}} from latents {modality: [B, ...]} and sample numbers."""
         return jax.device_get(self.start(params, latents, numbers_B))
 
 
@@ -107,7 +107,7 @@ class CorruptedTokens(NamedTuple):
     """The input of a network for a batch of samples.
 
     Attributes:
-      tokens: noisy, [B, N, P], by modality.
+      tokens: noisy tokens [B, N, P], by modality.
       levels, assignment: their noise, as in `Corruption`.
       valid: tokens that are not padding, [B, N], of the modalities that may be padded.
     """
@@ -127,7 +127,7 @@ def corrupted_at(
     seed: Any,
     context: tuple[str, ...] = (),
 ) -> CorruptedTokens:
-    """All tokens of samples at the level of their modality, those of context modalities at 0; arguments as above."""
+    """Corrupts all tokens at the level of their modality, or 0 for context modalities; arguments as above."""
     key, count = jax.random.key(seed), len(numbers_B)
     fitting = of_latents(modalities, latents)
     x = to_tokens(fitting, latents)
@@ -158,7 +158,7 @@ def _taps(
         f_BND = jnp.where(there_BN1, f_BND, 0.0)
         return f_BND.sum(axis=1) / jnp.maximum(there_BN1.sum(axis=1), 1) if pool == "mean" else f_BND
 
-    # Every process gets all samples; shards of other processes could not be read.
+    # Every process gets all samples, since it cannot read shards of other processes.
     return {layer: {m: constrain(pooled(f, m)) for m, f in tap.items()} for layer, tap in taps.items()}
 
 
@@ -168,13 +168,13 @@ def forward_all(
     latents: Iterator[dict[str, np.ndarray]],
     batch_size: int = 64,
 ) -> dict[int, dict[str, np.ndarray]]:
-    """The features of many samples, numbered in their order.
+    """Computes the features of many samples, numbered in their order.
 
     Args:
       forward: (params, latents, numbers) -> features, such as a `Forward`.
       params: parameters of the model.
       latents: samples {modality: [...]}.
-      batch_size: samples in one forward pass.
+      batch_size: samples per forward pass.
 
     Returns:
       {layer: {modality: float32 features}}.
@@ -204,7 +204,7 @@ def forward_all(
 
 @cache
 def code_hash() -> str:
-    """Hash of the source files that determine features: models, noise, modality and this one."""
+    """Returns the hash of the source files that determine features: models, noise, modality and this file."""
     package = Path(__file__).parents[2]
     files = "models/*.py", "noise.py", "modality.py", "representation/features/forward.py"
     digest = hashlib.sha256()

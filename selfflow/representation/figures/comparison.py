@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from selfflow.representation.comparison import Method
 from selfflow.representation.statistics import Interval
 
-_LEAST = 0.02  # least height of a panel, so that a difference of a sample or two looks small
+_LEAST = 0.02  # minimum height of a panel, so that a difference of one or two samples looks small
 
 
 def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
-    """Scores of methods by seed, and below their differences to the baseline, paired by seed.
+    """Plots scores of methods by seed, and below them the paired differences to the baseline.
 
     A dot is a run and a line joins runs of one seed; bars are 95 % t intervals over seeds.
 
@@ -27,7 +27,7 @@ def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
     figure = Figure(figsize=((0.75 * most + 1.2) * len(panels) + 0.3, 5.0), layout="constrained")
     axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 2))
     for (title, methods), scores, differences in zip(panels.items(), *axes):
-        # For each seed, the positions and the scores of the methods with this seed.
+        # For each seed, the positions and scores of the methods that have it.
         dots: dict[int, tuple[list[int], list[float]]] = {}
         for i, method in enumerate(methods):
             for seed, score in method.scores.items():
@@ -64,7 +64,8 @@ def comparison_figure(panels: Mapping[str, Sequence[Method]]) -> Figure:
 
 
 def loss_curves(runs: Mapping[str, Any]) -> Figure:
-    """Flow losses of runs by step, a panel for each modality: medians over 20 logged steps, and the steps as dots.
+    """Plots flow losses of runs by step, one panel per modality: medians over 20 logged steps, and dots for single
+    steps.
 
     Args:
       runs: opened runs by name.
@@ -85,7 +86,7 @@ def loss_curves(runs: Mapping[str, Any]) -> Figure:
                 continue  # an arm without this modality
             steps, values = np.array(logged).T
             wide = min(20, len(steps))
-            # A median, since losses of single batches at high noise levels are far above the others.
+            # Medians, since losses of single batches at high noise levels are far above the others.
             medians = np.median(np.lib.stride_tricks.sliding_window_view(values, wide), axis=1)
             axis.plot(steps, values, ".", ms=2, alpha=0.3, color=shades[name])
             axis.plot(steps[wide - 1 :], medians, lw=1.3, color=shades[name], label=name)

@@ -21,13 +21,13 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
-    """Test score against layer: a panel for each target and source, a line for each method and noise level.
+    """Plots test score against layer: one panel per target and source, one line per method and noise level.
 
     Over several seeds lines are means and bands their 95 % t intervals.
 
     Args:
       rows: rows of one run or of several; rows of layer 0 are left out.
-      columns: panels in a row, at most.
+      columns: maximum number of panels in a row.
     """
     table = _ProbeTable([row for row in rows if row.layer])
     panels, methods, taus = table.questions, table.methods, table.taus
@@ -36,7 +36,7 @@ def probe_curves(rows: Iterable[Row], columns: int = 3) -> Figure:
     high = -(-len(panels) // wide)  # rounded up
     figure = Figure(figsize=(4.2 * wide + 0.6, 3.2 * high + 0.5), layout="constrained")
     axes = np.atleast_1d(figure.subplots(high, wide, squeeze=False)).ravel()
-    # For one method, colours distinguish noise levels; for several, colours distinguish methods and dashes levels.
+    # Colours distinguish noise levels of one method, or several methods, whose levels then differ by dashes.
     colours = _colours(methods if several else taus)
     for axis, ((target, source), shown) in zip(axes, panels.items()):
         for method in methods:
@@ -85,7 +85,7 @@ class _ProbeTable:
         self.methods, self.layers, self.taus = list(methods), sorted(layers), sorted(taus)
 
     def scores_by_layer(self, question: tuple[str, str], method: str, tau: float) -> dict[int, list[float]]:
-        """Test scores over seeds; without the layers that have none."""
+        """Returns test scores over seeds by layer; layers without scores are left out."""
         scores: dict[int, list[float]] = {}
         for row in self.questions[question]:
             if (row.method, row.tau) == (method, tau):
@@ -96,7 +96,7 @@ class _ProbeTable:
 def draw_means(
     axis: Axes, layers: Sequence[int], means: Sequence[Interval], colour: Any, label: str, dash: str = "-"
 ) -> None:
-    """Draws means against blocks, with a band of their intervals unless they are of one value each."""
+    """Draws means against blocks, with a band of their intervals if there are several values each."""
     axis.plot(layers, [mean.estimate for mean in means], marker="o", ms=3.5, lw=1.5, label=label, color=colour, ls=dash)
     if means[0].low is not None:
         lows, highs = [mean.low for mean in means], [mean.high for mean in means]
@@ -110,7 +110,7 @@ def _colours(names: list) -> dict:
 
 
 def probe_map(rows: Iterable[Row]) -> Figure:
-    """Test score by layer and noise level as colours: a row of panels for each method, a column for each question.
+    """Plots test score by layer and noise level as colours: one row of panels per method, one column per question.
 
     Over several seeds colours are means. Panels of one question share their colours.
 
@@ -139,12 +139,12 @@ def probe_map(rows: Iterable[Row]) -> Figure:
 
 
 def similarity_figure(features: Mapping[str, tuple[Features, str]], k: int = 10) -> Figure:
-    """Similarity of layers, within each network or modality and between them.
+    """Plots the similarity of layers, within each network or modality and between them.
 
     Linear CKA (debiased) above, CKNNA below.
 
     Args:
-      features: (features, modality) of the same clips by their name in the figure, see `layer_similarity`.
+      features: (features, modality) of the same clips, by name in the figure; see `layer_similarity`.
       k: number of neighbours of CKNNA.
     """
     names = list(features)
@@ -165,10 +165,10 @@ def similarity_figure(features: Mapping[str, tuple[Features, str]], k: int = 10)
 
 
 def health_figure(health: Health) -> Figure:
-    """Cosines of pairs of blocks at the lowest noise level, and norms and effective ranks by block and noise level.
+    """Plots cosines of pairs of blocks at the lowest noise level, and norms and effective ranks by block and level.
 
-    A row for each modality: cosines of the student's features (down) and the teacher's (across), direct, centred and
-    with another sample; then the student's norms and ranks.
+    Each modality has a row: cosines between student blocks (down) and teacher blocks (across), direct, centred and with
+    another sample; then the student's norms and ranks.
     """
     by_line: dict[tuple[str, float], dict[int, LayerHealth]] = {}
     for row in health.layers:
@@ -204,7 +204,7 @@ def health_figure(health: Health) -> Figure:
 
 
 def _cells(axis: Axes, cells: np.ndarray, columns: list, rows: list, colours: str, limits: tuple[float, float]) -> Any:
-    """A table as colours, with its numbers if it is small."""
+    """Draws a table as colours, with its numbers if it is small."""
     image = axis.imshow(cells, aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1])
     axis.set_xticks(range(len(columns)), columns, fontsize=7)
     axis.set_yticks(range(len(rows)), [f"{value:g}" for value in rows], fontsize=7)

@@ -25,11 +25,11 @@ from selfflow.representation.views import seconds_of
 
 
 def principal_figure(clips: ComponentClips, components: Features, i: int) -> Figure:
-    """Clip i with the first three principal components of its tokens as red, green and blue, a row for each block.
+    """Plots clip i and the first three principal components of its tokens as red, green and blue, one row per block.
 
     Args:
-      clips: as `run.data` gives them, with their raw records.
-      components: features of all tokens of them (`pool="tokens"`); components are those of all these clips together.
+      clips: clips from `run.data`, with raw records.
+      components: features of all tokens of these clips (`pool="tokens"`), whose components are computed jointly.
       i: index of the clip to show.
     """
     record = clips.record(clips.ids.index(components.ids[i]))
@@ -55,15 +55,15 @@ def principal_figure(clips: ComponentClips, components: Features, i: int) -> Fig
 def attention_figure(
     run: OpenRun, clips: ComponentClips, number: int, contact: int, layers: tuple[int, ...], **options: Any
 ) -> Figure:
-    """Attention from the audio token of a contact to all video tokens, over the frames, a row for each block.
+    """Plots attention from the audio token of a contact to all video tokens over the frames, one row per block.
 
     Weights are means over heads, as multiples of a uniform share; colours saturate at the 95th percentile. Circles are
-    the true positions of the bodies, red for those of the contact. The red line is the time of the contact.
+    the true positions of the bodies, red for bodies in contact. The red line is the time of the contact.
 
     Args:
-      run, clips: as for `attention_of_clips`, of Collisions.
+      run, clips: as for `attention_of_clips`, with clips of Collisions.
       number: number of the clip.
-      contact: index among its contacts.
+      contact: index of the contact in the clip.
       layers: blocks.
       **options: `tau`, `weights`, `step` and `seed`, as there.
 
@@ -88,7 +88,7 @@ def attention_figure(
             bodies.append(Body(frame, tuple(record["positions"][frame, body] / truth.box), radius, colour))
     strips.video("video", record["video"], bodies)
     for layer in layers:
-        # [B, A, N, M] of one clip and one audio token, as a mean over heads.
+        # Weights [B, A, N, M] of one clip and one audio token, averaged over heads.
         to_video_M = weights[layer]["audio"]["video"][0, :, touched.audio_token].mean(axis=0)
         multiple_M = to_video_M / to_video_M.mean()
         limits = (0.0, max(2.0, float(np.percentile(multiple_M, 95))))
@@ -103,13 +103,14 @@ def attention_figure(
 
 
 def shares_figure(trained: ContactAttention, untrained: ContactAttention) -> Figure:
-    """Shares of attention by block, with 95 % intervals over clips, beside those of uniform attention.
+    """Plots shares of attention by block, with 95 % intervals over clips, beside the shares of uniform attention.
 
-    All are means over the contacts of a clip, then over clips. Clips without a quiet moment are left out, so that all
-    lines are of the same clips, unless no clip has one.
+    Shares are averaged over the contacts of a clip, then over clips. Clips without a quiet moment are left out, unless
+    no clip has one, so that all lines show the same clips.
 
-    Left: of the attention to the frames around a contact, the share on its bodies. Middle: of the attention to the
-    whole video, the share on these frames. Right: the share on bodies by head, as a multiple of their share of tokens.
+    Left: share of the attention to the frames around a contact that falls on its bodies. Middle: share of the attention
+      to the whole video that falls on these frames. Right: share on bodies by head, as a multiple of their share of
+      tokens.
 
     Args:
       trained: attention shares of a run.
@@ -154,7 +155,7 @@ def shares_figure(trained: ContactAttention, untrained: ContactAttention) -> Fig
 
 
 def shares_table(shares: ContactAttention) -> str:
-    """Table of `shares_figure`: by block the share on the bodies, that at quiet moments, and their difference."""
+    """Formats shares on bodies by block as a table: at contacts, at quiet moments, and their difference."""
     shares = _with_quiet_moments(shares)
     clips = len(np.unique(shares.clip))
     even = interval(_by_clip(shares, shares.tokens)).estimate
@@ -179,7 +180,7 @@ def _contact(contacts: list[Contact], which: int, name: str) -> Contact:
 
 
 def _with_quiet_moments(shares: ContactAttention) -> ContactAttention:
-    """The contacts of clips that have quiet moments; all contacts if no clip has any."""
+    """Returns the contacts of clips with quiet moments; all contacts if no clip has any."""
     kept = np.isfinite(shares.elsewhere).all(axis=(1, 2))
     if not kept.any():
         return shares
@@ -193,7 +194,7 @@ def _with_quiet_moments(shares: ContactAttention) -> ContactAttention:
 
 
 def _by_clip(shares: ContactAttention, values: np.ndarray) -> list[float]:
-    """The mean of each clip, since contacts of one clip are not independent; clips with NaN are left out."""
+    """Averages values per clip, since contacts of one clip are not independent; clips with NaN are left out."""
     means = []
     for clip in np.unique(shares.clip):
         mean = float(np.mean(values[shares.clip == clip]))
@@ -203,7 +204,7 @@ def _by_clip(shares: ContactAttention, values: np.ndarray) -> list[float]:
 
 
 def _line(axis: Axes, shares: ContactAttention, values_CL: np.ndarray, colour: str, label: str) -> None:
-    """A line of means over clips against blocks; none if a block has no clip with a value."""
+    """Draws means over clips against blocks; no line if a block has no clip with a value."""
     means = []
     for values_C in values_CL.T:
         by_clip = _by_clip(shares, values_C)

@@ -12,7 +12,7 @@ _TAU = {"limits": (0.0, 1.0), "colours": "cividis"}
 
 
 def corruption_figure(views: Views, i: int) -> Figure:
-    """Clip i: data, input of the student and input of the teacher, with tau of every token.
+    """Plots clip i: data, student input and teacher input, with tau of every token.
 
     Args:
       views: views of a batch of clips.
@@ -36,7 +36,7 @@ def corruption_figure(views: Views, i: int) -> Figure:
 
 
 def loss_figure(views: Views, i: int) -> Figure:
-    """Clip i: tau, flow error and cosine with the teacher of every token but those of the context.
+    """Plots clip i: tau, flow error and cosine with the teacher for every token except context tokens.
 
     Args:
       views: views of a batch of clips.
@@ -60,7 +60,7 @@ def loss_figure(views: Views, i: int) -> Figure:
 
 
 def marginals_figure(marginals: dict[str, TauMarginals]) -> Figure:
-    """Histograms of tau over many draws beside p(tau), and those of every single token, a row for each modality.
+    """Plots histograms of tau over many draws beside p(tau), and histograms of single tokens, one row per modality.
 
     Args:
       marginals: noise levels by modality.
@@ -78,7 +78,7 @@ def marginals_figure(marginals: dict[str, TauMarginals]) -> Figure:
         left.set(xlabel="$\\tau$", ylabel="density", xlim=(0, 1), title=f"{m}: over all draws")
         left.legend(fontsize=7, frameon=False)
         left.spines[["top", "right"]].set_visible(False)
-        # Columns are tokens: all are as the density if every token has the same distribution of tau.
+        # Columns are tokens; each shows the density if all tokens have the same distribution of tau.
         density_of_tokens = np.empty((len(levels.density), levels.tau.shape[1]))
         for token, taus in enumerate(levels.tau.T):
             density_of_tokens[:, token] = np.histogram(taus, bins=bins, density=True)[0]
@@ -121,6 +121,6 @@ def _tokens(
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Limits of colours over all clips, so that their figures can be compared; 2 % of the tokens saturate."""
+    """Returns colour limits over all clips, so that figures are comparable; 2 % of the tokens saturate."""
     low, high = np.percentile(values, [1, 99])
     return float(low), float(high)

@@ -17,7 +17,7 @@ _WIDTH = 10.0  # inches of the time axis
 
 
 class Body(NamedTuple):
-    """A circle over a frame: its centre (right, down) and radius as shares of the frame's side, and whose it is."""
+    """A circle over a frame: centre (right, down) and radius as shares of the frame's side, and its body."""
 
     frame: int
     centre: tuple[float, float]
@@ -33,7 +33,7 @@ class Strips:
       seconds: duration of the clip.
       columns: number of frames to show, at equal distances.
       start: the first frame to show.
-      every: distance of the frames; by default such that the columns reach the end.
+      every: distance between shown frames; by default the columns reach the end of the clip.
     """
 
     def __init__(self, frames: int, seconds: float, columns: int = 12, start: int = 0, every: int | None = None):
@@ -88,7 +88,7 @@ class Strips:
                 self._draw_video(axis, np.repeat(over.mean(axis=-1, keepdims=True), 3, axis=-1).astype(np.uint8), [])
             colour_map = colormaps[colours].with_extremes(bad="0.92")
             for column, frame in enumerate(self.shown):
-                # Several frames may belong to one step of the grid.
+                # A step of the grid may span several frames.
                 place = int(np.searchsorted(frames_of_tokens(self._frames, grid[0]), frame, side="right")) - 1
                 cell, how = cells[place], {"alpha": 0.6} if over is not None else {}
                 image = axis.imshow(cell, norm=norm, cmap=colour_map, extent=self._extent(column), zorder=2, **how)
@@ -115,7 +115,7 @@ class Strips:
         self._add(label, 0.3, draw)
 
     def figure(self, title: str, moment: float | None = None) -> Figure:
-        """Draws all rows, and a line at a moment in seconds through those of sound and of tokens."""
+        """Draws all rows, and a line at a moment in seconds through the rows of audio and tokens."""
         heights = [height for _, height, _ in self._rows]
         figure = Figure(figsize=(_WIDTH + 1.6, sum(heights) + 0.06 * len(heights) + 0.8), layout="constrained")
         figure.get_layout_engine().set(h_pad=0.02, w_pad=0.04, hspace=0.0, wspace=0.0)

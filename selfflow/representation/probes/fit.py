@@ -1,4 +1,4 @@
-"""One probe of one target: fitted on train, chosen on validation, scored on test."""
+"""Probes of one target: fitted on train, selected on validation, scored on test."""
 
 from typing import Literal, NamedTuple
 
@@ -26,7 +26,7 @@ class ProbeResult(NamedTuple):
       metric: "balanced_accuracy", or "r2" for numbers.
       setting: strength or number of neighbours chosen on validation; NaN if there is no choice, and for a target that
         is the mean of several probes.
-      score: score on test and on validation; that of validation is NaN for a probe that does not use it.
+      score: scores on test and validation; validation is NaN for probes that do not use it.
       low, high: 95 % bootstrap interval of the test score over test samples; NaN unless it is one balanced accuracy.
       chance: score of a constant prediction.
     """
@@ -60,7 +60,7 @@ def fit_probe(target: Target, probe: ProbeName, splits: list[list[Split]]) -> Pr
         # R^2 compares with the mean of the split, which is the best constant prediction.
         return ProbeResult("ridge", "r2", _setting(regressed), score, nan, nan, chance=0.0)
 
-    # A constant prediction has recall 1 for one class and 0 for the others, however frequent they are.
+    # A constant prediction has recall 1 for one class and 0 for the others, whatever their frequencies.
     chance = float(np.mean([1 / len(np.unique(part.y)) for part in test]))
     if probe == "few-shot":
         means = [few_shot(a, b, (_SHOTS,))[_SHOTS].mean for a, b in zip(train, test)]
@@ -69,7 +69,7 @@ def fit_probe(target: Target, probe: ProbeName, splits: list[list[Split]]) -> Pr
 
     classified = [CLASSIFIERS[probe](*parts) for parts in zip(train, validation, test)]
     low, high = nan, nan
-    # Parts are read from the same clips, so that their errors are not independent: a mean has no interval.
+    # Parts share clips, so their errors are not independent, and their mean has no interval.
     if len(classified) == 1:
         _, low, high, *_ = bootstrap(test[0].y, classified[0].predicted)
     score = _mean_score([result.balanced for result in classified])

@@ -23,13 +23,13 @@ def linear_probe(train: Split, validation: Split, test: Split, seed: int = 0) ->
     augmentation, tokens averaged, the model without a class label; Self-Flow (arXiv 2603.06507) uses BatchNorm and a
     linear layer likewise. REPA names l-DAE (arXiv 2401.14404) as its source. What it leaves open follows MAE's
     released `main_linprobe.py` (arXiv 2111.06377): epsilon 1e-6, running statistics with momentum 0.1 at test, no
-    weight decay, the incomplete last batch dropped. Weights start at zero, for the loss is convex.
+    weight decay, the incomplete last batch dropped. Weights start at zero, as the loss is convex.
 
     A batch of 16 384 is 1/78 of ImageNet. With fewer samples the batch is 1/78 of them, so that the number of steps
-    stays that of the source, but at least 128 (or all), for smaller ones normalise by noise; and there are as many
-    epochs above 90 as make 2000 steps, for Adam moves a weight by little more than its learning rate in each, and fewer
-    do not converge. Nothing is chosen on validation, and there is no regularisation: with many features of few samples
-    the logistic probe scores higher.
+    stays that of the source, but at least 128 (or all), since statistics of smaller batches are noisy. Epochs are added
+    to 90 until there are 2000 steps, since Adam moves a weight by little more than its learning rate per step, and
+    fewer steps do not converge. Nothing is selected on validation, and there is no regularisation: with many features
+    of few samples the logistic probe scores higher.
 
     Args:
       seed: seed of the order of samples.

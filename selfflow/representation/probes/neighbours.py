@@ -13,7 +13,7 @@ from selfflow.representation.probes.split import (
 
 NEIGHBOURS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-_SIMILARITIES = 2**22  # computed at a time
+_SIMILARITIES = 2**22  # computed at once
 
 
 def knn_probe(train: Split, validation: Split, test: Split) -> Classified:
@@ -44,7 +44,7 @@ def _voted(train: Split, x_ND: np.ndarray, counts: list[int]) -> list[np.ndarray
     predictions: list[list[np.ndarray]] = [[] for _ in counts]
     for start in range(0, len(x_ND), rows):
         similarity_bn = unit_vectors(x_ND[start : start + rows]) @ train_nD.T
-        # A partition takes time n for each row, and only the largest k need an order.
+        # A partition takes O(n) per row, and only the largest k must be sorted.
         nearest_bk = np.argpartition(similarity_bn, len(train_nD) - largest, axis=1)[:, -largest:]
         order_bk = np.argsort(-np.take_along_axis(similarity_bn, nearest_bk, axis=1), axis=1, kind="stable")
         nearest_bk = np.take_along_axis(nearest_bk, order_bk, axis=1)

@@ -29,7 +29,7 @@ class Target(NamedTuple):
     kind: TargetKind
 
     def applies_to(self, source: tuple[str, ...]) -> bool:
-        """Whether the target can be read from features of these modalities: tokens are those of one modality."""
+        """Whether the target can be probed from these modalities; targets of tokens need a single modality."""
         if self.kind == "token":
             return source == ("video",)
         if self.kind == "time_step":
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 
 
 def targets_of(run: OpenRun, clips: LabelledClips) -> dict[str, Target]:
-    """All targets of clips, by name: labels of the data, and targets of the data set's ground truth."""
+    """Returns all targets of clips by name: labels of the data, and targets of the data set's ground truth."""
     targets: dict[str, Target] = {}
     for field, values in clips.labels.items():
         if (values >= 0).any():
@@ -51,7 +51,7 @@ def targets_of(run: OpenRun, clips: LabelledClips) -> dict[str, Target]:
 
 
 def select_targets(run: OpenRun, clips: LabelledClips, names: tuple[str, ...]) -> list[Target]:
-    """The targets of these names.
+    """Returns the targets with these names.
 
     Raises:
       UserError: an unknown target, with a list of the known ones; or cropped clips, for a target of their content.
@@ -68,7 +68,7 @@ def select_targets(run: OpenRun, clips: LabelledClips, names: tuple[str, ...]) -
 
 
 def refuse_cropped(run: OpenRun, clips: LabelledClips, what: str) -> None:
-    """Raises `UserError`, beginning with `what`, if clips are cropped: the ground truth is that of whole records."""
+    """Raises `UserError`, beginning with `what`, if clips are cropped: the ground truth describes whole records."""
     truth, seconds = dataset_of(run, clips).ground_truth, run.experiment.mixture[clips.component].seconds
     if truth is not None and seconds not in (None, truth.seconds):
         raise UserError(
@@ -78,7 +78,7 @@ def refuse_cropped(run: OpenRun, clips: LabelledClips, what: str) -> None:
 
 
 def dataset_of(run: OpenRun, clips: LabelledClips) -> Dataset | None:
-    """The settings of the data set of clips; None for `Arrays`, which belong to none."""
+    """Returns the settings of the clips' data set; None for `Arrays`, which have none."""
     if isinstance(clips, Arrays):
         return None
     return run.experiment.data[run.experiment.mixture[clips.component].data]
@@ -108,7 +108,7 @@ class ProbeLabels:
         return "no sample has a label"
 
     def of(self, target: Target, features: Features, layer: int, source: tuple[str, ...]) -> list[Split]:
-        """Features and values of a target, for a probe.
+        """Returns features and values of a target, for a probe.
 
         Args:
           target: the target.
@@ -179,7 +179,7 @@ class ProbeLabels:
     def _time_steps(
         self, target: Target, record: Mapping, features: Features, m: str, x_ND: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Means of tokens over each time step, [W, D], and values, [W, 1]."""
+        """Returns means of tokens over each time step, [W, D], and values, [W, 1]."""
         rows, frames = features.grids[m][0], self._dataset.media_shapes()["video"][0]
         # Bounds of the time steps in frames: the first latent frame of video may be shorter than the others.
         bounds = frames_of_tokens(frames, rows) if m == "video" else np.arange(rows + 1) * frames / rows
