@@ -57,9 +57,9 @@ class Retrieved(NamedTuple):
     candidates: Int[np.ndarray, "Q M"]
     """Numbers of the candidate clips, in random order."""
     scores: Float[np.ndarray, "Q M"]
-    """Minus the flow loss of each."""
+    """Minus the flow loss of each candidate."""
     same_material: Bool[np.ndarray, "Q M"]
-    """Candidates of the video's material."""
+    """Mask of the candidates of the video's material."""
 
     def ranks(self) -> Int[np.ndarray, "Q"]:
         """Rank of the true audio among all candidates, from 1. The first of equal scores ranks higher."""
@@ -70,13 +70,13 @@ class Retrieved(NamedTuple):
         return self._ranks(self.same_material)
 
     def summary(self) -> "Summary":
-        """The numbers to report."""
+        """Returns the scores to report."""
         ranks, size = self.ranks(), self.candidates.shape[1]
         best = self.scores.argmax(axis=1)  # [Q]
         return Summary(
             queries=len(ranks),
             top1=float(np.mean(ranks == 1)),
-            # By chance all ranks from 1 to M are as likely.
+            # By chance all ranks from 1 to M are equally likely.
             top1_chance=1 / size,
             reciprocal_rank=float(np.mean(1 / ranks)),
             reciprocal_rank_chance=float(np.mean(1 / np.arange(1, size + 1))),
@@ -99,16 +99,16 @@ class Summary(NamedTuple):
 
     queries: int
     top1: float
-    """Share of the videos whose own audio came first."""
+    """Share of the videos whose own audio ranks first."""
     top1_chance: float
     reciprocal_rank: float
-    """Mean of 1 / rank of the own audio."""
+    """Mean of 1 / rank of the true audio."""
     reciprocal_rank_chance: float
     top1_within_material: float
-    """Share of the videos whose own audio came first among those of its material."""
+    """Share of the videos whose own audio ranks first among candidates of its material."""
     top1_within_material_chance: float
     material: float
-    """Share of the videos for which audio of their material came first."""
+    """Share of the videos for which audio of their material ranks first."""
     material_chance: float
 
 
@@ -129,7 +129,7 @@ def retrieve(
     at tau = 0 and the sample has no label, as for context in sampling. Audio that is easy to denoise with any video
     scores high for every query. One query is one forward pass of `candidates` samples at each level and noise.
 
-    Candidates of a query are drawn from `settings.seed` and the number of its clip alone, without replacement.
+    Candidates of a query depend only on `settings.seed` and the number of its clip, and are drawn without replacement.
 
     Args:
       apply: model as (params, tokens, levels, label, assignment) -> `Output`.
@@ -223,7 +223,7 @@ def _scorer(
 
         def add(total_B, at):
             tau, number = at
-            # One noise for all candidates and queries, so that differences of scores are paired.
+            # All candidates and queries share the noise, so that differences of scores are paired.
             eps_1 = draw_eps(jax.random.fold_in(key, number)[None], {AUDIO: x[AUDIO][:1]})[AUDIO]
             eps = {VIDEO: jnp.zeros_like(x[VIDEO]), AUDIO: jnp.broadcast_to(eps_1, x[AUDIO].shape)}
             levels = {m: jnp.full((len(candidates), 1), tau) for m in x}
@@ -234,7 +234,7 @@ def _scorer(
             error_B = jnp.mean(jnp.square(velocity - (eps[AUDIO] - x[AUDIO])), axis=(1, 2))
             return total_B + error_B, None
 
-        # A scan, so that the memory is that of one level and noise.
+        # A scan needs memory for one level and noise only.
         at = (jnp.asarray(taus), jnp.arange(len(taus)))
         total_B, _ = jax.lax.scan(add, jnp.zeros(len(candidates)), at)
         return -total_B / len(taus)
@@ -253,11 +253,11 @@ def retrieval_rows(
     split: str = "test",
     data_dir: str | Path | None = None,
 ) -> list[Row]:
-    """Audio retrieval with the default settings of `Retrieval`, as two rows of the probe table.
+    """Runs audio retrieval with the default settings of `Retrieval`; returns two rows of the probe table.
 
     Candidates are drawn from the first 8 clips per query, at least 128; unreadable clips are left out. Target `audio`
-    is the share of videos whose own audio ranks first, `audio's material` that of videos for which audio of their
-    material does. Layer is 0 and tau NaN.
+    is the share of videos whose own audio ranks first, `audio's material` is the share of videos for which audio of
+    their material ranks first. Layer is 0 and tau NaN.
 
     Args:
       run: an opened run.
@@ -301,7 +301,7 @@ def retrieval_rows(
 
 
 def _retrieve_first(clips: ComponentClips, model: Any, queries: int) -> Retrieved:
-    """Retrieval among the first clips that can be read, which are renumbered; the first of them are the queries."""
+    """Runs retrieval among the first readable clips, which are renumbered; the first `queries` are the queries."""
     count = min(len(clips), max(_MIN_CLIPS, 8 * queries))
     numbers, video, audio = [], [], []
     for number, latents in readable_and_whole(clips, range(count)):
@@ -321,7 +321,7 @@ def _retrieve_first(clips: ComponentClips, model: Any, queries: int) -> Retrieve
 
 
 def _audiovisual_clips(run: OpenRun, component: str, split: str, data_dir: str | Path | None) -> ComponentClips:
-    """Clips with video, audio and material, by default of the first component that has both modalities."""
+    """Returns clips with video, audio and material, by default of the first component with both modalities."""
     name = component
     if not name:
         both = [n for n, entry in run.experiment.mixture.items() if {VIDEO, AUDIO} <= set(entry.modalities)]

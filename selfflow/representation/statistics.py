@@ -19,7 +19,7 @@ class Interval(NamedTuple):
     n: int
 
     def summary(self) -> str:
-        """For a table: 0.512 [0.490, 0.534], n = 5."""
+        """Formats the estimate for a table: 0.512 [0.490, 0.534], n = 5."""
         return f"{_format(self.estimate, self.low, self.high)}, n = {self.n}"
 
 
@@ -36,13 +36,13 @@ class Paired(NamedTuple):
     n: int
 
     def summary(self) -> str:
-        """For a table: +0.051 [+0.032, +0.070], p = 0.0012, n = 5."""
+        """Formats the difference for a table: +0.051 [+0.032, +0.070], p = 0.0012, n = 5."""
         p = "" if self.p is None else f", p = {self.p:.2g}"
         return f"{_format(self.difference, self.low, self.high, '+')}{p}, n = {self.n}"
 
 
 def interval(scores: Sequence[float] | Mapping[int, float]) -> Interval:
-    """The mean of a method's scores over seeds with Student's t interval: mean -+ t(n - 1) s / sqrt(n).
+    """Computes the mean of a method's scores over seeds and Student's t interval, mean -+ t(n - 1) s / sqrt(n).
 
     Args:
       scores: scores by seed, or a sequence with one per seed.
@@ -55,10 +55,10 @@ def interval(scores: Sequence[float] | Mapping[int, float]) -> Interval:
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
-    """How much higher b scores than a, seed by seed: the paired t test.
+    """Applies the paired t test to the differences b - a by seed.
 
     Seeds that share initialisation, data and noise take out what both methods have in common, so the interval is
-    narrower than that of two separate means.
+    narrower than for two separate means.
 
     Args:
       a, b: score by seed.
@@ -93,7 +93,7 @@ class Resampled(NamedTuple):
     n: int
 
     def summary(self) -> str:
-        """For a table: 0.512 [0.490, 0.534] over 1024 test samples of this run."""
+        """Formats the score for a table: 0.512 [0.490, 0.534] over 1024 test samples of this run."""
         return f"{_format(*self[:3])} over {self.n} test samples of this run"
 
 

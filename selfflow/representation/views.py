@@ -1,4 +1,4 @@
-"""A training step on clips: the inputs of student and teacher, and the loss of every token."""
+"""A training step on clips: inputs of student and teacher, and the loss of every token."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -69,7 +69,7 @@ def views(
       step: step of the weights; by default the newest.
 
     Raises:
-      UserError: as `whole_clips`; or if the clips have neither video nor audio, or the objective is another than
+      UserError: as `whole_clips`; or if the clips have neither video nor audio, or the objective is not a
         `SelfFlowObjective`.
     """
     objective = require_self_flow(run.objective, "a view of a training step")
@@ -138,7 +138,7 @@ class _Step(NamedTuple):
 def _training_step(
     objective: SelfFlowObjective, modalities: dict[str, Modality], state: Any, batch: dict[str, Any], keys_B: jax.Array
 ) -> _Step:
-    """The forward half of the training step of a state's weights, with the noise of `keys_B`."""
+    """Runs the forward pass of the training step with a state's weights and the noise of `keys_B`."""
 
     @jax.jit
     def compute(params, frozen, batch) -> _Step:
@@ -159,7 +159,7 @@ def _training_step(
 
 
 def _decoded(run: OpenRun, modalities: dict[str, Modality], tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Media of tokens {modality: [B, N, P]} by the run's autoencoders."""
+    """Decodes tokens {modality: [B, N, P]} to media with the run's autoencoders."""
     media = {}
     for m, x_BNP in tokens.items():
         media[m] = run.autoencoder(m).decode(np.asarray(modalities[m].from_tokens(x_BNP)))
@@ -172,10 +172,10 @@ def _total(objective: SelfFlowObjective, flow: dict[str, float], alignment: dict
 
 
 def whole_clips(clips: ComponentClips, numbers: Iterable[int]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Latents of clips in one array for each modality, and their ids.
+    """Reads latents of clips as one array per modality, and their ids.
 
     Raises:
-      UserError: a number that no clip has, or a clip that is unreadable or shorter than those of the component.
+      UserError: an unknown number, or a clip that is unreadable or shorter than the component's clips.
     """
     ids: list[str] = []
     latents: dict[str, list[np.ndarray]] = {}
@@ -196,7 +196,7 @@ def whole_clips(clips: ComponentClips, numbers: Iterable[int]) -> tuple[dict[str
 
 
 def seconds_of(modalities: dict[str, Modality]) -> float:
-    """Length in seconds of clips of these streams.
+    """Returns the length in seconds of clips of these streams.
 
     Raises:
       UserError: if no stream has a time axis.
@@ -229,7 +229,7 @@ class TauMarginals(NamedTuple):
 def tau_marginals(
     schedule: Any, modality: str, tokens: int, draws: int = 4096, bins: int = 25, seed: int = 0
 ) -> TauMarginals:
-    """The noise levels that a schedule draws for the tokens of a modality, without context.
+    """Draws noise levels of a schedule for the tokens of a modality, without context.
 
     Args:
       schedule: schedule of the run, `selfflow.noise.Schedule`.

@@ -23,13 +23,13 @@ _NUMBERS = {"first_frame": 0, "prefix": 1, "inpaint_time": 2, "inpaint_region": 
 
 @dataclass(frozen=True)
 class ContextRequest:
-    """One `--context`.
+    """One `--context` flag.
 
     Attributes:
       text: text of the flag.
       name: a modality, or a case of `context.CASES` other than "modality".
       numbers: arguments of the case: seconds, or sides of a rectangle.
-      level: tau of a whole modality. At 0 it is context, above 0 samples start from it.
+      level: tau of a whole modality: at 0 it is context, above 0 samples start from it.
       file: file that the context comes from; None for the run's data.
     """
 
@@ -41,11 +41,11 @@ class ContextRequest:
 
     @property
     def case(self) -> str:
-        """The case of `context.CASES` that a run must have been trained for."""
+        """The case of `context.CASES` that a run must be trained for."""
         return self.name if self.name in _SYNTAX else "modality"
 
     def masks(self, modalities: Mapping[str, Modality]) -> dict[str, Bool[np.ndarray, "N"]]:
-        """Which tokens of each modality are context."""
+        """Returns the mask of context tokens of each modality."""
         streams = dict(modalities)
         match self.case:
             case "modality":
@@ -68,12 +68,12 @@ def parse_context(text: str, known: tuple[str, ...]) -> ContextRequest:
 
     Args:
       text: text of the flag.
-      known: modalities that CASE may be, besides first_frame, prefix, inpaint_time and inpaint_region.
+      known: modalities that CASE may name, besides first_frame, prefix, inpaint_time and inpaint_region.
 
     Raises:
       UserError: if CASE is unknown, or has the wrong numbers.
     """
-    # The file first: its name may contain the other separators.
+    # Split off the file first, since its name may contain the other separators.
     spec, equals, file = text.partition("=")
     if equals and not file:
         raise UserError(f"--context {text}: no file is named after the =")
@@ -117,7 +117,7 @@ def check_trained(
     """Checks that a run was trained for the context of samples, and that tokens remain to be generated.
 
     Args:
-      requests: all `--context` of the samples.
+      requests: all `--context` flags.
       modalities: modalities of the component.
       probabilities: probabilities of each case, `schedule.context` of the run.
 
@@ -170,7 +170,7 @@ def _check_levels(requests: tuple[ContextRequest, ...], modalities: Mapping[str,
 def merge_requests(
     requests: tuple[ContextRequest, ...], modalities: Mapping[str, Modality]
 ) -> dict[str, Bool[np.ndarray, "N"]]:
-    """The tokens that are context by any of the requests, of the modalities that have such tokens."""
+    """Merges the context masks of all requests, for the modalities with context tokens."""
     merged = {m: np.zeros(modality.tokens, bool) for m, modality in modalities.items()}
     for request in requests:
         if not request.level:
@@ -182,7 +182,7 @@ def merge_requests(
 def choose_component(
     names: tuple[str, ...], requests: tuple[ContextRequest, ...], mixture: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, tuple[ContextRequest, ...]]:
-    """The component of the mixture to sample, and the requests in its modalities.
+    """Returns the component of the mixture to sample, and the requests in its modalities.
 
     An image as context of a component that has video and no images is the first frame of the video.
 
@@ -210,7 +210,7 @@ def choose_component(
 
 
 def component_of(names: tuple[str, ...], mixture: Mapping[str, tuple[str, ...]]) -> str:
-    """The component of the mixture that has these modalities and no others.
+    """Returns the component of the mixture that has exactly these modalities.
 
     Raises:
       UserError: if there is none.
@@ -230,7 +230,7 @@ def _whole_modalities(requests: tuple[ContextRequest, ...]) -> set[str]:
 
 
 def _as_first_frame(request: ContextRequest, modalities: tuple[str, ...]) -> ContextRequest:
-    """An image as the first frame of a video, among modalities with video and without images."""
+    """Converts an image to the first frame of a video if there is video and no image."""
     is_image = request.case == "modality" and not medium_of(request.name).has_time
     has_video = any(modality_of(m) == "video" for m in modalities)
     if not is_image or request.name in modalities or not has_video:

@@ -1,4 +1,4 @@
-"""Samples of a data set as files: sheets of images and of clips, and each clip as video or audio."""
+"""Samples of a data set as files: sheets of images and clips, and each clip as video or audio."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ def write_dataset_samples(built: BuiltDataset, out: Path, count: int) -> Dataset
 
     Args:
       built: the data set.
-      out: folder for the files, which is made.
+      out: folder for the files, which is created.
       count: videos with audio, videos without, audio clips, and rows of images.
 
     Raises:
@@ -86,10 +86,10 @@ def _image_rows(images: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _sample_records(built: BuiltDataset, counts: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """Records of each kind from all over the train split, in its order."""
+    """Returns records of each kind, drawn from the whole train split, in its order."""
     records = built.records("train")
     samples: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in counts}  # by kind and number of the record
-    # In random order, as similar records may lie together.
+    # In random order, as similar records may be adjacent.
     for i in np.random.default_rng(0).permutation(len(records))[:_MAX_RECORDS]:
         try:
             record = records[int(i)]

@@ -50,11 +50,11 @@ class Sampler:
 
     @property
     def evaluations(self) -> int:
-        """Evaluations of the model per sample, without those of guidance."""
+        """Evaluations of the model per sample, not counting guidance."""
         return 2 * self.steps - 1 if self.solver == "heun" else self.steps
 
     def taus(self, start: float = 1.0) -> np.ndarray:
-        """The grid from `start` to 0, [steps + 1]."""
+        """Returns the grid of taus from `start` to 0, [steps + 1]."""
         return time_grid(self.steps, self.shift, start, LAST_TAU if self.solver == "euler_maruyama" else None)
 
 
@@ -65,7 +65,7 @@ class Condition(NamedTuple):
       label: class labels, [B]; the number of classes means no label.
       caption: embeddings and their mask, for models with captions.
       clean: latents {modality: [B, ...]} that hold the context, or from which sampling starts.
-      context: tokens of them that stay at tau = 0, {modality: [B, N]}.
+      context: mask of tokens that stay at tau = 0, {modality: [B, N]}.
     """
 
     label: np.ndarray
@@ -85,7 +85,7 @@ class Generator:
       null_label: label for no class.
       start: tau at which the solver starts. Below 1 samples start from `Condition.clean` with that much noise (SDEdit,
         arXiv 2108.01073).
-      mesh: devices over which samples are sharded; by default the first device alone.
+      mesh: devices over which samples are sharded; by default the first device only.
     """
 
     apply: Callable[..., Output]
@@ -101,7 +101,7 @@ class Generator:
     ) -> dict[str, np.ndarray]:
         """Generates as many samples as `condition` has labels.
 
-        The noise of sample number i depends on the seed and i alone, bit for bit.
+        The noise of sample i depends only on the seed and i, bit for bit.
 
         Args:
           params: parameters of the model, on the devices of the mesh.
@@ -124,7 +124,7 @@ class Generator:
         if self.mesh is None:
             out = self._run()(params, *inputs)
         else:
-            # Padded to a multiple of the devices with copies of the first sample, which are cut off below.
+            # Pad to a multiple of the devices with copies of the first sample, which are cut off below.
             missing = -count % (self.mesh.shape["data"] * self.mesh.shape["fsdp"])
             padded = jax.tree.map(lambda x: np.concatenate([x] + [x[:1]] * missing), inputs)
             with jax.set_mesh(self.mesh):
@@ -180,7 +180,7 @@ class Generator:
 
 
 def sample_noise(seed: int, numbers: np.ndarray, modality: str, shape: tuple[int, int]) -> np.ndarray:
-    """The noise from which samples start, float32 [B, N, P]; that of sample i depends on `seed` and i alone.
+    """Draws the initial noise of samples, float32 [B, N, P]; the noise of sample i depends only on `seed` and i.
 
     Each sample's noise is drawn separately by one program, so that no bit of it depends on the batch or the devices.
     """

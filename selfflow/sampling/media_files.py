@@ -50,7 +50,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, audio: np.ndarray | 
         video.height, video.width, video.pix_fmt = zoom * height, zoom * width, "yuv420p"
         # Without B-frames, so that programs that ignore edit lists start at the first frame, too.
         video.options = {"crf": "18", "bf": "0"}
-        # Players guess the colours of untagged files from their size.
+        # Players infer the colour space of untagged files from their size.
         context = video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
@@ -93,7 +93,7 @@ def _at_whole_rate(audio: np.ndarray, rate: float) -> tuple[np.ndarray, int]:
 
 
 def write_media(stem: Path, media: Mapping[str, np.ndarray], rates: Mapping[str, float]) -> list[Path]:
-    """Writes one sample, a file for each modality; a video has the sample's audio as its track. Returns the files.
+    """Writes one sample, one file per modality; a video includes the sample's audio. Returns the paths.
 
     Args:
       stem: path of the files without their suffixes.
@@ -139,7 +139,7 @@ class _Row(NamedTuple):
 
     @property
     def height(self) -> float:
-        """In inches."""
+        """Height of the row in inches."""
         if not self.medium.is_visual:
             return self.max_height
         return min(self.max_height, 1.09 * _WIDTH * self.values.shape[0] / self.values.shape[1])
@@ -202,7 +202,7 @@ def write_sheet(
 
 
 def _row(label: str, m: str, values: np.ndarray, rates: Mapping[str, float]) -> _Row:
-    """A row of images [B, H, W, 3], or of one clip of another medium."""
+    """Creates a row of images [B, H, W, 3], or of one clip of another medium."""
     medium = medium_of(m)
     match medium.preview:
         case "grid":

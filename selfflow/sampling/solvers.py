@@ -1,6 +1,6 @@
 """Solvers of the ODE and the SDE from noise to data, given a velocity.
 
-Every solver is one loop over a grid of falling taus, which holds the model once, for any number of steps.
+Every solver is one loop over a decreasing grid of taus, whose program contains the model once for any number of steps.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ LAST_TAU = 0.04
 
 
 def time_grid(steps: int, shift: float = 1.0, start: float = 1.0, last: float | None = None) -> np.ndarray:
-    """The grid of taus from `start` down to 0, in float64 [steps + 1].
+    """Returns the grid of taus from `start` down to 0, float64 [steps + 1].
 
     Args:
       steps: number of steps.
       shift: sigma in tau' = sigma tau / (1 + (sigma - 1) tau), which maps a uniform grid; above 1 steps are short near
         noise (arXiv 2403.03206, section 5.3.2).
       start: first tau; 1 is noise.
-      last: the tau of the last step, if it is fixed: the steps before are then spaced from `start` to it.
+      last: tau at which the last step begins, if fixed; earlier steps are then spaced from `start` to it.
 
     Raises:
       ValueError: if there is no such grid.
@@ -51,7 +51,7 @@ def euler(velocity: Velocity, noise: Tokens, taus: np.ndarray) -> Tokens:
     Args:
       velocity: (x, tau) -> predicted eps - x0, of the structure of x.
       noise: x at the first tau.
-      taus: the grid, falling, [steps + 1]; the model is evaluated at all but the last.
+      taus: decreasing grid [steps + 1]; the model is evaluated at all taus except the last.
 
     Returns:
       x at the last tau.
@@ -65,7 +65,7 @@ def euler(velocity: Velocity, noise: Tokens, taus: np.ndarray) -> Tokens:
 
 
 def heun(velocity: Velocity, noise: Tokens, taus: np.ndarray) -> Tokens:
-    """Integrates dx / dtau = v(x, tau) by Heun's method of second order, with a last step of Euler.
+    """Integrates dx / dtau = v(x, tau) by Heun's second-order method; the last step is an Euler step.
 
     A step evaluates the velocity at its two ends and moves along their mean; the last step, which ends at tau = 0,
     evaluates it once (arXiv 2206.00364, algorithm 1): 2 steps - 1 evaluations.
@@ -109,9 +109,9 @@ def euler_maruyama(
     Args:
       velocity: (x, tau) -> predicted eps - x0, of the structure of x.
       noise: x at the first tau.
-      taus: the grid, falling, [steps + 1]; that of the paper is `time_grid(steps, last=LAST_TAU)`.
+      taus: decreasing grid [steps + 1]; the paper uses `time_grid(steps, last=LAST_TAU)`.
       noises: z of every noisy step: the structure of x with a leading axis of length steps - 1.
-      keys_B: or a key for each sample, from which z is drawn; sample i's depends on `keys_B[i]` alone.
+      keys_B: alternatively a key per sample, from which z is drawn; z of sample i depends only on `keys_B[i]`.
 
     Returns:
       x at the last tau.
@@ -157,7 +157,7 @@ def _float32(*arrays: np.ndarray) -> tuple[Float[Array, "steps"], ...]:
 
 
 def _normal(keys_B: Key[Array, "B"], x: Tokens) -> Tokens:
-    """Normal numbers of the structure of x [B, ...]; those of a sample depend on its key alone."""
+    """Draws normal noise with the structure of x [B, ...]; the noise of a sample depends only on its key."""
     leaves, structure = jax.tree.flatten(x)
     noise = []
     for number, leaf in enumerate(leaves):

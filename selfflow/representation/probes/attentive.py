@@ -25,14 +25,14 @@ def attentive_probe(train: Split, validation: Split, test: Split, seed: int = 0)
     20 epochs in batches of 256, AdamW with weight decay 0.01, cosine decay from 0.001 to 0, no warm-up; 12 heads. The
     architecture is that of its released `attentive_pooler.py`: tokens are normalised, the query is added to the output
     of the attention, then an MLP of ratio 4 with its own norm and residual, then the linear layer; weights are
-    initialised with standard deviation 0.02, those of the two last projections smaller by sqrt(2). Biases and norms do
+    initialised with standard deviation 0.02, reduced by sqrt(2) for the last two projections. Biases and norms do
     not decay. V-JEPA also augments the clips, which is impossible for features; and if 12 heads do not divide D, the
     number of heads is the largest below 12 that does.
 
     V-JEPA makes hundreds of steps an epoch. With fewer than 25 600 samples the batch is 1/100 of them, at least
-    16 (or all), and there are as many epochs above 20 as make 2000 steps: with fewer the attention has not converged,
-    and the probe is no better than one of the mean. Nothing is chosen on validation. Tokens are read as a set: the
-    position of a token matters only as far as its features encode it.
+    16 (or all), and epochs are added to 20 until there are 2000 steps: with fewer steps the attention does not
+    converge, and the probe is no better than a probe of the mean. Nothing is selected on validation. Tokens are read as
+    a set: the position of a token matters only as far as its features encode it.
 
     Args:
       seed: seed of the initial weights and the order of samples.
@@ -92,7 +92,7 @@ def _logits(params: Params, x_BND: Float[Array, "B N D"], heads: int) -> Float[A
         """Channels into heads, [..., H, K]."""
         return x.reshape(*x.shape[:-1], heads, -1)
 
-    # One query for all samples, and the channels of D in H heads of K.
+    # One query for all samples, with D channels in H heads of K.
     query_HK = split(_linear(params["to_query"], params["query"][0]))
     key_BND, value_BND = jnp.split(_linear(params["to_key_value"], _norm(params["token_norm"], x_BND)), 2, -1)
     key_BNHK, value_BNHK = split(key_BND), split(value_BND)
@@ -127,10 +127,10 @@ def _step(params: Params, moments, x_BND: Float[Array, "B N D"], y_B: Int[Array,
 
 
 def _predict(params: Params, x_nND: np.ndarray, heads: int) -> np.ndarray:
-    """Indices of classes, [n]."""
+    """Predicts indices of classes, [n]."""
     predicted = []
     for start in range(0, len(x_nND), _BATCH):
-        # The last batch is filled up with the first samples, so that there is one shape to compile.
+        # The last batch is filled up with the first samples, so that one shape is compiled.
         rows_B = np.arange(start, start + _BATCH) % len(x_nND)
         predicted.append(np.asarray(_logits(params, x_nND[rows_B], heads)).argmax(axis=1))
     return np.concatenate(predicted)[: len(x_nND)]

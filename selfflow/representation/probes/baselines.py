@@ -1,4 +1,4 @@
-"""Clips of the probe table at the end of training, and features of them that need no network."""
+"""Clips of the probe table at the end of training, and their features without a network."""
 
 import sys
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ class BaselineClips:
     Args:
       built: the data set with raw records and ground truth.
       latents: latents of the same data set.
-      split: split of both.
-      count: largest number of clips.
+      split: split of the data set and its latents.
+      count: maximum number of clips.
 
     Attributes:
       ids: ids of the clips.
@@ -59,7 +59,7 @@ class BaselineClips:
         self.frame_differences, self.log_mel, self.motion = np.stack(differences), np.stack(spectra), np.stack(motion)
 
     def record(self, i: int) -> Mapping[str, Any]:
-        """The features of the raw record of clip i that targets are computed from."""
+        """Returns the fields of clip i's raw record that targets are computed from."""
         return self._records[i]
 
 
@@ -71,7 +71,7 @@ def frame_differences(video: np.ndarray) -> np.ndarray:
 
 
 def latent_tokens(modality: Modality, latent: np.ndarray) -> np.ndarray:
-    """A latent as tokens, float32 [N, P]."""
+    """Converts a latent to tokens, float32 [N, P]."""
     return np.asarray(modality.to_tokens(latent[None].astype(np.float32))[0])
 
 

@@ -1,4 +1,4 @@
-"""Probes of scikit-learn: logistic regression, also of few samples, and gradient-boosted trees."""
+"""Probes from scikit-learn: logistic regression, few-shot logistic regression and gradient-boosted trees."""
 
 import warnings
 from collections.abc import Iterator
@@ -24,9 +24,9 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
     """Multinomial logistic regression on standardised features, its L2 strength chosen on validation.
 
-    The usual way to compare features of few samples, after CLIP (arXiv 2103.00020, appendix A.3), which also chooses
-    the strength on validation: there among 96 from 1e-6 to 1e6, with 1000 steps, of features as they are, and fitted
-    once more with validation added. This one minimises |W|^2 / 2 + C sum of cross-entropies with L-BFGS, at most 200
+    This is the usual comparison of features for few samples, after CLIP (arXiv 2103.00020, appendix A.3). CLIP also
+    selects the strength on validation, among 96 values from 1e-6 to 1e6, with 1000 steps on unscaled features, and then
+    fits again with validation added. This one minimises |W|^2 / 2 + C sum of cross-entropies with L-BFGS, at most 200
     steps, for C in `STRENGTHS`, each from the weights of the previous one; `chosen` is the C with the best balanced
     accuracy.
 
@@ -36,8 +36,8 @@ def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
     from sklearn.linear_model import LogisticRegression
 
     train, validation, test = checked_classes(train=train, validation=validation, test=test)
-    # Channels of one scale, since the L2 penalty is that of the weights and a large channel needs only small ones.
-    # Statistics are those of train alone, so that nothing of validation and test enters the fit.
+    # Scale channels, since the L2 penalty applies to weights, and large channels need only small weights.
+    # Statistics come from train only, so that validation and test do not affect the fit.
     mean_D = train.x.mean(axis=0, dtype=np.float64)
     std_D = train.x.std(axis=0, dtype=np.float64)
     # The deviation of a constant feature is rounding.
@@ -54,7 +54,7 @@ def logistic_probe(train: Split, validation: Split, test: Split) -> Classified:
             predicted = probe.set_params(C=strength).fit(x_train, train.y).predict(x_validation)
             score = balanced_accuracy(validation.y, predicted)
             if score > best:
-                # Predicted at once: the next fit changes the weights.
+                # Predict now, since the next fit changes the weights.
                 best, predictions, chosen = score, (predicted, probe.predict(x_test)), strength
     return classified(validation, test, predictions, chosen)
 
@@ -76,7 +76,7 @@ def tree_probe(train: Split, validation: Split, test: Split) -> Classified:
 
 
 class FewShot(NamedTuple):
-    """Scores on test of probes that are fitted on k samples of each class.
+    """Test scores of probes fitted on k samples of each class.
 
     Attributes:
       balanced: balanced accuracy of each draw [draws].
@@ -93,7 +93,7 @@ class FewShot(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of balanced accuracy over draws: nan of one."""
+        """Standard deviation of balanced accuracy over draws; NaN for one draw."""
         return float(self.balanced.std(ddof=1)) if len(self.balanced) > 1 else float("nan")
 
 
@@ -128,7 +128,7 @@ def few_shot(
             f"train: class {classes[counts.argmin()]} has {counts.min()} samples, fewer than {max(shots)} shots: use "
             "fewer shots or more samples"
         )
-    # Each vector alone: statistics over so few samples would be noise.
+    # Normalise each vector separately, since statistics over so few samples would be noise.
     x_train = unit_vectors(train.x - train.x.mean(axis=1, keepdims=True))
     x_test = unit_vectors(test.x - test.x.mean(axis=1, keepdims=True))
     random = np.random.default_rng(seed)

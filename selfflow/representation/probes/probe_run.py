@@ -43,7 +43,7 @@ class Probing:
     split: str = "test"
     """Split that is scored; probes are fitted on train, and their settings chosen on validation."""
     clips: int = 2048
-    """Largest number of train clips that probes are fitted on."""
+    """Maximum number of train clips that probes are fitted on."""
     token_clips: int = 256
     """Clips of each split for targets of time steps and tokens."""
 
@@ -61,7 +61,7 @@ class Row(NamedTuple):
       step, weights: step and weights of the run.
       target, source: target, and the modalities that it is read from.
       tau, layer: noise level and block.
-      probe, metric, setting, low, high, chance: as of `ProbeResult`.
+      probe, metric, setting, low, high, chance: as in `ProbeResult`.
       validation, test: scores.
       split: the split of `test`, `low` and `high`.
       train_n, test_n: rows that the probe was fitted on and scored on: clips, time steps or tokens.
@@ -145,10 +145,10 @@ def probe_run(
 
 
 def best(rows: list[Row]) -> list[Row]:
-    """The row with the best validation score of each run, weights, target and source, over layers and noise levels."""
+    """Selects the row with the best validation score for each run, weights, target and source."""
     best_rows: dict[tuple, Row] = {}
     for row in rows:
-        # Few-shot probes have no validation score, and a choice on test would be biased.
+        # Few-shot probes have no validation score, and selection on test would be biased.
         if np.isnan(row.validation):
             continue
         question = (row.run, row.weights, row.target, row.source, row.probe, row.split)
@@ -160,7 +160,7 @@ def best(rows: list[Row]) -> list[Row]:
 def _clips(
     run: OpenRun, settings: Probing, data_dir: str | Path | None, data: Mapping[str, LabelledClips] | None
 ) -> dict[str, LabelledClips]:
-    """Clips of train, validation and the split that is scored."""
+    """Returns the clips of train, validation and the scored split."""
     if settings.split in ("train", "validation"):
         raise UserError(f"--split {settings.split}: probes are fitted to it; take another, such as test")
     splits = ("train", "validation", settings.split)
@@ -183,7 +183,7 @@ def _features(
     tau: float,
     **options: Any,
 ) -> dict[str, Features]:
-    """Features of each split; options as of `features`."""
+    """Computes features of each split; options as for `features`."""
     by_split = {}
     for (split, of_split), limit in zip(clips.items(), needs.limits):
         by_split[split] = features(run, of_split, layers, tau, pool=needs.pool, limit=limit, **options)
@@ -191,7 +191,7 @@ def _features(
 
 
 def _scores(target: Target, settings: Probing, splits: list[list[Split]]) -> dict[str, Any]:
-    """The fields of a row on one target."""
+    """Computes the fields of a row for one target."""
     try:
         result = fit_probe(target, settings.probe, splits)
     except UserError as error:
@@ -217,7 +217,7 @@ class _Needs(NamedTuple):
 
     Attributes:
       pool: as for `features`.
-      limits: numbers of clips of train, validation and the split that is scored; None for all.
+      limits: maximum numbers of clips of train, validation and the scored split; None for all.
     """
 
     pool: Literal["mean", "tokens"]
@@ -225,13 +225,13 @@ class _Needs(NamedTuple):
 
 
 def _by_features(targets: list[Target], source: Source, settings: Probing) -> dict[_Needs, list[Target]]:
-    """The targets that apply to a source, by the features that they need."""
+    """Groups the targets that apply to a source by the features that they need."""
     groups: dict[_Needs, list[Target]] = {}
     for target in targets:
         if not target.applies_to(source):
             continue
         if target.kind in ("time_step", "token"):
-            # A clip has many rows, so that fewer clips are enough, and all tokens of many would not fit in memory.
+            # A clip has many rows, so fewer clips suffice; all tokens of many clips would not fit in memory.
             needs = _Needs("tokens", (settings.token_clips,) * 3)
         else:
             # Settings are chosen on all clips of validation, and scores are computed on the whole split.
@@ -242,7 +242,7 @@ def _by_features(targets: list[Target], source: Source, settings: Probing) -> di
 
 
 def _targets(run: OpenRun, settings: Probing, labels: dict[str, ProbeLabels]) -> list[Target]:
-    """The targets named in the settings; or all labels, without those that have one class in a split, with a note."""
+    """Returns the targets in the settings; by default all labels, except those with one class in a split."""
     train = labels["train"].clips
     names = settings.targets or tuple(name for name in targets_of(run, train) if name in train.labels)
     targets = []
@@ -266,7 +266,7 @@ def _targets(run: OpenRun, settings: Probing, labels: dict[str, ProbeLabels]) ->
 
 
 def _sources(names: tuple[str, ...], known: tuple[str, ...], targets: list[Target]) -> list[Source]:
-    """Sources by their names, such as "video+audio"; by default each known modality, and all of them."""
+    """Parses sources such as "video+audio"; by default each known modality, and all of them together."""
     if not names:
         names = (*known, "+".join(known)) if len(known) > 1 else known
     sources = []

@@ -18,8 +18,8 @@ class Regressed(NamedTuple):
     """Result of a probe of numbers.
 
     Attributes:
-      r2: R^2, pooled over targets: one minus the sum of all squared errors over that of all squared differences from
-        the means of the split.
+      r2: R^2, pooled over targets: one minus the ratio of all squared errors to all squared differences from the means
+        of the split.
       weights: weights of unscaled features [D, K].
       offset: intercept [K].
       chosen: strength chosen on validation.
@@ -31,7 +31,7 @@ class Regressed(NamedTuple):
     chosen: float
 
     def predict(self, x: Float[np.ndarray, "... D"]) -> Float[np.ndarray, "... K"]:
-        """Predictions from features."""
+        """Predicts targets from features."""
         return np.asarray(x, np.float64) @ self.weights + self.offset
 
 
@@ -77,7 +77,7 @@ def ridge_probe(
 
 
 def _solved(moments: dict[str, Moments], width: int) -> Regressed:
-    """The best strength on validation.
+    """Solves ridge regression for the best strength on validation.
 
     Args:
       moments: moments of [features, targets], D + K channels, by split.
@@ -89,9 +89,9 @@ def _solved(moments: dict[str, Moments], width: int) -> Regressed:
             raise UserError(f"{name}: targets are the same for all {m.count} samples: R^2 needs numbers that vary")
     train = moments["train"]
     covariance = train.scatter / train.count
-    # Features of one scale, since the penalty is that of the weights and a large feature needs only a small one.
+    # Scale features, since the penalty applies to weights, and large features need only small weights.
     std_D = np.sqrt(np.diag(covariance)[:width])
-    # The variance of a constant feature is rounding; it gets no weight.
+    # The variance of a constant feature is rounding error; the feature gets no weight.
     std_D = np.where(std_D > 1e-9 * np.abs(train.mean[:width]), std_D, np.inf)
     # The correlations of features are V diag(e) V^T, and weights of standardised features V (e + strength)^-1 V^T C
     # with the covariances C of features and targets. All strengths share one eigendecomposition.

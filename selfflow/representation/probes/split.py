@@ -17,7 +17,8 @@ class Split(NamedTuple):
     """Features and targets of one split, one row per sample.
 
     Attributes:
-      x: features [n, D], or tokens [n, N, D], whose mean all probes but the attentive one read; converted to float32.
+      x: features [n, D], or tokens [n, N, D], of which all probes except the attentive probe use the mean; converted to
+        float32.
       y: classes [n] (integers, booleans or strings), or numbers [n] or [n, K].
       ids: ids [n]; splits that share a sample are refused. None for samples without ids.
     """
@@ -53,7 +54,7 @@ class Classified(NamedTuple):
 def classified(
     validation: Split, test: Split, predicted: tuple[np.ndarray, np.ndarray], chosen: float | None = None
 ) -> Classified:
-    """Scores of predictions (for validation, for test)."""
+    """Scores the predictions for validation and test."""
     on_validation, on_test = predicted
     return Classified(
         balanced=Score(balanced_accuracy(test.y, on_test), balanced_accuracy(validation.y, on_validation)),
@@ -70,19 +71,19 @@ def accuracy(y: np.ndarray, predicted: np.ndarray) -> float:
 
 def balanced_accuracy(y: np.ndarray, predicted: np.ndarray) -> float:
     """Mean over the classes of y of the share of their samples that is predicted."""
-    # The classes of y alone: a prediction of another class is an error and no class of its own.
+    # Only classes of y count: a prediction of another class is an error, not an additional class.
     _, index = np.unique(y, return_inverse=True)
     return float(np.mean(np.bincount(index, y == predicted) / np.bincount(index)))
 
 
 def unit_vectors(x_ND: np.ndarray) -> np.ndarray:
-    """The rows scaled to length 1; rows of zeros are unchanged."""
+    """Scales rows to length 1; rows of zeros are unchanged."""
     length_N1 = np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64))[:, None]
     return (x_ND / np.where(length_N1 > 0, length_N1, 1)).astype(np.float32)
 
 
 def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
-    """The splits with features [n, D] (or all their tokens) in float32, for a probe of classes.
+    """Checks splits for a probe of classes; returns them with float32 features [n, D] (or all tokens).
 
     Warns if a split has a class that the first one, train, lacks.
 
@@ -128,7 +129,7 @@ def checked_classes(*, tokens: bool = False, **splits: Split) -> list[Split]:
 
 
 def checked_numbers(**splits: Split) -> list[Split]:
-    """The splits with features [n, D] in float32 and targets [n, K] in float64, for a probe of numbers.
+    """Checks splits for a probe of numbers; returns float32 features [n, D] and float64 targets [n, K].
 
     Raises:
       UserError: different lengths or widths; features or targets that are not finite numbers; or splits that share
@@ -172,7 +173,7 @@ def _checked_features(name: str, split: Split, tokens: bool) -> Split:
         if rows is not None and (not rows.ndim or len(rows) != len(x)):
             raise UserError(f"{name}: {len(x)} samples and {what} of shape {list(rows.shape)}: give one per sample")
 
-    # In blocks, so that no second array of all tokens is needed. NaN compares as false.
+    # Check in blocks, so that no second array of all tokens is needed. NaN compares as false.
     flat = x.reshape(len(x), -1)
     finite_n = np.zeros(len(x), bool)
     for start in range(0, len(x), _BLOCK):

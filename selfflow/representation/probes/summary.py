@@ -1,6 +1,6 @@
-"""The probe table at the end of training: what video, audio and both predict, before and after training.
+"""The probe table at the end of training: scores of video, audio and both, before and after training.
 
-It fits the probes of `probe_run` and adds rows of features that need no network. It works on parameters in memory, and
+The table fits the probes of `probe_run` and adds rows for features without a network. It uses parameters in memory, and
 the noise of a clip depends on its position in the table's clips, not on its id as in `probe_run`.
 """
 
@@ -42,17 +42,17 @@ class Column(NamedTuple):
 
     @property
     def is_token(self) -> bool:
-        """Whether the target has a value of each token."""
+        """Whether the target has a value for each token."""
         return self.target.kind == "token"
 
 
 def columns_of(truth: ProbeTargets) -> tuple[Column, ...]:
-    """The columns that a data set's ground truth names. Targets that are not in its `kinds` are labels: classes."""
+    """Returns the columns in a data set's ground truth. Targets that are not in its `kinds` are class labels."""
     return tuple(Column(Target(name, truth.kinds.get(name, "class")), source) for name, source in truth.columns)
 
 
 def measures_of(columns: Iterable[Column]) -> str:
-    """The measures of the columns, such as "balanced accuracy; position and contacts: R^2"."""
+    """Describes the measures of the columns, such as "balanced accuracy; position and contacts: R^2"."""
     regressed = dict.fromkeys(column.target.name for column in columns if column.target.kind != "class")
     return "balanced accuracy" + (f"; {' and '.join(regressed)}: R^2" if regressed else "")
 
@@ -73,10 +73,10 @@ def summary_table(
     null_label: int,
     dataset: Dataset,
 ) -> Table:
-    """Scores by row and column.
+    """Computes scores by row and column.
 
     Columns are those of the data set's ground truth. Scores of classes are balanced accuracies of logistic regression,
-    averaged over the parts of a target; those of numbers and of tokens are R^2 of ridge regression. Strengths, and
+    averaged over the parts of a target; scores of numbers and tokens are R^2 of ridge regression. Strengths, and
     layers in rows of the best block, are chosen on the validation split.
 
     Args:
@@ -103,7 +103,7 @@ def summary_table(
         shown.advance()
         for name, network in networks.items():
             extract = _Extraction(clips, network, modalities, layers, tau, null_label)
-            # The network sees the modalities of the source alone: with all of them, features of video contain audio.
+            # The network gets only the modalities of the source; otherwise features of video would contain audio.
             means = {source: extract(names, "mean") for source, names in SOURCES.items()}
             tokens = extract(("video",), "tokens", _TOKEN_CLIPS)
             shown.advance()
@@ -115,7 +115,7 @@ def summary_table(
             table[f"{name}, best block on validation"] = _best_on_validation(rows)
         first = columns_of(dataset.ground_truth)[0]
         if first in prober.columns and first.target.kind == "class":
-            # The target as far as motion determines it. Trees, since the features of motion interact.
+            # The part of the target that motion determines. Trees, since the features of motion interact.
             train, validation, test = prober.splits(first, prober.features("video", "motion"))
             score = tree_probe(train[0], validation[0], test[0]).balanced
             table["true kinematics, boosted trees"] = {first.key: score}
@@ -124,8 +124,8 @@ def summary_table(
 
 
 def _best_on_validation(rows: list[dict[str, Score]]) -> dict[str, Score]:
-    """The scores of the row with the best validation score, column by column."""
-    # Not the best test scores: the largest of many is above the score of the same block on other clips.
+    """Returns the scores of the row with the best validation score, for each column."""
+    # Selection on test would be biased: the best of many test scores is too high.
     best: dict[str, Score] = {}
     for row in rows:
         for key, score in row.items():
@@ -153,7 +153,7 @@ class _Prober:
         self.columns = [column for column in columns if column.is_token or min(self._values(column.target)) > 1]
 
     def _values(self, target: Target) -> list[int]:
-        """Number of values of each part of a target, in the split with the fewest."""
+        """Returns the number of values of each part of a target, in the split with the fewest."""
         counts_by_split = []
         for split in SPLITS:
             parts = self._labels[split].of_clips(target, self._clips[split].ids, {})
@@ -161,7 +161,7 @@ class _Prober:
         return [min(counts) for counts in zip(*counts_by_split)]
 
     def chance(self) -> dict[str, Score]:
-        """Scores of a constant prediction by column."""
+        """Returns the scores of a constant prediction by column."""
         chance = {}
         for column in self.columns:
             value = 0.0  # R^2 of the mean
@@ -172,7 +172,7 @@ class _Prober:
         return chance
 
     def features(self, modality: str, attribute: str) -> BySplit:
-        """An attribute [n, D] of the clips as layer 0 of the features of a modality."""
+        """Returns an attribute [n, D] of the clips as layer 0 of a modality's features."""
         by_split = {}
         for split, clips in self._clips.items():
             by_split[split] = Features(clips.ids, {}, {0: {modality: getattr(clips, attribute)}}, {}, {})
@@ -193,7 +193,7 @@ class _Prober:
         return moments, tokens
 
     def scores(self, by_source: Mapping[str, BySplit], tokens: BySplit | None = None, layer: int = 0):
-        """Scores by column, without columns whose features are missing.
+        """Computes scores by column; columns whose features are missing are left out.
 
         Args:
           by_source: features of clips by source.
@@ -245,7 +245,7 @@ class _Extraction:
         for m in names:
             streams[m] = self._modalities[m]
             grids[m] = self._modalities[m].grid
-        # Tokens are probed of video alone: its means are taken here, so that one program serves both.
+        # Only video tokens are probed; means over them are computed here, so that one program serves both.
         compiled_pool = "tokens" if names == ("video",) else pool
         forward = Forward(self._apply, streams, self._layers, self._tau, self._null_label, compiled_pool)
 
@@ -253,7 +253,7 @@ class _Extraction:
             taps = forward(params, latents, numbers_B)
             return taps if compiled_pool == pool else jax.tree.map(lambda f_BND: f_BND.mean(axis=1), taps)
 
-        # All splits in one pass, so that there is one program to compile.
+        # All splits in one pass, so that one program is compiled.
         latents = [self._clips[split].latents[:limit] for split in SPLITS]
         taps = forward_all(features, self._params, chain.from_iterable(latents))
         tau = dict.fromkeys(names, self._tau)
@@ -269,7 +269,7 @@ class _Extraction:
 
 
 def as_text(table: Table, columns: Sequence[Column]) -> str:
-    """The table as aligned text: test scores, accuracies in per cent, R^2 with two decimals."""
+    """Formats the table as aligned text: test scores, accuracies in per cent, R^2 with two decimals."""
     width = max(map(len, table)) + 2
     names, sources = [], []
     for column in columns:
